@@ -26,7 +26,6 @@ from mpesa_gateway.db import engine
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("callback_turn",),
-    ("merchant", "receiver", "shortcode", "api_key"),
     ("idempotency_key",),
     # About a payment, and locked before it.
     ("refund", "status_check", "reconciliation_run"),
@@ -46,8 +45,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "attempt",
         "callback",
     ),
-    # What a delivery has shown of its endpoint.
-    ("webhook_endpoint",),
+    # Settings, and what a call or a delivery has shown of them.
+    ("merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"),
     ("audit_entry",),
 )
 """The tables in the order in which every transaction locks rows of them. Tables in one group have no order."""
@@ -57,8 +56,21 @@ RANKS: Mapping[str, int] = {table: rank for rank, group in enumerate(ORDER) for 
 TURN = "callback_turn"
 """The advisory lock of one callback, as if it were a row."""
 
-BY: Mapping[str, tuple[str, ...]] = {"statement_line": ("merchant_id", "env", "receipt")}
-"""The unique key by which rows of a table are sorted, where it is not the primary key."""
+BY: Mapping[str, tuple[str, ...]] = {
+    "statement_line": ("merchant_id", "env", "receipt"),
+    # Two payments of one key are kept apart by the row of the key, which is locked before.
+    "payment": ("payment_id",),
+}
+"""The unique key by which rows of a table are sorted, where that is not plain: the primary key, or for a row that is
+inserted the unique key by which another transaction could wait for it."""
+
+FRESH = {"event", "event_task"}
+"""Tables whose new rows no transaction can wait for: an event's id is made for it. Its subscribers may lock rows after
+it was inserted."""
+
+SETTINGS = {"merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"}
+"""Tables whose rows have no order among themselves: who changes several locks their merchant first. They are not locked
+by FOR UPDATE, which alone keeps another transaction from referring to a row."""
 
 Key = tuple[Any, ...]
 
@@ -316,6 +328,11 @@ class Held:
         """Keys of rows that this transaction has inserted: nobody else has locked them before."""
         self._saved: list[dict[str, set[Key]]] = []
 
+    def _held(self) -> Iterator[str]:
+        for table, keys in self.keys.items():
+            if keys - self._made[table] if table in FRESH else keys:
+                yield table
+
     def save(self) -> None:
         """A savepoint."""
         self._saved.append({table: set(keys) for table, keys in self.keys.items()})
@@ -339,12 +356,14 @@ class Held:
         if table not in RANKS or key in self.keys[table]:
             return
         if waits:
-            later = sorted(
-                other for other, keys in self.keys.items() if keys and RANKS[other] > RANKS[table] and other != child
-            )
+            later = sorted(other for other in self._held() if RANKS[other] > RANKS[table] and other != child)
             if later:
                 self.wrong.append(f"{table} after {', '.join(later)}: {_short(sql)}")
-            if is_sorted and any(other > key for other in self.keys[table] - self._made[table]):
+            if (
+                is_sorted
+                and table not in SETTINGS
+                and any(other > key for other in self.keys[table] - self._made[table])
+            ):
                 self.wrong.append(f"{table} {key} after a greater one: {_short(sql)}")
         self.keys[table].add(key)
 
@@ -368,7 +387,11 @@ class Held:
                 continue
             if table not in self._catalogue.primary:
                 continue
-            if clause.waits and not clause.is_sorted(self._catalogue.by(table), self._catalogue.primary[table]):
+            if (
+                clause.waits
+                and table not in SETTINGS
+                and not clause.is_sorted(self._catalogue.by(table), self._catalogue.primary[table])
+            ):
                 self.wrong.append(f"rows of {table} are locked in no order: {_short(sql)}")
             old = [self._catalogue.key(table, one.old) for one in changes if one.table == table and one.old is not None]
             for key in sorted({*own.get(table, ()), *old}):
@@ -408,16 +431,15 @@ class Held:
         for parent, columns in self._catalogue.references[change.table]:
             key = tuple(change.new[name] for name in columns)
             if None not in key and (change.old is None or key != tuple(change.old[name] for name in columns)):
-                # Only `FOR UPDATE` keeps one from referring to a row, and nothing locks merchants and their settings so.
                 # The lines that a run refers to were written by the same statement.
-                if RANKS.get(parent, 0) > RANKS["merchant"] and parent not in BY:
+                if parent not in SETTINGS | {"statement_line"}:
                     yield parent, key, change.table
 
     def _is_sorted(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether rows come in ascending order of a unique key by which another transaction could wait for them."""
         if len(rows) < 2:
             return True
-        natural = self._catalogue.unique[table] or [self._catalogue.primary[table]]
+        natural = [BY[table]] if table in BY else self._catalogue.unique[table] or [self._catalogue.primary[table]]
         keys = [[tuple(row[name] for name in columns) for row in rows] for columns in natural]
         told = [each for each in keys if not any(None in key for key in each)]
         return not told or any(each == sorted(each) for each in told)

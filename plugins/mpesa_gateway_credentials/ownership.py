@@ -98,7 +98,7 @@ class ReceiverOwnership:
         ]
 
     async def _live_receiver(self, number: str) -> Row:
-        row = await self._db.fetchrow(f"{tables.RECEIVER} FOR UPDATE", "live", number)
+        row = await self._db.fetchrow(f"{tables.RECEIVER} FOR NO KEY UPDATE", "live", number)
         if row is None:
             raise NotFound(f"no merchant has stored live credentials for {number}")
         return row

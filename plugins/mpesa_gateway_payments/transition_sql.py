@@ -115,6 +115,7 @@ END_STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
 SELECT payment_id, $5::timestamptz, status, 'callback', result_code, result_desc
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS told(payment_id, status, result_code, result_desc)
+ORDER BY payment_id
 RETURNING payment_id
 """
 
@@ -134,7 +135,7 @@ WITH due AS MATERIALIZED (
     RETURNING payment.*
 ), step AS (
     INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $1, 'expired', 'expiry', result_code, result_desc FROM ended
+    SELECT payment_id, $1, 'expired', 'expiry', result_code, result_desc FROM ended ORDER BY payment_id
 )
 SELECT * FROM ended
 """  # noqa: S608 - the clause above

@@ -119,8 +119,12 @@ WITH taken AS (
 )
 UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
     last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
-FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
+FROM (
+    SELECT delivery_id AS id, taken.status FROM taken JOIN delivery ON delivery_id = taken.id
+    WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+) AS taken WHERE delivery_id = taken.id
 """
+"""This and other statements about many lock them in one order, so that two of them wait for one another in no ring."""
 
 FAILED = """
 UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
@@ -134,13 +138,20 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
-FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
-WHERE delivery_id = id AND status = 'pending'
+FROM (
+    SELECT id, until FROM (
+        SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+) AS later WHERE delivery_id = id
 """
 
 MAKE_WAIT = """
 UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 MAKE_ORPHANS_WAIT = """
@@ -197,7 +208,10 @@ RETURNING delivery.delivery_id, status
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::text[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 
@@ -215,10 +229,12 @@ UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until 
     endpoint_id = webhook_endpoint.endpoint_id
 FROM webhook_endpoint
 WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
-    SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND created_at >= $2 AND ($3::timestamptz IS NULL OR created_at < $3)
-        AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY created_at LIMIT $6
+    SELECT delivery_id FROM delivery WHERE delivery_id IN (
+        SELECT delivery_id FROM delivery
+        WHERE merchant_id = $1 AND env = $7 AND created_at >= $2 AND ($3::timestamptz IS NULL OR created_at < $3)
+            AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
+        ORDER BY created_at LIMIT $6
+    ) ORDER BY delivery_id FOR UPDATE
 )
 RETURNING delivery_id
 """
