@@ -483,11 +483,14 @@ class Recorder:
         for name in ("execute", "executemany", "fetch", "fetchrow", "fetchval"):
             patch.setattr(asyncpg.Connection, name, self._following(getattr(asyncpg.Connection, name)))
         changes = self._changes
+        plain: Any = asyncpg.Connection._process_log_message  # noqa: SLF001 - called before asyncpg tells listeners
 
-        def hear(connection: Any, fields: Mapping[str, str], _: str) -> None:
+        def hear(connection: Any, fields: Mapping[str, str], last_query: str) -> None:
             text = fields.get("M", "")
             if text.startswith("row "):
                 changes[connection].append(Change(**json.loads(text[4:])))
+            else:
+                plain(connection, fields, last_query)
 
         patch.setattr(asyncpg.Connection, "_process_log_message", hear)
 

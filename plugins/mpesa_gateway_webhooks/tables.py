@@ -81,8 +81,12 @@ CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY d
 
 HAND_BACK = """
 UPDATE delivery SET leased_until = NULL
-FROM (SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
-WHERE delivery_id = id AND status = 'pending' AND leased_until = until
+FROM (
+    SELECT id FROM (
+        SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' AND leased_until = until ORDER BY delivery_id FOR UPDATE OF delivery
+) AS back WHERE delivery_id = id
 """
 
 DUE = """
