@@ -17,6 +17,7 @@ from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.months import Months
 from mpesa_gateway.db.outbox import Outbox
@@ -31,7 +32,17 @@ from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
-from mpesa_gateway.plugin import Monthly, Plugin, PluginRefused, Subscriber, load
+from mpesa_gateway.plugin import (
+    Monthly,
+    Plugin,
+    Subscriber,
+    callback_kinds_of,
+    event_types_of,
+    load,
+    operations_of,
+    prefixes_of,
+    scopes_of,
+)
 from mpesa_gateway.queues import Job, Jobs, connect
 from mpesa_gateway.runtime import Load, Runtime
 from mpesa_gateway.security.api_keys import ApiKeys
@@ -39,7 +50,14 @@ from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.sealing import sealer_for
-from mpesa_gateway.security.tables import ApiKeyRow, AuditRow, MerchantRow
+from mpesa_gateway.security.tables import (
+    ApiKeyRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    AuditRow,
+    GatewaySecretRow,
+    MerchantRow,
+)
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
 from mpesa_gateway.tracing import UNTRACED, Tracer
@@ -55,7 +73,16 @@ Handler = Callable[[E], Awaitable[None]]
 _LAST = 5.0
 """Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
 
-KERNEL_TABLES = (MerchantRow, ApiKeyRow, AuditRow)
+KERNEL_TABLES = (
+    MerchantRow,
+    ApiKeyRow,
+    AuditRow,
+    AuditCheckpointRow,
+    AuditPolicyRow,
+    GatewaySecretRow,
+    EventRow,
+    EventTaskRow,
+)
 
 
 class Gateway:
@@ -73,20 +100,20 @@ class Gateway:
 
         Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
         """
-        for name in ("database", "valkey"):
-            if getattr(config, name).url is None:
-                raise ConfigRefused(
-                    f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
-                    "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
-                )
+        config.refuse_unset()
         self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
         self.ids = Ids(self.clock, random_bytes) if random_bytes else Ids(self.clock)
         self.plugins = load(config.plugins, plugins)
+        self.scopes = scopes_of(self.plugins)
+        self.id_prefixes = prefixes_of(self.plugins)
+        self.callback_kinds = callback_kinds_of(self.plugins)
+        self.operations = operations_of(self.plugins)
         config.refuse_sections_except([plugin.name for plugin in self.plugins])
         self._settings = {plugin.settings: config.section(plugin.name, plugin.settings) for plugin in self.plugins}
-        proxies = config.security.trusted_proxies
-        self.trusted_proxies: Sequence[Network] = read_networks(proxies, "security.trusted_proxies")
+        self.trusted_proxies: Sequence[Network] = read_networks(
+            config.security.trusted_proxies, "security.trusted_proxies"
+        )
         self.sealer = sealer_for(config.security)
         self.meter = Meter()
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
@@ -108,13 +135,10 @@ class Gateway:
         self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
-        self.services = Services()
-        for plugin in self.plugins:
-            for port, factory in plugin.provides:
-                self.services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        self.services = self._offered()
         self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
         self.db.tracer = self.tracer
-        self._event_types = _event_types(self.plugins)
+        self._event_types = event_types_of(self.plugins)
         self.jobs_by_name: Mapping[str, Job] = KERNEL_JOBS | {
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
         }
@@ -146,6 +170,7 @@ class Gateway:
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
             lookup=self.names,
+            operations=self.operations,
         )
         self.migrations: list[Migration] = find("kernel", "mpesa_gateway.db.migrations") + [
             migration
@@ -164,6 +189,14 @@ class Gateway:
         self.asgi = Door(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
+
+    def _offered(self) -> Services:
+        """The ports of the plugins, each made when it is first asked for."""
+        services = Services()
+        for plugin in self.plugins:
+            for port, factory in plugin.provides:
+                services.offer(port, lambda make=factory: make(self))  # type: ignore[misc]
+        return services
 
     @property
     def load(self) -> Load | None:
@@ -365,13 +398,3 @@ class Gateway:
         """Workers for the jobs of these queues, those of ``worker.queues`` by default. The gateway must be started."""
         chosen = self.config.worker.queues if queues is None else queues
         return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})
-
-
-def _event_types(plugins: tuple[Plugin, ...]) -> dict[str, type[Event]]:
-    found: dict[str, type[Event]] = {}
-    for plugin in plugins:
-        for event in plugin.publishes:
-            other = found.setdefault(event.kind, event)
-            if other is not event:
-                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
-    return found

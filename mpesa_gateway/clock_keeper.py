@@ -38,6 +38,7 @@ class ClockKeeper:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _agree(self) -> None:
+        # raw SQL: function - the clock of Postgres.
         ahead = await self._clock.agree(lambda: self._db.fetchval("SELECT clock_timestamp()"))
         if abs(ahead) > _WRONG:
             log.warning("clock_is_wrong", seconds=round(ahead.total_seconds(), 1))

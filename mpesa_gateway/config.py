@@ -269,6 +269,15 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         _check(config)
         return config
 
+    def refuse_unset(self) -> None:
+        """Raise ConfigRefused where the address of Postgres or of Valkey is not set."""
+        for name in ("database", "valkey"):
+            if getattr(self, name).url is None:
+                raise ConfigRefused(
+                    f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
+                    "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
+                )
+
     def refuse_sections_except(self, plugins: Collection[str]) -> None:
         """Raise ConfigRefused for a section that belongs to no enabled plugin."""
         for name in self.sections:

@@ -55,7 +55,7 @@ class Door:
         if self._litestar is None:
             gateway = self._gateway
             routes = [route for plugin in gateway.plugins for route in plugin.routes]
-            return self.adopt(build_app(routes, max_body_bytes=gateway.config.http.max_body_bytes))
+            return self.adopt(build_app(routes, gateway.scopes, max_body_bytes=gateway.config.http.max_body_bytes))
         return self._litestar
 
     def adopt(self, litestar: Litestar) -> Litestar:

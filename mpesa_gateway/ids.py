@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from mpesa_gateway.clock import Clock
@@ -16,6 +17,23 @@ def base32(number: int, length: int) -> str:
         number, digit = divmod(number, 32)
         out.append(_ALPHABET[digit])
     return "".join(reversed(out))
+
+
+@dataclass(frozen=True, slots=True)
+class IdPrefix:
+    """Three letters that identifiers of one kind begin with, and what they identify."""
+
+    name: str
+    what: str
+
+
+KERNEL_PREFIXES = (
+    IdPrefix("mer", "merchant"),
+    IdPrefix("key", "API key"),
+    IdPrefix("evt", "event"),
+    IdPrefix("aud", "entry of the audit log"),
+    IdPrefix("req", "request"),
+)
 
 
 class Ids:

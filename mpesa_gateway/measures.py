@@ -11,13 +11,11 @@ REQUESTS = Counter(
 REQUEST_SECONDS = Histogram(
     "mpesa_http_request_seconds", "From a request's first byte to the end of its answer.", ("route",)
 )
-_OPERATIONS = ("token", "stk_push", "stk_query", "transaction_status", "reversal", "pull_register", "pull_query")
 
 DARAJA_CALLS = Counter(
     "mpesa_daraja_calls_total",
     "Calls to Daraja, by operation and how they ended: ok, fault (a code says which), unreachable, no_answer, no_json.",
     ("env", "operation", "outcome", "code"),
-    begins=tuple((env, operation, "ok", "") for env in ("sandbox", "live") for operation in _OPERATIONS),
     most=1000,
 )
 DARAJA_SECONDS = Histogram("mpesa_daraja_call_seconds", "How long Daraja took to answer.", ("env", "operation"))

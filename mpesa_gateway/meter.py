@@ -74,11 +74,15 @@ class Meter:
         """Show these from now on, before anything has happened."""
         for measure in measures:
             if isinstance(measure, Counter):
-                counts = self._counts.setdefault(measure, {})
-                for labels in measure.begins if measure.labels else ((),):
-                    counts.setdefault(labels, 0.0)
+                self.expect(measure, measure.begins if measure.labels else ((),))
             else:
                 self._times.setdefault(measure, {})
+
+    def expect(self, counter: Counter, combinations: Iterable[Labels]) -> None:
+        """Show a counter for these values of its labels from now on, as those in its ``begins``."""
+        counts = self._counts.setdefault(counter, {})
+        for labels in combinations:
+            counts.setdefault(labels, 0.0)
 
     def count(self, counter: Counter, *labels: str, by: float = 1) -> None:
         """Something has happened."""

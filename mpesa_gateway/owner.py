@@ -25,6 +25,7 @@ from mpesa_gateway.security.audit import KEEPING
 
 log = structlog.get_logger(__name__)
 
+# raw SQL: own connection - the owner's, with no table bound.
 _KEEP_DAYS = "SELECT keep_days FROM audit_policy"
 
 _KEEP = """

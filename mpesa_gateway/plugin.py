@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from mpesa_gateway.config import QUEUES, HasSettings
+from mpesa_gateway.daraja.addresses import filtered_words
+from mpesa_gateway.daraja.callbacks import CallbackKind
+from mpesa_gateway.daraja.operations import Operation
 from mpesa_gateway.db.months import Monthly
 from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
+from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.meter import Counter, Histogram
 from mpesa_gateway.observation import Check
@@ -24,6 +29,7 @@ from mpesa_gateway.queues import Job
 from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.rotation import SealedColumn
+from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
 
 if TYPE_CHECKING:
     import click
@@ -56,6 +62,7 @@ GROUP = "mpesa_gateway.plugins"
 """The entry-point group in which installed plugins are found by name."""
 
 E = TypeVar("E", bound=Event)
+N = TypeVar("N", bound="Named")
 
 Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
 """Ports, and how each is made of the parts of a gateway and of other ports."""
@@ -132,8 +139,15 @@ class Plugin:
     summary: str
     requires: tuple[str, ...] = ()
     settings: type[msgspec.Struct] = NoSettings
-    scopes: tuple[str, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+    """What an API key may do with this plugin's routes. Each scope belongs to one plugin."""
+    id_prefixes: tuple[IdPrefix, ...] = ()
+    """What the identifiers of this plugin's objects begin with. Each prefix belongs to one plugin."""
     routes: tuple[Any, ...] = ()
+    operations: tuple[Operation[Any, Any], ...] = ()
+    """What this plugin asks Daraja. Each operation belongs to one plugin."""
+    callbacks: tuple[CallbackKind, ...] = ()
+    """Kinds of callbacks that Safaricom sends, for the plugin ``callbacks`` to take. Each belongs to one plugin."""
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
@@ -248,6 +262,102 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
             if needed not in enabled:
                 raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
     return tuple(loaded)
+
+
+def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
+    """The scopes of these plugins and of the kernel. Raises PluginRefused where one is declared twice."""
+    return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
+
+
+def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
+    """What identifiers begin with, by prefix.
+
+    Raises PluginRefused for one that is declared twice, that is not three lower-case letters, or that a plugin names
+    elsewhere without declaring it.
+    """
+    found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
+    for plugin in plugins:
+        for prefix in plugin.id_prefixes:
+            if re.fullmatch("[a-z]{3}", prefix.name) is None:
+                raise PluginRefused(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
+        named = [page.names for page in plugin.pages.pages]
+        named += [each.prefix for each in plugin.forgets] + [each.prefix for each in plugin.months]
+        for name in filter(None, named):
+            if name not in found:
+                raise PluginRefused(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")
+    return found
+
+
+def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
+    """The kinds of callbacks, by name.
+
+    Raises PluginRefused for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
+    and a path that is no place of the specification's.
+    """
+    found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
+    paths: dict[str, str] = {}
+    for kind in found.values():
+        if re.fullmatch("[a-z][a-z-]{0,30}", kind.name) is None or filtered_words(kind.name):
+            raise PluginRefused(
+                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z and -, "
+                "without words that M-Pesa filters"
+            )
+        if kind.path is None:
+            continue
+        if kind.path and re.fullmatch("[a-z]+/[a-z]+", kind.path) is None:
+            raise PluginRefused(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
+        if (other := paths.setdefault(kind.path, kind.name)) != kind.name:
+            raise PluginRefused(
+                f"the callback kinds `{other}` and `{kind.name}` have one path: give one of them another"
+            )
+    return found
+
+
+def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
+    """What Daraja is asked, by name. Raises PluginRefused where two plugins declare one name."""
+    return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
+
+
+def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
+    """The published events, by name. Raises PluginRefused where two plugins publish different events by one name."""
+    found: dict[str, type[Event]] = {}
+    for plugin in plugins:
+        for event in plugin.publishes:
+            other = found.setdefault(event.kind, event)
+            if other is not event:
+                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
+    return found
+
+
+class Named(Protocol):
+    """What a plugin declares under a name."""
+
+    @property
+    def name(self) -> str:
+        """Its name, of which there is one in a gateway."""
+        ...
+
+
+def declared(
+    what: str, plugins: Iterable[Plugin], brought: Callable[[Plugin], Iterable[N]], of_kernel: Iterable[N] = ()
+) -> dict[str, N]:
+    """What the plugins and the kernel declare of one thing, by name, in that order.
+
+    Raises PluginRefused for a name that is declared twice.
+    """
+    kernels = {value.name: value for value in of_kernel}
+    owners = dict.fromkeys(kernels, "the kernel")
+    found: dict[str, N] = {}
+    for plugin in plugins:
+        for value in brought(plugin):
+            if value.name in owners:
+                raise PluginRefused(
+                    f"{owners[value.name]} and plugin `{plugin.name}` declare the {what} `{value.name}`: rename it in "
+                    "one of them, or enable only one"
+                )
+            owners[value.name] = f"plugin `{plugin.name}`"
+            found[value.name] = value
+    return found | kernels
 
 
 def _check_queues(plugin: Plugin) -> None:

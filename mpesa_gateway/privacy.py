@@ -15,6 +15,7 @@ from mpesa_gateway.errors import Invalid
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.tables import MerchantRow
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,9 @@ YOUNGEST = timedelta(hours=48)
 _TAG = 8
 """So many characters of an identifier keep two apart that were made in the same millisecond."""
 
+# raw SQL: join - the subscribers' tasks of a case's events.
+# raw SQL: lock - the events of a case.
+# raw SQL: expression - JSON as it was stored, and not as Piccolo writes it.
 OWED_TASKS = """
 SELECT event_id FROM event JOIN event_task USING (event_id)
 WHERE subject_id = ANY($1::text[]) AND done_at IS NULL LIMIT 1
@@ -150,7 +154,7 @@ class Privacy:
     async def _merchants(self, merchant_id: str | None) -> Iterable[str]:
         if merchant_id is not None:
             return [(await self._runtime.merchants.require(merchant_id)).merchant_id]
-        rows = await self._runtime.db.fetch("SELECT merchant_id FROM merchant ORDER BY merchant_id")
+        rows = await self._runtime.db.run(MerchantRow.select(MerchantRow.merchant_id).order_by(MerchantRow.merchant_id))
         return [row["merchant_id"] for row in rows]
 
     async def _roots(self, merchant_id: str, number: Number) -> AsyncGenerator[str]:

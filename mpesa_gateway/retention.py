@@ -13,6 +13,7 @@ from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
+# raw SQL: lock - what several workers forget at once.
 FORGET_KEYS = """
 DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
     SELECT merchant_id, env, key FROM idempotency_key
@@ -79,7 +80,7 @@ class Retention:
     async def _may_cut(self) -> bool:
         """Whether Postgres keeps the audit log as long as the settings say: it is told by ``mpesa-gateway migrate``."""
         days = self._settings.audit_days
-        stored = await self._runtime.db.fetchval("SELECT keep_days FROM audit_policy")
+        stored = await self._runtime.audit.keep_days()
         if stored != days:
             log.warning("audit_days_differ", setting=days, stored=stored, fix="run `mpesa-gateway migrate`")
         return days > 0 and stored >= days

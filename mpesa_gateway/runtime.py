@@ -12,7 +12,9 @@ import msgspec
 from mpesa_gateway.client_ip import Network
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.client import DarajaClient
+from mpesa_gateway.daraja.operations import Operation
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
@@ -23,13 +25,14 @@ from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.events import Event
-from mpesa_gateway.ids import Ids
+from mpesa_gateway.ids import IdPrefix, Ids
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.queues import Job, Jobs
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.limits import Limits
 from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.scopes import Scopes
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.tracing import Tracer
@@ -78,6 +81,10 @@ class Runtime(Protocol):
     jobs_by_name: Mapping[str, Job]
     names: Names
     daraja: DarajaClient
+    scopes: Scopes
+    id_prefixes: Mapping[str, IdPrefix]
+    callback_kinds: Mapping[str, CallbackKind]
+    operations: Mapping[str, Operation[Any, Any]]
     is_draining: bool
 
     @property

@@ -12,7 +12,7 @@ from bench.chaos.merchant import Endpoint
 from bench.chaos.site import Site
 from bench.chaos.verify import LEFT_TO_A_PERSON, LINES_LEFT_TO_A_PERSON, STILL_OPEN
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 
 _ACTOR = "cli:chaos"
@@ -33,7 +33,7 @@ async def open_shop(
     """Merchants that are ready to sell, and all that the faults need."""
     shops = [await _open_one(gateway, site, endpoint, http, name, fields) for name, fields in SHOPS.items()]
     _, operator_key = await gateway.api_keys.create(
-        shops[0][0], name="operator", scopes=[Scope.ADMIN], env="sandbox", actor=_ACTOR
+        shops[0][0], name="operator", scopes=[ADMIN], env="sandbox", actor=_ACTOR
     )
     return Chaos(
         site=site,
@@ -60,7 +60,7 @@ async def _open_one(
     """A new merchant, ready to sell: its id and its API key."""
     merchant = await gateway.merchants.create(name, actor=_ACTOR)
     _, key = await gateway.api_keys.create(
-        merchant.merchant_id, name="chaos", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
+        merchant.merchant_id, name="chaos", scopes=gateway.scopes.of_merchants, env="sandbox", actor=_ACTOR
     )
     credentials = CREDENTIALS | {"mpesa": CREDENTIALS["mpesa"] | fields | {"consumer_key": f"key-of-{name}"}}
     for method, path, body in (

@@ -26,7 +26,6 @@ from bench.schema.site import Site
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig, LogsConfig
-from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import INITIATED, Api
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +95,7 @@ async def _open_shop(settings: Mapping[str, str], base: str) -> str:
     async with gateway.running():
         merchant = await gateway.merchants.create("Duka la Amina", actor="bench")
         _, secret = await gateway.api_keys.create(
-            merchant.merchant_id, name="shop", scopes=tuple(Scope), env="sandbox", actor="bench"
+            merchant.merchant_id, name="shop", scopes=gateway.scopes.all, env="sandbox", actor="bench"
         )
     api = Api(base, secret.reveal())
     try:

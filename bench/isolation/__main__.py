@@ -25,7 +25,6 @@ from bench.speed.site import Site
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig, LogsConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, eventually
 
 _ACTOR = "cli:bench"
@@ -103,7 +102,7 @@ class Run:
     async def _merchant(self, gateway: Gateway) -> str:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
         _, secret = await gateway.api_keys.create(
-            merchant.merchant_id, name="bench", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
+            merchant.merchant_id, name="bench", scopes=gateway.scopes.of_merchants, env="sandbox", actor=_ACTOR
         )
         return secret.reveal()
 

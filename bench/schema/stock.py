@@ -5,8 +5,8 @@ from typing import Any
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually
+from mpesa_gateway_payments.scopes import PAYMENTS_READ
 
 PATIENCE = 60.0
 """Seconds for each thing to come about."""
@@ -33,13 +33,13 @@ async def fill(settings: dict[str, str], base: str) -> Stock:
     async with gateway.running():
         merchant = await gateway.merchants.create("Schemathesis", actor="bench")
         _, secret = await gateway.api_keys.create(
-            merchant.merchant_id, name="all", scopes=tuple(Scope), env="sandbox", actor="bench"
+            merchant.merchant_id, name="all", scopes=gateway.scopes.all, env="sandbox", actor="bench"
         )
         others = [await gateway.merchants.create(f"Shop {number}", actor="bench") for number in range(_OTHERS)]
         keys = [
             (
                 await gateway.api_keys.create(
-                    other.merchant_id, name="spare", scopes=(Scope.PAYMENTS_READ,), env="sandbox", actor="bench"
+                    other.merchant_id, name="spare", scopes=(PAYMENTS_READ,), env="sandbox", actor="bench"
                 )
             )[0]
             for other in others

@@ -12,7 +12,7 @@ from bench.speed.seed import connect, id_stem
 from bench.speed.site import Contestant, Site
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks.deliveries import DELIVER
 from mpesa_gateway_webhooks.endpoints import Endpoints
 
@@ -128,7 +128,7 @@ class DeliveryRounds:
 
     async def _merchant(self, gateway: Gateway, host: str, port: int, path: str) -> str:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
-        caller = Caller(merchant.merchant_id, "key_bench", frozenset(MERCHANT_SCOPES), "sandbox")
+        caller = Caller(merchant.merchant_id, "key_bench", frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
         await gateway.services.get(Endpoints).set_url(caller, f"http://{host}:{port}{path}")
         return merchant.merchant_id
 

@@ -10,7 +10,7 @@ import msgspec
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_credentials.schemas import SetProvider
@@ -189,7 +189,7 @@ async def open_shop(values: dict[str, Any], webhook_url: str) -> Shop:
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
         _, key = await gateway.api_keys.create(
-            merchant.merchant_id, name="bench", scopes=MERCHANT_SCOPES, env="sandbox", actor=_ACTOR
+            merchant.merchant_id, name="bench", scopes=gateway.scopes.of_merchants, env="sandbox", actor=_ACTOR
         )
         found = await gateway.api_keys.authenticate(key.reveal())
         await _configure(gateway, found, webhook_url)

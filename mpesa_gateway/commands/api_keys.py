@@ -11,7 +11,6 @@ from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.api_keys import ApiKey
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 
 
 @click.group()
@@ -26,8 +25,8 @@ def apikeys() -> None:
     "--scope",
     "scopes",
     multiple=True,
-    type=click.Choice([scope.value for scope in Scope]),
-    help="A right that the key carries; repeat for more. Without it: everything but admin.",
+    metavar="SCOPE",
+    help="A right that the key carries, such as payments:read; repeat for more. Without it: everything but admin.",
 )
 @click.option("--live", is_flag=True, help="A key for real money (sk_live_…) instead of the sandbox (sk_test_…).")
 @click.option("--days", type=click.IntRange(1, 3650), help="Days until it expires; without it, never.")
@@ -44,10 +43,14 @@ def create(
         merchant = await gateway.merchants.require(merchant_id)
         if not merchant.is_active:
             raise Failed(f"merchant {merchant_id} is not active, so its keys would be refused")
+        try:
+            chosen = gateway.scopes.named(scopes) if scopes else gateway.scopes.of_merchants
+        except ValueError as problem:
+            raise click.BadParameter(str(problem), param_hint="--scope") from None
         return await gateway.api_keys.create(
             merchant_id,
             name=name,
-            scopes=[Scope(scope) for scope in scopes] or MERCHANT_SCOPES,
+            scopes=chosen,
             env="live" if live else "sandbox",
             expires_at=gateway.clock.now() + timedelta(days=days) if days else None,
             actor=actor(),

@@ -26,7 +26,10 @@ class PluginView(msgspec.Struct, frozen=True):
 _HEADINGS = {
     "settings": "settings",
     "scopes": "scope",
+    "id_prefixes": "id",
     "routes": "route",
+    "operations": "asks",
+    "callbacks": "callback",
     "tables": "table",
     "jobs": "job",
     "crons": "cron",
@@ -98,8 +101,11 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
     settings: tuple[str, ...] = () if plugin.settings is NoSettings else plugin.settings.__struct_fields__
     return {
         "settings": [f"{plugin.name}.{name}" for name in settings],
-        "scopes": list(plugin.scopes),
+        "scopes": [scope.name for scope in plugin.scopes],
+        "id_prefixes": [f"{prefix.name}_… ({prefix.what})" for prefix in plugin.id_prefixes],
         "routes": [line for route in plugin.routes for line in _route(route)],
+        "operations": [f"{operation.name} {operation.path}" for operation in plugin.operations],
+        "callbacks": [kind.name for kind in plugin.callbacks],
         "tables": [columns_of(table)[0] for table in plugin.tables.models] if plugin.tables else [],
         "jobs": [f"{plugin.job_name(job)} ({job.timeout} s)" for job in plugin.jobs],
         "crons": [f"{plugin.job_name(job)} {job.cron}" for job in plugin.jobs if job.cron],

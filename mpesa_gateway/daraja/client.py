@@ -5,48 +5,46 @@ import base64
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import wraps
 from ipaddress import ip_address
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import niquests
 import structlog
 
-from mpesa_gateway.clock import EAT, Clock, daraja_timestamp
+from mpesa_gateway.clock import Clock
 from mpesa_gateway.concurrency import aside
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.codes import PULL_EMPTY, PULL_OK, Outcome, stk_query_outcome
+from mpesa_gateway.daraja.exceptions import DarajaFault, NotSent, OutcomeUnknown, Rejected, StillPending
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
-from mpesa_gateway.daraja.numerals import canonical
+from mpesa_gateway.daraja.operations import (
+    A,
+    DarajaCredentials,
+    Initiator,
+    Operation,
+    Q,
+    response_code,
+    response_text,
+)
 from mpesa_gateway.daraja.provider_text import provider_text, without
 from mpesa_gateway.daraja.token import NoAnswer, Token, Tokens
 from mpesa_gateway.daraja.wire import (
     Ack,
-    StatementPage,
-    StkAck,
     read_answer,
     read_code,
     read_fault_body,
-    read_said,
-    read_statement,
-    read_text,
-    says_no_transactions,
 )
 from mpesa_gateway.dns import Lookup, Names, NamesResolver, read_literal
+from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
 from mpesa_gateway.meter import OTHER, Meter
-from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.places import Places
-from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
 
@@ -62,7 +60,6 @@ _SHORTEST_LIFETIME = 10
 _REST = 10
 """Seconds to wait after Daraja took no request, when it does not say how long; it can say up to five minutes."""
 _LONGEST_REST = 300
-_ACCEPTED = frozenset({"0"})
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
 """A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
 _UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
@@ -72,12 +69,11 @@ __all__ = [
     "Ack",
     "DarajaClient",
     "DarajaCredentials",
+    "DarajaFault",
     "Initiator",
     "NotSent",
     "OutcomeUnknown",
     "Rejected",
-    "StkAck",
-    "StkQueryAnswer",
 ]
 
 
@@ -85,87 +81,8 @@ SIMULATED = "X-Daraja-Simulated"
 """The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
 
 
-@dataclass(frozen=True)
-class DarajaCredentials:
-    """What Daraja wants to know about a merchant. With ``till_number``, Buy Goods, ``shortcode`` is the store."""
-
-    env: Env
-    consumer_key: Secret
-    consumer_secret: Secret
-    shortcode: str
-    passkey: Secret
-    till_number: str | None = None
-
-    @property
-    def receiver(self) -> str:
-        """The shortcode that the money reaches: the till, or the paybill itself."""
-        return self.till_number or self.shortcode
-
-
-@dataclass(frozen=True)
-class Initiator:
-    """Who asks on the M-Pesa organisation portal: its name, and its password as encrypted for Safaricom."""
-
-    name: str
-    security_credential: Secret
-
-
-@dataclass(frozen=True)
-class StkQueryAnswer:
-    """How Daraja says a push stands. It never gives the receipt."""
-
-    outcome: Outcome
-    result_desc: str
-    checkout_request_id: str | None = None
-    merchant_request_id: str | None = None
-    """The push that the answer names, by either of Daraja's ids of it."""
-
-
-class DarajaFault(Exception):
-    """A call to Daraja that brought no acknowledgement. Its text holds no secrets and no phone numbers."""
-
-    def __init__(
-        self,
-        meaning: str,
-        *,
-        code: str | None = None,
-        provider_message: str | None = None,
-        mitigation: str = "",
-        retry_after: int | None = None,
-        retryable: bool = False,
-        failure_reason: str = "other",
-    ) -> None:
-        super().__init__(f"{code}: {meaning}" if code else meaning)
-        self.meaning = meaning
-        self.code = code
-        self.provider_message = provider_message
-        self.mitigation = mitigation
-        self.retry_after = retry_after
-        self.retryable = retryable
-        self.failure_reason = failure_reason
-
-    @property
-    def provider(self) -> dict[str, str] | None:
-        """Daraja's own code and message, and what to do, for the answer to the merchant."""
-        if self.code is None:
-            return None
-        return {"errorCode": self.code, "errorMessage": self.provider_message or "", "mitigation": self.mitigation}
-
-
-class NotSent(DarajaFault):
-    """Nothing was sent or done: the same request may be made again. ``retry_after`` is in seconds."""
-
-
 class _TokenUnanswered(NotSent, NoAnswer):
     """Nothing answered when a token was asked for."""
-
-
-class Rejected(DarajaFault):
-    """Daraja refused for good: nothing was done, and the same request will be refused again."""
-
-
-class OutcomeUnknown(DarajaFault):
-    """It may have been done. Never repeat it; ask."""
 
 
 @dataclass(frozen=True)
@@ -175,36 +92,6 @@ class _Answer:
     """The JSON object, None where the answer was none."""
     retry_after: int | None = None
     """Seconds, from the header, None without one."""
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-_Operation = Callable[Concatenate["DarajaClient", "DarajaCredentials", P], Coroutine[Any, Any, R]]
-
-
-def _asks(operation: _Operation[P, R]) -> _Operation[P, R]:
-    """Wrap an operation so that an unexpected error is OutcomeUnknown: the request may have been sent before it.
-
-    Raises NotSent while too many calls of the same account are open. Cancellation passes through.
-    """
-
-    @wraps(operation)
-    async def ask(client: "DarajaClient", credentials: DarajaCredentials, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        client.refuse_transaction(f"the call {operation.__name__}")
-        with client.open_calls.take(client.account(credentials)) as has_place:
-            if not has_place:
-                raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
-            try:
-                return await operation(client, credentials, *args, **kwargs)
-            except DarajaFault:
-                raise
-            except Exception as problem:  # noqa: BLE001 - as the docstring says
-                log.error("daraja_answer_unreadable", operation=operation.__name__, exception=trace(problem))
-                raise OutcomeUnknown("M-Pesa's answer could not be read") from None
-
-    return ask
 
 
 class DarajaClient:
@@ -223,15 +110,17 @@ class DarajaClient:
         tracer: Tracer = UNTRACED,
         refuse_transaction: Callable[[str], None] | None = None,
         lookup: Lookup | None = None,
+        operations: Collection[str] = (),
     ) -> None:
         """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one.
 
-        ``lookup`` looks Daraja's names up; without it this has one of its own.
+        ``lookup`` looks Daraja's names up; without it this has one of its own. ``operations`` are counted from 0 on.
         """
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
         self._meter = meter or Meter()
+        self._meter.expect(DARAJA_CALLS, [(env, each, "ok", "") for env in ENVS for each in ("token", *operations)])
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Places(sys.maxsize, each=config.per_account)
@@ -275,7 +164,7 @@ class DarajaClient:
             raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
         return found
 
-    # -- operations -----------------------------------------------------------------------------------------------
+    # -- calls ----------------------------------------------------------------------------------------------------
 
     async def prepare(self, credentials: DarajaCredentials) -> None:
         """Fetch the access token that the next call needs, where there is none. Raises NotSent or Rejected.
@@ -295,210 +184,27 @@ class DarajaClient:
                 log.error("daraja_token_not_fetched", exception=trace(problem))
                 raise NotSent("M-Pesa gave no access token", retry_after=5) from None
 
-    @_asks
-    async def stk_push(
-        self,
-        credentials: DarajaCredentials,
-        *,
-        amount: Kes,
-        phone: Msisdn,
-        callback_url: str,
-        account_reference: str,
-        description: str,
-    ) -> StkAck:
-        """Send one prompt to one phone. Raises NotSent, Rejected or OutcomeUnknown.
+    async def ask(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
+        """Make one call and return what its answer acknowledges.
 
-        Daraja's push is not idempotent and takes no id of ours: after OutcomeUnknown it must not be repeated.
+        Raises Rejected, NotSent, also while too many calls of the same account are open, and OutcomeUnknown, also for
+        an unexpected error: the request may have been sent before it. Cancellation passes through.
         """
-        timestamp = daraja_timestamp(self._clock.now())
-        is_till = credentials.till_number is not None
-        answer = await self._call(
-            credentials,
-            "stk_push",
-            "/mpesa/stkpush/v1/processrequest",
-            {
-                "BusinessShortCode": credentials.shortcode,
-                "Password": password(credentials, timestamp),
-                "Timestamp": timestamp,
-                "TransactionType": "CustomerBuyGoodsOnline" if is_till else "CustomerPayBillOnline",
-                "Amount": int(amount),
-                "PartyA": str(phone),
-                "PartyB": credentials.receiver,
-                "PhoneNumber": str(phone),
-                "CallBackURL": callback_url,
-                "AccountReference": account_reference,
-                "TransactionDesc": description,
-            },
-            recognises=_names_a_push,
-        )
-        checkout_request_id = read_text(answer, "CheckoutRequestID")
-        if checkout_request_id is None:
-            raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
-        return StkAck(
-            merchant_request_id=read_text(answer, "MerchantRequestID"),
-            checkout_request_id=checkout_request_id,
-            customer_message=read_said(answer, "CustomerMessage") or "",
-        )
-
-    @_asks
-    async def stk_query(self, credentials: DarajaCredentials, checkout_request_id: str) -> StkQueryAnswer:
-        """Ask how a push stands. Raises NotSent, Rejected or OutcomeUnknown when the question got no answer."""
-        timestamp = daraja_timestamp(self._clock.now())
-        try:
-            answer = await self._call(
-                credentials,
-                "stk_query",
-                "/mpesa/stkpushquery/v1/query",
-                {
-                    "BusinessShortCode": credentials.shortcode,
-                    "Password": password(credentials, timestamp),
-                    "Timestamp": timestamp,
-                    "CheckoutRequestID": checkout_request_id,
-                },
-                accepts=None,
-            )
-        except _StillPending as pending:
-            return StkQueryAnswer(Outcome(pending.code or "", pending.meaning, "other", "wait", is_pending=True), "")
-        code = read_code(answer, "ResultCode")
-        if code is None:
-            raise OutcomeUnknown("M-Pesa's answer says no result")
-        if (taken := _response_code(answer)) is not None and taken not in _ACCEPTED:
-            raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
-        said = read_said(answer, "ResultDesc") or ""
-        outcome = stk_query_outcome(code, said)
-        if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
-            raise OutcomeUnknown("M-Pesa's answer contradicts itself")
-        ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
-        return StkQueryAnswer(outcome, said, *ids)
-
-    @_asks
-    async def transaction_status(
-        self,
-        credentials: DarajaCredentials,
-        initiator: Initiator,
-        *,
-        receipt: str | None,
-        conversation_id: str | None,
-        result_url: str,
-        timeout_url: str,
-        remarks: str,
-    ) -> Ack:
-        """Ask what became of a transaction, by its receipt or by the conversation that began it.
-
-        The answer comes to ``result_url``. Raises NotSent, Rejected or OutcomeUnknown; asking again is always safe.
-        """
-        body = {
-            "Initiator": initiator.name,
-            "SecurityCredential": initiator.security_credential.reveal(),
-            "CommandID": "TransactionStatusQuery",
-            "PartyA": credentials.receiver,
-            "IdentifierType": "4",
-            "ResultURL": result_url,
-            "QueueTimeOutURL": timeout_url,
-            "Remarks": remarks,
-            "Occasion": "",
-        }
-        if receipt is not None:
-            body["TransactionID"] = receipt
-        if conversation_id is not None:
-            body["OriginalConversationID"] = conversation_id
-        return _ack(
-            await self._call(
-                credentials,
-                "transaction_status",
-                "/mpesa/transactionstatus/v1/query",
-                body,
-                recognises=_names_a_conversation,
-            )
-        )
-
-    @_asks
-    async def reverse(
-        self,
-        credentials: DarajaCredentials,
-        initiator: Initiator,
-        *,
-        receipt: str,
-        amount: Kes,
-        result_url: str,
-        timeout_url: str,
-        remarks: str,
-    ) -> Ack:
-        """Send money back to the payer. The answer comes to ``result_url``. Raises NotSent, Rejected or OutcomeUnknown.
-
-        It takes no id of ours: after OutcomeUnknown it must not be repeated.
-        """
-        body = {
-            "Initiator": initiator.name,
-            "SecurityCredential": initiator.security_credential.reveal(),
-            "CommandID": "TransactionReversal",
-            "TransactionID": receipt,
-            "Amount": int(amount),
-            "ReceiverParty": credentials.receiver,
-            # Safaricom's own spelling.
-            "RecieverIdentifierType": "11",
-            "ResultURL": result_url,
-            "QueueTimeOutURL": timeout_url,
-            "Remarks": remarks,
-            "Occasion": "",
-        }
-        return _ack(
-            await self._call(
-                credentials, "reversal", "/mpesa/reversal/v1/request", body, recognises=_names_a_conversation
-            )
-        )
-
-    @_asks
-    async def pull_register(
-        self, credentials: DarajaCredentials, *, nominated_number: Msisdn, callback_url: str
-    ) -> tuple[str, str]:
-        """Enable Pull for the shortcode, once; gives the response code and text. Being registered already is fine.
-
-        Raises NotSent, Rejected or OutcomeUnknown; repeating it is safe.
-        """
-        answer = await self._call(
-            credentials,
-            "pull_register",
-            "/pulltransactions/v1/register",
-            {
-                "ShortCode": credentials.receiver,
-                "RequestType": "Pull",
-                "NominatedNumber": str(nominated_number),
-                "CallBackURL": callback_url,
-            },
-            accepts=PULL_OK | PULL_EMPTY,
-        )
-        code = _response_code(answer)
-        if code is None:
-            raise OutcomeUnknown("M-Pesa's answer says no status")
-        return code, _response_text(answer)
-
-    @_asks
-    async def pull_query(
-        self, credentials: DarajaCredentials, *, start: datetime, end: datetime, offset: int
-    ) -> StatementPage:
-        """One page of what came in between two moments, from row ``offset`` on. No rows is a page without lines.
-
-        Raises NotSent, Rejected or OutcomeUnknown; asking again is always safe.
-        """
-        answer = await self._call(
-            credentials,
-            "pull_query",
-            "/pulltransactions/v1/query",
-            {
-                "ShortCode": credentials.receiver,
-                "StartDate": f"{start.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
-                # Whole seconds: the last one counts to its end.
-                "EndDate": f"{(end + timedelta(microseconds=999_999)).astimezone(EAT):%Y-%m-%d %H:%M:%S}",
-                "OffSetValue": str(offset),
-            },
-            accepts=PULL_OK | PULL_EMPTY,
-            recognises=_is_empty_statement,
-        )
-        page = read_statement(answer)
-        if page.rows == 0 and _response_code(answer) not in PULL_OK and not _is_empty_statement(answer):
-            raise OutcomeUnknown("M-Pesa's answer is no statement")
-        return page
+        self.refuse_transaction(f"the call {operation.name}")
+        with self.open_calls.take(self.account(credentials)) as has_place:
+            if not has_place:
+                raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
+            try:
+                return operation.read(await self._call(operation, credentials, request))
+            except StillPending as pending:
+                if operation.pending is None:
+                    raise
+                return operation.pending(pending)
+            except DarajaFault:
+                raise
+            except Exception as problem:  # noqa: BLE001 - as the docstring says
+                log.error("daraja_answer_unreadable", operation=operation.name, exception=trace(problem))
+                raise OutcomeUnknown("M-Pesa's answer could not be read") from None
 
     async def verify(self, credentials: DarajaCredentials) -> None:
         """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
@@ -551,22 +257,13 @@ class DarajaClient:
         base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")
         return base, Tokens.owner(base, credentials.consumer_key.reveal())
 
-    async def _call(
-        self,
-        credentials: DarajaCredentials,
-        operation: str,
-        path: str,
-        body: dict[str, Any],
-        *,
-        accepts: frozenset[str] | None = _ACCEPTED,
-        recognises: Callable[[Any], bool] | None = None,
-    ) -> Any:
+    async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
         """POST with the shared token and return the answer's JSON object, without the secrets of this call.
 
-        An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. ``accepts`` are
-        the response codes that are no refusal, None for any. An answer that ``recognises`` accepts is returned
-        whatever its HTTP status. Raises NotSent, Rejected or OutcomeUnknown.
+        An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. Raises NotSent,
+        Rejected or OutcomeUnknown.
         """
+        body, recognises = request.body(credentials, self._clock.now()), operation.recognises
         base, owner = self._base(credentials)
         secrets = (
             credentials.consumer_key.reveal(),
@@ -584,8 +281,8 @@ class DarajaClient:
                 raise _no_token(problem) from None
             answer = await self._exchange(
                 "POST",
-                base + path,
-                operation,
+                base + operation.path,
+                operation.name,
                 credentials.env,
                 (token, *secrets),
                 json=body,
@@ -593,7 +290,7 @@ class DarajaClient:
             )
             if answer.status == _UNAUTHORISED and (recognises is None or not recognises(answer.content)):
                 await self._tokens.drop(owner, token)
-            judged = _judge(answer, accepts, recognises)
+            judged = _judge(answer, operation.accepts, recognises)
             if judged is None:
                 return answer.content
             meaning, message = judged
@@ -733,46 +430,19 @@ def _judge(
     if recognises is not None and recognises(answer.content):
         return None
     fault = read_fault_body(answer.content)
-    code = _response_code(answer.content)
+    code = response_code(answer.content)
     is_fault = fault.code is not None or (fault.message is not None and code is None)
     if is_fault or not 200 <= answer.status < 300:
         return read_fault(answer.status, fault.code, fault.message), fault.message
     if accepts is None or code is None or code in accepts:
         return None
-    said = _response_text(answer.content)
+    said = response_text(answer.content)
     return read_response(code, said), said
 
 
 _TOO_MANY = 429
 _UNAUTHORISED = 401
 """What is wrong with a token is not always said in JSON. Dropping a good one costs one call."""
-
-
-def _names_a_push(answer: Any) -> bool:
-    """Whether an answer names a push, with no word that it was refused: by its name M-Pesa can be asked about it."""
-    return read_text(answer, "CheckoutRequestID") is not None and _is_unrefused(answer, {None, *_ACCEPTED})
-
-
-def _names_a_conversation(answer: Any) -> bool:
-    """Whether an answer accepts a request and names its conversation, whatever its HTTP status."""
-    names = ("OriginatorConversationID", "ConversationID")
-    return any(read_text(answer, name) is not None for name in names) and _is_unrefused(answer, _ACCEPTED)
-
-
-def _is_unrefused(answer: Any, accepts: Collection[str | None]) -> bool:
-    fault = read_fault_body(answer)
-    return _response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Sent.NO
-
-
-def _response_code(answer: Any) -> str | None:
-    """The code of an acknowledgement in its one form; Pull's registration has names of its own for it."""
-    names = ("ResponseCode", "ResponseStatus", "Response Status")
-    return next((code for name in names if (code := read_code(answer, name)) is not None), None)
-
-
-def _response_text(answer: Any) -> str:
-    names = ("ResponseDescription", "Response Description", "ResponseMessage")
-    return next((said for name in names if (said := read_said(answer, name)) is not None), "")
 
 
 def _read_rest(header: str | bytes | None) -> int | None:
@@ -823,51 +493,11 @@ def counted_as(status: int, content: Any) -> tuple[str, str]:
     return "fault", code if code in KNOWN_FAULTS else OTHER
 
 
-def _ack(answer: Any) -> Ack:
-    """The acknowledgement in an answer that was not refused. Raises OutcomeUnknown for none."""
-    code = read_code(answer, "ResponseCode")
-    originator = read_text(answer, "OriginatorConversationID")
-    conversation = read_text(answer, "ConversationID")
-    if code is None or (originator is None and conversation is None):
-        raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
-    return Ack(
-        originator_conversation_id=originator or "",
-        conversation_id=conversation or "",
-        response_code=code,
-        response_description=read_said(answer, "ResponseDescription") or "",
-    )
-
-
-_NOTHING_HERE = "404.002.01"
-"""The error code with which Pull has been seen to say that it has no rows."""
-
-
-def _is_empty_statement(answer: Any) -> bool:
-    """Whether Pull says that there is nothing: by a code, or in words under any HTTP status."""
-    if read_statement(answer).rows:
-        return False
-    code, fault = _response_code(answer), read_fault_body(answer)
-    if code in PULL_EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
-        return True
-    said = f"{_response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
-    return code not in PULL_OK and says_no_transactions(said)
-
-
-class _StillPending(OutcomeUnknown):
-    """The push that was asked about has not ended."""
-
-
-def password(credentials: DarajaCredentials, timestamp: str) -> str:
-    """STK push's password: base64 of shortcode, passkey and timestamp."""
-    text = credentials.shortcode + credentials.passkey.reveal() + timestamp
-    return base64.b64encode(text.encode()).decode()
-
-
 def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None = None) -> DarajaFault:
     """The exception for a fault: by whether anything was done, and whether asking again is safe."""
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
-        kind = _StillPending
+        kind = StillPending
     elif meaning.sent is not Sent.NO:
         kind = OutcomeUnknown
     elif meaning.retry in {Retry.BACK_OFF, Retry.NEW_TOKEN}:

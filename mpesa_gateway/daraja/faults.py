@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
-from mpesa_gateway.daraja.codes import FailureReason
+FaultReason = Literal["duplicate_in_progress", "rejected_by_provider", "other"]
+"""Why a fault ends what was asked for, in a stable word."""
 
 
 class Sent(StrEnum):
@@ -38,7 +40,7 @@ class FaultMeaning:
     mitigation: str
     sent: Sent
     retry: Retry
-    failure_reason: FailureReason = "rejected_by_provider"
+    failure_reason: FaultReason = "rejected_by_provider"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class _Row:
     statuses: tuple[int, ...] = ()
     words: tuple[str, ...] = ()
     all_words: tuple[str, ...] = ()
-    failure_reason: FailureReason = "rejected_by_provider"
+    failure_reason: FaultReason = "rejected_by_provider"
 
     def matches(self, status: int, code: str, text: str) -> bool:
         """Whether a fault is of this row; ``text`` is in lower case."""

@@ -34,17 +34,6 @@ class Contradictory(NotACallback):
     """A field that decides stands in the body twice, with different values: the body is no evidence of either."""
 
 
-class StkAck(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja took a push: the prompt is on its way. Nothing has been paid.
-
-    ``merchant_request_id`` has been seen to be missing.
-    """
-
-    merchant_request_id: str | None
-    checkout_request_id: str
-    customer_message: str
-
-
 class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
     """How a push ended.
 

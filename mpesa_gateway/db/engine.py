@@ -1,7 +1,7 @@
 """The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -24,6 +24,9 @@ from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 log = structlog.get_logger(__name__)
 
 Row: TypeAlias = asyncpg.Record
+Found: TypeAlias = Row | Mapping[str, Any]
+"""A row, as asyncpg or as Piccolo returns it."""
+
 AfterCommit = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 
@@ -199,6 +202,7 @@ _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 _ISOLATION: Literal["read_committed"] = "read_committed"
 """Of our transactions, as asyncpg calls it: BEGIN says so, whatever the default is."""
 
+# raw SQL: catalog - where a connection leads.
 _WHERE = """
 SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
     current_database() AS name,
@@ -361,6 +365,9 @@ _meant: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", def
 class _Whichever:
     """What a bound table has for an engine: that of the gateway which is meant, or the only one that runs."""
 
+    engine_type = "postgres"
+    """Piccolo asks while it builds a query; whose query it is shows when the query runs."""
+
     def __init__(self, table: type[Table]) -> None:
         self._table = table
 
@@ -496,8 +503,12 @@ class Database(Asking):
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
-    async def run(self, query: Awaitable[T]) -> T:
-        """Run a query of Piccolo's in this database, whatever other gateways this process has."""
+    async def run(self, query: Any) -> Any:
+        """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
+
+        It runs in this database, whatever other gateways the process has. ``Any``: Piccolo leaves the types of most
+        queries open.
+        """
         token = _meant.set(self)
         try:
             return await query

@@ -1,6 +1,10 @@
 """What happened, looked at afterwards: events of one merchant or of all, and how far each subscriber has got."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from piccolo.columns import JSONB, Boolean, Integer, Text, Timestamptz
+from piccolo.table import Table
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
@@ -9,23 +13,44 @@ from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 
+
+class EventRow(Table, tablename="event"):
+    """What happened, as subscribers read it (``payload``) and as webhooks carry it (``body``)."""
+
+    event_id = Text(primary_key=True)
+    kind = Text()
+    merchant_id = Text(null=True, default=None)
+    env = Text(null=True, default=None)
+    subject_id = Text()
+    occurred_at = Timestamptz()
+    is_public = Boolean()
+    payload = JSONB()
+    body = Text(null=True, default=None)
+
+
+class EventTaskRow(Table, tablename="event_task"):
+    """One subscriber's work on an event. Its key in Postgres is both of them."""
+
+    event_id = Text(primary_key=True)
+    subscriber = Text()
+    due_at = Timestamptz()
+    attempts = Integer()
+    leased_until = Timestamptz(null=True, default=None)
+    last_error = Text(null=True, default=None)
+    done_at = Timestamptz(null=True, default=None)
+
+
 EVENTS = Listing("event", "occurred_at", "event_id")
 
 STUCK = 3
 """Failed tries from which a subscriber's work on an event is worth a look."""
 
+# raw SQL: join - an event with its merchant, a subscriber's task with its event.
 _FIND = "SELECT event.*, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
-
-_TASKS = "SELECT * FROM event_task WHERE event_id = $1 ORDER BY subscriber"
 
 _STUCK = """
 SELECT event_task.*, event.kind FROM event_task JOIN event USING (event_id)
 WHERE done_at IS NULL AND attempts >= $1 AND (event.env = $2 OR event.env IS NULL) ORDER BY due_at LIMIT 100
-"""
-
-_WAKE = """
-UPDATE event_task SET due_at = $3
-WHERE event_id = $1 AND subscriber = $2 AND done_at IS NULL RETURNING event_id
 """
 
 
@@ -58,9 +83,12 @@ class EventLog:
             raise NotFound("there is no such event")
         return row
 
-    async def tasks(self, event_id: str) -> Sequence[Row]:
+    async def tasks(self, event_id: str) -> Sequence[Mapping[str, Any]]:
         """What subscribers have done, or owe, about an event."""
-        return await self._db.fetch(_TASKS, event_id)
+        tasks: list[dict[str, Any]] = await self._db.run(
+            EventTaskRow.select().where(EventTaskRow.event_id == event_id).order_by(EventTaskRow.subscriber)
+        )
+        return tasks
 
     async def stuck(self, env: Env) -> Sequence[Row]:
         """Tasks of ``env``, or of no env, that failed several times and are not done, oldest first; 100 at most."""
@@ -68,4 +96,13 @@ class EventLog:
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
         """Make a subscriber's work due now; False when it is done, or there is none."""
-        return await self._db.fetchval(_WAKE, event_id, subscriber, self._clock.now()) is not None
+        woken = await self._db.run(
+            EventTaskRow.update({EventTaskRow.due_at: self._clock.now()})
+            .where(
+                EventTaskRow.event_id == event_id,
+                EventTaskRow.subscriber == subscriber,
+                EventTaskRow.done_at.is_null(),
+            )
+            .returning(EventTaskRow.event_id)
+        )
+        return bool(woken)

@@ -14,6 +14,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Code, Conflict, Refused
 
+# raw SQL: hot path - each create claims and settles a key.
 CLAIM = """
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
 VALUES ($1, $2, $3, $4, $5, 'in_flight', $6, $8, $7)

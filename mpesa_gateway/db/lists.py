@@ -93,6 +93,7 @@ class Listing:
         if cursor is not None:
             chosen.add(f"({self.at}, {self.key}) > ({{}}, {{}})", *decode_position(cursor, env))
         rows = self._sql(f"{self.at}, {self.key}", merchant_id, chosen, COUNTED)
+        # raw SQL: replica - Piccolo asks the primary.
         return int(await reads.fetchval(f"SELECT count(*) FROM ({rows}) AS newer", *chosen.values))  # noqa: S608 - as below
 
     def position(self, row: Row) -> Position:

@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS migration (
 )
 """
 
+# raw SQL: own connection - the owner's, before any table is bound.
 _HAS_CONTRACTS = """
 SELECT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = 'migration'::regclass AND attname = 'contracts')
 """

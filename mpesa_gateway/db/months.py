@@ -38,6 +38,7 @@ It is less than Postgres waits until it looks for a ring of waiters and ends one
 _PAUSE = 1.0
 """Seconds between two tries: time for those who have queued up meanwhile."""
 
+# raw SQL: catalog - the partitions of a table.
 _PARTS = """
 SELECT relname AS name, pg_get_expr(relpartbound, pg_class.oid) AS bound
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
@@ -171,6 +172,7 @@ class Months:
                 for begins in months_from(self._clock.now(), 2)
                 if not any(part.takes(Ids.least(monthly.prefix, begins)) for part in parts)
             ]
+            # raw SQL: any table - the table of a declaration, or its partition.
             astray = [
                 await self._db.fetchval(f"SELECT EXISTS (SELECT 1 FROM {part.name})")  # noqa: S608 - the catalogue's name
                 for part in parts
@@ -207,6 +209,7 @@ class Months:
         first = Ids.least(monthly.prefix, begins)
         if any(part.takes(first) for part in await self.parts(monthly.table)):
             return None
+        # raw SQL: function - our own, in a migration.
         async with self._db.transaction():
             await self._db.execute(LOCKS)
             name: str | None = await self._db.fetchval(
@@ -230,6 +233,7 @@ def months_from(moment: datetime, count: int) -> list[datetime]:
 
 def forget_sql(table: str, key: str) -> str:
     """Deletes at most $2 rows whose identifier is less than $1, the oldest first. Names are ours or the catalogue's."""
+    # raw SQL: lock - what several workers forget at once.
     return (
         f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {key} < $1 "  # noqa: S608
         f"ORDER BY {key} LIMIT $2 FOR UPDATE SKIP LOCKED)"

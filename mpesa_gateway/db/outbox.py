@@ -31,6 +31,7 @@ LEASE = timedelta(seconds=120)
 PAUSES = (5, 30, 120, 600, 1800, 3600)
 """Seconds until a failed subscriber is tried again; the last one repeats."""
 
+# raw SQL: hot path - each event is stored, claimed and settled.
 INSERT_EVENTS = """
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
 SELECT event_id, kind, NULLIF(merchant_id, ''), env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body

@@ -45,6 +45,8 @@ _OVERTIME = 5.0
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Seconds between two looks how far the replica has come; the last one repeats."""
 
+# raw SQL: own connection - to the replica.
+# raw SQL: catalog - how far each server has come.
 _PRIMARY = """
 SELECT pg_wal_lsn_diff(CASE current_setting('synchronous_commit') WHEN 'off' THEN pg_current_wal_insert_lsn()
     ELSE pg_current_wal_flush_lsn() END, '0/0')::bigint

@@ -18,6 +18,7 @@ READ_ONLY = ("migration", "audit_entry", "audit_checkpoint", "audit_policy")
 CALLED = ("audit_append", "audit_announce_cut", "audit_cut", "make_month", "drop_month", "month_bounds")
 """Functions that the running role calls by name, and that are closed to PUBLIC."""
 
+# raw SQL: catalog - roles and functions.
 _FUNCTIONS = """
 SELECT oid::regprocedure::text AS name FROM pg_proc
 WHERE pronamespace = current_schema()::regnamespace AND proname = ANY($1::text[])

@@ -76,6 +76,7 @@ def joined(parts: tuple[tuple[str, int, bool], ...]) -> str:
         if is_counted:
             given += 1
             found.append(f"written_as_expected((SELECT count(*) FROM write_{number}), ${given}) AS count_{number}")  # noqa: S608 - numbers
+        # raw SQL: aggregate - what a write that was put off has returned.
         found.append(f"(SELECT array_agg(it) FROM write_{number}) AS was_{number}")  # noqa: S608 - numbers
     return f"WITH {', '.join(steps)} SELECT {', '.join(found)}"
 

@@ -8,6 +8,7 @@ from mpesa_gateway.runtime import Runtime
 
 _SOON = timedelta(days=14)
 
+# raw SQL: aggregate - the keys of a merchant.
 KEYS = """
 SELECT count(*) AS count, max(last_used_at) AS last_used_at, max(COALESCE(expires_at, 'infinity')) AS until,
     bool_or(expires_at IS NULL) AS is_endless

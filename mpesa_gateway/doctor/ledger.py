@@ -12,6 +12,7 @@ from mpesa_gateway.db.engine import OVERBURDENED, Database
 from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.security.audit import Audit, BrokenChain
+from mpesa_gateway.security.tables import AuditCheckpointRow, AuditPolicyRow, AuditRow
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -82,6 +83,7 @@ async def _ask(
     arguments = [] if invariant.grace is None else [gateway.clock.now() - (grace or invariant.grace)]
     async with db.transaction():
         await _be_gentle(db, patience)
+        # raw SQL: declared - an invariant of a plugin.
         # The query is the plugin's own.
         rows = await db.fetch(
             f"SELECT broken.id FROM ({invariant.sql}) AS broken (id) LIMIT {_COUNTED + 1}",  # noqa: S608
@@ -93,6 +95,7 @@ async def _ask(
 async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Proof:
     began = time.perf_counter()
     name, found = "audit_chain", ""
+    db.bind((AuditRow, AuditCheckpointRow, AuditPolicyRow))
     try:
         async with db.transaction():
             await _be_gentle(db, patience)

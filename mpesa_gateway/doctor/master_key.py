@@ -77,6 +77,7 @@ async def _used(gateway: Runtime) -> Counter[str]:
     columns = [*KERNEL_SEALED, *gateway.contributed(SealedColumn)]
     used: Counter[str] = Counter()
     for column in columns:
+        # raw SQL: aggregate - over any table that declares a sealed column.
         # Table and column names come from the plugins' own declarations, never from a caller.
         rows = await gateway.db.fetch(
             f"SELECT split_part({column.column}, '.', 2) AS key_id, count(*) AS count FROM {column.table} "  # noqa: S608

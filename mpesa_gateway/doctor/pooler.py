@@ -21,6 +21,7 @@ _NO_WAY: tuple[type[BaseException], ...] = (
 _FAREWELL = 5.0
 """Seconds that closing a connection may take."""
 
+# raw SQL: catalog - the server and its settings.
 _HERE = "SELECT pg_postmaster_start_time() AS started, current_database() AS name, current_user AS role"
 """What two connections to the same database of the same server agree on."""
 

@@ -22,6 +22,8 @@ _OLDEST = 150_000
 _SKEW, _FAR = 2.0, 15.0
 """Seconds between this machine's clock and Postgres' that are normal, and that nearly are a job's heartbeat."""
 
+# raw SQL: catalog - the server and its settings.
+# raw SQL: function - its clock.
 SETTINGS = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
     current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS synchronous_commit,

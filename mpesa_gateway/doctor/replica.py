@@ -11,6 +11,7 @@ from mpesa_gateway.meter import Meter
 from mpesa_gateway.observation import Observation, note, ok, problem, warning
 from mpesa_gateway.server_address import address
 
+# raw SQL: own connection - the same question to both servers.
 _HERE = """
 SELECT (SELECT count(*) FROM migration) AS migrations,
     (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS is_encrypted,

@@ -13,12 +13,13 @@ from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Meta, Page, Success
 from mpesa_gateway.http.fields import path_id
+from mpesa_gateway.http.openapi import SCOPE
 from mpesa_gateway.http.query import ListQuery, Moment, reads
-from mpesa_gateway.http.rules import elsewhere, matching
+from mpesa_gateway.http.rules import composed, elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Admin, AuditRead, Environment, Scope
+from mpesa_gateway.security.scopes import ADMIN, Admin, AuditRead, Environment
 
 NAME = matching(
     # Not only spaces; nothing that controls, is not seen, or turns the text around.
@@ -43,7 +44,12 @@ class MerchantCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A key to create. Without ``scopes``: everything but administration. ``env`` is that of the key that asks."""
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"name": NAME, "scopes": elsewhere(minItems=1)}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
+        "name": elsewhere(**NAME.schema),
+        "scopes": composed(
+            lambda gateway: {"default": [scope.name for scope in gateway.scopes.of_merchants]}, items=SCOPE, minItems=1
+        ),
+    }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "till",
         "env": "sandbox",
@@ -53,7 +59,7 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     name: str
     env: Environment | None = None
-    scopes: tuple[Scope, ...] = MERCHANT_SCOPES
+    scopes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     expires_at: Moment | None = None
 
 
@@ -120,10 +126,12 @@ async def create_key(
 ) -> Success[CreatedKey]:
     """Create a key for a merchant. It is shown now or never."""
     with checking() as checks:
+        checks.take("name", NAME, data.name)
+        scopes = gateway.scopes.of_merchants
+        if data.scopes is not msgspec.UNSET:
+            scopes = checks.take("scopes", gateway.scopes.named, data.scopes)
         if data.expires_at is not None and data.expires_at <= gateway.clock.now():
             checks.fail("expires_at", "must be in the future: this key could never be used")
-        if not data.scopes:
-            checks.fail("scopes", "name at least one, or leave it out for everything but administration")
         if data.env not in {None, caller.env}:
             prefix = "sk_live_" if data.env == "live" else "sk_test_"
             checks.fail("env", f"a {data.env} key is created with an admin key that starts with {prefix}")
@@ -133,7 +141,7 @@ async def create_key(
     key, secret = await gateway.api_keys.create(
         merchant_id,
         name=data.name,
-        scopes=data.scopes,
+        scopes=scopes,
         env=caller.env,
         actor=caller.actor,
         expires_at=data.expires_at,
@@ -181,7 +189,7 @@ async def list_audit(
 
     The address that an act came from (``from`` in ``detail``) is shown for acts with the merchant's own keys.
     """
-    merchant_id = None if Scope.ADMIN.value in caller.scopes else caller.merchant_id
+    merchant_id = None if ADMIN.name in caller.scopes else caller.merchant_id
     before = None if filters.cursor is None else decode_cursor(filters.cursor, 1)[0]
     found: list[AuditEntry] = await gateway.audit.page(
         filters.limit + 1, merchant_id, filters.action, before, env=caller.env

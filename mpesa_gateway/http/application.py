@@ -13,6 +13,7 @@ from mpesa_gateway.http.auth import PRIORITY, PUBLIC, admit, mark_scopes, provid
 from mpesa_gateway.http.errors import handlers
 from mpesa_gateway.http.openapi import openapi_config
 from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.security.scopes import Scopes
 
 
 class GatewayRequest(Request[Any, Any, Any]):
@@ -52,8 +53,8 @@ def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
         raise UnsupportedMediaType("send JSON, with Content-Type: application/json")
 
 
-def build_app(routes: Iterable[Any], *, max_body_bytes: int) -> Litestar:
-    """The Litestar application: the kernel's routes and these of the plugins.
+def build_app(routes: Iterable[Any], scopes: Scopes, *, max_body_bytes: int) -> Litestar:
+    """The Litestar application: the kernel's routes and these of the plugins, which need these scopes.
 
     It depends on nothing else of a gateway: it serves the one in its ``state.gateway``, which the caller sets.
     """
@@ -73,5 +74,5 @@ def build_app(routes: Iterable[Any], *, max_body_bytes: int) -> Litestar:
         logging_config=None,
         debug=False,
     )
-    mark_scopes(app)
+    mark_scopes(app, scopes)
     return app

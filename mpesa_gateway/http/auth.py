@@ -12,7 +12,7 @@ from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, Too
 from mpesa_gateway.http.query import reads_query, refuse_query
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.limits import AUTH
-from mpesa_gateway.security.scopes import Caller, Scope
+from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
 PUBLIC = "public"
 """``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
@@ -35,8 +35,11 @@ class RouteRefused(Exception):
     """A route says neither which scope its caller needs nor that it is public."""
 
 
-def mark_scopes(app: Litestar) -> None:
-    """Note on each route which scope its ``caller`` needs. Raises RouteRefused for a route that does not say."""
+def mark_scopes(app: Litestar, declared: Scopes) -> None:
+    """Note on each route which scope its ``caller`` needs.
+
+    Raises RouteRefused for a route that names no scope, or one that no enabled plugin declares.
+    """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
@@ -46,6 +49,11 @@ def mark_scopes(app: Litestar) -> None:
                 scope = next((item for item in caller.metadata if isinstance(item, Scope)), None)
                 if scope is None:
                     raise RouteRefused(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
+                if scope not in declared.all:
+                    raise RouteRefused(
+                        f"{handler}: no enabled plugin declares the scope `{scope}`: list it in the `scopes` of the "
+                        "plugin that brings the route, or let that plugin require the one that declares it"
+                    )
                 handler.opt[_SCOPE] = scope
                 handler.opt[_TAKES_QUERY] = reads_query(handler)
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
@@ -97,9 +105,9 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     except RateLimited:
         await runtime.audit.observe("key.limited", **who, detail=_asked(request))
         raise
-    if needed.value not in caller.scopes:
-        await runtime.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.value})
-        raise InsufficientScope(f"this API key lacks the scope {needed.value}: use a key that has it")
+    if needed.name not in caller.scopes:
+        await runtime.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.name})
+        raise InsufficientScope(f"this API key lacks the scope {needed}: use a key that has it")
     return caller
 
 

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from mpesa_gateway.http.reading import is_moment
+from mpesa_gateway.http.rules import Rule
 
 _REFERENCE = "#/components/schemas/{name}"
 _NO_NUL = r"^[^\x00]*$"
@@ -17,7 +18,7 @@ _MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
 class Components:
     """The schemas of some types and of all that is inside them. A type that msgspec cannot describe has none."""
 
-    def __init__(self, bodies: Iterable[Any], answers: Iterable[Any]) -> None:
+    def __init__(self, bodies: Iterable[Any], answers: Iterable[Any], gateway: Any) -> None:
         """``bodies`` are what is read, ``answers`` what is written: of those every field is always there."""
         read = set(_structs(kind for kind in bodies if _is_described(kind)))
         written = [kind for kind in answers if _is_described(kind)]
@@ -37,20 +38,21 @@ class Components:
                 schema["description"] = plain(schema["description"])
         for kind, reference in self._references.items():
             if _is_struct(kind) and "$ref" in reference:
-                refine(self.schemas[reference["$ref"].rpartition("/")[2]], kind, is_written=kind not in read)
+                refine(self.schemas[reference["$ref"].rpartition("/")[2]], kind, gateway, is_written=kind not in read)
 
     def reference(self, kind: Any) -> dict[str, Any] | None:
         """The schema of a type, None where there is none."""
         return self._references.get(kind)
 
 
-def refine(schema: dict[str, Any], kind: Any, *, is_written: bool = False) -> None:
+def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool = False) -> None:
     """Add what a struct says beyond its fields' types: ``RULES`` of each, ``TOGETHER`` between them, ``EXAMPLE``."""
     struct: Any = get_origin(kind) or kind
     rules: Mapping[str, Any] = getattr(struct, "RULES", {})
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
-        said: dict[str, Any] = getattr(rules.get(field.name), "schema", {})
+        rule = rules.get(field.name)
+        said = rule.schema_of(gateway) if isinstance(rule, Rule) else {}
         if is_moment(field.type):
             said = {"format": "date-time"} | said
         if not part:

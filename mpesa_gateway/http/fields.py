@@ -7,7 +7,8 @@ from msgspec import Meta
 _ID = "[0-9a-z]{26}"
 
 
-def _id(prefix: str) -> Meta:
+def id_field(prefix: str) -> Meta:
+    """Describe a field that holds such an identifier, for the document: it annotates ``str``."""
     return Meta(extra_json_schema={"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]})
 
 
@@ -21,16 +22,8 @@ def example_id(prefix: str) -> str:
     return f"{prefix}_01jdk3v8rc4x9m2q7ztbn5wgae"
 
 
-MerchantId = Annotated[str, _id("mer")]
-PaymentId = Annotated[str, _id("pay")]
-RefundId = Annotated[str, _id("rfd")]
-CheckId = Annotated[str, _id("chk")]
-EventId = Annotated[str, _id("evt")]
-DeliveryId = Annotated[str, _id("dlv")]
-AttemptId = Annotated[str, _id("att")]
-RunId = Annotated[str, _id("run")]
-LineId = Annotated[str, _id("lin")]
-AuditId = Annotated[str, _id("aud")]
+MerchantId = Annotated[str, id_field("mer")]
+EventId = Annotated[str, id_field("evt")]
 KeyId = Annotated[str, Meta(extra_json_schema={"pattern": "^key_[0-9a-z]{16}$", "examples": ["key_7c1mbp0xw4e2rk9d"]})]
 
 Amount = Annotated[str, Meta(extra_json_schema={"pattern": r"^[0-9]+\.[0-9]{2}$", "examples": ["500.00"]})]

@@ -131,6 +131,7 @@ class NotReady(Exception):
 
 
 async def _postgres(runtime: Runtime) -> str | None:
+    # raw SQL: hot path - each probe, on no table.
     await runtime.db.fetchval("SELECT 1")
     return None
 

@@ -38,13 +38,15 @@ from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.reading import is_moment
 from mpesa_gateway.http.reference import render_reference
 
-ANSWERS, REFUSES, TAKES, DESCRIBED, NEEDS_KEY = "answers", "refuses", "takes", "described", "needs_key"
+ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
+DESCRIBED, NEEDS_KEY = "described", "needs_key"
 """What a route may say in its decorator besides what its signature says.
 
 ``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
 follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
 ``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
-Idempotency-Key.
+Idempotency-Key; ``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and
+``or_answers`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -54,6 +56,9 @@ Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 4
 come in time 408, one with too long a head 431, all in the envelope of every refusal."""
 
 _KEY = "A key of the merchant who asks: `sk_test_…` or `sk_live_…`."
+
+SCOPE = {"$ref": "#/components/schemas/Scope"}
+"""The schema of a scope's name: `complete` lists the names."""
 
 _OWN_TAGS = {
     "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
@@ -135,12 +140,18 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     components = Components(
         [_body(handler) for _, handler in shown if _body(handler) is not None],
         [Failure, *(kind for _, handler in shown for kind in _answers(handler).values())],
+        app.state.gateway,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components.schemas)
+    schemas["Scope"] = {
+        "title": "Scope",
+        "description": "A right that an API key can carry.",
+        "enum": app.state.gateway.scopes.names,
+    }
     names = Counter(handler.handler_name for _, handler in shown)
     for operation, handler in shown:
-        _complete_operation(operation, handler, components)
+        _complete_operation(operation, handler, components, app.state.gateway)
         if "description" in operation:
             operation["description"] = plain(operation["description"])
         operation["summary"] = handler.handler_name.replace("_", " ").capitalize()
@@ -182,20 +193,25 @@ def _operations(app: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
                     yield route.path_format, method.lower(), handler
 
 
-def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
+def _complete_operation(
+    operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any
+) -> None:
     scope = scope_of(handler)
     operation["security"] = [] if scope is None else [{"api_key": []}]
     if scope is not None:
-        operation["x-scope"] = scope.value
+        operation["x-scope"] = scope.name
     operation.pop("deprecated", None)
-    _complete_parameters(operation, handler)
-    _complete_body(operation, handler, components)
+    _complete_parameters(operation, handler, gateway)
+    _complete_body(operation, handler, components, gateway)
     refusals = _refusals(handler)
     responses = operation["responses"]
     for status in [status for status in responses if int(status) >= 400]:
         del responses[status]
     for status, kind in _answers(handler).items():
         responses[str(status)] = _success(status, kind, handler, components, responses.get(str(status)))
+    if others := _said(handler, OR_ANSWERS, gateway):
+        shown = responses["200"]["content"]["application/json"]
+        shown["schema"] = {"anyOf": [shown["schema"], *others]}
     for status in sorted({refusal.status for refusal in refusals}):
         refused = _failure([each for each in refusals if each.status == status], components)
         if status in _answers(handler):
@@ -205,8 +221,8 @@ def _complete_operation(operation: dict[str, Any], handler: HTTPRouteHandler, co
         responses[str(status)] = refused
 
 
-def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
-    described: Mapping[str, Mapping[str, Any]] = handler.opt.get(DESCRIBED, {})
+def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, gateway: Any) -> None:
+    described: Mapping[str, Mapping[str, Any]] = _said(handler, DESCRIBED, gateway) or {}
     for parameter in operation.get("parameters", ()):
         parameter.pop("deprecated", None)
         if parameter["in"] == "path":
@@ -217,18 +233,24 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler) -
             parameter["example"] = "order-1041"
     filters = handler.resolve_dependencies().get("filters")
     if filters is not None:
-        operation.setdefault("parameters", []).extend(_filters(filters))
+        operation.setdefault("parameters", []).extend(_filters(filters, gateway))
     operation.setdefault("parameters", []).append(dict(_YOUR_REQUEST_ID))
 
 
-def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components) -> None:
-    taken: dict[str, Any] | None = handler.opt.get(TAKES)
+def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any) -> None:
+    taken: dict[str, Any] | None = _said(handler, TAKES, gateway)
     if taken is None:
         reference = components.reference(_body(handler))
         if reference is None:
             return
         taken = {"schema": reference}
     operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
+
+
+def _said(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
+    """What a route's decorator says under a name, drawn from the gateway where it says how."""
+    said = handler.opt.get(name)
+    return said(gateway) if callable(said) else said
 
 
 def _body(handler: HTTPRouteHandler) -> Any:
@@ -312,12 +334,12 @@ def _example(refusal: type[Refused]) -> dict[str, Any]:
     return {"success": False, "errors": [problem], "request_id": "req_01jdk3v8rc4x9m2q7ztbn5wgae"}
 
 
-def _filters(provide: Provide) -> list[dict[str, Any]]:
+def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
     """The query parameters that a list reads, each with its schema."""
     kind: type[msgspec.Struct] = provide.dependency.query_type  # type: ignore[attr-defined]
     _, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[kind.__name__]
-    refine(schema, kind)
+    refine(schema, kind, gateway)
     moments = {field.encode_name for field in msgspec.structs.fields(kind) if is_moment(field.type)}
     parameters: list[dict[str, Any]] = []
     for name, part in schema["properties"].items():

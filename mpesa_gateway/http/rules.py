@@ -1,19 +1,27 @@
 """What a field may hold: a rule that refuses in words, and says the same to machines in the OpenAPI document."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 
+Compose = Callable[[Any], Mapping[str, Any]]
+"""Draws a part of the document from what the enabled plugins of this gateway declare."""
+
 
 class Rule:
     """A check of one value, which raises ValueError, and the JSON Schema of what it lets through."""
 
-    def __init__(self, check: Callable[[Any], Any], **schema: Any) -> None:
+    def __init__(self, check: Callable[[Any], Any], compose: Compose | None = None, **schema: Any) -> None:
         self._check = check
+        self._compose = compose
         self.schema = schema
+
+    def schema_of(self, gateway: Any) -> dict[str, Any]:
+        """The schema with what depends on the gateway."""
+        return self.schema | dict(self._compose(gateway) if self._compose is not None else {})
 
     def __call__(self, value: Any) -> Any:
         """Check, and give what the check makes of the value."""
@@ -63,6 +71,11 @@ def at_most(most: int) -> Rule:
 def elsewhere(**schema: Any) -> Rule:
     """What the document says of a field that is checked where more is known."""
     return Rule(lambda value: value, **schema)
+
+
+def composed(compose: Compose, **schema: Any) -> Rule:
+    """What the document says of a field that is checked where the enabled plugins are known."""
+    return Rule(lambda value: value, compose, **schema)
 
 
 PHONE = Rule(

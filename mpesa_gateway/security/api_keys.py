@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.changes import Changes, Remembered
@@ -18,7 +19,7 @@ from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope, key_prefix
-from mpesa_gateway.security.tables import FIND_KEY, TOUCH_KEY, ApiKeyRow
+from mpesa_gateway.security.tables import FIND_KEY, ApiKeyRow, MerchantRow
 from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
 log = structlog.get_logger(__name__)
@@ -101,12 +102,12 @@ class ApiKeys:
             merchant_id=merchant_id,
             name=name,
             env=env,
-            scopes=tuple(sorted(scope.value for scope in scopes)),
+            scopes=tuple(sorted(scope.name for scope in scopes)),
             created_at=self._clock.now(),
             expires_at=expires_at,
         )
         async with self._db.transaction():
-            if not await self._db.fetchval("SELECT true FROM merchant WHERE merchant_id = $1", merchant_id):
+            if not await self._db.run(MerchantRow.exists().where(MerchantRow.merchant_id == merchant_id)):
                 raise NotFound("there is no such merchant")
             await ApiKeyRow(
                 key_id=key.key_id,
@@ -172,24 +173,26 @@ class ApiKeys:
         last = max(filter(None, (known.last_used_at, self._touched.get(key_id))), default=None)
         if last is None or last < now - _TOUCH_EVERY:
             self._touched[key_id] = now
-            await self._db.execute(TOUCH_KEY, key_id, now)
+            await self._db.run(
+                ApiKeyRow.update({ApiKeyRow.last_used_at: now}).where(
+                    ApiKeyRow.key_id == key_id,
+                    ApiKeyRow.last_used_at.is_null() | (ApiKeyRow.last_used_at < now),
+                )
+            )
 
     async def list(self, merchant_id: str, env: Env | None = None) -> list[ApiKey]:
         """A merchant's keys, newest first; with ``env`` those of it only."""
-        mine: Any = ApiKeyRow.merchant_id == merchant_id
-        if env is not None:
-            mine = mine & (ApiKeyRow.env == env)
-        query: Any = ApiKeyRow.select(*_SHOWN).where(mine).order_by(ApiKeyRow.created_at, ascending=False)  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        return [_key(row) for row in await self._db.run(query)]
+        rows = await self._db.run(
+            ApiKeyRow.select(*_SHOWN).where(*_of(merchant_id, env)).order_by(ApiKeyRow.created_at, ascending=False)
+        )
+        return [_key(row) for row in rows]
 
     async def has_live(self, merchant_id: str) -> bool:
         """Whether a merchant has a live key that was not revoked."""
-        return bool(
-            await self._db.fetchval(
-                "SELECT EXISTS (SELECT 1 FROM api_key WHERE merchant_id = $1 AND env = 'live' AND revoked_at IS NULL)",
-                merchant_id,
-            )
+        has_live: bool = await self._db.run(
+            ApiKeyRow.exists().where(*_of(merchant_id, "live"), ApiKeyRow.revoked_at.is_null())
         )
+        return has_live
 
     async def revoke(self, merchant_id: str, key_id: str, *, actor: str, env: Env | None = None) -> ApiKey:
         """Refuse this key from now on; with ``env`` only where it is of that env.
@@ -197,24 +200,20 @@ class ApiKeys:
         Raises NotFound, and Conflict when it was revoked before.
         """
         async with self._db.transaction():
-            row = await self._db.fetchrow(
-                "UPDATE api_key SET revoked_at = $3 WHERE merchant_id = $1 AND key_id = $2 AND revoked_at IS NULL "
-                "AND ($4::text IS NULL OR env = $4) "
-                "RETURNING key_id, merchant_id, name, env, scopes, created_at, expires_at, revoked_at, last_used_at",
-                merchant_id,
-                key_id,
-                self._clock.now(),
-                env,
+            revoked = await self._db.run(
+                ApiKeyRow.update({ApiKeyRow.revoked_at: self._clock.now()})
+                .where(*_of(merchant_id, env), ApiKeyRow.key_id == key_id, ApiKeyRow.revoked_at.is_null())
+                .returning(*_SHOWN)
             )
-            if row is None:
+            if not revoked:
                 if any(key.key_id == key_id for key in await self.list(merchant_id, env)):
                     raise Conflict("this API key was revoked before")
                 raise NotFound("there is no such API key")
             await self._audit.record(
-                "api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id, env=row["env"]
+                "api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id, env=revoked[0]["env"]
             )
         self._changes.tell("api_key", key_id)
-        return _key(dict(row))
+        return _key(revoked[0])
 
     def _digest(self, text: str) -> bytes:
         return hmac.new(self._vault.secret(API_KEY_PEPPER), text.encode(), hashlib.sha256).digest()
@@ -231,6 +230,12 @@ _SHOWN = (
     ApiKeyRow.revoked_at,
     ApiKeyRow.last_used_at,
 )
+
+
+def _of(merchant_id: str, env: Env | None) -> tuple[Where, ...]:
+    """Return the conditions for a merchant's keys, with ``env`` those of it only."""
+    mine = ApiKeyRow.merchant_id == merchant_id
+    return (mine,) if env is None else (mine, ApiKeyRow.env == env)
 
 
 def _key(row: dict[str, Any]) -> ApiKey:

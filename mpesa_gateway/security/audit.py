@@ -8,18 +8,19 @@ from typing import Any, Self, cast
 
 import msgspec
 import structlog
+from piccolo.columns.combination import Where
 
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.sampling import Sampler
-from mpesa_gateway.security.tables import APPEND_ENTRY, LAST_CUT, LAST_ENTRY, LEAST_DAYS
+from mpesa_gateway.security.tables import APPEND_ENTRY, AuditCheckpointRow, AuditPolicyRow, AuditRow
 
 _FIRST = bytes(32)
 
@@ -232,6 +233,7 @@ class Audit:
         ):
             if value is not None:
                 found.add(clause, value)
+        # raw SQL: replica - Piccolo asks the primary.
         rows = await self._reads.fetch(
             "SELECT entry_id, number, at, merchant_id, actor, action, subject_id, detail FROM audit_entry "  # noqa: S608
             f"WHERE {found.where} ORDER BY number DESC LIMIT {limit}",
@@ -271,6 +273,7 @@ class Audit:
 
         Only an unbroken stretch from the beginning may go: up to the first entry that is not older.
         """
+        # raw SQL: function - our own, in a migration; the log has no other writer.
         await self._db.execute("SELECT audit_announce_cut($1)", self._ids.new("aud"))
 
     async def cut(self) -> int:
@@ -281,8 +284,19 @@ class Audit:
         return int(await self._db.fetchval("SELECT audit_cut()"))
 
     async def _cut(self) -> "_Cut | None":
-        detail = await self._db.fetchval(LAST_CUT)
-        return None if detail is None else msgspec.json.decode(detail, type=_Cut)
+        row = await self._last(AuditRow.action == CUT)
+        return None if row is None else msgspec.json.decode(row["detail"], type=_Cut)
+
+    async def _last(self, *where: Where) -> dict[str, Any] | None:
+        row: dict[str, Any] | None = await self._db.run(
+            AuditRow.select().where(*where).order_by(AuditRow.number, ascending=False).first()
+        )
+        return row
+
+    async def keep_days(self) -> int:
+        """For how many days Postgres keeps the log; 0 for ever."""
+        policy = await self._db.run(AuditPolicyRow.select().first())
+        return int(policy["keep_days"])
 
     # -- proving --------------------------------------------------------------------------------------------------
 
@@ -291,7 +305,7 @@ class Audit:
 
         It looks like ``120:ab12…:2026-11-23T10:15:12.000000Z``.
         """
-        last = await self._db.fetchrow(LAST_ENTRY)
+        last = await self._last()
         return str(Note(last["number"], bytes(last["digest"]), last["at"]) if last else Note(0, _FIRST, None))
 
     async def verify(self, noted: str | None = None) -> int:
@@ -315,8 +329,8 @@ class Audit:
                 # Perhaps only the beginning was let go meanwhile.
                 if await self._checkpoint() == start:
                     raise
-        last = await self._db.fetchval("SELECT COALESCE(max(number), 0) FROM audit_entry")
-        return max(int(last) - start[0], 0)
+        last = await self._last()
+        return max((0 if last is None else last["number"]) - start[0], 0)
 
     async def _verify_note(self, note: Note, last_gone: int, last_digest: bytes) -> None:
         number = note.number
@@ -329,16 +343,17 @@ class Audit:
                 )
         if number and number < last_gone:
             raise ValueError(f"entry {number}, which was noted, has been let go since: note the head anew")
-        found = await self._db.fetchval("SELECT digest FROM audit_entry WHERE number = $1", number)
+        row = await self._last(AuditRow.number == number)
+        found = None if row is None else row["digest"]
         if number == last_gone:
             found = last_digest
         if number and found is None:
             raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
-        if number and bytes(found) != note.digest:
+        if number and found != note.digest:
             raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
 
     async def _checkpoint(self) -> tuple[int, bytes]:
-        row = await self._db.fetchrow("SELECT number, digest FROM audit_checkpoint")
+        row = await self._db.run(AuditCheckpointRow.select().first())
         return (0, _FIRST) if row is None else (row["number"], bytes(row["digest"]))
 
     async def _verify_chain(self, last_gone: int, previous: bytes) -> None:
@@ -351,10 +366,8 @@ class Audit:
         kept = await self._kept()
         expected = last_gone + 1
         while True:
-            rows = await self._db.fetch(
-                "SELECT number, entry_id, at, merchant_id, actor, action, subject_id, detail, previous_digest, digest "
-                "FROM audit_entry WHERE number >= $1 ORDER BY number LIMIT 1000",
-                expected,
+            rows = await self._db.run(
+                AuditRow.select().where(AuditRow.number >= expected).order_by(AuditRow.number).limit(1000)
             )
             if not rows:
                 return
@@ -383,14 +396,15 @@ class Audit:
 
     async def _kept(self) -> timedelta | None:
         """For how long the log was kept at least, by the setting and by what Postgres has noted; None for ever."""
-        days = [await self._db.fetchval(LEAST_DAYS), self._keep_days]
+        policy = await self._db.run(AuditPolicyRow.select().first())
+        days = [None if policy is None else policy["least_days"], self._keep_days]
         return timedelta(days=min(number for number in days if number)) if any(days) else None
 
 
 _NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})(?::([0-9T:.Z+-]{10,40}))?\Z", re.ASCII)
 
 
-def _check_cut(row: Row, kept: timedelta | None) -> None:
+def _check_cut(row: dict[str, Any], kept: timedelta | None) -> None:
     """Raises BrokenChain for an announcement of a cut that lets go what was recorded within ``kept``."""
     try:
         before = msgspec.json.decode(row["detail"], type=_Cut).before

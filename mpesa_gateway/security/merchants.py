@@ -75,13 +75,17 @@ class Merchants:
 
     async def page(self, limit: int, before: str | None = None) -> list[Merchant]:
         """Merchants, newest first, from just before the one with this id."""
-        query: Any = MerchantRow.select().order_by(MerchantRow.merchant_id, ascending=False).limit(limit)  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        if before is not None:
-            query = query.where(MerchantRow.merchant_id < before)
-        return [_merchant(row) for row in await self._db.run(query)]
+        rows = await self._db.run(
+            MerchantRow.select()
+            .where(*(() if before is None else (MerchantRow.merchant_id < before,)))
+            .order_by(MerchantRow.merchant_id, ascending=False)
+            .limit(limit)
+        )
+        return [_merchant(row) for row in rows]
 
     async def names(self, merchant_ids: Collection[str]) -> dict[str, str]:
         """The names of these merchants, by id."""
+        # raw SQL: array - any number of ids in one statement.
         rows = await self._db.fetch(
             "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::text[])", list(set(merchant_ids))
         )
@@ -89,33 +93,31 @@ class Merchants:
 
     async def count(self) -> int:
         """How many merchants there are."""
-        return int(await self._db.fetchval("SELECT count(*) FROM merchant"))
+        return int(await self._db.run(MerchantRow.count()))
 
     async def deactivate(self, merchant_id: str, *, actor: str) -> Merchant:
         """Refuse this merchant's keys from now on. Raises NotFound, and Conflict when it is not active."""
         async with self._db.transaction():
-            row = await self._db.fetchrow(
-                "UPDATE merchant SET is_active = false, updated_at = $2 WHERE merchant_id = $1 AND is_active "
-                "RETURNING merchant_id, name, envs, is_active, created_at",
-                merchant_id,
-                self._clock.now(),
+            changed = await self._db.run(
+                MerchantRow.update({MerchantRow.is_active: False, MerchantRow.updated_at: self._clock.now()})
+                .where(MerchantRow.merchant_id == merchant_id, MerchantRow.is_active.eq(value=True))
+                .returning(*MerchantRow.all_columns())
             )
-            if row is None:
+            if not changed:
                 await self.require(merchant_id)
                 raise Conflict("this merchant is not active")
             await self._audit.record(
                 "merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id
             )
         self._changes.tell("merchant", merchant_id)
-        return _merchant(dict(row))
+        return _merchant(changed[0])
 
     async def set_envs(self, merchant_id: str, envs: Collection[Env]) -> None:
         """Note the envs that the merchant has credentials for."""
-        await self._db.execute(
-            "UPDATE merchant SET envs = $2, updated_at = $3 WHERE merchant_id = $1 AND envs <> $2",
-            merchant_id,
-            sorted(envs),
-            self._clock.now(),
+        await self._db.run(
+            MerchantRow.update({MerchantRow.envs: sorted(envs), MerchantRow.updated_at: self._clock.now()}).where(
+                MerchantRow.merchant_id == merchant_id, MerchantRow.envs != sorted(envs)
+            )
         )
         await self._db.after_commit(partial(self._tell, merchant_id))
 
@@ -128,7 +130,7 @@ class Merchants:
 
     async def any_live(self) -> bool:
         """Whether any merchant has live credentials: real money may move through this gateway."""
-        return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE 'live' = ANY(envs))"))
+        return bool(await self._db.run(MerchantRow.exists().where(MerchantRow.envs.any("live"))))
 
 
 def _merchant(row: dict[str, Any]) -> Merchant:

@@ -38,6 +38,7 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
     for column in columns:
         count, after = 0, ""
         aad = ", ".join(f"({expression})::text" for expression in column.aad)
+        # raw SQL: any table - each that declares a sealed column.
         # Table and column names come from the plugins' own declarations, never from a caller.
         select = (
             f"SELECT {column.key} AS key, {column.column} AS sealed, ARRAY[{aad}] AS aad FROM {column.table} "  # noqa: S608

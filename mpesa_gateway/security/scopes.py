@@ -1,7 +1,7 @@
 """What an API key may do, as types: a route says in its signature which right its caller must have."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated
 
 from litestar.di import Dependency
@@ -9,9 +9,13 @@ from litestar.di import Dependency
 from mpesa_gateway.env import ENVS, Env, Environment
 
 __all__ = [
+    "ADMIN",
+    "AUDIT_READ",
     "ENVS",
-    "MEANINGS",
-    "MERCHANT_SCOPES",
+    "INJECTED",
+    "KERNEL_SCOPES",
+    "MERCHANT_READ",
+    "MERCHANT_WRITE",
     "Admin",
     "AuditRead",
     "Caller",
@@ -19,13 +23,8 @@ __all__ = [
     "Environment",
     "MerchantRead",
     "MerchantWrite",
-    "PaymentsRead",
-    "PaymentsWrite",
-    "RefundsRead",
-    "RefundsWrite",
     "Scope",
-    "WebhooksRead",
-    "WebhooksWrite",
+    "Scopes",
 ]
 
 _KEY_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
@@ -36,38 +35,43 @@ def key_prefix(env: Env) -> str:
     return _KEY_PREFIX[env]
 
 
-class Scope(StrEnum):
-    """A right that an API key can carry."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A right that an API key can carry.
 
-    PAYMENTS_READ = "payments:read"
-    PAYMENTS_WRITE = "payments:write"
-    REFUNDS_READ = "refunds:read"
-    REFUNDS_WRITE = "refunds:write"
-    MERCHANT_READ = "merchant:read"
-    MERCHANT_WRITE = "merchant:write"
-    WEBHOOKS_READ = "webhooks:read"
-    WEBHOOKS_WRITE = "webhooks:write"
-    AUDIT_READ = "audit:read"
-    ADMIN = "admin"
+    ``meaning`` completes the sentence "its key may …". ``is_for_merchants`` says whether a merchant's own key carries
+    it where no scopes are named.
+    """
 
+    name: str
+    meaning: str
+    is_for_merchants: bool = True
 
-MEANINGS: dict[Scope, str] = {
-    Scope.PAYMENTS_READ: "see payments with their timelines, what M-Pesa was asked about them, and statements",
-    Scope.PAYMENTS_WRITE: "ask payers for money, ask M-Pesa what became of it, and reconcile",
-    Scope.REFUNDS_READ: "see refunds",
-    Scope.REFUNDS_WRITE: "send money back to those who paid it",
-    Scope.MERCHANT_READ: "see whose key this is, and what is configured, secrets by their last four characters",
-    Scope.MERCHANT_WRITE: "store and remove the keys to M-Pesa, and say where webhooks go",
-    Scope.WEBHOOKS_READ: "see events, and each delivery with its attempts",
-    Scope.WEBHOOKS_WRITE: "send webhooks again, and send a test",
-    Scope.AUDIT_READ: "see who did what to the merchant's settings",
-    Scope.ADMIN: "look after all of the gateway: merchants, their keys, callbacks, refunds that a person decides",
-}
-"""What a key with each of them may do."""
+    def __str__(self) -> str:
+        return self.name
 
 
-MERCHANT_SCOPES: tuple[Scope, ...] = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
-"""Everything a merchant's own key may carry: all but administration."""
+class Scopes:
+    """The scopes that the enabled plugins and the kernel declare, in that order."""
+
+    def __init__(self, declared: Mapping[str, Scope]) -> None:
+        self._declared = declared
+        self.all = tuple(declared.values())
+        self.of_merchants = tuple(scope for scope in self.all if scope.is_for_merchants)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, sorted."""
+        return sorted(self._declared)
+
+    def named(self, names: Iterable[str]) -> tuple[Scope, ...]:
+        """The scopes of these names. Raises ValueError for an unknown name and where there is none."""
+        wanted = tuple(names)
+        unknown = [name for name in wanted if name not in self._declared]
+        if unknown or not wanted:
+            seen = f"{unknown[0]!r:.60} is no scope here: use" if unknown else "name at least one of"
+            raise ValueError(f"{seen} {', '.join(self.names)}")
+        return tuple(self._declared[name] for name in wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +90,23 @@ class Caller:
         return self.by or f"key:{self.key_id}"
 
 
-_INJECTED = Dependency()
-"""Litestar's mark of a dependency: here, the caller."""
+INJECTED = Dependency()
+"""Litestar's mark of a dependency. A plugin writes ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
 
-PaymentsRead = Annotated[Caller, _INJECTED, Scope.PAYMENTS_READ]
-PaymentsWrite = Annotated[Caller, _INJECTED, Scope.PAYMENTS_WRITE]
-RefundsRead = Annotated[Caller, _INJECTED, Scope.REFUNDS_READ]
-RefundsWrite = Annotated[Caller, _INJECTED, Scope.REFUNDS_WRITE]
-MerchantRead = Annotated[Caller, _INJECTED, Scope.MERCHANT_READ]
-MerchantWrite = Annotated[Caller, _INJECTED, Scope.MERCHANT_WRITE]
-WebhooksRead = Annotated[Caller, _INJECTED, Scope.WEBHOOKS_READ]
-WebhooksWrite = Annotated[Caller, _INJECTED, Scope.WEBHOOKS_WRITE]
-AuditRead = Annotated[Caller, _INJECTED, Scope.AUDIT_READ]
-Admin = Annotated[Caller, _INJECTED, Scope.ADMIN]
+MERCHANT_READ = Scope(
+    "merchant:read", "see whose key this is, and what is configured, secrets by their last four characters"
+)
+MERCHANT_WRITE = Scope("merchant:write", "store and remove the keys to M-Pesa, and say where webhooks go")
+AUDIT_READ = Scope("audit:read", "see who did what to the merchant's settings")
+ADMIN = Scope(
+    "admin",
+    "look after all of the gateway: merchants, their keys, callbacks, refunds that a person decides",
+    is_for_merchants=False,
+)
+KERNEL_SCOPES = (MERCHANT_READ, MERCHANT_WRITE, AUDIT_READ, ADMIN)
+"""The scopes of the kernel's own routes, and of several plugins that build on the kernel alone."""
+
+MerchantRead = Annotated[Caller, INJECTED, MERCHANT_READ]
+MerchantWrite = Annotated[Caller, INJECTED, MERCHANT_WRITE]
+AuditRead = Annotated[Caller, INJECTED, AUDIT_READ]
+Admin = Annotated[Caller, INJECTED, ADMIN]

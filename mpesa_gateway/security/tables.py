@@ -1,6 +1,6 @@
 """Merchants, API keys and the audit log as Piccolo knows them; the migrations say the rest."""
 
-from piccolo.columns import Array, BigInt, Boolean, Bytea, Text, Timestamptz, Varchar
+from piccolo.columns import Array, BigInt, Boolean, Bytea, Integer, Text, Timestamptz, Varchar
 from piccolo.table import Table
 
 
@@ -46,21 +46,37 @@ class AuditRow(Table, tablename="audit_entry"):
     recorded_at = Timestamptz()
 
 
+class AuditCheckpointRow(Table, tablename="audit_checkpoint"):
+    """The last entry of the log that was let go, if one was."""
+
+    is_the_only_one = Boolean(primary_key=True)
+    number = BigInt()
+    digest = Bytea()
+
+
+class AuditPolicyRow(Table, tablename="audit_policy"):
+    """For how many days the log is kept, and was kept at least; 0 for ever."""
+
+    is_the_only_one = Boolean(primary_key=True)
+    keep_days = Integer()
+    least_days = Integer()
+
+
+class GatewaySecretRow(Table, tablename="gateway_secret"):
+    """One of the gateway's own secrets, sealed."""
+
+    name = Text(primary_key=True)
+    sealed = Text()
+    created_at = Timestamptz()
+
+
+# raw SQL: join - a key with its merchant.
 FIND_KEY = """
 SELECT api_key.digest, api_key.merchant_id, api_key.env, api_key.scopes, api_key.expires_at, api_key.revoked_at,
        api_key.last_used_at, merchant.is_active
 FROM api_key JOIN merchant USING (merchant_id) WHERE api_key.key_id = $1
 """
 
-TOUCH_KEY = """
-UPDATE api_key SET last_used_at = $2 WHERE key_id = $1 AND (last_used_at IS NULL OR last_used_at < $2)
-"""
-
-LAST_ENTRY = "SELECT number, digest, at FROM audit_entry ORDER BY number DESC LIMIT 1"
-
-LAST_CUT = "SELECT detail FROM audit_entry WHERE action = 'audit.cut' ORDER BY number DESC LIMIT 1"
-
-LEAST_DAYS = "SELECT least_days FROM audit_policy"
-
+# raw SQL: function - our own, in a migration.
 APPEND_ENTRY = "SELECT audit_append($1, $2, $3, $4, $5, $6, $7)"
 """Takes the lock of the chain until the transaction ends. Postgres works out the digest."""

@@ -6,6 +6,7 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
+from mpesa_gateway.security.tables import GatewaySecretRow
 
 API_KEY_PEPPER = "api_key_pepper"
 CALLBACK_TOKENS = "callback_tokens"
@@ -28,10 +29,11 @@ class Vault:
         """Read the secrets, making what is missing. Raises ConfigRefused when the master key does not open them."""
         for name in _NAMES:
             made = self._sealer.seal(base64.b64encode(self._ids.token(32)).decode(), aad=aad(name))
+            # raw SQL: upsert - Postgres states when a secret was made.
             await self._db.execute(
                 "INSERT INTO gateway_secret (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING", name, made
             )
-        for row in await self._db.fetch("SELECT name, sealed FROM gateway_secret"):
+        for row in await self._db.run(GatewaySecretRow.select()):
             try:
                 text = self._sealer.open(row["sealed"], aad=aad(row["name"]))
             except CannotOpen as problem:

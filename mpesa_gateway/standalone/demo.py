@@ -11,7 +11,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
+from mpesa_gateway.security.scopes import ADMIN, Scope
 from mpesa_gateway.standalone.mishaps import tell_mishaps
 from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS, SANDBOX_SHORTCODE
 from mpesa_gateway.standalone.stage import Api, Cast, NotSo, Phones, Telling, expect, receiving
@@ -41,8 +41,8 @@ async def play(gateway: Gateway, console: Console) -> None:
             )
             return made.key_id, secret
 
-        _, shop_key = await key("demo", *MERCHANT_SCOPES)
-        operator_key_id, operator_key = await key("demo operator", Scope.ADMIN)
+        _, shop_key = await key("demo", *gateway.scopes.of_merchants)
+        operator_key_id, operator_key = await key("demo operator", ADMIN)
         story = Telling(console, _STEPS)
         base = gateway.config.public_url
         players = Cast(

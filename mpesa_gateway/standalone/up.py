@@ -35,7 +35,6 @@ from mpesa_gateway.commands.session import (
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.pages import FirstOperator
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
 from mpesa_gateway.standalone.postgres import SHARED_USER
 from mpesa_gateway.standalone.process import becomes_free, free_port, tail
@@ -329,6 +328,6 @@ async def _shop(gateway: Gateway, *, may_create: bool) -> Shop | None:
         return None
     merchant = await gateway.merchants.create("Demo shop", actor=actor())
     _, key = await gateway.api_keys.create(
-        merchant.merchant_id, name="demo", scopes=MERCHANT_SCOPES, env="sandbox", actor=actor()
+        merchant.merchant_id, name="demo", scopes=gateway.scopes.of_merchants, env="sandbox", actor=actor()
     )
     return Shop(merchant.merchant_id, key.reveal())

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
+# raw SQL: catalog - what is in a database, and who uses it.
 _IN_USE = """
 SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1)
     OR EXISTS (SELECT FROM pg_db_role_setting AS s JOIN pg_database AS d ON d.oid = s.setdatabase WHERE d.datname = $1)

@@ -17,7 +17,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig, HttpConfig
 from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
+from mpesa_gateway.security.scopes import Env, Scope
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.databases import database_settings, fill
 
@@ -294,14 +294,18 @@ async def shop(
     gateway: Gateway,
     base: str,
     *,
-    scopes: tuple[Scope, ...] = MERCHANT_SCOPES,
+    scopes: tuple[Scope, ...] | None = None,
     env: Env = "sandbox",
     webhook_url: str | None = None,
     is_configured: bool = True,
 ) -> AsyncGenerator[Api]:
-    """A new merchant with a key, sandbox credentials and perhaps a webhook: the client that calls with its key."""
+    """A new merchant with a key, sandbox credentials and perhaps a webhook: the client that calls with its key.
+
+    ``scopes`` None: all that a merchant's own key may carry.
+    """
     merchant = await gateway.merchants.create("Test shop", actor="test")
-    _, secret = await gateway.api_keys.create(merchant.merchant_id, name="test", scopes=scopes, env=env, actor="test")
+    rights = gateway.scopes.of_merchants if scopes is None else scopes
+    _, secret = await gateway.api_keys.create(merchant.merchant_id, name="test", scopes=rights, env=env, actor="test")
     api = Api(base, secret.reveal())
     try:
         if is_configured:

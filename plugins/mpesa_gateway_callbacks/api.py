@@ -1,14 +1,21 @@
 """What other plugins may ask of callbacks."""
 
-from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
 
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
+from mpesa_gateway.daraja.wire import NotACallback, ResultCallback, read_amount, read_result
 from mpesa_gateway.pages import Moment
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks.bodies import RESULT, RESULT_CODE, RESULT_EXAMPLE, described
 from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway_callbacks.events import QueryResulted
 
-Kind = Literal["stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull"]
-"""What a callback is about."""
+__all__ = ["RESULT_CODE", "AnotherSubject", "Callbacks", "described", "result_kinds"]
+
+_UNANSWERED = "timed_out"
+"""The result code that we note for a timeout, which has none of its own."""
 
 
 class AnotherSubject(CallbackRefused):
@@ -24,8 +31,11 @@ class AnotherSubject(CallbackRefused):
 class Callbacks(Protocol):
     """Hands out the addresses that Daraja calls back, and keeps what it sends there."""
 
-    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """The address to give Daraja for one request; only it is taken for ``subject_id``."""
+    def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
+        """The address to give Daraja for one request; only it is taken for ``subject_id``.
+
+        Raises LookupError where no enabled plugin declares the kind.
+        """
         ...
 
     async def mark_applied(self, callback_id: str) -> None:
@@ -51,3 +61,79 @@ class Callbacks(Protocol):
     async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[Moment]:
         """What came about these subjects of ours, or under these handles of Daraja's, as lines of a timeline."""
         ...
+
+
+def result_kinds(
+    name: str,
+    path: str,
+    event: type[QueryResulted],
+    read: Callable[[ResultCallback], tuple[tuple[str, ...], dict[str, Any]]],
+) -> tuple[CallbackKind, CallbackKind]:
+    """Declare the result of a request to Daraja, and Daraja's word that its queue gave up: ``{name}-timeout``.
+
+    They are at ``{path}/result`` and ``{path}/timeout`` of the specification. ``read`` returns what equal results agree
+    in, beyond code and amount, and the event's own fields; of a timeout the event has only their defaults.
+    """
+
+    def read_answer(body: bytes) -> CallbackContent:
+        result = read_result(body)
+        same, fields = read(result)
+        text = result.first("Amount")
+        return _content(result, (*same, text or ""), fields | {"amount": read_amount(text), "amount_text": text})
+
+    return (
+        CallbackKind(
+            name=name,
+            path=f"{path}/result",
+            read=read_answer,
+            event=event,
+            schema=RESULT,
+            examples={"result": RESULT_EXAMPLE},
+            fits=lambda fields: "Result" in fields and "Body" not in fields,
+            family="result",
+        ),
+        CallbackKind(
+            name=f"{name}-timeout",
+            path=f"{path}/timeout",
+            read=lambda body: _content(_read_timeout(body), (), {}, timed_out=True),
+            event=event,
+            schema=RESULT,
+            examples={"result": RESULT_EXAMPLE},
+            family="result",
+            timeout_of=name,
+        ),
+    )
+
+
+def _read_timeout(body: bytes) -> ResultCallback:
+    """A timeout: the usual envelope, or any bytes and none at all, since its address says everything."""
+    with suppress(NotACallback):
+        return read_result(body)
+    return ResultCallback(
+        is_final=True,
+        result_code=_UNANSWERED,
+        result_desc="",
+        originator_conversation_id=None,
+        conversation_id=None,
+        transaction_id=None,
+        parameters={},
+    )
+
+
+def _content(
+    result: ResultCallback, same: tuple[str, ...], fields: dict[str, Any], *, timed_out: bool = False
+) -> CallbackContent:
+    return CallbackContent(
+        result.originator_conversation_id or result.conversation_id or "",
+        result.result_code,
+        (str(result.is_final), result.result_code, *same),
+        fields
+        | {
+            "result_desc": result.result_desc,
+            "originator_conversation_id": result.originator_conversation_id,
+            "conversation_id": result.conversation_id,
+            # A timeout is the last word of its question, whatever its ResultType says.
+            "is_final": timed_out or result.is_final,
+            "timed_out": timed_out,
+        },
+    )

@@ -12,9 +12,8 @@ import structlog
 from mpesa_gateway.daraja.wire import Contradictory, NotACallback, stored
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import Origin
-from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.errors import DoubledRefused, ShapeRefused
-from mpesa_gateway_callbacks.kinds import Report, read_report
+from mpesa_gateway_callbacks.kinds import Kinds, Report
 from mpesa_gateway_callbacks.tokens import Subject
 
 log = structlog.get_logger(__name__)
@@ -47,7 +46,7 @@ class Cut:
 class Incoming:
     """A POST as it came: ``source`` is the client's address, ``signature`` the header, None without one."""
 
-    kind: Kind
+    kind: str
     token: str | None
     body: bytes
     source: str
@@ -105,14 +104,14 @@ class Arrival:
         }
 
 
-async def parse(incoming: Incoming, *, has_token: bool) -> tuple[Report, str, bytes | None]:
+async def parse(incoming: Incoming, kinds: Kinds, *, has_token: bool) -> tuple[Report, str, bytes | None]:
     """Return the report, the text and, where the text does not restore them, the bytes of a body.
 
     Raises DoubledRefused and ShapeRefused.
     """
 
     def work() -> tuple[Report, str, bytes | None]:
-        return (_read(incoming, has_token=has_token), *stored(incoming.body))
+        return (_read(incoming, kinds, has_token=has_token), *stored(incoming.body))
 
     return work() if len(incoming.body) <= _ON_EVENT_LOOP else await asyncio.to_thread(work)
 
@@ -132,9 +131,9 @@ def fingerprint_of(kind: str, subject_id: str, report: Report) -> bytes:
     return hashlib.sha256("\x1f".join(parts).encode()).digest()
 
 
-def _read(incoming: Incoming, *, has_token: bool) -> Report:
+def _read(incoming: Incoming, kinds: Kinds, *, has_token: bool) -> Report:
     try:
-        return read_report(incoming.kind, incoming.body, has_token=has_token)
+        return kinds.read(incoming.kind, incoming.body, has_token=has_token)
     except Contradictory as problem:
         raise DoubledRefused(f"not one statement: {problem}") from None
     except NotACallback as problem:

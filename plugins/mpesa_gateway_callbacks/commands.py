@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import rich_click as click
@@ -13,17 +13,16 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import LIVE, Failed, Session, actor, env_of, pass_session, read_time
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Refused
-from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
 
 _MOST = 1000
 _HEADINGS = ("id", "state", "kind", "env", "received_at", "source", "merchant_id", "subject_id")
 
-_KIND = click.option("--kind", type=click.Choice(get_args(Kind)), help="Only those of this kind.")
+_KIND = click.option("--kind", metavar="KIND", help="Only those of this kind, such as stk.")
 _UNREAD = click.option(
     "--unread", is_flag=True, help="Only those that nothing has used: waiting, unmatched, or refused as unreadable."
 )
@@ -69,7 +68,7 @@ def callbacks() -> None:
 @pass_session
 def list_(
     session: Session,
-    kind: Kind | None,
+    kind: str | None,
     since: str | None,
     until: str | None,
     limit: int,
@@ -133,7 +132,7 @@ def show_(session: Session, callback_id: str, *, unmasked: bool, as_json: bool) 
 def replay(
     session: Session,
     callback_ids: tuple[str, ...],
-    kind: Kind | None,
+    kind: str | None,
     since: str | None,
     until: str | None,
     *,
@@ -193,7 +192,7 @@ async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
     return kept.callback_id, done.callback_id, f"unchanged: {done.verdict}" if done.was_done else done.verdict
 
 
-def _query(kind: Kind | None, since: str | None, until: str | None, limit: int, *, unread: bool) -> CallbackQuery:
+def _query(kind: str | None, since: str | None, until: str | None, limit: int, *, unread: bool) -> CallbackQuery:
     return CallbackQuery(
         limit=limit,
         kind=kind,
@@ -204,18 +203,20 @@ def _query(kind: Kind | None, since: str | None, until: str | None, limit: int, 
 
 
 async def _find_many(gateway: Gateway, env: Env, query: CallbackQuery) -> list[_Kept]:
+    if query.kind is not None and query.kind not in gateway.callback_kinds:
+        raise click.BadParameter(f"use one of {', '.join(sorted(gateway.callback_kinds))}", param_hint="--kind")
     operators = gateway.port(CallbackOperatorService)
     accepted, refused = await operators.rows(env, query)
     found = [_kept(row["callback_id"], row) for row in accepted] + [_kept(row["refused_id"], row) for row in refused]
     return sorted(found, key=lambda each: (each.received_at, each.callback_id), reverse=True)[: query.limit]
 
 
-async def _find(gateway: Gateway, callback_id: str) -> Row:
+async def _find(gateway: Gateway, callback_id: str) -> Found:
     operators = gateway.port(CallbackOperatorService)
     return await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
 
 
-def _kept(callback_id: str, row: Row) -> _Kept:
+def _kept(callback_id: str, row: Found) -> _Kept:
     is_refused = callback_id.startswith("ref_")
     state = row["verdict"] if not is_refused else "replayed" if row["callback_id"] else f"refused: {row['reason']}"
     return _Kept(
@@ -231,7 +232,7 @@ def _kept(callback_id: str, row: Row) -> _Kept:
     )
 
 
-def _details(callback_id: str, row: Row, *, unmasked: bool) -> dict[str, Any]:
+def _details(callback_id: str, row: Found, *, unmasked: bool) -> dict[str, Any]:
     """What is shown of a callback. Its handle and its body can hold a payer's number."""
     kept = _kept(callback_id, row)
     found = dict(zip(_HEADINGS, kept.cells, strict=True))

@@ -10,16 +10,17 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.wire import NotACallback
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.logs import trace
 from mpesa_gateway.pages import Moment
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import AnotherSubject, Kind
-from mpesa_gateway_callbacks.kinds import Make, Report, read_report
+from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.kinds import Kinds, Make, Report
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.settings import CallbacksSettings
+from mpesa_gateway_callbacks.tables import CallbackRow
 from mpesa_gateway_callbacks.tokens import Subject, make_token
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
@@ -48,6 +49,7 @@ class CallbackDispatcher:
         clock: Clock,
         settings: CallbacksSettings,
         verifier: CallbackVerifier,
+        kinds: Kinds,
         token_key: Callable[[], bytes],
         public_url: Callable[[str], str],
     ) -> None:
@@ -57,6 +59,7 @@ class CallbackDispatcher:
         self._clock = clock
         self._settings = settings
         self._verifier = verifier
+        self._kinds = kinds
         self._token_key = token_key
         self._public_url = public_url
         self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
@@ -64,8 +67,13 @@ class CallbackDispatcher:
 
     # -- the port -------------------------------------------------------------------------------------------------
 
-    def url_for(self, kind: Kind, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """Return the address to send to Daraja with one request; it contains no word that Daraja filters."""
+    def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
+        """Return the address to send to Daraja with one request; it contains no word that Daraja filters.
+
+        Raises LookupError where no enabled plugin declares the kind.
+        """
+        if self._kinds.get(kind) is None:
+            raise LookupError(f"no enabled plugin declares the callback kind `{kind}`")
         token = make_token(self._token_key(), kind, Subject(env, merchant_id, subject_id))
         return self._public_url(f"/v1/cb/{kind}/{token}")
 
@@ -132,17 +140,19 @@ class CallbackDispatcher:
             await self.mark_applied(row["callback_id"])
             return
         await self._publish_event(report.event, row)
-        if report.otherwise is not None and not await self._is_applied(row["callback_id"]):
-            await self._publish_event(report.otherwise, row)
+        for make in report.otherwise:
+            if await self._is_applied(row["callback_id"]):
+                break
+            await self._publish_event(make, row)
 
-    async def publish_again(self, row: Row) -> None:
+    async def publish_again(self, row: Found) -> None:
         """Publish a stored callback again in the open transaction; one that can never be used becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-            report = read_report(row["kind"], body, has_token=bool(row["subject_id"]))
+            report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
             await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
         except AnotherSubject:
-            await self._db.execute(tables.GIVE_UP, row["callback_id"])
+            await self._give_up(row["callback_id"])
         except NotACallback as problem:
             # An earlier release may have accepted it: it must not stop the others.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
@@ -155,12 +165,20 @@ class CallbackDispatcher:
             async with self._db.transaction():
                 await self.publish_again(row)
                 if now - row["received_at"] > timedelta(hours=self._settings.patience_hours):
-                    await self._db.execute(tables.GIVE_UP, row["callback_id"])
+                    await self._give_up(row["callback_id"])
                 else:
                     pause = RETRY_PAUSES[min(int(row["tries"]), len(RETRY_PAUSES) - 1)]
-                    await self._db.execute(tables.PUT_OFF, row["callback_id"], now + timedelta(seconds=pause))
+                    await self._change_waiting(row["callback_id"], {CallbackRow.due_at: now + timedelta(seconds=pause)})
         await self._db.execute(tables.FORGET_REFUSED, self._settings.keep_refused)
         return len(rows)
+
+    async def _give_up(self, callback_id: str) -> None:
+        await self._change_waiting(callback_id, {CallbackRow.verdict: "unmatched", CallbackRow.due_at: None})
+
+    async def _change_waiting(self, callback_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(
+            CallbackRow.update(values).where(CallbackRow.callback_id == callback_id, CallbackRow.verdict == "waiting")
+        )
 
     async def _is_applied(self, callback_id: str) -> bool:
         unwritten = self._unwritten.get()

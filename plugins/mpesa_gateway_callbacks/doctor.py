@@ -9,6 +9,7 @@ from mpesa_gateway.observation import Check, Examination, Level, Observation, no
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
+from mpesa_gateway_callbacks.tables import CallbackRow
 
 _LATELY = timedelta(days=7)
 _WIDE = 65_536
@@ -29,7 +30,13 @@ async def look_at_callbacks(gateway: Runtime, examination: Examination) -> Async
             f"refused in the last 7 days: {reasons}",
             "GET /v1/admin/callbacks/refused shows each with its sender and content",
         )
-    waiting = await gateway.db.fetchval(tables.WAITING_LONG, examination.now - timedelta(hours=1))
+    waiting = await gateway.db.run(
+        CallbackRow.count().where(
+            CallbackRow.verdict == "waiting",
+            CallbackRow.due_at.is_not_null(),
+            CallbackRow.received_at < examination.now - timedelta(hours=1),
+        )
+    )
     if waiting:
         yield warning(
             "callbacks.waiting",

@@ -6,6 +6,7 @@ from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
+from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
 
 _PAGE = 100
 
@@ -55,13 +56,26 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
         body, handle = case.number.without_in_json(row["body"]), case.number.without(row["handle"])
         if (body, handle) != (row["body"], row["handle"]):
             # From the old fingerprint the number could be found again, by trying all that there are.
-            await gateway.db.execute(tables.ERASE, row["callback_id"], body, handle, gateway.ids.token(32))
+            await gateway.db.run(
+                CallbackRow.update(
+                    {
+                        CallbackRow.body: body,
+                        CallbackRow.body_bytes: None,
+                        CallbackRow.handle: handle,
+                        CallbackRow.fingerprint: gateway.ids.token(32),
+                    }
+                ).where(CallbackRow.callback_id == row["callback_id"])
+            )
             count += 1
     refused = 0
     for row in await gateway.db.fetch(tables.REFUSED_OF_CASE, case.named):
         if case.number.is_in_json(row["original"]):
             # It cannot be replayed any more; what is shown of it has been masked from the beginning.
-            await gateway.db.execute(tables.ERASE_REFUSED, row["refused_id"])
+            await gateway.db.run(
+                RefusedRow.update(
+                    {RefusedRow.original: None, RefusedRow.body_bytes: None, RefusedRow.signature: None}
+                ).where(RefusedRow.refused_id == row["refused_id"])
+            )
             refused += 1
     return {"callbacks": count, "refused callbacks": refused}
 

@@ -27,7 +27,8 @@ from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, 
 from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
 from mpesa_gateway_callbacks.errors import CallbackRefused, SizeRefused
-from mpesa_gateway_callbacks.measures import CALLBACKS
+from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -55,6 +56,7 @@ class CallbackInbox:
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,
         refusals: RefusedCallbacks,
+        kinds: Kinds,
     ) -> None:
         self._db = db
         self._outbox = outbox
@@ -67,7 +69,9 @@ class CallbackInbox:
         self._verifier = verifier
         self._dispatcher = dispatcher
         self._refusals = refusals
+        self._kinds = kinds
         self._repetitions = Repetitions(db)
+        meter.expect(CALLBACKS, combinations(kinds.names))
         self._batches: Together[Arrival, bool | None] = Together(
             self._store_batch, told=partial(tracer.step, "postgres keep callback", POSTGRES, "client")
         )
@@ -81,8 +85,8 @@ class CallbackInbox:
         await self._repetitions.stop()
         await self._dedup.settle()
 
-    async def receive(self, incoming: Incoming) -> None:
-        """Verify a callback and store it; returns once it is committed.
+    async def receive(self, incoming: Incoming) -> Arrival:
+        """Verify a callback and store it; returns it once it is committed, also one that was stored before.
 
         Raises CallbackRefused, after storing it for the operator, and what asyncpg raises when Postgres is away.
         """
@@ -96,7 +100,7 @@ class CallbackInbox:
                 self._tracer.concerns(subject.subject_id)
             self._verifier.check_source(incoming, subject)
             arrival = await self.prepare(incoming, subject)
-            # One that may be of two kinds is published alone.
+            # One that may be of several kinds is published alone.
             is_new = None if arrival.report.otherwise else await self._batches.ask(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
@@ -113,11 +117,12 @@ class CallbackInbox:
             handle=arrival.report.handle,
             result_code=arrival.report.result_code,
         )
+        return arrival
 
     async def prepare(self, incoming: Incoming, subject: Subject | None) -> Arrival:
         """Check a callback's signature and parse its body. Raises CallbackRefused."""
         is_signed = await self._verifier.check_signature(incoming, subject)
-        report, text, raw = await parse(incoming, has_token=subject is not None)
+        report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
         return Arrival(
             callback_id=self._ids.new("cbk"),
             incoming=incoming,

@@ -1,7 +1,6 @@
 """What is counted of callbacks, and how many wait."""
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterable, Sequence
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
@@ -9,7 +8,6 @@ from mpesa_gateway.meter import Counter, Gauge, Value
 from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import Kind
 
 REASONS = ("size", "source", "token", "signature", "shape", "doubled", "subject")
 
@@ -17,12 +15,14 @@ CALLBACKS = Counter(
     "mpesa_callbacks_total",
     "Callbacks by what became of them: accepted, repeated, or refused with a reason.",
     ("kind", "verdict", "reason"),
-    begins=tuple(
-        (kind, *rest)
-        for kind in get_args(Kind)
-        for rest in (("accepted", ""), ("repeated", ""), *(("refused", reason) for reason in REASONS))
-    ),
 )
+
+
+def combinations(kinds: Iterable[str]) -> list[tuple[str, ...]]:
+    """The labels of ``CALLBACKS`` for callbacks of these kinds."""
+    verdicts = (("accepted", ""), ("repeated", ""), *(("refused", reason) for reason in REASONS))
+    return [(kind, *verdict) for kind in kinds for verdict in verdicts]
+
 
 WAITING = Gauge(
     "mpesa_callbacks_waiting",

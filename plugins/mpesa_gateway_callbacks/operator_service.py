@@ -7,7 +7,7 @@ from typing import Any
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
@@ -18,7 +18,7 @@ from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher
 from mpesa_gateway_callbacks.errors import SourceRefused, TokenRefused
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_callbacks.kinds import kind_of
+from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -27,6 +27,7 @@ from mpesa_gateway_callbacks.schemas import (
     callback_view,
     refused_view,
 )
+from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
@@ -54,6 +55,7 @@ class CallbackOperatorService:
         verifier: CallbackVerifier,
         inbox: CallbackInbox,
         dispatcher: CallbackDispatcher,
+        kinds: Kinds,
     ) -> None:
         """``reads`` answers the lists: a replica where there is one."""
         self._db = db
@@ -63,6 +65,7 @@ class CallbackOperatorService:
         self._verifier = verifier
         self._inbox = inbox
         self._dispatcher = dispatcher
+        self._kinds = kinds
 
     # -- replaying ------------------------------------------------------------------------------------------------
 
@@ -85,7 +88,12 @@ class CallbackOperatorService:
             if not is_applied:
                 # The callback's subject is locked before the callback, as in every path.
                 await self._dispatcher.publish_again(row)
-                await self._db.execute(tables.WAKE, callback_id, self._clock.now() + timedelta(seconds=RETRY_PAUSES[0]))
+                due = self._clock.now() + timedelta(seconds=RETRY_PAUSES[0])
+                await self._db.run(
+                    CallbackRow.update({CallbackRow.verdict: "waiting", CallbackRow.due_at: due}).where(
+                        CallbackRow.callback_id == callback_id, CallbackRow.verdict != "applied"
+                    )
+                )
             await self._audit.record(
                 "callback.offered",
                 merchant_id=row["merchant_id"] or None,
@@ -93,8 +101,8 @@ class CallbackOperatorService:
                 subject_id=callback_id,
                 env=row["env"],
             )
-        verdict = str((await self._db.fetchrow(tables.FIND, callback_id) or row)["verdict"])
-        return Replayed(id=callback_id, callback_id=callback_id, verdict=verdict, was_done=is_applied)
+        now = await self.find(callback_id)
+        return Replayed(id=callback_id, callback_id=callback_id, verdict=now["verdict"], was_done=is_applied)
 
     async def _replay_refused(self, refused_id: str, actor: str, env: Env | None, *, vouches: bool) -> Replayed:
         row = await self.find_refused(refused_id)
@@ -103,7 +111,11 @@ class CallbackOperatorService:
         if accepted_id is None:
             accepted_id = await self._accept_refused(row, vouches=vouches)
         async with self._db.transaction():
-            changed = await self._db.fetchval(tables.REPLAYED, refused_id, self._clock.now(), accepted_id)
+            changed = await self._db.run(
+                RefusedRow.update({RefusedRow.replayed_at: self._clock.now(), RefusedRow.callback_id: accepted_id})
+                .where(RefusedRow.refused_id == refused_id, RefusedRow.callback_id.is_null())
+                .returning(RefusedRow.refused_id)
+            )
             await self._audit.record(
                 "callback.replayed",
                 merchant_id=row["merchant_id"],
@@ -116,7 +128,7 @@ class CallbackOperatorService:
         accepted = await self.find(accepted_id)
         return Replayed(id=refused_id, callback_id=accepted_id, verdict=accepted["verdict"], was_done=was_done)
 
-    async def _accept_refused(self, row: Row, *, vouches: bool) -> str:
+    async def _accept_refused(self, row: Found, *, vouches: bool) -> str:
         """Check a refused callback again and store it as an accepted one; returns its new id."""
         if (problem := not_replayable(row)) is not None:
             raise Conflict(problem)
@@ -125,7 +137,7 @@ class CallbackOperatorService:
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        kind = row["kind"] if has_token else kind_of(row["kind"], body)
+        kind = row["kind"] if has_token else self._kinds.of_body(row["kind"], body)
         incoming = Incoming(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._verifier.check_source(incoming, subject)
@@ -140,22 +152,24 @@ class CallbackOperatorService:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def find(self, callback_id: str) -> Row:
+    async def find(self, callback_id: str) -> Found:
         """Return one accepted callback. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND, callback_id)
+        row: Found | None = await self._db.run(
+            CallbackRow.select().where(CallbackRow.callback_id == callback_id).first()
+        )
         if row is None:
             raise NotFound("there is no such callback")
         return row
 
-    async def find_refused(self, refused_id: str) -> Row:
+    async def find_refused(self, refused_id: str) -> Found:
         """Return one refused callback. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_REFUSED, refused_id)
+        row: Found | None = await self._db.run(RefusedRow.select().where(RefusedRow.refused_id == refused_id).first())
         if row is None:
             raise NotFound("there is no such refused callback")
         return row
 
     async def accepted(self, env: Env, filters: CallbackQuery) -> Page[CallbackView]:
-        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        """Return accepted callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
         rows = await self._accepted_rows(env, filters)
         return page_of(
             rows,
@@ -166,7 +180,7 @@ class CallbackOperatorService:
         )
 
     async def refused(self, env: Env, filters: RefusedQuery) -> Page[RefusedView]:
-        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad cursor."""
+        """Return refused callbacks of ``env``, or of no env, newest first. Raises Invalid for a bad filter."""
         rows = await self._refused_rows(env, filters)
         return page_of(
             rows, filters.limit, env=env, view=refused_view, position=lambda row: (row["at"], row["refused_id"])
@@ -190,15 +204,17 @@ class CallbackOperatorService:
 
     async def _accepted_rows(self, env: Env, filters: CallbackQuery) -> list[Row]:
         at, callback_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self._kinds.check(filters.kind)
         query = tables.ACCEPTED[filters.verdict or ("unread" if filters.unread else None)]
         return await self._reads.fetch(query, *_bounds(env, filters, at, callback_id))
 
     async def _refused_rows(self, env: Env, filters: RefusedQuery) -> list[Row]:
         at, refused_id = decode_position(filters.cursor, env) if filters.cursor else (None, "")
+        self._kinds.check(filters.kind)
         return await self._reads.fetch(tables.REFUSED, *_bounds(env, filters, at, refused_id), filters.unread)
 
 
-def not_replayable(row: Row) -> str | None:
+def not_replayable(row: Found) -> str | None:
     """Return why a refused callback cannot be replayed; None where it can."""
     if row["reason"] == TokenRefused.reason:
         return "its address was none of ours, so nothing proves what it is about"
@@ -213,7 +229,7 @@ def _bounds(env: Env, filters: RefusedQuery, at: Any, after: Any) -> tuple[Any, 
     return filters.limit + 1, at, after, env, filters.kind, filters.since, filters.until
 
 
-def _check_env(row: Row, env: Env | None) -> None:
+def _check_env(row: Found, env: Env | None) -> None:
     """Raises NotFound for a callback of the other env, and Conflict in the sandbox for one that may be live."""
     if env is None or row["env"] == env:
         return

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
@@ -71,7 +71,7 @@ async def callback(visit: Visit) -> Shown:
     )
 
 
-async def _merchant(visit: Visit, row: Row) -> str | None:
+async def _merchant(visit: Visit, row: Found) -> str | None:
     """The name of the merchant whom a callback is about."""
     merchant_id = row["merchant_id"]
     return (await visit.gateway.merchants.names([merchant_id])).get(merchant_id) if merchant_id else None

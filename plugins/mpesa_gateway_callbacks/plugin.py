@@ -2,13 +2,13 @@
 
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.commands import callbacks
 from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
-from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted, StkResulted
 from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
 from mpesa_gateway_callbacks.measures import COUNTS, READINGS
@@ -28,9 +28,9 @@ plugin = Plugin(
     name="callbacks",
     summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
     settings=CallbacksSettings,
+    id_prefixes=(IdPrefix("cbk", "callback"), IdPrefix("ref", "refused callback")),
     routes=routes,
     jobs=(Job(sweep, timeout=60, cron="* * * * * */5", queue="maintenance"),),
-    publishes=(StkResulted, StatusResulted, ReversalResulted),
     provides=PROVIDES,
     tables=Tables(models=(CallbackRow, RefusedRow), migrations="mpesa_gateway_callbacks.migrations"),
     pages=PAGES,

@@ -10,6 +10,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dedup import Dedup
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.settings import CallbacksSettings
@@ -24,6 +25,7 @@ def _verifier(gateway: Runtime) -> CallbackVerifier:
         token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
         merchants=gateway.merchants,
         secrets=gateway.port_if_provided(CallbackSecrets),
+        kinds=gateway.port(Kinds),
     )
 
 
@@ -34,6 +36,7 @@ def _dispatcher(gateway: Runtime) -> CallbackDispatcher:
         clock=gateway.clock,
         settings=gateway.settings(CallbacksSettings),
         verifier=gateway.port(CallbackVerifier),
+        kinds=gateway.port(Kinds),
         token_key=lambda: gateway.vault.secret(CALLBACK_TOKENS),
         public_url=gateway.url,
     )
@@ -59,6 +62,7 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
         refusals=RefusedCallbacks(
             db=gateway.db, clock=gateway.clock, ids=gateway.ids, audit=gateway.audit, verifier=verifier
         ),
+        kinds=gateway.port(Kinds),
     )
 
 
@@ -71,10 +75,12 @@ def _operator_service(gateway: Runtime) -> CallbackOperatorService:
         verifier=gateway.port(CallbackVerifier),
         inbox=gateway.port(CallbackInbox),
         dispatcher=gateway.port(CallbackDispatcher),
+        kinds=gateway.port(Kinds),
     )
 
 
 PROVIDES: Provides = (
+    (Kinds, lambda gateway: Kinds(gateway.callback_kinds)),
     (CallbackDispatcher, _dispatcher),
     (Callbacks, lambda gateway: gateway.port(CallbackDispatcher)),
     (CallbackVerifier, _verifier),

@@ -1,14 +1,16 @@
 """Where Safaricom posts: the specification's paths, and the neutral ones that our own requests hand out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.client_ip import read_address
+from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.dependencies import RuntimeDependency
@@ -16,9 +18,8 @@ from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
-from mpesa_gateway_callbacks.api import AnotherSubject, Kind
-from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut, Incoming
-from mpesa_gateway_callbacks.bodies import ANY, RESULT, STK
+from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Arrival, Cut, Incoming
 from mpesa_gateway_callbacks.errors import (
     DoubledRefused,
     ShapeRefused,
@@ -28,6 +29,7 @@ from mpesa_gateway_callbacks.errors import (
     TokenRefused,
 )
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
@@ -42,50 +44,45 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
-KINDS: dict[str, Kind] = {
-    "stk": "stk",
-    "status": "status",
-    "status-timeout": "status-timeout",
-    "reversal": "reversal",
-    "reversal-timeout": "reversal-timeout",
-    "pull": "pull",
-}
-"""The kinds by their place in the neutral addresses."""
 
-_SPECIFIED: dict[tuple[str, str], Kind] = {
-    ("transactionstatus", "result"): "status",
-    ("transactionstatus", "timeout"): "status-timeout",
-    ("reversal", "result"): "reversal",
-    ("reversal", "timeout"): "reversal-timeout",
-}
-"""The kinds by their place in the specification's addresses."""
+def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], dict[str, Any]]:
+    """The body at an address that takes such kinds, as the enabled plugins describe it."""
 
-_SUBJECT: dict[str, dict[str, Any]] = {
-    "subject": {"enum": sorted({subject for subject, _ in _SPECIFIED})},
-    "ending": {"enum": sorted({ending for _, ending in _SPECIFIED})},
-}
+    def compose(gateway: Runtime) -> dict[str, Any]:
+        kinds = [kind for kind in gateway.callback_kinds.values() if has_place(kind)]
+        schemas: list[Mapping[str, Any]] = []
+        for kind in kinds:
+            if kind.schema not in schemas:
+                schemas.append(kind.schema)
+        examples = {name: {"value": value} for kind in kinds for name, value in kind.examples.items()}
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas or [{"type": "object"}]}
+        return {"schema": schema, "examples": examples}
 
-_STK_EXAMPLE = {
-    "Body": {
-        "stkCallback": {
-            "MerchantRequestID": "29115-34620561-1",
-            "CheckoutRequestID": "ws_CO_191220191020363925",
-            "ResultCode": 1032,
-            "ResultDesc": "Request cancelled by user",
-        }
+    return compose
+
+
+def _answers(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], list[Mapping[str, Any]]]:
+    """What an address that takes such kinds answers beside ``Accepted``."""
+
+    def compose(gateway: Runtime) -> list[Mapping[str, Any]]:
+        kinds = [kind for kind in gateway.callback_kinds.values() if kind.answer is not None and has_place(kind)]
+        return [kind.answer_schema or {"type": "object"} for kind in kinds]
+
+    return compose
+
+
+def _subjects(gateway: Runtime) -> dict[str, dict[str, Any]]:
+    """The two parts of the specification's addresses of results."""
+    found = [kind.path.split("/") for kind in gateway.callback_kinds.values() if kind.path]
+    return {
+        "subject": {"enum": sorted({subject for subject, _ in found})},
+        "ending": {"enum": sorted({ending for _, ending in found})},
     }
-}
 
-_RESULT_EXAMPLE = {
-    "Result": {
-        "ResultType": 0,
-        "ResultCode": 0,
-        "ResultDesc": "The service request is processed successfully.",
-        "OriginatorConversationID": "10571-7910404-1",
-        "ConversationID": "AG_20191219_00004e48cf7e3533f581",
-        "TransactionID": "NLJ41HAY6Q",
-    }
-}
+
+def _kinds(gateway: Runtime) -> dict[str, dict[str, Any]]:
+    return {"kind": {"enum": sorted(gateway.callback_kinds)}}
+
 
 _CALLBACK: dict[str, Any] = {
     "status_code": 200,
@@ -95,7 +92,8 @@ _CALLBACK: dict[str, Any] = {
     "request_max_body_size": None,
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
-    "takes": {"schema": STK, "examples": {"stk": {"value": _STK_EXAMPLE}}},
+    "takes": _takes(lambda kind: kind.path == ""),
+    "or_answers": _answers(lambda kind: kind.path == ""),
     "refuses": (
         SizeRefused,
         SourceRefused,
@@ -110,11 +108,12 @@ _CALLBACK: dict[str, Any] = {
 
 _REPLAY_REFUSES = (Conflict, SourceRefused, SignatureRefused, ShapeRefused, DoubledRefused, AnotherSubject)
 
-_RESULT: dict[str, Any] = _CALLBACK | {"takes": {"schema": RESULT, "examples": {"result": {"value": _RESULT_EXAMPLE}}}}
-
-_EITHER: dict[str, Any] = _CALLBACK | {
-    "takes": {"schema": ANY, "examples": {"stk": {"value": _STK_EXAMPLE}, "result": {"value": _RESULT_EXAMPLE}}}
+_RESULT: dict[str, Any] = _CALLBACK | {
+    "takes": _takes(lambda kind: bool(kind.path)),
+    "or_answers": _answers(lambda kind: bool(kind.path)),
 }
+
+_ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True), "or_answers": _answers(lambda _: True)}
 
 
 def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
@@ -128,9 +127,9 @@ def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
 
 
 async def _take(
-    gateway: Runtime, request: Request[Any, Any, Any], kind: Kind | None, token: str | None
+    gateway: Runtime, request: Request[Any, Any, Any], kind: str | None, token: str | None
 ) -> Response[bytes]:
-    if kind is None:
+    if kind is None or kind not in gateway.callback_kinds:
         raise NotFound("there is nothing at this address")
     verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
@@ -143,8 +142,22 @@ async def _take(
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
     incoming = Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source))
-    await gateway.port(CallbackInbox).receive(incoming)
-    return Response(_ACCEPTED, media_type="application/json")
+    arrival = await gateway.port(CallbackInbox).receive(incoming)
+    return Response(await _answer_to(arrival, gateway), media_type="application/json")
+
+
+async def _answer_to(arrival: Arrival, gateway: Runtime) -> bytes:
+    """The kind's own answer, or ``Accepted``."""
+    kind, make = gateway.callback_kinds.get(arrival.incoming.kind), arrival.report.event
+    if kind is None or kind.answer is None or make is None:
+        return _ACCEPTED
+    event = make(arrival.event_fields(gateway.clock.now()))
+    return msgspec.json.encode(await kind.answer(gateway, event))
+
+
+async def _take_at(gateway: Runtime, request: Request[Any, Any, Any], path: str, token: str | None) -> Response[bytes]:
+    """Take a callback at a path of the specification."""
+    return await _take(gateway, request, gateway.port(Kinds).at(path), token)
 
 
 async def _read_body(
@@ -175,7 +188,7 @@ async def _read_body(
 @post("/v1/webhooks/mpesa", **_CALLBACK)
 async def stk_callback(gateway: RuntimeDependency, request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
-    return await _take(gateway, request, "stk", None)
+    return await _take_at(gateway, request, "", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
@@ -183,10 +196,10 @@ async def stk_callback_with_token(
     gateway: RuntimeDependency, request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
-    return await _take(gateway, request, "stk", token)
+    return await _take_at(gateway, request, "", token)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_SUBJECT, **_RESULT)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_subjects, **_RESULT)
 async def result_callback(
     gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
@@ -194,10 +207,10 @@ async def result_callback(
     ending: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), None)
+    return await _take_at(gateway, request, f"{subject}/{ending}", None)
 
 
-@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_SUBJECT, **_RESULT)
+@post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_subjects, **_RESULT)
 async def result_callback_with_token(
     gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
@@ -206,10 +219,10 @@ async def result_callback_with_token(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, with the token of its request."""
-    return await _take(gateway, request, _SPECIFIED.get((subject, ending)), token)
+    return await _take_at(gateway, request, f"{subject}/{ending}", token)
 
 
-@post("/v1/cb/{kind:str}/{token:str}", described={"kind": {"enum": sorted(KINDS)}}, **_EITHER)
+@post("/v1/cb/{kind:str}/{token:str}", described=_kinds, **_ANY)
 async def neutral_callback(
     gateway: RuntimeDependency,
     request: Request[Any, Any, Any],
@@ -217,7 +230,7 @@ async def neutral_callback(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A callback of any kind at the address that our own requests hand to Daraja."""
-    return await _take(gateway, request, KINDS.get(kind), token)
+    return await _take(gateway, request, kind, token)
 
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])

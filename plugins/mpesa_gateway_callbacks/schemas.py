@@ -1,16 +1,17 @@
 """Callbacks as operators see them: never with a whole phone number."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.query import Limit
+from mpesa_gateway.http.rules import composed
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.unseen import escape_unseen
-from mpesa_gateway_callbacks.api import Kind
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
@@ -81,9 +82,13 @@ class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``unread`` asks for those at our own addresses, or from Safaricom's, that could not be read and were not replayed.
     """
 
+    RULES: ClassVar[Mapping[str, Any]] = {
+        "kind": composed(lambda gateway: {"enum": sorted(gateway.callback_kinds), "type": None})
+    }
+
     limit: Limit = 50
     cursor: str | None = None
-    kind: Kind | None = None
+    kind: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     unread: bool = False

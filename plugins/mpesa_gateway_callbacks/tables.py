@@ -53,6 +53,11 @@ class RefusedRow(Table, tablename="refused_callback"):
     was_forwarded = Boolean()
 
 
+# raw SQL: hot path - what each callback takes: its row, its repetitions, its verdict and what waits for it.
+# raw SQL: lock - what a sweep claims, what a replay or an erasure holds, what several workers forget.
+# raw SQL: aggregate - what operators and the doctor see counted.
+# raw SQL: replica - the lists.
+
 KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     merchant_id, signature, body_bytes, verdict, applied_at, due_at)
@@ -116,10 +121,6 @@ WHERE callback_id IN (
 RETURNING callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at, tries
 """
 
-PUT_OFF = "UPDATE callback SET due_at = $2 WHERE callback_id = $1 AND verdict = 'waiting'"
-
-GIVE_UP = "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1 AND verdict = 'waiting'"
-
 _SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code, left(body, 65536) AS body,
     repeats, verdict, applied_at, merchant_id, signature"""
 """A callback in a list: of a larger body its beginning."""
@@ -176,22 +177,9 @@ ACCEPTED: dict[str | None, str] = {
 }
 """By verdict."""
 
-FIND = "SELECT * FROM callback WHERE callback_id = $1"
-
-WAKE = """
-UPDATE callback SET verdict = 'waiting', due_at = $2 WHERE callback_id = $1 AND verdict <> 'applied'
-"""
-
 IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
 
 FIND_BY_FINGERPRINT = "SELECT callback_id, verdict FROM callback WHERE fingerprint = $1"
-
-FIND_REFUSED = "SELECT * FROM refused_callback WHERE refused_id = $1"
-
-REPLAYED = """
-UPDATE refused_callback SET replayed_at = $2, callback_id = $3 WHERE refused_id = $1 AND callback_id IS NULL
-RETURNING refused_id
-"""
 
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('callback ' || $1, 0))"
 """Taken before every other lock, and only by replays."""
@@ -233,8 +221,6 @@ FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
 """Looks at the next so many, and gives what those say that it may stand in."""
 
-ERASE = "UPDATE callback SET body = $2, body_bytes = NULL, handle = $3, fingerprint = $4 WHERE callback_id = $1"
-
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
 WHERE (subject_id = ANY($1::text[]) OR refused_id = ANY($1::text[])) AND original IS NOT NULL
@@ -247,8 +233,6 @@ WHERE (merchant_id = $1 OR merchant_id IS NULL) AND subject_id IS NULL AND origi
 ORDER BY refused_id LIMIT $4
 """
 """Looks at all of them: there are only so many as the settings keep."""
-
-ERASE_REFUSED = "UPDATE refused_callback SET original = NULL, body_bytes = NULL, signature = NULL WHERE refused_id = $1"
 
 FORGET = """
 DELETE FROM callback WHERE callback_id IN (
@@ -288,5 +272,3 @@ SELECT source, bool_or(was_forwarded) AS was_forwarded FROM (
         ORDER BY received_at DESC LIMIT 1000)
 ) AS seen GROUP BY source ORDER BY count(*) DESC, source LIMIT 20
 """
-
-WAITING_LONG = "SELECT count(*) FROM callback WHERE verdict = 'waiting' AND due_at IS NOT NULL AND received_at < $1"

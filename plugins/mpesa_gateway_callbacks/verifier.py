@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import get_args
 
 import structlog
 
@@ -17,10 +16,9 @@ from mpesa_gateway.daraja.signatures import (
     read_signature,
 )
 from mpesa_gateway.security.merchants import Merchants
-from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.errors import SignatureRefused, SourceRefused, TokenRefused
-from mpesa_gateway_callbacks.kinds import RESULTS, kind_of, merged
+from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, read_token
 
@@ -28,8 +26,6 @@ log = structlog.get_logger(__name__)
 
 _READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
 """Pause between two attempts to read a certificate that cannot be used."""
-
-_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class CallbackVerifier:
@@ -44,6 +40,7 @@ class CallbackVerifier:
         token_key: Callable[[], bytes],
         merchants: Merchants,
         secrets: CallbackSecrets | None,
+        kinds: Kinds,
     ) -> None:
         """``token_key`` returns the key of the tokens; ``secrets`` is None where no plugin knows passkeys."""
         self._settings = settings
@@ -52,6 +49,7 @@ class CallbackVerifier:
         self._token_key = token_key
         self._merchants = merchants
         self._secrets = secrets
+        self._kinds = kinds
         self._allowlist = read_networks(settings.allowlist, "callbacks.allowlist")
         self._certificate: Certificate | None = None
         self._certificate_read_at: datetime | None = None
@@ -70,9 +68,9 @@ class CallbackVerifier:
         if self.is_listed(source):
             return True
         token, key = path.rpartition("/")[2], self._token_key()
-        return any(read_token(key, kind, token) is not None for kind in _KINDS)
+        return any(read_token(key, kind, token) is not None for kind in self._kinds.names)
 
-    def is_trusted(self, kind: Kind, token: str | None, source: str) -> bool:
+    def is_trusted(self, kind: str, token: str | None, source: str) -> bool:
         """Return True if any body is stored whole: its token is one of ours, or its source is listed."""
         return self.open_token(kind, token) is not None or self.is_listed(source)
 
@@ -81,19 +79,18 @@ class CallbackVerifier:
         address = read_address(source)
         return address is not None and within(address, self._allowlist)
 
-    def open_token(self, address: Kind, token: str | None) -> tuple[Subject, Kind] | None:
-        """Return a token's subject and kind; None without a valid one. A result's token fits every result address."""
+    def open_token(self, address: str, token: str | None) -> tuple[Subject, str] | None:
+        """Return a token's subject and kind; None without a valid one. It fits every address of its family."""
         if token is None:
             return None
         key = self._token_key()
-        others = RESULTS if address in RESULTS else ()
-        for kind in dict.fromkeys((address, *others)):
+        for kind in self._kinds.family(address):
             subject = read_token(key, kind, token)
             if subject is not None:
-                return subject, merged(address, kind)
+                return subject, self._kinds.merged(address, kind)
         return None
 
-    def read_token(self, incoming: Incoming) -> tuple[Subject | None, Kind]:
+    def read_token(self, incoming: Incoming) -> tuple[Subject | None, str]:
         """Return the token's subject, None without a token, and the kind of the callback.
 
         Raises TokenRefused, and SourceRefused before it: where every source is checked, a stranger learns nothing
@@ -102,7 +99,7 @@ class CallbackVerifier:
         if self._settings.enforce_allowlist == "always":
             self._check_listed(incoming.source)
         if incoming.token is None:
-            return None, kind_of(incoming.kind, incoming.body)
+            return None, self._kinds.of_body(incoming.kind, incoming.body)
         found = self.open_token(incoming.kind, incoming.token)
         if found is None:
             raise TokenRefused("there is nothing at this address")
@@ -111,9 +108,10 @@ class CallbackVerifier:
     def check_source(self, incoming: Incoming, subject: Subject | None) -> None:
         """Raise SourceRefused for an unlisted source where the settings, or a missing token, require a listed one."""
         mode = self._settings.enforce_allowlist
-        # Without a token the address is the only proof. A push can be queried later, a result cannot.
+        # Without a token the address is the only proof, unless Daraja can be asked.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
-        if is_checked or (subject is None and incoming.kind in RESULTS):
+        kind = self._kinds.get(incoming.kind)
+        if is_checked or (subject is None and not (kind is not None and kind.can_be_asked)):
             self._check_listed(incoming.source)
 
     async def check_signature(self, incoming: Incoming, subject: Subject | None) -> bool:

@@ -2,6 +2,7 @@
 
 from mpesa_gateway.invariant import Invariant
 
+# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
 INVARIANTS = (
     Invariant(
         name="envs_are_the_shortcodes",

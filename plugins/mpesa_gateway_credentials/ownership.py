@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from piccolo.columns.combination import Where
+
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database, Row
@@ -10,6 +12,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_credentials import tables
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
 _NO_CREDENTIALS = (
     "this merchant has stored no live credentials for {}: it stores them first, with PUT /v1/merchant/providers"
@@ -50,17 +53,20 @@ class ReceiverOwnership:
         await self._merchants.require(merchant_id)
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
-            if not await self._db.fetchval(tables.HAS_SHORTCODE, merchant_id, receiver["receiver_id"]):
+            receiver_id = receiver["receiver_id"]
+            if not await self._db.run(ShortcodeRow.exists().where(*_right(merchant_id, receiver_id))):
                 raise Conflict(_NO_CREDENTIALS.format(number))
-            await self._db.execute(tables.MOVE_OWNER, receiver["receiver_id"], merchant_id)
+            await self._db.run(
+                ReceiverRow.update({ReceiverRow.owner_id: merchant_id}).where(ReceiverRow.receiver_id == receiver_id)
+            )
             await self._audit.record(
                 "receiver.moved",
                 merchant_id=merchant_id,
                 actor=actor,
-                subject_id=receiver["receiver_id"],
+                subject_id=receiver_id,
                 detail={"shortcode": number, "from": receiver["owner_id"]},
             )
-        self._changes.tell("receiver", receiver["receiver_id"])
+        self._changes.tell("receiver", receiver_id)
 
     async def allow_use(self, number: str, merchant_id: str, *, is_allowed: bool, actor: str) -> None:
         """Let a merchant push at a live receiver that another one owns, or end that. Raises NotFound and Conflict."""
@@ -68,8 +74,12 @@ class ReceiverOwnership:
         now = self._clock.now()
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
-            found = await self._db.fetchval(tables.ALLOW, merchant_id, receiver["receiver_id"], is_allowed, now)
-            if found is None:
+            found = await self._db.run(
+                ShortcodeRow.update({ShortcodeRow.is_allowed: is_allowed, ShortcodeRow.updated_at: now})
+                .where(*_right(merchant_id, receiver["receiver_id"]))
+                .returning(ShortcodeRow.shortcode_id)
+            )
+            if not found:
                 raise Conflict(_NO_CREDENTIALS.format(number))
             await self._audit.record(
                 "receiver.use_allowed" if is_allowed else "receiver.use_ended",
@@ -79,7 +89,7 @@ class ReceiverOwnership:
                 detail={"shortcode": number},
             )
         self._changes.tell("credentials", merchant_id)
-        self._changes.tell("shortcode", found)
+        self._changes.tell("shortcode", found[0]["shortcode_id"])
 
     async def users(self, number: str) -> list[UseView]:
         """The merchants that have, or had, live credentials for a receiver. Raises NotFound."""
@@ -98,7 +108,12 @@ class ReceiverOwnership:
         ]
 
     async def _live_receiver(self, number: str) -> Row:
-        row = await self._db.fetchrow(f"{tables.RECEIVER} FOR NO KEY UPDATE", "live", number)
+        row = await self._db.fetchrow(tables.LOCK_RECEIVER, number)
         if row is None:
             raise NotFound(f"no merchant has stored live credentials for {number}")
         return row
+
+
+def _right(merchant_id: str, receiver_id: str) -> tuple[Where, Where]:
+    """Return the conditions for the shortcode of a merchant at a receiver."""
+    return ShortcodeRow.merchant_id == merchant_id, ShortcodeRow.receiver_id == receiver_id

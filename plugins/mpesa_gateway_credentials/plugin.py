@@ -1,5 +1,6 @@
 """The credentials plugin, declared."""
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
 from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
@@ -13,6 +14,7 @@ from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
+# raw SQL: declared - the sealed column names a part of its key.
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
 
 
@@ -20,6 +22,7 @@ plugin = Plugin(
     name="credentials",
     summary="Keeps the credentials of merchants' shortcodes, sealed at rest, and who owns which receiver.",
     settings=CredentialsSettings,
+    id_prefixes=(IdPrefix("shc", "shortcode"), IdPrefix("rcv", "receiver")),
     routes=routes,
     provides=PROVIDES,
     tables=Tables(

@@ -11,11 +11,12 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
-from mpesa_gateway.security.scopes import Caller, Env, Scope, key_prefix
+from mpesa_gateway.security.scopes import Caller, Env, key_prefix
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.api import MpesaCredentials, StatementSource
 from mpesa_gateway_credentials.schemas import Check, KeyView, MerchantView, MpesaSummary, ProviderView, Verification
+from mpesa_gateway_credentials.tables import ReceiverRow
 
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
 """The fields that are sealed at rest and masked everywhere."""
@@ -92,8 +93,16 @@ class CredentialReader:
         """See the port."""
         if not credentials.wants_owner:
             return credentials.is_owner
-        if await self._db.fetchval(tables.OWN, credentials.receiver_id, credentials.merchant_id) is None:
-            return bool(await self._db.fetchval(tables.OWNER, credentials.receiver_id) == credentials.merchant_id)
+        receiver = ReceiverRow.receiver_id == credentials.receiver_id
+        # Postgres decides who is first: a second merchant's update waits for the first and then changes nothing.
+        owned = await self._db.run(
+            ReceiverRow.update({ReceiverRow.owner_id: credentials.merchant_id})
+            .where(receiver, ReceiverRow.owner_id.is_null(), ReceiverRow.env == "live")
+            .returning(ReceiverRow.receiver_id)
+        )
+        if not owned:
+            is_own = ReceiverRow.owner_id == credentials.merchant_id
+            return bool(await self._db.run(ReceiverRow.exists().where(receiver, is_own)))
         await self._audit.record(
             "receiver.owned",
             merchant_id=credentials.merchant_id,
@@ -162,7 +171,7 @@ class CredentialReader:
             env=caller.env,
             is_active=merchant.is_active,
             created_at=merchant.created_at,
-            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(map(Scope, caller.scopes))),
+            key=KeyView(id=caller.key_id, env=caller.env, scopes=sorted(caller.scopes)),
             providers=[view.provider for view in await self.providers(caller.merchant_id, caller.env)],
         )
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 import structlog
+from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused
@@ -24,6 +25,7 @@ from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader, aad, provider_view
 from mpesa_gateway_credentials.schemas import MpesaFields, ProviderView, RetiredView, SetProvider
 from mpesa_gateway_credentials.settings import CredentialsSettings
+from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
 log = structlog.get_logger(__name__)
 
@@ -134,15 +136,31 @@ class CredentialStore:
     async def _add_receiver(self, merchant_id: str, env: Env, number: str, *, is_till: bool) -> str:
         kind, now = "till" if is_till else "paybill", self._clock.now()
         await self._db.execute(tables.ADD_RECEIVER, self._ids.new("rcv"), env, number, kind, now, merchant_id)
-        row = await self._db.fetchrow(tables.RECEIVER, env, number)
+        row = await self._db.run(
+            ReceiverRow.select(ReceiverRow.receiver_id)
+            .where(ReceiverRow.env == env, ReceiverRow.number == number)
+            .first()
+        )
         if row is None:
             raise RuntimeError("the receiver was not written")
         return str(row["receiver_id"])
 
     async def _retire(self, merchant_id: str, env: Env, receiver_id: str | None, now: datetime) -> Row | None:
         """Retire the default shortcode unless it is of this receiver; returns it. Needs an open transaction."""
-        shortcode_id = await self._db.fetchval(tables.RETIRE_DEFAULT, merchant_id, env, receiver_id, now)
-        return None if shortcode_id is None else await self._db.fetchrow(tables.FIND, shortcode_id)
+        retired = await self._db.run(
+            ShortcodeRow.update(
+                {ShortcodeRow.retired_at: now, ShortcodeRow.is_default: False, ShortcodeRow.updated_at: now}
+            )
+            .where(
+                ShortcodeRow.merchant_id == merchant_id,
+                ShortcodeRow.env == env,
+                ShortcodeRow.is_default.eq(value=True),
+                ShortcodeRow.retired_at.is_null(),
+                *(() if receiver_id is None else (ShortcodeRow.receiver_id != receiver_id,)),
+            )
+            .returning(ShortcodeRow.shortcode_id)
+        )
+        return await self._db.fetchrow(tables.FIND, retired[0]["shortcode_id"]) if retired else None
 
     async def _note_envs(self, merchant_id: str) -> None:
         await self._merchants.set_envs(merchant_id, await self._db.fetchval(tables.ENVS, merchant_id))
@@ -179,14 +197,19 @@ class CredentialStore:
     async def wipe_retired(self) -> int:
         """Erase the secrets of shortcodes that were retired 48 h ago and have nothing open; returns their number."""
         now, wiped = self._clock.now(), 0
-        rows = await self._db.fetch(tables.TO_WIPE, now - KEPT, _WIPED_AT_ONCE)
+        rows = await self._db.run(
+            ShortcodeRow.select(ShortcodeRow.shortcode_id, ShortcodeRow.merchant_id)
+            .where(*_to_wipe(now))
+            .order_by(ShortcodeRow.retired_at)
+            .limit(_WIPED_AT_ONCE)
+        )
         still_open = await self._count_open([row["shortcode_id"] for row in rows])
         for row in rows:
             if any(still_open[row["shortcode_id"]].values()):
                 continue
             async with self._db.transaction():
                 await self._db.execute(tables.LOCK_MERCHANT, row["merchant_id"])
-                if await self._db.fetchval(tables.WIPE, row["shortcode_id"], now - KEPT, now) is None:
+                if not await self._wipe(row["shortcode_id"], now):
                     continue
                 await self._note_envs(row["merchant_id"])
                 await self._audit.record(
@@ -198,6 +221,24 @@ class CredentialStore:
             self._tell(row["merchant_id"], row["shortcode_id"])
             wiped += 1
         return wiped
+
+    async def _wipe(self, shortcode_id: str, now: datetime) -> bool:
+        wiped = await self._db.run(
+            ShortcodeRow.update(
+                {
+                    ShortcodeRow.consumer_key: None,
+                    ShortcodeRow.consumer_secret: None,
+                    ShortcodeRow.passkey: None,
+                    ShortcodeRow.initiator: None,
+                    ShortcodeRow.security_credential: None,
+                    ShortcodeRow.wiped_at: now,
+                    ShortcodeRow.updated_at: now,
+                }
+            )
+            .where(ShortcodeRow.shortcode_id == shortcode_id, *_to_wipe(now))
+            .returning(ShortcodeRow.shortcode_id)
+        )
+        return bool(wiped)
 
     async def _count_open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return what is open of each shortcode, by the plural of what it is; every kind is counted, 0 too."""
@@ -271,3 +312,8 @@ class CredentialStore:
                 f"its host must be this gateway's ({own.netloc}) or allowed in its configuration "
                 "(credentials.allowed_callback_hosts); leave it out to use the gateway's own address",
             )
+
+
+def _to_wipe(now: datetime) -> tuple[Where, Where]:
+    """Return the conditions for shortcodes that were retired 48 h ago and still have their secrets."""
+    return ShortcodeRow.retired_at < now - KEPT, ShortcodeRow.wiped_at.is_null()

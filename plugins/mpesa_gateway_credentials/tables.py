@@ -1,7 +1,4 @@
-"""Receivers and shortcodes as Piccolo tables, and the named queries on them.
-
-The queries are raw SQL where they join, lock or decide concurrency in one statement.
-"""
+"""Receivers and shortcodes as Piccolo tables, and the named queries on them."""
 
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
@@ -47,18 +44,18 @@ class ShortcodeRow(Table, tablename="shortcode"):
     wiped_at = Timestamptz(null=True, default=None)
 
 
-_WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
-
+# raw SQL: lock - one change of a merchant's shortcodes, or of a receiver, at a time.
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
-"""One change of a merchant's shortcodes at a time. Inserts that refer to the merchant do not wait for it."""
+"""Inserts that refer to the merchant do not wait for it."""
 
+LOCK_RECEIVER = "SELECT * FROM receiver WHERE env = 'live' AND number = $1 FOR NO KEY UPDATE"
+
+# raw SQL: upsert - what is kept, revived or replaced of a stored row is decided in one statement.
 ADD_RECEIVER = """
 INSERT INTO receiver (receiver_id, env, number, kind, created_at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
     WHERE receiver.kind <> excluded.kind AND (receiver.owner_id IS NULL OR receiver.owner_id = $6)
 """
-
-RECEIVER = "SELECT * FROM receiver WHERE env = $1 AND number = $2"
 
 STORE = Named("""
 INSERT INTO shortcode (shortcode_id, merchant_id, env, receiver_id, store_number, consumer_key, consumer_secret,
@@ -77,16 +74,14 @@ RETURNING shortcode_id
 """)
 """Stores the credentials of a shortcode and makes it the default one; revives it where it was retired."""
 
-RETIRE_DEFAULT = """
-UPDATE shortcode SET retired_at = $4, is_default = false, updated_at = $4
-WHERE merchant_id = $1 AND env = $2 AND is_default AND retired_at IS NULL AND receiver_id IS DISTINCT FROM $3
-RETURNING shortcode_id
-"""
-
+# raw SQL: aggregate
 ENVS = """
 SELECT COALESCE(array_agg(DISTINCT env ORDER BY env), '{}')
 FROM shortcode WHERE merchant_id = $1 AND wiped_at IS NULL
 """
+
+# raw SQL: join - a shortcode with its receiver, and its merchant.
+_WHOLE = "SELECT shortcode.*, receiver.number, receiver.owner_id FROM shortcode JOIN receiver USING (receiver_id, env)"
 
 USABLE = f"{_WHOLE} WHERE merchant_id = $1 AND retired_at IS NULL"
 
@@ -109,38 +104,10 @@ WHERE nominated_number IS NOT NULL AND wiped_at IS NULL AND merchant.is_active
 ORDER BY shortcode_id
 """
 
-OWN = """
-UPDATE receiver SET owner_id = $2 WHERE receiver_id = $1 AND owner_id IS NULL AND env = 'live' RETURNING receiver_id
-"""
-"""Postgres decides who is first: a second merchant's update waits for the first and then changes nothing."""
-
-OWNER = "SELECT owner_id FROM receiver WHERE receiver_id = $1"
-
-MOVE_OWNER = "UPDATE receiver SET owner_id = $2 WHERE receiver_id = $1 RETURNING number"
-
-HAS_SHORTCODE = "SELECT EXISTS (SELECT 1 FROM shortcode WHERE merchant_id = $1 AND receiver_id = $2)"
-
-ALLOW = """
-UPDATE shortcode SET is_allowed = $3, updated_at = $4 WHERE merchant_id = $1 AND receiver_id = $2
-RETURNING shortcode_id
-"""
-
 USERS = """
 SELECT merchant_id, merchant.name, owner_id = merchant_id AS is_owner, is_allowed, retired_at
 FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merchant_id)
 WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
-"""
-
-TO_WIPE = """
-SELECT shortcode_id, merchant_id FROM shortcode WHERE retired_at < $1 AND wiped_at IS NULL
-ORDER BY retired_at LIMIT $2
-"""
-
-WIPE = """
-UPDATE shortcode SET consumer_key = NULL, consumer_secret = NULL, passkey = NULL, initiator = NULL,
-    security_credential = NULL, wiped_at = $3, updated_at = $3
-WHERE shortcode_id = $1 AND retired_at < $2 AND wiped_at IS NULL
-RETURNING shortcode_id
 """
 
 LIST = """

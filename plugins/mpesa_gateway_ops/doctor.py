@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 
 from mpesa_gateway.observation import Check, Examination, Observation, note, ok
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.tables import OperatorRow
 
 
 async def look_at_operators(gateway: Runtime, _: Examination) -> AsyncIterator[Observation]:
     """Somebody is there to see the queue and the jobs that failed."""
-    count = await gateway.db.fetchval(tables.COUNT_ACTIVE)
+    count = await gateway.db.run(OperatorRow.count().where(OperatorRow.is_active.eq(value=True)))
     if count:
         who = "one operator" if count == 1 else f"{count} operators"
         yield ok("ops.operators", f"{who} may log in at {gateway.url('/ops')}")

@@ -7,7 +7,6 @@ import msgspec
 from mpesa_gateway.errors import Invalid, checking
 from mpesa_gateway.http.admin import NAME
 from mpesa_gateway.pages import Act, Done, Menu, Page, Role, Shown, Visit
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 
 _A_PAGE = 50
 
@@ -41,8 +40,8 @@ async def merchant(visit: Visit) -> Shown:
         {
             "merchant": found,
             "keys": await visit.gateway.api_keys.list(found.merchant_id),
-            "scopes": [scope.value for scope in Scope],
-            "chosen": visit.form.get("scopes", [scope.value for scope in MERCHANT_SCOPES]),
+            "scopes": [scope.name for scope in visit.gateway.scopes.all],
+            "chosen": visit.form.get("scopes", [scope.name for scope in visit.gateway.scopes.of_merchants]),
             "fields": {name: visit.text(name) for name in ("name", "env", "expires_at")},
         },
         title=found.name,
@@ -54,7 +53,7 @@ async def create_key(visit: Visit) -> Done:
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
     with checking() as checks:
         name = checks.take("name", NAME, visit.text("name"))
-        scopes = checks.take("scopes", _scopes, tuple(visit.form.get("scopes", ())))
+        scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
         expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
         env = checks.take("env", _env, visit.text("env"))
     _, secret = await visit.gateway.api_keys.create(
@@ -66,12 +65,6 @@ async def create_key(visit: Visit) -> Done:
         expires_at=expires_at,
     )
     return Done(f"merchants/{found.merchant_id}", f"The API key `{name}`:", secret)
-
-
-def _scopes(texts: tuple[str, ...]) -> tuple[Scope, ...]:
-    if not texts:
-        raise ValueError("choose at least one")
-    return tuple(Scope(text) for text in texts)
 
 
 def _env(text: str) -> str:

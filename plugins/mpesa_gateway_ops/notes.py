@@ -9,7 +9,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import CannotOpen, Sealer
-from mpesa_gateway_ops import tables
+from mpesa_gateway_ops.tables import NoteRow
 
 _KEEP = timedelta(minutes=10)
 
@@ -36,17 +36,25 @@ class Notes:
         note_id, now = self._ids.token(16).hex(), self._clock.now()
         note = Note(text=text, problem=problem, secret=None if secret is None else secret.reveal())
         sealed = self._sealer.seal(msgspec.json.encode(note).decode(), aad=_aad(note_id, owner))
-        await self._db.execute(tables.LEAVE_NOTE, note_id, owner, sealed, now, now - _KEEP)
+        await self._db.run(NoteRow.delete().where(NoteRow.created_at < now - _KEEP))
+        await self._db.run(NoteRow.insert(NoteRow(note_id=note_id, owner=owner, sealed=sealed, created_at=now)))
         return note_id
 
     async def take(self, owner: str, note_id: str) -> Note | None:
         """A note of this owner's, which is gone then; None for one that was taken, is old, or somebody else's."""
-        since = self._clock.now() - _KEEP
-        sealed = await self._db.fetchval(tables.TAKE_NOTE, note_id, owner, since)
-        if sealed is None:
+        taken = await self._db.run(
+            NoteRow.delete()
+            .where(
+                NoteRow.note_id == note_id,
+                NoteRow.owner == owner,
+                NoteRow.created_at >= self._clock.now() - _KEEP,
+            )
+            .returning(NoteRow.sealed)
+        )
+        if not taken:
             return None
         try:
-            return msgspec.json.decode(self._sealer.open(sealed, aad=_aad(note_id, owner)), type=Note)
+            return msgspec.json.decode(self._sealer.open(taken[0]["sealed"], aad=_aad(note_id, owner)), type=Note)
         except CannotOpen:
             # Sealed under a master key that is gone: what it said is lost, and the page is not.
             return None

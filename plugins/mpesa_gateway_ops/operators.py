@@ -18,7 +18,6 @@ from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.pages import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostLogin
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.guesses import Guesses
@@ -106,17 +105,23 @@ class Operators:
         )
         password_hash = await self._hash(password)
         async with self._db.transaction():
-            if not await self._db.fetchval(
-                tables.CREATE, operator.operator_id, name, password_hash, role.value, operator.created_at
-            ):
+            row = OperatorRow(
+                operator_id=operator.operator_id,
+                name=name,
+                password_hash=password_hash,
+                role=role.value,
+                is_active=True,
+                created_at=operator.created_at,
+            )
+            insert = OperatorRow.insert(row).on_conflict(target=OperatorRow.name, action="DO NOTHING")
+            if not await self._db.run(insert.returning(OperatorRow.operator_id)):
                 raise Conflict(f"there is or was an operator called {name}: take another name")
             await self._audit("operator.created", actor, operator.operator_id, name=name, role=role.value)
         return operator
 
     async def create_first(self, name: str, *, actor: str) -> Secret | None:
         """The first operator, an admin, with a password of our choice, shown now or never; None where there is one."""
-        query: Any = OperatorRow.exists()  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        if await self._db.run(query):
+        if await self._db.run(OperatorRow.exists()):
             return None
         password = Secret(base32(int.from_bytes(self._ids.token(15), "big"), 24))
         await self.create(name, password, role=Role.ADMIN, actor=actor)
@@ -124,15 +129,8 @@ class Operators:
 
     async def list(self) -> list[Operator]:
         """All operators by name, those that are shut out too."""
-        query: Any = OperatorRow.select(  # pyright: ignore[reportUnknownVariableType] - Piccolo
-            OperatorRow.operator_id,
-            OperatorRow.name,
-            OperatorRow.role,
-            OperatorRow.is_active,
-            OperatorRow.created_at,
-            OperatorRow.last_login_at,
-        ).order_by(OperatorRow.name)
-        rows = await self._db.run(query)
+        shown = OperatorRow.all_columns(exclude=[OperatorRow.password_hash])
+        rows = await self._db.run(OperatorRow.select(*shown).order_by(OperatorRow.name))
         return [msgspec.convert(row, Operator) for row in rows]
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
@@ -141,27 +139,21 @@ class Operators:
             checks.take("password", _check_password, password)
         password_hash = await self._hash(password)
         async with self._db.transaction():
-            operator_id = await self._db.fetchval(tables.CHANGE, name, password_hash)
-            if operator_id is None:
-                raise _unknown(name)
-            await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
+            operator_id = await self._change(name, {OperatorRow.password_hash: password_hash})
+            await self._sessions.close_all_of(operator_id)
             await self._audit("operator.password_set", actor, operator_id)
 
     async def set_role(self, name: str, role: Role, *, actor: str) -> None:
         """Another role, from the next page on. Raises NotFound."""
         async with self._db.transaction():
-            operator_id = await self._db.fetchval(tables.SET_ROLE, name, role.value)
-            if operator_id is None:
-                raise _unknown(name)
+            operator_id = await self._change(name, {OperatorRow.role: role.value})
             await self._audit("operator.role_set", actor, operator_id, role=role.value)
 
     async def deactivate(self, name: str, *, actor: str) -> None:
         """Let this operator in no more; every session ends. Raises NotFound."""
         async with self._db.transaction():
-            operator_id = await self._db.fetchval(tables.DEACTIVATE, name)
-            if operator_id is None:
-                raise _unknown(name)
-            await self._db.execute(tables.CLOSE_SESSIONS_OF, operator_id)
+            operator_id = await self._change(name, {OperatorRow.is_active: False})
+            await self._sessions.close_all_of(operator_id)
             await self._audit("operator.deactivated", actor, operator_id)
 
     async def sign_in(self, name: str, password: Secret, address: str, device: Secret = _NO_DEVICE) -> SignedIn:
@@ -172,7 +164,7 @@ class Operators:
         name = name.strip().lower()
         guess = self._guesses.guess(name, address, device)
         async with self._guesses.judging(guess):
-            row = await self._db.fetchrow(tables.FIND, name) if _NAME.match(name) else None
+            row = await self._find(name) if _NAME.match(name) else None
             known_hash = None if row is None else str(row["password_hash"])
             # What is no password at all is not worth the hashing, whoever has the name.
             is_right = SHORTEST <= len(password.reveal()) <= LONGEST and await self._guesses.run(
@@ -182,7 +174,7 @@ class Operators:
                 async with self._db.transaction():
                     now = self._clock.now()
                     # Unless the password was changed, or the operator shut out, while we were hashing.
-                    if await self._db.fetchval(tables.NOTE_LOGIN, row["operator_id"], known_hash, now):
+                    if await self._note_login(row["operator_id"], known_hash, now):
                         actor = f"operator:{row['operator_id']}"
                         await self._audit("operator.signed_in", actor, row["operator_id"])
                         session = await self._sessions.open(row["operator_id"])
@@ -191,6 +183,36 @@ class Operators:
             await self._audit("operator.sign_in_failed", f"address:{address}", operator_id)
             await self._guesses.failed(guess)
             raise WrongPassword("the name or the password is wrong")
+
+    async def _find(self, name: str) -> dict[str, Any] | None:
+        shown = (OperatorRow.operator_id, OperatorRow.password_hash, OperatorRow.is_active)
+        row: dict[str, Any] | None = await self._db.run(
+            OperatorRow.select(*shown).where(OperatorRow.name == name).first()
+        )
+        return row
+
+    async def _change(self, name: str, values: dict[Any, Any]) -> str:
+        """Change an active operator; returns the id. Raises NotFound."""
+        changed: list[dict[str, str]] = await self._db.run(
+            OperatorRow.update(values)
+            .where(OperatorRow.name == name, OperatorRow.is_active.eq(value=True))
+            .returning(OperatorRow.operator_id)
+        )
+        if not changed:
+            raise _unknown(name)
+        return changed[0]["operator_id"]
+
+    async def _note_login(self, operator_id: str, known_hash: str | None, now: datetime) -> bool:
+        noted = await self._db.run(
+            OperatorRow.update({OperatorRow.last_login_at: now})
+            .where(
+                OperatorRow.operator_id == operator_id,
+                OperatorRow.password_hash == known_hash,
+                OperatorRow.is_active.eq(value=True),
+            )
+            .returning(OperatorRow.operator_id)
+        )
+        return bool(noted)
 
     async def _hash(self, password: Secret) -> str:
         return await self._guesses.run(partial(_hasher.hash, password.reveal()))

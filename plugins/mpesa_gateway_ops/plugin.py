@@ -4,6 +4,7 @@ import re
 
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.pages import FirstOperator, Pages
 from mpesa_gateway.plugin import Forgetting, Plugin, Tables
 from mpesa_gateway.runtime import Runtime
@@ -46,6 +47,7 @@ plugin = Plugin(
     name="ops",
     summary="Pages for operators, behind a login: everything that the other plugins have to show, and to be done.",
     settings=OpsSettings,
+    id_prefixes=(IdPrefix("opr", "operator"),),
     routes=routes,
     provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),

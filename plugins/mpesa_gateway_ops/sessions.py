@@ -16,6 +16,7 @@ from mpesa_gateway.security.vault import OPERATOR_FORMS, Vault
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.settings import OpsSettings
+from mpesa_gateway_ops.tables import SessionRow
 
 _SEEN_FOR, _MOST_SEEN = 600.0, 1000
 """Seconds for which a session is known without asking Postgres, and how many are; full, the memory is emptied."""
@@ -59,8 +60,20 @@ class Sessions:
         """A new session, as the cookie will hold it. Those that have ended are forgotten."""
         token = Secret(self._ids.token(32).hex())
         now = self._clock.now()
-        await self._db.execute(tables.FORGET_SESSIONS, now, now - self._idle)
-        await self._db.execute(tables.OPEN_SESSION, _digest(token), operator_id, now, now + self.lifetime)
+        await self._db.run(
+            SessionRow.delete().where((SessionRow.expires_at <= now) | (SessionRow.last_seen_at <= now - self._idle))
+        )
+        await self._db.run(
+            SessionRow.insert(
+                SessionRow(
+                    digest=_digest(token),
+                    operator_id=operator_id,
+                    created_at=now,
+                    last_seen_at=now,
+                    expires_at=now + self.lifetime,
+                )
+            )
+        )
         return token
 
     async def find(self, token: Secret, *, is_used: bool) -> Session | None:
@@ -71,7 +84,7 @@ class Sessions:
         if row is None:
             return None
         if is_used and row["last_seen_at"] < now - _TOUCH_EVERY:
-            await self._db.execute(tables.TOUCH_SESSION, digest, now)
+            await self._db.run(SessionRow.update({SessionRow.last_seen_at: now}).where(SessionRow.digest == digest))
         self._remember(digest)
         visitor = Visitor(name=row["name"], role=Role(row["role"]), actor=f"operator:{row['operator_id']}")
         return Session(visitor, _form_token(token), digest.hex())
@@ -92,11 +105,17 @@ class Sessions:
         token = hmac.new(key, f"{actor}|{operator.role.value}".encode(), hashlib.sha256).hexdigest()
         return Session(Visitor(name=operator.name, role=operator.role, actor=actor), token, actor, is_ours=False)
 
+    async def close_all_of(self, operator_id: str) -> None:
+        """End every session of an operator."""
+        await self._db.run(SessionRow.delete().where(SessionRow.operator_id == operator_id))
+
     async def close(self, token: Secret) -> None:
         """End a session."""
         async with self._db.transaction():
-            operator_id = await self._db.fetchval(tables.CLOSE_SESSION, _digest(token))
-            if operator_id is not None:
+            closed = await self._db.run(
+                SessionRow.delete().where(SessionRow.digest == _digest(token)).returning(SessionRow.operator_id)
+            )
+            for operator_id in (row["operator_id"] for row in closed):
                 await self._audit.record(
                     "operator.signed_out", merchant_id=None, actor=f"operator:{operator_id}", subject_id=operator_id
                 )

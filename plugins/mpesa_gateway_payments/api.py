@@ -24,11 +24,14 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     read_kind,
 )
-from mpesa_gateway_payments.schemas import CheckStarted, PaymentView, PaymentWithTimeline
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
+from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
+from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
 from mpesa_gateway_payments.verdicts import AlreadyKnown, Ambiguous, Ask, Mismatch, Settles, Transaction, Unfit, Verdict
 
 __all__ = [
     "CLOCKS_DIFFER",
+    "TRANSACTION_STATUS",
     "AlreadyKnown",
     "Ambiguous",
     "Ask",
@@ -38,6 +41,7 @@ __all__ = [
     "Finding",
     "Lock",
     "Mismatch",
+    "PaymentId",
     "PaymentRequest",
     "PaymentView",
     "PaymentWithTimeline",
@@ -53,6 +57,8 @@ __all__ = [
     "Source",
     "StatusQueries",
     "Transaction",
+    "TransactionState",
+    "TransactionStatus",
     "UnallocatedMoney",
     "Unfit",
     "Verdict",
@@ -65,6 +71,7 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
+    "transaction_state",
 ]
 
 

@@ -8,7 +8,6 @@ from functools import partial
 import structlog
 
 from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
-from mpesa_gateway.daraja.codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
@@ -16,10 +15,10 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import StatusResulted
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import check_sql, tables
 from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
     Direction,
     Evidence,
@@ -32,8 +31,10 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
 )
 from mpesa_gateway_payments.judging import contradicts
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.recovery import PaymentRecovery
+from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, CheckView
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions
@@ -107,15 +108,15 @@ class StatusChecks:
     ) -> CheckStarted:
         outcomes = self._runtime.outcomes
         try:
-            ack = await self._runtime.daraja.transaction_status(
-                credentials.daraja,
-                initiator,
+            question = TransactionStatus(
+                initiator=initiator,
                 receipt=receipt,
                 conversation_id=None if receipt is not None else conversation_id,
                 result_url=credentials.result_url or self._address("status", credentials, check_id),
                 timeout_url=credentials.timeout_url or self._address("status-timeout", credentials, check_id),
                 remarks=f"status of {receipt or payment_id}",
             )
+            ack = await self._runtime.daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
         except DarajaFault as fault:
             await outcomes.record("status query fault", check_id, partial(self._write_fault, check_id, fault))
             raise refusal_of(fault) from None

@@ -1,10 +1,14 @@
 """What happened to a payment, for merchants, hosts and other plugins."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
+from mpesa_gateway.daraja.callbacks import CallbackEvent
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
+from mpesa_gateway.money import Kes
+from mpesa_gateway_callbacks.events import QueryResulted
 
 
 class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
@@ -149,3 +153,37 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
             "received_amount": self.received_amount,
             "received_receipt": self.received_receipt,
         }
+
+
+class StkResulted(CallbackEvent, frozen=True, kw_only=True):
+    """Daraja told how an STK push ended.
+
+    ``amount`` is in KES, None when absent or unreadable (then ``amount_text`` says what stood there). ``phone`` is as
+    received: whole, masked, or None. ``is_receipt_unread`` says that a receipt is stated and cannot be read.
+    """
+
+    kind: ClassVar[str] = "callback.stk_resulted"
+
+    checkout_request_id: str | None
+    merchant_request_id: str | None
+    amount: Kes | None
+    amount_text: str | None
+    receipt: str | None
+    phone: str | None
+    paid_at: datetime | None
+    is_receipt_unread: bool = False
+
+
+class StatusResulted(QueryResulted, frozen=True, kw_only=True):
+    """Daraja told how a transaction stands: ``result_code`` is the query's, ``transaction_status`` the money's.
+
+    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``, ``payees`` the credit parties.
+    """
+
+    kind: ClassVar[str] = "callback.status_resulted"
+
+    transaction_status: str | None = None
+    receipt: str | None = None
+    payers: tuple[str, ...] = ()
+    payees: tuple[str, ...] = ()
+    finished_at: datetime | None = None

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
-from mpesa_gateway.daraja.codes import Outcome
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_callbacks.events import StkResulted
+from mpesa_gateway_payments.events import StkResulted
+from mpesa_gateway_payments.result_codes import Outcome
 
 CLOCKS_DIFFER = timedelta(minutes=2)
 """How far M-Pesa's clock and ours may be apart."""

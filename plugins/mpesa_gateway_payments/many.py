@@ -11,8 +11,6 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.client import StkAck
-from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import Write
@@ -21,12 +19,13 @@ from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES, Tracer
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables, transition_sql
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed
+from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, StkResulted
 from mpesa_gateway_payments.evidence import Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.measures import count_ended
+from mpesa_gateway_payments.operations import StkAck
+from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.verdicts import Rules, Settles, payment_of

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from mpesa_gateway.clock import seconds_since
-from mpesa_gateway.daraja.codes import FAILURE_REASONS
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.meter import LONG, Counter, Gauge, Histogram, Meter, Value
 from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables, tally_sql
+from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 from mpesa_gateway_payments.states import Status
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)

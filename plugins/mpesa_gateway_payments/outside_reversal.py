@@ -6,12 +6,12 @@ from typing import Literal
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import TransactionState
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import recovery_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
+from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields

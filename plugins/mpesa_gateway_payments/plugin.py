@@ -2,22 +2,32 @@
 
 from collections.abc import Sequence
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_callbacks.events import StatusResulted, StkResulted
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments import check_sql, tables
+from mpesa_gateway_payments.callbacks import CALLBACKS
 from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
+from mpesa_gateway_payments.events import (
+    PaymentCompleted,
+    PaymentFailed,
+    PaymentMismatched,
+    PaymentReversed,
+    StatusResulted,
+    StkResulted,
+)
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
 from mpesa_gateway_payments.measures import COUNTS, READINGS
+from mpesa_gateway_payments.operations import OPERATIONS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.provides import PROVIDES
 from mpesa_gateway_payments.routes import routes
+from mpesa_gateway_payments.scopes import PAYMENTS_READ, PAYMENTS_WRITE
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tables import (
@@ -54,14 +64,18 @@ plugin = Plugin(
     summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
     requires=("credentials", "callbacks"),
     settings=PaymentsSettings,
+    scopes=(PAYMENTS_READ, PAYMENTS_WRITE),
+    id_prefixes=(IdPrefix("pay", "payment"), IdPrefix("chk", "status check")),
     routes=routes,
+    operations=OPERATIONS,
+    callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */5", queue="maintenance"),
         Job(expire, timeout=120, cron="* * * * * */5", queue="maintenance"),
         Job(tally, timeout=60, cron="* * * * * */20", queue="maintenance"),
     ),
-    publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched),
+    publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched, StkResulted, StatusResulted),
     subscribers=(
         inside(StkResulted, take_stk_result, many=take_stk_results),
         inside(StatusResulted, take_status_result),

@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected, StkAck
+from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
 from mpesa_gateway.db.outcomes import Outcomes
@@ -22,6 +22,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.listing import find_payment
 from mpesa_gateway_payments.many import Accepted, Steps
+from mpesa_gateway_payments.operations import STK_PUSH, StkAck, StkPush
 from mpesa_gateway_payments.resting import RestingShortcodes
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
@@ -76,14 +77,14 @@ class StkPusher:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
                 return await self._leave(row)
-            ack = await self._daraja.stk_push(
-                credentials.daraja,
+            push = StkPush(
                 amount=Kes(row["amount"]),
                 phone=Msisdn(row["phone"]),
                 callback_url=address,
                 account_reference=row["reference"],
                 description=row["description"],
             )
+            ack = await self._daraja.ask(STK_PUSH, credentials.daraja, push)
         except NotSent as fault:
             self._resting.rest(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))

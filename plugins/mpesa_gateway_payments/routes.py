@@ -13,7 +13,6 @@ from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
-from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_payments.checks import StatusChecks
@@ -27,6 +26,7 @@ from mpesa_gateway_payments.schemas import (
     PaymentView,
     PaymentWithTimeline,
 )
+from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.views import EXPORTED

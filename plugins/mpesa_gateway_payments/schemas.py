@@ -7,13 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.daraja.codes import FailureReason
 from mpesa_gateway.env import Environment
-from mpesa_gateway.http.fields import Amount, CheckId, Currency, MerchantId, PaymentId, Phone, Provider, Receipt, named
+from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Phone, Provider, Receipt, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
+from mpesa_gateway_payments.result_codes import FailureReason
 from mpesa_gateway_payments.states import Cause, Status
 
+PaymentId = Annotated[str, id_field("pay")]
+CheckId = Annotated[str, id_field("chk")]
 PaymentStatus = Annotated[Status, named("PaymentStatus")]
 
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from mpesa_gateway.daraja.codes import FailureReason
+from mpesa_gateway_payments.result_codes import FailureReason
 
 
 class Status(StrEnum):

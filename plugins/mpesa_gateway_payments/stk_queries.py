@@ -8,7 +8,6 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.codes import Outcome
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.erasure import may_be_handle
 from mpesa_gateway.errors import ProviderNotConfigured
@@ -24,7 +23,9 @@ from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, rea
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.judging import judge, speaks_of
 from mpesa_gateway_payments.listing import find_payment
+from mpesa_gateway_payments.operations import STK_QUERY, StkQuery
 from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.result_codes import Outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Told, Transitions
@@ -210,7 +211,8 @@ class StkQueries:
             return None, rests_until
         try:
             credentials = await self._credentials.of_shortcode(shortcode_id)
-            answer = await self._daraja.stk_query(credentials.daraja, row["checkout_request_id"])
+            question = StkQuery(row["checkout_request_id"])
+            answer = await self._daraja.ask(STK_QUERY, credentials.daraja, question)
         except NotSent as fault:
             self._places.note(shortcode_id, answered=fault.code is not None)
             again_at = self._resting.rest(shortcode_id, fault)

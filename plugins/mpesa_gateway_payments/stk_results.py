@@ -7,14 +7,14 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import Outcome, stk_outcome
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import due_sql, tables
+from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.evidence import Evidence, Proof, has_receipt_of_unknown, read_callback
 from mpesa_gateway_payments.judging import judge, judge_other_push, speaks_of
 from mpesa_gateway_payments.many import Endings
+from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.transitions import Transitions, told_of

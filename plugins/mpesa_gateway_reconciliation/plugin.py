@@ -1,10 +1,12 @@
 """The reconciliation plugin, declared."""
 
 from mpesa_gateway.config import HasSettings
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.callbacks import CALLBACKS
 from mpesa_gateway_reconciliation.commands import reconcile as reconcile_now
 from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
@@ -12,6 +14,7 @@ from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
 from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
 from mpesa_gateway_reconciliation.needs import NEEDS
+from mpesa_gateway_reconciliation.operations import OPERATIONS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.provides import PROVIDES
 from mpesa_gateway_reconciliation.routes import routes
@@ -34,7 +37,10 @@ plugin = Plugin(
     summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
     requires=("credentials", "callbacks", "payments"),
     settings=ReconciliationSettings,
+    id_prefixes=(IdPrefix("run", "reconciliation run"), IdPrefix("lin", "statement line")),
     routes=routes,
+    operations=OPERATIONS,
+    callbacks=CALLBACKS,
     jobs=(
         Job(reconcile, timeout=900, queue="daraja"),
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),

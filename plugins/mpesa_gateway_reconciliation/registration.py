@@ -9,6 +9,7 @@ from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, ReceiverOwned
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.operations import PULL_REGISTER, PullRegistration
 from mpesa_gateway_reconciliation.schemas import Registration
 
 
@@ -47,9 +48,8 @@ class PullRegistrations:
             "pull", env=credentials.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
         )
         try:
-            code, text = await self._daraja.pull_register(
-                credentials.daraja, nominated_number=nominated_number, callback_url=address
-            )
+            registration = PullRegistration(nominated_number=nominated_number, callback_url=address)
+            code, text = await self._daraja.ask(PULL_REGISTER, credentials.daraja, registration)
         except DarajaFault as fault:
             raise refusal_of(fault) from None
         now = self._clock.now()

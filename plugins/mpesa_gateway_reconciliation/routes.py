@@ -8,9 +8,9 @@ from mpesa_gateway.errors import ProviderNotConfigured, ProviderRejected, Provid
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
-from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
+from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.run_reader import RunReader

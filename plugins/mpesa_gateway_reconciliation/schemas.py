@@ -9,10 +9,13 @@ import msgspec
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.envelope import Meta
-from mpesa_gateway.http.fields import LineId, PaymentId, Receipt, RunId, Yes, example_id, named
+from mpesa_gateway.http.fields import Receipt, Yes, example_id, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway_payments.api import Finding
+from mpesa_gateway_payments.api import Finding, PaymentId
+
+RunId = Annotated[str, id_field("run")]
+LineId = Annotated[str, id_field("lin")]
 
 _LineFinding = Literal["new", Finding]
 

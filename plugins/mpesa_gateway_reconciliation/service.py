@@ -1,7 +1,6 @@
 """Reads M-Pesa's statements, keeps each line once, and completes the payments that they prove were paid."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +23,7 @@ from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.line_evidence import kept_times
 from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
 from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
     RunView,
@@ -249,9 +249,7 @@ class Reconciliation:
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
-                lambda at=offset: self._runtime.daraja.pull_query(  # type: ignore[misc]
-                    credentials.daraja, start=run["window_start"], end=run["window_end"], offset=at
-                ),
+                credentials, PullQuery(start=run["window_start"], end=run["window_end"], offset=offset)
             )
             if page.rows == 0:
                 return
@@ -269,11 +267,11 @@ class Reconciliation:
             await asyncio.sleep(self._settings.page_pause)
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
-    async def _ask(self, question: Callable[[], Awaitable[StatementPage]]) -> StatementPage:
+    async def _ask(self, credentials: MpesaCredentials, question: PullQuery) -> StatementPage:
         """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
         for tried in range(1, self._settings.tries + 1):
             try:
-                return await question()
+                return await self._runtime.daraja.ask(PULL_QUERY, credentials.daraja, question)
             except Rejected:
                 raise
             except DarajaFault as fault:

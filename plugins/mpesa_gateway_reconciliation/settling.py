@@ -9,18 +9,17 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
-from mpesa_gateway.daraja.codes import transaction_state
 from mpesa_gateway.daraja.wire import StatementLine, read_payer
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.tracing import Tracer
-from mpesa_gateway_callbacks.api import Callbacks, Kind
-from mpesa_gateway_callbacks.events import StatusResulted
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
     CLOCKS_DIFFER,
+    TRANSACTION_STATUS,
     AlreadyKnown,
     Ambiguous,
     Ask,
@@ -34,6 +33,7 @@ from mpesa_gateway_payments.api import (
     Recovery,
     Settled,
     Settles,
+    TransactionStatus,
     Unfit,
     Verdict,
     Zone,
@@ -41,7 +41,9 @@ from mpesa_gateway_payments.api import (
     possible,
     proven_zone,
     read_direction,
+    transaction_state,
 )
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
@@ -210,7 +212,7 @@ class Settling:
             return
         callbacks = self._callbacks
 
-        def address(kind: Kind) -> str:
+        def address(kind: str) -> str:
             return callbacks.url_for(
                 kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
             )
@@ -220,15 +222,15 @@ class Settling:
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._db.execute(tables.ASKED, row["line_id"], now)
             self._tracer.begins(row["line_id"])
-            await self._daraja.transaction_status(
-                credentials.daraja,
-                initiator,
+            question = TransactionStatus(
+                initiator=initiator,
                 receipt=row["receipt"],
                 conversation_id=None,
                 result_url=address("status"),
                 timeout_url=address("status-timeout"),
                 remarks=f"status of {row['receipt']}",
             )
+            await self._daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
         except ProviderNotConfigured as problem:
             log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
         except DarajaFault as fault:

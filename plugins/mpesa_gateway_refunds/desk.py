@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
@@ -16,9 +16,9 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.pages import Visit
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_payments.api import Payments, PaymentView
-from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundView
 from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.tables import RefundRow, waiting_of
 
 REFUNDS = Listing("refund", "created_at", "refund_id")
 
@@ -58,20 +58,27 @@ class RefundDesk:
             found.add("attention IS NOT NULL")
         return await REFUNDS.page(self._reads, query.merchant, env, found, query.cursor, limit)
 
-    async def get(self, refund_id: str) -> Row:
+    async def get(self, refund_id: str) -> Found:
         """A refund of whichever merchant. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_ANY, refund_id)
+        row: Found | None = await self._db.run(RefundRow.select().where(RefundRow.refund_id == refund_id).first())
         if row is None:
             raise NotFound("there is no such refund")
         return row
 
-    async def of_payment(self, payment_id: str) -> list[Row]:
+    async def of_payment(self, payment_id: str) -> list[Found]:
         """A payment's refunds, newest first."""
-        return await self._db.fetch(tables.OF_PAYMENT, payment_id)
+        rows: list[Found] = await self._db.run(
+            RefundRow.select()
+            .where(RefundRow.payment_id == payment_id)
+            .order_by(RefundRow.created_at, ascending=False)
+            .limit(100)
+        )
+        return rows
 
     async def count_waiting(self, env: Env) -> int:
         """How many refunds of ``env`` wait for a person."""
-        return int(await self._db.fetchval(tables.COUNT_WAITING, [env]))
+        count: int = await self._db.run(waiting_of(env))
+        return count
 
     async def payment(self, payment_id: str) -> PaymentView:
         """The payment that a refund is of. Raises NotFound."""
@@ -95,7 +102,7 @@ class RefundDesk:
         return refund
 
 
-def left_of(payment: PaymentView, refunds: Sequence[Row]) -> int:
+def left_of(payment: PaymentView, refunds: Sequence[Found]) -> int:
     """KES of a payment that can still be sent back: none unless it was paid and its receipt is known."""
     if payment.status not in {"completed", "partially_reversed"} or payment.receipt is None:
         return 0

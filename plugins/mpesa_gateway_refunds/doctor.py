@@ -4,12 +4,19 @@ from collections.abc import AsyncIterator
 
 from mpesa_gateway.observation import Check, Examination, Observation, warning
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def look_at_refunds(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
     """Refunds of which M-Pesa has not said what became of them."""
-    count = await gateway.db.fetchval(tables.NEEDING_ATTENTION, examination.one.merchant_id, examination.env)
+    count = await gateway.db.run(
+        RefundRow.count().where(
+            RefundRow.merchant_id == examination.one.merchant_id,
+            RefundRow.env == examination.env,
+            RefundRow.status == "pending",
+            RefundRow.attention.is_not_null(),
+        )
+    )
     if count:
         yield warning(
             "refunds.attention",

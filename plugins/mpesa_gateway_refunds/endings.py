@@ -4,8 +4,7 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import ReversalOutcome
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.confirmation import require_confirmed
@@ -17,7 +16,9 @@ from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.events import RefundFailed
 from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.schemas import RefundView, Resolution
+from mpesa_gateway_refunds.tables import RefundRow, pending
 from mpesa_gateway_refunds.views import view
 
 log = structlog.get_logger(__name__)
@@ -47,7 +48,7 @@ class RefundEndings:
         self._payments = payments
 
     async def complete(
-        self, row: Row, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
+        self, row: Found, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
     ) -> bool:
         """The one way to ``completed``; a refund that was given up and went through after all gets there as well.
 
@@ -68,7 +69,23 @@ class RefundEndings:
             async with self._db.savepoint():
                 if row["status"] == "failed":
                     await self._payments.reserve(row["merchant_id"], row["env"], payment_id, amount, refund_id)
-                await self._db.fetchrow(tables.COMPLETE, refund_id, outcome.word, code, text, shown, now)
+                await self._db.run(
+                    RefundRow.update(
+                        {
+                            RefundRow.status: "completed",
+                            RefundRow.reversal: "ended",
+                            RefundRow.outcome: outcome.word,
+                            RefundRow.result_code: code,
+                            RefundRow.result_desc: text,
+                            RefundRow.reversal_receipt: shown,
+                            RefundRow.advice: None,
+                            RefundRow.attention: None,
+                            RefundRow.due_at: None,
+                            RefundRow.updated_at: now,
+                            RefundRow.completed_at: now,
+                        }
+                    ).where(RefundRow.refund_id == refund_id, RefundRow.status != "completed")
+                )
         except Conflict as problem:
             why = f"M-Pesa carried this refund out after all, and its money is promised to another: {problem.message}"
             await self.need_attention(row, why)
@@ -80,13 +97,29 @@ class RefundEndings:
         log.info("refund_completed", refund_id=refund_id, outcome=outcome.word)
         return True
 
-    async def fail(self, row: Row, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended") -> None:
+    async def fail(
+        self, row: Found, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended"
+    ) -> None:
         """The one way to ``failed``: what was set aside is free again, and the merchant hears of it."""
         now = self._clock.now()
-        failed = await self._db.fetchrow(
-            tables.FAIL, row["refund_id"], outcome.word, code, text, reversal, now, outcome.advice
+        failed = await self._db.run(
+            RefundRow.update(
+                {
+                    RefundRow.status: "failed",
+                    RefundRow.reversal: reversal,
+                    RefundRow.outcome: outcome.word,
+                    RefundRow.result_code: code,
+                    RefundRow.result_desc: text,
+                    RefundRow.advice: outcome.advice,
+                    RefundRow.attention: None,
+                    RefundRow.due_at: None,
+                    RefundRow.updated_at: now,
+                }
+            )
+            .where(*pending(row["refund_id"]))
+            .returning(RefundRow.refund_id)
         )
-        if failed is None:
+        if not failed:
             return
         await self._payments.release(row["payment_id"], row["refund_id"], Kes(row["amount"]), outcome.meaning)
         if reversal == "unsent":
@@ -110,7 +143,7 @@ class RefundEndings:
         )
         log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
 
-    async def need_attention(self, row: Row, why: str) -> None:
+    async def need_attention(self, row: Found, why: str) -> None:
         """Note on a locked refund why an operator has to decide it."""
         now = self._clock.now()
         if await self._db.fetchval(tables.NEEDS_ATTENTION, row["refund_id"], why, now) is not None:
@@ -138,12 +171,16 @@ class RefundEndings:
             )
         return view(await find_refund(self._db, row["merchant_id"], env, refund_id))
 
-    async def _resolve(self, row: Row, resolution: Resolution) -> None:
+    async def _resolve(self, row: Found, resolution: Resolution) -> None:
         if row["attention"] is None:
             raise RefundEnded("only a refund that needs attention is decided by hand")
         note = resolution.note
         if row["status"] == resolution.outcome:
-            await self._db.execute(tables.LOOKED_AT, row["refund_id"], self._clock.now())
+            await self._db.run(
+                RefundRow.update({RefundRow.attention: None, RefundRow.updated_at: self._clock.now()}).where(
+                    RefundRow.refund_id == row["refund_id"]
+                )
+            )
         elif resolution.outcome == "completed":
             if not await self.complete(row, DONE, "operator", note, None):
                 raise RefundEnded("this payment has no money left for this refund: another one has it")

@@ -8,6 +8,7 @@ from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.subjects import subjects_of
+from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:
@@ -33,8 +34,11 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     for row in await gateway.db.fetch(tables.OF_CASE, case.named):
         texts = [row["reason"], row["result_desc"]]
         if any(case.number.is_in(text) for text in texts):
-            await gateway.db.execute(
-                tables.ERASE, row["refund_id"], *(text and case.number.without(text) for text in texts)
+            reason, result_desc = (text and case.number.without(text) for text in texts)
+            await gateway.db.run(
+                RefundRow.update({RefundRow.reason: reason, RefundRow.result_desc: result_desc}).where(
+                    RefundRow.refund_id == row["refund_id"]
+                )
             )
             if row["idempotency_key"] is not None:
                 # As for payments: the fingerprint is of a text that had the number.

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mpesa_gateway.daraja.codes import REVERSAL_RESULTS
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.http.fields import example_id
+from mpesa_gateway_callbacks.events import QueryResulted
+from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 
 
 class RefundFailed(PublicEvent, frozen=True, kw_only=True):
@@ -51,3 +52,12 @@ class RefundFailed(PublicEvent, frozen=True, kw_only=True):
             "result_code": self.result_code,
             "result_desc": self.result_desc,
         }
+
+
+class ReversalResulted(QueryResulted, frozen=True, kw_only=True):
+    """Daraja told how a reversal ended: ``reversal_receipt`` is its own, ``receipt`` that of the reversed payment."""
+
+    kind: ClassVar[str] = "callback.reversal_resulted"
+
+    reversal_receipt: str | None = None
+    receipt: str | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.csv import keyset_pages
 from mpesa_gateway.http.envelope import Page
@@ -14,12 +14,17 @@ from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.schemas import RefundFilters, RefundQuery, RefundView
+from mpesa_gateway_refunds.tables import RefundRow
 from mpesa_gateway_refunds.views import exported, view
 
 
-async def find_refund(db: Asking, merchant_id: str, env: Env, refund_id: str) -> Row:
+async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:
     """Return a refund of this merchant in ``env``. Raises NotFound."""
-    row = await db.fetchrow(tables.FIND, merchant_id, env, refund_id)
+    row: Found | None = await db.run(
+        RefundRow.select()
+        .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.refund_id == refund_id)
+        .first()
+    )
     if row is None:
         raise NotFound("there is no such refund")
     return row
@@ -58,5 +63,5 @@ def _chosen(merchant_id: str, env: Env, filters: RefundFilters) -> tuple[Any, ..
     )
 
 
-def _position(row: Row) -> tuple[datetime, str]:
+def _position(row: Found) -> tuple[datetime, str]:
     return row["created_at"], row["refund_id"]

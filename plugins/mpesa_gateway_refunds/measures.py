@@ -23,7 +23,7 @@ async def read_open(gateway: Runtime) -> Sequence[Value]:
         values += [
             (OPEN, (env,), count),
             (OLDEST, (env,), seconds_since(oldest, gateway.clock)),
-            (HELD, (env,), await gateway.db.fetchval(tables.COUNT_WAITING, [env])),
+            (HELD, (env,), await gateway.db.run(tables.waiting_of(env))),
         ]
     return values
 

@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, Tables, inside
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_callbacks.events import ReversalResulted, StatusResulted
 from mpesa_gateway_credentials.api import OpenWork
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.callbacks import CALLBACKS
 from mpesa_gateway_refunds.doctor import CHECKS
 from mpesa_gateway_refunds.erasure import REFUNDS
-from mpesa_gateway_refunds.events import RefundFailed
+from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
 from mpesa_gateway_refunds.measures import READINGS
+from mpesa_gateway_refunds.operations import REVERSAL
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.provides import PROVIDES
 from mpesa_gateway_refunds.results import ReversalResults
 from mpesa_gateway_refunds.routes import routes
+from mpesa_gateway_refunds.scopes import REFUNDS_READ, REFUNDS_WRITE
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
 
@@ -41,12 +45,16 @@ plugin = Plugin(
     summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
     requires=("credentials", "callbacks", "payments"),
     settings=RefundsSettings,
+    scopes=(REFUNDS_READ, REFUNDS_WRITE),
+    id_prefixes=(IdPrefix("rfd", "refund"),),
     routes=routes,
+    operations=(REVERSAL,),
+    callbacks=CALLBACKS,
     jobs=(
         Job(ask, timeout=90, queue="daraja"),
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
-    publishes=(RefundFailed,),
+    publishes=(RefundFailed, ReversalResulted),
     subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
     provides=PROVIDES,
     erasers=(REFUNDS,),

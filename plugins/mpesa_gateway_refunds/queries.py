@@ -7,7 +7,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.places import Places
@@ -16,6 +16,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
+from mpesa_gateway_payments.api import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.errors import RefundEnded
@@ -23,6 +24,7 @@ from mpesa_gateway_refunds.listing import find_refund
 from mpesa_gateway_refunds.reversing import ReversalSender
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.subjects import callback_url, subjects_of
+from mpesa_gateway_refunds.tables import RefundRow, pending
 
 log = structlog.get_logger(__name__)
 
@@ -88,9 +90,14 @@ class RefundQueries:
         self._db.refuse_transaction("asking M-Pesa about a refund")
         now = self._clock.now()
         leased_until = now + _ASKING
-        row = await self._db.fetchrow(tables.CLAIM_DUE, refund_id, now, leased_until)
-        if row is None:
+        claimed: list[Found] = await self._db.run(
+            RefundRow.update({RefundRow.asked: RefundRow.asked + 1, RefundRow.due_at: leased_until})
+            .where(*pending(refund_id), RefundRow.due_at <= now)
+            .returning(*RefundRow.all_columns())
+        )
+        if not claimed:
             return False
+        (row,) = claimed
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._tracer.concerns(refund_id)
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
@@ -129,25 +136,25 @@ class RefundQueries:
         row = await find_refund(self._db, merchant_id, env, refund_id)
         if row["status"] != "pending":
             raise RefundEnded("this refund has ended")
-        await self._db.execute(tables.ASK_BY_HAND, refund_id, self._clock.now())
+        await self._db.run(RefundRow.update({RefundRow.due_at: self._clock.now()}).where(*pending(refund_id)))
         await self.ask(refund_id, is_forced=True)
 
-    async def _question(self, row: Row) -> None:
+    async def _question(self, row: Found) -> None:
         """Ask about the reversal by its conversation where the ack told it, else about the payment by its receipt."""
         credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         by_conversation = row["reversal"] == "accepted" and row["originator_conversation_id"] is not None
         about_reversal, about_payment = subjects_of(row["refund_id"])
         subject = about_reversal if by_conversation else about_payment
-        await self._daraja.transaction_status(
-            credentials.daraja,
-            credentials.initiator_for("a refund"),
+        question = TransactionStatus(
+            initiator=credentials.initiator_for("a refund"),
             receipt=None if by_conversation else row["receipt"],
             conversation_id=row["originator_conversation_id"] if by_conversation else None,
             result_url=callback_url(self._callbacks, "status", credentials, subject),
             timeout_url=callback_url(self._callbacks, "status-timeout", credentials, subject),
             remarks=f"reversal of {row['receipt']}",
         )
+        await self._daraja.ask(TRANSACTION_STATUS, credentials.daraja, question)
 
-    def _next_ask(self, row: Row, now: datetime) -> datetime:
+    def _next_ask(self, row: Found, now: datetime) -> datetime:
         schedule = self._settings.ask_after
         return now + timedelta(seconds=schedule[min(int(row["asked"]), len(schedule) - 1)])

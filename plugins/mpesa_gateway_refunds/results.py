@@ -5,16 +5,19 @@ from contextlib import suppress
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.codes import ReversalOutcome, reversal_outcome, transaction_state
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
-from mpesa_gateway_callbacks.events import QueryResulted, ReversalResulted, StatusResulted
+from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Direction, read_direction
+from mpesa_gateway_payments.api import Direction, read_direction, transaction_state
+from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import CAME_IN, DONE, RefundEndings
+from mpesa_gateway_refunds.events import ReversalResulted
+from mpesa_gateway_refunds.result_codes import ReversalOutcome, reversal_outcome
 from mpesa_gateway_refunds.subjects import ABOUT_PAYMENT, ABOUT_REVERSAL
+from mpesa_gateway_refunds.tables import RefundRow, pending
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,11 @@ class ReversalResults:
         if result.receipt is not None and result.receipt != row["receipt"]:
             raise AnotherSubject("this result is about another payment's reversal")
         if result.timed_out:
-            await self._db.execute(tables.ASK_NOW, row["refund_id"], self._clock.now())
+            await self._db.run(
+                RefundRow.update({RefundRow.due_at: self._clock.now()}).where(
+                    *pending(row["refund_id"]), RefundRow.attention.is_null()
+                )
+            )
         elif result.is_final and not await self._end(row, result):
             # Its money is promised to another refund: offered again until that one has ended.
             return
@@ -71,7 +78,7 @@ class ReversalResults:
                 await self._take_answer_about_reversal(row, result)
         await self._callbacks.mark_applied(result.callback_id)
 
-    async def _end(self, row: Row, result: ReversalResulted) -> bool:
+    async def _end(self, row: Found, result: ReversalResulted) -> bool:
         """What M-Pesa says is done. False when it cannot be taken yet."""
         outcome = reversal_outcome(result.result_code, result.result_desc)
         code, text = result.result_code, result.result_desc
@@ -93,21 +100,43 @@ class ReversalResults:
         elif outcome.word != "already_reversed":
             await self._endings.fail(row, outcome, code=code, text=text)
         elif await self._says_how_much(row):
-            await self._db.execute(tables.VERIFY, row["refund_id"], code, text, self._clock.now())
+            await self._verify(row, code, text)
         else:
             await self._endings.need_attention(row, _NOT_HOW_MUCH)
         return True
 
-    async def _says_how_much(self, row: Row) -> bool:
+    async def _says_how_much(self, row: Found) -> bool:
         """Return True if a payment that is reversed can only be so by the whole of this refund.
 
         M-Pesa says that a payment was reversed, and not of which part it speaks.
         """
-        return row["amount"] == row["payment_amount"] and not await self._db.fetchval(
-            tables.MAY_HAVE_GONE_BACK_IN_PART, row["payment_id"], row["refund_id"]
+        may_have_gone_back_in_part = await self._db.run(
+            RefundRow.exists().where(
+                RefundRow.payment_id == row["payment_id"],
+                RefundRow.refund_id != row["refund_id"],
+                RefundRow.amount < RefundRow.payment_amount,
+                RefundRow.reversal.not_in(["unsent", "refused"]),
+            )
+        )
+        return row["amount"] == row["payment_amount"] and not may_have_gone_back_in_part
+
+    async def _verify(self, row: Found, code: str, text: str) -> None:
+        now = self._clock.now()
+        await self._db.run(
+            RefundRow.update(
+                {
+                    RefundRow.reversal: "verifying",
+                    RefundRow.result_code: code,
+                    RefundRow.result_desc: text,
+                    RefundRow.asked: 0,
+                    RefundRow.due_at: now,
+                    RefundRow.attention: None,
+                    RefundRow.updated_at: now,
+                }
+            ).where(*pending(row["refund_id"]))
         )
 
-    async def _take_answer_about_payment(self, row: Row, result: StatusResulted) -> None:
+    async def _take_answer_about_payment(self, row: Found, result: StatusResulted) -> None:
         """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
         state = transaction_state(result.transaction_status)
         if result.receipt not in {None, row["receipt"]} or state == "pending":
@@ -136,7 +165,7 @@ class ReversalResults:
         else:
             await self._endings.complete(row, DONE, result.result_code, result.result_desc, None)
 
-    async def _take_answer_about_reversal(self, row: Row, result: StatusResulted) -> None:
+    async def _take_answer_about_reversal(self, row: Found, result: StatusResulted) -> None:
         """How the reversal itself stands, by the conversation that its ack named."""
         state = transaction_state(result.transaction_status)
         if state == "failed":
@@ -151,7 +180,7 @@ class ReversalResults:
         elif state == "completed":
             await self._endings.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
 
-    async def _numbers(self, row: Row) -> set[str]:
+    async def _numbers(self, row: Found) -> set[str]:
         """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
         numbers = {row["shortcode"]}
         with suppress(ProviderNotConfigured):
@@ -159,7 +188,7 @@ class ReversalResults:
             numbers |= {known.shortcode, known.store_number or known.shortcode}
         return numbers
 
-    async def _find(self, result: QueryResulted) -> Row | None:
+    async def _find(self, result: QueryResulted) -> Found | None:
         if result.subject_id:
             row = await self._db.fetchrow(tables.LOCK, result.subject_id)
         else:

@@ -4,15 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import Ack, DarajaClient, DarajaFault, NotSent, OutcomeUnknown, Rejected
-from mpesa_gateway.daraja.codes import ReversalOutcome
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Found
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
@@ -22,8 +21,11 @@ from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
+from mpesa_gateway_refunds.result_codes import ReversalOutcome
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.subjects import callback_url
+from mpesa_gateway_refunds.tables import RefundRow, pending
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +58,7 @@ class ReversalSender:
         self._callbacks = callbacks
         self._endings = endings
 
-    async def send(self, row: Row, credentials: MpesaCredentials, key: str | None) -> Row:
+    async def send(self, row: Found, credentials: MpesaCredentials, key: str | None) -> Found:
         """Send the one reversal of a refund and record its outcome; returns the refund.
 
         Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the reversal.
@@ -70,9 +72,8 @@ class ReversalSender:
             if not await self._mark_sending(row):
                 # The refund was closed, because this request took longer than its lease.
                 return await find_refund(self._db, row["merchant_id"], row["env"], refund_id)
-            ack = await self._daraja.reverse(
-                credentials.daraja,
-                credentials.initiator_for("a refund"),
+            reversal = ReversalRequest(
+                initiator=credentials.initiator_for("a refund"),
                 receipt=row["receipt"],
                 amount=Kes(row["amount"]),
                 result_url=credentials.result_url or callback_url(self._callbacks, "reversal", credentials, refund_id),
@@ -80,6 +81,7 @@ class ReversalSender:
                 or callback_url(self._callbacks, "reversal-timeout", credentials, refund_id),
                 remarks=row["reason"] or f"Refund {refund_id[-12:]}",
             )
+            ack = await self._daraja.ask(REVERSAL, credentials.daraja, reversal)
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:
@@ -91,30 +93,39 @@ class ReversalSender:
         }
         return await self._record("ack", row, partial(self._write_ack, row, key, ack), known)
 
-    async def _mark_sending(self, row: Row) -> bool:
+    async def _mark_sending(self, row: Found) -> bool:
         """Commit that the reversal is about to be sent; False where it must not be. Raises NotSent without Postgres."""
         try:
             async with asyncio.timeout(_MARK_WITHIN):
-                marked = await self._db.fetchval(tables.SENDING, row["refund_id"], row["attempt"])
+                # Committed before the call: what is still ``ready`` was never sent.
+                marked = await self._db.run(
+                    RefundRow.update({RefundRow.reversal: "sending"})
+                    .where(
+                        RefundRow.refund_id == row["refund_id"],
+                        RefundRow.attempt == row["attempt"],
+                        RefundRow.reversal == "ready",
+                    )
+                    .returning(RefundRow.refund_id)
+                )
         except (*UNREACHABLE, *OVERBURDENED) as problem:
             log.warning("reversal_not_marked", refund_id=row["refund_id"], error=type(problem).__name__)
             raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
-        return marked is not None
+        return bool(marked)
 
     async def _record(
-        self, what: str, row: Row, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
-    ) -> Row:
+        self, what: str, row: Found, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
+    ) -> Found:
         """Write an outcome of the reversal; returns the refund, with what is ``known`` where it is written later."""
 
-        async def written() -> Row:
+        async def written() -> Found:
             await write()
             return await find_refund(self._db, row["merchant_id"], row["env"], row["refund_id"])
 
         found = await self._outcomes.record(f"reversal {what}", row["refund_id"], written)
         # A view reads either in the same way.
-        return found if found is not None else cast("Row", dict(row) | dict(known or {}))
+        return found if found is not None else dict(row) | dict(known or {})
 
-    async def _write_ack(self, row: Row, key: str | None, ack: Ack) -> None:
+    async def _write_ack(self, row: Found, key: str | None, ack: Ack) -> None:
         now = self._clock.now()
         await self._settle_key(row, key)
         due = now + timedelta(seconds=self._settings.ask_after[0])
@@ -123,14 +134,23 @@ class ReversalSender:
         for handle in sorted({originator, conversation}):
             await self._callbacks.apply_waiting(handle)
 
-    async def _write_unknown(self, row: Row, key: str | None, fault: OutcomeUnknown) -> None:
+    async def _write_unknown(self, row: Found, key: str | None, fault: OutcomeUnknown) -> None:
         now = self._clock.now()
         await self._settle_key(row, key)
         due = now + timedelta(seconds=self._settings.ask_after[0])
-        await self._db.execute(tables.UNKNOWN, row["refund_id"], fault.meaning, now, due)
+        await self._db.run(
+            RefundRow.update(
+                {
+                    RefundRow.reversal: "unknown",
+                    RefundRow.result_desc: fault.meaning,
+                    RefundRow.updated_at: now,
+                    RefundRow.due_at: due,
+                }
+            ).where(*pending(row["refund_id"]), RefundRow.reversal == "sending")
+        )
         log.warning("reversal_outcome_unknown", refund_id=row["refund_id"], fault=fault.meaning)
 
-    async def _write_refusal(self, row: Row, key: str | None, fault: DarajaFault) -> None:
+    async def _write_refusal(self, row: Found, key: str | None, fault: DarajaFault) -> None:
         """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
         if key is not None:
             await idempotency.lock(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
@@ -149,16 +169,16 @@ class ReversalSender:
             await self._endings.fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
             await self._settle_key(row, key)
 
-    async def _settle_key_of(self, found: Row | None, row: Row, key: str | None) -> None:
+    async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:
         """Settle the key unless a later attempt has it, or it was released for one."""
         if found is not None and found["attempt"] == row["attempt"] and found["reversal"] != "unsent":
             await self._settle_key(row, key)
 
-    async def _settle_key(self, row: Row, key: str | None) -> None:
+    async def _settle_key(self, row: Found, key: str | None) -> None:
         if key is not None:
             await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
 
-    async def close_unsent(self, row: Row) -> None:
+    async def close_unsent(self, row: Found) -> None:
         """The process that was to send the reversal ended before the call: nothing was sent, and the money is free."""
         key = row["idempotency_key"]
         async with self._db.transaction():

@@ -13,12 +13,13 @@ from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
-from mpesa_gateway.security.scopes import Admin, RefundsRead, RefundsWrite
+from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway.services import Services
 from mpesa_gateway_refunds.endings import RefundEndings
 from mpesa_gateway_refunds.errors import RefundEnded
 from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution
+from mpesa_gateway_refunds.scopes import RefundsRead, RefundsWrite
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.views import EXPORTED
 

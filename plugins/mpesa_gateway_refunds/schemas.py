@@ -6,22 +6,24 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from mpesa_gateway.daraja.codes import ReversalWord
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.fields import (
     Amount,
     Currency,
     MerchantId,
-    PaymentId,
     Provider,
     Receipt,
-    RefundId,
     example_id,
+    id_field,
     named,
 )
 from mpesa_gateway.http.query import Limit, Moment
 from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
+from mpesa_gateway_payments.api import PaymentId
+from mpesa_gateway_refunds.result_codes import ReversalWord
+
+RefundId = Annotated[str, id_field("rfd")]
 
 _LONGEST_REASON = 90
 """Characters of a reason: Daraja takes 2 to 100 as remarks."""

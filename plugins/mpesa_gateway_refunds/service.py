@@ -7,7 +7,7 @@ from typing import Any
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.errors import Conflict
@@ -22,6 +22,7 @@ from mpesa_gateway_refunds.listing import export_refunds, find_refund, list_refu
 from mpesa_gateway_refunds.reversing import ReversalSender
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.tables import RefundRow
 from mpesa_gateway_refunds.views import view
 
 _OPERATION = "refunds.request"
@@ -37,7 +38,7 @@ class _WholeMeanwhile(Exception):
 class _KeyOfOld(Exception):
     """A refund has this Idempotency-Key, and the record of the key has expired."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Found) -> None:
         super().__init__()
         self.row = row
 
@@ -56,7 +57,7 @@ class RefundService:
         audit: Audit,
         outcomes: Outcomes,
         public_url: Callable[[str], str],
-        see_through: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
+        see_through: Callable[[Coroutine[Any, Any, Found]], Awaitable[Found]],
         payments: RefundablePayments,
         credentials: Credentials,
         sender: ReversalSender,
@@ -103,7 +104,9 @@ class RefundService:
             row = await self._see_through(self._sender.send(row, credentials, key))
         return view(row), credentials is None
 
-    async def _claim(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[Row, MpesaCredentials | None]:
+    async def _claim(
+        self, caller: Caller, body: CreateRefund, key: str | None
+    ) -> tuple[Found, MpesaCredentials | None]:
         """The refund of this request with its money set aside, and its payment's credentials; None for a replay."""
         for _ in range(_TRIES):
             try:
@@ -116,13 +119,13 @@ class RefundService:
 
     async def _claim_now(
         self, caller: Caller, body: CreateRefund, key: str | None
-    ) -> tuple[Row, MpesaCredentials | None]:
+    ) -> tuple[Found, MpesaCredentials | None]:
         now, refund_id = self._clock.now(), self._ids.new("rfd")
         amount = read_amount(body.amount)
         # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
         of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False
-        found = None if amount is not None else await self._db.fetchval(tables.FIND_WHOLE, *of_payment)
-        subject_id: str = found or refund_id
+        found = None if amount is not None else await self._find_whole(caller, body.payment_id)
+        subject_id = found or refund_id
         if key is not None:
             claim = await idempotency.claim(
                 self._db,
@@ -167,7 +170,7 @@ class RefundService:
 
     async def _insert(
         self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
-    ) -> tuple[Row, MpesaCredentials]:
+    ) -> tuple[Found, MpesaCredentials]:
         """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
         now, amount = self._clock.now(), read_amount(body.amount)
         try:
@@ -176,11 +179,11 @@ class RefundService:
                     caller.merchant_id, caller.env, body.payment_id, amount, refund_id
                 )
         except Conflict:
-            if amount is None and await self._db.fetchval(tables.HAS_WHOLE, body.payment_id):
+            if amount is None and await self._find_whole(caller, body.payment_id):
                 raise _WholeMeanwhile from None
             raise
         # The payment is locked from here on, so no other refund of it is made.
-        has_whole = bool(await self._db.fetchval(tables.HAS_WHOLE, body.payment_id))
+        has_whole = await self._find_whole(caller, body.payment_id) is not None
         if has_whole and amount is None:
             raise _WholeMeanwhile
         credentials = await self._credentials.of_shortcode(refundable.shortcode_id)
@@ -215,9 +218,28 @@ class RefundService:
         )
         return row, credentials
 
+    async def _find_whole(self, caller: Caller, payment_id: str) -> str | None:
+        """Return the id of the payment's refund of the whole rest that has not failed."""
+        row: dict[str, str] | None = await self._db.run(
+            RefundRow.select(RefundRow.refund_id)
+            .where(
+                RefundRow.merchant_id == caller.merchant_id,
+                RefundRow.env == caller.env,
+                RefundRow.payment_id == payment_id,
+                RefundRow.is_whole.eq(value=True),
+                RefundRow.status != "failed",
+            )
+            .first()
+        )
+        return None if row is None else row["refund_id"]
+
     async def _refuse_old(self, merchant_id: str, env: Env, key: str) -> None:
         """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
-        row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
+        row = await self._db.run(
+            RefundRow.select()
+            .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.idempotency_key == key)
+            .first()
+        )
         if row is not None:
             raise _KeyOfOld(row)
 
@@ -238,7 +260,7 @@ class RefundService:
         return export_refunds(self._reads, merchant_id, env, filters)
 
 
-def _same(row: Row, body: CreateRefund) -> Row:
+def _same(row: Found, body: CreateRefund) -> Found:
     """Return the refund if the body asks for the same, as far as the refund shows. Raises KeyMismatch."""
     amount = read_amount(body.amount)
     if row["payment_id"] != body.payment_id or amount not in {None, row["amount"]}:

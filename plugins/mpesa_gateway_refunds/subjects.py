@@ -1,6 +1,6 @@
 """What the callbacks about a refund are addressed to: its reversal, or the payment that it sends back."""
 
-from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import MpesaCredentials
 
 ABOUT_REVERSAL, ABOUT_PAYMENT = "rfd", "rfp"
@@ -12,6 +12,6 @@ def subjects_of(refund_id: str) -> list[str]:
     return [refund_id, f"{ABOUT_PAYMENT}_{refund_id.partition('_')[2]}"]
 
 
-def callback_url(callbacks: Callbacks, kind: Kind, credentials: MpesaCredentials, subject_id: str) -> str:
+def callback_url(callbacks: Callbacks, kind: str, credentials: MpesaCredentials, subject_id: str) -> str:
     """Return the address that Daraja calls back about a subject."""
     return callbacks.url_for(kind, env=credentials.env, merchant_id=credentials.merchant_id, subject_id=subject_id)

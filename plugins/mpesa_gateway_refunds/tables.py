@@ -1,9 +1,13 @@
 """Refunds as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
+from typing import Any
+
 from piccolo.columns import Boolean, Integer, Text, Timestamptz
+from piccolo.columns.combination import Where
 from piccolo.table import Table
 
 from mpesa_gateway.db.named import Named
+from mpesa_gateway.env import Env
 
 
 class RefundRow(Table, tablename="refund"):
@@ -39,6 +43,22 @@ class RefundRow(Table, tablename="refund"):
     completed_at = Timestamptz(null=True, default=None)
 
 
+def pending(refund_id: str) -> tuple[Where, Where]:
+    """Return the conditions for a refund that has not ended."""
+    return RefundRow.refund_id == refund_id, RefundRow.status == "pending"
+
+
+def waiting_of(env: Env) -> Any:
+    """Return the query that counts the refunds of an env that wait for a person."""
+    return RefundRow.count().where(RefundRow.attention.is_not_null(), RefundRow.env == env)
+
+
+# raw SQL: lock - a refund is locked before its payment.
+# raw SQL: upsert - a refund that was never sent is asked for again.
+# raw SQL: expression - what a result that was quicker has left.
+# raw SQL: aggregate - some of each merchant, and what operators see counted.
+# raw SQL: replica - the lists.
+
 INSERT = Named("""
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
     due_at, created_at, updated_at, shortcode, shortcode_id, is_whole, reversal)
@@ -52,22 +72,10 @@ ON CONFLICT (refund_id) DO UPDATE SET status = 'pending', reversal = 'ready', ou
 RETURNING *
 """)
 
-SENDING = """
-UPDATE refund SET reversal = 'sending' WHERE refund_id = $1 AND attempt = $2 AND reversal = 'ready'
-RETURNING refund_id
-"""
-"""Committed before the call: what is still ``ready`` was never sent."""
-
 LOCK_WHOLE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
 ORDER BY refund_id FOR UPDATE
 """
-
-FIND_WHOLE = """
-SELECT refund_id FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
-"""
-
-HAS_WHOLE = "SELECT EXISTS (SELECT 1 FROM refund WHERE payment_id = $1 AND is_whole AND status <> 'failed')"
 
 ACCEPTED = """
 UPDATE refund SET reversal = CASE WHEN reversal IN ('sending', 'unknown') THEN 'accepted' ELSE reversal END,
@@ -76,48 +84,12 @@ UPDATE refund SET reversal = CASE WHEN reversal IN ('sending', 'unknown') THEN '
 WHERE refund_id = $1 AND originator_conversation_id IS NULL AND conversation_id IS NULL
 """
 
-UNKNOWN = """
-UPDATE refund SET reversal = 'unknown', result_desc = $2, updated_at = $3, due_at = $4
-WHERE refund_id = $1 AND reversal = 'sending' AND status = 'pending'
-"""
-
 LOCK = "SELECT * FROM refund WHERE refund_id = $1 FOR UPDATE"
-
-MAY_HAVE_GONE_BACK_IN_PART = """
-SELECT EXISTS (
-    SELECT 1 FROM refund WHERE payment_id = $1 AND refund_id <> $2 AND amount < payment_amount
-        AND reversal NOT IN ('unsent', 'refused')
-)
-"""
 
 LOCK_BY_HANDLE = """
 SELECT * FROM refund WHERE originator_conversation_id = $1 OR conversation_id = $2
 ORDER BY created_at DESC LIMIT 1 FOR UPDATE
 """
-
-COMPLETE = """
-UPDATE refund SET status = 'completed', reversal = 'ended', outcome = $2, result_code = $3, result_desc = $4,
-    reversal_receipt = $5, advice = NULL, attention = NULL, due_at = NULL, updated_at = $6, completed_at = $6
-WHERE refund_id = $1 AND status <> 'completed'
-RETURNING *
-"""
-
-FAIL = """
-UPDATE refund SET status = 'failed', reversal = $5, outcome = $2, result_code = $3, result_desc = $4,
-    advice = $7, attention = NULL, due_at = NULL, updated_at = $6
-WHERE refund_id = $1 AND status = 'pending'
-RETURNING *
-"""
-
-VERIFY = """
-UPDATE refund SET reversal = 'verifying', result_code = $2, result_desc = $3, asked = 0, due_at = $4,
-    attention = NULL, updated_at = $4
-WHERE refund_id = $1 AND status = 'pending'
-"""
-
-ASK_NOW = "UPDATE refund SET due_at = $2 WHERE refund_id = $1 AND status = 'pending' AND attention IS NULL"
-
-ASK_BY_HAND = "UPDATE refund SET due_at = $2 WHERE refund_id = $1 AND status = 'pending'"
 
 ASK_AGAIN = """
 UPDATE refund SET due_at = CASE WHEN attention IS NULL THEN $3::timestamptz END
@@ -130,8 +102,6 @@ WHERE refund_id = $1 AND (status <> 'failed' OR attention IS DISTINCT FROM $2)
 RETURNING refund_id
 """
 
-LOOKED_AT = "UPDATE refund SET attention = NULL, updated_at = $2 WHERE refund_id = $1"
-
 DUE = """
 SELECT refund_id, merchant_id FROM (
     SELECT refund_id, merchant_id, due_at, row_number() OVER (PARTITION BY merchant_id ORDER BY due_at) AS turn
@@ -140,24 +110,9 @@ SELECT refund_id, merchant_id FROM (
 WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
 """
 
-CLAIM_DUE = """
-UPDATE refund SET asked = asked + 1, due_at = $3 WHERE refund_id = $1 AND status = 'pending' AND due_at <= $2
-RETURNING *
-"""
-
 OF_CASE = """
 SELECT * FROM refund WHERE payment_id = ANY($1::text[]) OR refund_id = ANY($1::text[]) FOR UPDATE NOWAIT
 """
-
-ERASE = "UPDATE refund SET reason = $2, result_desc = $3 WHERE refund_id = $1"
-
-FIND_BY_KEY = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
-
-FIND = "SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND refund_id = $3"
-
-FIND_ANY = "SELECT * FROM refund WHERE refund_id = $1"
-
-OF_PAYMENT = "SELECT * FROM refund WHERE payment_id = $1 ORDER BY created_at DESC LIMIT 100"
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -171,8 +126,6 @@ GROUP BY shortcode_id
 """
 """Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
 
-COUNT_WAITING = "SELECT count(*) FROM refund WHERE attention IS NOT NULL AND env = ANY($1::text[])"
-
 PAGE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
     AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
@@ -185,8 +138,4 @@ COUNT = """
 SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND ($3::text IS NULL OR payment_id = $3)
     AND ($4::text IS NULL OR status = $4) AND ($5::timestamptz IS NULL OR created_at >= $5)
     AND ($6::timestamptz IS NULL OR created_at < $6) AND ($7::boolean IS NULL OR (attention IS NOT NULL) = $7)
-"""
-
-NEEDING_ATTENTION = """
-SELECT count(*) FROM refund WHERE merchant_id = $1 AND env = $2 AND status = 'pending' AND attention IS NOT NULL
 """

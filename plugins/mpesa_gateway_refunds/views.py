@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway.money import Kes
 from mpesa_gateway_refunds.schemas import RefundView
 
@@ -13,7 +13,7 @@ _PLAIN = tuple(
 )
 
 
-def view(row: Row) -> RefundView:
+def view(row: Found) -> RefundView:
     """A refund's row as merchants see it."""
     return RefundView(
         id=row["refund_id"],
@@ -29,7 +29,7 @@ EXPORTED: tuple[str, ...] = tuple(name for name in RefundView.__struct_fields__ 
 """The columns of the CSV file."""
 
 
-def exported(row: Row) -> tuple[Any, ...]:
+def exported(row: Found) -> tuple[Any, ...]:
     """A refund's row as it stands in the CSV file."""
     shown = view(row)
     return tuple(getattr(shown, name) for name in EXPORTED)

@@ -1,18 +1,17 @@
 """Writes STK callbacks as Daraja does."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 from mpesa_gateway_simulator.outcomes import RESULT_TEXTS, Behaviour
 
 
 def callback_body(
-    row: Row | Mapping[str, Any],
+    row: Found,
     result_code: str,
     receipt: str | None,
     at: datetime,

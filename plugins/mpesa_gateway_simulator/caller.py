@@ -10,7 +10,7 @@ import niquests
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.dns import Names, NamesResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
@@ -20,6 +20,7 @@ from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
 from mpesa_gateway_simulator.outcomes import by_name
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.tables import CallbackRow, ResultRow
 
 log = structlog.get_logger(__name__)
 
@@ -90,8 +91,12 @@ class CallbackCaller:
     async def send_results_now(self, result_ids: list[int]) -> None:
         """Claim these results and post them."""
         for result_id in result_ids:
-            row = await self._db.fetchrow(tables.CLAIM_RESULT, result_id, self._clock.now() + _LEASE)
-            if row is not None:
+            claimed = await self._db.run(
+                ResultRow.update({ResultRow.due_at: self._clock.now() + _LEASE, ResultRow.tries: ResultRow.tries + 1})
+                .where(ResultRow.result_id == result_id)
+                .returning(*ResultRow.all_columns())
+            )
+            for row in claimed:
                 await self._send_result(row)
 
     async def forge(self, checkout_request_id: str, about: str, amount: int | None, signature: str | None) -> int:
@@ -111,7 +116,11 @@ class CallbackCaller:
     async def until_called_back(self, checkout_request_id: str) -> None:
         """Wait until the prompt has been answered and the callback made, 20 seconds at most."""
         async with self._pulse.patience(_HELD_BACK):
-            while not await self._db.fetchval(tables.WAS_CALLED_BACK, checkout_request_id):
+            while not await self._db.run(
+                CallbackRow.exists().where(
+                    CallbackRow.checkout_request_id == checkout_request_id, CallbackRow.last_status.is_not_null()
+                )
+            ):
                 await self._pulse.beat(_LONGEST_SLEEP)
 
     async def call_back_now(self, checkout_request_id: str) -> None:
@@ -121,11 +130,12 @@ class CallbackCaller:
             if row is None or row["state"] != "open":
                 return
             owed = await self._prompts.end(row, by_name(row["behaviour"]).result_code)
-            await self._db.execute(
-                "UPDATE sim_callback SET due_at = $2, tries = 1 WHERE callback_id = ANY($1)",
-                owed,
-                self._clock.now() + _LEASE,
-            )
+            if owed:
+                await self._db.run(
+                    CallbackRow.update({CallbackRow.due_at: self._clock.now() + _LEASE, CallbackRow.tries: 1}).where(
+                        CallbackRow.callback_id.is_in(owed)
+                    )
+                )
         await self.send_again(checkout_request_id)
 
     async def send_again(self, checkout_request_id: str) -> int:
@@ -133,11 +143,7 @@ class CallbackCaller:
 
         Raises LookupError when the push has none.
         """
-        row = await self._db.fetchrow(
-            "SELECT sim_callback.callback_id, body, encoding, tries, callback_url FROM sim_callback "
-            "JOIN sim_push USING (checkout_request_id) WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1",
-            checkout_request_id,
-        )
+        row = await self._db.fetchrow(tables.FIND_CALLBACK, checkout_request_id)
         if row is None:
             raise LookupError("this push has no callback")
         return await self._send(row)
@@ -189,19 +195,24 @@ class CallbackCaller:
         await self._db.execute(tables.ANSWERED, row["callback_id"], *self._noted(row, status))
         return status
 
-    async def _send_result(self, row: Row) -> int:
+    async def _send_result(self, row: Found) -> int:
         """POST one result and note the answer; 0 when there was none."""
         status = await self._post(row)
-        await self._db.execute(tables.RESULT_ANSWERED, row["result_id"], *self._noted(row, status))
+        due, _, now = self._noted(row, status)
+        await self._db.run(
+            ResultRow.update({ResultRow.due_at: due, ResultRow.last_status: status, ResultRow.answered_at: now}).where(
+                ResultRow.result_id == row["result_id"]
+            )
+        )
         return status
 
-    def _noted(self, row: Row, status: int) -> tuple[datetime | None, int, datetime]:
+    def _noted(self, row: Found, status: int) -> tuple[datetime | None, int, datetime]:
         """When to try again (None: not any more), the status, and the time."""
         now = self._clock.now()
         is_done = 200 <= status < 300 or row["tries"] >= self._settings.callback_tries
         return None if is_done else now + timedelta(seconds=self._settings.callback_pause), status, now
 
-    async def _post(self, row: Row | Mapping[str, Any], headers: Mapping[str, str] | None = None) -> int:
+    async def _post(self, row: Found, headers: Mapping[str, str] | None = None) -> int:
         began, status, said = time.perf_counter(), 0, "no answer"
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):

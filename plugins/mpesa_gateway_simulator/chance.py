@@ -49,10 +49,11 @@ class Chance:
 
     async def draw(self, size: int) -> bytes:
         """``size`` bytes, 32 at most."""
-        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = 'seed'")
+        turned = await self._db.fetchval(tables.KNOB, "seed")
         seed = self._seed if turned is None else int(turned)
         if seed is None:
             return self._ids.token(size)
+        # raw SQL: function - a sequence of Postgres.
         number = await self._db.fetchval("SELECT nextval('sim_chance')")
         return hashlib.sha256(f"{seed}|{number}".encode()).digest()[:size]
 

@@ -6,7 +6,33 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.tables import (
+    CallbackRow,
+    FaultRow,
+    HabitRow,
+    HandRow,
+    KnobRow,
+    PushRow,
+    RegistrationRow,
+    ResultRow,
+    ReversalRow,
+    TransactionRow,
+)
 from mpesa_gateway_simulator.validation import named_fault
+
+_FORGOTTEN = (
+    CallbackRow,
+    PushRow,
+    ReversalRow,
+    ResultRow,
+    TransactionRow,
+    FaultRow,
+    KnobRow,
+    RegistrationRow,
+    HabitRow,
+    HandRow,
+)
+"""The tables that a reset empties. TRUNCATE is for their owner, and the simulator runs as another role."""
 
 
 class Controls:
@@ -30,26 +56,40 @@ class Controls:
 
     async def knob(self, name: str) -> float:
         """Return a knob's value: as it was turned, or as it is configured."""
-        turned = await self._db.fetchval("SELECT value FROM sim_knob WHERE name = $1", name)
+        turned = await self._db.fetchval(tables.KNOB, name)
         return float(turned) if turned is not None else float(getattr(self._settings, name))
 
     async def set_knobs(self, values: Mapping[str, float]) -> None:
         """Change delays, in seconds, from the next push on."""
         for name, value in values.items():
-            await self._db.execute(tables.SET_KNOB, name, value)
+            await self._db.run(
+                KnobRow.insert(KnobRow(name=name, value=value)).on_conflict(
+                    target=KnobRow.name, action="DO UPDATE", values=[KnobRow.value]
+                )
+            )
 
     async def set_fault(self, operation: str, fault: str, times: int) -> None:
         """Answer the next ``times`` requests of an operation with a fault. Raises KeyError for an unknown fault."""
         named_fault(fault)
-        await self._db.execute(tables.SET_FAULT, operation, fault, times)
+        await self._db.run(
+            FaultRow.insert(FaultRow(operation=operation, fault=fault, remaining=times)).on_conflict(
+                target=FaultRow.operation, action="DO UPDATE", values=[FaultRow.fault, FaultRow.remaining]
+            )
+        )
 
     async def set_habit(self, operation: str, habit: str) -> None:
         """Change how phones, status queries, reversals or Pull behave."""
-        await self._db.execute(tables.SET_HABIT, operation, habit)
+        await self._db.run(
+            HabitRow.insert(HabitRow(operation=operation, habit=habit)).on_conflict(
+                target=HabitRow.operation, action="DO UPDATE", values=[HabitRow.habit]
+            )
+        )
 
     async def reset(self) -> None:
         """Forget everything that happened and was set; chance begins anew."""
         async with self._db.transaction():
-            await self._db.execute(tables.RESET)
+            for table in _FORGOTTEN:
+                await self._db.run(table.delete(force=True))
+            # raw SQL: function - our own, in a migration.
             await self._db.execute("SELECT sim_chance_begins_again()")
         self._pulse.quicken()

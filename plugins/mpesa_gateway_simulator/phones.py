@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import cast
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.diary import Pulse
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.tables import HandRow, PushRow
 
 PIN = "1234"
 """Every simulated phone's PIN; any other one is wrong."""
@@ -50,7 +51,7 @@ class Phone:
     habit: str
     style: CallbackStyle
     balance: int
-    prompt: Row | None
+    prompt: Found | None
     messages: Sequence[Message]
 
 
@@ -66,7 +67,7 @@ class Phones:
         """One phone. Raises Invalid for what is no Kenyan mobile number."""
         with checking() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
-        hand = await self._db.fetchrow(tables.HAND, msisdn)
+        hand = await self._hand(msisdn)
         habit = behaviour_of(msisdn)
         balance = await self._balance(msisdn, hand)
         return Phone(
@@ -75,7 +76,12 @@ class Phones:
             habit=habit.summary,
             style="normal" if hand is None else cast("CallbackStyle", hand["style"]),
             balance=balance,
-            prompt=await self._db.fetchrow(tables.OPEN_PROMPT, msisdn),
+            prompt=await self._db.run(
+                PushRow.select()
+                .where(PushRow.phone == msisdn, PushRow.state == "open")
+                .order_by(PushRow.created_at)
+                .first()
+            ),
             messages=await self._messages(msisdn, balance),
         )
 
@@ -93,16 +99,25 @@ class Phones:
         spent = await self._db.fetchval(tables.SPENT, msisdn)
         chosen = IN_HAND[cast("CallbackStyle", style)]
         async with self._db.transaction():
-            await self._db.execute(tables.HOLD, str(msisdn), style, int(balance) + int(spent))
+            hand = HandRow(phone=str(msisdn), style=style, opening=int(balance) + int(spent))
+            await self._db.run(
+                HandRow.insert(hand).on_conflict(
+                    target=HandRow.phone, action="DO UPDATE", values=[HandRow.style, HandRow.opening]
+                )
+            )
             # A prompt that is open already is answered in the way that was chosen last.
-            await self._db.execute(tables.RESTYLE, str(msisdn), chosen.name, _ASKING)
+            await self._db.run(
+                PushRow.update({PushRow.behaviour: chosen.name}).where(
+                    PushRow.phone == str(msisdn), PushRow.state == "open", PushRow.behaviour.is_in(_ASKING)
+                )
+            )
         self._pulse.quicken()
 
     async def let_go(self, number: str) -> None:
         """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
         with checking() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
-        await self._db.execute(tables.LET_GO, msisdn)
+        await self._db.run(HandRow.delete().where(HandRow.phone == msisdn))
         self._pulse.quicken()
 
     async def touch(self, checkout_request_id: str, pin: str, *, is_cancelled: bool) -> None:
@@ -117,7 +132,7 @@ class Phones:
             elif pin != PIN:
                 answer = "wrong_pin"
             else:
-                hand = await self._db.fetchrow(tables.HAND, row["phone"])
+                hand = await self._hand(row["phone"])
                 has_enough = await self._balance(row["phone"], hand) >= row["amount"]
                 answer = "pay" if has_enough else "no_funds"
             await prompts.answer(checkout_request_id, answer)
@@ -126,7 +141,11 @@ class Phones:
         except ValueError as problem:
             raise Conflict(str(problem)) from None
 
-    async def _balance(self, number: str, hand: Row | None) -> int:
+    async def _hand(self, number: str) -> Found | None:
+        hand: Found | None = await self._db.run(HandRow.select().where(HandRow.phone == number).first())
+        return hand
+
+    async def _balance(self, number: str, hand: Found | None) -> int:
         opening = BALANCE if hand is None else int(hand["opening"])
         return max(0, opening - int(await self._db.fetchval(tables.SPENT, number)))
 
@@ -151,7 +170,7 @@ _REFUSED = {
 }
 
 
-def _message(row: Row, balance: int) -> Message:
+def _message(row: Found, balance: int) -> Message:
     at: datetime = row["at"].astimezone(EAT)
     when = f"{at.day}/{at.month}/{at:%y} at {at.hour % 12 or 12}:{at:%M} {'AM' if at.hour < 12 else 'PM'}"
     money, left = f"Ksh{row['amount']:,}.00", f"New M-PESA balance is Ksh{balance:,}.00."

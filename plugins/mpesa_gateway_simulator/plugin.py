@@ -8,7 +8,18 @@ from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.provides import PROVIDES, make_front
 from mpesa_gateway_simulator.routes import routes
 from mpesa_gateway_simulator.settings import SimulatorSettings
-from mpesa_gateway_simulator.tables import CallbackRow, PushRow, ResultRow, ReversalRow, TransactionRow
+from mpesa_gateway_simulator.tables import (
+    CallbackRow,
+    FaultRow,
+    HabitRow,
+    HandRow,
+    KnobRow,
+    PushRow,
+    RegistrationRow,
+    ResultRow,
+    ReversalRow,
+    TransactionRow,
+)
 
 
 def _vouches(_gateway: object, _scope: object, _address: str) -> bool:
@@ -23,7 +34,18 @@ plugin = Plugin(
     routes=(*daraja_routes, *routes, *phone_pages.routes),
     provides=PROVIDES,
     tables=Tables(
-        models=(PushRow, CallbackRow, TransactionRow, ResultRow, ReversalRow),
+        models=(
+            PushRow,
+            CallbackRow,
+            TransactionRow,
+            ResultRow,
+            ReversalRow,
+            FaultRow,
+            KnobRow,
+            HabitRow,
+            HandRow,
+            RegistrationRow,
+        ),
         migrations="mpesa_gateway_simulator.migrations",
     ),
     checks=CHECKS,

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import population, tables
 from mpesa_gateway_simulator.callback_bodies import callback_body
 from mpesa_gateway_simulator.chance import Chance
@@ -15,6 +15,7 @@ from mpesa_gateway_simulator.diary import DueSignal, Pulse
 from mpesa_gateway_simulator.habits import written
 from mpesa_gateway_simulator.outcomes import ANSWERS, Behaviour, by_name
 from mpesa_gateway_simulator.results import Results
+from mpesa_gateway_simulator.tables import PushRow
 from mpesa_gateway_simulator.validation import Push
 
 
@@ -50,6 +51,7 @@ class Prompts:
         # The time, three digits and nine of the phone, as Daraja has it. The three digits are counted: the milliseconds
         # of a clock that stands still would name two pushes alike.
         while not is_new:
+            # raw SQL: function - a sequence of Postgres.
             number = await self._db.fetchval("SELECT nextval('sim_handle')")
             checkout_request_id = f"ws_CO_{now.astimezone(EAT):%d%m%Y%H%M%S}{number % 1000:03}{push.phone[3:]}"
             is_new = await self._db.fetchval(
@@ -105,32 +107,25 @@ class Prompts:
 
     async def find(self, checkout_request_id: str) -> Row:
         """Return one push. Raises LookupError."""
-        row = await self._db.fetchrow("SELECT * FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
+        row = await self._db.fetchrow(tables.FIND, checkout_request_id)
         if row is None:
             raise LookupError("there is no such push")
         return row
 
-    async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Row]:
+    async def list_pushes(self, phone: str | None, reference: str | None, state: str | None, limit: int) -> list[Found]:
         """Return pushes, newest first."""
-        return await self._db.fetch(
-            "SELECT * FROM sim_push WHERE ($1::text IS NULL OR phone = $1) AND ($2::text IS NULL OR reference = $2) "
-            "AND ($3::text IS NULL OR state = $3) ORDER BY created_at DESC LIMIT $4",
-            phone,
-            reference,
-            state,
-            limit,
+        wanted = ((PushRow.phone, phone), (PushRow.reference, reference), (PushRow.state, state))
+        found: list[Found] = await self._db.run(
+            PushRow.select()
+            .where(*(column == value for column, value in wanted if value is not None))
+            .order_by(PushRow.created_at, ascending=False)
+            .limit(limit)
         )
+        return found
 
     async def ledger(self, phone: str | None, limit: int) -> list[Row]:
         """Return the money that moved, newest first."""
-        return await self._db.fetch(
-            "SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind, (SELECT "
-            "COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned "
-            "FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2",
-            phone,
-            limit,
-            self._clock.now(),
-        )
+        return await self._db.fetch(tables.LEDGER, phone, limit, self._clock.now())
 
     async def add_money(
         self, phone: str, amount: int, shortcode: str, reference: str, at: datetime | None, **more: Any

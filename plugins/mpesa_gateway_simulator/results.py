@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.chance import Chance, receipt_day
 from mpesa_gateway_simulator.controls import Controls
@@ -19,6 +19,7 @@ from mpesa_gateway_simulator.population import (
     Movement,
 )
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.tables import PushRow, ResultRow, ReversalRow, TransactionRow
 from mpesa_gateway_simulator.validation import (
     Fault,
     Garbage,
@@ -90,6 +91,10 @@ class Results:
         columns = msgspec.structs.asdict(movement) | {"is_out": movement.kind in OUTGOING}
         await self._db.execute(*tables.INSERT_TRANSACTION.bind(**columns))
 
+    async def _find(self, receipt: str) -> Found | None:
+        row: Found | None = await self._db.run(TransactionRow.select().where(TransactionRow.receipt == receipt).first())
+        return row
+
     # -- transaction status ---------------------------------------------------------------------------------------
 
     async def status(self, body: dict[str, Any]) -> tuple[dict[str, str], list[int]]:
@@ -112,13 +117,15 @@ class Results:
         if reversal is not None and reversal["shortcode"] == request.shortcode:
             return "0", _reversal_status(reversal), reversal["receipt"]
         if request.receipt is not None:
-            row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
+            row = await self._find(request.receipt)
         elif request.conversation_id is not None:
-            push = await self._db.fetchrow(tables.FIND_PUSH, request.conversation_id)
+            push = await self._db.run(
+                PushRow.select().where(PushRow.merchant_request_id == request.conversation_id).first()
+            )
             if push is not None and push["receipt"] is None:
                 return "0", _push_status(push), None
             if push is not None:
-                row = await self._db.fetchrow(tables.FIND_TRANSACTION, push["receipt"])
+                row = await self._find(push["receipt"])
         if row is None or row["shortcode"] != request.shortcode or row["at"] > self._clock.now():
             return "2032", [], None
         returned = await self._db.fetchval(tables.RETURNED, row["receipt"])
@@ -140,7 +147,7 @@ class Results:
         return await self._take("reversal", envelope, request.result_url, request.timeout_url, habit)
 
     async def _refuse_part(self, request: ReversalRequest) -> None:
-        row = await self._db.fetchrow(tables.FIND_TRANSACTION, request.receipt)
+        row = await self._find(request.receipt)
         if row is not None and request.amount < row["amount"]:
             raise Fault(400, "400.002.02", "Bad Request - Invalid Amount")
 
@@ -162,8 +169,16 @@ class Results:
                 return "R000001", [], None
             if request.amount > left:
                 return "1", [], None
-            await self._db.execute(
-                tables.INSERT_REVERSAL, receipt, request.receipt, request.amount, conversation_id, now
+            await self._db.run(
+                ReversalRow.insert(
+                    ReversalRow(
+                        receipt=receipt,
+                        original=request.receipt,
+                        amount=request.amount,
+                        originator_conversation_id=conversation_id,
+                        at=now,
+                    )
+                )
             )
             held = await self._db.fetchval(tables.HELD, request.shortcode, now)
         return "0", _reversal_parameters(row, request, now, held), receipt
@@ -209,16 +224,16 @@ class Results:
             if spelling == "float_code" and isinstance(content["ResultCode"], int):
                 content["ResultCode"] = float(content["ResultCode"])
             text = "" if plan.is_empty else msgspec.json.encode({"Result": content}).decode()
-            owed.append(
-                await self._db.fetchval(
-                    tables.INSERT_RESULT,
-                    operation,
-                    envelope["OriginatorConversationID"],
-                    timeout_url if plan.is_timeout else result_url,
-                    *written(text, spelling),
-                    now + timedelta(seconds=delay + number * 0.05),
-                )
+            body, encoding = written(text, spelling)
+            row = ResultRow(
+                operation=operation,
+                originator_conversation_id=envelope["OriginatorConversationID"],
+                callback_url=timeout_url if plan.is_timeout else result_url,
+                body=body,
+                encoding=encoding,
+                due_at=now + timedelta(seconds=delay + number * 0.05),
             )
+            owed.append((await self._db.run(ResultRow.insert(row)))[0]["result_id"])
         if plan.is_ack_lost:
             raise AckLost
         ack = {
@@ -240,7 +255,7 @@ def _hidden(party: str) -> str:
     return f"{number[:5]}****{number[-3:]} - {name}" if len(number) == 12 else party
 
 
-def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]:
+def _transaction_status(row: Found, *, is_reversed: bool) -> list[tuple[str, Any]]:
     at = f"{(row['at'] + timedelta(seconds=row['skew'])).astimezone(EAT):%Y%m%d%H%M%S}"
     shop, customer = f"{row['shortcode']} - Shop", _party(row["phone"], row["party"])
     other = f"{OTHER_SHOP} - OTHER SHOP" if row["kind"] == "shop_payment" else customer
@@ -265,7 +280,7 @@ def _transaction_status(row: Row, *, is_reversed: bool) -> list[tuple[str, Any]]
     ]
 
 
-def _push_status(push: Row) -> list[tuple[str, Any]]:
+def _push_status(push: Found) -> list[tuple[str, Any]]:
     said = {"1032": "Cancelled", "1019": "Expired", "1037": "Expired"}.get(push["result_code"] or "", "Failed")
     return [
         ("TransactionStatus", said if push["state"] == "ended" else "Pending"),

@@ -124,9 +124,7 @@ class SimulatedDaraja:
         await self._check_token(authorization)
         await self._controls.play_fault("stkquery")
         read_signed(body)
-        row = await self._db.fetchrow(
-            "SELECT * FROM sim_push WHERE checkout_request_id = $1", str(body.get("CheckoutRequestID"))
-        )
+        row = await self._db.fetchrow(tables.FIND, str(body.get("CheckoutRequestID")))
         habit = await self._controls.habit("stkquery")
         if row is None or habit == "does_not_exist":
             raise Fault(500, "500.001.1001", "The transaction does not exist")

@@ -12,6 +12,7 @@ from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
 from mpesa_gateway_simulator.population import PULL_TYPES, pull_type, shown_payer
 from mpesa_gateway_simulator.settings import SimulatorSettings
+from mpesa_gateway_simulator.tables import RegistrationRow
 from mpesa_gateway_simulator.validation import named_fault, read_pull_query, read_registration
 
 PAGE = 100
@@ -39,7 +40,11 @@ class Statements:
     async def register(self, body: dict[str, Any]) -> dict[str, str]:
         """Enable Pull for a shortcode. Raises Fault."""
         shortcode = read_registration(body, https_callbacks=self._settings.https_callbacks)
-        is_new = await self._db.fetchval(tables.REGISTER, shortcode, self._clock.now())
+        is_new = await self._db.run(
+            RegistrationRow.insert(RegistrationRow(shortcode=shortcode, registered_at=self._clock.now())).on_conflict(
+                action="DO NOTHING"
+            )
+        )
         reference = await self._chance.identifier()
         # Both spellings have been seen.
         if is_new:
@@ -51,7 +56,7 @@ class Statements:
     async def pull(self, body: dict[str, Any]) -> tuple[int, Any]:
         """A page of the statement, with its HTTP status. Raises Fault."""
         query = read_pull_query(body, self._clock.now())
-        if not await self._db.fetchval(tables.IS_REGISTERED, query.shortcode):
+        if not await self._db.run(RegistrationRow.exists().where(RegistrationRow.shortcode == query.shortcode)):
             raise named_fault("400.003.02")
         habit = await self._controls.habit("pullquery")
         is_peopled = await self._controls.knob("strangers") > 0

@@ -1,6 +1,6 @@
 """The simulator's memory as Piccolo knows it, and the named queries on it; the migrations say the rest."""
 
-from piccolo.columns import BigInt, Boolean, Integer, Text, Timestamptz
+from piccolo.columns import BigInt, BigSerial, Boolean, DoublePrecision, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 from mpesa_gateway.db.named import Named
@@ -43,7 +43,7 @@ class CallbackRow(Table, tablename="sim_callback"):
 class ResultRow(Table, tablename="sim_result"):
     """One result of a status query or a reversal that is owed or was sent."""
 
-    result_id = BigInt(primary_key=True)
+    result_id = BigSerial(primary_key=True)
     operation = Text()
     originator_conversation_id = Text()
     callback_url = Text()
@@ -84,6 +84,71 @@ class TransactionRow(Table, tablename="sim_transaction"):
     is_out = Boolean()
 
 
+class FaultRow(Table, tablename="sim_fault"):
+    """What the next requests of an operation are answered with."""
+
+    operation = Text(primary_key=True)
+    fault = Text()
+    remaining = Integer()
+
+
+class KnobRow(Table, tablename="sim_knob"):
+    """A delay or another number that was set."""
+
+    name = Text(primary_key=True)
+    value = DoublePrecision()
+
+
+class HabitRow(Table, tablename="sim_habit"):
+    """How an operation behaves."""
+
+    operation = Text(primary_key=True)
+    habit = Text()
+
+
+class HandRow(Table, tablename="sim_hand"):
+    """A phone that a person holds. Its balance is ``opening`` less what it has spent."""
+
+    phone = Text(primary_key=True)
+    style = Text()
+    opening = BigInt()
+
+
+class RegistrationRow(Table, tablename="sim_registration"):
+    """A shortcode that may use Pull."""
+
+    shortcode = Text(primary_key=True)
+    registered_at = Timestamptz()
+
+
+# raw SQL: lock - one process ends a prompt, pays back or calls back.
+DUE_PUSHES = """
+SELECT * FROM sim_push WHERE state = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 200 FOR UPDATE SKIP LOCKED
+"""
+
+LOCK_PUSH = "SELECT * FROM sim_push WHERE checkout_request_id = $1 FOR UPDATE"
+
+LOCK_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1 FOR UPDATE"
+
+CLAIM_CALLBACKS = """
+UPDATE sim_callback SET due_at = $2, tries = tries + 1
+FROM sim_push
+WHERE sim_push.checkout_request_id = sim_callback.checkout_request_id AND callback_id IN (
+    SELECT callback_id FROM sim_callback WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
+)
+RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.encoding, sim_callback.tries,
+    sim_push.callback_url
+"""
+
+CLAIM_RESULTS = """
+UPDATE sim_result SET due_at = $2, tries = tries + 1
+WHERE result_id IN (
+    SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
+)
+RETURNING result_id, body, encoding, tries, callback_url
+"""
+
+# raw SQL: hot path - each request, push and callback of a benchmark.
 PUT_TOKEN = """
 WITH expired AS (DELETE FROM sim_token WHERE consumer_key = $1 AND expires_at <= $4)
 INSERT INTO sim_token (consumer_key, token, expires_at) VALUES ($1, $2, $3)
@@ -95,23 +160,20 @@ SELECT EXISTS (SELECT 1 FROM sim_token AS shown WHERE token = $1 AND expires_at 
 """  # noqa: S105 - a query
 """``$3``: whether a new token ends the others of its consumer key."""
 
-NEXT_RECEIPTS = """
-SELECT seed, nextval(CASE WHEN seed IS NULL THEN 'sim_receipt' ELSE 'sim_chance' END::regclass) AS number
-FROM (SELECT COALESCE((SELECT value FROM sim_knob WHERE name = 'seed'), $1::double precision) AS seed) AS chosen,
-    generate_series(1, $2)
-"""
-
 TAKE_FAULT = """
 UPDATE sim_fault SET remaining = remaining - 1 WHERE operation = $1 AND remaining > 0 RETURNING fault
 """
 
-SET_FAULT = """
-INSERT INTO sim_fault (operation, fault, remaining) VALUES ($1, $2, $3)
-ON CONFLICT (operation) DO UPDATE SET fault = excluded.fault, remaining = excluded.remaining
-"""
+KNOB = "SELECT value FROM sim_knob WHERE name = $1"
 
-SET_KNOB = """
-INSERT INTO sim_knob (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"
+
+STYLE = "SELECT style FROM sim_hand WHERE phone = $1"
+
+NEXT_RECEIPTS = """
+SELECT seed, nextval(CASE WHEN seed IS NULL THEN 'sim_receipt' ELSE 'sim_chance' END::regclass) AS number
+FROM (SELECT COALESCE((SELECT value FROM sim_knob WHERE name = 'seed'), $1::double precision) AS seed) AS chosen,
+    generate_series(1, $2)
 """
 
 HAS_OPEN = "SELECT EXISTS (SELECT 1 FROM sim_push WHERE phone = $1 AND state = 'open')"
@@ -125,11 +187,7 @@ ON CONFLICT (checkout_request_id) DO NOTHING
 RETURNING true
 """)
 
-DUE_PUSHES = """
-SELECT * FROM sim_push WHERE state = 'open' AND ends_at <= $1 ORDER BY ends_at LIMIT 200 FOR UPDATE SKIP LOCKED
-"""
-
-LOCK_PUSH = "SELECT * FROM sim_push WHERE checkout_request_id = $1 FOR UPDATE"
+FIND = "SELECT * FROM sim_push WHERE checkout_request_id = $1"
 
 END_PUSH = """
 UPDATE sim_push SET state = 'ended', result_code = $2, receipt = $3, ended_at = $4
@@ -148,16 +206,6 @@ INSERT_CALLBACK = (
     "RETURNING callback_id"
 )
 
-CLAIM_CALLBACKS = """
-UPDATE sim_callback SET due_at = $2, tries = tries + 1
-FROM sim_push
-WHERE sim_push.checkout_request_id = sim_callback.checkout_request_id AND callback_id IN (
-    SELECT callback_id FROM sim_callback WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
-)
-RETURNING sim_callback.callback_id, sim_callback.body, sim_callback.encoding, sim_callback.tries,
-    sim_push.callback_url
-"""
-
 ANSWERED = "UPDATE sim_callback SET due_at = $2, last_status = $3, answered_at = $4 WHERE callback_id = $1"
 
 NEXT_DUE = """
@@ -166,34 +214,40 @@ SELECT LEAST((SELECT min(ends_at) FROM sim_push WHERE state = 'open'),
              (SELECT min(due_at) FROM sim_result WHERE due_at IS NOT NULL))
 """
 
-RESET = """
-DELETE FROM sim_callback; DELETE FROM sim_push; DELETE FROM sim_reversal; DELETE FROM sim_result;
-DELETE FROM sim_transaction; DELETE FROM sim_fault; DELETE FROM sim_knob; DELETE FROM sim_registration;
-DELETE FROM sim_habit; DELETE FROM sim_hand
-"""
-"""Empties all tables. TRUNCATE is for their owner, and the simulator runs as another role."""
-
-STYLE = "SELECT style FROM sim_hand WHERE phone = $1"
-
-HAND = "SELECT * FROM sim_hand WHERE phone = $1"
-
-HOLD = """
-INSERT INTO sim_hand (phone, style, opening) VALUES ($1, $2, $3)
-ON CONFLICT (phone) DO UPDATE SET style = excluded.style, opening = excluded.opening
-"""
-
-RESTYLE = """
-UPDATE sim_push SET behaviour = $2 WHERE phone = $1 AND state = 'open' AND behaviour = ANY($3)
-"""
-
-LET_GO = "DELETE FROM sim_hand WHERE phone = $1"
-
-OPEN_PROMPT = "SELECT * FROM sim_push WHERE phone = $1 AND state = 'open' ORDER BY created_at LIMIT 1"
-
+# raw SQL: aggregate - money is added up.
 SPENT = """
 SELECT COALESCE((SELECT sum(amount) FROM sim_transaction WHERE phone = $1 AND NOT is_out), 0)
     - COALESCE((SELECT sum(sim_reversal.amount) FROM sim_reversal
         JOIN sim_transaction ON sim_transaction.receipt = sim_reversal.original WHERE phone = $1), 0)
+"""
+
+RETURNED = "SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = $1"
+
+HELD = """
+SELECT COALESCE(sum(CASE WHEN is_out THEN -amount ELSE amount END), 0)
+    - (SELECT COALESCE(sum(back.amount), 0) FROM sim_reversal AS back
+        JOIN sim_transaction AS came ON came.receipt = back.original WHERE came.shortcode = $1 AND back.at <= $2)
+FROM sim_transaction WHERE shortcode = $1 AND at <= $2
+"""
+"""The money of a shortcode at a moment, in KES."""
+
+LEDGER = """
+SELECT receipt, checkout_request_id, phone, amount, shortcode, reference, at, kind,
+    (SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = sim_transaction.receipt) AS returned
+FROM sim_transaction WHERE ($1::text IS NULL OR phone = $1) AND at <= $3 ORDER BY at DESC LIMIT $2
+"""
+
+# raw SQL: join - what Piccolo reaches by foreign keys only.
+FIND_CALLBACK = """
+SELECT sim_callback.callback_id, body, encoding, tries, callback_url
+FROM sim_callback JOIN sim_push USING (checkout_request_id)
+WHERE checkout_request_id = $1 ORDER BY callback_id LIMIT 1
+"""
+
+FIND_REVERSAL = """
+SELECT back.*, came.phone, came.shortcode FROM sim_reversal AS back
+JOIN sim_transaction AS came ON came.receipt = back.original
+WHERE back.originator_conversation_id = $1 OR back.receipt = $2
 """
 
 MESSAGES = """
@@ -208,45 +262,6 @@ UNION ALL
     ORDER BY sim_reversal.at DESC LIMIT $2)
 ORDER BY at DESC LIMIT $2
 """
-
-WAS_CALLED_BACK = """
-SELECT EXISTS (SELECT 1 FROM sim_callback WHERE checkout_request_id = $1 AND last_status IS NOT NULL)
-"""
-
-
-FIND_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1"
-
-LOCK_TRANSACTION = "SELECT * FROM sim_transaction WHERE receipt = $1 FOR UPDATE"
-
-RETURNED = "SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = $1"
-
-FIND_REVERSAL = """
-SELECT back.*, came.phone, came.shortcode FROM sim_reversal AS back
-JOIN sim_transaction AS came ON came.receipt = back.original
-WHERE back.originator_conversation_id = $1 OR back.receipt = $2
-"""
-
-HELD = """
-SELECT COALESCE(sum(CASE WHEN is_out THEN -amount ELSE amount END), 0)
-    - (SELECT COALESCE(sum(back.amount), 0) FROM sim_reversal AS back
-        JOIN sim_transaction AS came ON came.receipt = back.original WHERE came.shortcode = $1 AND back.at <= $2)
-FROM sim_transaction WHERE shortcode = $1 AND at <= $2
-"""
-"""The money of a shortcode at a moment, in KES."""
-
-FIND_PUSH = "SELECT * FROM sim_push WHERE merchant_request_id = $1"
-
-INSERT_REVERSAL = """
-INSERT INTO sim_reversal (receipt, original, amount, originator_conversation_id, at) VALUES ($1, $2, $3, $4, $5)
-"""
-
-REGISTER = """
-INSERT INTO sim_registration (shortcode, registered_at) VALUES ($1, $2)
-ON CONFLICT (shortcode) DO UPDATE SET registered_at = sim_registration.registered_at
-RETURNING xmax = 0
-"""
-
-IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM sim_registration WHERE shortcode = $1)"
 
 STATEMENT = """
 SELECT * FROM (
@@ -264,30 +279,3 @@ SELECT * FROM (
 ORDER BY at, receipt OFFSET $4 LIMIT $5
 """
 """``$6``: whether reversals that were asked for through the API show."""
-
-HABIT = "SELECT habit FROM sim_habit WHERE operation = $1"
-
-SET_HABIT = """
-INSERT INTO sim_habit (operation, habit) VALUES ($1, $2) ON CONFLICT (operation) DO UPDATE SET habit = excluded.habit
-"""
-
-INSERT_RESULT = """
-INSERT INTO sim_result (operation, originator_conversation_id, callback_url, body, encoding, due_at)
-VALUES ($1, $2, $3, $4, $5, $6)
-RETURNING result_id
-"""
-
-CLAIM_RESULTS = """
-UPDATE sim_result SET due_at = $2, tries = tries + 1
-WHERE result_id IN (
-    SELECT result_id FROM sim_result WHERE due_at <= $1 ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED
-)
-RETURNING result_id, body, encoding, tries, callback_url
-"""
-
-CLAIM_RESULT = """
-UPDATE sim_result SET due_at = $2, tries = tries + 1 WHERE result_id = $1
-RETURNING result_id, body, encoding, tries, callback_url
-"""
-
-RESULT_ANSWERED = "UPDATE sim_result SET due_at = $2, last_status = $3, answered_at = $4 WHERE result_id = $1"

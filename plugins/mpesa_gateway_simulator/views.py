@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found
 
 
 class OutcomeView(msgspec.Struct, frozen=True):
@@ -48,6 +48,6 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     returned: int
 
 
-def push_view(row: Row) -> PushView:
+def push_view(row: Found) -> PushView:
     """A push's row as it is shown; without its callback address, which only Daraja is to know."""
     return PushView(**{name: row[name] for name in PushView.__struct_fields__})

@@ -31,10 +31,10 @@ from mpesa_gateway.http.egress import Answer, EgressFailed, check_url
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.standalone.stage import NotSo
-from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.listening import Listener
 from mpesa_gateway_webhooks.schemas import ReplayMany
+from mpesa_gateway_webhooks.tables import DeliveryRow
 from mpesa_gateway_webhooks.triggering import KINDS, Trigger, Triggered
 
 _PAUSE = 0.3
@@ -230,7 +230,17 @@ def replay(
         found: list[str] = []
         for event_id in event_ids:
             await deliveries.event(merchant.merchant_id, env, event_id)
-            rows = await gateway.db.fetch(tables.DELIVERIES_OF_EVENT, merchant.merchant_id, event_id, env)
+            rows = await gateway.db.run(
+                DeliveryRow.select(DeliveryRow.delivery_id)
+                .where(
+                    DeliveryRow.merchant_id == merchant.merchant_id,
+                    DeliveryRow.env == env,
+                    DeliveryRow.event_id == event_id,
+                )
+                .order_by(DeliveryRow.created_at)
+                .order_by(DeliveryRow.delivery_id)
+                .limit(100)
+            )
             if not rows:
                 raise Failed(f"{event_id} has no delivery: the webhooks plugin was not enabled when it happened")
             found += [row["delivery_id"] for row in rows]

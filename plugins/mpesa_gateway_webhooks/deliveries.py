@@ -8,6 +8,7 @@ import msgspec
 
 from mpesa_gateway.cursors import decode_position
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.event_log import EventRow
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
@@ -19,6 +20,7 @@ from mpesa_gateway.origin import Origin, origin_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import (
     AttemptView,
@@ -32,6 +34,7 @@ from mpesa_gateway_webhooks.schemas import (
 )
 from mpesa_gateway_webhooks.sending import Sender
 from mpesa_gateway_webhooks.settings import WebhooksSettings
+from mpesa_gateway_webhooks.tables import DeliveryRow
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
@@ -175,7 +178,7 @@ class Deliveries:
         env: Env,
         view: Any,
     ) -> Page[Any]:
-        # Table and column names are this module's own; every value is a parameter.
+        # raw SQL: replica - Piccolo asks the primary. Names are this module's own; every value is a parameter.
         total: int | None = None
         if filters.count:
             total = await self._reads.fetchval(f"SELECT count(*) FROM {table} WHERE {' AND '.join(clauses)}", *values)  # noqa: S608
@@ -191,22 +194,39 @@ class Deliveries:
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
         """A delivery with its attempts and the event it carries. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND, merchant_id, env, delivery_id)
+        row = await self._db.run(
+            DeliveryRow.select()
+            .where(
+                DeliveryRow.merchant_id == merchant_id,
+                DeliveryRow.env == env,
+                DeliveryRow.delivery_id == delivery_id,
+            )
+            .first()
+        )
         if row is None:
             raise NotFound("there is no such delivery")
-        attempts = await self._db.fetch(tables.ATTEMPTS_OF, delivery_id)
+        attempts = await self._db.run(tables.attempts_of(delivery_id))
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
-            attempt_log=[AttemptView(**dict(attempt)) for attempt in attempts],
+            attempt_log=[AttemptView(**attempt) for attempt in attempts],
             event=await self.event(merchant_id, env, row["event_id"]),
         )
 
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
         """An event as its webhook carries it. Raises NotFound."""
-        body = await self._db.fetchval(tables.FIND_EVENT, merchant_id, env, event_id)
-        if body is None:
+        row = await self._db.run(
+            EventRow.select(EventRow.body)
+            .where(
+                EventRow.merchant_id == merchant_id,
+                EventRow.env == env,
+                EventRow.event_id == event_id,
+                EventRow.is_public.eq(value=True),
+            )
+            .first()
+        )
+        if row is None:
             raise NotFound("there is no such event")
-        return msgspec.json.decode(body, type=EventBody)
+        return msgspec.json.decode(row["body"], type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
         """Send a delivery again, whatever became of it, with the same webhook-id, to the endpoint that is set now.
@@ -235,7 +255,7 @@ class Deliveries:
 
         Raises Conflict without an endpoint.
         """
-        if not await self._db.fetchval(tables.HAS_ENDPOINT, caller.merchant_id, caller.env):
+        if not await self._db.run(EndpointRow.exists().where(*active_of(caller.merchant_id, caller.env))):
             raise _nowhere(caller.env)
         async with self._db.transaction():
             rows = await self._db.fetch(
@@ -264,7 +284,7 @@ def _nowhere(env: Env) -> Conflict:
     return Conflict(f"no {env} webhook is set: PUT /v1/merchant/webhook first, and what waits is sent by itself")
 
 
-def _view(row: Row) -> DeliveryView:
+def _view(row: Row | Mapping[str, Any]) -> DeliveryView:
     return DeliveryView(
         id=row["delivery_id"],
         env=row["env"],

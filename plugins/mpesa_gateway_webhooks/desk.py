@@ -11,6 +11,7 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.merchants import Merchant, Merchants
 from mpesa_gateway_webhooks import endpoint_tables, tables
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -93,7 +94,7 @@ class WebhookDesk:
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
         """What was tried."""
-        return [AttemptView(**dict(row)) for row in await self._db.fetch(tables.ATTEMPTS_OF, delivery_id)]
+        return [AttemptView(**row) for row in await self._db.run(tables.attempts_of(delivery_id))]
 
     async def of_payment(self, payment_id: str) -> list[Row]:
         """The deliveries about a payment, newest first."""
@@ -114,7 +115,14 @@ class WebhookDesk:
 
     async def count_ill(self, env: Env) -> int:
         """How many endpoints of ``env`` do not take what they are sent."""
-        return int(await self._db.fetchval(endpoint_tables.ILL_ENDPOINTS, ILL, self._clock.now(), env))
+        count: int = await self._db.run(
+            EndpointRow.count().where(
+                EndpointRow.is_active.eq(value=True),
+                EndpointRow.env == env,
+                (EndpointRow.failures >= ILL) | (EndpointRow.closed_until > self._clock.now()),
+            )
+        )
+        return count
 
     async def count_dead(self, *envs: Env) -> int:
         """How many deliveries of these envs and the last day have used up their attempts."""

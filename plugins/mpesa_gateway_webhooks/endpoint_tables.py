@@ -1,7 +1,10 @@
 """Webhook endpoints as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
 from piccolo.columns import Boolean, Integer, Text, Timestamptz
+from piccolo.columns.combination import Where
 from piccolo.table import Table
+
+from mpesa_gateway.env import Env
 
 
 class EndpointRow(Table, tablename="webhook_endpoint"):
@@ -22,6 +25,19 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
     created_at = Timestamptz()
     updated_at = Timestamptz()
 
+
+def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
+    """Return the conditions for the merchant's active endpoint in an env."""
+    return (
+        EndpointRow.merchant_id == merchant_id,
+        EndpointRow.env == env,
+        EndpointRow.is_active.eq(value=True),
+    )
+
+
+# raw SQL: hot path - what each attempt says of its endpoint.
+# raw SQL: upsert - the active endpoint of a merchant and env, found by a partial index.
+# raw SQL: aggregate - what an endpoint is owed, with a limit on what is read for it.
 
 ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
@@ -50,16 +66,6 @@ ON CONFLICT (merchant_id, env) WHERE is_active DO UPDATE SET url = excluded.url,
 RETURNING endpoint_id
 """
 
-ROTATE = """
-UPDATE webhook_endpoint SET previous_secret = secret, previous_until = $3, secret = $2, updated_at = $4
-WHERE merchant_id = $1 AND env = $5 AND is_active RETURNING endpoint_id, url
-"""
-
-REMOVE = """
-UPDATE webhook_endpoint SET is_active = false, updated_at = $2
-WHERE merchant_id = $1 AND env = $3 AND is_active RETURNING endpoint_id
-"""
-
 _ENDPOINTS = """
 SELECT webhook_endpoint.*, merchant.name,
     (SELECT count(*) FROM (SELECT 1 FROM delivery
@@ -83,8 +89,4 @@ ENDPOINT = f"{_ENDPOINTS} WHERE endpoint_id = $2"
 
 ENDPOINT_OF_MERCHANT = f"""{_ENDPOINTS}
 WHERE webhook_endpoint.merchant_id = $2 AND webhook_endpoint.env = $3 AND webhook_endpoint.is_active
-"""
-
-ILL_ENDPOINTS = """
-SELECT count(*) FROM webhook_endpoint WHERE is_active AND env = $3 AND (failures >= $1 OR closed_until > $2)
 """

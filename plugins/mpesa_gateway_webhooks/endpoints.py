@@ -15,7 +15,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import endpoint_tables, signing
-from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithSecret
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -90,28 +90,25 @@ class Endpoints:
         secret = signing.new_secret(self._runtime.ids.token(32))
         now = self._runtime.clock.now()
         async with self._db.transaction():
-            row = await self._db.fetchrow(
-                endpoint_tables.ROTATE,
-                caller.merchant_id,
-                self._runtime.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
-                now + timedelta(hours=self._settings.overlap_hours),
-                now,
-                caller.env,
+            row = await self._change(
+                caller,
+                {
+                    EndpointRow.previous_secret: EndpointRow.secret,
+                    EndpointRow.previous_until: now + timedelta(hours=self._settings.overlap_hours),
+                    EndpointRow.secret: self._runtime.sealer.seal(secret.reveal(), aad=aad(caller.merchant_id)),
+                    EndpointRow.updated_at: now,
+                },
             )
-            if row is None:
-                raise _none_set(caller.env)
             await self._audit("webhook.rotated", caller, row["endpoint_id"])
         return WebhookWithSecret(row["url"], secret.reveal(), caller.env)
 
     async def remove(self, caller: Caller) -> None:
         """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
         async with self._db.transaction():
-            endpoint_id = await self._db.fetchval(
-                endpoint_tables.REMOVE, caller.merchant_id, self._runtime.clock.now(), caller.env
+            row = await self._change(
+                caller, {EndpointRow.is_active: False, EndpointRow.updated_at: self._runtime.clock.now()}
             )
-            if endpoint_id is None:
-                raise _none_set(caller.env)
-            await self._audit("webhook.removed", caller, endpoint_id)
+            await self._audit("webhook.removed", caller, row["endpoint_id"])
             await self._db.after_commit(self._hand_over)
 
     async def _hand_over(self) -> None:
@@ -204,15 +201,20 @@ class Endpoints:
         """
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
+    async def _change(self, caller: Caller, values: dict[Any, Any]) -> dict[str, Any]:
+        """Change the endpoint of the caller's env; returns its id and address. Raises NotFound."""
+        changed: list[dict[str, Any]] = await self._db.run(
+            EndpointRow.update(values)
+            .where(*active_of(caller.merchant_id, caller.env))
+            .returning(EndpointRow.endpoint_id, EndpointRow.url)
+        )
+        if not changed:
+            raise _none_set(caller.env)
+        return changed[0]
+
     async def _find(self, merchant_id: str, env: Env) -> dict[str, Any]:
-        row = await self._db.run(
-            EndpointRow.select(*SHOWN)
-            .where(
-                EndpointRow.merchant_id == merchant_id,
-                EndpointRow.env == env,
-                EndpointRow.is_active.eq(True),  # noqa: FBT003 - Piccolo's own word
-            )
-            .first()
+        row: dict[str, Any] | None = await self._db.run(
+            EndpointRow.select(*SHOWN).where(*active_of(merchant_id, env)).first()
         )
         if row is None:
             raise _none_set(env)

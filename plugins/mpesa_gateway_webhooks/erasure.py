@@ -6,6 +6,7 @@ from mpesa_gateway.erasure import Case
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.tables import AttemptRow
 
 
 async def _objects(gateway: Runtime, case: Case) -> str | None:
@@ -18,7 +19,9 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     for row in await gateway.db.fetch(tables.ATTEMPTS_OF_CASE, case.named):
         answer = case.number.without(row["answer"])
         if answer != row["answer"]:
-            await gateway.db.execute(tables.ERASE_ANSWER, row["attempt_id"], answer)
+            await gateway.db.run(
+                AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
+            )
             count += 1
     return {"attempts at delivery": count}
 

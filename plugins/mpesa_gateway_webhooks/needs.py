@@ -3,12 +3,12 @@
 from mpesa_gateway.readiness import Missing, Need
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env, key_prefix
-from mpesa_gateway_webhooks import tables
+from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
 
 
 async def missing_endpoint(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
     """That no webhook is set for ``env``."""
-    if await gateway.db.fetchval(tables.HAS_ENDPOINT, merchant_id, env):
+    if await gateway.db.run(EndpointRow.exists().where(*active_of(merchant_id, env))):
         return []
     return [
         Missing(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Monthly, Plugin, SealedColumn, Tables, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
@@ -18,6 +19,7 @@ from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
+from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
@@ -38,6 +40,8 @@ plugin = Plugin(
     name="webhooks",
     summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
+    scopes=(WEBHOOKS_READ, WEBHOOKS_WRITE),
+    id_prefixes=(IdPrefix("whe", "endpoint"), IdPrefix("dlv", "delivery"), IdPrefix("att", "attempt at a delivery")),
     routes=routes,
     jobs=(
         Job(deliver, timeout=90, queue="deliveries"),

@@ -8,7 +8,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Deleted, Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
-from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite, WebhooksRead, WebhooksWrite
+from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.endpoints import Endpoints
@@ -25,6 +25,7 @@ from mpesa_gateway_webhooks.schemas import (
     WebhookView,
     WebhookWithSecret,
 )
+from mpesa_gateway_webhooks.scopes import WebhooksRead, WebhooksWrite
 
 _DELIVERY = path_id("delivery_id", "dlv")
 

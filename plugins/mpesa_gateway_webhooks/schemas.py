@@ -8,10 +8,12 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.fields import AttemptId, DeliveryId, EventId, Masked, named
+from mpesa_gateway.http.fields import EventId, Masked, id_field, named
 from mpesa_gateway.http.query import ListQuery, Moment
 from mpesa_gateway.http.rules import elsewhere
 
+DeliveryId = Annotated[str, id_field("dlv")]
+AttemptId = Annotated[str, id_field("att")]
 DeliveryStatus = Annotated[Literal["waiting", "pending", "delivered", "dead", "cancelled"], named("DeliveryStatus")]
 
 

@@ -1,5 +1,7 @@
 """Endpoints, deliveries and attempts as Piccolo knows them, and the named queries on them."""
 
+from typing import Any
+
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
@@ -37,6 +39,23 @@ class AttemptRow(Table, tablename="attempt"):
     error = Text(null=True, default=None)
     answer = Text()
 
+
+def attempts_of(delivery_id: str) -> Any:
+    """Return the query for the attempts of a delivery, the oldest first."""
+    shown = AttemptRow.all_columns(exclude=[AttemptRow.attempt_id, AttemptRow.delivery_id])
+    return (  # pyright: ignore[reportUnknownVariableType] - Piccolo
+        AttemptRow.select(AttemptRow.attempt_id.as_alias("id"), *shown)
+        .where(AttemptRow.delivery_id == delivery_id)
+        .order_by(AttemptRow.at)
+        .order_by(AttemptRow.attempt_id)
+    )
+
+
+# raw SQL: hot path - what each delivery takes: its row, its claim, its attempt and its result.
+# raw SQL: lock - what a sweep moves.
+# raw SQL: join - a delivery with its endpoint, its event and its merchant.
+# raw SQL: array - the deliveries of a list of events, payments or ids.
+# raw SQL: aggregate - what operators see counted, with a limit on what is read for it.
 
 # ``LIMIT cardinality($1)`` takes nothing away, and lets Postgres keep the plan: see ADR 35.
 FAN_OUT = """
@@ -252,36 +271,11 @@ SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE p
 FOR UPDATE OF attempt NOWAIT
 """
 
-ERASE_ANSWER = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
-
-HAS_ENDPOINT = """
-SELECT EXISTS (SELECT 1 FROM webhook_endpoint WHERE merchant_id = $1 AND env = $2 AND is_active)
-"""
-
-FIND = "SELECT * FROM delivery WHERE merchant_id = $1 AND env = $2 AND delivery_id = $3"
-
-ATTEMPTS_OF = """
-SELECT attempt_id AS id, at, status, ms, error, answer FROM attempt WHERE delivery_id = $1 ORDER BY at, attempt_id
-"""
-
-FIND_EVENT = "SELECT body FROM event WHERE merchant_id = $1 AND env = $2 AND event_id = $3 AND is_public"
-
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
 WHERE merchant_id = $1 AND env = $6 AND is_public AND occurred_at >= $2 AND kind = ANY($3::text[])
     AND event_id <> ALL($4::text[])
 ORDER BY occurred_at, event_id LIMIT $5
-"""
-
-EVENTS_OF_KIND_SINCE = """
-SELECT event_id, body FROM event
-WHERE merchant_id = $1 AND env = $4 AND is_public AND kind = $2 AND occurred_at >= $3
-ORDER BY occurred_at, event_id LIMIT 100
-"""
-
-DELIVERIES_OF_EVENT = """
-SELECT delivery_id FROM delivery WHERE merchant_id = $1 AND env = $3 AND event_id = $2
-ORDER BY created_at, delivery_id LIMIT 100
 """
 
 # -- what operators look at -------------------------------------------------------------------------------------------

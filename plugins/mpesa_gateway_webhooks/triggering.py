@@ -10,13 +10,12 @@ from urllib.parse import urlsplit
 import msgspec
 import niquests
 
+from mpesa_gateway.db.event_log import EventRow
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.merchants import Merchant
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.standalone.sandbox import CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, NotSo
-from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.events import WebhookTest
 
 PATIENCE = 30.0
@@ -80,7 +79,7 @@ class Trigger:
         key, secret = await self._runtime.api_keys.create(
             self._merchant.merchant_id,
             name="webhooks trigger",
-            scopes=MERCHANT_SCOPES,
+            scopes=self._runtime.scopes.of_merchants,
             env="sandbox",
             expires_at=self._runtime.clock.now() + _KEY_LIVES,
             actor=self._actor,
@@ -136,8 +135,18 @@ class Trigger:
     async def _await(self, kind: str, payment_id: str, since: datetime) -> str:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            for row in await self._runtime.db.fetch(
-                tables.EVENTS_OF_KIND_SINCE, self._merchant.merchant_id, kind, since, "sandbox"
+            for row in await self._runtime.db.run(
+                EventRow.select(EventRow.event_id, EventRow.body)
+                .where(
+                    EventRow.merchant_id == self._merchant.merchant_id,
+                    EventRow.env == "sandbox",
+                    EventRow.is_public.eq(value=True),
+                    EventRow.kind == kind,
+                    EventRow.occurred_at >= since,
+                )
+                .order_by(EventRow.occurred_at)
+                .order_by(EventRow.event_id)
+                .limit(100)
             ):
                 told: dict[str, Any] = msgspec.json.decode(row["body"])["data"]
                 if told.get("payment_id") == payment_id:

@@ -8,17 +8,7 @@ import pytest
 
 from tests.house.tree import ROOT
 
-CALLS = frozenset(
-    {
-        "stk_push",
-        "stk_query",
-        "transaction_status",
-        "reverse",
-        "pull_register",
-        "pull_query",
-        "verify",
-    }
-)
+CALLS = frozenset({"ask", "verify"})
 """What ``gateway.daraja``, or a service's ``_daraja()``, can be asked to send."""
 
 OUTSIDE_HTTP = {
@@ -97,12 +87,12 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("await self._gateway.daraja.reverse(1)", ["A.send"]),
-        ("await self._daraja.reverse(1)", ["A.send"]),
-        ("await self._daraja().reverse(1)", ["A.send"]),
+        ("await self._gateway.daraja.ask(1)", ["A.send"]),
+        ("await self._daraja.ask(1)", ["A.send"]),
+        ("await self._daraja().ask(1)", ["A.send"]),
         ("await self.egress.post(1)", ["A.send"]),
         ("await self._other()", ["A.send"]),
-        ("self._db.refuse_transaction('x'); await self._gateway.daraja.reverse(1)", []),
+        ("self._db.refuse_transaction('x'); await self._gateway.daraja.ask(1)", []),
         ("await self._guarded()", []),
         ("await self._gateway.daraja.token_until(1)", []),
     ],
@@ -110,7 +100,7 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
 def test_an_unguarded_method_is_found(body: str, expected: list[str]) -> None:
     source = (
         f"class A:\n async def send(self):\n  {body}\n"
-        " async def _other(self):\n  await self._gateway.daraja.pull_query(1)\n"
-        " async def _guarded(self):\n  self._db.refuse_transaction('x')\n  await self._gateway.daraja.stk_push(1)\n"
+        " async def _other(self):\n  await self._gateway.daraja.ask(1)\n"
+        " async def _guarded(self):\n  self._db.refuse_transaction('x')\n  await self._gateway.daraja.ask(1)\n"
     )
     assert unguarded(source) == expected

@@ -17,9 +17,9 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig, decode
 from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.errors import Code
 from mpesa_gateway.events import PublicEvent
+from mpesa_gateway.ids import KERNEL_PREFIXES
 from mpesa_gateway.measures import COUNTS
-from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.plugin import Plugin, scopes_of
 from mpesa_gateway.standing import READINGS
 from mpesa_gateway_metrics.exposition import UNREAD
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
@@ -179,8 +179,22 @@ def _observed() -> Iterator[str]:
 
 
 def test_every_scope_is_documented() -> None:
-    scopes = {scope.value for scope in Scope} | {scope for plugin in plugins() for scope in plugin.scopes}
+    scopes = {scope.name for scope in scopes_of(plugins()).all}
     assert {scope for scope in scopes if f"`{scope}`" not in docs()} == set()
+
+
+def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
+    declared = {"mpesa_gateway": {prefix.name for prefix in KERNEL_PREFIXES}}
+    declared |= {f"mpesa_gateway_{each.name}": {prefix.name for prefix in each.id_prefixes} for each in plugins()}
+    made: dict[str, set[str]] = {}
+    for path in shipped_modules():
+        package = next(part for part in path.parts if part in declared)
+        found = re.findall(r"\b_?ids\.new\(\s*[\"'](\w+)[\"']\)", path.read_text(encoding="utf-8"))
+        made.setdefault(package, set()).update(found)
+    kernels = declared["mpesa_gateway"]
+    foreign = {package: names - declared[package] - kernels for package, names in made.items()}
+    assert {package: names for package, names in foreign.items() if names} == {}
+    assert set().union(*made.values()) | {"key", "req"} == set().union(*declared.values())
 
 
 def test_every_command_is_documented() -> None:

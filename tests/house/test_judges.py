@@ -17,16 +17,17 @@ JUDGES = (
 
 FORBIDDEN = frozenset(
     {
-        "mpesa_gateway.daraja.codes",
         "mpesa_gateway.daraja.wire",
         "mpesa_gateway_payments.desk",
         "mpesa_gateway_payments.evidence",
         "mpesa_gateway_payments.judging",
         "mpesa_gateway_payments.recovery",
+        "mpesa_gateway_payments.result_codes",
         "mpesa_gateway_payments.states",
         "mpesa_gateway_payments.statement_matching",
         "mpesa_gateway_payments.transitions",
         "mpesa_gateway_payments.verdicts",
+        "mpesa_gateway_refunds.result_codes",
     }
 )
 """Modules that decide what a report of money means."""
@@ -67,7 +68,7 @@ def test_no_judge_imports_what_it_judges(path: Path) -> None:
         "from mpesa_gateway_payments import recovery",
         "import mpesa_gateway_payments.transitions",
         "from mpesa_gateway.phone import may_be",
-        "from mpesa_gateway.daraja.codes import stk_outcome",
+        "from mpesa_gateway_payments.result_codes import stk_outcome",
         "def late():\n    from mpesa_gateway_payments.api import Match",
     ],
 )

@@ -16,9 +16,9 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.pages import Role
 from mpesa_gateway.plugin import Plugin, PluginRefused, load
-from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_payments.scopes import PAYMENTS_WRITE
 from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
 from tests.ledger import broken
@@ -74,7 +74,7 @@ async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: 
         assert await eventually(lambda: thanks(api)) == [f"merci {made.data['id']}"]
         async with shop(gateway, base, is_configured=False) as other:
             assert await thanks(other) == []
-        async with shop(gateway, base, scopes=(Scope.PAYMENTS_WRITE,), is_configured=False) as powerless:
+        async with shop(gateway, base, scopes=(PAYMENTS_WRITE,), is_configured=False) as powerless:
             refused = await powerless.call("GET", "/v1/thanks")
             assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
             assert "payments:read" in refused.error["message"]

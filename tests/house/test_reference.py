@@ -7,10 +7,9 @@ import pytest
 from docs.site.reference.pages import outdated, pages, write
 from docs.site.reference.words import prose, table
 from mpesa_gateway.errors import NEXT_STEPS, Code
-from mpesa_gateway.security.scopes import MEANINGS, Scope
 from tests.house.test_documented import declared
 from tests.house.tree import ROOT
-from tests.routes import document
+from tests.routes import document, whole_gateway
 
 
 def test_the_reference_is_as_the_code_has_it() -> None:
@@ -33,7 +32,7 @@ def test_a_page_that_differs_is_missing_or_left_over_is_seen_and_mended(tmp_path
     [
         ("settings.md", {f"### {setting}" for setting in declared()}),
         ("errors.md", {f"### {code.value}" for code in Code}),
-        ("scopes.md", {f"## {scope.value}" for scope in Scope}),
+        ("scopes.md", {f"## {scope}" for scope in whole_gateway().scopes.all}),
         ("http.md", {f"### {method.upper()} {path}" for path, item in document()["paths"].items() for method in item}),
     ],
 )
@@ -44,7 +43,7 @@ def test_nothing_is_left_out(name: str, headings: set[str]) -> None:
 
 def test_every_code_has_a_next_step_and_every_scope_a_meaning() -> None:
     assert set(NEXT_STEPS) == set(Code)
-    assert set(MEANINGS) == set(Scope)
+    assert all(scope.meaning for scope in whole_gateway().scopes.all)
 
 
 def test_a_docstring_becomes_prose() -> None:

@@ -28,7 +28,16 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway_callbacks.api import Callbacks, Kind
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_payments.operations import (
+    STK_PUSH,
+    STK_QUERY,
+    TRANSACTION_STATUS,
+    StkPush,
+    StkQuery,
+    TransactionStatus,
+)
+from mpesa_gateway_reconciliation.operations import PULL_QUERY, PULL_REGISTER, PullQuery, PullRegistration
 from tests.conftest import Town
 from tests.kernel.scripted import Asked, scripted, write, write_json
 
@@ -147,7 +156,7 @@ async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
     return made["id"], address(town, "stk", made["id"], made["merchant_id"])
 
 
-def address(town: Town, kind: Kind, subject_id: str, merchant_id: str) -> str:
+def address(town: Town, kind: str, subject_id: str, merchant_id: str) -> str:
     """Where Daraja posts a callback of this kind about this request."""
     url = town.gateway.services.get(Callbacks).url_for(
         kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
@@ -186,7 +195,7 @@ async def test_each_status_result_is_understood_as_documented(town: Town, name: 
     paid = await completed(town)
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
     await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
-    kind: Kind = "status-timeout" if name == "timeout" else "status"
+    kind: str = "status-timeout" if name == "timeout" else "status"
     url = address(town, kind, check["check_id"], paid["merchant_id"])
     assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 200
     found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
@@ -244,14 +253,14 @@ async def client_that_asks(answer: Answering, call: Callable[[DarajaClient], Awa
 
 async def push(client: DarajaClient) -> Any:
     """One push."""
-    return await client.stk_push(
-        CREDENTIALS,
+    request = StkPush(
         amount=Kes(500),
         phone=Msisdn(PHONE),
         callback_url="https://example.com/",
         account_reference="A",
         description="B",
     )
+    return await client.ask(STK_PUSH, CREDENTIALS, request)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -303,7 +312,7 @@ async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
     page = await client_against(
         PULLS_OF_NOTHING[name],
         SAMPLES[name],
-        lambda client: client.pull_query(CREDENTIALS, start=now, end=now, offset=0),
+        lambda client: client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0)),
     )
     assert (page.rows, page.lines) == (0, ())
 
@@ -327,7 +336,9 @@ async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -
 @pytest.mark.parametrize("name", QUERIES)
 async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -> None:
     status, expected = QUERIES[name]
-    found = await client_against(status, SAMPLES[name], lambda client: client.stk_query(CREDENTIALS, HANDLE))
+    found = await client_against(
+        status, SAMPLES[name], lambda client: client.ask(STK_QUERY, CREDENTIALS, StkQuery(HANDLE))
+    )
     outcome = found.outcome
     assert ("paid" if outcome.is_paid else "pending" if outcome.is_pending else "failed") == expected
 
@@ -336,7 +347,7 @@ async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -
 async def test_each_statement_is_read(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
-        200, SAMPLES[name], lambda client: client.pull_query(CREDENTIALS, start=now, end=now, offset=0)
+        200, SAMPLES[name], lambda client: client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0))
     )
     assert (page.rows, len(page.lines), page.malformed) == (PULLS[name], PULLS[name], 0)
     if name == "pull_query":
@@ -351,7 +362,9 @@ async def test_being_registered_already_is_fine(name: str) -> None:
     code, text = await client_against(
         200,
         SAMPLES[name],
-        lambda client: client.pull_register(CREDENTIALS, nominated_number=Msisdn(PHONE), callback_url="https://x/"),
+        lambda client: client.ask(
+            PULL_REGISTER, CREDENTIALS, PullRegistration(nominated_number=Msisdn(PHONE), callback_url="https://x/")
+        ),
     )
     assert (code, bool(text)) == (REGISTRATIONS[name], True)
 
@@ -360,18 +373,18 @@ async def test_an_ack_of_a_question_has_daratjas_names() -> None:
     body = msgspec.json.encode(
         {"OriginatorConversationID": "o", "ConversationID": "c", "ResponseCode": "0", "ResponseDescription": "Taken"}
     )
+    question = TransactionStatus(
+        initiator=Initiator("testapi", Secret("x" * 88)),
+        receipt="TKN4A1B2C3",
+        conversation_id=None,
+        result_url="https://x/",
+        timeout_url="https://x/",
+        remarks="ask",
+    )
     ack = await client_against(
         200,
         body,
-        lambda client: client.transaction_status(
-            CREDENTIALS,
-            Initiator("testapi", Secret("x" * 88)),
-            receipt="TKN4A1B2C3",
-            conversation_id=None,
-            result_url="https://x/",
-            timeout_url="https://x/",
-            remarks="ask",
-        ),
+        lambda client: client.ask(TRANSACTION_STATUS, CREDENTIALS, question),
     )
     assert (ack.originator_conversation_id, ack.conversation_id, ack.response_description) == ("o", "c", "Taken")
 
@@ -409,7 +422,7 @@ ODD: tuple[Any, ...] = (
     "SFC_IC0003",
     "R000001",
 )
-KINDS: tuple[Kind, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
+KINDS: tuple[str, ...] = ("stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull")
 CALLBACKS = sorted({*STK, *STATUS, *REVERSAL})
 
 

@@ -23,7 +23,6 @@ import valkey.asyncio
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.standalone.sandbox import make_certificate
@@ -191,10 +190,10 @@ async def everything_happens(town: Site, story: Story, receiver: Receiver) -> No
     gateway = town.gateway
     merchant = await gateway.merchants.create("Duka", actor="test")
     _, key = await gateway.api_keys.create(
-        merchant.merchant_id, name="test", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+        merchant.merchant_id, name="test", scopes=gateway.scopes.of_merchants, env="sandbox", actor="test"
     )
     _, admin_key = await gateway.api_keys.create(
-        merchant.merchant_id, name="admin", scopes=tuple(Scope), env="sandbox", actor="test"
+        merchant.merchant_id, name="admin", scopes=gateway.scopes.all, env="sandbox", actor="test"
     )
     story.keeps("API key", key.reveal())
     story.keeps("admin's API key", admin_key.reveal())

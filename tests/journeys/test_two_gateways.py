@@ -103,6 +103,9 @@ async def test_a_query_that_does_not_say_in_which_is_refused_and_not_guessed(
         async with two.db.transaction():
             await MerchantRow.update({MerchantRow.name: "Renamed"}, force=True)
         assert [(await gateway.merchants.page(1))[0].name for gateway in (one, two)] == ["Test shop", "Renamed"]
+        # Piccolo asks which kind of database it is while it builds this one, before ``run`` says which.
+        again = MerchantRow.insert(MerchantRow(**(await two.db.run(MerchantRow.select().first()))))
+        assert await two.db.run(again.on_conflict(action="DO NOTHING")) == []
     with pytest.raises(WhichGateway, match="the gateway has not been started"):
         await MerchantRow.count()
 

@@ -16,8 +16,8 @@ from mpesa_gateway.doctor.ledger import invariants_of
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import PaymentsRead, PaymentsWrite, Scope
 from mpesa_gateway.testing.serving import Api, running_gateway
+from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from tests.asgi import ask
 from tests.journeys.test_tenants import merchant
 from tests.ledger import broken
@@ -97,7 +97,9 @@ async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
         merchant_id = one.ids["merchant_id"]
         keys: dict[Env, str] = {}
         for env in ENVS:
-            _, secret = await gateway.api_keys.create(merchant_id, name=env, scopes=tuple(Scope), env=env, actor="test")
+            _, secret = await gateway.api_keys.create(
+                merchant_id, name=env, scopes=gateway.scopes.all, env=env, actor="test"
+            )
             keys[env] = secret.reveal()
         await mirror(gateway, merchant_id)
         yield Worlds(gateway, base, merchant_id, keys)

@@ -1,17 +1,21 @@
 """The list of plugins: what cannot be assembled is refused before anything is connected to, with what to change."""
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import msgspec
 import pytest
+from litestar import get
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.events import Event
-from mpesa_gateway.plugin import Job, Plugin, PluginRefused, load
+from mpesa_gateway.http.auth import RouteRefused
+from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
+from mpesa_gateway.plugin import Forgetting, Job, Plugin, PluginRefused, load
 from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import INJECTED, KERNEL_SCOPES, Caller, Scope
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import PLUGINS
 
@@ -128,6 +132,73 @@ def test_an_entry_point_under_another_name_is_refused(tmp_path: Path, monkeypatc
     installed(tmp_path, monkeypatch, code, entry="market")
     with pytest.raises(PluginRefused, match="`market` calls itself `shop`: its entry point must carry its own name"):
         load(["market"])
+
+
+SHOPS_READ = Scope("shops:read", "see shops")
+SHOPS_CLOSE = Scope("shops:close", "close shops", is_for_merchants=False)
+
+
+@get("/v1/shops")
+async def list_shops(caller: Annotated[Caller, INJECTED, SHOPS_READ]) -> None:
+    """A route that wants a scope of a plugin's own."""
+
+
+def test_a_scope_is_known_where_its_plugin_is_enabled() -> None:
+    shop = Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ, SHOPS_CLOSE))
+    assert gateway().scopes.all == KERNEL_SCOPES
+    known = gateway(shop).scopes
+    assert known.all == (SHOPS_READ, SHOPS_CLOSE, *KERNEL_SCOPES)
+    assert [str(scope) for scope in known.of_merchants] == [
+        "shops:read",
+        "merchant:read",
+        "merchant:write",
+        "audit:read",
+    ]
+    assert known.named(["shops:close", "admin"]) == (SHOPS_CLOSE, KERNEL_SCOPES[-1])
+    with pytest.raises(ValueError, match=r"'shops:open' is no scope here: use admin, .*, shops:close, shops:read"):
+        known.named(["shops:read", "shops:open"])
+    with pytest.raises(ValueError, match="name at least one of admin, "):
+        known.named([])
+
+
+@pytest.mark.parametrize(
+    ("scope", "owner"),
+    [(Scope("shops:read", "see ours"), "plugin `shop`"), (Scope("admin", "do it all"), "the kernel")],
+)
+def test_a_scope_that_is_declared_twice_is_refused(scope: Scope, owner: str) -> None:
+    shop = Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ,))
+    twin = Plugin(name="twin", summary="Another.", scopes=(scope,))
+    said = f"{owner} and plugin `twin` declare the scope `{scope}`: rename it in one of them, or enable only one"
+    with pytest.raises(PluginRefused, match=said):
+        gateway(shop, twin)
+
+
+def test_a_route_whose_scope_no_enabled_plugin_declares_is_refused() -> None:
+    mute = Plugin(name="mute", summary="Says nothing of its scope.", routes=(list_shops,))
+    with pytest.raises(
+        RouteRefused, match="no enabled plugin declares the scope `shops:read`: list it in the `scopes`"
+    ):
+        gateway(mute).asgi.build()
+    gateway(mute, Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ,))).asgi.build()
+
+
+def test_an_id_prefix_belongs_to_one_plugin() -> None:
+    shop = Plugin(name="shop", summary="A shop.", id_prefixes=(IdPrefix("shp", "shop"),))
+    assert gateway(shop).id_prefixes["shp"].what == "shop"
+    assert set(gateway().id_prefixes) == {prefix.name for prefix in KERNEL_PREFIXES}
+    twin = Plugin(name="twin", summary="Another.", id_prefixes=(IdPrefix("shp", "ship"),))
+    with pytest.raises(PluginRefused, match="plugin `shop` and plugin `twin` declare the id prefix `shp`: rename it"):
+        gateway(shop, twin)
+    with pytest.raises(PluginRefused, match="the kernel and plugin `greedy` declare the id prefix `mer`"):
+        gateway(Plugin(name="greedy", summary="Ours.", id_prefixes=(IdPrefix("mer", "mermaid"),)))
+    with pytest.raises(PluginRefused, match="`long`: the id prefix `shop` must be three letters"):
+        gateway(Plugin(name="long", summary="Long.", id_prefixes=(IdPrefix("shop", "shop"),)))
+
+
+def test_a_prefix_that_is_named_and_not_declared_is_refused() -> None:
+    old = Forgetting("old shops", "DELETE FROM shop WHERE shop_id < $1", days=lambda _: 1, prefix="shp")
+    with pytest.raises(PluginRefused, match="plugin `shop` names the id prefix `shp`: list it in `id_prefixes`"):
+        gateway(Plugin(name="shop", summary="A shop.", forgets=(old,)))
 
 
 def test_two_events_of_one_kind_are_refused() -> None:

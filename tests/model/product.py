@@ -17,7 +17,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch
 from mpesa_gateway.errors import Conflict, Invalid, NotFound, ProviderNotConfigured, ProviderRejected
 from mpesa_gateway.errors import ProviderUnavailable as Unavailable
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller, Env
+from mpesa_gateway.security.scopes import Caller, Env
 from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway_callbacks.tokens import read_token
 from mpesa_gateway_credentials.schemas import SetProvider
@@ -146,7 +146,7 @@ class Product:
     async def open(self, name: str) -> dict[Env, Caller]:
         """A new merchant, and its callers in both worlds."""
         merchant = await self.gateway.merchants.create(name, actor="model")
-        scopes = frozenset(MERCHANT_SCOPES)
+        scopes = frozenset(map(str, self.gateway.scopes.of_merchants))
         return {
             "sandbox": Caller(merchant.merchant_id, "key_sandbox", scopes, "sandbox"),
             "live": Caller(merchant.merchant_id, "key_live", scopes, "live"),

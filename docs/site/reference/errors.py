@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from docs.site.reference.words import NOTE, code, document, prose, sentence, table
-from mpesa_gateway.daraja.codes import REVERSAL_RESULTS, STK_RESULTS
 from mpesa_gateway.daraja.faults import known_faults
 from mpesa_gateway.errors import NEXT_STEPS, Code, HungUp, Refused
 from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway_payments.result_codes import STK_RESULTS
+from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 
 _ELSEWHERE = {
     Code.METHOD_NOT_ALLOWED: [(405, "This address does not take this method.")],

@@ -8,7 +8,7 @@ from litestar import get
 from acme_sms.texts import Texts
 from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Success
-from mpesa_gateway.security.scopes import PaymentsRead
+from mpesa_gateway_payments.scopes import PaymentsRead
 
 
 class TextView(msgspec.Struct, frozen=True):

@@ -86,7 +86,8 @@ class Texts:
     async def list(self, merchant_id: str, env: Env) -> "list[TextRow]":
         """A merchant's newest texts of one env."""
         query = TextRow.objects().where(TextRow.merchant_id == merchant_id, TextRow.env == env)
-        return await self._db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
+        texts: list[TextRow] = await self._db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
+        return texts
 
     async def _post(self, payment_id: str, payment: PaymentView | None) -> None:
         if payment is None or not payment.phone.isdigit():

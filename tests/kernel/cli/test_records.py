@@ -78,6 +78,8 @@ def test_a_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None
     live = host.gets("apikeys", "create", merchant_id, "--live", "--scope", "payments:read", "--days", "30")
     assert key.startswith("sk_test_")
     assert live.startswith("sk_live_")
+    unknown = host.types("apikeys", "create", merchant_id, "--scope", "all")
+    assert (unknown.returncode, "--scope: 'all' is no scope here: use admin" in unknown.stderr) == (2, True)
     listed = host.gets("apikeys", "list", merchant_id)
     assert key not in listed
     assert live not in listed

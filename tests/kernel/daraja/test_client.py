@@ -24,7 +24,6 @@ from mpesa_gateway.daraja.client import (
     NotSent,
     OutcomeUnknown,
     Rejected,
-    StkAck,
 )
 from mpesa_gateway.daraja.token import Token, Tokens
 from mpesa_gateway.ids import Ids
@@ -33,6 +32,17 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.testing.serving import eventually, listening
+from mpesa_gateway_payments.operations import (
+    STK_PUSH,
+    STK_QUERY,
+    TRANSACTION_STATUS,
+    StkAck,
+    StkPush,
+    StkQuery,
+    TransactionStatus,
+)
+from mpesa_gateway_reconciliation.operations import PULL_QUERY, PULL_REGISTER, PullQuery, PullRegistration
+from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
 from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write, write_json
 
 TOKEN = "/oauth/v1/generate"
@@ -204,14 +214,14 @@ async def cache_at(url: str) -> AsyncGenerator[Any]:
 
 
 async def push(client: DarajaClient, credentials: DarajaCredentials = CREDENTIALS) -> StkAck:
-    return await client.stk_push(
-        credentials,
+    request = StkPush(
         amount=Kes(500),
         phone=Msisdn.parse("254711000001"),
         callback_url="https://pay.example.co.ke/v1/cb/stk/token",
         account_reference="ORDER-1",
         description="Shoes",
     )
+    return await client.ask(STK_PUSH, credentials, request)
 
 
 async def fault_of(kind: type[DarajaFault], client: DarajaClient) -> DarajaFault:
@@ -271,7 +281,7 @@ async def test_a_push_to_a_till_names_the_store_and_the_till() -> None:
 async def test_a_question_carries_the_same_password_and_gets_its_result_as_text() -> None:
     async with market() as (daraja, server, client):
         daraja.says = says(200, {"ResponseCode": "0", "ResultCode": "1032", "ResultDesc": "Request cancelled by user"})
-        answer = await client.stk_query(CREDENTIALS, "ws_CO_1")
+        answer = await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
         assert json.loads(server.of(QUERY)[0].body) == {
             "BusinessShortCode": "174379",
             "Password": base64.b64encode(b"174379passkey-of-tests20261124013005").decode(),
@@ -280,7 +290,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         }
         assert (answer.outcome.failure_reason, answer.result_desc) == ("cancelled_by_user", "Request cancelled by user")
         daraja.says = says(200, {"ResponseCode": "0", "ResultCode": 0, "ResultDesc": "Done"})
-        assert (await client.stk_query(CREDENTIALS, "ws_CO_1")).outcome.is_paid
+        assert (await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome.is_paid
 
 
 # -- what is certain about a push --------------------------------------------------------------------------------------
@@ -507,7 +517,7 @@ async def test_stk_query_answer_that_contradicts_itself_proves_nothing() -> None
             said = f'{{{names}, "ResultCode": {first}, "ResultCode": {second}}}'
             daraja.says = writes(200, said.encode(), Content_Type="application/json")
             with pytest.raises(DarajaFault):
-                await client.stk_query(CREDENTIALS, "ws_CO_1")
+                await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 @pytest.mark.parametrize("operation", ["transaction_status", "reverse"])
@@ -542,7 +552,7 @@ async def test_stk_query_answer_that_was_not_accepted_proves_nothing(code: Any, 
     async with market() as (daraja, _, client):
         daraja.says = says(200, {"ResponseCode": code, "ResultCode": result, "ResultDesc": "said"})
         with pytest.raises(DarajaFault):
-            await client.stk_query(CREDENTIALS, "ws_CO_1")
+            await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 @pytest.mark.parametrize("code", ["0", 0, 0.0, "0.0", "00000000", "000", " 0 ", -0.0])
@@ -617,7 +627,7 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
 async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> None:
     async with market() as (daraja, _, client):
         daraja.says = answering
-        outcome = (await client.stk_query(CREDENTIALS, "ws_CO_1")).outcome
+        outcome = (await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome
     assert (outcome.is_pending, outcome.is_paid) == (True, False)
 
 
@@ -637,7 +647,7 @@ async def test_a_question_without_an_answer_proves_nothing(answering: Answering,
     async with market() as (daraja, _, client):
         daraja.says = answering
         with pytest.raises(kind):
-            await client.stk_query(CREDENTIALS, "ws_CO_1")
+            await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 # -- unexpected errors -------------------------------------------------------------------------------------------------
@@ -650,15 +660,18 @@ async def call(client: DarajaClient, operation: str) -> Any:
     if operation == "stk_push":
         return await push(client)
     if operation == "stk_query":
-        return await client.stk_query(CREDENTIALS, "ws_CO_1")
+        return await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
     if operation == "transaction_status":
-        return await client.transaction_status(CREDENTIALS, initiator, receipt="TKN4A1B2C3", conversation_id=None, **to)
+        status = TransactionStatus(initiator=initiator, receipt="TKN4A1B2C3", conversation_id=None, **to)
+        return await client.ask(TRANSACTION_STATUS, CREDENTIALS, status)
     if operation == "reverse":
-        return await client.reverse(CREDENTIALS, initiator, receipt="TKN4A1B2C3", amount=Kes(500), **to)
+        reversal = ReversalRequest(initiator=initiator, receipt="TKN4A1B2C3", amount=Kes(500), **to)
+        return await client.ask(REVERSAL, CREDENTIALS, reversal)
     if operation == "pull_register":
         number = Msisdn.parse("254708374149")
-        return await client.pull_register(CREDENTIALS, nominated_number=number, callback_url="https://pay.example/3")
-    return await client.pull_query(CREDENTIALS, start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0)
+        registration = PullRegistration(nominated_number=number, callback_url="https://pay.example/3")
+        return await client.ask(PULL_REGISTER, CREDENTIALS, registration)
+    return await client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0))
 
 
 OPERATIONS = ("stk_push", "stk_query", "transaction_status", "reverse", "pull_register", "pull_query")
@@ -805,7 +818,7 @@ async def test_cancelled_call_raises_cancelled_error() -> None:
     async with market() as (daraja, server, client):
         await push(client)
         daraja.says = drips
-        work = asyncio.create_task(client.stk_query(CREDENTIALS, "ws_CO_1"))
+        work = asyncio.create_task(client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1")))
         await eventually(lambda: _is_asked(server, QUERY))
         work.cancel()
         with pytest.raises(asyncio.CancelledError):

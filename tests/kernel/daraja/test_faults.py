@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpesa_gateway.daraja.codes import FAILURE_REASONS
 from mpesa_gateway.daraja.faults import KNOWN_FAULTS, Retry, Sent, known_faults, read_fault, read_response
+from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 
 ROWS = [
     ("400.008.01", "Invalid Authentication passed", Sent.NO, Retry.FIX),

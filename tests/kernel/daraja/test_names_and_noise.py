@@ -17,6 +17,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_payments.operations import STK_QUERY, StkQuery
 from tests.kernel.daraja.test_client import CREDENTIALS, NIGHT, Daraja, started
 from tests.kernel.scripted import scripted
 from tests.name_server import always, name_server, never
@@ -34,7 +35,9 @@ async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
         names = Names(servers=(dns.address,), timeout=2.0)
         client = client_of(DarajaConfig(sandbox_url="https://daraja.example.co.ke", per_account=1000), names)
         async with started(client):
-            calls = [asyncio.create_task(client.stk_query(SANDBOX, f"ws_CO_{number}")) for number in range(50)]
+            calls = [
+                asyncio.create_task(client.ask(STK_QUERY, SANDBOX, StkQuery(f"ws_CO_{number}"))) for number in range(50)
+            ]
             await eventually(lambda: _is_asked(dns.asked))
             began = time.monotonic()
             assert await asyncio.gather(*(asyncio.to_thread(int, "1") for _ in range(20))) == [1] * 20
@@ -45,7 +48,7 @@ async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
             # They waited together: one after the other would have taken 100 seconds.
             assert time.monotonic() - began < 10
             with pytest.raises(NotSent):
-                await client.stk_query(SANDBOX, "ws_CO_1")
+                await client.ask(STK_QUERY, SANDBOX, StkQuery("ws_CO_1"))
         await names.close()
     assert all(isinstance(each, NotSent) for each in ended)
     assert len({id(each) for each in ended}) == 50
@@ -63,7 +66,7 @@ async def test_live_name_that_leads_to_this_machine_is_not_called() -> None:
             client = client_of(DarajaConfig(live_url=live), names)
             async with started(client):
                 with pytest.raises(NotSent):
-                    await client.stk_query(LIVE, "ws_CO_1")
+                    await client.ask(STK_QUERY, LIVE, StkQuery("ws_CO_1"))
         await names.close()
     assert server.connections == 0
 
@@ -104,4 +107,4 @@ async def test_answers_of_random_bytes_are_faults() -> None:
                 # Each key is asked for a token of its own.
                 credentials = replace(CREDENTIALS, consumer_key=Secret(f"consumer-key-{number}"))
                 with suppress(NotSent, OutcomeUnknown):
-                    await client.stk_query(credentials, "ws_CO_1")
+                    await client.ask(STK_QUERY, credentials, StkQuery("ws_CO_1"))

@@ -12,9 +12,9 @@ from mpesa_gateway.doctor.api_keys import look_at_api_keys
 from mpesa_gateway.doctor.master_key import look_at_master_key
 from mpesa_gateway.doctor.settings import look_at_settings
 from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
-from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import running_gateway
+from mpesa_gateway_payments.scopes import PAYMENTS_READ
 from tests.looking import levels, merchant_in, only_merchant, seen_by
 
 
@@ -115,7 +115,7 @@ async def test_a_merchants_api_keys(values: dict[str, Any]) -> None:
 
         async def create(**more: Any) -> str:
             key, _ = await gateway.api_keys.create(
-                made.merchant_id, name="k", scopes=(Scope.PAYMENTS_READ,), env="sandbox", actor="test", **more
+                made.merchant_id, name="k", scopes=(PAYMENTS_READ,), env="sandbox", actor="test", **more
             )
             return key.key_id
 

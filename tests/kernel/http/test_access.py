@@ -25,7 +25,7 @@ from mpesa_gateway.http.route_table import RouteTable
 from mpesa_gateway.http.turns import Turns
 from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.limits import AUTH
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from tests.asgi import Headers, Said, ask
@@ -582,7 +582,7 @@ def check_headers(what: object, said: Said) -> None:
 async def test_a_new_key_is_kept_nowhere(values: dict[str, Any]) -> None:
     async with (
         front(values) as door,
-        shop(door.gateway, door.base, scopes=(Scope.ADMIN,), is_configured=False) as admin,
+        shop(door.gateway, door.base, scopes=(ADMIN,), is_configured=False) as admin,
     ):
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Duka"})).data["merchant_id"]
         made = await admin.call("POST", f"/v1/admin/merchants/{merchant}/keys", {"name": "till"})

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from litestar import get
 
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
 from tests.conftest import Town
 
@@ -377,7 +377,7 @@ async def test_times_and_cursors_that_postgres_could_not_take_are_refused_by_nam
         answer = await town.api.call("GET", f"/v1/payments?{query}")
         assert (answer.status, answer.error["field"]) == (422, field)
         assert field != "search" or "NUL" in answer.error["message"]
-    async with shop(town.gateway, town.base, scopes=(Scope.ADMIN,), is_configured=False) as admin:
+    async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as admin:
         answer = await admin.call("GET", "/v1/admin/merchants?cursor=AAAA")
         assert (answer.status, answer.error["field"]) == (422, "cursor")
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Shop"})).data["merchant_id"]

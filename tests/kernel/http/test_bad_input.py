@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.security.scopes import Scope
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
@@ -237,7 +236,7 @@ def house(servers: Servers) -> Iterator[House]:
 
         async def enter() -> House:
             gateway, base = await stack.enter_async_context(running_gateway(values))
-            api = await stack.enter_async_context(shop(gateway, base, scopes=tuple(Scope)))
+            api = await stack.enter_async_context(shop(gateway, base, scopes=gateway.scopes.all))
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             return House(runner, gateway, api)
 

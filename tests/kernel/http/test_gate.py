@@ -21,8 +21,8 @@ from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway.security.scopes import PaymentsRead
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
+from mpesa_gateway_payments.scopes import PaymentsRead
 from mpesa_gateway_payments.service import PaymentService
 from tests.asgi import ask
 

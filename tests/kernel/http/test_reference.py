@@ -13,7 +13,7 @@ import pytest
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.html import asset
 from mpesa_gateway.http.reference import render_reference
-from mpesa_gateway_callbacks.bodies import STK
+from mpesa_gateway_payments.callbacks import STK_BODY
 from tests.conftest import Town
 from tests.house.tree import ROOT
 
@@ -92,7 +92,7 @@ async def test_callbacks_are_described_as_they_are_taken(town: Town) -> None:
 )
 def test_every_shape_that_was_seen_fits_the_description_of_a_callback(sample: Path) -> None:
     callback = json.loads(sample.read_text(encoding="utf-8"))["Body"]["stkCallback"]
-    described = STK["properties"]["Body"]["properties"]["stkCallback"]
+    described = STK_BODY["properties"]["Body"]["properties"]["stkCallback"]
     assert set(callback) <= set(described["properties"])
     assert set(described["required"]) <= set(callback)
     for name in ("ResultCode", "MerchantRequestID"):

@@ -1,6 +1,5 @@
 """What a merchant sees of where acts came from: its own keys' addresses, and nobody else's."""
 
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import Api
 from tests.conftest import Town
 
@@ -10,7 +9,7 @@ async def test_a_merchant_sees_where_its_own_keys_were_used_and_no_operators_add
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     staff = await gateway.merchants.create("Staff", actor="test")
     _, secret = await gateway.api_keys.create(
-        staff.merchant_id, name="admin", scopes=(*MERCHANT_SCOPES, Scope.ADMIN), env="sandbox", actor="test"
+        staff.merchant_id, name="admin", scopes=gateway.scopes.all, env="sandbox", actor="test"
     )
     admin = Api(town.base, secret.reveal())
     try:

@@ -16,7 +16,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.changes import Remembered
 from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, eventually
 from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.schemas import SetProvider
@@ -28,7 +28,7 @@ ANOTHER = """
 import asyncio, json, sys
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_credentials.service import CredentialStore
 
 async def main():
@@ -36,7 +36,7 @@ async def main():
     async with Gateway(GatewayConfig.from_values(job["values"])).running() as gateway:
         merchant_id, key_id = job["merchant_id"], job["key_id"]
         await gateway.api_keys.revoke(merchant_id, key_id, actor="test")
-        caller = Caller(merchant_id, key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+        caller = Caller(merchant_id, key_id, frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
         await gateway.services.get(CredentialStore).retire(caller)
 
 asyncio.run(main())
@@ -95,10 +95,10 @@ async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         merchant_id = (await gateway.merchants.create("Shop", actor="test")).merchant_id
         key, secret = await gateway.api_keys.create(
-            merchant_id, name="k", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+            merchant_id, name="k", scopes=gateway.scopes.of_merchants, env="sandbox", actor="test"
         )
         shop = Shop(gateway, merchant_id, key.key_id, secret.reveal())
-        caller = Caller(merchant_id, key.key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+        caller = Caller(merchant_id, key.key_id, frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
         await shop.credentials.store(caller, msgspec.convert(INITIATED, SetProvider))
         await eventually(lambda: is_hearing(gateway))
         for memory in (
@@ -177,10 +177,10 @@ async def opened_beside(shop: Shop) -> AsyncGenerator[Shop]:
     gateway = shop.gateway
     merchant_id = (await gateway.merchants.create("Other", actor="test")).merchant_id
     key, secret = await gateway.api_keys.create(
-        merchant_id, name="k", scopes=MERCHANT_SCOPES, env="sandbox", actor="test"
+        merchant_id, name="k", scopes=gateway.scopes.of_merchants, env="sandbox", actor="test"
     )
     other = Shop(gateway, merchant_id, key.key_id, secret.reveal())
-    caller = Caller(merchant_id, key.key_id, frozenset(MERCHANT_SCOPES), "sandbox")
+    caller = Caller(merchant_id, key.key_id, frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
     await other.credentials.store(caller, msgspec.convert(INITIATED, SetProvider))
     await asyncio.sleep(0.2)
     assert await other.both() == (True, True)

@@ -13,9 +13,8 @@ from urllib.parse import urlsplit
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.security.scopes import Scope
+from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
-from mpesa_gateway_callbacks.api import Kind
 from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.pages import unused
@@ -64,7 +63,7 @@ async def send(base: str, path: str, head: str, content: bytes) -> Answer:
 @asynccontextmanager
 async def admin(gateway: Gateway, base: str) -> AsyncGenerator[Api]:
     """A client with a sandbox key that administers the gateway."""
-    async with shop(gateway, base, scopes=(Scope.ADMIN,), is_configured=False) as api:
+    async with shop(gateway, base, scopes=(ADMIN,), is_configured=False) as api:
         yield api
 
 
@@ -355,7 +354,7 @@ def test_cut_of_no_length_is_what_was_read() -> None:
     assert (cut.length, cut.read, cut.sha256) == (3, 3, hashlib.sha256(b"abc").digest())
 
 
-KINDS: tuple[Kind, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
+KINDS: tuple[str, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
 
 
 async def test_body_of_another_kind_is_kept_at_its_token(town: Town) -> None:

@@ -18,10 +18,10 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import ShapeRefused
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
+from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
 
 pytestmark = pytest.mark.as_owner

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env, Scope
+from mpesa_gateway.security.scopes import ADMIN, Env
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.errors import ShapeRefused
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post
 
@@ -142,7 +142,7 @@ async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
 
 
 def administrator(town: Town, env: Env) -> Any:
-    return shop(town.gateway, town.base, scopes=(Scope.ADMIN,), env=env, is_configured=False)
+    return shop(town.gateway, town.base, scopes=(ADMIN,), env=env, is_configured=False)
 
 
 async def replay(api: Api, callback_id: str) -> tuple[int, Any]:
@@ -157,7 +157,7 @@ async def test_route_replays_for_an_administrator_in_the_key_s_env_only(town: To
     async with (
         administrator(town, "sandbox") as sandbox,
         administrator(town, "live") as live,
-        shop(town.gateway, town.base, scopes=MERCHANT_SCOPES, is_configured=False) as stranger,
+        shop(town.gateway, town.base, scopes=town.gateway.scopes.of_merchants, is_configured=False) as stranger,
     ):
         # A merchant's own keys replay nothing: not another merchant's callback, and not their own.
         for api in (stranger, town.api):
@@ -184,8 +184,8 @@ async def test_route_replays_a_callback_without_env_with_a_key_of_live_only(valu
         assert (await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early"))).status == 200
         callback_id = await gateway.db.fetchval("SELECT callback_id FROM callback WHERE env IS NULL")
         async with (
-            shop(gateway, base, scopes=(Scope.ADMIN,), is_configured=False) as sandbox,
-            shop(gateway, base, scopes=(Scope.ADMIN,), env="live", is_configured=False) as live,
+            shop(gateway, base, scopes=(ADMIN,), is_configured=False) as sandbox,
+            shop(gateway, base, scopes=(ADMIN,), env="live", is_configured=False) as live,
         ):
             assert await replay(sandbox, callback_id) == (409, "CONFLICT")
             status, data = await replay(live, callback_id)

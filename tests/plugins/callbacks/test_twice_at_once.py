@@ -13,8 +13,8 @@ from mpesa_gateway.plugin import Plugin, inside
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.arrivals import Incoming
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import asked, body, post

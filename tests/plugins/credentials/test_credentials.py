@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
+from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader
@@ -295,7 +295,11 @@ async def test_me_tells_who_asks_with_which_key_and_what_is_configured(town: Tow
     (key,) = await town.gateway.api_keys.list(me["id"])
     assert set(me) == {"id", "name", "env", "is_active", "created_at", "key", "providers"}
     assert (me["name"], me["env"], me["is_active"], me["providers"]) == (merchant.name, "sandbox", True, ["mpesa"])
-    assert me["key"] == {"id": key.key_id, "env": "sandbox", "scopes": sorted(map(str, MERCHANT_SCOPES))}
+    assert me["key"] == {
+        "id": key.key_id,
+        "env": "sandbox",
+        "scopes": sorted(map(str, town.gateway.scopes.of_merchants)),
+    }
     assert str(town.api.key) not in str(me)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Env
+from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, running_gateway
 from tests.daraja import Daraja, fault, playing
 
@@ -52,7 +52,7 @@ class Worlds:
 
     async def _client(self, merchant_id: str, env: Env) -> Api:
         _, secret = await self.gateway.api_keys.create(
-            merchant_id, name=env, scopes=MERCHANT_SCOPES, env=env, actor="test"
+            merchant_id, name=env, scopes=self.gateway.scopes.of_merchants, env=env, actor="test"
         )
         api = Api(self.base, secret.reveal())
         self.stack.push_async_callback(api.close)

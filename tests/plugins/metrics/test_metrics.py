@@ -480,7 +480,6 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "waiting callbacks": (callbacks.COUNT_WAITING, ("'live'",)),
     "unmatched callbacks": (callbacks.COUNT_UNMATCHED, ("'live'",)),
     "open refunds": (refunds.COUNT_OPEN, ("'live'",)),
-    "held refunds": (refunds.COUNT_WAITING, ("ARRAY['live']",)),
     "unexplained lines": (reconciliation.COUNT_UNRESOLVED_BY_FINDING, ()),
     "unread statements": (reconciliation.COUNT_FAILING, ("ARRAY['live']",)),
 }
@@ -493,7 +492,9 @@ async def test_what_is_asked_of_postgres_is_answered_by_indexes(watched: Watched
     async with watched.gateway.db.transaction():
         # Small tables are read whole because that is cheaper; with this, only where there is no index that serves.
         await watched.gateway.db.execute("SET LOCAL enable_seqscan = off")
-        for name, (sql, values) in QUERIES.items():
+        # Piccolo writes a query out only where its table has an engine.
+        queries = QUERIES | {"held refunds": (str(refunds.waiting_of("live")), ())}
+        for name, (sql, values) in queries.items():
             for number, given in enumerate(values, 1):
                 literal = given if isinstance(given, str) else f"'{(now - given).isoformat()}'::timestamptz"
                 sql = sql.replace(f"${number}", literal)  # noqa: PLW2901

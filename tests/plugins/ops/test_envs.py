@@ -3,7 +3,6 @@
 import pytest
 
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import Api
 from tests.plugins.ops.conftest import Desk
 from tests.worlds import mirror
@@ -78,7 +77,7 @@ async def test_the_switch_leads_to_pages_of_ours_only(desk: Desk, to: str) -> No
 async def test_what_needs_attention_is_told_in_its_env(desk: Desk, both: dict[str, str]) -> None:
     assert set(both) == set(ENVS)
     _, secret = await desk.gateway.api_keys.create(
-        desk.merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+        desk.merchant_id, name="live", scopes=desk.gateway.scopes.of_merchants, env="live", actor="test"
     )
     live = Api(desk.api.base, secret.reveal())
     assert (await live.call("DELETE", "/v1/merchant/webhook")).status == 200

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
@@ -321,7 +320,7 @@ async def test_a_forged_success_does_not_swallow_the_true_one(town: Town, daraja
 async def test_a_live_key_asks_nothing_about_a_sandbox_payment(town: Town, daraja: Daraja) -> None:
     payment = await asked(town)
     _, secret = await town.gateway.api_keys.create(
-        payment["merchant_id"], name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+        payment["merchant_id"], name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"
     )
     await town.api.call("PUT", "/v1/merchant/providers", INITIATED)
     api = Api(town.base, secret.reveal())

@@ -11,13 +11,13 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.daraja.client import NotSent
-from mpesa_gateway.daraja.wire import StkAck
 from mpesa_gateway.db import outcomes
 from mpesa_gateway.db.engine import CalledInTransaction, Row
 from mpesa_gateway.testing.serving import Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.operations import StkAck
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.daraja import Daraja, Said, fault, stk_callback

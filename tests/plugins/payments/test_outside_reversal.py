@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.daraja.codes import TransactionState, transaction_state
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
@@ -22,6 +21,7 @@ from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.desk import PaymentDesk, waits_for_a_person
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
 from tests.conftest import Town
 from tests.daraja import Daraja, result, stk_callback

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from mpesa_gateway.config import ConfigRefused, decode
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.phone import Likeness, compare
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.service import own_reference
@@ -85,7 +84,7 @@ async def test_a_live_key_does_not_pay_with_sandbox_credentials(town: Town) -> N
     made = await town.api.pay("0711000001", key="first")
     merchant_id = made.data["merchant_id"]
     _, secret = await town.gateway.api_keys.create(
-        merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+        merchant_id, name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"
     )
     api = Api(town.base, secret.reveal())
     answer = await api.pay("0711000001", key="live")

@@ -17,9 +17,9 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.events import StkResulted
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
+from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json

@@ -13,7 +13,7 @@ from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Caller
+from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.arrivals import Incoming
@@ -59,7 +59,7 @@ async def shop(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shop]:
         merchant = await gateway.merchants.create("Shop", actor="test")
         for env in ENVS:
             _, secret = await gateway.api_keys.create(
-                merchant.merchant_id, name=env, scopes=MERCHANT_SCOPES, env=env, actor="test"
+                merchant.merchant_id, name=env, scopes=gateway.scopes.of_merchants, env=env, actor="test"
             )
             api = Api(base, secret.reveal())
             fields = INITIATED["mpesa"] | {"env": env, "security_credential": "c2VjcmV0"}
@@ -76,7 +76,9 @@ async def test_unknown_merchant_is_not_found(shop: Shop) -> None:
         with pytest.raises(NotFound, match="no such merchant"):
             await shop.gateway.port(Payments).request("mer_nobody", env, WISH, idempotency_key="order-1")
     with pytest.raises(NotFound, match="no such merchant"):
-        await shop.gateway.api_keys.create("mer_nobody", name="x", scopes=MERCHANT_SCOPES, env="live", actor="test")
+        await shop.gateway.api_keys.create(
+            "mer_nobody", name="x", scopes=shop.gateway.scopes.of_merchants, env="live", actor="test"
+        )
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
     assert await shop.gateway.db.fetchval("SELECT count(*) FROM idempotency_key") == 0
     without = await shop.gateway.merchants.create("Without credentials", actor="test")

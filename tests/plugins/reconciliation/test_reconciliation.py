@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import EAT, SetClock
-from mpesa_gateway.security.scopes import MERCHANT_SCOPES, Scope
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
@@ -734,7 +733,7 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
     _, secret = await town.gateway.api_keys.create(
-        payment["merchant_id"], name="live", scopes=tuple(Scope), env="live", actor="test"
+        payment["merchant_id"], name="live", scopes=town.gateway.scopes.all, env="live", actor="test"
     )
     live = Api(town.base, secret.reveal())
     for api, body in ((town.api, lived), (live, lived), (live, payment)):
@@ -935,7 +934,7 @@ async def test_a_question_about_a_line_is_not_a_check_of_somebodys(town: Town, d
 async def test_a_live_key_reconciles_nothing_of_the_sandbox(town: Town, daraja: Daraja) -> None:
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     _, secret = await town.gateway.api_keys.create(
-        merchant_id, name="live", scopes=MERCHANT_SCOPES, env="live", actor="test"
+        merchant_id, name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"
     )
     api = Api(town.base, secret.reveal())
     for path in (RUN, "/v1/payments/mpesa/pull/register"):

@@ -17,6 +17,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
+from mpesa_gateway_payments.operations import STK_PUSH, StkPush
 from mpesa_gateway_simulator.outcomes import ANSWERS, BEHAVIOURS, PREFIX
 from tests.conftest import Town
 from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, metadata, signed
@@ -493,15 +494,15 @@ async def test_live_traffic_that_is_led_to_a_simulator_gets_no_token_and_sends_n
         )
         with pytest.raises(NotSent, match="leads to a simulator"):
             await gateway.daraja.verify(live)
+        push = StkPush(
+            amount=Kes(5),
+            phone=Msisdn.parse("254711000001"),
+            callback_url="https://pay.example.co.ke/x",
+            account_reference="R",
+            description="D",
+        )
         with pytest.raises(NotSent):
-            await gateway.daraja.stk_push(
-                live,
-                amount=Kes(5),
-                phone=Msisdn.parse("254711000001"),
-                callback_url="https://pay.example.co.ke/x",
-                account_reference="R",
-                description="D",
-            )
+            await gateway.daraja.ask(STK_PUSH, live, push)
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 0
 
 

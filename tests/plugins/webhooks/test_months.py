@@ -25,6 +25,7 @@ from mpesa_gateway.standing import ASTRAY, MONTHS, read_months
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.plugin import plugin
+from mpesa_gateway_webhooks.tables import AttemptRow
 from tests.house.tree import ROOT
 from tests.ledger import broken
 
@@ -164,7 +165,7 @@ async def test_whatever_the_clock_says_an_attempt_is_written(gateway: Gateway, m
     )
     assert delivered == "UPDATE 1"
     assert await spread(gateway.db) == {"attempt_before" if month == (2000, 6) else "attempt_rest": 2}
-    rows = await gateway.db.fetch(tables.ATTEMPTS_OF, "dlv_1")
+    rows = await gateway.db.run(tables.attempts_of("dlv_1"))
     assert [row["id"] for row in rows] == [attempt_id, f"{attempt_id[:-1]}1"]
 
 
@@ -198,21 +199,24 @@ async def test_the_rules_are_those_of_one_table(gateway: Gateway) -> None:
 async def test_one_attempt_is_looked_for_in_its_month_only(gateway: Gateway) -> None:
     await try_at(gateway, NOW, 2000)
     await gateway.db.execute("ANALYZE attempt")
-    found = plan(
-        await gateway.db.fetch(f"EXPLAIN {tables.ERASE_ANSWER}", Ids.least("att", NOW) + "0" * 15 + "1", "erased")
-    )
+    attempt_id = Ids.least("att", NOW) + "0" * 15 + "1"
+    query: Any = AttemptRow.update({AttemptRow.answer: "erased"}).where(AttemptRow.attempt_id == attempt_id)  # pyright: ignore[reportUnknownVariableType] - Piccolo
+    found = plan(await gateway.db.fetch(f"EXPLAIN {query}"))
     assert "attempt_2060_01" in found
     assert "Index Scan" in found
     for other in ("attempt_2060_02", "attempt_2060_03", "attempt_before", "attempt_rest"):
         assert other not in found
 
 
-@pytest.mark.parametrize("sql", [tables.ATTEMPTS_OF, tables.ATTEMPTS_OF_PAYMENT], ids=["of a delivery", "of a payment"])
-async def test_the_attempts_of_a_delivery_are_found_by_each_months_index(gateway: Gateway, sql: str) -> None:
+@pytest.mark.parametrize("of", ["delivery", "payment"])
+async def test_the_attempts_of_a_delivery_are_found_by_each_months_index(gateway: Gateway, of: str) -> None:
+    sql, values = (
+        (f"{tables.attempts_of('dlv_1')}", ()) if of == "delivery" else (tables.ATTEMPTS_OF_PAYMENT, ("pay_1",))
+    )
     async with gateway.db.transaction():
         # With so few rows Postgres would rather read all of them.
         await gateway.db.execute("SET LOCAL enable_seqscan = off")
-        found = plan(await gateway.db.fetch(f"EXPLAIN {sql}", "dlv_1" if sql == tables.ATTEMPTS_OF else "pay_1"))
+        found = plan(await gateway.db.fetch(f"EXPLAIN {sql}", *values))
     assert "Seq Scan on attempt" not in found
     for part in await names(gateway):
         assert f"on {part} " in found
@@ -444,6 +448,10 @@ DELETE FROM attempt WHERE attempt_id IN (
 """
 """What the release before does at night."""
 
+OLD_ATTEMPTS = "SELECT attempt_id AS id FROM attempt WHERE delivery_id = $1 ORDER BY at, attempt_id"
+
+OLD_ERASE = "UPDATE attempt SET answer = $2 WHERE attempt_id = $1"
+
 
 async def test_the_release_before_works_at_every_step(before: tuple[Gateway, Database]) -> None:
     gateway, db = before
@@ -454,8 +462,8 @@ async def test_the_release_before_works_at_every_step(before: tuple[Gateway, Dat
         now = await db.fetchval("SELECT now()")
         attempt_id = f"{Ids.least('att', now)}{number:016}"
         await db.execute(tables.RECORD_ATTEMPT, attempt_id, "dlv_1", now, None, 5, "Timeout", "")
-        assert [row["id"] for row in await db.fetch(tables.ATTEMPTS_OF, "dlv_1")][-1] == attempt_id
-        assert await db.execute(tables.ERASE_ANSWER, attempt_id, "erased") == "UPDATE 1"
+        assert [row["id"] for row in await db.fetch(OLD_ATTEMPTS, "dlv_1")][-1] == attempt_id
+        assert await db.execute(OLD_ERASE, attempt_id, "erased") == "UPDATE 1"
         long_ago = datetime(2001, 1, 1 + number, tzinfo=UTC)
         await db.execute(MANY, Ids.least("att", long_ago), long_ago, 3)
         assert await db.execute(OLD_FORGET, Ids.least("att", datetime(2002, 1, 1, tzinfo=UTC)), 500) == "DELETE 3"

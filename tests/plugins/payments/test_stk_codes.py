@@ -1,19 +1,17 @@
-"""What Daraja's codes mean: each row of the tables that integrations have learnt from, and what is done about it."""
+"""What M-Pesa's codes mean for a payment: each row of the table, and what is done about it."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpesa_gateway.daraja.codes import (
+from mpesa_gateway.daraja.numerals import canonical
+from mpesa_gateway_payments.result_codes import (
     FAILURE_REASONS,
-    REVERSAL_RESULTS,
     STK_RESULTS,
     FailureReason,
-    reversal_outcome,
     stk_outcome,
     stk_query_outcome,
 )
-from mpesa_gateway.daraja.numerals import canonical
 
 RESULTS: dict[str, FailureReason] = {
     "1": "insufficient_funds",
@@ -122,21 +120,3 @@ def test_any_result_is_paid_pending_or_failed_for_a_stable_reason(code: str, sai
     assert outcome.is_paid == (canonical(code) == "0")
     assert not (outcome.is_paid and outcome.is_pending)
     assert outcome.meaning
-
-
-REVERSALS = {"0", "R000001", "R000002", "1", "11", "2006", "21", "2001", "2028", "8006"}
-
-
-def test_reversal_outcome_only_codes_of_the_table_are_known() -> None:
-    assert set(REVERSAL_RESULTS) == REVERSALS
-    for code in REVERSALS:
-        assert reversal_outcome(f" {code.lower()} ").is_known
-    for code in ("15", "100000100", "100000000", "26", "17", "R000003", "2032", "", "0.5"):
-        outcome = reversal_outcome(code, "Duplicate Detected")
-        assert (outcome.is_known, outcome.word) == (False, "other")
-
-
-def test_reversal_outcome_equal_number_is_equal() -> None:
-    for code in ("0.0", "00000000", "-0", "0e1"):
-        assert reversal_outcome(code).word == "reversed"
-    assert reversal_outcome("2001.0").word == "initiator_invalid"

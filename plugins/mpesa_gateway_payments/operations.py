@@ -1,0 +1,190 @@
+"""What payments ask Daraja: to prompt a payer, how a push stands, and what became of a transaction."""
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from mpesa_gateway.clock import daraja_timestamp
+from mpesa_gateway.daraja.exceptions import OutcomeUnknown, StillPending
+from mpesa_gateway.daraja.operations import (
+    ACCEPTED,
+    DarajaCredentials,
+    Initiator,
+    Operation,
+    is_unrefused,
+    names_a_conversation,
+    read_ack,
+    response_code,
+)
+from mpesa_gateway.daraja.wire import read_code, read_said, read_text
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway_payments.result_codes import Outcome, stk_query_outcome
+
+
+class StkAck(msgspec.Struct, frozen=True, kw_only=True):
+    """Daraja took a push: the prompt is on its way. Nothing has been paid.
+
+    ``merchant_request_id`` has been seen to be missing.
+    """
+
+    merchant_request_id: str | None
+    checkout_request_id: str
+    customer_message: str
+
+
+@dataclass(frozen=True)
+class StkQueryAnswer:
+    """How Daraja says a push stands. It never gives the receipt."""
+
+    outcome: Outcome
+    result_desc: str
+    checkout_request_id: str | None = None
+    merchant_request_id: str | None = None
+    """The push that the answer names, by either of Daraja's ids of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StkPush:
+    """One prompt to one phone.
+
+    Daraja's push is not idempotent and takes no id of ours: after OutcomeUnknown it must not be repeated.
+    """
+
+    amount: Kes
+    phone: Msisdn
+    callback_url: str
+    account_reference: str
+    description: str
+
+    def body(self, credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
+        """See ``Request``."""
+        is_till = credentials.till_number is not None
+        return _signed(credentials, now) | {
+            "TransactionType": "CustomerBuyGoodsOnline" if is_till else "CustomerPayBillOnline",
+            "Amount": int(self.amount),
+            "PartyA": str(self.phone),
+            "PartyB": credentials.receiver,
+            "PhoneNumber": str(self.phone),
+            "CallBackURL": self.callback_url,
+            "AccountReference": self.account_reference,
+            "TransactionDesc": self.description,
+        }
+
+
+@dataclass(frozen=True)
+class StkQuery:
+    """How does this push stand? Asking again is always safe."""
+
+    checkout_request_id: str
+
+    def body(self, credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
+        """See ``Request``."""
+        return _signed(credentials, now) | {"CheckoutRequestID": self.checkout_request_id}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransactionStatus:
+    """What became of a transaction, by its receipt or by the conversation that began it?
+
+    The answer comes to ``result_url``; asking again is always safe.
+    """
+
+    initiator: Initiator
+    receipt: str | None
+    conversation_id: str | None
+    result_url: str
+    timeout_url: str
+    remarks: str
+
+    def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
+        """See ``Request``."""
+        body = {
+            "Initiator": self.initiator.name,
+            "SecurityCredential": self.initiator.security_credential.reveal(),
+            "CommandID": "TransactionStatusQuery",
+            "PartyA": credentials.receiver,
+            "IdentifierType": "4",
+            "ResultURL": self.result_url,
+            "QueueTimeOutURL": self.timeout_url,
+            "Remarks": self.remarks,
+            "Occasion": "",
+        }
+        if self.receipt is not None:
+            body["TransactionID"] = self.receipt
+        if self.conversation_id is not None:
+            body["OriginalConversationID"] = self.conversation_id
+        return body
+
+
+def _signed(credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
+    """The shortcode with STK push's password: base64 of shortcode, passkey and timestamp."""
+    timestamp = daraja_timestamp(now)
+    text = credentials.shortcode + credentials.passkey.reveal() + timestamp
+    return {
+        "BusinessShortCode": credentials.shortcode,
+        "Password": base64.b64encode(text.encode()).decode(),
+        "Timestamp": timestamp,
+    }
+
+
+def _read_push(answer: Any) -> StkAck:
+    checkout_request_id = read_text(answer, "CheckoutRequestID")
+    if checkout_request_id is None:
+        raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
+    return StkAck(
+        merchant_request_id=read_text(answer, "MerchantRequestID"),
+        checkout_request_id=checkout_request_id,
+        customer_message=read_said(answer, "CustomerMessage") or "",
+    )
+
+
+def _names_a_push(answer: Any) -> bool:
+    """Whether an answer names a push, with no word that it was refused: by its name M-Pesa can be asked about it."""
+    return read_text(answer, "CheckoutRequestID") is not None and is_unrefused(answer, {None, *ACCEPTED})
+
+
+def _read_query(answer: Any) -> StkQueryAnswer:
+    code = read_code(answer, "ResultCode")
+    if code is None:
+        raise OutcomeUnknown("M-Pesa's answer says no result")
+    if (taken := response_code(answer)) is not None and taken not in ACCEPTED:
+        raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
+    said = read_said(answer, "ResultDesc") or ""
+    outcome = stk_query_outcome(code, said)
+    if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
+        raise OutcomeUnknown("M-Pesa's answer contradicts itself")
+    ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
+    return StkQueryAnswer(outcome, said, *ids)
+
+
+def _still_open(fault: StillPending) -> StkQueryAnswer:
+    return StkQueryAnswer(Outcome(fault.code or "", fault.meaning, "other", "wait", is_pending=True), "")
+
+
+STK_PUSH = Operation(
+    name="stk_push",
+    path="/mpesa/stkpush/v1/processrequest",
+    request=StkPush,
+    read=_read_push,
+    recognises=_names_a_push,
+)
+STK_QUERY = Operation(
+    name="stk_query",
+    path="/mpesa/stkpushquery/v1/query",
+    request=StkQuery,
+    read=_read_query,
+    accepts=None,
+    pending=_still_open,
+)
+TRANSACTION_STATUS = Operation(
+    name="transaction_status",
+    path="/mpesa/transactionstatus/v1/query",
+    request=TransactionStatus,
+    read=read_ack,
+    recognises=names_a_conversation,
+)
+OPERATIONS = (STK_PUSH, STK_QUERY, TRANSACTION_STATUS)

@@ -1,0 +1,24 @@
+"""The callbacks of Pull, which Safaricom documents nowhere: any JSON object is kept, and nothing follows from it."""
+
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
+from mpesa_gateway.daraja.wire import NotACallback, decoded, read_json_leniently
+
+
+def _read_pull(body: bytes) -> CallbackContent:
+    try:
+        content = read_json_leniently(body)
+    except ValueError:
+        raise NotACallback("not JSON") from None
+    if not isinstance(content, dict):
+        raise NotACallback("not a JSON object")
+    return CallbackContent("", "0", (decoded(body),))
+
+
+CALLBACKS = (
+    CallbackKind(
+        name="pull",
+        read=_read_pull,
+        event=None,
+        schema={"type": "object", "description": "Of kind pull, whose body Safaricom describes nowhere: it is kept."},
+    ),
+)

@@ -1,0 +1,137 @@
+"""A new product is one folder and one line of configuration: no file of the kernel or of a plugin names it."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway.pages import Role
+from mpesa_gateway.security.scopes import ADMIN, MERCHANT_READ
+from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
+from mpesa_gateway_ops.operators import Operators
+from tests.browsing import PASSWORD, signed_in
+from tests.journeys.tickets.plugin import TICKETS_WRITE
+from tests.kernel.scripted import Asked, Scripted, scripted, write_json
+
+REGISTER = "/mpesa/c2b/v2/registerurl"
+
+
+@dataclass(frozen=True)
+class Office:
+    """A gateway with the product, a shop that sells tickets, and the Daraja that it asks."""
+
+    gateway: Gateway
+    base: str
+    api: Api
+    daraja: Scripted
+
+    async def sells(self, number: str) -> str:
+        """Sell a ticket; gives the path at which Safaricom is to ask about it."""
+        assert (await self.api.call("POST", "/v1/tickets", {"number": number})).status == 201
+        url: str = json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]
+        return urlsplit(url).path
+
+    async def asks(self, path: str, number: str, receipt: str) -> Answer:
+        """Ask whether money for this account number is to be taken, as Safaricom does."""
+        return await self.api.call("POST", path, {"TransID": receipt, "BillRefNumber": number})
+
+
+async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Hand out tokens, and take every registration."""
+    if asked.path.startswith("/oauth/"):
+        write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
+    else:
+        write_json(writer, 200, {"ResponseCode": "0", "ResponseDescription": "Success"})
+
+
+@pytest.fixture
+async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Office]:
+    """The product's folder is installed, and its name stands in ``plugins``: nothing else was done."""
+    info = tmp_path / "tickets-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tickets\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mpesa_gateway.plugins]\ntickets = tests.journeys.tickets.plugin:plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    values["plugins"] = [*values["plugins"], "tickets"]
+    async with scripted(as_daraja) as daraja:
+        values["daraja"] = {"sandbox_url": daraja.base}
+        async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
+            yield Office(gateway, base, api, daraja)
+
+
+async def test_safaricom_asks_and_the_product_answers(office: Office) -> None:
+    path = await office.sells("A7")
+    assert path.startswith("/v1/cb/ticket/")
+    sold = await office.asks(path, "A7", "TKN0000001")
+    assert (sold.status, sold.body) == (200, {"ResultCode": "0", "ResultDesc": "Accepted"})
+    unsold = await office.asks(path, "B9", "TKN0000002")
+    assert (unsold.status, unsold.body) == (200, {"ResultCode": "C2B00012", "ResultDesc": "Rejected"})
+    assert (await office.asks(path, "A7", "TKN0000001")).body == sold.body
+    assert await office.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
+    kept = await office.gateway.db.fetch(
+        "SELECT kind, repeats, applied_at IS NOT NULL AS used FROM callback ORDER BY 2"
+    )
+    assert [tuple(row) for row in kept] == [("ticket", 0, True), ("ticket", 1, True)]
+    assert (await office.api.call("POST", path, {"Body": {}})).status == 422
+    # At the specification's address, the sandbox takes results from Safaricom's addresses only.
+    assert (await office.asks("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
+
+
+async def test_its_scope_opens_its_route_and_no_other_does(office: Office) -> None:
+    sale = ("POST", "/v1/tickets", {"number": "A7"})
+    async with shop(office.gateway, office.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
+        refused = await other.call(*sale)
+        assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
+        assert TICKETS_WRITE.name in refused.error["message"]
+    async with shop(office.gateway, office.base, scopes=(ADMIN,), is_configured=False) as admin:
+        merchant_id = (await office.api.call("GET", "/v1/merchant/me")).data["id"]
+        keys = f"/v1/admin/merchants/{merchant_id}/keys"
+        made = (await admin.call("POST", keys, {"name": "till", "scopes": ["tickets:write"]})).data["api_key"]
+        listed = await admin.call("GET", "/v1/admin/callbacks?kind=ticket")
+        assert (listed.status, listed.data) == (200, [])
+    till = Api(office.base, made)
+    assert (await till.call(*sale)).status == 201
+    await till.close()
+
+
+async def test_its_page_shows_its_table_and_its_ids_lead_there(office: Office) -> None:
+    await office.sells("A7")
+    await office.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    ticket_id = await office.gateway.db.fetchval("SELECT ticket_id FROM ticket")
+    async with signed_in(f"{office.base}/ops") as browser:
+        page = await browser.opens("/tickets")
+        assert page.untidy == []
+        assert "A7, asked about 0 times" in page.words
+        assert page.link(f"/ops/tickets/{ticket_id}")
+        merchants = await browser.opens(f"/merchants/{(await office.api.call('GET', '/v1/merchant/me')).data['id']}")
+        assert "tickets:write" in merchants.words
+
+
+async def test_the_document_and_the_figures_know_it(office: Office) -> None:
+    document = document_of(office.gateway.asgi.litestar)
+    assert "tickets:write" in document["components"]["schemas"]["Scope"]["enum"]
+    assert "tickets:write" in document["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["default"]
+    assert document["paths"]["/v1/tickets"]["post"]["x-scope"] == "tickets:write"
+    neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]
+    assert "ticket" in neutral["parameters"][0]["schema"]["enum"]
+    answered = neutral["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert answered[1] == {"type": "object", "required": ["ResultCode", "ResultDesc"]}
+    assert "anyOf" not in str(document["paths"]["/v1/webhooks/mpesa"]["post"]["responses"]["200"])
+    counted = {(counter.name, labels) for counter, values in office.gateway.meter.counted() for labels, _ in values}
+    assert ("mpesa_callbacks_total", ("ticket", "accepted", "")) in counted
+    assert ("mpesa_daraja_calls_total", ("sandbox", "ticket_register", "ok", "")) in counted
+
+
+async def test_without_its_line_nothing_of_it_is_there(values: dict[str, Any]) -> None:
+    async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
+        assert "tickets:write" not in gateway.scopes.names
+        assert (await api.call("POST", "/v1/tickets", {"number": "A7"})).status == 404
+        assert (await api.call("POST", "/v1/cb/ticket/x", {})).status == 404
+        assert await gateway.db.fetchval("SELECT to_regclass('ticket')") is None

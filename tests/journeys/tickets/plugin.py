@@ -1,0 +1,174 @@
+"""The product, declared: a scope, an operation, a callback kind with its answer, a table and a page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from litestar import post
+from litestar.params import JSONBody
+from piccolo.columns import Integer, Text
+from piccolo.table import Table
+
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackEvent, CallbackKind
+from mpesa_gateway.daraja.exceptions import OutcomeUnknown
+from mpesa_gateway.daraja.operations import DarajaCredentials, Operation, response_code
+from mpesa_gateway.daraja.wire import NotACallback, read_json_leniently, read_text
+from mpesa_gateway.http.dependencies import RuntimeDependency
+from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.ids import IdPrefix
+from mpesa_gateway.pages import Menu, Page, Pages, Shown, Visit
+from mpesa_gateway.plugin import Plugin, Tables, inside
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import INJECTED, Caller, Scope
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials
+
+TICKETS_WRITE = Scope("tickets:write", "sell tickets")
+TicketsWrite = Annotated[Caller, INJECTED, TICKETS_WRITE]
+
+
+class Ticket(Table, tablename="ticket"):
+    """A ticket that was sold; the migration says the rest."""
+
+    ticket_id = Text(primary_key=True)
+    merchant_id = Text()
+    env = Text()
+    number = Text()
+    asked = Integer()
+
+
+class TicketAsked(CallbackEvent, frozen=True, kw_only=True):
+    """Safaricom asks whether money for this account number is to be taken."""
+
+    kind: ClassVar[str] = "ticket.asked"
+
+    number: str
+
+
+def _read(body: bytes) -> CallbackContent:
+    try:
+        content = read_json_leniently(body)
+    except ValueError:
+        raise NotACallback("not JSON") from None
+    receipt, number = read_text(content, "TransID"), read_text(content, "BillRefNumber")
+    if receipt is None or number is None:
+        raise NotACallback("TransID or BillRefNumber is missing")
+    return CallbackContent(receipt, "0", (number,), {"result_desc": "", "number": number})
+
+
+async def _answer(gateway: Runtime, asked: TicketAsked) -> Mapping[str, Any]:
+    is_sold = await gateway.db.fetchval(
+        "SELECT true FROM ticket WHERE merchant_id = $1 AND env = $2 AND number = $3",
+        asked.merchant_id,
+        asked.env,
+        asked.number,
+    )
+    return {"ResultCode": "0" if is_sold else "C2B00012", "ResultDesc": "Accepted" if is_sold else "Rejected"}
+
+
+async def count(asked: TicketAsked, gateway: Runtime) -> None:
+    """In the transaction that keeps the callback: each question counts once."""
+    await gateway.db.execute(
+        "UPDATE ticket SET asked = asked + 1 WHERE merchant_id = $1 AND env = $2 AND number = $3",
+        asked.merchant_id,
+        asked.env,
+        asked.number,
+    )
+    await gateway.port(Callbacks).mark_applied(asked.callback_id)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Ask us before money is taken, at this address."""
+
+    validation_url: str
+
+    def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
+        """See ``Request``."""
+        return {"ShortCode": credentials.receiver, "ResponseType": "Cancelled", "ValidationURL": self.validation_url}
+
+
+def _read_registration(answer: Any) -> str:
+    code = response_code(answer)
+    if code is None:
+        raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
+    return code
+
+
+REGISTER = Operation(
+    name="ticket_register", path="/mpesa/c2b/v2/registerurl", request=Registration, read=_read_registration
+)
+
+
+class TicketCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A ticket to sell."""
+
+    number: str
+
+
+class TicketView(msgspec.Struct, frozen=True):
+    """A ticket as a merchant sees it."""
+
+    id: str
+    number: str
+
+
+@post("/v1/tickets")
+async def sell_ticket(
+    data: JSONBody[TicketCreate], caller: TicketsWrite, gateway: RuntimeDependency
+) -> Success[TicketView]:
+    """Sell a ticket, and let Safaricom ask about it."""
+    credentials = await gateway.port(Credentials).get(caller.merchant_id, caller.env)
+    url = gateway.port(Callbacks).url_for(
+        "ticket", env=caller.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
+    )
+    await gateway.daraja.ask(REGISTER, credentials.daraja, Registration(url))
+    row = Ticket(
+        ticket_id=gateway.ids.new("tkt"),
+        merchant_id=caller.merchant_id,
+        env=caller.env,
+        number=data.number,
+        asked=0,
+    )
+    await gateway.db.run(Ticket.insert(row))
+    return Success(data=TicketView(row.ticket_id, data.number))
+
+
+async def show_tickets(visit: Visit) -> Shown:
+    """The page at /ops/tickets."""
+    rows = await visit.gateway.db.fetch("SELECT * FROM ticket WHERE env = $1 ORDER BY ticket_id DESC", visit.env)
+    return Shown("tickets.html", {"rows": rows})
+
+
+plugin = Plugin(
+    name="tickets",
+    summary="Sells tickets, and answers Safaricom which account numbers are one.",
+    requires=("credentials", "callbacks"),
+    scopes=(TICKETS_WRITE,),
+    id_prefixes=(IdPrefix("tkt", "ticket"),),
+    routes=(sell_ticket,),
+    operations=(REGISTER,),
+    callbacks=(
+        CallbackKind(
+            name="ticket",
+            path="ticket/question",
+            read=_read,
+            event=TicketAsked,
+            schema={"type": "object", "description": "Whether money for an account number is to be taken."},
+            answer=_answer,
+            answer_schema={"type": "object", "required": ["ResultCode", "ResultDesc"]},
+        ),
+    ),
+    publishes=(TicketAsked,),
+    subscribers=(inside(TicketAsked, count),),
+    tables=Tables(models=(Ticket,), migrations="tests.journeys.tickets.migrations"),
+    pages=Pages(
+        templates="tests.journeys.tickets",
+        pages=(
+            Page("tickets", "Tickets", show_tickets, menu=Menu("Tickets", 90)),
+            Page("tickets/{ticket_id}", "Ticket", show_tickets, names="tkt"),
+        ),
+    ),
+)
