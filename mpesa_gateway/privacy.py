@@ -41,8 +41,8 @@ CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE even
 
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"
-"""Bounds the wait of erasers that wait for locks. Ours lock with NOWAIT: a case can begin with a row of any table, and a
-transaction that never waits can lock rows in any order without a deadlock."""
+"""Bounds the wait of a host's erasers. Ours lock with NOWAIT: a case can begin with a row of any table, and a
+transaction that waits for no lock takes part in no deadlock, whatever its order."""
 
 
 @dataclass(frozen=True)

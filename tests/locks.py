@@ -35,7 +35,6 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # Inserted, and changed by one process at a time.
     (
         "reconciliation_line",
-        "received_receipt",
         "outgoing_receipt",
         "payment_step",
         "payment_tally",
@@ -69,8 +68,11 @@ FRESH = {"event", "event_task"}
 it was inserted."""
 
 SETTINGS = {"merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"}
-"""Tables whose rows have no order among themselves: who changes several locks their merchant first. They are not locked
-by FOR UPDATE, which alone keeps another transaction from referring to a row."""
+"""Tables whose rows are not referred to while they are locked by FOR UPDATE."""
+
+UNORDERED = SETTINGS | {"reconciliation_line"}
+"""Tables whose rows have no order among themselves: one transaction at a time changes several of them. It has locked
+their merchant, or it is of the process whose run they belong to."""
 
 Key = tuple[Any, ...]
 
@@ -138,6 +140,7 @@ class _Reader(Visitor):  # type: ignore[misc] - pglast's visitors are compiled, 
         self.selects: list[ast.SelectStmt] = []
         self.names: set[str] = set()
         self.written: list[str] = []
+        self.changes: list[ast.UpdateStmt | ast.DeleteStmt] = []
         self.calls: set[str] = set()
         self.ctes: list[ast.CommonTableExpr] = []
 
@@ -157,7 +160,11 @@ class _Reader(Visitor):  # type: ignore[misc] - pglast's visitors are compiled, 
     def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - likewise
         self.written.append(node.relation.relname)
 
-    visit_UpdateStmt = visit_DeleteStmt = visit_InsertStmt  # noqa: N815 - likewise
+    def visit_UpdateStmt(self, _: object, node: ast.UpdateStmt | ast.DeleteStmt) -> None:  # noqa: N802 - likewise
+        self.changes.append(node)
+        self.written.append(node.relation.relname)
+
+    visit_DeleteStmt = visit_UpdateStmt  # noqa: N815 - likewise
 
 
 def _read(node: object) -> _Reader:
@@ -195,7 +202,7 @@ def _lockings(statement: object) -> Iterator[Locking]:
         return found
 
     if "pg_advisory_xact_lock" in whole.calls:
-        yield Locking((TURN,), True, (), frozenset(), is_one=True, after=frozenset())
+        yield Locking((TURN,), waits=True, order=(), equals=frozenset(), is_one=True, after=frozenset())
     for select in whole.selects:
         sources = [pair for source in select.fromClause or () for pair in _sources(source)]
         order: list[str] = []
@@ -361,7 +368,7 @@ class Held:
                 self.wrong.append(f"{table} after {', '.join(later)}: {_short(sql)}")
             if (
                 is_sorted
-                and table not in SETTINGS
+                and table not in UNORDERED
                 and any(other > key for other in self.keys[table] - self._made[table])
             ):
                 self.wrong.append(f"{table} {key} after a greater one: {_short(sql)}")
@@ -389,7 +396,7 @@ class Held:
                 continue
             if (
                 clause.waits
-                and table not in SETTINGS
+                and table not in UNORDERED
                 and not clause.is_sorted(self._catalogue.by(table), self._catalogue.primary[table])
             ):
                 self.wrong.append(f"rows of {table} are locked in no order: {_short(sql)}")
@@ -430,10 +437,10 @@ class Held:
             return
         for parent, columns in self._catalogue.references[change.table]:
             key = tuple(change.new[name] for name in columns)
-            if None not in key and (change.old is None or key != tuple(change.old[name] for name in columns)):
-                # The lines that a run refers to were written by the same statement.
-                if parent not in SETTINGS | {"statement_line"}:
-                    yield parent, key, change.table
+            is_new = change.old is None or key != tuple(change.old[name] for name in columns)
+            # The lines that a run refers to were written by the same statement.
+            if is_new and None not in key and parent not in SETTINGS | {"statement_line"}:
+                yield parent, key, change.table
 
     def _is_sorted(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether rows come in ascending order of a unique key by which another transaction could wait for them."""
@@ -449,41 +456,65 @@ def _short(sql: str) -> str:
     return " ".join(sql.split())[:240]
 
 
-# -- recording ---------------------------------------------------------------------------------------------------------
+def unsorted_changes(sql: str, catalogue: "Catalogue") -> list[str]:
+    """The tables of which a statement changes several rows that it has not locked, in order or without waiting.
 
-_RUNS = ("execute", "executemany", "fetch", "fetchrow", "fetchval")
+    A row that the statement names by its key is one row.
+    """
+    try:
+        parsed = parse_sql(sql)
+    except ParseError:
+        return []
+    locked = {table for clause in lockings(sql) for table in clause.tables}
+    return [
+        change.relation.relname
+        for raw in parsed
+        for change in _read(raw.stmt).changes
+        if change.relation.relname in RANKS.keys() - UNORDERED - locked
+        and not any(
+            set(_equalities(change.whereClause)).issuperset(key)
+            for key in (catalogue.primary[change.relation.relname], *catalogue.unique[change.relation.relname])
+        )
+    ]
+
+
+RUNS = ("execute", "executemany", "fetch", "fetchrow", "fetchval")
+"""The ways of asyncpg's connections to run a statement."""
+
+
+# -- recording ---------------------------------------------------------------------------------------------------------
 
 
 class Recorder:
     """Follows the transactions of every connection of this process, to one database."""
 
-    def __init__(self) -> None:
-        self._catalogue = Catalogue()
+    def __init__(self, *, of_tests: bool = False) -> None:
+        """``of_tests``: follow the statements of tests as well."""
+        self._of_tests = of_tests
+        self.catalogue = Catalogue()
         self._held: dict[Any, Held] = {}
         self._changes: dict[Any, list[Change]] = defaultdict(list)
         self.wrong: dict[str, None] = {}
         """What was out of order, each once."""
         self.seen: dict[str, set[str]] = defaultdict(set)
         """The tables whose rows were locked, with the statements that did."""
-        self.deadlocks: list[str] = []
-        """The statements that Postgres ended because of a deadlock."""
 
     async def install(self, owner: "asyncpg.Connection[Any]") -> None:
         """Let every table of the owner's schema report its rows."""
-        self._catalogue = await Catalogue.read(owner)
+        self.catalogue = await Catalogue.read(owner)
         await owner.execute(REPORT)
 
     @property
     def unranked(self) -> set[str]:
         """The tables of the database that have no place in the order."""
-        return self._catalogue.primary.keys() - RANKS.keys()
+        return self.catalogue.primary.keys() - RANKS.keys()
 
     def follow(self, patch: pytest.MonkeyPatch) -> None:
         """Follow every statement of asyncpg's until the patch is undone."""
-        for name in ("execute", "executemany", "fetch", "fetchrow", "fetchval"):
+        for name in RUNS:
             patch.setattr(asyncpg.Connection, name, self._following(getattr(asyncpg.Connection, name)))
         changes = self._changes
-        plain: Any = asyncpg.Connection._process_log_message  # noqa: SLF001 - called before asyncpg tells listeners
+        plain: Any = asyncpg.Connection._process_log_message
 
         def hear(connection: Any, fields: Mapping[str, str], last_query: str) -> None:
             text = fields.get("M", "")
@@ -496,16 +527,14 @@ class Recorder:
 
     def _following(self, plain: Any) -> Any:
         async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
-            if _is_asked_by_test():
+            if not self._of_tests and _is_asked_by_test():
                 try:
                     return await plain(connection, query, *args, **options)
                 finally:
                     self._changes.pop(connection, None)
             try:
                 done = await plain(connection, query, *args, **options)
-            except BaseException as problem:
-                if isinstance(problem, asyncpg.DeadlockDetectedError):
-                    self.deadlocks.append(query)
+            except BaseException:
                 self._note(connection, query, {})
                 raise
             self._note(connection, query, await self._own(connection, query))
@@ -515,12 +544,12 @@ class Recorder:
 
     async def _own(self, connection: Any, query: str) -> dict[str, list[Key]]:
         """The keys of the rows that the open transaction has locked, of the tables that a statement locks."""
-        tables = {table for locking in lockings(query) for table in locking.tables} & self._catalogue.primary.keys()
+        tables = {table for locking in lockings(query) for table in locking.tables} & self.catalogue.primary.keys()
         if not connection.is_in_transaction():
             return {}
         return {
             table: sorted(
-                self._catalogue.key(table, json.loads(row[0]))
+                self.catalogue.key(table, json.loads(row[0]))
                 for row in await _FETCH(connection, _OWN.format(table=table))
             )
             for table in tables
@@ -529,7 +558,7 @@ class Recorder:
     def _note(self, connection: Any, query: str, own: Mapping[str, Sequence[Key]]) -> None:
         """Note what one statement has locked."""
         if connection not in self._held:
-            self._held[connection] = Held(self._catalogue)
+            self._held[connection] = Held(self.catalogue)
         held = self._held[connection]
         if query.startswith("SAVEPOINT"):
             held.save()
@@ -553,7 +582,26 @@ _WAYS = (__file__, asyncpg.__path__[0], str(Path(engine.__file__).parent))
 
 def _is_asked_by_test() -> bool:
     """Whether a statement is a test's own: what calls the ways to Postgres is a file of tests."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the only way to the caller
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_WAYS):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_TESTS)
+
+
+def count_deadlocks(patch: pytest.MonkeyPatch) -> list[str]:
+    """Return the statements, from now on, that Postgres ends because of a deadlock."""
+    found: list[str] = []
+
+    def counting(plain: Any) -> Any:
+        async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
+            try:
+                return await plain(connection, query, *args, **options)
+            except asyncpg.DeadlockDetectedError:
+                found.append(_short(query))
+                raise
+
+        return run
+
+    for name in RUNS:
+        patch.setattr(asyncpg.Connection, name, counting(getattr(asyncpg.Connection, name)))
+    return found

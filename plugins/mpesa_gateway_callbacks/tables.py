@@ -94,8 +94,12 @@ FROM callback WHERE fingerprint = ANY($1::bytea[])
 Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 
 COUNT_REPEATED = """
-UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
-WHERE callback.fingerprint = again.fingerprint
+UPDATE callback SET repeats = repeats + again.times FROM (
+    SELECT callback_id, times FROM unnest($1::bytea[], $2::integer[]) AS t(fingerprint, times)
+        JOIN callback USING (fingerprint)
+    -- Two processes with the same callbacks wait for each other and not in a ring.
+    ORDER BY callback_id FOR UPDATE OF callback
+) AS again WHERE callback.callback_id = again.callback_id
 """
 
 APPLIED = """

@@ -347,8 +347,12 @@ WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, env, finding
 
 SET_ASIDE_OF_RUN = f"""
 UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
-    AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
+WHERE line_id IN (
+    SELECT line_id FROM statement_line
+    WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
+        AND finding = 'not_found' AND {UNRESOLVED}
+    ORDER BY merchant_id, env, receipt FOR UPDATE
+) RETURNING line_id
 """  # noqa: S608 - likewise
 
 REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 AND env = $2 ORDER BY registered_at DESC"

@@ -1,33 +1,60 @@
-"""Every path locks in one order: keys, refunds, payments, rows that are only inserted, the audit log."""
+"""Every transaction locks rows in one order, and no two wait for each other: docs/reliability.md."""
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+import importlib
+import os
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import asyncpg
 import pytest
 
-from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_payments import transition_sql
-from mpesa_gateway_payments.desk import PaymentDesk
-from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway.db.named import Named
+from mpesa_gateway_payments import tables, transition_sql
 from tests.conftest import Town
-from tests.daraja import Daraja, fault, result, stk_callback
-from tests.locks import Recorder
+from tests.daraja import Daraja
+from tests.house.tree import ROOT, shipped_modules
+from tests.locks import RANKS, Recorder, count_deadlocks, lockings, unsorted_changes
 from tests.owner import as_owner
-from tests.plugins.reconciliation.test_reconciliation import RUN, page
-from tests.plugins.reconciliation.test_reconciliation import row as line
+from tests.paths import Collisions, Paths
+
+ROUNDS = int(os.environ.get("MPESA_GATEWAY_TEST_ROUNDS", "40"))
+"""`just deadlocks` plays 10,000."""
+
+PLAIN = {
+    "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
+    "audit_policy": "written by a migration",
+    "gateway_secret": "written one row at a time",
+    "migration": "written by one process at a time",
+    "ops_note": "written one row at a time",
+    "ops_operator": "written one row at a time",
+    "ops_session": "deleted, and written one row at a time",
+    "pull_registration": "written one row at a time",
+    "refused_callback": "inserted, and locked without waiting",
+}
+"""Tables without a place in the order, and why they need none."""
 
 
 @pytest.fixture
-async def recorder(town: Town) -> AsyncGenerator[Recorder]:
+def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
+    """Payments and refunds are asked about on demand only."""
+    return values | {
+        "daraja": {"sandbox_url": daraja.base},
+        "refunds": {"ask_after": [3600]},
+        "reconciliation": {"tries": 1, "page_pause": 0},
+    }
+
+
+@pytest.fixture
+def of_tests() -> bool:
+    """Whether statements of the test itself are recorded."""
+    return False
+
+
+@pytest.fixture
+async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
     """Records the locks of each transaction from here on."""
-    found = Recorder()
+    found = Recorder(of_tests=of_tests)
     async with as_owner(town.gateway) as owner:
         await found.install(owner)
     with pytest.MonkeyPatch.context() as patch:
@@ -35,217 +62,168 @@ async def recorder(town: Town) -> AsyncGenerator[Recorder]:
         yield found
 
 
-@pytest.fixture
-def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nothing is asked about but on demand."""
-    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600]}}
-
-
-class Paths:
-    """Everything that can happen to payments and refunds, one thing at a time."""
-
-    def __init__(self, town: Town, daraja: Daraja) -> None:
-        self.town, self.daraja = town, daraja
-        self.number = 0
-        self.merchant_id = ""
-
-    async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
-        """A callback to the address that was made for its subject."""
-        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
-        url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
-        answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
-        assert answer.status == 200, answer.body
-
-    async def pay(self) -> dict[str, Any]:
-        """A payment that Daraja has taken."""
-        self.number += 1
-        made: dict[str, Any] = (
-            await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
-        ).data
-        self.merchant_id = made["merchant_id"]
-        return made
-
-    async def paid(self, *, times: int = 1) -> dict[str, Any]:
-        """One that was paid, and its callback repeated."""
-        made = await self.pay()
-        body = stk_callback(made["provider_ref"], receipt=f"TKN{self.number:07}")
-        await asyncio.gather(*(self.call_back("stk", made["id"], body) for _ in range(times)))
-        return made
-
-    async def sent_again(self) -> None:
-        """A push that was not sent, and then was."""
-        self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
-        number = self.number = self.number + 1
-        for status in (503, 201):
-            assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
-
-    async def expired(self) -> None:
-        """One that M-Pesa never knew."""
-        self.daraja.say("stkpush", (500, b"<html>"))
-        made = await self.pay()
-        await self.town.gateway.db.execute(
-            "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
-        )
-        await self.town.gateway.services.get(StkQueries).ask(made["id"])
-
-    async def held(self) -> None:
-        """One whose money is not what was asked for, and a person who sees to it."""
-        made = await self.pay()
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
-        desk = self.town.gateway.services.get(PaymentDesk)
-        await desk.look_after(made["id"], "seen to", actor="a person")
-
-    async def waiting(self) -> None:
-        """A callback that came before we could know what it is about, offered by a person."""
-        made = await self.pay()
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        callback_id = await self.town.gateway.db.fetchval("SELECT max(callback_id) FROM callback")
-        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
-        await self.town.gateway.services.get(CallbackDispatcher).sweep()
-
-    async def refunded(self, *, code: int = 0) -> None:
-        """One whose money goes back, in part and then the rest."""
-        made = await self.paid()
-        headers = {"Idempotency-Key": f"r{self.number}"}
-        for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
-            answer = await self.town.api.call("POST", "/v1/refunds", body, headers=headers if "amount" in body else {})
-            says = {"OriginalTransactionID": answer.data["receipt"]}
-            said = result(code, transaction_id=f"{answer.data['receipt'][:9]}{len(body)}", says=says)
-            await self.call_back("reversal", answer.data["id"], said)
-
-    async def refund_unsent(self) -> None:
-        """A refund that was not sent, and then was."""
-        made = await self.paid()
-        self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
-        body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
-        await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
-        refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
-        await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
-
-    async def checked(self) -> None:
-        """One that M-Pesa is asked about, and calls reversed."""
-        made = await self.paid()
-        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
-        says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
-        await self.call_back("status", check["check_id"], result(0, says=says))
-
-    async def reconciled(self) -> None:
-        """Some that a statement names, one that the rule finds, one that a person assigns, and a reversal."""
-        paid, own, known = await self.paid(), await self.pay(), await self.pay()
-        twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
-        by_rule = await self.pay_at_table("alone", 700)
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
-        lines = [
-            line(receipt),
-            line("OWN0000001", reference=own["reference"]),
-            line("AMOUNT0001", 5, reference=known["reference"]),
-            line("TWIN000001", 600, reference="table 4"),
-            line("RULE000001", 700, reference="table 4"),
-            line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
-        ]
-        self.daraja.say("pullquery", page(*lines))
-        run = (await self.town.api.call("POST", RUN, {})).data
-        assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
-        assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
-        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM statement_line WHERE receipt = 'TWIN000001'")
-        path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
-        assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
-
-    async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
-        """A payment with a reference of the merchant's."""
-        made: dict[str, Any] = (
-            await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
-        ).data
-        return made
-
-    async def called_reversed(self) -> None:
-        """A receipt that M-Pesa calls reversed, and the callback of its payment after that."""
-        made = await self.pay()
-        check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
-        says = {
-            "ReceiptNo": "GONE000001",
-            "TransactionStatus": "Reversed",
-            "Amount": "500.00",
-            "CreditPartyName": "174379 - SHOP",
-        }
-        await self.call_back("status", check["check_id"], result(0, says=says))
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await self.town.gateway.services.get(OutsideReversals).take_noted()
-
-    async def ended(self) -> None:
-        """Some whose time is up."""
-        made = await self.pay()
-        await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
-        await self.town.gateway.services.get(Expiry).end_due()
-
-    def all(self) -> Iterator[Any]:
-        """Each once."""
-        yield self.paid(times=3)
-        yield self.sent_again()
-        yield self.expired()
-        yield self.held()
-        yield self.waiting()
-        yield self.refunded()
-        yield self.refunded(code=1)
-        yield self.refund_unsent()
-        yield self.checked()
-        yield self.reconciled()
-        yield self.called_reversed()
-        yield self.ended()
-
-
 @pytest.mark.usefixtures("initiated")
 async def test_every_path_locks_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
     for path in Paths(town, daraja).all():
         await path
-    print("\n".join(f"W: {x}" for x in recorder.wrong))
     assert list(recorder.wrong) == []
+    # An order that is not looked at is none.
+    assert RANKS.keys() == recorder.seen.keys()
+    assert {name for name in recorder.unranked if not name.startswith("sim_")} == PLAIN.keys()
 
 
-@pytest.mark.usefixtures("initiated")
-async def test_all_paths_against_each_other_end_without_a_deadlock(
-    town: Town, daraja: Daraja, database_url: str
+def statements() -> Iterator[tuple[str, str]]:
+    """The statements that modules of the product name, by these names."""
+    for path in shipped_modules():
+        name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
+        if name.endswith(("__main__", "pytest_plugin")) or "simulator" in name:
+            continue
+        for constant, value in vars(importlib.import_module(name.removesuffix(".__init__"))).items():
+            sql = value.sql if isinstance(value, Named) else value
+            if isinstance(sql, str) and any(word in sql for word in ("UPDATE ", "DELETE FROM ")):
+                yield f"{name}.{constant}", sql
+
+
+def test_statement_about_several_rows_locks_them_in_order(recorder: Recorder) -> None:
+    found = dict(statements())
+    assert [name for name, sql in found.items() if unsorted_changes(sql, recorder.catalogue)] == []
+    assert len(found) > 60
+    for name, sql in found.items():
+        for clause in lockings(sql):
+            for table in clause.tables:
+                by = recorder.catalogue.by(table) if table in recorder.catalogue.primary else ()
+                primary = recorder.catalogue.primary.get(table, ())
+                assert not clause.waits or table not in RANKS or clause.is_sorted(by, primary), name
+
+
+# -- violations are found ----------------------------------------------------------------------------------------------
+
+TWO = "SELECT payment_id FROM payment WHERE payment_id = ANY($1::text[])"
+MARK = "UPDATE payment SET updated_at = now()"
+KEY = "UPDATE idempotency_key SET leased_until = now() WHERE key = (SELECT min(key) FROM idempotency_key)"
+
+
+@pytest.mark.parametrize("of_tests", [True])
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        pytest.param([f"{TWO} ORDER BY payment_id FOR UPDATE"], [], id="sorted"),
+        pytest.param([f"{TWO} FOR UPDATE"], ["rows of payment are locked in no order"], id="unsorted"),
+        pytest.param([f"{TWO} FOR UPDATE SKIP LOCKED"], [], id="skips"),
+        pytest.param([f"{TWO} FOR UPDATE NOWAIT"], [], id="does not wait"),
+        pytest.param(["FIRST", "SECOND"], [], id="ascending"),
+        pytest.param(["SECOND", "FIRST"], ["payment FIRST after a greater one"], id="descending"),
+        pytest.param(["SECOND", "FIRST", "SECOND"], ["payment FIRST after a greater one"], id="held already"),
+        pytest.param([f"{MARK} WHERE amount = 500"], ["payment FIRST after a greater one"], id="as Postgres goes"),
+        pytest.param([KEY, "FIRST"], [], id="key before payment"),
+        pytest.param(["FIRST", KEY], ["idempotency_key after payment"], id="payment before key"),
+        pytest.param(
+            [f"WITH one AS ({TWO} ORDER BY payment_id FOR UPDATE) {KEY} AND EXISTS (SELECT FROM one)"],
+            ["idempotency_key after payment"],
+            id="in one statement",
+        ),
+        pytest.param(
+            ["SAVEPOINT one", "FIRST", "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one", KEY], [], id="undone"
+        ),
+    ],
+)
+async def test_lock_out_of_order_is_found(
+    town: Town, daraja: Daraja, recorder: Recorder, statements: list[str], found: list[str]
 ) -> None:
-    paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
-    payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
-    queries = town.gateway.services.get(StkQueries)
-    dispatcher = town.gateway.services.get(CallbackDispatcher)
-    operators = town.gateway.services.get(CallbackOperatorService)
-    outcomes: list[Any] = []
-    for number in range(30):
-        made = chance.choice(payments)
-        receipt = f"TKN{chance.randrange(6):07}"
-        work: list[Coroutine[Any, Any, Any]] = [
-            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
-            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
-            paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
-            queries.ask(made["id"], is_forced=True),
-            dispatcher.sweep(),
-            town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
-            town.api.call(
-                "POST",
-                "/v1/refunds",
-                {"payment_id": made["id"], "amount": 5},
-                headers={"Idempotency-Key": f"p{number}"},
-            ),
-            town.api.pay("254711000001", 500, key=f"k{chance.randrange(5)}"),
-        ]
-        for row in await town.gateway.db.fetch(
-            "SELECT refund_id, receipt FROM refund WHERE status = 'pending' LIMIT 2"
-        ):
-            said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
-            work.append(paths.call_back("reversal", row["refund_id"], said))
-        rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [operators.replay(row["callback_id"], actor="a person") for row in rows]
-        chance.shuffle(work)
-        outcomes += await asyncio.gather(*work, return_exceptions=True)
-    failed = [one for one in outcomes if isinstance(one, BaseException)]
-    assert failed == []
-    other = await asyncpg.connect(database_url)
-    assert await other.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
-    await other.close()
+    paths, db = Paths(town, daraja), town.gateway.db
+    first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
+    # In the table it stands after the other one now.
+    await db.execute(f"{MARK} WHERE payment_id = $1", first)
+    lock = {"FIRST": (tables.LOCK, first), "SECOND": (tables.LOCK, second)}
+    async with db.transaction():
+        for sql in statements:
+            if "SAVEPOINT" in sql:
+                await db.execute(sql)
+                continue
+            await db.fetch(*lock.get(sql, (sql, *([[first, second]] if "$1" in sql else []))))
+    said = [one.partition(":")[0].replace(f"('{first}',)", "FIRST") for one in recorder.wrong]
+    assert said == found
+
+
+@pytest.mark.parametrize("of_tests", [True])
+async def test_rows_inserted_in_no_order_are_found(town: Town, recorder: Recorder) -> None:
+    sql = """
+    INSERT INTO outgoing_receipt (env, receipt, payment_id, noted_at)
+    SELECT 'sandbox', t.receipt, $1, now() FROM unnest($2::text[]) AS t(receipt)
+    """
+    made = (await town.api.pay("254711000001", 500, key="k")).data["id"]
+    await town.gateway.db.execute(sql, made, ["OUT0000001", "OUT0000002"])
+    assert list(recorder.wrong) == []
+    await town.gateway.db.execute(sql, made, ["OUT0000004", "OUT0000003"])
+    assert [one.partition(":")[0] for one in recorder.wrong] == ["rows of outgoing_receipt are inserted in no order"]
+
+
+# -- all against each other --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def quick_to_see(database_url: str) -> None:
+    """Postgres looks for a deadlock at once, on every connection that is made from here on."""
+    connection = await asyncpg.connect(database_url)
+    name = database_url.rpartition("/")[2]
+    await connection.execute(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '20ms'")
+    await connection.close()
+
+
+END_OTHERS = """
+SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+RUNNING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY($1::integer[]))"
+
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+async def deadlocks_of(database_url: str) -> int:
+    """How many deadlocks Postgres has counted in a database; ends all connections to it."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        # A connection reports what it has counted after a while, or when it ends.
+        ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
+        while await connection.fetchval(RUNNING, ended):
+            await asyncio.sleep(0.05)
+        return int(await connection.fetchval(DEADLOCKS))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.usefixtures("quick_to_see", "initiated")
+async def test_all_paths_against_each_other_end_without_a_deadlock(
+    town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = count_deadlocks(monkeypatch)
+    collisions = Collisions(Paths(town, daraja), seed=7)
+    await collisions.play(ROUNDS)
+    assert found == []
+    assert collisions.failed == []
+    assert await town.gateway.db.fetchval("SHOW deadlock_timeout") == "20ms"
+    assert await deadlocks_of(database_url) == 0
+
+
+@pytest.mark.usefixtures("quick_to_see")
+async def test_deadlock_is_counted(
+    town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = count_deadlocks(monkeypatch)
+    paths, db, both = Paths(town, daraja), town.gateway.db, asyncio.Barrier(2)
+    first, second = [(await paths.pay())["id"] for _ in range(2)]
+
+    async def lock(*payments: str) -> None:
+        async with db.transaction():
+            await db.fetchrow(tables.LOCK, payments[0])
+            await both.wait()
+            await db.fetchrow(tables.LOCK, payments[1])
+
+    outcomes = await asyncio.gather(lock(first, second), lock(second, first), return_exceptions=True)
+    assert [type(one) for one in outcomes if one is not None] == [asyncpg.DeadlockDetectedError]
+    assert len(found) == 1
+    assert await deadlocks_of(database_url) == 1
 
 
 SLOWLY = """
