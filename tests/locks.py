@@ -4,7 +4,9 @@ Row triggers report each row that is written, from within Postgres. ``FOR UPDATE
 Postgres finds it in the text of the statement, and the rows that have this transaction as their ``xmax`` are its rows.
 """
 
+import asyncio
 import json
+import random
 import re
 import sys
 from collections import defaultdict
@@ -588,17 +590,24 @@ def _is_asked_by_test() -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(_TESTS)
 
 
-def count_deadlocks(patch: pytest.MonkeyPatch) -> list[str]:
-    """Return the statements, from now on, that Postgres ends because of a deadlock."""
+def count_deadlocks(patch: pytest.MonkeyPatch, *, dawdle: float = 0.0) -> list[str]:
+    """Return the statements, from now on, that Postgres ends because of a deadlock.
+
+    After a statement in a transaction up to ``dawdle`` seconds pass, so that others lock rows in between.
+    """
     found: list[str] = []
+    chance = random.Random(7)  # noqa: S311 - a test's pauses
 
     def counting(plain: Any) -> Any:
         async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
             try:
-                return await plain(connection, query, *args, **options)
+                done = await plain(connection, query, *args, **options)
             except asyncpg.DeadlockDetectedError:
                 found.append(_short(query))
                 raise
+            if dawdle and connection.is_in_transaction():
+                await asyncio.sleep(chance.uniform(0, dawdle))
+            return done
 
         return run
 

@@ -187,7 +187,7 @@ async def deadlocks_of(database_url: str) -> int:
         # A connection reports what it has counted after a while, or when it ends.
         ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
         while await connection.fetchval(RUNNING, ended):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 - Postgres has no event for it
         return int(await connection.fetchval(DEADLOCKS))
     finally:
         await connection.close()
@@ -197,7 +197,7 @@ async def deadlocks_of(database_url: str) -> int:
 async def test_all_paths_against_each_other_end_without_a_deadlock(
     town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = count_deadlocks(monkeypatch)
+    found = count_deadlocks(monkeypatch, dawdle=0.004)
     collisions = Collisions(Paths(town, daraja), seed=7)
     await collisions.play(ROUNDS)
     assert found == []
