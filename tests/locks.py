@@ -5,6 +5,7 @@ Postgres finds it in the text of the statement, and the rows that have this tran
 """
 
 import asyncio
+import importlib
 import json
 import random
 import re
@@ -19,12 +20,15 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
-from pglast import ast, parse_sql
+from pglast import parse_sql
 from pglast.enums import LockWaitPolicy, SortByDir
 from pglast.parser import ParseError
 from pglast.visitors import Visitor
 
 from mpesa_gateway.db import engine
+
+ast: Any = importlib.import_module("pglast.ast")
+"""The kinds of nodes. Their fields are all optional to the type checker, whatever the grammar says."""
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("callback_turn",),
@@ -103,20 +107,20 @@ class Locking:
         return self.is_one or self.equals.issuperset(primary) or self.order[: len(left)] == left
 
 
-def _name(node: object) -> str | None:
+def _name(node: Any) -> str | None:
     """The column that an expression is."""
     if isinstance(node, ast.ColumnRef) and node.fields and isinstance(node.fields[-1], ast.String):
         return cast("str", node.fields[-1].sval)
     return None
 
 
-def _is_parameter(node: object) -> bool:
+def _is_parameter(node: Any) -> bool:
     while isinstance(node, ast.TypeCast):
         node = node.arg
-    return isinstance(node, ast.ParamRef | ast.A_Const)
+    return isinstance(node, (ast.ParamRef, ast.A_Const))
 
 
-def _equalities(node: object) -> Iterator[str]:
+def _equalities(node: Any) -> Iterator[str]:
     if isinstance(node, ast.BoolExpr) and node.boolop.name == "AND_EXPR":
         for arg in node.args or ():
             yield from _equalities(arg)
@@ -126,7 +130,7 @@ def _equalities(node: object) -> Iterator[str]:
             yield name
 
 
-def _sources(node: object) -> Iterator[tuple[str, str]]:
+def _sources(node: Any) -> Iterator[tuple[str, str]]:
     """The tables of a FROM clause with their aliases."""
     if isinstance(node, ast.RangeVar):
         yield node.relname, node.alias.aliasname if node.alias else node.relname
@@ -135,41 +139,41 @@ def _sources(node: object) -> Iterator[tuple[str, str]]:
         yield from _sources(node.rarg)
 
 
-class _Reader(Visitor):  # type: ignore[misc] - pglast's visitors are compiled, without types
+class _Reader(Visitor):
     """Collects locking clauses, table names and written tables below a node."""
 
     def __init__(self) -> None:
-        self.selects: list[ast.SelectStmt] = []
+        self.selects: list[Any] = []
         self.names: set[str] = set()
         self.written: list[str] = []
-        self.changes: list[ast.UpdateStmt | ast.DeleteStmt] = []
+        self.changes: list[Any] = []
         self.calls: set[str] = set()
-        self.ctes: list[ast.CommonTableExpr] = []
+        self.ctes: list[Any] = []
 
-    def visit_SelectStmt(self, _: object, node: ast.SelectStmt) -> None:  # noqa: N802 - pglast's name
+    def visit_SelectStmt(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         if node.lockingClause:
             self.selects.append(node)
 
-    def visit_RangeVar(self, _: object, node: ast.RangeVar) -> None:  # noqa: N802 - likewise
+    def visit_RangeVar(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
         self.names.add(node.relname)
 
-    def visit_FuncCall(self, _: object, node: ast.FuncCall) -> None:  # noqa: N802 - likewise
+    def visit_FuncCall(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
         self.calls.add(node.funcname[-1].sval)
 
-    def visit_CommonTableExpr(self, _: object, node: ast.CommonTableExpr) -> None:  # noqa: N802 - likewise
+    def visit_CommonTableExpr(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
         self.ctes.append(node)
 
-    def visit_InsertStmt(self, _: object, node: ast.InsertStmt) -> None:  # noqa: N802 - likewise
+    def visit_InsertStmt(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
         self.written.append(node.relation.relname)
 
-    def visit_UpdateStmt(self, _: object, node: ast.UpdateStmt | ast.DeleteStmt) -> None:  # noqa: N802 - likewise
+    def visit_UpdateStmt(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
         self.changes.append(node)
         self.written.append(node.relation.relname)
 
     visit_DeleteStmt = visit_UpdateStmt  # noqa: N815 - likewise
 
 
-def _read(node: object) -> _Reader:
+def _read(node: Any) -> _Reader:
     reader = _Reader()
     reader(node)
     return reader
@@ -193,7 +197,7 @@ def lockings(sql: str) -> tuple[Locking, ...]:
     return tuple(locking for raw in parsed for locking in _lockings(raw.stmt))
 
 
-def _lockings(statement: object) -> Iterator[Locking]:
+def _lockings(statement: Any) -> Iterator[Locking]:
     whole = _read(statement)
     parts = {cte.ctename: _read(cte.ctequery) for cte in whole.ctes}
 
@@ -471,7 +475,7 @@ def unsorted_changes(sql: str, catalogue: "Catalogue") -> list[str]:
     return [
         change.relation.relname
         for raw in parsed
-        for change in _read(raw.stmt).changes
+        for change in _read(cast("Any", raw).stmt).changes
         if change.relation.relname in RANKS.keys() - UNORDERED - locked
         and not any(
             set(_equalities(change.whereClause)).issuperset(key)
@@ -516,7 +520,7 @@ class Recorder:
         for name in RUNS:
             patch.setattr(asyncpg.Connection, name, self._following(getattr(asyncpg.Connection, name)))
         changes = self._changes
-        plain: Any = asyncpg.Connection._process_log_message
+        plain = cast("Any", asyncpg.Connection)._process_log_message
 
         def hear(connection: Any, fields: Mapping[str, str], last_query: str) -> None:
             text = fields.get("M", "")
@@ -584,7 +588,7 @@ _WAYS = (__file__, asyncpg.__path__[0], str(Path(engine.__file__).parent))
 
 def _is_asked_by_test() -> bool:
     """Whether a statement is a test's own: what calls the ways to Postgres is a file of tests."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = cast("Any", sys)._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_WAYS):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_TESTS)

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 from mpesa_gateway.clock import rfc3339
@@ -326,7 +327,7 @@ class Collisions:
         )
         callbacks = await db.fetch("SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 3")
         lines = await db.fetch("SELECT line_id FROM statement_line WHERE payment_id IS NULL LIMIT 2")
-        desk, settled = services.get(PaymentDesk), [one["id"] for one in self._payments]
+        desk = services.get(PaymentDesk)
 
         async def call(method: str, path: str, body: Any = None, key: str | None = None) -> None:
             answer = await self._town.api.call(method, path, body, headers={"Idempotency-Key": key} if key else {})
@@ -380,14 +381,13 @@ class Collisions:
         for row in refunds:
             said = result(chance.choice((0, 1)), transaction_id=f"REV{number:06}X", says={})
             kinds += [
-                lambda row=row, said=said: paths.call_back("reversal", row["refund_id"], said),
-                lambda row=row: services.get(RefundQueries).ask(row["refund_id"]),
-                lambda row=row: paths.resolve(row["refund_id"], "failed"),
+                partial(paths.call_back, "reversal", row["refund_id"], said),
+                partial(services.get(RefundQueries).ask, row["refund_id"]),
+                partial(paths.resolve, row["refund_id"], "failed"),
             ]
         for row in callbacks:
-            replay = services.get(CallbackOperatorService).replay
-            kinds.append(lambda row=row, replay=replay: replay(row["callback_id"], actor="a person"))
+            kinds.append(partial(services.get(CallbackOperatorService).replay, row["callback_id"], actor="a person"))
         for row in lines:
             path = f"/v1/payments/mpesa/statement-lines/{row['line_id']}/assign"
-            kinds.append(lambda path=path: call("POST", path, {"payment_id": chance.choice(settled)}))
+            kinds.append(partial(call, "POST", path, {"payment_id": made["id"]}))
         return kinds

@@ -186,8 +186,8 @@ async def deadlocks_of(database_url: str) -> int:
     try:
         # A connection reports what it has counted after a while, or when it ends.
         ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
-        while await connection.fetchval(RUNNING, ended):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - Postgres has no event for it
+        while await connection.fetchval(RUNNING, ended):  # noqa: ASYNC110 - Postgres has no event for it
+            await asyncio.sleep(0.05)
         return int(await connection.fetchval(DEADLOCKS))
     finally:
         await connection.close()
