@@ -77,17 +77,12 @@ def on(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subs
     return Subscriber(event, handler)
 
 
-def inside(
-    event: type[E],
-    handler: Callable[[E, Runtime], Awaitable[None]],
-    *,
-    many: Callable[[Sequence[E], Runtime], Awaitable[None]] | None = None,
-) -> Subscriber:
+def inside(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
     """Take part in the publisher's transaction: for rows that must exist exactly if the event does.
 
-    ``many`` does the same as ``handler`` for each of several events, in fewer trips to Postgres.
+    ``handler`` receives the events that are published together: usually one.
     """
-    return Subscriber(event, handler, inside=True, many=many)
+    return Subscriber(event, handler, inside=True)
 
 
 @dataclass(frozen=True)
@@ -297,14 +292,14 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
-        if re.fullmatch("[a-z][a-z-]{0,30}", kind.name) is None or filtered_words(kind.name):
+        if re.fullmatch("[a-z][a-z0-9-]{0,30}", kind.name) is None or filtered_words(kind.name):
             raise PluginRefused(
-                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z and -, "
+                f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z, 0-9 and -, "
                 "without words that M-Pesa filters"
             )
         if kind.path is None:
             continue
-        if kind.path and re.fullmatch("[a-z]+/[a-z]+", kind.path) is None:
+        if kind.path and re.fullmatch("[a-z0-9]+/[a-z0-9]+", kind.path) is None:
             raise PluginRefused(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
         if (other := paths.setdefault(kind.path, kind.name)) != kind.name:
             raise PluginRefused(

@@ -83,7 +83,7 @@ class Retention:
         stored = await self._runtime.audit.keep_days()
         if stored != days:
             log.warning("audit_days_differ", setting=days, stored=stored, fix="run `mpesa-gateway migrate`")
-        return days > 0 and stored >= days
+        return days > 0 and stored is not None and stored >= days
 
     def _before(self, days: int) -> datetime | None:
         return self._runtime.clock.now() - timedelta(days=days) if days else None

@@ -157,12 +157,11 @@ _FIGURES: dict[str, str] = {
     "callbacks kept": "SELECT count(*) FROM callback",
     "callbacks repeated": "SELECT COALESCE(sum(repeats), 0) FROM callback",
     "callbacks refused": "SELECT count(*) FROM refused_callback",
-    "completed by STK query": "SELECT count(*) FROM payment_step WHERE kind = 'completed' AND cause = 'stk_query'",
-    "completed by statement": "SELECT count(*) FROM payment_step WHERE kind = 'completed' AND cause = 'statement'",
+    "completed by STK query": "SELECT count(*) FROM payment WHERE completed_by = 'stk_query'",
+    "completed by statement": "SELECT count(*) FROM payment WHERE completed_by = 'statement'",
     "completed after failing": """
-        SELECT count(*) FROM payment_step c WHERE c.kind = 'completed' AND EXISTS (
-            SELECT 1 FROM payment_step f WHERE f.payment_id = c.payment_id AND f.number < c.number
-                AND f.kind IN ('failed', 'expired', 'refused'))
+        SELECT count(DISTINCT payment_id) FROM payment JOIN payment_step USING (payment_id)
+        WHERE completed_at IS NOT NULL AND kind IN ('failed', 'expired', 'refused')
     """,
     "held for their amount": "SELECT count(*) FROM payment WHERE mismatch = 'amount'",
 }

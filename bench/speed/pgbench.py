@@ -37,7 +37,7 @@ def create_script(merchant_id: str) -> str:
     """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
     number, payment_id = "lpad((:n)::text, 19, '0')", "'pay_03' || lpad((:n)::text, 24, '0')"
     due = _one("now() + interval '10 minutes'", "timestamptz")
-    sql, *given = payments.INSERT_MANY.bind(
+    sql, *given = payments.INSERT.bind(
         payment_id=_one(payment_id),
         merchant_id=_one(f"'{merchant_id}'"),
         env=_one("'sandbox'"),
@@ -59,9 +59,9 @@ def create_script(merchant_id: str) -> str:
         shortcode_id=_one(f"(SELECT min(shortcode_id) FROM shortcode WHERE merchant_id = '{merchant_id}')"),  # noqa: S608 - an id of ours
     )
     insert = _filled(sql, given)
-    marked = _filled(payments.SENDING_MANY, [_one(payment_id), _one("1", "integer")])
+    marked = _filled(payments.SENDING, [_one(payment_id), _one("1", "integer")])
     accepted = _filled(
-        payments.ACCEPTED_MANY,
+        payments.ACCEPTED,
         [
             _one(payment_id),
             _one(f"'{merchant_id}'"),
@@ -80,7 +80,27 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     """What a callback does to Postgres: one look, and one statement that ends the payment and tells of it."""
     payment_id = f"'{stem}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
     number = f"'{stem[6:]}' || lpad((:client_id * {each} + :k)::text, 8, '0')"
-    result = (_one("'0'"), _one("'The service request is processed successfully.'"))
+    known = f"(SELECT %s FROM payment WHERE payment_id = {payment_id})"  # noqa: S608 - an id of ours
+    nothing, now = _one("NULL"), _one("now()", "timestamptz")
+    completed = dict.fromkeys(transition_sql.WRITTEN, nothing) | {
+        "payment_id": _one(payment_id),
+        "version": _one(known % "xmin::text"),
+        "status": _one("'completed'"),
+        "charge": _one("'accepted'"),
+        "merchant_request_id": _one(f"'m-' || {number}"),
+        "checkout_request_id": _one(f"'ws_CO_' || {number}"),
+        "receipt": _one(f"'P' || right(upper({number}), 18)"),
+        "result_code": _one("'0'"),
+        "result_desc": _one("'The service request is processed successfully.'"),
+        "outcome_is_final": _one("false", "boolean"),
+        "is_mismatch_of_paid": _one("false", "boolean"),
+        "looked_after_at": _one("NULL", "timestamptz"),
+        "due_at": _one("NULL", "timestamptz"),
+        "expires_at": _one(known % "expires_at", "timestamptz"),
+        "updated_at": now,
+        "completed_at": now,
+        "completed_by": _one("'callback'"),
+    }
     keep, *kept = callbacks.KEEP.bind(
         callback_id=_one(f"'cbk_' || {number}"),
         kind=_one("'stk'"),
@@ -99,20 +119,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         body_bytes=_one("NULL", "bytea"),
     )
     writes: list[tuple[str, list[str], bool]] = [
-        (
-            transition_sql.END_MANY,
-            [
-                _one(payment_id),
-                _one("'completed'"),
-                _one(f"'P' || right(upper({number}), 18)"),
-                *result,
-                _one("NULL"),
-                _one("false", "boolean"),
-                "now()",
-            ],
-            True,
-        ),
-        (transition_sql.END_STEPS, [_one(payment_id), _one("'completed'"), *result, "now()"], False),
+        (transition_sql.CHANGE, [completed[name] for name in transition_sql.WRITTEN], True),
         (
             outbox.INSERT_EVENTS,
             [
@@ -144,7 +151,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     ]
     all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
     values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]
-    look = _filled(payments.FIND_MANY, [_one(payment_id)])
+    look = _filled(payments.READ, [_one(payment_id)])
     return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))
 
 

@@ -71,15 +71,6 @@ FROM generate_series(1, $2::bigint) AS n
 """,
     ),
     (
-        "payment_step",
-        """
-INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-SELECT ID[pay]ID, AT, kind, cause, NULL, '' FROM generate_series(1, $2::bigint) AS n,
-    (VALUES ('requested', 'merchant'), ('sent', 'ack'), ('completed', 'callback')) AS step(kind, cause)
-WHERE $1::text IS NOT NULL
-""",
-    ),
-    (
         "callback",
         """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
@@ -130,10 +121,6 @@ WITH made AS (
         now() + interval '1 day', now(), now()
     FROM generate_series(1, $3::bigint) AS n
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at
-), steps AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
-    SELECT payment_id, created_at, kind, cause, '' FROM made,
-        (VALUES ('requested', 'merchant'), ('sent', 'ack')) AS step(kind, cause)
 )
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
 SELECT merchant_id, env, idempotency_key, 'payment', sha256(payment_id::bytea), 'settled', payment_id, created_at,
@@ -203,7 +190,7 @@ async def _configure(gateway: Gateway, caller: Caller, webhook_url: str) -> None
 
 
 async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
-    """That many finished payments of one merchant, with their keys, steps, callbacks, events and deliveries."""
+    """That many finished payments of one merchant, with their keys, callbacks, events and deliveries."""
     connection = await connect(url, "mpesa")
     try:
         # The rows are right by construction; checking each against its parents would take most of the time.

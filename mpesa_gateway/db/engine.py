@@ -142,6 +142,10 @@ class _Engine(PostgresEngine):
             rows: list[Row] = await connection.fetch(query, *(args or ()))
             return rows
 
+    async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
+        """Raise what every other query meets without a pool: Piccolo would open a connection of its own."""
+        return await self._run_in_pool(query, args)
+
     async def check_version(self) -> None:
         """Nothing: the migrations refuse a Postgres that is too old, in a sentence of its own."""
 
@@ -375,9 +379,14 @@ class _Whichever:
         owners, meant = _bound.get(self._table, ()), _meant.get()
         if meant is not None and meant in owners:
             return getattr(meant.engine, name)
-        if len(owners) == 1:
+        # A query that means a gateway which has stopped, or does not have the table, is never run in another one's.
+        if meant is None and len(owners) == 1:
             return getattr(owners[0].engine, name)
         table = self._table.__name__
+        if meant is not None and owners:
+            raise WhichGateway(
+                f"{table} is not bound to the database that is meant: its gateway has not been started, or has stopped"
+            )
         raise WhichGateway(
             f"several gateways run in this process, and this query of {table} does not say in which it is to run: "
             "`await gateway.db.run(query)`, or inside `async with gateway.db.transaction():`"
@@ -478,20 +487,20 @@ class Database(Asking):
         await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool and let go of the tables; a query that still runs gets ``patience`` seconds to end."""
-        for owners in _bound.values():
-            if self in owners:
-                owners.remove(self)
+        """Close the pool, then release the tables; a query that still runs gets ``patience`` seconds to end."""
         pool = self.engine.pool
-        if pool is None:
-            return
         try:
-            async with asyncio.timeout(patience):
-                await self.engine.close_connection_pool()
+            if pool is not None:
+                async with asyncio.timeout(patience):
+                    await self.engine.close_connection_pool()
         except TimeoutError:
             log.warning("connections_cut_off")
-            pool.terminate()
+            cast("asyncpg.Pool[Row]", pool).terminate()
             self.engine.pool = None
+        finally:
+            for owners in _bound.values():
+                if self in owners:
+                    owners.remove(self)
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
         """Let Piccolo's tables run their queries here: all of them, or those that ``run`` and transactions say."""

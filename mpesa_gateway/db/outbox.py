@@ -67,13 +67,15 @@ RETURNING event_id, subscriber
 
 @dataclass(frozen=True)
 class Subscriber:
-    """Who hears about an event, and when: after commit in a job of its own, or inside the transaction."""
+    """A handler of one kind of event.
+
+    After commit it runs in a job of its own, with one event. With ``inside`` it runs in the publisher's transaction,
+    with the sequence of events that are published together.
+    """
 
     event: type[Event]
     handler: Callable[[Any, Any], Awaitable[None]]
     inside: bool = False
-    many: Callable[[Sequence[Any], Any], Awaitable[None]] | None = None
-    """Called instead of ``handler`` where events are published many at once."""
 
     @property
     def name(self) -> str:
@@ -139,26 +141,12 @@ class Outbox:
             raise ValueError(f"subscriber {subscriber.name} is registered twice: give each handler a name of its own")
         self._subscribers.append(subscriber)
 
-    def is_owed(self, event: Event) -> bool:
-        """Whether a subscriber has to hear of such an event after commit."""
-        return any(not subscriber.inside and isinstance(event, subscriber.event) for subscriber in self._subscribers)
+    async def publish(self, events: Sequence[E]) -> list[E]:
+        """Write events in the open transaction; returns them with their ids and times.
 
-    async def publish(self, event: E) -> E:
-        """Write the event in the open transaction; gives it back with its id and time.
-
-        Subscribers inside the transaction run now, the others after commit, each in a job of its own.
-        Raises NotInTransaction when no transaction is open.
+        Each subscriber inside the transaction runs once, with its events. The others run after commit, each event in a
+        job of its own. Raises NotInTransaction when no transaction is open.
         """
-        return (await self._publish([event], at_once=False))[0]
-
-    async def publish_many(self, events: Sequence[E]) -> list[E]:
-        """The same for several events of one transaction, written in one trip to Postgres.
-
-        Subscribers that can take ``many`` get them all in one call.
-        """
-        return await self._publish(events, at_once=True)
-
-    async def _publish(self, events: Sequence[E], *, at_once: bool) -> list[E]:
         if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
         stamped = [
@@ -178,11 +166,8 @@ class Outbox:
         for subscriber in self._subscribers:
             if subscriber.inside:
                 heard = [event for event in stamped if isinstance(event, subscriber.event)]
-                if at_once and subscriber.many is not None and heard:
-                    await subscriber.many(heard, self._context)
-                else:
-                    for event in heard:
-                        await subscriber.handler(event, self._context)
+                if heard:
+                    await subscriber.handler(heard, self._context)
         return stamped
 
     async def _write(self, events: Sequence[Event]) -> None:

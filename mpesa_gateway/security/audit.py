@@ -293,10 +293,10 @@ class Audit:
         )
         return row
 
-    async def keep_days(self) -> int:
-        """For how many days Postgres keeps the log; 0 for ever."""
+    async def keep_days(self) -> int | None:
+        """For how many days Postgres keeps the log, 0 for ever; None where Postgres has not been told."""
         policy = await self._db.run(AuditPolicyRow.select().first())
-        return int(policy["keep_days"])
+        return None if policy is None else int(policy["keep_days"])
 
     # -- proving --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ extra ``standalone``. Override ``gateway_settings`` to enable the plugin; ask fo
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -43,12 +43,12 @@ class Published:
             await self._arrived.wait_for(lambda: len(self.of(kind)) >= count)
         return self.of(kind)
 
-    async def note(self, event: Event, gateway: Gateway) -> None:
+    async def note(self, events: Sequence[Event], gateway: Gateway) -> None:
         """Called inside the publisher's transaction: what is rolled back was never published."""
 
         async def committed() -> None:
             async with self._arrived:
-                self.events.append(event)
+                self.events.extend(events)
                 self._arrived.notify_all()
 
         await gateway.db.after_commit(committed)

@@ -42,8 +42,9 @@ class Callbacks(Protocol):
         """Say, in the subscriber's transaction, that a callback has done its work."""
         ...
 
-    def put_aside(self, callback_id: str) -> None:
-        """Say, while several callbacks are taken at once, that this one is to be offered by itself afterwards."""
+    @property
+    def is_batch(self) -> bool:
+        """True while callbacks that arrived together are published: if that fails, each is published alone."""
         ...
 
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:

@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 KEPT_OF_LARGER = 65_536
 """Bytes that are stored of a body over the size limit."""
 
+_LARGEST = 2**63 - 1
+"""The largest length that the column takes."""
+
 _ON_EVENT_LOOP = 65_536
 """Bytes up to which a body is read on the event loop; a larger one is read in a thread."""
 
@@ -38,8 +41,8 @@ class Cut:
 
     @classmethod
     def of(cls, read: bytes, length: int) -> "Cut":
-        """Describe a body of ``length`` bytes of which ``read`` was received."""
-        return cls(length, len(read), hashlib.sha256(read).digest())
+        """Describe a body of ``length`` bytes of which ``read`` was received. A header can announce any number."""
+        return cls(min(length, _LARGEST), len(read), hashlib.sha256(read).digest())
 
 
 @dataclass(frozen=True)

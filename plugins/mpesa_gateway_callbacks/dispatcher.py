@@ -26,8 +26,8 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 log = structlog.get_logger(__name__)
 
-Verdict = Literal["waiting", "applied", "aside"]
-"""What became of a callback that is not written yet; ``aside``: it is published again alone."""
+Verdict = Literal["waiting", "applied"]
+"""What became of a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
 """Seconds until a waiting callback is published again; the last pause repeats until ``patience_hours`` are over."""
@@ -64,6 +64,7 @@ class CallbackDispatcher:
         self._public_url = public_url
         self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
         """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
+        self._is_batch: ContextVar[bool] = ContextVar("callbacks_in_batch", default=False)
 
     # -- the port -------------------------------------------------------------------------------------------------
 
@@ -85,12 +86,10 @@ class CallbackDispatcher:
             return
         await self._db.execute(tables.APPLIED, callback_id, self._clock.now())
 
-    def put_aside(self, callback_id: str) -> None:
-        """See the port. Raises KeyError for a callback that is published alone already."""
-        unwritten = self._unwritten.get()
-        if unwritten is None or callback_id not in unwritten:
-            raise KeyError(f"{callback_id} is not taken together with others")
-        unwritten[callback_id] = "aside"
+    @property
+    def is_batch(self) -> bool:
+        """See the port."""
+        return self._is_batch.get()
 
     async def waiting_among(self, handles: Sequence[str]) -> set[str]:
         """See the port."""
@@ -123,13 +122,14 @@ class CallbackDispatcher:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def verdicts_noted_in(self, verdicts: dict[str, Verdict]) -> Generator[None]:
+    def verdicts_noted_in(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
         """Return a block in which verdicts on these callbacks change ``verdicts``: their rows are written later."""
-        token = self._unwritten.set(verdicts)
+        token, batch = self._unwritten.set(verdicts), self._is_batch.set(is_batch)
         try:
             yield
         finally:
             self._unwritten.reset(token)
+            self._is_batch.reset(batch)
 
     async def publish(self, report: Report, row: Mapping[str, Any]) -> None:
         """Publish a callback in the open transaction. One whose subscriber fails keeps waiting.
@@ -199,7 +199,7 @@ class CallbackDispatcher:
         )
         try:
             async with self._db.savepoint():
-                await self._outbox.publish(event)
+                await self._outbox.publish([event])
         except AnotherSubject:
             raise
         except Exception as problem:  # noqa: BLE001 - any error of a subscriber leaves the callback waiting

@@ -26,6 +26,13 @@ class TokenRefused(CallbackRefused):
     reason = "token"
 
 
+class KindRefused(CallbackRefused):
+    """A callback of a kind that no enabled plugin declares, from Safaricom or with one of our tokens."""
+
+    status = 404
+    reason = "kind"
+
+
 class SignatureRefused(CallbackRefused):
     """A signature that is wrong, cannot be checked, or is missing where one is required."""
 

@@ -16,7 +16,7 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.meter import OTHER, Meter
 from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.together import Together
@@ -26,7 +26,7 @@ from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
 from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
-from mpesa_gateway_callbacks.errors import CallbackRefused, SizeRefused
+from mpesa_gateway_callbacks.errors import CallbackRefused, KindRefused, SizeRefused
 from mpesa_gateway_callbacks.kinds import Kinds
 from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
@@ -94,6 +94,8 @@ class CallbackInbox:
         try:
             if incoming.cut is not None:
                 raise SizeRefused("the body is too large to be a callback: its beginning is kept for the operator")
+            if self._kinds.get(incoming.kind) is None:
+                raise KindRefused("there is nothing at this address")
             subject, kind = self._verifier.read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
@@ -105,7 +107,8 @@ class CallbackInbox:
             if is_new is None:
                 is_new = await self.store(arrival)
         except CallbackRefused as refusal:
-            self._meter.count(CALLBACKS, incoming.kind, "refused", refusal.reason)
+            kind = OTHER if self._kinds.get(incoming.kind) is None else incoming.kind
+            self._meter.count(CALLBACKS, kind, "refused", refusal.reason)
             await self._refusals.store(incoming, subject, refusal)
             raise
         self._meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
@@ -197,7 +200,7 @@ class CallbackInbox:
     async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:
         """Publish and store callbacks in one transaction with two round trips, the inbox last.
 
-        Returns the ids that are stored: all but those put aside by a subscriber, and none if one is a duplicate.
+        Returns their ids: none where one is a duplicate, or where a subscriber cannot take them together.
         """
         if not arrivals:
             return set()
@@ -205,19 +208,14 @@ class CallbackInbox:
         events = [
             arrival.report.event(arrival.event_fields(now)) for arrival in arrivals if arrival.report.event is not None
         ]
-        if any(map(self._outbox.is_owed, events)):
-            # One that is put aside is published twice, and a subscriber after commit would be called twice.
-            return set()
         verdicts: dict[str, Verdict] = {
             arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
         }
         try:
-            with self._dispatcher.verdicts_noted_in(verdicts):
+            with self._dispatcher.verdicts_noted_in(verdicts, is_batch=True):
                 async with self._db.transaction():
-                    await self._outbox.publish_many(events)
-                    stored = [arrival for arrival in arrivals if verdicts[arrival.callback_id] != "aside"]
-                    if stored:
-                        await self._write(stored, verdicts, now)
+                    await self._outbox.publish(events)
+                    await self._write(arrivals, verdicts, now)
         except _STORED_ALONE:
             return set()
         except UNREACHABLE:
@@ -225,7 +223,7 @@ class CallbackInbox:
         except Exception as problem:  # noqa: BLE001 - then each is stored alone: only one that no subscriber can use waits
             log.error("callbacks_one_by_one", count=len(arrivals), exception=trace(problem))
             return set()
-        return {arrival.callback_id for arrival in stored}
+        return {arrival.callback_id for arrival in arrivals}
 
     async def _write(self, arrivals: Sequence[Arrival], verdicts: Mapping[str, Verdict], now: datetime) -> None:
         """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""

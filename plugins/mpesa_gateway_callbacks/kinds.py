@@ -42,8 +42,17 @@ class Kinds:
         return self._kinds.get(name)
 
     def at(self, path: str) -> str | None:
-        """The kind at a path of the specification."""
+        """The kind at a path of the specification, None where no enabled plugin declares one."""
         return self._by_path.get(path)
+
+    def in_place_of(self, path: str) -> str | None:
+        """The kind that takes what comes to the path of a plugin that is not enabled, None where none does.
+
+        It is one that shares its envelope with others and whose path ends alike: merchants set one address for all.
+        """
+        ending = path.partition("/")[2]
+        taken = (name for other, name in self._by_path.items() if ending and other.partition("/")[2] == ending)
+        return next((name for name in taken if self._kinds[name].family), None)
 
     def check(self, name: str | None) -> None:
         """Raise Invalid for the name of a kind that there is not."""
@@ -52,7 +61,9 @@ class Kinds:
 
     def family(self, name: str) -> tuple[str, ...]:
         """The kinds of one envelope with this one, itself first."""
-        own = self._kinds[name]
+        own = self._kinds.get(name)
+        if own is None:
+            return (name,)
         others = (other.name for other in self._kinds.values() if own.family and other.family == own.family)
         return tuple(dict.fromkeys((name, *others)))
 
@@ -99,7 +110,9 @@ class Kinds:
 
         That is the token's, as a timeout if either is.
         """
-        made, came = self._kinds[token], self._kinds[address]
+        made, came = self._kinds.get(token), self._kinds.get(address)
+        if made is None or came is None:
+            return token
         if not came.timeout_of or made.timeout_of or came.family != made.family:
             return token
         return next((kind.name for kind in self._kinds.values() if kind.timeout_of == token), token)

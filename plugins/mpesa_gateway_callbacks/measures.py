@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.meter import Counter, Gauge, Value
+from mpesa_gateway.meter import OTHER, Counter, Gauge, Value
 from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 
-REASONS = ("size", "source", "token", "signature", "shape", "doubled", "subject")
+REASONS = ("kind", "size", "source", "token", "signature", "shape", "doubled", "subject")
 
 CALLBACKS = Counter(
     "mpesa_callbacks_total",
@@ -21,7 +21,7 @@ CALLBACKS = Counter(
 def combinations(kinds: Iterable[str]) -> list[tuple[str, ...]]:
     """The labels of ``CALLBACKS`` for callbacks of these kinds."""
     verdicts = (("accepted", ""), ("repeated", ""), *(("refused", reason) for reason in REASONS))
-    return [(kind, *verdict) for kind in kinds for verdict in verdicts]
+    return [(kind, *verdict) for kind in (*kinds, OTHER) for verdict in verdicts]
 
 
 WAITING = Gauge(

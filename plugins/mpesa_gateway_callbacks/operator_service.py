@@ -137,7 +137,9 @@ class CallbackOperatorService:
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        kind = row["kind"] if has_token else self._kinds.of_body(row["kind"], body)
+        # What came to the path of a plugin that was not enabled was stored with that path.
+        named = self._kinds.at(row["kind"]) or row["kind"]
+        kind = named if has_token else self._kinds.of_body(named, body)
         incoming = Incoming(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._verifier.check_source(incoming, subject)

@@ -18,6 +18,7 @@ _A_DAY = timedelta(days=1)
 _A_WEEK = timedelta(days=7)
 
 WHY = {
+    "kind": "no enabled plugin takes callbacks of this kind: enable it, then replay this",
     "source": "it did not come from an address on the allowlist",
     "token": "its address was none that we hand out",
     "signature": "its signature is wrong, or missing where one is required",

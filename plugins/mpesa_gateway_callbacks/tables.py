@@ -151,7 +151,7 @@ SELECT * FROM refused_callback
 WHERE (env = $4 OR env IS NULL) AND ($2::timestamptz IS NULL OR (at, refused_id) < ($2, $3))
     AND ($5::text IS NULL OR kind = $5) AND ($6::timestamptz IS NULL OR at >= $6)
     AND ($7::timestamptz IS NULL OR at < $7)
-    AND (NOT $8::boolean OR (is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled')))
+    AND (NOT $8::boolean OR (is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')))
 ORDER BY at DESC, refused_id DESC LIMIT $1
 """
 
@@ -208,7 +208,7 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 
 COUNT_UNREAD = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
-    WHERE at >= $1 AND is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled')
+    WHERE at >= $1 AND is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')
         AND (env = $2 OR env IS NULL) LIMIT 1000) AS unread
 """
 

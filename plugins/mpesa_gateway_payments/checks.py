@@ -17,6 +17,7 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import check_sql, tables
+from mpesa_gateway_payments.decisions import NotPaid, result_of
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
@@ -262,7 +263,7 @@ class StatusChecks:
                     await self._outside.note(check["env"], evidence.receipt, state)
                 is_own = settled.merchant_id == check["merchant_id"]
                 return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
-            payment = await self._db.fetchrow(tables.LOCK, settled.payment_id)
+            payment = await self._db.fetchrow(tables.LOCK, [settled.payment_id])
         if payment is None:
             return "not_ours"
         await self._outside.take(payment, state, Cause.STATUS_QUERY, text)
@@ -307,7 +308,7 @@ class StatusChecks:
                 tables.FIND_BY_RECEIPT, check["merchant_id"], check["env"], evidence.receipt
             )
             payment_id = None if known is None else known["payment_id"]
-        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, payment_id)
+        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, [payment_id])
 
     async def _fail(self, payment: Row, evidence: Evidence, result: StatusResulted) -> str:
         """M-Pesa says that no money moved. Returns the finding."""
@@ -315,8 +316,7 @@ class StatusChecks:
         if asked_about.is_open and contradicts(evidence, asked_about):
             log.error("status_answer_of_other_money", payment_id=payment["payment_id"])
             return "not_ours"
-        has_failed = await self._moves.fail(
-            payment["payment_id"],
+        report = NotPaid(
             code=result.result_code,
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
@@ -324,6 +324,7 @@ class StatusChecks:
             # What the answer does not state proves nothing for good.
             is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
         )
+        has_failed = result_of(await self._moves.take(payment, report)) == "failed"
         has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
         if has_money:
             log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)

@@ -30,17 +30,20 @@ WHERE payment_id IN (
 RETURNING *
 """
 
-PAST_THEIR_TIME = """
+_PAST_THEIR_TIME = """
 status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payment_id = ANY($3::text[])
     AND charge NOT IN ('ready', 'sending')
 """
 
-EXPIRED = f"SELECT * FROM payment WHERE {PAST_THEIR_TIME} ORDER BY expires_at LIMIT $2"  # noqa: S608 - the clause above
+_VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM payment"
 
-LOCK_EXPIRED_CLAIMS = f"""
-SELECT * FROM payment WHERE {PAST_THEIR_TIME} AND claim IS NOT NULL
+EXPIRED = f"SELECT * FROM payment WHERE {_PAST_THEIR_TIME} ORDER BY expires_at LIMIT $2"  # noqa: S608 - the clause above
+
+LOCK_EXPIRED = f"""
+{_VERSIONED} WHERE {_PAST_THEIR_TIME}
 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
-"""  # noqa: S608 - the clause above
+"""
+"""After an outage thousands are past their time. What is locked elsewhere is found by the next run."""
 
 ABANDONED = """
 SELECT payment_id FROM payment
@@ -50,8 +53,8 @@ ORDER BY expires_at LIMIT $3
 """
 """Payments whose push has no record after the lease of their key; ``expires_at`` counts from the same moment."""
 
-LOCK_ONE_EXPIRED = """
-SELECT * FROM payment WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
+LOCK_ONE_EXPIRED = f"""
+{_VERSIONED} WHERE payment_id = $1 AND status = 'pending' AND mismatch IS NULL AND expires_at <= $2
 FOR UPDATE SKIP LOCKED
 """
 
@@ -66,5 +69,3 @@ RETURNING *
 ASK_AGAIN = f"""
 UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND {_ASKED_ABOUT} AND due_at IS NOT NULL
 """  # noqa: S608 - likewise
-
-ASK_NOW = "UPDATE payment SET due_at = $2 WHERE payment_id = $1 AND status = 'pending' AND due_at > $2"

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
+
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
@@ -111,6 +113,42 @@ def read_callback(result: StkResulted) -> Evidence:
         payer=result.phone,
         time=() if result.paid_at is None else (result.paid_at,),
         is_receipt_unread=result.is_receipt_unread,
+    )
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What M-Pesa told of money that moved.
+
+    ``amount`` is in KES, None when absent or not whole (then ``amount_text`` says what stood there); ``phone`` is what
+    is visible of the payer's number.
+    """
+
+    receipt: str | None = None
+    amount: Kes | None = None
+    amount_text: str | None = None
+    phone: str | None = None
+    code: str = "0"
+    text: str = ""
+    is_proven: bool = True
+    """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
+
+    @property
+    def amount_shown(self) -> str | None:
+        """The amount as the API shows it, or what stood there where it is none."""
+        return self.amount_text if self.amount is None else Kes(self.amount).wire
+
+
+def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
+    """What is written of a report."""
+    amount = evidence.amount
+    return Told(
+        receipt=evidence.receipt,
+        amount=amount if isinstance(amount, Kes) else None,
+        amount_text=None if amount is None else str(amount),
+        phone=evidence.payer,
+        code=code,
+        text=text,
+        is_proven=evidence.proof is not Proof.NONE,
     )
 
 

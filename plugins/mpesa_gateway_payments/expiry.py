@@ -7,20 +7,16 @@ import structlog
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
 from mpesa_gateway.logs import trace
-from mpesa_gateway.stored import loads
 from mpesa_gateway_payments import due_sql
+from mpesa_gateway_payments.decisions import TimeUp
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause, Charge
-from mpesa_gateway_payments.transitions import UNSENT, Told, Transitions
+from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
 
 log = structlog.get_logger(__name__)
 
 _BATCH = 500
 """Payments that are ended in one transaction, by the same number of statements however many they are."""
-
-_CLAIMS = 100
-"""Claims that end in the same transaction, one by one."""
 
 _AT_MOST = 50
 """Batches of one run; the next run goes on."""
@@ -68,12 +64,10 @@ class Expiry:
     async def _end_batch(self, except_for: list[str]) -> tuple[int, bool]:
         """End a batch in one transaction; returns their number, and whether there may be more."""
         async with self._db.transaction():
-            ended = await self._moves.expire_due(_BATCH, self._settings.ask_expired_after, except_for=except_for)
-            # Successes that M-Pesa did not confirm: few, and each is held for a person.
-            rows = await self._db.fetch(due_sql.LOCK_EXPIRED_CLAIMS, self._clock.now(), _CLAIMS, except_for)
-            for row in rows:
-                await self.end(row)
-        return ended + len(rows), ended == _BATCH or len(rows) == _CLAIMS
+            now = self._clock.now()
+            rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
+            await self._moves.take_together([(row, TimeUp(self.next_ask(row, now))) for row in rows])
+        return len(rows), len(rows) == _BATCH
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
         """End a batch one by one; adds those that cannot be ended to ``failed``."""
@@ -93,23 +87,7 @@ class Expiry:
 
     async def end(self, row: Row) -> None:
         """End a locked, pending payment whose time is up, in the open transaction."""
-        payment_id = row["payment_id"]
-        if row["claim"] is not None:
-            # M-Pesa neither confirmed nor denied a success that was reported: a person has to look.
-            await self._moves.drop_claim(payment_id, refuted=False)
-            await self._moves.hold(row, "unconfirmed", loads(row["claim"], Told), Cause.EXPIRY)
-        elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
-            await self._moves.fail(
-                payment_id,
-                code="unsent",
-                text=UNSENT,
-                reason="not_sent",
-                cause=Cause.EXPIRY,
-                step="expired",
-                is_final=True,
-            )
-        else:
-            await self._moves.expire(payment_id, self.next_ask(row, self._clock.now()))
+        await self._moves.take(row, TimeUp(self.next_ask(row, self._clock.now())))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
         """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""

@@ -15,7 +15,7 @@ INVARIANTS = (
                     WHEN kind = 'completed' THEN 'payment.completed'
                     WHEN kind IN ('reversed', 'partially_reversed', 'reversal_seen') THEN 'payment.reversed'
                     ELSE 'payment.failed' END AS kind
-                FROM payment_step
+                FROM payment_timeline
                 WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed',
                     'reversal_seen')
                 GROUP BY 1, 3
@@ -38,7 +38,7 @@ INVARIANTS = (
                     WHEN bool_or(kind = 'partially_reversed') THEN 'partially_reversed'
                     WHEN bool_or(kind = 'completed') THEN 'completed'
                     ELSE 'failed' END AS status
-                FROM payment_step
+                FROM payment_timeline
                 WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
                 GROUP BY payment_id
             ) AS told ON told.payment_id = payment.payment_id

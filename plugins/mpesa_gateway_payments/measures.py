@@ -1,7 +1,8 @@
 """What is counted of payments as they end, and how they do of late: by the tally, which is kept beside them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from mpesa_gateway.clock import seconds_since
 from mpesa_gateway.db.engine import Row
@@ -47,7 +48,7 @@ OLDEST = Gauge("mpesa_payments_oldest_open_seconds", "The age of the oldest of t
 HELD = Gauge("mpesa_payments_held", "Payments that wait for a person: the money is not what was asked for.", ("env",))
 
 
-def count_ended(meter: Meter, row: Row, reason: str | None, at: datetime) -> None:
+def count_ended(meter: Meter, row: Mapping[str, Any], reason: str | None, at: datetime) -> None:
     """A payment has ended: completed, or failed for this reason. ``row`` is the payment."""
     outcome = (Status.COMPLETED if reason is None else Status.FAILED).value
     meter.count(ENDED, row["env"], outcome, reason or "")

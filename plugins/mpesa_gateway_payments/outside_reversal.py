@@ -52,14 +52,16 @@ class OutsideReversals:
         await self._moves.step(row["payment_id"], now, kind, cause, None, detail)
         amount = Kes(reversed_["amount"]).wire if of == "whole" else None
         await self._outbox.publish(
-            PaymentReversed(
-                **event_fields(reversed_),
-                refund_id=None,
-                refund_amount=amount,
-                refunded_amount=Kes(reversed_["refunded"]).wire,
-                reversal_receipt=reversal_receipt,
-                origin="mpesa",
-            )
+            [
+                PaymentReversed(
+                    **event_fields(reversed_),
+                    refund_id=None,
+                    refund_amount=amount,
+                    refunded_amount=Kes(reversed_["refunded"]).wire,
+                    reversal_receipt=reversal_receipt,
+                    origin="mpesa",
+                )
+            ]
         )
         log.error("payment_reversed_outside", payment_id=row["payment_id"], of=of)
         return True
@@ -87,7 +89,7 @@ class OutsideReversals:
         count = 0
         for row in rows:
             async with self._db.transaction():
-                payment = await self._db.fetchrow(tables.LOCK, row["payment_id"])
+                payment = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
                 if payment is None or payment["receipt"] is None:
                     continue
                 note = await self._db.fetchrow(recovery_sql.TAKE_GONE, payment["env"], payment["receipt"])

@@ -39,19 +39,15 @@ from mpesa_gateway_payments.tables import (
 )
 
 
-async def take_stk_result(result: StkResulted, gateway: Runtime) -> None:
-    """Daraja told how a push ended."""
-    await gateway.port(StkResults).take_result(result)
-
-
 async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
-    """Daraja told how several pushes ended."""
+    """Daraja told how pushes ended."""
     await gateway.port(StkResults).take_results(results)
 
 
-async def take_status_result(result: StatusResulted, gateway: Runtime) -> None:
-    """Daraja told how a transaction stands."""
-    await gateway.port(StatusChecks).take_result(result)
+async def take_status_results(results: Sequence[StatusResulted], gateway: Runtime) -> None:
+    """Daraja told how transactions stand."""
+    for result in results:
+        await gateway.port(StatusChecks).take_result(result)
 
 
 async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
@@ -77,8 +73,8 @@ plugin = Plugin(
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched, StkResulted, StatusResulted),
     subscribers=(
-        inside(StkResulted, take_stk_result, many=take_stk_results),
-        inside(StatusResulted, take_status_result),
+        inside(StkResulted, take_stk_results),
+        inside(StatusResulted, take_status_results),
     ),
     provides=PROVIDES,
     tables=Tables(

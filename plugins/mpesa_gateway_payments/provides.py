@@ -7,9 +7,9 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries, UnallocatedMoney
 from mpesa_gateway_payments.checks import StatusChecks
+from mpesa_gateway_payments.creates import CreateSteps
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.many import Endings, Steps
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -26,7 +26,9 @@ from mpesa_gateway_payments.unacknowledged import Unacknowledged
 
 def _service(gateway: Runtime) -> PaymentService:
     settings, callbacks = gateway.settings(PaymentsSettings), gateway.port(Callbacks)
-    steps = Steps(db=gateway.db, clock=gateway.clock, tracer=gateway.tracer, settings=settings, callbacks=callbacks)
+    steps = CreateSteps(
+        db=gateway.db, clock=gateway.clock, tracer=gateway.tracer, settings=settings, callbacks=callbacks
+    )
     pusher = StkPusher(
         db=gateway.db,
         clock=gateway.clock,
@@ -58,22 +60,7 @@ def _service(gateway: Runtime) -> PaymentService:
 
 
 def _stk_results(gateway: Runtime) -> StkResults:
-    settings = gateway.settings(PaymentsSettings)
-    return StkResults(
-        db=gateway.db,
-        clock=gateway.clock,
-        settings=settings,
-        callbacks=gateway.port(Callbacks),
-        moves=gateway.port(Transitions),
-        endings=Endings(
-            db=gateway.db,
-            clock=gateway.clock,
-            outbox=gateway.outbox,
-            meter=gateway.meter,
-            rules=settings.rules,
-            callbacks=gateway.port(Callbacks),
-        ),
-    )
+    return StkResults(db=gateway.db, callbacks=gateway.port(Callbacks), moves=gateway.port(Transitions))
 
 
 def _stk_queries(gateway: Runtime) -> StkQueries:
@@ -109,7 +96,13 @@ def _unacknowledged(gateway: Runtime) -> Unacknowledged:
 
 
 def _transitions(gateway: Runtime) -> Transitions:
-    return Transitions(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, meter=gateway.meter)
+    return Transitions(
+        db=gateway.db,
+        clock=gateway.clock,
+        outbox=gateway.outbox,
+        meter=gateway.meter,
+        rules=gateway.settings(PaymentsSettings).rules,
+    )
 
 
 def _outside_reversals(gateway: Runtime) -> OutsideReversals:

@@ -20,8 +20,9 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.creates import Accepted, CreateSteps
+from mpesa_gateway_payments.decisions import NotPaid
 from mpesa_gateway_payments.listing import find_payment
-from mpesa_gateway_payments.many import Accepted, Steps
 from mpesa_gateway_payments.operations import STK_PUSH, StkAck, StkPush
 from mpesa_gateway_payments.resting import RestingShortcodes
 from mpesa_gateway_payments.settings import PaymentsSettings
@@ -47,7 +48,7 @@ class StkPusher:
         outcomes: Outcomes,
         callbacks: Callbacks,
         credentials: Credentials,
-        steps: Steps,
+        steps: CreateSteps,
         moves: Transitions,
         resting: RestingShortcodes,
     ) -> None:
@@ -102,20 +103,12 @@ class StkPusher:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
         self._resting.wake(row["shortcode_id"])
         handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
-        accepted = Accepted(
-            payment_id,
-            row["merchant_id"],
-            row["env"],
-            row["idempotency_key"],
-            ack,
-            is_named=row["callback_url"] is None,
-        )
         return await self._record(
             "ack",
             row,
             partial(self._write_accepted, row, ack, credentials),
             # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
-            at_once=None if credentials.wants_owner else partial(self._steps.accept, accepted),
+            at_once=None if credentials.wants_owner else partial(self._steps.accept, _accepted(row, ack)),
             known=handles,
         )
 
@@ -155,14 +148,11 @@ class StkPusher:
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
     async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
-        payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._clock.now()
+        payment_id, merchant_id = row["payment_id"], row["merchant_id"]
         await self._settle_key(row)
         try:
             async with self._db.savepoint():
-                due = now + timedelta(seconds=self._settings.ask_after[0])
-                taken = await self._db.fetchrow(
-                    tables.ACCEPTED, payment_id, ack.merchant_request_id, ack.checkout_request_id, now, due
-                )
+                await self._steps.accept_alone(_accepted(row, ack))
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
             why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
@@ -170,8 +160,6 @@ class StkPusher:
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
             log.error("acknowledgement_not_kept", payment_id=payment_id, error=type(problem).__name__)
             return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
-        if taken is not None:
-            await self._moves.step(payment_id, now, "sent", Cause.ACK, "0", "")
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
         await self._callbacks.apply_waiting(ack.checkout_request_id)
         await self._credentials.accepted(credentials)
@@ -202,8 +190,7 @@ class StkPusher:
 
     async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
         await self._settle_key(row)
-        await self._moves.fail(
-            row["payment_id"],
+        report = NotPaid(
             code=fault.code or "refused",
             text=fault.meaning,
             reason=fault.failure_reason,
@@ -211,7 +198,21 @@ class StkPusher:
             step="refused",
             is_final=True,
         )
+        locked = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
+        if locked is not None:
+            await self._moves.take(locked, report)
         return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:
         await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
+
+
+def _accepted(row: Row, ack: StkAck) -> Accepted:
+    return Accepted(
+        row["payment_id"],
+        row["merchant_id"],
+        row["env"],
+        row["idempotency_key"],
+        ack,
+        is_named=row["callback_url"] is None,
+    )

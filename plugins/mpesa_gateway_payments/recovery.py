@@ -11,11 +11,12 @@ from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import judging, recovery_sql, tables
 from mpesa_gateway_payments.api import Finding, Lock, Settled, UnallocatedMoney, Wanted, lock_nothing
-from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised
+from mpesa_gateway_payments.decisions import Judged, result_of
+from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised, told_of
 from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.states import Cause
-from mpesa_gateway_payments.transitions import Transitions, told_of
+from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
@@ -137,7 +138,7 @@ class PaymentRecovery:
         if receiver is None or report.receipt is None:
             return Settled("not_found")
         found = await self._db.fetchrow(recovery_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts)))
-        row = None if found is None else await self._db.fetchrow(tables.LOCK, found["payment_id"])
+        row = None if found is None else await self._db.fetchrow(tables.LOCK, [found["payment_id"]])
         if row is None:
             return Settled("not_found")
         await lock()
@@ -180,11 +181,11 @@ class PaymentRecovery:
         text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
         # What a line shows only since M-Pesa answered about it was decided by that answer.
         cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
-        outcome = await self._moves.take(row, verdict, told_of(report, text=text), cause)
-        return Settled(_FINDINGS[outcome], row["payment_id"], row["merchant_id"])
+        decisions = await self._moves.take(row, Judged(verdict, told_of(report, text=text), cause))
+        return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
 
     async def _lock(self, payment_id: str, facts: _Facts) -> Row:
-        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        row = await self._db.fetchrow(tables.LOCK, [payment_id])
         if row is None:
             raise NotFound("there is no such payment")
         facts.replace(payment_of(row))
@@ -200,7 +201,7 @@ class PaymentRecovery:
             await self._fetch_candidates(facts, env, ours)
         pushed = [report.handle.payment_id for report in reports if report.handle and report.handle.payment_id]
         if pushed:
-            self._note(facts, await self._db.fetch(tables.FIND_MANY, pushed))
+            self._note(facts, await self._db.fetch(tables.READ, pushed))
         return facts
 
     async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:

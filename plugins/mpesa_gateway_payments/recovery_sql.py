@@ -32,7 +32,8 @@ DELETE FROM outgoing_receipt WHERE env = $1 AND receipt = $2 AND payment_id IS N
 """Of two that find the same payment, one takes the note: the payment is locked before."""
 
 _FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
-    status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch"""
+    status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch, charge,
+    claim"""
 
 NAMED = f"""
 SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.errors import Checks, NotFound, ProviderNotConfigured, checking
+from mpesa_gateway.errors import Checks, ProviderNotConfigured, checking
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
@@ -27,9 +27,9 @@ from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
+from mpesa_gateway_payments.creates import OPERATION, CreateSteps, Wanted, metadata_json
 from mpesa_gateway_payments.errors import ShortcodeRetired
 from mpesa_gateway_payments.listing import export_payments, find_payment, list_payments
-from mpesa_gateway_payments.many import OPERATION, Steps, Wanted, metadata_json
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
@@ -68,7 +68,7 @@ class PaymentService:
         public_url: Callable[[str], str],
         see_through: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
         credentials: Credentials,
-        steps: Steps,
+        steps: CreateSteps,
         pusher: StkPusher,
         unacknowledged: Unacknowledged,
     ) -> None:
@@ -188,7 +188,8 @@ class PaymentService:
         """
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
-            raise NotFound("there is no such payment")
+            # What kept the payment from being written has just ended.
+            raise idempotency.KeyInProgress("this Idempotency-Key cannot be used at the moment", retry_after=1)
         is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
@@ -227,9 +228,10 @@ class PaymentService:
                 # The payment was closed: its present state is the answer.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await find_payment(self._db, merchant_id, env, claim.subject_id), None
+            # The key is unused: what kept the payment from being written is raised, or the payment is an old one.
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
-            return await self._insert(payment_id, merchant_id, request, key, credentials, now), credentials
+            raise _KeyOfOld
 
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
         """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
@@ -249,40 +251,6 @@ class PaymentService:
             )
         credentials.check_use()
         return credentials
-
-    async def _insert(
-        self,
-        payment_id: str,
-        merchant_id: str,
-        request: PaymentRequest,
-        key: str,
-        credentials: MpesaCredentials,
-        now: datetime,
-    ) -> Row:
-        reference = request.reference or credentials.account_reference
-        row = await self._db.fetchrow(
-            *tables.INSERT.bind(
-                payment_id=payment_id,
-                merchant_id=merchant_id,
-                env=credentials.env,
-                shortcode=credentials.shortcode,
-                amount=int(request.amount),
-                phone=str(request.phone),
-                reference=reference or own_reference(payment_id),
-                reference_is_ours=reference is None,
-                description=request.description or self._settings.description,
-                callback_url=request.callback_url,
-                metadata=metadata_json(request.metadata),
-                idempotency_key=key,
-                due_at=now + timedelta(seconds=self._settings.hold),
-                expires_at=now + timedelta(seconds=self._settings.expire_after),
-                created_at=now,
-                shortcode_id=credentials.shortcode_id,
-            )
-        )
-        if row is None:
-            raise _KeyOfOld
-        return row
 
     # -- reading --------------------------------------------------------------------------------------------------
 

@@ -42,4 +42,8 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     @property
     def rules(self) -> Rules:
         """The settings of the judge."""
-        return Rules(match_within=timedelta(seconds=self.match_within), confirm=self.confirm)
+        return Rules(
+            match_within=timedelta(seconds=self.match_within),
+            confirm=self.confirm,
+            confirm_within=timedelta(seconds=self.confirm_within),
+        )

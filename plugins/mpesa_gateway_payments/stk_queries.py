@@ -14,21 +14,21 @@ from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.places import Places
 from mpesa_gateway.queues import Jobs
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.stored import loads
 from mpesa_gateway.tracing import Tracer
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import due_sql, tables
+from mpesa_gateway_payments.decisions import StkAnswer
 from mpesa_gateway_payments.errors import NotAsked
-from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source, read_amount
+from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.judging import judge, speaks_of
+from mpesa_gateway_payments.judging import speaks_of
 from mpesa_gateway_payments.listing import find_payment
 from mpesa_gateway_payments.operations import STK_QUERY, StkQuery
 from mpesa_gateway_payments.resting import RestingShortcodes
 from mpesa_gateway_payments.result_codes import Outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
-from mpesa_gateway_payments.states import Cause, Status
-from mpesa_gateway_payments.transitions import Told, Transitions
+from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
 from mpesa_gateway_payments.verdicts import payment_of
 
@@ -67,7 +67,6 @@ class StkQueries:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._rules = settings.rules
         self._tracer = tracer
         self._places = places
         self._daraja = daraja
@@ -151,7 +150,7 @@ class StkQueries:
             raise
         async with self._db.transaction():
             # Meanwhile a callback may have come, or have left something to confirm.
-            locked = await self._db.fetchrow(tables.LOCK, payment_id)
+            locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await self._db.execute(due_sql.ASK_AGAIN, payment_id, again_at)
             elif locked is not None:
@@ -160,49 +159,18 @@ class StkQueries:
     async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
-        claim = None if row["claim"] is None else loads(row["claim"], Told)
         is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
-        if outcome is not None and outcome.is_paid:
-            await self._take_paid(row, outcome, claim)
-        elif outcome is not None and not outcome.is_pending:
-            if claim is not None:
-                await self._moves.drop_claim(payment_id, refuted=True, text=f"M-Pesa says: {outcome.meaning}")
-            await self._moves.fail(
-                payment_id,
-                code=outcome.code,
-                text=outcome.meaning,
-                reason=outcome.failure_reason,
-                cause=Cause.STK_QUERY,
-            )
-            if is_expired:
+        if outcome is not None and not outcome.is_pending:
+            await self._moves.take(row, StkAnswer(outcome))
+            if is_expired and not outcome.is_paid:
                 # M-Pesa has said how it ended. Its merchant knows that it failed.
                 await self._db.execute(due_sql.ASK_AGAIN, payment_id, None)
         elif now < row["expires_at"]:
             await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._next_ask(row, now))
-        elif row["status"] == Status.PENDING.value or claim is not None:
+        elif row["status"] == Status.PENDING.value or row["claim"] is not None:
             await self._expiry.end(row)
         elif is_expired:
             await self._db.execute(due_sql.ASK_AGAIN, payment_id, self._expiry.next_ask(row, now))
-
-    async def _take_paid(self, row: Row, outcome: Outcome, claim: Told | None) -> None:
-        """M-Pesa answered our STK query with 0: the push was paid, and what a callback claimed of it is confirmed."""
-        handle = Handle(row["payment_id"], row["checkout_request_id"])
-        if claim is None or not claim.is_proven:
-            told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
-            evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
-        else:
-            told, cause = claim, Cause.CALLBACK
-            evidence = Evidence(
-                source=Source.STK_CALLBACK,
-                proof=Proof.CONFIRMED,
-                handle=handle,
-                receipt=claim.receipt,
-                amount=read_amount(claim.amount, claim.amount_text),
-                payer=claim.phone,
-            )
-        if claim is not None:
-            await self._moves.drop_claim(row["payment_id"], refuted=False)
-        await self._moves.take(row, judge(evidence, (payment_of(row),), rules=self._rules), told, cause)
 
     async def _ask_daraja(self, row: Row) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""

@@ -50,7 +50,9 @@ class PaymentRow(Table, tablename="payment"):
     expires_at = Timestamptz()
     created_at = Timestamptz()
     updated_at = Timestamptz()
+    accepted_at = Timestamptz(null=True, default=None)
     completed_at = Timestamptz(null=True, default=None)
+    completed_by = Text(null=True, default=None)
     erased_at = Timestamptz(null=True, default=None)
 
 
@@ -103,7 +105,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """One entry of a payment's timeline."""
+    """One entry of a payment's timeline that its own columns do not say: ``payment_timeline`` has all of them."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -114,27 +116,9 @@ class PaymentStepRow(Table, tablename="payment_step"):
     detail = Text()
 
 
-INSERT = Named("""
-WITH made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id, charge)
-    VALUES ($payment_id, $merchant_id, $env, 'mpesa', $shortcode, $amount, 'KES', $phone, $reference,
-        $reference_is_ours, $description, $callback_url, $metadata::text::jsonb, $idempotency_key, $due_at, $expires_at,
-        $created_at, $created_at, $shortcode_id, 'ready')
-    ON CONFLICT (merchant_id, env, idempotency_key) DO NOTHING
-    RETURNING *
-), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
-    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
-)
-SELECT * FROM made
-""")
-"""Nothing where an old payment has the key: what was noted about the key has been let go, the payment never is."""
-
 FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
 
-INSERT_MANY = Named(f"""
+INSERT = Named(f"""
 WITH asked AS (
     SELECT * FROM unnest($payment_id::text[], $merchant_id::text[], $env::text[], $shortcode::text[],
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
@@ -148,21 +132,16 @@ WITH asked AS (
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
     LIMIT cardinality($payment_id)
-), {idempotency.CLAIMED}, made AS (
-    INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
-        reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
-        updated_at, shortcode_id, charge)
-    SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
-        description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
-        shortcode_id, 'ready'
-    FROM asked JOIN claimed USING (subject_id)
-    ORDER BY subject_id
-    RETURNING *
-), step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, detail)
-    SELECT payment_id, created_at, 'requested', 'merchant', '' FROM made
-)
-SELECT * FROM made
+), {idempotency.CLAIMED}
+INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
+    reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
+    updated_at, shortcode_id, charge)
+SELECT subject_id, merchant_id, env, 'mpesa', shortcode, amount, 'KES', phone, reference, reference_is_ours,
+    description, callback_url, metadata::jsonb, idempotency_key, due_at, expires_at, asked_at, asked_at,
+    shortcode_id, 'ready'
+FROM asked JOIN claimed USING (subject_id)
+ORDER BY subject_id
+RETURNING *
 """)  # noqa: S608 - put together from constants
 
 NOTHING_KNOWN = """
@@ -177,7 +156,7 @@ WHERE payment_id = $1 AND charge = 'released' AND {NOTHING_KNOWN}
 RETURNING *
 """  # noqa: S608 - the clause above
 
-SENDING_MANY = f"""
+SENDING = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
@@ -190,39 +169,22 @@ RETURNING payment.payment_id
 """  # noqa: S608 - the clause above
 """Committed before each push: without it, nothing was sent. A row that another session has locked is passed over."""
 
-SENDING = f"""
-UPDATE payment SET charge = 'sending' WHERE payment_id = $1 AND push_attempt = $2 AND charge = 'ready'
-    AND {NOTHING_KNOWN}
-RETURNING payment_id
-"""  # noqa: S608 - the clause above
-
-ACCEPTED = """
-UPDATE payment SET charge = 'accepted', merchant_request_id = $2, checkout_request_id = $3, updated_at = $4,
-    due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $5::timestamptz
-        WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
-            THEN COALESCE(due_at, $5::timestamptz)
-        ELSE due_at END
-WHERE payment_id = $1 AND charge <> 'accepted' AND erased_at IS NULL
-RETURNING *
-"""
-
-ACCEPTED_MANY = f"""
+ACCEPTED = f"""
 WITH told AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $8::text[])
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
-    -- What another session has locked, the key or the payment, is written by itself afterwards.
-    SELECT told.* FROM told JOIN unlocked ON unlocked.subject_id = told.payment_id
+    -- What another session has locked, the key or the payment, is written alone afterwards. A key may be forgotten.
+    SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
         JOIN payment ON payment.payment_id = told.payment_id
-    WHERE charge <> 'accepted' AND erased_at IS NULL
+    WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
+        SELECT 1 FROM idempotency_key AS known WHERE known.merchant_id = told.merchant_id
+            AND known.env = told.env AND known.key = told.idempotency_key))
     ORDER BY told.payment_id FOR UPDATE OF payment SKIP LOCKED
-), {idempotency.SETTLED}, step AS (
-    INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)
-    SELECT payment_id, $6::timestamptz, 'sent', 'ack', '0', '' FROM free
-)
+), {idempotency.SETTLED}
 UPDATE payment SET charge = 'accepted', merchant_request_id = free.merchant_request_id,
-    checkout_request_id = free.checkout_request_id, updated_at = $6::timestamptz,
+    checkout_request_id = free.checkout_request_id, accepted_at = $6::timestamptz, updated_at = $6::timestamptz,
     due_at = CASE WHEN status = 'pending' AND mismatch IS NULL AND claim IS NULL THEN $7::timestamptz
         WHEN status = 'failed' AND failure_reason = 'expired' AND mismatch IS NULL
             THEN COALESCE(due_at, $7::timestamptz)
@@ -251,21 +213,30 @@ UPDATE payment SET merchant_request_id = COALESCE(merchant_request_id, $2), chec
 WHERE payment_id = $1 AND checkout_request_id IS NULL
 """
 
-LOCK = "SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE"
+_VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
-FIND_MANY = """
-SELECT payment.* FROM (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
+READ = f"""
+{_VERSIONED} (SELECT unnest($1::text[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
-"""``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
+"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
+
+``LIMIT cardinality($1)``, here and in other statements about many, takes nothing away: it lets Postgres expect one
 row of a list that it does not know, and not ten, and so keep the plan. Making one takes up to 4 ms."""
 
 IS_CHECKOUT_OF_ANOTHER = """
 SELECT true FROM payment WHERE checkout_request_id = $1 AND env = $2 AND payment_id <> $3
 """
 
-LOCK_BY_CHECKOUT = "SELECT * FROM payment WHERE checkout_request_id = $1 ORDER BY payment_id LIMIT 2 FOR UPDATE"
-"""For a callback that does not say its env. Two rows: one push of each env has that handle."""
+READ_BY_CHECKOUT = f"""
+{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
+    JOIN payment USING (checkout_request_id)
+"""
+"""For callbacks that do not say their env. Two rows of one handle: a push of each env has it."""
+
+LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
+LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
+"""In the order of their ids, so that two transactions wait for each other and not in a ring."""
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
@@ -300,8 +271,9 @@ UPDATE payment SET looked_after_at = $2, updated_at = $2 WHERE payment_id = $1 A
 """  # noqa: S608 - likewise
 
 TIMELINE = """
-SELECT at, kind, cause, result_code, detail FROM payment_step WHERE payment_id = $1 ORDER BY number
+SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
+"""The view adds what the payment's own columns say to the stored steps."""
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
 
@@ -314,7 +286,7 @@ WITH lately AS (
     ORDER BY created_at DESC, payment_id DESC LIMIT 50
 )
 SELECT (SELECT count(*) FROM lately) AS ended,
-    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_step USING (payment_id) WHERE cause = 'callback')
+    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
     (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above

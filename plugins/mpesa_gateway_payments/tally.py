@@ -20,7 +20,7 @@ WAITS = (10, 20, 30, 60, 120)
 """Seconds from asking to money at which one class of waits ends and the next begins."""
 
 _LATE = timedelta(minutes=5)
-"""A step may become visible so much later than its time says: its transaction was still open."""
+"""A change may become visible so much later than its time says: its transaction was still open."""
 
 _FIRST = timedelta(days=DAYS + 2)
 """How far back the first count of all goes."""

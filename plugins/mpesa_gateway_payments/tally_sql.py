@@ -5,7 +5,7 @@ TALLIED_AT = "SELECT counted_at FROM payment_tally ORDER BY counted_at DESC LIMI
 TALLY = """
 WITH changed AS (
     SELECT DISTINCT payment.merchant_id, payment.env, date_trunc('hour', payment.created_at, 'UTC') AS hour
-    FROM payment_step JOIN payment USING (payment_id) WHERE payment_step.at >= $1
+    FROM payment WHERE updated_at >= $1
 ), one AS (
     SELECT changed.*, status, failure_reason, amount, refunded, completed_at IS NOT NULL AS is_paid,
         width_bucket(extract(epoch FROM completed_at - created_at)::float8, $3::float8[]) AS wait

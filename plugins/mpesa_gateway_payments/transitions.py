@@ -1,12 +1,11 @@
-"""Moves payments: the one place where a status changes, each time with its event and its step in one transaction."""
+"""Moves payments: the one place where a status changes, each time with its event in one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from functools import partial
 
 import asyncpg
-import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock
@@ -17,57 +16,28 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.meter import Meter
 from mpesa_gateway.money import Kes
-from mpesa_gateway.stored import dumps, loads
 from mpesa_gateway_payments import tables, transition_sql
+from mpesa_gateway_payments.changes import Change, Step
+from mpesa_gateway_payments.decisions import (
+    Complete,
+    Decision,
+    LearnHandle,
+    LearnReceipt,
+    Report,
+    decide,
+    without_receipt,
+)
 from mpesa_gateway_payments.errors import NotRefundable
-from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, PaymentReversed
-from mpesa_gateway_payments.evidence import Evidence, Proof
+from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.measures import count_ended
-from mpesa_gateway_payments.states import Cause, Status, sources
-from mpesa_gateway_payments.verdicts import AlreadyKnown, Mismatch, Settles, Verdict
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
 from mpesa_gateway_payments.views import event_fields
 
 log = structlog.get_logger(__name__)
 
-EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
-UNSENT = "never sent: M-Pesa could not be reached, and the request was not repeated"
-"""What is written of payments that ended by their time."""
-
-
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What M-Pesa told of money that moved.
-
-    ``amount`` is in KES, None when absent or not whole (then ``amount_text`` says what stood there); ``phone`` is what
-    is visible of the payer's number.
-    """
-
-    receipt: str | None = None
-    amount: Kes | None = None
-    amount_text: str | None = None
-    phone: str | None = None
-    code: str = "0"
-    text: str = ""
-    is_proven: bool = True
-    """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
-
-    @property
-    def amount_shown(self) -> str | None:
-        """The amount as the API shows it, or what stood there where it is none."""
-        return self.amount_text if self.amount is None else Kes(self.amount).wire
-
-
-def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
-    """What is written of a report."""
-    amount = evidence.amount
-    return Told(
-        receipt=evidence.receipt,
-        amount=amount if isinstance(amount, Kes) else None,
-        amount_text=None if amount is None else str(amount),
-        phone=evidence.payer,
-        code=code,
-        text=text,
-        is_proven=evidence.proof is not Proof.NONE,
-    )
+_RECEIPT = "payment_receipt"
+"""The constraint that a receipt is that of one payment of its env."""
 
 
 @dataclass(frozen=True)
@@ -79,227 +49,103 @@ class Reversal:
     receipt: str | None
 
 
-class Transitions:
-    """Every way a payment can go. Each needs an open transaction, and does nothing where somebody was there before."""
+def _may_clash(decision: Decision) -> bool:
+    """Return True if a decision writes what is unique among payments."""
+    if isinstance(decision, Complete | LearnReceipt):
+        return decision.told.receipt is not None
+    return isinstance(decision, LearnHandle)
 
-    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter) -> None:
+
+class Transitions:
+    """Every way a payment can go. Each needs an open transaction."""
+
+    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules) -> None:
         self._db = db
         self._clock = clock
         self._outbox = outbox
         self._meter = meter
+        self._rules = rules
 
-    async def take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
-        """Write what the judge decided about a payment that the caller has locked.
+    async def take(self, row: Row, report: Report) -> tuple[Decision, ...]:
+        """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
 
-        Returns ``completed``, ``known`` or ``mismatched``; ``ignored`` for a verdict that concerns no payment.
+        A receipt that another payment has is a mismatch: the same money cannot pay twice. Raises UniqueViolationError
+        for a CheckoutRequestID that another payment has.
         """
-        outcome = await self._take(row, verdict, told, cause)
-        claim = None if row["claim"] is None else loads(row["claim"], Told)
-        if outcome == "ignored" or claim is None or not claim.is_proven:
-            return outcome
-        if claim.receipt not in {None, told.receipt}:
-            # Other money was quicker than the answer about this: the payer may have paid twice.
-            await self.hold(row, "unconfirmed", claim, Cause.CALLBACK)
-        return outcome
-
-    async def _take(self, row: Row, verdict: Verdict, told: Told, cause: Cause) -> str:
-        if isinstance(verdict, AlreadyKnown):
-            return "known"
-        if isinstance(verdict, Mismatch):
-            if verdict.is_new:
-                await self.hold(row, verdict.of, told, cause)
-            else:
-                log.warning("payment_still_held", payment_id=row["payment_id"], of=row["mismatch"], cause=cause.value)
-            return "mismatched"
-        if not isinstance(verdict, Settles):
-            return "ignored"
+        ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
+        if not any(map(_may_clash, decisions)):
+            await self._write([change])
+            return decisions
         try:
             async with self._db.savepoint():
-                is_new = await self.complete(
-                    row["payment_id"], told, cause, other_phone=told.phone if verdict.is_other_payer else None
-                )
-        except asyncpg.UniqueViolationError:
-            # This receipt completed another payment: the same money cannot pay twice.
-            await self.hold(row, "receipt", told, cause)
-            return "mismatched"
-        return "completed" if is_new else "known"
+                await self._write([change])
+        except asyncpg.UniqueViolationError as problem:
+            if problem.constraint_name != _RECEIPT:
+                raise
+            decisions = without_receipt(decisions)
+            ((change, _),) = await self._decided([(row, lambda _: decisions)])
+            await self._write([change])
+        return decisions
 
-    async def complete(self, payment_id: str, told: Told, cause: Cause, *, other_phone: str | None = None) -> bool:
-        """The one way to ``completed``. False when the payment had got there, or may not."""
-        now = self._clock.now()
-        row = await self._db.fetchrow(
-            transition_sql.COMPLETE,
-            payment_id,
-            told.receipt,
-            told.code,
-            told.text,
-            "phone" if other_phone else None,
-            other_phone,
-            now,
-            sources(Status.COMPLETED, has_receipt=told.receipt is not None, is_final=False),
+    async def take_together(self, reports: Sequence[tuple[Row, Report]]) -> list[tuple[Decision, ...]]:
+        """Decide reports and write the decisions at the end of the transaction; returns those on each report.
+
+        A report about a payment that another report is about as well is decided after it. Payments that are not locked
+        have to be unchanged by then. The transaction fails by ChangedMeanwhile otherwise, and by UniqueViolationError
+        where another payment has a receipt: the caller then takes each report alone.
+        """
+        decided = await self._decided(
+            [(row, partial(decide, report=report, rules=self._rules)) for row, report in reports]
         )
-        if row is None:
-            await self._learn_receipt(payment_id, told, cause, now, other_phone)
-            return False
-        await self.step(payment_id, now, "completed", cause, told.code, told.text)
-        await self._outbox.publish(PaymentCompleted(**event_fields(row)))
-        await self._count(row, None, now)
-        if other_phone:
-            await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
-        log.info("payment_completed", payment_id=payment_id, cause=cause.value)
-        return True
+        await self._write(list({id(change): change for change, _ in decided}.values()))
+        return [decisions for _, decisions in decided]
 
-    async def _learn_receipt(
-        self, payment_id: str, told: Told, cause: Cause, now: datetime, other_phone: str | None
-    ) -> None:
-        """A completed payment whose receipt nobody had told gets it."""
-        if told.receipt is None:
+    async def _decided(
+        self, asked: Sequence[tuple[Row, Callable[[Payment], tuple[Decision, ...]]]]
+    ) -> list[tuple[Change, tuple[Decision, ...]]]:
+        """Return for each the decisions, and what they and those before change of the same payment."""
+        noted, now = await self._noted([row for row, _ in asked]), self._clock.now()
+        changes: dict[str, Change] = {}
+        decided: list[tuple[Change, tuple[Decision, ...]]] = []
+        for row, decide_about in asked:
+            payment_id = row["payment_id"]
+            change = changes.setdefault(payment_id, Change(row, noted.get(payment_id, ())))
+            decisions = decide_about(payment_of(change.row))
+            for decision in decisions:
+                change.apply(decision, now)
+            decided.append((change, decisions))
+        return decided
+
+    async def _noted(self, rows: Sequence[Row]) -> dict[str, list[str]]:
+        """The mismatches in the timelines of payments that have one, by payment."""
+        held = sorted({row["payment_id"] for row in rows if row["mismatch"] is not None})
+        found = await self._db.fetch(transition_sql.MISMATCHES, held) if held else []
+        return {row["payment_id"]: row["details"] for row in found}
+
+    async def _write(self, changes: Sequence[Change]) -> None:
+        """Write payments, steps and events, whatever their number by one statement each."""
+        now = self._clock.now()
+        changed = [change for change in changes if change.is_changed]
+        if not changed:
             return
-        mismatch = "phone" if other_phone else None
-        row = await self._db.fetchrow(
-            transition_sql.LEARN_RECEIPT, payment_id, told.receipt, now, mismatch, other_phone
-        )
-        if row is not None:
-            await self.step(payment_id, now, "receipt_learnt", cause, told.code, told.receipt)
-            if other_phone:
-                await self._publish_mismatch(row, "phone", Kes(row["amount"]).wire, told.receipt)
+        rows = [change.row for change in changed]
+        columns = ([row[name] for row in rows] for name in transition_sql.WRITTEN)
+        await self._db.put_off(Write(transition_sql.CHANGE, tuple(columns), expects=len(rows)))
+        await self._write_steps([step for change in changed for step in change.steps])
+        await self._outbox.publish([event for change in changed for event in change.events])
 
-    async def fail(
-        self,
-        payment_id: str,
-        *,
-        code: str,
-        text: str,
-        reason: str,
-        cause: Cause,
-        step: str = "failed",
-        is_final: bool = False,
-        due_at: datetime | None = None,
-    ) -> bool:
-        """The one way to ``failed``. False when the payment had ended before, or holds money to look at.
+        async def written() -> None:
+            for change in changed:
+                row = change.row
+                for reason in change.ended:
+                    count_ended(self._meter, row, reason, now)
+                    word = "payment_completed" if reason is None else "payment_failed"
+                    log.info(word, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
+                for word, fields in change.words:
+                    log.error(word, payment_id=row["payment_id"], **fields)
 
-        ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same.
-        """
-        now = self._clock.now()
-        row = await self._db.fetchrow(
-            transition_sql.FAIL,
-            payment_id,
-            code,
-            text,
-            reason,
-            now,
-            step == "refused",
-            sources(Status.FAILED, has_receipt=False),
-            is_final,
-            due_at,
-        )
-        if row is None:
-            return False
-        await self.step(payment_id, now, step, cause, code, text)
-        await self._outbox.publish(PaymentFailed(**event_fields(row)))
-        await self._count(row, reason, now)
-        log.info("payment_failed", payment_id=payment_id, cause=cause.value, reason=reason)
-        return True
-
-    async def _count(self, row: Row, reason: str | None, at: datetime) -> None:
-        """Once it is committed, the payment has ended."""
-
-        async def count() -> None:
-            count_ended(self._meter, row, reason, at)
-
-        await self._db.after_commit(count)
-
-    async def expire_due(self, limit: int, ask_after: Sequence[int], *, except_for: Sequence[str]) -> int:
-        """End up to ``limit`` payments whose time is up, without those that hold a claim; returns their number.
-
-        A constant number of statements, however many they are. ``ask_after``: when M-Pesa is asked again about one that
-        it acknowledged, in seconds from its creation. Rows that are locked are left for later.
-        """
-        now = self._clock.now()
-        rows = await self._db.fetch(
-            transition_sql.END_EXPIRED,
-            now,
-            limit,
-            list(except_for),
-            [float(one) for one in ask_after],
-            UNSENT,
-            EXPIRED,
-        )
-        await self._outbox.publish_many([PaymentFailed(**event_fields(row)) for row in rows])
-
-        async def ended() -> None:
-            for row in rows:
-                count_ended(self._meter, row, row["failure_reason"], now)
-                log.info(
-                    "payment_failed",
-                    payment_id=row["payment_id"],
-                    cause=Cause.EXPIRY.value,
-                    reason=row["failure_reason"],
-                )
-
-        await self._db.after_commit(ended)
-        return len(rows)
-
-    async def expire(self, payment_id: str, due_at: datetime | None = None) -> None:
-        """M-Pesa reported no result in time. The merchant is told; M-Pesa is asked again at ``due_at``."""
-        await self.fail(
-            payment_id,
-            code="expired",
-            text=EXPIRED,
-            reason="expired",
-            cause=Cause.EXPIRY,
-            step="expired",
-            due_at=due_at,
-        )
-
-    async def hold(self, row: Row, of: str, told: Told, cause: Cause) -> None:
-        """Money was reported that is not what we asked for: keep what was said, tell, and leave it to a person.
-
-        The payment shows the first such report; each further one stands in the timeline, and is told too, once.
-        """
-        now = self._clock.now()
-        held = await self._db.fetchrow(
-            transition_sql.HOLD,
-            row["payment_id"],
-            of,
-            told.amount_shown,
-            told.receipt,
-            told.phone,
-            told.code,
-            told.text,
-            now,
-        )
-        said = f"KES {told.amount_text}" if told.amount_text is not None else "no amount"
-        by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
-        detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
-        if held is None and await self._db.fetchval(transition_sql.HAS_MISMATCH, row["payment_id"], detail):
-            return
-        if held is None:
-            # The row keeps the first thing that did not fit; another one is told all the same, to people as well.
-            await self._db.execute(transition_sql.HOLD_AGAIN, row["payment_id"], of, now)
-        await self.step(row["payment_id"], now, "mismatched", cause, told.code, detail)
-        await self._publish_mismatch(held or row, of, told.amount_shown, told.receipt)
-        log.error("payment_mismatched", payment_id=row["payment_id"], of=of)
-
-    async def claim(self, row: Row, told: Told, patience: timedelta) -> bool:
-        """Remember what a callback says until a query has confirmed it; the query is due at once.
-
-        False while what another callback says waits for that.
-        """
-        now = self._clock.now()
-        kept = await self._db.fetchrow(transition_sql.CLAIM, row["payment_id"], dumps(told), now, now + patience)
-        if kept is None:
-            return False
-        await self.step(row["payment_id"], now, "confirming", Cause.CALLBACK, told.code, told.text)
-        return True
-
-    async def drop_claim(self, payment_id: str, *, refuted: bool, text: str = "") -> None:
-        """Forget what was to be confirmed: it has been, or M-Pesa says otherwise."""
-        now = self._clock.now()
-        await self._db.execute(transition_sql.DROP_CLAIM, payment_id, now)
-        if refuted:
-            await self.step(payment_id, now, "unconfirmed", Cause.STK_QUERY, None, text)
-            log.error("callback_refuted", payment_id=payment_id)
+        # Not before: the payment may turn out to have changed meanwhile.
+        await self._db.after_commit(written)
 
     # -- money that goes back -------------------------------------------------------------------------------------
 
@@ -311,7 +157,7 @@ class Transitions:
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
         """
         now = self._clock.now()
-        row = await self._db.fetchrow(tables.LOCK, payment_id)
+        row = await self._db.fetchrow(tables.LOCK, [payment_id])
         if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such payment")
         left = row["amount"] - row["refunded"] - row["refund_reserved"]
@@ -355,28 +201,25 @@ class Transitions:
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
         await self.step(payment_id, now, row["status"], cause, None, detail)
         await self._outbox.publish(
-            PaymentReversed(
-                **event_fields(row),
-                refund_id=reversal.refund_id,
-                refund_amount=reversal.amount.wire,
-                refunded_amount=Kes(row["refunded"]).wire,
-                reversal_receipt=reversal.receipt,
-            )
+            [
+                PaymentReversed(
+                    **event_fields(row),
+                    refund_id=reversal.refund_id,
+                    refund_amount=reversal.amount.wire,
+                    refunded_amount=Kes(row["refunded"]).wire,
+                    reversal_receipt=reversal.receipt,
+                )
+            ]
         )
         log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
 
-    # -- what is written besides ----------------------------------------------------------------------------------
+    # -- the timeline ---------------------------------------------------------------------------------------------
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        """Add an entry to a payment's timeline."""
-        await self._db.put_off(Write(transition_sql.STEP, (payment_id, at, kind, cause.value, code, detail)))
+        """Add an entry that a payment's own columns do not say to its timeline."""
+        await self._write_steps([(payment_id, at, kind, cause.value, code, detail)])
 
-    async def _publish_mismatch(self, row: Row, of: str, amount: str | None, receipt: str | None) -> None:
-        values: Mapping[str, Any] = event_fields(row)
-        event = PaymentMismatched(
-            **values,
-            mismatch=of,
-            received_amount=amount,
-            received_receipt=receipt,
-        )
-        await self._outbox.publish(event)
+    async def _write_steps(self, steps: Sequence[Step]) -> None:
+        if steps:
+            columns = tuple(list(column) for column in zip(*steps, strict=True))
+            await self._db.put_off(Write(transition_sql.STEPS, columns))

@@ -8,6 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
 from mpesa_gateway_payments import due_sql, tables
+from mpesa_gateway_payments.decisions import NotPaid, TimeUp
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
@@ -66,7 +67,7 @@ class Unacknowledged:
             merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
             leased_until = await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
             # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
-            row = await self._db.fetchrow(tables.LOCK, payment_id)
+            row = await self._db.fetchrow(tables.LOCK, [payment_id])
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
@@ -75,8 +76,7 @@ class Unacknowledged:
                 await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
-                await self._moves.fail(
-                    payment_id,
+                report = NotPaid(
                     code="unsent",
                     text=NEVER_SENT,
                     reason="not_sent",
@@ -84,6 +84,7 @@ class Unacknowledged:
                     step="expired",
                     is_final=True,
                 )
+                await self._moves.take(row, report)
             else:
                 await self._close_unknown(row, now)
             return await self._db.fetchrow(tables.FIND_ANY, payment_id)
@@ -99,6 +100,9 @@ class Unacknowledged:
                 payment_id, now, "unknown", Cause.EXPIRY, None, "the process that sent the push ended without a record"
             )
         if now >= row["expires_at"]:
-            await self._moves.expire(payment_id)
+            # As it is after the outcome was written.
+            locked = await self._db.fetchrow(tables.LOCK, [payment_id])
+            if locked is not None:
+                await self._moves.take(locked, TimeUp())
         elif row["claim"] is None:
             await self._db.execute(due_sql.ASK_AGAIN, payment_id, row["expires_at"])

@@ -1,12 +1,14 @@
 """What the judge knows of payments and transactions, by which rules it decides, and its verdicts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway_payments.evidence import Direction, Receiver
-from mpesa_gateway_payments.states import Status
+from mpesa_gateway.stored import loads
+from mpesa_gateway_payments.evidence import Direction, Receiver, Told
+from mpesa_gateway_payments.states import Charge, Status
 
 _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 
@@ -31,6 +33,9 @@ class Payment:
     received_receipt: str | None = None
     checkout_request_id: str | None = None
     mismatch: str | None = None
+    charge: str = Charge.ACCEPTED.value
+    claim: Told | None = None
+    """A reported success that waits for M-Pesa's own answer."""
 
     @property
     def is_open(self) -> bool:
@@ -53,10 +58,15 @@ class Transaction:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Settings of the judge. ``match_within`` is how long after a payment was made money can be matched to it."""
+    """Settings of the judge.
+
+    ``match_within`` is how long after a payment was made money can be matched to it, ``confirm_within`` how long
+    M-Pesa is asked to confirm a reported success.
+    """
 
     match_within: timedelta = timedelta(minutes=15)
     confirm: Literal["never", "mismatch", "always"] = "never"
+    confirm_within: timedelta = timedelta(minutes=15)
 
 
 By = Literal["push", "receipt", "reference", "rule", "hand"]
@@ -131,11 +141,12 @@ class Unfit:
 Verdict = Settles | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotOurs
 
 
-_COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name != "phone")
+_COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name not in {"phone", "claim"})
 
 
-def payment_of(row: Row) -> Payment:
+def payment_of(row: Row | Mapping[str, Any]) -> Payment:
     """The payment in a row of its table."""
     values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     values["phone"] = None if row["erased_at"] is not None else row["phone"]
+    values["claim"] = None if row["claim"] is None else loads(row["claim"], Told)
     return Payment(**values)

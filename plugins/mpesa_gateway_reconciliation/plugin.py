@@ -1,5 +1,7 @@
 """The reconciliation plugin, declared."""
 
+from collections.abc import Sequence
+
 from mpesa_gateway.config import HasSettings
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
@@ -23,9 +25,10 @@ from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
 
 
-async def take_status_of_line(result: StatusResulted, gateway: Runtime) -> None:
+async def take_status_of_line(results: Sequence[StatusResulted], gateway: Runtime) -> None:
     """Daraja told what we asked about a statement line."""
-    await gateway.port(Settling).take_status(result)
+    for result in results:
+        await gateway.port(Settling).take_status(result)
 
 
 def _keep_days(gateway: HasSettings) -> int:

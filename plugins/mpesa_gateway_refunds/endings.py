@@ -125,21 +125,23 @@ class RefundEndings:
         if reversal == "unsent":
             return
         await self._outbox.publish(
-            RefundFailed(
-                merchant_id=row["merchant_id"],
-                env=row["env"],
-                subject_id=row["refund_id"],
-                refund_id=row["refund_id"],
-                payment_id=row["payment_id"],
-                amount=Kes(row["amount"]).wire,
-                currency="KES",
-                provider="mpesa",
-                status="failed",
-                outcome=outcome.word,
-                advice=outcome.advice,
-                result_code=code,
-                result_desc=text,
-            )
+            [
+                RefundFailed(
+                    merchant_id=row["merchant_id"],
+                    env=row["env"],
+                    subject_id=row["refund_id"],
+                    refund_id=row["refund_id"],
+                    payment_id=row["payment_id"],
+                    amount=Kes(row["amount"]).wire,
+                    currency="KES",
+                    provider="mpesa",
+                    status="failed",
+                    outcome=outcome.word,
+                    advice=outcome.advice,
+                    result_code=code,
+                    result_desc=text,
+                )
+            ]
         )
         log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
 

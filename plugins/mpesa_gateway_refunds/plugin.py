@@ -25,14 +25,16 @@ from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
 
 
-async def take_reversal_result(result: ReversalResulted, gateway: Runtime) -> None:
+async def take_reversal_result(results: Sequence[ReversalResulted], gateway: Runtime) -> None:
     """Daraja told how a reversal ended."""
-    await gateway.port(ReversalResults).take_result(result)
+    for result in results:
+        await gateway.port(ReversalResults).take_result(result)
 
 
-async def take_status_of_reversal(result: StatusResulted, gateway: Runtime) -> None:
+async def take_status_of_reversal(results: Sequence[StatusResulted], gateway: Runtime) -> None:
     """Daraja told what we asked about a reversal."""
-    await gateway.port(ReversalResults).take_status(result)
+    for result in results:
+        await gateway.port(ReversalResults).take_status(result)
 
 
 async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:

@@ -24,13 +24,8 @@ from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
-async def owe_delivery(event: PublicEvent, gateway: Runtime) -> None:
-    """Whatever merchants may hear of becomes a delivery in the same transaction."""
-    await owe_deliveries([event], gateway)
-
-
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
-    """The same for several events of one transaction."""
+    """Make a delivery of each event for the endpoint of its merchant and env."""
     await gateway.port(Deliveries).owe(events)
 
 
@@ -49,7 +44,7 @@ plugin = Plugin(
         Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
-    subscribers=(inside(PublicEvent, owe_delivery, many=owe_deliveries),),
+    subscribers=(inside(PublicEvent, owe_deliveries),),
     provides=PROVIDES,
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),

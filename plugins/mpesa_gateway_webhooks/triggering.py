@@ -97,8 +97,8 @@ class Trigger:
         """A test event that says of itself that nothing was paid, delivered as any other."""
         merchant_id = self._merchant.merchant_id
         async with self._runtime.db.transaction():
-            event = await self._runtime.outbox.publish(
-                WebhookTest(merchant_id=merchant_id, env="sandbox", subject_id=merchant_id)
+            (event,) = await self._runtime.outbox.publish(
+                [WebhookTest(merchant_id=merchant_id, env="sandbox", subject_id=merchant_id)]
             )
             await self._runtime.audit.record(
                 "webhook.triggered", merchant_id=merchant_id, actor=self._actor, subject_id=event.event_id

@@ -18,6 +18,8 @@ JUDGES = (
 FORBIDDEN = frozenset(
     {
         "mpesa_gateway.daraja.wire",
+        "mpesa_gateway_payments.changes",
+        "mpesa_gateway_payments.decisions",
         "mpesa_gateway_payments.desk",
         "mpesa_gateway_payments.evidence",
         "mpesa_gateway_payments.judging",

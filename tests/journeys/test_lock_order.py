@@ -134,7 +134,7 @@ async def test_lock_out_of_order_is_found(
     first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
     # In the table it stands after the other one now.
     await db.execute(f"{MARK} WHERE payment_id = $1", first)
-    lock = {"FIRST": (tables.LOCK, first), "SECOND": (tables.LOCK, second)}
+    lock = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
     async with db.transaction():
         for sql in statements:
             if "SAVEPOINT" in sql:
@@ -216,9 +216,9 @@ async def test_deadlock_is_counted(
 
     async def lock(*payments: str) -> None:
         async with db.transaction():
-            await db.fetchrow(tables.LOCK, payments[0])
+            await db.fetchrow(tables.LOCK, [payments[0]])
             await both.wait()
-            await db.fetchrow(tables.LOCK, payments[1])
+            await db.fetchrow(tables.LOCK, [payments[1]])
 
     outcomes = await asyncio.gather(lock(first, second), lock(second, first), return_exceptions=True)
     assert [type(one) for one in outcomes if one is not None] == [asyncpg.DeadlockDetectedError]
@@ -243,9 +243,13 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
         await owner.execute(SLOWLY)
 
     async def end(payments: list[str], receipts: list[str]) -> None:
-        values: list[list[Any]] = [["completed"] * 2, receipts, ["0"] * 2, [""] * 2, [None] * 2, [False] * 2]
+        now = town.gateway.clock.now()
         async with db.transaction():
-            await db.fetch(transition_sql.END_MANY, payments, *values, town.gateway.clock.now())
+            rows = {row["payment_id"]: dict(row) for row in await db.fetch(tables.READ, payments)}
+            paid = {"status": "completed", "completed_at": now, "completed_by": "callback", "due_at": None}
+            changed = [rows[one] | paid | {"receipt": receipt} for one, receipt in zip(payments, receipts, strict=True)]
+            columns = ([row[name] for row in changed] for name in transition_sql.WRITTEN)
+            await db.fetch(transition_sql.CHANGE, *columns)
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)

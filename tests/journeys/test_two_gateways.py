@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
+import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
@@ -15,7 +16,7 @@ from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.tables import MerchantRow
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
-from mpesa_gateway.testing.serving import Api, running_gateway, shop
+from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
@@ -108,6 +109,53 @@ async def test_a_query_that_does_not_say_in_which_is_refused_and_not_guessed(
         assert await two.db.run(again.on_conflict(action="DO NOTHING")) == []
     with pytest.raises(WhichGateway, match="the gateway has not been started"):
         await MerchantRow.count()
+
+
+async def test_what_still_runs_while_one_is_stopped_writes_nothing_next_door(
+    values: dict[str, Any], next_door: dict[str, Any]
+) -> None:
+    async with both(values, next_door) as ((one, _), (two, _)):
+        (row,) = await two.db.run(MerchantRow.select())
+        began, stopping = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            async with two.db.transaction():
+                await two.db.execute("UPDATE merchant SET name = 'Seen'")
+                began.set()
+                await stopping.wait()
+                await two.db.run(MerchantRow.insert(MerchantRow(**row | {"merchant_id": "mer_late", "name": "Late"})))
+                update = cast(Any, MerchantRow.update)
+                found = await two.db.run(update({MerchantRow.name: "Renamed"}, force=True).returning(MerchantRow.name))
+                assert [each["name"] for each in found] == ["Renamed", "Renamed"]
+
+        async def is_closing() -> bool:
+            return cast("asyncpg.Pool[asyncpg.Record]", two.db.engine.pool).is_closing()
+
+        working = asyncio.create_task(work())
+        await began.wait()
+        stop = asyncio.create_task(two.db.stop())
+        await eventually(is_closing)
+        stopping.set()
+        await asyncio.gather(working, stop)
+        assert [each["name"] for each in await one.db.run(MerchantRow.select())] == ["Test shop"]
+        with pytest.raises(WhichGateway, match="its gateway has not been started, or has stopped"):
+            await two.db.run(MerchantRow.count())
+        await two.db.start()
+        two.db.bind([MerchantRow])
+        assert [each["name"] for each in await two.db.run(MerchantRow.select())] == ["Renamed", "Renamed"]
+
+
+async def test_a_query_without_a_pool_opens_no_connection_of_its_own(values: dict[str, Any]) -> None:
+    async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
+        pool, gateway.db.engine.pool = gateway.db.engine.pool, None
+        try:
+            with pytest.raises(RuntimeError):
+                await gateway.db.run(MerchantRow.count())
+            with pytest.raises(RuntimeError):
+                await gateway.db.fetchval("SELECT count(*) FROM merchant")
+        finally:
+            gateway.db.engine.pool = pool
+        assert await gateway.db.run(MerchantRow.count()) == 0
 
 
 async def test_one_queue_for_two_databases_is_refused(values: dict[str, Any], next_door: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from litestar import get
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
 from mpesa_gateway.db.outbox import HANDLE
 from mpesa_gateway.events import Event
 from mpesa_gateway.http.auth import RouteRefused
@@ -199,6 +200,46 @@ def test_a_prefix_that_is_named_and_not_declared_is_refused() -> None:
     old = Forgetting("old shops", "DELETE FROM shop WHERE shop_id < $1", days=lambda _: 1, prefix="shp")
     with pytest.raises(PluginRefused, match="plugin `shop` names the id prefix `shp`: list it in `id_prefixes`"):
         gateway(Plugin(name="shop", summary="A shop.", forgets=(old,)))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ([("question", "c2b/question"), ("ticket", "c2b/question")], "`question` and `ticket` have one path"),
+        ([("question", ""), ("ticket", "")], "`question` and `ticket` have one path"),
+        ([("question", None), ("question", None)], "declare the callback kind `question`"),
+        ([("question", "c2b")], "`question`: its path must have two parts"),
+        ([("question", "/c2b/question")], "`question`: its path must have two parts"),
+        ([("Question", None)], "`Question` cannot be part of an address"),
+        ([("mpesa", None)], "`mpesa` cannot be part of an address"),
+        ([("a" * 32, None)], "cannot be part of an address"),
+    ],
+)
+def test_callback_kind_whose_name_or_path_is_taken_or_malformed_is_refused(
+    kinds: list[tuple[str, str | None]], said: str
+) -> None:
+    shops = [
+        Plugin(
+            name=f"shop_{'ab'[number]}",
+            summary="A shop.",
+            callbacks=(CallbackKind(name=name, path=path, read=_read_nothing, event=None, schema={}),),
+        )
+        for number, (name, path) in enumerate(kinds)
+    ]
+    with pytest.raises(PluginRefused, match=said):
+        gateway(*shops)
+
+
+def test_callback_kinds_without_a_path_are_as_many_as_there_are_names() -> None:
+    kinds = [CallbackKind(name=name, read=_read_nothing, event=None, schema={}) for name in ("question", "c2b-ticket")]
+    assert list(gateway(Plugin(name="shop", summary="A shop.", callbacks=tuple(kinds))).callback_kinds) == [
+        "question",
+        "c2b-ticket",
+    ]
+
+
+def _read_nothing(_: bytes) -> CallbackContent:
+    return CallbackContent("", "0", (), {})
 
 
 def test_two_events_of_one_kind_are_refused() -> None:

@@ -77,7 +77,7 @@ ALWAYS: dict[str, str] = {
         SELECT s.payment_id FROM (
             SELECT payment_id, CASE kind WHEN 'refused' THEN 'failed' WHEN 'expired' THEN 'failed'
                 WHEN 'partially_reversed' THEN 'reversed' ELSE kind END AS change, count(*) AS steps
-            FROM payment_step
+            FROM payment_timeline
             WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
             GROUP BY payment_id, change
         ) s
@@ -87,7 +87,7 @@ ALWAYS: dict[str, str] = {
     "events: an event without the change that it tells of": """
         SELECT e.event_id FROM event e
         WHERE e.kind IN ('payment.completed', 'payment.failed', 'payment.reversed') AND NOT EXISTS (
-            SELECT 1 FROM payment_step s WHERE s.payment_id = e.subject_id AND s.at = e.occurred_at
+            SELECT 1 FROM payment_timeline s WHERE s.payment_id = e.subject_id AND s.at = e.occurred_at
                 AND 'payment.' || CASE s.kind WHEN 'refused' THEN 'failed' WHEN 'expired' THEN 'failed'
                     WHEN 'partially_reversed' THEN 'reversed' ELSE s.kind END = e.kind)
     """,

@@ -132,10 +132,10 @@ class Product:
     def confirm(self, when: str) -> None:
         """Set when reported successes are confirmed by STK query."""
         settings = msgspec.structs.replace(self._payments._settings, confirm=when)
-        for part in (self._payments, self._results, self._queries):
+        for part in (self._payments, self._queries):
             part._settings = settings
         # The judge's rules are read from the settings once.
-        self._results._rules = self._queries._rules = self._results._endings._rules = settings.rules
+        self._results._moves._rules = settings.rules
 
     def forget(self) -> None:
         """Forget what is kept in memory beside Postgres."""

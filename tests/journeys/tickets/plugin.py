@@ -1,6 +1,6 @@
 """The product, declared: a scope, an operation, a callback kind with its answer, a table and a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
@@ -68,15 +68,16 @@ async def _answer(gateway: Runtime, asked: TicketAsked) -> Mapping[str, Any]:
     return {"ResultCode": "0" if is_sold else "C2B00012", "ResultDesc": "Accepted" if is_sold else "Rejected"}
 
 
-async def count(asked: TicketAsked, gateway: Runtime) -> None:
+async def count(questions: Sequence[TicketAsked], gateway: Runtime) -> None:
     """In the transaction that keeps the callback: each question counts once."""
-    await gateway.db.execute(
-        "UPDATE ticket SET asked = asked + 1 WHERE merchant_id = $1 AND env = $2 AND number = $3",
-        asked.merchant_id,
-        asked.env,
-        asked.number,
-    )
-    await gateway.port(Callbacks).mark_applied(asked.callback_id)
+    for asked in questions:
+        await gateway.db.execute(
+            "UPDATE ticket SET asked = asked + 1 WHERE merchant_id = $1 AND env = $2 AND number = $3",
+            asked.merchant_id,
+            asked.env,
+            asked.number,
+        )
+        await gateway.port(Callbacks).mark_applied(asked.callback_id)
 
 
 @dataclass(frozen=True)

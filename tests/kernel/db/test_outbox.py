@@ -1,7 +1,7 @@
 """Events: written with the change they tell of, heard by everyone who wants to know, whatever dies in between."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +90,7 @@ WORKING: dict[str, Any] = {"worker": {"in_process": True, "grace": 5}}
 async def ring(gateway: Gateway, times: int = 1) -> BellRang:
     """Ring, in a transaction of its own."""
     async with gateway.db.transaction():
-        return await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", times=times))
+        return (await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=times)]))[0]
 
 
 async def test_amounts_and_phone_numbers_are_heard_as_they_were_published(values: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ async def test_amounts_and_phone_numbers_are_heard_as_they_were_published(values
     rang = BellRang(merchant_id="", subject_id="door_1", alms=Kes(70), caller=Msisdn("254711000001"))
     async with house(values, ears, **WORKING) as gateway:
         async with gateway.db.transaction():
-            published = await gateway.outbox.publish(rang)
+            (published,) = await gateway.outbox.publish([rang])
         await eventually(lambda: done(gateway), 8)
     assert ears.heard == [published]
     assert (type(ears.heard[0].alms), type(ears.heard[0].caller)) == (Kes, Msisdn)
@@ -145,7 +145,7 @@ async def done(gateway: Gateway) -> bool:
 async def test_an_event_without_its_change_is_refused(values: dict[str, Any]) -> None:
     async with house(values, Ears()) as gateway:
         with pytest.raises(NotInTransaction, match=r"publish bell\.rang inside the transaction"):
-            await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1"))
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1")])
         assert await gateway.db.fetchval("SELECT count(*) FROM event") == 0
 
 
@@ -154,14 +154,14 @@ async def test_what_committed_is_heard_once_and_what_rolled_back_never(values: d
 
     async def ring_and_fail(gateway: Gateway) -> None:
         async with gateway.db.transaction():
-            await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", times=7))
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=7)])
             raise KeyError
 
     async with house(values, ears, **WORKING) as gateway:
         with pytest.raises(KeyError):
             await ring_and_fail(gateway)
         async with gateway.db.transaction():
-            published = await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", times=2))
+            (published,) = await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=2)])
             await asyncio.sleep(0.3)
             assert ears.heard == []
         # Sooner than the sweeper would have found it: the wake-up came with the commit.
@@ -291,8 +291,9 @@ async def test_what_nobody_hears_any_more_stays_owed(values: dict[str, Any]) -> 
 async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, Any]) -> None:
     refuses = False
 
-    async def book(event: BellRang, gateway: Runtime) -> None:
+    async def book(events: Sequence[BellRang], gateway: Runtime) -> None:
         assert gateway.db.in_transaction
+        (event,) = events
         await gateway.merchants.create(f"booked {event.times}", actor="test")
         if refuses:
             raise PermissionError("not at night")
@@ -300,7 +301,7 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
     async def act(gateway: Gateway) -> None:
         async with gateway.db.transaction():
             await gateway.merchants.create("the change itself", actor="test")
-            await gateway.outbox.publish(BellRang(merchant_id="", subject_id="door_1", times=4))
+            await gateway.outbox.publish([BellRang(merchant_id="", subject_id="door_1", times=4)])
 
     async def names(gateway: Gateway) -> set[str]:
         return {merchant.name for merchant in await gateway.merchants.page(10)}
@@ -326,8 +327,8 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
     async with house(values, Ears()) as gateway:
         merchant = await gateway.merchants.create("Shop", actor="test")
         async with gateway.db.transaction():
-            made = await gateway.outbox.publish(
-                DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id="door_1")
+            (made,) = await gateway.outbox.publish(
+                [DoorOpened(merchant_id=merchant.merchant_id, env="live", subject_id="door_1")]
             )
         row = await gateway.db.fetchrow("SELECT kind, is_public, body FROM event")
         assert row is not None

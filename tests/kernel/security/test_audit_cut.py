@@ -118,6 +118,14 @@ async def test_a_log_of_which_all_was_cut_goes_on_where_it_was(gateway: Gateway)
     assert await gateway.audit.verify() == 2
 
 
+async def test_retention_without_a_policy_cuts_nothing_of_the_log_and_ends(gateway: Gateway) -> None:
+    await gateway.db.execute("DELETE FROM audit_policy")
+    assert await gateway.audit.keep_days() is None
+    assert "audit entries" not in await Retention(gateway).forget()
+    assert (await numbers(gateway))[0] == 1
+    assert await gateway.audit.verify() == 12
+
+
 async def test_nothing_goes_that_was_not_announced(gateway: Gateway) -> None:
     assert await gateway.audit.cut() == 0
     assert len(await numbers(gateway)) == 12

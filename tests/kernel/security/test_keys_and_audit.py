@@ -20,6 +20,7 @@ from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - a test may look behind the door
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ
+from mpesa_gateway.security.tables import AuditCheckpointRow, AuditPolicyRow, AuditRow
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from tests.conftest import Town
 
@@ -241,6 +242,7 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
         database = Database(config.database)
         other = Audit(database, gateway.clock, gateway.ids)
         await database.start()
+        database.bind([AuditRow, AuditCheckpointRow, AuditPolicyRow])
         both = (gateway.audit, other)
         await asyncio.gather(*(both[n % 2].record("test.acted", merchant_id=None, actor=f"{n}") for n in range(60)))
         assert await gateway.audit.verify() == await other.verify() == 60

@@ -1,7 +1,7 @@
 """One callback that comes twice in the same moment: whoever is first, it counts once, and neither waits for ever."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -14,6 +14,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.decisions import TimeUp
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
@@ -35,7 +37,7 @@ class Pause:
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
-    async def hear(self, _: StkResulted, gateway: Runtime) -> None:
+    async def hear(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
         """Wait, the first time."""
         if not self.is_reached.is_set():
             if self._has_written:
@@ -118,7 +120,9 @@ async def answered(_: Gateway, api: Api, payment_id: str) -> None:
 async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
     """The payment's time is over."""
     async with gateway.db.transaction():
-        await gateway.services.get(Transitions).expire(payment_id)
+        row = await gateway.db.fetchrow(tables.LOCK, [payment_id])
+        assert row is not None
+        await gateway.services.get(Transitions).take(row, TimeUp())
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
 
 

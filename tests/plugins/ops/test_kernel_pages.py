@@ -162,7 +162,7 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
             completed_at=None,
         )
         async with gateway.db.transaction():
-            await gateway.outbox.publish(event)
+            await gateway.outbox.publish([event])
 
         async def has_failed() -> bool:
             return bool(await gateway.db.fetchval("SELECT count(*) FROM event_task WHERE last_error IS NOT NULL"))

@@ -47,7 +47,7 @@ CASES = {
     "payment_not_deleted": ["DELETE FROM payment"],
     "payment_never_emptied": ["TRUNCATE payment CASCADE"],
     "payment_step_change": [
-        STEP % "completed" + "FROM payment WHERE idempotency_key = 'paid'",
+        STEP % "reversed" + "FROM payment, generate_series(1, 2) WHERE idempotency_key = 'paid'",
         *(STEP % kind + "FROM payment WHERE idempotency_key = 'failed'" for kind in ("failed", "refused", "expired")),
     ],
     "payment_step_append_only": [

@@ -168,7 +168,7 @@ async def test_ack_whose_connections_are_terminated_is_answered_and_written(coun
         "AND datname = current_database() AND wait_event_type = 'Lock'"
     )
     # The statement that writes the ack waits for this table, and its backend is terminated while it does.
-    async with counter.locked("LOCK TABLE payment_step IN EXCLUSIVE MODE"):
+    async with counter.locked("LOCK TABLE payment IN EXCLUSIVE MODE"):
         answer.set()
         other = await asyncpg.connect(counter.url)
 

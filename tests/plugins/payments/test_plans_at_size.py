@@ -18,8 +18,8 @@ pytestmark = pytest.mark.as_owner
 
 END = joined(
     (
-        (transition_sql.END_MANY, 8, True),
-        (transition_sql.END_STEPS, 5, False),
+        (transition_sql.CHANGE, len(transition_sql.WRITTEN), True),
+        (transition_sql.STEPS, 6, False),
         (outbox.INSERT_EVENTS, 8, False),
         (webhooks.FAN_OUT, 7, False),
         (callbacks.KEEP.sql, 15, True),
@@ -28,9 +28,9 @@ END = joined(
 """How callbacks end payments."""
 
 HOT = {
-    "insert": payments.INSERT_MANY.sql,
-    "accept": payments.ACCEPTED_MANY,
-    "look": payments.FIND_MANY,
+    "insert": payments.INSERT.sql,
+    "accept": payments.ACCEPTED,
+    "look": payments.READ,
     "end": END,
     "claim": webhooks.CLAIM,
     "delivered": webhooks.DELIVERED,

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,6 +16,7 @@ from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ, Caller
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
@@ -619,6 +623,69 @@ def _loopback() -> tuple[Any, ...]:
     from mpesa_gateway.client_ip import read_networks  # noqa: PLC0415
 
     return read_networks(("127.0.0.0/8",), "test")
+
+
+@asynccontextmanager
+async def _without_refunds(values: dict[str, Any], allowlist: list[str]) -> AsyncGenerator[Api]:
+    """A process of the same gateway in which the plugin is not enabled, and a caller of it."""
+    changes: dict[str, Any] = {
+        "plugins": [name for name in values["plugins"] if name != "refunds"],
+        "callbacks": values.get("callbacks", {}) | {"allowlist": allowlist},
+        "worker": {"in_process": False},
+    }
+    kept = {name: value for name, value in values.items() if name != "refunds"}
+    async with running_gateway(kept | changes) as (_, base):
+        api = Api(base, "")
+        yield api
+        await api.close()
+
+
+_KEPT = "SELECT kind, reason, is_trusted, subject_id FROM refused_callback ORDER BY refused_id"
+
+
+async def test_reversal_result_while_the_plugin_is_off_is_kept_and_completes_the_refund_once_it_is_on(
+    desk: Desk, values: dict[str, Any]
+) -> None:
+    payment_id = await desk.paid()
+    refund = (await desk.ask(payment_id)).data
+    url = desk.town.gateway.port(Callbacks).url_for(
+        "reversal", env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"]
+    )
+    path = url.removeprefix(desk.town.base)
+    body = result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": RECEIPT, "Amount": refund["amount"]})
+    async with _without_refunds(values, ["192.0.2.1"]) as off:
+        strange = path[:-1] + ("0" if path[-1] != "0" else "1")
+        for where in (strange, "/v1/cb/nothing/x", f"{SPECIFIED}reversal/result", f"{SPECIFIED}nothing/here"):
+            assert (await off.call("POST", where, body)).status == 404
+        assert await desk.town.gateway.db.fetch(_KEPT) == []
+        assert (await off.call("POST", path, body)).status == 404
+    assert [tuple(row) for row in await desk.town.gateway.db.fetch(_KEPT)] == [("reversal", "kind", True, refund["id"])]
+    operators = desk.town.gateway.services.get(CallbackOperatorService)
+    assert await operators.count_unread("sandbox", timedelta(hours=1)) == 1
+    refused_id = await desk.town.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
+    assert (await operators.replay(refused_id, actor="a person")).verdict == "applied"
+    assert (await desk.refund(refund))["status"] == "completed"
+    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert await operators.count_unread("sandbox", timedelta(hours=1)) == 0
+
+
+async def test_results_without_a_token_while_the_plugin_is_off_are_offered_to_the_kinds_that_are_on(
+    desk: Desk, values: dict[str, Any]
+) -> None:
+    """One result_url is that of status queries and reversals; an answer about a payment must not depend on refunds."""
+    made = (await desk.town.api.pay("254711000001", 500, key="b")).data
+    url = f"{desk.town.base}{SPECIFIED}reversal/result"
+    await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    desk.daraja.say("transactionstatus", ack(91))
+    assert (await desk.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
+    answer = result(0, originator="o-91", conversation="AG_91", transaction_id="TKN0000091")
+    async with _without_refunds(values, ["127.0.0.0/8"]) as off:
+        assert (await off.call("POST", f"{SPECIFIED}reversal/result", answer)).status == 200
+        assert (await off.call("POST", f"{SPECIFIED}nothing/here", answer)).status == 404
+    taken = await desk.town.gateway.db.fetch("SELECT kind, handle FROM callback WHERE kind <> 'stk'")
+    assert [tuple(row) for row in taken] == [("status", "o-91")]
+    # Nothing takes an address that ends in another word: it is Safaricom's all the same, and kept.
+    assert [tuple(row) for row in await desk.town.gateway.db.fetch(_KEPT)] == [("nothing/here", "kind", True, None)]
 
 
 async def test_a_result_that_comes_again_or_changes_its_mind_moves_nothing_twice(desk: Desk) -> None:

@@ -42,7 +42,7 @@ class Post:
         """Something that the merchant hears of; returns the id of the event."""
         async with self.db.transaction():
             event = WebhookTest(merchant_id=self.merchant_id, env=env, subject_id=self.merchant_id)
-            return (await self.gateway.outbox.publish(event)).event_id
+            return (await self.gateway.outbox.publish([event]))[0].event_id
 
     async def set(self, env: Env = "sandbox", path: str = "") -> None:
         """Set the endpoint, and do what the job does then."""

@@ -1,0 +1,330 @@
+"""Decides what a report does to a payment: pure functions over the payment as it stands and the report."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from mpesa_gateway_payments import verdicts
+from mpesa_gateway_payments.events import StkResulted
+from mpesa_gateway_payments.evidence import (
+    Evidence,
+    Handle,
+    Proof,
+    Source,
+    Told,
+    has_receipt_of_unknown,
+    read_amount,
+    read_callback,
+    told_of,
+)
+from mpesa_gateway_payments.judging import judge, judge_other_push, speaks_of
+from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
+from mpesa_gateway_payments.states import Cause, Charge, Status, may_move
+from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
+
+EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
+UNSENT = "never sent: M-Pesa could not be reached, and the request was not repeated"
+"""Result descriptions of payments that ended by their time."""
+
+_ANOTHER = "this callback is about another payment than its address"
+_PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
+
+
+# -- reports ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StkCallback:
+    """What an STK callback states. ``names_another``: its CheckoutRequestID is that of another payment of the env."""
+
+    result: StkResulted
+    names_another: bool = False
+
+
+@dataclass(frozen=True)
+class StkAnswer:
+    """M-Pesa's answer to our STK query about the payment's push: paid, or not paid. Never that it is pending."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A report of money that the judge has compared with other payments as well."""
+
+    verdict: Verdict
+    told: Told
+    cause: Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotPaid:
+    """No money moved. ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same."""
+
+    code: str
+    text: str
+    reason: str
+    cause: Cause
+    step: str = "failed"
+    is_final: bool = False
+    due_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class TimeUp:
+    """The payment's time is up without a result. ``ask_at``: when M-Pesa is asked again, None for never."""
+
+    ask_at: datetime | None = None
+
+
+Report = StkCallback | StkAnswer | Judged | NotPaid | TimeUp
+
+
+# -- decisions ----------------------------------------------------------------------------------------------------
+
+Result = Literal["completed", "failed", "mismatched", "confirming", "known", "waiting", "ignored", "refused"]
+
+
+@dataclass(frozen=True)
+class Complete:
+    """The payment is paid. ``other_phone`` is the payer's number as shown, where it is not the one that was asked."""
+
+    told: Told
+    cause: Cause
+    other_phone: str | None = None
+
+
+@dataclass(frozen=True)
+class LearnReceipt:
+    """The payment is paid already, and gets the receipt that no report had shown."""
+
+    told: Told
+    cause: Cause
+    other_phone: str | None = None
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The payment has failed."""
+
+    report: NotPaid
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Money was reported that is not what was asked for: it is recorded and published, and a person decides."""
+
+    of: str
+    told: Told
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """M-Pesa is asked at once. ``told`` is stored until it has answered; None stores nothing."""
+
+    told: Told | None
+    within: timedelta
+
+
+@dataclass(frozen=True)
+class DropClaim:
+    """M-Pesa has answered about the stored claim. ``refuted`` is its answer where it contradicts the claim."""
+
+    refuted: str | None = None
+
+
+@dataclass(frozen=True)
+class LearnHandle:
+    """The acknowledgement was lost: the callback at the payment's own address says what Daraja calls its push."""
+
+    checkout_request_id: str
+    merchant_request_id: str | None
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Nothing changes. ``waiting``: the report is to be decided again, once the stored claim has been."""
+
+    result: Literal["known", "mismatched", "waiting", "ignored"] = "ignored"
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The report came to an address that it does not belong to."""
+
+    why: str
+
+
+Decision = Complete | LearnReceipt | Fail | Mismatch | Confirm | DropClaim | LearnHandle | Ignore | Refuse
+
+
+def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ...]:
+    """Return what a report does to a payment, in the order in which it is written."""
+    match report:
+        case StkCallback():
+            return _decide_callback(payment, report, rules)
+        case StkAnswer(outcome):
+            return _decide_answer(payment, outcome, rules)
+        case Judged(verdict, told, cause):
+            return _decide_money(payment, verdict, told, cause)
+        case NotPaid():
+            return (_decide_failure(payment, report),)
+        case TimeUp(ask_at):
+            return _decide_time_up(payment, ask_at)
+
+
+_RESULTS: dict[type[Decision], Result] = {
+    Complete: "completed",
+    LearnReceipt: "known",
+    Fail: "failed",
+    Mismatch: "mismatched",
+    Confirm: "confirming",
+    Refuse: "refused",
+}
+
+
+def result_of(decisions: tuple[Decision, ...]) -> Result:
+    """Return what came of a report, in one word."""
+    for decision in decisions:
+        result = decision.result if isinstance(decision, Ignore) else _RESULTS.get(type(decision))
+        if result is not None:
+            return result
+    return "ignored"
+
+
+def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Return the decisions for a receipt that another payment has: the same money cannot pay twice."""
+    return tuple(
+        Mismatch("receipt", one.told, one.cause) if isinstance(one, Complete | LearnReceipt) else one
+        for one in decisions
+    )
+
+
+def _decide_callback(  # noqa: PLR0911 - one return for each rule
+    payment: Payment, report: StkCallback, rules: Rules
+) -> tuple[Decision, ...]:
+    result = report.result
+    if result.merchant_id and (payment.merchant_id, payment.env) != (result.merchant_id, result.env):
+        return (Refuse("this callback is about a payment of another merchant or env"),)
+    evidence, outcome = read_callback(result), stk_outcome(result.result_code, result.result_desc)
+    told = told_of(evidence, code=result.result_code, text=result.result_desc)
+    if not speaks_of(evidence, payment):
+        if not outcome.is_paid or not result.subject_id or report.names_another:
+            return (Refuse(_ANOTHER),)
+        # Money reported at a payment's own address is never refused.
+        return _decide_money(payment, judge_other_push(evidence, payment, rules), told, Cause.CALLBACK)
+    learnt = _learnt(payment, result, outcome)
+    if outcome.is_paid:
+        verdict = judge(evidence, (payment,), rules=rules)
+        if not isinstance(verdict, verdicts.Confirm):
+            return (*learnt, *_decide_money(payment, verdict, told, Cause.CALLBACK))
+        return (*learnt, Confirm(told, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
+    if evidence.proof is Proof.NONE:
+        # Nothing proves who says so.
+        return (*learnt, Confirm(None, rules.confirm_within))
+    if payment.is_open and has_receipt_of_unknown(result, outcome):
+        # The code says nothing that we know, and the receipt that money moved.
+        return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
+    if outcome.is_pending:
+        return (*learnt, Ignore())
+    failure = NotPaid(
+        code=result.result_code,
+        text=result.result_desc,
+        reason=outcome.failure_reason,
+        cause=Cause.CALLBACK,
+        is_final=outcome.is_final,
+    )
+    return (*learnt, _decide_failure(payment, failure))
+
+
+def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[LearnHandle, ...]:
+    told, known = result.checkout_request_id, payment.checkout_request_id
+    # After an erasure the known one is a digest: with the stated one M-Pesa can be queried about the reported payment.
+    is_erased = outcome.is_paid and told != known and payment.status == Status.FAILED.value
+    if not told or not (known is None or is_erased):
+        return ()
+    return (LearnHandle(told, result.merchant_request_id if known is None else None),)
+
+
+def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[Decision, ...]:
+    claim, handle = payment.claim, Handle(payment.payment_id, payment.checkout_request_id)
+    if not outcome.is_paid:
+        failure = NotPaid(code=outcome.code, text=outcome.meaning, reason=outcome.failure_reason, cause=Cause.STK_QUERY)
+        dropped = () if claim is None else (DropClaim(f"M-Pesa says: {outcome.meaning}"),)
+        return (*dropped, _decide_failure(replace(payment, claim=None), failure))
+    if claim is None or not claim.is_proven:
+        told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+        evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
+    else:
+        told, cause = claim, Cause.CALLBACK
+        evidence = Evidence(
+            source=Source.STK_CALLBACK,
+            proof=Proof.CONFIRMED,
+            handle=handle,
+            receipt=claim.receipt,
+            amount=read_amount(claim.amount, claim.amount_text),
+            payer=claim.phone,
+        )
+    money = _decide_money(payment, judge(evidence, (payment,), rules=rules), told, cause)
+    return money if claim is None else (DropClaim(), *money)
+
+
+def _decide_money(payment: Payment, verdict: Verdict, told: Told, cause: Cause) -> tuple[Decision, ...]:
+    decision = _decide_verdict(payment, verdict, told, cause)
+    claim = payment.claim
+    if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
+        return (decision,)
+    # Other money was quicker than the answer about this: the payer may have paid twice.
+    return (decision, Mismatch("unconfirmed", claim, Cause.CALLBACK))
+
+
+def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
+    payment: Payment, verdict: Verdict, told: Told, cause: Cause
+) -> Decision:
+    match verdict:
+        case verdicts.AlreadyKnown():
+            return Ignore("known")
+        case verdicts.Mismatch(is_new=False):
+            return Ignore("mismatched")
+        case verdicts.Mismatch(of=of):
+            return Mismatch(of, told, cause)
+        case verdicts.Settles(is_other_payer=is_other):
+            other_phone = told.phone if is_other else None
+            has_receipt = told.receipt is not None
+            is_final = payment.outcome_is_final
+            if may_move(Status(payment.status), Status.COMPLETED, has_receipt=has_receipt, is_final=is_final):
+                return Complete(told, cause, other_phone)
+            if has_receipt and payment.receipt is None and payment.status in _PAID:
+                return LearnReceipt(told, cause, other_phone)
+            return Ignore("known")
+        case _:
+            return Ignore()
+
+
+def _decide_failure(payment: Payment, failure: NotPaid) -> Decision:
+    is_free = payment.mismatch is None and payment.claim is None
+    if is_free and may_move(Status(payment.status), Status.FAILED, has_receipt=False):
+        return Fail(failure)
+    return Ignore()
+
+
+def _decide_time_up(payment: Payment, ask_at: datetime | None) -> tuple[Decision, ...]:
+    if payment.claim is not None:
+        # M-Pesa neither confirmed nor denied a success that was reported.
+        return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
+    is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
+    failure = NotPaid(
+        code="unsent" if is_unsent else "expired",
+        text=UNSENT if is_unsent else EXPIRED,
+        reason="not_sent" if is_unsent else "expired",
+        cause=Cause.EXPIRY,
+        step="expired",
+        is_final=is_unsent,
+        due_at=None if is_unsent or payment.checkout_request_id is None else ask_at,
+    )
+    return (_decide_failure(payment, failure),)
+
+
+def _unconfirmed(payment: Payment) -> verdicts.Mismatch:
+    return verdicts.Mismatch(payment.payment_id, "unconfirmed")

@@ -1,0 +1,44 @@
+"""The timeline of a payment: composed from its own columns, with stored steps for what is not ordinary."""
+
+from tests.conftest import Town
+
+PAID, DECLINED = "254711000001", "254700000001"
+
+
+async def kinds_and_causes(town: Town, payment_id: str) -> list[tuple[str, str]]:
+    timeline = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data["timeline"]
+    return [(step["kind"], step["cause"]) for step in timeline]
+
+
+async def stored(town: Town, payment_id: str) -> list[str]:
+    rows = await town.gateway.db.fetch(
+        "SELECT kind FROM payment_step WHERE payment_id = $1 ORDER BY number", payment_id
+    )
+    return [row["kind"] for row in rows]
+
+
+async def test_timeline_of_an_ordinary_payment_stores_no_steps(town: Town) -> None:
+    made = (await town.api.pay(PAID, key="paid")).data
+    settled = await town.api.settled(made["id"], "completed")
+    assert set(await kinds_and_causes(town, made["id"])) == {
+        ("requested", "merchant"),
+        ("sent", "ack"),
+        ("completed", "callback"),
+    }
+    assert await stored(town, made["id"]) == []
+    timeline = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
+    completed = next(step for step in timeline if step["kind"] == "completed")
+    assert completed == {
+        "at": settled["completed_at"],
+        "kind": "completed",
+        "cause": "callback",
+        "result_code": settled["result_code"],
+        "detail": settled["result_desc"],
+    }
+
+
+async def test_timeline_of_a_failed_payment_stores_its_failure_alone(town: Town) -> None:
+    made = (await town.api.pay(DECLINED, key="declined")).data
+    await town.api.settled(made["id"], "failed")
+    assert ("failed", "callback") in await kinds_and_causes(town, made["id"])
+    assert await stored(town, made["id"]) == ["failed"]
