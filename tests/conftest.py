@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,6 +68,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _place(folder: str) -> int:
     return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report what was played of all paths against each other: `just deadlocks`."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, ())]
+    played = [dict(one.user_properties)["played"] for one in reports if "played" in dict(one.user_properties)]
+    if not played:
+        return
+    paths: Counter[str] = Counter()
+    for one in played:
+        paths.update(one["paths"])
+    terminalreporter.write_line(
+        f"{sum(one['rounds'] for one in played)} rounds, {paths.total()} runs of {len(paths)} paths "
+        f"(each {min(paths.values())} to {max(paths.values())} times), "
+        f"{sum(one['deadlocks'] for one in played)} deadlocks"
+    )
 
 
 @dataclass(frozen=True)

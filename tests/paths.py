@@ -1,15 +1,12 @@
-"""Everything that happens to payments, refunds and statement lines: one path at a time, or all against each other."""
+"""Everything that locks rows of payments, refunds, statement lines and what belongs to them: one path at a time."""
 
 import asyncio
-import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Literal
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.outbox import Subscriber
-from mpesa_gateway.errors import Refused
 from mpesa_gateway.events import Event
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.privacy import Erasure, Privacy
@@ -42,9 +39,6 @@ OLD = (
 
 async def hear(_: Event, __: Runtime) -> None:
     """A subscriber that does nothing."""
-
-
-PAYMENT = {"amount": 500, "phone": "254711000001"}
 
 
 class Paths:
@@ -228,27 +222,26 @@ class Paths:
         assert (await call("PUT", address, {"webhook_url": self.town.receiver.url})).status == 200
         await self.replay()
 
-    async def replay(self) -> Any:
-        """Webhooks of the last hour once more."""
-        since = rfc3339(datetime.now(UTC) - timedelta(hours=1))
+    async def replay(self, seconds: float = 3600) -> Any:
+        """Webhooks of the last so many seconds once more."""
+        since = rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
         return await self.town.api.call("POST", "/v1/webhooks/replay", {"since": since})
 
     async def let_go(self) -> None:
         """Everything that has ended is old: payers are erased, and what may go goes."""
         gateway = self.town.gateway
-        await self.paid()
+        made = await self.paid()
         await self.town.receiver.wait_for(1)
         for sql in OLD:
             await gateway.db.execute(sql)
-        done = await self.erase()
+        done = await self.erase(made["phone"])
         assert done.cases > 0, done.left
         await Retention(gateway).forget()
 
-    async def erase(self) -> Erasure:
-        """Erase the payers of all payments."""
-        phones = {f"2547110{number % 100000:05}" for number in range(self.number - 3, self.number + 1)}
+    async def erase(self, *phones: str) -> Erasure:
+        """Erase payers."""
         done = Erasure()
-        for phone in sorted(phones):
+        for phone in phones:
             done.add(await Privacy(self.town.gateway).erase(Msisdn(phone), actor="a person"))
         return done
 
@@ -289,105 +282,3 @@ class Paths:
         yield self.set_up()
         yield self.let_go()
         yield self.heard_by_host()
-
-
-ROUND = 8
-"""Things that happen at once in each round."""
-
-
-class Collisions:
-    """Paths against each other, over few rows: each round begins several of them at once."""
-
-    def __init__(self, paths: Paths, seed: int) -> None:
-        self._paths, self._chance = paths, random.Random(seed)  # noqa: S311 - a test's order
-        self._town, self._payments = paths.town, list[dict[str, Any]]()
-        self.failed: list[BaseException | str] = []
-        """What went wrong otherwise than by a refusal."""
-
-    async def play(self, rounds: int) -> None:
-        """So many rounds. Every fifth begins with new payments: those before have ended."""
-        for number in range(rounds):
-            if number % 5 == 0:
-                await self._begin()
-            kinds = self._chance.choices(await self._kinds(number), k=ROUND)
-            for outcome in await asyncio.gather(*(kind() for kind in kinds), return_exceptions=True):
-                if isinstance(outcome, BaseException) and not isinstance(outcome, Refused):
-                    self.failed.append(outcome)
-
-    async def _begin(self) -> None:
-        self._payments = list(await asyncio.gather(*(self._paths.pay() for _ in range(4))))
-
-    async def _kinds(self, number: int) -> list[Callable[[], Coroutine[Any, Any, Any]]]:
-        """What can happen now."""
-        paths, chance, services, db = self._paths, self._chance, self._town.gateway.services, self._town.gateway.db
-        made, other = chance.sample(self._payments, 2)
-        receipt = f"R{number // 5:07}{chance.choice('AB')}X"
-        refunds = await db.fetch(
-            "SELECT refund_id FROM refund WHERE status = 'pending' ORDER BY refund_id DESC LIMIT 2"
-        )
-        callbacks = await db.fetch("SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 3")
-        lines = await db.fetch("SELECT line_id FROM statement_line WHERE payment_id IS NULL LIMIT 2")
-        desk = services.get(PaymentDesk)
-
-        async def call(method: str, path: str, body: Any = None, key: str | None = None) -> None:
-            answer = await self._town.api.call(method, path, body, headers={"Idempotency-Key": key} if key else {})
-            if answer.status >= 500 and answer.status != 503:
-                self.failed.append(f"{method} {path}: {answer.status} {answer.body}")
-
-        async def expire() -> None:
-            await db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", other["id"])
-            await services.get(Expiry).end_due()
-
-        async def check() -> None:
-            answer = await self._town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")
-            if answer.status == 200:
-                says = {"ReceiptNo": receipt, "TransactionStatus": chance.choice(("Completed", "Reversed", "Failed"))}
-                body = result(0, says=says | {"Amount": "500.00"})
-                await paths.call_back("status", answer.data["check_id"], body)
-
-        async def read_statement() -> None:
-            references = [one["reference"] for one in chance.sample(self._payments, 2)]
-            rows = [line(f"S{number:07}{at}X", reference=text) for at, text in enumerate(references)]
-            rows.append(line(receipt))
-            rows.append(line(f"L{number // 5:07}XX", 500, reference="nobody's"))
-            paths.daraja.say("pullquery", page(*chance.sample(rows, len(rows))))
-            await call("POST", RUN, {})
-
-        async def erase() -> None:
-            old = "UPDATE payment SET updated_at = now() - interval '3 days' WHERE payment_id = $1"
-            await db.execute(old, other["id"])
-            await paths.erase()
-
-        kinds: list[Callable[[], Coroutine[Any, Any, Any]]] = [
-            lambda: paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
-            lambda: paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
-            lambda: paths.call_back("stk", other["id"], stk_callback(other["provider_ref"], receipt=receipt)),
-            lambda: paths.call_back("stk", other["id"], stk_callback(other["provider_ref"], amount=5)),
-            lambda: services.get(StkQueries).ask(made["id"], is_forced=True),
-            lambda: services.get(CallbackDispatcher).sweep(),
-            lambda: services.get(OutsideReversals).take_noted(),
-            lambda: call("POST", "/v1/refunds", {"payment_id": made["id"]}),
-            lambda: call("POST", "/v1/refunds", {"payment_id": made["id"]}, f"w{made['id']}"),
-            lambda: call("POST", "/v1/refunds", {"payment_id": made["id"], "amount": 5}, f"p{number % 7}{made['id']}"),
-            lambda: call("POST", "/v1/payments", PAYMENT, f"k{number // 5}"),
-            lambda: desk.look_after(other["id"], "seen to", actor="a person"),
-            lambda: call("POST", "/v1/merchant/webhook/rotate"),
-            paths.replay,
-            expire,
-            check,
-            read_statement,
-            erase,
-        ]
-        for row in refunds:
-            said = result(chance.choice((0, 1)), transaction_id=f"REV{number:06}X", says={})
-            kinds += [
-                partial(paths.call_back, "reversal", row["refund_id"], said),
-                partial(services.get(RefundQueries).ask, row["refund_id"]),
-                partial(paths.resolve, row["refund_id"], "failed"),
-            ]
-        for row in callbacks:
-            kinds.append(partial(services.get(CallbackOperatorService).replay, row["callback_id"], actor="a person"))
-        for row in lines:
-            path = f"/v1/payments/mpesa/statement-lines/{row['line_id']}/assign"
-            kinds.append(partial(call, "POST", path, {"payment_id": made["id"]}))
-        return kinds

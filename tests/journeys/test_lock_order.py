@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -11,15 +11,19 @@ import pytest
 
 from mpesa_gateway.db.named import Named
 from mpesa_gateway_payments import tables, transition_sql
+from tests.collisions import PLAYED, Collisions
 from tests.conftest import Town
 from tests.daraja import Daraja
 from tests.house.tree import ROOT, shipped_modules
 from tests.locks import RANKS, Recorder, count_deadlocks, lockings, unsorted_changes
 from tests.owner import as_owner
-from tests.paths import Collisions, Paths
+from tests.paths import Paths
 
 ROUNDS = int(os.environ.get("MPESA_GATEWAY_TEST_ROUNDS", "40"))
-"""`just deadlocks` plays 10,000."""
+"""`just deadlocks 10000` plays 10,000."""
+
+SHARE = 1000
+"""Rounds of one database: with many more rows each round would take longer."""
 
 PLAIN = {
     "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
@@ -193,17 +197,28 @@ async def deadlocks_of(database_url: str) -> int:
         await connection.close()
 
 
+@pytest.mark.parametrize(
+    ("seed", "rounds"), [(7 + at, min(SHARE, ROUNDS - at * SHARE)) for at in range(-(-ROUNDS // SHARE))]
+)
 @pytest.mark.usefixtures("quick_to_see", "initiated")
 async def test_all_paths_against_each_other_end_without_a_deadlock(
-    town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+    town: Town,
+    daraja: Daraja,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    seed: int,
+    rounds: int,
 ) -> None:
     found = count_deadlocks(monkeypatch, dawdle=0.004)
-    collisions = Collisions(Paths(town, daraja), seed=7)
-    await collisions.play(ROUNDS)
-    assert found == []
-    assert collisions.failed == []
+    collisions = Collisions(Paths(town, daraja), seed=seed)
+    await collisions.play(rounds)
     assert await town.gateway.db.fetchval("SHOW deadlock_timeout") == "20ms"
-    assert await deadlocks_of(database_url) == 0
+    counted = await deadlocks_of(database_url)
+    record_property(PLAYED, {"rounds": rounds, "deadlocks": counted, "paths": dict(collisions.played)})
+    assert found == []
+    assert counted == 0
+    assert collisions.failed == []
 
 
 @pytest.mark.usefixtures("quick_to_see")
