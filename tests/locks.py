@@ -51,7 +51,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "callback",
     ),
     # Settings, and what a call or a delivery has shown of them.
-    ("merchant", "receiver", "shortcode", "api_key", "webhook_endpoint"),
+    ("merchant",),
+    ("receiver",),
+    ("shortcode",),
+    ("api_key", "webhook_endpoint"),
     ("audit_entry",),
 )
 """The tables in the order in which every transaction locks rows of them. Tables in one group have no order."""
@@ -101,10 +104,11 @@ class Locking:
     after: frozenset[str]
     """The tables that parts of the statement write before it."""
 
-    def is_sorted(self, key: Sequence[str], primary: Sequence[str]) -> bool:
-        """Whether rows are locked in ascending order of ``key``, or there is at most one."""
-        left = tuple(name for name in key if name not in self.equals)
-        return self.is_one or self.equals.issuperset(primary) or self.order[: len(left)] == left
+    def is_sorted(self, table: str, catalogue: "Catalogue") -> bool:
+        """Whether rows of a table are locked in ascending order of its key, or there is at most one."""
+        left = tuple(name for name in catalogue.by(table) if name not in self.equals)
+        unique = (catalogue.primary[table], *catalogue.unique[table])
+        return self.is_one or any(map(self.equals.issuperset, unique)) or self.order[: len(left)] == left
 
 
 def _name(node: Any) -> str | None:
@@ -400,11 +404,7 @@ class Held:
                 continue
             if table not in self._catalogue.primary:
                 continue
-            if (
-                clause.waits
-                and table not in UNORDERED
-                and not clause.is_sorted(self._catalogue.by(table), self._catalogue.primary[table])
-            ):
+            if clause.waits and table not in UNORDERED and not clause.is_sorted(table, self._catalogue):
                 self.wrong.append(f"rows of {table} are locked in no order: {_short(sql)}")
             old = [self._catalogue.key(table, one.old) for one in changes if one.table == table and one.old is not None]
             for key in sorted({*own.get(table, ()), *old}):
@@ -462,6 +462,16 @@ def _short(sql: str) -> str:
     return " ".join(sql.split())[:240]
 
 
+def tables_of(sql: str) -> set[str]:
+    """The tables of which a statement writes or locks rows; none for a text that is no statement."""
+    try:
+        parsed = parse_sql(sql)
+    except ParseError:
+        return set()
+    written = {table for raw in parsed for table in _read(cast("Any", raw).stmt).written}
+    return written | {table for clause in lockings(sql) for table in clause.tables}
+
+
 def unsorted_changes(sql: str, catalogue: "Catalogue") -> list[str]:
     """The tables of which a statement changes several rows that it has not locked, in order or without waiting.
 
@@ -502,8 +512,12 @@ class Recorder:
         self._changes: dict[Any, list[Change]] = defaultdict(list)
         self.wrong: dict[str, None] = {}
         """What was out of order, each once."""
-        self.seen: dict[str, set[str]] = defaultdict(set)
-        """The tables whose rows were locked, with the statements that did."""
+        self.seen: set[str] = set()
+        """The tables whose rows were locked."""
+        self.statements: set[str] = set()
+        """Every statement that ran."""
+        self.callers: set[tuple[str, str]] = set()
+        """The functions, each with the file of its module, that waited for a statement."""
 
     async def install(self, owner: "asyncpg.Connection[Any]") -> None:
         """Let every table of the owner's schema report its rows."""
@@ -533,11 +547,14 @@ class Recorder:
 
     def _following(self, plain: Any) -> Any:
         async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
-            if not self._of_tests and _is_asked_by_test():
+            callers = list(_callers())
+            if not self._of_tests and callers and callers[0][0].startswith(_TESTS):
                 try:
                     return await plain(connection, query, *args, **options)
                 finally:
                     self._changes.pop(connection, None)
+            self.statements.add(query)
+            self.callers.update(callers)
             try:
                 done = await plain(connection, query, *args, **options)
             except BaseException:
@@ -576,8 +593,7 @@ class Recorder:
         if connection.is_closed() or not connection.is_in_transaction():
             del self._held[connection]
         self.wrong |= dict.fromkeys(held.wrong)
-        for table in held.keys:
-            self.seen[table].add(query)
+        self.seen |= held.keys.keys()
 
 
 _FETCH = asyncpg.Connection.fetch
@@ -586,12 +602,14 @@ _TESTS = str(Path(__file__).parent)
 _WAYS = (__file__, asyncpg.__path__[0], str(Path(engine.__file__).parent))
 
 
-def _is_asked_by_test() -> bool:
-    """Whether a statement is a test's own: what calls the ways to Postgres is a file of tests."""
-    frame: FrameType | None = cast("Any", sys)._getframe(1)
+def _callers() -> Iterator[tuple[str, str]]:
+    """The functions that wait for the statement of the caller, each with its file, the nearest first."""
+    frame: FrameType | None = cast("Any", sys)._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_WAYS):
         frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename.startswith(_TESTS)
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_code.co_name
+        frame = frame.f_back
 
 
 def count_deadlocks(patch: pytest.MonkeyPatch, *, dawdle: float = 0.0) -> list[str]:
