@@ -33,11 +33,14 @@ ast: Any = importlib.import_module("pglast.ast")
 ORDER: tuple[tuple[str, ...], ...] = (
     ("callback_turn",),
     ("idempotency_key",),
+    ("payout_account",),
+    ("payout_batch",),
     # About a payment, and locked before it.
-    ("refund", "status_check", "reconciliation_run"),
+    ("refund", "payout", "status_check", "reconciliation_run"),
     ("payment",),
     # A line is a witness of money: its payment is locked before it.
-    ("statement_line",),
+    ("transaction", "statement_line"),
+    ("account_number",),
     # Inserted, and changed by one process at a time.
     (
         "reconciliation_line",
@@ -57,7 +60,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("api_key", "webhook_endpoint"),
     ("audit_entry",),
 )
-"""The tables in the order in which every transaction locks rows of them. Tables in one group have no order."""
+"""The tables in the order in which every transaction locks rows of them. Tables in one group have no order.
+
+Tables of plugins to come have their place already: a table has to be on a path once the database has it.
+"""
 
 RANKS: Mapping[str, int] = {table: rank for rank, group in enumerate(ORDER) for table in group}
 
@@ -66,6 +72,7 @@ TURN = "callback_turn"
 
 BY: Mapping[str, tuple[str, ...]] = {
     "statement_line": ("merchant_id", "env", "receipt"),
+    "transaction": ("env", "direction", "receipt"),
     # Two payments of one key are kept apart by the row of the key, which is locked before.
     "payment": ("payment_id",),
 }
@@ -340,19 +347,22 @@ class Held:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.keys: dict[str, set[Key]] = defaultdict(set)
+        self.shared: dict[str, set[Key]] = defaultdict(set)
+        """Keys of rows that inserted rows refer to: others may refer to them as well, and nothing may lock them."""
         self.wrong: list[str] = []
         self._made: dict[str, set[Key]] = defaultdict(set)
         """Keys of rows that this transaction has inserted: nobody else has locked them before."""
-        self._saved: list[dict[str, set[Key]]] = []
+        self._saved: list[tuple[dict[str, set[Key]], dict[str, set[Key]]]] = []
 
     def _held(self) -> Iterator[str]:
         for table, keys in self.keys.items():
             if keys - self._made[table] if table in FRESH else keys:
                 yield table
+        yield from (table for table, keys in self.shared.items() if keys)
 
     def save(self) -> None:
         """A savepoint."""
-        self._saved.append({table: set(keys) for table, keys in self.keys.items()})
+        self._saved.append((_copied(self.keys), _copied(self.shared)))
 
     def release(self) -> None:
         """The newest savepoint is part of the transaction."""
@@ -360,7 +370,7 @@ class Held:
 
     def undo(self) -> None:
         """The locks since the newest savepoint are gone."""
-        self.keys = defaultdict(set, self._saved.pop())
+        self.keys, self.shared = map(_copied, self._saved.pop())
 
     def lock(
         self, table: str, key: Key, sql: str, *, waits: bool = True, is_sorted: bool = True, child: str = ""
@@ -370,7 +380,7 @@ class Held:
         ``waits`` says that it waits for others, ``is_sorted`` that rows of this table have an order. ``child`` is the
         table of a row that refers to this one: Postgres locks what a row refers to after the row.
         """
-        if table not in RANKS or key in self.keys[table]:
+        if table not in RANKS or key in self.keys[table] or (child and key in self.shared[table]):
             return
         if waits:
             later = sorted(other for other in self._held() if RANKS[other] > RANKS[table] and other != child)
@@ -382,7 +392,7 @@ class Held:
                 and any(other > key for other in self.keys[table] - self._made[table])
             ):
                 self.wrong.append(f"{table} {key} after a greater one: {_short(sql)}")
-        self.keys[table].add(key)
+        (self.shared if child else self.keys)[table].add(key)
 
     def take(self, sql: str, changes: Sequence[Change], own: Mapping[str, Sequence[Key]]) -> None:
         """Take the locks of one statement: ``changes`` in their order, ``own`` the rows that the transaction has."""
@@ -456,6 +466,10 @@ class Held:
         keys = [[tuple(row[name] for name in columns) for row in rows] for columns in natural]
         told = [each for each in keys if not any(None in key for key in each)]
         return not told or any(each == sorted(each) for each in told)
+
+
+def _copied(held: Mapping[str, set[Key]]) -> dict[str, set[Key]]:
+    return defaultdict(set, {table: set(keys) for table, keys in held.items()})
 
 
 def _short(sql: str) -> str:
@@ -593,7 +607,7 @@ class Recorder:
         if connection.is_closed() or not connection.is_in_transaction():
             del self._held[connection]
         self.wrong |= dict.fromkeys(held.wrong)
-        self.seen |= held.keys.keys()
+        self.seen |= held.keys.keys() | held.shared.keys()
 
 
 _FETCH = asyncpg.Connection.fetch

@@ -208,11 +208,6 @@ WHERE payment_id = $1 AND charge IN ('ready', 'sending', 'released')
 RETURNING *
 """
 
-LEARN_CHECKOUT = """
-UPDATE payment SET merchant_request_id = COALESCE(merchant_request_id, $2), checkout_request_id = $3
-WHERE payment_id = $1 AND checkout_request_id IS NULL
-"""
-
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
 READ = f"""
@@ -276,8 +271,6 @@ SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_
 """The view adds what the payment's own columns say to the stored steps."""
 
 FIND_BY_RECEIPT = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND receipt = $3"
-
-RELEARN_CHECKOUT = "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1"
 
 EXAMINE = f"""
 WITH lately AS (

@@ -31,6 +31,7 @@ PROCESSING = (
     500,
     {"requestId": "r", "errorCode": "500.001.1001", "errorMessage": "The transaction is being processed"},
 )
+LEARN_HANDLE = "UPDATE payment SET merchant_request_id = 'm-1', checkout_request_id = 'ws_CO_1' WHERE payment_id = $1"
 BUSY = (503, {"requestId": "r", "errorCode": "500.003.02", "errorMessage": "Spike arrest violation"})
 PAID = (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"})
 
@@ -289,7 +290,7 @@ async def test_a_payment_whose_ack_has_just_come_is_asked_about_and_not_given_up
         )
         giving_up = asyncio.create_task(street.queries.ask(payment["id"]))
         await asyncio.sleep(0)
-        learnt = asyncio.create_task(db.execute(tables.LEARN_CHECKOUT, payment["id"], "m-1", "ws_CO_1"))
+        learnt = asyncio.create_task(db.execute(LEARN_HANDLE, payment["id"]))
         assert await giving_up
         assert await learnt == "UPDATE 1"
         assert (await street.find(payment))["status"] == "pending"
