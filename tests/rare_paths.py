@@ -107,8 +107,8 @@ class RarePaths(Paths):
 
     async def asked_about_lines(self) -> None:
         """Lines that could be of two payments: M-Pesa is asked, and answers."""
-        for number in range(2):
-            await self.town.api.pay(f"25471100000{number}", 650, key=f"l{self.number}-{number}", reference="table 9")
+        for phone in ("254711000001", "254799999001"):
+            await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
         self.daraja.say("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
         await self.town.api.call("POST", RUN, {})
         sql = "SELECT line_id FROM statement_line WHERE receipt = 'ASKED00001'"
