@@ -37,6 +37,7 @@ INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is
 SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
 FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
+ORDER BY event_id
 RETURNING event_id
 """
 
@@ -47,6 +48,7 @@ SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body 
 INSERT_TASKS = """
 INSERT INTO event_task (event_id, subscriber, due_at)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
+ORDER BY event_id, subscriber
 RETURNING event_id
 """
 

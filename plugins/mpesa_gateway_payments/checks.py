@@ -194,6 +194,8 @@ class StatusChecks:
             check_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
         )
         if asked is not None and payment_id is not None:
+            # Before its step refers to it: a result that waits for this answer locks it.
+            await self._db.fetchrow(tables.LOCK, [payment_id])
             await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
         callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):

@@ -59,10 +59,6 @@ SELECT found.* FROM (
 """  # noqa: S608 - likewise
 """Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
 
-FACTS_LOCKED = f"""
-SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id FOR UPDATE
-"""  # noqa: S608 - likewise
-
 RECEIPTS_KNOWN = """
 SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 """

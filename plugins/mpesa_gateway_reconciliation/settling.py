@@ -26,6 +26,7 @@ from mpesa_gateway_payments.api import (
     Direction,
     Evidence,
     Finding,
+    Lock,
     Mismatch,
     Payments,
     Proof,
@@ -136,11 +137,10 @@ class Settling:
             for row in rows:
                 receipts = named_receipts(row)
                 if receipts:
-                    await self._write(row, run, partial(self._take_back, evidence_of(row, Proof.WINDOW), receipts))
+                    await self._write(
+                        row, run, partial(self._recovery.take_back, evidence_of(row, Proof.WINDOW), receipts)
+                    )
             after = rows[-1]["line_id"]
-
-    async def _take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
-        return await self._recovery.take_back(report, receipts)
 
     async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
@@ -170,12 +170,16 @@ class Settling:
         """Settle one line in a transaction of its own: its payment and then the line."""
         return await self._write(row, run, partial(self._recovery.settle, report))
 
-    async def _write(self, row: Row, run: Row | None, settle: Callable[[], Awaitable[Settled]]) -> Settled:
+    async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
+        async def lock() -> None:
+            _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
+
         settled = Settled("already_known")
         try:
             async with self._db.transaction():
-                settled = await settle()
-                _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
+                settled = await settle(lock)
+                if settled.payment_id is None:
+                    await lock()
                 # A payment of another merchant of this receiver is theirs to see.
                 is_own = settled.merchant_id == row["merchant_id"]
                 finding = settled.finding if is_own or settled.payment_id is None else "not_found"
@@ -300,13 +304,16 @@ class Settling:
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
-        async with self._db.transaction():
-            settled = await self._recovery.assign(report, payment_id, by_operator=by_operator)
-            if isinstance(settled, Unfit):
-                raise LineSettled(_UNFIT[settled.why])
+
+        async def lock() -> None:
             line = await self._db.fetchrow(tables.LOCK_ANY_LINE, line_id)
             if line is None or line["payment_id"] is not None:
                 raise LineSettled("this line belongs to a payment already")
+
+        async with self._db.transaction():
+            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator)
+            if isinstance(settled, Unfit):
+                raise LineSettled(_UNFIT[settled.why])
             assigned = await self._db.fetchrow(tables.FOUND, line_id, settled.finding, payment_id, self._clock.now())
             # Last: a wait for the audit log holds nothing that others need.
             detail = {"payment_id": payment_id, "finding": settled.finding}

@@ -151,7 +151,7 @@ WITH given AS (
 INSERT INTO reconciliation_line (run_id, line_id, finding)
 SELECT $run_id, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
     WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
-FROM kept
+FROM kept ORDER BY line_id
 ON CONFLICT (run_id, line_id) DO NOTHING
 RETURNING line_id
 """)
@@ -195,8 +195,10 @@ PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = 
 
 FOUND_MANY = """
 WITH open AS (
+    -- In the order in which KEEP_LINES takes them.
     SELECT line_id FROM statement_line
-    WHERE line_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+    WHERE line_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL
+    ORDER BY merchant_id, env, receipt FOR UPDATE
 ), found AS (
     UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
 )
@@ -289,7 +291,8 @@ ORDER BY line_id LIMIT $4
 """
 
 LINES_OF_CASE = """
-SELECT * FROM statement_line WHERE line_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[]) FOR UPDATE
+SELECT * FROM statement_line WHERE line_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
+FOR UPDATE NOWAIT
 """
 
 ERASE = """
@@ -354,8 +357,12 @@ WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, env, finding
 
 SET_ASIDE_OF_RUN = f"""
 UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
-    AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
+WHERE line_id IN (
+    SELECT line_id FROM statement_line
+    WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
+        AND finding = 'not_found' AND {UNRESOLVED}
+    ORDER BY merchant_id, env, receipt FOR UPDATE
+) RETURNING line_id
 """  # noqa: S608 - likewise
 
 REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 AND env = $2 ORDER BY registered_at DESC"

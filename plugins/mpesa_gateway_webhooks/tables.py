@@ -72,6 +72,7 @@ FROM (
     LIMIT cardinality($1)
 ) AS made LEFT JOIN webhook_endpoint ON webhook_endpoint.merchant_id = made.merchant_id
     AND webhook_endpoint.env = made.env AND is_active
+ORDER BY event_id, endpoint_id
 RETURNING CASE WHEN status = 'pending' THEN delivery_id END
 """
 """Returns the ids of those that can be sent now, and NULL for each that waits for an endpoint."""
@@ -102,8 +103,12 @@ CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY d
 
 HAND_BACK = """
 UPDATE delivery SET leased_until = NULL
-FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
-WHERE delivery_id = id AND status = 'pending' AND leased_until = until
+FROM (
+    SELECT id FROM (
+        SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' AND leased_until = until ORDER BY delivery_id FOR UPDATE OF delivery
+) AS back WHERE delivery_id = id
 """
 
 DUE = """
@@ -136,12 +141,16 @@ WITH taken AS (
     LIMIT cardinality($1)
 ), tried AS (
     INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken
+    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken ORDER BY attempt_id
 )
 UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
     last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
-FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
+FROM (
+    SELECT delivery_id AS id, taken.status FROM taken JOIN delivery ON delivery_id = taken.id
+    WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+) AS taken WHERE delivery_id = taken.id
 """
+"""This and other statements about many lock them in one order, so that two of them wait for one another in no ring."""
 
 FAILED = """
 UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
@@ -155,13 +164,20 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
-FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
-WHERE delivery_id = id AND status = 'pending'
+FROM (
+    SELECT id, until FROM (
+        SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+) AS later WHERE delivery_id = id
 """
 
 MAKE_WAIT = """
 UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 MAKE_ORPHANS_WAIT = """
@@ -218,7 +234,10 @@ RETURNING delivery.delivery_id, status
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 
@@ -239,7 +258,7 @@ WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_act
     SELECT delivery_id FROM delivery
     WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY delivery_id LIMIT $6
+    ORDER BY delivery_id LIMIT $6 FOR UPDATE
 )
 RETURNING delivery_id
 """
@@ -256,6 +275,7 @@ SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status =
 
 ATTEMPTS_OF_CASE = """
 SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
+FOR UPDATE OF attempt NOWAIT
 """
 
 EVENTS_SINCE = """
