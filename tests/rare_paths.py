@@ -126,7 +126,7 @@ class RarePaths(Paths):
         db, call, receiver = self.town.gateway.db, self.town.api.call, self.town.receiver
         receiver.status = 500
         await self.paid()
-        failed = "SELECT max(delivery_id) FROM delivery WHERE last_status = 500"
+        failed = "SELECT delivery_id FROM delivery WHERE last_status = 500 ORDER BY delivery_id DESC LIMIT 1"
         delivery = await eventually(lambda: db.fetchval(failed))
         assert (await call("DELETE", "/v1/merchant/webhook")).status == 200
         receiver.status = 200

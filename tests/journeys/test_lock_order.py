@@ -9,12 +9,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.named import Named
+from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_payments import tables, transition_sql
 from tests.collisions import PLAYED, Collisions
 from tests.conftest import Town
@@ -39,10 +41,7 @@ UNPLAYED = {
     "mpesa_gateway.db.outbox.DUE_TASKS": _TIMED,
     "mpesa_gateway_callbacks.tables.COUNT_REPEATED": _ALONE,
     "mpesa_gateway_credentials.tables.LOCK_RECEIVER": _LIVE,
-    "mpesa_gateway_payments.due_sql.ASK_AGAIN": _TIMED,
-    "mpesa_gateway_payments.due_sql.CLAIM_DUE": _TIMED,
     "mpesa_gateway_payments.due_sql.CLAIM_DUE_OF": _TIMED,
-    "mpesa_gateway_payments.erasure_sql.ERASE_CHECK": "CHECKS_OF_CASE has locked the row, without waiting",
     "mpesa_gateway_reconciliation.tables.BEAT": _ALONE,
     "mpesa_gateway_reconciliation.tables.PROVE_ZONE": _ALONE,
     "mpesa_gateway_webhooks.tables.CANCEL": _ALONE,
@@ -53,6 +52,9 @@ UNPLAYED = {
     "plugins/mpesa_gateway_credentials/ownership.py: allow_use": _LIVE,
     "plugins/mpesa_gateway_credentials/ownership.py: move_receiver": _LIVE,
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
+    "plugins/mpesa_gateway_payments/due_sql.py: ask_again": _TIMED,
+    "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
+    "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, without waiting",
     "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
 """Statements that lock rows, and functions that build such a query, that no path plays, and why that is no gap."""
@@ -217,7 +219,7 @@ async def test_lock_out_of_order_is_found(
                 await db.execute(sql)
                 continue
             await db.fetch(*lock.get(sql, (sql, *([[first, second]] if "$1" in sql else []))))
-    said = [one.partition(":")[0].replace(f"('{first}',)", "FIRST") for one in recorder.wrong]
+    said = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
     assert said == found
 
 
