@@ -54,7 +54,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
     "plugins/mpesa_gateway_payments/due_sql.py: ask_again": _TIMED,
     "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
-    "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, without a wait",
+    "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, by NOWAIT",
     "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
 """Statements that lock rows, and functions that build such a query, that no path plays, and why that is no gap."""
