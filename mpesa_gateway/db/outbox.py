@@ -287,8 +287,8 @@ def _payload(event: Event) -> str | None:
 
 def _event(row: Row, kind: type[E]) -> E:
     """The event that a row stores. Raises msgspec.ValidationError where this release cannot read it."""
-    data = {} if row["body"] is None else msgspec.json.decode(row["body"])["data"]
-    payload = {} if row["payload"] is None else msgspec.json.decode(row["payload"])
+    data: dict[str, Any] = {} if row["body"] is None else msgspec.json.decode(row["body"])["data"]
+    payload: dict[str, Any] = {} if row["payload"] is None else msgspec.json.decode(row["payload"])
     columns = {name: row[name] for name in _COLUMNS}
     columns |= {"merchant_id": row["merchant_id"] or "", "subject_id": row["subject_id"] or ""}
     return restore(data | payload | columns, kind)
