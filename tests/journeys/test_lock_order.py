@@ -212,14 +212,14 @@ async def test_lock_out_of_order_is_found(
     first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
     # In the table it stands after the other one now.
     await db.execute(f"{MARK} WHERE payment_id = $1", first)
-    lock: dict[str, tuple[str, list[Any]]] = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
+    lock: dict[str, tuple[str, list[str]]] = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
     async with db.transaction():
         for sql in statements:
             if "SAVEPOINT" in sql:
                 await db.execute(sql)
                 continue
-            statement, values = lock.get(sql, (sql, [[first, second]] if "$1" in sql else []))
-            await db.fetch(statement, *values)
+            statement, ids = lock.get(sql, (sql, [first, second]))
+            await db.fetch(statement, *([ids] if "$1" in statement else []))
     said = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
     assert said == found
 
