@@ -15,6 +15,7 @@ from mpesa_gateway_credentials.plugin import plugin as credentials
 from mpesa_gateway_payments.plugin import plugin as payments
 from mpesa_gateway_reconciliation.plugin import plugin as reconciliation
 from mpesa_gateway_refunds.plugin import plugin as refunds
+from mpesa_gateway_transactions.plugin import plugin as transactions
 from mpesa_gateway_webhooks.plugin import plugin as webhooks
 
 _TRUTH = truth(has_worlds=False)
@@ -61,7 +62,7 @@ _WORDS = {
 
 ALWAYS: dict[str, str] = OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
-    for plugin in (callbacks, credentials, payments, reconciliation, refunds, webhooks)
+    for plugin in (callbacks, credentials, payments, reconciliation, refunds, transactions, webhooks)
     for invariant in plugin.invariants
     if invariant.grace is None
 }

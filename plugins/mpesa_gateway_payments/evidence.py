@@ -129,6 +129,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     phone: str | None = None
     code: str = "0"
     text: str = ""
+    at: datetime | None = None
+    """When the money moved, None where that is not stated."""
     is_proven: bool = True
     """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
 
@@ -148,6 +150,7 @@ def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
         phone=evidence.payer,
         code=code,
         text=text,
+        at=evidence.time[0] if evidence.time else None,
         is_proven=evidence.proof is not Proof.NONE,
     )
 

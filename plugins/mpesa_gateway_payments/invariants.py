@@ -62,6 +62,27 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="receipt_is_a_transaction",
+        sentence="A payment's receipt is a transaction of its amount and merchant that is for it",
+        sql="""
+            SELECT payment_id FROM payment WHERE receipt IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM transaction WHERE transaction.env = payment.env AND direction = 'in'
+                    AND transaction.receipt = payment.receipt AND transaction.merchant_id = payment.merchant_id
+                    AND subject_kind = 'payment' AND subject_id = payment_id AND amount_cents = amount * 100::bigint)
+        """,
+    ),
+    Invariant(
+        name="transaction_is_a_receipt",
+        sentence="A transaction that is for a payment is its receipt, and one that contradicts a payment is a mismatch",
+        sql="""
+            SELECT transaction_id FROM transaction LEFT JOIN payment ON payment_id = subject_id
+            WHERE subject_kind = 'payment' AND transaction.receipt IS DISTINCT FROM payment.receipt
+            UNION ALL
+            SELECT transaction_id FROM transaction LEFT JOIN payment ON payment_id = conflict_id
+            WHERE conflict_id IS NOT NULL AND mismatch IS NULL
+        """,
+    ),
+    Invariant(
         name="refunds_fit",
         sentence="Never more goes back than came in, and only of what came in",
         sql="""

@@ -72,4 +72,10 @@ SELECT payment_id FROM payment WHERE env = $1 AND receipt = ANY($3::text[]) AND 
 ORDER BY payment_id LIMIT 1
 """
 
-OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
+OUTGOING = """
+SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])
+UNION
+SELECT receipt FROM transaction
+WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
+"""
+"""Receipts that pay for nothing: M-Pesa called them reversed, or they are those of refunds."""

@@ -72,16 +72,8 @@ UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE
 """
 
 REVERSE = """
-WITH reversed AS (
-    UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
-        status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
-    WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
-    RETURNING *
-), outgoing AS (
-    INSERT INTO outgoing_receipt (env, receipt, payment_id, noted_at)
-    SELECT env, $4, payment_id, $3 FROM reversed WHERE $4::text IS NOT NULL
-    ON CONFLICT (env, receipt) DO NOTHING
-)
-SELECT * FROM reversed
+UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
+    status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
+WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
+RETURNING *
 """
-"""``$4`` is the reversal's own receipt: it is known as money that went out."""
