@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from mpesa_gateway.daraja.wire import read_amount as read_kes
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
@@ -230,6 +231,11 @@ def is_negative(amount: str | None) -> bool:
     return any(digit != "0" for digit in text if digit.isdigit()) and (
         text.startswith(("-", "(")) or text.endswith(("-", ")"))
     )
+
+
+def read_unsigned(amount: str | None) -> Kes | None:
+    """An amount in KES that is shown below zero, because the money went out."""
+    return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
 def possible(

@@ -62,21 +62,15 @@ INVARIANTS = (
         """,
     ),
     Invariant(
-        name="receipt_is_a_transaction",
-        sentence="A payment's receipt is a transaction of its amount and merchant that is for it",
+        name="receipt_is_its_transaction",
+        sentence="A payment's receipt is a transaction of its amount that is for it, and others contradict a mismatch",
         sql="""
-            SELECT payment_id FROM payment WHERE receipt IS NOT NULL AND NOT EXISTS (
-                SELECT 1 FROM transaction WHERE transaction.env = payment.env AND direction = 'in'
-                    AND transaction.receipt = payment.receipt AND transaction.merchant_id = payment.merchant_id
-                    AND subject_kind = 'payment' AND subject_id = payment_id AND amount_cents = amount * 100::bigint)
-        """,
-    ),
-    Invariant(
-        name="transaction_is_a_receipt",
-        sentence="A transaction that is for a payment is its receipt, and one that contradicts a payment is a mismatch",
-        sql="""
-            SELECT transaction_id FROM transaction LEFT JOIN payment ON payment_id = subject_id
-            WHERE subject_kind = 'payment' AND transaction.receipt IS DISTINCT FROM payment.receipt
+            SELECT COALESCE(payment_id, transaction_id)
+            FROM payment FULL JOIN (SELECT * FROM transaction WHERE subject_kind = 'payment') AS money
+                ON subject_id = payment_id
+            WHERE (payment.receipt IS NOT NULL OR transaction_id IS NOT NULL)
+                AND (payment.env, 'in', payment.merchant_id, payment.receipt, amount * 100::bigint)
+                    IS DISTINCT FROM (money.env, direction, money.merchant_id, money.receipt, amount_cents)
             UNION ALL
             SELECT transaction_id FROM transaction LEFT JOIN payment ON payment_id = conflict_id
             WHERE conflict_id IS NOT NULL AND mismatch IS NULL

@@ -21,7 +21,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
-from mpesa_gateway_reconciliation.line_evidence import kept_times
+from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
 from mpesa_gateway_reconciliation.measures import RUNS
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
 from mpesa_gateway_reconciliation.run_reader import RunReader
@@ -31,6 +31,7 @@ from mpesa_gateway_reconciliation.schemas import (
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_transactions.api import Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -61,13 +62,22 @@ _MOST_UNREADABLE = 10
 class Reconciliation:
     """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, runtime: Runtime, *, credentials: Credentials, settling: Settling, runs: RunReader) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        credentials: Credentials,
+        settling: Settling,
+        runs: RunReader,
+        transactions: Transactions,
+    ) -> None:
         self._runtime = runtime
         self._db = runtime.db
         self._settings = runtime.settings(ReconciliationSettings)
         self._credentials = credentials
         self._settling = settling
         self._runs = runs
+        self._transactions = transactions
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
@@ -281,13 +291,15 @@ class Reconciliation:
         raise AssertionError("unreachable")
 
     async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Write a page's lines, each once. Returns how many of them this run had not seen."""
+        """Write a page's lines, each once, and their transactions. Returns how many of them this run had not seen."""
         now = self._runtime.clock.now()
         given = [self._line_columns(line, run, zone, now) for line in page.lines]
+        seen = [seen_on(run, line, row["likely"]) for line, row in zip(page.lines, given, strict=True)]
         async with self._db.transaction():
             is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
             if is_ours is None:
                 raise RunLost("the run was given up meanwhile")
+            await self._transactions.record(seen)
             rows = await self._db.fetch(
                 *tables.KEEP_LINES.bind_rows(
                     given,

@@ -29,15 +29,6 @@ INVARIANTS = (
         """,
     ),
     Invariant(
-        name="receipt_is_a_transaction",
-        sentence="The receipt of a reversal is a transaction that went out",
-        sql="""
-            SELECT refund_id FROM refund WHERE status = 'completed' AND reversal_receipt IS NOT NULL AND NOT EXISTS (
-                SELECT 1 FROM transaction WHERE transaction.env = refund.env AND direction = 'out'
-                    AND transaction.receipt = reversal_receipt)
-        """,
-    ),
-    Invariant(
         name="completed_was_told",
         sentence="A refund that went through has exactly one event payment.reversed",
         sql="""

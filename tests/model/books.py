@@ -150,9 +150,8 @@ SETTLED: dict[str, str] = {
     "lost: money that stands nowhere": """
         SELECT t.receipt FROM sim_transaction t
         WHERE t.party = '' AND NOT t.is_out
-            AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
-            AND NOT EXISTS (SELECT 1 FROM statement_line l WHERE l.receipt = t.receipt
-                AND l.finding IN ('not_found', 'ambiguous') AND l.payment_id IS NULL)
+            AND NOT EXISTS (SELECT 1 FROM transaction x WHERE x.env = t.env AND x.direction = 'in'
+                AND x.receipt = t.receipt AND x.amount_cents = t.amount * 100::bigint)
     """,
     "invented: paid, and the money is not in M-Pesa's ledger": """
         SELECT payment_id FROM paid p
