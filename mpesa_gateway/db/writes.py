@@ -39,8 +39,8 @@ class Write:
     told: Told | None = None
     """Hears, once the write is done, what it returned. It may put nothing off."""
     then: str | None = None
-    """A statement that follows with the same arguments. It reads what was returned as the table ``{written}``: its first
-    column is called ``it``, further ones keep their names."""
+    """A statement that follows with the same arguments. It reads what was returned as the table ``{written}``: the
+    first column is called ``it``, further ones keep their names."""
 
 
 async def write_down(connection: Connection, writes: Sequence[Write]) -> None:

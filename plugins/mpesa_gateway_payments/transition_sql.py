@@ -31,6 +31,7 @@ WRITTEN = ("payment_id", "version", *_COLUMNS)
 _ARRAYS = ", ".join(f"${number}::{_COLUMNS.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _SET = ", ".join(f"{name} = told.{name}{'::jsonb' if name == 'claim' else ''}" for name in _COLUMNS)
 
+# raw SQL: hot path - each callback.
 CHANGE = f"""
 UPDATE payment SET {_SET}
 FROM (
@@ -56,21 +57,13 @@ SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::
 RETURNING payment_id
 """
 
+# raw SQL: aggregate
 MISMATCHES = """
 SELECT payment_id, array_agg(detail) AS details FROM payment_step
 WHERE payment_id = ANY($1::text[]) AND kind = 'mismatched' GROUP BY payment_id
 """
 
-RESERVE = """
-UPDATE payment SET refund_reserved = refund_reserved + $2, updated_at = $3
-WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved + refunded + $2 <= amount
-RETURNING *
-"""
-
-RELEASE = """
-UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE payment_id = $1
-"""
-
+# raw SQL: expression
 REVERSE = """
 UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
     status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END

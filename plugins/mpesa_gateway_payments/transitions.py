@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.env import Env
@@ -33,6 +34,7 @@ from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
 from mpesa_gateway_payments.views import event_fields
 from mpesa_gateway_transactions.api import Seen, Subject, Transactions
@@ -75,8 +77,8 @@ class Transitions:
     async def take(self, row: Row, report: Report) -> tuple[Decision, ...]:
         """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
 
-        A receipt that another payment has, or whose money is recorded with another amount, is a mismatch: the same money
-        cannot pay twice. Raises UniqueViolationError for a CheckoutRequestID that another payment has.
+        A receipt that another payment has, or whose money is recorded with another amount, is a mismatch: the same
+        money cannot pay twice. Raises UniqueViolationError for a CheckoutRequestID that another payment has.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
         if isinstance(report, Judged) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
@@ -87,13 +89,14 @@ class Transitions:
         try:
             async with self._db.savepoint():
                 await self._write([change])
-            return decisions
         except asyncpg.UniqueViolationError as problem:
             if problem.constraint_name != _RECEIPT:
                 raise
         except ChangedMeanwhile:
             # The payment is locked: it is the transaction that has another subject, amount or receiver.
             log.error("receipt_of_other_money", payment_id=row["payment_id"])
+        else:
+            return decisions
         decisions = without_receipt(decisions)
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
         await self._write([change])
@@ -165,7 +168,7 @@ class Transitions:
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
-    ) -> tuple[Row, Kes]:
+    ) -> tuple[Found, Kes]:
         """Set an amount (all that is left without one) aside for a refund; gives the payment, and what was set aside.
 
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
@@ -194,16 +197,22 @@ class Transitions:
                 f"KES {left} of this payment can still be refunded: "
                 f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
             )
-        reserved = await self._db.fetchrow(transition_sql.RESERVE, payment_id, wanted, now)
-        if reserved is None:
-            raise NotRefundable("this payment has changed meanwhile: try again")
+        changes: dict[Any, Any] = {
+            PaymentRow.refund_reserved: PaymentRow.refund_reserved + wanted,
+            PaymentRow.updated_at: now,
+        }
+        (reserved,) = await self._db.run(
+            PaymentRow.update(changes).where(PaymentRow.payment_id == payment_id).returning(*PaymentRow.all_columns())
+        )
         await self.step(payment_id, now, "refund_asked", Cause.MERCHANT, None, f"{refund_id}: KES {wanted}")
         return reserved, Kes(wanted)
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
         """A refund will not happen: what was set aside for it is free again."""
         now = self._clock.now()
-        await self._db.execute(transition_sql.RELEASE, payment_id, int(reversal.amount), now)
+        left = PaymentRow.refund_reserved - int(reversal.amount)
+        changes: dict[Any, Any] = {PaymentRow.refund_reserved: left, PaymentRow.updated_at: now}
+        await self._db.run(PaymentRow.update(changes).where(PaymentRow.payment_id == payment_id))
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:

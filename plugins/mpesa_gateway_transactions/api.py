@@ -63,8 +63,8 @@ class Transactions(Protocol):
     Amount, time, receiver, receipt and direction stay as the first report states them, and a subject stays for good.
     Later reports fill in what is absent. Each is a witness, and one that states another amount says so.
 
-    The amount of a transaction without a subject changes in one case: the report that makes a payment its subject states
-    the amount that was asked for, and the first report contradicted that payment.
+    The amount of a transaction without a subject changes in one case: the report that makes a payment its subject
+    states the amount that was asked for, and the first report contradicted that payment.
 
     Writers lock their payments before: a transaction is locked when it is recorded.
     """

@@ -106,4 +106,6 @@ INSERT, WITNESS = _BOTH.sql.split(";")
 bind_rows = _BOTH.bind_rows
 
 # raw SQL: data-modifying CTE - the same at once, where the caller needs what was found.
-RECORD = f"WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace('{written}', 'written')}) SELECT * FROM written"  # noqa: S608 - likewise
+RECORD = f"""
+WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
+"""  # noqa: S608 - likewise

@@ -47,10 +47,8 @@ NOT_YET = frozenset(
         "plugins/mpesa_gateway_payments/erasure_sql.py",
         "plugins/mpesa_gateway_payments/invariants.py",
         "plugins/mpesa_gateway_payments/listing.py",
-        "plugins/mpesa_gateway_payments/recovery_sql.py",
         "plugins/mpesa_gateway_payments/tables.py",
         "plugins/mpesa_gateway_payments/tally_sql.py",
-        "plugins/mpesa_gateway_payments/transition_sql.py",
         "plugins/mpesa_gateway_reconciliation/invariants.py",
         "plugins/mpesa_gateway_reconciliation/tables.py",
     }
