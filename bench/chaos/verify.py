@@ -124,10 +124,11 @@ ORDER BY r.payment_id, r.created_at
 
 LINES_LEFT_TO_A_PERSON = f"""
 WITH {_TRUTH}
-SELECT l.line_id, l.merchant_id, p.payment_id FROM statement_line l
+SELECT n.transaction_id AS line_id, n.merchant_id, p.payment_id
+FROM statement_note n JOIN transaction l USING (transaction_id)
 JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
-JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
-WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
+WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
 """  # noqa: S608 - our own
 """Statement lines that fit several payments, and the payment whose push moved the money."""
 
@@ -148,10 +149,10 @@ _FIGURES: dict[str, str] = {
                 AND t.at BETWEEN s.created_at - interval '2 minutes' AND s.created_at + interval '15 minutes')
     """,
     "strangers' transactions on statements": """
-        SELECT count(DISTINCT l.receipt) FROM statement_line l JOIN sim_transaction t USING (receipt)
+        SELECT count(DISTINCT l.receipt) FROM transaction l JOIN sim_transaction t USING (receipt)
         WHERE t.kind <> 'push'
     """,
-    "statement lines left to a person": "SELECT count(*) FROM statement_line WHERE finding = 'ambiguous'",
+    "statement lines left to a person": "SELECT count(*) FROM statement_note WHERE finding = 'ambiguous'",
     "money sent back (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_reversal",
     "events": "SELECT count(*) FROM event WHERE is_public",
     "attempts at delivery": "SELECT count(*) FROM attempt",

@@ -2,7 +2,7 @@
 
 from mpesa_gateway.cursors import decode_cursor, decode_position, encode_cursor
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.envelope import Meta, Page
 from mpesa_gateway.http.pagination import page_of
@@ -60,8 +60,8 @@ class RunReader:
             ),
         )
 
-    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
-        if row is None:
+    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Found:
+        row = await tables.find_run(self._db, run_id)
+        if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such reconciliation run")
         return row

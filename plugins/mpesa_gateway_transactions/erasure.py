@@ -12,13 +12,15 @@ _PAGE = 100
 
 _TEXTS = ("payer_name", "account_number")
 
-# raw SQL: lock - the transactions of a case, in the order of their receipts.
-_LOCK_OF_CASE = """
+# raw SQL: array
+_OF_CASE = """
 SELECT * FROM transaction
 WHERE transaction_id = ANY($1::text[]) OR conflict_id = ANY($1::text[])
     OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::text[]))
-ORDER BY env, direction, receipt FOR UPDATE
+ORDER BY env, direction, receipt
 """
+_LOCK_OF_CASE = f"{_OF_CASE} FOR UPDATE"
+"""Locked only to be changed: until then the payments of the case are locked, which come before."""
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
@@ -38,7 +40,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) 
 
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:
-    rows = await gateway.db.fetch(_LOCK_OF_CASE, case.named)
+    rows = await gateway.db.fetch(_OF_CASE, case.named)
     named = (row[name] for row in rows for name in ("transaction_id", "subject_id", "conflict_id"))
     return {name for name in named if name}
 

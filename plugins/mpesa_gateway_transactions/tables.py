@@ -37,6 +37,7 @@ class WitnessRow(Table, tablename="transaction_witness"):
     detail = Text(null=True, default=None)
 
 
+# raw SQL: hot path - each callback that completes a payment; both statements bind the same values.
 _SEEN = """
     SELECT * FROM unnest($transaction_id::text[], $env::text[], $number::text[], $merchant_id::text[],
         $direction::text[], $kind::text[], $receipt::text[], $amount_cents::bigint[], $fee_cents::bigint[],
@@ -98,14 +99,13 @@ ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
 """  # noqa: S608 - likewise
 
-# raw SQL: hot path - each callback that completes a payment; both parts bind the same values.
 _BOTH = Named(f"{_INSERT};{_WITNESS}")
 INSERT, WITNESS = _BOTH.sql.split(";")
 """What records transactions, sorted by their key, and what adds the later witnesses of those that were known before."""
 
 bind_rows = _BOTH.bind_rows
 
-# raw SQL: data-modifying CTE - the same at once, where the caller needs what was found.
+# The same at once, where the caller needs what was found.
 RECORD = f"""
 WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
 """  # noqa: S608 - likewise

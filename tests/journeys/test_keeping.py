@@ -36,7 +36,7 @@ TABLES = """
 SELECT relname FROM pg_class
 WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'mpesa'::regnamespace
 """
-LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement_line ORDER BY line_id"
+LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement ORDER BY line_id"
 
 
 @pytest.fixture
@@ -216,9 +216,9 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     after = await counts(town)
     assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
-    assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_line": 1, "audit_entry": 1}
+    assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_note": 1, "audit_entry": 1}
     assert await town.gateway.audit.verify() == 1
-    assert await db.fetchval("SELECT finding FROM statement_line") == "ambiguous"
+    assert await db.fetchval("SELECT finding FROM statement_note") == "ambiguous"
 
     # The keys are gone, and still make nothing a second time.
     again = await town.api.pay(
@@ -250,7 +250,7 @@ GOES = {
     "status_check",
     "reconciliation_run",
     "reconciliation_line",
-    "statement_line",
+    "statement_note",
     "audit_entry",
 }
 
@@ -277,7 +277,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
         "refused_callback",
         "event",
         "refund",
-        "statement_line",
+        "transaction",
         "attempt",
     }
 
@@ -292,7 +292,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
         "refused callbacks": 2,
         "events": 3,
         "refunds": 1,
-        "statement lines": 3,
+        "transactions": 3,
         "attempts at delivery": 2,
     }
     assert await standing(town) == []

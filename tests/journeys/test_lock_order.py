@@ -32,8 +32,9 @@ RANKS = {
     "payment": 2,
     "transaction": 3,
     "account_number": 4,
-    # A line is a witness of money: its payment is locked before it.
-    "statement_line": 5,
+    # A line of a statement is a witness of money: its payment and its transaction are locked before.
+    "transaction_witness": 5,
+    "statement_note": 5,
     "reconciliation_line": 5,
     "outgoing_receipt": 5,
     "payment_step": 5,
@@ -236,7 +237,7 @@ class Paths:
         run = (await self.town.api.call("POST", RUN, {})).data
         assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
         assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
-        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM statement_line WHERE receipt = 'TWIN000001'")
+        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM noted_line WHERE receipt = 'TWIN000001'")
         path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
         assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
 
@@ -290,7 +291,7 @@ async def test_every_path_locks_in_the_order_of_the_tables(recorder: Recorder, t
         await path
     seen = {name for statements in recorder.transactions for sql in statements for name in locked(sql)}
     assert {"idempotency_key", "refund", "payment", "payment_step", "event", "callback", "status_check"} <= seen
-    assert {"statement_line", "reconciliation_line", "outgoing_receipt"} <= seen
+    assert {"transaction", "statement_note", "reconciliation_line", "outgoing_receipt"} <= seen
     wrong = {one for statements in recorder.transactions for one in out_of_order(statements)}
     assert wrong == set()
 

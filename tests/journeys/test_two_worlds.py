@@ -224,7 +224,7 @@ BENT = [
     ("UPDATE idempotency_key SET env = 'live', key = key || 'x'", "payments.env_is_its_payments"),
     ("UPDATE event SET env = 'live'", "webhooks.delivery_is_its_events"),
     ("UPDATE delivery SET env = 'live'", "webhooks.delivery_is_its_events"),
-    ("UPDATE statement_line SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
+    ("UPDATE transaction SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
     ("UPDATE reconciliation_run SET env = 'live'", "reconciliation.env_is_its_runs"),
 ]
 """Statements that move a row to another env than its parent's, and the invariant that notices."""
@@ -251,8 +251,11 @@ async def test_postgres_refuses_a_child_of_another_env_than_its_parent(worlds: W
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",
         (
-            "UPDATE statement_line SET payment_id = (SELECT payment_id FROM payment WHERE env = 'live') "
-            "WHERE env = 'sandbox' AND payment_id IS NOT NULL"
+            "INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount_text, is_timed, is_of_till, "
+            "created_at, settled_at, finding, payment_id) "
+            "SELECT transaction_id, merchant_id, env, ARRAY[now()], '', true, false, now(), now(), 'recovered', "
+            "(SELECT payment_id FROM payment WHERE env = 'live') FROM transaction WHERE env = 'sandbox' "
+            "ON CONFLICT (transaction_id) DO UPDATE SET payment_id = excluded.payment_id, finding = 'recovered'"
         ),
         "UPDATE delivery SET env = 'live' WHERE env = 'sandbox'",
         "UPDATE webhook_endpoint SET env = 'live', is_active = false WHERE env = 'sandbox'",
