@@ -7,7 +7,7 @@ SELECT 'txn_' || substr(line_id, 5), env, receiver_id, merchant_id, direction, k
 FROM (
     SELECT DISTINCT ON (env, direction, receipt) * FROM (
         SELECT statement_line.*, receiver_id, CASE WHEN amount_text ~ '^\s*[-(]' OR amount_text ~ '[-)]\s*$'
-            OR kind ~* 'revers|b2c|b2b|payout|charge|withdraw|salary|promotion|business.?payment'
+            OR statement_line.kind ~* 'revers|b2c|b2b|payout|charge|withdraw|salary|promotion|business.?payment'
             THEN 'out' ELSE 'in' END AS direction
         FROM statement_line JOIN receiver ON receiver.env = statement_line.env AND receiver.number = shortcode
     ) AS line
@@ -91,7 +91,7 @@ CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction
 -- A line as runs, pages and the judge read it.
 CREATE VIEW noted_line AS
 SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments, amount,
-    amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, kind, finding,
+    amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
     payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
     set_aside_by, set_aside_reason
 FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id);
@@ -101,7 +101,7 @@ CREATE VIEW statement AS
 SELECT * FROM noted_line
 UNION ALL
 SELECT transaction_id, merchant_id, transaction.env, receiver.number, receipt, ARRAY[occurred_at],
-    (amount_cents / 100)::integer, (amount_cents / 100) || '.00', payer, account_number, kind,
+    (amount_cents / 100)::integer, (amount_cents / 100) || '.00', payer, account_number, transaction.kind,
     CASE WHEN subject_kind = 'payment' THEN 'already_known' ELSE 'not_found' END,
     CASE WHEN subject_kind = 'payment' THEN subject_id END, true, false, NULL, NULL, NULL, NULL, occurred_at,
     occurred_at, NULL, NULL, NULL
