@@ -86,14 +86,15 @@ RETURNING known.transaction_id, known.env, known.direction, known.receipt, known
 _WITNESS = f"""
 INSERT INTO transaction_witness (transaction_id, source, seen_at, detail)
 SELECT found.it, t.source, $seen_at::timestamptz,
-    CASE WHEN t.amount_cents <> COALESCE(before.amount_cents, found.amount_cents)
+    CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
         THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents) END
 FROM {{written}} AS found
     JOIN ({_SEEN}) AS t ON t.env = found.env AND t.direction = found.direction AND t.receipt = found.receipt
     -- As it was before this statement.
     LEFT JOIN transaction AS before ON before.transaction_id = found.it
 WHERE found.it <> t.transaction_id
-    AND (t.source <> found.first_source OR t.amount_cents <> COALESCE(before.amount_cents, found.amount_cents))
+    AND (t.source <> found.first_source
+        OR (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE)
 ORDER BY found.it
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL

@@ -1,5 +1,6 @@
 -- The receipts of reversals are transactions. outgoing_receipt keeps those that M-Pesa called reversed and that named no
 -- payment.
+-- contract: a release before would no longer find what went out in outgoing_receipt; nothing is released yet.
 INSERT INTO transaction (transaction_id, env, receiver_id, merchant_id, direction, receipt, amount_cents, occurred_at,
     subject_kind, subject_id, first_source)
 SELECT 'txn_' || substr(refund_id, 5), refund.env, receiver_id, refund.merchant_id, 'out', reversal_receipt,
