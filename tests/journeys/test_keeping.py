@@ -196,6 +196,8 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
         await town.api.pay(phone, 60, key=phone, reference="table 4")
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
+    # Money that no payment explains: its note goes, the transaction stays.
+    await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
     await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
     before = await counts(town)

@@ -131,6 +131,10 @@ async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: 
 
 
 async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(town: Town, seen: Seen) -> None:
+    await town.gateway.db.execute(
+        "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
+        "VALUES ('rcv_00000000000000000000000001', 'sandbox', '600000', 'paybill', now())"
+    )
     other = replace(seen, source="pull", amount_cents=700)
     await record(town.gateway, other, replace(other, receipt="TKN0000002", number="600000", amount_cents=50_000))
     for receipt in ("TKN0000001", "TKN0000002"):
