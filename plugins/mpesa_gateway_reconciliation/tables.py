@@ -305,7 +305,12 @@ DELETE FROM statement_note WHERE transaction_id IN (
 
 # raw SQL: own connection - a view has no table class.
 FIND_LINE = "SELECT * FROM statement WHERE line_id = $1"
-FIND_LINE_OF = "SELECT * FROM statement WHERE merchant_id = $1 AND env = $2 AND line_id = $3"
+FIND_LINE_OF = """
+SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR EXISTS (
+    SELECT 1 FROM reconciliation_line JOIN reconciliation_run USING (run_id)
+    WHERE transaction_id = $3 AND reconciliation_run.merchant_id = $1))
+"""
+"""A line of this merchant, or one that its runs have read: a sandbox number is read by several."""
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""
@@ -318,9 +323,10 @@ ORDER BY started_at DESC LIMIT 20
 """
 
 LINES_OF_PAYMENT = """
-SELECT statement.* FROM statement JOIN transaction ON transaction_id = line_id
-WHERE ((subject_kind = 'payment' AND subject_id = $1) OR conflict_id = $1
-        OR transaction_id IN (SELECT note.transaction_id FROM statement_note AS note WHERE note.payment_id = $1))
+SELECT statement.* FROM statement
+WHERE line_id = ANY (ARRAY(
+        SELECT transaction_id FROM transaction WHERE subject_kind = 'payment' AND subject_id = $1
+        UNION SELECT note.transaction_id FROM statement_note AS note WHERE note.payment_id = $1))
     AND payment_id = $1
     AND EXISTS (SELECT 1 FROM reconciliation_line WHERE reconciliation_line.transaction_id = line_id)
 ORDER BY statement.created_at LIMIT 20

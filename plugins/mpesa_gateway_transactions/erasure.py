@@ -41,8 +41,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) 
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:
     rows = await gateway.db.fetch(_OF_CASE, case.named)
-    named = (row[name] for row in rows for name in ("transaction_id", "subject_id", "conflict_id"))
-    return {name for name in named if name}
+    return {row["transaction_id"] for row in rows}
 
 
 async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:

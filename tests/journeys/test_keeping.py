@@ -419,7 +419,12 @@ async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Tow
     assert await broken(town.gateway) == {}
     # The callback has brought the number again, in Daraja's name of the push too: it goes once it is old enough.
     assert (await erase(town)).cases == 0
-    assert {row.partition(":")[0] for row in await standing(town)} == {"callback", "event", "payment"}
+    assert {row.partition(":")[0] for row in await standing(town)} == {
+        "callback",
+        "event",
+        "payment",
+        "transaction",
+    }
     later(town, timedelta(hours=60))
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
 

@@ -190,6 +190,7 @@ UNIQUE_ACROSS_ENVS = {
     "reconciliation_run_one_at_a_time": "a receiver is of one env",
     "refund_whole": "a payment is of one env",
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
+    "transaction_subject": "a payment, refund or payout is of one env",
 }
 """Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
 
