@@ -171,12 +171,16 @@ SELECT found.* FROM (
     SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[]) AS t(number, value, since)
     LIMIT cardinality($2)
 ) AS wanted CROSS JOIN LATERAL (
-    SELECT statement.* FROM transaction JOIN receiver USING (receiver_id)
-        JOIN statement ON line_id = transaction_id
+    SELECT receipt, receiver.env, receiver.number AS shortcode, transaction.kind, account_number AS reference,
+        COALESCE(note.payer, transaction.payer) AS phone, wanted.value AS amount,
+        COALESCE(note.amount_text, wanted.value || '.00') AS amount_text,
+        COALESCE(note.moments, ARRAY[occurred_at]) AS moments, COALESCE(note.is_timed, true) AS is_timed,
+        COALESCE(note.is_of_till, false) AS is_of_till, note.is_to_us, note.answered_at
+    FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id)
     WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
-        AND statement.created_at >= wanted.since AND set_aside_at IS NULL
-    ORDER BY statement.created_at DESC LIMIT 1000
+        AND COALESCE(note.created_at, occurred_at) >= wanted.since AND note.set_aside_at IS NULL
+    ORDER BY COALESCE(note.created_at, occurred_at) DESC LIMIT 1000
 ) AS found
 """
 """Money of all merchants of these receivers that belongs to no payment."""

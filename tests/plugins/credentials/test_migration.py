@@ -17,6 +17,7 @@ BEFORE = {
     "kernel": 7,
     "credentials": 3,
     "callbacks": 5,
+    "transactions": 0,
     "payments": 12,
     "refunds": 4,
     "reconciliation": 5,
