@@ -98,12 +98,16 @@ FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receive
 
 -- The same also of transactions without a note: the money of a payment, as it was reported before.
 CREATE VIEW statement AS
-SELECT * FROM noted_line
-UNION ALL
-SELECT transaction_id, merchant_id, transaction.env, receiver.number, receipt, ARRAY[occurred_at],
-    (amount_cents / 100)::integer, (amount_cents / 100) || '.00', payer, account_number, transaction.kind,
-    CASE WHEN subject_kind = 'payment' THEN 'already_known' ELSE 'not_found' END,
-    CASE WHEN subject_kind = 'payment' THEN subject_id END, true, false, NULL, NULL, NULL, NULL, occurred_at,
-    occurred_at, NULL, NULL, NULL
-FROM transaction JOIN receiver USING (receiver_id)
-WHERE NOT EXISTS (SELECT 1 FROM statement_note AS note WHERE note.transaction_id = transaction.transaction_id);
+SELECT transaction_id AS line_id, COALESCE(note.merchant_id, transaction.merchant_id) AS merchant_id,
+    COALESCE(note.env, transaction.env) AS env, receiver.number AS shortcode, receipt,
+    COALESCE(moments, ARRAY[occurred_at]) AS moments,
+    CASE WHEN note.env IS NULL THEN (amount_cents / 100)::integer ELSE amount END AS amount,
+    COALESCE(amount_text, (amount_cents / 100) || '.00') AS amount_text,
+    COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind,
+    COALESCE(finding, CASE subject_kind WHEN 'payment' THEN 'already_known' ELSE 'not_found' END) AS finding,
+    CASE WHEN note.env IS NULL AND subject_kind = 'payment' THEN subject_id ELSE payment_id END AS payment_id,
+    COALESCE(is_timed, true) AS is_timed, COALESCE(is_of_till, false) AS is_of_till, is_to_us, zone, asked_at,
+    answered_at, COALESCE(note.created_at, occurred_at) AS created_at,
+    CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, set_aside_at, set_aside_by,
+    set_aside_reason
+FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id);
