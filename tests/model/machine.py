@@ -67,8 +67,12 @@ SELECT json_build_object(
     'events', (SELECT json_agg(event_id ORDER BY occurred_at, event_id) FROM event),
     'refunds', (SELECT json_agg(json_build_object('id', refund_id, 'merchant', merchant_id, 'env', env)
         ORDER BY created_at, refund_id) FROM refund),
-    'lines', (SELECT json_agg(json_build_object('id', line_id, 'receipt', receipt, 'merchant', merchant_id, 'env', env)
-        ORDER BY receipt, line_id) FROM noted_line WHERE payment_id IS NULL),
+    'lines', (SELECT json_agg(json_build_object('id', line_id, 'receipt', receipt, 'merchant', merchant, 'env', env)
+        ORDER BY receipt, line_id, merchant) FROM (
+            SELECT DISTINCT transaction_id AS line_id, t.receipt, r.merchant_id AS merchant, r.env
+            FROM reconciliation_line JOIN reconciliation_run r USING (run_id) JOIN transaction t USING (transaction_id)
+                LEFT JOIN payment p ON p.payment_id = t.subject_id
+            WHERE p.merchant_id IS DISTINCT FROM r.merchant_id) loose),
     'open', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push
         WHERE state = 'open'),
     'pushes', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push),
