@@ -6,19 +6,23 @@ from tests.constraints import added, refusals
 ROWS = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
     started_at, receiver_id)
-SELECT 'run_1', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(), now(), now(), receiver_id
+SELECT 'run_00000000000000000000000001', merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(),
+    now(), now(), receiver_id
 FROM merchant, receiver;
 INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, occurred_at, first_source)
-SELECT 'txn_1', merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', now(), 'pull' FROM merchant, receiver;
+SELECT 'txn_00000000000000000000000001', merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', now(), 'pull'
+FROM merchant, receiver;
 INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed, is_of_till,
     created_at)
-SELECT 'txn_1', merchant_id, 'sandbox', ARRAY[now()], 500, '500', true, false, now() FROM merchant;
+SELECT 'txn_00000000000000000000000001', merchant_id, 'sandbox', ARRAY[now()], 500, '500', true, false, now()
+FROM merchant;
 """
 
 SECOND = """
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
     started_at, receiver_id)
-SELECT 'run_2', merchant_id, env, shortcode, 'manual', window_start, window_end, lease_until, started_at, receiver_id
+SELECT 'run_00000000000000000000000002', merchant_id, env, shortcode, 'manual', window_start, window_end, lease_until,
+    started_at, receiver_id
 FROM reconciliation_run
 """
 RUN = "UPDATE reconciliation_run SET %s"

@@ -17,6 +17,8 @@ from tests.conftest import Town
 from tests.ledger import each_is_noticed, lay_bare
 
 NUMBER = "174379"
+PAID, OTHER, THIRD = (f"pay_{number:026}" for number in (1, 2, 10**26 - 1))
+REFUND = f"rfd_{1:026}"
 
 
 @pytest.fixture
@@ -76,11 +78,11 @@ async def test_the_first_report_makes_the_transaction_and_a_second_fills_in_what
         account_number="order 7",
         kind="Pay Bill Online",
     )
-    (first,) = await record(town.gateway, paying(seen, "pay_1"))
+    (first,) = await record(town.gateway, paying(seen, PAID))
     (second,) = await record(town.gateway, later)
     assert first is not None
     assert second == replace(first, is_new=False)
-    assert (first.is_new, first.subject) == (True, Subject("payment", "pay_1"))
+    assert (first.is_new, first.subject) == (True, Subject("payment", PAID))
     (row,) = await stored(town.gateway)
     assert (row["payer"], row["account_number"], row["kind"]) == ("254711000001", "order 7", "Pay Bill Online")
     assert (row["occurred_at"], row["first_source"], row["amount_cents"]) == (seen.occurred_at, "stk", 50_000)
@@ -94,31 +96,35 @@ async def test_the_first_report_makes_the_transaction_and_a_second_fills_in_what
 @pytest.mark.parametrize("how", [record, defer])
 async def test_money_that_was_seen_unallocated_gets_its_subject(town: Town, seen: Seen, how: Any) -> None:
     await record(town.gateway, replace(seen, source="pull"))
-    await how(town.gateway, paying(seen, "pay_1"))
+    await how(town.gateway, paying(seen, PAID))
     (row,) = await stored(town.gateway)
-    assert (row["subject_kind"], row["subject_id"], row["first_source"]) == ("payment", "pay_1", "pull")
+    assert (row["subject_kind"], row["subject_id"], row["first_source"]) == (
+        "payment",
+        PAID,
+        "pull",
+    )
     assert await witnesses(town.gateway) == [("stk", None)]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"subject": Subject("payment", "pay_2")},
-        {"subject": Subject("payment", "pay_2"), "amount_cents": 100},
-        {"subject": Subject("refund", "rfd_1")},
+        {"subject": Subject("payment", OTHER)},
+        {"subject": Subject("payment", OTHER), "amount_cents": 100},
+        {"subject": Subject("refund", REFUND)},
     ],
 )
 async def test_money_with_a_subject_is_refused_to_another(town: Town, seen: Seen, other: dict[str, Any]) -> None:
-    await record(town.gateway, paying(seen, "pay_1"))
+    await record(town.gateway, paying(seen, PAID))
     assert await record(town.gateway, replace(seen, **other)) == [None]
     with pytest.raises(ChangedMeanwhile):
         await defer(town.gateway, replace(seen, receipt="TKN0000002"), replace(seen, **other))
     (row,) = await stored(town.gateway)
-    assert (row["subject_id"], row["amount_cents"]) == ("pay_1", 50_000)
+    assert (row["subject_id"], row["amount_cents"]) == (PAID, 50_000)
 
 
 async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: Seen) -> None:
-    await record(town.gateway, paying(seen, "pay_1"))
+    await record(town.gateway, paying(seen, PAID))
     await record(town.gateway, replace(seen, source="pull"))
     await record(town.gateway, replace(seen, source="pull", amount_cents=700))
     await defer(town.gateway, replace(seen, amount_cents=900))
@@ -138,46 +144,50 @@ async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(
     other = replace(seen, source="pull", amount_cents=700)
     await record(town.gateway, other, replace(other, receipt="TKN0000002", number="600000", amount_cents=50_000))
     for receipt in ("TKN0000001", "TKN0000002"):
-        assert await record(town.gateway, replace(paying(seen, "pay_1"), receipt=receipt)) == [None]
+        assert await record(town.gateway, replace(paying(seen, PAID), receipt=receipt)) == [None]
     assert {row["subject_id"] for row in await stored(town.gateway)} == {None}
 
 
 async def test_the_amount_that_was_asked_for_outweighs_one_that_contradicted_the_payment(
     town: Town, seen: Seen
 ) -> None:
-    await record(town.gateway, replace(seen, amount_cents=700, conflict_id="pay_1"))
-    assert await record(town.gateway, replace(paying(seen, "pay_2"), source="pull")) == [None]
-    await defer(town.gateway, replace(paying(seen, "pay_1"), source="pull"))
+    await record(town.gateway, replace(seen, amount_cents=700, conflict_id=PAID))
+    assert await record(town.gateway, replace(paying(seen, OTHER), source="pull")) == [None]
+    await defer(town.gateway, replace(paying(seen, PAID), source="pull"))
     (row,) = await stored(town.gateway)
-    assert (row["subject_id"], row["conflict_id"], row["amount_cents"]) == ("pay_1", "pay_1", 50_000)
+    assert (row["subject_id"], row["conflict_id"], row["amount_cents"]) == (
+        PAID,
+        PAID,
+        50_000,
+    )
     assert await witnesses(town.gateway) == [("pull", "reports 50000 cents, not 700")]
 
 
 async def test_a_transfer_between_two_receivers_has_two_sides(town: Town, seen: Seen) -> None:
-    out = replace(seen, direction="out", subject=Subject("refund", "rfd_1"))
-    await record(town.gateway, paying(seen, "pay_1"), out)
+    out = replace(seen, direction="out", subject=Subject("refund", REFUND))
+    await record(town.gateway, paying(seen, PAID), out)
     assert [(row["direction"], row["subject_id"]) for row in await stored(town.gateway)] == [
-        ("in", "pay_1"),
-        ("out", "rfd_1"),
+        ("in", PAID),
+        ("out", REFUND),
     ]
 
 
 async def test_a_payment_has_one_transaction(town: Town, seen: Seen) -> None:
-    await record(town.gateway, paying(seen, "pay_1"))
+    await record(town.gateway, paying(seen, PAID))
     with pytest.raises(asyncpg.UniqueViolationError):
-        await record(town.gateway, replace(paying(seen, "pay_1"), receipt="TKN0000002"))
+        await record(town.gateway, replace(paying(seen, PAID), receipt="TKN0000002"))
 
 
 async def test_sixty_four_in_one_batch_are_all_recorded_or_none(town: Town, seen: Seen) -> None:
-    many = [replace(paying(seen, f"pay_{number}"), receipt=f"TKN{number:07}") for number in range(64, 0, -1)]
-    await record(town.gateway, replace(many[-1], subject=Subject("payment", "pay_other")))
+    many = [replace(paying(seen, f"pay_{number:026}"), receipt=f"TKN{number:07}") for number in range(64, 0, -1)]
+    await record(town.gateway, replace(many[-1], subject=Subject("payment", THIRD)))
     with pytest.raises(ChangedMeanwhile):
         await defer(town.gateway, *many)
     assert len(await stored(town.gateway)) == 1
     await defer(town.gateway, *many[:-1])
     assert [row["subject_id"] for row in await stored(town.gateway)] == [
-        "pay_other",
-        *(f"pay_{number}" for number in range(2, 65)),
+        THIRD,
+        *(f"pay_{number:026}" for number in range(2, 65)),
     ]
     # The same report twice is one; two different ones of a receipt are taken alone.
     await defer(town.gateway, many[0], many[0])
@@ -190,12 +200,12 @@ async def test_of_two_writers_at_once_one_is_the_first_and_the_other_a_witness(t
         one = replace(seen, receipt=f"RACE{number:06}")
         await asyncio.gather(
             record(town.gateway, replace(one, source="pull", account_number="order")),
-            defer(town.gateway, paying(one, f"pay_{number}")),
+            defer(town.gateway, paying(one, f"pay_{number:026}")),
         )
     rows = await stored(town.gateway)
     assert len(rows) == 20
     assert {row["account_number"] for row in rows} == {"order"}
-    assert {row["subject_id"] for row in rows} == {f"pay_{number}" for number in range(20)}
+    assert {row["subject_id"] for row in rows} == {f"pay_{number:026}" for number in range(20)}
     assert len(await witnesses(town.gateway)) == 20
 
 
@@ -203,7 +213,7 @@ async def test_of_two_subjects_at_once_one_gets_the_money(town: Town, seen: Seen
     for number in range(20):
         one = replace(seen, receipt=f"RACE{number:06}")
         found = await asyncio.gather(
-            *(record(town.gateway, paying(one, f"pay_{side}{number}")) for side in "ab"),
+            *(record(town.gateway, paying(one, f"pay_{side}{number:025}")) for side in "ab"),
         )
         assert sorted(len([one for one in each if one is not None]) for each in found) == [0, 1]
 
@@ -224,7 +234,7 @@ async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: Seen) -> 
     "change",
     [
         "amount_cents = 1",
-        "subject_id = 'pay_2'",
+        "subject_id = 'pay_00000000000000000000000002'",
         "subject_id = NULL, subject_kind = NULL",
         "receipt = 'TKN0000009'",
         "direction = 'out'",
@@ -232,7 +242,7 @@ async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: Seen) -> 
     ],
 )
 async def test_what_was_recorded_stays(town: Town, seen: Seen, change: str) -> None:
-    await record(town.gateway, paying(seen, "pay_1"))
+    await record(town.gateway, paying(seen, PAID))
     with pytest.raises(asyncpg.RestrictViolationError):
         await town.gateway.db.execute(f"UPDATE transaction SET {change}")  # noqa: S608 - the cases above
     with pytest.raises(asyncpg.RestrictViolationError):
@@ -245,8 +255,8 @@ BENDINGS = {
             SELECT min(transaction_id) FROM transaction WHERE receipt IN ('TKN0000001', 'TKN0000002'))
     """,
     "transactions.subject_is_once": """
-        UPDATE transaction SET subject_id = 'rfd_3', subject_kind = 'refund' WHERE receipt = 'TKN0000004'
-        RETURNING subject_id
+        UPDATE transaction SET subject_id = 'rfd_00000000000000000000000003', subject_kind = 'refund'
+        WHERE receipt = 'TKN0000004' RETURNING subject_id
     """,
     "transactions.env_is_its_receivers": """
         UPDATE transaction SET env = 'live' WHERE receipt = 'TKN0000005' RETURNING transaction_id
@@ -257,7 +267,7 @@ BENDINGS = {
 async def test_whatever_is_bent_shows(town: Town, seen: Seen) -> None:
     assert set(BENDINGS) == {f"transactions.{invariant.name}" for invariant in INVARIANTS}
     many = [replace(seen, receipt=f"TKN{number:07}", direction="out") for number in range(1, 6)]
-    many[2] = replace(many[2], subject=Subject("refund", "rfd_3"))
+    many[2] = replace(many[2], subject=Subject("refund", "rfd_00000000000000000000000003"))
     await record(town.gateway, *many)
     await lay_bare(town.gateway)
     assert await each_is_noticed(town.gateway, BENDINGS) == {}
