@@ -173,17 +173,17 @@ SELECT found.* FROM (
 ) AS wanted CROSS JOIN LATERAL (
     SELECT receipt, receiver.env, receiver.number AS shortcode, transaction.kind, account_number AS reference,
         COALESCE(note.payer, transaction.payer) AS phone, wanted.value AS amount,
-        COALESCE(note.amount_text, wanted.value || '.00') AS amount_text,
-        COALESCE(note.moments, ARRAY[occurred_at]) AS moments, COALESCE(note.is_timed, true) AS is_timed,
-        COALESCE(note.is_of_till, false) AS is_of_till, note.is_to_us, note.answered_at
-    FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id)
+        note.amount_text, note.moments, note.is_timed, note.is_of_till, note.is_to_us, note.answered_at
+    FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id)
     WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
         AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
-        AND COALESCE(note.created_at, occurred_at) >= wanted.since AND note.set_aside_at IS NULL
-    ORDER BY COALESCE(note.created_at, occurred_at) DESC LIMIT 1000
+        AND note.created_at >= wanted.since AND note.set_aside_at IS NULL
+    ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
-"""Money of all merchants of these receivers that belongs to no payment."""
+"""Money on statements of all merchants of these receivers that belongs to no payment.
+
+What only a status answer has shown is not among it: the answer was judged alone, as before there were transactions."""
 
 ZONES = """
 SELECT note.zone FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
