@@ -239,7 +239,7 @@ class Collisions:
         self._paths.daraja.say("pullquery", page(*self._chance.sample(rows, len(rows))))
         await self._ask("POST", RUN, {})
 
-    _LOOSE = "SELECT line_id FROM statement_line WHERE payment_id IS NULL ORDER BY line_id DESC LIMIT 2"
+    _LOOSE = "SELECT line_id FROM noted_line WHERE payment_id IS NULL ORDER BY line_id DESC LIMIT 2"
 
     async def assign(self) -> None:
         """A merchant assigns a line to a payment."""

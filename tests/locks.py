@@ -38,12 +38,14 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # About a payment, and locked before it.
     ("refund", "payout", "status_check", "reconciliation_run"),
     ("payment",),
-    # A line is a witness of money: its payment is locked before it.
-    ("transaction", "statement_line"),
+    ("transaction",),
     ("account_number",),
+    # A line of a statement is a witness of money: its payment and its transaction are locked before.
+    ("statement_note",),
     # Inserted, and changed by one process at a time.
     (
         "reconciliation_line",
+        "transaction_witness",
         "outgoing_receipt",
         "payment_step",
         "payment_tally",
@@ -71,7 +73,6 @@ TURN = "callback_turn"
 """The advisory lock of one callback, as if it were a row."""
 
 BY: Mapping[str, tuple[str, ...]] = {
-    "statement_line": ("merchant_id", "env", "receipt"),
     "transaction": ("env", "direction", "receipt"),
     # Two payments of one key are kept apart by the row of the key, which is locked before.
     "payment": ("payment_id",),
@@ -454,8 +455,8 @@ class Held:
         for parent, columns in self._catalogue.references[change.table]:
             key = tuple(change.new[name] for name in columns)
             is_new = change.old is None or key != tuple(change.old[name] for name in columns)
-            # The lines that a run refers to were written by the same statement.
-            if is_new and None not in key and parent not in SETTINGS | {"statement_line"}:
+            # The transactions that witnesses, notes and lines refer to were recorded before, in the same transaction.
+            if is_new and None not in key and parent not in SETTINGS | {"transaction"}:
                 yield parent, key, change.table
 
     def _is_sorted(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -151,7 +151,7 @@ class Paths:
         run = (await self.town.api.call("POST", RUN, {})).data
         assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
         assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
-        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM statement_line WHERE receipt = 'TWIN000001'")
+        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM noted_line WHERE receipt = 'TWIN000001'")
         path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
         assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
 
@@ -195,7 +195,7 @@ class Paths:
         self.daraja.say("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
         desk = self.town.gateway.services.get(ReconciliationDesk)
-        sql = "SELECT line_id FROM statement_line WHERE receipt = 'LOOSE00001'"
+        sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
         await desk.set_aside(await self.town.gateway.db.fetchval(sql), "seen to", actor="a person")
         assert await desk.set_aside_all(run["id"], "seen to", actor="a person") == 2
 

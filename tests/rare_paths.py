@@ -23,7 +23,7 @@ EARLY = "/v1/webhooks/mpesa"
 
 STEP = "INSERT INTO payment_step (payment_id, at, kind, cause, detail) VALUES ($1, now(), 'failed', 'callback', $2)"
 
-OLD_LINES = "UPDATE statement_line SET created_at = now() - interval '4 days', settled_at = now() - interval '3 days'"
+OLD_LINES = "UPDATE statement_note SET created_at = now() - interval '4 days', settled_at = now() - interval '3 days'"
 
 ALL_DONE = "SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)"
 
@@ -111,7 +111,7 @@ class RarePaths(Paths):
             await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
         self.daraja.say("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
         await self.town.api.call("POST", RUN, {})
-        sql = "SELECT line_id FROM statement_line WHERE receipt = 'ASKED00001'"
+        sql = "SELECT line_id FROM noted_line WHERE receipt = 'ASKED00001'"
         line_id = await self.town.gateway.db.fetchval(sql)
         says = {
             "ReceiptNo": "ASKED00001",

@@ -23,6 +23,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
     read_kind,
+    read_unsigned,
 )
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
@@ -71,6 +72,7 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
+    "read_unsigned",
     "transaction_state",
 ]
 

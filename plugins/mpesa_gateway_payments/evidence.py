@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from mpesa_gateway.daraja.wire import read_amount as read_kes
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
@@ -129,6 +130,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     phone: str | None = None
     code: str = "0"
     text: str = ""
+    at: datetime | None = None
+    """When the money moved, None where that is not stated."""
     is_proven: bool = True
     """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
 
@@ -148,6 +151,7 @@ def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
         phone=evidence.payer,
         code=code,
         text=text,
+        at=evidence.time[0] if evidence.time else None,
         is_proven=evidence.proof is not Proof.NONE,
     )
 
@@ -227,6 +231,11 @@ def is_negative(amount: str | None) -> bool:
     return any(digit != "0" for digit in text if digit.isdigit()) and (
         text.startswith(("-", "(")) or text.endswith(("-", ")"))
     )
+
+
+def read_unsigned(amount: str | None) -> Kes | None:
+    """An amount in KES that is shown below zero, because the money went out."""
+    return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
 def possible(

@@ -5,14 +5,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.wire import read_amount
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import judging, recovery_sql, tables
 from mpesa_gateway_payments.api import Finding, Lock, Settled, UnallocatedMoney, Wanted, lock_nothing
 from mpesa_gateway_payments.decisions import Judged, result_of
-from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised, told_of
+from mpesa_gateway_payments.evidence import (
+    CLOCKS_DIFFER,
+    Direction,
+    Evidence,
+    Proof,
+    Source,
+    normalised,
+    read_unsigned,
+    told_of,
+)
 from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.states import Cause
@@ -146,7 +154,7 @@ class PaymentRecovery:
         if await self._db.fetch(recovery_sql.OUTGOING, receiver.env, [report.receipt]):
             # The reversal of a refund of ours.
             return settled
-        returned = report.amount if isinstance(report.amount, Kes) else _unsigned(report.amount)
+        returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
         is_new = await self._outside.take(
             row,
@@ -273,11 +281,6 @@ def _group(report: Evidence) -> _Group | None:
     if report.receiver is None or not isinstance(report.amount, Kes):
         return None
     return report.receiver.env, report.receiver.number, int(report.amount)
-
-
-def _unsigned(amount: str | None) -> Kes | None:
-    """An amount in KES that a statement shows below zero, because the money went out."""
-    return read_amount((amount or "").strip().strip("-()\u2212 "))
 
 
 def _unsettled(verdict: Verdict) -> Settled:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Any
 
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.observation import Check, Examination, Observation, note, ok, problem, warning
@@ -9,6 +10,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
 """Without a completed run for so long something is wrong: one begins every 15 minutes."""
@@ -24,7 +26,7 @@ async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> 
     if credentials.nominated_number is None or not credentials.is_owner:
         return
     shortcode = credentials.shortcode
-    registered_at = await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, credentials.env, shortcode)
+    registered_at = await tables.registered_at(gateway.db, merchant_id, credentials.env, shortcode)
     if registered_at is None:
         make = problem if credentials.env == "live" else note
         text = f"Pull is not registered for {shortcode}: money whose callback is lost is not found on the statement"
@@ -33,7 +35,13 @@ async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> 
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
     if max(reached or registered_at, registered_at) < examination.now - _LATE:
-        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id, credentials.env)
+        rows: list[dict[str, Any]] = await gateway.db.run(
+            RunRow.select(RunRow.error)
+            .where(RunRow.merchant_id == merchant_id, RunRow.env == credentials.env)
+            .order_by(RunRow.run_id, ascending=False)
+            .limit(1)
+        )
+        error = rows[0]["error"] if rows else None
         yield warning(
             "reconciliation.runs",
             f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",

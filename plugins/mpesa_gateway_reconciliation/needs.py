@@ -16,7 +16,7 @@ async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> 
         return []
     if credentials.nominated_number is None or not credentials.is_owner:
         return []
-    if await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, env, credentials.shortcode) is not None:
+    if await tables.registered_at(gateway.db, merchant_id, env, credentials.shortcode) is not None:
         return []
     return [
         Missing(
