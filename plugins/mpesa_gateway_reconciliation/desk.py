@@ -52,7 +52,7 @@ class ReconciliationDesk:
             raise NotFound("there is no such reconciliation run")
         return row
 
-    async def run_lines(self, run: Row, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
+    async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
         """Return a run's lines, each with what it was found to be then. Raises Invalid for a bad cursor."""
         return await tables.RUN_LINES.page(self._reads, tables.lines_of(run, finding), cursor, limit)
 

@@ -6,7 +6,7 @@ from typing import Any
 from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.db.named import Named
 
@@ -285,7 +285,7 @@ RUN_LINES = Listing(
 """The payment is shown to its own merchant only: a sandbox number is read by several."""
 
 
-def lines_of(run: Row, finding: str | None) -> Conditions:
+def lines_of(run: Found, finding: str | None) -> Conditions:
     """Return the conditions for the lines of a run."""
     found = Conditions(run["env"])
     found.add("run_id = {}", run["run_id"])

@@ -140,7 +140,8 @@ async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: 
 async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(town: Town, seen: Seen) -> None:
     await town.gateway.db.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
-        f"VALUES ({literal('rcv')}, 'sandbox', '600000', 'paybill', now())"
+        "VALUES ($1, 'sandbox', '600000', 'paybill', now())",
+        identifier("rcv"),
     )
     other = replace(seen, source="pull", amount_cents=700)
     await record(town.gateway, other, replace(other, receipt="TKN0000002", number="600000", amount_cents=50_000))
