@@ -197,13 +197,17 @@ class StatusChecks:
         asked = await self._db.fetchval(
             check_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
         )
-        if asked is not None and payment_id is not None:
+        if asked is None:
+            payment_id = None
+        if payment_id is not None:
             # Before its step refers to it: a result that waits for this answer locks it.
             await self._db.fetchrow(tables.LOCK, [payment_id])
-            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
         callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
             await callbacks.apply_waiting(handle)
+        if payment_id is not None:
+            # After the transaction that such a result may record.
+            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"

@@ -42,8 +42,6 @@ UNPLAYED = {
     "mpesa_gateway_callbacks.tables.COUNT_REPEATED": _ALONE,
     "mpesa_gateway_credentials.tables.LOCK_RECEIVER": _LIVE,
     "mpesa_gateway_payments.due_sql.CLAIM_DUE_OF": _TIMED,
-    "mpesa_gateway_reconciliation.tables.BEAT": _ALONE,
-    "mpesa_gateway_reconciliation.tables.PROVE_ZONE": _ALONE,
     "mpesa_gateway_webhooks.tables.CANCEL": _ALONE,
     "mpesa_gateway_webhooks.tables.CLAIM_OF_ENDPOINT": _ALONE,
     "mpesa_gateway_webhooks.tables.HAND_BACK": _ALONE,
@@ -54,6 +52,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
     "plugins/mpesa_gateway_payments/due_sql.py: ask_again": _TIMED,
     "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
+    "plugins/mpesa_gateway_reconciliation/service.py: _beat": _ALONE,
     "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, by NOWAIT",
     "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
