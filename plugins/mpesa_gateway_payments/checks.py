@@ -12,7 +12,6 @@ from mpesa_gateway.daraja.wire import read_payer, read_receipt
 from mpesa_gateway.db.engine import Found, Row
 from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
 from mpesa_gateway.http.provider import refusal_of
-from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -31,6 +30,7 @@ from mpesa_gateway_payments.evidence import (
     possible,
     read_amount,
     read_direction,
+    seen_unallocated,
 )
 from mpesa_gateway_payments.judging import contradicts
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
@@ -42,7 +42,7 @@ from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
-from mpesa_gateway_transactions.api import Seen, Transactions
+from mpesa_gateway_transactions.api import Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -273,7 +273,8 @@ class StatusChecks:
             settle = recovery.settle if result.receipt is not None else recovery.settle_named
             settled = await settle(evidence)
             if settled.payment_id is None:
-                await self._record_unallocated(check, evidence)
+                seen = seen_unallocated(evidence, check["merchant_id"])
+                await self._transactions.defer([] if seen is None else [seen])
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
         payment = await self._named(check, evidence)
@@ -283,24 +284,6 @@ class StatusChecks:
             # The payer tried, and it came to nothing: their next try may be the one that pays.
             return "not_ours"
         return await self._fail(payment, evidence, result)
-
-    async def _record_unallocated(self, check: Row, evidence: Evidence) -> None:
-        """Record money that came in to our receiver and that no payment is known to have."""
-        is_certain = evidence.proof is Proof.ANSWER and evidence.direction is Direction.IN and len(evidence.time) == 1
-        if not is_certain or evidence.receipt is None or not isinstance(evidence.amount, Kes):
-            return
-        seen = Seen(
-            source="status",
-            env=check["env"],
-            number=check["shortcode"],
-            merchant_id=check["merchant_id"],
-            direction="in",
-            receipt=evidence.receipt,
-            occurred_at=evidence.time[0],
-            amount_cents=int(evidence.amount) * 100,
-            payer=evidence.payer,
-        )
-        await self._transactions.defer([seen])
 
     async def _take_back(
         self, payment: Row | None, check: Row, evidence: Evidence, state: TransactionState, result: StatusResulted

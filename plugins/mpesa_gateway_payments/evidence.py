@@ -15,6 +15,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.result_codes import Outcome
+from mpesa_gateway_transactions.api import Seen
 
 CLOCKS_DIFFER = timedelta(minutes=2)
 """How far M-Pesa's clock and ours may be apart."""
@@ -223,6 +224,29 @@ def read_direction(
     if not named:
         return None
     return Direction.IN if all(number in known for number in named) else Direction.OUT
+
+
+def seen_unallocated(evidence: Evidence, merchant_id: str) -> Seen | None:
+    """M-Pesa's answer as money that came in to our receiver and that no payment is known to have.
+
+    Returns None where the answer does not state its receipt, direction, amount and one time. ``merchant_id`` is the
+    merchant that asked.
+    """
+    is_certain = evidence.proof is Proof.ANSWER and evidence.direction is Direction.IN and len(evidence.time) == 1
+    receiver, receipt, amount = evidence.receiver, evidence.receipt, evidence.amount
+    if not is_certain or receiver is None or receipt is None or not isinstance(amount, Kes):
+        return None
+    return Seen(
+        source="status",
+        env=receiver.env,
+        number=receiver.number,
+        merchant_id=merchant_id,
+        direction="in",
+        receipt=receipt,
+        occurred_at=evidence.time[0],
+        amount_cents=int(amount) * 100,
+        payer=evidence.payer,
+    )
 
 
 def is_negative(amount: str | None) -> bool:

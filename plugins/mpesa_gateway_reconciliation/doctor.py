@@ -10,6 +10,7 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
@@ -26,15 +27,15 @@ async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> 
     if credentials.nominated_number is None or not credentials.is_owner:
         return
     shortcode = credentials.shortcode
-    registered_at = await tables.registered_at(gateway.db, merchant_id, credentials.env, shortcode)
-    if registered_at is None:
+    since = await registered_at(gateway.db, merchant_id, credentials.env, shortcode)
+    if since is None:
         make = problem if credentials.env == "live" else note
         text = f"Pull is not registered for {shortcode}: money whose callback is lost is not found on the statement"
         yield make("reconciliation.registered", text, "POST /v1/payments/mpesa/pull/register, once, with its API key")
         return
-    yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
+    yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {since:%Y-%m-%d}")
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
-    if max(reached or registered_at, registered_at) < examination.now - _LATE:
+    if max(reached or since, since) < examination.now - _LATE:
         rows: list[dict[str, Any]] = await gateway.db.run(
             RunRow.select(RunRow.error)
             .where(RunRow.merchant_id == merchant_id, RunRow.env == credentials.env)
@@ -44,7 +45,7 @@ async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> 
         error = rows[0]["error"] if rows else None
         yield warning(
             "reconciliation.runs",
-            f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",
+            f"its statement has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
             "see GET /v1/payments/mpesa/reconciliations, and whether a worker runs; M-Pesa gives 48 hours back",
         )
     elif reached is not None:

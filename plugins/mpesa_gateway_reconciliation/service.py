@@ -24,6 +24,7 @@ from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
 from mpesa_gateway_reconciliation.measures import RUNS
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
+from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
     RunView,
@@ -239,7 +240,7 @@ class Reconciliation:
         """A fault as the run's error, with what to do about it."""
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.shortcode
-        if isinstance(fault, Rejected) and not await tables.registered_at(
+        if isinstance(fault, Rejected) and not await registered_at(
             self._db, credentials.merchant_id, credentials.env, shortcode
         ):
             return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"

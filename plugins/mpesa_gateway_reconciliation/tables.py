@@ -1,6 +1,5 @@
 """Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
-from datetime import datetime
 from typing import Any
 
 from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
@@ -387,18 +386,6 @@ SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN 
     ORDER BY run_id DESC LIMIT 1) AS last
 WHERE last.status = 'failed'
 """
-
-
-async def registered_at(db: Database, merchant_id: str, env: str, shortcode: str) -> datetime | None:
-    """When Pull was enabled for a shortcode, None where it was not."""
-    rows: list[dict[str, Any]] = await db.run(
-        RegistrationRow.select(RegistrationRow.registered_at).where(
-            RegistrationRow.merchant_id == merchant_id,
-            RegistrationRow.env == env,
-            RegistrationRow.shortcode == shortcode,
-        )
-    )
-    return rows[0]["registered_at"] if rows else None
 
 
 async def find_run(db: Database, run_id: str) -> Found | None:

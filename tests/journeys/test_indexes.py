@@ -36,7 +36,9 @@ BUILT: dict[str, str] = {
     "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
     "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
     "sim_push_created": "the simulator's newest pushes, by the builder",
+    "statement_note_payer": "answers that show a payer who is erased, by the builder",
     "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
+    "transaction_loose_payer": "money of nothing from a payer who is erased, by the builder",
 }
 """Indexes that serve what a generic plan of a written statement does not show, and what that is."""
 
