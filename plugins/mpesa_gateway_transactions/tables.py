@@ -100,11 +100,11 @@ ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
 """  # noqa: S608 - likewise
 
-_BOTH = Named(f"{_INSERT};{_WITNESS}")
-INSERT, WITNESS = _BOTH.sql.split(";")
+BOTH = Named(f"{_INSERT};{_WITNESS}")
+INSERT, WITNESS = BOTH.sql.split(";")
 """What records transactions, sorted by their key, and what adds the later witnesses of those that were known before."""
 
-bind_rows = _BOTH.bind_rows
+bind_rows = BOTH.bind_rows
 
 # The same at once, where the caller needs what was found.
 RECORD = f"""
