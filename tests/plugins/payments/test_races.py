@@ -512,7 +512,7 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
 
 async def test_create_whose_lock_does_not_come_fails_alone(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others of its batch are committed by then: an error for them would leave their payments without a push."""
-    insert = CreateSteps._insert_rows  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - what Postgres refuses
+    insert = CreateSteps._insert_rows  # pyright: ignore[reportPrivateUsage] - what Postgres refuses
 
     async def insert_rows(steps: CreateSteps, wanted: Sequence[Wanted]) -> list[Any]:
         if len(wanted) > 1:
