@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
-from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.writes import Write
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
@@ -287,7 +287,7 @@ def payload_of(event: Event) -> str | None:
     return dumps({name: fields[name] for name in own if name in fields})
 
 
-def event_of(row: Mapping[str, Any], kind: type[E]) -> E:
+def event_of(row: Row | Mapping[str, Any], kind: type[E]) -> E:
     """The event that a row stores. Raises msgspec.ValidationError where this release cannot read it."""
     stored = msgspec.json.decode(row["body"])["data"] if row["payload"] is None else msgspec.json.decode(row["payload"])
     columns = {name: row[name] for name in _COLUMNS}
