@@ -279,12 +279,13 @@ _COLUMNS = frozenset(Event.__struct_fields__)
 def payload_of(event: Event) -> str | None:
     """The event's fields as JSON, None where the webhook's body has each of them under its name and as it is."""
     fields: dict[str, Any] = plain(event)
-    own = [each.encode_name for each in msgspec.structs.fields(event) if each.name not in _COLUMNS]
+    own = [name for name in type(event).__struct_encode_fields__ if name not in _COLUMNS]
+    payload = dumps({name: fields[name] for name in own if name in fields})
     if isinstance(event, PublicEvent) and all(name in fields for name in own):
         data = event.data()
-        if all(name in data and dumps(data[name]) == dumps(fields[name]) for name in own):
+        if all(name in data for name in own) and dumps({name: data[name] for name in own}) == payload:
             return None
-    return dumps({name: fields[name] for name in own if name in fields})
+    return payload
 
 
 def event_of(row: Row | Mapping[str, Any], kind: type[E]) -> E:
