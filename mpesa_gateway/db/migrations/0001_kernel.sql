@@ -87,7 +87,7 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
--- What happened. body: as webhooks carry it; payload: the fields that neither a column nor the body has.
+-- What happened. body: as webhooks carry it; payload: the fields, NULL where the body has each of them as it is.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
