@@ -99,7 +99,9 @@ class Transitions:
             return decisions
         decisions = without_receipt(decisions)
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
-        await self._write([change])
+        # The CheckoutRequestID may be another payment's as well: that is raised from here, not at the end.
+        async with self._db.savepoint():
+            await self._write([change])
         return decisions
 
     async def take_together(self, reports: Sequence[tuple[Row, Report]]) -> list[tuple[Decision, ...]]:
