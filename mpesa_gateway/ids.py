@@ -108,6 +108,8 @@ _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _PAIRS = tuple(base32(number, 2) for number in range(1024))
 _SHIFTS = tuple(range(120, -1, -10))
+_LONGEST = 36
+_REMEMBERED = 8192
 
 
 def _tag(prefix: str) -> int:
@@ -122,7 +124,13 @@ def _prefix(tag: int) -> str | None:
 
 
 def uuid_of(text: str) -> bytes:
-    """The 16 bytes of an identifier, or of a UUID as UUIDs are written; ``NO_ROW`` for all other text."""
+    """Return the 16 bytes of an identifier, or of a UUID in its usual form; ``NO_ROW`` for all other text."""
+    return _uuid_of(text) if len(text) <= _LONGEST else NO_ROW
+
+
+# A request sends and reads the same few identifiers in several statements.
+@lru_cache(_REMEMBERED)
+def _uuid_of(text: str) -> bytes:
     found = _ID.match(text)
     if found is None:
         return UUID(text).bytes if _UUID.match(text) else NO_ROW if text else _NIL
@@ -130,8 +138,9 @@ def uuid_of(text: str) -> bytes:
     return number.to_bytes(16, "big") if number >> 64 & 0xFFFF == _tag(found[1]) else NO_ROW
 
 
+@lru_cache(_REMEMBERED)
 def id_of(uuid: bytes) -> str:
-    """The identifier of 16 bytes from Postgres; a UUID that is none of ours as UUIDs are written."""
+    """Return the identifier of 16 bytes from Postgres; a UUID that is no identifier of ours in its usual form."""
     number = int.from_bytes(uuid, "big")
     prefix = _prefix(number >> 64 & 0xFFFF)
     if prefix is None:
