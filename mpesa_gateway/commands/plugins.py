@@ -7,6 +7,7 @@ import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.db.columns import columns_of
+from mpesa_gateway.metrics.description import describe_gauges, describe_metrics
 from mpesa_gateway.plugin import Found, NoSettings, Plugin, Subscriber, installed, load
 
 
@@ -115,8 +116,8 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
         "commands": [str(command.name) for command in plugin.commands],
         "pages": [f"/ops/{page.path}" for page in plugin.pages.pages],
         "checks": list(dict.fromkeys(check.title for check in plugin.checks)),
-        "counts": [measure.name for measure in plugin.counts],
-        "reads": [gauge.name for reading in plugin.readings for gauge in reading.gauges],
+        "counts": [] if plugin.metrics is None else [metric.name for metric in describe_metrics(plugin.metrics)],
+        "reads": [gauge.name for collector in plugin.collectors for gauge in describe_gauges(collector)],
         "invariants": [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants],
     }
 
