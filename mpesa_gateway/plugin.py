@@ -324,7 +324,7 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Return a new registry with the metrics of the kernel and the plugins. Raises PluginRefused for a repeated name."""
+    """Return the metrics of the kernel and the plugins. Raises PluginRefused if two have the same name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:

@@ -1,1 +1,1 @@
-"""Metrics on prometheus_client: a registry per gateway, the kernel's definitions, and collectors that run per scrape."""
+"""Metrics on prometheus_client: one registry per gateway, definitions, and collectors."""

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import asyncpg
+import prometheus_client
 import structlog
-from prometheus_client import Counter
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
@@ -52,7 +52,7 @@ class CallbackInbox:
         ids: Ids,
         audit: Audit,
         tracer: Tracer,
-        counter: Counter,
+        counter: prometheus_client.Counter,
         dedup: Dedup,
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,

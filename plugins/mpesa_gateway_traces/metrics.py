@@ -9,8 +9,7 @@ class TracesMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.spans = Counter(
             "mpesa_spans_total",
-            "Spans that the collector accepted (sent) or rejected (refused), or that were dropped because the queue was "
-            "full.",
+            "Spans that the collector accepted (sent) or rejected (refused), and those dropped at a full queue.",
             ("outcome",),
             registry=registry,
         )

@@ -29,8 +29,8 @@ from mpesa_gateway.origin import current_request_id
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import acting_from
 from mpesa_gateway.tracing import NOTHING, Attributes, Part, Span
-from mpesa_gateway_traces.settings import TracesSettings
 from mpesa_gateway_traces.metrics import TracesMetrics
+from mpesa_gateway_traces.settings import TracesSettings
 from mpesa_gateway_traces.shipping import Shipping
 
 log = structlog.get_logger(__name__)
