@@ -54,7 +54,8 @@ def collected(plugins: Sequence[Plugin]) -> Iterator[Description]:
 
 
 def _defined(definition: Callable[[CollectorRegistry], Any], plugin: str) -> Iterator[Description]:
-    for metric in vars(definition(CollectorRegistry())).values():
+    metrics: dict[str, object] = vars(definition(CollectorRegistry()))
+    for metric in metrics.values():
         if isinstance(metric, MetricWrapperBase):
             for family in metric.describe():
                 yield _describe(family, metric, plugin)
