@@ -61,8 +61,12 @@ def _window_gauges() -> Gauges:
         GaugeMetricFamily(
             "mpesa_payments_failed", "Failed payments of these windows, by reason.", labels=("env", "window", "reason")
         ),
-        GaugeMetricFamily("mpesa_payments_taken_kes", "KES received for payments of these windows.", labels=("env", "window")),
-        GaugeMetricFamily("mpesa_payments_returned_kes", "KES of these payments returned to payers.", labels=("env", "window")),
+        GaugeMetricFamily(
+            "mpesa_payments_taken_kes", "KES received for payments of these windows.", labels=("env", "window")
+        ),
+        GaugeMetricFamily(
+            "mpesa_payments_returned_kes", "KES of these payments returned to payers.", labels=("env", "window")
+        ),
     )
 
 

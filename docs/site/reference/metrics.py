@@ -1,7 +1,7 @@
 """Metrics: the counters and histograms of each process, and the gauges that are collected at a scrape."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
@@ -54,7 +54,7 @@ def collected(plugins: Sequence[Plugin]) -> Iterator[Description]:
 
 
 def _defined(definition: Callable[[CollectorRegistry], Any], plugin: str) -> Iterator[Description]:
-    metrics: dict[str, object] = vars(definition(CollectorRegistry()))
+    metrics = cast("dict[str, object]", vars(definition(CollectorRegistry())))
     for metric in metrics.values():
         if isinstance(metric, MetricWrapperBase):
             for family in metric.describe():
