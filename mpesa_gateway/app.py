@@ -27,8 +27,7 @@ from mpesa_gateway.door import Door
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
-from mpesa_gateway.measures import COUNTS
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
@@ -37,6 +36,7 @@ from mpesa_gateway.plugin import (
     callback_kinds_of,
     event_types_of,
     load,
+    metrics_of,
     operations_of,
     prefixes_of,
     scopes_of,
@@ -113,10 +113,14 @@ class Gateway:
             config.security.trusted_proxies, "security.trusted_proxies"
         )
         self.sealer = sealer_for(config.security)
-        self.meter = Meter()
-        self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
+        self.metrics = metrics_of(self.plugins)
+        kernel_metrics = self.metrics.get(KernelMetrics)
         self.db = Database(config.database)
-        self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
+        self.replica = (
+            None
+            if config.database.replica_url is None
+            else Replica(config.database, self.db, kernel_metrics.replica_reads)
+        )
         self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(
@@ -127,7 +131,7 @@ class Gateway:
             window=config.limits.auth_failures_window,
             keep_days=config.retention.audit_days,
         )
-        self.outcomes = Outcomes(self.db, self.meter)
+        self.outcomes = Outcomes(self.db, kernel_metrics.call_outcomes)
         self.changes = Changes(self.db)
         self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
@@ -163,7 +167,7 @@ class Gateway:
             valkey=self.valkey,
             sealer=self.sealer,
             prefix=config.valkey.prefix,
-            meter=self.meter,
+            metrics=kernel_metrics,
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
             lookup=self.names,

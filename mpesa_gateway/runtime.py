@@ -25,7 +25,7 @@ from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import IdPrefix, Ids
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.metrics.registry import Metrics
 from mpesa_gateway.queues import Job, Jobs
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit
@@ -58,7 +58,7 @@ class Runtime(Protocol):
     config: GatewayConfig
     clock: Clock
     ids: Ids
-    meter: Meter
+    metrics: Metrics
     tracer: Tracer
     db: Database
     reads: Asking

@@ -15,7 +15,7 @@ from valkey.exceptions import ValkeyError
 from mpesa_gateway import queues
 from mpesa_gateway.config import QueueName
 from mpesa_gateway.logs import trace
-from mpesa_gateway.measures import JOB_SECONDS, JOBS
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.origin import Origin, coming_from, origins, read_origins
 from mpesa_gateway.queues import AWAY, KEEP, ORIGINS, REQUEST_ID, SAQ, TRACE, GatewayQueue, Job, connect, queue_key
 from mpesa_gateway.runtime import Runtime
@@ -90,6 +90,8 @@ Runner = Callable[..., Coroutine[Any, Any, None]]
 
 
 def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
+    metrics = runtime.metrics.get(KernelMetrics)
+
     async def run(context: dict[str, Any], **kwargs: Any) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(job=name)
@@ -104,8 +106,8 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
             raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
-            runtime.meter.count(JOBS, name, outcome)
-            runtime.meter.time(JOB_SECONDS, time.perf_counter() - began, name)
+            metrics.jobs.labels(name, outcome).inc()
+            metrics.job_seconds.labels(name).observe(time.perf_counter() - began)
 
     # SAQ names a cron, and the key that makes it fire once per cluster, after its function.
     run.__qualname__ = name

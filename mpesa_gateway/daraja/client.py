@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from itertools import product
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import niquests
 import structlog
+from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.concurrency import aside
@@ -42,8 +44,7 @@ from mpesa_gateway.dns import Lookup, Names, NamesResolver, read_literal
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
@@ -106,7 +107,7 @@ class DarajaClient:
         valkey: Any,
         sealer: Sealer,
         prefix: str = "mpesa",
-        meter: Meter | None = None,
+        metrics: KernelMetrics | None = None,
         tracer: Tracer = UNTRACED,
         refuse_transaction: Callable[[str], None] | None = None,
         lookup: Lookup | None = None,
@@ -119,8 +120,9 @@ class DarajaClient:
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
-        self._meter = meter or Meter()
-        self._meter.expect(DARAJA_CALLS, [(env, each, "ok", "") for env in ENVS for each in ("token", *operations)])
+        self._metrics = metrics or KernelMetrics(CollectorRegistry())
+        for env, operation in product(ENVS, ("token", *operations)):
+            self._metrics.daraja_calls.labels(env, operation, "ok", "")
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Places(sys.maxsize, each=config.per_account)
@@ -395,8 +397,8 @@ class DarajaClient:
             return answer
         finally:
             took = time.perf_counter() - began
-            self._meter.count(DARAJA_CALLS, env, operation, outcome, code)
-            self._meter.time(DARAJA_SECONDS, took, env, operation)
+            self._metrics.daraja_calls.labels(env, operation, outcome, code).inc()
+            self._metrics.daraja_seconds.labels(env, operation).observe(took)
             if span is not NOTHING:
                 _tell(span, status, outcome, code, error)
             log.info(

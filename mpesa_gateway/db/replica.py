@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import structlog
+from prometheus_client import Counter
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.asking import Asking, Connection, Question, Row
@@ -27,8 +28,6 @@ from mpesa_gateway.db.engine import (
     startup_settings_refused,
     way_to,
 )
-from mpesa_gateway.measures import REPLICA_READS
-from mpesa_gateway.meter import Meter
 
 log = structlog.get_logger(__name__)
 
@@ -114,14 +113,17 @@ class Replica(Asking):
     """Answers as the primary would, or lets the primary answer: whoever asks notices nothing but the time it takes."""
 
     def __init__(
-        self, config: DatabaseConfig, primary: Database, meter: Meter, clock: Callable[[], float] = time.monotonic
+        self, config: DatabaseConfig, primary: Database, reads: Counter, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Makes no connection. Raises ValueError without ``replica_url``."""
+        """Makes no connection. ``reads`` has the labels ``answered_by`` and ``why``.
+
+        Raises ValueError without ``replica_url``.
+        """
         if config.replica_url is None:
             raise ValueError("database.replica_url is not set")
         super().__init__(primary.columns)
         self._primary = primary
-        self._meter = meter
+        self._reads = reads
         self._clock = clock
         self._schema = config.schema
         self._patience = config.replica_max_lag
@@ -172,9 +174,9 @@ class Replica(Asking):
                 # Others may have begun before it failed, and say nothing of how it is now.
                 if is_trial:
                     self._use_again()
-                self._meter.count(REPLICA_READS, "replica", "")
+                self._reads.labels("replica", "").inc()
                 return answer
-        self._meter.count(REPLICA_READS, "primary", why)
+        self._reads.labels("primary", why).inc()
         return await self._primary.ask(question)
 
     async def connect(self) -> "asyncpg.Connection[Row]":

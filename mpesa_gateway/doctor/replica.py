@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 
 import asyncpg
+from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.replica import Replica, Unfit
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.observation import Observation, note, ok, problem, warning
 from mpesa_gateway.server_address import address
 
@@ -28,7 +29,7 @@ async def look_at_replica(config: DatabaseConfig, db: Database) -> AsyncIterator
     if config.replica_url is None:
         return
     where = address(config.replica_url)
-    replica = Replica(config, db, Meter())
+    replica = Replica(config, db, KernelMetrics(CollectorRegistry()).replica_reads)
     standing = await replica.look()
     if not standing.is_fit:
         yield _see_unfit(standing.why, f"the replica at {where} is not read from: {standing.text}", standing.lag)

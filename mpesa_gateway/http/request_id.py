@@ -9,8 +9,7 @@ from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.client_ip import CLIENT, neighbourhood
 from mpesa_gateway.http.response_headers import with_defaults
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.measures import REQUEST_SECONDS, REQUESTS
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.tracing import NOTHING, UNTRACED, Span, Tracer
@@ -43,10 +42,10 @@ _BOUND = ("merchant_id", "key_id", "payment_id")
 class RequestIds:
     """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
 
-    def __init__(self, app: ASGIApp, ids: Ids, meter: Meter, tracer: Tracer = UNTRACED) -> None:
+    def __init__(self, app: ASGIApp, ids: Ids, metrics: KernelMetrics, tracer: Tracer = UNTRACED) -> None:
         self._app = app
         self._ids = ids
-        self._meter = meter
+        self._metrics = metrics
         self._tracer = tracer
         self._refusals = Sampler(_SAMPLED)
 
@@ -84,8 +83,8 @@ class RequestIds:
             template = scope.get("path_template") or "(unknown)"
             took = time.perf_counter() - began
             method = asked if asked in _METHODS else OTHER
-            self._meter.count(REQUESTS, method, template, str(status))
-            self._meter.time(REQUEST_SECONDS, took, template)
+            self._metrics.requests.labels(method, template, str(status)).inc()
+            self._metrics.request_seconds.labels(template).observe(took)
             if template not in QUIET or status >= 500:
                 self._log(scope, method=asked, route=template, status=status, ms=round(took * 1000, 1))
             if span is not NOTHING:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import asyncpg
+import prometheus_client
 import structlog
 
 from mpesa_gateway.clock import Clock
@@ -16,7 +17,7 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER
 from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.together import Together
@@ -28,7 +29,7 @@ from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
 from mpesa_gateway_callbacks.errors import CallbackRefused, KindRefused, SizeRefused
 from mpesa_gateway_callbacks.kinds import Kinds
-from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
+from mpesa_gateway_callbacks.metrics import label_values
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -51,7 +52,7 @@ class CallbackInbox:
         ids: Ids,
         audit: Audit,
         tracer: Tracer,
-        meter: Meter,
+        counter: prometheus_client.Counter,
         dedup: Dedup,
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,
@@ -64,14 +65,15 @@ class CallbackInbox:
         self._ids = ids
         self._audit = audit
         self._tracer = tracer
-        self._meter = meter
+        self._counter = counter
         self._dedup = dedup
         self._verifier = verifier
         self._dispatcher = dispatcher
         self._refusals = refusals
         self._kinds = kinds
         self._repetitions = Repetitions(db)
-        meter.expect(CALLBACKS, combinations(kinds.names))
+        for values in label_values(kinds.names):
+            counter.labels(*values)
         self._batches: Together[Arrival, bool | None] = Together(
             self._store_batch, told=partial(tracer.step, "postgres keep callback", POSTGRES, "client")
         )
@@ -108,10 +110,10 @@ class CallbackInbox:
                 is_new = await self.store(arrival)
         except CallbackRefused as refusal:
             kind = OTHER if self._kinds.get(incoming.kind) is None else incoming.kind
-            self._meter.count(CALLBACKS, kind, "refused", refusal.reason)
+            self._counter.labels(kind, "refused", refusal.reason).inc()
             await self._refusals.store(incoming, subject, refusal)
             raise
-        self._meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
+        self._counter.labels(incoming.kind, "accepted" if is_new else "repeated", "").inc()
         if not is_new:
             await self._audit_repeat(arrival)
         log.info(

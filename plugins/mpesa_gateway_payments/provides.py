@@ -10,6 +10,7 @@ from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.creates import CreateSteps
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.metrics import PaymentMetrics
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -101,7 +102,7 @@ def _transitions(gateway: Runtime) -> Transitions:
         db=gateway.db,
         clock=gateway.clock,
         outbox=gateway.outbox,
-        meter=gateway.meter,
+        metrics=gateway.metrics.get(PaymentMetrics),
         rules=gateway.settings(PaymentsSettings).rules,
         transactions=gateway.port(Transactions),
     )

@@ -22,7 +22,7 @@ from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
-from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.metrics import ReconciliationMetrics
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
 from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.run_reader import RunReader
@@ -74,6 +74,7 @@ class Reconciliation:
         transactions: Transactions,
     ) -> None:
         self._runtime = runtime
+        self._counter = runtime.metrics.get(ReconciliationMetrics).runs
         self._db = runtime.db
         self._settings = runtime.settings(ReconciliationSettings)
         self._credentials = credentials
@@ -232,7 +233,7 @@ class Reconciliation:
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
-            self._runtime.meter.count(RUNS, status)
+            self._counter.labels(status).inc()
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 

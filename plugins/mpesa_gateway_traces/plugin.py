@@ -7,7 +7,7 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.tracing import Tracer
-from mpesa_gateway_traces.measures import COUNTS
+from mpesa_gateway_traces.metrics import TracesMetrics
 from mpesa_gateway_traces.settings import TracesSettings
 
 
@@ -31,5 +31,5 @@ plugin = Plugin(
     summary="Tells OpenTelemetry what is done for a request, through M-Pesa and jobs to the webhook.",
     settings=TracesSettings,
     provides=((Tracer, make_tracer),),
-    counts=COUNTS,
+    metrics=TracesMetrics,
 )

@@ -11,11 +11,10 @@ from urllib.parse import SplitResult, urlsplit
 import structlog
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from prometheus_client import Counter
 
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import Meter
-from mpesa_gateway_traces.measures import SPANS
 from mpesa_gateway_traces.settings import TracesSettings
 
 log = structlog.get_logger(__name__)
@@ -41,12 +40,12 @@ class _Refused(Exception):
 class Shipping(SpanProcessor):
     """Keeps ended spans until they are sent; those that find the queue full are counted and let go."""
 
-    def __init__(self, settings: TracesSettings, meter: Meter) -> None:
-        """Raises ConfigRefused for an endpoint or a header that cannot be used."""
+    def __init__(self, settings: TracesSettings, spans: Counter) -> None:
+        """``spans`` has the label ``outcome``. Raises ConfigRefused for an endpoint or a header that cannot be used."""
         self._url = _read_endpoint(settings.endpoint)
         self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
         self._settings = settings
-        self._meter = meter
+        self._spans = spans
         self._waiting: deque[ReadableSpan] = deque()
         self._in_hand = 0
         self._wake, self._stopped = threading.Event(), threading.Event()
@@ -73,7 +72,7 @@ class Shipping(SpanProcessor):
         if span.context is None or not span.context.trace_flags.sampled:
             return
         if len(self._waiting) + self._in_hand >= self._settings.queue:
-            self._meter.count(SPANS, "dropped")
+            self._spans.labels("dropped").inc()
             return
         self._waiting.append(span)
         if len(self._waiting) >= _BATCH:
@@ -102,13 +101,13 @@ class Shipping(SpanProcessor):
                 self._say(str(problem))
                 return False
             except _Refused as problem:
-                self._meter.count(SPANS, "refused", by=len(batch))
+                self._spans.labels("refused").inc(len(batch))
                 self._say(str(problem))
             except Exception as problem:  # noqa: BLE001 - the thread goes on, whatever is wrong with these
-                self._meter.count(SPANS, "refused", by=len(batch))
+                self._spans.labels("refused").inc(len(batch))
                 log.error("traces_not_sent", exception=trace(problem))
             else:
-                self._meter.count(SPANS, "sent", by=len(batch))
+                self._spans.labels("sent").inc(len(batch))
                 if not self._is_well:
                     self._is_well = True
                     log.info("traces_taken_again", collector=self._url.hostname)

@@ -29,6 +29,7 @@ from mpesa_gateway.origin import current_request_id
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import acting_from
 from mpesa_gateway.tracing import NOTHING, Attributes, Part, Span
+from mpesa_gateway_traces.metrics import TracesMetrics
 from mpesa_gateway_traces.settings import TracesSettings
 from mpesa_gateway_traces.shipping import Shipping
 
@@ -59,7 +60,7 @@ class OtelTracer:
         self._runtime = runtime
         self._settings = runtime.settings(TracesSettings)
         self._trusted = read_networks(self._settings.trusted_callers, "traces.trusted_callers")
-        self._shipping = Shipping(self._settings, runtime.meter)
+        self._shipping = Shipping(self._settings, runtime.metrics.get(TracesMetrics).spans)
         self._otel: otel.Tracer | None = None
         self._is_ours = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,7 +71,7 @@ class OtelTracer:
         provider = otel.get_tracer_provider()
         self._is_ours = isinstance(provider, ProxyTracerProvider)
         if self._is_ours:
-            self._shipping = Shipping(self._settings, self._runtime.meter)
+            self._shipping = Shipping(self._settings, self._runtime.metrics.get(TracesMetrics).spans)
             self._shipping.start()
             provider = self._provider()
         self._otel = provider.get_tracer("mpesa_gateway", version("mpesa-gateway"))

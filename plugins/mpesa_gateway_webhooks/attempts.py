@@ -6,17 +6,16 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
+from prometheus_client import Counter
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
 from mpesa_gateway.http.egress import SHOWN, Answer, EgressFailed
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import masked
-from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import POSTGRES, Tracer
 from mpesa_gateway_webhooks import endpoint_tables, tables
-from mpesa_gateway_webhooks.measures import ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
@@ -34,14 +33,14 @@ class AttemptRecorder:
         db: Database,
         clock: Clock,
         ids: Ids,
-        meter: Meter,
+        counter: Counter,
         tracer: Tracer,
         settings: WebhooksSettings,
     ) -> None:
         self._db = db
         self._clock = clock
         self._ids = ids
-        self._meter = meter
+        self._counter = counter
         self._settings = settings
         self._chance = random.SystemRandom()
         self._taken: Together[tuple[Row, Answer], None] = Together(
@@ -91,7 +90,7 @@ class AttemptRecorder:
             await self._db.execute(
                 endpoint_tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well]
             )
-        self._meter.count(ATTEMPTS, "delivered", by=len(taken))
+        self._counter.labels("delivered").inc(len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
@@ -134,7 +133,7 @@ class AttemptRecorder:
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
-        self._meter.count(ATTEMPTS, "dead" if due is None else "failed")
+        self._counter.labels("dead" if due is None else "failed").inc()
 
 
 def is_taken(answer: Answer | EgressFailed) -> bool:

@@ -14,7 +14,7 @@ from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
-from mpesa_gateway_webhooks.measures import COUNTS, READINGS
+from mpesa_gateway_webhooks.metrics import COLLECTORS, WebhookMetrics
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
@@ -59,8 +59,8 @@ plugin = Plugin(
     contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
-    counts=COUNTS,
-    readings=READINGS,
+    metrics=WebhookMetrics,
+    collectors=COLLECTORS,
     forgets=(
         Forgetting(
             "attempts at delivery",

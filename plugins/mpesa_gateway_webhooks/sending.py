@@ -22,7 +22,7 @@ from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.attempts import AttemptRecorder, is_taken
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
-from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS
+from mpesa_gateway_webhooks.metrics import WebhookMetrics
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 log = structlog.get_logger(__name__)
@@ -76,11 +76,13 @@ class Sender:
         self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(
             self._claim, most=_JOBS, told=partial(self._tracer.step, "postgres claim deliveries", POSTGRES, "client")
         )
+        metrics = runtime.metrics.get(WebhookMetrics)
+        self._attempt_seconds = metrics.attempt_seconds
         self._recorder = AttemptRecorder(
             db=runtime.db,
             clock=runtime.clock,
             ids=runtime.ids,
-            meter=runtime.meter,
+            counter=metrics.attempts,
             tracer=runtime.tracer,
             settings=self._settings,
         )
@@ -236,7 +238,7 @@ class Sender:
                     if span is not NOTHING and not isinstance(answer, NoRoom):
                         self._tell(span, row, answer)
                 if isinstance(answer, Answer):
-                    self._runtime.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
+                    self._attempt_seconds.observe(answer.ms / 1000)
                 if not isinstance(answer, NoRoom):
                     self._note(lane, answer)
         if isinstance(answer, NoRoom):

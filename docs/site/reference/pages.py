@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from docs.site.reference import commands, errors, events, http, scopes, settings
+from docs.site.reference import commands, errors, events, http, metrics, scopes, settings
 from docs.site.reference.product import gateway, plugins
 
 
@@ -17,6 +17,7 @@ def pages() -> Mapping[str, str]:
         "errors.md": errors.page(),
         "events.md": events.page(plugins()),
         "scopes.md": scopes.page(gateway()),
+        "metrics.md": metrics.page(plugins()),
         "commands.md": commands.page(plugins()),
     }
 

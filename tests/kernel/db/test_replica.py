@@ -8,14 +8,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from structlog.testing import capture_logs
 
 from mpesa_gateway.config import DatabaseConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.replica import REST, Replica
 from mpesa_gateway.doctor.replica import look_at_replica
-from mpesa_gateway.measures import REPLICA_READS
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.observation import Level
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
@@ -34,7 +34,7 @@ class Pair:
     replica_url: str
     db: Database
     replica: Replica
-    meter: Meter
+    reads: Counter
     seconds: float = 0.0
     """The time, as the replica is told it, which a test moves."""
 
@@ -49,10 +49,10 @@ class Pair:
     def counts(self) -> dict[tuple[str, ...], float]:
         """How often each answered, and why."""
         return {
-            labels: count
-            for counter, counts in self.meter.counted()
-            if counter is REPLICA_READS
-            for labels, count in counts
+            (sample.labels["answered_by"], sample.labels["why"]): sample.value
+            for metric in self.reads.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
         }
 
     async def on_replica(self, sql: str) -> Any:
@@ -74,9 +74,9 @@ async def connected(url: str, replica_url: str, **more: Any) -> AsyncGenerator[P
     """Both, connected for the length of the block. The replica is waited for as long as the machine is slow."""
     values: dict[str, Any] = {"replica_max_lag": 10.0} | more
     config = DatabaseConfig(url=Secret(url), replica_url=Secret(replica_url), **values)
-    db, meter = Database(config), Meter()
-    replica = Replica(config, db, meter, clock=lambda: both.seconds + asyncio.get_running_loop().time())
-    both = Pair(replica_url, db, replica, meter)
+    db, reads = Database(config), KernelMetrics(CollectorRegistry()).replica_reads
+    replica = Replica(config, db, reads, clock=lambda: both.seconds + asyncio.get_running_loop().time())
+    both = Pair(replica_url, db, replica, reads)
     await db.start()
     await replica.start()
     try:

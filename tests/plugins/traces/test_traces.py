@@ -26,7 +26,6 @@ from mpesa_gateway.tracing import NOTHING, UNTRACED
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_traces.measures import SPANS
 from tests.asgi import ask
 from tests.house.tree import ROOT
 from tests.plugins.traces.collector import Collector, collecting
@@ -344,7 +343,7 @@ async def test_without_a_collector_everything_works_and_one_line_says_so(
 
 def counted(gateway: Gateway, outcome: str) -> float:
     """How many spans were so."""
-    return next(dict(counts).get((outcome,), 0.0) for counter, counts in gateway.meter.counted() if counter is SPANS)
+    return gateway.metrics.registry.get_sample_value("mpesa_spans_total", {"outcome": outcome}) or 0.0
 
 
 async def told(lines: list[Any], event: str) -> int:

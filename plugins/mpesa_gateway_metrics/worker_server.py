@@ -1,4 +1,4 @@
-"""A worker's own metrics: it serves no HTTP otherwise, so it listens for Prometheus alone, where the settings say."""
+"""The metrics of a worker: a server for Prometheus alone, in a process that serves no other HTTP."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -23,9 +23,9 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
-    """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block; nothing where that is not set.
+    """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block, if that is set.
 
-    Raises Failed when something else listens there.
+    Raises Failed if the port is in use.
     """
     settings = gateway.settings(MetricsSettings)
     if settings.worker_port is None:
@@ -46,7 +46,7 @@ async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves the signals to the worker."""
+    """uvicorn's server. The worker handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
 
 
 class _Metrics:
-    """The one address of a worker."""
+    """The only route of a worker."""
 
     def __init__(self, admission: Admission, exposition: Exposition, proxies: Sequence[Network]) -> None:
         self._admission = admission
