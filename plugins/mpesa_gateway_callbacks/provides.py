@@ -51,6 +51,7 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
         ids=gateway.ids,
         audit=gateway.audit,
         tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         meter=gateway.meter,
         dedup=Dedup(
             valkey=gateway.valkey,
