@@ -8,7 +8,6 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import structlog
-from opentelemetry.trace import Tracer
 
 from mpesa_gateway.client_ip import Network, read_networks
 from mpesa_gateway.clock import Clock, SharedClock
@@ -136,8 +135,7 @@ class Gateway:
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = self._offered()
         self.tracing = self.services.get(Tracing) if self.services.offers(Tracing) else Tracing()
-        self.tracer: Tracer = self.tracing.tracer
-        self.db.tracer = self.tracer
+        self.tracer = self.db.tracer = self.tracing.tracer
         self._event_types = event_types_of(self.plugins)
         self.jobs_by_name: Mapping[str, Job] = KERNEL_JOBS | {
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
