@@ -398,7 +398,8 @@ class DarajaClient:
             took = time.perf_counter() - began
             self._meter.count(DARAJA_CALLS, env, operation, outcome, code)
             self._meter.time(DARAJA_SECONDS, took, env, operation)
-            _describe(span, status, outcome, code, error)
+            if span.is_recording():
+                _describe(span, status, outcome, code, error)
             log.info(
                 "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )

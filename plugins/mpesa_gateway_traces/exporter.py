@@ -46,7 +46,12 @@ class OtlpExporter(SpanExporter):
         """Raises ConfigRefused for an endpoint or a header that cannot be used."""
         self._url = _read_endpoint(settings.endpoint)
         self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
-        self._headers |= {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+        # A kept connection that the collector closes meanwhile would look like a failure.
+        self._headers |= {
+            "Content-Type": "application/x-protobuf",
+            "Content-Encoding": "gzip",
+            "Connection": "close",
+        }
         self._settings = settings
         self._meter = meter
         self._room = threading.Semaphore(settings.queue)
@@ -54,7 +59,11 @@ class OtlpExporter(SpanExporter):
         self._deadline = float("inf")
         self._is_failing = False
         self._session = niquests.Session(
-            retries=0, disable_http3=True, allow_incoming_cookies=False, revocation_configuration=None
+            retries=0,
+            disable_http2=True,
+            disable_http3=True,
+            allow_incoming_cookies=False,
+            revocation_configuration=None,
         )
         self._session.trust_env = False
 

@@ -366,6 +366,7 @@ async def test_a_collector_that_refuses_gets_the_same_spans_only_once(
         async with running_gateway(traced_values) as (gateway, _):
             await ask(gateway.asgi, "GET", b"/v1/payments")
             await collector.wait_for("GET /v1/payments")
+            assert await told(lines, "traces_not_taken") == 1
             (line,) = [line for line in lines if line["event"] == "traces_not_taken"]
     assert line["problem"] == "HTTP 401"
     assert len(collector.of("GET /v1/payments")) == 1
