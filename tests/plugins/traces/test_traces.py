@@ -14,11 +14,14 @@ import pytest
 import structlog
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanKind
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext, SpanKind, TraceFlags
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
 from mpesa_gateway.http.request_spans import request_span
+from mpesa_gateway.meter import Meter
 from mpesa_gateway.origin import asked_by
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.standalone.process import free_port
@@ -30,7 +33,9 @@ from mpesa_gateway.tracing import UNTRACED, child_span, client_span, postgres_sp
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_traces.exporter import OtlpExporter
 from mpesa_gateway_traces.measures import SPANS
+from mpesa_gateway_traces.settings import TracesSettings
 from tests.asgi import ask
 from tests.house.tree import ROOT
 from tests.plugins.traces.collector import Collector, collecting
@@ -339,9 +344,9 @@ async def test_without_a_collector_everything_works_and_one_line_says_so(
             assert await told(lines, "traces_not_taken") == 1
             server = await asyncio.start_server(collector.receiver.handle, "127.0.0.1", port)
             assert await told(lines, "traces_taken_again") == 1
+            await collector.wait_for("POST /v1/payments")
             server.close()
             assert counted(gateway, "sent") > 0
-    assert collector.of("POST /v1/payments")
 
 
 def counted(gateway: Gateway, outcome: str) -> float:
@@ -505,6 +510,17 @@ def test_without_opentelemetry_a_gateway_that_wants_traces_says_what_to_install(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigRefused, match=r"pip install 'mpesa-gateway\[otel\]'"):
         Gateway(GatewayConfig.from_values(traced_values))
+
+
+def test_exporter_with_a_full_queue_drops_and_counts_a_new_span() -> None:
+    meter = Meter()
+    exporter = OtlpExporter(TracesSettings(queue=2, endpoint="http://127.0.0.1:9/v1/traces", timeout=0.1), meter)
+    assert [exporter.reserve() for _ in range(3)] == [True, True, False]
+    assert dict(next(counts for counter, counts in meter.counted() if counter is SPANS))[("dropped",)] == 1
+    exporter.close()
+    span = ReadableSpan("a", SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1)))
+    assert exporter.export([span, span]) is SpanExportResult.FAILURE
+    assert exporter.reserve()
 
 
 @pytest.mark.parametrize(
