@@ -12,6 +12,7 @@ from opentelemetry.trace import Span, get_current_span
 from mpesa_gateway.config import ValkeyConfig
 from mpesa_gateway.logs import masked
 from mpesa_gateway.traceparent import current_traceparent, read_traceparent
+from mpesa_gateway.tracing import end_after
 
 log = structlog.get_logger(__name__)
 
@@ -44,16 +45,18 @@ class TraceLinks:
             self._start(partial(self._store, subject_id, current_traceparent()))
 
     def link(self, subject_id: str) -> None:
-        """Link the current span to the trace in which its subject began, if Valkey answers before the span ends."""
+        """Link the current span to the trace in which its subject began. It ends when Valkey has answered."""
         span = get_current_span()
-        if _set_subject(span, subject_id):
-            self._start(partial(self._link, subject_id, span))
+        if _set_subject(span, subject_id) and (task := self._start(partial(self._link, subject_id, span))):
+            end_after(span, task)
 
-    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
-        if self._keep and asyncio.get_running_loop().time() >= self._resting_until:
-            task = asyncio.create_task(self._run(work))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
+        if not self._keep or asyncio.get_running_loop().time() < self._resting_until:
+            return None
+        task = asyncio.create_task(self._run(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -68,7 +71,7 @@ class TraceLinks:
 
     async def _link(self, subject_id: str, span: Span) -> None:
         found = await self._valkey.get(self._key(subject_id))
-        if isinstance(found, bytes) and span.is_recording():
+        if isinstance(found, bytes):
             began = get_current_span(read_traceparent(found.decode("ascii", "replace"))).get_span_context()
             if began.is_valid and began.trace_id != span.get_span_context().trace_id:
                 span.add_link(began)

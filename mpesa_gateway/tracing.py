@@ -1,8 +1,10 @@
 """OpenTelemetry spans of this gateway: no secrets, phone numbers, paths or exception texts are in them."""
 
+import asyncio
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context, attach, detach, set_value
 from opentelemetry.trace import (
@@ -30,6 +32,9 @@ _POSTGRES: Attributes = {"db.system.name": "postgresql"}
 UNTRACED = NoOpTracer()
 
 _NOT_RECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
+
+_ends_after: WeakKeyDictionary[Span, asyncio.Task[None]] = WeakKeyDictionary()
+"""Spans that are ended by the end of a task, which may still change them."""
 
 _LONG = 1_000_000_000
 """Nanoseconds after which a cron has a span, even if it has no child span."""
@@ -139,15 +144,27 @@ def set_error(span: Span, error_type: str) -> None:
     span.set_status(StatusCode.ERROR)
 
 
+def end_after(span: Span, task: asyncio.Task[None]) -> None:
+    """Let a span that is current in a block end only when the task is done, with the time at which its block ended."""
+    _ends_after[span] = task
+
+
 @contextmanager
 def _current_span(span: Span) -> Generator[Span]:
-    # OpenTelemetry would record the text of an exception, which may quote a row or an answer.
-    with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-        try:
+    try:
+        # OpenTelemetry would record the text of an exception, which may quote a row or an answer.
+        with use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
-        except BaseException as problem:
-            set_error(span, type(problem).__name__)
-            raise
+    except BaseException as problem:
+        set_error(span, type(problem).__name__)
+        raise
+    finally:
+        ended = time.time_ns()
+        task = _ends_after.pop(span, None)
+        if task is None or task.done():
+            span.end(ended)
+        else:
+            task.add_done_callback(lambda _: span.end(ended))
 
 
 @contextmanager

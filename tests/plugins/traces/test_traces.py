@@ -437,6 +437,23 @@ async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced)
     assert (here.links, here.is_error) == (set(), False)
 
 
+async def test_link_with_an_answer_of_valkey_after_the_block_is_on_the_span(traced: Traced) -> None:
+    class Slow:
+        """A Valkey that answers after half of the patience."""
+
+        async def get(self, _: str) -> bytes:
+            await asyncio.sleep(0.2)
+            return THEIRS.encode()
+
+    links = TraceLinks(Slow(), traced.gateway.config.valkey, 48)
+    with request_span(traced.gateway.tracing, {"path": "/v1", "headers": []}, "here") as span:
+        span.update_name("here")
+        links.link("pay_1")
+    assert span.is_recording()
+    (here,) = await traced.collector.wait_for("here")
+    assert here.links == {THEIRS.split("-")[1]}
+
+
 async def test_what_a_host_traces_with_is_left_alone(traced: Traced) -> None:
     await traced.api.call("GET", "/v1/merchant/me")
     assert isinstance(otel.get_tracer_provider(), ProxyTracerProvider)
