@@ -1,4 +1,4 @@
-"""Links between traces: a callback's span is linked to the trace in which its payment began."""
+"""Links from a callback's span to the trace of its payment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,17 +17,17 @@ from mpesa_gateway.tracing import end_after
 log = structlog.get_logger(__name__)
 
 _PATIENCE = 0.5
-"""Seconds that Valkey may take."""
+"""Timeout in seconds."""
 
 _REST = 2.0
-"""Seconds for which Valkey is not asked after it did not answer."""
+"""Seconds without a query after an error."""
 
 
 class TraceLinks:
-    """Stores in Valkey in which trace a payment, refund or status query began. Callers never wait for Valkey."""
+    """Stores in Valkey in which trace a subject (payment, refund, status query) began. No caller waits for it."""
 
     def __init__(self, valkey: Any, config: ValkeyConfig, hours: int) -> None:
-        """``hours`` is the time for which traces are found; 0 switches links off."""
+        """``hours`` is how long an entry is kept; 0 switches links off."""
         self._valkey = valkey
         self._prefix = config.prefix
         self._keep = timedelta(hours=hours)
@@ -40,12 +40,12 @@ class TraceLinks:
             await asyncio.wait(self._tasks, timeout=_PATIENCE)
 
     def begin(self, subject_id: str) -> None:
-        """Store the current trace as the one in which this payment, refund or status query began."""
+        """Store the current trace as the subject's."""
         if _set_subject(get_current_span(), subject_id):
             self._start(partial(self._store, subject_id, current_traceparent()))
 
     def link(self, subject_id: str) -> None:
-        """Link the current span to the trace in which its subject began. It ends when Valkey has answered."""
+        """Link the current span to the subject's trace. It ends when Valkey has answered."""
         span = get_current_span()
         if _set_subject(span, subject_id) and (task := self._start(partial(self._link, subject_id, span))):
             end_after(span, task)
@@ -81,7 +81,6 @@ class TraceLinks:
 
 
 def _set_subject(span: Span, subject_id: str) -> bool:
-    """Return whether the span is recorded, after naming its subject."""
     if not span.is_recording():
         return False
     span.set_attribute("mpesa.subject_id", masked(subject_id))

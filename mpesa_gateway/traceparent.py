@@ -1,4 +1,4 @@
-"""Position in a trace as a W3C ``traceparent``: in headers, in jobs, and in log lines as ``trace_id``."""
+"""W3C ``traceparent`` in headers and jobs, ``trace_id`` in log lines."""
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,13 +11,13 @@ from structlog.contextvars import bound_contextvars
 _W3C = TraceContextTextMapPropagator()
 
 LATE_PARENT = create_key("mpesa-gateway-late-parent")
-"""Key of a ``LateParent`` in the context: a span that is started when it gets its first child."""
+"""Context key of a span that its first child starts."""
 
 LateParent = Callable[[], Context | None]
 
 
 def parent_context() -> Context | None:
-    """Return the context for a child of the current span, None outside of all spans."""
+    """Return the context for a child span, None outside of all spans."""
     current = get_current()
     if get_current_span(current).get_span_context().is_valid:
         return current
@@ -26,7 +26,7 @@ def parent_context() -> Context | None:
 
 
 def current_traceparent() -> str:
-    """Return the current span as a ``traceparent``, empty outside of all spans."""
+    """Return a ``traceparent``, empty outside of all spans."""
     parent = parent_context()
     carrier: dict[str, str] = {}
     if parent is not None:
@@ -35,13 +35,13 @@ def current_traceparent() -> str:
 
 
 def read_traceparent(traceparent: str, tracestate: str = "") -> Context:
-    """Return a context with the remote span, an empty one if there is none."""
+    """Return a context with the remote span, if any."""
     return _W3C.extract({"traceparent": traceparent, "tracestate": tracestate}, Context()) if traceparent else Context()
 
 
 @contextmanager
 def continued(traceparent: str) -> Generator[None]:
-    """Return a block whose spans are children of a remote span, and whose log lines have its ``trace_id``."""
+    """Return a block inside a remote span."""
     if not traceparent:
         yield
         return
@@ -55,7 +55,7 @@ def continued(traceparent: str) -> Generator[None]:
 
 
 def logged(span: Span) -> AbstractContextManager[None]:
-    """Return a block whose log lines have the ``trace_id``, if the trace is sampled."""
+    """Return a block whose log lines have the ``trace_id`` of a sampled trace."""
     known = span.get_span_context()
     if not known.trace_flags.sampled:
         return nullcontext()

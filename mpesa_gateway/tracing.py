@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of this gateway: no secrets, phone numbers, paths or exception texts are in them."""
+"""OpenTelemetry spans without secrets, phone numbers and exception texts."""
 
 import asyncio
 import time
@@ -25,8 +25,6 @@ from mpesa_gateway.origin import current_request_id
 from mpesa_gateway.traceparent import LATE_PARENT, logged, parent_context
 
 Attributes = Mapping[str, str | int | float | bool]
-"""Attributes of a span, by OpenTelemetry's names or ours (``mpesa.…``). Text is masked like a log line."""
-
 _POSTGRES: Attributes = {"db.system.name": "postgresql"}
 
 UNTRACED = NoOpTracer()
@@ -34,48 +32,46 @@ UNTRACED = NoOpTracer()
 _NOT_RECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
 _ends_after: WeakKeyDictionary[Span, asyncio.Task[None]] = WeakKeyDictionary()
-"""Spans that are ended by the end of a task, which may still change them."""
+"""Spans that a task ends, by span."""
 
 _LONG = 1_000_000_000
-"""Nanoseconds after which a cron has a span, even if it has no child span."""
+"""Nanoseconds after which a cron's span is recorded without a child."""
 
 
 class Tracing:
-    """Port: a gateway's tracer and how it treats the traces of others. This one records nothing."""
+    """Port: a tracer and its settings. This one records nothing."""
 
     tracer: Tracer = UNTRACED
     trusted_callers: Sequence[Network] = ()
-    """Callers whose traces are continued. The ``traceparent`` of any other caller becomes a link."""
+    """Callers whose traces are continued, not only linked."""
 
     is_sent_to_merchants: bool = False
-    """Whether webhooks carry a ``traceparent``."""
-
     remember_hours: int = 0
-    """Hours for which spans are linked to the trace that their payment began in."""
+    """Hours for which ``TraceLinks`` finds a trace."""
 
     async def start(self) -> None:
         """Start to export."""
 
     async def stop(self) -> None:
-        """Export what is queued, within the export timeout, and stop."""
+        """Export queued spans and stop."""
 
 
 def is_enabled(tracer: Tracer) -> bool:
-    """Return whether this tracer's spans can be recorded."""
+    """Return whether spans can be recorded."""
     return not isinstance(tracer, NoOpTracer)
 
 
 def root_span(
     tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
 ) -> AbstractContextManager[Span]:
-    """Return a block with the span of a request or job. Its log lines have the ``trace_id`` if the trace is sampled."""
+    """Return a block with the span of a request or job, whose log lines have the ``trace_id``."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))
 
 
 def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
-    """Return a block with the span of a call to another system; outside of all spans it is a root."""
+    """Return a block with the span of a call to another system."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _current_span(
@@ -86,7 +82,7 @@ def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractCo
 def child_span(
     tracer: Tracer, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span]:
-    """Return a block with a span that is recorded only inside another one."""
+    """Return a block with a span, recorded only inside another one."""
     parent = parent_context() if is_enabled(tracer) else None
     if parent is None:
         return _NOT_RECORDED
@@ -94,7 +90,7 @@ def child_span(
 
 
 def postgres_span(tracer: Tracer, what: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a statement or transaction, recorded only inside another span."""
+    """Return a block with the span of a statement or transaction."""
     return child_span(tracer, f"postgres {what}", _POSTGRES, SpanKind.CLIENT)
 
 
@@ -116,7 +112,7 @@ def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[No
     def parent() -> Context | None:
         return None if is_over else set_span_in_context(start(), Context())
 
-    # The process may have been started inside a span of its host: a cron is no part of it.
+    # Not inside the span of a host that started the process.
     token = attach(set_value(LATE_PARENT, parent, Context()))
     try:
         yield
@@ -133,26 +129,26 @@ def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[No
 
 
 def set_attributes(span: Span, attributes: Attributes) -> None:
-    """Set attributes, with secrets and phone numbers masked."""
+    """Set attributes, masked."""
     if span.is_recording():
         span.set_attributes(_masked(attributes))
 
 
 def set_error(span: Span, error_type: str) -> None:
-    """Mark a span as failed. ``error_type`` is a stable word, such as the class of an exception, never its text."""
+    """Mark a span as failed. ``error_type`` is a class or code, never a message."""
     span.set_attribute("error.type", error_type)
     span.set_status(StatusCode.ERROR)
 
 
 def end_after(span: Span, task: asyncio.Task[None]) -> None:
-    """Let a span that is current in a block end only when the task is done, with the time at which its block ended."""
+    """End the span when the task is done, with the time at which its block ended."""
     _ends_after[span] = task
 
 
 @contextmanager
 def _current_span(span: Span) -> Generator[Span]:
     try:
-        # OpenTelemetry would record the text of an exception, which may quote a row or an answer.
+        # The text of an exception may quote a row.
         with use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
     except BaseException as problem:

@@ -1,4 +1,4 @@
-"""Spans of requests: which trace a request continues, and what its span says."""
+"""Spans of requests."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ from mpesa_gateway.tracing import Tracing, root_span, set_attributes, set_error
 
 
 def request_span(tracing: Tracing, scope: Mapping[str, Any], request_id: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a request, which ``describe_request`` names once the route is known."""
+    """Return a block with the span of a request, named later by ``describe_request``."""
     parent, links = _caller(tracing, scope)
     said = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
     return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, said, parent, links)
@@ -39,7 +39,7 @@ def describe_request(span: Span, method: str, route: str, status: int, ids: Mapp
 
 
 def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[Link]]:
-    """Return the context that a request continues (the host's span, a trusted caller's, none), and its links."""
+    """Return the parent (a span of the host or of a trusted caller) and the links."""
     here = get_current()
     if get_current_span(here).get_span_context().is_valid:
         return here, []
@@ -50,6 +50,6 @@ def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[L
     address = read_address(acting_from.get() or "") if tracing.trusted_callers else None
     if address is not None and within(address, tracing.trusted_callers):
         return read_traceparent(traceparent, sent.get(b"tracestate", "")), []
-    # Another caller may send anything: it decides neither the trace's id nor whether the trace is sampled.
+    # Another caller decides neither the id of the trace nor its sampling.
     theirs = get_current_span(read_traceparent(traceparent)).get_span_context()
     return Context(), [Link(theirs)] if theirs.is_valid else []
