@@ -58,7 +58,8 @@ from mpesa_gateway.security.tables import (
 )
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
-from mpesa_gateway.tracing import UNTRACED, Tracer
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import Tracing
 from mpesa_gateway.worker import WorkerGroup, build_worker, keep_working
 
 log = structlog.get_logger(__name__)
@@ -137,8 +138,8 @@ class Gateway:
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = self._offered()
-        self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
-        self.db.tracer = self.tracer
+        self.tracing = self.services.get(Tracing) if self.services.offers(Tracing) else Tracing()
+        self.tracer = self.db.tracer = self.tracing.tracer
         self._event_types = event_types_of(self.plugins)
         self.jobs_by_name: Mapping[str, Job] = KERNEL_JOBS | {
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
@@ -149,6 +150,7 @@ class Gateway:
         except ValueError:
             # The library's own words can quote a part of a password.
             raise ConfigRefused("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
+        self.trace_links = TraceLinks(self.valkey, config.valkey, self.tracing.remember_hours)
         self.limits = Limits(config, self.clock)
         self.outbox = Outbox(
             [subscriber for plugin in self.plugins for subscriber in plugin.subscribers],
@@ -156,7 +158,6 @@ class Gateway:
             clock=self.clock,
             ids=self.ids,
             jobs=self.jobs,
-            tracer=self.tracer,
             event_type=self.event_type,
             context=self,
         )
@@ -299,9 +300,9 @@ class Gateway:
         await self.jobs.start()
         await self.limits.start()
         await self.daraja.start()
-        # First, and so the last to stop: what the others do until then is told.
-        await self.tracer.start()
-        self._running_parts.append(self.tracer)
+        # First, and so the last to stop: the spans of the others until then are exported.
+        await self.tracing.start()
+        self._running_parts += [self.tracing, self.trace_links]
         for plugin in self.plugins:
             for port, _ in plugin.provides:
                 part = self.services.get(port)

@@ -44,7 +44,7 @@ class Door:
 
     def __init__(self, gateway: Doored) -> None:
         self._gateway = gateway
-        self._app = RequestIds(self._when_started, gateway.ids, gateway.metrics.get(KernelMetrics), gateway.tracer)
+        self._app = RequestIds(self._when_started, gateway.ids, gateway.metrics.get(KernelMetrics), gateway.tracing)
         self._inside: Any = None
         self._gate: Gate | None = None
         self._access: Access | None = None

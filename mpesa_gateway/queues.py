@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 import valkey.asyncio
+from opentelemetry.trace import SpanKind, Tracer
 from saq import Job as SaqJob
 from saq import Status
 from saq.job import UNSUCCESSFUL_TERMINAL_STATUSES
@@ -27,7 +28,7 @@ from mpesa_gateway.config import QUEUES, QueueName, ValkeyConfig
 from mpesa_gateway.errors import NotStarted
 from mpesa_gateway.origin import Origin, current_origin
 from mpesa_gateway.sentinel import primary_pool
-from mpesa_gateway.tracing import UNTRACED, Attributes, Tracer
+from mpesa_gateway.tracing import UNTRACED, Attributes, child_span
 
 log = structlog.get_logger(__name__)
 
@@ -279,7 +280,7 @@ class Jobs:
         the same id waits or runs. ``origins`` says whose request each of the things is that the job is about, where
         they are of several. False when Valkey is away; raises KeyError for an unknown job.
         """
-        with self._tracer.step(f"enqueue {name}", SAQ, "producer"):
+        with child_span(self._tracer, f"enqueue {name}", SAQ, SpanKind.PRODUCER):
             return await self._enqueue(name, delay, once, origins, kwargs)
 
     async def _enqueue(
@@ -300,7 +301,7 @@ class Jobs:
                         heartbeat=job.heartbeat,
                         retries=job.attempts,
                         ttl=KEEP,
-                        meta=_asked_by(self._tracer, known),
+                        meta=_asked_by(known),
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
@@ -311,12 +312,12 @@ class Jobs:
         return True
 
 
-def _asked_by(tracer: Tracer, known: Mapping[str, Origin] | None) -> dict[str, Any]:
+def _asked_by(known: Mapping[str, Origin] | None) -> dict[str, Any]:
     """What a job is told of the requests that led to it."""
-    origin = current_origin(tracer)
+    origin = current_origin()
     meta: dict[str, Any] = {}
     if origin is not None:
-        meta = {name: text for name, text in ((REQUEST_ID, origin.request_id), (TRACE, origin.carried)) if text}
+        meta = {name: text for name, text in ((REQUEST_ID, origin.request_id), (TRACE, origin.traceparent)) if text}
     if known:
         meta[ORIGINS] = {name: origin.as_meta() for name, origin in known.items()}
     return meta

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from opentelemetry.trace import Tracer
 
 from mpesa_gateway.client_ip import Network
 from mpesa_gateway.clock import Clock
@@ -34,7 +35,8 @@ from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.scopes import Scopes
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.security.vault import Vault
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import Tracing
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -60,6 +62,8 @@ class Runtime(Protocol):
     ids: Ids
     metrics: Metrics
     tracer: Tracer
+    tracing: Tracing
+    trace_links: TraceLinks
     db: Database
     reads: Asking
     replica: Replica | None

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import niquests
 import structlog
+from opentelemetry.trace import Span, Tracer
 from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.clock import Clock
@@ -47,7 +48,7 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
+from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attributes, set_error
 
 log = structlog.get_logger(__name__)
 
@@ -352,7 +353,7 @@ class DarajaClient:
             "mpesa.env": env,
             "mpesa.daraja.operation": operation,
         }
-        with self._tracer.call(f"daraja {operation}", said) as span:
+        with client_span(self._tracer, f"daraja {operation}", said) as span:
             return await self._exchange_once(method, url, operation, env, secrets, span, **options)
 
     async def _exchange_once(
@@ -399,8 +400,8 @@ class DarajaClient:
             took = time.perf_counter() - began
             self._metrics.daraja_calls.labels(env, operation, outcome, code).inc()
             self._metrics.daraja_seconds.labels(env, operation).observe(took)
-            if span is not NOTHING:
-                _tell(span, status, outcome, code, error)
+            if span.is_recording():
+                _describe(span, status, outcome, code, error)
             log.info(
                 "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )
@@ -411,14 +412,14 @@ def _no_token(problem: Exception) -> NotSent:
     return NotSent("M-Pesa gave no access token", retry_after=5)
 
 
-def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
-    span.note({"mpesa.daraja.outcome": outcome})
+def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> None:
+    set_attributes(span, {"mpesa.daraja.outcome": outcome})
     if status:
-        span.note({"http.response.status_code": status})
+        set_attributes(span, {"http.response.status_code": status})
     if code:
-        span.note({"mpesa.daraja.code": code})
+        set_attributes(span, {"mpesa.daraja.code": code})
     if outcome != "ok":
-        span.fail(code or error or outcome)
+        set_error(span, code or error or outcome)
 
 
 def _judge(

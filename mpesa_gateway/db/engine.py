@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
+from opentelemetry.trace import Tracer
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
@@ -20,7 +21,7 @@ from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.dsn import read_dsn
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
+from mpesa_gateway.tracing import UNTRACED, postgres_span
 
 log = structlog.get_logger(__name__)
 
@@ -614,7 +615,7 @@ class Database(Asking):
                 outer.failure = outer.failure or problem
                 raise
             return
-        with self.tracer.step("postgres transaction", POSTGRES, "client"):
+        with postgres_span(self.tracer, "transaction"):
             async with AsyncExitStack() as stack:
                 current = _Open(self._acquire, stack)
                 token = self._open.set(current)

@@ -10,6 +10,7 @@ from functools import partial
 import asyncpg
 import prometheus_client
 import structlog
+from opentelemetry.trace import Tracer
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
@@ -21,7 +22,8 @@ from mpesa_gateway.metrics.definitions import OTHER
 from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
@@ -52,6 +54,7 @@ class CallbackInbox:
         ids: Ids,
         audit: Audit,
         tracer: Tracer,
+        trace_links: TraceLinks,
         counter: prometheus_client.Counter,
         dedup: Dedup,
         verifier: CallbackVerifier,
@@ -64,7 +67,7 @@ class CallbackInbox:
         self._clock = clock
         self._ids = ids
         self._audit = audit
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._counter = counter
         self._dedup = dedup
         self._verifier = verifier
@@ -75,7 +78,7 @@ class CallbackInbox:
         for values in label_values(kinds.names):
             counter.labels(*values)
         self._batches: Together[Arrival, bool | None] = Together(
-            self._store_batch, told=partial(tracer.step, "postgres keep callback", POSTGRES, "client")
+            self._store_batch, told=partial(postgres_span, tracer, "keep callback")
         )
 
     async def start(self) -> None:
@@ -101,7 +104,7 @@ class CallbackInbox:
             subject, kind = self._verifier.read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
-                self._tracer.concerns(subject.subject_id)
+                self._trace_links.link(subject.subject_id)
             self._verifier.check_source(incoming, subject)
             arrival = await self.prepare(incoming, subject)
             # One that may be of several kinds is published alone.
@@ -136,7 +139,7 @@ class CallbackInbox:
             fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", report),
             is_signed=is_signed,
             is_listed=self._verifier.is_listed(incoming.source),
-            origin=current_origin(self._tracer),
+            origin=current_origin(),
             text=text,
             raw=raw,
         )
@@ -196,7 +199,7 @@ class CallbackInbox:
     def _jobs_by_origin(self, arrivals: Sequence[Arrival]) -> AbstractContextManager[None]:
         """Return a block whose jobs carry the request ids of the callbacks that cause them."""
         if len(arrivals) == 1:
-            return coming_from(arrivals[0].origin, self._tracer)
+            return coming_from(arrivals[0].origin)
         return origins({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
 
     async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:

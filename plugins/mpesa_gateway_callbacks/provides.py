@@ -53,6 +53,7 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
         audit=gateway.audit,
         tracer=gateway.tracer,
         counter=gateway.metrics.get(CallbackMetrics).callbacks,
+        trace_links=gateway.trace_links,
         dedup=Dedup(
             valkey=gateway.valkey,
             prefix=gateway.config.valkey.prefix,

@@ -23,7 +23,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested
@@ -62,7 +62,7 @@ class PaymentService:
         clock: Clock,
         ids: Ids,
         settings: PaymentsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         merchants: Merchants,
         outcomes: Outcomes,
         public_url: Callable[[str], str],
@@ -81,7 +81,7 @@ class PaymentService:
         self._clock = clock
         self._ids = ids
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._merchants = merchants
         self._outcomes = outcomes
         self._public_url = public_url
@@ -134,7 +134,7 @@ class PaymentService:
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._tracer.begins(row["payment_id"])
+        self._trace_links.begin(row["payment_id"])
         # A caller that hangs up must not cancel the record of the push.
         pushed = await self._see_through(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)

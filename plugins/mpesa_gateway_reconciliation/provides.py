@@ -31,7 +31,7 @@ def _settling(gateway: Runtime) -> Settling:
         clock=gateway.clock,
         audit=gateway.audit,
         daraja=gateway.daraja,
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
         payments=gateway.port(Payments),

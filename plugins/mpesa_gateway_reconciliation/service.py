@@ -17,6 +17,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.tracing import child_span, set_error
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
@@ -207,9 +208,9 @@ class Reconciliation:
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with self._runtime.tracer.step("reconciliation run", said) as span:
+        with child_span(self._runtime.tracer, "reconciliation run", said) as span:
             if await self._run_to_its_end(run, credentials) == "failed":
-                span.fail("failed")
+                set_error(span, "failed")
 
     async def _run_to_its_end(self, run: Row, credentials: MpesaCredentials) -> str:
         error: str | None = _STOPPED

@@ -15,7 +15,7 @@ from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound, ProviderNotConfigured
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import (
@@ -83,7 +83,7 @@ class Settling:
         clock: Clock,
         audit: Audit,
         daraja: DarajaClient,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         callbacks: Callbacks,
         credentials: Credentials,
         payments: Payments,
@@ -93,7 +93,7 @@ class Settling:
         self._clock = clock
         self._audit = audit
         self._daraja = daraja
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._callbacks = callbacks
         self._credentials = credentials
         self._payments = payments
@@ -235,7 +235,7 @@ class Settling:
             # Noted first: the answer may be quicker than the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._note(row["line_id"], {NoteRow.asked_at: now})
-            self._tracer.begins(row["line_id"])
+            self._trace_links.begin(row["line_id"])
             question = TransactionStatus(
                 initiator=initiator,
                 receipt=row["receipt"],

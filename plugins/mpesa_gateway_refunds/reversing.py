@@ -15,7 +15,7 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Found
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_refunds import tables
@@ -42,7 +42,7 @@ class ReversalSender:
         db: Database,
         clock: Clock,
         settings: RefundsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         daraja: DarajaClient,
         outcomes: Outcomes,
         callbacks: Callbacks,
@@ -52,7 +52,7 @@ class ReversalSender:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._daraja = daraja
         self._outcomes = outcomes
         self._callbacks = callbacks
@@ -66,7 +66,7 @@ class ReversalSender:
         self._db.refuse_transaction("asking for a refund")
         refund_id = row["refund_id"]
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._tracer.begins(refund_id)
+        self._trace_links.begin(refund_id)
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):

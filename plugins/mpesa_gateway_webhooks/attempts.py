@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
+from opentelemetry.trace import Tracer
 from prometheus_client import Counter
 
 from mpesa_gateway.clock import Clock
@@ -14,7 +15,7 @@ from mpesa_gateway.http.egress import SHOWN, Answer, EgressFailed
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import masked
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -44,7 +45,7 @@ class AttemptRecorder:
         self._settings = settings
         self._chance = random.SystemRandom()
         self._taken: Together[tuple[Row, Answer], None] = Together(
-            self._note_taken, told=partial(tracer.step, "postgres note delivery", POSTGRES, "client")
+            self._note_taken, told=partial(postgres_span, tracer, "note delivery")
         )
         self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
         self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
