@@ -14,14 +14,12 @@ from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.clock_keeper import ClockKeeper
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, QueueName
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.door import Door
 from mpesa_gateway.events import Event
@@ -116,14 +114,11 @@ class Gateway:
         self.meter = Meter()
         self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
         self.db = Database(config.database)
-        self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
-        self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(
             self.db,
             self.clock,
             self.ids,
-            self.reads,
             window=config.limits.auth_failures_window,
             keep_days=config.retention.audit_days,
         )
@@ -279,8 +274,6 @@ class Gateway:
     async def _start(self, *, migrate_first: bool) -> None:
         self._place.enter_context(place_of_its_own(self.config))
         await self.db.start()
-        if self.replica is not None:
-            await self.replica.start()
         if self._clock_keeper is not None:
             await self._clock_keeper.start()
         if migrate_first:
@@ -349,8 +342,6 @@ class Gateway:
         await self.valkey.aclose()
         await self.names.close()
         await self.changes.stop()
-        if self.replica is not None:
-            await self.replica.stop()
         await self.db.stop()
         self._place.close()
 

@@ -19,13 +19,6 @@ DARAJA_CALLS = Counter(
     most=1000,
 )
 DARAJA_SECONDS = Histogram("mpesa_daraja_call_seconds", "How long Daraja took to answer.", ("env", "operation"))
-REPLICA_READS = Counter(
-    "mpesa_replica_reads_total",
-    "Reads that the replica of Postgres may answer, by who did, and why not the replica: behind, away, conflict, "
-    "refused, resting (after one of these), busy, transaction.",
-    ("answered_by", "why"),
-    begins=(("replica", ""),),
-)
 OUTCOMES = Counter(
     "mpesa_call_outcomes_total",
     "Outcomes of calls to M-Pesa that Postgres could not take at once: kept in the process, written later, or lost at "
@@ -41,7 +34,6 @@ COUNTS: tuple[Counter | Histogram, ...] = (
     REQUEST_SECONDS,
     DARAJA_CALLS,
     DARAJA_SECONDS,
-    REPLICA_READS,
     OUTCOMES,
     JOBS,
     JOB_SECONDS,

@@ -19,11 +19,6 @@ POSTGRES = Gauge("mpesa_postgres_up", "Whether Postgres answers this process.")
 MIGRATIONS = Gauge(
     "mpesa_migrations_pending", "Migrations that this process wants and Postgres lacks; -1: cannot tell."
 )
-REPLICA = Gauge("mpesa_replica_unfit", "Whether the settings name a replica of Postgres that cannot be read from now.")
-REPLICA_LAG = Gauge(
-    "mpesa_replica_lag_seconds",
-    "How long it took to have all that was committed; where that was too long, the age of its last transaction.",
-)
 VALKEY = Gauge("mpesa_valkey_up", "Whether Valkey answers this process.")
 WORKERS = Gauge("mpesa_workers", "Workers of a queue whose heartbeat is not older than a minute.", ("queue",))
 QUEUE = Gauge(
@@ -56,15 +51,6 @@ async def read_postgres(runtime: Runtime) -> Sequence[Value]:
     except Exception:  # noqa: BLE001 - whatever a driver raises, it is not there
         return [(POSTGRES, (), 0), (MIGRATIONS, (), -1)]
     return [(POSTGRES, (), 1), (MIGRATIONS, (), missing)]
-
-
-async def read_replica(runtime: Runtime) -> Sequence[Value]:
-    """How the replica stands, where there is one."""
-    if runtime.replica is None:
-        return [(REPLICA, (), 0)]
-    standing = await runtime.replica.look()
-    lag: list[Value] = [] if standing.lag is None else [(REPLICA_LAG, (), standing.lag)]
-    return [(REPLICA, (), not standing.is_fit), *lag]
 
 
 async def read_queue(runtime: Runtime) -> Sequence[Value]:
@@ -119,7 +105,6 @@ def _certificates(runtime: Runtime) -> Iterator[Value]:
 READINGS = (
     Reading((BUILD,), read_build),
     Reading((POSTGRES, MIGRATIONS), read_postgres),
-    Reading((REPLICA, REPLICA_LAG), read_replica),
     Reading((VALKEY, WORKERS, QUEUE, CRONS), read_queue),
     Reading((CALLS, TOKENS, TOKEN_AGE), read_process),
     Reading((CERTIFICATE,), read_certificates),

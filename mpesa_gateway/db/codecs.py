@@ -1,7 +1,14 @@
 """How identifiers travel to Postgres and back: text such as ``pay_01jd…`` here, a ``uuid`` of 16 bytes there."""
 
-from mpesa_gateway.db.asking import Connection
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
 from mpesa_gateway.ids import id_of, uuid_of
+
+Row: TypeAlias = asyncpg.Record
+Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
 
 
 async def read_ids(connection: Connection) -> None:

@@ -13,8 +13,7 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
-from mpesa_gateway.db.asking import Asking, Question
-from mpesa_gateway.db.codecs import read_ids
+from mpesa_gateway.db.codecs import Row, read_ids
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.dsn import read_dsn
@@ -24,7 +23,6 @@ from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 
 log = structlog.get_logger(__name__)
 
-Row: TypeAlias = asyncpg.Record
 Found: TypeAlias = Row | Mapping[str, Any]
 """A row, as asyncpg or as Piccolo returns it."""
 
@@ -396,7 +394,7 @@ class _Whichever:
         )
 
 
-class Database(Asking):
+class Database:
     """One pool of connections whose search path is the gateway's own schema.
 
     Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
@@ -405,7 +403,7 @@ class Database(Asking):
     def __init__(self, config: DatabaseConfig) -> None:
         if config.url is None:
             raise ValueError("database.url is not set")
-        super().__init__(Columns())
+        self.columns = Columns()
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
         self._direct = way_to(config.direct_url or config.url, config)
@@ -547,10 +545,34 @@ class Database(Asking):
         async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
-    async def ask(self, question: Question) -> Any:
-        """What the question gives, asked in the open transaction or on a connection from the pool."""
+    async def fetch(self, sql: str, *args: Any) -> list[Row]:
+        """Return all rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
-            return await question(connection)
+            rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
+            return rows
+
+    async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
+        """Like ``fetch``, with a plan for exactly these values, at the price of a second round trip.
+
+        After five executions Postgres may keep one plan for all values, which is the wrong one for a list: a rare value
+        wants an index on it, a common one the newest rows.
+        """
+        async with self.connection() as connection:
+            # A statement without a name is planned for each execution.
+            statement = await connection.prepare(self.columns.spell_out(sql), name="")
+            rows: list[Row] = await statement.fetch(*args)
+            return rows
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        """Return the first row of a query, or None."""
+        async with self.connection() as connection:
+            row: Row | None = await connection.fetchrow(self.columns.spell_out(sql), *args)
+            return row
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """Return the first value of the first row, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; gives Postgres' command tag, such as ``UPDATE 1``."""

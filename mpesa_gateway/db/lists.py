@@ -9,8 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from mpesa_gateway.cursors import decode_cursor, encode_cursor, not_ours
-from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.named import Bound
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
@@ -109,41 +108,41 @@ class Listing:
     oldest_first: bool = False
 
     async def page(
-        self, reads: Asking, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
+        self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
     ) -> Paged[Row]:
         """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
-        rows = await reads.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
+        rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return Paged(
             shown,
             limit,
             self._cursor(shown[-1], found.env) if len(rows) > limit else None,
             self._cursor(shown[0], found.env) if shown else None,
-            await self.count(reads, found) if count else None,
+            await self.count(db, found) if count else None,
         )
 
-    async def count(self, reads: Asking, found: Conditions) -> int:
+    async def count(self, db: Database, found: Conditions) -> int:
         """Return how many rows there are."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
         if found.env is not None and self.of_env:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
-        # raw SQL: replica - Piccolo asks the primary. Names are ours; every value is a parameter.
+        # raw SQL: any table - names are ours; every value is a parameter.
         sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
-        return int(await reads.fetchval(sql, *chosen.values))
+        return int(await db.fetchval(sql, *chosen.values))
 
-    async def count_newer(self, reads: Asking, found: Conditions, cursor: str | None) -> int:
+    async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
         """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
         sql, values = self._rows(self.key, self._bounded(chosen), COUNTED)
-        return int(await reads.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
+        return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
-    async def export(self, reads: Asking, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
+    async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
         """Yield all rows, as ``view`` returns them, in pages that are each read by a query of their own."""
         after: Any = None
-        while rows := await reads.fetch_planned(*self.select(found, EXPORTED, after)):
+        while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
             yield [view(row) for row in rows]
             if len(rows) < EXPORTED:
                 return

@@ -44,7 +44,6 @@ def _service(gateway: Runtime) -> PaymentService:
     )
     return PaymentService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         ids=gateway.ids,
         settings=settings,
@@ -138,7 +137,6 @@ def _checks(gateway: Runtime) -> StatusChecks:
 def _desk(gateway: Runtime) -> PaymentDesk:
     return PaymentDesk(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,
