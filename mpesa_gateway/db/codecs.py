@@ -7,8 +7,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from mpesa_gateway.ids import id_of, uuid_of
 
-Row: TypeAlias = asyncpg.Record
-Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record] | asyncpg.Connection[asyncpg.Record]"
 
 
 async def read_ids(connection: Connection) -> None:

@@ -13,7 +13,7 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
-from mpesa_gateway.db.codecs import Row, read_ids
+from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.dsn import read_dsn
@@ -23,6 +23,7 @@ from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
 
 log = structlog.get_logger(__name__)
 
+Row: TypeAlias = asyncpg.Record
 Found: TypeAlias = Row | Mapping[str, Any]
 """A row, as asyncpg or as Piccolo returns it."""
 

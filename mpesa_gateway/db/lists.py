@@ -127,7 +127,8 @@ class Listing:
         chosen.equal(merchant_id=found.merchant_id)
         if found.env is not None and self.of_env:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
-        # raw SQL: any table - names are ours; every value is a parameter.
+        # raw SQL: any table - names of tables are ours; every value is a parameter.
+        # raw SQL: join - a page of all merchants.
         sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
         return int(await db.fetchval(sql, *chosen.values))
 

@@ -16,7 +16,7 @@ REASONS: dict[str, re.Pattern[str] | None] = {
     "hot path": None,
     "declared": None,
     "own connection": None,
-    "any table": re.compile(r"\b(FROM|UPDATE|INTO) \{\}"),
+    "any table": re.compile(r"\b(FROM|UPDATE|INTO) \(*\{\}"),
     "lock": re.compile(r"\bFOR (NO KEY )?(UPDATE|SHARE)\b|\bLOCK TABLE\b|advisory"),
     "data-modifying CTE": re.compile(r"\bWITH\b.*\b(INSERT INTO|UPDATE|DELETE FROM)\b"),
     "aggregate": re.compile(
