@@ -27,7 +27,6 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.meter import Meter
-from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
     Plugin,
@@ -56,6 +55,7 @@ from mpesa_gateway.security.tables import (
 )
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
+from mpesa_gateway.single_gateway import single_gateway
 from mpesa_gateway.tracing import UNTRACED, Tracer
 from mpesa_gateway.worker import WorkerGroup, build_worker, keep_working
 
@@ -258,8 +258,8 @@ class Gateway:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
         Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
-        KeyspaceTaken when another gateway of this process has the same queue for another database, and what asyncpg
-        raises when Postgres cannot be reached. Valkey may be away.
+        SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
+        Postgres cannot be reached. Valkey may be away.
         """
         self._users += 1
         if self._users > 1:
@@ -272,7 +272,7 @@ class Gateway:
             raise
 
     async def _start(self, *, migrate_first: bool) -> None:
-        self._place.enter_context(place_of_its_own(self.config))
+        self._place.enter_context(single_gateway(self.config))
         await self.db.start()
         if self._clock_keeper is not None:
             await self._clock_keeper.start()

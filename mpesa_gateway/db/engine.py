@@ -71,8 +71,8 @@ def reserve() -> Generator[None]:
         _may_use_reserve.reset(token)
 
 
-class WhichGateway(RuntimeError):
-    """A query of Piccolo's does not say in whose database it is to run."""
+class DatabaseNotNamed(RuntimeError):
+    """A query of Piccolo's runs outside of ``Database.run`` and of transactions."""
 
 
 class CalledInTransaction(RuntimeError):
@@ -359,40 +359,27 @@ class _FirstUse:
         return await (await self._current.begin()).execute(sql, *args)
 
 
-_bound: dict[type[Table], list["Database"]] = {}
-"""In whose databases a table is: those of the gateways that run in this process."""
-
-_meant: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
-"""The database that this task has said it means, by ``Database.run`` or a transaction."""
+_named: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
+"""The database that ``Database.run`` or a transaction of this task has named for Piccolo's queries."""
 
 
-class _Whichever:
-    """What a bound table has for an engine: that of the gateway which is meant, or the only one that runs."""
+class _NamedEngine:
+    """The engine of every bound table: that of the database which the task has named."""
 
     engine_type = "postgres"
-    """Piccolo asks while it builds a query; whose query it is shows when the query runs."""
-
-    def __init__(self, table: type[Table]) -> None:
-        self._table = table
+    """Piccolo reads it while it builds a query, before the query runs."""
 
     def __getattr__(self, name: str) -> Any:
-        owners, meant = _bound.get(self._table, ()), _meant.get()
-        if meant is not None and meant in owners:
-            return getattr(meant.engine, name)
-        # A query that means a gateway which has stopped, or does not have the table, is never run in another one's.
-        if meant is None and len(owners) == 1:
-            return getattr(owners[0].engine, name)
-        table = self._table.__name__
-        if meant is not None and owners:
-            raise WhichGateway(
-                f"{table} is not bound to the database that is meant: its gateway has not been started, or has stopped"
+        database = _named.get()
+        if database is None:
+            raise DatabaseNotNamed(
+                "this query of Piccolo's names no database: run it by `await gateway.db.run(query)`, or inside "
+                "`async with gateway.db.transaction():`"
             )
-        raise WhichGateway(
-            f"several gateways run in this process, and this query of {table} does not say in which it is to run: "
-            "`await gateway.db.run(query)`, or inside `async with gateway.db.transaction():`"
-            if owners
-            else f"{table} has no database: the gateway has not been started"
-        )
+        return getattr(database.engine, name)
+
+
+_NAMED_ENGINE = _NamedEngine()
 
 
 class Database:
@@ -489,7 +476,7 @@ class Database:
         await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool, then release the tables; a query that still runs gets ``patience`` seconds to end."""
+        """Close the pool; a query that still runs gets ``patience`` seconds to end."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -499,32 +486,24 @@ class Database:
             log.warning("connections_cut_off")
             cast("asyncpg.Pool[Row]", pool).terminate()
             self.engine.pool = None
-        finally:
-            for owners in _bound.values():
-                if self in owners:
-                    owners.remove(self)
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Let Piccolo's tables run their queries here: all of them, or those that ``run`` and transactions say."""
+        """Let ``run`` and transactions run the queries of these tables."""
         for table in tables:
-            owners = _bound.setdefault(table, [])
-            if self not in owners:
-                owners.append(self)
             self.columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
-            table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
         """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
 
-        It runs in this database, whatever other gateways the process has. ``Any``: Piccolo leaves the types of most
-        queries open.
+        ``Any``: Piccolo leaves the types of most queries open.
         """
-        token = _meant.set(self)
+        token = _named.set(self)
         try:
             return await query
         finally:
-            _meant.reset(token)
+            _named.reset(token)
 
     @asynccontextmanager
     async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
@@ -620,12 +599,12 @@ class Database:
         statement; callbacks of ``after_commit`` do not run then. An exception that leaves a nested block fails the
         outer one as well, whoever catches it: only ``savepoint`` undoes a part.
         """
-        meant = _meant.set(self)
+        token = _named.set(self)
         try:
             async with self._transaction():
                 yield
         finally:
-            _meant.reset(meant)
+            _named.reset(token)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[None]:
