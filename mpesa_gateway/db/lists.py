@@ -1,4 +1,4 @@
-"""Long lists in the order of their ids, which begin with their time: one way to page through all of them."""
+"""Keyset pagination of long lists in the order of their ids, which begin with their time."""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,7 +18,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 COUNTED = 100
-"""New rows that are counted; beyond that it is enough to know that there are many."""
+"""Most new rows that are counted."""
 
 EXPORTED = 1000
 """Rows that an export reads at a time."""
@@ -82,7 +82,7 @@ class Paged(Generic[R]):
 
 
 class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every page with a list takes: of whom, and where in it to look."""
+    """The parameters of every page with a list: merchant and cursor."""
 
     merchant: str | None = None
     cursor: str | None = None
@@ -92,9 +92,9 @@ class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Listing:
     """A table as a list, newest first by its key: an id with ``prefix``, or a number where that is empty.
 
-    ``source`` and ``columns`` say what is read where that is more than the table. ``of_env`` are the conditions that
-    let through the rows of an env, each served by an index of its own. A list ``of_merchants`` has an index that begins
-    with the merchant, and none over all of them. ``by_index``: which rows are shown is read from an index alone.
+    ``source`` and ``columns`` are read instead of the table. ``of_env`` are the conditions for the rows of an env, each
+    with an index of its own. A list ``of_merchants`` has an index that begins with the merchant, and none over all
+    merchants. ``by_index``: the keys of a page are read from an index alone.
     """
 
     table: str
@@ -165,14 +165,13 @@ class Listing:
         chosen = found.copy()
         if found.since is not None:
             chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
-        # The cursor and ``until`` are one bound. Of two, Postgres begins at the later one and passes over all between.
+        # The cursor and ``until`` become one bound: with two, Postgres starts at the later one and skips rows.
         until = None if found.until is None else Ids.least(self.prefix, found.until)
         if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
             chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
         return chosen
 
     def _rows(self, columns: str, chosen: Conditions, limit: int) -> tuple[str, list[Any]]:
-        """The query. Names of tables and columns are ours; every value is a parameter."""
         order = f"{self._order} LIMIT {limit}"
         chosen.equal(merchant_id=chosen.merchant_id)
         by_merchant = self.of_merchants and chosen.merchant_id is None
@@ -187,7 +186,7 @@ class Listing:
         if len(queries) > 1:
             sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
         if by_merchant:
-            # Each merchant's newest by its own index, and the newest of those: no index over all merchants to keep up.
+            # The newest of each merchant by its index, then the newest of those: no index over all merchants.
             sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
         return sql, chosen.values
 
@@ -202,7 +201,6 @@ class Listing:
         return encode_cursor(str(row[self.key]), env)
 
     def _after(self, cursor: str | None, env: Env | None) -> Any:
-        """The key that a cursor holds; None without one. Raises Invalid."""
         if cursor is None:
             return None
         key = decode_cursor(cursor, env)

@@ -479,7 +479,7 @@ async def test_who_is_told_of_a_write_puts_off_no_other(notes: Database) -> None
         async with notes.transaction():
             await notes.put_off(note("first", told=told))
 
-    with pytest.raises(RuntimeError, match="cannot put off another"):
+    with pytest.raises(RuntimeError, match="cannot defer another"):
         await work()
 
 
