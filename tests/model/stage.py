@@ -250,7 +250,7 @@ class Stage:
         )
         gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=SeededBytes())
         # Simulators in processes of their own would slow down every step of the model.
-        with patch("mpesa_gateway.app.single_gateway", lambda _: nullcontext()):
+        with patch("mpesa_gateway.app.single_gateway", return_value=nullcontext()):
             await self._serve(gateway, at)
         dispatcher = gateway.services.get(CallbackCaller)._dispatcher
         assert dispatcher is not None
