@@ -139,10 +139,6 @@ bench-isolation *options: ready
 attack *options: ready
     .venv/bin/python -m bench.attack {{ options }}
 
-# Measure what a replica for reads takes off the primary: docs/scaling.md
-bench-replica *options: ready
-    .venv/bin/python -m bench.replica {{ options }}
-
 # Look for mistakes with ruff, and at the direction of imports
 lint: ready
     .venv/bin/ruff check

@@ -14,21 +14,18 @@ from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.clock_keeper import ClockKeeper
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, QueueName
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.door import Door
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.metrics.definitions import KernelMetrics
-from mpesa_gateway.neighbours import place_of_its_own
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
     Plugin,
@@ -58,6 +55,7 @@ from mpesa_gateway.security.tables import (
 )
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
+from mpesa_gateway.single_gateway import single_gateway
 from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway.tracing import Tracing
 from mpesa_gateway.worker import WorkerGroup, build_worker, keep_working
@@ -117,18 +115,11 @@ class Gateway:
         self.metrics = metrics_of(self.plugins)
         kernel_metrics = self.metrics.get(KernelMetrics)
         self.db = Database(config.database)
-        self.replica = (
-            None
-            if config.database.replica_url is None
-            else Replica(config.database, self.db, kernel_metrics.replica_reads)
-        )
-        self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(
             self.db,
             self.clock,
             self.ids,
-            self.reads,
             window=config.limits.auth_failures_window,
             keep_days=config.retention.audit_days,
         )
@@ -268,8 +259,8 @@ class Gateway:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
         Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
-        KeyspaceTaken when another gateway of this process has the same queue for another database, and what asyncpg
-        raises when Postgres cannot be reached. Valkey may be away.
+        SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
+        Postgres cannot be reached. Valkey may be away.
         """
         self._users += 1
         if self._users > 1:
@@ -282,10 +273,8 @@ class Gateway:
             raise
 
     async def _start(self, *, migrate_first: bool) -> None:
-        self._place.enter_context(place_of_its_own(self.config))
+        self._place.enter_context(single_gateway(self.config))
         await self.db.start()
-        if self.replica is not None:
-            await self.replica.start()
         if self._clock_keeper is not None:
             await self._clock_keeper.start()
         if migrate_first:
@@ -354,8 +343,6 @@ class Gateway:
         await self.valkey.aclose()
         await self.names.close()
         await self.changes.stop()
-        if self.replica is not None:
-            await self.replica.stop()
         await self.db.stop()
         self._place.close()
 

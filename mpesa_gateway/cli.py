@@ -26,16 +26,16 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.auth import RouteRefused
-from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.plugin import PluginRefused, load
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.single_gateway import SecondGateway
 from mpesa_gateway.standalone.process import StartFailed
 
 CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
 """Refusals that the host mends in the configuration: exit status 2."""
 
-OTHERS = (Failed, StartFailed, Refused, MigrationRefused, KeyspaceTaken, BrokenChain, CannotOpen)
+OTHERS = (Failed, StartFailed, Refused, MigrationRefused, SecondGateway, BrokenChain, CannotOpen)
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 

@@ -16,13 +16,11 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.daraja.operations import Operation
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import IdPrefix, Ids
@@ -65,8 +63,6 @@ class Runtime(Protocol):
     tracing: Tracing
     trace_links: TraceLinks
     db: Database
-    reads: Asking
-    replica: Replica | None
     changes: Changes
     migrations: list[Migration]
     outbox: Outbox

@@ -13,7 +13,6 @@ from litestar.params import FromQuery
 from mpesa_gateway.client_ip import read_address, within
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.challenge import answer
 from mpesa_gateway.http.envelope import Success
@@ -80,7 +79,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 
 @get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
+    """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
     parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
@@ -111,8 +110,6 @@ async def examine(runtime: Runtime) -> dict[str, Part]:
         "queue": _queue(runtime),
         "certificates": _certificates(runtime),
     }
-    if runtime.replica is not None:
-        checks["replica"] = _replica(runtime.replica)
     return dict(zip(checks, await asyncio.gather(*map(_part, checks.values())), strict=True))
 
 
@@ -171,13 +168,6 @@ async def _certificates(runtime: Runtime) -> str | None:
     if not is_fine:
         raise NotReady(said)
     return said
-
-
-async def _replica(replica: Replica) -> str | None:
-    """As the last read found it, and for information only: without it, the primary answers everything."""
-    if replica.left_alone is not None:
-        raise NotReady(f"left alone for a while: {replica.left_alone}")
-    return None
 
 
 routes = (live, ready)

@@ -42,13 +42,6 @@ class KernelMetrics:
             buckets=SHORT_BUCKETS,
             registry=registry,
         )
-        self.replica_reads = Counter(
-            "mpesa_replica_reads_total",
-            "Reads that the replica of Postgres may answer, by the server that answered and the reason for the "
-            "primary: behind, away, conflict, refused, resting (after one of these), busy, transaction.",
-            ("answered_by", "why"),
-            registry=registry,
-        )
         self.call_outcomes = Counter(
             "mpesa_call_outcomes_total",
             "Outcomes of calls to M-Pesa that Postgres could not store at once: kept in the process, written_late, or "
@@ -65,6 +58,5 @@ class KernelMetrics:
         self.job_seconds = Histogram(
             "mpesa_job_seconds", "Time that jobs ran.", ("job",), buckets=LONG_BUCKETS, registry=registry
         )
-        self.replica_reads.labels("replica", "")
         for state in ("kept", "written_late", "lost"):
             self.call_outcomes.labels(state)

@@ -12,7 +12,6 @@ from piccolo.columns.combination import Where
 
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, Listing, Paged
 from mpesa_gateway.env import Env
@@ -125,7 +124,7 @@ class Note(msgspec.Struct, frozen=True):
 class Audit:
     """Writes and verifies the audit log.
 
-    ``reads`` answers lists, by default ``db``. ``window`` is for how long one refusal of a kind is recorded for each
+    ``window`` is for how long one refusal of a kind is recorded for each
     caller, in seconds. ``keep_days`` is ``retention.audit_days``: 0 for ever.
     """
 
@@ -134,14 +133,12 @@ class Audit:
         db: Database,
         clock: Clock,
         ids: Ids,
-        reads: Asking | None = None,
         *,
         window: float = 300.0,
         keep_days: int = 0,
     ) -> None:
         self._keep_days = keep_days
         self._db = db
-        self._reads = reads or db
         self._clock = clock
         self._ids = ids
         self._observed: dict[str, _Observed] = {}
@@ -225,7 +222,7 @@ class Audit:
         """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
-        return (await ENTRIES.page(self._reads, found, cursor, limit, count=count)).map(_entry)
+        return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)
 
     # -- letting go -----------------------------------------------------------------------------------------------
 

@@ -71,7 +71,6 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
 def _operator_service(gateway: Runtime) -> CallbackOperatorService:
     return CallbackOperatorService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         verifier=gateway.port(CallbackVerifier),

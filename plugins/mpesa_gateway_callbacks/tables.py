@@ -57,7 +57,6 @@ class RefusedRow(Table, tablename="refused_callback"):
 # raw SQL: hot path - what each callback takes: its row, its repetitions, its verdict and what waits for it.
 # raw SQL: lock - what a sweep claims, what a replay or an erasure holds, what several workers forget.
 # raw SQL: aggregate - what operators and the doctor see counted.
-# raw SQL: replica - the lists.
 
 KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,

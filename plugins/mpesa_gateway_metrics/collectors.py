@@ -1,4 +1,4 @@
-"""Gauges of the kernel: Postgres, its replica, Valkey with the queues, this process, and certificates."""
+"""Gauges of the kernel: Postgres, Valkey with the queues, this process, and certificates."""
 
 import asyncio
 from collections.abc import Iterator
@@ -46,30 +46,6 @@ async def collect_postgres(gateway: Runtime, gauges: Gauges) -> None:
         is_up = 0
     up.add_metric((), is_up)
     migrations.add_metric((), missing)
-
-
-def _replica_gauges() -> Gauges:
-    return (
-        GaugeMetricFamily(
-            "mpesa_replica_unfit", "1 if a replica of Postgres is configured and cannot be read, else 0."
-        ),
-        GaugeMetricFamily(
-            "mpesa_replica_lag_seconds",
-            "Time that the replica took to have every commit; above the limit, the age of its last transaction.",
-        ),
-    )
-
-
-async def collect_replica(gateway: Runtime, gauges: Gauges) -> None:
-    """Report the replica, if one is configured."""
-    unfit, lag = gauges
-    if gateway.replica is None:
-        unfit.add_metric((), 0)
-        return
-    standing = await gateway.replica.look()
-    unfit.add_metric((), not standing.is_fit)
-    if standing.lag is not None:
-        lag.add_metric((), standing.lag)
 
 
 def _queue_gauges() -> Gauges:
@@ -162,7 +138,6 @@ def _certificates(gateway: Runtime) -> Iterator[tuple[Env, float]]:
 COLLECTORS = (
     Collector(_build_gauges, collect_build),
     Collector(_postgres_gauges, collect_postgres),
-    Collector(_replica_gauges, collect_replica),
     Collector(_queue_gauges, collect_queues),
     Collector(_process_gauges, collect_process),
     Collector(_certificate_gauges, collect_certificates),

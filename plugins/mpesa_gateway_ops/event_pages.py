@@ -17,7 +17,7 @@ _A_PAGE = 50
 
 
 def _log(gateway: Runtime) -> EventLog:
-    return EventLog(gateway.db, gateway.reads, gateway.clock)
+    return EventLog(gateway.db, gateway.clock)
 
 
 async def events(visit: Visit) -> Shown:

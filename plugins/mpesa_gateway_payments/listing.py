@@ -3,8 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, checking
@@ -20,7 +19,7 @@ _LONGEST_SEARCH = 100
 PAYMENTS = Listing(table="payment", key="payment_id", prefix="pay", by_index=True)
 
 
-async def find_payment(db: Asking, merchant_id: str, env: Env, payment_id: str) -> Row:
+async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str) -> Row:
     """Return a payment of this merchant in ``env``. Raises NotFound."""
     row = await db.fetchrow(tables.FIND, merchant_id, env, payment_id)
     if row is None:
@@ -84,16 +83,16 @@ def _add_search(found: Conditions, text: str) -> None:
 
 
 async def list_payments(
-    reads: Asking, merchant_id: str, env: Env, filters: PaymentQuery, view: Callable[[Row], PaymentView]
+    db: Database, merchant_id: str, env: Env, filters: PaymentQuery, view: Callable[[Row], PaymentView]
 ) -> Page[PaymentView]:
     """Return one page. Raises Invalid."""
     found = conditions(merchant_id, env, filters)
-    page = await PAYMENTS.page(reads, found, filters.cursor, filters.limit, count=filters.count)
+    page = await PAYMENTS.page(db, found, filters.cursor, filters.limit, count=filters.count)
     return page_of(page.map(view))
 
 
 def export_payments(
-    reads: Asking, merchant_id: str, env: Env, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
+    db: Database, merchant_id: str, env: Env, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """Return all payments that the filters let through, newest first, in pages. Raises Invalid."""
-    return PAYMENTS.export(reads, conditions(merchant_id, env, filters), row)
+    return PAYMENTS.export(db, conditions(merchant_id, env, filters), row)

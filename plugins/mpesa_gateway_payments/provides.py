@@ -45,7 +45,6 @@ def _service(gateway: Runtime) -> PaymentService:
     )
     return PaymentService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         ids=gateway.ids,
         settings=settings,
@@ -139,7 +138,6 @@ def _checks(gateway: Runtime) -> StatusChecks:
 def _desk(gateway: Runtime) -> PaymentDesk:
     return PaymentDesk(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,

@@ -12,7 +12,6 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.db.outcomes import Outcomes
@@ -58,7 +57,6 @@ class PaymentService:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         ids: Ids,
         settings: PaymentsSettings,
@@ -72,12 +70,11 @@ class PaymentService:
         pusher: StkPusher,
         unacknowledged: Unacknowledged,
     ) -> None:
-        """``reads`` answers the lists; ``public_url`` returns the address under which a path is reached.
+        """``public_url`` returns the address under which a path is reached.
 
         ``see_through`` runs work to its end even if its caller is cancelled.
         """
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._ids = ids
         self._settings = settings
@@ -273,11 +270,11 @@ class PaymentService:
 
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, env, filters, view)
+        return await list_payments(self._db, merchant_id, env, filters, view)
 
     def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, env, filters, exported)
+        return export_payments(self._db, merchant_id, env, filters, exported)
 
 
 def own_reference(payment_id: str) -> str:

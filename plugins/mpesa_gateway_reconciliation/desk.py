@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
@@ -31,11 +30,8 @@ class LinesQuery(DeskQuery, frozen=True, kw_only=True):
 class ReconciliationDesk:
     """What operators ask of reconciliation."""
 
-    def __init__(
-        self, *, db: Database, reads: Asking, clock: Clock, audit: Audit, payments: Payments, settling: Settling
-    ) -> None:
+    def __init__(self, *, db: Database, clock: Clock, audit: Audit, payments: Payments, settling: Settling) -> None:
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._audit = audit
         self._payments = payments
@@ -43,7 +39,7 @@ class ReconciliationDesk:
 
     async def runs(self, env: Env, query: DeskQuery, limit: int) -> Paged[Row]:
         """A page of runs of ``env``. Raises Invalid for a bad cursor."""
-        return await tables.RUNS.page(self._reads, Conditions(env, query.merchant), query.cursor, limit)
+        return await tables.RUNS.page(self._db, Conditions(env, query.merchant), query.cursor, limit)
 
     async def run(self, run_id: str) -> Found:
         """A run of whichever merchant. Raises NotFound."""
@@ -54,14 +50,14 @@ class ReconciliationDesk:
 
     async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
         """Return a run's lines, each with what it was found to be then. Raises Invalid for a bad cursor."""
-        return await tables.RUN_LINES.page(self._reads, tables.lines_of(run, finding), cursor, limit)
+        return await tables.RUN_LINES.page(self._db, tables.lines_of(run, finding), cursor, limit)
 
     async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged[Row]:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.add(tables.UNRESOLVED)
         found.equal(finding=query.finding)
-        return await LINES.page(self._reads, found, query.cursor, limit)
+        return await LINES.page(self._db, found, query.cursor, limit)
 
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""

@@ -52,7 +52,6 @@ def _service(gateway: Runtime) -> Reconciliation:
 def _desk(gateway: Runtime) -> ReconciliationDesk:
     return ReconciliationDesk(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         payments=gateway.port(Payments),
@@ -62,7 +61,7 @@ def _desk(gateway: Runtime) -> ReconciliationDesk:
 
 PROVIDES: Provides = (
     (Reconciliation, _service),
-    (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
+    (RunReader, lambda gateway: RunReader(db=gateway.db)),
     (PullRegistrations, _registrations),
     (Settling, _settling),
     (ReconciliationDesk, _desk),

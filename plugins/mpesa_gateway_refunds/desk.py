@@ -6,7 +6,6 @@ from typing import Literal
 
 import msgspec
 
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
 from mpesa_gateway.env import Env
@@ -34,11 +33,8 @@ class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
 class RefundDesk:
     """What operators ask of refunds."""
 
-    def __init__(
-        self, *, db: Database, reads: Asking, merchants: Merchants, payments: Payments, refunds: RefundService
-    ) -> None:
+    def __init__(self, *, db: Database, merchants: Merchants, payments: Payments, refunds: RefundService) -> None:
         self._db = db
-        self._reads = reads
         self._merchants = merchants
         self._payments = payments
         self._refunds = refunds
@@ -49,7 +45,7 @@ class RefundDesk:
         found.equal(status=query.status)
         if query.waiting:
             found.add("attention IS NOT NULL")
-        return await REFUNDS.page(self._reads, found, query.cursor, limit)
+        return await REFUNDS.page(self._db, found, query.cursor, limit)
 
     async def get(self, refund_id: str) -> Found:
         """A refund of whichever merchant. Raises NotFound."""

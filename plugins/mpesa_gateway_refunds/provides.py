@@ -21,7 +21,6 @@ _ASKED_EACH = 2
 def _service(gateway: Runtime) -> RefundService:
     return RefundService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         ids=gateway.ids,
         settings=gateway.settings(RefundsSettings),
@@ -87,7 +86,6 @@ def _endings(gateway: Runtime) -> RefundEndings:
 def _desk(gateway: Runtime) -> RefundDesk:
     return RefundDesk(
         db=gateway.db,
-        reads=gateway.reads,
         merchants=gateway.merchants,
         payments=gateway.port(Payments),
         refunds=gateway.port(RefundService),

@@ -55,7 +55,6 @@ class Deliveries:
     def __init__(self, runtime: Runtime, *, endpoints: Endpoints) -> None:
         self._runtime = runtime
         self._db = runtime.db
-        self._reads = runtime.reads
         self._sender = Sender(runtime, endpoints=endpoints, hand_over=self.sweep)
         self._wait = timedelta(days=runtime.settings(WebhooksSettings).wait_days)
 
@@ -150,14 +149,14 @@ class Deliveries:
         """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(status=filters.status, event_type=filters.event_type, payment_id=filters.payment_id)
-        page = await DELIVERIES.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        page = await DELIVERIES.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
         """Return the merchant's events of ``env`` as webhooks carry them, newest first. Raises Invalid."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
-        page = await EVENTS.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_event))
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:

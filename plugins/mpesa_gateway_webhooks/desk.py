@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
 from mpesa_gateway.env import Env
@@ -38,14 +37,12 @@ class WebhookDesk:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         merchants: Merchants,
         settings: WebhooksSettings,
         endpoints: Endpoints,
     ) -> None:
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._merchants = merchants
         self._settings = settings
@@ -88,7 +85,7 @@ class WebhookDesk:
         """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.equal(status=query.status, event_type=query.event_type)
-        return await tables.DELIVERIES.page(self._reads, found, query.cursor, limit)
+        return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
         """A delivery with its endpoint and the event that it carries. Raises NotFound."""

@@ -55,7 +55,7 @@ def test_what_is_understood_reaches_asyncpg_as_it_knows_it(query: str, kept: str
     assert read_dsn(Secret(BASE + query)).text == BASE + kept
 
 
-@pytest.mark.parametrize("name", ["url", "direct_url", "owner_url", "replica_url"])
+@pytest.mark.parametrize("name", ["url", "direct_url", "owner_url"])
 @pytest.mark.parametrize(("query", "says"), list(REFUSED.items())[:3])
 def test_each_address_is_looked_at(name: str, query: str, says: str) -> None:
     with pytest.raises(ConfigRefused, match=f"setting `database.{name}`") as refusal:
