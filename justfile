@@ -107,7 +107,7 @@ soak *options: ready
 schemathesis *options: ready
     .venv/bin/python -m bench.schema {{ options }}
 
-# Make clients of the OpenAPI document, and let them make a payment: Python, TypeScript, Postman (`apt-get install nodejs npm`)
+# Generate Python and TypeScript clients from the OpenAPI document; each makes a payment (`apt-get install nodejs npm`)
 clients: ready
     .venv/bin/python -m bench.clients
 
