@@ -1,4 +1,4 @@
-"""The API's own description: an OpenAPI 3.1 document, drawn from the routes themselves, and a page to read it on."""
+"""The OpenAPI 3.1 document, made from the routes and completed with what Litestar does not know."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ from litestar.routes import HTTPRoute
 
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import (
+    NEXT_STEPS,
     InsufficientScope,
     InternalError,
     Invalid,
@@ -33,10 +34,10 @@ from mpesa_gateway.errors import (
     UnsupportedMediaType,
 )
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.components import Components, name_words, plain, refine
 from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.openapi_page import render_page
+from mpesa_gateway.http.openapi_schemas import Components, name_words, plain, refine
 from mpesa_gateway.http.reading import is_moment
-from mpesa_gateway.http.reference import render_reference
 
 ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
@@ -65,6 +66,9 @@ _OWN_TAGS = {
     "Operators": "Health, metrics and the audit log.",
 }
 
+_LAST = ("Administration", "Operators", "Callbacks", "Simulator")
+"""Tags after those that merchants use."""
+
 _REQUEST_ID = {
     "X-Request-ID": {
         "description": "The id of this request: yours if you sent a sane one.",
@@ -86,19 +90,19 @@ class _Document(JsonRenderPlugin):
     """The document at /schema/openapi.json."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The document as JSON."""
+        """Return the document as JSON."""
         return msgspec.json.encode(complete(request.app, openapi_schema))
 
 
 class _Page(OpenAPIRenderPlugin):
-    """The same, for people."""
+    """The page at /schema."""
 
     def __init__(self) -> None:
         super().__init__(path="/")
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The document as a page that fetches nothing from elsewhere."""
-        return render_reference(complete(request.app, openapi_schema)).encode()
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - Litestar passes it
+        """Return the page."""
+        return render_page(openapi_schema["info"]["title"]).encode()
 
 
 def openapi_config() -> OpenAPIConfig:
@@ -160,7 +164,8 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     name_words(document)
     _forget_unused(document)
     used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
-    document["tags"] = [{"name": tag, "description": text} for tag, text in _tags(app).items() if tag in used]
+    tags = sorted(_tags(app).items(), key=lambda tag: tag[0] in _LAST)
+    document["tags"] = [{"name": tag, "description": text} for tag, text in tags if tag in used]
     document["x-complete"] = True
     return document
 
@@ -200,6 +205,7 @@ def _complete_operation(
     operation["security"] = [] if scope is None else [{"api_key": []}]
     if scope is not None:
         operation["x-scope"] = scope.name
+        operation["x-badges"] = [{"name": scope.name}]
     operation.pop("deprecated", None)
     _complete_parameters(operation, handler, gateway)
     _complete_body(operation, handler, components, gateway)
@@ -300,7 +306,7 @@ def _success(
     if isinstance(kind, str):
         content = {kind: {"schema": {"type": "string"}}}
     elif (reference := components.reference(kind)) is not None:
-        content = {"application/json": {"schema": reference}}
+        content = {"application/json": {"schema": reference, "example": components.example(reference)}}
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 
@@ -326,7 +332,7 @@ def _sentence(refusal: type[Refused]) -> str:
 
 
 def _example(refusal: type[Refused]) -> dict[str, Any]:
-    problem: dict[str, Any] = {"code": refusal.code.value, "message": "what to do about it"}
+    problem: dict[str, Any] = {"code": refusal.code.value, "message": NEXT_STEPS[refusal.code].replace("`", "")}
     if issubclass(refusal, Invalid):
         problem["field"] = "phone"
     if refusal.retryable is not None:

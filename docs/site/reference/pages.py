@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from docs.site.reference import commands, errors, events, http, scopes, settings
+from docs.site.reference import commands, errors, events, scopes, settings
 from docs.site.reference.product import gateway, plugins
 
 
@@ -13,7 +13,6 @@ def pages() -> Mapping[str, str]:
     """The pages by their file names."""
     return {
         "settings.md": settings.page(plugins()),
-        "http.md": http.page(gateway()),
         "errors.md": errors.page(),
         "events.md": events.page(plugins()),
         "scopes.md": scopes.page(gateway()),

@@ -1,0 +1,20 @@
+// Starts the API reader with this gateway's OpenAPI document. Every request goes to this gateway.
+"use strict"
+
+const base = location.href.replace(/\/schema\/?([?#].*)?$/, "")
+
+Scalar.createApiReference("#reference", {
+  url: `${base}/schema/openapi.json`,
+  // The address in the browser: the policy allows requests to this origin only.
+  servers: [{ url: base }],
+  agent: { disabled: true },
+  mcp: { disabled: true },
+  telemetry: false,
+  withDefaultFonts: false,
+  persistAuth: false,
+  hideClientButton: true,
+  hideModels: true,
+  showDeveloperTools: "never",
+  documentDownloadType: "json",
+  defaultHttpClient: { targetKey: "shell", clientKey: "curl" },
+})
