@@ -17,4 +17,6 @@ Scalar.createApiReference("#reference", {
   showDeveloperTools: "never",
   documentDownloadType: "json",
   defaultHttpClient: { targetKey: "shell", clientKey: "curl" },
+  // Scalar's placeholder for a key is a joke in base64.
+  customCss: '[placeholder^="QUxM"]::placeholder { color: transparent }',
 })
