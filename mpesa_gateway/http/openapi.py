@@ -53,8 +53,9 @@ be functions of the gateway.
 _TEXT = """\
 Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
 
-Every response has the header `X-Request-ID`. Every error has the same JSON envelope, also the errors of the HTTP layer: \
-400 for a malformed HTTP/1.1 request, 408 for a head or body that arrives too slowly, 431 for a head that is too long."""
+Every response has the header `X-Request-ID`. Every error has the same JSON envelope, also the errors of the HTTP \
+layer: 400 for a malformed HTTP/1.1 request, 408 for a head or body that arrives too slowly, 431 for a head that is \
+too long."""
 
 _KEY = "An API key of the merchant: `sk_test_…` or `sk_live_…`."
 
@@ -320,7 +321,7 @@ def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[
     if any(kind.retryable for kind in kinds):
         headers |= _RETRY_AFTER
     return {
-        "description": " ".join(f"`{kind.code}`: {_sentence(kind)}" for kind in kinds),
+        "description": " ".join(f"{kind.code}: {_sentence(kind)}" for kind in kinds),
         "headers": headers,
         "content": {
             "application/json": {
@@ -332,7 +333,7 @@ def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[
 
 
 def _sentence(refusal: type[Refused]) -> str:
-    return (refusal.__doc__ or "").partition("\n\n")[0]
+    return (refusal.__doc__ or "").partition("\n\n")[0].replace("`", "")
 
 
 def _example(refusal: type[Refused]) -> dict[str, Any]:

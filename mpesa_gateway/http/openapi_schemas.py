@@ -60,7 +60,12 @@ class Components:
             return self.example(next(each for each in schema["anyOf"] if each.get("type") != "null"))
         if own is None and schema.get("type") == "array":
             return [self.example(schema["items"])]
-        values = {"date-time": "2026-11-23T10:15:12Z", "integer": schema.get("minimum", 1), "boolean": True}
+        values: dict[str | None, Any] = {
+            "date-time": "2026-11-23T10:15:12Z",
+            "integer": schema.get("minimum", 1),
+            "boolean": True,
+            "object": {},
+        }
         value = values.get(schema.get("format", schema.get("type")), "")
         choices = [schema["default"]] if "default" in schema else schema.get("enum", [value])
         return choices[0] if own is None else own

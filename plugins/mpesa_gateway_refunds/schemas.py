@@ -93,7 +93,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
         "reason": "returned goods",
         "reversal_receipt": "TKN5B2C3D4",
         "provider_ref": "AG_20261123_2010759fd5662ef6d054",
-        "outcome": "completed",
+        "outcome": "reversed",
         "advice": None,
         "result_code": "0",
         "result_desc": "The service request is processed successfully.",

@@ -1,6 +1,5 @@
 """A payment with one's own finger, from the prompt to the operators' page; and every main page, looked at by axe."""
 
-import json
 import os
 import re
 from pathlib import Path
