@@ -1,14 +1,10 @@
 """The API reference in a real browser: no request leaves the gateway, the policy blocks nothing, a call can be sent."""
 
-import os
-from pathlib import Path
-
 import pytest
 from playwright.async_api import Browser, expect
 
 from tests.browser.conftest import DESK, SLIM, opened, overflows
 from tests.conftest import Town
-from tests.house.tree import ROOT
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -27,8 +23,6 @@ async def test_reference_requests_only_the_gateway_and_the_policy_blocks_nothing
     assert "`" not in await page.locator("#reference").inner_text()
     assert not await overflows(page)
     assert await page.evaluate("document.body.classList.contains('dark-mode')") == dark
-    if os.environ.get("SCREENSHOTS") and not dark:
-        await page.screenshot(path=Path(ROOT, "docs", "screenshots", f"reference-{size[0]}.png"))
     if size == DESK:
         await page.keyboard.press("Control+k")
         await page.get_by_role("dialog").get_by_role("combobox").fill("refund")
