@@ -51,11 +51,13 @@ class Components:
         """Return a value that fits the schema. The fields of an object's own example replace generated values."""
         if "$ref" in schema:
             return self.example(self._named(schema))
-        own = next(iter(schema.get("examples", ())), None)
+        own: Any = next(iter(schema.get("examples", ())), None)
         if "properties" in schema:
             required: Iterable[str] = schema.get("required", ())
-            made = {name: self.example(part) for name, part in schema["properties"].items() if name in required}
-            return made | (own or {})
+            properties: dict[str, dict[str, Any]] = schema["properties"]
+            made: dict[str, Any] = {name: self.example(part) for name, part in properties.items() if name in required}
+            made.update(own or {})
+            return made
         if own is None and "anyOf" in schema:
             return self.example(next(each for each in schema["anyOf"] if each.get("type") != "null"))
         if own is None and schema.get("type") == "array":
