@@ -1,4 +1,4 @@
-"""docs/reference is what `just reference` would write: nobody changes the code and leaves the pages behind."""
+"""docs/reference is what `just reference` generates from the code."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from tests.house.tree import ROOT
 from tests.routes import whole_gateway
 
 
-def test_the_reference_is_as_the_code_has_it() -> None:
+def test_reference_is_current() -> None:
     assert outdated(ROOT / "docs/reference") == []
 
 
-def test_a_page_that_differs_is_missing_or_left_over_is_seen_and_mended(tmp_path: Path) -> None:
+def test_outdated_finds_changed_missing_and_extra_pages_and_write_repairs_them(tmp_path: Path) -> None:
     write(tmp_path)
     assert outdated(tmp_path) == []
     (tmp_path / "scopes.md").write_text("# Scopes\n", encoding="utf-8")
