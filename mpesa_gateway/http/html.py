@@ -167,7 +167,7 @@ def root(connection: Connection) -> str:
 
 
 class Assets:
-    """The files in a package's folder ``static``. Each address has the file's digest, so browsers cache it for a year."""
+    """The files in a package's folder ``static``. Each address has the file's digest: browsers cache it for a year."""
 
     def __init__(self, package: str, place: str) -> None:
         """``place`` is where they are served, below the root, such as ``web``."""
@@ -183,7 +183,7 @@ class Assets:
         return f"{self._place}/{digest}/{name}"
 
     def answer(self, digest: str, name: str) -> Response[bytes]:
-        """Return a file; one that ends in ``.gz`` has Content-Encoding. Raises NotFound if this release does not have it."""
+        """Return a file; ``.gz`` files have Content-Encoding. Raises NotFound if this release does not have it."""
         media = next((media for ending, media in _MEDIA.items() if name.removesuffix(_GZIP).endswith(ending)), None)
         known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
         if media is None or name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
