@@ -225,9 +225,10 @@ def _installed(_: tuple[str, ...]) -> dict[str, Found]:
 
 
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
-    """The enabled plugins, in the order listed. Installed is not enabled; ``extra`` are a host's own values.
+    """Return the enabled plugins in the order listed, but each after the plugins that it requires.
 
-    Raises PluginRefused for an unknown or repeated name and for a requirement that is not enabled.
+    Installed is not enabled; ``extra`` are a host's own values. Raises PluginRefused for an unknown or repeated name,
+    for a requirement that is not enabled, and for plugins that require each other.
     """
     known = installed()
     loaded: list[Plugin] = []
@@ -252,7 +253,21 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
         for needed in plugin.requires:
             if needed not in enabled:
                 raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
-    return tuple(loaded)
+    return _in_order(loaded)
+
+
+def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
+    # The tables of a plugin refer to those of the plugins that it requires: their migrations are applied first.
+    ordered: list[Plugin] = []
+    left = list(plugins)
+    while left:
+        waiting = {plugin.name for plugin in left}
+        ready = next((plugin for plugin in left if waiting.isdisjoint(plugin.requires)), None)
+        if ready is None:
+            raise PluginRefused(f"these plugins require each other: {', '.join(sorted(waiting))}")
+        ordered.append(ready)
+        left.remove(ready)
+    return tuple(ordered)
 
 
 def scopes_of(plugins: Sequence[Plugin]) -> Scopes:

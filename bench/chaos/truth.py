@@ -30,6 +30,13 @@ push AS (
     WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL AND push.receiver = push.shortcode
         AND length(btrim(push.reference)) = {own_reference}
     UNION
+    -- The same for a payment whose prompt never reached M-Pesa: the payer has its reference from the merchant.
+    SELECT payment.payment_id, moved.receipt
+    FROM payment JOIN sim_transaction moved ON moved.shortcode = payment.shortcode AND moved.amount = payment.amount
+        {payment_world} AND upper(btrim(moved.reference)) = upper(btrim(payment.reference))
+    WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL AND length(btrim(payment.reference)) = {own_reference}
+        AND NOT EXISTS (SELECT 1 FROM push WHERE push.payment_id = payment.payment_id)
+    UNION
     -- Money of the same payer by hand, for the same amount and account, around the prompt: nothing tells it from what
     -- the prompt asked for, unless M-Pesa had said for good that the prompt was refused.
     SELECT push.payment_id, moved.receipt
@@ -92,6 +99,7 @@ def truth(*, has_worlds: bool) -> str:
     """
     return _TRUTH.format(
         same_world="AND moved.env = push.env" if has_worlds else "",
+        payment_world="AND moved.env = payment.env" if has_worlds else "",
         another_world="moved.env <> paid.env" if has_worlds else "false",
         own_reference=OWN_REFERENCE,
         final=", ".join(f"'{code}'" for code in FINAL),

@@ -39,7 +39,7 @@ def test_what_is_installed_is_the_package_and_one_entry_point(site: Path) -> Non
 
 @pytest.mark.parametrize("is_enabled", [False, True])
 def test_the_command_lists_it_with_what_it_provides_and_needs(site: Path, tmp_path: Path, *, is_enabled: bool) -> None:
-    names = "credentials,callbacks,payments" + (",acme_sms" if is_enabled else "")
+    names = "credentials,callbacks,transactions,payments" + (",acme_sms" if is_enabled else "")
     environ = environment(site, MPESA_GATEWAY_PLUGINS=names)
     done = forks.run(("plugins", "--json"), folder=tmp_path, environ=environ, reads="", patience=60)
     assert done.returncode == 0, done.stderr

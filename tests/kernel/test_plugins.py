@@ -88,13 +88,28 @@ def test_a_plugin_that_is_both_listed_and_given_is_refused() -> None:
         load([], [SHOP, Plugin(name="shop", summary="Another.")])
 
 
-def test_a_missing_requirement_is_refused_and_where_it_stands_does_not_matter() -> None:
+def test_load_without_a_required_plugin_is_refused_and_the_listed_order_does_not_matter() -> None:
     needy = Plugin(name="needy", summary="Needs.", requires=("shop",))
     with pytest.raises(PluginRefused, match="`needy` requires `shop`: add it to `plugins`"):
         load([], [needy])
-    assert load([], [needy, SHOP]) == (needy, SHOP)
+    assert load([], [needy, SHOP]) == (SHOP, needy)
     with pytest.raises(PluginRefused, match="`payments` requires `"):
         load(["payments"])
+
+
+def test_load_places_each_plugin_after_those_that_it_requires() -> None:
+    names = list(PLUGINS)
+    loaded = [plugin.name for plugin in load(sorted(names, reverse=True))]
+    assert sorted(loaded) == sorted(names)
+    for number, plugin in enumerate(load(sorted(names, reverse=True))):
+        assert set(plugin.requires) <= set(loaded[:number])
+    assert [plugin.name for plugin in load(["metrics", "ops", "credentials"])] == ["metrics", "ops", "credentials"]
+
+
+def test_load_of_plugins_that_require_each_other_is_refused() -> None:
+    first, second = (Plugin(name=a, summary="Needs.", requires=(b,)) for a, b in (("one", "two"), ("two", "one")))
+    with pytest.raises(PluginRefused, match="these plugins require each other: one, two"):
+        load([], [first, second])
 
 
 class FileSettings(msgspec.Struct, frozen=True):

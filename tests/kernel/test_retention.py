@@ -102,7 +102,7 @@ async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway:
     assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
     # What still names a row is looked up by the row.
     assert "refused_callback_became" in plans["callbacks"]
-    assert "reconciliation_line_line" in plans["statement lines"]
+    assert "reconciliation_line_transaction" in plans["statement lines"]
 
 
 async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:

@@ -104,6 +104,16 @@ def reference_with_outer_spaces() -> Money:
     return money
 
 
+def paid_by_hand_without_a_prompt() -> Money:
+    """The prompt never reached M-Pesa, and the payer types the payment's own reference: the money is the payment's."""
+    money = _begin()
+    _asks(money, PAYER, fate=Fate.NEVER_ARRIVED)
+    money.time_passes(seconds=2 * 3600)
+    money.pay_at_the_counter(nth=0, amount=70, phone=PAYER, reference="own", minutes=0)
+    _reconciles(money)
+    return money
+
+
 def query_about_another_push() -> Money:
     """B9: the answer to an STK query names another CheckoutRequestID."""
     money = _begin()
@@ -211,6 +221,7 @@ STORIES: tuple[Callable[[], Money], ...] = (
     strangers_at_a_till,
     same_payer_hours_later,
     reference_with_outer_spaces,
+    paid_by_hand_without_a_prompt,
     query_about_another_push,
     neighbours_line_assigned,
     retry_after_a_move,
