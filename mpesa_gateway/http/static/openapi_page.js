@@ -18,5 +18,5 @@ Scalar.createApiReference("#reference", {
   documentDownloadType: "json",
   defaultHttpClient: { targetKey: "shell", clientKey: "curl" },
   // Scalar's placeholder for a key is a joke in base64.
-  customCss: '[placeholder^="QUxM"]::placeholder { color: transparent }',
+  customCss: '[placeholder^="QUxM"]::placeholder { color: transparent !important }',
 })
