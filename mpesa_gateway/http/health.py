@@ -1,8 +1,8 @@
 """Whether the gateway lives, and whether it can do its work: each part with its state."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, cast
+from collections.abc import Awaitable, Mapping
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -30,12 +30,16 @@ _examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], flo
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that the gateway needs."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"ok": True}
+
     ok: bool
     detail: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
     """Everything that the gateway needs, by name. Valkey may be away: payments go on, limits and wake-ups wait."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"ready": True, "parts": {"postgres": {"ok": True}, "valkey": {"ok": True}}}
 
     ready: bool
     parts: dict[str, Part]
@@ -52,6 +56,8 @@ class Seen(msgspec.Struct, frozen=True):
 
 class Live(msgspec.Struct, frozen=True, omit_defaults=True):
     """The process answers. ``proof`` and ``seen`` are for the doctor only."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"live": True}
 
     live: bool
     proof: str | None = None

@@ -2,9 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import msgspec
 import structlog
@@ -41,6 +42,16 @@ acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", de
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry as the API shows it."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "id": "aud_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "at": "2026-11-23T10:15:12Z",
+        "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "actor": "operator:amina",
+        "action": "api_key.created",
+        "subject_id": "key_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "detail": {"name": "shop"},
+    }
 
     id: str
     number: int

@@ -1,6 +1,5 @@
 """A payment with one's own finger, from the prompt to the operators' page; and every main page, looked at by axe."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -134,32 +133,3 @@ async def test_axe_finds_nothing_on_the_main_pages(
         found[path] = await violations(page)
     broken = {f"{name}: {what}" for name, each in found.items() for what in each}
     assert not broken, "\n".join(sorted(broken))
-
-
-@pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
-async def test_a_call_is_tried_from_the_reference(town: Town, chromium: Browser, size: tuple[int, int]) -> None:
-    page, wrong = await opened(chromium, size)
-    await page.goto(f"{town.base}/schema")
-    assert not await overflows(page)
-    await page.fill("input[name=key]", town.api.key or "")
-    create = page.locator("#post-v1-payments")
-    await create.locator("summary").click()
-    body = create.get_by_label("Body")
-    await expect(body).to_have_value(re.compile('"amount"'))
-    await create.get_by_role("button", name="Send").click()
-    await expect(create.locator("output")).to_contain_text("201 Created")
-    payment = json.loads((await create.locator("output").inner_text()).partition("\n\n")[2])["data"]["id"]
-    find = page.locator("#get-v1-payments-payment_id")
-    await find.locator("summary").click()
-    await find.get_by_label("payment_id").fill(payment)
-    await find.get_by_role("button", name="Send").click()
-    await expect(find.locator("output")).to_contain_text("200 OK")
-    await expect(find.locator("output")).to_contain_text(payment)
-    listed = page.locator("#get-v1-payments")
-    await listed.locator("summary").click()
-    await listed.get_by_label("limit").fill("101")
-    await listed.get_by_role("button", name="Send").click()
-    await expect(listed.locator("output")).to_contain_text("422")
-    assert await violations(page) == []
-    # The browser itself tells of the call that was refused on purpose.
-    assert [said for said in wrong if "422" not in said] == []

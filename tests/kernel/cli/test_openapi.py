@@ -1,8 +1,7 @@
-"""The document and the collection as files, by a host who has no server, no database and no key."""
+"""The command prints the OpenAPI document without a server, a database or a key."""
 
 import json
 
-from mpesa_gateway.http.collection import STORY
 from tests.kernel.cli.terminal import Host
 
 
@@ -24,12 +23,11 @@ def test_it_describes_what_is_enabled_where_it_is_reached(bare_host: Host) -> No
     assert "/v1/payments" not in document["paths"]
 
 
-def test_a_file_takes_the_collection(bare_host: Host) -> None:
-    done = bare_host.asks("openapi", "--postman", "--out", "collection.json")
+def test_out_writes_the_document_to_a_file(bare_host: Host) -> None:
+    done = bare_host.asks("openapi", "--out", "openapi.json")
     assert (done.returncode, done.stdout) == (0, "")
-    collection = json.loads((bare_host.folder / "collection.json").read_text(encoding="utf-8"))
-    assert collection["info"]["schema"].endswith("/v2.1.0/collection.json")
-    assert collection["item"][0]["name"] == STORY
+    document = json.loads((bare_host.folder / "openapi.json").read_text(encoding="utf-8"))
+    assert document["openapi"].startswith("3.1")
 
 
 def test_a_file_that_cannot_be_written_is_named(bare_host: Host) -> None:

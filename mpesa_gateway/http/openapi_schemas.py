@@ -1,4 +1,4 @@
-"""The shapes of bodies and answers for the OpenAPI document, drawn from the very types that are read and written."""
+"""JSON Schemas of request bodies and responses for the OpenAPI document, made from the msgspec types."""
 
 import inspect
 import re
@@ -16,10 +16,10 @@ _MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
 
 
 class Components:
-    """The schemas of some types and of all that is inside them. A type that msgspec cannot describe has none."""
+    """The schemas of types and of the types inside them. A type that msgspec cannot describe has no schema."""
 
     def __init__(self, bodies: Iterable[Any], answers: Iterable[Any], gateway: Any) -> None:
-        """``bodies`` are what is read, ``answers`` what is written: of those every field is always there."""
+        """``bodies`` are decoded types, ``answers`` encoded types: every field of an encoded type is present."""
         read = set(_structs(kind for kind in bodies if _is_described(kind)))
         written = [kind for kind in answers if _is_described(kind)]
         kinds = [*read, *written, *(each for each in _structs(written) if each not in read)]
@@ -38,15 +38,46 @@ class Components:
                 schema["description"] = plain(schema["description"])
         for kind, reference in self._references.items():
             if _is_struct(kind) and "$ref" in reference:
-                refine(self.schemas[reference["$ref"].rpartition("/")[2]], kind, gateway, is_written=kind not in read)
+                refine(self._named(reference), kind, gateway, is_written=kind not in read)
+        for schema in self.schemas.values():
+            if "examples" in schema and "properties" in schema:
+                schema["examples"] = [self.example(schema)]
 
     def reference(self, kind: Any) -> dict[str, Any] | None:
-        """The schema of a type, None where there is none."""
+        """Return the schema of a type, None if it has no schema."""
         return self._references.get(kind)
+
+    def example(self, schema: dict[str, Any]) -> Any:
+        """Return a value that fits the schema. The fields of an object's own example replace generated values."""
+        if "$ref" in schema:
+            return self.example(self._named(schema))
+        own: Any = next(iter(schema.get("examples", ())), None)
+        if "properties" in schema:
+            required: Iterable[str] = schema.get("required", ())
+            properties: dict[str, dict[str, Any]] = schema["properties"]
+            made: dict[str, Any] = {name: self.example(part) for name, part in properties.items() if name in required}
+            made.update(own or {})
+            return made
+        if own is None and "anyOf" in schema:
+            return self.example(next(each for each in schema["anyOf"] if each.get("type") != "null"))
+        if own is None and schema.get("type") == "array":
+            return [self.example(schema["items"])]
+        values: dict[str | None, Any] = {
+            "date-time": "2026-11-23T10:15:12Z",
+            "integer": schema.get("minimum", 1),
+            "boolean": True,
+            "object": {},
+        }
+        value = values.get(schema.get("format", schema.get("type")), "")
+        choices = [schema["default"]] if "default" in schema else schema.get("enum", [value])
+        return choices[0] if own is None else own
+
+    def _named(self, reference: dict[str, Any]) -> dict[str, Any]:
+        return self.schemas[reference["$ref"].rpartition("/")[2]]
 
 
 def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool = False) -> None:
-    """Add what a struct says beyond its fields' types: ``RULES`` of each, ``TOGETHER`` between them, ``EXAMPLE``."""
+    """Add a struct's ``RULES`` to its fields, and its ``TOGETHER`` and ``EXAMPLE`` to its schema."""
     struct: Any = get_origin(kind) or kind
     rules: Mapping[str, Any] = getattr(struct, "RULES", {})
     for field in msgspec.structs.fields(kind):
@@ -56,7 +87,7 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
         if is_moment(field.type):
             said = {"format": "date-time"} | said
         if not part:
-            # Any value at all, as msgspec sees it: the rule knows better.
+            # msgspec allows any value; the rule is stricter.
             part.update(said)
         elif said:
             present = (
@@ -66,7 +97,7 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
         if part.get("default", part) is None:
-            # Null is what leaving it out means, and nothing that a client should send for it.
+            # Null means that the field is absent; a client does not send it.
             del part["default"]
         if not is_written:
             _forbid_nul(part)
@@ -81,7 +112,7 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
 
 
 def _leave_out(schema: dict[str, Any], kind: Any) -> None:
-    """Say of fields that are left out instead of being null that they are never null."""
+    """Remove null from the types of fields that are omitted when null."""
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
         if field.default is None and "anyOf" in part:
@@ -90,14 +121,13 @@ def _leave_out(schema: dict[str, Any], kind: Any) -> None:
 
 
 def _forbid_nul(part: dict[str, Any]) -> None:
-    """Say of text that anything may be in it but what no database of ours keeps."""
+    """Exclude the NUL character from text: PostgreSQL does not store it."""
     for option in (part, *part.get("anyOf", ())):
         if option.get("type") == "string" and not {"pattern", "enum", "const", "format"} & option.keys():
             option["pattern"] = _NO_NUL
 
 
 def _structs(kinds: Iterable[Any]) -> Iterator[Any]:
-    """Each struct in these types, those inside structs too, once."""
     seen: list[Any] = []
     waiting = list(kinds)
     while waiting:
@@ -130,25 +160,24 @@ def _short(title: str) -> str:
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The same schema with its references renamed."""
     if isinstance(value, list):
         parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
         return [_renamed(each, names) for each in parts]
     if not isinstance(value, dict):
         return value
-    pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+    pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
     if "$ref" in pairs:
         return pairs | {"$ref": _REFERENCE.format(name=names[pairs["$ref"].rpartition("/")[2]])}
     return {name: _renamed(each, names) for name, each in pairs.items()}
 
 
 def plain(docstring: str) -> str:
-    """A docstring as a description: with its lines where they belong, and code marked as Markdown does."""
+    """Return a docstring as Markdown."""
     return inspect.cleandoc(docstring).replace("``", "`")
 
 
 def name_words(document: dict[str, Any]) -> None:
-    """Make a schema of its own of each set of words that has a name, for all the places where it stands."""
+    """Replace each titled enumeration by a reference to a schema with that name."""
     schemas: dict[str, dict[str, Any]] = document["components"]["schemas"]
     for part in [*inside(list(schemas.values())), *inside(document["paths"])]:
         if "title" not in part or any(part is schema for schema in schemas.values()):
@@ -168,7 +197,7 @@ def name_words(document: dict[str, Any]) -> None:
 
 
 def inside(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a JSON value."""
+    """Yield every object in a JSON value."""
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
         yield pairs
