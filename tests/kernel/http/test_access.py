@@ -462,7 +462,7 @@ async def hold_page(door: Front) -> AsyncGenerator[None]:
 
 async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[str] = []
-    describe = documents.document_of
+    describe = openapi.document_of
 
     def noted(app: Any) -> dict[str, Any]:
         times.append("")
