@@ -17,7 +17,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import migrator
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http import access, documents, health
+from mpesa_gateway.http import access, documents, health, openapi
 from mpesa_gateway.http.gate import CROWDED
 from mpesa_gateway.http.pacing import LONGEST, Pace
 from mpesa_gateway.http.route_table import RouteTable
