@@ -89,7 +89,7 @@ def failure_reason(status: Status, error: str | None) -> str:
         return "worker_lost"
     if status is Status.ABORTED:
         return "aborted"
-    raised = _RAISED.search((error or "").rpartition("\n  File ")[2])
+    raised = _RAISED.search((error or "").rpartition("\n  File ")[2].partition("\n")[2])
     name = raised[1] if raised else "unknown"
     return "timed_out" if name == "TimeoutError" else name
 
