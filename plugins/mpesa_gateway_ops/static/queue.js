@@ -79,7 +79,7 @@ const root_path = new URL(saq.dataset.root, location.href).pathname;
       case "figure": return content[0] ?? content;
       case "grid": return draw("p", { attrs: { "data-row": "" } }, content);
       case "p": return draw("pre", content);
-      case "progress": return draw("progress", { ...data, attrs: { "aria-label": "Progress" } });
+      case "progress": return draw("span", `${Math.round(data.props.value * 100)} %`);
       case "details": return content[1].text ? draw("section", [draw("h2", content[0].text), content[1]]) : nothing();
       default: return children === undefined ? draw(selector, data) : draw(selector, data, children);
     }
