@@ -75,7 +75,7 @@ def _view(queue: GatewayQueue, job: Job) -> dict[str, object]:
         "queue": queue.name,
         "key": job.key,
         "name": job.function,
-        "kwargs": msgspec.json.encode(job.kwargs or {}, enc_hook=str).decode(),
+        "kwargs": msgspec.json.encode(job.kwargs, enc_hook=str).decode() if job.kwargs else "",
         "tries": job.attempts,
         "at": datetime.fromtimestamp(job.completed / 1000, UTC),
         "reason": failure_reason(job.status, job.error),

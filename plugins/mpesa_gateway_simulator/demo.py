@@ -26,7 +26,8 @@ _SILENCE = 1.5
 
 STEPS = 14
 
-_REMOVE_REFUSED = "DELETE FROM refused_callback WHERE refused_id = ANY($1::text[])"
+# raw SQL: array
+_REMOVE_REFUSED = "DELETE FROM refused_callback WHERE refused_id = ANY($1::uuid[])"
 """The forged callbacks of the demo need no operator. No port of the plugin `callbacks` deletes one."""
 
 
