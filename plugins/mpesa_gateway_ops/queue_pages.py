@@ -38,7 +38,11 @@ _ROUTE: dict[str, Any] = {
 _POLL: dict[str, Any] = _ROUTE | {POLLED: True}
 
 
-async def _show(_: Visit) -> Shown:
+async def _show(visit: Visit) -> Shown:
+    if "job" in visit.values:
+        await _job(visit.gateway, visit.values["queue"], visit.values["job"])
+    elif "queue" in visit.values:
+        _queue(visit.gateway, visit.values["queue"])
     return Shown("queue.html")
 
 

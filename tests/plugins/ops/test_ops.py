@@ -279,7 +279,7 @@ def test_our_own_pages_are_ours(headers: dict[str, str]) -> None:
 
 
 async def test_every_page_keeps_to_itself(home: House) -> None:
-    await failed(home.gateway, "failing.fail")
+    (job,) = await failed(home.gateway, "failing.fail")
     seen = 0
     async with signed_in(home.ops) as browser:
         for path in (
@@ -290,7 +290,7 @@ async def test_every_page_keeps_to_itself(home: House) -> None:
             "/failed/",
             "/queue/",
             QUEUE,
-            f"{QUEUE}/jobs/x",
+            f"{QUEUE}/jobs/{job.key}",
             "/queue/static/app.js",
         ):
             page = await browser.opens(path)
@@ -543,11 +543,11 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
 
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
             await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-            await failed(gateway, "failing.fail")
+            (job,) = await failed(gateway, "failing.fail")
             assert (await browser.opens()).url == base + "/ops/login"
             assert (await browser.signs_in()).url == base + "/ops"
             assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
-            for path in ("", "/", "/failed", "/queue/", QUEUE, f"{QUEUE}/jobs/x"):
+            for path in ("", "/", "/failed", "/queue/", QUEUE, f"{QUEUE}/jobs/{job.key}"):
                 page = await browser.opens(path)
                 assert page.status == 200
                 assert page.links
