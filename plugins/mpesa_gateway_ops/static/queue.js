@@ -61,7 +61,7 @@ const root_path = new URL(saq.dataset.root, location.href).pathname;
       row.children.forEach((cell, at) => {
         const label = titles[at].text;
         if (at || typeof cell.text === "number") cell.data = { ...cell.data, attrs: { "data-label": label } };
-        if (label === "Args") cell.data = { ...cell.data, attrs: { "data-label": label, "data-wrap": "" } };
+        if (label === "Args" && cell.text) cell.data = { ...cell.data, attrs: { "data-label": label, "data-wrap": "" } };
         if (label === "Status" && cell.text) row.children[at] = draw("td", cell.data, [draw("b", { attrs: { "data-tone": tones[cell.text] ?? "mute" } }, cell.text)]);
       });
     }
