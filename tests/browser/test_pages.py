@@ -127,7 +127,7 @@ async def test_axe_finds_nothing_on_the_main_pages(
             found[link].append("wider than the screen")
         if not dark and link in shown:
             await kept(page, f"{shown[link]}-{size[0]}")
-    for path in ("queues/", "queues/queues/mpesa-daraja"):
+    for path in ("queue/", "queue/queues/mpesa-daraja"):
         await page.goto(f"{amina}/{path}")
         await expect(page.locator("table").first).to_be_visible()
         found[path] = await violations(page)
