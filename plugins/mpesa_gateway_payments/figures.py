@@ -4,7 +4,7 @@ from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.pages import Shown, Visit
 from mpesa_gateway_payments.tally import HOUR, WAITS, Figures, PaymentTally
 
-COUNTS = (Series("good", "paid"), Series("wait", "not ended"), Series("bad", "not paid"))
+COUNTS = (Series("good", "paid"), Series("wait", "pending"), Series("bad", "failed"))
 MONEY = (Series("good", "KES"),)
 
 _SOON = 3

@@ -24,7 +24,7 @@ from mpesa_gateway_reconciliation.settling import Settling
 
 _A_PAGE = 40
 
-SERIES = (Series("good", "known or recovered"), Series("bad", "not explained"))
+SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 
 async def runs(visit: Visit) -> Shown:
@@ -63,11 +63,11 @@ async def run_now(visit: Visit) -> Done:
     """Reconcile a window of one merchant's statement now."""
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
-        raise Invalid.field_error("merchant", "choose whose statement to read")
+        raise Invalid.field_error("merchant", "choose a merchant")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
-    said = "The run goes on: look again in a moment." if run.status == "running" else f"The run is {run.status}."
+    said = "Run in progress." if run.status == "running" else f"Run {run.status}."
     return Done(f"reconciliation/{run.id}", said)
 
 
@@ -97,10 +97,10 @@ async def run(visit: Visit) -> Shown:
 
 
 async def set_aside_all(visit: Visit) -> Done:
-    """See to all lines of a run that no payment of ours explains."""
+    """See to all lines of a run without a payment."""
     run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationDesk)
     count = await desk.set_aside_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"reconciliation/{run_id}", f"{count} {'line was' if count == 1 else 'lines were'} set aside.")
+    return Done(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
 async def lines(visit: Visit) -> Shown:
@@ -148,7 +148,7 @@ async def resolve(visit: Visit) -> Done:
     row = await desk.line(line_id)
     if visit.text("how") == "aside":
         await desk.set_aside(line_id, reason, actor=visit.visitor.actor)
-        return Done(f"reconciliation/lines/{line_id}", "Set aside: runs leave this line alone from now on.")
+        return Done(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
     if not visit.text("payment_id"):
         raise Invalid.field_error("payment_id", "choose the payment that this money is for")
     check_reason(reason, "how you know whose money this is")
@@ -164,8 +164,8 @@ async def register(visit: Visit) -> Done:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
     told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
-    said = f"M-Pesa says {told.response_code}: {told.response_desc}"
-    return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
+    said = f"M-Pesa response {told.response_code}: {told.response_desc}"
+    return Done(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
@@ -197,14 +197,14 @@ async def unresolved(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
     desk, found = gateway.port(ReconciliationDesk), list[Concern]()
     if failing := await desk.count_failing(env):
-        text = f"the statement of {failing} {'merchant' if failing == 1 else 'merchants'} could not be read last time"
+        text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
         found.append(Concern(text=text, to="reconciliation"))
     gravely, in_all = await desk.count_unresolved(env)
     if gravely:
-        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} that only a person can assign"
+        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} to match manually"
         found.append(Concern(text=text, to="reconciliation/lines", state="failed"))
     if unexplained := in_all - gravely:
-        text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} that no payment of ours explains"
+        text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} without a payment"
         found.append(Concern(text=text, to="reconciliation/lines?finding=not_found"))
     return found
 
