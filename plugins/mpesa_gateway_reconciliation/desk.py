@@ -10,7 +10,7 @@ from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway_payments.api import Payments, PaymentView
+from mpesa_gateway_payments.api import Payments, PaymentView, Similar
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow
@@ -88,10 +88,21 @@ class ReconciliationDesk:
         return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
 
     async def candidates(self, line: Row) -> list[PaymentView]:
-        """The payments that a line could belong to."""
-        payments, settling = self._payments, self._settling
-        found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
-        return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
+        """Return the payments that the judge names, then unpaid ones of the same amount, payer or reference."""
+        payments, merchant_id = self._payments, line["merchant_id"]
+        named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
+        similar = await payments.find_similar(
+            merchant_id,
+            line["env"],
+            Similar(
+                amount=line["amount"],
+                phone=line["phone"],
+                reference=line["reference"],
+                before=max(line["moments"]),
+            ),
+        )
+        found = {one.id: one for one in (*named, *similar) if one is not None and one.merchant_id == merchant_id}
+        return list(found.values())[:_MOST_CANDIDATES]
 
     async def registrations(self, merchant_id: str, env: Env) -> Sequence[Found]:
         """The shortcodes of a merchant in ``env`` that Pull is enabled for."""

@@ -8,15 +8,16 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import DeskQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Finding
+from mpesa_gateway_payments.api import Finding, Payments
 from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
+from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm, differences
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import Reconciliation
@@ -133,31 +134,59 @@ async def line(visit: Visit) -> Shown:
             "candidates": await desk.candidates(row) if is_open else (),
             "is_open": is_open,
             "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
-            "fields": {name: visit.text(name) for name in ("payment_id", "reason")},
+            "fields": {"reason": visit.text("reason")},
+        },
+    )
+
+
+async def dismiss(visit: Visit) -> Done:
+    """Record that a line belongs to no payment."""
+    line_id = visit.values["line_id"]
+    desk = visit.gateway.port(ReconciliationDesk)
+    await desk.set_aside(line_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Done(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
+
+
+class _MatchQuery(msgspec.Struct, frozen=True, kw_only=True):
+    payment_id: str = ""
+
+
+async def match(visit: Visit) -> Shown:
+    """A statement line beside the payment that it is to be matched to."""
+    row = await visit.gateway.port(ReconciliationDesk).line(visit.values["line_id"])
+    visit.require(row["env"])
+    payment_id = visit.text("payment_id") or visit.read_query(_MatchQuery).payment_id.strip()
+    payment = await visit.gateway.port(Payments).find(payment_id)
+    if payment is None or (payment.merchant_id, payment.env) != (row["merchant_id"], row["env"]):
+        raise NotFound("this merchant has no such payment")
+    return Shown(
+        "match.html",
+        {
+            "line": row,
+            "payment": payment,
+            "differs": differences(row, payment),
+            "amount_to_confirm": amount_to_confirm(row),
+            "fields": {name: visit.text(name) for name in ("confirm", "reason")},
         },
     )
 
 
 async def resolve(visit: Visit) -> Done:
-    """Say which payment a line belongs to, or that it has been seen to."""
-    desk, line_id, reason = (
-        visit.gateway.port(ReconciliationDesk),
-        visit.values["line_id"],
-        visit.text("reason"),
-    )
+    """Match a line to a payment."""
+    desk, line_id, reason = visit.gateway.port(ReconciliationDesk), visit.values["line_id"], visit.text("reason")
     row = await desk.line(line_id)
-    if visit.text("how") == "aside":
-        await desk.set_aside(line_id, reason, actor=visit.visitor.actor)
-        return Done(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
-    if not visit.text("payment_id"):
-        raise Invalid.field_error("payment_id", "choose the payment that this money is for")
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
-    settling = visit.gateway.port(Settling)
-    assigned = await settling.assign(
-        visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason, by_operator=True
+    assigned = await visit.gateway.port(Settling).assign(
+        visit.caller(merchant, row["env"]),
+        line_id,
+        visit.text("payment_id"),
+        by_operator=Decided(reason=reason, confirmed_amount=visit.text("confirm")),
     )
-    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned['finding'].replace('_', ' ')}.")
+    if assigned["finding"] == "mismatched":
+        note = "Matched with a mismatch: the payment needs review, and the merchant is notified."
+        return Done(f"reconciliation/lines/{line_id}", note, is_warning=True)
+    return Done(f"reconciliation/lines/{line_id}", f"Matched: {assigned['finding'].replace('_', ' ')}.")
 
 
 async def register(visit: Visit) -> Done:
@@ -216,11 +245,13 @@ PAGES = Pages(
         Page("reconciliation/lines", "Statement lines", lines),
         Page("reconciliation/{run_id}", "Run", run, names="run"),
         Page("reconciliation/lines/{line_id}", "Statement line", line, names="txn"),
+        Page("reconciliation/lines/{line_id}/match", "Match", match, role=Role.OPERATOR),
     ),
     acts=(
         Act("reconciliation", "run", run_now),
         Act("reconciliation/{run_id}", "set_aside_all", set_aside_all),
-        Act("reconciliation/lines/{line_id}", "resolve", resolve),
+        Act("reconciliation/lines/{line_id}", "dismiss", dismiss),
+        Act("reconciliation/lines/{line_id}/match", "resolve", resolve),
         Act("credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"),
     ),
     panels=(Panel("credentials", registered),),
