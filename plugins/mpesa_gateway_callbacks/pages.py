@@ -127,7 +127,7 @@ async def unused(gateway: Runtime, env: Env) -> Sequence[Concern]:
         found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
     if count := await operators.count_unread(env, _A_WEEK):
         what = "callback from Safaricom" if count == 1 else "callbacks from Safaricom"
-        text = f"{count if count < 1000 else '1,000 or more'} {what} not readable"
+        text = f"{count if count < 1000 else '1,000 or more'} {what} could not be read"
         found.append(Concern(text=text, to="callbacks/refused?unread=true"))
     if count := await operators.count_refused(env, _A_DAY):
         text = f"{count if count < 1000 else '1,000 or more'} refused {'callback' if count == 1 else 'callbacks'} today"

@@ -55,7 +55,7 @@ async def test_a_merchant_and_a_key_are_made_and_the_key_works_until_it_is_revok
         page = await browser.opens(f"/merchants/{merchant_id}")
         assert not page.has_form("/revoke")
         gone = await browser.submits(page, "/deactivate", confirm=merchant_id)
-        assert "is not active any more" in gone.words
+        assert "deactivated: its keys are refused" in gone.words
         assert not gone.has_form(merchant_id)
         late = await browser.sends(
             f"/merchants/{merchant_id}/deactivate", {"form_token": page.field("form_token"), "confirm": merchant_id}
@@ -88,7 +88,7 @@ async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> Non
         assert "consumer-secret-of-tests" not in shown.text
         told = await browser.submits(shown, "/verify")
         assert "They work: M-Pesa gave an access token" in told.words
-        assert "valid used until" in told.words
+        assert "valid cached until" in told.words
         assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}
         assert (await desk.api.call("POST", "/simulator/control/faults", fault)).status == 200
@@ -97,7 +97,7 @@ async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> Non
         assert "Retired 174379" in (await browser.opens(shown.url)).words
         await desk.gateway.db.execute(WIPE)
         await desk.gateway.merchants.set_envs(desk.merchant_id, [])
-        assert "has stored no M-Pesa credentials" in (await browser.opens(shown.url)).words
+        assert "has no M-Pesa credentials" in (await browser.opens(shown.url)).words
 
 
 async def test_a_certificate_tells_until_when_it_is_valid(values: dict[str, Any], tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
         assert await eventually(has_failed)
         await gateway.db.execute("UPDATE event_task SET attempts = 3, due_at = due_at + interval '1 hour'")
         async with signed_in(f"{base}/ops") as browser:
-            assert "1 event that a subscriber fails on" in (await browser.opens()).words
+            assert "1 event with a failing subscriber" in (await browser.opens()).words
             page = await browser.opens("/events")
             assert "failing payment.completed" in page.words
             page = await browser.opens(next(link for link in page.links if "/events/evt_" in link))
             assert "RuntimeError" in page.words
             broken = False
-            assert "It is tried again now." in (await browser.submits(page, "/wake")).words
+            assert "Retry queued." in (await browser.submits(page, "/wake")).words
 
             async def is_done() -> bool:
                 return "done" in (await browser.opens(page.url)).words
@@ -197,9 +197,9 @@ async def test_the_audit_log_is_searched_and_its_chain_verified(desk: Desk) -> N
         assert "operator.signed_in" not in only.words
         about = await browser.opens(f"/audit?subject={desk.merchant_id}")
         assert "merchant.created" in about.words
-        assert "Nothing like it is on record." in (await browser.opens("/audit?action=nothing")).words
+        assert "No audit entry matches these filters." in (await browser.opens("/audit?action=nothing")).words
         assert (await browser.opens("/audit?cursor=x")).status == 422
-        assert re.search(r"All \d+ entries are as they were written\.", (await browser.submits(page, "/verify")).words)
+        assert re.search(r"Chain verified: \d+ entries, none changed\.", (await browser.submits(page, "/verify")).words)
         for number in range(60):
             await desk.gateway.audit.record("test.noted", merchant_id=None, actor="test", detail={"number": number})
         page = await browser.opens("/audit?action=test.noted")

@@ -45,7 +45,7 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
         assert "254711000001" not in shown.text
         assert shown.untidy == []
         again = await browser.submits(shown, "/resend")
-        assert "It goes out again, with the same webhook-id." in again.words
+        assert "Resend queued, with the same webhook-id." in again.words
 
         async def came_twice() -> bool:
             return len(desk.receiver.received) == 2
@@ -76,8 +76,8 @@ async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_agai
     await desk.gateway.db.execute("UPDATE delivery SET status = 'dead', due_at = NULL, leased_until = NULL")
     async with desk.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
-        assert "1 endpoint does not take what we send" in front.words
-        assert "2 deliveries of today used up every attempt" in front.words
+        assert "1 failing webhook endpoint" in front.words
+        assert "2 deliveries dead today after the last attempt" in front.words
         page = await browser.opens("/webhooks")
         assert "failing" in page.words
         assert page.untidy == []
@@ -86,14 +86,14 @@ async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_agai
         assert re.search(r"Secret \*{4}", shown.words)
         assert not shown.has_form("/rotate")
         failed = await browser.submits(shown, "/test")
-        assert "A test was not taken: it answered HTTP 500" in failed.words
+        assert "Test event not delivered: HTTP 500" in failed.words
         desk.receiver.status = 200
-        assert "A test was taken: it answered HTTP 200" in (await browser.submits(shown, "/test")).words
+        assert "Test event delivered: HTTP 200" in (await browser.submits(shown, "/test")).words
         bad = await browser.submits(shown, endpoint_id, since="yesterday")
         assert (bad.status, "since" in bad.words, bad.field("since")) == (422, True, "yesterday")
         since = rfc3339(desk.gateway.clock.now() - timedelta(hours=1))
         done = await browser.submits(bad, endpoint_id, since=since, status="dead")
-        assert "2 deliveries go out again." in done.words
+        assert "2 deliveries queued again." in done.words
 
         async def are_taken() -> bool:
             return len(listed(await browser.opens("/webhooks/deliveries?status=delivered"))) == 2
@@ -122,8 +122,8 @@ async def test_what_is_owed_for_long_is_a_concern(desk: Desk) -> None:
     await desk.gateway.db.execute("UPDATE delivery SET created_at = created_at - interval '1 hour'")
     async with desk.browser(Role.VIEWER) as browser:
         front = await browser.opens()
-        assert "the oldest of 1 owed webhooks has waited 6" in front.words
-        assert re.search(r"Owed 1 Oldest owed \d", front.words)
+        assert "the oldest of 1 undelivered webhooks is 6" in front.words
+        assert re.search(r"Undelivered 1 Oldest undelivered \d", front.words)
         page = await browser.opens(front.link("/webhooks/deliveries?status=pending"))
         assert len(listed(page)) == 1
         assert not page.has_form("/resend")
