@@ -82,6 +82,14 @@ class Paged(Generic[R]):
         return Paged([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
+@dataclass(frozen=True)
+class Total:
+    """How many rows a list has, and the sum of their amounts in KES."""
+
+    count: int
+    amount: int
+
+
 class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every page with a list takes: of whom, and where in it to look."""
 
@@ -131,6 +139,27 @@ class Listing:
         # raw SQL: replica - Piccolo asks the primary. Names are ours; every value is a parameter.
         sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
         return int(await reads.fetchval(sql, *chosen.values))
+
+    async def total(self, reads: Asking, found: Conditions) -> Total:
+        """Return the number of rows and the sum of their column ``amount``: each merchant's by its own index."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        by_merchant = self.of_merchants and found.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        sql = (
+            "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+            f"FROM {self.source or self.table} WHERE {_where(chosen.parts)}"
+        )
+        if by_merchant:
+            sql = (
+                "SELECT coalesce(sum(count), 0)::bigint AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+                f"FROM merchant CROSS JOIN LATERAL ({sql}) AS each"
+            )
+        row = await reads.fetchrow(sql, *chosen.values)
+        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
 
     async def count_newer(self, reads: Asking, found: Conditions, cursor: str | None) -> int:
         """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""

@@ -52,7 +52,17 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _GOOD,
         (
-            *("completed", "delivered", "applied", "healthy", "active", "recovered", "already known", "verified", "taken"),
+            *(
+                "completed",
+                "delivered",
+                "applied",
+                "healthy",
+                "active",
+                "recovered",
+                "already known",
+                "verified",
+                "taken",
+            ),
             *("settled", "done", "complete", "valid", "registered", "answered", "receipt received", "resolved"),
         ),
     ),
@@ -72,7 +82,16 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
         _WARN,
         (
             *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "not sent"),
-            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing", "not delivered"),
+            *(
+                "timed out",
+                "unconfirmed",
+                "refund failed",
+                "expiring",
+                "unanswered",
+                "held",
+                "missing",
+                "not delivered",
+            ),
         ),
     ),
 )

@@ -92,9 +92,7 @@ async def refused_callback(visit: Visit) -> Shown:
 async def offer(visit: Visit) -> Done:
     """Offer it again to whoever waits for it."""
     done = await _replay(visit, visit.values["callback_id"])
-    text = (
-        "Already applied: nothing changed." if done.was_done else f"Processed again: {done.verdict}."
-    )
+    text = "Already applied: nothing changed." if done.was_done else f"Processed again: {done.verdict}."
     return Done(f"callbacks/{done.callback_id}", text)
 
 
@@ -104,9 +102,7 @@ async def replay(visit: Visit) -> Done:
     if visit.text("confirm") != refused_id:
         raise Invalid.field_error("confirm", "confirm that Safaricom sent this callback")
     done = await _replay(visit, refused_id)
-    text = (
-        "Already accepted: nothing changed." if done.was_done else "Accepted and processed."
-    )
+    text = "Already accepted: nothing changed." if done.was_done else "Accepted and processed."
     return Done(f"callbacks/{done.callback_id}", text)
 
 

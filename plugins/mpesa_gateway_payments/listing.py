@@ -35,9 +35,7 @@ async def find_payment(db: Asking, merchant_id: str, env: Env, payment_id: str) 
 async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
     """Return unpaid payments of the 48 hours before the money with its amount, payer or reference, newest first."""
     first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
-    return await db.fetch(
-        tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference
-    )
+    return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 
 
 def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:

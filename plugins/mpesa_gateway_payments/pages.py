@@ -57,6 +57,7 @@ async def payments(visit: Visit) -> Shown:
             "next": page.next_cursor and urlencode(chosen | {"cursor": page.next_cursor}),
             "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or "", "env": visit.env}),
             "here": urlencode(chosen),
+            "totalled": urlencode(chosen | {"env": visit.env}) if chosen else "",
             "chosen": chosen,
             "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
             "payer": payer,
@@ -94,6 +95,11 @@ def _refuse_number(visit: Visit, field: str, text: str) -> None:
 def _told(visit: Visit, name: str) -> str:
     """What the list was filtered by, or what somebody has just typed."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
+
+
+async def total(visit: Visit) -> Shown:
+    """The number and the requested amount of the payments that pass the filters."""
+    return Shown("total.html", {"total": await visit.gateway.port(PaymentDesk).total(visit.env, _filters(visit))})
 
 
 async def newer(visit: Visit) -> Shown:
@@ -207,7 +213,9 @@ async def check_status(visit: Visit) -> Done:
     """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentDesk).check_status(payment_id)
-    return Done(f"payments/{payment_id}", "Status query sent. The result arrives by callback and appears in the timeline.")
+    return Done(
+        f"payments/{payment_id}", "Status query sent. The result arrives by callback and appears in the timeline."
+    )
 
 
 async def look_after(visit: Visit) -> Done:
@@ -334,6 +342,7 @@ PAGES = Pages(
     pages=(
         Page("payments", "Payments", payments, menu=Menu("Payments", 10, "Money", "p")),
         Page("payments/newer", "New payments", newer, is_part=True),
+        Page("payments/total", "Total", total, is_part=True),
         Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
         Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.security.audit import Audit
@@ -58,10 +58,11 @@ class ReconciliationDesk:
 
     async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged[Row]:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
-        found = Conditions(env, query.merchant)
-        found.add(tables.UNRESOLVED)
-        found.equal(finding=query.finding)
-        return await LINES.page(self._reads, found, query.cursor, limit)
+        return await LINES.page(self._reads, _unresolved(env, query), query.cursor, limit)
+
+    async def total(self, env: Env, query: LinesQuery) -> Total:
+        """Return the number of unresolved lines and the sum of the amounts that can be read."""
+        return await LINES.total(self._reads, _unresolved(env, query))
 
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""
@@ -164,6 +165,13 @@ class ReconciliationDesk:
                 detail={"count": len(rows)},
             )
         return len(rows)
+
+
+def _unresolved(env: Env, query: LinesQuery) -> Conditions:
+    found = Conditions(env, query.merchant)
+    found.add(tables.UNRESOLVED)
+    found.equal(finding=query.finding)
+    return found
 
 
 def check_reason(reason: str, wanted: str = "what this money is") -> None:

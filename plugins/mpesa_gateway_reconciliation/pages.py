@@ -1,6 +1,7 @@
 """The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -16,6 +17,7 @@ from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding, Payments
+from mpesa_gateway_reconciliation.agreement import Agreement, read_agreements
 from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
 from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm, differences
 from mpesa_gateway_reconciliation.registration import PullRegistrations
@@ -24,6 +26,8 @@ from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settling import Settling
 
 _A_PAGE = 40
+_COMPARED = 20
+"""Merchants, the newest, whose statements the overview compares."""
 
 SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
@@ -107,11 +111,13 @@ async def set_aside_all(visit: Visit) -> Done:
 async def lines(visit: Visit) -> Shown:
     """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    page = await visit.gateway.port(ReconciliationDesk).unresolved(visit.env, query, _A_PAGE)
+    desk = visit.gateway.port(ReconciliationDesk)
+    page = await desk.unresolved(visit.env, query, _A_PAGE)
     return Shown(
         "lines.html",
         {
             "lines": page.rows,
+            "total": await desk.total(visit.env, query),
             "query": query,
         }
         | await visit.whose(page.rows)
@@ -206,6 +212,31 @@ async def registered(visit: Visit, merchant_id: str) -> Shown | None:
     return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
+async def agreement(visit: Visit, _: str) -> Shown | None:
+    """Return whether today's statements and the gateway agree, for each shortcode; None without a merchant."""
+    gateway = visit.gateway
+    merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
+    sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
+    names = {each.merchant_id: each.name for each in merchants}
+    compared: list[tuple[str, Agreement]] = []
+    unread: dict[str, int] = {}
+    for merchant_id in sorted({each.merchant_id for each in sources} & names.keys(), key=lambda each: names[each]):
+        found = await read_agreements(gateway.db, merchant_id, visit.env, gateway.clock.now())
+        compared += [(names[merchant_id], each) for each in found]
+        wanted = sum(each.merchant_id == merchant_id and not each.is_retired for each in sources)
+        if len(found) < wanted:
+            unread[names[merchant_id]] = wanted - len(found)
+    without = len(names.keys() - {each.merchant_id for each in sources})
+    if not compared and not unread and not without:
+        return None
+    values = {"compared": compared, "unread": unread, "without": without, "clock": _clock}
+    return Shown("agreement.html", values)
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone(EAT):%H:%M}"
+
+
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     """The statement lines that belong to a payment."""
     return [
@@ -254,7 +285,7 @@ PAGES = Pages(
         Act("reconciliation/lines/{line_id}/match", "resolve", resolve),
         Act("credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"),
     ),
-    panels=(Panel("credentials", registered),),
+    panels=(Panel("credentials", registered), Panel("overview", agreement, 15)),
     traces=(Trace("payment", past_of_payment),),
     concerns=(unresolved,),
 )

@@ -305,9 +305,7 @@ class Settling:
 
     # -- people ---------------------------------------------------------------------------------------------------
 
-    async def assign(
-        self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None
-    ) -> Row:
+    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
         """Match a line to a payment. Raises NotFound, and LineSettled with the reason.
 
         A merchant's choice has to fit the line, and no other merchant's payment may fit it. An operator decides, and

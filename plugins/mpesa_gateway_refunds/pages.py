@@ -20,11 +20,13 @@ _A_PAGE = 50
 async def refunds(visit: Visit) -> Shown:
     """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    page = await visit.gateway.port(RefundDesk).page(visit.env, query, _A_PAGE)
+    desk = visit.gateway.port(RefundDesk)
+    page = await desk.page(visit.env, query, _A_PAGE)
     return Shown(
         "refunds.html",
         {
             "rows": page.rows,
+            "total": await desk.total(visit.env, query),
             "query": query,
         }
         | await visit.whose(page.rows)
@@ -53,7 +55,9 @@ async def query(visit: Visit) -> Done:
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
     await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
-    return Done(f"refunds/{refund_id}", "Status query sent. The result arrives by callback and appears in the timeline.")
+    return Done(
+        f"refunds/{refund_id}", "Status query sent. The result arrives by callback and appears in the timeline."
+    )
 
 
 async def resolve(visit: Visit) -> Done:
@@ -120,9 +124,7 @@ async def past(gateway: Runtime, refund_id: str) -> Sequence[Moment]:
     row = await gateway.port(RefundDesk).get(refund_id)
     handles = [row["originator_conversation_id"]] if row["originator_conversation_id"] else []
     moments = [
-        Moment(
-            at=row["created_at"], source="refund", state="requested", text=f"Reason: {row['reason'] or 'none'}"
-        ),
+        Moment(at=row["created_at"], source="refund", state="requested", text=f"Reason: {row['reason'] or 'none'}"),
         *await gateway.port(Callbacks).past(subjects_of(refund_id), handles),
     ]
     if row["attention"] is not None:

@@ -166,7 +166,9 @@ class ReversalSender:
                 await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         else:
             outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
-            await self._endings.fail(row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused")
+            await self._endings.fail(
+                row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused"
+            )
             await self._settle_key(row, key)
 
     async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:

@@ -65,7 +65,9 @@ async def test(visit: Visit) -> Done:
     egress = gateway.port(Deliveries).egress
     answer = await gateway.port(Endpoints).test(visit.caller(merchant, env), egress)
     said = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
-    return Done(f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {said}.")
+    return Done(
+        f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {said}."
+    )
 
 
 async def rotate(visit: Visit) -> Done:
