@@ -51,7 +51,7 @@ NEXT_STEPS: dict[Code, str] = {
     Code.IDEMPOTENCY_IN_PROGRESS: "wait `Retry-After` seconds and ask again with the same key",
     Code.IDEMPOTENCY_MISMATCH: "the key was used with another body: send a new key",
     Code.PROVIDER_NOT_CONFIGURED: "store the credentials that the message names",
-    Code.PROVIDER_REJECTED: "M-Pesa refused; `provider` says why, `id` names what failed, `retryable` says if a new key may retry",
+    Code.PROVIDER_REJECTED: "M-Pesa refused: `provider` says why, `id` what failed, `retryable` if a new key may retry",
     Code.PROVIDER_UNAVAILABLE: "nothing was sent: the same key may try again after `Retry-After` seconds",
     Code.PAYLOAD_TOO_LARGE: "send less: at most 64 KiB in a body; of headers, 100 with 32 KiB",
     Code.UNSUPPORTED_MEDIA_TYPE: "send `application/json`",

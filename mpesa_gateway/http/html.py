@@ -52,17 +52,7 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _GOOD,
         (
-            *(
-                "completed",
-                "delivered",
-                "applied",
-                "healthy",
-                "active",
-                "recovered",
-                "already known",
-                "verified",
-                "taken",
-            ),
+            *("completed", "delivered", "applied", "healthy", "active", "recovered", "already known", "verified"),
             *("settled", "done", "complete", "valid", "registered", "answered", "receipt received", "resolved"),
         ),
     ),
@@ -82,16 +72,8 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
         _WARN,
         (
             *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "not sent"),
-            *(
-                "timed out",
-                "unconfirmed",
-                "refund failed",
-                "expiring",
-                "unanswered",
-                "held",
-                "missing",
-                "not delivered",
-            ),
+            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing"),
+            "not delivered",
         ),
     ),
 )

@@ -213,9 +213,7 @@ async def check_status(visit: Visit) -> Done:
     """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentDesk).check_status(payment_id)
-    return Done(
-        f"payments/{payment_id}", "Status query sent. The result arrives by callback and appears in the timeline."
-    )
+    return Done(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def look_after(visit: Visit) -> Done:

@@ -55,9 +55,7 @@ async def query(visit: Visit) -> Done:
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
     await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
-    return Done(
-        f"refunds/{refund_id}", "Status query sent. The result arrives by callback and appears in the timeline."
-    )
+    return Done(f"refunds/{refund_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def resolve(visit: Visit) -> Done:

@@ -196,12 +196,13 @@ def _moment(attempts: Sequence[Row]) -> Moment:
     last = attempts[-1]
     is_delivered = last["status"] is not None and 200 <= last["status"] < 300
     at = last["at"].astimezone(EAT)
+    said = last["error"] or f"HTTP {last['status']}"
     count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
     return Moment(
         at=last["at"],
         source=f"webhook to {host_of(last['url'])}",
         state="delivered" if is_delivered else "not delivered",
-        text=f"{last['event_type']}: {last['error'] or 'HTTP %d' % last['status']}{count}",
+        text=f"{last['event_type']}: {said}{count}",
         body=_pretty(last["body"]),
         answer=mask_phones(last["answer"]),
         about=last["delivery_id"],
