@@ -59,9 +59,9 @@ class Period:
 
     @property
     def query(self) -> str:
-        """The filters of the completed payments of these days."""
+        """The filters of the payments of these days."""
         since, until = rfc3339(self.figures.since), rfc3339(self.until)
-        return urlencode({"status": "completed", "since": since, "until": until})
+        return urlencode({"since": since, "until": until})
 
     @property
     def change(self) -> float | None:
