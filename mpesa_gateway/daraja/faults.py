@@ -90,6 +90,8 @@ _FIELDS = (
     *("securitycredential", "receiverparty", "transactionid", "identifiertype", "commandid", "remarks", "occasion"),
 )
 """Daraja's request fields as its messages spell them, in lower case."""
+_NAMED_FIELD = "correct the field that M-Pesa's message names"
+_UNNAMED_FIELD = "M-Pesa's message names no field: check phone, amount and reference, and the shortcode's credentials"
 _STK = "500.001.1001"
 _MANY = "500.002.1001"
 _BUSY = "500.003.02"
@@ -144,21 +146,8 @@ _TABLE: tuple[_Row, ...] = (
         Retry.FIX,
         codes=("400.008.02",),
     ),
-    _Row(
-        "a field is not valid",
-        "correct the field that M-Pesa's message names",
-        Sent.NO,
-        Retry.FIX,
-        codes=("400.002.02",),
-        words=_FIELDS,
-    ),
-    _Row(
-        "a field is not valid",
-        "M-Pesa's message names no field: check phone, amount and reference, and the shortcode's credentials",
-        Sent.NO,
-        Retry.FIX,
-        codes=("400.002.02",),
-    ),
+    _Row("a field is not valid", _NAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",), words=_FIELDS),
+    _Row("a field is not valid", _UNNAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",)),
     _Row(
         "the request's payload is not valid",
         "check the fields against M-Pesa's message",

@@ -50,6 +50,7 @@ ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 """After an outage thousands have expired. The next run finds those that another session has locked."""
 
+# raw SQL: array
 UNSENT_REASONS = """
 SELECT DISTINCT ON (payment_id) payment_id, detail FROM payment_step
 WHERE payment_id = ANY($1::uuid[]) AND kind = 'unsent' ORDER BY payment_id, number DESC

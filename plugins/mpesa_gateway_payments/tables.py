@@ -242,7 +242,6 @@ GROUP BY shortcode_id
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
-# raw SQL: union - each branch reads an index of its own.
 SIMILAR = """
 SELECT * FROM payment WHERE receipt IS NULL AND status IN ('pending', 'failed') AND payment_id = ANY (ARRAY(
     (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4

@@ -5,20 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
+from mpesa_gateway_reconciliation.tables import RunRow
 
 _LONGEST_PAYMENT = timedelta(hours=1)
 """A payer answers a prompt within minutes: older payments are not looked through for money of today."""
 
 # raw SQL: aggregate
-RUNS_OF_DAY = """
-SELECT shortcode, receiver_id, merchant_id, run_id, window_start, window_end, finished_at, status
-FROM reconciliation_run
-WHERE merchant_id = $1 AND env = $2 AND run_id >= $3 AND status <> 'running' ORDER BY window_start
-"""
-
 STATEMENT_SUMS = """
 SELECT count(*) AS lines, coalesce(sum(amount_cents), 0)::bigint / 100 AS amount,
     count(*) FILTER (WHERE amount_cents IS NULL) AS unreadable,
@@ -70,8 +65,17 @@ class Agreement:
 async def read_agreements(db: Database, merchant_id: str, env: Env, now: datetime) -> list[Agreement]:
     """Return the comparison of today, in East Africa Time, for each shortcode with a completed run of today."""
     today = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
-    runs = await db.fetch(RUNS_OF_DAY, merchant_id, env, Ids.least("run", today))
-    by_shortcode: dict[str, list[Row]] = {}
+    runs: list[Found] = await db.run(
+        RunRow.select()
+        .where(
+            RunRow.merchant_id == merchant_id,
+            RunRow.env == env,
+            RunRow.run_id >= Ids.least("run", today),
+            RunRow.status.is_in(["completed", "failed"]),
+        )
+        .order_by(RunRow.window_start)
+    )
+    by_shortcode: dict[str, list[Found]] = {}
     for run in runs:
         by_shortcode.setdefault(run["shortcode"], []).append(run)
     found: list[Agreement] = []
@@ -83,12 +87,12 @@ async def read_agreements(db: Database, merchant_id: str, env: Env, now: datetim
     return found
 
 
-def _finished_at(run: Row) -> datetime:
+def _finished_at(run: Found) -> datetime:
     found: datetime = run["finished_at"]
     return found
 
 
-async def _compare(db: Database, env: Env, runs: Sequence[Row], *, last_failed: bool) -> Agreement:
+async def _compare(db: Database, env: Env, runs: Sequence[Found], *, last_failed: bool) -> Agreement:
     first, since, until = runs[0], runs[0]["window_start"], max(run["window_end"] for run in runs)
     shown = await db.fetchrow(STATEMENT_SUMS, [run["run_id"] for run in runs])
     oldest = Ids.least("pay", since - _LONGEST_PAYMENT)

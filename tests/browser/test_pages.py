@@ -156,7 +156,9 @@ async def _with_data(town: Town) -> list[str]:
     walk_in = {"phone": "254799000111", "amount": 700, "shortcode": "174379", "reference": "WALKIN"}
     await api.call("POST", "/simulator/control/ledger", walk_in)
     run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
-    line = await town.gateway.db.fetchval("SELECT transaction_id FROM statement_note WHERE finding = 'not_found' LIMIT 1")
+    line = await town.gateway.db.fetchval(
+        "SELECT transaction_id FROM statement_note WHERE finding = 'not_found' LIMIT 1"
+    )
     await town.gateway.services.get(PaymentTally).count()
     event = (await api.call("GET", "/v1/events")).data[0]["id"]
     delivery = await town.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")

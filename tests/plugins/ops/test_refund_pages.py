@@ -27,7 +27,7 @@ async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: D
         assert "Refundable: KES 500." in form.words
         assert form.untidy == []
         unsure = await browser.submits(form, "/refund", amount="200")
-        assert (unsure.status, "tick the box" in unsure.words) == (422, True)
+        assert (unsure.status, "confirm: a refund cannot be undone" in unsure.words) == (422, True)
         assert unsure.field("amount") == "200"
         filled = {"amount": "200", "reason": "Broken jug", "confirm": payment["id"]}
         wrong = await browser.submits(unsure, "/refund", **filled | {"amount": "2.50"})
@@ -84,7 +84,7 @@ async def test_a_refund_that_was_never_answered_is_decided_by_an_admin(desk: Des
     )
     async with desk.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
-        assert "1 refund waits for somebody" in front.words
+        assert "1 refund needs review" in front.words
         page = await browser.opens(front.link("/refunds?waiting=true"))
         assert listed(page) == [made["id"]]
         page = await browser.opens(f"/refunds/{made['id']}")
@@ -100,5 +100,5 @@ async def test_a_refund_that_was_never_answered_is_decided_by_an_admin(desk: Des
             unsure, f"/refunds/{made['id']}", outcome="completed", note="Portal, 10:15", confirm=made["id"]
         )
         assert "Refund completed." in told.words
-        assert "waits for somebody" not in (await browser.opens()).words
+        assert "refund needs review" not in (await browser.opens()).words
     assert (await desk.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"

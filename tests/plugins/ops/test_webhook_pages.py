@@ -106,7 +106,7 @@ async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
         page = await browser.opens("/webhooks")
         page = await browser.opens(next(link for link in page.links if "/webhooks/whe_" in link))
         unsure = await browser.submits(page, "/rotate")
-        assert "tick the box" in unsure.words
+        assert "confirm that the merchant will install" in unsure.words
         made = await browser.submits(page, "/rotate", confirm=page.form("/rotate").choices["confirm"][0])
         found = re.search(r"whsec_[A-Za-z0-9+/=]+", made.text)
         assert found is not None
