@@ -64,7 +64,8 @@ async def overflows(page: Page) -> bool:
 
 
 _CLIPPED = """
-[...document.querySelectorAll('form[data-filters] input, form[data-filters] select, dl[data-tiles] dd, dl[data-tiles] a')]
+[...document.querySelectorAll(
+    'form[data-filters] input, form[data-filters] select, dl[data-tiles] dd, dl[data-tiles] a')]
     .filter(each => each.getClientRects().length)
     .filter(each => {
         const own = each.getBoundingClientRect(), box = each.closest('label, dl[data-tiles] > div');

@@ -54,7 +54,7 @@ async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(d
         shown = await browser.opens(f"/callbacks/refused/{refused_id}")
         assert shown.untidy == []
         unsure = await browser.submits(shown, refused_id)
-        assert (unsure.status, "you vouch for where this came from" in unsure.words) == (422, True)
+        assert (unsure.status, "confirm that Safaricom sent this callback" in unsure.words) == (422, True)
         told = await browser.submits(unsure, refused_id, confirm=refused_id)
         assert "Accepted and processed." in told.words
         assert "applied" in told.words

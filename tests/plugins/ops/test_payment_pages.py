@@ -62,6 +62,9 @@ async def test_the_list_shows_newest_first_and_filters_without_a_script(desk: De
         created = datetime.fromisoformat(third["created_at"]).astimezone(EAT).replace(tzinfo=None)
         later = await browser.submits(page, "/payments/look", since=(created + timedelta(seconds=1)).isoformat())
         assert listed(later) == []
+        total = await browser.opens(next(link for link in early.links if "/payments/total?" in link))
+        amount = sum(int(float(payment["amount"])) for payment in (first, second, third))
+        assert total.words == f"3 payments, KES {amount:,} requested"
         nothing = await browser.opens("/payments?search=nothing+like+it")
         assert "No payment matches these filters" in nothing.words
         assert (await browser.submits(nothing, "/payments/look", search="")).url == f"{desk.ops}/payments"
@@ -296,7 +299,7 @@ async def test_the_overview_draws_how_payments_do(desk: Desk) -> None:
         await desk.gateway.services.get(PaymentTally).count()
         page = await browser.opens("")
         assert page.untidy == []
-        for words in ("KES 1,500 2 payments", "66.7 % of ended payments", "100 % of completed payments"):
+        for words in ("KES 1,500 2 payments yesterday until", "the 7 days before: KES 0", "66.7 % of ended payments", "100 % of completed payments"):
             assert words in page.words, page.words
         assert "cancelled by user 1" in page.words
         assert "Payments, last 24 hours" in page.words

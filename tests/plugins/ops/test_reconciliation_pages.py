@@ -1,9 +1,11 @@
 """The pages about reconciliation: runs and their findings, and what a person resolves that no rule can."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from mpesa_gateway.pages import Role
+from mpesa_gateway_reconciliation.agreement import gaps_of
 from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import Desk
 
@@ -154,6 +156,31 @@ async def test_match_with_another_amount_needs_the_amount_typed_and_is_shown_as_
         assert "Matched with a mismatch: the payment needs review" in told.words
         assert "data-warning" in told.text
     assert (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"]["of"] == "amount"
+
+
+async def test_overview_compares_the_statements_of_today_with_the_gateway(desk: Desk) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        unread = (await browser.opens()).words
+        assert ("not known Test shop: no statement of today has been read" in unread, "agrees" in unread) == (True, False)
+        await registered(desk)
+        await desk.api.settled((await desk.api.pay("254711000001", 500, key="paid")).data["id"], "completed")
+        await reconciled(desk, browser)
+        both = (await browser.opens()).words
+        assert "agrees Test shop, shortcode 174379: statement KES 500, gateway KES 500" in both
+        assert re.search(r"\d\d:\d\d to \d\d:\d\d, read \d\d:\d\d EAT", both)
+        await somebody_pays(desk, 700)
+        await reconciled(desk, browser)
+        more = (await browser.opens()).words
+        assert "differs Test shop, shortcode 174379: statement KES 1,200, gateway KES 500" in more
+        assert "1 statement line without a payment" in more
+        totals = await browser.opens("/reconciliation/lines?finding=not_found")
+        assert "1 line, KES 700 in total" in totals.words
+
+
+def test_gaps_of_windows_are_the_times_that_none_covers() -> None:
+    at = [datetime(2026, 11, 30, hour, tzinfo=UTC) for hour in range(8)]
+    assert gaps_of([(at[0], at[2]), (at[1], at[3]), (at[3], at[4])]) == []
+    assert gaps_of([(at[0], at[2]), (at[3], at[6]), (at[4], at[5]), (at[7], at[7])]) == [(at[2], at[3]), (at[6], at[7])]
 
 
 async def test_pull_is_registered_from_the_page_of_the_credentials(desk: Desk) -> None:

@@ -53,7 +53,7 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
         assert await eventually(came_twice)
         assert len({one.headers["webhook-id"] for one in desk.receiver.received}) == 1
         page = await browser.opens(f"/payments/{payment['id']}")
-        assert "delivered payment.completed: HTTP 2" in page.words
+        assert re.search(r"delivered payment\.completed: HTTP 2\d\d \(2 attempts, last at \d\d:\d\d:\d\d\)", page.words)
         back = await browser.submits(page, f"{delivery_id}/resend")
         assert back.url.startswith(f"{desk.ops}/payments/{payment['id']}?note=")
         event = await browser.opens(shown.link("/events/" + page_event(shown)))
