@@ -17,9 +17,12 @@ _LONGEST_PAYMENT = timedelta(hours=1)
 STATEMENT_SUMS = """
 SELECT count(*) AS lines, coalesce(sum(amount_cents), 0)::bigint / 100 AS amount,
     count(*) FILTER (WHERE amount_cents IS NULL) AS unreadable,
-    count(*) FILTER (WHERE subject_kind IS NULL) AS unmatched,
+    count(*) FILTER (WHERE subject_kind IS NULL AND set_aside_at IS NULL) AS unmatched,
+    count(*) FILTER (WHERE subject_kind IS NULL AND set_aside_at IS NOT NULL) AS dismissed,
+    coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NULL AND set_aside_at IS NOT NULL), 0)::bigint / 100
+        AS dismissed_amount,
     coalesce(sum(amount_cents) FILTER (WHERE subject_kind IS NOT NULL), 0)::bigint / 100 AS matched_amount
-FROM transaction WHERE direction = 'in' AND transaction_id = ANY (ARRAY(
+FROM transaction LEFT JOIN statement_note USING (transaction_id) WHERE direction = 'in' AND transaction_id = ANY (ARRAY(
     SELECT transaction_id FROM reconciliation_line WHERE run_id = ANY($1::uuid[])))
 """
 
@@ -49,17 +52,24 @@ class Agreement:
     statement: int
     gateway: int
     unmatched: int
+    dismissed: int
+    dismissed_amount: int
     unreadable: int
     missing: int
     gaps: Sequence[tuple[datetime, datetime]]
     last_failed: bool
 
     @property
-    def agrees(self) -> bool:
-        """Both show the same money, and nothing is unknown."""
-        return self.statement == self.gateway and not (
-            self.unmatched or self.unreadable or self.missing or self.gaps or self.last_failed
-        )
+    def state(self) -> str:
+        """Return ``agrees`` only where both show the same money and nothing is unknown.
+
+        ``explained``: the whole difference is of lines that an operator dismissed.
+        """
+        if self.unmatched or self.missing or self.statement - self.dismissed_amount != self.gateway:
+            return "differs"
+        if self.unreadable or self.gaps or self.last_failed:
+            return "not known"
+        return "explained" if self.dismissed else "agrees"
 
 
 async def read_agreements(db: Database, merchant_id: str, env: Env, now: datetime) -> list[Agreement]:
@@ -110,6 +120,8 @@ async def _compare(db: Database, env: Env, runs: Sequence[Found], *, last_failed
         statement=shown["amount"],
         gateway=shown["matched_amount"] + missing["amount"],
         unmatched=shown["unmatched"],
+        dismissed=shown["dismissed"],
+        dismissed_amount=shown["dismissed_amount"],
         unreadable=shown["unreadable"],
         missing=missing["payments"],
         gaps=gaps_of([(run["window_start"], run["window_end"]) for run in runs]),

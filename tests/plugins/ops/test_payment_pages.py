@@ -299,7 +299,12 @@ async def test_the_overview_draws_how_payments_do(desk: Desk) -> None:
         await desk.gateway.services.get(PaymentTally).count()
         page = await browser.opens("")
         assert page.untidy == []
-        for words in ("KES 1,500 2 payments yesterday until", "the 7 days before: KES 0", "66.7 % of ended payments", "100 % of completed payments"):
+        for words in (
+            "KES 1,500 2 payments yesterday until",
+            "the 7 days before: KES 0",
+            "66.7 % of ended payments",
+            "100 % of completed payments",
+        ):
             assert words in page.words, page.words
         assert "cancelled by user 1" in page.words
         assert "Payments, last 24 hours" in page.words

@@ -112,7 +112,7 @@ async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
         assert found is not None
         again = await browser.opens(made.url)
         assert found[0] not in again.text
-        assert "the one before signs too" in again.words
+        assert "the previous secret also signs" in again.words
         assert found[0] not in str(await desk.gateway.db.fetch("SELECT * FROM ops_note"))
 
 
