@@ -89,19 +89,24 @@ class ReconciliationDesk:
         return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
 
     async def candidates(self, line: Row) -> list[PaymentView]:
-        """Return the payments that the judge names, then unpaid ones of the same amount, payer or reference."""
+        """Return the payments that the judge names, then unpaid ones of the same amount, payer or reference.
+
+        A line whose time is impossible for its window gets no suggestions.
+        """
         payments, merchant_id = self._payments, line["merchant_id"]
         named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
-        similar = await payments.find_similar(
-            merchant_id,
-            line["env"],
-            Similar(
-                amount=line["amount"],
-                phone=line["phone"],
-                reference=line["reference"],
-                before=max(line["moments"]),
-            ),
-        )
+        similar: list[PaymentView] = []
+        if line["is_timed"]:
+            similar = await payments.find_similar(
+                merchant_id,
+                line["env"],
+                Similar(
+                    amount=line["amount"],
+                    phone=line["phone"],
+                    reference=line["reference"],
+                    before=max(line["moments"]),
+                ),
+            )
         found = {one.id: one for one in (*named, *similar) if one is not None and one.merchant_id == merchant_id}
         return list(found.values())[:_MOST_CANDIDATES]
 
