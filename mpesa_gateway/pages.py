@@ -167,6 +167,8 @@ class Done:
     to: str
     note: str = ""
     secret: Secret | None = None
+    is_warning: bool = False
+    """Done, with a result that needs review: shown without the colour of success."""
 
 
 @dataclass(frozen=True)

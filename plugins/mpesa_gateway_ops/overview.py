@@ -49,7 +49,7 @@ def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
 async def unwell(gateway: Runtime, _: Env) -> list[Concern]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
-        Concern(text=f"{name} is not well: {part.detail or 'no answer'}", to="system", state="failed")
+        Concern(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
         for name, part in (await examine(gateway)).items()
         if not part.ok
     ]

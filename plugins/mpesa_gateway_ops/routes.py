@@ -248,7 +248,7 @@ async def _go_on(request: Request[Any, Any, Any], gateway: Runtime, done: Done, 
     note_id = ""
     if done.note or done.secret is not None:
         owner = session_of(request).owner
-        note_id = await gateway.port(Notes).leave(owner, done.note, secret=done.secret)
+        note_id = await gateway.port(Notes).leave(owner, done.note, warning=done.is_warning, secret=done.secret)
     to = done.to
     if env != env_of(request):
         # Another tab looks at the other env by now: the note belongs to the page of this one.

@@ -9,9 +9,13 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.api import Similar
+from mpesa_gateway_payments.evidence import CLOCKS_DIFFER
+from mpesa_gateway_payments.judging import SHOWN_FOR
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
@@ -25,6 +29,12 @@ async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str
     if row is None:
         raise NotFound("there is no such payment")
     return row
+
+
+async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
+    """Return unpaid payments of the 48 hours before the money with its amount, payer or reference, newest first."""
+    first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
+    return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 
 
 def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:

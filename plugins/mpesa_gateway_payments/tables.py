@@ -242,6 +242,17 @@ GROUP BY shortcode_id
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
+SIMILAR = """
+SELECT * FROM payment WHERE receipt IS NULL AND status IN ('pending', 'failed') AND payment_id = ANY (ARRAY(
+    (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND amount = $5 ORDER BY payment_id DESC LIMIT 20)
+    UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND phone = $6 ORDER BY payment_id DESC LIMIT 20)
+    UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND reference = $7 ORDER BY payment_id DESC LIMIT 20)))
+ORDER BY payment_id DESC LIMIT 10
+"""
+
 WAITS_FOR_A_PERSON = """
 looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid

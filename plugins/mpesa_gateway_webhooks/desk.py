@@ -150,7 +150,7 @@ def health_of(row: Row, now: datetime) -> str:
         return "paused"
     if row["failures"] >= ILL:
         return "failing"
-    return "well" if row["last_success_at"] is not None else "new"
+    return "healthy" if row["last_success_at"] is not None else "new"
 
 
 def host_of(url: str | None) -> str:

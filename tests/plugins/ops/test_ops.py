@@ -320,13 +320,13 @@ async def test_the_overview_shows_the_parts_and_the_queue(home: House) -> None:
         assert re.search(r'<dt>failed</dt><dd><a href="[^"]*/failed">1</a></dd>', page.text)
         assert "1 job has failed" in page.words
         for part in ("postgres", "migrations", "valkey", "queue"):
-            assert f"{part} well" in page.words
+            assert f"{part} healthy" in page.words
 
 
 async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
     settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
     async with house(settings) as home, signed_in(home.ops) as browser:
-        assert "The queue does not answer." in (await browser.opens()).text
+        assert "The queue is unreachable." in (await browser.opens()).text
         assert (await browser.opens("/queue")).status == 200
         page = await browser.opens("/failed")
         assert (page.status, "payments go on" in page.text) == (503, True)

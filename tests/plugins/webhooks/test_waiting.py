@@ -193,7 +193,7 @@ async def test_operators_hear_of_merchants_whose_events_wait(post: Post) -> None
     await post.happens("live")
     assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
     assert [concern.text for concern in await unheard(post.gateway, "live")] == [
-        "1 merchant has events that wait for a live webhook to be set"
+        "1 merchant with events and no live webhook endpoint"
     ]
     await post.set("live")
     assert await desk.waiting("live") == (0, None)
