@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 _GONE = 410
 
+_SOON = timedelta(days=1)
+"""A first attempt within this time stands in its delivery, so that the delivery's id tells how old the answer is."""
+
 
 class AttemptRecorder:
     """Writes the outcome of each claimed delivery, in batches where nothing failed."""
@@ -86,6 +89,7 @@ class AttemptRecorder:
                 [answer.ms for _, answer in taken],
                 [_shown(answer) for _, answer in taken],
                 now,
+                now - _SOON,
             )
             well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
             await self._db.execute(

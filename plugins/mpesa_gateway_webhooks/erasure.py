@@ -6,7 +6,7 @@ from mpesa_gateway.erasure import Case
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
-from mpesa_gateway_webhooks.tables import AttemptRow
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
 async def _objects(gateway: Runtime, case: Case) -> str | None:
@@ -20,7 +20,9 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
         answer = case.number.without(row["answer"])
         if answer != row["answer"]:
             await gateway.db.run(
-                AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
+                DeliveryRow.update({DeliveryRow.answer: answer}).where(DeliveryRow.delivery_id == row["delivery_id"])
+                if row["attempt_id"] is None
+                else AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
             )
             count += 1
     return {"attempts at delivery": count}

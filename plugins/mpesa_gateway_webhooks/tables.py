@@ -30,10 +30,24 @@ class DeliveryRow(Table, tablename="delivery"):
     last_error = Text(null=True, default=None)
     created_at = Timestamptz()
     delivered_at = Timestamptz(null=True, default=None)
+    ms = Integer(null=True, default=None)
+    answer = Text(null=True, default=None)
 
 
 class AttemptRow(Table, tablename="attempt"):
-    """One HTTP try."""
+    """One HTTP try that has a row of its own."""
+
+    attempt_id = Text(primary_key=True)
+    delivery_id = Text()
+    at = Timestamptz()
+    status = Integer(null=True, default=None)
+    ms = Integer(null=True, default=None)
+    error = Text(null=True, default=None)
+    answer = Text()
+
+
+class AttemptLogRow(Table, tablename="attempt_log"):
+    """One HTTP try, whether it has a row of its own or stands in its delivery. A view."""
 
     attempt_id = Text(primary_key=True)
     delivery_id = Text()
@@ -46,11 +60,11 @@ class AttemptRow(Table, tablename="attempt"):
 
 def attempts_of(delivery_id: str) -> Any:
     """Return the query for the attempts of a delivery, the oldest first."""
-    shown = AttemptRow.all_columns(exclude=[AttemptRow.attempt_id, AttemptRow.delivery_id])
+    shown = AttemptLogRow.all_columns(exclude=[AttemptLogRow.attempt_id, AttemptLogRow.delivery_id])
     return (  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        AttemptRow.select(AttemptRow.attempt_id.as_alias("id"), *shown)
-        .where(AttemptRow.delivery_id == delivery_id)
-        .order_by(AttemptRow.attempt_id)
+        AttemptLogRow.select(AttemptLogRow.attempt_id.as_alias("id"), *shown)
+        .where(AttemptLogRow.delivery_id == delivery_id)
+        .order_by(AttemptLogRow.attempt_id)
     )
 
 
@@ -134,14 +148,20 @@ WITH taken AS (
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[])
         AS t(attempt_id, id, status, ms, answer)
     LIMIT cardinality($1)
-), tried AS (
-    INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken
+), delivered AS (
+    UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
+        last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL,
+        delivered_at = $6::timestamptz,
+        ms = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN taken.ms END,
+        answer = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN NULLIF(taken.answer, '') END
+    FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
+    RETURNING delivery_id, delivery.ms
 )
-UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
-    last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
-FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
+SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer FROM taken
+WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL)
 """
+"""The attempt stands in its delivery where it is the first one and the delivery was made after ``$7``."""
 
 FAILED = """
 UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
@@ -222,31 +242,47 @@ WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
 """
 
 
-REPLAY_ONE = """
+_KEEP_ATTEMPT = """
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
+    SELECT attempt_id, delivery_id, at, status, ms, answer FROM attempt_of_delivery
+"""
+"""Writes the attempts that stand in deliveries as rows; two replays of one delivery write the same row."""
+
+REPLAY_ONE = f"""
+WITH kept AS ({_KEEP_ATTEMPT} WHERE delivery_id = $3 AND merchant_id = $1 AND env = $2 ON CONFLICT DO NOTHING)
 UPDATE delivery SET status = 'pending', attempts = 0, due_at = $4, leased_until = NULL, delivered_at = NULL,
-    endpoint_id = webhook_endpoint.endpoint_id
+    ms = NULL, answer = NULL, endpoint_id = webhook_endpoint.endpoint_id
 FROM webhook_endpoint
 WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND delivery_id = $3
     AND webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $2 AND is_active
 RETURNING delivery.*
-"""
+"""  # noqa: S608 - put together from constants
 
-REPLAY_MANY = """
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
-    endpoint_id = webhook_endpoint.endpoint_id
-FROM webhook_endpoint
-WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
+REPLAY_MANY = f"""
+WITH chosen AS MATERIALIZED (
     SELECT delivery_id FROM delivery
     WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::text IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
     ORDER BY delivery_id LIMIT $6
-)
+), kept AS ({_KEEP_ATTEMPT} WHERE delivery_id IN (SELECT delivery_id FROM chosen) ON CONFLICT DO NOTHING)
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
+    ms = NULL, answer = NULL, endpoint_id = webhook_endpoint.endpoint_id
+FROM webhook_endpoint
+WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active
+    AND delivery_id IN (SELECT delivery_id FROM chosen)
 RETURNING delivery_id
-"""
+"""  # noqa: S608 - likewise
 
 FORGET_ATTEMPTS = """
 DELETE FROM attempt WHERE attempt_id IN (
     SELECT attempt_id FROM attempt WHERE attempt_id < $1 ORDER BY attempt_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+FORGET_ANSWERS = """
+UPDATE delivery SET answer = NULL WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE answer IS NOT NULL AND delivery_id < $1
+    ORDER BY delivery_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 """
 
@@ -255,7 +291,10 @@ SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status =
 """
 
 ATTEMPTS_OF_CASE = """
-SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
+SELECT attempt_id, delivery_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id)
+WHERE payment_id = ANY($1::uuid[])
+UNION ALL
+SELECT NULL, delivery_id, answer FROM delivery WHERE payment_id = ANY($1::uuid[]) AND answer IS NOT NULL
 """
 
 EVENTS_SINCE = """
@@ -311,9 +350,9 @@ FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1
 """  # noqa: S608 - likewise
 
 ATTEMPTS_OF_PAYMENT = """
-SELECT attempt.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
+SELECT attempt_log.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
 FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50) AS delivery
-    JOIN attempt USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
+    JOIN attempt_log USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
 """

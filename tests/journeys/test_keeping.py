@@ -121,7 +121,7 @@ async def a_payment_with_everything(town: Town) -> dict[str, Any]:
     await eventually(is_done)
     await told(town)
     # What the merchant's server answered to the webhook.
-    await town.gateway.db.execute("UPDATE attempt SET answer = 'thanks, 254711000001'")
+    await town.gateway.db.execute("UPDATE delivery SET answer = 'thanks, 254711000001' WHERE ms IS NOT NULL")
     found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found
 
@@ -144,7 +144,7 @@ async def receive_unmatched(town: Town, days: int) -> None:
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', sha256(uuid_send($1)), $2, '127.0.0.1', NULL, 'ws_CO_0', '0', $3, "
+        "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', '0', $3, "
         "'unmatched')",
         identifier("cbk", days, at=at),
         at,
