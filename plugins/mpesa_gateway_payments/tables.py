@@ -226,7 +226,7 @@ unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 
 
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
-    JOIN payment USING (checkout_request_id)
+    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
 """
 """For callbacks that do not state their env. A handle can have two rows, one of each env."""
 

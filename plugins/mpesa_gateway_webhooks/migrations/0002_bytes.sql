@@ -2,8 +2,8 @@
 -- attempt, with ms and answer, which is NULL where it was empty.
 ALTER TABLE delivery ADD COLUMN ms integer CHECK (ms >= 0);
 ALTER TABLE delivery ADD COLUMN answer text;
-ALTER TABLE delivery ADD CONSTRAINT delivery_has_its_one_attempt CHECK ((ms IS NULL OR status = 'delivered')
-    AND (answer IS NULL OR (ms IS NOT NULL AND length(answer) BETWEEN 1 AND 1024)));
+ALTER TABLE delivery ADD CONSTRAINT delivery_answer_of_its_attempt
+    CHECK (answer IS NULL OR (ms IS NOT NULL AND length(answer) BETWEEN 1 AND 1024));
 CREATE INDEX delivery_answered ON delivery (delivery_id) WHERE answer IS NOT NULL;
 
 -- Those attempts, with ids of their own: the time of the attempt, the prefix att and the delivery's chance.

@@ -10,6 +10,10 @@ ANOTHER = (
     "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at) "  # noqa: S608 - ids that the test chose
     f"SELECT {literal('whe')}, merchant_id, env, url, secret, now(), now() FROM webhook_endpoint"
 )
+ATTEMPT = (
+    "INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error) "  # noqa: S608 - likewise
+    f"SELECT {literal('att')}, delivery_id, now(), %s FROM delivery"
+)
 
 CASES = {
     "webhook_endpoint_url_is_web": ["UPDATE webhook_endpoint SET url = 'file:///etc/passwd'"],
@@ -33,8 +37,14 @@ CASES = {
         UPDATE % "status = 'dead'",
     ],
     "delivery_leased_while_pending": [UPDATE % "leased_until = now()"],
-    "attempt_check": ["UPDATE attempt SET error = 'connection refused'"],
-    "attempt_ms_check": ["UPDATE attempt SET ms = -1"],
+    "delivery_ms_check": [UPDATE % "ms = -1"],
+    "delivery_answer_of_its_attempt": [
+        UPDATE % "ms = NULL, answer = 'ok'",
+        UPDATE % "answer = ''",
+        UPDATE % "answer = repeat('x', 1025)",
+    ],
+    "attempt_check": [ATTEMPT % "200, 1, 'connection refused'"],
+    "attempt_ms_check": [ATTEMPT % "200, -1, NULL"],
 }
 
 

@@ -309,7 +309,7 @@ BEGIN
     RAISE EXCEPTION 'no room for this one';
 END
 $$;
-CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (id_text(NEW.delivery_id) = '{}')
+CREATE TRIGGER refused BEFORE UPDATE OF ms ON delivery FOR EACH ROW WHEN (id_text(NEW.delivery_id) = '{}')
     EXECUTE FUNCTION refuse_note()
 """
 
@@ -331,14 +331,14 @@ async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(valu
         assert await deliveries.deliver(ids) == 12
         owed = await gateway.db.fetch("SELECT delivery_id, status, attempts FROM delivery WHERE status <> 'delivered'")
         assert [tuple(row) for row in owed] == [(ids[3], "pending", 0)]
-        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 11
-        await gateway.db.execute("DROP TRIGGER refused ON attempt")
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 11
+        await gateway.db.execute("DROP TRIGGER refused ON delivery")
         await gateway.db.execute(f"{EXPIRE} WHERE status = 'pending'")
         assert await deliveries.deliver(ids) == 1
         assert await gateway.db.fetchval("SELECT bool_and(status = 'delivered' AND attempts = 1) FROM delivery")
         sent = Counter(one.headers["webhook-id"] for one in receiver.received)
         assert sorted(sent.values()) == [1] * 11 + [2]
-        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 12
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 12
 
 
 async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) -> None:
