@@ -123,8 +123,8 @@ WITH made AS (
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 )
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, env, idempotency_key, 'payment', substr(sha256(uuid_send(payment_id)), 1, 16), 'settled', payment_id, created_at,
-    created_at
+SELECT merchant_id, env, idempotency_key, 'payment', substr(sha256(uuid_send(payment_id)), 1, 16), 'settled',
+    payment_id, created_at, created_at
 FROM made
 """
 
