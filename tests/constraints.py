@@ -10,13 +10,13 @@ from mpesa_gateway.db.engine import Database
 _ADDED = re.compile(
     r"^\s*(?:ALTER TABLE [a-z_]+ ADD )?(?:CONSTRAINT|CREATE TRIGGER|CREATE UNIQUE INDEX) ([a-z0-9_]+)", re.MULTILINE
 )
-_DROPPED = re.compile(r"^DROP INDEX ([a-z0-9_]+)", re.MULTILINE)
+_DROPPED = re.compile(r"\bDROP (?:INDEX|CONSTRAINT) ([a-z0-9_]+)")
 
 
 def added(package: str) -> set[str]:
     """Return the names of the constraints, triggers and unique indexes that an owner's migrations state.
 
-    Constraints that have no name there are left out, and triggers that refuse nothing: ``…_told``.
+    Constraints that have no name in the first one are left out, and triggers that refuse nothing: ``…_told``.
     """
     migrations = [one.read_text(encoding="utf-8") for one in files(package).iterdir() if one.name.endswith(".sql")]
     names = {name for migration in migrations for name in _ADDED.findall(migration) if not name.endswith("_told")}

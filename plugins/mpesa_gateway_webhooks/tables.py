@@ -261,7 +261,7 @@ RETURNING delivery.*
 REPLAY_MANY = f"""
 WITH chosen AS MATERIALIZED (
     SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::text IS NULL OR delivery_id < $3)
+    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
     ORDER BY delivery_id LIMIT $6
 ), kept AS ({_KEEP_ATTEMPT} WHERE delivery_id IN (SELECT delivery_id FROM chosen) ON CONFLICT DO NOTHING)

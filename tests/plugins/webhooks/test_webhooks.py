@@ -18,7 +18,9 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks import signing
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
+from mpesa_gateway_webhooks.tables import FORGET_ANSWERS
 from tests.conftest import Town
+from tests.identifiers import identifier
 
 pytestmark = pytest.mark.as_owner
 
@@ -411,3 +413,30 @@ async def test_events_are_listed_and_filtered(town: Town) -> None:
     assert await logs(town.api, "status=dead") == []
     wrong = await town.api.call("GET", "/v1/webhooks/logs?status=lost")
     assert (wrong.status, wrong.error["field"]) == (422, "status")
+
+
+async def test_an_attempt_that_is_the_only_one_stands_in_its_delivery_until_there_is_a_second(town: Town) -> None:
+    db = town.gateway.db
+    town.receiver.answer = lambda _, number: 200 if number == 1 else 204
+    await paid(town)
+    done = await until(town.api, "delivered")
+    (first,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert (first["status"], first["error"], first["answer"]) == (200, None, "ok")
+    assert first["at"] == done["last_attempt_at"]
+    assert first["ms"] >= 0
+    assert await db.fetchval("SELECT count(*) FROM attempt") == 0
+    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM attempt"))
+    again = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert again[0] == first
+    assert [attempt["status"] for attempt in again] == [200, 204]
+
+
+async def test_an_answer_in_a_delivery_is_forgotten_like_those_in_attempts(town: Town) -> None:
+    db = town.gateway.db
+    await paid(town)
+    done = await until(town.api, "delivered")
+    assert await db.execute(FORGET_ANSWERS, done["id"], 10) == "UPDATE 0"
+    assert await db.execute(FORGET_ANSWERS, identifier("dlv", at=datetime(2100, 1, 1, tzinfo=UTC)), 10) == "UPDATE 1"
+    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert (attempt["status"], attempt["answer"]) == (200, "")
