@@ -99,11 +99,12 @@ async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway:
             await gateway.db.execute("SET LOCAL enable_sort = off")
             rows = await gateway.db.fetch(f"EXPLAIN {forgetting.sql}", oldest, BATCH)
         plans[forgetting.what] = "\n".join(row[0] for row in rows)
-    assert len(plans) == 9
+    assert len(plans) == 10
     assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
     # What still names a row is looked up by the row.
     assert "refused_callback_became" in plans["callbacks"]
     assert "reconciliation_line_line" in plans["statement lines"]
+    assert "delivery_answered" in plans["answers to deliveries"]
 
 
 async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
