@@ -144,8 +144,8 @@ async def receive_unmatched(town: Town, days: int) -> None:
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
-        "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', '0', "
-        "$3, 'unmatched')",
+        "body, verdict) VALUES ($1, 'stk', substr(sha256(uuid_send($1)), 1, 16), $2, '127.0.0.1', NULL, 'ws_CO_0', "
+        "'0', $3, 'unmatched')",
         identifier("cbk", days, at=at),
         at,
         f'{{"PhoneNumber": {PAYER}, "Amount": 1.00}}',
