@@ -67,7 +67,7 @@ def _add_search(found: Conditions, text: str) -> None:
     upper = text.upper()
     parts = [
         "payment_id = {}",
-        "handle_by_time(checkout_request_id) = handle_by_time({})",
+        tables.HAS_HANDLE,
         "receipt = {}",
         "idempotency_key = {}",
     ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import asyncpg
 import structlog
+from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -13,6 +14,7 @@ from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.evidence import read_callback
 from mpesa_gateway_payments.judging import speaks_of
 from mpesa_gateway_payments.result_codes import stk_outcome
+from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
 
@@ -89,8 +91,15 @@ class StkResults:
         if not is_paid or not result.subject_id or speaks_of(read_callback(result), payment_of(row)):
             return False
         log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
-        rows = await self._db.fetch(tables.READ_BY_CHECKOUT, [result.checkout_request_id or ""])
-        return any(other["env"] == row["env"] and other["payment_id"] != row["payment_id"] for other in rows)
+        return bool(
+            await self._db.run(
+                PaymentRow.exists().where(
+                    WhereRaw(tables.HAS_HANDLE, result.checkout_request_id or ""),
+                    PaymentRow.env == row["env"],
+                    PaymentRow.payment_id != row["payment_id"],
+                )
+            )
+        )
 
     async def _finish(self, result: StkResulted, decisions: tuple[Decision, ...]) -> None:
         for decision in decisions:

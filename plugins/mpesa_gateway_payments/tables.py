@@ -224,6 +224,9 @@ READ = f"""
 ``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. With it Postgres expects one row of an
 unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 ms."""
 
+HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
+"""A condition that the unique index on CheckoutRequestIDs answers."""
+
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
     JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
