@@ -86,6 +86,15 @@ model examples="200" *arguments: ready
 explore *arguments: ready
     MPESA_GATEWAY_TEST_EXAMPLES=20 .venv/bin/python -m pytest -m hypothesis -o faulthandler_timeout=7200 {{ arguments }}
 
+# Let all paths lock the same rows against each other, and count deadlocks: 1,000 rounds, or as many as named
+deadlocks rounds="1000" *arguments: ready
+    MPESA_GATEWAY_TEST_ROUNDS={{ rounds }} .venv/bin/python -m pytest tests/journeys/test_lock_order.py -n 2 --dist load \
+        -k against_each_other -o faulthandler_timeout=14400 {{ arguments }}
+
+# Record the locks of every transaction of the tests: one that locks rows out of order fails its test
+locks *arguments="tests/plugins tests/journeys": ready
+    MPESA_GATEWAY_TEST_LOCKS=1 .venv/bin/python -m pytest -n 2 {{ arguments }}
+
 # Break everything around a gateway at work, and compare its books with what really happened
 chaos *options: ready
     .venv/bin/python -m bench.chaos {{ options }}

@@ -222,7 +222,16 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set. ``sections`` holds the plugins' own tables, checked when they are loaded."""
 
     public_url: str = "http://127.0.0.1:8000"
-    plugins: tuple[str, ...] = ("credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks", "ops")
+    plugins: tuple[str, ...] = (
+        "credentials",
+        "callbacks",
+        "transactions",
+        "payments",
+        "refunds",
+        "reconciliation",
+        "webhooks",
+        "ops",
+    )
     database: DatabaseConfig = DatabaseConfig()
     valkey: ValkeyConfig = ValkeyConfig()
     security: SecurityConfig = SecurityConfig()

@@ -13,6 +13,7 @@ from mpesa_gateway.clock import Clock
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_MOST_CHANCE = (1 << 64) - 1
 
 
 def base32(number: int, length: int) -> str:
@@ -47,18 +48,26 @@ class Ids:
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
         self._random_bytes = random_bytes
+        self._last: dict[str, tuple[int, int]] = {}
 
     def new(self, prefix: str, at: datetime | None = None) -> str:
         """Return a new identifier with this prefix, 26 characters after the underscore. It begins with ``at`` or now.
 
-        A row that has a time of its own gives it, so that lists by id and by that time are the same.
+        A row that has a time of its own gives it, so that lists by id and by that time are the same. Of two identifiers
+        that are made here one after the other for one millisecond, the later one is greater.
         """
-        return _spell(prefix, at or self._clock.now(), int.from_bytes(self._random_bytes(8), "big"))
+        milliseconds = _milliseconds(at or self._clock.now())
+        chance = int.from_bytes(self._random_bytes(8), "big")
+        last = self._last.get(prefix)
+        if last is not None and last[0] == milliseconds:
+            chance = last[1] + 1 + (chance >> 34) & _MOST_CHANCE
+        self._last[prefix] = milliseconds, chance
+        return _spell(prefix, milliseconds, chance)
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
         """Return the least identifier with this prefix of the millisecond of ``moment``: earlier ones are less."""
-        return _spell(prefix, moment, 0)
+        return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod
     def has_form(text: str, prefix: str) -> bool:
@@ -70,8 +79,11 @@ class Ids:
         return self._random_bytes(size)
 
 
-def _spell(prefix: str, moment: datetime, chance: int) -> str:
-    milliseconds = max((moment - _EPOCH) // _MILLISECOND, 0)
+def _milliseconds(moment: datetime) -> int:
+    return max((moment - _EPOCH) // _MILLISECOND, 0)
+
+
+def _spell(prefix: str, milliseconds: int, chance: int) -> str:
     return _written(prefix, milliseconds << 80 | _tag(prefix) << 64 | chance)
 
 
@@ -93,6 +105,7 @@ _NIL = b"\x00" * 16
 
 _TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _PAIRS = tuple(base32(number, 2) for number in range(1024))
 _SHIFTS = tuple(range(120, -1, -10))
 
@@ -109,10 +122,10 @@ def _prefix(tag: int) -> str | None:
 
 
 def uuid_of(text: str) -> bytes:
-    """The 16 bytes of an identifier as Postgres stores it; ``NO_ROW`` for text that is no identifier of ours."""
+    """The 16 bytes of an identifier, or of a UUID as UUIDs are written; ``NO_ROW`` for all other text."""
     found = _ID.match(text)
     if found is None:
-        return NO_ROW if text else _NIL
+        return UUID(text).bytes if _UUID.match(text) else NO_ROW if text else _NIL
     number = int(text[4:].translate(_TO_DIGITS), 32)
     return number.to_bytes(16, "big") if number >> 64 & 0xFFFF == _tag(found[1]) else NO_ROW
 

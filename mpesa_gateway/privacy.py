@@ -33,13 +33,16 @@ SELECT event_id FROM event JOIN event_task USING (event_id)
 WHERE subject_id = ANY($1::uuid[]) AND done_at IS NULL LIMIT 1
 """
 
-EVENTS_OF = "SELECT event_id, payload::text AS payload, body FROM event WHERE subject_id = ANY($1::uuid[]) FOR UPDATE"
+EVENTS_OF = """
+SELECT event_id, payload::text AS payload, body FROM event WHERE subject_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+"""
 
 CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE event_id = $1"
 
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"
-"""Less than Postgres waits until it looks for a ring of waiters and ends one of them: that shall be us, not money."""
+"""Bounds the wait of a host's erasers. Ours lock with NOWAIT: a case can begin with a row of any table, and a
+transaction that waits for no lock takes part in no deadlock, whatever its order."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,6 @@ class Privacy:
         """The case with everything that belongs to it, in turn: a payment's refunds, and their conversations."""
         while True:
             before = case.ids
-            # In the order in which others lock: refunds, then their payments, then callbacks. Where a case begins with
-            # a callback that order cannot be kept: this transaction waits less than any other, and gives way (LOCKS).
             for eraser in reversed(self._erasers):
                 if eraser.widen is not None:
                     ids = case.ids | await eraser.widen(self._runtime, case)

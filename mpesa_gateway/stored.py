@@ -25,11 +25,6 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=_plain)
 
 
-def restore(value: Any, kind: type[T]) -> T:
-    """The struct that ``plain`` made this of. Raises msgspec.ValidationError for anything else."""
-    return msgspec.convert(value, kind, dec_hook=_read)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Kes):
         return int(value)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,7 @@ from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
 from mpesa_gateway_ops import operators
 from tests.daraja import Daraja, playing
+from tests.owner import as_owner
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
@@ -66,6 +68,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _place(folder: str) -> int:
     return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report what was played of all paths against each other: `just deadlocks`."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, ())]
+    played = [dict(one.user_properties)["played"] for one in reports if "played" in dict(one.user_properties)]
+    if not played:
+        return
+    paths: Counter[str] = Counter()
+    for one in played:
+        paths.update(one["paths"])
+    terminalreporter.write_line(
+        f"{sum(one['rounds'] for one in played)} rounds, {paths.total()} runs of {len(paths)} paths "
+        f"(each {min(paths.values())} to {max(paths.values())} times), "
+        f"{sum(one['deadlocks'] for one in played)} deadlocks"
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,27 @@ def logging_left_alone() -> Generator[None]:
     """No test sets up logging as our own processes do: loggers keep that for ever, and later tests hear nothing."""
     yield
     assert not structlog.get_config()["cache_logger_on_first_use"]
+
+
+@pytest.fixture(autouse=True)
+def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With MPESA_GATEWAY_TEST_LOCKS=1, a test fails if one of its transactions locks rows out of order."""
+    if not os.environ.get("MPESA_GATEWAY_TEST_LOCKS"):
+        yield
+        return
+    from tests.locks import Recorder  # noqa: PLC0415 - only the tests of locks need the parser
+
+    recorder, start = Recorder(), Gateway.start
+
+    async def start_and_follow(gateway: Gateway, **options: Any) -> None:
+        await start(gateway, **options)
+        async with as_owner(gateway) as owner:
+            await recorder.install(owner)
+
+    monkeypatch.setattr(Gateway, "start", start_and_follow)
+    recorder.follow(monkeypatch)
+    yield
+    assert list(recorder.wrong) == []
 
 
 @pytest.fixture

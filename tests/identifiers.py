@@ -15,9 +15,9 @@ def identifier(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:
     return id_of((least + number).to_bytes(16, "big"))
 
 
-def identifiers(prefix: str, numbers: Iterable[int]) -> list[str]:
-    """Return the identifiers with this prefix and these numbers."""
-    return [identifier(prefix, number) for number in numbers]
+def identifiers(prefix: str, numbers: Iterable[int], *, at: datetime = _EPOCH) -> list[str]:
+    """Return the identifiers with this prefix, these numbers and this time."""
+    return [identifier(prefix, number, at=at) for number in numbers]
 
 
 def literal(prefix: str, number: int = 1, *, at: datetime = _EPOCH) -> str:

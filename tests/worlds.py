@@ -173,7 +173,7 @@ class Walk:
             "refund_id": first["rfd"],
             "check_id": first["chk"],
             "run_id": first["run"],
-            "line_id": first["lin"],
+            "line_id": first["txn"],
             "delivery_id": first["dlv"],
             "event_id": first["evt"],
         }

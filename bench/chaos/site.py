@@ -30,7 +30,7 @@ from mpesa_gateway.standalone.standalone import Standalone
 
 ROOT = Path(__file__).parents[2]
 
-PLUGINS = ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"]
+PLUGINS = ["credentials", "callbacks", "transactions", "payments", "refunds", "reconciliation", "webhooks"]
 
 _DISK, _ROOMY_DISK = 32, 512
 """Megabytes of the disk that Valkey gets to itself, where we may mount one; at full speed, its log needs the second."""

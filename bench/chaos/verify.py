@@ -15,6 +15,7 @@ from mpesa_gateway_credentials.plugin import plugin as credentials
 from mpesa_gateway_payments.plugin import plugin as payments
 from mpesa_gateway_reconciliation.plugin import plugin as reconciliation
 from mpesa_gateway_refunds.plugin import plugin as refunds
+from mpesa_gateway_transactions.plugin import plugin as transactions
 from mpesa_gateway_webhooks.plugin import plugin as webhooks
 
 _TRUTH = truth(has_worlds=False)
@@ -62,7 +63,7 @@ _WORDS = {
 
 ALWAYS: dict[str, str] = OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
-    for plugin in (callbacks, credentials, payments, reconciliation, refunds, webhooks)
+    for plugin in (callbacks, credentials, payments, reconciliation, refunds, transactions, webhooks)
     for invariant in plugin.invariants
     if invariant.grace is None
 }
@@ -124,10 +125,11 @@ ORDER BY r.payment_id, r.created_at
 
 LINES_LEFT_TO_A_PERSON = f"""
 WITH {_TRUTH}
-SELECT l.line_id, l.merchant_id, p.payment_id FROM statement_line l
+SELECT n.transaction_id AS line_id, n.merchant_id, p.payment_id
+FROM statement_note n JOIN transaction l USING (transaction_id)
 JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
-JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
-WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
+WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
 """  # noqa: S608 - our own
 """Statement lines that fit several payments, and the payment whose push moved the money."""
 
@@ -148,10 +150,10 @@ _FIGURES: dict[str, str] = {
                 AND t.at BETWEEN s.created_at - interval '2 minutes' AND s.created_at + interval '15 minutes')
     """,
     "strangers' transactions on statements": """
-        SELECT count(DISTINCT l.receipt) FROM statement_line l JOIN sim_transaction t USING (receipt)
+        SELECT count(DISTINCT l.receipt) FROM transaction l JOIN sim_transaction t USING (receipt)
         WHERE t.kind <> 'push'
     """,
-    "statement lines left to a person": "SELECT count(*) FROM statement_line WHERE finding = 'ambiguous'",
+    "statement lines left to a person": "SELECT count(*) FROM statement_note WHERE finding = 'ambiguous'",
     "money sent back (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_reversal",
     "events": "SELECT count(*) FROM event WHERE is_public",
     "attempts at delivery": "SELECT count(*) FROM attempt_log",

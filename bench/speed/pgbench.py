@@ -15,6 +15,7 @@ from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments import transition_sql
+from mpesa_gateway_transactions import tables as transactions
 from mpesa_gateway_webhooks import tables as webhooks
 
 _PARAMETER = re.compile(r"\$([0-9]+)")
@@ -132,8 +133,29 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         is_applied=_one("true", "boolean"),
         body_bytes=_one("NULL", "bytea"),
     )
-    writes: list[tuple[str, list[str], bool]] = [
-        (transition_sql.CHANGE, [completed[name] for name in transition_sql.WRITTEN], True),
+    _, *recorded = transactions.BOTH.bind(
+        transaction_id=_one(named("txn"), "uuid"),
+        env=_one("'sandbox'"),
+        number=_one(known % "shortcode"),
+        merchant_id=merchant,
+        direction=_one("'in'"),
+        kind=nothing,
+        receipt=completed["receipt"],
+        amount_cents=_one(known % "amount * 100", "bigint"),
+        fee_cents=_one("NULL", "bigint"),
+        payer=_one(known % "phone"),
+        payer_name=nothing,
+        account_number=nothing,
+        occurred_at=now,
+        subject_kind=_one("'payment'"),
+        subject_id=_one(payment_id, "uuid"),
+        conflict_id=_one("NULL", "uuid"),
+        source=_one("'stk'"),
+        seen_at="now()",
+    )
+    writes: list[tuple[str, list[str], bool, str | None]] = [
+        (transition_sql.CHANGE, [completed[name] for name in transition_sql.WRITTEN], True, None),
+        (transactions.INSERT, recorded, True, transactions.WITNESS),
         (
             outbox.INSERT_EVENTS,
             [
@@ -147,6 +169,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one(_BODY),
             ],
             False,
+            None,
         ),
         (
             webhooks.FAN_OUT,
@@ -160,11 +183,12 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
                 _one("now()", "timestamptz"),
             ],
             False,
+            None,
         ),
-        (keep, kept, True),
+        (keep, kept, True, None),
     ]
-    all_at_once = joined(tuple((sql, len(values), is_counted) for sql, values, is_counted in writes))
-    values = [value for _, given, is_counted in writes for value in (*given, *["1"] * is_counted)]
+    all_at_once = joined(tuple((sql, len(values), is_counted, then) for sql, values, is_counted, then in writes))
+    values = [value for _, given, is_counted, _ in writes for value in (*given, *["1"] * is_counted)]
     look = _filled(payments.READ, [_one(payment_id, "uuid")])
     return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))
 

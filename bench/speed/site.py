@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".bench"
 """Where the peers' virtual environments are made."""
 
-PLUGINS = ("credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks", "ops")
+PLUGINS = ("credentials", "callbacks", "transactions", "payments", "refunds", "reconciliation", "webhooks", "ops")
 PROCESSES = 2
 
 SETTINGS: Mapping[str, object] = {

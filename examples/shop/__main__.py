@@ -33,7 +33,7 @@ def settings(folder: Path, base: str, database_url: str, valkey_url: str) -> Gat
         write_private(key, generate())
     return GatewayConfig.from_values(
         {
-            "plugins": ["credentials", "callbacks", "payments", "webhooks", "simulator"],
+            "plugins": ["credentials", "callbacks", "transactions", "payments", "webhooks", "simulator"],
             "public_url": f"{base}/payments",
             "database": {"url": database_url},
             "valkey": {"url": valkey_url},

@@ -15,7 +15,7 @@ from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """What happened, as webhooks carry it (``body``), and what subscribers read besides (``payload``)."""
+    """What happened, as webhooks carry it (``body``). ``payload`` has the fields where the body lacks some."""
 
     event_id = Text(primary_key=True)
     kind = Text()

@@ -74,7 +74,11 @@ SETTLE = """
 UPDATE idempotency_key SET state = $4 WHERE merchant_id = $1 AND env = $2 AND key = $3 AND state = 'in_flight'
 """
 
-FORGET = "DELETE FROM idempotency_key WHERE merchant_id = $1 AND env = $2 AND key = $3"
+FORGET = """
+DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
+    SELECT merchant_id, env, key FROM idempotency_key WHERE merchant_id = $1 AND env = $2 AND key = $3 FOR UPDATE NOWAIT
+)
+"""
 
 
 class KeyRequired(Refused):
@@ -177,7 +181,10 @@ async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
 
 
 async def forget(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Delete the key of an object that has ended and that has a copy of its key."""
+    """Delete the key of an object that has ended and that has a copy of its key.
+
+    Does not wait, because its caller holds locks that come after keys: raises LockNotAvailableError.
+    """
     await db.execute(FORGET, merchant_id, env, key)
 
 

@@ -1,6 +1,6 @@
 """What happened, written in the same transaction as the change itself, and handed to everyone who wants to know."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -15,7 +15,7 @@ from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
-from mpesa_gateway.stored import dumps, plain, restore
+from mpesa_gateway.stored import dumps, loads, plain
 from mpesa_gateway.tracing import Tracer
 
 log = structlog.get_logger(__name__)
@@ -37,6 +37,7 @@ INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is
 SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, body IS NOT NULL, payload::jsonb, body
 FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::uuid[], $6::timestamptz[], $7::text[], $8::text[])
     AS t(event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body)
+ORDER BY event_id
 RETURNING event_id
 """
 
@@ -47,6 +48,7 @@ SELECT event_id, kind, merchant_id, env, subject_id, occurred_at, payload, body 
 INSERT_TASKS = """
 INSERT INTO event_task (event_id, subscriber, due_at)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS t(event_id, subscriber, due_at)
+ORDER BY event_id, subscriber
 RETURNING event_id
 """
 
@@ -181,7 +183,7 @@ class Outbox:
                 [event.env for event in events],
                 [event.subject_id or None for event in events],
                 [event.occurred_at for event in events],
-                [_payload(event) for event in events],
+                [payload_of(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
             await self._db.put_off(Write(INSERT_EVENTS, args))
@@ -219,7 +221,7 @@ class Outbox:
         if row is None:
             return False
         try:
-            event = _event(row, self._event_type(row["kind"]))
+            event = event_of(row, self._event_type(row["kind"]))
             await subscriber.handler(event, self._context)
         except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
@@ -274,19 +276,26 @@ _COLUMNS = frozenset(Event.__struct_fields__)
 """What every event has, each in a column of its own."""
 
 
-def _payload(event: Event) -> str | None:
-    """The fields that neither a column nor the webhook's body has, as JSON; None where there are none."""
-    fields: dict[str, Any] = {name: value for name, value in plain(event).items() if name not in _COLUMNS}
-    if isinstance(event, PublicEvent):
+def payload_of(event: Event) -> str | None:
+    """The event's fields as JSON, None where the webhook's body has each of them under its name and as it is."""
+    fields: dict[str, Any] = plain(event)
+    own = [name for name in type(event).__struct_encode_fields__ if name not in _COLUMNS]
+    payload = dumps({name: fields[name] for name in own if name in fields})
+    if isinstance(event, PublicEvent) and all(name in fields for name in own):
         data = event.data()
-        fields = {name: value for name, value in fields.items() if name not in data or data[name] != value}
-    return dumps(fields) if fields or not isinstance(event, PublicEvent) else None
+        if all(name in data for name in own) and dumps({name: data[name] for name in own}) == payload:
+            return None
+    return payload
 
 
-def _event(row: Row, kind: type[E]) -> E:
+def event_of(row: Row | Mapping[str, Any], kind: type[E]) -> E:
     """The event that a row stores. Raises msgspec.ValidationError where this release cannot read it."""
-    data = {} if row["body"] is None else msgspec.json.decode(row["body"])["data"]
-    payload = {} if row["payload"] is None else msgspec.json.decode(row["payload"])
+    stored = msgspec.json.decode(row["body"])["data"] if row["payload"] is None else msgspec.json.decode(row["payload"])
     columns = {name: row[name] for name in _COLUMNS}
     columns |= {"merchant_id": row["merchant_id"] or "", "subject_id": row["subject_id"] or ""}
-    return restore(data | payload | columns, kind)
+    fields = {
+        each.encode_name: columns[each.name] if each.name in _COLUMNS else stored[each.encode_name]
+        for each in msgspec.structs.fields(kind)
+        if each.name in _COLUMNS or each.encode_name in stored
+    }
+    return loads(dumps(fields), kind)

@@ -38,6 +38,9 @@ class Write:
     """How many rows it has to return; with another number all of the transaction fails by ChangedMeanwhile."""
     told: Told | None = None
     """Hears, once the write is done, what it returned. It may put nothing off."""
+    then: str | None = None
+    """A statement that follows with the same arguments. It reads what was returned as the table ``{written}``: the
+    first column is called ``it``, further ones keep their names."""
 
 
 async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
@@ -47,7 +50,7 @@ async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
         args.extend(write.args)
         if write.expects is not None:
             args.append(write.expects)
-    sql = joined(tuple((write.sql, len(write.args), write.expects is not None) for write in writes))
+    sql = joined(tuple((write.sql, len(write.args), write.expects is not None, write.then) for write in writes))
     try:
         row = await connection.fetchrow(sql, *args)
     except asyncpg.PostgresError as problem:
@@ -62,16 +65,19 @@ async def write_down(connection: Connection, writes: Sequence[Write]) -> None:
 
 
 @lru_cache(maxsize=512)
-def joined(parts: tuple[tuple[str, int, bool], ...]) -> str:
-    """One statement for all: each with its number of parameters, and whether the number of its rows is checked.
+def joined(parts: tuple[tuple[str, int, bool, str | None], ...]) -> str:
+    """One statement for all: each with its number of parameters, whether its rows are counted, and what follows it.
 
     They are counted in their order, so that the first one which has to wait for somebody waits before the others.
     """
     steps: list[str] = []
     found: list[str] = []
     given = 0
-    for number, (sql, parameters, is_counted) in enumerate(parts):
+    for number, (sql, parameters, is_counted, then) in enumerate(parts):
         steps.append(f"write_{number} (it) AS ({_PARAMETER.sub(_moved_by(given), sql)})")
+        if then is not None:
+            follows = then.replace("{written}", f"write_{number}")
+            steps.append(f"then_{number} AS ({_PARAMETER.sub(_moved_by(given), follows)})")
         given += parameters
         if is_counted:
             given += 1

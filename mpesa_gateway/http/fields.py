@@ -24,7 +24,7 @@ def example_id(prefix: str) -> str:
 
 MerchantId = Annotated[str, id_field("mer")]
 EventId = Annotated[str, id_field("evt")]
-KeyId = Annotated[str, Meta(extra_json_schema={"pattern": "^key_[0-9a-z]{16}$", "examples": ["key_7c1mbp0xw4e2rk9d"]})]
+KeyId = Annotated[str, id_field("key")]
 
 Amount = Annotated[str, Meta(extra_json_schema={"pattern": r"^[0-9]+\.[0-9]{2}$", "examples": ["500.00"]})]
 """Money in KES."""

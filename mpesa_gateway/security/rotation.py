@@ -38,11 +38,13 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
     for column in columns:
         count, after = 0, ""
         aad = ", ".join(column.aad)
+        texts = ", ".join(f"({expression})::text" for expression in column.aad)
         # raw SQL: any table - each that declares a sealed column.
         # Table and column names come from the plugins' own declarations, never from a caller.
         select = (
-            f"SELECT {column.key} AS key, {column.column} AS sealed, {aad} FROM {column.table} "  # noqa: S608
-            f"WHERE {column.key} > $1 AND {column.column} IS NOT NULL ORDER BY {column.key} LIMIT {_BATCH}"
+            f"SELECT {column.key} AS key, {column.column} AS sealed, {aad}, ARRAY[{texts}] AS texts "  # noqa: S608
+            f"FROM {column.table} WHERE {column.key} > $1 AND {column.column} IS NOT NULL "
+            f"ORDER BY {column.key} LIMIT {_BATCH}"
         )
         update = f"UPDATE {column.table} SET {column.column} = $3 WHERE {column.key} = $1 AND {column.column} = $2"  # noqa: S608
         while rows := await db.fetch(select, after):
@@ -50,7 +52,9 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
             for row in rows:
                 if sealer.is_current(row["sealed"]):
                     continue
-                aad_values = tuple(str(value) for value in tuple(row)[2:])
+                # An identifier is bound as its text here, not as its uuid there.
+                values = zip(tuple(row)[2:-1], row["texts"], strict=True)
+                aad_values = tuple(value if isinstance(value, str) else text for value, text in values)
                 sealed = sealer.seal(sealer.open(row["sealed"], aad=aad_values), aad=aad_values)
                 changed = await db.execute(update, row["key"], row["sealed"], sealed)
                 count += changed == "UPDATE 1"

@@ -23,7 +23,17 @@ from mpesa_gateway.testing.databases import database_settings, fill
 
 T = TypeVar("T")
 
-PLUGINS = ("credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks", "ops", "simulator")
+PLUGINS = (
+    "credentials",
+    "callbacks",
+    "transactions",
+    "payments",
+    "refunds",
+    "reconciliation",
+    "webhooks",
+    "ops",
+    "simulator",
+)
 """What a gateway for tests has enabled: everything, and the simulator as its Daraja."""
 
 SANDBOX: dict[str, Any] = {

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -87,7 +87,9 @@ class Standby:
     def _signal(self, number: signal.Signals) -> None:
         if self._server.pid is not None:
             for pid in (self._server.pid, *_children(self._server.pid)):
-                os.kill(pid, number)
+                # A child may end between the look and the signal.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
 
 def _children(parent: int) -> list[int]:

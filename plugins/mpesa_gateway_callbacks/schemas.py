@@ -103,6 +103,7 @@ class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
 def callback_view(row: Any) -> CallbackView:
     """A row as it is shown."""
     values = {name: row[name] for name in CallbackView.__struct_fields__ if name not in {"id", "body"}}
+    values |= {name: row[name] or "" for name in ("merchant_id", "subject_id")}
     return CallbackView(id=row["callback_id"], body=visible(row["body"]), **values)
 
 

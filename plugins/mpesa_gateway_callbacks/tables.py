@@ -95,8 +95,12 @@ FROM callback WHERE fingerprint = ANY($1::bytea[])
 Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
 
 COUNT_REPEATED = """
-UPDATE callback SET repeats = repeats + again.times FROM unnest($1::bytea[], $2::integer[]) AS again(fingerprint, times)
-WHERE callback.fingerprint = again.fingerprint
+UPDATE callback SET repeats = repeats + again.times FROM (
+    SELECT callback_id, times FROM unnest($1::bytea[], $2::integer[]) AS t(fingerprint, times)
+        JOIN callback USING (fingerprint)
+    -- Two processes with the same callbacks wait for each other and not in a ring.
+    ORDER BY callback_id FOR UPDATE OF callback
+) AS again WHERE callback.callback_id = again.callback_id
 """
 
 APPLIED = """
@@ -199,7 +203,7 @@ OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
 WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
     OR (handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL)
-FOR UPDATE
+FOR UPDATE NOWAIT
 """
 
 WITH_NUMBER = """
@@ -211,7 +215,7 @@ FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
 WHERE (subject_id = ANY($1::uuid[]) OR refused_id = ANY($1::uuid[])) AND original IS NOT NULL
-FOR UPDATE
+FOR UPDATE NOWAIT
 """
 
 LOOSE_REFUSED = """

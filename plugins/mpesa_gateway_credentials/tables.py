@@ -49,7 +49,7 @@ class ShortcodeRow(Table, tablename="shortcode"):
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
 """Inserts that refer to the merchant do not wait for it."""
 
-LOCK_RECEIVER = "SELECT * FROM receiver WHERE env = 'live' AND number = $1 FOR UPDATE"
+LOCK_RECEIVER = "SELECT * FROM receiver WHERE env = 'live' AND number = $1 FOR NO KEY UPDATE"
 
 # raw SQL: upsert - what is kept, revived or replaced of a stored row is decided in one statement.
 ADD_RECEIVER = """

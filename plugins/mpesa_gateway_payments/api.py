@@ -1,9 +1,9 @@
 """What other plugins and hosts may ask of payments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
@@ -23,6 +23,7 @@ from mpesa_gateway_payments.evidence import (
     read_amount,
     read_direction,
     read_kind,
+    read_unsigned,
 )
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
@@ -39,6 +40,7 @@ __all__ = [
     "Direction",
     "Evidence",
     "Finding",
+    "Lock",
     "Mismatch",
     "PaymentId",
     "PaymentRequest",
@@ -70,6 +72,7 @@ __all__ = [
     "read_amount",
     "read_direction",
     "read_kind",
+    "read_unsigned",
     "transaction_state",
 ]
 
@@ -135,21 +138,33 @@ class UnallocatedMoney(Protocol):
         ...
 
 
+Lock: TypeAlias = Callable[[], Awaitable[None]]
+"""Locks what a report is kept in."""
+
+
+async def lock_nothing() -> None:
+    """For a report that is kept in no row of its own."""
+
+
 class Recovery(Protocol):
-    """Finds the payments that money belongs to, by the one judge, and completes them."""
+    """Finds the payments that money belongs to, by the one judge, and completes them.
+
+    ``lock`` is awaited once the payment is locked and before anything is written: so every path locks in one order.
+    What it raises leaves the call.
+    """
 
     async def judge(self, reports: Sequence[Evidence]) -> Sequence[Verdict]:
         """Return what each report means as things stand. Nothing is locked or written."""
         ...
 
-    async def settle(self, report: Evidence) -> Settled:
+    async def settle(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
         """Judge a report, lock its payment, judge again, and write what follows. Needs an open transaction.
 
         The payment may be another merchant's of the same receiver.
         """
         ...
 
-    async def take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
+    async def take_back(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
         """Record a reversal on a statement that names the receipt of a payment's money. Needs an open transaction.
 
         ``report.receipt`` is the reversal's own receipt. ``already_known`` with the payment that the money paid for,
@@ -158,7 +173,9 @@ class Recovery(Protocol):
         """
         ...
 
-    async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
+    async def assign(
+        self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
+    ) -> Settled | Unfit:
         """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
 
         A merchant's choice has to fit the report; an operator decides. Raises NotFound.

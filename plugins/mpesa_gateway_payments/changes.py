@@ -24,6 +24,10 @@ from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, Paymen
 from mpesa_gateway_payments.evidence import Told
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.views import event_fields
+from mpesa_gateway_transactions.api import Seen, Subject
+
+_SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull"}
+"""Which witness a cause is to a transaction. The others are M-Pesa's reports about a push."""
 
 Step = tuple[str, datetime, str, str, str | None, str]
 """One row of ``payment_step``: payment, time, kind, cause, result code and detail."""
@@ -41,6 +45,8 @@ class Change:
         """How it ended, each time: completed (None), or failed for a reason."""
         self.words: list[tuple[str, dict[str, Any]]] = []
         """What is logged once it is committed: problems, each with its fields."""
+        self.seen: list[Seen] = []
+        """The money that was reported with a receipt: this payment's, or such as contradicts it."""
         self.is_changed = False
         self._noted = set(noted)
 
@@ -65,6 +71,31 @@ class Change:
             case Ignore() | Refuse():
                 pass
 
+    def see(self, told: Told, cause: Cause, at: datetime) -> None:
+        """Note money that was reported with a receipt at the time ``at``. What nothing proves is not noted."""
+        row = self.row
+        if told.receipt is None or not told.is_proven:
+            return
+        is_its_own = told.receipt == row["receipt"]
+        # An amount that is not stated of a payment's own money is the one that was asked for.
+        is_unstated = is_its_own and told.amount is None and told.amount_text is None
+        amount = row["amount"] if is_unstated else told.amount
+        self.seen.append(
+            Seen(
+                source=_SOURCES.get(cause, "stk"),
+                env=row["env"],
+                number=row["shortcode"],
+                merchant_id=row["merchant_id"],
+                direction="in",
+                receipt=told.receipt,
+                occurred_at=told.at or at,
+                amount_cents=None if amount is None else int(amount) * 100,
+                payer=told.phone,
+                subject=Subject("payment", row["payment_id"]) if is_its_own else None,
+                conflict_id=None if is_its_own else row["payment_id"],
+            )
+        )
+
     def _set(self, **values: Any) -> None:
         self.row |= values
         self.is_changed = True
@@ -87,6 +118,7 @@ class Change:
         )
         if other_phone:
             self._set(mismatch="phone", received_phone=other_phone)
+        self.see(told, cause, at)
         self.events.append(PaymentCompleted(**event_fields(self.row)))
         if other_phone:
             self._publish_other_phone(told)
@@ -96,6 +128,7 @@ class Change:
         self._set(receipt=told.receipt, updated_at=at)
         if other_phone:
             self._set(mismatch=self.row["mismatch"] or "phone", received_phone=other_phone)
+        self.see(told, cause, at)
         self._step(at, "receipt_learnt", cause, told.code, told.receipt or "")
         if other_phone:
             self._publish_other_phone(told)
@@ -123,6 +156,7 @@ class Change:
         by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
         detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
         is_of_paid = row["receipt"] is not None and of in {"amount", "receipt"}
+        self.see(told, cause, at)
         if row["mismatch"] in {None, "phone"}:
             self._set(
                 mismatch=of,

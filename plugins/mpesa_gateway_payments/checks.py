@@ -30,6 +30,7 @@ from mpesa_gateway_payments.evidence import (
     possible,
     read_amount,
     read_direction,
+    seen_unallocated,
 )
 from mpesa_gateway_payments.judging import contradicts
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
@@ -41,6 +42,7 @@ from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import payment_of
+from mpesa_gateway_transactions.api import Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,7 @@ class StatusChecks:
         moves: Transitions,
         outside: OutsideReversals,
         recovery: PaymentRecovery,
+        transactions: Transactions,
     ) -> None:
         self._runtime = runtime
         self._db = runtime.db
@@ -67,6 +70,7 @@ class StatusChecks:
         self._moves = moves
         self._outside = outside
         self._recovery = recovery
+        self._transactions = transactions
 
     async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
         """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
@@ -193,11 +197,17 @@ class StatusChecks:
         asked = await self._db.fetchval(
             check_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
         )
-        if asked is not None and payment_id is not None:
-            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+        if asked is None:
+            payment_id = None
+        if payment_id is not None:
+            # Before its step refers to it: a result that waits for this answer locks it.
+            await self._db.fetchrow(tables.LOCK, [payment_id])
         callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
             await callbacks.apply_waiting(handle)
+        if payment_id is not None:
+            # After the transaction that such a result may record.
+            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
         state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
@@ -262,6 +272,9 @@ class StatusChecks:
             # The rule needs the receipt from M-Pesa's own words.
             settle = recovery.settle if result.receipt is not None else recovery.settle_named
             settled = await settle(evidence)
+            if settled.payment_id is None:
+                seen = seen_unallocated(evidence, check["merchant_id"])
+                await self._transactions.defer([] if seen is None else [seen])
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
         payment = await self._named(check, evidence)

@@ -1,5 +1,6 @@
 """Writes the steps of creates, those that come at the same time by one statement; a locked row is written alone."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -124,10 +125,17 @@ class CreateSteps:
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError) as problem:
             if len(wanted) == 1:
                 return [problem]
-            # Something is wrong with one of them: each alone, so that it spoils no others.
-            return [(await self._insert([one]))[0] for one in wanted]
+            # Something is wrong with one of them: each alone, so that it spoils no others and none waits for its lock.
+            return await asyncio.gather(*map(self._insert_alone, wanted))
         made = {row["payment_id"]: row for row in rows}
         return [made.get(one.payment_id) for one in wanted]
+
+    async def _insert_alone(self, wanted: Wanted) -> Row | Exception | None:
+        try:
+            (result,) = await self._insert([wanted])
+        except Exception as problem:  # noqa: BLE001 - raised again for the one who asked: others are committed
+            return problem
+        return result
 
     async def _insert_rows(self, wanted: Sequence[Wanted]) -> list[Row]:
         hold = timedelta(seconds=self._settings.hold)

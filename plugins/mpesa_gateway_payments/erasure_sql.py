@@ -12,8 +12,12 @@ SELECT payment_id FROM payment WHERE merchant_id = $1 AND received_phone = ANY($
 ORDER BY payment_id LIMIT $5
 """
 
-LOCK_OF_CASE = "SELECT * FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id FOR UPDATE"
+LOCK_OF_CASE = "SELECT * FROM payment WHERE payment_id = ANY($1::uuid[]) FOR UPDATE NOWAIT"
 
-CHECKS_OF_CASE = "SELECT * FROM status_check WHERE payment_id = ANY($1::uuid[]) OR check_id = ANY($1::uuid[])"
+CHECKS_OF_CASE = """
+SELECT * FROM status_check WHERE payment_id = ANY($1::uuid[]) OR check_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+"""
 
-STEPS_OF_CASE = "SELECT payment_id, number, detail FROM payment_step WHERE payment_id = ANY($1::uuid[])"
+STEPS_OF_CASE = """
+SELECT payment_id, number, detail FROM payment_step WHERE payment_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+"""

@@ -10,10 +10,12 @@ from typing import Literal
 
 import msgspec
 
+from mpesa_gateway.daraja.wire import read_amount as read_kes
 from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.result_codes import Outcome
+from mpesa_gateway_transactions.api import Seen
 
 CLOCKS_DIFFER = timedelta(minutes=2)
 """How far M-Pesa's clock and ours may be apart."""
@@ -129,6 +131,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     phone: str | None = None
     code: str = "0"
     text: str = ""
+    at: datetime | None = None
+    """When the money moved, None where that is not stated."""
     is_proven: bool = True
     """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
 
@@ -148,6 +152,7 @@ def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
         phone=evidence.payer,
         code=code,
         text=text,
+        at=evidence.time[0] if evidence.time else None,
         is_proven=evidence.proof is not Proof.NONE,
     )
 
@@ -221,12 +226,40 @@ def read_direction(
     return Direction.IN if all(number in known for number in named) else Direction.OUT
 
 
+def seen_unallocated(evidence: Evidence, merchant_id: str) -> Seen | None:
+    """M-Pesa's answer as money that came in to our receiver and that no payment is known to have.
+
+    Returns None where the answer does not state its receipt, direction, amount and one time. ``merchant_id`` is the
+    merchant that asked.
+    """
+    is_certain = evidence.proof is Proof.ANSWER and evidence.direction is Direction.IN and len(evidence.time) == 1
+    receiver, receipt, amount = evidence.receiver, evidence.receipt, evidence.amount
+    if not is_certain or receiver is None or receipt is None or not isinstance(amount, Kes):
+        return None
+    return Seen(
+        source="status",
+        env=receiver.env,
+        number=receiver.number,
+        merchant_id=merchant_id,
+        direction="in",
+        receipt=receipt,
+        occurred_at=evidence.time[0],
+        amount_cents=int(amount) * 100,
+        payer=evidence.payer,
+    )
+
+
 def is_negative(amount: str | None) -> bool:
     """Whether an amount is written as one that went out: ``-500.00``, ``500.00-`` or ``(500.00)``."""
     text = (amount or "").strip().replace("\u2212", "-")
     return any(digit != "0" for digit in text if digit.isdigit()) and (
         text.startswith(("-", "(")) or text.endswith(("-", ")"))
     )
+
+
+def read_unsigned(amount: str | None) -> Kes | None:
+    """An amount in KES that is shown below zero, because the money went out."""
+    return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
 def possible(

@@ -64,6 +64,21 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        name="receipt_is_its_transaction",
+        sentence="A payment's receipt is a transaction of its amount that is for it, and others contradict a mismatch",
+        sql="""
+            SELECT COALESCE(payment_id, transaction_id)
+            FROM payment FULL JOIN (SELECT * FROM transaction WHERE subject_kind = 'payment') AS money
+                ON subject_id = payment_id
+            WHERE (payment.receipt IS NOT NULL OR transaction_id IS NOT NULL)
+                AND (payment.env, 'in', payment.merchant_id, payment.receipt, amount * 100::bigint)
+                    IS DISTINCT FROM (money.env, direction, money.merchant_id, money.receipt, amount_cents)
+            UNION ALL
+            SELECT transaction_id FROM transaction LEFT JOIN payment ON payment_id = conflict_id
+            WHERE conflict_id IS NOT NULL AND mismatch IS NULL
+        """,
+    ),
+    Invariant(
         name="refunds_fit",
         sentence="Refunds of a payment never exceed its amount, and only a paid payment has refunds",
         sql="""

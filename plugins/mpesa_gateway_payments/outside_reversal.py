@@ -13,6 +13,7 @@ from mpesa_gateway_payments import recovery_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
+from mpesa_gateway_payments.tables import OutgoingReceiptRow
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.views import event_fields
 
@@ -92,8 +93,16 @@ class OutsideReversals:
                 payment = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
                 if payment is None or payment["receipt"] is None:
                     continue
-                note = await self._db.fetchrow(recovery_sql.TAKE_GONE, payment["env"], payment["receipt"])
-                if note is not None:
+                # Of two that find the same payment, one takes the note.
+                notes = await self._db.run(
+                    OutgoingReceiptRow.delete()
+                    .where(
+                        OutgoingReceiptRow.env == payment["env"],
+                        OutgoingReceiptRow.receipt == payment["receipt"],
+                    )
+                    .returning(OutgoingReceiptRow.is_part)
+                )
+                for note in notes:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
                     count += await self.take(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
         return count

@@ -22,6 +22,7 @@ from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_transactions.api import Transactions
 
 
 def _service(gateway: Runtime) -> PaymentService:
@@ -102,6 +103,7 @@ def _transitions(gateway: Runtime) -> Transitions:
         outbox=gateway.outbox,
         meter=gateway.meter,
         rules=gateway.settings(PaymentsSettings).rules,
+        transactions=gateway.port(Transactions),
     )
 
 
@@ -129,6 +131,7 @@ def _checks(gateway: Runtime) -> StatusChecks:
         moves=gateway.port(Transitions),
         outside=gateway.port(OutsideReversals),
         recovery=gateway.port(PaymentRecovery),
+        transactions=gateway.port(Transactions),
     )
 
 

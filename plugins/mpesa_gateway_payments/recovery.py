@@ -5,14 +5,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.wire import read_amount
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import MAXIMUM, Kes
 from mpesa_gateway_payments import judging, recovery_sql, tables
-from mpesa_gateway_payments.api import Finding, Settled, UnallocatedMoney, Wanted
+from mpesa_gateway_payments.api import Finding, Lock, Settled, UnallocatedMoney, Wanted, lock_nothing
 from mpesa_gateway_payments.decisions import Judged, result_of
-from mpesa_gateway_payments.evidence import CLOCKS_DIFFER, Direction, Evidence, Proof, Source, normalised, told_of
+from mpesa_gateway_payments.evidence import (
+    CLOCKS_DIFFER,
+    Direction,
+    Evidence,
+    Proof,
+    Source,
+    normalised,
+    read_unsigned,
+    told_of,
+)
 from mpesa_gateway_payments.judging import SHOWN_FOR, judge_choice, with_part_of_statement
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.states import Cause
@@ -109,15 +117,15 @@ class PaymentRecovery:
         facts = await self._facts(reports)
         return [facts.judge(report, self._rules) for report in reports]
 
-    async def settle(self, report: Evidence) -> Settled:
+    async def settle(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
         """See the port."""
-        return await self._settle(report, by_rule=True)
+        return await self._settle(report, lock, by_rule=True)
 
     async def settle_named(self, report: Evidence) -> Settled:
         """The same for a report that names its payment; one that only the rule connects with a payment is ambiguous."""
-        return await self._settle(report, by_rule=False)
+        return await self._settle(report, lock_nothing, by_rule=False)
 
-    async def _settle(self, report: Evidence, *, by_rule: bool) -> Settled:
+    async def _settle(self, report: Evidence, lock: Lock, *, by_rule: bool) -> Settled:
         facts = await self._facts([report])
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, Settles | AlreadyKnown | Mismatch):
@@ -129,9 +137,10 @@ class PaymentRecovery:
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, Settles | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
             return _unsettled(verdict)
+        await lock()
         return await self._write(row, report, verdict)
 
-    async def take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
+    async def take_back(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
         """See the port."""
         receiver = report.receiver
         if receiver is None or report.receipt is None:
@@ -140,11 +149,12 @@ class PaymentRecovery:
         row = None if found is None else await self._db.fetchrow(tables.LOCK, [found["payment_id"]])
         if row is None:
             return Settled("not_found")
+        await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
         if await self._db.fetch(recovery_sql.OUTGOING, receiver.env, [report.receipt]):
             # The reversal of a refund of ours.
             return settled
-        returned = report.amount if isinstance(report.amount, Kes) else _unsigned(report.amount)
+        returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
         is_new = await self._outside.take(
             row,
@@ -155,7 +165,9 @@ class PaymentRecovery:
         )
         return settled if is_new or row["reversed_outside"] is not None else Settled("not_found")
 
-    async def assign(self, report: Evidence, payment_id: str, *, by_operator: bool = False) -> Settled | Unfit:
+    async def assign(
+        self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
+    ) -> Settled | Unfit:
         """See the port."""
         facts = await self._facts([report])
         row = await self._lock(payment_id, facts)
@@ -167,7 +179,10 @@ class PaymentRecovery:
             self._rules,
             by_operator=by_operator,
         )
-        return verdict if isinstance(verdict, Unfit) else await self._write(row, report, verdict)
+        if isinstance(verdict, Unfit):
+            return verdict
+        await lock()
+        return await self._write(row, report, verdict)
 
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
         is_statement = report.source is Source.STATEMENT
@@ -266,11 +281,6 @@ def _group(report: Evidence) -> _Group | None:
     if report.receiver is None or not isinstance(report.amount, Kes):
         return None
     return report.receiver.env, report.receiver.number, int(report.amount)
-
-
-def _unsigned(amount: str | None) -> Kes | None:
-    """An amount in KES that a statement shows below zero, because the money went out."""
-    return read_amount((amount or "").strip().strip("-()\u2212 "))
 
 
 def _unsettled(verdict: Verdict) -> Settled:

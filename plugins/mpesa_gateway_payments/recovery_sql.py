@@ -3,6 +3,7 @@
 MOST_CANDIDATES = 1000
 """Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
 
+# raw SQL: expression
 REVERSED_OUTSIDE = """
 UPDATE payment SET reversed_outside = $2, looked_after_at = NULL, updated_at = $3,
     refunded = CASE WHEN $2 = 'whole' THEN amount ELSE refunded END,
@@ -12,29 +13,27 @@ WHERE payment_id = $1 AND status = 'completed' AND refunded = 0 AND refund_reser
 RETURNING *
 """
 
+# raw SQL: upsert
 NOTE_GONE = """
 INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
 ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
-    WHERE outgoing_receipt.payment_id IS NULL AND outgoing_receipt.is_part
+    WHERE outgoing_receipt.is_part
 """
 """A payment that has the receipt may be committed at this moment: GONE_AND_PAID finds it afterwards."""
 
+# raw SQL: join
 GONE_AND_PAID = """
 SELECT payment.payment_id FROM outgoing_receipt AS gone
     JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
-WHERE gone.payment_id IS NULL AND gone.noted_at >= $1
+WHERE gone.noted_at >= $1
 ORDER BY gone.noted_at LIMIT 100
 """
-
-TAKE_GONE = """
-DELETE FROM outgoing_receipt WHERE env = $1 AND receipt = $2 AND payment_id IS NULL RETURNING is_part
-"""
-"""Of two that find the same payment, one takes the note: the payment is locked before."""
 
 _FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, reference, reference_is_ours, created_at,
     status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch, charge,
     claim"""
 
+# raw SQL: hot path - what each report of money is compared with.
 NAMED = f"""
 SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 UNION ALL
@@ -59,10 +58,7 @@ SELECT found.* FROM (
 """  # noqa: S608 - likewise
 """Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
 
-FACTS_LOCKED = f"""
-SELECT {_FACTS} FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id FOR UPDATE
-"""  # noqa: S608 - likewise
-
+# raw SQL: array
 RECEIPTS_KNOWN = """
 SELECT receipt FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 """
@@ -72,4 +68,11 @@ SELECT payment_id FROM payment WHERE env = $1 AND receipt = ANY($3::text[]) AND 
 ORDER BY payment_id LIMIT 1
 """
 
-OUTGOING = "SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])"
+# raw SQL: join
+OUTGOING = """
+SELECT receipt FROM outgoing_receipt WHERE env = $1 AND receipt = ANY($2::text[])
+UNION
+SELECT receipt FROM transaction
+WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
+"""
+"""Receipts that pay for nothing: M-Pesa called them reversed, or they are those of refunds."""

@@ -95,11 +95,10 @@ class StatusCheckRow(Table, tablename="status_check"):
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
-    """The receipt of money that went out of our own receivers."""
+    """A receipt that M-Pesa called reversed and that no payment had."""
 
     env = Text(primary_key=True)
     receipt = Text()
-    payment_id = Text(null=True, default=None)
     noted_at = Timestamptz()
     is_part = Boolean(default=False)
 

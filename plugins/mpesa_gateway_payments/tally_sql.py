@@ -13,7 +13,8 @@ WITH changed AS (
     FROM changed CROSS JOIN LATERAL (
         SELECT * FROM payment
         WHERE payment.merchant_id = changed.merchant_id AND payment.env = changed.env
-            AND payment.created_at >= changed.hour AND payment.created_at < changed.hour + interval '1 hour'
+            AND payment.payment_id >= id_least('pay', changed.hour)
+            AND payment.payment_id < id_least('pay', changed.hour + interval '1 hour')
         OFFSET 0
     ) AS asked
 ), why AS (

@@ -39,6 +39,7 @@ _VALUES = {
 }
 _SET = ", ".join(f"{name} = {_VALUES.get(name, f'told.{name}')}" for name in _COLUMNS)
 
+# raw SQL: hot path - each callback.
 CHANGE = f"""
 UPDATE payment SET {_SET}
 FROM (
@@ -64,32 +65,16 @@ SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::
 RETURNING payment_id
 """
 
+# raw SQL: aggregate
 MISMATCHES = """
 SELECT payment_id, array_agg(detail) AS details FROM payment_step
 WHERE payment_id = ANY($1::uuid[]) AND kind = 'mismatched' GROUP BY payment_id
 """
 
-RESERVE = """
-UPDATE payment SET refund_reserved = refund_reserved + $2, updated_at = $3
-WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved + refunded + $2 <= amount
+# raw SQL: expression
+REVERSE = """
+UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
+    status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
+WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
 RETURNING *
 """
-
-RELEASE = """
-UPDATE payment SET refund_reserved = refund_reserved - $2, updated_at = $3 WHERE payment_id = $1
-"""
-
-REVERSE = """
-WITH reversed AS (
-    UPDATE payment SET refund_reserved = refund_reserved - $2, refunded = refunded + $2, updated_at = $3,
-        status = CASE WHEN refunded + $2 = amount THEN 'reversed' ELSE 'partially_reversed' END
-    WHERE payment_id = $1 AND status IN ('completed', 'partially_reversed') AND refund_reserved >= $2
-    RETURNING *
-), outgoing AS (
-    INSERT INTO outgoing_receipt (env, receipt, payment_id, noted_at)
-    SELECT env, $4, payment_id, $3 FROM reversed WHERE $4::text IS NOT NULL
-    ON CONFLICT (env, receipt) DO NOTHING
-)
-SELECT * FROM reversed
-"""
-"""``$4`` is the reversal's own receipt: it is known as money that went out."""

@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.writes import Write
+from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.meter import Meter
@@ -21,6 +22,8 @@ from mpesa_gateway_payments.changes import Change, Step
 from mpesa_gateway_payments.decisions import (
     Complete,
     Decision,
+    Ignore,
+    Judged,
     LearnHandle,
     LearnReceipt,
     Report,
@@ -31,8 +34,10 @@ from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.measures import count_ended
 from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
 from mpesa_gateway_payments.views import event_fields
+from mpesa_gateway_transactions.api import Seen, Subject, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -59,20 +64,25 @@ def _may_clash(decision: Decision) -> bool:
 class Transitions:
     """Every way a payment can go. Each needs an open transaction."""
 
-    def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules) -> None:
+    def __init__(
+        self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules, transactions: Transactions
+    ) -> None:
         self._db = db
         self._clock = clock
         self._outbox = outbox
         self._meter = meter
         self._rules = rules
+        self._transactions = transactions
 
     async def take(self, row: Row, report: Report) -> tuple[Decision, ...]:
         """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
 
-        A receipt that another payment has is a mismatch: the same money cannot pay twice. Raises UniqueViolationError
-        for a CheckoutRequestID that another payment has.
+        A receipt that another payment has, or whose money is recorded with another amount, is a mismatch: the same
+        money cannot pay twice. Raises UniqueViolationError for a CheckoutRequestID that another payment has.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
+        if isinstance(report, Judged) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
+            change.see(report.told, report.cause, self._clock.now())
         if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
@@ -82,8 +92,15 @@ class Transitions:
         except asyncpg.UniqueViolationError as problem:
             if problem.constraint_name != _RECEIPT:
                 raise
-            decisions = without_receipt(decisions)
-            ((change, _),) = await self._decided([(row, lambda _: decisions)])
+        except ChangedMeanwhile:
+            # The payment is locked: it is the transaction that has another subject, amount or receiver.
+            log.error("receipt_of_other_money", payment_id=row["payment_id"])
+        else:
+            return decisions
+        decisions = without_receipt(decisions)
+        ((change, _),) = await self._decided([(row, lambda _: decisions)])
+        # The CheckoutRequestID may be another payment's as well: that is raised from here, not at the end.
+        async with self._db.savepoint():
             await self._write([change])
         return decisions
 
@@ -91,8 +108,8 @@ class Transitions:
         """Decide reports and write the decisions at the end of the transaction; returns those on each report.
 
         A report about a payment that another report is about as well is decided after it. Payments that are not locked
-        have to be unchanged by then. The transaction fails by ChangedMeanwhile otherwise, and by UniqueViolationError
-        where another payment has a receipt: the caller then takes each report alone.
+        have to be unchanged by then. The transaction fails by ChangedMeanwhile otherwise, and by it or by
+        UniqueViolationError where a receipt is another payment's: the caller then takes each report alone.
         """
         decided = await self._decided(
             [(row, partial(decide, report=report, rules=self._rules)) for row, report in reports]
@@ -123,14 +140,16 @@ class Transitions:
         return {row["payment_id"]: row["details"] for row in found}
 
     async def _write(self, changes: Sequence[Change]) -> None:
-        """Write payments, steps and events, whatever their number by one statement each."""
+        """Write payments, then their transactions, steps and events, whatever their number by one statement each."""
         now = self._clock.now()
         changed = [change for change in changes if change.is_changed]
         if not changed:
+            await self._transactions.defer([seen for change in changes for seen in change.seen])
             return
         rows = [change.row for change in changed]
         columns = ([row[name] for row in rows] for name in transition_sql.WRITTEN)
         await self._db.put_off(Write(transition_sql.CHANGE, tuple(columns), expects=len(rows)))
+        await self._transactions.defer([seen for change in changes for seen in change.seen])
         await self._write_steps([step for change in changed for step in change.steps])
         await self._outbox.publish([event for change in changed for event in change.events])
 
@@ -151,7 +170,7 @@ class Transitions:
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
-    ) -> tuple[Row, Kes]:
+    ) -> tuple[Found, Kes]:
         """Set an amount (all that is left without one) aside for a refund; gives the payment, and what was set aside.
 
         Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
@@ -180,24 +199,32 @@ class Transitions:
                 f"KES {left} of this payment can still be refunded: "
                 f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
             )
-        reserved = await self._db.fetchrow(transition_sql.RESERVE, payment_id, wanted, now)
-        if reserved is None:
-            raise NotRefundable("this payment has changed meanwhile: try again")
+        changes: dict[Any, Any] = {
+            PaymentRow.refund_reserved: PaymentRow.refund_reserved + wanted,
+            PaymentRow.updated_at: now,
+        }
+        (reserved,) = await self._db.run(
+            PaymentRow.update(changes).where(PaymentRow.payment_id == payment_id).returning(*PaymentRow.all_columns())
+        )
         await self.step(payment_id, now, "refund_asked", Cause.MERCHANT, None, f"{refund_id}: KES {wanted}")
         return reserved, Kes(wanted)
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
         """A refund will not happen: what was set aside for it is free again."""
         now = self._clock.now()
-        await self._db.execute(transition_sql.RELEASE, payment_id, int(reversal.amount), now)
+        left = PaymentRow.refund_reserved - int(reversal.amount)
+        changes: dict[Any, Any] = {PaymentRow.refund_reserved: left, PaymentRow.updated_at: now}
+        await self._db.run(PaymentRow.update(changes).where(PaymentRow.payment_id == payment_id))
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
         """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
         now = self._clock.now()
-        row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now, reversal.receipt)
+        row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now)
         if row is None:
             raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
+        if reversal.receipt is not None:
+            await self._record_outgoing(row, reversal, reversal.receipt, now)
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
         await self.step(payment_id, now, row["status"], cause, None, detail)
         await self._outbox.publish(
@@ -212,6 +239,22 @@ class Transitions:
             ]
         )
         log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
+
+    async def _record_outgoing(self, row: Row, reversal: Reversal, receipt: str, now: datetime) -> None:
+        seen = Seen(
+            source="reversal",
+            env=row["env"],
+            number=row["shortcode"],
+            merchant_id=row["merchant_id"],
+            direction="out",
+            receipt=receipt,
+            occurred_at=now,
+            amount_cents=int(reversal.amount) * 100,
+            subject=Subject("refund", reversal.refund_id),
+        )
+        if await self._transactions.record([seen]) == [None]:
+            # M-Pesa has carried the refund out all the same.
+            log.error("reversal_receipt_of_other_money", refund_id=reversal.refund_id, receipt=receipt)
 
     # -- the timeline ---------------------------------------------------------------------------------------------
 

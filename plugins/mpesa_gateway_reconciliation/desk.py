@@ -1,10 +1,11 @@
 """Reconciliation as operators look at it, of all merchants together, and how they resolve what no rule can."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
@@ -12,8 +13,9 @@ from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_payments.api import Payments, PaymentView
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow
 
-LINES = Listing(table="statement_line", key="line_id", prefix="lin")
+LINES = Listing(table="noted_line", key="line_id", prefix="txn")
 
 _MOST_CANDIDATES = 10
 _SHORTEST_REASON = 3
@@ -43,14 +45,14 @@ class ReconciliationDesk:
         """A page of runs of ``env``. Raises Invalid for a bad cursor."""
         return await tables.RUNS.page(self._reads, Conditions(env, query.merchant), query.cursor, limit)
 
-    async def run(self, run_id: str) -> Row:
+    async def run(self, run_id: str) -> Found:
         """A run of whichever merchant. Raises NotFound."""
-        row = await self._db.fetchrow(tables.FIND_ANY_RUN, run_id)
+        row = await tables.find_run(self._db, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row
 
-    async def run_lines(self, run: Row, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
+    async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> Paged[Row]:
         """Return a run's lines, each with what it was found to be then. Raises Invalid for a bad cursor."""
         return await tables.RUN_LINES.page(self._reads, tables.lines_of(run, finding), cursor, limit)
 
@@ -91,19 +93,39 @@ class ReconciliationDesk:
         found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
         return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
 
-    async def registrations(self, merchant_id: str, env: Env) -> list[Row]:
+    async def registrations(self, merchant_id: str, env: Env) -> Sequence[Found]:
         """The shortcodes of a merchant in ``env`` that Pull is enabled for."""
-        return await self._db.fetch(tables.REGISTRATIONS, merchant_id, env)
+        rows: list[dict[str, Any]] = await self._db.run(
+            RegistrationRow.select()
+            .where(RegistrationRow.merchant_id == merchant_id, RegistrationRow.env == env)
+            .order_by(RegistrationRow.registered_at, ascending=False)
+        )
+        return rows
 
     async def set_aside(self, line_id: str, reason: str, *, actor: str) -> None:
         """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
         now = self._clock.now()
         check_reason(reason)
         async with self._db.transaction():
-            row = await self._db.fetchrow(tables.SET_ASIDE, line_id, now, actor, reason)
-            if row is None:
+            rows = await self._db.run(
+                NoteRow.update(
+                    {
+                        NoteRow.set_aside_at: now,
+                        NoteRow.set_aside_by: actor,
+                        NoteRow.set_aside_reason: reason,
+                    }
+                )
+                .where(
+                    NoteRow.transaction_id == line_id,
+                    NoteRow.finding.is_in(["not_found", "mismatched", "ambiguous"]),
+                    NoteRow.set_aside_at.is_null(),
+                )
+                .returning(NoteRow.merchant_id, NoteRow.env, NoteRow.finding)
+            )
+            if not rows:
                 await self.line(line_id)
                 raise Conflict("this line belongs to a payment, or was set aside before")
+            (row,) = rows
             await self._audit.record(
                 "statement_line.set_aside",
                 merchant_id=row["merchant_id"],

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Any
 
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.observation import Check, Examination, Observation, note, ok, problem, warning
@@ -9,6 +10,8 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.registration import registered_at
+from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
 """Without a completed run for so long something is wrong: one begins every 15 minutes."""
@@ -24,19 +27,25 @@ async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> 
     if credentials.nominated_number is None or not credentials.is_owner:
         return
     shortcode = credentials.shortcode
-    registered_at = await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, credentials.env, shortcode)
-    if registered_at is None:
+    since = await registered_at(gateway.db, merchant_id, credentials.env, shortcode)
+    if since is None:
         make = problem if credentials.env == "live" else note
         text = f"Pull is not registered for {shortcode}: money whose callback is lost is not found on the statement"
         yield make("reconciliation.registered", text, "POST /v1/payments/mpesa/pull/register, once, with its API key")
         return
-    yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {registered_at:%Y-%m-%d}")
+    yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {since:%Y-%m-%d}")
     reached = await gateway.db.fetchval(tables.REACHED, merchant_id, credentials.env, shortcode)
-    if max(reached or registered_at, registered_at) < examination.now - _LATE:
-        error = await gateway.db.fetchval(tables.LAST_ERROR, merchant_id, credentials.env)
+    if max(reached or since, since) < examination.now - _LATE:
+        rows: list[dict[str, Any]] = await gateway.db.run(
+            RunRow.select(RunRow.error)
+            .where(RunRow.merchant_id == merchant_id, RunRow.env == credentials.env)
+            .order_by(RunRow.run_id, ascending=False)
+            .limit(1)
+        )
+        error = rows[0]["error"] if rows else None
         yield warning(
             "reconciliation.runs",
-            f"its statement has not been read since {_when(reached or registered_at)}{f': {error}' if error else ''}",
+            f"its statement has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
             "see GET /v1/payments/mpesa/reconciliations, and whether a worker runs; M-Pesa gives 48 hours back",
         )
     elif reached is not None:

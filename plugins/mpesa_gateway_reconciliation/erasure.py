@@ -1,45 +1,61 @@
-"""Erases a payer's phone number from M-Pesa's statements as we have kept them, whoever the money belongs to."""
+"""Erases a payer's phone number from what M-Pesa's statements and answers say beside the transactions."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpesa_gateway.erasure import Case, Number
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.tables import NoteRow
 
 _PAGE = 100
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
     """Money that belongs to no payment here; other lines are their payments'."""
-    rows = await gateway.db.fetch(tables.LOOSE_LINES_OF_PAYER, merchant_id, list(number.forms), after, _PAGE)
-    return [row["line_id"] for row in rows]
+    rows: list[dict[str, Any]] = await gateway.db.run(
+        NoteRow.select(NoteRow.transaction_id)
+        .where(
+            NoteRow.merchant_id == merchant_id,
+            NoteRow.payer.is_in(list(number.forms)),
+            NoteRow.payment_id.is_null(),
+            NoteRow.transaction_id > after,
+        )
+        .order_by(NoteRow.transaction_id)
+        .limit(_PAGE)
+    )
+    return [row["transaction_id"] for row in rows]
 
 
 async def _widen(gateway: Runtime, case: Case) -> set[str]:
     """The lines of the case's payments: M-Pesa may have been asked whose money they are."""
-    rows = await gateway.db.fetch(tables.LINES_OF_CASE, case.named)
-    return {name for row in rows for name in (row["line_id"], row["payment_id"]) if name}
+    rows = await gateway.db.fetch(tables.NOTES_OF_CASE, case.named)
+    return {name for row in rows for name in (row["transaction_id"], row["payment_id"]) if name}
 
 
 async def _objects(gateway: Runtime, case: Case) -> str | None:
-    for row in await gateway.db.fetch(tables.LINES_OF_CASE, case.named):
+    for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
         if row["finding"] in {"new", "ambiguous"} and row["set_aside_at"] is None:
-            return f"{row['line_id']} waits for a person"
+            return f"{row['transaction_id']} waits for a person"
         if max(row["created_at"], row["settled_at"] or row["created_at"]) >= case.before:
-            return f"{row['line_id']} is too recent"
+            return f"{row['transaction_id']} is too recent"
     return None
 
 
 async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     count = 0
-    for row in await gateway.db.fetch(tables.LINES_OF_CASE, case.named):
-        phone = None if case.number.is_in(row["phone"]) else row["phone"]
-        texts = [row[name] and case.number.without(row[name]) for name in ("reference", "set_aside_reason")]
-        if [phone, *texts] != [row["phone"], row["reference"], row["set_aside_reason"]]:
-            await gateway.db.execute(tables.ERASE, row["line_id"], phone, *texts)
+    for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
+        payer = None if case.number.is_in(row["payer"]) else row["payer"]
+        reason = row["set_aside_reason"] and case.number.without(row["set_aside_reason"])
+        if (payer, reason) != (row["payer"], row["set_aside_reason"]):
+            await gateway.db.run(
+                NoteRow.update({NoteRow.payer: payer, NoteRow.set_aside_reason: reason}).where(
+                    NoteRow.transaction_id == row["transaction_id"]
+                )
+            )
             count += 1
-    return {"statement lines": count}
+    return {"statement lines": count} if count else {}
 
 
 LINES = Eraser(find=_find, widen=_widen, objects=_objects, erase=_erase)

@@ -4,28 +4,29 @@ from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
+# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
 INVARIANTS = (
     Invariant(
         name="lines_fit_their_payments",
         sentence="A line of a payment has its receipt and amount, or reversed it; what does not fit is marked",
         sql="""
-            SELECT line_id FROM statement_line JOIN payment USING (payment_id)
-            WHERE (statement_line.merchant_id, statement_line.env) <> (payment.merchant_id, payment.env)
+            SELECT line_id FROM noted_line AS line JOIN payment USING (payment_id)
+            WHERE (line.merchant_id, line.env) <> (payment.merchant_id, payment.env)
                 OR (finding IN ('already_known', 'recovered')
                     AND NOT (kind ILIKE '%revers%' AND (refunded > 0 OR reversed_outside IS NOT NULL))
-                    AND (statement_line.receipt, statement_line.amount)
+                    AND (line.receipt, line.amount)
                         IS DISTINCT FROM (payment.receipt, payment.amount))
                 OR (finding = 'mismatched' AND mismatch IS NULL
-                    AND statement_line.amount IS NOT DISTINCT FROM payment.amount)
+                    AND line.amount IS NOT DISTINCT FROM payment.amount)
         """,
     ),
     Invariant(
         name="env_is_its_runs",
         sentence="A run reads only lines of its own env",
         sql="""
-            SELECT line_id FROM reconciliation_line JOIN reconciliation_run USING (run_id)
-                JOIN statement_line USING (line_id)
-            WHERE statement_line.env <> reconciliation_run.env
+            SELECT transaction_id FROM reconciliation_line JOIN reconciliation_run USING (run_id)
+                JOIN transaction USING (transaction_id)
+            WHERE transaction.env <> reconciliation_run.env
         """,
     ),
     Invariant(
@@ -34,7 +35,7 @@ INVARIANTS = (
         sql="""
             SELECT run_id FROM reconciliation_run LEFT JOIN reconciliation_line USING (run_id)
             WHERE status = 'completed' GROUP BY run_id
-            HAVING lines <> count(line_id) OR already_known <> count(*) FILTER (WHERE finding = 'already_known')
+            HAVING lines <> count(transaction_id) OR already_known <> count(*) FILTER (WHERE finding = 'already_known')
                 OR recovered <> count(*) FILTER (WHERE finding = 'recovered')
                 OR not_found <> count(*) FILTER (WHERE finding = 'not_found')
                 OR mismatched <> count(*) FILTER (WHERE finding = 'mismatched')

@@ -19,8 +19,10 @@ from mpesa_gateway_payments.api import (
     possible,
     read_amount,
     read_kind,
+    read_unsigned,
 )
 from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_transactions.api import Seen
 
 
 async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
@@ -40,6 +42,26 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
         return readings, False
     found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
     return found or readings, bool(found)
+
+
+def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> Seen:
+    """A line as a report of money. It is of money that came in unless it states otherwise."""
+    direction, _ = read_kind(line.kind)
+    is_out = direction is Direction.OUT or is_negative(line.amount_text)
+    amount = read_unsigned(line.amount_text) if is_out else line.amount
+    return Seen(
+        source="pull",
+        env=run["env"],
+        number=run["shortcode"],
+        merchant_id=run["merchant_id"],
+        direction="out" if is_out else "in",
+        receipt=line.receipt,
+        occurred_at=occurred_at,
+        amount_cents=None if amount is None else int(amount) * 100,
+        payer=line.phone,
+        account_number=line.reference,
+        kind=line.kind,
+    )
 
 
 def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:

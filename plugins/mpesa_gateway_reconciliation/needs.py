@@ -5,7 +5,7 @@ from mpesa_gateway.readiness import Missing, Need
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.registration import registered_at
 
 
 async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
@@ -16,7 +16,7 @@ async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> 
         return []
     if credentials.nominated_number is None or not credentials.is_owner:
         return []
-    if await gateway.db.fetchval(tables.REGISTERED_AT, merchant_id, env, credentials.shortcode) is not None:
+    if await registered_at(gateway.db, merchant_id, env, credentials.shortcode) is not None:
         return []
     return [
         Missing(

@@ -215,7 +215,7 @@ PAGES = Pages(
         Page("reconciliation", "Reconciliation", runs, menu=Menu("Reconciliation", 30, "Money", "l")),
         Page("reconciliation/lines", "Statement lines", lines),
         Page("reconciliation/{run_id}", "Run", run, names="run"),
-        Page("reconciliation/lines/{line_id}", "Statement line", line, names="lin"),
+        Page("reconciliation/lines/{line_id}", "Statement line", line, names="txn"),
     ),
     acts=(
         Act("reconciliation", "run", run_now),

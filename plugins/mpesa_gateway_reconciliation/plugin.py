@@ -22,7 +22,7 @@ from mpesa_gateway_reconciliation.provides import PROVIDES
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import Settling
-from mpesa_gateway_reconciliation.tables import LineRow, RegistrationRow, RunLineRow, RunRow
+from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow, RunLineRow, RunRow
 
 
 async def take_status_of_line(results: Sequence[StatusResulted], gateway: Runtime) -> None:
@@ -38,9 +38,9 @@ def _keep_days(gateway: HasSettings) -> int:
 plugin = Plugin(
     name="reconciliation",
     summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
-    requires=("credentials", "callbacks", "payments"),
+    requires=("credentials", "callbacks", "transactions", "payments"),
     settings=ReconciliationSettings,
-    id_prefixes=(IdPrefix("run", "reconciliation run"), IdPrefix("lin", "statement line")),
+    id_prefixes=(IdPrefix("run", "reconciliation run"),),
     routes=routes,
     operations=OPERATIONS,
     callbacks=CALLBACKS,
@@ -51,7 +51,7 @@ plugin = Plugin(
     subscribers=(inside(StatusResulted, take_status_of_line),),
     provides=PROVIDES,
     tables=Tables(
-        models=(RegistrationRow, RunRow, LineRow, RunLineRow),
+        models=(RegistrationRow, RunRow, NoteRow, RunLineRow),
         migrations="mpesa_gateway_reconciliation.migrations",
     ),
     commands=(reconcile_now,),
@@ -64,6 +64,6 @@ plugin = Plugin(
     erasers=(LINES,),
     forgets=(
         Forgetting("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),
-        Forgetting("statement lines", tables.FORGET_LINES, days=_keep_days, prefix="lin"),
+        Forgetting("statement lines", tables.FORGET_NOTES, days=_keep_days, prefix="txn"),
     ),
 )

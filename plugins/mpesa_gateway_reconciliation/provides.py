@@ -11,6 +11,7 @@ from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.unallocated import UnallocatedLines
+from mpesa_gateway_transactions.api import Transactions
 
 
 def _registrations(gateway: Runtime) -> PullRegistrations:
@@ -44,6 +45,7 @@ def _service(gateway: Runtime) -> Reconciliation:
         credentials=gateway.port(Credentials),
         settling=gateway.port(Settling),
         runs=gateway.port(RunReader),
+        transactions=gateway.port(Transactions),
     )
 
 

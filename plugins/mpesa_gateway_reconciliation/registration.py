@@ -1,5 +1,8 @@
 """Enables Pull for merchants' shortcodes."""
 
+from datetime import datetime
+from typing import Any
+
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
 from mpesa_gateway.db.engine import Database
@@ -11,6 +14,19 @@ from mpesa_gateway_credentials.api import Credentials, ReceiverOwned
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.operations import PULL_REGISTER, PullRegistration
 from mpesa_gateway_reconciliation.schemas import Registration
+from mpesa_gateway_reconciliation.tables import RegistrationRow
+
+
+async def registered_at(db: Database, merchant_id: str, env: str, shortcode: str) -> datetime | None:
+    """When Pull was enabled for a shortcode, None where it was not."""
+    rows: list[dict[str, Any]] = await db.run(
+        RegistrationRow.select(RegistrationRow.registered_at).where(
+            RegistrationRow.merchant_id == merchant_id,
+            RegistrationRow.env == env,
+            RegistrationRow.shortcode == shortcode,
+        )
+    )
+    return rows[0]["registered_at"] if rows else None
 
 
 class PullRegistrations:

@@ -83,7 +83,7 @@ async def get_run(
     "/v1/payments/mpesa/statement-lines/{line_id:str}/assign",
     status_code=200,
     tags=["Reconciliation"],
-    described=path_id("line_id", "lin"),
+    described=path_id("line_id", "txn"),
     refuses=(LineSettled,),
 )
 async def assign_line(

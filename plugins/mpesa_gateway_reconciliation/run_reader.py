@@ -1,7 +1,7 @@
 """Reads reconciliation runs: one, a list of them, or the lines of one."""
 
 from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.envelope import Page
@@ -45,8 +45,8 @@ class RunReader:
         rows = [line_view(row, row["run_finding"]) for row in page.rows]
         return RunPage(data=run_with_rows(run, rows), meta=meta_of(page))
 
-    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Row:
-        row = await self._db.fetchrow(tables.FIND_RUN, merchant_id, env, run_id)
-        if row is None:
+    async def _require(self, merchant_id: str, env: Env, run_id: str) -> Found:
+        row = await tables.find_run(self._db, run_id)
+        if row is None or (row["merchant_id"], row["env"]) != (merchant_id, env):
             raise NotFound("there is no such reconciliation run")
         return row

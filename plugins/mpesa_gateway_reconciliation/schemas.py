@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Found, Row
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.envelope import Meta
 from mpesa_gateway.http.fields import Receipt, Yes, example_id, id_field, named
@@ -15,7 +15,7 @@ from mpesa_gateway.phone import mask_phones
 from mpesa_gateway_payments.api import Finding, PaymentId
 
 RunId = Annotated[str, id_field("run")]
-LineId = Annotated[str, id_field("lin")]
+LineId = Annotated[str, id_field("txn")]
 
 _LineFinding = Literal["new", Finding]
 
@@ -119,12 +119,12 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     payment_id: str
 
 
-def run_view(row: Row) -> RunView:
+def run_view(row: Found) -> RunView:
     """A run's row as merchants see it."""
     return RunView(**_run_values(row))
 
 
-def run_with_rows(row: Row, rows: list[LineView]) -> RunWithRows:
+def run_with_rows(row: Found, rows: list[LineView]) -> RunWithRows:
     """A run's row with its lines."""
     return RunWithRows(**_run_values(row), rows=rows)
 
@@ -146,6 +146,6 @@ def line_view(row: Row, finding: Finding | None = None) -> LineView:
     )
 
 
-def _run_values(row: Row) -> dict[str, Any]:
+def _run_values(row: Found) -> dict[str, Any]:
     renamed = {"id": row["run_id"], "start": row["window_start"], "end": row["window_end"]}
     return renamed | {name: row[name] for name in RunView.__struct_fields__ if name not in renamed}

@@ -21,9 +21,10 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
-from mpesa_gateway_reconciliation.line_evidence import kept_times
+from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
 from mpesa_gateway_reconciliation.measures import RUNS
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
+from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
     RunView,
@@ -31,6 +32,8 @@ from mpesa_gateway_reconciliation.schemas import (
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
 from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.tables import RunRow
+from mpesa_gateway_transactions.api import Recorded, Seen, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -61,13 +64,22 @@ _MOST_UNREADABLE = 10
 class Reconciliation:
     """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
-    def __init__(self, runtime: Runtime, *, credentials: Credentials, settling: Settling, runs: RunReader) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        credentials: Credentials,
+        settling: Settling,
+        runs: RunReader,
+        transactions: Transactions,
+    ) -> None:
         self._runtime = runtime
         self._db = runtime.db
         self._settings = runtime.settings(ReconciliationSettings)
         self._credentials = credentials
         self._settling = settling
         self._runs = runs
+        self._transactions = transactions
         self._places = Places(self._settings.at_once, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
@@ -160,7 +172,19 @@ class Reconciliation:
     async def _begin(self, credentials: MpesaCredentials, cause: str, start: datetime, end: datetime) -> Row:
         now = self._runtime.clock.now()
         async with self._db.transaction():
-            await self._db.execute(tables.INTERRUPTED, credentials.receiver_id, now)
+            interrupted: dict[Any, Any] = {
+                RunRow.status: "failed",
+                RunRow.error: _STOPPED,
+                RunRow.lease_until: None,
+                RunRow.finished_at: now,
+            }
+            await self._db.run(
+                RunRow.update(interrupted).where(
+                    RunRow.receiver_id == credentials.receiver_id,
+                    RunRow.status == "running",
+                    RunRow.lease_until < now,
+                )
+            )
             run = await self._db.fetchrow(
                 *tables.BEGIN.bind(
                     run_id=self._runtime.ids.new("run", now),
@@ -216,8 +240,8 @@ class Reconciliation:
         """A fault as the run's error, with what to do about it."""
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.shortcode
-        if isinstance(fault, Rejected) and not await self._db.fetchval(
-            tables.REGISTERED_AT, credentials.merchant_id, credentials.env, shortcode
+        if isinstance(fault, Rejected) and not await registered_at(
+            self._db, credentials.merchant_id, credentials.env, shortcode
         ):
             return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
         return said
@@ -227,7 +251,11 @@ class Reconciliation:
         while True:
             await asyncio.sleep(_BEAT)
             try:
-                await self._db.execute(tables.BEAT, run_id, self._runtime.clock.now() + _LEASE)
+                await self._db.run(
+                    RunRow.update({RunRow.lease_until: self._runtime.clock.now() + _LEASE}).where(
+                        RunRow.run_id == run_id, RunRow.status == "running"
+                    )
+                )
             except (*UNREACHABLE, *OVERBURDENED) as problem:
                 log.warning("reconciliation_not_prolonged", run_id=run_id, error=type(problem).__name__)
 
@@ -281,19 +309,37 @@ class Reconciliation:
         raise AssertionError("unreachable")
 
     async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Write a page's lines, each once. Returns how many of them this run had not seen."""
+        """Write a page's lines, each once, and their transactions. Returns how many of them this run had not seen."""
         now = self._runtime.clock.now()
-        given = [self._line_columns(line, run, zone, now) for line in page.lines]
+        times = [kept_times(line, run, zone, now) for line in page.lines]
+        seen = [seen_on(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)]
+        # One line of a page proves how its shortcode writes times, though the zone is known by now.
+        first = next((line.receipt for line in page.lines if len(line.moments) > 1), None)
         async with self._db.transaction():
-            is_ours = await self._db.fetchval(tables.PAGE_READ, run["run_id"], page.malformed, now + _LEASE)
-            if is_ours is None:
+            read: dict[Any, Any] = {
+                RunRow.pages: RunRow.pages + 1,
+                RunRow.malformed: RunRow.malformed + page.malformed,
+                RunRow.lease_until: now + _LEASE,
+            }
+            is_ours = await self._db.run(
+                RunRow.update(read)
+                .where(RunRow.run_id == run["run_id"], RunRow.status == "running")
+                .returning(RunRow.run_id)
+            )
+            if not is_ours:
                 raise RunLost("the run was given up meanwhile")
+            recorded = await self._transactions.record(seen)
+            given = [
+                _line_columns(run, line, told, known, proves=zone is None or line.receipt == first)
+                | {"likely": moments[0], "other": moments[1] if len(moments) > 1 else None, "is_timed": is_timed}
+                for line, (moments, is_timed), told, known in zip(page.lines, times, seen, recorded, strict=True)
+                if known is not None
+            ]
             rows = await self._db.fetch(
                 *tables.KEEP_LINES.bind_rows(
                     given,
                     merchant_id=run["merchant_id"],
                     env=run["env"],
-                    shortcode=run["shortcode"],
                     created_at=now,
                     run_id=run["run_id"],
                     is_of_till=is_till,
@@ -301,21 +347,26 @@ class Reconciliation:
             )
         return len(rows)
 
-    def _line_columns(self, line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> dict[str, Any]:
-        moments, is_timed = kept_times(line, run, zone, now)
-        return {
-            "line_id": self._runtime.ids.new("lin", now),
-            "receipt": line.receipt,
-            "likely": moments[0],
-            "other": moments[1] if len(moments) > 1 else None,
-            "amount": _whole(line.amount),
-            "amount_text": line.amount_text,
-            "phone": line.phone,
-            "reference": line.reference,
-            "kind": line.kind,
-            "organisation": line.organisation,
-            "is_timed": is_timed,
-        }
+
+def _line_columns(run: Row, line: StatementLine, seen: Seen, known: Recorded, *, proves: bool) -> dict[str, Any]:
+    """What is kept of a line beside its transaction. ``proves``: it may prove how its shortcode writes times.
+
+    A line of a payment's own money and amount is explained at once.
+    """
+    subject = known.subject
+    is_paid = subject is not None and subject.kind == "payment" and seen.direction == "in"
+    is_same = seen.amount_cents is not None and seen.amount_cents == known.amount_cents
+    is_explained = is_paid and is_same and not (proves and len(line.moments) > 1)
+    is_own = known.merchant_id == run["merchant_id"]
+    return {
+        "transaction_id": known.transaction_id,
+        "amount": _whole(line.amount),
+        "amount_text": line.amount_text,
+        "is_explained": is_explained,
+        "finding": "already_known" if is_own else "not_found",
+        "payment_id": subject.subject_id if is_explained and subject is not None else None,
+        "owner": known.merchant_id,
+    }
 
 
 def _whole(amount: Kes | None) -> int | None:

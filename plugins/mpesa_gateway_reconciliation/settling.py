@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -26,6 +27,7 @@ from mpesa_gateway_payments.api import (
     Direction,
     Evidence,
     Finding,
+    Lock,
     Mismatch,
     Payments,
     Proof,
@@ -46,6 +48,7 @@ from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
+from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +74,7 @@ class _SettledMeanwhile(Exception):
 
 
 class Settling:
-    """What becomes of statement lines. In every transaction a payment is locked before its line."""
+    """What becomes of statement lines. In every transaction a payment is locked before its money."""
 
     def __init__(
         self,
@@ -136,11 +139,10 @@ class Settling:
             for row in rows:
                 receipts = named_receipts(row)
                 if receipts:
-                    await self._write(row, run, partial(self._take_back, evidence_of(row, Proof.WINDOW), receipts))
+                    await self._write(
+                        row, run, partial(self._recovery.take_back, evidence_of(row, Proof.WINDOW), receipts)
+                    )
             after = rows[-1]["line_id"]
-
-    async def _take_back(self, report: Evidence, receipts: Sequence[str]) -> Settled:
-        return await self._recovery.take_back(report, receipts)
 
     async def _settle_many(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
@@ -170,22 +172,27 @@ class Settling:
         """Settle one line in a transaction of its own: its payment and then the line."""
         return await self._write(row, run, partial(self._recovery.settle, report))
 
-    async def _write(self, row: Row, run: Row | None, settle: Callable[[], Awaitable[Settled]]) -> Settled:
+    async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
+        async def lock() -> None:
+            _require_open(await self._db.fetchrow(tables.LOCK_NOTE, row["line_id"]))
+
         settled = Settled("already_known")
         try:
             async with self._db.transaction():
-                settled = await settle()
-                _require_open(await self._db.fetchrow(tables.LOCK_ANY_LINE, row["line_id"]))
-                # A payment of another merchant of this receiver is theirs to see.
-                is_own = settled.merchant_id == row["merchant_id"]
-                finding = settled.finding if is_own or settled.payment_id is None else "not_found"
-                payment_id = settled.payment_id if is_own and finding in _SETTLED else None
-                await self._db.fetch(tables.FOUND, row["line_id"], finding, payment_id, self._clock.now())
+                settled = await settle(lock)
+                if settled.payment_id is None:
+                    await lock()
+                is_settled = settled.finding in _SETTLED
+                payment_id, owner = (settled.payment_id, settled.merchant_id) if is_settled else (None, None)
+                now = self._clock.now()
+                await self._db.fetch(tables.FOUND, row["line_id"], settled.finding, payment_id, now, owner)
                 if run is not None:
-                    await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], finding)
+                    # A payment of another merchant of this receiver is theirs to see.
+                    is_shown = owner in {None, run["merchant_id"]}
+                    await self._found_in_run(run, row["line_id"], settled.finding if is_shown else "not_found")
         except _SettledMeanwhile:
             if run is not None:
-                await self._db.execute(tables.FOUND_IN_RUN, run["run_id"], row["line_id"], "already_known")
+                await self._found_in_run(run, row["line_id"], "already_known")
         return settled
 
     async def _learn_zone(self, row: Row, readings: tuple[datetime, ...], settled: Settled) -> None:
@@ -197,7 +204,18 @@ class Settling:
             return
         zone = proven_zone(readings, payment.created_at, payment.completed_at)
         if zone is not None:
-            await self._db.execute(tables.PROVE_ZONE, row["line_id"], zone, list(in_zone(readings, zone)))
+            proof: dict[Any, Any] = {NoteRow.zone: zone, NoteRow.moments: list(in_zone(readings, zone))}
+            await self._note(row["line_id"], proof)
+
+    async def _note(self, line_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(NoteRow.update(values).where(NoteRow.transaction_id == line_id))
+
+    async def _found_in_run(self, run: Row, line_id: str, finding: str) -> None:
+        await self._db.run(
+            RunLineRow.update({RunLineRow.finding: finding}).where(
+                RunLineRow.run_id == run["run_id"], RunLineRow.transaction_id == line_id
+            )
+        )
 
     # -- asking M-Pesa --------------------------------------------------------------------------------------------
 
@@ -216,7 +234,7 @@ class Settling:
         try:
             # Noted first: the answer may be quicker than the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
-            await self._db.execute(tables.ASKED, row["line_id"], now)
+            await self._note(row["line_id"], {NoteRow.asked_at: now})
             self._tracer.begins(row["line_id"])
             question = TransactionStatus(
                 initiator=initiator,
@@ -231,7 +249,7 @@ class Settling:
             log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=problem.message)
         except DarajaFault as fault:
             log.info("ambiguous_line_not_asked_about", line_id=row["line_id"], problem=fault.meaning)
-            await self._db.execute(tables.ASKED, row["line_id"], row["asked_at"])
+            await self._note(row["line_id"], {NoteRow.asked_at: row["asked_at"]})
 
     async def take_status(self, result: StatusResulted) -> None:
         """Take the answer to a question of ours about a line, inside the transaction that keeps the callback.
@@ -239,7 +257,7 @@ class Settling:
         What it shows is written to the line. The judge decides after commit, about the line and those like it: it locks
         payments, and a payment is never locked while a line is.
         """
-        if not result.subject_id.startswith("lin_"):
+        if not result.subject_id.startswith("txn_"):
             return
         asked = await self._db.fetchrow(tables.FIND_LINE, result.subject_id)
         if asked is None:
@@ -300,14 +318,19 @@ class Settling:
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
+
+        async def lock() -> None:
+            note = await self._db.fetchrow(tables.LOCK_NOTE, line_id)
+            if note is None or note["payment_id"] is not None:
+                raise LineSettled("this line belongs to a payment already")
+
         async with self._db.transaction():
-            settled = await self._recovery.assign(report, payment_id, by_operator=by_operator)
+            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator)
             if isinstance(settled, Unfit):
                 raise LineSettled(_UNFIT[settled.why])
-            line = await self._db.fetchrow(tables.LOCK_ANY_LINE, line_id)
-            if line is None or line["payment_id"] is not None:
-                raise LineSettled("this line belongs to a payment already")
-            assigned = await self._db.fetchrow(tables.FOUND, line_id, settled.finding, payment_id, self._clock.now())
+            now, owner = self._clock.now(), settled.merchant_id
+            await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
+            assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
             # Last: a wait for the audit log holds nothing that others need.
             detail = {"payment_id": payment_id, "finding": settled.finding}
             await self._audit.record(

@@ -1,9 +1,11 @@
 """Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
 
+from typing import Any
+
 from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.db.named import Named
 
@@ -45,58 +47,49 @@ class RunRow(Table, tablename="reconciliation_run"):
     finished_at = Timestamptz(null=True, default=None)
 
 
-class LineRow(Table, tablename="statement_line"):
-    """One row of a statement, kept once however often it is read."""
+class NoteRow(Table, tablename="statement_note"):
+    """What a transaction's own columns do not say of the line of a statement that shows it.
 
-    line_id = Text(primary_key=True)
+    There is one for a line that was not explained when it was read, or that states its amount or time differently.
+    """
+
+    transaction_id = Text(primary_key=True)
     merchant_id = Text()
     env = Text()
-    shortcode = Text()
-    receipt = Text()
     moments = Array(base_column=Timestamptz())
     amount = Integer(null=True, default=None)
     amount_text = Text()
-    phone = Text(null=True, default=None)
-    reference = Text(null=True, default=None)
-    kind = Text(null=True, default=None)
-    organisation = Text(null=True, default=None)
+    payer = Text(null=True, default=None)
     finding = Text()
     payment_id = Text(null=True, default=None)
     is_timed = Boolean()
-    zone = Text(null=True, default=None)
-    answered_at = Timestamptz(null=True, default=None)
+    is_of_till = Boolean()
     is_to_us = Boolean(null=True, default=None)
+    zone = Text(null=True, default=None)
     asked_at = Timestamptz(null=True, default=None)
+    answered_at = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
     settled_at = Timestamptz(null=True, default=None)
     set_aside_at = Timestamptz(null=True, default=None)
     set_aside_by = Text(null=True, default=None)
     set_aside_reason = Text(null=True, default=None)
-    is_of_till = Boolean(default=False)
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
-    """What a line was found to be in one run."""
+    """What a transaction was found to be in one run."""
 
     run_id = Text(primary_key=True)
-    line_id = Text()
+    transaction_id = Text()
     finding = Text()
 
 
+# raw SQL: upsert
 REGISTER = """
 INSERT INTO pull_registration (merchant_id, env, shortcode, response_code, response_desc, registered_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (merchant_id, env, shortcode) DO UPDATE SET response_code = excluded.response_code,
     response_desc = excluded.response_desc
 RETURNING *
-"""
-
-REGISTERED_AT = "SELECT registered_at FROM pull_registration WHERE merchant_id = $1 AND env = $2 AND shortcode = $3"
-
-INTERRUPTED = """
-UPDATE reconciliation_run SET status = 'failed', error = 'the process that ran it was stopped', lease_until = NULL,
-    finished_at = $2
-WHERE receiver_id = $1 AND status = 'running' AND lease_until < $2
 """
 
 BEGIN = Named("""
@@ -108,68 +101,72 @@ ON CONFLICT DO NOTHING
 RETURNING *
 """)
 
+# raw SQL: aggregate
 REACHED = """
 SELECT max(window_end) FROM reconciliation_run
 WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' AND cause = 'cron'
 """
 """Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
 
-LAST_ERROR = """
-SELECT error FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 ORDER BY run_id DESC LIMIT 1
-"""
-
-PAGE_READ = """
-UPDATE reconciliation_run SET pages = pages + 1, malformed = malformed + $2, lease_until = $3
-WHERE run_id = $1 AND status = 'running'
-RETURNING run_id
-"""
-
-BEAT = "UPDATE reconciliation_run SET lease_until = $2 WHERE run_id = $1 AND status = 'running'"
-
+# raw SQL: upsert
 KEEP_LINES = Named("""
-WITH given AS (
-    SELECT * FROM unnest($line_id::uuid[], $receipt::text[], $likely::timestamptz[], $other::timestamptz[],
-        $amount::integer[], $amount_text::text[], $phone::text[], $reference::text[], $kind::text[],
-        $organisation::text[], $is_timed::boolean[])
-        AS t(line_id, receipt, likely, other, amount, amount_text, phone, reference, kind, organisation, is_timed)
-), kept AS (
-    INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, phone,
-        reference, kind, organisation, is_timed, created_at, is_of_till)
-    SELECT line_id, $merchant_id, $env, $shortcode, receipt, array_remove(ARRAY[likely, other], NULL), amount,
-        amount_text, phone, reference, kind, organisation, is_timed, $created_at, $is_of_till
-    FROM given ORDER BY receipt
-    ON CONFLICT (merchant_id, env, receipt) DO UPDATE SET receipt = excluded.receipt,
+WITH locked AS (
+    SELECT transaction_id FROM statement_note WHERE transaction_id = ANY($transaction_id::uuid[])
+    ORDER BY transaction_id FOR UPDATE
+), given AS (
+    SELECT * FROM unnest($transaction_id::uuid[], $likely::timestamptz[], $other::timestamptz[], $amount::integer[],
+        $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[], $payment_id::uuid[],
+        $owner::uuid[])
+        AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding, payment_id, owner)
+    -- Not before the notes are locked.
+    WHERE (SELECT count(*) FROM locked) IS NOT NULL
+), noted AS (
+    INSERT INTO statement_note AS known (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed,
+        is_of_till, created_at)
+    SELECT transaction_id, $merchant_id, $env, array_remove(ARRAY[likely, other], NULL), amount, amount_text, is_timed,
+        $is_of_till, $created_at
+    FROM given WHERE NOT is_explained ORDER BY transaction_id
+    ON CONFLICT (transaction_id) DO UPDATE SET
         (moments, is_timed) = (
             -- The window of this run leaves fewer readings of the time than those before, or the first possible one.
-            SELECT CASE WHEN learns THEN excluded.moments ELSE statement_line.moments END,
-                statement_line.is_timed OR excluded.is_timed
-            FROM (SELECT excluded.is_timed AND statement_line.payment_id IS NULL AND statement_line.answered_at IS NULL
-                AND (NOT statement_line.is_timed
-                    OR cardinality(excluded.moments) < cardinality(statement_line.moments)) AS learns) AS told)
-    RETURNING line_id, finding, set_aside_at
+            SELECT CASE WHEN learns THEN excluded.moments ELSE known.moments END,
+                known.is_timed OR excluded.is_timed
+            FROM (SELECT excluded.is_timed AND known.payment_id IS NULL AND known.answered_at IS NULL
+                AND (NOT known.is_timed OR cardinality(excluded.moments) < cardinality(known.moments)) AS learns
+            ) AS told)
+    RETURNING transaction_id, finding, set_aside_at
+), explained AS (
+    -- Its payment got it by another report meanwhile.
+    UPDATE statement_note AS note SET finding = 'already_known', payment_id = given.payment_id,
+        merchant_id = given.owner, settled_at = $created_at
+    FROM given WHERE note.transaction_id = given.transaction_id AND given.payment_id IS NOT NULL
+        AND note.finding IN ('new', 'not_found', 'ambiguous')
 )
-INSERT INTO reconciliation_line (run_id, line_id, finding)
-SELECT $run_id, line_id, CASE WHEN finding = 'recovered' THEN 'already_known'
-    WHEN finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE finding END
-FROM kept
-ON CONFLICT (run_id, line_id) DO NOTHING
-RETURNING line_id
+INSERT INTO reconciliation_line (run_id, transaction_id, finding)
+SELECT $run_id, given.transaction_id, CASE WHEN noted.finding IS NULL THEN given.finding
+    WHEN noted.finding = 'recovered' THEN 'already_known'
+    WHEN noted.finding IN ('not_found', 'ambiguous') AND set_aside_at IS NULL THEN 'new' ELSE noted.finding END
+FROM given LEFT JOIN noted ON noted.transaction_id = given.transaction_id
+ORDER BY given.transaction_id
+ON CONFLICT (run_id, transaction_id) DO NOTHING
+RETURNING transaction_id
 """)
 
+# raw SQL: join
 UNSETTLED = """
-SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+SELECT noted_line.* FROM reconciliation_line JOIN noted_line ON line_id = transaction_id
 WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND line_id > $2
 ORDER BY line_id LIMIT 200
 """
 
 UNSETTLED_OF_PAGE = """
-SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+SELECT noted_line.* FROM reconciliation_line JOIN noted_line ON line_id = transaction_id
 WHERE run_id = $1 AND reconciliation_line.finding = 'new' AND receipt = ANY($2::text[])
 ORDER BY line_id
 """
 
 REVERSALS_OF_RUN = """
-SELECT statement_line.* FROM reconciliation_line JOIN statement_line USING (line_id)
+SELECT noted_line.* FROM reconciliation_line JOIN noted_line ON line_id = transaction_id
 WHERE run_id = $1 AND line_id > $2 AND kind ILIKE '%revers%' AND payment_id IS NULL AND set_aside_at IS NULL
 ORDER BY line_id LIMIT 200
 """
@@ -179,68 +176,81 @@ SELECT found.* FROM (
     SELECT * FROM unnest($2::text[], $3::integer[], $4::timestamptz[]) AS t(number, value, since)
     LIMIT cardinality($2)
 ) AS wanted CROSS JOIN LATERAL (
-    SELECT * FROM statement_line
-    WHERE env = $1 AND shortcode = wanted.number AND amount = wanted.value AND created_at >= wanted.since
-        AND finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL
-    ORDER BY created_at DESC LIMIT 1000
+    SELECT receipt, receiver.env, receiver.number AS shortcode, transaction.kind, account_number AS reference,
+        COALESCE(note.payer, transaction.payer) AS phone, wanted.value AS amount,
+        note.amount_text, note.moments, note.is_timed, note.is_of_till, note.is_to_us, note.answered_at
+    FROM transaction JOIN receiver USING (receiver_id) JOIN statement_note AS note USING (transaction_id)
+    WHERE receiver.env = $1 AND receiver.number = wanted.number AND amount_cents = wanted.value * 100::bigint
+        AND direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL
+        AND note.created_at >= wanted.since AND note.set_aside_at IS NULL
+    ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
-"""Lines of all merchants of these receivers that belong to no payment."""
+"""Money on statements of all merchants of these receivers that belongs to no payment.
+
+What only a status answer has shown is not among it: the answer was judged alone, as before there were transactions."""
 
 ZONES = """
-SELECT zone FROM statement_line WHERE env = $1 AND shortcode = $2 AND zone IS NOT NULL ORDER BY line_id DESC LIMIT 5
+SELECT note.zone FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
+WHERE note.env = $1 AND receiver.number = $2 AND zone IS NOT NULL ORDER BY note.transaction_id DESC LIMIT 5
 """
 
-PROVE_ZONE = "UPDATE statement_line SET zone = $2, moments = $3 WHERE line_id = $1"
-
+# raw SQL: lock
 FOUND_MANY = """
 WITH open AS (
-    SELECT line_id FROM statement_line
-    WHERE line_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL ORDER BY line_id FOR UPDATE
+    SELECT transaction_id FROM statement_note
+    WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL
+    ORDER BY transaction_id FOR UPDATE
 ), found AS (
-    UPDATE statement_line SET finding = $2 FROM open WHERE statement_line.line_id = open.line_id
+    UPDATE statement_note SET finding = $2 FROM open WHERE statement_note.transaction_id = open.transaction_id
 )
 UPDATE reconciliation_line SET finding = CASE
-    WHEN line_id IN (SELECT line_id FROM open) THEN $2
-    WHEN (SELECT payment_id FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) IS NOT NULL
-        THEN 'already_known'
-    ELSE (SELECT s.finding FROM statement_line s WHERE s.line_id = reconciliation_line.line_id) END
-WHERE run_id = $3 AND line_id = ANY($1::uuid[])
+    WHEN transaction_id IN (SELECT transaction_id FROM open) THEN $2
+    WHEN (SELECT payment_id FROM statement_note n WHERE n.transaction_id = reconciliation_line.transaction_id)
+        IS NOT NULL THEN 'already_known'
+    ELSE (SELECT n.finding FROM statement_note n WHERE n.transaction_id = reconciliation_line.transaction_id) END
+WHERE run_id = $3 AND transaction_id = ANY($1::uuid[])
 """
 
+# raw SQL: expression
 FOUND = """
-UPDATE statement_line SET finding = $2, payment_id = $3,
+UPDATE statement_note SET finding = $2, payment_id = $3, merchant_id = COALESCE($5, merchant_id),
     settled_at = CASE WHEN $3::uuid IS NOT NULL THEN $4::timestamptz END
-WHERE line_id = $1
-RETURNING *
+WHERE transaction_id = $1
+RETURNING transaction_id
 """
+"""Money of another merchant's payment is that merchant's to see."""
 
-FOUND_IN_RUN = "UPDATE reconciliation_line SET finding = $3 WHERE run_id = $1 AND line_id = $2"
+# raw SQL: lock
+LOCK_NOTE = """
+SELECT payment_id, set_aside_at FROM transaction JOIN statement_note USING (transaction_id)
+WHERE transaction_id = $1 FOR UPDATE
+"""
+"""Locks the transaction and then its note: what settles a line writes the transaction."""
 
-ASKED = "UPDATE statement_line SET asked_at = $2 WHERE line_id = $1"
-
-FIND_LINE = "SELECT * FROM statement_line WHERE line_id = $1"
-
-LOCK_ANY_LINE = "SELECT * FROM statement_line WHERE line_id = $1 FOR UPDATE"
-
+# raw SQL: array
 OPEN_LIKE = """
-SELECT * FROM statement_line
+SELECT * FROM noted_line
 WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
-    SELECT $4 UNION ALL (
-        SELECT line_id FROM statement_line
-        WHERE env = $1 AND shortcode = $2 AND amount = $3 AND merchant_id = $5 AND asked_at IS NOT NULL
-            AND finding IN ('new', 'not_found', 'ambiguous') AND finding = 'ambiguous' AND set_aside_at IS NULL
-        ORDER BY created_at DESC LIMIT 100)))
+    SELECT $4::uuid UNION ALL (
+        SELECT transaction_id FROM transaction JOIN receiver USING (receiver_id)
+            JOIN statement_note AS note USING (transaction_id)
+        WHERE receiver.env = $1 AND receiver.number = $2 AND amount_cents = $3 * 100::bigint AND direction = 'in'
+            AND subject_id IS NULL AND conflict_id IS NULL AND note.merchant_id = $5 AND asked_at IS NOT NULL
+            AND finding = 'ambiguous' AND set_aside_at IS NULL
+        ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """
 """The line that was asked about and the newest that it may have left alone: the new number may decide those too."""
 
+# raw SQL: expression
 LEARN = """
-UPDATE statement_line SET phone = COALESCE($2, phone), moments = COALESCE($3::timestamptz[], moments),
+UPDATE statement_note SET payer = COALESCE($2, payer), moments = COALESCE($3::timestamptz[], moments),
     is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4, is_to_us = $5
-WHERE line_id = $1
+WHERE transaction_id = $1
 """
 
+# raw SQL: aggregate
 FINISH = """
 WITH counted AS (
     SELECT count(*) AS lines,
@@ -257,23 +267,24 @@ UPDATE reconciliation_run SET status = $2, error = $3, finished_at = $4, lease_u
 FROM counted WHERE run_id = $1 AND status = 'running'
 """
 
-FIND_RUN = "SELECT * FROM reconciliation_run WHERE merchant_id = $1 AND env = $2 AND run_id = $3"
-
 RUNS = Listing(table="reconciliation_run", key="run_id", prefix="run")
 
 RUN_LINES = Listing(
     table="reconciliation_line",
-    key="line_id",
-    prefix="lin",
-    source="reconciliation_line JOIN statement_line USING (line_id)",
-    columns="statement_line.*, reconciliation_line.finding AS run_finding",
+    key="transaction_id",
+    prefix="txn",
+    source="reconciliation_line JOIN reconciliation_run USING (run_id) JOIN statement ON line_id = transaction_id",
+    columns="""transaction_id, line_id, statement.env, receipt, amount, amount_text, phone, reference, kind, moments,
+        asked_at, set_aside_at, statement.finding, reconciliation_line.finding AS run_finding,
+        CASE WHEN statement.merchant_id = reconciliation_run.merchant_id THEN payment_id END AS payment_id""",
     of_env=(),
     of_merchants=False,
     oldest_first=True,
 )
+"""The payment is shown to its own merchant only: a sandbox number is read by several."""
 
 
-def lines_of(run: Row, finding: str | None) -> Conditions:
+def lines_of(run: Found, finding: str | None) -> Conditions:
     """Return the conditions for the lines of a run."""
     found = Conditions(run["env"])
     found.add("run_id = {}", run["run_id"])
@@ -282,20 +293,13 @@ def lines_of(run: Row, finding: str | None) -> Conditions:
     return found
 
 
-LOOSE_LINES_OF_PAYER = """
-SELECT line_id FROM statement_line
-WHERE merchant_id = $1 AND phone = ANY($2::text[]) AND payment_id IS NULL AND line_id > $3
-ORDER BY line_id LIMIT $4
+# raw SQL: array
+NOTES_OF_CASE = """
+SELECT * FROM statement_note WHERE transaction_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[])
+FOR UPDATE NOWAIT
 """
 
-LINES_OF_CASE = """
-SELECT * FROM statement_line WHERE line_id = ANY($1::uuid[]) OR payment_id = ANY($1::uuid[]) FOR UPDATE
-"""
-
-ERASE = """
-UPDATE statement_line SET phone = $2, reference = $3, set_aside_reason = $4 WHERE line_id = $1
-"""
-
+# raw SQL: declared
 FORGET_RUNS = """
 WITH old AS (
     SELECT run_id FROM reconciliation_run WHERE run_id < $1 AND status <> 'running'
@@ -307,59 +311,74 @@ WITH old AS (
 DELETE FROM reconciliation_run WHERE run_id IN (SELECT run_id FROM old)
 """
 
-FORGET_LINES = """
-DELETE FROM statement_line WHERE line_id IN (
-    SELECT line_id FROM statement_line WHERE line_id < $1
+FORGET_NOTES = """
+DELETE FROM statement_note WHERE transaction_id IN (
+    SELECT transaction_id FROM statement_note WHERE transaction_id < $1
         AND (finding IN ('already_known', 'recovered', 'not_found') OR set_aside_at IS NOT NULL)
-        AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.line_id = statement_line.line_id)
-    ORDER BY line_id LIMIT $2 FOR UPDATE SKIP LOCKED
+        AND NOT EXISTS (SELECT 1 FROM reconciliation_line r WHERE r.transaction_id = statement_note.transaction_id)
+    ORDER BY transaction_id LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 """
 
-FIND_LINE_OF = "SELECT * FROM statement_line WHERE merchant_id = $1 AND env = $2 AND line_id = $3"
+# raw SQL: own connection - a view has no table class.
+FIND_LINE = "SELECT * FROM statement WHERE line_id = $1"
+FIND_LINE_OF = """
+SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR EXISTS (
+    SELECT 1 FROM reconciliation_line JOIN reconciliation_run USING (run_id)
+    WHERE transaction_id = $3 AND reconciliation_run.merchant_id = $1))
+"""
+"""A line of this merchant, or one that its runs have read: a sandbox number is read by several."""
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines that no payment explains, and that nobody has seen to."""
 
-FIND_ANY_RUN = "SELECT * FROM reconciliation_run WHERE run_id = $1"
-
+# raw SQL: join
 RUNS_OF_LINE = """
 SELECT reconciliation_run.run_id, started_at, reconciliation_line.finding
-FROM reconciliation_line JOIN reconciliation_run USING (run_id) WHERE line_id = $1 ORDER BY started_at DESC LIMIT 20
+FROM reconciliation_line JOIN reconciliation_run USING (run_id) WHERE transaction_id = $1
+ORDER BY started_at DESC LIMIT 20
 """
 
-LINES_OF_PAYMENT = "SELECT * FROM statement_line WHERE payment_id = $1 ORDER BY created_at LIMIT 20"
+LINES_OF_PAYMENT = """
+SELECT statement.* FROM statement
+WHERE line_id = ANY (ARRAY(
+        SELECT transaction_id FROM transaction WHERE subject_kind = 'payment' AND subject_id = $1
+        UNION SELECT note.transaction_id FROM statement_note AS note WHERE note.payment_id = $1))
+    AND payment_id = $1
+    AND EXISTS (SELECT 1 FROM reconciliation_line WHERE reconciliation_line.transaction_id = line_id)
+ORDER BY statement.created_at LIMIT 20
+"""
 
+# raw SQL: aggregate
 COUNT_UNRESOLVED = f"""
 SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
-        SELECT finding FROM statement_line
-        WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = $1 AND {UNRESOLVED}
+        SELECT finding FROM statement_note
+        WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}
         LIMIT 1000) AS open) AS lines
 """  # noqa: S608 - the clause above
 
 COUNT_UNRESOLVED_BY_FINDING = f"""
 SELECT world AS env, open.finding, count(*) AS count
 FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LATERAL (
-    SELECT finding FROM statement_line
-    WHERE statement_line.merchant_id = merchant.merchant_id AND statement_line.env = world AND {UNRESOLVED}
-    ORDER BY line_id DESC LIMIT 1000) AS open
+    SELECT finding FROM statement_note
+    WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = world AND {UNRESOLVED}
+    ORDER BY transaction_id DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
 """  # noqa: S608 - likewise
 
-SET_ASIDE = f"""
-UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id = $1 AND {UNRESOLVED} RETURNING merchant_id, env, finding
-"""  # noqa: S608 - likewise
-
+# raw SQL: join
 SET_ASIDE_OF_RUN = f"""
-UPDATE statement_line SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
-WHERE line_id IN (SELECT line_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
-    AND finding = 'not_found' AND {UNRESOLVED} RETURNING line_id
+UPDATE statement_note SET set_aside_at = $2, set_aside_by = $3, set_aside_reason = $4
+WHERE transaction_id IN (
+    SELECT transaction_id FROM statement_note
+    WHERE transaction_id IN (SELECT transaction_id FROM reconciliation_line WHERE run_id = $1 AND finding = 'not_found')
+        AND finding = 'not_found' AND {UNRESOLVED}
+    ORDER BY transaction_id FOR UPDATE
+) RETURNING transaction_id
 """  # noqa: S608 - likewise
 
-REGISTRATIONS = "SELECT * FROM pull_registration WHERE merchant_id = $1 AND env = $2 ORDER BY registered_at DESC"
-
+# raw SQL: aggregate
 COUNT_FAILING = """
 SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN LATERAL (
     SELECT status FROM reconciliation_run
@@ -367,3 +386,9 @@ SELECT count(*) FROM merchant CROSS JOIN unnest($1::text[]) AS world CROSS JOIN 
     ORDER BY run_id DESC LIMIT 1) AS last
 WHERE last.status = 'failed'
 """
+
+
+async def find_run(db: Database, run_id: str) -> Found | None:
+    """A run of any merchant."""
+    rows: list[dict[str, Any]] = await db.run(RunRow.select().where(RunRow.run_id == run_id))
+    return rows[0] if rows else None

@@ -45,7 +45,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 plugin = Plugin(
     name="refunds",
     summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
-    requires=("credentials", "callbacks", "payments"),
+    requires=("credentials", "callbacks", "transactions", "payments"),
     settings=RefundsSettings,
     scopes=(REFUNDS_READ, REFUNDS_WRITE),
     id_prefixes=(IdPrefix("rfd", "refund"),),

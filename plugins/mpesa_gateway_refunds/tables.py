@@ -74,7 +74,7 @@ RETURNING *
 
 LOCK_WHOLE = """
 SELECT * FROM refund WHERE merchant_id = $1 AND env = $2 AND payment_id = $3 AND is_whole AND status <> 'failed'
-FOR UPDATE
+ORDER BY refund_id FOR UPDATE
 """
 
 ACCEPTED = """
@@ -110,7 +110,9 @@ SELECT refund_id, merchant_id FROM (
 WHERE turn <= $3 ORDER BY turn, due_at LIMIT $2
 """
 
-OF_CASE = "SELECT * FROM refund WHERE payment_id = ANY($1::uuid[]) OR refund_id = ANY($1::uuid[]) FOR UPDATE"
+OF_CASE = """
+SELECT * FROM refund WHERE payment_id = ANY($1::uuid[]) OR refund_id = ANY($1::uuid[]) FOR UPDATE NOWAIT
+"""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest

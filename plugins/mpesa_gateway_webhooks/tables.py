@@ -86,6 +86,7 @@ FROM (
     LIMIT cardinality($1)
 ) AS made LEFT JOIN webhook_endpoint ON webhook_endpoint.merchant_id = made.merchant_id
     AND webhook_endpoint.env = made.env AND is_active
+ORDER BY event_id, endpoint_id
 RETURNING CASE WHEN status = 'pending' THEN delivery_id END
 """
 """Returns the ids of those that can be sent now, and NULL for each that waits for an endpoint."""
@@ -116,8 +117,12 @@ CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY d
 
 HAND_BACK = """
 UPDATE delivery SET leased_until = NULL
-FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS back
-WHERE delivery_id = id AND status = 'pending' AND leased_until = until
+FROM (
+    SELECT id FROM (
+        SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' AND leased_until = until ORDER BY delivery_id FOR UPDATE OF delivery
+) AS back WHERE delivery_id = id
 """
 
 DUE = """
@@ -150,18 +155,24 @@ WITH taken AS (
     LIMIT cardinality($1)
 ), delivered AS (
     UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
-        last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL,
+        last_attempt_at = $6::timestamptz, last_status = locked.status, last_error = NULL,
         delivered_at = $6::timestamptz,
-        ms = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN taken.ms END,
-        answer = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN NULLIF(taken.answer, '') END
-    FROM taken WHERE delivery_id = taken.id AND delivery.status = 'pending'
+        ms = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN locked.ms END,
+        answer = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN NULLIF(locked.answer, '') END
+    FROM (
+        SELECT id, taken.status, taken.ms, taken.answer FROM taken JOIN delivery ON delivery_id = id
+        WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+    ) AS locked WHERE delivery_id = locked.id
     RETURNING delivery_id, delivery.ms
 )
 INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
 SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer FROM taken
-WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL)
+WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL) ORDER BY attempt_id
 """
-"""The attempt stands in its delivery where it is the first one and the delivery was made after ``$7``."""
+"""Stores the attempt in its delivery if it is the first one and the delivery was made after ``$7``.
+
+Statements about many deliveries lock them in the order of their ids.
+"""
 
 FAILED = """
 UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
@@ -175,13 +186,20 @@ WHERE delivery_id = $1 AND status = 'pending'
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
-FROM (SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)) AS later
-WHERE delivery_id = id AND status = 'pending'
+FROM (
+    SELECT id, until FROM (
+        SELECT * FROM unnest($1::uuid[], $2::timestamptz[]) AS t(id, until) LIMIT cardinality($1)
+    ) AS t JOIN delivery ON delivery_id = id
+    WHERE status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+) AS later WHERE delivery_id = id
 """
 
 MAKE_WAIT = """
 UPDATE delivery SET status = 'waiting', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 MAKE_ORPHANS_WAIT = """
@@ -238,7 +256,10 @@ RETURNING delivery.delivery_id, status
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
-WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status = 'pending'
+    ORDER BY delivery_id FOR UPDATE
+)
 """
 
 
@@ -263,7 +284,7 @@ WITH chosen AS MATERIALIZED (
     SELECT delivery_id FROM delivery
     WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
         AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY delivery_id LIMIT $6
+    ORDER BY delivery_id LIMIT $6 FOR UPDATE
 ), kept AS ({_KEEP_ATTEMPT} WHERE delivery_id IN (SELECT delivery_id FROM chosen) ON CONFLICT DO NOTHING)
 UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
     ms = NULL, answer = NULL, endpoint_id = webhook_endpoint.endpoint_id
@@ -291,10 +312,9 @@ SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status =
 """
 
 ATTEMPTS_OF_CASE = """
-SELECT attempt_id, delivery_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id)
+SELECT attempt_id, delivery_id, answer FROM attempt JOIN delivery USING (delivery_id)
 WHERE payment_id = ANY($1::uuid[])
-UNION ALL
-SELECT NULL, delivery_id, answer FROM delivery WHERE payment_id = ANY($1::uuid[]) AND answer IS NOT NULL
+FOR UPDATE OF attempt NOWAIT
 """
 
 EVENTS_SINCE = """

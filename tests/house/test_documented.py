@@ -189,7 +189,7 @@ def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
     made: dict[str, set[str]] = {}
     for path in shipped_modules():
         package = next(part for part in path.parts if part in declared)
-        found = re.findall(r"\b_?ids\.new\(\s*[\"'](\w+)[\"']\)", path.read_text(encoding="utf-8"))
+        found = re.findall(r"\b_?ids\.new\(\s*[\"'](\w+)[\"'][,)]", path.read_text(encoding="utf-8"))
         made.setdefault(package, set()).update(found)
     kernels = declared["mpesa_gateway"]
     foreign = {package: names - declared[package] - kernels for package, names in made.items()}

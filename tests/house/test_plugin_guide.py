@@ -178,7 +178,7 @@ def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-thanks\nVersion: 1.0\n")
     lines = [f"{name} = {target}" for name, target in points.items()]
     (info / "entry_points.txt").write_text("\n".join(["[mpesa_gateway.plugins]", *lines]))
-    loaded = load(["credentials", "callbacks", "payments", "thanks"])
+    loaded = load(["credentials", "callbacks", "transactions", "payments", "thanks"])
     assert loaded[-1] is import_module("my_thanks.plugin").plugin
 
 

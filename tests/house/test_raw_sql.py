@@ -40,17 +40,10 @@ primary. ``own connection``: no table is bound to it. ``join``: Piccolo joins al
 declare none.
 """
 
-NOT_YET = frozenset(
-    {
-        "plugins/mpesa_gateway_payments/recovery_sql.py",
-        "plugins/mpesa_gateway_payments/transition_sql.py",
-        "plugins/mpesa_gateway_reconciliation/invariants.py",
-        "plugins/mpesa_gateway_reconciliation/tables.py",
-    }
-)
+NOT_YET: frozenset[str] = frozenset()
 """Files whose statements have not been looked at yet. No file is added."""
 
-LEAST_BUILT = 114
+LEAST_BUILT = 112
 """Builder queries that there are at least."""
 
 _STATEMENT = re.compile(

@@ -44,7 +44,15 @@ class Site:
         self.simulator_port, self.ports = free_port(), [free_port(), free_port()]
         public = f"http://127.0.0.1:{self.ports[0]}"
         self.values: dict[str, Any] = values | {
-            "plugins": ["credentials", "callbacks", "payments", "refunds", "reconciliation", "webhooks"],
+            "plugins": [
+                "credentials",
+                "callbacks",
+                "transactions",
+                "payments",
+                "refunds",
+                "reconciliation",
+                "webhooks",
+            ],
             "public_url": public,
             "daraja": {"sandbox_url": f"http://127.0.0.1:{self.simulator_port}/simulator"},
             "worker": {"grace": 5},

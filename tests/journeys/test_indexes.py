@@ -28,15 +28,17 @@ from tests.house.tree import ROOT, parsed, shipped_modules
 pytestmark = pytest.mark.as_owner
 
 BUILT: dict[str, str] = {
-    "api_key_merchant": "the keys of a merchant, by Piccolo's builder",
     "merchant_live": "partial: whether any merchant has live credentials, which is its condition",
     "ops_note_created": "notes that have been kept long enough, by the builder",
+    "payment_tally_counted": "the newest count, by the builder",
     "ops_session_operator": "an operator's sessions, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
     "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
     "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
     "sim_push_created": "the simulator's newest pushes, by the builder",
+    "statement_note_payer": "answers that show a payer who is erased, by the builder",
     "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
+    "transaction_loose_payer": "money of nothing from a payer who is erased, by the builder",
 }
 """Indexes that serve what a generic plan of a written statement does not show, and what that is."""
 
@@ -47,11 +49,11 @@ FILTERS: tuple[tuple[Listing, str], ...] = (
     (PAYMENTS, "amount = 1"),
     (PAYMENTS, WAITS_FOR_A_PERSON),
     (REFUNDS, "status = ''"),
-    (REFUNDS, "payment_id = ''"),
+    (REFUNDS, "payment_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),
     (DELIVERIES, "status = ''"),
     (DELIVERIES, "event_type = ''"),
-    (DELIVERIES, "payment_id = ''"),
+    (DELIVERIES, "payment_id = gen_random_uuid()"),
     (ENTRIES, "merchant_id = ''"),
     (ENTRIES, "action = ''"),
     (ENTRIES, "subject_id = ''"),

@@ -39,7 +39,7 @@ TABLES = """
 SELECT relname FROM pg_class
 WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'mpesa'::regnamespace
 """
-LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement_line ORDER BY line_id"
+LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement ORDER BY line_id"
 
 
 @pytest.fixture
@@ -204,6 +204,8 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
         await town.api.pay(phone, 60, key=phone, reference="table 4")
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
+    # Money that no payment explains: its note goes, the transaction stays.
+    await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
     await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
     before = await counts(town)
@@ -225,9 +227,9 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert await db.fetchval("SELECT count(answer) FROM delivery") == 0
-    assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_line": 1, "audit_entry": 1}
+    assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_note": 1, "audit_entry": 1}
     assert await town.gateway.audit.verify() == 1
-    assert await db.fetchval("SELECT finding FROM statement_line") == "ambiguous"
+    assert await db.fetchval("SELECT finding FROM statement_note") == "ambiguous"
 
     # The keys are gone, and still make nothing a second time.
     again = await town.api.pay(
@@ -259,7 +261,7 @@ GOES = {
     "status_check",
     "reconciliation_run",
     "reconciliation_line",
-    "statement_line",
+    "statement_note",
     "audit_entry",
 }
 
@@ -286,7 +288,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
         "refused_callback",
         "event",
         "refund",
-        "statement_line",
+        "transaction",
         "delivery",
     }
 
@@ -301,7 +303,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
         "refused callbacks": 2,
         "events": 3,
         "refunds": 1,
-        "statement lines": 3,
+        "transactions": 3,
         "attempts at delivery": 2,
     }
     assert await standing(town) == []
@@ -427,7 +429,12 @@ async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Tow
     assert await broken(town.gateway) == {}
     # The callback has brought the number again, in Daraja's name of the push too: it goes once it is old enough.
     assert (await erase(town)).cases == 0
-    assert {row.partition(":")[0] for row in await standing(town)} == {"callback", "event", "payment"}
+    assert {row.partition(":")[0] for row in await standing(town)} == {
+        "callback",
+        "event",
+        "payment",
+        "transaction",
+    }
     later(town, timedelta(hours=60))
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
 

@@ -1,344 +1,317 @@
-"""Every path locks in one order: keys, refunds, payments, rows that are only inserted, the audit log."""
+"""Every transaction locks rows in one order, and no two wait for each other: docs/reliability.md."""
 
+import ast
 import asyncio
-import random
+import importlib
+import os
 import re
-from collections import defaultdict
-from collections.abc import Coroutine, Iterator
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
-from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway.db.columns import Columns
+from mpesa_gateway.db.named import Named
+from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_payments import tables, transition_sql
-from mpesa_gateway_payments.desk import PaymentDesk
-from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_refunds.queries import RefundQueries
+from tests.collisions import PLAYED, Collisions
 from tests.conftest import Town
-from tests.daraja import Daraja, fault, result, stk_callback
+from tests.daraja import Daraja
+from tests.house.tree import ROOT, parsed, shipped_modules
+from tests.locks import RANKS, TURN, Recorder, count_deadlocks, lockings, tables_of, unsorted_changes
 from tests.owner import as_owner
-from tests.plugins.reconciliation.test_reconciliation import RUN, page
-from tests.plugins.reconciliation.test_reconciliation import row as line
+from tests.paths import Paths
+from tests.rare_paths import RarePaths
 
-RANKS = {
-    "idempotency_key": 0,
-    # What is about a payment, and is locked before it.
-    "refund": 1,
-    "status_check": 1,
-    "payment": 2,
-    "transaction": 3,
-    "account_number": 4,
-    # A line is a witness of money: its payment is locked before it.
-    "statement_line": 5,
-    "reconciliation_line": 5,
-    "outgoing_receipt": 5,
-    "payment_step": 5,
-    "event": 5,
-    "event_task": 5,
-    "delivery": 5,
-    "callback": 5,
-    "audit_entry": 6,
+ROUNDS = int(os.environ.get("MPESA_GATEWAY_TEST_ROUNDS", "40"))
+"""`just deadlocks 10000` plays 10,000."""
+
+SHARE = 200
+"""Rounds of one database: with many more rows each round would take longer."""
+
+_ALONE = "alone in its transaction, and its order is read from its text"
+_LIVE = "live receivers only: locks one receiver, then one shortcode, then the audit log"
+_TIMED = "run by a timer, which is at times quicker than the test; its order is read from its text"
+
+UNPLAYED = {
+    "mpesa_gateway.db.outbox.DUE_TASKS": _TIMED,
+    "mpesa_gateway_callbacks.tables.COUNT_REPEATED": _ALONE,
+    "mpesa_gateway_credentials.tables.LOCK_RECEIVER": _LIVE,
+    "mpesa_gateway_payments.due_sql.CLAIM_DUE_OF": _TIMED,
+    "mpesa_gateway_webhooks.tables.CANCEL": _ALONE,
+    "mpesa_gateway_webhooks.tables.CLAIM_OF_ENDPOINT": _ALONE,
+    "mpesa_gateway_webhooks.tables.HAND_BACK": _ALONE,
+    "mpesa_gateway_webhooks.tables.MAKE_WAIT": _ALONE,
+    "mpesa_gateway_webhooks.tables.PUT_OFF": _ALONE,
+    "plugins/mpesa_gateway_credentials/ownership.py: allow_use": _LIVE,
+    "plugins/mpesa_gateway_credentials/ownership.py: move_receiver": _LIVE,
+    "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
+    "plugins/mpesa_gateway_payments/due_sql.py: ask_again": _TIMED,
+    "plugins/mpesa_gateway_payments/due_sql.py: claim_due": _TIMED,
+    "plugins/mpesa_gateway_reconciliation/service.py: _beat": _ALONE,
+    "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, by NOWAIT",
+    "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
-"""The place of each table in the order of tables.md; rows that are only inserted share one."""
+"""Statements that lock rows, and functions that build such a query, that no path plays, and why that is no gap."""
 
-_WRITES = re.compile(r"\b(?:UPDATE|INSERT INTO|DELETE FROM)\s+([a-z_]+)", re.IGNORECASE)
-_NEW_REFUND = re.compile(r"\bINSERT INTO refund\b", re.IGNORECASE)
-"""A new refund is written under the lock of its payment. Only another refund of the whole rest waits for its row, and
-that one waits for the payment before; a row that is sent again was locked before the payment."""
-
-_LOCKS = re.compile(r"\bFOR (?:NO KEY )?UPDATE\b(?:\s+OF\s+([a-z_]+))?", re.IGNORECASE)
-_FROM = re.compile(r"\b(?:FROM|JOIN)\s+([a-z_]+)(?:\s+AS\s+([a-z_]+))?", re.IGNORECASE)
-
-
-def locked(sql: str) -> list[str]:
-    """The tables whose rows a statement locks, in the order in which they stand in it."""
-    found: list[tuple[int, str]] = [(one.start(), one[1].lower()) for one in _WRITES.finditer(sql)]
-    for lock in _LOCKS.finditer(sql):
-        begins = sql.upper().rfind("SELECT", 0, lock.start())
-        names = [(one[1].lower(), (one[2] or "").lower()) for one in _FROM.finditer(sql, begins, lock.start())]
-        of = (lock[1] or "").lower()
-        found += [(begins, name) for name, alias in names if not of or of in {name, alias}]
-    return [name for _, name in sorted(found) if name in RANKS and not _NEW_REFUND.search(sql)]
-
-
-def out_of_order(statements: list[str]) -> list[str]:
-    """The locks of one transaction that come after a later one in the order."""
-    held: list[str] = []
-    wrong: list[str] = []
-    for sql in statements:
-        for name in locked(sql):
-            if name in held:
-                continue
-            later = [one for one in held if RANKS[one] > RANKS[name]]
-            if later:
-                wrong.append(f"{name} after {', '.join(later)}: {' '.join(sql.split())[:200]}")
-            held.append(name)
-    return wrong
-
-
-class Recorder:
-    """The statements of each transaction, by connection."""
-
-    def __init__(self) -> None:
-        self.transactions: list[list[str]] = []
-        self._open: dict[int, list[str]] = defaultdict(list)
-
-    def note(self, connection: object, query: str) -> None:
-        """One statement of a connection."""
-        word = query.strip().upper()
-        if word.startswith(("BEGIN", "COMMIT", "ROLLBACK;")):
-            self.transactions.append(self._open.pop(id(connection), []))
-        elif id(connection) in self._open or query:
-            self._open[id(connection)].append(query)
-            if not self._is_in_transaction(connection):
-                self.transactions.append(self._open.pop(id(connection)))
-
-    @staticmethod
-    def _is_in_transaction(connection: object) -> bool:
-        return bool(cast("Any", connection).is_in_transaction())
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Records each statement of every connection of asyncpg's."""
-    found = Recorder()
-
-    def recording(name: str) -> None:
-        plain = getattr(asyncpg.Connection, name)
-
-        async def run(connection: Any, query: str, *args: Any, **options: Any) -> Any:
-            done = await plain(connection, query, *args, **options)
-            found.note(connection, query)
-            return done
-
-        monkeypatch.setattr(asyncpg.Connection, name, run)
-
-    for name in ("execute", "fetch", "fetchrow", "fetchval"):
-        recording(name)
-    return found
+PLAIN = {
+    "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
+    "audit_policy": "written by a migration",
+    "gateway_secret": "written one row at a time",
+    "migration": "written by one process at a time",
+    "ops_note": "written one row at a time",
+    "ops_operator": "written one row at a time",
+    "ops_session": "deleted, and written one row at a time",
+    "pull_registration": "written one row at a time",
+    "refused_callback": "inserted, and locked without waiting",
+}
+"""Tables without a place in the order, and why they need none."""
 
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nothing is asked about but on demand."""
-    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600]}}
+    """Payments and refunds are asked about on demand only."""
+    return values | {
+        "daraja": {"sandbox_url": daraja.base},
+        "refunds": {"ask_after": [3600]},
+        "reconciliation": {"tries": 1, "page_pause": 0},
+    }
 
 
-class Paths:
-    """Everything that can happen to payments and refunds, one thing at a time."""
+@pytest.fixture
+def of_tests() -> bool:
+    """Whether statements of the test itself are recorded."""
+    return False
 
-    def __init__(self, town: Town, daraja: Daraja) -> None:
-        self.town, self.daraja = town, daraja
-        self.number = 0
-        self.merchant_id = ""
 
-    async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
-        """A callback to the address that was made for its subject."""
-        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
-        url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
-        answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
-        assert answer.status == 200, answer.body
-
-    async def pay(self) -> dict[str, Any]:
-        """A payment that Daraja has taken."""
-        self.number += 1
-        made: dict[str, Any] = (
-            await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
-        ).data
-        self.merchant_id = made["merchant_id"]
-        return made
-
-    async def paid(self, *, times: int = 1) -> dict[str, Any]:
-        """One that was paid, and its callback repeated."""
-        made = await self.pay()
-        body = stk_callback(made["provider_ref"], receipt=f"TKN{self.number:07}")
-        await asyncio.gather(*(self.call_back("stk", made["id"], body) for _ in range(times)))
-        return made
-
-    async def sent_again(self) -> None:
-        """A push that was not sent, and then was."""
-        self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
-        number = self.number = self.number + 1
-        for status in (503, 201):
-            assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
-
-    async def expired(self) -> None:
-        """One that M-Pesa never knew."""
-        self.daraja.say("stkpush", (500, b"<html>"))
-        made = await self.pay()
-        await self.town.gateway.db.execute(
-            "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
-        )
-        await self.town.gateway.services.get(StkQueries).ask(made["id"])
-
-    async def held(self) -> None:
-        """One whose money is not what was asked for, and a person who sees to it."""
-        made = await self.pay()
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
-        desk = self.town.gateway.services.get(PaymentDesk)
-        await desk.look_after(made["id"], "seen to", actor="a person")
-
-    async def waiting(self) -> None:
-        """A callback that came before we could know what it is about, offered by a person."""
-        made = await self.pay()
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
-        callback_id = await self.town.gateway.db.fetchval(
-            "SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 1"
-        )
-        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
-        await self.town.gateway.services.get(CallbackDispatcher).sweep()
-
-    async def refunded(self, *, code: int = 0) -> None:
-        """One whose money goes back, in part and then the rest."""
-        made = await self.paid()
-        headers = {"Idempotency-Key": f"r{self.number}"}
-        for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
-            answer = await self.town.api.call("POST", "/v1/refunds", body, headers=headers if "amount" in body else {})
-            says = {"OriginalTransactionID": answer.data["receipt"]}
-            said = result(code, transaction_id=f"{answer.data['receipt'][:9]}{len(body)}", says=says)
-            await self.call_back("reversal", answer.data["id"], said)
-
-    async def refund_unsent(self) -> None:
-        """A refund that was not sent, and then was."""
-        made = await self.paid()
-        self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
-        body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
-        await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
-        refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
-        await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
-
-    async def checked(self) -> None:
-        """One that M-Pesa is asked about, and calls reversed."""
-        made = await self.paid()
-        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
-        says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
-        await self.call_back("status", check["check_id"], result(0, says=says))
-
-    async def reconciled(self) -> None:
-        """Some that a statement names, one that the rule finds, one that a person assigns, and a reversal."""
-        paid, own, known = await self.paid(), await self.pay(), await self.pay()
-        twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
-        by_rule = await self.pay_at_table("alone", 700)
-        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
-        lines = [
-            line(receipt),
-            line("OWN0000001", reference=own["reference"]),
-            line("AMOUNT0001", 5, reference=known["reference"]),
-            line("TWIN000001", 600, reference="table 4"),
-            line("RULE000001", 700, reference="table 4"),
-            line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
-        ]
-        self.daraja.say("pullquery", page(*lines))
-        run = (await self.town.api.call("POST", RUN, {})).data
-        assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
-        assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
-        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM statement_line WHERE receipt = 'TWIN000001'")
-        path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
-        assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
-
-    async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
-        """A payment with a reference of the merchant's."""
-        made: dict[str, Any] = (
-            await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
-        ).data
-        return made
-
-    async def called_reversed(self) -> None:
-        """A receipt that M-Pesa calls reversed, and the callback of its payment after that."""
-        made = await self.pay()
-        check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
-        says = {
-            "ReceiptNo": "GONE000001",
-            "TransactionStatus": "Reversed",
-            "Amount": "500.00",
-            "CreditPartyName": "174379 - SHOP",
-        }
-        await self.call_back("status", check["check_id"], result(0, says=says))
-        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await self.town.gateway.services.get(OutsideReversals).take_noted()
-
-    async def ended(self) -> None:
-        """Some whose time is up."""
-        made = await self.pay()
-        await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
-        await self.town.gateway.services.get(Expiry).end_due()
-
-    def all(self) -> Iterator[Any]:
-        """Each once."""
-        yield self.paid(times=3)
-        yield self.sent_again()
-        yield self.expired()
-        yield self.held()
-        yield self.waiting()
-        yield self.refunded()
-        yield self.refunded(code=1)
-        yield self.refund_unsent()
-        yield self.checked()
-        yield self.reconciled()
-        yield self.called_reversed()
-        yield self.ended()
+@pytest.fixture
+async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
+    """Records the locks of each transaction from here on."""
+    found = Recorder(of_tests=of_tests)
+    async with as_owner(town.gateway) as owner:
+        await found.install(owner)
+    with pytest.MonkeyPatch.context() as patch:
+        found.follow(patch)
+        yield found
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_every_path_locks_in_the_order_of_the_tables(recorder: Recorder, town: Town, daraja: Daraja) -> None:
-    recorder.transactions.clear()
-    for path in Paths(town, daraja).all():
+async def test_every_path_locks_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
+    for path in RarePaths(town, daraja).all():
         await path
-    seen = {name for statements in recorder.transactions for sql in statements for name in locked(sql)}
-    assert {"idempotency_key", "refund", "payment", "payment_step", "event", "callback", "status_check"} <= seen
-    assert {"statement_line", "reconciliation_line", "outgoing_receipt"} <= seen
-    wrong = {one for statements in recorder.transactions for one in out_of_order(statements)}
-    assert wrong == set()
+    assert list(recorder.wrong) == []
+    # An order that is not looked at is none.
+    assert RANKS.keys() & {TURN, *recorder.catalogue.primary} == recorder.seen
+    assert set(unplayed(recorder, town.gateway.db.columns)) - UNPLAYED.keys() == set()
+    assert {name for name in recorder.unranked if not name.startswith("sim_")} == PLAIN.keys()
 
 
-@pytest.mark.usefixtures("initiated")
-async def test_all_paths_against_each_other_end_without_a_deadlock(
-    town: Town, daraja: Daraja, database_url: str
+_PARAMETER = re.compile(r"\$\d+")
+
+
+def _text(sql: str) -> str:
+    """A statement without its spaces and the numbers of its parameters: deferred writes are sent as one statement."""
+    return _PARAMETER.sub("$", " ".join(sql.split()))
+
+
+def unplayed(recorder: Recorder, columns: Columns) -> Iterator[str]:
+    """The statements of the product that lock rows, and the functions that build such a query, that no path ran."""
+    ran = "\n".join(map(_text, recorder.statements))
+    for name, sql in statements():
+        if tables_of(sql) & RANKS.keys() and not any(_text(one) in ran for one in (sql, columns.spell_out(sql))):
+            yield name
+    callers = {(Path(file), name) for file, name in recorder.callers}
+    for path in shipped_modules():
+        if "simulator" not in path.as_posix():
+            for name, table in builders(path):
+                if table in RANKS and (path, name) not in callers:
+                    yield f"{path.relative_to(ROOT).as_posix()}: {name}"
+
+
+def builders(path: Path) -> Iterator[tuple[str, str]]:
+    """The functions of a module that build an UPDATE, DELETE or INSERT with Piccolo, each with the table."""
+    for function in ast.walk(parsed(path)):
+        if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef):
+            for node in ast.walk(function):
+                match node:
+                    case ast.Attribute(ast.Name(row), "update" | "delete" | "insert") if row.endswith("Row"):
+                        yield function.name, vars(module_of(path))[row]._meta.tablename
+                    case _:
+                        pass
+
+
+def module_of(path: Path) -> ModuleType:
+    """The module of a file that is shipped."""
+    name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
+    return importlib.import_module(name.removesuffix(".__init__"))
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """The statements that modules of the product name, by these names."""
+    for path in shipped_modules():
+        name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
+        if name.endswith(("__main__", "pytest_plugin")) or "simulator" in name:
+            continue
+        for constant, value in vars(module_of(path)).items():
+            sql = value.sql if isinstance(value, Named) else value
+            if isinstance(sql, str) and any(word in sql for word in ("UPDATE", "DELETE FROM ", "INSERT INTO ")):
+                yield f"{name}.{constant}", sql
+
+
+def test_statement_about_several_rows_locks_them_in_order(recorder: Recorder) -> None:
+    found = dict(statements())
+    assert [name for name, sql in found.items() if unsorted_changes(sql, recorder.catalogue)] == []
+    assert len(found) > 60
+    for name, sql in found.items():
+        for clause in lockings(sql):
+            for table in clause.tables:
+                is_sorted = table not in RANKS or clause.is_sorted(table, recorder.catalogue)
+                assert not clause.waits or is_sorted, name
+
+
+# -- violations are found ----------------------------------------------------------------------------------------------
+
+TWO = "SELECT payment_id FROM payment WHERE payment_id = ANY($1::uuid[])"
+MARK = "UPDATE payment SET updated_at = now()"
+KEY = "UPDATE idempotency_key SET leased_until = now() WHERE key = (SELECT min(key) FROM idempotency_key)"
+
+
+@pytest.mark.parametrize("of_tests", [True])
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        pytest.param([f"{TWO} ORDER BY payment_id FOR UPDATE"], [], id="sorted"),
+        pytest.param([f"{TWO} FOR UPDATE"], ["rows of payment are locked in no order"], id="unsorted"),
+        pytest.param([f"{TWO} FOR UPDATE SKIP LOCKED"], [], id="skips"),
+        pytest.param([f"{TWO} FOR UPDATE NOWAIT"], [], id="does not wait"),
+        pytest.param(["FIRST", "SECOND"], [], id="ascending"),
+        pytest.param(["SECOND", "FIRST"], ["payment FIRST after a greater one"], id="descending"),
+        pytest.param(["SECOND", "FIRST", "SECOND"], ["payment FIRST after a greater one"], id="held already"),
+        pytest.param([f"{MARK} WHERE amount = 500"], ["payment FIRST after a greater one"], id="as Postgres goes"),
+        pytest.param([KEY, "FIRST"], [], id="key before payment"),
+        pytest.param(["FIRST", KEY], ["idempotency_key after payment"], id="payment before key"),
+        pytest.param(
+            [f"WITH one AS ({TWO} ORDER BY payment_id FOR UPDATE) {KEY} AND EXISTS (SELECT FROM one)"],
+            ["idempotency_key after payment"],
+            id="in one statement",
+        ),
+        pytest.param(
+            ["SAVEPOINT one", "FIRST", "ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one", KEY], [], id="undone"
+        ),
+    ],
+)
+async def test_lock_out_of_order_is_found(
+    town: Town, daraja: Daraja, recorder: Recorder, statements: list[str], found: list[str]
 ) -> None:
-    paths, chance = Paths(town, daraja), random.Random(7)  # noqa: S311 - a test's order
-    payments = await asyncio.gather(*(paths.pay() for _ in range(4)))
-    queries = town.gateway.services.get(StkQueries)
-    dispatcher = town.gateway.services.get(CallbackDispatcher)
-    operators = town.gateway.services.get(CallbackOperatorService)
-    outcomes: list[Any] = []
-    for number in range(30):
-        made = chance.choice(payments)
-        receipt = f"TKN{chance.randrange(6):07}"
-        work: list[Coroutine[Any, Any, Any]] = [
-            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt=receipt)),
-            paths.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032)),
-            paths.call_back("stk", payments[0]["id"], stk_callback(payments[0]["provider_ref"], receipt=receipt)),
-            queries.ask(made["id"], is_forced=True),
-            dispatcher.sweep(),
-            town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]}),
-            town.api.call(
-                "POST",
-                "/v1/refunds",
-                {"payment_id": made["id"], "amount": 5},
-                headers={"Idempotency-Key": f"p{number}"},
-            ),
-            town.api.pay("254711000001", 500, key=f"k{chance.randrange(5)}"),
-        ]
-        for row in await town.gateway.db.fetch(
-            "SELECT refund_id, receipt FROM refund WHERE status = 'pending' LIMIT 2"
-        ):
-            said = result(chance.choice((0, 1)), transaction_id=f"REV{number:05}X", says={})
-            work.append(paths.call_back("reversal", row["refund_id"], said))
-        rows = await town.gateway.db.fetch("SELECT callback_id FROM callback ORDER BY random() LIMIT 2")
-        work += [operators.replay(row["callback_id"], actor="a person") for row in rows]
-        chance.shuffle(work)
-        outcomes += await asyncio.gather(*work, return_exceptions=True)
-    failed = [one for one in outcomes if isinstance(one, BaseException)]
-    assert failed == []
-    other = await asyncpg.connect(database_url)
-    assert await other.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 0
-    await other.close()
+    paths, db = Paths(town, daraja), town.gateway.db
+    first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
+    # In the table it stands after the other one now.
+    await db.execute(f"{MARK} WHERE payment_id = $1", first)
+    lock: dict[str, tuple[str, list[str]]] = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
+    async with db.transaction():
+        for sql in statements:
+            if "SAVEPOINT" in sql:
+                await db.execute(sql)
+                continue
+            statement, ids = lock.get(sql, (sql, [first, second]))
+            await db.fetch(statement, *([ids] if "$1" in statement else []))
+    said = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
+    assert said == found
+
+
+@pytest.mark.parametrize("of_tests", [True])
+async def test_rows_inserted_in_no_order_are_found(town: Town, recorder: Recorder) -> None:
+    sql = """
+    INSERT INTO outgoing_receipt (env, receipt, noted_at)
+    SELECT 'sandbox', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
+    """
+    await town.gateway.db.execute(sql, ["OUT0000001", "OUT0000002"])
+    assert list(recorder.wrong) == []
+    await town.gateway.db.execute(sql, ["OUT0000004", "OUT0000003"])
+    assert [one.partition(":")[0] for one in recorder.wrong] == ["rows of outgoing_receipt are inserted in no order"]
+
+
+# -- all against each other --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def quick_to_see(database_url: str) -> None:
+    """Postgres looks for a deadlock at once, on every connection that is made from here on."""
+    connection = await asyncpg.connect(database_url)
+    name = database_url.rpartition("/")[2]
+    await connection.execute(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '20ms'")
+    await connection.close()
+
+
+END_OTHERS = """
+SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+RUNNING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = ANY($1::integer[]))"
+
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+async def deadlocks_of(database_url: str) -> int:
+    """How many deadlocks Postgres has counted in a database; ends all connections to it."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        # A connection reports what it has counted after a while, or when it ends.
+        ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
+        while await connection.fetchval(RUNNING, ended):  # noqa: ASYNC110 - Postgres has no event for it
+            await asyncio.sleep(0.05)
+        return int(await connection.fetchval(DEADLOCKS))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("seed", "rounds"), [(7 + at, min(SHARE, ROUNDS - at * SHARE)) for at in range(-(-ROUNDS // SHARE))]
+)
+@pytest.mark.usefixtures("quick_to_see", "initiated")
+async def test_all_paths_against_each_other_end_without_a_deadlock(
+    town: Town,
+    daraja: Daraja,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    seed: int,
+    rounds: int,
+) -> None:
+    found = count_deadlocks(monkeypatch, dawdle=0.004)
+    collisions = Collisions(Paths(town, daraja), seed=seed)
+    await collisions.play(rounds)
+    assert await town.gateway.db.fetchval("SHOW deadlock_timeout") == "20ms"
+    counted = await deadlocks_of(database_url)
+    record_property(PLAYED, {"rounds": rounds, "deadlocks": counted, "paths": dict(collisions.played)})
+    assert found == []
+    assert counted == 0
+    assert collisions.failed == []
+
+
+@pytest.mark.usefixtures("quick_to_see")
+async def test_deadlock_is_counted(
+    town: Town, daraja: Daraja, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = count_deadlocks(monkeypatch)
+    paths, db, both = Paths(town, daraja), town.gateway.db, asyncio.Barrier(2)
+    first, second = [(await paths.pay())["id"] for _ in range(2)]
+
+    async def lock(*payments: str) -> None:
+        async with db.transaction():
+            await db.fetchrow(tables.LOCK, [payments[0]])
+            await both.wait()
+            await db.fetchrow(tables.LOCK, [payments[1]])
+
+    outcomes = await asyncio.gather(lock(first, second), lock(second, first), return_exceptions=True)
+    assert [type(one) for one in outcomes if one is not None] == [asyncpg.DeadlockDetectedError]
+    assert len(found) == 1
+    assert await deadlocks_of(database_url) == 1
 
 
 SLOWLY = """
@@ -371,18 +344,3 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
     # One of them is first, and the other one's receipts have been used.
     assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2
-
-
-@pytest.mark.parametrize(
-    ("statements", "count"),
-    [
-        (["SELECT * FROM payment WHERE payment_id = $1 FOR UPDATE", "UPDATE refund SET x = 1"], 1),
-        (["SELECT * FROM refund FOR UPDATE", "UPDATE payment SET x = 1", "INSERT INTO callback VALUES (1)"], 0),
-        (["UPDATE payment SET x = 1", "UPDATE idempotency_key SET y = 1", "UPDATE payment SET x = 2"], 1),
-        (["WITH a AS (UPDATE idempotency_key SET x = 1), b AS (INSERT INTO payment VALUES (1)) SELECT 1"], 0),
-        (["SELECT 1 FROM payment JOIN refund USING (payment_id) FOR UPDATE OF refund"], 0),
-        (["INSERT INTO event VALUES (1)", "SELECT * FROM payment FOR UPDATE"], 1),
-    ],
-)
-def test_a_lock_out_of_order_is_found(statements: list[str], count: int) -> None:
-    assert len(out_of_order(statements)) == count

@@ -202,7 +202,7 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     await town.gateway.db.execute("UPDATE sim_result SET due_at = now()")
 
     async def answered() -> Any:
-        return await town.gateway.db.fetchrow("SELECT * FROM statement_line WHERE finding <> 'ambiguous'")
+        return await town.gateway.db.fetchrow("SELECT * FROM noted_line WHERE finding <> 'ambiguous'")
 
     line = await eventually(answered)
     assert (line["finding"], line["payment_id"]) == ("not_found", None)

@@ -16,7 +16,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import Api, eventually, shop
 from mpesa_gateway.testing.standby import Standby, database_of, running_primary, running_standby
-from tests.identifiers import literal
+from tests.identifiers import expression
 from tests.journeys.site import Site, books, running_site, until_up
 
 _PAYMENTS, _ROWS = 15, 30_000
@@ -25,12 +25,13 @@ _FILL = f"""
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT overlay({literal("pay")} PLACING lpad(i::text, 12, '0') FROM 25)::uuid, merchant_id, 'sandbox', 'mpesa',
+SELECT {expression("pay", "at", "i")}, merchant_id, 'sandbox', 'mpesa',
     '174379', (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 1 + i % 100, 'KES', '254711000001',
     'ROW' || i, false, 'Payment', 'fill-' || i, 'failed', 'expired', now(),
-    now() - interval '1 day' - i * interval '1 second', now()
-FROM merchant, generate_series(1, $1::int) AS i
-"""  # noqa: S608 - an id of ours
+    at, now()
+FROM merchant, (
+    SELECT i, now() - interval '1 day' - i * interval '1 second' AS at FROM generate_series(1, $1::int) AS i) AS made
+"""  # noqa: S608 - ids that the test chose
 
 
 @dataclass

@@ -46,7 +46,7 @@ PAYERS = {
     "is asked for by name": "0112345678",
 }
 NOMINATED = "254733987654"
-PLUGINS = "credentials,callbacks,payments,refunds,reconciliation,webhooks,ops"
+PLUGINS = "credentials,callbacks,transactions,payments,refunds,reconciliation,webhooks,ops"
 
 
 def random_secret(size: int = 40) -> str:

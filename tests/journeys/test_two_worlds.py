@@ -190,6 +190,7 @@ UNIQUE_ACROSS_ENVS = {
     "reconciliation_run_one_at_a_time": "a receiver is of one env",
     "refund_whole": "a payment is of one env",
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
+    "transaction_subject": "a payment, refund or payout is of one env",
 }
 """Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
 
@@ -224,7 +225,7 @@ BENT = [
     ("UPDATE idempotency_key SET env = 'live', key = key || 'x'", "payments.env_is_its_payments"),
     ("UPDATE event SET env = 'live'", "webhooks.delivery_is_its_events"),
     ("UPDATE delivery SET env = 'live'", "webhooks.delivery_is_its_events"),
-    ("UPDATE statement_line SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
+    ("UPDATE transaction SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
     ("UPDATE reconciliation_run SET env = 'live'", "reconciliation.env_is_its_runs"),
 ]
 """Statements that move a row to another env than its parent's, and the invariant that notices."""
@@ -251,8 +252,11 @@ async def test_postgres_refuses_a_child_of_another_env_than_its_parent(worlds: W
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",
         (
-            "UPDATE statement_line SET payment_id = (SELECT payment_id FROM payment WHERE env = 'live') "
-            "WHERE env = 'sandbox' AND payment_id IS NOT NULL"
+            "INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount_text, is_timed, is_of_till, "
+            "created_at, settled_at, finding, payment_id) "
+            "SELECT transaction_id, merchant_id, env, ARRAY[now()], '', true, false, now(), now(), 'recovered', "
+            "(SELECT payment_id FROM payment WHERE env = 'live') FROM transaction WHERE env = 'sandbox' "
+            "ON CONFLICT (transaction_id) DO UPDATE SET payment_id = excluded.payment_id, finding = 'recovered'"
         ),
         "UPDATE delivery SET env = 'live' WHERE env = 'sandbox'",
         "UPDATE webhook_endpoint SET env = 'live', is_active = false WHERE env = 'sandbox'",

@@ -69,7 +69,7 @@ def shared_url(servers: Servers) -> Generator[str]:
 def test_there_is_one_of_each_kind() -> None:
     assert len(allowed()) == len(set(allowed()))
     found = {frozenset(names) for names in allowed()}
-    expected = ((), ALL, INSTALLED, ("credentials", "callbacks", "payments"), ("ops",))
+    expected = ((), ALL, INSTALLED, ("credentials", "callbacks", "transactions", "payments"), ("ops",))
     assert {frozenset(names) for names in expected} <= found
     assert frozenset(("credentials", "payments")) not in found
     assert ONLOOKERS == ("traces",)

@@ -65,7 +65,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, entry
 
 
 def test_plugins_are_loaded_in_the_order_listed_and_a_hosts_own_come_last() -> None:
-    names = ("webhooks", "credentials", "callbacks", "payments")
+    names = ("webhooks", "credentials", "callbacks", "transactions", "payments")
     assert [plugin.name for plugin in load(names, [SHOP])] == [*names, "shop"]
     assert load(()) == ()
 

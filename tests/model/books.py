@@ -151,9 +151,8 @@ SETTLED: dict[str, str] = {
     "lost: money that stands nowhere": """
         SELECT t.receipt FROM sim_transaction t
         WHERE t.party = '' AND NOT t.is_out
-            AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt OR p.received_receipt = t.receipt)
-            AND NOT EXISTS (SELECT 1 FROM statement_line l WHERE l.receipt = t.receipt
-                AND l.finding IN ('not_found', 'ambiguous') AND l.payment_id IS NULL)
+            AND NOT EXISTS (SELECT 1 FROM transaction x WHERE x.env = t.env AND x.direction = 'in'
+                AND x.receipt = t.receipt AND x.amount_cents = t.amount * 100::bigint)
     """,
     "invented: paid, and the money is not in M-Pesa's ledger": """
         SELECT payment_id FROM paid p
@@ -214,11 +213,12 @@ async def wrong(db: Any, now: datetime, known: Known, *, has_settled: bool = Fal
 
 LEFT_TO_A_PERSON = f"""
 WITH {truth(has_worlds=True)}
-SELECT l.line_id, l.merchant_id, l.env, p.payment_id FROM statement_line l
+SELECT n.transaction_id AS line_id, n.merchant_id, n.env, p.payment_id
+FROM statement_note n JOIN transaction l USING (transaction_id)
     JOIN sim_transaction t ON t.receipt = l.receipt AND t.env = l.env
     JOIN push ON push.checkout_request_id = t.checkout_request_id
-    JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = l.merchant_id
-WHERE l.finding = 'ambiguous' AND l.payment_id IS NULL
+    JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
+WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
 """  # noqa: S608 - our own
 """Statement lines that fit several payments, and the payment whose push moved the money."""
 

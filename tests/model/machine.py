@@ -68,8 +68,11 @@ SELECT json_build_object(
     'refunds', (SELECT json_agg(json_build_object('id', id_text(refund_id), 'merchant', id_text(merchant_id),
         'env', env) ORDER BY created_at, refund_id) FROM refund),
     'lines', (SELECT json_agg(json_build_object('id', id_text(line_id), 'receipt', receipt,
-        'merchant', id_text(merchant_id), 'env', env) ORDER BY receipt, line_id)
-        FROM statement_line WHERE payment_id IS NULL),
+        'merchant', id_text(merchant), 'env', env) ORDER BY receipt, line_id, merchant) FROM (
+            SELECT DISTINCT transaction_id AS line_id, t.receipt, r.merchant_id AS merchant, r.env
+            FROM reconciliation_line JOIN reconciliation_run r USING (run_id) JOIN transaction t USING (transaction_id)
+                LEFT JOIN payment p ON p.payment_id = t.subject_id
+            WHERE p.merchant_id IS DISTINCT FROM r.merchant_id) loose),
     'open', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push
         WHERE state = 'open'),
     'pushes', (SELECT json_agg(checkout_request_id ORDER BY created_at, checkout_request_id) FROM sim_push),
@@ -90,7 +93,7 @@ SELECT DISTINCT 'payment ' || kind || ' by ' || cause FROM payment_timeline
 UNION SELECT DISTINCT 'payment held for ' || mismatch FROM payment WHERE mismatch IS NOT NULL
 UNION SELECT DISTINCT 'refund ' || status || ': ' || COALESCE(outcome, '') FROM refund
 UNION SELECT 'refund decided by a person' FROM refund WHERE result_code = 'operator'
-UNION SELECT DISTINCT 'line ' || finding FROM statement_line
+UNION SELECT DISTINCT 'line ' || finding FROM noted_line
 UNION SELECT DISTINCT 'question ' || state || ': ' || COALESCE(finding, '') FROM status_check
 UNION SELECT DISTINCT 'push ' || behaviour || ': ' || COALESCE(result_code, '') FROM sim_push
 UNION SELECT 'callback repeated' FROM callback WHERE repeats > 0

@@ -8,13 +8,23 @@ CREATE FUNCTION id_text(id uuid) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARA
             FROM generate_series(0, 25) AS place))
     FROM (SELECT ('x' || replace(id::text, '-', ''))::bit(128) AS bits) AS each
 $$;
-CREATE FUNCTION id_uuid(id text) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT string_agg(to_hex(substring(bits FROM 4 * place + 3 FOR 4)::integer), '' ORDER BY place)::uuid
-    FROM (
-        SELECT string_agg((strpos('0123456789abcdefghjkmnpqrstvwxyz', substr(id, place, 1)) - 1)::bit(5)::text, ''
-            ORDER BY place)::bit(130) AS bits
-        FROM generate_series(5, 30) AS place
-    ) AS each, generate_series(0, 31) AS place
+CREATE FUNCTION id_uuid(id text) RETURNS uuid LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    bits text := '';
+    found uuid;
+BEGIN
+    IF id ~ '^[a-z]{3}_[0-7][0-9abcdefghjkmnpqrstvwxyz]{25}$' THEN
+        FOR place IN 5..30 LOOP
+            bits := bits || (strpos('0123456789abcdefghjkmnpqrstvwxyz', substr(id, place, 1)) - 1)::bit(5)::text;
+        END LOOP;
+        SELECT string_agg(to_hex(substr(bits, 4 * place + 3, 4)::bit(4)::integer), '' ORDER BY place)::uuid INTO found
+        FROM generate_series(0, 31) AS place;
+    END IF;
+    IF found IS NULL OR NOT has_prefix(found, left(id, 3)) THEN
+        RAISE EXCEPTION '% is no identifier', id USING ERRCODE = 'invalid_text_representation';
+    END IF;
+    RETURN found;
+END
 $$;
 -- What the tables store: an id of ours, and in a primary key one with the table's prefix.
 CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
@@ -23,6 +33,12 @@ $$;
 CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
         ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31))
+$$;
+-- The least id with a prefix that is made at a moment: all made in earlier milliseconds are less.
+CREATE FUNCTION id_least(prefix text, moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || lpad(to_hex(
+        ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31)), 4, '0')
+        || repeat('0', 16))::uuid
 $$;
 
 CREATE TABLE gateway_secret (
@@ -71,7 +87,7 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
--- What happened. body: as webhooks carry it; payload: the fields that neither a column nor the body has.
+-- What happened. body: as webhooks carry it; payload: the fields, NULL where the body has each of them as it is.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
@@ -158,7 +174,7 @@ END
 $$;
 
 -- Tells every process what has changed of what it may remember for a moment: `topic:key` on the schema's own channel.
-CREATE FUNCTION tell_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION tell_change() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(
         TG_TABLE_SCHEMA || '_changed', TG_ARGV[0] || ':' || id_text((to_jsonb(OLD) ->> TG_ARGV[1])::uuid)

@@ -51,7 +51,7 @@ CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
 -- Processes remember a merchant's shortcodes by the merchant, and one shortcode by its id.
-CREATE FUNCTION tell_shortcode() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION tell_shortcode() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'credentials:' || id_text(NEW.merchant_id));
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'shortcode:' || id_text(NEW.shortcode_id));

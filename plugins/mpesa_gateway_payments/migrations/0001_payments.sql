@@ -161,17 +161,16 @@ CREATE TABLE payment_tally (
 );
 CREATE INDEX payment_tally_counted ON payment_tally (counted_at DESC);
 
--- Receipts of money that left our receivers: they pay for nothing. payment_id is NULL where M-Pesa called a receipt
--- reversed that no payment had at that time; is_part: it was reversed in part.
+-- Receipts that M-Pesa called reversed and that no payment had at that time: they pay for nothing. is_part: it was
+-- reversed in part. The receipts of reversals are transactions.
 CREATE TABLE outgoing_receipt (
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
-    payment_id uuid REFERENCES payment,
     noted_at timestamptz NOT NULL,
     is_part boolean NOT NULL DEFAULT false,
     PRIMARY KEY (env, receipt)
 );
-CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at) WHERE payment_id IS NULL;
+CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at);
 
 -- Every step of a payment, stored or not, in the order of (at, rank, number): rank decides between equal times.
 CREATE VIEW payment_timeline AS

@@ -46,59 +46,75 @@ CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (rece
     WHEN 'live' THEN receiver_id ELSE merchant_id END)) WHERE status = 'running';
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, run_id);
 
-CREATE TABLE statement_line (
-    line_id uuid PRIMARY KEY CHECK (has_prefix(line_id, 'lin')),
+-- What reconciliation knows of a transaction that its own columns do not say: a row for a line that was not explained when
+-- it was read, or that states its amount or its time differently. payer is what M-Pesa answered to a question.
+CREATE TABLE statement_note (
+    transaction_id uuid PRIMARY KEY REFERENCES transaction,
     merchant_id uuid NOT NULL REFERENCES merchant,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
-    shortcode text NOT NULL,
-    receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     moments timestamptz[] NOT NULL CHECK (cardinality(moments) BETWEEN 1 AND 2),
     amount integer CHECK (amount >= 0),
     amount_text text NOT NULL,
-    phone text,
-    reference text,
-    kind text,
-    organisation text,
+    payer text,
     finding text NOT NULL DEFAULT 'new'
         CHECK (finding IN ('new', 'already_known', 'recovered', 'not_found', 'mismatched', 'ambiguous')),
     payment_id uuid REFERENCES payment,
-    check_id uuid CHECK (is_id(check_id)),
+    is_timed boolean NOT NULL,
+    is_of_till boolean NOT NULL,
+    is_to_us boolean,
+    zone text CHECK (zone IN ('eat', 'utc')),
+    asked_at timestamptz,
+    answered_at timestamptz,
     created_at timestamptz NOT NULL,
     settled_at timestamptz,
     set_aside_at timestamptz,
     set_aside_by text,
     set_aside_reason text,
-    asked_at timestamptz,
-    is_timed boolean NOT NULL DEFAULT true,
-    zone text CHECK (zone IN ('eat', 'utc')),
-    answered_at timestamptz,
-    is_to_us boolean,
-    is_of_till boolean NOT NULL DEFAULT false,
-    CONSTRAINT statement_line_check
+    CONSTRAINT statement_note_payment_where_found
         CHECK ((payment_id IS NOT NULL) = (finding IN ('already_known', 'recovered', 'mismatched'))),
-    CONSTRAINT statement_line_set_aside_says_why
-        CHECK ((num_nulls(set_aside_at, set_aside_by, set_aside_reason) IN (0, 3)) AND set_aside_reason <> ''),
-    CONSTRAINT statement_line_settled_with_its_payment CHECK ((settled_at IS NULL) = (payment_id IS NULL)),
-    UNIQUE (merchant_id, env, receipt)
+    CONSTRAINT statement_note_settled_with_its_payment CHECK ((settled_at IS NULL) = (payment_id IS NULL)),
+    CONSTRAINT statement_note_set_aside_says_why CHECK (
+        num_nulls(set_aside_at, set_aside_by, set_aside_reason) IN (0, 3) AND set_aside_reason <> '')
 );
-CREATE INDEX statement_line_payment ON statement_line (payment_id) WHERE payment_id IS NOT NULL;
-CREATE INDEX statement_line_phone ON statement_line (merchant_id, phone) WHERE payment_id IS NULL AND phone IS NOT NULL;
-CREATE INDEX statement_line_zone ON statement_line (env, shortcode, line_id DESC) WHERE zone IS NOT NULL;
-CREATE INDEX statement_line_unallocated ON statement_line (env, shortcode, amount, created_at)
-    WHERE finding IN ('new', 'not_found', 'ambiguous') AND set_aside_at IS NULL;
-CREATE INDEX statement_line_unresolved ON statement_line (merchant_id, env, line_id)
+CREATE INDEX statement_note_unresolved ON statement_note (merchant_id, env, transaction_id)
     WHERE finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL;
+CREATE INDEX statement_note_payment ON statement_note (payment_id) WHERE payment_id IS NOT NULL;
+CREATE INDEX statement_note_payer ON statement_note (merchant_id, payer) WHERE payment_id IS NULL AND payer IS NOT NULL;
+CREATE INDEX statement_note_zone ON statement_note (env, transaction_id) WHERE zone IS NOT NULL;
+CREATE TRIGGER statement_note_env_is_its_payments AFTER INSERT OR UPDATE OF env, payment_id ON statement_note
+    FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL) EXECUTE FUNCTION refuse_another_env('payment', 'payment_id');
 
 CREATE TABLE reconciliation_line (
     run_id uuid NOT NULL REFERENCES reconciliation_run,
-    line_id uuid NOT NULL REFERENCES statement_line,
+    transaction_id uuid NOT NULL REFERENCES transaction,
     finding text NOT NULL
         CHECK (finding IN ('new', 'already_known', 'recovered', 'not_found', 'mismatched', 'ambiguous')),
-    PRIMARY KEY (run_id, line_id)
+    PRIMARY KEY (run_id, transaction_id)
 );
-CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding, line_id);
-CREATE INDEX reconciliation_line_line ON reconciliation_line (line_id);
+CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding, transaction_id);
+-- A note is deleted once no run has its line any more.
+CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction_id);
 
-CREATE TRIGGER statement_line_env_is_its_payments AFTER INSERT OR UPDATE OF env, payment_id ON statement_line
-    FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL)
-    EXECUTE FUNCTION refuse_another_env('payment', 'payment_id');
+-- A line as runs, pages and the judge read it.
+CREATE VIEW noted_line AS
+SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments, amount,
+    amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
+    payment_id, is_timed, is_of_till, is_to_us, zone, asked_at, answered_at, note.created_at, settled_at, set_aside_at,
+    set_aside_by, set_aside_reason
+FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id);
+
+-- The same also of transactions without a note: the money of a payment, as it was reported before.
+CREATE VIEW statement AS
+SELECT transaction_id AS line_id, COALESCE(note.merchant_id, transaction.merchant_id) AS merchant_id,
+    COALESCE(note.env, transaction.env) AS env, receiver.number AS shortcode, receipt,
+    COALESCE(moments, ARRAY[occurred_at]) AS moments,
+    CASE WHEN note.env IS NULL THEN (amount_cents / 100)::integer ELSE amount END AS amount,
+    COALESCE(amount_text, (amount_cents / 100) || '.00') AS amount_text,
+    COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind,
+    COALESCE(finding, CASE subject_kind WHEN 'payment' THEN 'already_known' ELSE 'not_found' END) AS finding,
+    CASE WHEN note.env IS NULL AND subject_kind = 'payment' THEN subject_id ELSE payment_id END AS payment_id,
+    COALESCE(is_timed, true) AS is_timed, COALESCE(is_of_till, false) AS is_of_till, is_to_us, zone, asked_at,
+    answered_at, COALESCE(note.created_at, occurred_at) AS created_at,
+    CASE WHEN note.env IS NULL THEN occurred_at ELSE settled_at END AS settled_at, set_aside_at, set_aside_by,
+    set_aside_reason
+FROM transaction JOIN receiver USING (receiver_id) LEFT JOIN statement_note AS note USING (transaction_id);

@@ -53,14 +53,14 @@ def test_an_enabled_plugin_brings_its_commands(trader: Host) -> None:
 
 
 def test_what_is_installed_is_listed_with_what_it_provides_and_needs(trader: Host) -> None:
-    trader.variables["PLUGINS"] = "callbacks,credentials,payments"
+    trader.variables["PLUGINS"] = "callbacks,credentials,transactions,payments"
     (trader.folder / "site" / "barter_plugin.py").write_text("raise RuntimeError('no goats')\n")
     views = {view["name"]: view for view in json.loads(trader.gets("plugins", "--json"))["plugins"]}
     # Enabled ones as configured, the others by name.
-    names = ["callbacks", "credentials", "payments", "barter", "ops", "reconciliation", "refunds", "simulator"]
+    names = ["callbacks", "credentials", "transactions", "payments", "barter", "ops", "reconciliation", "refunds"]
     assert [name for name in views if name in names] == names
-    assert [name for name, view in views.items() if view["is_enabled"]] == names[:3]
-    assert views["refunds"]["needs"] == ["credentials", "callbacks", "payments"]
+    assert [name for name, view in views.items() if view["is_enabled"]] == names[:4]
+    assert views["refunds"]["needs"] == ["credentials", "callbacks", "transactions", "payments"]
     payments = views["payments"]["provides"]
     assert "POST /v1/payments" in payments["routes"]
     assert "payment" in payments["tables"]

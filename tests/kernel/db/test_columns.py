@@ -72,7 +72,7 @@ async def test_a_column_that_is_added_meanwhile_is_not_seen_and_breaks_no_transa
         await db.execute("ALTER TABLE sale ADD COLUMN IF NOT EXISTS note text")
 
 
-LEAVING = {"statement_line": {"check_id"}}
+LEAVING: dict[str, set[str]] = {}
 """Columns that this release uses no more, and a later one takes away (docs/releasing.md)."""
 
 

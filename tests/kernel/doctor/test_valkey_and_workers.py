@@ -129,7 +129,7 @@ async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, 
 
 
 async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None:
-    less = values | {"plugins": ["credentials", "callbacks", "payments"]}
+    less = values | {"plugins": ["credentials", "callbacks", "transactions", "payments"]}
     less.pop("simulator")
     async with running_gateway(less) as (gateway, _):
         await eventually(lambda: works(gateway))

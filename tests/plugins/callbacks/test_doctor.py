@@ -1,5 +1,6 @@
 """What the doctor sees of callbacks: each thing as it should be, and as it should not."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -64,6 +65,17 @@ async def test_signatures_that_keep_all_out_or_nobody(values: dict[str, Any], mo
     assert (await look(values, signature=mode))["callbacks.signature"].level == "warning"
 
 
+async def keep(gateway: Gateway, number: int, source: str, env: str) -> None:
+    """Store a callback of two hours ago."""
+    made = gateway.clock.now() - timedelta(hours=2)
+    await gateway.db.execute(KEPT, identifier("cbk", number, at=made), source, env)
+
+
+async def refuse(gateway: Gateway, source: str, reason: str, numbers: Iterable[int]) -> None:
+    """Store callbacks that were refused now."""
+    await gateway.db.execute(REFUSED, source, reason, identifiers("ref", numbers, at=gateway.clock.now()))
+
+
 async def sources(gateway: Gateway) -> Observation:
     """What is said of those who sent callbacks."""
     return (await seen_by(look_at_callbacks, gateway, is_live=True))["callbacks.sources"]
@@ -71,14 +83,14 @@ async def sources(gateway: Gateway) -> Observation:
 
 async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, "196.201.214.200", "token", identifiers("ref", range(3)))
-        await gateway.db.execute(KEPT, identifier("cbk", 1), "127.0.0.1", "sandbox")
+        await refuse(gateway, "196.201.214.200", "token", range(3))
+        await keep(gateway, 1, "127.0.0.1", "sandbox")
         # The simulator is no proxy.
         assert (await sources(gateway)).level == "note"
-        await gateway.db.execute(KEPT, identifier("cbk", 2), "196.201.214.200", "live")
+        await keep(gateway, 2, "196.201.214.200", "live")
         found = await sources(gateway)
         assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
-        await gateway.db.execute(REFUSED, "10.0.0.7", "source", identifiers("ref", range(3, 5)))
+        await refuse(gateway, "10.0.0.7", "source", range(3, 5))
         found = await sources(gateway)
         # It has named nobody: to trust it helps in nothing, and lets whoever is there pose as Safaricom.
         assert (found.level, "10.0.0.7" in found.text, "add" in (found.fix or "")) == ("warning", True, False)
@@ -103,7 +115,7 @@ OUTSIDE = (
 @pytest.mark.parametrize("source", OUTSIDE)
 async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], source: str) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, source, "source", identifiers("ref", range(2)))
+        await refuse(gateway, source, "source", range(2))
         await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true")
         found = await sources(gateway)
         assert "trusted_proxies" not in f"{found.fix}"
@@ -137,15 +149,15 @@ async def test_who_says_for_whom_it_asks_is_known_for_a_proxy(
 async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": DarajaConfig().sandbox_url}
     async with running_gateway(values | {"worker": {"in_process": False}, "daraja": daraja}) as (gateway, _):
-        await gateway.db.execute(KEPT, identifier("cbk", 1), "10.0.0.7", "sandbox")
+        await keep(gateway, 1, "10.0.0.7", "sandbox")
         assert (await sources(gateway)).level == "warning"
 
 
 async def test_what_was_refused_and_what_waits(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await gateway.db.execute(REFUSED, "41.90.0.1", "token", identifiers("ref", range(3)))
-        await gateway.db.execute(REFUSED, "41.90.0.1", "source", identifiers("ref", range(3, 4)))
-        await gateway.db.execute(KEPT, identifier("cbk", 1), "196.201.214.200", "live")
+        await refuse(gateway, "41.90.0.1", "token", range(3))
+        await refuse(gateway, "41.90.0.1", "source", range(3, 4))
+        await keep(gateway, 1, "196.201.214.200", "live")
         found = await seen_by(look_at_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
         assert "3 for their token, 1 for their source" in found["callbacks.refused"].text

@@ -239,7 +239,7 @@ async def test_live_keys_need_a_live_api_key_and_sandbox_keys_the_other(town: To
 
 
 async def test_a_merchant_has_the_envs_that_it_has_secrets_for(database_url: str, valkey_url: str) -> None:
-    plugins = ["credentials", "callbacks", "payments", "webhooks"]
+    plugins = ["credentials", "callbacks", "transactions", "payments", "webhooks"]
     values = gateway_values(database_url, valkey_url, plugins=plugins, worker={"in_process": False})
     values["public_url"] = "https://pay.example.co.ke"
     clock = SetClock(datetime(2026, 11, 23, 12, tzinfo=UTC))

@@ -249,7 +249,7 @@ async def test_neither_the_owner_nor_a_user_of_a_receiver_assigns_the_others_mon
     worlds.live.say("pullquery", (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[line]]}))
     run = (await one.live.call("POST", RECONCILE, {})).data
     assert (run["ambiguous"], run["recovered"]) == (1, 0)
-    line_id = await worlds.gateway.db.fetchval("SELECT line_id FROM statement_line")
+    line_id = await worlds.gateway.db.fetchval("SELECT line_id FROM noted_line")
     path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
     # It fits the payments of both: the owner does not decide for itself, and the line is none of the user's.
     for shop, payment, status in ((one, mine, 409), (one, theirs, 404), (two, theirs, 404), (two, mine, 404)):

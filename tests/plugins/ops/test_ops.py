@@ -37,7 +37,7 @@ from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.forking import forks
 
-PLUGINS = ["credentials", "callbacks", "payments", "webhooks", "ops"]
+PLUGINS = ["credentials", "callbacks", "transactions", "payments", "webhooks", "ops"]
 QUEUE = "/queues/queues/mpesa-default"
 
 

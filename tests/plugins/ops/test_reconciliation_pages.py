@@ -10,7 +10,7 @@ from tests.plugins.ops.conftest import Desk
 
 def lines(page: Page) -> list[str]:
     """The statement lines that a page lists."""
-    return re.findall(r'href="[^"]*lines/(lin_\w{26})"', page.text)
+    return re.findall(r'href="[^"]*lines/(txn_\w{26})"', page.text)
 
 
 async def somebody_pays(desk: Desk, amount: int, reference: str = "WALKIN", phone: str = "254799000111") -> str:
@@ -90,7 +90,7 @@ async def test_money_of_nobodys_is_set_aside_with_a_reason_and_left_alone(desk: 
         told = await browser.submits(run, run.url.partition("?")[0].rpartition("/")[2], reason="All at the till")
         assert "1 line was set aside." in told.words
         assert "that no payment of ours explains" not in (await browser.opens()).words
-    row = await desk.gateway.db.fetchrow("SELECT * FROM statement_line WHERE line_id = $1", line_id)
+    row = await desk.gateway.db.fetchrow("SELECT * FROM noted_line WHERE line_id = $1", line_id)
     assert row is not None
     assert row["set_aside_by"].startswith("operator:opr_")
     entries = (await desk.gateway.audit.page(10, None, "statement_line.set_aside", None)).rows
@@ -139,5 +139,5 @@ async def test_pull_is_registered_from_the_page_of_the_credentials(desk: Desk) -
         told = await browser.submits(page, "/pull")
         assert "Pull is registered for 174379." in told.words
         assert "registered shortcode 174379 (sandbox)" in told.words
-        for path in ("/reconciliation/run_00000000000000000000000000", "/reconciliation/lines/lin_0"):
+        for path in ("/reconciliation/run_00000000000000000000000000", "/reconciliation/lines/txn_0"):
             assert (await browser.opens(path)).status == 404

@@ -39,6 +39,14 @@ BENDINGS = {
         WHERE payment.idempotency_key = 'paid-5' AND other.idempotency_key = 'paid-6'
         RETURNING 'sandbox ' || payment.receipt
     """,
+    "payments.receipt_is_its_transaction": """
+        UPDATE transaction SET amount_cents = 1 FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-12' RETURNING payment_id;
+        DELETE FROM transaction USING payment
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-13' RETURNING payment_id;
+        UPDATE transaction SET conflict_id = payment_id FROM payment
+        WHERE subject_id = payment_id AND idempotency_key = 'paid-14' RETURNING transaction_id
+    """,
     "payments.refunds_fit": """
         UPDATE payment SET refunded = amount, refund_reserved = 1 WHERE idempotency_key = 'paid-7' RETURNING payment_id
     """,
@@ -83,7 +91,7 @@ def test_every_invariant_is_bent() -> None:
 @initiated
 async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     wanted = [
-        *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 12)),
+        *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 15)),
         *((f"declined-{number}", DECLINED, "failed") for number in range(1, 4)),
         *((f"asked-{number}", ASKED, "pending") for number in range(1, 7)),
     ]
@@ -92,7 +100,10 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
         if status != "pending":
             await town.api.settled(made[key], status)
     await lay_bare(town.gateway)
-    also = {"payments.refunds_fit": "refunds.sums_are_the_payments"}
+    also = {
+        "payments.refunds_fit": "refunds.sums_are_the_payments",
+        "payments.receipt_pays_once": "payments.receipt_is_its_transaction",
+    }
     assert await each_is_noticed(town.gateway, BENDINGS, also) == {}
 
 

@@ -11,6 +11,7 @@ from mpesa_gateway.testing.serving import running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments import transition_sql
+from mpesa_gateway_transactions import tables as transactions
 from mpesa_gateway_webhooks import tables as webhooks
 from tests.plugins.payments.test_lists_at_size import FILL, MANY
 
@@ -18,11 +19,12 @@ pytestmark = pytest.mark.as_owner
 
 END = joined(
     (
-        (transition_sql.CHANGE, len(transition_sql.WRITTEN), True),
-        (transition_sql.STEPS, 6, False),
-        (outbox.INSERT_EVENTS, 8, False),
-        (webhooks.FAN_OUT, 7, False),
-        (callbacks.KEEP.sql, 15, True),
+        (transition_sql.CHANGE, len(transition_sql.WRITTEN), True, None),
+        (transactions.INSERT, 18, True, transactions.WITNESS),
+        (transition_sql.STEPS, 6, False, None),
+        (outbox.INSERT_EVENTS, 8, False, None),
+        (webhooks.FAN_OUT, 7, False, None),
+        (callbacks.KEEP.sql, 15, True, None),
     )
 )
 """How callbacks end payments."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -19,6 +20,7 @@ from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gate
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
+from mpesa_gateway_payments.creates import CreateSteps, Wanted
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
@@ -506,6 +508,24 @@ async def test_one_shops_impossible_request_spoils_no_others(values: dict[str, A
             )
         assert [answer.error for answer in answers[1::2] if answer.status != 201] == []
         assert {answer.status for answer in answers[::2]} == {500}
+
+
+async def test_create_whose_lock_does_not_come_fails_alone(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of its batch are committed by then: an error for them would leave their payments without a push."""
+    insert = CreateSteps._insert_rows  # pyright: ignore[reportPrivateUsage] - what Postgres refuses
+
+    async def insert_rows(steps: CreateSteps, wanted: Sequence[Wanted]) -> list[Any]:
+        if len(wanted) > 1:
+            raise asyncpg.DeadlockDetectedError("two batches")
+        if wanted[0].reference == "slow":
+            raise asyncpg.QueryCanceledError("statement timeout")
+        return await insert(steps, wanted)
+
+    monkeypatch.setattr(CreateSteps, "_insert_rows", insert_rows)
+    street.daraja.push.set()
+    references = ["slow" if number == 5 else f"order {number}" for number in range(12)]
+    answers = await asyncio.gather(*(street.api.pay(PHONE, 500, key=f"k {one}", reference=one) for one in references))
+    assert [one for one, answer in zip(references, answers, strict=True) if answer.status != 201] == ["slow"]
 
 
 # -- callbacks twice over ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally, Tallied
 from tests.conftest import Town
-from tests.identifiers import identifier, identifiers
+from tests.identifiers import expression, identifier
 
 pytestmark = pytest.mark.as_owner
 
@@ -25,16 +25,15 @@ SELECT $2, $1, 'sandbox', 'mpesa', '174379',
     'Payment', id_text($2), $4, $5, $6, $8, now(), $7, $7, CASE WHEN $4 = 'pending' THEN now() + interval '1 day' END
 """
 
-MANY = """
+MANY = f"""
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
     reference_is_ours, description, idempotency_key, status, failure_reason, expires_at, created_at, updated_at)
-SELECT id, $1, 'sandbox', 'mpesa', '174379',
+SELECT {expression("pay", "at", "i")}, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 5, 'KES', '254711000001', 'ROW' || i, false,
-    'Payment', 'many-' || i, 'failed', 'expired', now(), now() - (30000 - i) * interval '1 minute',
-    now() - (30000 - i) * interval '1 minute'
-FROM unnest($2::uuid[]) WITH ORDINALITY AS given(id, i)
-"""
+    'Payment', 'many-' || i, 'failed', 'expired', now(), at, at
+FROM (SELECT i, now() - (30000 - i) * interval '1 minute' AS at FROM generate_series(1, $2::integer) AS i) AS made
+"""  # noqa: S608 - ids that the test chose""
 
 
 class Books:
@@ -48,7 +47,7 @@ class Books:
     async def write(self, at: datetime, amount: int, status: str, waits: float = 5, reason: str | None = None) -> str:
         """One payment; gives its id."""
         self._number += 1
-        payment_id, is_paid = identifier("pay", self._number), status == "completed"
+        payment_id, is_paid = identifier("pay", self._number, at=at), status == "completed"
         ended = at + timedelta(seconds=waits) if is_paid else None
         receipt = f"TALLY{self._number:05d}" if is_paid else None
         db = self._town.gateway.db
@@ -141,13 +140,14 @@ async def test_what_did_not_change_is_not_read(town: Town) -> None:
     """With many payments stored, by the plan: changed payments by their time, each hour by its merchant's index."""
     db, now = town.gateway.db, town.gateway.clock.now()
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    await db.execute(MANY, merchant_id, identifiers("pay", range(30_000)))
+    await db.execute(MANY, merchant_id, 30_000)
     await db.execute("ANALYZE payment")
     rows = await db.fetch("EXPLAIN (COSTS OFF) " + _tally_sql(now - timedelta(minutes=5)))
     plan = "\n".join(row[0] for row in rows)
     assert "Seq Scan" not in plan, plan
     assert "Bitmap Index Scan on payment_updated" in plan, plan
-    assert "using payment_newest on payment payment_1" in plan, plan
+    # Of one merchant, the primary key serves as well as its list.
+    assert re.search("using payment_(newest|pkey) on payment payment_1", plan), plan
 
 
 def _tally_sql(now: datetime) -> str:

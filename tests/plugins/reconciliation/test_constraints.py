@@ -10,8 +10,12 @@ INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, wind
 SELECT {literal("run", 1)}, merchant_id, 'sandbox', '174379', 'cron', now() - interval '2 hours', now(), now(), now(),
     receiver_id
 FROM merchant, receiver;
-INSERT INTO statement_line (line_id, merchant_id, env, shortcode, receipt, moments, amount, amount_text, created_at)
-SELECT {literal("lin")}, merchant_id, 'sandbox', '174379', 'TKN4A1B2C3', ARRAY[now()], 500, '500', now() FROM merchant;
+INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, occurred_at, first_source)
+SELECT {literal("txn")}, merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', now(), 'pull'
+FROM merchant, receiver;
+INSERT INTO statement_note (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed, is_of_till,
+    created_at)
+SELECT {literal("txn")}, merchant_id, 'sandbox', ARRAY[now()], 500, '500', true, false, now() FROM merchant;
 """  # noqa: S608 - ids that the test chose
 
 SECOND = f"""
@@ -22,7 +26,7 @@ SELECT {literal("run", 2)}, merchant_id, env, shortcode, 'manual', window_start,
 FROM reconciliation_run
 """  # noqa: S608 - ids that the test chose
 RUN = "UPDATE reconciliation_run SET %s"
-LINE = "UPDATE statement_line SET %s"
+NOTE = "UPDATE statement_note SET %s"
 
 CASES = {
     "reconciliation_run_one_at_a_time": [SECOND],
@@ -34,16 +38,15 @@ CASES = {
         *(RUN % f"{count} = -1" for count in ("pages", "lines", "malformed", "recovered")),
         RUN % "lines = 1, recovered = 1, ambiguous = 1",
     ],
-    "statement_line_receipt_check": [LINE % "receipt = ''"],
-    "statement_line_amount_check": [LINE % "amount = -1"],
-    "statement_line_check": [LINE % "finding = 'recovered'"],
-    "statement_line_set_aside_says_why": [
-        LINE % "set_aside_at = now()",
-        LINE % "set_aside_at = now(), set_aside_by = 'ann', set_aside_reason = ''",
+    "statement_note_amount_check": [NOTE % "amount = -1"],
+    "statement_note_payment_where_found": [NOTE % "finding = 'recovered'"],
+    "statement_note_set_aside_says_why": [
+        NOTE % "set_aside_at = now()",
+        NOTE % "set_aside_at = now(), set_aside_by = 'ann', set_aside_reason = ''",
     ],
-    "statement_line_settled_with_its_payment": [LINE % "settled_at = now()"],
-    "statement_line_env_is_its_payments": [
-        LINE % "env = 'live', payment_id = (SELECT payment_id FROM payment), finding = 'recovered', settled_at = now()"
+    "statement_note_settled_with_its_payment": [NOTE % "settled_at = now()"],
+    "statement_note_env_is_its_payments": [
+        NOTE % "env = 'live', payment_id = (SELECT payment_id FROM payment), finding = 'recovered', settled_at = now()"
     ],
 }
 

@@ -10,7 +10,7 @@ from mpesa_gateway.testing.serving import SANDBOX
 from mpesa_gateway_reconciliation.doctor import look_at_reconciliation
 from mpesa_gateway_reconciliation.service import Reconciliation
 from tests.conftest import Town
-from tests.identifiers import literal
+from tests.identifiers import identifier
 from tests.looking import levels, only_merchant, seen_by
 from tests.stored import default_shortcode, go_live
 
@@ -50,9 +50,10 @@ async def test_not_read_for_a_while(town: Town) -> None:
         "window_start = now() - interval '3 hours'"
     )
     await town.gateway.db.execute(
-        "INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, status, "  # noqa: S608 - ids that the test chose
-        f"error, started_at, finished_at, receiver_id) SELECT {literal('run')}, merchant_id, env, shortcode, 'cron', "
-        "window_start, now(), 'failed', 'M-Pesa is tired', now(), now(), receiver_id FROM reconciliation_run"
+        "INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, status, "
+        "error, started_at, finished_at, receiver_id) SELECT $1::uuid, merchant_id, env, shortcode, 'cron', "
+        "window_start, now(), 'failed', 'M-Pesa is tired', now(), now(), receiver_id FROM reconciliation_run",
+        identifier("run", at=town.gateway.clock.now()),
     )
     found = (await look(town, now=later))["reconciliation.runs"]
     assert (found.level, "M-Pesa is tired" in found.text) == ("warning", True)

@@ -67,7 +67,7 @@ async def made_ago(town: Town, payment: Any, **ago: float) -> None:
 
 async def candidates(town: Town, receipt: str) -> list[str]:
     """The payments that operators are shown for a line."""
-    line = await town.gateway.db.fetchrow("SELECT * FROM statement_line WHERE receipt = $1", receipt)
+    line = await town.gateway.db.fetchrow("SELECT * FROM noted_line WHERE receipt = $1", receipt)
     assert line is not None
     return [one.id for one in await town.gateway.services.get(ReconciliationDesk).candidates(line)]
 
@@ -92,7 +92,7 @@ async def test_a_tills_line_that_hides_its_payer_is_asked_about_and_never_guesse
         assert question["TransactionID"] == "TKN4A1B2C3"
         await answer(place, question, "2547****001")
         assert (await look(place, payment))["status"] == "failed"
-        assert await town.gateway.db.fetchval("SELECT finding FROM statement_line") == "ambiguous"
+        assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "ambiguous"
         # M-Pesa shows no more: it is not asked again, and a person decides.
         await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
         assert len(daraja.of("transactionstatus")) == 1
@@ -266,7 +266,7 @@ async def test_what_a_z_means_is_learnt_from_lines_of_known_payments(town: Town,
     found = await run_of_two_days(town, daraja, known, line)
     assert (found["ambiguous"], found["already_known"], found["recovered"]) == (0, 1, 1)
     assert (await look(town, lost))["receipt"] == "LOST000001"
-    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line WHERE receipt = 'KNOWN00001'") == zone
+    assert await town.gateway.db.fetchval("SELECT zone FROM noted_line WHERE receipt = 'KNOWN00001'") == zone
 
 
 @pytest.mark.parametrize("means", ["eat", "utc"])
@@ -298,7 +298,7 @@ async def test_what_a_z_means_is_proven_for_each_shortcode_by_itself(town: Town,
         known = row("KNOWN00002", 501, at=written(at, "utc"), **BOUGHT)
         assert (await run_of_two_days(place, daraja, known, line))["recovered"] == 1
         assert (await look(place, lost))["receipt"] == "LOST000001"
-    zones = await town.gateway.db.fetch("SELECT shortcode, zone FROM statement_line WHERE zone IS NOT NULL")
+    zones = await town.gateway.db.fetch("SELECT shortcode, zone FROM noted_line WHERE zone IS NOT NULL")
     assert {(one["shortcode"], one["zone"]) for one in zones} == {("174379", "eat"), ("5123456", "utc")}
 
 
@@ -320,7 +320,7 @@ async def test_a_receipt_that_was_known_late_proves_no_zone(town: Town, daraja: 
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
     await paid_hours_ago(town, "KNOWN00001", 501, minutes=185)
     await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=written(at, "utc")))
-    assert await town.gateway.db.fetchval("SELECT zone FROM statement_line") is None
+    assert await town.gateway.db.fetchval("SELECT zone FROM noted_line") is None
 
 
 # -- what M-Pesa answers about a line -----------------------------------------------------------------------------

@@ -356,7 +356,7 @@ async def test_a_line_is_kept_once_however_often_it_is_read(town: Town, daraja: 
     second = await run(town, daraja, row("WALKIN0001", 7), line)
     assert (first["lines"], first["recovered"], first["not_found"]) == (2, 1, 1)
     assert (second["lines"], second["already_known"], second["not_found"]) == (2, 1, 1)
-    assert await town.gateway.db.fetchval("SELECT count(*) FROM statement_line") == 2
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM statement") == 2
     assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
     assert (await rows_of(town, first, "?outcome=recovered")).keys() == {"TKN4A1B2C3"}
     assert (await rows_of(town, second, "?outcome=recovered")) == {}
@@ -588,7 +588,7 @@ async def test_two_payments_for_one_line_are_decided_by_the_payers_whole_number(
     assert (await look(town, other))["status"] == "pending"
     # And again: a repeated answer changes nothing.
     await answer(town, question, "254711000001", Amount="500")
-    assert await town.gateway.db.fetchval("SELECT finding FROM statement_line") == "recovered"
+    assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "recovered"
 
 
 async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered(town: Town, daraja: Daraja) -> None:
@@ -599,7 +599,7 @@ async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered
     for times, lines in ((1, line), (2, line), (2, line)):
         await run(town, daraja, lines)
         assert len(daraja.of("transactionstatus")) == times
-    await town.gateway.db.execute("UPDATE statement_line SET asked_at = now() - interval '2 hours'")
+    await town.gateway.db.execute("UPDATE statement_note SET asked_at = now() - interval '2 hours'")
     await run(town, daraja, line)
     assert len(daraja.of("transactionstatus")) == 3
 
@@ -719,7 +719,7 @@ async def test_two_merchants_with_one_shortcode_never_take_each_others_money(tow
 async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_other(town: Town, daraja: Daraja) -> None:
     payment = await asked(town)
     lines = await rows_of(town, await run(town, daraja, row("TKN4A1B2C3", 77)))
-    await town.gateway.db.execute("UPDATE statement_line SET env = 'live'")
+    await town.gateway.db.execute("UPDATE statement_note SET env = 'live'")
     path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
     refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
     # A key of the sandbox sees no line of live.
@@ -728,7 +728,7 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
     async with shop(town.gateway, town.base) as other:
         assert (await other.call("POST", path, {"payment_id": payment["id"]})).status == 404
     # And a line of its own is not for a payment of live; a key of live sees neither.
-    await town.gateway.db.execute("UPDATE statement_line SET env = 'sandbox'")
+    await town.gateway.db.execute("UPDATE statement_note SET env = 'sandbox'")
     lived = await asked(town, 77, key="live")
     async with as_owner(town.gateway) as owner:
         await owner.execute("SET session_replication_role = replica")
@@ -741,7 +741,7 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
         refused = await api.call("POST", path, {"payment_id": body["id"]})
         assert (refused.status, refused.error["code"]) == (404, "NOT_FOUND")
     await live.close()
-    assert await town.gateway.db.fetchval("SELECT payment_id FROM statement_line") is None
+    assert await town.gateway.db.fetchval("SELECT payment_id FROM noted_line") is None
 
 
 async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: Town, daraja: Daraja) -> None:
@@ -757,7 +757,7 @@ async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: T
     assert (await town.api.call("POST", path, {"payment_id": payment["id"]})).data["finding"] == "recovered"
     go.set()
     assert (await running)["already_known"] == 1
-    kept = await town.gateway.db.fetchrow("SELECT finding, payment_id FROM statement_line")
+    kept = await town.gateway.db.fetchrow("SELECT finding, payment_id FROM noted_line")
     assert kept is not None
     assert (kept["finding"], kept["payment_id"]) == ("recovered", payment["id"])
 

@@ -166,7 +166,7 @@ async def test_a_program_that_is_not_there_is_said_and_the_next_event_comes(desk
 
 async def test_an_event_that_is_committed_late_is_forwarded_once(desk: Desk) -> None:
     """It is stamped inside its transaction: later ones may be seen before it."""
-    late = identifier("evt")
+    late = identifier("evt", at=desk.gateway.clock.now())
     async with desk.listening("--forward-to", desk.program.url) as process:
         await desk.gets("trigger", "webhook.test")
         first = await line_of(process)

@@ -1,0 +1,58 @@
+"""Erases a payer's phone number from transactions; what was moved stays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpesa_gateway.erasure import Case, Number
+from mpesa_gateway.plugin import Eraser
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_transactions.tables import TransactionRow
+
+_PAGE = 100
+
+_TEXTS = ("payer_name", "account_number")
+
+# raw SQL: array
+_OF_CASE = """
+SELECT * FROM transaction
+WHERE transaction_id = ANY($1::uuid[]) OR conflict_id = ANY($1::uuid[])
+    OR (subject_kind IN ('payment', 'refund', 'payout') AND subject_id = ANY($1::uuid[]))
+FOR UPDATE NOWAIT
+"""
+
+
+async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+    """Money that belongs to nothing here; other money is its subject's."""
+    rows: list[dict[str, Any]] = await gateway.db.run(
+        TransactionRow.select(TransactionRow.transaction_id)
+        .where(
+            TransactionRow.merchant_id == merchant_id,
+            TransactionRow.payer.is_in(list(number.forms)),
+            TransactionRow.subject_id.is_null(),
+            TransactionRow.transaction_id > after,
+        )
+        .order_by(TransactionRow.transaction_id)
+        .limit(_PAGE)
+    )
+    return [row["transaction_id"] for row in rows]
+
+
+async def _widen(gateway: Runtime, case: Case) -> set[str]:
+    rows = await gateway.db.fetch(_OF_CASE, case.named)
+    return {row["transaction_id"] for row in rows}
+
+
+async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+    count = 0
+    for row in await gateway.db.fetch(_OF_CASE, case.named):
+        cleaned: dict[Any, Any] = {name: row[name] and case.number.without(row[name]) for name in _TEXTS}
+        cleaned["payer"] = None if case.number.is_in(row["payer"]) else row["payer"]
+        if any(cleaned[name] != row[name] for name in cleaned):
+            await gateway.db.run(
+                TransactionRow.update(cleaned).where(TransactionRow.transaction_id == row["transaction_id"])
+            )
+            count += 1
+    return {"transactions": count}
+
+
+TRANSACTIONS = Eraser(find=_find, widen=_widen, erase=_erase)

@@ -1,0 +1,56 @@
+-- Money that M-Pesa moved: one row for each (env, direction, receipt). A transfer between two of our receivers has two
+-- sides, and so two rows. The subject is what the money paid for or paid out, the conflict the payment that it contradicts.
+-- amount_cents is NULL where no report states an amount that can be read. merchant_id is the merchant of the subject or
+-- of the conflict; of other money it is the receiver's owner, or the merchant that reported it where there is none.
+CREATE TABLE transaction (
+    transaction_id uuid PRIMARY KEY CHECK (has_prefix(transaction_id, 'txn')),
+    env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    receiver_id uuid NOT NULL,
+    merchant_id uuid NOT NULL REFERENCES merchant,
+    direction text NOT NULL CHECK (direction IN ('in', 'out')),
+    kind text,
+    receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
+    amount_cents bigint CHECK (amount_cents >= 0),
+    fee_cents bigint CHECK (fee_cents >= 0),
+    payer text,
+    payer_name text,
+    account_number text,
+    occurred_at timestamptz NOT NULL,
+    subject_kind text,
+    subject_id uuid CHECK (is_id(subject_id)),
+    conflict_id uuid CHECK (is_id(conflict_id)),
+    first_source text NOT NULL CHECK (first_source <> ''),
+    FOREIGN KEY (receiver_id, env) REFERENCES receiver (receiver_id, env),
+    CONSTRAINT transaction_subject_is_whole CHECK ((subject_kind IS NULL) = (subject_id IS NULL)),
+    CONSTRAINT transaction_receipt UNIQUE (env, direction, receipt)
+);
+CREATE UNIQUE INDEX transaction_subject ON transaction (subject_id)
+    WHERE subject_kind IN ('payment', 'refund', 'payout');
+CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
+-- Money that came in and belongs to nothing is looked for by its receiver and amount.
+CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents)
+    WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
+CREATE INDEX transaction_loose_payer ON transaction (merchant_id, payer) WHERE subject_id IS NULL AND payer IS NOT NULL;
+
+CREATE TRIGGER transaction_is_set_once
+    AFTER UPDATE OF transaction_id, env, receiver_id, direction, receipt, occurred_at, first_source ON transaction
+    FOR EACH ROW WHEN (
+        (OLD.transaction_id, OLD.env, OLD.receiver_id, OLD.direction, OLD.receipt, OLD.occurred_at, OLD.first_source)
+        IS DISTINCT FROM
+        (NEW.transaction_id, NEW.env, NEW.receiver_id, NEW.direction, NEW.receipt, NEW.occurred_at, NEW.first_source))
+    EXECUTE FUNCTION refuse_rewriting('what M-Pesa moved', 'the first report of a receipt stays');
+CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject_id, amount_cents ON transaction
+    FOR EACH ROW WHEN (OLD.subject_id IS NOT NULL AND (OLD.subject_kind, OLD.subject_id, OLD.amount_cents)
+        IS DISTINCT FROM (NEW.subject_kind, NEW.subject_id, NEW.amount_cents))
+    EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
+CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- The second report of a receipt and each later one, one row for each source. detail says what it states differently: a
+-- person has to look.
+CREATE TABLE transaction_witness (
+    transaction_id uuid NOT NULL REFERENCES transaction,
+    source text NOT NULL CHECK (source <> ''),
+    seen_at timestamptz NOT NULL,
+    detail text CHECK (detail <> ''),
+    PRIMARY KEY (transaction_id, source)
+);

@@ -1,0 +1,25 @@
+"""The transactions plugin, declared."""
+
+from mpesa_gateway.ids import IdPrefix
+from mpesa_gateway.plugin import Plugin, Tables
+from mpesa_gateway_transactions.api import Transactions
+from mpesa_gateway_transactions.erasure import TRANSACTIONS
+from mpesa_gateway_transactions.invariants import INVARIANTS
+from mpesa_gateway_transactions.recording import TransactionRecorder
+from mpesa_gateway_transactions.tables import TransactionRow, WitnessRow
+
+plugin = Plugin(
+    name="transactions",
+    summary="Keeps one record of each receipt that M-Pesa gives, whichever report shows it first.",
+    requires=("credentials",),
+    id_prefixes=(IdPrefix("txn", "transaction"),),
+    provides=(
+        (
+            Transactions,
+            lambda gateway: TransactionRecorder(db=gateway.db, clock=gateway.clock, ids=gateway.ids),
+        ),
+    ),
+    tables=Tables(models=(TransactionRow, WitnessRow), migrations="mpesa_gateway_transactions.migrations"),
+    erasers=(TRANSACTIONS,),
+    invariants=INVARIANTS,
+)

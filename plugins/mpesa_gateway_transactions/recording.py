@@ -1,0 +1,87 @@
+"""Records transactions: one statement for any number of reports."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.writes import ChangedMeanwhile, Write
+from mpesa_gateway.ids import Ids
+from mpesa_gateway_transactions import tables
+from mpesa_gateway_transactions.api import Recorded, Seen, Subject
+
+_Key = tuple[str, str, str]
+"""Env, direction and receipt."""
+
+
+class TransactionRecorder:
+    """The port that other plugins record money through."""
+
+    def __init__(self, *, db: Database, clock: Clock, ids: Ids) -> None:
+        self._db = db
+        self._clock = clock
+        self._ids = ids
+
+    async def record(self, seen: Sequence[Seen]) -> list[Recorded | None]:
+        """See the port. Raises ValueError for two reports of one receipt."""
+        if not seen:
+            return []
+        if len({_key(one) for one in seen}) < len(seen):
+            raise ValueError("each receipt is recorded once in a call")
+        rows = [self._columns(one) for one in seen]
+        found = await self._db.fetch(tables.RECORD, *self._bound(rows))
+        known = {(row["env"], row["direction"], row["receipt"]): row for row in found}
+        return [
+            None if (row := known.get(_key(one))) is None else _recorded(row, given["transaction_id"])
+            for one, given in zip(seen, rows, strict=True)
+        ]
+
+    async def defer(self, seen: Sequence[Seen]) -> None:
+        """See the port. Raises ChangedMeanwhile for reports of one receipt that differ: each is to be taken alone."""
+        if not seen:
+            return
+        different = dict.fromkeys(seen)
+        if len({_key(one) for one in different}) < len(different):
+            raise ChangedMeanwhile("two reports of one receipt")
+        rows = [self._columns(one) for one in different]
+        await self._db.put_off(Write(tables.INSERT, self._bound(rows), expects=len(rows), then=tables.WITNESS))
+
+    def _bound(self, rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
+        return tables.bind_rows(rows, seen_at=self._clock.now())[1:]
+
+    def _columns(self, one: Seen) -> dict[str, Any]:
+        subject = one.subject
+        return {
+            "transaction_id": self._ids.new("txn"),
+            "env": one.env,
+            "number": one.number,
+            "merchant_id": one.merchant_id,
+            "direction": one.direction,
+            "kind": one.kind,
+            "receipt": one.receipt,
+            "amount_cents": one.amount_cents,
+            "fee_cents": one.fee_cents,
+            "payer": one.payer,
+            "payer_name": one.payer_name,
+            "account_number": one.account_number,
+            "occurred_at": one.occurred_at,
+            "subject_kind": None if subject is None else subject.kind,
+            "subject_id": None if subject is None else subject.subject_id,
+            "conflict_id": one.conflict_id,
+            "source": one.source,
+        }
+
+
+def _key(one: Seen) -> _Key:
+    return one.env, one.direction, one.receipt
+
+
+def _recorded(row: Row, given_id: str) -> Recorded:
+    kind = row["subject_kind"]
+    return Recorded(
+        transaction_id=row["it"],
+        merchant_id=row["merchant_id"],
+        amount_cents=row["amount_cents"],
+        subject=None if kind is None else Subject(kind, row["subject_id"]),
+        is_new=row["it"] == given_id,
+    )

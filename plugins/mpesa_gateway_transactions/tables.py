@@ -1,0 +1,112 @@
+"""Transactions as Piccolo knows them, and the statement that records them; the migrations say the rest."""
+
+from piccolo.columns import BigInt, Text, Timestamptz
+from piccolo.table import Table
+
+from mpesa_gateway.db.named import Named
+
+
+class TransactionRow(Table, tablename="transaction"):
+    """Money that M-Pesa moved, one row for each receipt of an env and a direction."""
+
+    transaction_id = Text(primary_key=True)
+    env = Text()
+    receiver_id = Text()
+    merchant_id = Text()
+    direction = Text()
+    kind = Text(null=True, default=None)
+    receipt = Text()
+    amount_cents = BigInt(null=True, default=None)
+    fee_cents = BigInt(null=True, default=None)
+    payer = Text(null=True, default=None)
+    payer_name = Text(null=True, default=None)
+    account_number = Text(null=True, default=None)
+    occurred_at = Timestamptz()
+    subject_kind = Text(null=True, default=None)
+    subject_id = Text(null=True, default=None)
+    conflict_id = Text(null=True, default=None)
+    first_source = Text()
+
+
+class WitnessRow(Table, tablename="transaction_witness"):
+    """The second report of a transaction and each later one, one row for each source."""
+
+    transaction_id = Text(primary_key=True)
+    source = Text()
+    seen_at = Timestamptz()
+    detail = Text(null=True, default=None)
+
+
+# raw SQL: hot path - each callback that completes a payment; both statements bind the same values.
+_SEEN = """
+    SELECT * FROM unnest($transaction_id::uuid[], $env::text[], $number::text[], $merchant_id::uuid[],
+        $direction::text[], $kind::text[], $receipt::text[], $amount_cents::bigint[], $fee_cents::bigint[],
+        $payer::text[], $payer_name::text[], $account_number::text[], $occurred_at::timestamptz[],
+        $subject_kind::text[], $subject_id::uuid[], $conflict_id::uuid[], $source::text[])
+        AS t(transaction_id, env, number, merchant_id, direction, kind, receipt, amount_cents, fee_cents, payer,
+        payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, source)
+    LIMIT cardinality($transaction_id)
+"""
+
+_INSERT = f"""
+INSERT INTO transaction AS known (transaction_id, env, receiver_id, merchant_id, direction, kind, receipt, amount_cents,
+    fee_cents, payer, payer_name, account_number, occurred_at, subject_kind, subject_id, conflict_id, first_source)
+SELECT t.transaction_id, t.env, receiver.receiver_id,
+    CASE WHEN COALESCE(t.subject_id, t.conflict_id) IS NULL THEN COALESCE(receiver.owner_id, t.merchant_id)
+        ELSE t.merchant_id END,
+    t.direction, t.kind, t.receipt, t.amount_cents, t.fee_cents, t.payer, t.payer_name, t.account_number,
+    t.occurred_at, t.subject_kind, t.subject_id, t.conflict_id, t.source
+FROM ({_SEEN}) AS t LEFT JOIN receiver ON receiver.env = t.env AND receiver.number = t.number
+ORDER BY t.env, t.direction, t.receipt
+ON CONFLICT (env, direction, receipt) DO UPDATE SET
+    merchant_id = CASE WHEN known.subject_id IS NULL AND excluded.subject_id IS NOT NULL THEN excluded.merchant_id
+        WHEN known.subject_id IS NULL AND known.conflict_id IS NULL AND excluded.conflict_id IS NOT NULL
+            THEN excluded.merchant_id
+        ELSE known.merchant_id END,
+    kind = COALESCE(known.kind, excluded.kind),
+    -- A report for the amount that was asked for outweighs one of another amount, as it does for the payment.
+    amount_cents = CASE WHEN known.subject_id IS NULL AND known.conflict_id = excluded.subject_id
+        THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
+    fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
+    payer = COALESCE(known.payer, excluded.payer),
+    payer_name = COALESCE(known.payer_name, excluded.payer_name),
+    account_number = COALESCE(known.account_number, excluded.account_number),
+    subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
+    subject_id = COALESCE(known.subject_id, excluded.subject_id),
+    conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
+-- Money of another subject, amount or receiver is not the subject's: nothing is returned, and the writer decides again.
+WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
+    OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
+        AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
+            OR known.conflict_id = excluded.subject_id))
+RETURNING known.transaction_id, known.env, known.direction, known.receipt, known.amount_cents, known.subject_kind,
+    known.subject_id, known.merchant_id, known.first_source
+"""  # noqa: S608 - the rows above
+
+_WITNESS = f"""
+INSERT INTO transaction_witness (transaction_id, source, seen_at, detail)
+SELECT found.it, t.source, $seen_at::timestamptz,
+    CASE WHEN (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE
+        THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents) END
+FROM {{written}} AS found
+    JOIN ({_SEEN}) AS t ON t.env = found.env AND t.direction = found.direction AND t.receipt = found.receipt
+    -- As it was before this statement.
+    LEFT JOIN transaction AS before ON before.transaction_id = found.it
+WHERE found.it <> t.transaction_id
+    AND (t.source <> found.first_source
+        OR (t.amount_cents = COALESCE(before.amount_cents, found.amount_cents)) IS FALSE)
+ORDER BY found.it
+ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
+    WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
+"""  # noqa: S608 - likewise
+
+BOTH = Named(f"{_INSERT};{_WITNESS}")
+INSERT, WITNESS = BOTH.sql.split(";")
+"""What records transactions, sorted by their key, and what adds the later witnesses of those that were known before."""
+
+bind_rows = BOTH.bind_rows
+
+# The same at once, where the caller needs what was found.
+RECORD = f"""
+WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
+"""  # noqa: S608 - likewise

@@ -1,0 +1,302 @@
+"""All paths against each other, over few rows: each round begins several of them at once."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import niquests
+
+from mpesa_gateway.errors import Refused
+from mpesa_gateway.retention import Retention
+from mpesa_gateway.testing.serving import INITIATED
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_refunds.queries import RefundQueries
+from tests.daraja import result, stk_callback
+from tests.paths import Paths
+from tests.plugins.reconciliation.test_reconciliation import RUN, page
+from tests.plugins.reconciliation.test_reconciliation import row as line
+
+AT_ONCE = 4
+"""Paths that begin at once in each round."""
+
+LIFE = 5
+"""Rounds until the payments are replaced by new ones: they have ended by then."""
+
+PLAYED = "played"
+"""The property of a test's report that says what was played: rounds, how often each path, and deadlocks."""
+
+PAYMENT = {"amount": 500, "phone": "254711000001"}
+
+OLD_PAYMENT = "UPDATE payment SET updated_at = now() - interval '3 days' WHERE payment_id = $1"
+OLD_KEY = "UPDATE idempotency_key SET created_at = now() - interval '400 days' WHERE subject_id = $1"
+
+NO_FAULT = (Refused, niquests.exceptions.ConnectionError)
+"""What a path may end with. The server closes an idle connection after 5 s, which a busy machine takes for one call."""
+
+Path = Callable[[], Awaitable[Any]]
+
+
+class Collisions:
+    """Plays rounds, and counts how often each path was in one. One method for each path, so there are many."""
+
+    def __init__(self, paths: Paths, seed: int) -> None:
+        self._paths, self._chance = paths, random.Random(seed)  # noqa: S311 - a test's order
+        self._town, self._services = paths.town, paths.town.gateway.services
+        self._db, self._call = paths.town.gateway.db, paths.town.api.call
+        self._payments: list[dict[str, Any]] = []
+        self._number = 0
+        self._made: dict[str, Any] = {}
+        self._other: dict[str, Any] = {}
+        self._deck = self._shuffled()
+        self.played: Counter[str] = Counter()
+        self.failed: list[BaseException | str] = []
+        """What went wrong otherwise than by a refusal."""
+
+    def _kinds(self) -> tuple[Path, ...]:
+        return (
+            self.callback_of_paid,
+            self.callback_of_cancelled,
+            self.callback_of_same_receipt,
+            self.callback_of_other_amount,
+            self.stk_query,
+            self.sweep,
+            self.callback_replay,
+            self.outside_reversals,
+            self.create,
+            self.closing,
+            self.expiry,
+            self.status_check,
+            self.refund_of_rest,
+            self.refund_of_rest_with_key,
+            self.refund_of_part,
+            self.reversal_result,
+            self.refund_query,
+            self.refund_resolution,
+            self.pull,
+            self.assign,
+            self.set_aside,
+            self.webhook_secret,
+            self.webhook_address,
+            self.webhook_replay,
+            self.erasure,
+            self.retention,
+            self.tally,
+            self.credentials,
+            self.api_key,
+        )
+
+    def _shuffled(self) -> Iterator[Path]:
+        """Endless: each path once, in an order of chance, and then all again."""
+        while True:
+            kinds = self._kinds()
+            yield from self._chance.sample(kinds, len(kinds))
+
+    async def play(self, rounds: int) -> None:
+        """Play so many rounds."""
+        for number in range(rounds):
+            self._number = number
+            if number % LIFE == 0:
+                self._payments = list(await asyncio.gather(*(self._paths.pay() for _ in range(4))))
+            self._made, self._other = self._chance.sample(self._payments, 2)
+            kinds = [next(self._deck) for _ in range(AT_ONCE)]
+            self.played.update(kind.__name__ for kind in kinds)
+            for outcome in await asyncio.gather(*(kind() for kind in kinds), return_exceptions=True):
+                if isinstance(outcome, BaseException) and not isinstance(outcome, NO_FAULT):
+                    self.failed.append(outcome)
+
+    async def _ask(self, method: str, path: str, body: Any = None, key: str | None = None) -> None:
+        answer = await self._call(method, path, body, headers={"Idempotency-Key": key} if key else {})
+        if answer.status >= 500 and answer.status != 503:
+            self.failed.append(f"{method} {path}: {answer.status} {answer.body}")
+
+    async def _one(self, sql: str) -> Any:
+        """One of the newest rows."""
+        rows = await self._db.fetch(sql)
+        return self._chance.choice(rows)[0] if rows else None
+
+    @property
+    def _receipt(self) -> str:
+        return f"R{self._number // LIFE:07}{self._chance.choice('AB')}X"
+
+    # -- callbacks and payments ------------------------------------------------------------------------------------
+
+    async def _call_back(self, payment: dict[str, Any], *says: Any, **more: Any) -> None:
+        await self._paths.call_back("stk", payment["id"], stk_callback(payment["provider_ref"], *says, **more))
+
+    async def callback_of_paid(self) -> None:
+        """A payer has paid."""
+        await self._call_back(self._made, receipt=self._receipt)
+
+    async def callback_of_cancelled(self) -> None:
+        """A payer has cancelled."""
+        await self._call_back(self._made, 1032)
+
+    async def callback_of_same_receipt(self) -> None:
+        """Another payment with the receipt of the first."""
+        await self._call_back(self._other, receipt=self._receipt)
+
+    async def callback_of_other_amount(self) -> None:
+        """A mismatch."""
+        await self._call_back(self._other, amount=5)
+
+    async def callback_replay(self) -> None:
+        """An operator replays a callback."""
+        found = await self._one("SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 3")
+        if found is not None:
+            await self._services.get(CallbackOperatorService).replay(found, actor="a person")
+
+    async def sweep(self) -> None:
+        """Callbacks that wait for their subject."""
+        await self._services.get(CallbackDispatcher).sweep()
+
+    async def stk_query(self) -> None:
+        """M-Pesa is asked about a push."""
+        await self._services.get(StkQueries).ask(self._made["id"], is_forced=True)
+
+    async def outside_reversals(self) -> None:
+        """Noted reversals are taken."""
+        await self._services.get(OutsideReversals).take_noted()
+
+    async def create(self) -> None:
+        """A payment of a key that several use."""
+        await self._ask("POST", "/v1/payments", PAYMENT, f"k{self._number // LIFE}")
+
+    async def closing(self) -> None:
+        """An operator closes a mismatch."""
+        await self._services.get(PaymentDesk).look_after(self._other["id"], "seen to", actor="a person")
+
+    async def expiry(self) -> None:
+        """A payment's time is up."""
+        await self._db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", self._other["id"])
+        await self._services.get(Expiry).end_due()
+
+    async def status_check(self) -> None:
+        """M-Pesa is asked about a payment's transaction, and answers."""
+        answer = await self._call("POST", f"/v1/payments/mpesa/check-status/{self._made['id']}")
+        if answer.status == 200:
+            status = self._chance.choice(("Completed", "Reversed", "Failed"))
+            says = {"ReceiptNo": self._receipt, "TransactionStatus": status, "Amount": "500.00"}
+            await self._paths.call_back("status", answer.data["check_id"], result(0, says=says))
+
+    async def tally(self) -> None:
+        """What has ended is counted."""
+        await self._services.get(PaymentTally).count()
+
+    # -- refunds ---------------------------------------------------------------------------------------------------
+
+    _PENDING = "SELECT refund_id FROM refund WHERE status = 'pending' ORDER BY refund_id DESC LIMIT 2"
+
+    async def refund_of_rest(self) -> None:
+        """A refund of all that is left."""
+        await self._ask("POST", "/v1/refunds", {"payment_id": self._made["id"]})
+
+    async def refund_of_rest_with_key(self) -> None:
+        """The same with a key that is used again."""
+        await self._ask("POST", "/v1/refunds", {"payment_id": self._made["id"]}, f"w{self._made['id']}")
+
+    async def refund_of_part(self) -> None:
+        """A refund of a part with one of few keys."""
+        made = self._made["id"]
+        await self._ask("POST", "/v1/refunds", {"payment_id": made, "amount": 5}, f"p{self._number % 7}{made}")
+
+    async def reversal_result(self) -> None:
+        """A reversal has succeeded or failed."""
+        refund = await self._one(self._PENDING)
+        if refund is not None:
+            said = result(self._chance.choice((0, 1)), transaction_id=f"REV{self._number:06}X", says={})
+            await self._paths.call_back("reversal", refund, said)
+
+    async def refund_query(self) -> None:
+        """M-Pesa is asked about a refund."""
+        refund = await self._one(self._PENDING)
+        if refund is not None:
+            await self._services.get(RefundQueries).ask(refund)
+
+    async def refund_resolution(self) -> None:
+        """An operator decides a refund."""
+        refund = await self._one(self._PENDING)
+        if refund is not None:
+            await self._paths.resolve(refund, "failed")
+
+    # -- statements ------------------------------------------------------------------------------------------------
+
+    async def pull(self) -> None:
+        """A statement with lines of payments and of none, in an order of chance."""
+        number = self._number
+        references = [one["reference"] for one in self._chance.sample(self._payments, 2)]
+        rows = [line(f"S{number:07}{at}X", reference=text) for at, text in enumerate(references)]
+        rows.append(line(self._receipt))
+        rows.append(line(f"L{number // LIFE:07}XX", 500, reference="nobody's"))
+        self._paths.daraja.say("pullquery", page(*self._chance.sample(rows, len(rows))))
+        await self._ask("POST", RUN, {})
+
+    _LOOSE = "SELECT line_id FROM noted_line WHERE payment_id IS NULL ORDER BY line_id DESC LIMIT 2"
+
+    async def assign(self) -> None:
+        """A merchant assigns a line to a payment."""
+        found = await self._one(self._LOOSE)
+        if found is not None:
+            path = f"/v1/payments/mpesa/statement-lines/{found}/assign"
+            await self._ask("POST", path, {"payment_id": self._made["id"]})
+
+    async def set_aside(self) -> None:
+        """An operator closes a line, or all lines of a run."""
+        desk = self._services.get(ReconciliationDesk)
+        if self._chance.random() < 0.5:
+            found = await self._one(self._LOOSE)
+            if found is not None:
+                await desk.set_aside(found, "seen to", actor="a person")
+            return
+        run = await self._one("SELECT run_id FROM reconciliation_run ORDER BY run_id DESC LIMIT 2")
+        if run is not None:
+            await desk.set_aside_all(run, "seen to", actor="a person")
+
+    # -- webhooks --------------------------------------------------------------------------------------------------
+
+    _WEBHOOK = "/v1/merchant/webhook"
+
+    async def webhook_secret(self) -> None:
+        """A secret is replaced."""
+        await self._ask("POST", f"{self._WEBHOOK}/rotate")
+
+    async def webhook_address(self) -> None:
+        """The endpoint is removed, or set again."""
+        if self._chance.random() < 0.3:
+            await self._ask("DELETE", self._WEBHOOK)
+        else:
+            await self._ask("PUT", self._WEBHOOK, {"webhook_url": self._town.receiver.url})
+
+    async def webhook_replay(self) -> None:
+        """The newest webhooks are sent again."""
+        await self._paths.replay(seconds=2)
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    async def erasure(self) -> None:
+        """A payer is erased."""
+        await self._db.execute(OLD_PAYMENT, self._other["id"])
+        await self._paths.erase(self._other["phone"])
+
+    async def retention(self) -> None:
+        """A key is old enough to be forgotten."""
+        await self._db.execute(OLD_KEY, self._other["id"])
+        await Retention(self._town.gateway).forget()
+
+    async def credentials(self) -> None:
+        """Credentials are stored again."""
+        await self._ask("PUT", "/v1/merchant/providers", INITIATED)
+
+    async def api_key(self) -> None:
+        """A key of the API is made, and revoked."""
+        keys, merchant_id = self._town.gateway.api_keys, self._paths.merchant_id
+        key, _ = await keys.create(merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
+        await keys.revoke(merchant_id, key.key_id, actor="a person")

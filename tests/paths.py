@@ -1,0 +1,286 @@
+"""Everything that locks rows of payments, refunds, statement lines and what belongs to them: one path at a time."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.db.outbox import Subscriber
+from mpesa_gateway.events import Event
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.privacy import Erasure, Privacy
+from mpesa_gateway.retention import Retention
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.testing.serving import INITIATED, shop
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_refunds.schemas import Resolution
+from tests.conftest import Town
+from tests.daraja import Daraja, fault, result, stk_callback
+from tests.plugins.reconciliation.test_reconciliation import RUN, page
+from tests.plugins.reconciliation.test_reconciliation import row as line
+
+OLD = (
+    "UPDATE payment SET updated_at = now() - interval '3 days', due_at = NULL WHERE status <> 'pending'",
+    "UPDATE refund SET updated_at = now() - interval '3 days'",
+    "UPDATE idempotency_key SET created_at = now() - interval '400 days'",
+)
+"""Let everything have changed days ago."""
+
+
+async def hear(_: Event, __: Runtime) -> None:
+    """A subscriber that does nothing."""
+
+
+class Paths:
+    """Everything that can happen to payments and refunds, one thing at a time."""
+
+    def __init__(self, town: Town, daraja: Daraja) -> None:
+        self.town, self.daraja = town, daraja
+        self.number = 0
+        self.merchant_id = ""
+
+    async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
+        """A callback to the address that was made for its subject."""
+        dispatcher = self.town.gateway.services.get(CallbackDispatcher)
+        url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
+        answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
+        assert answer.status == 200, answer.body
+
+    async def pay(self) -> dict[str, Any]:
+        """A payment that Daraja has taken."""
+        self.number += 1
+        made: dict[str, Any] = (
+            await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
+        ).data
+        self.merchant_id = made["merchant_id"]
+        return made
+
+    async def paid(self, *, times: int = 1) -> dict[str, Any]:
+        """One that was paid, and its callback repeated."""
+        made = await self.pay()
+        body = stk_callback(made["provider_ref"], receipt=f"TKN{self.number:07}")
+        await asyncio.gather(*(self.call_back("stk", made["id"], body) for _ in range(times)))
+        return made
+
+    async def sent_again(self) -> None:
+        """A push that was not sent, and then was."""
+        self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
+        number = self.number = self.number + 1
+        for status in (503, 201):
+            assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
+
+    async def expired(self) -> None:
+        """One that M-Pesa never knew."""
+        self.daraja.say("stkpush", (500, b"<html>"))
+        made = await self.pay()
+        await self.town.gateway.db.execute(
+            "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
+        )
+        await self.town.gateway.services.get(StkQueries).ask(made["id"])
+
+    async def held(self) -> None:
+        """One whose money is not what was asked for, and a person who sees to it."""
+        made = await self.pay()
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
+        desk = self.town.gateway.services.get(PaymentDesk)
+        await desk.look_after(made["id"], "seen to", actor="a person")
+
+    async def waiting(self) -> None:
+        """A callback that came before we could know what it is about, offered by a person."""
+        made = await self.pay()
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
+        callback_id = await self.town.gateway.db.fetchval(
+            "SELECT callback_id FROM callback ORDER BY callback_id DESC LIMIT 1"
+        )
+        await self.town.gateway.services.get(CallbackOperatorService).replay(callback_id, actor="a person")
+        await self.town.gateway.services.get(CallbackDispatcher).sweep()
+
+    async def refunded(self, *, code: int = 0) -> None:
+        """One whose money goes back, in part and then the rest."""
+        made = await self.paid()
+        headers = {"Idempotency-Key": f"r{self.number}"}
+        for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
+            answer = await self.town.api.call("POST", "/v1/refunds", body, headers=headers if "amount" in body else {})
+            says = {"OriginalTransactionID": answer.data["receipt"]}
+            said = result(code, transaction_id=f"{answer.data['receipt'][:9]}{len(body)}", says=says)
+            await self.call_back("reversal", answer.data["id"], said)
+
+    async def refund_unsent(self) -> None:
+        """A refund that was not sent, and then was."""
+        made = await self.paid()
+        self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
+        body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
+        await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
+        refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
+        await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
+        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
+
+    async def checked(self) -> None:
+        """One that M-Pesa is asked about, and calls reversed."""
+        made = await self.paid()
+        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
+        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
+        says = {"ReceiptNo": receipt, "TransactionStatus": "Reversed", "Amount": "500.00"}
+        await self.call_back("status", check["check_id"], result(0, says=says))
+
+    async def reconciled(self) -> None:
+        """Some that a statement names, one that the rule finds, one that a person assigns, and a reversal."""
+        paid, own, known = await self.paid(), await self.pay(), await self.pay()
+        twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
+        by_rule = await self.pay_at_table("alone", 700)
+        receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", paid["id"])
+        lines = [
+            line(receipt),
+            line("OWN0000001", reference=own["reference"]),
+            line("AMOUNT0001", 5, reference=known["reference"]),
+            line("TWIN000001", 600, reference="table 4"),
+            line("RULE000001", 700, reference="table 4"),
+            line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
+        ]
+        self.daraja.say("pullquery", page(*lines))
+        run = (await self.town.api.call("POST", RUN, {})).data
+        assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
+        assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
+        line_id = await self.town.gateway.db.fetchval("SELECT line_id FROM noted_line WHERE receipt = 'TWIN000001'")
+        path = f"/v1/payments/mpesa/statement-lines/{line_id}/assign"
+        assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
+
+    async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
+        """A payment with a reference of the merchant's."""
+        made: dict[str, Any] = (
+            await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
+        ).data
+        return made
+
+    async def called_reversed(self) -> None:
+        """A receipt that M-Pesa calls reversed, and the callback of its payment after that."""
+        made = await self.pay()
+        check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
+        says = {
+            "ReceiptNo": "GONE000001",
+            "TransactionStatus": "Reversed",
+            "Amount": "500.00",
+            "CreditPartyName": "174379 - SHOP",
+        }
+        await self.call_back("status", check["check_id"], result(0, says=says))
+        await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
+        await self.town.gateway.services.get(OutsideReversals).take_noted()
+
+    async def ended(self) -> None:
+        """Some whose time is up."""
+        made = await self.pay()
+        await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
+        await self.town.gateway.services.get(Expiry).end_due()
+
+    async def together(self) -> None:
+        """As many as are written together, and their callbacks in another order."""
+        made = await asyncio.gather(*(self.pay() for _ in range(24)))
+        bodies = [stk_callback(one["provider_ref"], receipt=f"BATCH{number:05}") for number, one in enumerate(made)]
+        calls = [self.call_back("stk", one["id"], body) for one, body in zip(made, bodies, strict=True)]
+        await asyncio.gather(*calls[::-1])
+
+    async def set_aside(self) -> None:
+        """Lines that belong to nothing: one that a person has seen to, and then all of its run."""
+        lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
+        self.daraja.say("pullquery", page(*lines))
+        run = (await self.town.api.call("POST", RUN, {})).data
+        desk = self.town.gateway.services.get(ReconciliationDesk)
+        sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
+        await desk.set_aside(await self.town.gateway.db.fetchval(sql), "seen to", actor="a person")
+        assert await desk.set_aside_all(run["id"], "seen to", actor="a person") == 2
+
+    async def resolved(self) -> None:
+        """A refund whose outcome a person decides."""
+        made = await self.paid()
+        refund = (await self.town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).data
+        sql = "UPDATE refund SET attention = 'look' WHERE refund_id = $1"
+        await self.town.gateway.db.execute(sql, refund["id"])
+        await self.resolve(refund["id"], "completed")
+
+    async def resolve(self, refund_id: str, outcome: Literal["completed", "failed"]) -> None:
+        """A person decides a refund."""
+        endings = self.town.gateway.services.get(RefundEndings)
+        decided = Resolution(outcome=outcome, confirm=refund_id, note="seen on the portal")
+        await endings.resolve("sandbox", refund_id, decided, "a person")
+
+    async def heard(self) -> None:
+        """Webhooks: sent, sent again, and to an endpoint that changes."""
+        call, address = self.town.api.call, "/v1/merchant/webhook"
+        await self.paid()
+        await self.replay()
+        assert (await call("POST", f"{address}/rotate")).status == 200
+        assert (await call("DELETE", address)).status == 200
+        await self.paid()
+        assert (await call("PUT", address, {"webhook_url": self.town.receiver.url})).status == 200
+        await self.replay()
+
+    async def replay(self, seconds: float = 3600) -> Any:
+        """Webhooks of the last so many seconds once more."""
+        since = rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
+        return await self.town.api.call("POST", "/v1/webhooks/replay", {"since": since})
+
+    async def let_go(self) -> None:
+        """Everything that has ended is old: payers are erased, and what may go goes."""
+        gateway = self.town.gateway
+        made = await self.paid()
+        await self.town.receiver.wait_for(1)
+        for sql in OLD:
+            await gateway.db.execute(sql)
+        done = await self.erase(made["phone"])
+        assert done.cases > 0, done.left
+        await Retention(gateway).forget()
+
+    async def erase(self, *phones: str) -> Erasure:
+        """Erase payers."""
+        done = Erasure()
+        for phone in phones:
+            done.add(await Privacy(self.town.gateway).erase(Msisdn(phone), actor="a person"))
+        return done
+
+    async def set_up(self) -> None:
+        """A merchant with keys, credentials and a receiver of its own; and what has happened is counted."""
+        gateway = self.town.gateway
+        async with shop(gateway, self.town.base) as other:
+            assert (await other.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+            assert (await other.pay("254711000009", 500, key="first")).status == 201
+        keys = gateway.api_keys
+        key, _ = await keys.create(self.merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
+        await keys.revoke(self.merchant_id, key.key_id, actor="a person")
+        await gateway.services.get(PaymentTally).count()
+
+    async def heard_by_host(self) -> None:
+        """Events that a subscriber of the host's hears of after commit."""
+        self.town.gateway.outbox.subscribe(Subscriber(Event, hear))
+        await self.paid()
+
+    def all(self) -> Iterator[Any]:
+        """Each once."""
+        yield self.paid(times=3)
+        yield self.sent_again()
+        yield self.expired()
+        yield self.held()
+        yield self.waiting()
+        yield self.refunded()
+        yield self.refunded(code=1)
+        yield self.refund_unsent()
+        yield self.checked()
+        yield self.reconciled()
+        yield self.called_reversed()
+        yield self.ended()
+        yield self.together()
+        yield self.set_aside()
+        yield self.resolved()
+        yield self.heard()
+        yield self.set_up()
+        yield self.let_go()
+        yield self.heard_by_host()

@@ -1,0 +1,50 @@
+"""What the tables of transactions refuse, whoever asks: each rule has a statement that breaks it."""
+
+import pytest
+
+from tests.conftest import Town
+from tests.constraints import added, refusals
+from tests.identifiers import literal
+
+ROWS = f"""
+INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, amount_cents, occurred_at,
+    first_source, subject_kind, subject_id)
+SELECT {literal("txn", 1)}, merchant_id, 'sandbox', receiver_id, 'in', 'TKN4A1B2C3', 50000, now(), 'stk', 'payment',
+    {literal("pay", 1)}
+FROM merchant, receiver;
+"""  # noqa: S608 - ids that the test chose
+
+SECOND = f"""
+INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, occurred_at, first_source,
+    subject_kind, subject_id)
+SELECT {literal("txn", 2)}, merchant_id, env, receiver_id, 'in', %s, now(), 'pull', %s FROM transaction
+"""  # noqa: S608 - likewise
+CHANGE = "UPDATE transaction SET %s"
+
+CASES = {
+    "transaction_receipt": [SECOND % ("receipt", "NULL, NULL")],
+    "transaction_subject": [SECOND % ("'TKN0000002'", "subject_kind, subject_id")],
+    "transaction_subject_is_whole": [
+        SECOND % ("'TKN0000002'", f"NULL, {literal('pay', 2)}"),
+        SECOND % ("'TKN0000002'", "'payment', NULL"),
+    ],
+    "transaction_is_set_once": [
+        CHANGE % change
+        for change in ("receipt = 'TKN0000002'", "direction = 'out'", "occurred_at = now() - interval '1 day'")
+    ],
+    "transaction_has_one_subject": [
+        CHANGE % change for change in ("amount_cents = 1", "subject_kind = NULL, subject_id = NULL")
+    ],
+    "transaction_not_deleted": ["DELETE FROM transaction"],
+}
+
+
+def test_every_rule_has_a_statement_that_breaks_it() -> None:
+    assert set(CASES) == added("mpesa_gateway_transactions.migrations")
+
+
+@pytest.mark.as_owner
+async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+    await town.api.pay("254700000020", key="one")
+    await town.gateway.db.execute(ROWS)
+    assert await refusals(town.gateway.db, CASES) == {}

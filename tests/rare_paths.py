@@ -1,0 +1,178 @@
+"""Paths that a gateway takes when something has gone wrong, or when an operator steps in."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from mpesa_gateway.client_ip import read_networks
+from mpesa_gateway.db.event_log import EventLog
+from mpesa_gateway.testing.serving import eventually
+from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
+from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_callbacks.verifier import CallbackVerifier
+from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from tests.daraja import ack, fault, result, stk_callback
+from tests.paths import OLD, Paths
+from tests.plugins.reconciliation.test_reconciliation import RUN, page
+from tests.plugins.reconciliation.test_reconciliation import row as line
+
+EARLY = "/v1/webhooks/mpesa"
+"""The address without a token."""
+
+
+STEP = "INSERT INTO payment_step (payment_id, at, kind, cause, detail) VALUES ($1, now(), 'failed', 'callback', $2)"
+
+OLD_LINES = "UPDATE statement_note SET created_at = now() - interval '4 days', settled_at = now() - interval '3 days'"
+
+ALL_DONE = "SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)"
+
+
+class RarePaths(Paths):
+    """Further paths, one thing at a time."""
+
+    async def refused(self) -> None:
+        """A callback from an unknown address, that an operator replays."""
+        db, made = self.town.gateway.db, await self.pay()
+        assert (await self.town.api.call("POST", EARLY, stk_callback(made["provider_ref"]))).status == 403
+        refused = await db.fetchval("SELECT refused_id FROM refused_callback ORDER BY refused_id DESC LIMIT 1")
+        operators = self.town.gateway.services.get(CallbackOperatorService)
+        await operators.replay(refused, actor="a person", vouches=True)
+
+    async def unnamed(self) -> None:
+        """Callbacks and results without a token: what they are about is known once Daraja's answer has come."""
+        call, daraja, services = self.town.api.call, self.daraja, self.town.gateway.services
+        verifier: Any = services.get(CallbackVerifier)
+        verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
+        pushed = {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_early", "ResponseCode": "0"}
+        daraja.say("stkpush", (200, pushed))
+        await self._early("stkpush", self.pay(), EARLY, stk_callback("ws_CO_early", 1032))
+        paid = await self.paid()
+        receipt = await self._receipt(paid)
+        checked = f"/v1/payments/mpesa/check-status/{paid['id']}"
+        says = {"ReceiptNo": receipt, "TransactionStatus": "Completed", "Amount": "500.00"}
+        daraja.say("transactionstatus", ack(901))
+        answer = result(0, originator="o-901", conversation="AG_901", says=says)
+        await self._early("transactionstatus", call("POST", checked), f"{EARLY}/transactionstatus/result", answer)
+        daraja.say("reversal", ack(902))
+        answer = result(0, originator="o-902", conversation="AG_902", transaction_id="EARLY00001", says={})
+        refund = call("POST", "/v1/refunds", {"payment_id": paid["id"]})
+        await self._early("reversal", refund, f"{EARLY}/reversal/result", answer)
+        # About nothing: it waits, and is offered again.
+        assert (await call("POST", EARLY, stk_callback("ws_CO_nothing"))).status == 200
+        await self.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
+        await services.get(CallbackDispatcher).sweep()
+
+    async def _early(self, operation: str, work: Any, path: str, body: dict[str, Any]) -> None:
+        """Do something whose result comes before Daraja's answer."""
+        go, before = self.daraja.hold(operation), len(self.daraja.of(operation))
+        under_way = asyncio.ensure_future(work)
+        await self.daraja.asked_about(operation, before + 1)
+        assert (await self.town.api.call("POST", path, body)).status == 200
+        go.set()
+        await under_way
+
+    async def _receipt(self, payment: dict[str, Any]) -> Any:
+        sql = "SELECT receipt FROM payment WHERE payment_id = $1"
+        return await self.town.gateway.db.fetchval(sql, payment["id"])
+
+    async def not_asked(self) -> None:
+        """Questions that Daraja refuses, and a reversal of which it does not say whether it was begun."""
+        call, paid = self.town.api.call, await self.paid()
+        self.daraja.say("transactionstatus", fault("500.003.02", "Spike arrest violation", 503))
+        await call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")
+        self.daraja.say("reversal", (500, b"<html>"))
+        await call("POST", "/v1/refunds", {"payment_id": paid["id"]}, headers={"Idempotency-Key": f"q{paid['id']}"})
+        sql = "SELECT refund_id FROM refund WHERE payment_id = $1"
+        refund = await self.town.gateway.db.fetchval(sql, paid["id"])
+        assert (await call("POST", f"/v1/refunds/{refund}/query")).status < 500
+        await self.call_back("reversal", refund, result("R000001", says={}))
+        await self.call_back("reversal-timeout", refund, result(1))
+
+    async def abandoned(self) -> None:
+        """A create whose process ended, and payments that are expired one at a time."""
+        db, services = self.town.gateway.db, self.town.gateway.services
+        made, late = await self.pay(), await self.pay()
+        await db.execute(
+            "UPDATE payment SET charge = 'ready', checkout_request_id = NULL, due_at = now(), "
+            "expires_at = now() - interval '1 hour' WHERE payment_id = $1",
+            made["id"],
+        )
+        sql = "UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE subject_id = $1"
+        await db.execute(sql, made["id"])
+        assert await services.get(Unacknowledged).close_due() == 1
+        await db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", late["id"])
+        expiry: Any = services.get(Expiry)
+        await expiry._end_each([])
+
+    async def asked_about_lines(self) -> None:
+        """Lines that could be of two payments: M-Pesa is asked, and answers."""
+        for phone in ("254711000001", "254799999001"):
+            await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
+        self.daraja.say("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
+        await self.town.api.call("POST", RUN, {})
+        sql = "SELECT line_id FROM noted_line WHERE receipt = 'ASKED00001'"
+        line_id = await self.town.gateway.db.fetchval(sql)
+        says = {
+            "ReceiptNo": "ASKED00001",
+            "TransactionStatus": "Completed",
+            "Amount": "650.00",
+            "DebitPartyName": "254711000001 - JANE",
+        }
+        await self.call_back("status", line_id, result(0, says=says))
+
+    async def not_heard(self) -> None:
+        """Webhooks to an endpoint that fails, then to one that is gone; and one that is sent once more."""
+        db, call, receiver = self.town.gateway.db, self.town.api.call, self.town.receiver
+        receiver.status = 500
+        await self.paid()
+        failed = "SELECT delivery_id FROM delivery WHERE last_status = 500 ORDER BY delivery_id DESC LIMIT 1"
+        delivery = await eventually(lambda: db.fetchval(failed))
+        assert (await call("DELETE", "/v1/merchant/webhook")).status == 200
+        receiver.status = 200
+        assert (await call("PUT", "/v1/merchant/webhook", {"webhook_url": receiver.url})).status == 200
+        assert (await call("POST", f"/v1/webhooks/logs/{delivery}/replay")).status == 200
+
+    async def woken(self) -> None:
+        """An operator repeats the work of a subscriber."""
+        gateway = self.town.gateway
+        await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM event_task WHERE done_at IS NOT NULL"))
+        row = await gateway.db.fetchrow("SELECT event_id, subscriber FROM event_task LIMIT 1")
+        assert row is not None
+        await EventLog(gateway.db, gateway.reads, gateway.clock).wake(row["event_id"], row["subscriber"])
+
+    async def closed(self) -> None:
+        """A merchant that is deactivated."""
+        merchants = self.town.gateway.merchants
+        made = await merchants.create("Test shop", actor="a person")
+        await merchants.deactivate(made.merchant_id, actor="a person")
+
+    async def erased_everywhere(self) -> None:
+        """A payer whose number is in a step, in a check and in a line."""
+        gateway, made = self.town.gateway, await self.paid()
+        phone = made["phone"]
+        check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
+        said = result(1, f"of {phone}", says={"TransactionStatus": "Failed"})
+        await self.call_back("status", check["check_id"], said)
+        receipt = await self._receipt(made)
+        self.daraja.say("pullquery", page(line(receipt, phone=phone[3:])))
+        await self.town.api.call("POST", RUN, {})
+        await gateway.db.execute(STEP, made["id"], f"of {phone}")
+        for sql in (*OLD, OLD_LINES):
+            await gateway.db.execute(sql)
+        await eventually(lambda: gateway.db.fetchval(ALL_DONE))
+        done = await self.erase(phone)
+        assert done.cases > 0, done.left
+
+    def all(self) -> Iterator[Any]:
+        """Each once."""
+        yield self.refused()
+        yield self.not_asked()
+        yield self.abandoned()
+        yield self.asked_about_lines()
+        yield self.not_heard()
+        yield self.closed()
+        yield self.erased_everywhere()
+        yield self.unnamed()
+        yield from super().all()
+        yield self.woken()
