@@ -100,8 +100,9 @@ FROM generate_series(1, $2::bigint) AS n
         "delivery",
         """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, attempts,
-    last_attempt_at, last_status, created_at, delivered_at, ms, answer)
-SELECT ID[dlv], ID[evt], endpoint_id, $1, env, 'payment.completed', ID[pay], 'delivered', 1, AT, 200, AT, AT, 12, 'ok'
+    last_attempt_at, last_status, created_at, delivered_at, address_id, ms, answer)
+SELECT ID[dlv], ID[evt], endpoint_id, $1, env, 'payment.completed', ID[pay], 'delivered', 1, AT, 200, AT, AT,
+    address_id, 12, 'ok'
 FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoint.merchant_id = $1
 """,
     ),

@@ -173,7 +173,7 @@ class Deliveries:
         )
         if row is None:
             raise NotFound("there is no such delivery")
-        attempts = await self._db.run(tables.attempts_of(delivery_id))
+        attempts = await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
             attempt_log=[AttemptView(**attempt) for attempt in attempts],
@@ -203,7 +203,7 @@ class Deliveries:
         """
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.REPLAY_ONE, caller.merchant_id, caller.env, delivery_id, self._runtime.clock.now()
+                tables.REPLAY_ONE, caller.merchant_id, caller.env, self._runtime.clock.now(), delivery_id
             )
             if row is None:
                 await self.get(caller.merchant_id, caller.env, delivery_id)
@@ -229,12 +229,12 @@ class Deliveries:
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
                 caller.merchant_id,
+                caller.env,
+                self._runtime.clock.now(),
                 Ids.least("dlv", which.since),
                 which.until and Ids.least("dlv", which.until),
                 which.status,
-                self._runtime.clock.now(),
                 MOST_REPLAYED,
-                caller.env,
             )
             delivery_ids = [row["delivery_id"] for row in rows]
             await self._runtime.audit.record(

@@ -20,9 +20,14 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
         answer = case.number.without(row["answer"])
         if answer != row["answer"]:
             await gateway.db.run(
+                AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
+            )
+            count += 1
+    for row in await gateway.db.fetch(tables.ANSWERS_OF_CASE, case.named):
+        answer = case.number.without(row["answer"])
+        if answer != row["answer"]:
+            await gateway.db.run(
                 DeliveryRow.update({DeliveryRow.answer: answer}).where(DeliveryRow.delivery_id == row["delivery_id"])
-                if row["attempt_id"] is None
-                else AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
             )
             count += 1
     return {"attempts at delivery": count}

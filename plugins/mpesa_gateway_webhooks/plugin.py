@@ -21,7 +21,7 @@ from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, AttemptLogRow, AttemptRow, DeliveryRow
+from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, AttemptRow, DeliveryRow
 
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
@@ -47,7 +47,7 @@ plugin = Plugin(
     subscribers=(inside(PublicEvent, owe_deliveries),),
     provides=PROVIDES,
     tables=Tables(
-        models=(EndpointRow, DeliveryRow, AttemptRow, AttemptLogRow),
+        models=(EndpointRow, DeliveryRow, AttemptRow),
         migrations="mpesa_gateway_webhooks.migrations",
         sealed=(
             SealedColumn(table="webhook_endpoint", key="endpoint_id", column="secret", aad=_AAD),

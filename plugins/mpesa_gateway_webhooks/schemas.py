@@ -80,10 +80,11 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP try."""
+    """One HTTP request. ``url`` is the endpoint's address at that time."""
 
     id: AttemptId
     at: datetime
+    url: str
     status: int | None
     ms: int | None
     error: str | None

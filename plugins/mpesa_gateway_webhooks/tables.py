@@ -1,7 +1,5 @@
 """Endpoints, deliveries and attempts as Piccolo knows them, and the named queries on them."""
 
-from typing import Any
-
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
@@ -30,6 +28,7 @@ class DeliveryRow(Table, tablename="delivery"):
     last_error = Text(null=True, default=None)
     created_at = Timestamptz()
     delivered_at = Timestamptz(null=True, default=None)
+    address_id = Integer(null=True, default=None)
     ms = Integer(null=True, default=None)
     answer = Text(null=True, default=None)
 
@@ -40,32 +39,11 @@ class AttemptRow(Table, tablename="attempt"):
     attempt_id = Text(primary_key=True)
     delivery_id = Text()
     at = Timestamptz()
+    address_id = Integer()
     status = Integer(null=True, default=None)
     ms = Integer(null=True, default=None)
     error = Text(null=True, default=None)
     answer = Text()
-
-
-class AttemptLogRow(Table, tablename="attempt_log"):
-    """One HTTP try, whether it has a row of its own or stands in its delivery. A view."""
-
-    attempt_id = Text(primary_key=True)
-    delivery_id = Text()
-    at = Timestamptz()
-    status = Integer(null=True, default=None)
-    ms = Integer(null=True, default=None)
-    error = Text(null=True, default=None)
-    answer = Text()
-
-
-def attempts_of(delivery_id: str) -> Any:
-    """Return the query for the attempts of a delivery, the oldest first."""
-    shown = AttemptLogRow.all_columns(exclude=[AttemptLogRow.attempt_id, AttemptLogRow.delivery_id])
-    return (  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        AttemptLogRow.select(AttemptLogRow.attempt_id.as_alias("id"), *shown)
-        .where(AttemptLogRow.delivery_id == delivery_id)
-        .order_by(AttemptLogRow.attempt_id)
-    )
 
 
 # raw SQL: hot path - what each delivery takes: its row, its claim, its attempt and its result.
@@ -104,7 +82,7 @@ WHERE delivery_id IN (
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
     webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
-    webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
+    webhook_endpoint.address_id, webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format(
@@ -145,28 +123,30 @@ ORDER BY due.turn, due.due_at LIMIT $2
 """
 
 RECORD_ATTEMPT = """
-INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer, address_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 
 DELIVERED = """
 WITH taken AS (
-    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[])
-        AS t(attempt_id, id, status, ms, answer)
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[], $8::integer[])
+        AS t(attempt_id, id, status, ms, answer, address_id)
     LIMIT cardinality($1)
 ), delivered AS (
     UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
         last_attempt_at = $6::timestamptz, last_status = locked.status, last_error = NULL,
-        delivered_at = $6::timestamptz,
-        ms = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN locked.ms END,
-        answer = CASE WHEN last_attempt_at IS NULL AND created_at > $7 THEN NULLIF(locked.answer, '') END
+        delivered_at = $6::timestamptz, address_id = CASE WHEN is_first THEN locked.address_id END,
+        ms = CASE WHEN is_first THEN locked.ms END,
+        answer = CASE WHEN is_first THEN NULLIF(locked.answer, '') END
     FROM (
-        SELECT id, taken.status, taken.ms, taken.answer FROM taken JOIN delivery ON delivery_id = id
+        SELECT taken.*, last_attempt_at IS NULL AND created_at > $7 AS is_first
+        FROM taken JOIN delivery ON delivery_id = id
         WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
     ) AS locked WHERE delivery_id = locked.id
     RETURNING delivery_id, delivery.ms
 )
-INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer FROM taken
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer, address_id)
+SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer, address_id FROM taken
 WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL) ORDER BY attempt_id
 """
 """Stores the attempt in its delivery if it is the first one and the delivery was made after ``$7``.
@@ -179,7 +159,7 @@ UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current TH
     attempts = attempts + CASE WHEN is_current THEN 1 ELSE 0 END,
     due_at = CASE WHEN is_current THEN $5::timestamptz ELSE $2::timestamptz END,
     leased_until = NULL, last_attempt_at = $2, last_status = $3, last_error = $4
-FROM (SELECT is_active AND url = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
+FROM (SELECT is_active AND address_id = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
 WHERE delivery_id = $1 AND status = 'pending'
 """
 """An attempt at an address that was replaced or removed meanwhile counts for nothing: the new one is tried at once."""
@@ -263,36 +243,31 @@ WHERE delivery_id IN (
 """
 
 
-_KEEP_ATTEMPT = """
-INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-    SELECT attempt_id, delivery_id, at, status, ms, answer FROM attempt_of_delivery
-"""
-"""Writes the attempts that stand in deliveries as rows; two replays of one delivery write the same row."""
-
-REPLAY_ONE = f"""
-WITH kept AS ({_KEEP_ATTEMPT} WHERE delivery_id = $3 AND merchant_id = $1 AND env = $2 ON CONFLICT DO NOTHING)
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $4, leased_until = NULL, delivered_at = NULL,
-    ms = NULL, answer = NULL, endpoint_id = webhook_endpoint.endpoint_id
-FROM webhook_endpoint
-WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND delivery_id = $3
-    AND webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $2 AND is_active
-RETURNING delivery.*
-"""  # noqa: S608 - put together from constants
-
-REPLAY_MANY = f"""
+# The lock returns the newest version of a row, with an attempt that another process has just stored in it.
+_REPLAY = """
 WITH chosen AS MATERIALIZED (
-    SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
-        AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY delivery_id LIMIT $6 FOR UPDATE
-), kept AS ({_KEEP_ATTEMPT} WHERE delivery_id IN (SELECT delivery_id FROM chosen) ON CONFLICT DO NOTHING)
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
-    ms = NULL, answer = NULL, endpoint_id = webhook_endpoint.endpoint_id
-FROM webhook_endpoint
-WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active
-    AND delivery_id IN (SELECT delivery_id FROM chosen)
-RETURNING delivery_id
-"""  # noqa: S608 - likewise
+    SELECT delivery_id, last_attempt_at, last_status, delivery.address_id, ms, answer, webhook_endpoint.endpoint_id
+    FROM delivery JOIN webhook_endpoint ON webhook_endpoint.merchant_id = delivery.merchant_id
+        AND webhook_endpoint.env = delivery.env AND is_active
+    WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND {} FOR UPDATE OF delivery
+), kept AS (
+    INSERT INTO attempt (attempt_id, delivery_id, at, status, address_id, ms, answer)
+    SELECT attempt_id_of(delivery_id, last_attempt_at), delivery_id, last_attempt_at, last_status, address_id, ms,
+        COALESCE(answer, '') FROM chosen WHERE ms IS NOT NULL ORDER BY 1
+)
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until = NULL, delivered_at = NULL,
+    address_id = NULL, ms = NULL, answer = NULL, endpoint_id = chosen.endpoint_id
+FROM chosen WHERE delivery.delivery_id = chosen.delivery_id
+RETURNING delivery.*
+"""
+"""Stores the attempt that a delivery contains as a row of its own, and makes the delivery pending."""
+
+REPLAY_ONE = _REPLAY.format("delivery_id = $4")
+
+REPLAY_MANY = _REPLAY.format(
+    "delivery_id >= $4 AND ($5::uuid IS NULL OR delivery_id < $5) AND ($6::text IS NULL OR status = $6)"
+    " AND (due_at IS NULL OR due_at > $3) ORDER BY delivery_id LIMIT $7"
+)
 
 FORGET_ATTEMPTS = """
 DELETE FROM attempt WHERE attempt_id IN (
@@ -312,9 +287,13 @@ SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status =
 """
 
 ATTEMPTS_OF_CASE = """
-SELECT attempt_id, delivery_id, answer FROM attempt JOIN delivery USING (delivery_id)
-WHERE payment_id = ANY($1::uuid[])
+SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
 FOR UPDATE OF attempt NOWAIT
+"""
+
+ANSWERS_OF_CASE = """
+SELECT delivery_id, answer FROM delivery WHERE payment_id = ANY($1::uuid[]) AND answer IS NOT NULL
+ORDER BY delivery_id FOR UPDATE NOWAIT
 """
 
 EVENTS_SINCE = """
@@ -351,28 +330,39 @@ WHERE merchant.is_active
 CAN_REPLAY = """EXISTS (SELECT 1 FROM webhook_endpoint AS active WHERE active.merchant_id = delivery.merchant_id
         AND active.env = delivery.env AND active.is_active) AS can_replay"""
 
+SENT_TO = """COALESCE(CASE WHEN delivery.status = 'delivered' THEN (
+        SELECT webhook_address.url FROM attempt_log JOIN webhook_address USING (address_id)
+        WHERE attempt_log.delivery_id = delivery.delivery_id ORDER BY attempt_id DESC LIMIT 1
+    ) END, webhook_endpoint.url) AS url"""
+"""The address that accepted a delivery, or the one that it is sent to next."""
+
 FIND_ANY = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}, event.body, merchant.name
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}, event.body, merchant.name
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
 """  # noqa: S608 - put together from constants
 
 OF_PAYMENT = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
 WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50
 """  # noqa: S608 - likewise
 
 OF_EVENT = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
 """  # noqa: S608 - likewise
 
+ATTEMPTS_OF_DELIVERY = """
+SELECT attempt_id AS id, at, url, status, ms, error, answer
+FROM attempt_log JOIN webhook_address USING (address_id) WHERE delivery_id = $1 ORDER BY attempt_id
+"""
+
 ATTEMPTS_OF_PAYMENT = """
-SELECT attempt_log.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
+SELECT attempt_log.*, delivery.event_type, delivery.event_id, webhook_address.url, event.body
 FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50) AS delivery
-    JOIN attempt_log USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
+    JOIN attempt_log USING (delivery_id) JOIN webhook_address ON webhook_address.address_id = attempt_log.address_id
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
 """

@@ -72,11 +72,11 @@ CREATE TABLE api_key (
 );
 CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
 
--- One namespace of keys for payments and refunds of a merchant in an env.
+-- One namespace of keys for payments and refunds of a merchant in an env. fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE idempotency_key (
     merchant_id uuid NOT NULL REFERENCES merchant,
     key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
+    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 16),
     state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
     subject_id uuid NOT NULL CHECK (is_id(subject_id)),
     leased_until timestamptz NOT NULL,

@@ -1,8 +1,9 @@
 -- Callbacks that were accepted. body_bytes: the body as it came, where its text does not give its bytes back.
+-- fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE callback (
     callback_id uuid PRIMARY KEY CHECK (has_prefix(callback_id, 'cbk')),
     kind text NOT NULL,
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32) UNIQUE,
+    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 16) UNIQUE,
     received_at timestamptz NOT NULL,
     source text NOT NULL,
     env text CHECK (env IN ('sandbox', 'live')),
@@ -26,7 +27,9 @@ CREATE TABLE callback (
 );
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
-CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE handle <> '';
+-- A callback with a subject is found by its subject. Those without one are found by their handle, and those that wait.
+CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE subject_id IS NULL AND handle <> '';
+CREATE INDEX callback_waiting_handle ON callback (handle, callback_id) WHERE verdict <> 'applied' AND handle <> '';
 CREATE INDEX callback_newest ON callback (env, callback_id);
 CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';
 

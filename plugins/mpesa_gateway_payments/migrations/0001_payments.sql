@@ -1,6 +1,12 @@
+-- A CheckoutRequestID, ws_CO_DDMMYYYYHHMMSS…, with the year before the month and the month before the day: an index in
+-- that order grows at its end. The function moves characters and drops none: different texts stay different.
+CREATE FUNCTION handle_by_time(handle text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT substr(handle, 11, 4) || substr(handle, 9, 2) || substr(handle, 7, 2) || substr(handle, 15) || left(handle, 6)
+$$;
+
 -- A payment is bound to its shortcode_id for good; shortcode is the number that payers pay. outcome_is_final: the
 -- failure was M-Pesa's last word. accepted_at, completed_at, completed_by: steps of an ordinary payment, which stores
--- no others.
+-- no others. result_desc is NULL where result_code is 0 and M-Pesa's text is the ordinary one.
 CREATE TABLE payment (
     payment_id uuid PRIMARY KEY CHECK (has_prefix(payment_id, 'pay')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -85,7 +91,7 @@ CREATE INDEX payment_without_receipt ON payment (env, shortcode, amount, created
 CREATE INDEX payment_received_phone ON payment (merchant_id, received_phone) WHERE received_phone IS NOT NULL;
 CREATE INDEX payment_due ON payment (shortcode_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX payment_expiry ON payment (expires_at) WHERE status = 'pending' AND mismatch IS NULL;
-CREATE UNIQUE INDEX payment_checkout_request_id ON payment (checkout_request_id, env)
+CREATE UNIQUE INDEX payment_checkout_request_id ON payment (handle_by_time(checkout_request_id), env)
     WHERE checkout_request_id IS NOT NULL;
 -- The tally looks for payments that changed. Only the newest time in each range matters to it.
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
@@ -184,7 +190,8 @@ SELECT payment_id, at, kind, cause, result_code, detail, CASE WHEN kind IN ('rec
     'refund_failed', 'partially_reversed', 'reversed', 'reversal_seen', 'looked_after') THEN 4 ELSE 2 END, number
 FROM payment_step WHERE kind <> 'requested'
 UNION ALL
-SELECT payment_id, completed_at, 'completed', completed_by, result_code, COALESCE(result_desc, ''), 3, 0
+SELECT payment_id, completed_at, 'completed', completed_by, result_code, COALESCE(result_desc, CASE
+    WHEN result_code = '0' THEN 'The service request is processed successfully.' ELSE '' END), 3, 0
 FROM payment WHERE completed_by IS NOT NULL;
 
 CREATE TRIGGER payment_proof_is_kept AFTER UPDATE OF receipt, completed_at, refunded ON payment

@@ -440,3 +440,33 @@ async def test_an_answer_in_a_delivery_is_forgotten_like_those_in_attempts(town:
     assert await db.execute(FORGET_ANSWERS, identifier("dlv", at=datetime(2100, 1, 1, tzinfo=UTC)), 10) == "UPDATE 1"
     (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert (attempt["status"], attempt["answer"]) == (200, "")
+
+
+async def test_attempts_at_two_addresses_each_show_their_own(town: Town) -> None:
+    old = town.receiver.url
+    new = f"{old}?new"
+    town.receiver.answer = lambda _, number: 500 if number == 1 else 200
+    await paid(town)
+    failed = await until(town.api, "pending")
+    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": new})
+    await town.api.call("POST", f"/v1/webhooks/logs/{failed['id']}/replay")
+    await until(town.api, "delivered")
+    log = (await town.api.call("GET", f"/v1/webhooks/logs/{failed['id']}")).data["attempt_log"]
+    assert [(attempt["status"], attempt["url"]) for attempt in log] == [(500, old), (200, new)]
+
+
+async def test_attempt_in_its_delivery_keeps_its_address(town: Town) -> None:
+    old = town.receiver.url
+    await paid(town)
+    done = await until(town.api, "delivered")
+    for number in range(2):
+        await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?{number}"})
+    # The same address with another secret is no other address.
+    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?1"})
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM webhook_former_address") == 2
+    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert attempt["url"] == old
+    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 2 FROM attempt"))
+    log = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert [attempt["url"] for attempt in log] == [old, f"{old}?1"]
