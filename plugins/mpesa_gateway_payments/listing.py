@@ -65,13 +65,19 @@ def _add_search(found: Conditions, text: str) -> None:
     oldest would pass over all that has come since (126 ms with 200,000 payments).
     """
     upper = text.upper()
+    values: list[str | None]
     parts = [
         "payment_id = {}",
         tables.HAS_HANDLE,
         "receipt = {}",
-        "idempotency_key = {}",
     ]
-    values = [text, text, upper, text]
+    values = [text, text, upper]
+    if found.merchant_id is None:
+        parts.append(f"{tables.KEY} = ANY(ARRAY(SELECT payment_key(merchant_id, {{}}, {{}}) FROM merchant))")
+        values += [found.env, text]
+    else:
+        parts.append(f"{tables.KEY} = payment_key({{}}, {{}}, {{}})")
+        values += [found.merchant_id, found.env, text]
     for spelt in sorted({text, upper}):
         parts.append("reference = {}")
         values.append(spelt)

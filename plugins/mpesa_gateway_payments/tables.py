@@ -120,7 +120,12 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: expression - when a payment whose outcome is unknown is asked about.
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
-FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
+KEY = "payment_key(merchant_id, env, idempotency_key)"
+"""The unique index of Idempotency-Keys."""
+
+FIND_BY_KEY = f"""
+SELECT * FROM payment WHERE {KEY} = payment_key($1, $2, $3)
+"""  # noqa: S608 - the expression above
 
 INSERT = Named(f"""
 WITH asked AS (
@@ -134,7 +139,8 @@ WITH asked AS (
         shortcode_id)
     -- The record of an old payment's key has been deleted; a payment is never deleted.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
+        WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
+            t.merchant_id, t.env, t.idempotency_key))
     LIMIT cardinality($payment_id)
 ), {idempotency.CLAIMED}
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,

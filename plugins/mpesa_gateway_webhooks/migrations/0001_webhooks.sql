@@ -37,7 +37,7 @@ BEGIN
     RETURN NEW;
 END
 $$;
-CREATE TRIGGER webhook_endpoint_keeps_its_address BEFORE UPDATE OF url ON webhook_endpoint
+CREATE TRIGGER webhook_endpoint_address_kept BEFORE UPDATE OF url ON webhook_endpoint
     FOR EACH ROW WHEN (OLD.url IS DISTINCT FROM NEW.url)
     EXECUTE FUNCTION keep_webhook_address();
 

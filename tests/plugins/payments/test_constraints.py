@@ -29,6 +29,7 @@ ERASED = "phone = 'erased', erased_at = now()"
 STEP = "INSERT INTO payment_step (payment_id, at, kind, cause, detail) SELECT payment_id, now(), '%s', 'callback', '' "
 
 CASES = {
+    "payment_of_key": [OPEN % "idempotency_key = 'paid'"],
     "payment_shortcode_check": [OPEN % "shortcode = ''", OPEN % "shortcode = '12345678'"],
     "payment_asked_check": [OPEN % "asked = -1"],
     "payment_receipt_check": [OPEN % "status = 'completed', completed_at = now(), due_at = NULL, receipt = 'tkn 1'"],
