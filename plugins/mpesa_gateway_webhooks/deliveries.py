@@ -149,7 +149,9 @@ class Deliveries:
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
         """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
-        found.equal(status=filters.status, event_type=filters.event_type, payment_id=filters.payment_id)
+        found.equal(status=filters.status, event_type=filters.event_type)
+        if filters.payment_id is not None:
+            found.add(tables.ABOUT, filters.payment_id)
         page = await DELIVERIES.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_view))
 

@@ -282,19 +282,25 @@ UPDATE delivery SET answer = NULL WHERE delivery_id IN (
 )
 """
 
-OWED_OF_CASE = """
-SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status = 'pending' LIMIT 1
-"""
+ABOUT = """delivery_id = ANY(ARRAY(
+    SELECT owed.delivery_id FROM event JOIN delivery AS owed USING (event_id) WHERE event.subject_id = {}))"""
+"""The deliveries of a subject's events, found by the indexes of both: delivery has none of its own for subjects."""
 
-ATTEMPTS_OF_CASE = """
-SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
+_OF_CASE = "event_id IN (SELECT event_id FROM event WHERE subject_id = ANY($1::uuid[]))"
+
+OWED_OF_CASE = f"""
+SELECT delivery_id FROM delivery WHERE {_OF_CASE} AND status = 'pending' LIMIT 1
+"""  # noqa: S608 - the clause above
+
+ATTEMPTS_OF_CASE = f"""
+SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
 FOR UPDATE OF attempt NOWAIT
-"""
+"""  # noqa: S608 - the clause above
 
-ANSWERS_OF_CASE = """
-SELECT delivery_id, answer FROM delivery WHERE payment_id = ANY($1::uuid[]) AND answer IS NOT NULL
+ANSWERS_OF_CASE = f"""
+SELECT delivery_id, answer FROM delivery WHERE {_OF_CASE} AND answer IS NOT NULL
 ORDER BY delivery_id FOR UPDATE NOWAIT
-"""
+"""  # noqa: S608 - the clause above
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
@@ -346,7 +352,7 @@ WHERE delivery_id = $1
 OF_PAYMENT = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
-WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50
+WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50
 """  # noqa: S608 - likewise
 
 OF_EVENT = f"""
@@ -359,13 +365,13 @@ SELECT attempt_id AS id, at, url, status, ms, error, answer
 FROM attempt_log JOIN webhook_address USING (address_id) WHERE delivery_id = $1 ORDER BY attempt_id
 """
 
-ATTEMPTS_OF_PAYMENT = """
+ATTEMPTS_OF_PAYMENT = f"""
 SELECT attempt_log.*, delivery.event_type, delivery.event_id, webhook_address.url, event.body
-FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50) AS delivery
+FROM (SELECT * FROM delivery WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50) AS delivery
     JOIN attempt_log USING (delivery_id) JOIN webhook_address ON webhook_address.address_id = attempt_log.address_id
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
-"""
+"""  # noqa: S608 - likewise
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,

@@ -88,7 +88,6 @@ CREATE INDEX delivery_owed ON delivery (endpoint_id, due_at) WHERE status = 'pen
 CREATE INDEX delivery_merchant ON delivery (merchant_id, env, delivery_id);
 CREATE INDEX delivery_merchant_status ON delivery (merchant_id, env, status, delivery_id);
 CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, delivery_id);
-CREATE INDEX delivery_payment ON delivery (payment_id, delivery_id);
 CREATE INDEX delivery_waiting ON delivery (merchant_id, env, delivery_id) WHERE status = 'waiting';
 CREATE INDEX delivery_answered ON delivery (delivery_id) WHERE answer IS NOT NULL;
 

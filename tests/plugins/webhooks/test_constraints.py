@@ -39,7 +39,7 @@ CASES = {
     "delivery_leased_while_pending": [UPDATE % "leased_until = now()"],
     "delivery_ms_check": [UPDATE % "ms = -1"],
     "delivery_answer_of_its_attempt": [
-        UPDATE % "ms = NULL, answer = 'ok'",
+        UPDATE % "ms = NULL, address_id = NULL, answer = 'ok'",
         UPDATE % "answer = ''",
         UPDATE % "answer = repeat('x', 1025)",
     ],
