@@ -1,5 +1,6 @@
 """Finds payments: one by its id, or a list by any filters, each served by an index, newest first."""
 
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
+
+OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
+"""The form of the references that the gateway makes; a reference of a merchant may have it too."""
 
 PAYMENTS = Listing(table="payment", key="payment_id", prefix="pay", by_index=True)
 
@@ -52,10 +56,21 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
     # There is one provider: a filter on it lets everything through.
-    found.equal(status=None if filters.status is None else filters.status.value, reference=filters.reference)
+    found.equal(status=None if filters.status is None else filters.status.value)
+    if filters.reference is not None:
+        parts = _reference_parts(filters.reference)
+        found.add(f"({' OR '.join(parts)})", *[filters.reference] * len(parts))
     if filters.search is not None:
         _add_search(found, filters.search.strip())
     return found
+
+
+def _reference_parts(reference: str) -> list[str]:
+    """Conditions that are each served by an index: references of ours and those of merchants have one each."""
+    parts = ["reference = {} AND NOT reference_is_ours"]
+    if OWN_REFERENCE.fullmatch(reference):
+        parts.append("reference = {} AND reference_is_ours")
+    return parts
 
 
 def _add_search(found: Conditions, text: str) -> None:
@@ -79,8 +94,9 @@ def _add_search(found: Conditions, text: str) -> None:
         parts.append(f"{tables.KEY} = payment_key({{}}, {{}}, {{}})")
         values += [found.merchant_id, found.env, text]
     for spelt in sorted({text, upper}):
-        parts.append("reference = {}")
-        values.append(spelt)
+        alike = _reference_parts(spelt)
+        parts += alike
+        values += [spelt] * len(alike)
     try:
         values.append(str(Msisdn.parse(text)))
         parts.append("phone = {}")

@@ -78,6 +78,7 @@ CREATE TABLE payment (
     CONSTRAINT payment_erased_when_ended CHECK (erased_at IS NULL OR status <> 'pending'),
     CONSTRAINT payment_looked_after_what_waited CHECK (looked_after_at IS NULL OR mismatch IS NOT NULL
         OR reversed_outside IS NOT NULL),
+    CONSTRAINT payment_own_reference_form CHECK (NOT reference_is_ours OR reference ~ '^[A-Z2-7]{12}$'),
     CONSTRAINT payment_phone_check CHECK ( CASE WHEN erased_at IS NULL THEN phone ~ '^254[17][0-9]{8}$'
         ELSE phone = 'erased' END),
     CONSTRAINT payment_received_something_else CHECK (mismatch IS NOT NULL
@@ -105,7 +106,8 @@ CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummar
 CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
 CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
 CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, payment_id);
-CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id);
+-- References of ours are found by payment_own_reference.
+CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id) WHERE NOT reference_is_ours;
 CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
 CREATE INDEX payment_held ON payment (merchant_id, env, payment_id)
     WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);

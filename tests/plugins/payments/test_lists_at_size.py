@@ -41,7 +41,7 @@ SELECT {expression("pay", "at", "n")}, $1, 'sandbox', 'mpesa', '174379',
     $3::uuid,
     amount, 'KES',
     '2547' || lpad(((n * 7919) % 8000)::text, 8, '0'),
-    CASE WHEN n % 10 < 7 THEN 'OWN' || lpad(n::text, 9, '0') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',
+    CASE WHEN n % 10 < 7 THEN 'OWN' || translate(lpad(n::text, 9, '0'), '0123456789', 'ABCDEFGHIJ') ELSE 'ORDER' || n % 4000 END, n % 10 < 7, 'Payment',
     'key-' || n, status, 'accepted', 'm-' || n, 'ws_CO_' || lpad(n::text, 20, '0'),
     CASE WHEN status IN ('completed', 'reversed') THEN 'S' || lpad(n::text, 9, '0') END,
     CASE WHEN status = 'failed' THEN 'expired' END,
@@ -59,6 +59,7 @@ WEEK = {"since": "2026-02-01T00:00:00Z", "until": "2026-02-08T00:00:00Z"}
 KNOWN = 31_000
 """A payment in the middle: paid, of more than 100,000."""
 KNOWN_ID = identifier("pay", KNOWN, at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN))
+OWN = f"OWN{KNOWN:09}".translate(str.maketrans("0123456789", "ABCDEFGHIJ"))
 PHONE = f"2547{(KNOWN * 7919) % 8000:08}"
 
 FILTERS: dict[str, dict[str, str]] = {
@@ -86,7 +87,8 @@ FILTERS: dict[str, dict[str, str]] = {
     "search for M-Pesa's id": {"search": f"ws_CO_{KNOWN:020}"},
     "search for a receipt": {"search": f"S{KNOWN:09}"},
     "search for a receipt in small letters": {"search": f"s{KNOWN:09}"},
-    "search for a reference": {"search": f"OWN{KNOWN:09}"},
+    "search for a reference": {"search": OWN},
+    "a reference of ours": {"reference": OWN},
     "search for a reference of several": {"search": "order77"},
     "search for a pattern": {"search": "ORDER%"},
     "search for a key": {"search": f"key-{KNOWN}"},
