@@ -16,10 +16,13 @@ _DROPPED = re.compile(r"\bDROP (?:INDEX|CONSTRAINT) ([a-z0-9_]+)")
 def added(package: str) -> set[str]:
     """Return the names of the constraints, triggers and unique indexes that an owner's migrations state.
 
-    Constraints that have no name in the first one are left out, and triggers that refuse nothing: ``…_told``, ``…_kept``.
+    Constraints that have no name in the first one are left out, and triggers that refuse nothing: ``…_told`` and
+    ``…_kept``.
     """
     migrations = [one.read_text(encoding="utf-8") for one in files(package).iterdir() if one.name.endswith(".sql")]
-    names = {name for migration in migrations for name in _ADDED.findall(migration) if not name.endswith(("_told", "_kept"))}
+    names = {
+        name for migration in migrations for name in _ADDED.findall(migration) if not name.endswith(("_told", "_kept"))
+    }
     return names - {name for migration in migrations for name in _DROPPED.findall(migration)}
 
 

@@ -88,10 +88,10 @@ def _add_search(found: Conditions, text: str) -> None:
     ]
     values = [text, text, upper]
     if found.merchant_id is None:
-        parts.append(f"{tables.KEY} = ANY(ARRAY(SELECT payment_key(merchant_id, {{}}, {{}}) FROM merchant))")
+        parts.append(tables.HAS_KEY_OF_ANY)
         values += [found.env, text]
     else:
-        parts.append(f"{tables.KEY} = payment_key({{}}, {{}}, {{}})")
+        parts.append(tables.HAS_KEY)
         values += [found.merchant_id, found.env, text]
     for spelt in sorted({text, upper}):
         alike = _reference_parts(spelt)

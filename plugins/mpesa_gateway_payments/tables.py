@@ -120,28 +120,28 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: expression - when a payment whose outcome is unknown is asked about.
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
-KEY = "payment_key(merchant_id, env, idempotency_key)"
-"""The unique index of Idempotency-Keys."""
+HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
+"""The merchant, env and Idempotency-Key, as the unique index has them."""
 
-FIND_BY_KEY = f"""
-SELECT * FROM payment WHERE {KEY} = payment_key($1, $2, $3)
-"""  # noqa: S608 - the expression above
+HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
+    SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
+
+FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"  # noqa: S608 - the condition above
 
 INSERT = Named(f"""
 WITH asked AS (
-    SELECT * FROM unnest($payment_id::uuid[], $merchant_id::uuid[], $env::text[], $shortcode::text[],
+    SELECT * FROM (SELECT * FROM unnest($payment_id::uuid[], $merchant_id::uuid[], $env::text[], $shortcode::text[],
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
         $callback_url::text[], $metadata::text[], $idempotency_key::text[], $fingerprint::bytea[],
         $leased_until::timestamptz[], $due_at::timestamptz[], $expires_at::timestamptz[], $asked_at::timestamptz[],
         $operation::text[], $shortcode_id::uuid[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
-        shortcode_id)
+        shortcode_id) LIMIT cardinality($payment_id)) AS t
     -- The record of an old payment's key has been deleted; a payment is never deleted.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
             t.merchant_id, t.env, t.idempotency_key))
-    LIMIT cardinality($payment_id)
 ), {idempotency.CLAIMED}
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
     reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,

@@ -10,6 +10,11 @@ ANOTHER = (
     "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at) "  # noqa: S608 - ids that the test chose
     f"SELECT {literal('whe')}, merchant_id, env, url, secret, now(), now() FROM webhook_endpoint"
 )
+SAME_ADDRESS = (
+    "INSERT INTO webhook_endpoint (endpoint_id, address_id, merchant_id, env, url, secret, created_at, updated_at, "  # noqa: S608 - likewise
+    f"is_active) SELECT {literal('whe')}, address_id, merchant_id, env, url, secret, now(), now(), false "
+    "FROM webhook_endpoint"
+)
 ATTEMPT = (
     "INSERT INTO attempt (attempt_id, delivery_id, at, address_id, status, ms, error) "  # noqa: S608 - likewise
     f"SELECT {literal('att')}, delivery_id, now(), 1, %s FROM delivery"
@@ -44,11 +49,7 @@ CASES = {
         UPDATE % "answer = repeat('x', 1025)",
     ],
     "delivery_address_of_its_attempt": [UPDATE % "address_id = NULL", UPDATE % "ms = NULL, answer = NULL"],
-    "webhook_endpoint_address_id_key": [
-        "INSERT INTO webhook_endpoint (endpoint_id, address_id, merchant_id, env, url, secret, created_at, updated_at, "  # noqa: S608 - likewise
-        f"is_active) SELECT {literal('whe')}, address_id, merchant_id, env, url, secret, now(), now(), false "
-        "FROM webhook_endpoint"
-    ],
+    "webhook_endpoint_address_id_key": [SAME_ADDRESS],
     "attempt_check": [ATTEMPT % "200, 1, 'connection refused'"],
     "attempt_ms_check": [ATTEMPT % "200, -1, NULL"],
 }
