@@ -294,7 +294,7 @@ SELECT delivery_id FROM delivery WHERE {_OF_CASE} AND status = 'pending' LIMIT 1
 """  # noqa: S608 - the clause above
 
 ATTEMPTS_OF_CASE = f"""
-SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
+SELECT attempt_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
 FOR UPDATE OF attempt NOWAIT
 """  # noqa: S608 - the clause above
 
