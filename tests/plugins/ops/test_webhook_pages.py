@@ -61,6 +61,25 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
     assert [act for act, _ in await desk.acted()] == ["webhooks.resend"] * 2
 
 
+async def test_attempts_show_the_address_that_they_were_sent_to(desk: Desk) -> None:
+    payment = await told(desk)
+    old, host = desk.receiver.url, desk.receiver.url.split("/")[2]
+    await desk.gateway.db.execute("UPDATE webhook_endpoint SET url = 'https://new.example.co.ke/hook'")
+    async with desk.browser(Role.OPERATOR) as browser:
+        (delivery_id,) = listed(await browser.opens("/webhooks/deliveries"))
+        shown = await browser.opens(f"/webhooks/deliveries/{delivery_id}")
+        assert f"POST {old}" in shown.words
+        assert "new.example.co.ke" not in shown.words
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert f"webhook to {host}" in page.words
+        assert "new.example.co.ke" not in page.words
+        # The next attempt goes to the new address. The one before shows its own.
+        await desk.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+        again = await browser.submits(shown, "/resend")
+        assert "POST https://new.example.co.ke/hook" in again.words
+        assert f"to {old}" in again.words
+
+
 def page_event(page: Page) -> str:
     """The event that a delivery carries."""
     found = re.search(r"evt_\w{26}", page.text)
