@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -23,7 +23,7 @@ def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
         try:
             networks.append(ip_network(text.strip()))
         except ValueError:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"setting `{setting}`: `{text}` is no address or CIDR range, such as 10.0.0.0/8"
             ) from None
     return tuple(networks)

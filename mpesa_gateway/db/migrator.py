@@ -76,7 +76,7 @@ _POLL = 0.2
 """Seconds between two looks whether another process has done migrating."""
 
 
-class MigrationRefused(Exception):
+class MigrationError(Exception):
     """The database and this release do not fit together. The text says what to do."""
 
 
@@ -113,7 +113,7 @@ class Migration:
         if not any(_CONCURRENTLY.match(text) for text in statements):
             return None
         if len(statements) > 1:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"migration {self.owner}/{self.name}: what is made CONCURRENTLY needs a file of its own"
             )
         return statements[0]
@@ -129,7 +129,7 @@ def find(owner: str, package: str) -> list[Migration]:
     found.sort(key=lambda migration: migration.number)
     numbers = [migration.number for migration in found]
     if numbers != list(range(1, len(numbers) + 1)):
-        raise MigrationRefused(f"migrations of {owner} must be numbered 0001, 0002, … without gaps: found {numbers}")
+        raise MigrationError(f"migrations of {owner} must be numbered 0001, 0002, … without gaps: found {numbers}")
     return found
 
 
@@ -218,7 +218,7 @@ async def _try(
                 oldest=round(oldest.total_seconds(), 1) if oldest is not None else None,
             )
             if loop.time() >= until:
-                raise MigrationRefused(
+                raise MigrationError(
                     f"migration {migration.owner}/{migration.name} could not lock its tables: end the transaction that "
                     "uses them (see pg_stat_activity), and run `mpesa-gateway migrate` again"
                 ) from None
@@ -268,7 +268,7 @@ def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migra
         if row is None:
             todo.append(migration)
         elif row["digest"] != migration.digest:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"migration {migration.owner}/{row['name']} has changed since it was applied: "
                 "restore the released file; a change needs a migration of its own"
             )
@@ -277,7 +277,7 @@ def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migra
         # A newer release has been here. What it has added is no matter; what it has taken away is.
         taken = [row["name"] for row in rows if row["owner"] == owner and row["number"] > newest and row["contracts"]]
         if taken:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"the database is ahead of this release ({owner}: {', '.join(sorted(taken))} took away what it needs): "
                 "run the newer release"
             )

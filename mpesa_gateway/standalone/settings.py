@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mpesa_gateway import toml
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.data_folder import read_state
 from mpesa_gateway.standalone.process import write_private
-from mpesa_gateway.standalone.sandbox import make_certificate
-from mpesa_gateway.standalone.standalone import read_state
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
@@ -109,7 +109,7 @@ def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]
     if path.exists():
         return path, False
     if read_state(data):
-        raise ConfigRefused(
+        raise ConfigError(
             f"the master key {path} is missing: put it back from your copy; without it the stored credentials cannot "
             "be read. To begin anew, without what is stored, give --data another folder"
         )

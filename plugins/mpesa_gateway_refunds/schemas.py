@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.env import Environment
+from mpesa_gateway.http.field_rules import AMOUNT, Rule, at_most
 from mpesa_gateway.http.fields import (
     Amount,
     Currency,
@@ -18,7 +19,6 @@ from mpesa_gateway.http.fields import (
     named,
 )
 from mpesa_gateway.http.query import Limit, Moment
-from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import PaymentId
 from mpesa_gateway_refunds.result_codes import ReversalWord

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import cast
 
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.tracing import Tracing
@@ -19,7 +19,7 @@ def make_tracing(gateway: Runtime) -> Tracing:
     except ModuleNotFoundError as missing:
         if not (missing.name or "").startswith(("opentelemetry", "google")):
             raise
-        raise ConfigRefused(
+        raise ConfigError(
             f"plugin `traces` needs the OpenTelemetry SDK, and {missing.name} is not installed: "
             "`pip install 'mpesa-gateway[otel]'`, or remove `traces` from `plugins`"
         ) from None

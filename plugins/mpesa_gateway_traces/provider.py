@@ -59,7 +59,7 @@ class OtelTracing(Tracing):
         if is_own:
             provider = self._provider = self._make_provider()
         self._tracer.target = provider.get_tracer("mpesa_gateway", version("mpesa-gateway"))
-        log.info("traces_begin", to="the collector" if is_own else "the host's TracerProvider")
+        log.info("tracing_started", to="the collector" if is_own else "the host's TracerProvider")
 
     async def stop(self) -> None:
         """Export what is queued, within ``traces.timeout``."""

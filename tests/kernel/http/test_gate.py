@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
-from mpesa_gateway import concurrency as places
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.asgi_types import Message, Receive, Send
-from mpesa_gateway.concurrency import aside
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
+from mpesa_gateway.http import concurrency as places
+from mpesa_gateway.http.concurrency import released_slot
+from mpesa_gateway.http.load_shedding import CALLER, CROWDED, LoadShedder, PriorityError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.scopes import PaymentsRead
@@ -56,7 +56,7 @@ class Desk:
 class Visit:
     """One request at the gate, and what it was answered."""
 
-    def __init__(self, gate: Gate, path: str, **scope: Any) -> None:
+    def __init__(self, gate: LoadShedder, path: str, **scope: Any) -> None:
         self.head: Message | None = None
         self.body = b""
         self.sent = asyncio.Event()
@@ -97,7 +97,7 @@ class Street:
     def __init__(self, **config: Any) -> None:
         self.desk = Desk()
         self.is_draining = False
-        self.gate = Gate(
+        self.gate = LoadShedder(
             self.desk,
             msgspec.structs.replace(HttpConfig(wait=PATIENT), **config),
             priority=lambda path: path.startswith("/callback"),
@@ -177,7 +177,7 @@ async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_a
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/asks":
-            with aside():
+            with released_slot():
                 await mpesa.wait()
 
     street.desk.work = work
@@ -202,7 +202,7 @@ def waited_for(street: Street) -> asyncio.Event:
     event = asyncio.Event()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     street.desk.work = work
@@ -308,7 +308,7 @@ async def test_several_tasks_of_one_call_leave_one_place() -> None:
     gates = [asyncio.Event(), asyncio.Event()]
 
     async def wait(event: asyncio.Event) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     async def work(path: str, _: Receive, __: Send) -> None:
@@ -332,7 +332,7 @@ async def test_what_a_call_leaves_running_counts_no_more() -> None:
     pushes: list[asyncio.Task[None]] = []
 
     async def push() -> None:
-        with aside():
+        with released_slot():
             await mpesa.wait()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
@@ -463,7 +463,7 @@ class Counter:
 async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Counter]]:
     """A gateway all of whose places are taken."""
     counter = Counter()
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
+    changes = {"worker": {"in_process": False}, "http": {"max_concurrent": 1, "queue": 0} | http}
     async with (
         running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
         shop(gateway, base, is_configured=False) as api,
@@ -496,11 +496,15 @@ async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_c
 
 
 async def is_free(gateway: Gateway) -> bool:
-    return gateway.asgi.gate.working == 0
+    return gateway.asgi.load_shedder.working == 0
 
 
 async def test_while_mpesa_thinks_another_call_is_worked_on(values: dict[str, Any]) -> None:
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0}, "simulator": {"slow_answer": 3}}
+    changes = {
+        "worker": {"in_process": False},
+        "http": {"max_concurrent": 1, "queue": 0},
+        "simulator": {"slow_answer": 3},
+    }
     async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
         pushing = asyncio.create_task(api.pay("254700000017", 5, key="slow"))
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
@@ -530,15 +534,15 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
     async def mine() -> None: ...
 
     plugin = Plugin(name="mine", summary="Stands in the way.", routes=(mine,))
-    with pytest.raises(PriorityRefused, match="give routes with priority addresses of their own"):
+    with pytest.raises(PriorityError, match="give routes with priority addresses of their own"):
         _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"http": {"at_once": 0}}, "`http.at_once`: .*>= 1"),
-        ({"http": {"unanswered": 0}}, "`http.unanswered`: .*>= 1"),
+        ({"http": {"max_concurrent": 0}}, "`http.max_concurrent`: .*>= 1"),
+        ({"http": {"max_unanswered": 0}}, "`http.max_unanswered`: .*>= 1"),
         ({"http": {"connections": 0}}, "`http.connections`: .*>= 1"),
         ({"http": {"queue": -1}}, "`http.queue`: .*>= 0"),
         ({"http": {"wait": -1}}, "`http.wait`: .*>= 0"),
@@ -546,7 +550,7 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
     ],
 )
 def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ConfigRefused, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         GatewayConfig.from_values(changes)
 
 
