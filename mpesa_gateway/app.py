@@ -95,7 +95,7 @@ class Gateway:
     ) -> None:
         """``plugins`` are a host's own, besides those that the configuration names.
 
-        Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
+        Raises ConfigError or PluginError, each with a sentence that says what to change.
         """
         config.refuse_unset()
         self.config: GatewayConfig = config
@@ -258,7 +258,7 @@ class Gateway:
     async def start(self, *, migrate_first: bool = True) -> None:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
-        Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
+        Raises ConfigError for a wrong master key, MigrationError when database and release do not fit,
         SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
         Postgres cannot be reached. Valkey may be away.
         """
@@ -305,7 +305,7 @@ class Gateway:
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
     async def _bring_up_to_date(self) -> None:
-        """Let the owner migrate where that is due. Raises MigrationRefused."""
+        """Let the owner migrate where that is due. Raises MigrationError."""
         due = await pending_changes(self)
         if not due:
             return

@@ -19,7 +19,7 @@ from mpesa_gateway.standalone.process import die_with_parent
 def create() -> ASGIApp:
     """The application, configured by MPESA_GATEWAY_CONFIG (a file) and the other environment variables.
 
-    Raises ConfigRefused or PluginRefused.
+    Raises ConfigError or PluginError.
     """
     return _gateway().asgi
 

@@ -17,7 +17,7 @@ _LAST_PORT = 65_535
 
 
 def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
-    """Addresses and CIDR ranges from a setting. Raises ConfigRefused, naming it."""
+    """Addresses and CIDR ranges from a setting. Raises ConfigError, naming it."""
     networks: list[Network] = []
     for text in texts:
         try:

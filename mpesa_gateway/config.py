@@ -125,9 +125,10 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
-    ``max_concurrent`` calls are worked on at a time, and ``max_unanswered`` are begun, those included that wait for others;
-    ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_max_concurrent`` of their
+    ``max_concurrent`` calls are worked on at a time, and ``max_unanswered`` are begun, those included that wait for
+    others; ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_max_concurrent``
+    of their
     bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
     request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
     of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
@@ -244,7 +245,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def load(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
         """Read the file (if one is named) and lay the environment over it.
 
-        Raises ConfigRefused for a file that cannot be read, an unknown or wrongly typed kernel setting.
+        Raises ConfigError for a file that cannot be read, an unknown or wrongly typed kernel setting.
         """
         values: dict[str, Any] = {}
         if path is not None:
@@ -259,7 +260,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigRefused."""
+        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigError."""
         own = {field.name for field in msgspec.structs.fields(cls)} - {"sections"}
         kernel = {name: value for name, value in values.items() if name in own}
         others = {name: value for name, value in values.items() if name not in own}
@@ -274,7 +275,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         return config
 
     def refuse_unset(self) -> None:
-        """Raise ConfigRefused where the address of Postgres or of Valkey is not set."""
+        """Raise ConfigError where the address of Postgres or of Valkey is not set."""
         for name in ("database", "valkey"):
             if getattr(self, name).url is None:
                 raise ConfigError(
@@ -283,7 +284,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def refuse_sections_except(self, plugins: Collection[str]) -> None:
-        """Raise ConfigRefused for a section that belongs to no enabled plugin."""
+        """Raise ConfigError for a section that belongs to no enabled plugin."""
         for name in self.sections:
             if name not in plugins:
                 raise ConfigError(
@@ -292,7 +293,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def section(self, name: str, kind: type[S]) -> S:
-        """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
+        """A plugin's settings; raises ConfigError for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
@@ -308,7 +309,7 @@ def read_text_file(path: Path) -> str:
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
-    """Turn plain values into a settings struct; raises ConfigRefused with the path of what is wrong."""
+    """Turn plain values into a settings struct; raises ConfigError with the path of what is wrong."""
     try:
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode_secret)
     except msgspec.ValidationError as problem:

@@ -63,7 +63,7 @@ class Dsn:
 
 
 def read_dsn(url: Secret) -> Dsn:
-    """Read an address. Raises DsnRefused."""
+    """Read an address. Raises DsnError."""
     try:
         parts = urlsplit(url.reveal())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))

@@ -24,7 +24,7 @@ class Kes(int):
     def parse(cls, value: Decimal | int | str) -> Self:
         """Read an amount as it stands in JSON, a form or a statement line, never through a float.
 
-        Takes ``500``, ``"500"``, ``"500.00"``. Raises NotAnAmount for cents, signs, exponents, or words.
+        Takes ``500``, ``"500"``, ``"500.00"``. Raises InvalidAmount for cents, signs, exponents, or words.
         """
         text = str(value).strip() if not isinstance(value, bool) else ""
         if not text or len(text) > _DIGITS or not text.isascii():

@@ -89,7 +89,7 @@ class PageRequest:
     """The world that is looked at, or that the form was shown in."""
 
     def require(self, env: Env) -> None:
-        """Raise OtherWorld where what the page shows is of another env than the one that is looked at."""
+        """Raise WrongEnvironment where what the page shows is of another env than the one that is looked at."""
         if env != self.env:
             raise WrongEnvironment(env)
 

@@ -44,7 +44,7 @@ def owner_config(config: DatabaseConfig) -> DatabaseConfig:
 
 
 async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationRefused."""
+    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"
@@ -58,7 +58,7 @@ async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retent
 async def make_running_role(config: DatabaseConfig) -> str | None:
     """Make the role of ``database.url``, with its password, where the owner's Postgres has none; returns its name then.
 
-    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationRefused where the owner may
+    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationError where the owner may
     make no roles, and what asyncpg raises when Postgres cannot be reached.
     """
     if config.url is None or config.owner_url is None:
@@ -107,7 +107,7 @@ def scram(password: str) -> str:
 async def update_schema(runtime: Runtime) -> list[Migration]:
     """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
 
-    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationRefused as
+    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationError as
     ``migrate`` does, and where the role may not do it.
     """
     if runtime.config.database.owner_url is None and not await pending_changes(runtime):

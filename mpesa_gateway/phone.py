@@ -29,7 +29,7 @@ class Msisdn(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``; raises NotAPhone for anything else.
+        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``; raises InvalidPhone for anything else.
 
         Number portability means that a prefix proves nothing about the operator, so none is refused.
         """

@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUP",
     "Eraser",
-    "RetentionRule",
     "InstalledPlugin",
     "Job",
     "NoSettings",
     "Plugin",
     "PluginError",
     "Provides",
+    "RetentionRule",
     "SealedColumn",
     "Subscriber",
     "Tables",
-    "on_event_in_transaction",
     "installed",
     "load",
     "on_event",
+    "on_event_in_transaction",
 ]
 
 GROUP = "mpesa_gateway.plugins"
@@ -196,7 +196,7 @@ class InstalledPlugin:
     point: EntryPoint
 
     def load(self) -> Plugin:
-        """The plugin itself. Raises PluginRefused for an entry point that names none, and what its import raises."""
+        """The plugin itself. Raises PluginError for an entry point that names none, and what its import raises."""
         plugin = self.point.load()
         if not isinstance(plugin, Plugin):
             raise PluginError(
@@ -230,7 +230,7 @@ def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
     """Return the enabled plugins in the order listed, but each after the plugins that it requires.
 
-    Installed is not enabled; ``extra`` are a host's own values. Raises PluginRefused for an unknown or repeated name,
+    Installed is not enabled; ``extra`` are a host's own values. Raises PluginError for an unknown or repeated name,
     for a requirement that is not enabled, and for plugins that require each other.
     """
     known = installed()
@@ -274,14 +274,14 @@ def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
 
 
 def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
-    """The scopes of these plugins and of the kernel. Raises PluginRefused where one is declared twice."""
+    """The scopes of these plugins and of the kernel. Raises PluginError where one is declared twice."""
     return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
 
 
 def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
     """What identifiers begin with, by prefix.
 
-    Raises PluginRefused for one that is declared twice, that is not three lower-case letters, or that a plugin names
+    Raises PluginError for one that is declared twice, that is not three lower-case letters, or that a plugin names
     elsewhere without declaring it.
     """
     found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
@@ -300,7 +300,7 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
 def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
     """The kinds of callbacks, by name.
 
-    Raises PluginRefused for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
+    Raises PluginError for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
     and a path that is no place of the specification's.
     """
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
@@ -321,12 +321,12 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
 
 
 def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
-    """What Daraja is asked, by name. Raises PluginRefused where two plugins declare one name."""
+    """What Daraja is asked, by name. Raises PluginError where two plugins declare one name."""
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
-    """The published events, by name. Raises PluginRefused where two plugins publish different events by one name."""
+    """The published events, by name. Raises PluginError where two plugins publish different events by one name."""
     found: dict[str, type[Event]] = {}
     for plugin in plugins:
         for event in plugin.publishes:
@@ -337,7 +337,7 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Return the metrics of the kernel and the plugins. Raises PluginRefused if two have the same name."""
+    """Return the metrics of the kernel and the plugins. Raises PluginError if two have the same name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:
@@ -359,7 +359,7 @@ def declared(
 ) -> dict[str, N]:
     """What the plugins and the kernel declare of one thing, by name, in that order.
 
-    Raises PluginRefused for a name that is declared twice.
+    Raises PluginError for a name that is declared twice.
     """
     kernels = {value.name: value for value in of_kernel}
     owners = dict.fromkeys(kernels, "the kernel")

@@ -73,7 +73,7 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
 
 
 def prepend_key(path: Path, key: str) -> None:
-    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigRefused for an unusable file."""
+    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigError for an unusable file."""
     # A mounted secret is often a link: the file behind it is what must change.
     path = path.resolve()
     read_ring_file(path)

@@ -79,13 +79,13 @@ class Session:
         self._data = folder or self._data
 
     def config(self) -> GatewayConfig:
-        """The configuration that was named. Raises ConfigRefused."""
+        """The configuration that was named. Raises ConfigError."""
         return GatewayConfig.load(self.config_path)
 
     def attached(self) -> GatewayConfig:
         """The configuration that was named; where it names no database, that of the ``up`` that runs here.
 
-        Raises ConfigRefused.
+        Raises ConfigError.
         """
         config = self.config()
         if config.database.url is None:

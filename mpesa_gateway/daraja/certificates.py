@@ -46,7 +46,7 @@ class Certificate:
         return None
 
     def check_time(self, now: datetime) -> None:
-        """Raises CertificateRefused when it is not valid at ``now``, for the verification of signatures."""
+        """Raises CertificateError when it is not valid at ``now``, for the verification of signatures."""
         problem = self.time_problem(now)
         if problem is not None:
             raise CertificateError(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
@@ -66,7 +66,7 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """A certificate from a file, PEM or DER. Raises CertificateRefused."""
+    """A certificate from a file, PEM or DER. Raises CertificateError."""
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -87,7 +87,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
-    """The configured certificate of an environment. Raises CertificateRefused, naming the setting."""
+    """The configured certificate of an environment. Raises CertificateError, naming the setting."""
     setting = "live_certificate" if env == "live" else "sandbox_certificate"
     path = Path(getattr(config, setting))
     try:

@@ -20,6 +20,7 @@ from opentelemetry.trace import Span, Tracer
 from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.exceptions import DarajaFault, NotSent, OutcomeUnknown, Rejected, StillPending
@@ -43,7 +44,6 @@ from mpesa_gateway.daraja.wire import (
 )
 from mpesa_gateway.dns import ClientResolver, Lookup, NameResolver, read_literal
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics

@@ -11,8 +11,8 @@ import msgspec
 import structlog
 from valkey.exceptions import ValkeyError
 
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.security.sealing import Sealer, UnsealError
 
 log = structlog.get_logger(__name__)

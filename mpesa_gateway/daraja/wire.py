@@ -246,7 +246,7 @@ _WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstri
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
-    """Read an STK callback, in any of the shapes it comes in. Raises NotACallback."""
+    """Read an STK callback, in any of the shapes it comes in. Raises InvalidCallback."""
     callback, pairs = _callback(body, ("Body", "stkCallback"), _STK_FIELDS, "CallbackMetadata", "Item", "Name")
     code = read_code(callback, "ResultCode")
     if code is None:
@@ -271,7 +271,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
 
 
 def read_result(body: bytes) -> ResultCallback:
-    """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises NotACallback."""
+    """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises InvalidCallback."""
     result, pairs = _callback(body, ("Result",), _RESULT_FIELDS, "ResultParameters", "ResultParameter", "Key")
     code = read_code(result, "ResultCode")
     if code is None:
@@ -307,7 +307,7 @@ _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransa
 def _callback(
     body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """The object at the path, and the names and values below ``holder``. Raises NotACallback.
+    """The object at the path, and the names and values below ``holder``. Raises InvalidCallback.
 
     JSON is decoded by msgspec, which keeps the last of two fields with one name. Only where the bytes could hold more
     names than were decoded is the body decoded again, by a decoder that sees them all.

@@ -35,7 +35,7 @@ class DeferredWrite:
     sql: str
     args: tuple[Any, ...]
     expects: int | None = None
-    """How many rows it has to return; with another number all of the transaction fails by ChangedMeanwhile."""
+    """How many rows it has to return; with another number all of the transaction fails by ConcurrentUpdate."""
     on_written: Told | None = None
     """Hears, once the write is done, what it returned. It may put nothing off."""
     then: str | None = None
@@ -44,7 +44,7 @@ class DeferredWrite:
 
 
 async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]) -> None:
-    """Do all of them, or none. Raises ChangedMeanwhile, and what asyncpg raises for any of them."""
+    """Do all of them, or none. Raises ConcurrentUpdate, and what asyncpg raises for any of them."""
     args: list[Any] = []
     for write in writes:
         args.extend(write.args)

@@ -106,7 +106,7 @@ class CheckedConnection(_Connection):
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
         """Run a statement; returns its command tag.
 
-        Raises RolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
+        Raises TransactionRolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
         """
         is_commit = query in _COMMITS
         if is_commit and not self.is_in_transaction():
@@ -216,7 +216,7 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Check a new connection. Raises PoolerInBetween, SearchPathLost or SettingLost.
+    """Check a new connection. Raises PoolerDetected, SearchPathLost or SettingLost.
 
     A pooler is recognized by its server process id, which differs from that of the backend.
     """
@@ -249,7 +249,7 @@ _POOLER = (
 
 @contextmanager
 def startup_settings_refused() -> Generator[None]:
-    """Raise PoolerInBetween where PgBouncer refuses a startup parameter that Postgres accepts."""
+    """Raise PoolerDetected where PgBouncer refuses a startup parameter that Postgres accepts."""
     try:
         yield
     except asyncpg.ProtocolViolationError as refusal:
@@ -415,7 +415,7 @@ class Database:
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raise CalledInTransaction if this task has an open transaction. ``what`` names the caller, which commits."""
+        """Raise ExternalCallInTransaction if this task has an open transaction; ``what`` names the caller."""
         if self.in_transaction:
             raise ExternalCallInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
@@ -425,7 +425,7 @@ class Database:
     async def start(self) -> None:
         """Open the pool.
 
-        Raises errors of asyncpg when Postgres cannot be reached, PoolerInBetween and SearchPathLost.
+        Raises errors of asyncpg when Postgres cannot be reached, PoolerDetected and SearchPathLost.
         """
         least, most = self._pool_size
         with startup_settings_refused():
@@ -441,7 +441,7 @@ class Database:
     async def connect(self) -> "asyncpg.Connection[Row]":
         """Return a connection outside the pool and past any pooler. The caller closes it.
 
-        Raises errors of asyncpg when Postgres cannot be reached, and PoolerInBetween.
+        Raises errors of asyncpg when Postgres cannot be reached, and PoolerDetected.
         """
         with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(
@@ -576,7 +576,7 @@ class Database:
     async def defer(self, write: DeferredWrite) -> None:
         """Defer a write to the end of the open transaction or its next statement. Without one, write at once.
 
-        Deferred writes are one statement, which raises ChangedMeanwhile and errors of asyncpg when it runs, not here.
+        Deferred writes are one statement, which raises ConcurrentUpdate and errors of asyncpg when it runs, not here.
         """
         current = self._open.get()
         if current is not None:
@@ -590,8 +590,8 @@ class Database:
         """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
 
         Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
-        RolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed statement.
-        An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
+        TransactionRolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed
+        statement. An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
         """
         token = _named.set(self)
         try:

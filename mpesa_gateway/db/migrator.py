@@ -107,7 +107,7 @@ class Migration:
     def statement(self) -> str | None:
         """The one statement of a file that must not run in a transaction (``CREATE INDEX CONCURRENTLY``).
 
-        None for all others. Raises MigrationRefused for several statements: none of them could be undone.
+        None for all others. Raises MigrationError for several statements: none of them could be undone.
         """
         statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
         if not any(_CONCURRENTLY.match(text) for text in statements):
@@ -120,7 +120,7 @@ class Migration:
 
 
 def find(owner: str, package: str) -> list[Migration]:
-    """The migrations in a package's folder, in order. Raises MigrationRefused where a number is missing or doubled."""
+    """The migrations in a package's folder, in order. Raises MigrationError where a number is missing or doubled."""
     found: list[Migration] = []
     for entry in files(package).iterdir():
         match = _NAME.match(entry.name)
@@ -148,7 +148,7 @@ async def migrate(
 
     An advisory lock lets one process at a time do it: the others wait and find nothing left to do. A migration whose
     table is in use lets go of it after ``lock_timeout`` and tries again after ``pause``, so that traffic never stands
-    still behind it. Raises MigrationRefused when an applied file has changed since, the database is ahead of this
+    still behind it. Raises MigrationError when an applied file has changed since, the database is ahead of this
     release in a way that it cannot run on, or ``patience`` has ended.
     """
     async with db.session() as connection, _alone(connection):
@@ -171,7 +171,7 @@ async def migrate(
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """What ``migrate`` would apply now, without applying it. Raises MigrationRefused as it does."""
+    """What ``migrate`` would apply now, without applying it. Raises MigrationError as it does."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
     return _missing(await db.fetch(_APPLIED), migrations)
@@ -198,7 +198,7 @@ async def _alone(connection: Connection) -> AsyncGenerator[None]:
 async def _try(
     connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
 ) -> None:
-    """Apply one migration, again and again while its tables are in use. Raises MigrationRefused at last."""
+    """Apply one migration, again and again while its tables are in use. Raises MigrationError at last."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:

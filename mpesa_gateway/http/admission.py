@@ -203,10 +203,7 @@ class AdmissionControl:
     # -- bodies and pages -----------------------------------------------------------------------------------------
 
     async def _read_ahead(self, scope: Message, traits: RouteTraits, receive: Receive) -> Receive:
-        """Read a stranger's body before a place is taken for it. Raises PayloadTooLarge, TooSlow or HungUp.
-
-        A route with priority judges a body that is too large itself: it is handed what was read, and the rest.
-        """
+        # A route with priority judges a body that is too large itself: it is handed what was read, and the rest.
         most = min(self._max_body, traits.body_bytes or self._max_body)
         if _length(scope) > most:
             if traits.has_priority:

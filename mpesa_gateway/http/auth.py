@@ -38,7 +38,7 @@ class RouteError(Exception):
 def mark_scopes(app: Litestar, declared: Scopes) -> None:
     """Note on each route which scope its ``caller`` needs.
 
-    Raises RouteRefused for a route that names no scope, or one that no enabled plugin declares.
+    Raises RouteError for a route that names no scope, or one that no enabled plugin declares.
     """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):

@@ -14,8 +14,8 @@ from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.dns import Address, Lookup, NameResolver, read_literal
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.http.outbound import Destination, NoResponse, OutboundClient, ResponseReader, request_bytes
 
 Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_answer"]
@@ -224,7 +224,7 @@ class Egress:
     async def post(
         self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
     ) -> EgressResponse:
-        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and NoRoom.
+        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and EgressBusy.
 
         The status line is the answer: what is wrong with the rest of it changes nothing. ``account`` is on whose
         behalf: look-ups of each are bounded.

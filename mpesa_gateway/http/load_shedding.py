@@ -15,11 +15,11 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
+from mpesa_gateway.call_slots import Slot, use_slot
 from mpesa_gateway.config import HttpConfig
 from mpesa_gateway.db.engine import reserve
 from mpesa_gateway.errors import ServiceUnavailable
 from mpesa_gateway.http.auth import PRIORITY
-from mpesa_gateway.http.concurrency import Slot, use_slot
 from mpesa_gateway.http.errors import refuse
 
 log = structlog.get_logger(__name__)
@@ -202,8 +202,8 @@ def for_pages(config: HttpConfig) -> HttpConfig:
     """The bounds of what needs no API key, a quarter of those of API calls: nothing of it takes a call's place."""
     return msgspec.structs.replace(
         config,
-        at_once=max(1, config.max_concurrent // 4),
-        unanswered=max(1, config.max_unanswered // 4),
+        max_concurrent=max(1, config.max_concurrent // 4),
+        max_unanswered=max(1, config.max_unanswered // 4),
         queue=config.queue // 4,
     )
 
@@ -225,7 +225,7 @@ def _closing(send: Send) -> Send:
 
 
 def priority_of(app: Litestar) -> Callable[[str], bool]:
-    """Whether a path is one of a route with priority. Raises PriorityRefused for an ordinary route below such a one.
+    """Whether a path is one of a route with priority. Raises PriorityError for an ordinary route below such a one.
 
     It is asked before anything is routed, so that turning a call away costs as little as can be.
     """

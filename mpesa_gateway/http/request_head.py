@@ -51,7 +51,7 @@ def cannot_be_head(begun: bytearray, since: int) -> bool:
 
 
 def read_head(head: bytes, most_bytes: int) -> Head:
-    """Read a whole head, up to and without its empty line. Raises HeadTooLarge or NoHttp."""
+    """Read a whole head, up to and without its empty line. Raises HeadTooLarge or InvalidRequest."""
     if len(head) > most_bytes:
         raise head_too_large(most_bytes)
     first, _, rest = (head + b"\r\n").partition(b"\r\n")
@@ -100,7 +100,7 @@ def _length(lengths: list[bytes], codings: list[bytes], version: bytes) -> int |
 
 
 def read_chunk_size(line: bytes) -> int:
-    """The size of a chunk by the line before it, in bytes. Raises NoHttp."""
+    """The size of a chunk by the line before it, in bytes. Raises InvalidRequest."""
     found = _CHUNK.fullmatch(line) if len(line) <= MOST_CHUNK_LINE else None
     if found is None:
         raise InvalidRequest("the size of a chunk cannot be read: send it in hexadecimal digits (RFC 9112)")
@@ -108,7 +108,7 @@ def read_chunk_size(line: bytes) -> int:
 
 
 def check_trailer(line: bytes) -> None:
-    """Raise NoHttp for a trailer that is no header. Trailers are read and discarded."""
+    """Raise InvalidRequest for a trailer that is no header. Trailers are read and discarded."""
     if _HEADERS.fullmatch(line + b"\r\n") is None:
         raise InvalidRequest("a trailer after the last chunk cannot be read (RFC 9112)")
 

@@ -26,7 +26,7 @@ class GatewaySecrets:
         self._secrets: dict[str, bytes] = {}
 
     async def open(self) -> None:
-        """Read the secrets, making what is missing. Raises ConfigRefused when the master key does not open them."""
+        """Read the secrets, making what is missing. Raises ConfigError when the master key does not open them."""
         for name in _NAMES:
             made = self._sealer.seal(base64.b64encode(self._ids.token(32)).decode(), aad=aad(name))
             # raw SQL: upsert - Postgres states when a secret was made.

@@ -32,7 +32,7 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
     """Seal again whatever the present key did not seal; gives the count for each ``table.column``.
 
     A value that changes meanwhile is left alone: whoever changed it sealed it with the present key. Raises
-    CannotOpen, changing nothing of that row, when a value's key is not in the ring.
+    UnsealError, changing nothing of that row, when a value's key is not in the ring.
     """
     done: dict[str, int] = {}
     for column in columns:

@@ -61,7 +61,7 @@ class Sealer:
         return f"{_VERSION}.{self._primary.key_id}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str, *, aad: tuple[str, ...]) -> str:
-        """The text that was sealed for this ``aad``. Raises CannotOpen."""
+        """The text that was sealed for this ``aad``. Raises UnsealError."""
         key_id, content = _parts(sealed)
         key = self._keys.get(key_id)
         if key is None and self._reload is not None:
@@ -101,7 +101,7 @@ def generate() -> str:
 
 
 def read_key(text: str, setting: str) -> bytes:
-    """A master key from its base64. Raises ConfigRefused, naming the setting."""
+    """A master key from its base64. Raises ConfigError, naming the setting."""
     try:
         material = base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -115,7 +115,7 @@ def read_key(text: str, setting: str) -> bytes:
 
 
 def read_ring_file(path: Path) -> list[bytes]:
-    """The master keys in a file, one a line, the present one first. Raises ConfigRefused."""
+    """The master keys in a file, one a line, the present one first. Raises ConfigError."""
     try:
         lines = read_text_file(path).split()
     except (OSError, UnicodeDecodeError):
@@ -126,7 +126,7 @@ def read_ring_file(path: Path) -> list[bytes]:
 
 
 def sealer_for(config: SecurityConfig) -> Sealer:
-    """The sealer that the configuration describes. Raises ConfigRefused when there is no usable master key."""
+    """The sealer that the configuration describes. Raises ConfigError when there is no usable master key."""
     if config.master_key_file is not None:
         path = Path(config.master_key_file)
         return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))

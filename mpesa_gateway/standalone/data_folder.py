@@ -40,7 +40,7 @@ class DataFolder:
         self._mend_at = 0.0
 
     def lock(self) -> None:
-        """Become the folder's one owner, until we end. Raises InUse, naming the process that is."""
+        """Become the folder's one owner, until we end. Raises DataFolderInUse, naming the process that is."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         file = (self.data_dir / "lock").open("a+", encoding="ascii")
         try:

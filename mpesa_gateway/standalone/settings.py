@@ -100,7 +100,7 @@ def write_config(path: Path, config: GatewayConfig) -> None:
 def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:
     """The file with the master key in the data folder, and whether it was made now; None where the host has set one.
 
-    Raises ConfigRefused for a folder that has been in use and whose key is gone: a new one would open nothing there.
+    Raises ConfigError for a folder that has been in use and whose key is gone: a new one would open nothing there.
     """
     security = base.security
     if security.master_key is not None or security.master_key_file is not None:

@@ -12,7 +12,7 @@ from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_callbacks.openapi_bodies import RESULT, RESULT_CODE, RESULT_EXAMPLE, described
 
-__all__ = ["RESULT_CODE", "DifferentSubject", "Callbacks", "described", "result_kinds"]
+__all__ = ["RESULT_CODE", "Callbacks", "DifferentSubject", "described", "result_kinds"]
 
 _UNANSWERED = "timed_out"
 """The result code that we note for a timeout, which has none of its own."""

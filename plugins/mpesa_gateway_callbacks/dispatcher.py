@@ -30,7 +30,7 @@ Verdict = Literal["waiting", "applied"]
 """What became of a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
-"""Seconds until a waiting callback is published again; the last pause repeats until ``patience_hours`` are over."""
+"""Seconds until a waiting callback is published again; the last repeats for ``unmatched_after_hours``."""
 
 _LEASE = timedelta(seconds=60)
 """Time for which one sweep claims a waiting callback."""
@@ -134,7 +134,7 @@ class CallbackDispatcher:
     async def publish(self, report: ParsedCallback, row: Mapping[str, Any]) -> None:
         """Publish a callback in the open transaction. One whose subscriber fails keeps waiting.
 
-        Raises AnotherSubject when a subscriber finds that the content is not about the token's subject.
+        Raises DifferentSubject when a subscriber finds that the content is not about the token's subject.
         """
         if report.event is None:
             await self.mark_applied(row["callback_id"])

@@ -82,7 +82,7 @@ class CallbackInbox:
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:
@@ -93,7 +93,7 @@ class CallbackInbox:
     async def receive(self, incoming: CallbackPost) -> VerifiedCallback:
         """Verify a callback and store it; returns it once it is committed, also one that was stored before.
 
-        Raises CallbackRefused, after storing it for the operator, and what asyncpg raises when Postgres is away.
+        Raises CallbackRejected, after storing it for the operator, and what asyncpg raises when Postgres is away.
         """
         subject: Subject | None = None
         try:
@@ -128,7 +128,7 @@ class CallbackInbox:
         return arrival
 
     async def prepare(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
-        """Check a callback's signature and parse its body. Raises CallbackRefused."""
+        """Check a callback's signature and parse its body. Raises CallbackRejected."""
         is_signed = await self._verifier.check_signature(incoming, subject)
         report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
         return VerifiedCallback(
@@ -233,7 +233,7 @@ class CallbackInbox:
     async def _write(
         self, arrivals: Sequence[VerifiedCallback], verdicts: Mapping[str, Verdict], now: datetime
     ) -> None:
-        """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""
+        """Defer writing these callbacks, all or none. At the end ConcurrentUpdate is raised if one is a duplicate."""
         sql, *args = tables.KEEP.bind_rows(
             [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
             received_at=now,

@@ -112,7 +112,7 @@ async def parse(
 ) -> tuple[ParsedCallback, str, bytes | None]:
     """Return the report, the text and, where the text does not restore them, the bytes of a body.
 
-    Raises DoubledRefused and ShapeRefused.
+    Raises DuplicateFieldRejected and ShapeRejected.
     """
 
     def work() -> tuple[ParsedCallback, str, bytes | None]:

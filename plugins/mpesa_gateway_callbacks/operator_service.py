@@ -72,7 +72,7 @@ class CallbackOperatorService:
         With ``env`` only callbacks of that env are found. With ``vouches`` the caller vouches that a refused callback
         came from Safaricom; signature, shape and subject are checked as always. A callback that was applied, or a
         refused one that was accepted since, changes nothing. Raises NotFound, Conflict where it cannot be replayed,
-        and CallbackRefused.
+        and CallbackRejected.
         """
         if callback_id.startswith("ref_"):
             return await self._replay_refused(callback_id, actor, env, vouches=vouches)

@@ -68,7 +68,7 @@ class CallbackParsers:
         return tuple(dict.fromkeys((name, *others)))
 
     def read(self, name: str, body: bytes, *, has_token: bool) -> ParsedCallback:
-        """Read a callback of this kind. Raises NotACallback, also where no enabled plugin takes it.
+        """Read a callback of this kind. Raises InvalidCallback, also where no enabled plugin takes it.
 
         One without a token may be of any kind of its family, whichever address it came to.
         """

@@ -55,7 +55,7 @@ class CallbackVerifier:
         self._certificate_read_at: datetime | None = None
 
     async def load_certificate(self) -> None:
-        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
         try:
             self._read_certificate()
         except CertificateError as problem:
@@ -93,7 +93,7 @@ class CallbackVerifier:
     def read_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
         """Return the token's subject, None without a token, and the kind of the callback.
 
-        Raises TokenRefused, and SourceRefused before it: where every source is checked, a stranger learns nothing
+        Raises TokenRejected, and SourceRejected before it: where every source is checked, a stranger learns nothing
         about tokens.
         """
         if self._settings.enforce_allowlist == "always":
@@ -106,7 +106,7 @@ class CallbackVerifier:
         return found
 
     def check_source(self, incoming: CallbackPost, subject: Subject | None) -> None:
-        """Raise SourceRefused for an unlisted source where the settings, or a missing token, require a listed one."""
+        """Raise SourceRejected for an unlisted source where the settings, or a missing token, require a listed one."""
         mode = self._settings.enforce_allowlist
         # Without a token the address is the only proof, unless Daraja can be asked.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
@@ -115,7 +115,7 @@ class CallbackVerifier:
             self._check_listed(incoming.source)
 
     async def check_signature(self, incoming: CallbackPost, subject: Subject | None) -> bool:
-        """Return True for a valid signature, False without one. Raises SignatureRefused for an invalid signature."""
+        """Return True for a valid signature, False without one. Raises SignatureRejected for an invalid signature."""
         if self._settings.signature == "off":
             return False
         if incoming.signature is None:
@@ -156,7 +156,7 @@ class CallbackVerifier:
         return self._certificate
 
     def _read_certificate(self) -> None:
-        """Raises CertificateRefused for a certificate that is not valid today."""
+        """Raises CertificateError for a certificate that is not valid today."""
         self._certificate, self._certificate_read_at = None, self._clock.now()
         certificate = certificate_for(self._daraja, "live")
         certificate.check_time(self._certificate_read_at)

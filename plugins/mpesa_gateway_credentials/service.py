@@ -65,7 +65,7 @@ class CredentialStore:
         missing_of: Callable[[str, Env], Awaitable[list[Missing]]],
         open_work: Mapping[str, Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]],
     ) -> None:
-        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateRefused.
+        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateError.
 
         ``missing_of`` returns what a merchant's env still lacks.
         ``open_work`` counts the open work of shortcodes, by the plural of what it is.

@@ -20,7 +20,7 @@ class MetricsAccess:
     """Lets in whoever shows the token and comes from one of the networks, as far as each is set."""
 
     def __init__(self, settings: MetricsSettings, *, clock: Clock, limits: RateLimits) -> None:
-        """Raises ConfigRefused where neither is set: then nobody could ever read them, or everybody."""
+        """Raises ConfigError where neither is set: then nobody could ever read them, or everybody."""
         self._clock = clock
         self._limits = limits
         self._token = settings.token.reveal().encode() if settings.token else None

@@ -70,7 +70,7 @@ def is_live(connection: Connection) -> bool:
 
 
 async def require_same_origin(connection: Connection, _: BaseRouteHandler) -> None:
-    """Refuse what another site's page makes an operator's browser send. Raises FromElsewhere."""
+    """Refuse what another site's page makes an operator's browser send. Raises CrossSiteRequest."""
     gateway: Runtime = connection.app.state.gateway
     own = {connection.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if connection.scope.get("method") not in _SAFE and not is_same_site(connection.headers, own):
@@ -80,7 +80,7 @@ async def require_same_origin(connection: Connection, _: BaseRouteHandler) -> No
 async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
     """Let in a session; for a change, one of an operator whose script sends the session's form token.
 
-    Raises NotSignedIn, NotAllowed and FromElsewhere.
+    Raises NotSignedIn, NotAllowed and CrossSiteRequest.
     """
     await require_same_origin(connection, handler)
     session = await admit(connection, is_used=not handler.opt.get(POLLED))
@@ -126,7 +126,7 @@ Form = dict[str, list[str]]
 
 
 async def checked_form(request: Request[Any, Any, Any]) -> Form:
-    """The fields of a form of this session. Raises FromElsewhere for one without its token."""
+    """The fields of a form of this session. Raises CrossSiteRequest for one without its token."""
     fields = await form_of(request)
     if not session_of(request).has_form_token(first(fields, "form_token")):
         raise CrossSiteRequest("this form belongs to another session: open the page again")

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.errors import TooManyFailures
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.http.work_limits import WorkLimit
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret

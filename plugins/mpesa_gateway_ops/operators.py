@@ -77,7 +77,7 @@ class Operators:
         self.host_login: HostLogin | None = None
 
     async def start(self) -> None:
-        """Find the host's own login where the settings name one. Raises ConfigRefused when it cannot be."""
+        """Find the host's own login where the settings name one. Raises ConfigError when it cannot be."""
         name = self._settings.login
         if name is not None:
             self.host_login = _named(name)

@@ -34,7 +34,7 @@ class RegisteredPage(Generic[P]):
 
 
 class PageRegistry:
-    """Knows every page and act. Raises PluginRefused when two want the same address."""
+    """Knows every page and act. Raises PluginError when two want the same address."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

@@ -71,7 +71,7 @@ class ExternalReversals:
         """Record in the open transaction that M-Pesa calls a receipt reversed that names no payment.
 
         No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
-        transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
+        transaction that was open at this moment or by its callback, is reversed by ``apply_recorded``.
         """
         now = self._clock.now()
         await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")

@@ -86,7 +86,7 @@ class StkQueries:
         return len(rows)
 
     async def ask_due(self, shortcode_id: str) -> int:
-        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; returns their count.
+        """Ask Daraja about a shortcode's due payments, ``max_concurrent_queries`` side by side; returns their count.
 
         What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
         raised for one of the payments, after the others.

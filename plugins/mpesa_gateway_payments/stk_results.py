@@ -37,7 +37,7 @@ class StkResults:
 
         A callback for a payment that we do not know (yet) is left waiting. So is one without a token whose handle both
         a sandbox and a live payment have. Payments are locked, those of a batch only while they are written: the batch
-        fails if one of them has changed by then, or is locked elsewhere. Raises AnotherSubject.
+        fails if one of them has changed by then, or is locked elsewhere. Raises DifferentSubject.
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)

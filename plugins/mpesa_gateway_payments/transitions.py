@@ -114,7 +114,7 @@ class Transitions:
         """Decide reports and write the decisions at the end of the transaction; returns those on each report.
 
         A report about a payment that another report is about as well is decided after it. Payments that are not locked
-        have to be unchanged by then. The transaction fails by ChangedMeanwhile otherwise, and by it or by
+        have to be unchanged by then. The transaction fails by ConcurrentUpdate otherwise, and by it or by
         UniqueViolationError where a receipt is another payment's: the caller then takes each report alone.
         """
         decided = await self._decided(

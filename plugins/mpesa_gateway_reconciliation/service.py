@@ -8,11 +8,11 @@ from typing import Any
 import structlog
 
 from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
 from mpesa_gateway.errors import check_fields
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
 from mpesa_gateway.runtime import Runtime

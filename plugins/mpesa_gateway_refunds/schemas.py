@@ -51,7 +51,7 @@ _ALL = msgspec.Raw(b"null")
 
 
 def read_amount(raw: msgspec.Raw) -> Kes | None:
-    """The amount in a body, None where it stands for all. Raises NotAnAmount."""
+    """The amount in a body, None where it stands for all. Raises InvalidAmount."""
     return None if bytes(raw) == bytes(_ALL) else Kes.parse_json(bytes(raw))
 
 

@@ -82,7 +82,7 @@ class RefundService:
         Without ``amount`` the call is idempotent by itself: a refund of the whole rest that is pending or completed is
         the answer. With ``amount`` it needs a key. Raises KeyRequired, NotFound, Conflict where the payment does not
         allow it, KeyMismatch, KeyInProgress, ProviderNotConfigured, ProviderRejected, ProviderUnavailable when nothing
-        was sent, and CalledInTransaction inside a transaction of the caller.
+        was sent, and ExternalCallInTransaction inside a transaction of the caller.
         """
         self._db.refuse_transaction("asking for a refund")
         self._outcomes.require_room()
@@ -169,7 +169,7 @@ class RefundService:
     async def _insert(
         self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
     ) -> tuple[Found, MpesaCredentials]:
-        """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
+        """Reserve the money and insert the refund. Raises _WholeRefundExists if a refund of the whole rest exists."""
         now, amount = self._clock.now(), read_amount(body.amount)
         try:
             async with self._db.savepoint():

@@ -42,7 +42,7 @@ class OtlpExporter(SpanExporter):
     """Sends a batch until the collector takes or refuses it. New spans wait in the processor's queue meanwhile."""
 
     def __init__(self, settings: TracesSettings, counter: Counter) -> None:
-        """Raises ConfigRefused for an endpoint or a header that cannot be used."""
+        """Raises ConfigError for an endpoint or a header that cannot be used."""
         self._url = _read_endpoint(settings.endpoint)
         self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
         # A kept connection that the collector closes meanwhile would look like a failure.

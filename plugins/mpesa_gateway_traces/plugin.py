@@ -12,7 +12,7 @@ from mpesa_gateway_traces.settings import TracesSettings
 
 
 def make_tracing(gateway: Runtime) -> Tracing:
-    """Return the tracing. Raises ConfigRefused if the OpenTelemetry SDK is not installed or a setting is wrong."""
+    """Return the tracing. Raises ConfigError if the OpenTelemetry SDK is not installed or a setting is wrong."""
     try:
         # Imported here because the SDK is an optional dependency.
         provider = import_module("mpesa_gateway_traces.provider")

@@ -41,7 +41,7 @@ class OtelTracing(Tracing):
     """Tracing by the settings of ``[traces]``. No global provider is set."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Raises ConfigRefused for a setting that cannot be used."""
+        """Raises ConfigError for a setting that cannot be used."""
         settings = runtime.settings(TracesSettings)
         self._settings = settings
         self._counter = runtime.metrics.get(TracesMetrics).spans

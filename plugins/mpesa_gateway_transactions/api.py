@@ -79,6 +79,6 @@ class Transactions(Protocol):
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
         """Record reports in the statement that ends the open transaction, or precedes its next query.
 
-        The transaction fails by ChangedMeanwhile where ``record`` returns None.
+        The transaction fails by ConcurrentUpdate where ``record`` returns None.
         """
         ...

@@ -37,7 +37,7 @@ class TransactionRecorder:
         ]
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """See the port. Raises ChangedMeanwhile for reports of one receipt that differ: each is to be taken alone."""
+        """See the port. Raises ConcurrentUpdate for reports of one receipt that differ: each is to be taken alone."""
         if not seen:
             return
         different = dict.fromkeys(seen)

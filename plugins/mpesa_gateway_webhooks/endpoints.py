@@ -191,7 +191,7 @@ class EndpointService:
         )
 
     def open(self, merchant_id: str, sealed: str) -> Secret:
-        """A sealed endpoint secret. Raises CannotOpen."""
+        """A sealed endpoint secret. Raises UnsealError."""
         return Secret(self._runtime.sealer.open(sealed, aad=aad(merchant_id)))
 
     async def allows_loopback(self, env: str) -> bool:

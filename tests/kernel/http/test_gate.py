@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
+from mpesa_gateway import call_slots as places
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.asgi_types import Message, Receive, Send
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.config import ConfigError, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http import concurrency as places
-from mpesa_gateway.http.concurrency import released_slot
 from mpesa_gateway.http.load_shedding import CALLER, CROWDED, LoadShedder, PriorityError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
@@ -122,7 +122,7 @@ class Street:
 
 
 async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turned_away() -> None:
-    street = Street(at_once=2, queue=2)
+    street = Street(max_concurrent=2, queue=2)
     first, second, third, fourth, fifth = street.come("/1", "/2", "/3", "/4", "/5")
     assert await street.settled() == (2, 2, 2)
     assert street.desk.begun == ["/1", "/2"]
@@ -138,7 +138,7 @@ async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turn
 
 
 async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_back() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     _, turned_away = street.come("/1", "/2")
     assert await turned_away.status() == 503
     assert turned_away.headers[b"retry-after"] == b"1"
@@ -150,7 +150,7 @@ async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_ba
 
 
 async def test_who_has_waited_too_long_is_turned_away() -> None:
-    street = Street(at_once=1, queue=5, wait=0.01)
+    street = Street(max_concurrent=1, queue=5, wait=0.01)
     _, late = street.come("/1", "/2")
     assert await late.status() == 503
     assert await street.settled() == (1, 1, 0)
@@ -162,7 +162,7 @@ async def test_who_has_waited_too_long_is_turned_away() -> None:
 
 
 async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     street.come("/1")
     called_back = street.come(*(f"/callback/{number}" for number in range(20)))
     assert await street.settled() == (1, 1, 0)
@@ -172,7 +172,7 @@ async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
 
 
 async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_and_goes_on_without_waiting() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
 
     async def work(path: str, _: Receive, __: Send) -> None:
@@ -210,7 +210,7 @@ def waited_for(street: Street) -> asyncio.Event:
 
 
 async def test_calls_that_wait_for_others_are_bounded_too() -> None:
-    street = Street(at_once=1, unanswered=3, queue=1)
+    street = Street(max_concurrent=1, max_unanswered=3, queue=1)
     mpesa = waited_for(street)
     *begun, waits, turned_away = street.come("/1", "/2", "/3", "/4", "/5")
     assert await street.settled() == (0, 3, 1)
@@ -222,7 +222,7 @@ async def test_calls_that_wait_for_others_are_bounded_too() -> None:
 
 
 async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for() -> None:
-    street = Street(at_once=2, unanswered=6, queue=4)
+    street = Street(max_concurrent=2, max_unanswered=6, queue=4)
     others = waited_for(street)
     greedy = street.come("/1", "/2", "/3", "/4", "/5", who="greedy")
     assert await street.settled() == (0, 3, 2)
@@ -240,7 +240,7 @@ async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for()
 
 
 async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn_is_theirs() -> None:
-    street = Street(at_once=2, queue=4)
+    street = Street(max_concurrent=2, queue=4)
     greedy = street.come("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
     assert await greedy[6].status() == 503
     assert await street.settled() == (2, 2, 4)
@@ -259,7 +259,7 @@ async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn
 
 
 async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
-    street = Street(at_once=1, unanswered=2, queue=4)
+    street = Street(max_concurrent=1, max_unanswered=2, queue=4)
     for _ in range(3):
         begun, waits = street.come("/1", "/2", who="one")
         await street.settled()
@@ -281,7 +281,7 @@ async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
 async def test_shares_hold_whoever_comes_and_goes(
     steps: list[tuple[str, bool]], at_once: int, unanswered: int, queue: int
 ) -> None:
-    street = Street(at_once=at_once, unanswered=unanswered, queue=queue)
+    street = Street(max_concurrent=at_once, max_unanswered=unanswered, queue=queue)
     visits: list[tuple[str, str, Visit]] = []
     for number, (who, comes) in enumerate(steps):
         if comes or not visits:
@@ -304,7 +304,7 @@ async def test_shares_hold_whoever_comes_and_goes(
 
 
 async def test_several_tasks_of_one_call_leave_one_place() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     gates = [asyncio.Event(), asyncio.Event()]
 
     async def wait(event: asyncio.Event) -> None:
@@ -327,7 +327,7 @@ async def test_several_tasks_of_one_call_leave_one_place() -> None:
 
 
 async def test_what_a_call_leaves_running_counts_no_more() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
     pushes: list[asyncio.Task[None]] = []
 
@@ -353,7 +353,7 @@ async def test_a_body_that_comes_slowly_and_an_answer_that_is_read_slowly_keep_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(places, "_SLOW", 0.0)
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -379,7 +379,7 @@ async def has(street: Street, counts: tuple[int, int, int]) -> bool:
 
 
 async def test_a_quick_body_invites_nobody_else() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -393,7 +393,7 @@ async def test_a_quick_body_invites_nobody_else() -> None:
 
 
 async def test_a_call_that_fails_gives_its_place_back() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/1":
@@ -409,7 +409,7 @@ async def test_a_call_that_fails_gives_its_place_back() -> None:
 
 
 async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     _, waits, called, last = street.come("/1", "/2", "/3", "/4")
     assert await street.settled() == (1, 1, 3)
     waits.task.cancel()
@@ -429,7 +429,7 @@ async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> 
 
 
 async def test_a_process_that_is_about_to_stop_asks_for_no_more_on_the_same_connection() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     street.is_draining = True
     here, called_back, turned_away = street.come("/1", "/callback", "/2")
     newer = Visit(street.gate, "/callback", http_version="2")

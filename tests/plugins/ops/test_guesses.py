@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.call_slots import Slot, use_slot
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http.concurrency import Slot, use_slot
 from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
