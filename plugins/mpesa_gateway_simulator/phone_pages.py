@@ -167,7 +167,7 @@ async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
 async def release(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Let a phone act by its number again."""
     fields = await _form(request, gateway)
-    await gateway.port(Phones).let_go(fields.get("phone", ""))
+    await gateway.port(Phones).release(fields.get("phone", ""))
     return _back(request, fields.get("phone", FIRST))
 
 
