@@ -1,4 +1,4 @@
-"""Calls Daraja and says what is certain about each call: done, refused, never sent, or unknown."""
+"""The Daraja client: each call is acknowledged, rejected, not sent, or of unknown outcome."""
 
 import asyncio
 import base64
@@ -53,19 +53,18 @@ from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attribu
 log = structlog.get_logger(__name__)
 
 _CONNECTIONS = 1000
-"""To one host, and all merchants have the same one: more than calls can be open. Beyond them the library waits."""
+"""Above the number of calls that can be open: all merchants share one host, and the library blocks at this limit."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
-"""What a header can carry: a token with a space or a control character is none."""
 _LIFETIME = 3599
-"""Seconds that a token lives when Daraja does not say, and at most."""
+"""Default and maximum lifetime of a token, in seconds."""
 _SHORTEST_LIFETIME = 10
 _REST = 10
-"""Seconds to wait after Daraja took no request, when it does not say how long; it can say up to five minutes."""
+"""Seconds of delay after a rejection for load without Retry-After; the header is capped at ``_LONGEST_REST``."""
 _LONGEST_REST = 300
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
-"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
+"""Codes of other forms are masked like text."""
 _UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
-"""What urllib3 calls a connection that never came about."""
+"""urllib3's errors for a connection that was not established."""
 
 __all__ = [
     "Ack",
@@ -80,24 +79,24 @@ __all__ = [
 
 
 SIMULATED = "X-Daraja-Simulated"
-"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
+"""Header of every simulator answer; live calls stop at the token if they receive it."""
 
 
 class _TokenRequestFailed(NotSent, TokenUnavailable):
-    """Nothing answered when a token was asked for."""
+    pass
 
 
 @dataclass(frozen=True)
 class _Answer:
     status: int
     content: Any
-    """The JSON object, None where the answer was none."""
+    """The JSON object, or None."""
     retry_after: int | None = None
-    """Seconds, from the header, None without one."""
+    """Seconds."""
 
 
 class DarajaClient:
-    """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
+    """One HTTP session to Daraja for all merchants, with one shared token per consumer key."""
 
     def __init__(
         self,
@@ -114,9 +113,10 @@ class DarajaClient:
         lookup: Lookup | None = None,
         operations: Collection[str] = (),
     ) -> None:
-        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one.
+        """Store the dependencies; ``start`` opens the session.
 
-        ``lookup`` looks Daraja's names up; without it this has one of its own. ``operations`` are counted from 0 on.
+        ``refuse_transaction`` raises if the caller has an open transaction. The call counters of ``operations`` start
+        at 0.
         """
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
@@ -127,16 +127,15 @@ class DarajaClient:
         self._clock = clock
         self._tokens = AccessTokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Bulkhead(sys.maxsize, each=config.max_concurrent_per_key)
-        """Calls that wait for Daraja's answer, by account."""
+        """Open calls per account."""
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._live_host = urlsplit(config.live_url).hostname or ""
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
-            # Not the library's own, which takes a thread of the event loop for as long as DNS does not answer.
+            # The library's resolver blocks a thread of the event loop's pool while DNS does not answer.
             resolver=cast("Any", ClientResolver(self._look_up)),
             retries=0,
             disable_http3=True,
@@ -149,7 +148,6 @@ class DarajaClient:
         self._session = session
 
     async def close(self) -> None:
-        """Close every connection."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -157,9 +155,9 @@ class DarajaClient:
             await self._own_names.close()
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """The addresses of a host. Raises OSError, also where the name of the live API leads to this machine.
+        """Return the addresses of a host. Raises OSError if the live API's name resolves to this machine.
 
-        A simulator answers here, and so might anything else: real money's keys are not sent to it.
+        Live credentials must not reach a local process such as a simulator.
         """
         found = await self._lookup(host, port)
         is_name = read_literal(host) is None and host.lower() != "localhost"
@@ -167,13 +165,8 @@ class DarajaClient:
             raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
         return found
 
-    # -- calls ----------------------------------------------------------------------------------------------------
-
     async def prepare(self, credentials: DarajaCredentials) -> None:
-        """Fetch the access token that the next call needs, where there is none. Raises NotSent or Rejected.
-
-        Nothing has been sent for the caller when it returns or raises.
-        """
+        """Fetch the access token if none is stored. Raises NotSent or Rejected."""
         self.refuse_transaction("fetching an access token")
         base, owner = self._base(credentials)
         with self.open_calls.acquire(self.account(credentials)) as has_place:
@@ -183,15 +176,15 @@ class DarajaClient:
                 await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
             except DarajaFault:
                 raise
-            except Exception as problem:  # noqa: BLE001 - whatever the library raises: no token, and nothing was sent
+            except Exception as problem:  # noqa: BLE001 - any library error means no token and no request
                 log.error("daraja_token_not_fetched", exception=trace(problem))
                 raise NotSent("M-Pesa gave no access token", retry_after=5) from None
 
     async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
-        """Make one call and return what its answer acknowledges.
+        """Make one call and return its acknowledgement.
 
-        Raises Rejected, NotSent, also while too many calls of the same account are open, and OutcomeUnknown, also for
-        an unexpected error: the request may have been sent before it. Cancellation passes through.
+        Raises Rejected, NotSent (also above the limit of open calls per account) or OutcomeUnknown. An unexpected error
+        counts as OutcomeUnknown: the request may have been sent.
         """
         self.refuse_transaction(f"the call {operation.name}")
         with self.open_calls.acquire(self.account(credentials)) as has_place:
@@ -205,14 +198,14 @@ class DarajaClient:
                 return operation.pending(pending)
             except DarajaFault:
                 raise
-            except Exception as problem:  # noqa: BLE001 - as the docstring says
+            except Exception as problem:  # noqa: BLE001 - OutcomeUnknown, as the docstring says
                 log.error("daraja_answer_unreadable", operation=operation.name, exception=trace(problem))
                 raise OutcomeUnknown("M-Pesa's answer could not be read") from None
 
     async def verify(self, credentials: DarajaCredentials) -> None:
-        """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
+        """Fetch a token with these credentials and store it. Raises Rejected or NotSent.
 
-        The new token makes the shared one invalid, so it takes its place.
+        Daraja invalidates the shared token when it issues a new one.
         """
         self.refuse_transaction("verifying credentials")
         base, owner = self._base(credentials)
@@ -224,9 +217,9 @@ class DarajaClient:
             raise _no_token(problem) from None
 
     async def server_time(self, env: Env) -> datetime | None:
-        """What time it is there, in UTC, by the Date of an answer; None for an answer without. Raises NotSent.
+        """Return Daraja's time in UTC from the Date header, or None. Raises NotSent.
 
-        Nothing is asked for and nobody's credentials are used: whatever the answer is, Daraja can be reached.
+        Sends no credentials; any answer proves that Daraja is reachable.
         """
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
@@ -242,18 +235,16 @@ class DarajaClient:
             return None
 
     async def token_until(self, credentials: DarajaCredentials) -> datetime | None:
-        """Until when the shared token of these credentials is used, in UTC; None where there is none at present."""
+        """Return when the shared token expires, in UTC, or None."""
         _, owner = self._base(credentials)
         return await self._tokens.until(owner)
 
     def tokens_held(self) -> tuple[int, timedelta]:
-        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        """Return the number of valid tokens in this process and the age of the oldest."""
         return self._tokens.held()
 
-    # -- the way there --------------------------------------------------------------------------------------------
-
     def account(self, credentials: DarajaCredentials) -> str:
-        """Whose calls these are, as a name that tells nothing: an address and a consumer key."""
+        """Return a hash of the address and the consumer key."""
         return self._base(credentials)[1]
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
@@ -261,10 +252,9 @@ class DarajaClient:
         return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
-        """POST with the shared token and return the answer's JSON object, without the secrets of this call.
+        """Send one POST with the shared token; an invalid token is renewed once.
 
-        An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. Raises NotSent,
-        Rejected or OutcomeUnknown.
+        Returns the JSON object without the secrets of this call. Raises NotSent, Rejected or OutcomeUnknown.
         """
         body, recognises = request.body(credentials, self._clock.now()), operation.recognises
         base, owner = self._base(credentials)
@@ -317,7 +307,7 @@ class DarajaClient:
                 headers={"Authorization": f"Basic {basic}"},
             )
         except (OutcomeUnknown, NotSent) as problem:
-            # A token that we did not get moved no money.
+            # A failed token request moved no money.
             raise _TokenRequestFailed(
                 problem.meaning, code=problem.code, retry_after=problem.retry_after or 5
             ) from None
@@ -327,7 +317,6 @@ class DarajaClient:
         raise _no_token_in(answer)
 
     def _read_token(self, answer: _Answer) -> AccessToken | None:
-        """The token in an answer, None where there is none that a header can carry."""
         content = answer.content
         text = content.get("access_token") if content is not None else None
         if not 200 <= answer.status < 300 or not isinstance(text, str) or not _TOKEN.match(text):
@@ -341,16 +330,16 @@ class DarajaClient:
     async def _exchange(
         self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], **options: Any
     ) -> _Answer:
-        """One HTTP exchange; ``secrets`` are removed from the answer before it is read.
+        """Send one request; secrets are removed from the answer before it is parsed.
 
-        Raises NotSent when no connection came about, OutcomeUnknown when no answer came back.
+        Raises NotSent if no connection was established, OutcomeUnknown without an answer.
         """
         parts = urlsplit(url)
         said: Attributes = {
             "http.request.method": method,
             "server.address": parts.hostname or "",
             "server.port": parts.port or (443 if parts.scheme == "https" else 80),
-            # Without its query, and without what somebody may have put before the host.
+            # Without query and user information.
             "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
             "mpesa.env": env,
             "mpesa.daraja.operation": operation,
@@ -367,7 +356,7 @@ class DarajaClient:
         status, error = 0, ""
         outcome, code = "no_answer", ""
         try:
-            # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
+            # The library restarts its read timeout with each byte. The slot is released during the call.
             async with asyncio.timeout(self._config.timeout):
                 with released_slot():
                     response = await self._session.request(
@@ -427,7 +416,10 @@ def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> N
 def _judge(
     answer: _Answer, accepts: frozenset[str] | None, recognises: Callable[[Any], bool] | None
 ) -> tuple[FaultMeaning, str | None] | None:
-    """What is wrong with an answer, with the provider's words; None for one that can be used. Raises OutcomeUnknown."""
+    """Return how to treat a bad answer, with the provider's text, or None for a usable one.
+
+    Raises OutcomeUnknown for an answer without JSON, except 429.
+    """
     if answer.content is None:
         if answer.status == _TOO_MANY:
             return read_fault(answer.status, None, None), None
@@ -447,11 +439,10 @@ def _judge(
 
 _TOO_MANY = 429
 _UNAUTHORISED = 401
-"""What is wrong with a token is not always said in JSON. Dropping a good one costs one call."""
+"""Such an answer may lack JSON. Dropping a valid token costs one request."""
 
 
 def _read_rest(header: str | bytes | None) -> int | None:
-    """The seconds in a Retry-After header, within bounds; None for a date and for anything else."""
     text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         return None
@@ -459,7 +450,10 @@ def _read_rest(header: str | bytes | None) -> int | None:
 
 
 def _no_token_in(answer: _Answer) -> DarajaFault:
-    """The fault of an answer without a token: only Daraja's JSON and codes blame the credentials."""
+    """Return the fault of an answer without a token.
+
+    Only JSON with Daraja's codes is evidence against the credentials.
+    """
     fault = read_fault_body(answer.content)
     meaning = read_fault(answer.status, fault.code, fault.message)
     message = None if fault.message is None else provider_text(fault.message)
@@ -489,7 +483,7 @@ _AGAIN = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
-    """How an answer is counted, with the code of a fault: one that the table has, or ``other``."""
+    """Return the outcome and fault code as metric labels; an unknown code becomes ``other``."""
     if content is None:
         return "no_json", ""
     code = read_fault_body(content).code
@@ -499,7 +493,6 @@ def counted_as(status: int, content: Any) -> tuple[str, str]:
 
 
 def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None = None) -> DarajaFault:
-    """The exception for a fault: by whether anything was done, and whether asking again is safe."""
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
         kind = StillPending
@@ -521,7 +514,7 @@ def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None =
 
 
 def _never_connected(problem: BaseException) -> bool:
-    """Whether the failure proves that not a byte of the request was sent."""
+    """Return True if the failure proves that no byte of the request was sent."""
     if isinstance(problem, niquests.exceptions.ConnectTimeout):
         return True
     if isinstance(problem, niquests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(problem):

@@ -1,4 +1,4 @@
-"""Daraja's error answers: one table of what each means, whether anything was done, and whether asking again is safe."""
+"""Daraja's faults: meaning, whether the request was executed, and whether a retry is safe."""
 
 import re
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from enum import StrEnum
 from typing import Literal
 
 FaultReason = Literal["duplicate_in_progress", "rejected_by_provider", "other"]
-"""Why a fault ends what was asked for, in a stable word."""
+"""Stable words for why a fault ends a request."""
 
 
 class Delivered(StrEnum):
-    """Whether a request that was answered with a fault has been carried out."""
+    """Whether a request that received a fault was executed."""
 
     NO = "no"
     UNKNOWN = "unknown"
     EARLIER = "earlier"
-    """An earlier, equal one was."""
+    """An earlier, equal request was executed."""
 
 
 class Retry(StrEnum):
-    """What to do about a fault."""
+    """The reaction to a fault."""
 
     FIX = "fix"
     NEW_TOKEN = "new_token"  # noqa: S105 - a word, not a token
@@ -33,7 +33,7 @@ class Retry(StrEnum):
 
 @dataclass(frozen=True)
 class FaultMeaning:
-    """What a fault means and what to do about it."""
+    """The meaning of a fault and the advice."""
 
     code: str
     meaning: str
@@ -45,10 +45,10 @@ class FaultMeaning:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the table: the faults that it matches, and what these mean.
+    """One row of the fault table; an empty condition matches every fault.
 
-    An empty condition matches every fault. ``codes`` are whole error codes, ``families`` their beginnings in lower
-    case, ``statuses`` HTTP statuses, ``words`` parts of the message in lower case, one of which must be in it.
+    ``codes`` are full error codes, ``families`` lower-case prefixes, ``statuses`` HTTP statuses. One of ``words`` and
+    all of ``all_words`` must be in the lower-case message.
     """
 
     meaning: str
@@ -63,7 +63,6 @@ class _Row:
     failure_reason: FaultReason = "rejected_by_provider"
 
     def matches(self, status: int, code: str, text: str) -> bool:
-        """Whether a fault is of this row; ``text`` is in lower case."""
         return (
             (not self.codes or code in self.codes)
             and (not self.families or code.lower().startswith(self.families))
@@ -73,14 +72,13 @@ class _Row:
         )
 
     def of(self, code: str) -> FaultMeaning:
-        """What the row means for this code."""
         return FaultMeaning(code, self.meaning, self.mitigation, self.sent, self.retry, self.failure_reason)
 
 
 _SPIKE = ("spike arrest", "spikearrest", "quota violation")
 _SLOWER = "try again in a few seconds, more slowly"
 _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
-"""How the API proxy in front of Daraja names what is wrong with a token."""
+"""Code prefixes of the API proxy for token faults."""
 
 _PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
 _ASKED = "its result is asked for"
@@ -97,12 +95,12 @@ _MANY = "500.002.1001"
 _BUSY = "500.003.02"
 
 _TABLE: tuple[_Row, ...] = (
-    # Refused by the proxy in front, before Daraja saw it.
+    # Rejected by the API proxy.
     _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
     _Row("spike arrest or quota", _SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
     _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
     _Row("spike arrest: too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
-    # A product that the app lacks looks like a bad token, and a token from before it was added stays bad for an hour.
+    # A missing product looks like an invalid token, and an older token stays invalid for an hour.
     _Row(
         "the app lacks the product for this call",
         _PRODUCT,
@@ -131,7 +129,7 @@ _TABLE: tuple[_Row, ...] = (
         Retry.NEW_TOKEN,
         families=_PROXY,
     ),
-    # Refused by Daraja.
+    # Rejected by Daraja.
     _Row(
         "wrong authentication type",
         "the gateway must use HTTP Basic: report this as a bug",
@@ -191,7 +189,7 @@ _TABLE: tuple[_Row, ...] = (
         Retry.FIX,
         codes=("405.001",),
     ),
-    # One code, several meanings: the message decides.
+    # Codes with several meanings: the message decides.
     _Row(
         "the payer's line is busy with another prompt",
         "try again after a minute",
@@ -235,7 +233,7 @@ _TABLE: tuple[_Row, ...] = (
         words=("not exist", "not found", "unknown", "invalid"),
         all_words=("merchant",),
     ),
-    # Reported for live pushes some 20 seconds old: it proves nothing.
+    # Seen for live pushes about 20 seconds old, so it proves nothing.
     _Row(
         "M-Pesa does not know it (yet)",
         "ask again",
@@ -302,21 +300,21 @@ _TABLE: tuple[_Row, ...] = (
         failure_reason="other",
     ),
 )
-"""What is known of faults, from the specification, Safaricom's portal, and integrations. The first match counts."""
+"""Known faults from the specification, Safaricom's portal and integrations. The first match applies."""
 
 KNOWN_FAULTS = frozenset(code for row in _TABLE for code in row.codes)
-"""Every fault code that the table names."""
+"""Fault codes in the table."""
 
 _REFUSED = re.compile(r"4(?!08|09|25|29)[0-9]{2}(?:\.[0-9]+)*\Z", re.ASCII)
-"""An error code of Daraja's for a request that it refused at the gate; a conflict or a timeout is none."""
+"""Codes of a rejection before execution; conflicts and timeouts are excluded."""
 
 _TOKEN_CODE = re.compile(r"401(?:\.[0-9]+)*\Z", re.ASCII)
 
 
 def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
-    """What a fault means: by the table, else by its class.
+    """Return the meaning of a fault from the table, or from its class.
 
-    Outside the table only a 4xx answer with an error code of the same class proves that nothing was done.
+    Outside the table, only a 4xx status with an error code of the same class proves that the request was not executed.
     """
     known, text = (code or "").strip(), (message or "").lower()
     for row in _TABLE:
@@ -343,14 +341,12 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
 
 
 def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
-    """Each row of the table for the documentation, with what the message must say, empty where that is nothing."""
+    """Yield each row for the documentation, with the required message text."""
     for row in _TABLE:
         words = " or ".join(f"“{word}”" for word in (*row.words, *row.all_words))
         for name in row.codes or row.families or ("any",):
             yield row.of(f"{name}*" if name in row.families else name), words
 
-
-# -- acknowledgements that are none -----------------------------------------------------------------------------------
 
 _RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
     "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
@@ -360,23 +356,23 @@ _RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
     "100000002": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
     "100000011": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
 }
-"""Response codes other than 0 that do not refuse a request for good, from M-Pesa's older layer."""
+"""Response codes of M-Pesa's older layer that are not final rejections."""
 
 _REFUSAL = (Delivered.NO, Retry.FIX, "M-Pesa did not accept the request")
 _UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
 
 
 _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)
-"""M-Pesa's codes for troubles of its own: one that is unknown does not prove that nothing was done."""
+"""M-Pesa's internal errors: an unknown one does not prove that the request was not executed."""
 
 _DOTTED = re.compile(r"[0-9]{2,3}\.[0-9]", re.ASCII)
-"""How error codes begin."""
+"""Start of an error code."""
 
 
 def read_response(code: str, said: str) -> FaultMeaning:
-    """What a ResponseCode other than 0 means: a refusal, unless code or text say otherwise."""
+    """Return the meaning of a non-zero ResponseCode: a rejection, unless code or text differ."""
     if _DOTTED.match(code):
-        # An error code in the place of the response code means what it means elsewhere.
+        # Daraja may send an error code as ResponseCode.
         return read_fault(int(code.partition(".")[0]), code, said)
     text = said.lower()
     for row in _TABLE:

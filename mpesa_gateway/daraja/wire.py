@@ -1,4 +1,4 @@
-"""What goes over Daraja's wire: read in every shape it has been seen in, and refused when it is something else."""
+"""Readers for the bodies that Daraja sends, in every shape that it has been seen to use."""
 
 import json
 import re
@@ -23,23 +23,22 @@ _RECEIPT = re.compile(r"[A-Z0-9]{6,20}\Z")
 _NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
 _MOST_DIGITS = 40
 _READER = msgspec.json.Decoder(float_hook=str)
-"""Numbers with a point stay the text that they are: no float ever sees an amount."""
+"""Decimals stay text: an amount is never a float."""
 
 
 class InvalidCallback(ValueError):
-    """The body is no callback of this kind. The text says what is wrong with it."""
+    """The body is not a callback of the expected kind. The message names the fault."""
 
 
 class ContradictoryCallback(InvalidCallback):
-    """A field that decides stands in the body twice, with different values: the body is no evidence of either."""
+    """A field that decides the outcome has two different values."""
 
 
 class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
-    """How a push ended.
+    """The outcome of an STK push.
 
-    ``amount`` is in KES, None when absent or not whole; ``amount_text`` is what stood there. ``phone`` is digits or
-    masked, ``paid_at`` UTC (the wire has East Africa Time), each None when absent or unreadable. ``is_receipt_unread``
-    says that a receipt is stated and cannot be read.
+    ``amount`` is whole KES or None, ``amount_text`` the text as received. ``phone`` holds digits, possibly masked;
+    ``paid_at`` is UTC. ``is_receipt_unread`` is True if a receipt is present but unreadable.
     """
 
     merchant_request_id: str | None
@@ -55,7 +54,7 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja took a question or a reversal, by its own names. The result comes later, to the result URL."""
+    """Daraja's acknowledgement of a request; the result arrives later at the result URL."""
 
     originator_conversation_id: str
     conversation_id: str
@@ -64,9 +63,9 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultCallback(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transaction status query or a reversal brought, or that Daraja's queue timed out.
+    """The result of a status query or a reversal, or a queue timeout.
 
-    ``parameters`` has every value of each key, in order: Daraja has been seen to give one key twice.
+    ``parameters`` keeps every value of a key in order: Daraja repeats keys.
     """
 
     is_final: bool
@@ -78,16 +77,14 @@ class ResultCallback(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Mapping[str, tuple[str, ...]]
 
     def first(self, name: str) -> str | None:
-        """The first value of a parameter, None when it is absent or empty."""
         return next(iter(self.parameters.get(name, ())), None)
 
 
 class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a Pull answer: money that came in, whoever asked for it.
+    """One row of a Pull answer: an incoming transaction.
 
-    ``amount`` is in KES, None when it is not whole (``amount_text`` is what stood there). ``moments`` are the readings
-    of its time in UTC, the likelier first: Daraja's zone has been seen to be missing and to be wrong. There are none of
-    a time that cannot be read. ``phone`` is what the row shows of the payer's number.
+    ``amount`` is whole KES or None. ``moments`` are the possible times in UTC, the likeliest first, because Daraja
+    omits or misstates the zone; empty if unreadable. ``phone`` may be masked.
     """
 
     receipt: str
@@ -101,9 +98,9 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a statement: its readable lines, how many were unreadable, and how many rows it had at all.
+    """One page of a statement: one line per receipt, the count of malformed rows and of all rows.
 
-    Each receipt is there once. What two of its rows state differently is in none of them: neither row proves it.
+    A field on which two rows of a receipt disagree is None.
     """
 
     lines: tuple[StatementLine, ...]
@@ -112,7 +109,7 @@ class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_json(body: bytes) -> Any:
-    """JSON with its numbers as they stand: integers, and decimals as text. Raises ValueError."""
+    """Decode JSON, with decimals as text. Raises ValueError."""
     try:
         return _READER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -120,11 +117,10 @@ def read_json(body: bytes) -> Any:
 
 
 def read_json_leniently(body: bytes) -> Any:
-    """JSON as it really arrives, its numbers as they stand. Raises ValueError where no JSON value begins the body.
+    """Decode JSON as Daraja sends it. Raises ValueError if the body does not begin with a JSON value.
 
-    Accepts what strict JSON forbids and Daraja has sent: Latin-1 bytes, control characters in texts, halves of
-    surrogate pairs, a byte order mark, other Unicode encodings, NaN and Infinity (as texts, which no number reads),
-    and anything after the end.
+    Accepts Latin-1 bytes, control characters, lone surrogates, a byte order mark, other Unicode encodings, NaN and
+    Infinity (as text), and trailing data.
     """
     try:
         return _READER.decode(body)
@@ -137,19 +133,18 @@ def read_json_leniently(body: bytes) -> Any:
 
 
 class DuplicateField(dict[str, Any]):
-    """A JSON object in which ``names`` stand more than once, with different values. The last values are its own."""
+    """A JSON object with repeated fields of different values (``names``); it holds the last values."""
 
     names: frozenset[str] = frozenset()
 
     def __eq__(self, other: object) -> bool:
-        """An object that contradicts itself equals no other."""
         return self is other
 
     __hash__ = None
 
 
 def read_json_with_duplicates(body: bytes) -> Any:
-    """Like ``read_json_leniently``, with a Doubled for each object that contradicts itself. Raises ValueError."""
+    """Decode like ``read_json_leniently``, with a DuplicateField for each object that contradicts itself."""
     try:
         return _NOTING.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
     except (ValueError, RecursionError):
@@ -157,11 +152,10 @@ def read_json_with_duplicates(body: bytes) -> Any:
 
 
 def read_answer(body: bytes) -> Any:
-    """The JSON of an answer of Daraja's. Raises ValueError, also where a fault or a whole statement contradicts itself.
+    """Decode an answer of Daraja. Raises ValueError if a field of a fault or ``Response`` contradicts itself.
 
-    A code or a name that stands twice with different values is absent: what else the answer says of the request, such
-    as the name of its push, stays. A row of a statement that contradicts itself stays a Doubled: it does not spoil the
-    other rows.
+    Contradictory codes and identifiers are removed. A contradictory statement row stays a DuplicateField, so that the
+    other rows remain usable.
     """
     content = read_json_with_duplicates(body)
     waiting: list[Any] = [content]
@@ -191,7 +185,7 @@ def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal, numbers and numerals as numbers."""
+    """Return True if two JSON values are equal; numbers and numerals compare as numbers."""
     if _is_plain(one) and _is_plain(other):
         return canonical(str(one)) == canonical(str(other))
     return type(one) is type(other) and bool(one == other)
@@ -202,7 +196,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def decoded(body: bytes) -> str:
-    """A body as text for people and for storage: each byte that is no UTF-8 as its Latin-1 character, no NUL."""
+    """Return a body as text without NUL; each byte that is not UTF-8 becomes its Latin-1 character."""
     text = _decoded(body)
     return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
 
@@ -216,12 +210,12 @@ def _decoded(body: bytes) -> str:
 
 
 def stored_json(body: bytes) -> tuple[str, bytes | None]:
-    """A body as text for storage, and its bytes where the text does not give them back."""
+    """Return a body as text, and its bytes if the text cannot restore them."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
         return decoded(body), body
-    # Text with NUL cannot be stored, and may be another Unicode encoding.
+    # PostgreSQL rejects NUL in text; the body may be another Unicode encoding.
     return (text, None) if "\x00" not in text else (decoded(body), body)
 
 
@@ -240,13 +234,13 @@ _SAID_ONCE = frozenset(
     {"ResponseCode", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "ConversationID"}
     | {"OriginatorConversationID", "access_token", "expires_in"}
 )
-"""The fields of an answer that are absent where they contradict themselves."""
+"""Fields that are removed if they contradict themselves."""
 _WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
-"""Those without which the rest of an answer could mean something else, in lower case."""
+"""Fields, in lower case, whose contradiction makes the whole answer unreadable."""
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
-    """Read an STK callback, in any of the shapes it comes in. Raises InvalidCallback."""
+    """Read an STK callback. Raises InvalidCallback."""
     callback, pairs = _callback(body, ("Body", "stkCallback"), _STK_FIELDS, "CallbackMetadata", "Item", "Name")
     code = read_code(callback, "ResultCode")
     if code is None:
@@ -271,7 +265,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
 
 
 def read_result(body: bytes) -> ResultCallback:
-    """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises InvalidCallback."""
+    """Read the result of a status query or a reversal. Raises InvalidCallback."""
     result, pairs = _callback(body, ("Result",), _RESULT_FIELDS, "ResultParameters", "ResultParameter", "Key")
     code = read_code(result, "ResultCode")
     if code is None:
@@ -301,16 +295,16 @@ _RESULT_FIELDS = frozenset(
     {"ResultType", "ResultCode", "OriginatorConversationID", "ConversationID", "TransactionID", "ResultParameters"}
 )
 _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransactionID"})
-"""Parameters that are stated once. Daraja has been seen to name each party twice."""
+"""Parameters with one value. Daraja repeats the parties."""
 
 
 def _callback(
     body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """The object at the path, and the names and values below ``holder``. Raises InvalidCallback.
+    """Return the object at the path, and the names and values below ``holder``.
 
-    JSON is decoded by msgspec, which keeps the last of two fields with one name. Only where the bytes could hold more
-    names than were decoded is the body decoded again, by a decoder that sees them all.
+    msgspec keeps the last of two fields with one name. A body that may hold duplicates is decoded again by a slower
+    decoder that reports them.
     """
     try:
         content = read_json_leniently(body)
@@ -329,7 +323,6 @@ def _callback(
 
 
 def _may_double(body: bytes, names: tuple[bytes, ...], key: bytes, pairs: list[tuple[str, Any]]) -> bool:
-    """Whether one of these names could stand twice in one object. A name can be escaped, or encoded otherwise."""
     if b"\\u00" in body or b"\x00" in body or body.count(key) != len(pairs):
         return True
     count = body.count
@@ -364,17 +357,16 @@ _KNOWN_NAMES = {
         "OriginalTransactionID",
     )
 }
-"""The parameters that are read, by their names as they are compared."""
 
 
 def read_statement(content: Any) -> StatementPage:
-    """The rows of a Pull answer, however deep they are nested; a row that cannot be read is counted and passed over."""
+    """Read the rows of a Pull answer at any depth; unreadable rows are counted."""
     lines: dict[str, list[StatementLine]] = {}
     rows = malformed = 0
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
-    # Each with whether rows are expected there: a text or nothing in place of a list of rows is none.
+    # The flag says whether rows are expected: text or null in place of a list of rows is not a row.
     waiting = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
     while waiting:
         current, is_among_rows = waiting.popleft()
@@ -392,7 +384,6 @@ def read_statement(content: Any) -> StatementPage:
 
 
 def _common(rows: list[StatementLine]) -> StatementLine:
-    """What the rows of one receipt prove together. What only some of them state contradicts nothing."""
     first = rows[0]
     if all(row == first for row in rows):
         return first
@@ -414,13 +405,11 @@ def _common(rows: list[StatementLine]) -> StatementLine:
 
 
 def _stated_alike(texts: list[str | None]) -> str | None:
-    """The text that all agree in which state one, regardless of case and spaces; None where two differ."""
     stated = [text for text in texts if text is not None]
     return stated[0] if len({" ".join(text.split()).casefold() for text in stated}) == 1 else None
 
 
 def _rows_inside(value: Any) -> list[Any] | None:
-    """What stands in a list, in an object around lists or objects, or in a JSON text; None for a row and the rest."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return [read_json_with_duplicates(value.encode("utf-8", "surrogatepass"))]
@@ -457,19 +446,19 @@ def _statement_line(row: Any) -> StatementLine | None:
 
 
 _ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
-"""The fields of a row that decide which payment it is of."""
+"""Fields that decide which payment a row belongs to."""
 
 
 def read_receipt(text: str | None) -> str | None:
-    """A receipt in its one form, capitals and digits of ASCII; None for anything else."""
+    """Return the receipt in ASCII capitals and digits, or None."""
     upper = unicodedata.normalize("NFKC", text or "").strip().upper()
     return upper if _RECEIPT.match(upper) else None
 
 
 def read_payer(parties: Iterable[str]) -> str | None:
-    """The payer's number from the parties as Daraja names them, ``2547… - JANE DOE``; one of them may be a shop.
+    """Return the payer's number from party names such as ``2547… - JANE DOE``.
 
-    None where they name two numbers: which of them paid is not said.
+    Returns None if they name two numbers.
     """
     found = {number for party in parties if (number := _payer_number(party)) is not None}
     return found.pop() if len(found) == 1 else None
@@ -486,7 +475,10 @@ def _payer_number(party: str) -> str | None:
 
 
 def read_moments(text: str | None) -> tuple[datetime, ...]:
-    """The readings of a time in UTC, East Africa Time first: one without a zone, two with a Z, which is not trusted."""
+    """Return the possible times in UTC, East Africa Time first.
+
+    Daraja's ``Z`` is not trusted, so such a time has two readings.
+    """
     if text is None:
         return ()
     text = _digits(text) or ""
@@ -503,17 +495,16 @@ def read_moments(text: str | None) -> tuple[datetime, ...]:
 _DAY_FIRST = re.compile(
     r"([0-9]{1,2})[./-]([0-9]{1,2})[./-]([0-9]{4})[ T]([0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?)\Z", re.ASCII
 )
-"""How M-Pesa writes a time in results and on statements: ``19.12.2019 11:45:50``."""
+"""``19.12.2019 11:45:50``, the form in results and on statements."""
 
 
 _HALF_DAY = re.compile(r"([0-9./-]{8,10}[ T])([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?) ?([AaPp])\.?[Mm]\.?\Z", re.ASCII)
-"""A time with half a day: ``19.12.2019 01:45:50 PM``."""
+"""``19.12.2019 01:45:50 PM``."""
 
 
 def _read_date(text: str) -> datetime:
-    """A time as M-Pesa has been seen to write it, with the zone that it states. Raises ValueError."""
     if text.isdigit():
-        # strptime alone would read fewer digits as another time.
+        # strptime reads fewer digits as a different time.
         if len(text) != len("YYYYMMDDHHmmss"):
             raise ValueError("not YYYYMMDDHHmmss")
         return datetime.strptime(text, "%Y%m%d%H%M%S")  # noqa: DTZ007 - the caller adds the zone
@@ -540,7 +531,6 @@ def _inner(content: Any, *names: str) -> dict[str, Any]:
 
 
 def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Named values by their names in lower case, of each name the first that states something."""
     found: dict[str, Any] = {}
     for written, value in pairs:
         name = _name(written)
@@ -553,14 +543,13 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
-"""The items that decide what was paid, in lower case."""
+"""Items that decide the payment, in lower case."""
 
 
 def _elsewhere(body: bytes) -> dict[str, Any]:
-    """The items of a success that stand somewhere else or are called otherwise, by their usual names in lower case.
+    """Return the items of a success that have an unusual place or name.
 
-    What is stated counts as stated wherever it stands: an amount that is overlooked would complete a payment of another
-    one. Raises Contradictory where an item has two values.
+    A missed amount would complete a payment of a different one. Raises ContradictoryCallback if an item has two values.
     """
     found: dict[str, Any] = {}
     plain = body.lower()
@@ -589,7 +578,6 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
 
 
 def _named_fields(fields: dict[str, Any], around: str) -> list[tuple[str, Any]]:
-    """The values of an object with their names: one that holds the name of an item names all its other values."""
     names = [
         key for key, text in fields.items() if isinstance(text, str) and key != "ResultDesc" and _item_called(text)
     ]
@@ -599,7 +587,6 @@ def _named_fields(fields: dict[str, Any], around: str) -> list[tuple[str, Any]]:
 
 
 def _item_called(name: str) -> str | None:
-    """The item that a name can only mean: ``TransAmount`` and ``amount`` are the amount. None for other names."""
     if len(name) > _LONGEST_NAME:
         return None
     plain = _name(unicodedata.normalize("NFKC", name))
@@ -609,12 +596,11 @@ def _item_called(name: str) -> str | None:
 _LONGEST_NAME = 40
 _PARTS_OF_NAMES = {"amount": "amount", "receipt": "mpesareceiptnumber"}
 _SIGNS_OF_ITEMS = (b"amount", b"receipt", b"\\u", b"\x00")
-"""Without one of these no name in a body of ASCII can be that of an item."""
+"""An ASCII body without one of these has no further items."""
 _AROUND_ITEMS = frozenset({"name", "key", "value", "item", "items", "callbackmetadata"})
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
-    """Names and values: in a list, in a list of lists, alone, or without the object around them."""
     found: list[tuple[str, Any]] = []
     waiting = deque[Any]((holder,))
     while waiting:
@@ -634,12 +620,10 @@ def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
 
 
 def _name(written: str) -> str:
-    """A name as it is compared: regardless of case and of spaces, which older releases of M-Pesa wrote."""
     return "".join(written.split()).casefold()
 
 
 def _text(value: Any) -> str | None:
-    """A value as text, trimmed; None for what is absent, empty, or no plain value."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     if isinstance(value, int) and value.bit_length() > _MOST_DIGITS * 3:
@@ -651,9 +635,9 @@ def _text(value: Any) -> str | None:
 
 
 def _stated(value: Any) -> str | None:
-    """What stands where an amount is usual, as text; None only for nothing: what cannot be read was stated as well.
+    """Return the stated amount as text, None only if absent.
 
-    Anything but a numeral is masked and cut as M-Pesa's words are: merchants are shown it.
+    Merchants see it, so text that is not a number is masked and cut.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -661,7 +645,7 @@ def _stated(value: Any) -> str | None:
     if _read_money(text) is not None:
         return text
     shown = provider_text(text, _SHOWN) or "unreadable"
-    # Without the characters that cannot be shown it must not become a number.
+    # Removing hidden characters must not produce a number.
     return f"{shown} and hidden characters" if _read_money(shown) is not None else shown
 
 
@@ -669,10 +653,9 @@ _SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
-    """An amount in KES, compared as a number: ``500``, ``"500.00"``, ``5e2``, ``"1,500.00"``.
+    """Return an amount in whole KES: ``500``, ``"500.00"``, ``5e2``, ``"1,500.00"``.
 
-    None for cents, words, below zero, a currency beside the number, and what could be read in two ways: spaces inside,
-    or a comma that need not set thousands apart.
+    Returns None for cents, negative numbers, a currency, inner spaces and ambiguous commas.
     """
     number = None if text is None else _read_money(text.strip())
     if number is None or number != number.to_integral_value() or not 0 <= number < _MOST_KES:
@@ -685,14 +668,13 @@ def _read_money(text: str) -> Decimal | None:
 
 
 _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+\.[0-9]{1,2}|(?:,[0-9]{3}){2,})\Z", re.ASCII)
-"""Commas that can only set thousands apart: ``1,000.00``. In ``1,000`` the comma could be the decimal one."""
+"""Unambiguous thousands separators. The comma in ``1,000`` may be a decimal comma."""
 
 _MOST_KES = 10**12
-"""Beyond it no number is an amount of money that anybody paid."""
+"""Above any plausible amount."""
 
 
 def _digits(text: str | None) -> str | None:
-    """A number that is read digit by digit, such as a phone or a time, also where it stands as ``254711000001.0``."""
     return text if text is None or text.isdigit() else canonical(text)
 
 
@@ -704,14 +686,14 @@ def _moment(text: str | None) -> datetime | None:
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja's error answer."""
+    """An error answer."""
 
     code: str | None
     message: str | None
 
 
 def read_fault_body(content: Any) -> Fault:
-    """The code and message of an error answer, Daraja's or the API proxy's in front; None where it has none."""
+    """Return the code and message of a fault by Daraja or by its API proxy."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
     fields = _lowered(cast("dict[str, Any]", content))
@@ -727,12 +709,11 @@ def read_fault_body(content: Any) -> Fault:
 
 
 def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
-    """An object whose names are in lower case."""
     return {name.lower(): value for name, value in fields.items()}
 
 
 def _proxy_fault(fields: dict[str, Any]) -> Any:
-    """The proxy's fault, in JSON or as a SOAP envelope turned into JSON."""
+    """Return the proxy's fault, from JSON or from a SOAP envelope converted to JSON."""
     if "fault" in fields:
         return fields["fault"]
     for name in ("envelope", "body", "fault"):
@@ -754,7 +735,7 @@ def _proxy_code(fault: dict[str, Any]) -> str | None:
 
 
 def read_code(content: Any, name: str) -> str | None:
-    """A code of an answer or callback in its one form (see ``canonical``). None when it is absent, or is no number."""
+    """Return a code in canonical form, or None if absent or not a number."""
     text = read_text(content, name)
     if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE:
         return None
@@ -763,18 +744,18 @@ def read_code(content: Any, name: str) -> str | None:
 
 _LONGEST_CODE = 64
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
-"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
+"""Codes of other forms are masked like text."""
 _NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 def read_message(content: Any, name: str, limit: int = LIMIT) -> str | None:
-    """Words of M-Pesa's, fit to be shown and stored. None when there are none."""
+    """Return M-Pesa's text, masked for display and storage, or None."""
     text = read_text(content, name)
     return None if text is None else provider_text(text, limit) or None
 
 
 def read_text(content: Any, name: str) -> str | None:
-    """A field of an answer as text, None when it is absent or no plain value."""
+    """Return a field as text, or None if absent or not a scalar."""
     return _text(cast("dict[str, Any]", content).get(name)) if isinstance(content, dict) else None
 
 
@@ -791,23 +772,23 @@ _SEEN = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
 _OTHER_THAN_MONEY = frozenset(
     {"access", "all", "answer", "by", "connection", "every", "from", "permission", "reply", "response", "to", "valid"}
 )
-"""Words between a negation and the noun that make the negation about something else."""
+"""Words that turn a negation away from the noun."""
 
 _TROUBLE = frozenset(
     {"busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}
     | {"maintenance", "timeout", "timed", "unable", "unauthorised", "unauthorized", "unavailable"}
 )
 _PREFIX = frozenset({"error", "failed", "failure", "occurred", "bad", "request", "internal", "server"})
-"""How Daraja begins the text of any fault."""
+"""The usual first words of a fault."""
 _VERBS = ("access", "allow", "authori", "complet", "connect", "enabl", "fetch", "get", "load", "permit", "process")
 _MORE_VERBS = ("pull", "query", "quer", "read", "register", "retriev")
 _NEAR, _MOST_SAID = 7, 1000
 
 
 def says_no_transactions(text: str) -> bool:
-    """Whether a text says, in any words, that there are no transactions, and nothing of an error.
+    """Return True if the text says that there are no transactions, and mentions no error.
 
-    The absence of an answer is no answer: a text that could mean trouble is not taken for it.
+    Returns False if in doubt: a missing answer is not an empty one.
     """
     text = _CAMEL.sub(" ", text[:_MOST_SAID])
     words = _WORDS.findall(text.lower().replace("\u2019", "'"))
@@ -823,7 +804,6 @@ def _is_not(word: str) -> bool:
 
 
 def _is_unable(words: list[str], at: int) -> bool:
-    """Whether it says here that something could not be done, such as ``could not fetch``."""
     if not _is_not(words[at]):
         return False
     rest = [word for word in words[at + 1 : at + 4] if word not in {"be", "been"}]
@@ -831,7 +811,6 @@ def _is_unable(words: list[str], at: int) -> bool:
 
 
 def _denies(words: list[str], at: int) -> bool:
-    """Whether the word here says that there are none of what is named nearby."""
     if words[at] in _NOUNS:
         after = words[at + 1 : at + _NEAR]
         found = any(_is_not(word) and _EXIST & set(after[place + 1 : place + 3]) for place, word in enumerate(after))
@@ -841,7 +820,7 @@ def _denies(words: list[str], at: int) -> bool:
     ahead = words[at + 1 : at + 1 + _NEAR]
     noun = next((place for place, word in enumerate(ahead) if word in _NOUNS), None)
     if noun is not None:
-        # “No result from the server” is about an answer.
+        # “No result from the server” concerns the answer.
         return _OTHER_THAN_MONEY.isdisjoint(ahead if ahead[noun].startswith("result") else ahead[:noun])
     if words[at] == "never":
         return "transacted" in ahead[:2]

@@ -1,7 +1,7 @@
-"""What every request meets before it may take a place among those that are worked on, cheapest checks first.
+"""Admission of requests before they take a slot, cheapest checks first.
 
-A request is *known* when its API key was right before, or when a plugin vouches for it. All others are strangers':
-slowed above a rate, its body bounded with those of other strangers, its key looked up in turn. ADR 48 has the table.
+A request is *known* if its API key was valid before or a plugin vouches for it. Unknown requests are throttled, and
+their bodies and key lookups are limited (ADR 48).
 """
 
 import asyncio
@@ -39,29 +39,29 @@ from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
 from mpesa_gateway.security.rate_limits import AUTH
 
 _PROBE_DELAY = 0.5
-"""Seconds that a health check is delayed at most: probes give up after a second."""
+"""Maximum delay of a health check in seconds: probes time out after one second."""
 
 _NOTICEABLE = 0.01
-"""Seconds that a request waits at least to count as slowed."""
+"""Seconds of delay from which a request counts as slowed."""
 
 _LOOK_UPS, _LOOK_UPS_EACH, _LOOK_UPS_WAITING = 4, 64, 256
-"""Keys that are looked up in Postgres at a time; of one address, those that wait for their turn included; in all."""
+"""Key lookups in Postgres: concurrent, per address (waiting ones included), and waiting in total."""
 
 _TRICKLE = 1.0
-"""Seconds between two look-ups for an address that has used up its failures: its own right key still gets in."""
+"""Seconds between lookups for an address over the failure limit: its valid key must still be accepted."""
 
 _BODIES = 256
-"""Bodies of strangers that are waited for at a time, all addresses together, before each has SHORT seconds only."""
+"""Unknown bodies read at a time before the timeout drops to ``_SHORT``."""
 
 _BODY_TIME, _SHORT = 10.0, 3.0
-"""Seconds for a stranger's whole body; for one that is beyond the number of bodies at a time."""
+"""Seconds for the body of an unknown request: normal, and above the limit."""
 
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AdmissionControl:
-    """ASGI middleware in front of two gates: one for API calls, one for pages and what else needs no key."""
+    """ASGI middleware in front of two load shedders: API calls, and pages with other keyless requests."""
 
     def __init__(self, runtime: Runtime, app: Litestar, api: LoadShedder, pages: LoadShedder) -> None:
         http = runtime.config.http
@@ -84,14 +84,13 @@ class AdmissionControl:
         self._max_body = http.max_body_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             await self._api(scope, receive, send)
             return
         try:
             await self._admit(scope, receive, send)
         except ApiError as refusal:
-            # What is still to come of a body would be taken for the next request.
+            # Unread bytes of the body would be parsed as the next request.
             is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _TooManyReads)
             is_last = is_last and scope.get("http_version", "1.1").startswith("1")
             await refuse(send, refusal, {"Connection": "close"} if is_last else None)
@@ -102,12 +101,12 @@ class AdmissionControl:
         key = _key_of(scope) if traits is None or traits.needs_key else None
         is_known = self._is_known(scope, traits, key)
         if not is_known and key in self._looking_up:
-            # The same key is being looked up, as many calls of a merchant begin at once after a start.
+            # A merchant's concurrent first calls share one lookup.
             await self._looking_up[key].wait()
             is_known = self._is_known(scope, traits, key)
         scope[KNOWN] = is_known
         if route is not None:
-            # Litestar writes the same, for requests that reach it.
+            # Litestar sets the same value later.
             scope["path_template"] = route.template
         if not is_known:
             await self._slow_down(scope, traits, key)
@@ -136,8 +135,6 @@ class AdmissionControl:
             async with self._place_at_pages(neighbourhood(scope[CLIENT])):
                 await self._pages(scope, receive, send)
 
-    # -- who is known ---------------------------------------------------------------------------------------------
-
     def _is_known(self, scope: Message, traits: RouteTraits | None, key: str | None) -> bool:
         if traits is None or traits.needs_key:
             return key is not None and self._runtime.api_keys.was_valid(key)
@@ -149,7 +146,7 @@ class AdmissionControl:
         )
 
     async def _slow_down(self, scope: Message, traits: RouteTraits | None, key: str | None) -> None:
-        """Wait as long as the address has to. Raises ServiceUnavailable in a crowd, except for what has priority."""
+        """Wait for the address's turn. Raises ServiceUnavailable if overloaded, except for priority routes."""
         is_probe = traits is not None and traits.is_probe
         has_priority = traits is not None and traits.has_priority
         if scope.get(CROWDED) and not has_priority:
@@ -158,20 +155,18 @@ class AdmissionControl:
         admitted = await self._pace.admit(
             neighbourhood(scope[CLIENT]),
             longest=_PROBE_DELAY if is_probe else LONGEST,
-            # After a start no key is known: merchants share no rate.
+            # No key is known after a start: merchants must not share a rate.
             together=key is None or not is_well_formed(key),
         )
         scope[SLOWED] = not admitted or time.monotonic() - began > _NOTICEABLE
         if not admitted and not is_probe:
             raise _TooManyReads("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
-    # -- keys -----------------------------------------------------------------------------------------------------
-
     async def _authenticate(self, scope: Message, key: str | None) -> None:
-        """Look a key up that was not right before. Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
+        """Check an unknown key. Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
         asked = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
-            # No guess: a page of another site can make a browser ask without a key, never with one.
+            # Not counted as a guess: any website can make a browser send requests without a key.
             await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
             raise InvalidKey(HEADER_HINT)
         who = neighbourhood(scope[CLIENT])
@@ -192,7 +187,7 @@ class AdmissionControl:
 
     @asynccontextmanager
     async def _looked_up(self, key: str) -> AsyncGenerator[None]:
-        """A block that looks a key up, for which others with the same key wait."""
+        """Make concurrent requests with the same key wait for this lookup."""
         done = self._looking_up.setdefault(key, asyncio.Event())
         try:
             yield
@@ -200,10 +195,8 @@ class AdmissionControl:
             done.set()
             self._looking_up.pop(key, None)
 
-    # -- bodies and pages -----------------------------------------------------------------------------------------
-
     async def _read_ahead(self, scope: Message, traits: RouteTraits, receive: Receive) -> Receive:
-        # A route with priority judges a body that is too large itself: it is handed what was read, and the rest.
+        # A priority route judges an oversized body itself: it receives the part read and the rest.
         most = min(self._max_body, traits.body_bytes or self._max_body)
         if _length(scope) > most:
             if traits.has_priority:
@@ -232,18 +225,18 @@ class AdmissionControl:
 
 
 class _TooManyReads(ServiceUnavailable):
-    """Refused, and the connection is closed: others need it."""
+    """The connection is closed to free it for other clients."""
 
 
 class _Bodies:
-    """Reads bodies of strangers, a few of each address with patience, more of them in a hurry."""
+    """Reads bodies of unknown requests, with a shorter timeout above the limit."""
 
     def __init__(self, each: int) -> None:
         self._each = each
         self._awaited: Counter[str] = Counter()
 
     async def read(self, who: str, receive: Receive, most: int) -> tuple[list[Message], int]:
-        """Return a body's messages and its size, no more than the first message beyond ``most`` bytes."""
+        """Return the messages and size of a body, up to the first message beyond ``most`` bytes."""
         is_patient = self._awaited[who] < self._each and self._awaited.total() < _BODIES
         seconds = _BODY_TIME if is_patient else _SHORT
         messages: list[Message] = []
@@ -267,7 +260,7 @@ class _Bodies:
 
 
 class _SlowLane:
-    """One look-up in a while for each address that is limited."""
+    """At most one lookup per ``_TRICKLE`` for each limited address."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -287,7 +280,6 @@ _TRICKLE_MOST = 10_000
 
 
 async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
-    """Answer OPTIONS with the methods of the path, and raise MethodNotAllowed for what is none of them."""
     if scope["method"] != "OPTIONS":
         await refuse(send, MethodNotAllowed(NOT_ALLOWED), {"Allow": route.allow})
         return
@@ -296,7 +288,7 @@ async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
 
 
 def _without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """For HEAD: the head of the answer to GET. A stream ends with its first part."""
+    """Return the GET response's head for HEAD; a stream ends at its first part."""
     has_ended = False
 
     async def send_head(message: Message) -> None:
@@ -319,7 +311,6 @@ def _key_of(scope: Message) -> str | None:
 
 
 def _has_body(scope: Message) -> bool:
-    """Whether a body comes that the route reads: of GET none is."""
     if scope["method"] not in _WITH_BODY:
         return False
     return _length(scope) > 0 or any(name == b"transfer-encoding" for name, _ in scope["headers"])

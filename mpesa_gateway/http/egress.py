@@ -1,4 +1,4 @@
-"""Calls out to addresses that merchants chose: never into our own network, whatever a name resolves to."""
+"""HTTP calls to merchants' addresses, never into private networks."""
 
 import asyncio
 import re
@@ -23,12 +23,12 @@ Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_a
 LONGEST_URL = 2048
 
 SHOWN = 1024
-"""Characters of an answer that are kept."""
+"""Characters of a response that are stored."""
 
 _NEVER = tuple(
     ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20", "100::/64", "2001::/23")
 )
-"""Ranges that are not out in the Internet, whatever this release of Python's own tables say (IANA's registries)."""
+"""Non-public ranges of IANA's registries, independent of the Python release."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
@@ -39,7 +39,7 @@ _HOST = re.compile(
 
 
 class EgressFailed(Exception):
-    """No answer came back. ``reason`` is a stable word; the text is fit for the merchant's eyes."""
+    """The call failed. ``reason`` is a stable word; the text is safe to show to the merchant."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -47,12 +47,12 @@ class EgressFailed(Exception):
 
 
 class ForbiddenAddress(OSError):
-    """A name resolved to an address that we do not call."""
+    """A name resolved to a forbidden address."""
 
 
 @dataclass(frozen=True)
 class EgressResponse:
-    """What the other side said: its HTTP status, how long it took in milliseconds, and how its body begins."""
+    """Status, duration in milliseconds and start of the body of a response."""
 
     status: int
     ms: int
@@ -60,7 +60,7 @@ class EgressResponse:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is out in the Internet: none of ours, none of the link, none in another's clothes."""
+    """Return True if the address is public; embedded IPv4 addresses are checked too."""
     inner = _embedded(address)
     if inner is not None:
         return False if isinstance(address, IPv6Address) else is_public(inner)
@@ -70,7 +70,7 @@ def is_public(address: Address) -> bool:
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 address carries inside: mapped, 6to4, Teredo, NAT64, compatible."""
+    """Return the IPv4 address inside a mapped, 6to4, Teredo, NAT64 or compatible address."""
     if not isinstance(address, IPv6Address):
         return None
     if address.ipv4_mapped is not None:
@@ -88,7 +88,6 @@ _SUCH_AS = "must be an https address such as https://shop.example.co.ke/mpesa"
 
 
 def _split(url: str) -> tuple[SplitResult, str, int | None]:
-    """The parts of an address, its host and its port. Raises ValueError for a bad one, and for one with a user name."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -100,9 +99,9 @@ def _split(url: str) -> tuple[SplitResult, str, int | None]:
 
 
 def check_url(url: str, *, allow_loopback: bool) -> None:
-    """Whether an address may be called at all. Raises ValueError, saying what to send instead.
+    """Raise ValueError, with advice, if the address may not be called.
 
-    ``allow_loopback`` is for the sandbox: then http is fine, for this machine itself.
+    ``allow_loopback`` (sandbox) permits http to this machine.
     """
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise ValueError(f"must be an https address of at most {LONGEST_URL} printable ASCII characters")
@@ -123,12 +122,12 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
 
 
 def normal_url(url: str, *, allow_loopback: bool) -> str:
-    """The address in the form that is kept: scheme and host in lower case, no default port, no last dot in the host.
+    """Return the address in canonical form: lower case, xn-- host, no default port or trailing dot.
 
-    A name in other letters is kept in its xn-- form. Raises ValueError, saying what to send instead.
+    Raises ValueError with advice.
     """
     if len(url) > LONGEST_URL or not url.isprintable() or " " in url or "\\" in url:
-        # The parser below would drop some of these.
+        # urlsplit silently removes some of these characters.
         check_url(url, allow_loopback=allow_loopback)
     parts, host, port = _split(url)
     name = _ascii_name(host)
@@ -144,7 +143,7 @@ def normal_url(url: str, *, allow_loopback: bool) -> str:
 
 
 def _ascii_name(host: str) -> str:
-    """A host name in ASCII. Raises ValueError for one that two editions of IDNA would spell in two ways."""
+    """Return the name in ASCII. Raises ValueError if IDNA editions encode it differently."""
     if host.isascii():
         return host
     try:
@@ -169,7 +168,7 @@ def _check_host(host: str, literal: Address | None) -> None:
 
 
 def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
-    """The addresses of a name, where each of them may be called. Raises Forbidden for a name with one that may not."""
+    """Return the addresses of a name. Raises ForbiddenAddress if one may not be called."""
     for text in addresses:
         address = ip_address(text.partition("%")[0])
         if not (is_public(address) or (allow_loopback and address.is_loopback)):
@@ -178,15 +177,15 @@ def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
 
 
 _LOOKUPS, _LOOKUPS_EACH = 256, 4
-"""Names that calls of one process wait for at the same time, in all and of one account."""
+"""Concurrent lookups of one process: in total and per account."""
 
 
 class EgressBusy(Exception):
-    """Look-ups of this account take so long that no further one is begun. Nothing was sent: try later."""
+    """Too many pending lookups of this account. Nothing was sent."""
 
 
 class Egress:
-    """Posts to merchants: to the Internet, and for the sandbox also to this machine."""
+    """Client for POST requests to merchants: public addresses, and loopback in the sandbox."""
 
     def __init__(
         self,
@@ -196,26 +195,25 @@ class Egress:
         connections: int = 200,
         connect_timeout: float = 4.0,
     ) -> None:
-        """``timeout`` is the whole time for one call, in seconds, and ``connect_timeout`` for one address.
+        """``timeout`` is seconds per call, ``connect_timeout`` seconds per address.
 
-        ``lookup`` is shared with others; without it this has one of its own. ``connections`` are kept without use.
+        ``lookup`` is a shared resolver, ``connections`` the maximum of idle connections.
         """
         self._timeout = timeout
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
         self._asked: Counter[tuple[str, str]] = Counter()
-        # A connection to this machine is not used by a call that may not go there.
+        # Separate pools keep loopback connections from calls that may not use them.
         self._outbound = {
             allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
             for allow_loopback in (False, True)
         }
 
     async def start(self) -> None:
-        """Nothing is opened before the first call."""
+        """Connections open on demand."""
 
     async def stop(self) -> None:
-        """Close every connection."""
         for outbound in self._outbound.values():
             outbound.close()
         if self._own_names is not None:
@@ -224,10 +222,9 @@ class Egress:
     async def post(
         self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
     ) -> EgressResponse:
-        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and EgressBusy.
+        """POST once, without redirects, cookies or proxy. Raises EgressFailed and EgressBusy.
 
-        The status line is the answer: what is wrong with the rest of it changes nothing. ``account`` is on whose
-        behalf: look-ups of each are bounded.
+        The status line decides; faults after it are ignored. Lookups are limited per ``account``.
         """
         try:
             check_url(url, allow_loopback=allow_loopback)
@@ -257,7 +254,7 @@ class Egress:
         if read_literal(place.host) is not None:
             return check_addresses([place.host], allow_loopback=allow_loopback)
         asked = (account, place.host)
-        # Calls that wait for the same name wait for one question.
+        # Concurrent calls to one name share one lookup slot.
         with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.acquire(account) as has_place:
             if not has_place:
                 raise EgressBusy
@@ -294,7 +291,7 @@ _FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
     ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
     ((OSError,), "connect", "nothing took the connection"),
 )
-"""The stable word for an error of the network; the narrower kinds come first."""
+"""Stable reasons for network errors; subclasses come first."""
 
 
 async def _as_dns(lookup: Awaitable[list[str]]) -> list[str]:
@@ -318,4 +315,4 @@ def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Destina
 
 
 _SAFE = "%!#$&'()*+,/:;=?@[]~"
-"""What stays as it is in a path and a query; the rest is percent-encoded."""
+"""Characters that are not percent-encoded in paths and queries."""

@@ -1,8 +1,7 @@
-"""HTTP/1.1 as we serve it: a guard on each connection, and uvicorn's own protocol behind it.
+"""HTTP/1.1: a guard on each connection, in front of uvicorn's protocol.
 
-The guard reads the connection strictly and writes each request anew for uvicorn, one at a time and in one form only.
-A byte that the client sent never reaches uvicorn's parser unless the guard has said what it is part of. uvicorn's
-protocol is used as asyncio's interface has it, and by the two hooks that uvicorn documents: ``http`` and ``load``.
+The guard parses strictly and rewrites each request in canonical form, one at a time, so that client bytes cannot
+desynchronise uvicorn's parser. It uses two hooks that uvicorn documents: ``http`` and ``load``.
 """
 
 import asyncio
@@ -36,28 +35,28 @@ from mpesa_gateway.ids import Ids
 log = structlog.get_logger(__name__)
 
 _GRACE = 5.0
-"""Seconds after ``http.body_timeout`` until the connection is closed: the application answers 408 first."""
+"""Seconds between ``http.body_timeout``, when the application answers 408, and closing the connection."""
 
 _LINGER = 2.0
-"""Seconds that a refused client has to read the refusal, before the connection is closed."""
+"""Seconds for a client to read a rejection before the connection is closed."""
 
 _DISCARDED = 131_072
-"""Bytes that are discarded with a refusal and after it. A client that sends more waits until the connection closes."""
+"""Bytes discarded after a rejection before reading pauses."""
 
 _HELD = 65_536
-"""Bytes of later requests that are held while an earlier one is worked on. Beyond them the client is not read."""
+"""Bytes of pipelined requests buffered before reading pauses."""
 
 _LOG_AGAIN = 1.0
-"""Seconds between two lines in the log about refused connections."""
+"""Seconds between log lines about rejected connections."""
 
 _STATE = "mpesa_gateway_connection"
 
 Waits = Literal["head", "next", "body", "write"]
-"""What a connection waits for its client to do. In this order, connections are closed when there are too many."""
+"""States of waiting for the client, in the order in which connections are evicted."""
 
 
 class ConnectionLimiter:
-    """The connections of one server. The longest-waiting one is closed where there are too many."""
+    """The connections of one server; evicts the longest-waiting one at the limit."""
 
     def __init__(self, most: int | None) -> None:
         self.most = most
@@ -71,13 +70,12 @@ class ConnectionLimiter:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether more connections are open than the settings allow, and none of them waits for its client."""
         return self.most is not None and len(self._all) > self.most
 
     def admit(self, connection: "Connection") -> bool:
-        """Add a connection; closes another one for it when there are too many. False when there is no room.
+        """Add a connection, evicting a waiting one at the limit. Returns False without room.
 
-        A quarter more than the bound is admitted while none waits for its client: callbacks may be among them.
+        The limit is exceeded by up to a quarter if no connection waits for its client: callbacks may be among them.
         """
         if self.most is not None and len(self._all) >= self.most:
             has_room = self._close_one() or len(self._all) < self.most * 5 // 4
@@ -87,12 +85,10 @@ class ConnectionLimiter:
         return True
 
     def remove(self, connection: "Connection") -> None:
-        """Forget a connection. Does nothing for one that is forgotten already."""
         self._all.discard(connection)
         self.move(connection, None)
 
     def move(self, connection: "Connection", waits: Waits | None) -> None:
-        """Note what a connection waits for from now on, None while the application works on its request."""
         if connection.waits is not None:
             self._waiting[connection.waits].pop(connection, None)
         connection.waits = waits if connection in self._all else None
@@ -100,7 +96,7 @@ class ConnectionLimiter:
             self._waiting[connection.waits][connection] = None
 
     def log_refusal(self, refusal: ApiError, request_id: str) -> None:
-        """Log a refused connection: one a second, with the number of those left out before it."""
+        """Log at most one rejected connection per second, with the number skipped."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_AGAIN:
             self._not_logged += 1
@@ -123,9 +119,9 @@ class ConnectionLimiter:
 
 
 class ServerConfig(uvicorn.Config):
-    """How we serve: uvicorn's settings, with the guard and its bounds. Each worker process is handed it whole.
+    """uvicorn's settings with the guard and its limits; pickled for each worker process.
 
-    ``limit_concurrency`` bounds connections. uvicorn's own check of it would answer in plain text.
+    ``limit_concurrency`` limits connections; uvicorn's own limit answers in plain text.
     """
 
     def __init__(self, app: Any, bounds: HttpConfig, *, limit_concurrency: int | None = None, **more: Any) -> None:
@@ -136,7 +132,6 @@ class ServerConfig(uvicorn.Config):
         self.most_connections = limit_concurrency
 
     def load(self) -> None:
-        """Load the application and the protocol, and put the guard before it."""
         super().load()
         self.loaded_app = _ResponseInProgress(self.loaded_app)
         guarded = partial(
@@ -145,13 +140,11 @@ class ServerConfig(uvicorn.Config):
             bounds=self.bounds,
             crowd=ConnectionLimiter(self.most_connections),
         )
-        # The server calls it with keywords, as it calls the class.
+        # The server passes keyword arguments only.
         self.http_protocol_class = cast("type[asyncio.Protocol]", guarded)
 
 
 class _ResponseInProgress:
-    """ASGI: tells a connection when the application has begun its answer, and when it has ended it."""
-
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -170,7 +163,7 @@ class _ResponseInProgress:
             connection.is_answering = True
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False) and not is_answered:
-                # From here on the connection may be at work on its next request.
+                # The connection may already process its next request.
                 is_answered = True
                 connection.answered()
 
@@ -178,17 +171,17 @@ class _ResponseInProgress:
             await self._app(scope, receive, send_noted)
         finally:
             if not is_answered:
-                # uvicorn answers 500 or hangs up once this has returned.
+                # uvicorn answers 500 or closes the connection after this returns.
                 asyncio.get_running_loop().call_soon(connection.answered)
 
 
 class Connection(asyncio.Protocol):
-    """The guard of one connection: bounds every head, body and wait, and refuses in the envelope.
+    """The guard of one connection: limits heads, bodies and waits, and rejects in the envelope.
 
-    A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
-    ends the connection, after the answers that are owed to earlier requests.
+    The next request is forwarded once the previous response is complete and the client reads it. A rejection ends the
+    connection after the responses to earlier requests.
 
-    Over 20 methods: asyncio's callbacks, and one small method for each state of the reader, which share its buffer.
+    Over 20 methods: asyncio's callbacks and one small method per parser state, which share a buffer.
     """
 
     def __init__(
@@ -207,30 +200,26 @@ class Connection(asyncio.Protocol):
         self._served: set[Any] = server_state.connections
         self._make_behind = partial(behind, app_state=app_state | {_STATE: self}, server_state=server_state, **more)
         self._behind: asyncio.Protocol | None = None
-        """Made for the first head: a silent connection costs as little as it can."""
+        """Created at the first head, so that silent connections stay cheap."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._read = bytearray()
         self._looked_at = 0
         self._next = self._head
-        """Reads the next part of what has come; False when more has to come."""
+        """Parses the next part of the buffer; returns False if more bytes are needed."""
         self._left = 0
         self._trailers = 0
         self._is_over = False
-        """Nothing more is read of this connection."""
         self._is_detached = False
         self._is_last = False
         self._is_fresh = True
-        """No whole head has come yet."""
+        """No complete head was received."""
         self.waits: Waits | None = None
         self.is_answering = False
         self.is_answered = True
 
-    # -- asyncio's interface ----------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to wait for a head; abort where there is no room."""
         self._transport = cast("asyncio.Transport", transport)
         if not self._crowd.admit(self):
             self._is_over = self._is_detached = True
@@ -241,7 +230,6 @@ class Connection(asyncio.Protocol):
         self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel every timer, and pass it on unless uvicorn has been told already."""
         self._is_over = True
         self._crowd.remove(self)
         for name in list(self._timers):
@@ -250,17 +238,15 @@ class Connection(asyncio.Protocol):
         self._detach(exc)
 
     def eof_received(self) -> None:
-        """Do nothing more. The transport closes itself."""
+        """The transport closes itself."""
 
     def pause_writing(self) -> None:
-        """Start to bound how long the client may read nothing."""
         if self._behind is not None:
             self._behind.pause_writing()
         self._start_timer("write", self._bounds.stall_timeout, self._transport.abort)
         self._note_wait()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
         self._cancel_timer("write")
         self._note_wait()
         if self._behind is not None:
@@ -269,7 +255,6 @@ class Connection(asyncio.Protocol):
             self._await_next()
 
     def data_received(self, data: bytes) -> None:
-        """Read as far as the next request may be passed on. What follows a refusal is discarded."""
         if not self._is_open:
             self._discard(len(data))
             return
@@ -279,18 +264,15 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def shutdown(self) -> None:
-        """Called by the server at its stop, where no head has come."""
+        """Called by the stopping server before the first head."""
         self._transport.close()
-
-    # -- what the application does ------------------------------------------------------------------------------------
 
     @property
     def is_crowded(self) -> bool:
-        """Whether too many connections are open."""
         return self._crowd.is_crowded
 
     def answered(self) -> None:
-        """The application has answered the request: the next one may follow."""
+        """Continue with the next request."""
         if self.is_answered:
             return
         self.is_answered = True
@@ -298,7 +280,7 @@ class Connection(asyncio.Protocol):
             self._await_next()
 
     def evict(self) -> None:
-        """Close the connection, which waits for its client, to make room for another one."""
+        """Close this waiting connection to make room."""
         self._crowd.remove(self)
         self._is_over = True
         if self._transport.get_write_buffer_size():
@@ -310,8 +292,6 @@ class Connection(asyncio.Protocol):
     def _is_open(self) -> bool:
         return not self._is_over and not self._transport.is_closing()
 
-    # -- reading ------------------------------------------------------------------------------------------------------
-
     def _continue(self) -> None:
         try:
             while self._is_open and self._next():
@@ -320,9 +300,8 @@ class Connection(asyncio.Protocol):
             self._refuse(refusal)
 
     def _await_next(self) -> None:
-        """The request is whole and answered: the next head is waited for."""
         if self._is_last:
-            # uvicorn closes it. What follows is nobody's request.
+            # Bytes after the last request belong to no request.
             self._is_over = True
             return
         self._looked_at = 0
@@ -365,7 +344,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _skip_empty_lines(self) -> None:
-        """Discard empty lines before a head. ``_left`` counts them: they must not come for ever."""
+        """Discard empty lines before a head; ``_left`` counts them towards the head's limit."""
         while self._read.startswith(b"\r\n"):
             del self._read[:2]
             self._left += 2
@@ -418,7 +397,6 @@ class Connection(asyncio.Protocol):
         cast("asyncio.Protocol", self._behind).data_received(data)
 
     def _finish_request(self) -> None:
-        """The body has been passed on to its end."""
         self._cancel_timer("body")
         self._next = self._head
         self._left = self._looked_at = 0
@@ -443,10 +421,8 @@ class Connection(asyncio.Protocol):
         del self._read[: end + 2]
         return line
 
-    # -- what ends it -------------------------------------------------------------------------------------------------
-
     def _refuse(self, refusal: ApiError) -> None:
-        """Read no more of this connection, and answer why, unless the request has its answer or the start of one."""
+        """Stop reading and send the rejection, unless the response has started."""
         has_begun, is_in_body = self.is_answering, self._next != self._head
         self._is_over = True
         self._left = len(self._read)
@@ -460,13 +436,12 @@ class Connection(asyncio.Protocol):
             self._respond_and_close(refusal)
 
     def _discard(self, count: int) -> None:
-        """Count what is discarded with a refusal: reading it costs as much as reading a request."""
+        """Reading discarded bytes costs as much as reading a request."""
         self._left += count
         if self._left > _DISCARDED and "linger" in self._timers:
             self._transport.pause_reading()
 
     def _detach(self, exc: Exception | None) -> None:
-        """Tell uvicorn, once, that the connection is lost. It tells the application, and writes nothing more."""
         if not self._is_detached:
             self._is_detached = True
             self._served.discard(self)
@@ -474,7 +449,7 @@ class Connection(asyncio.Protocol):
                 self._behind.connection_lost(exc)
 
     def _respond_and_close(self, refusal: ApiError) -> None:
-        """Answer, and leave the client a moment to read it: closing on unread bytes would take the answer away."""
+        """Send the rejection and close after a delay: closing with unread bytes would reset the connection."""
         request_id = Ids(SystemClock()).new("req")
         self._crowd.log_refusal(refusal, request_id)
         body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=request_id))
@@ -499,18 +474,16 @@ class Connection(asyncio.Protocol):
         if self._read or self._left:
             self._refuse(RequestTimeout(f"no whole request within {self._bounds.head_timeout:g} seconds"))
         else:
-            # A client that has sent nothing is answered nothing.
             self._transport.close()
 
     def _body_is_late(self) -> None:
         if self._transport.is_reading():
             self._refuse(RequestTimeout(f"the body did not come within {self._bounds.body_timeout:g} seconds"))
         else:
-            # It is the application that does not read.
+            # The application has paused reading.
             self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
 
     def _note_wait(self) -> None:
-        """Tell the crowd what this connection waits for."""
         waits: Waits | None
         if "write" in self._timers:
             waits = "write"
