@@ -1,13 +1,13 @@
-"""How a call to Daraja that brought nothing becomes an answer to the merchant."""
+"""Conversion of Daraja faults into API errors."""
 
 from mpesa_gateway.daraja.client import DarajaFault, NotSent, Rejected
 from mpesa_gateway.errors import ApiError, ProviderRejected, ProviderUnavailable
 
 
 def api_error_of(fault: DarajaFault, subject_id: str | None = None) -> ApiError:
-    """Return the refusal for a call that may safely be made again: 502 when Daraja said no, else 503.
+    """Return the error for a call that can be retried: 502 if Daraja rejected it, else 503.
 
-    ``subject_id`` is the payment or refund that the refused request leaves behind.
+    ``subject_id`` is the payment or refund of the failed request.
     """
     if isinstance(fault, Rejected):
         return ProviderRejected(

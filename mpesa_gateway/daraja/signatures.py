@@ -1,7 +1,6 @@
-"""Signatures over callbacks: whether the bytes that came are those that M-Pesa, or whoever holds its keys, sent.
+"""Signatures of callbacks.
 
-The signature stands in one header, base64, over the raw bytes of the body, exactly as they came: nothing is parsed
-before it is checked, so no two readings of one body can differ.
+One base64 header signs the raw body bytes. Verification precedes parsing, so that both use the same bytes.
 """
 
 import base64
@@ -16,22 +15,22 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
 HEADER = "X-Mpesa-Signature"
-"""Base64. Sandbox: HMAC-SHA-256 keyed with the merchant's passkey. Live: RSASSA-PKCS1-v1_5 with SHA-256."""
+"""Sandbox: HMAC-SHA-256 with the merchant's passkey. Live: RSASSA-PKCS1-v1_5 with SHA-256."""
 
 
 class CallbackSecrets(Protocol):
-    """Knows the secrets that sandbox callbacks are signed with."""
+    """Source of the passkeys that sign sandbox callbacks."""
 
     async def passkeys_of(self, merchant_id: str, env: Env) -> Sequence[Secret]:
-        """The passkeys of the merchant's shortcodes in an env, retired ones too: each may still call back.
+        """Return the passkeys of the merchant's shortcodes in an env, including retired ones.
 
-        Any of them proves the merchant's own passkey; which payment it is about is bound by the address's token.
+        Any of them proves the merchant; the token in the address identifies the payment.
         """
         ...
 
 
 def read_signature(header: str) -> bytes | None:
-    """The bytes of a signature header, None when it is not base64."""
+    """Return the decoded header, or None if it is not base64."""
     try:
         return base64.b64decode(header.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -39,17 +38,15 @@ def read_signature(header: str) -> bytes | None:
 
 
 def sign_with_passkey(passkey: Secret, body: bytes) -> str:
-    """The header value for a sandbox callback."""
     return base64.b64encode(_digest(passkey, body)).decode()
 
 
 def is_signed_with_passkey(passkey: Secret, body: bytes, signature: bytes) -> bool:
-    """Whether a sandbox callback carries this merchant's signature; takes the same time for every wrong one."""
+    """Verify a sandbox signature in constant time."""
     return hmac.compare_digest(_digest(passkey, body), signature)
 
 
 def is_signed_with_certificate(certificate: Certificate, body: bytes, signature: bytes) -> bool:
-    """Whether a live callback carries the signature of the certificate's owner."""
     return certificate.has_signed(body, signature)
 
 

@@ -1,4 +1,4 @@
-"""Daraja's access token: one for all processes, because a new one makes the one before it invalid."""
+"""Daraja's access tokens, shared by all processes because a new token invalidates the previous one."""
 
 import asyncio
 import hashlib
@@ -18,45 +18,45 @@ from mpesa_gateway.security.sealing import Sealer, UnsealError
 log = structlog.get_logger(__name__)
 
 _EARLY = timedelta(minutes=5)
-"""How long before its end a token is replaced, so that a call under way does not outlive it."""
+"""A token is replaced this long before it expires, so that a call in progress can finish."""
 
 _PATIENCE = 0.5
-"""Seconds that Valkey may take before we go on without it."""
+"""Timeout of Valkey in seconds."""
 
 _LOCK_SECONDS = 15
-"""For how long one process may be fetching while the others wait for what it brings."""
+"""Maximum seconds for which one process fetches while others wait."""
 
 _LOOK_AGAIN = 0.1
-"""Seconds between looks for what another process fetches."""
+"""Seconds between checks for a token fetched by another process."""
 
 _NO_VALKEY = "valkey is away"
-"""Stands for a lock where there is nobody to ask for one."""
+"""Result that replaces the lock without Valkey."""
 
 _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
-"""Compare and delete in one step, on the server."""
+"""Compare and delete atomically."""
 
 
 class AccessToken(msgspec.Struct, frozen=True):
-    """An access token, the moment from which it is not used any more, and when it was fetched, in UTC."""
+    """An access token, when its use ends, and when it was fetched, in UTC."""
 
     text: str
     until: datetime
     since: datetime | None = None
-    """None where a release that did not note it has fetched it."""
+    """None if fetched by an older release."""
 
 
 Fetch = Callable[[], Awaitable[AccessToken]]
 
 
 class TokenUnavailable(Exception):
-    """A fetch that brought no answer, whoever's secret it showed."""
+    """The token request got no answer."""
 
 
 _NONE: tuple[int, TokenUnavailable | None] = (0, None)
 
 
 class AccessTokens:
-    """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
+    """Tokens by owner: cached in the process, then in Valkey (sealed), then fetched from Daraja by one caller."""
 
     def __init__(
         self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str, random_bytes: Callable[[int], bytes]
@@ -68,33 +68,31 @@ class AccessTokens:
         self._random_bytes = random_bytes
         self._tokens: dict[str, AccessToken] = {}
         self._unanswered: dict[str, tuple[int, TokenUnavailable | None]] = {}
-        """How many fetches in a row brought no answer, and the last such failure, by owner."""
+        """Consecutive fetches without an answer, and the last failure, by owner."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     @staticmethod
     def owner(base_url: str, consumer_key: str) -> str:
-        """Whose a token is, as a name that tells nothing."""
+        """Return a hash that identifies the account."""
         return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
 
     def early(self, lifetime: timedelta) -> timedelta:
-        """How long a token of this lifetime is used: all but the last five minutes, or half of a short one."""
+        """Return how long a token is used: all but the last five minutes, or half of a short lifetime."""
         return max(lifetime - _EARLY, lifetime / 2)
 
     async def get(self, owner: str, fetch: Fetch) -> str:
-        """A valid token; raises what ``fetch`` raises.
+        """Return a valid token. Raises what ``fetch`` raises.
 
-        Calls that waited for a fetch that brought no answer raise its NoAnswer too: one after the other, each would
-        wait for as long again.
+        Calls that waited for a fetch without an answer raise its TokenUnavailable instead of waiting in turn.
         """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():
             return token.text
-        # Those that wait for a token of one account leave their places to calls of others.
+        # Waiting calls release their slots.
         with released_slot():
             return await self._get_once(owner, fetch)
 
     async def _get_once(self, owner: str, fetch: Fetch) -> str:
-        """A valid token, fetched by one of those who ask at the same time."""
         before, _ = self._unanswered.get(owner, _NONE)
         async with self._locks.setdefault(owner, asyncio.Lock()):
             token = self._tokens.get(owner)
@@ -113,19 +111,19 @@ class AccessTokens:
             return token.text
 
     async def until(self, owner: str) -> datetime | None:
-        """Until when the present token of an owner is used, None where there is none."""
+        """Return when the current token expires, or None."""
         token = self._tokens.get(owner) or self._opened(owner, await self._sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
 
     def held(self) -> tuple[int, timedelta]:
-        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        """Return the number of valid tokens in this process and the age of the oldest."""
         now = self._clock.now()
         used = [token for token in self._tokens.values() if token.until > now]
         ages = [now - token.since for token in used if token.since is not None]
         return len(used), max(ages, default=timedelta())
 
     async def drop(self, owner: str, text: str) -> None:
-        """Forget a token that Daraja refused, unless another has taken its place."""
+        """Delete a token that Daraja rejected, unless it was replaced."""
         held = self._tokens.get(owner)
         if held is not None and held.text == text:
             del self._tokens[owner]
@@ -135,19 +133,19 @@ class AccessTokens:
             await self._delete(self._key(owner), sealed)
 
     async def put(self, owner: str, token: AccessToken) -> None:
-        """Share a token that was fetched on purpose: it has made the one before it invalid."""
+        """Store a token that was fetched separately."""
         self._tokens[owner] = token
         await self._share(owner, token)
 
     async def _fetch_once(self, owner: str, fetch: Fetch) -> AccessToken:
-        """Fetch, or wait for the process that is at it; without Valkey, each process fetches for itself."""
+        """Fetch, or wait for the process that holds the lock; without Valkey, each process fetches."""
         lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
         for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
             is_ours = await self._ask(
                 lambda: self._valkey.set(lock, mark, nx=True, ex=_LOCK_SECONDS), otherwise=_NO_VALKEY
             )
-            # Whoever had the lock before us may have left what it fetched.
+            # The previous lock holder may have stored a token.
             shared = self._opened(owner, await self._sealed(owner))
             if shared is not None:
                 if is_ours:
@@ -180,7 +178,6 @@ class AccessTokens:
         return token if token.until > self._clock.now() else None
 
     async def _delete(self, key: str, value: bytes | None) -> None:
-        """Delete a key that still has this value: another process may have put its own there."""
         await self._ask(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
 
     async def _share(self, owner: str, token: AccessToken) -> None:

@@ -1,1 +1,1 @@
-"""HTTP, in and out: the envelope of every answer, errors, pages, authentication, and guarded calls to merchants."""
+"""HTTP server and client: envelope, errors, pages, authentication and egress."""

@@ -1,4 +1,4 @@
-"""What a route's signature can ask for of the gateway that serves it: ``gateway: RuntimeDependency``."""
+"""Type for the ``gateway`` parameter of routes."""
 
 from typing import TypeAlias
 
@@ -8,4 +8,4 @@ from litestar.params import SkipValidation
 from mpesa_gateway.runtime import Runtime
 
 RuntimeDependency: TypeAlias = NamedDependency[SkipValidation[Runtime]]
-"""Not validated: a Protocol cannot be, and the value is ours."""
+"""Not validated: the type is a Protocol, and the value is internal."""

@@ -66,6 +66,5 @@ def _made(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
 
 
 def _names(scope: Message, etag: bytes) -> bool:
-    """Whether If-None-Match names this version."""
     given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match")
     return any(one.strip().removeprefix(b"W/") in {etag, b"*"} for one in given.split(b","))

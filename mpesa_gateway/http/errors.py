@@ -1,4 +1,4 @@
-"""How a refusal becomes an answer: the envelope, a request id, and never a trace."""
+"""Error responses: envelope and request id, without traces."""
 
 from typing import Any
 
@@ -30,13 +30,13 @@ _BY_STATUS = {
 
 
 def failure(problems: list[Problem], status: int, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """A refused answer in the envelope."""
+    """Return an error response in the envelope."""
     body = msgspec.json.encode(Failure(errors=problems, request_id=current_request_id()))
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = None) -> None:
-    """Answer with a refusal where no route has been found yet. ``more`` are further headers."""
+    """Send a rejection before routing. ``more`` are additional headers."""
     body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal) | (more or {})
     headers = [(name.lower().encode(), text.encode()) for name, text in lines.items()]
@@ -47,7 +47,7 @@ async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = No
 def _refused(request: Request[Any, Any, Any], refusal: ApiError) -> Response[bytes]:
     headers = _headers_of(refusal)
     if isinstance(refusal, RequestTimeout) and str(request.scope.get("http_version", "")).startswith("1"):
-        # What is still to come of the body would be taken for the next request.
+        # Unread bytes of the body would be parsed as the next request.
         headers["Connection"] = "close"
     return failure(refusal.problems, refusal.status, headers)
 
@@ -71,7 +71,7 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
     extra: Any = problem.extra
     entries: list[dict[str, Any]] = [entry for entry in extra or [] if isinstance(entry, dict)]  # pyright: ignore[reportUnknownVariableType]
     if any(entry.get("message") == "'data'" for entry in entries):
-        # Litestar's way to say that there was no body at all.
+        # Litestar's message for a missing body.
         return [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
     found = [
         Problem(
@@ -98,7 +98,6 @@ def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes
 
 
 def handlers() -> dict[int | type[Exception], Any]:
-    """The exception handlers of the application."""
     unreachable: dict[int | type[Exception], Any] = {
         kind: _unavailable for kind in (*UNREACHABLE, *OVERBURDENED) if issubclass(kind, Exception)
     }

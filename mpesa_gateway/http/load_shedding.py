@@ -1,6 +1,6 @@
-"""Lets in as many API calls at a time as this process can work on; callbacks and health checks always have their place.
+"""Concurrency limit for API calls; callbacks and health checks are always admitted.
 
-A call beyond that waits a moment for its turn, or is told to come back: half an answer to everybody is no answer.
+A call above the limit waits briefly or gets 503: partial service for all calls would help none.
 """
 
 import asyncio
@@ -25,34 +25,34 @@ from mpesa_gateway.http.errors import refuse
 log = structlog.get_logger(__name__)
 
 CALLER = "mpesa_gateway_key_id"
-"""In the scope: whose call it is, by the id of the API key, so that one of them leaves places to the others."""
+"""Scope key: the API key's id, used to share the limit between callers."""
 
 CROWDED = "mpesa_gateway_crowded"
-"""In the scope: whether the server has more connections than it is to serve."""
+"""Scope key: True if the server has more connections than its limit."""
 
 RETRY_AFTER = 1
-"""Seconds after which whoever was turned away may try again."""
+"""Seconds of Retry-After for rejected calls."""
 
 _SAY_AGAIN = 10.0
-"""Seconds between two lines in the log about a process that turns calls away."""
+"""Seconds between log lines about rejected calls."""
 
 BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
 
 
 class PriorityError(Exception):
-    """An ordinary route lies below a route with priority, and would be let in like it."""
+    """An ordinary route below a priority route would be admitted like it."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Waiter:
-    """A call that waits; ``comes`` says whether its turn has come."""
+    """A waiting call; ``comes`` is resolved with True when admitted."""
 
     who: str
     comes: asyncio.Future[bool]
 
 
 class LoadShedder:
-    """ASGI middleware. ``priority`` says which paths are let in at any time."""
+    """ASGI middleware; paths with ``priority`` are always admitted."""
 
     def __init__(
         self,
@@ -72,19 +72,17 @@ class LoadShedder:
         self._waiting: deque[_Waiter] = deque()
         self._said_at = -_SAY_AGAIN
         self.working = 0
-        """Calls that are worked on at this moment."""
+        """Calls in progress, without calls that wait for another server."""
         self.unanswered = 0
-        """Those, and the calls that wait for somebody else."""
+        """Calls in progress, including those."""
         self.turned_away = 0
-        """Calls that were turned away since the start."""
+        """Rejected calls since the start."""
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for their turn."""
         return len(self._waiting)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request, or turn it away."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -105,7 +103,7 @@ class LoadShedder:
             self._end_share(who)
 
     async def _enter(self, who: str) -> bool:
-        """Take a place, now or within the time that one may wait; gives whether there was one."""
+        """Take a slot, waiting up to the limit. Returns False if there was none."""
         if self._has_room and not self._waiting and self._has_share(who):
             self._begin(who)
             return True
@@ -132,11 +130,11 @@ class LoadShedder:
         return self.working < self._at_once and self.unanswered < self._most
 
     def _has_share(self, who: str) -> bool:
-        """Whether a caller has begun less than half of what the process may have begun: the rest is for others."""
+        """Return True if the caller has less than half of the slots."""
         return not who or self._begun[who] < self._each
 
     def _shed_oldest(self, who: str) -> bool:
-        """Turn away the last call of the caller who has most of them waiting, for one who has fewer."""
+        """Reject the last waiting call of the caller with most of them. Returns False if this one has as many."""
         waiting = Counter(turn.who for turn in self._waiting if turn.who and not turn.comes.done())
         if not who or not waiting:
             return False
@@ -155,7 +153,6 @@ class LoadShedder:
             self._begun[who] += 1
 
     def _end_share(self, who: str) -> None:
-        """A caller's call has been answered: its next one may begin."""
         if not who:
             return
         self._begun[who] -= 1
@@ -164,18 +161,18 @@ class LoadShedder:
         self._admit_next()
 
     def end(self, *, is_working: bool) -> None:
-        """A call has been answered: who has waited longest takes its place."""
+        """Release the slot of a finished call."""
         self.unanswered -= 1
         self.working -= is_working
         self._admit_next()
 
     def release(self) -> None:
-        """Give a place up for a while: who has waited longest takes it."""
+        """Release the slot while the call waits."""
         self.working -= 1
         self._admit_next()
 
     def reacquire(self) -> None:
-        """Take a place again that was left, though there be none."""
+        """Take the slot again, above the limit if necessary."""
         self.working += 1
 
     def _admit_next(self) -> None:
@@ -183,7 +180,7 @@ class LoadShedder:
             able = [turn for turn in self._waiting if not turn.comes.done() and self._has_share(turn.who)]
             if not able:
                 return
-            # Who has begun least is next, and of equals who came first: one caller's crowd delays itself.
+            # The caller with the fewest running calls is next, so that a burst delays only its own caller.
             turn = min(able, key=lambda each: self._begun[each.who] if each.who else 0)
             self._waiting.remove(turn)
             self._begin(turn.who)
@@ -199,7 +196,7 @@ class LoadShedder:
 
 
 def for_pages(config: HttpConfig) -> HttpConfig:
-    """The bounds of what needs no API key, a quarter of those of API calls: nothing of it takes a call's place."""
+    """Return the limits for keyless requests: a quarter, separate from API calls."""
     return msgspec.structs.replace(
         config,
         max_concurrent=max(1, config.max_concurrent // 4),
@@ -214,7 +211,7 @@ def _give_up(turn: "asyncio.Future[bool]") -> None:
 
 
 def _closing(send: Send) -> Send:
-    """The answer is the last one on its connection: the next request goes to a process that stays."""
+    """Close the connection after this response, so that the client reconnects to another process."""
 
     async def last(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -225,9 +222,9 @@ def _closing(send: Send) -> Send:
 
 
 def priority_of(app: Litestar) -> Callable[[str], bool]:
-    """Whether a path is one of a route with priority. Raises PriorityError for an ordinary route below such a one.
+    """Return a function that tells priority paths. Raises PriorityError for an ordinary route below one.
 
-    It is asked before anything is routed, so that turning a call away costs as little as can be.
+    It works without the router, to keep rejections cheap.
     """
     exact: set[str] = set()
     below: set[str] = set()

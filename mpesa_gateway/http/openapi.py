@@ -43,11 +43,10 @@ ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
 """Keywords of a route's decorator that add to the document.
 
-``answers={202: Success[RunView]}``: other responses, by status; ``refuses=(Conflict,)``: errors in addition to those
-of its scope, body and parameters; ``takes={…}``: the JSON Schema of a body that the route reads itself;
-``described={"kind": {…}}``: the JSON Schema of path parameters; ``needs_key=True``: Idempotency-Key is required;
-``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and ``or_answers`` may
-be functions of the gateway.
+``answers={202: Success[RunView]}``: other responses by status; ``refuses=(Conflict,)``: additional errors;
+``takes={…}``: the JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``: the JSON Schema of
+path parameters; ``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: JSON Schemas of other bodies
+with status 200. ``takes``, ``described`` and ``or_answers`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -60,7 +59,6 @@ too long."""
 _KEY = "An API key of the merchant: `sk_test_…` or `sk_live_…`."
 
 SCOPE = {"$ref": "#/components/schemas/Scope"}
-"""The schema of a scope's name. `complete` adds the names."""
 
 _OWN_TAGS = {
     "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
@@ -68,7 +66,7 @@ _OWN_TAGS = {
 }
 
 _LAST = ("Administration", "Operators", "Callbacks", "Simulator")
-"""Tags after those that merchants use."""
+"""Tags listed last."""
 
 _REQUEST_ID = {
     "X-Request-ID": {
@@ -93,26 +91,19 @@ _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern
 
 
 class _Document(JsonRenderPlugin):
-    """The document at /schema/openapi.json."""
-
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """Return the document as JSON."""
         return msgspec.json.encode(complete(request.app, openapi_schema))
 
 
 class _Page(OpenAPIRenderPlugin):
-    """The page at /schema."""
-
     def __init__(self) -> None:
         super().__init__(path="/")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - Litestar passes it
-        """Return the page."""
         return render_page(openapi_schema["info"]["title"]).encode()
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Return Litestar's configuration of the document and its page."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
@@ -281,7 +272,7 @@ def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
 def _refusals(handler: HTTPRouteHandler) -> list[type[ApiError]]:
     found: list[type[ApiError]] = [*handler.opt.get(REFUSES, ())]
     if scope_of(handler) is not None:
-        # Invalid: an unknown query parameter.
+        # InvalidFields: an unknown query parameter.
         found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, InvalidFields]
         if handler.http_methods & {"POST", "PUT", "PATCH"}:
             found += [UnsupportedMediaType]

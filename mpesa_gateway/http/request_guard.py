@@ -1,4 +1,4 @@
-"""What every request has to fulfil before it is routed: a plain address, and a body that comes in time."""
+"""Checks of every request before routing: a canonical path and a timely body."""
 
 import asyncio
 import re
@@ -10,25 +10,23 @@ from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.single_headers import find_repeated_header
 
 _ODD_PATH = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")
-"""What no address of ours has: control characters, halves of characters, back slashes, empty and dot segments."""
+"""Control characters, lone surrogates, backslashes, and empty or dot segments."""
 
 _ENCODED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 
 
 class RequestGuard:
-    """ASGI middleware: another spelling of an address is none of ours, and a body that drips is not waited for.
+    """ASGI middleware: rejects non-canonical paths and slow bodies.
 
-    The router would take ``//ops`` or ``/%2fops`` for ``/ops``, and with it undo what a proxy in front of us refuses
-    by its path.
+    The router reads ``//ops`` and ``/%2fops`` as ``/ops``, which would bypass path rules of a proxy.
     """
 
     def __init__(self, app: ASGIApp, body_timeout: float) -> None:
-        """``body_timeout`` is for a whole body, in seconds."""
+        """``body_timeout`` is seconds for a whole body."""
         self._app = app
         self._body_timeout = body_timeout
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] == "http":
             if _ODD_PATH.search(scope["path"]) or _ENCODED_SLASH.search(scope.get("raw_path") or b""):
                 await refuse(send, NotFound("there is nothing at this address: see /schema for what there is"))
@@ -49,14 +47,13 @@ def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:
-    """``receive`` for a request whose body is to be whole within so many seconds from now."""
     until = asyncio.get_running_loop().time() + seconds
     is_whole = False
 
     async def receive_in_time() -> Any:
         nonlocal is_whole
         if is_whole:
-            # Nothing but the end of the connection is left to come, and that may take as long as the answer.
+            # Only the disconnect follows, so no timeout applies.
             return await receive()
         try:
             async with asyncio.timeout_at(until):

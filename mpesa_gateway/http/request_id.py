@@ -1,4 +1,4 @@
-"""One name for each request, in the answer and in every line that is logged about it."""
+"""Request ids in responses and logs, with the request log and metrics."""
 
 import re
 import time
@@ -19,30 +19,30 @@ from mpesa_gateway.tracing import Tracing, is_enabled
 log = structlog.get_logger("mpesa_gateway.http")
 
 KNOWN = "mpesa_gateway_known"
-"""In the scope: whether the caller was known before anything was read. Refusals of strangers are logged in samples."""
+"""Scope key: True if the caller was known before reading; rejections of unknown callers are sampled in the log."""
 
 SLOWED = "mpesa_gateway_slowed"
-"""In the scope: whether the request came faster than its address may send them."""
+"""Scope key: True if the request exceeded its address's rate."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
 QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
-"""Paths that are asked all day long and logged only when they fail."""
+"""Polled paths, logged only on errors."""
 
 
 _SAMPLED = 60.0
-"""Seconds in which one refusal of a kind is logged for each address; the next line says how many were left out."""
+"""Seconds per log line for rejections of one kind and address; the next line has the number skipped."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are counted by their names; a caller may make up others."""
+"""Methods with a metric label; clients may send others."""
 
 
 _BOUND = ("merchant_id", "key_id", "payment_id")
-"""What whoever handles a request binds for its log lines."""
+"""Log context that handlers set."""
 
 
 class RequestIds:
-    """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
+    """ASGI middleware: uses a valid X-Request-ID or creates one; logs and counts requests."""
 
     def __init__(self, app: ASGIApp, ids: Ids, metrics: KernelMetrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -53,7 +53,6 @@ class RequestIds:
         self._refusals = Sampler(_SAMPLED)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -85,7 +84,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            # The template and not the path: a callback's path carries its token.
+            # The template, because a callback's path contains its token.
             template = scope.get("path_template") or "(unknown)"
             took = time.perf_counter() - began
             method = asked if asked in _METHODS else OTHER
@@ -100,7 +99,7 @@ class RequestIds:
                 )
 
     def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
-        """Log a request. Of a stranger's refusals, the first of a minute by address, route and status."""
+        """Log a request; rejections of unknown callers once per minute, address, route and status."""
         more: dict[str, int] = {}
         if status >= 400 and not scope.get(KNOWN, False):
             left_out = self._refusals.admit((neighbourhood(scope.get(CLIENT, "")), route, status))

@@ -50,6 +50,6 @@ def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[L
     address = read_address(acting_from.get() or "") if tracing.trusted_callers else None
     if address is not None and within(address, tracing.trusted_callers):
         return read_traceparent(traceparent, sent.get(b"tracestate", "")), []
-    # Another caller decides neither the id of the trace nor its sampling.
+    # An untrusted caller decides neither trace id nor sampling.
     theirs = get_current_span(read_traceparent(traceparent)).get_span_context()
     return Context(), [Link(theirs)] if theirs.is_valid else []

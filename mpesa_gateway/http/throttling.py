@@ -1,4 +1,4 @@
-"""How fast strangers may send requests, one address and all together: above a rate, each waits, and costs a timer."""
+"""Rate limits for unknown callers, per address and in total: requests above the rate are delayed."""
 
 import asyncio
 import time
@@ -6,26 +6,24 @@ from collections import Counter
 from collections.abc import Callable
 
 LONGEST = 5.0
-"""Seconds that a request is delayed at most."""
+"""Maximum delay in seconds."""
 
 _BURST = 2.0
-"""Seconds of requests that an address may send at once after a pause."""
+"""Burst of an address, in seconds of its rate."""
 
 _TOGETHER = 4
-"""How many times the rate of one address all addresses have together."""
+"""The total rate as a multiple of one address's rate."""
 
 _ALL = "all"
-"""What all addresses together are counted as; no address."""
 
 _MOST = 20_000
-"""Addresses that are remembered; beyond that the oldest is forgotten."""
+"""Maximum stored addresses; the oldest is deleted first."""
 
 
 class Throttle:
-    """A token bucket for each address, and one for all.
+    """A token bucket per address and one for all.
 
-    A client that sends the next request on a connection once the last one is answered is slowed to the rate, or to a
-    fifth of its connections a second where that is more.
+    A client with sequential requests gets this rate, or a fifth of its connections per second if higher.
     """
 
     def __init__(
@@ -36,9 +34,9 @@ class Throttle:
         now: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
-        """``held`` is how many requests are delayed at a time, two thirds of them of one address.
+        """``held`` is the maximum of delayed requests, two thirds of it for one address.
 
-        ``chance`` gives numbers from 0 to 1; with them, what came at once is delayed by different times.
+        ``chance`` returns 0 to 1 and spreads the delays of a burst.
         """
         self._interval = 1.0 / per_second
         self._burst = _BURST
@@ -46,18 +44,17 @@ class Throttle:
         self._now = now
         self._chance = chance
         self._due: dict[str, float] = {}
-        """By address, when its bucket is full again."""
+        """When each address's bucket is full."""
         self._held: Counter[str] = Counter()
 
     @property
     def held(self) -> int:
-        """Requests that are delayed at this moment."""
         return self._held.total()
 
     async def admit(self, who: str, *, longest: float = LONGEST, together: bool = True) -> bool:
-        """Wait as long as this address has to, ``longest`` seconds at most. Returns False where no more can wait.
+        """Wait for this address's turn, at most ``longest`` seconds. Returns False if too many wait.
 
-        ``together`` says whether the request counts among those of all addresses.
+        ``together`` also counts the request towards the total rate.
         """
         delay = self.delay(who)
         if together:
@@ -77,7 +74,7 @@ class Throttle:
         return True
 
     def delay(self, who: str, times: int = 1) -> float:
-        """Count a request at so many times the rate, and return the seconds that it has to wait; at most LONGEST."""
+        """Count a request at a multiple of the rate; return its delay in seconds, at most LONGEST."""
         now = self._now()
         due = max(self._due.pop(who, now), now) + self._interval / times
         is_over = due > now + self._burst + LONGEST
@@ -85,10 +82,10 @@ class Throttle:
             due = now + self._burst + LONGEST
         if len(self._due) >= _MOST:
             self._forget(now)
-        # At the end: the dictionary is in the order of the last request.
+        # Reinserted, so that the dictionary is ordered by last request.
         self._due[who] = due
         if is_over:
-            # What came at once does not go on at once.
+            # Spread a burst instead of releasing it at once.
             return LONGEST * (1.0 - self._chance() / 2)
         return max(0.0, due - self._burst - now)
 

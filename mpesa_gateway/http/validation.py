@@ -1,4 +1,4 @@
-"""Reads what callers send: one clear problem for every bad field, all of them at once."""
+"""Decoding of request bodies and queries; all invalid fields are reported at once."""
 
 import re
 from codecs import BOM_UTF8
@@ -18,12 +18,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NUL = "must not contain NUL"
 _MOST_UNKNOWN = 20
-"""Unknown names that one answer lists: each comes with all known ones, and one body can hold thousands."""
+"""Unknown names per response: each message lists all known names."""
 
 _SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
 
 _MOST_DIGITS = 15
-"""Of a whole number that is written with a fraction or an exponent: what a float can hold to the last digit."""
+"""Digits of whole numbers in decimal or exponent form that a float represents exactly."""
 
 _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _AS_NUMBERS = msgspec.json.Encoder(decimal_format="number")
@@ -41,10 +41,10 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
+    """Decode a JSON body. Raises InvalidFields with one problem per field.
 
-    A field that is given twice is refused, at any depth: the last value would count here, and the first elsewhere.
-    A byte order mark in front of the body is skipped, as RFC 8259 allows.
+    A repeated field is rejected at any depth, because parsers disagree on the value that counts. A byte order mark is
+    skipped (RFC 8259).
     """
     body = body.removeprefix(BOM_UTF8)
     if (repeated := find_repeated_key(body)) is not None:
@@ -56,10 +56,10 @@ def read_body(body: bytes, kind: type[S]) -> S:
         try:
             _examine(body, kind, "", checks)
         except _NO_JSON:
-            # The first look met a wrong field before it met what is no JSON.
+            # The body has an invalid field before the JSON syntax error.
             raise InvalidFields.field_error("body", _SEND_JSON) from None
         checks.settle()
-        # Every field is right by itself: what is wrong is between them, or a field stands there twice.
+        # Each field is valid by itself: the fault is in their combination.
         raise InvalidFields.field_error("body", _explain(str(problem))) from None
     except _NO_JSON:
         raise InvalidFields.field_error("body", _SEND_JSON) from None
@@ -69,7 +69,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
 
 
 def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON as this type. To JSON there is one kind of number: ``4.0`` is as whole as ``4``."""
+    """Decode JSON as this type. JSON has one number type: ``4.0`` is a valid integer."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as problem:
@@ -79,7 +79,6 @@ def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """The same with every number as an integer that is one, digit for digit."""
     if isinstance(value, Decimal):
         return int(value) if value.adjusted() < _MOST_DIGITS and value == value.to_integral_value() else value
     if isinstance(value, dict):
@@ -91,9 +90,9 @@ def _whole(value: Any) -> Any:
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: FieldChecks) -> None:
-    """Check well-typed values: what Postgres could not store, then the struct's own ``RULES``.
+    """Check that Postgres can store the values, then the struct's ``RULES``.
 
-    A rule is a field's name and what raises ValueError.
+    A rule is a function that raises ValueError.
     """
     rules: Mapping[str, Callable[[Any], Any]] = getattr(kind, "RULES", {})
     for name, value in values.items():
@@ -108,7 +107,6 @@ def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: st
 
 
 def _unstorable(value: Any) -> str | None:
-    """Why Postgres could not keep a value: text with NUL, or a time beyond its calendar once it is in UTC."""
     if isinstance(value, str):
         return _NUL if "\x00" in value else None
     if isinstance(value, datetime):
@@ -127,7 +125,7 @@ def _unstorable(value: Any) -> str | None:
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
-    """Decode a query string into a struct. Raises Invalid with one problem for each bad or unknown parameter."""
+    """Decode a query string. Raises InvalidFields with one problem per parameter."""
     checks = FieldChecks()
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
@@ -152,7 +150,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
 
 
 def _present(kind: Any) -> Any:
-    """A parameter's type once it is there: the word ``null`` is a text like any other, and no way to leave it out."""
+    """Return the type without None: a parameter ``null`` is text."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
     present: Any = None
@@ -163,10 +161,10 @@ def _present(kind: Any) -> Any:
 
 
 def _aware(text: str, kind: Any) -> str:
-    """A time with its zone, in UTC; a bare date is its beginning there. Raises ValueError for any other spelling."""
+    """Return a time in UTC; a date means its start. Raises ValueError for other forms."""
     if not is_moment(kind):
         return text
-    # A plus sign that was not percent-encoded arrives as a space.
+    # An unencoded plus sign arrives as a space.
     text = text.upper().replace(" ", "+")
     if _MOMENT.fullmatch(text) is None:
         raise ValueError("neither a time of RFC 3339 nor a date")
@@ -175,7 +173,7 @@ def _aware(text: str, kind: Any) -> str:
 
 
 def is_moment(kind: Any) -> bool:
-    """Whether a field's type is a time, perhaps None too, whatever else is said of it."""
+    """Return True for datetime, also optional or annotated."""
     if get_origin(kind) in {Annotated, Union, UnionType}:
         return any(is_moment(part) for part in get_args(kind))
     return kind is datetime
