@@ -1,1 +1,1 @@
-"""The client for Safaricom's Daraja API; Daraja's terms are not used outside this package."""
+"""The client for Safaricom's Daraja API, whose terms stay in this package."""

@@ -1,4 +1,4 @@
-"""Restrictions of Safaricom on callback addresses: filtered words and public tunnels."""
+"""Safaricom's restrictions on callback addresses."""
 
 import re
 from urllib.parse import urlsplit
@@ -36,15 +36,13 @@ _TUNNELS = (
     "webhook.site",
     "zrok.io",
 )
-"""Public tunnels and request catchers, which the portal forbids for live use."""
+"""Tunnels and request catchers, which the portal forbids for live use."""
 
 
 def filtered_words(url: str) -> tuple[str, ...]:
-    """Return the filtered words in an address, in lower case."""
     return tuple(dict.fromkeys(word.lower() for word in _WORDS.findall(url)))
 
 
 def tunnel(url: str) -> str | None:
-    """Return the tunnel's domain, or None."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     return next((name for name in _TUNNELS if host == name or host.endswith("." + name)), None)

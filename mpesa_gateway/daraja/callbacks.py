@@ -1,4 +1,4 @@
-"""Kinds of Safaricom's callbacks; each belongs to one plugin."""
+"""Kinds of Safaricom's callbacks."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from mpesa_gateway.events import Event
 class CallbackEvent(Event, frozen=True, kw_only=True):
     """An accepted callback.
 
-    ``merchant_id``, ``subject_id`` and ``env`` come from its token; without one they are empty or None. ``is_listed``
-    is True for Safaricom's listed addresses. ``received_at`` is UTC.
+    Without a token, ``merchant_id`` and ``subject_id`` are empty and ``env`` is None. ``is_listed`` means sent from
+    Safaricom's listed addresses.
     """
 
     callback_id: str
@@ -26,7 +26,7 @@ class CallbackEvent(Event, frozen=True, kw_only=True):
 class CallbackContent:
     """A parsed callback; ``handle`` is Daraja's id of its subject, or empty.
 
-    Callbacks with equal ``same`` are duplicates. ``fields`` are the additional fields of the event.
+    Callbacks with equal ``same`` are duplicates. ``fields`` are additional event fields.
     """
 
     handle: str
@@ -36,33 +36,32 @@ class CallbackContent:
 
 
 Answer = Callable[[Any, Any], Awaitable[Mapping[str, Any]]]
-"""Takes the gateway and the event; returns the JSON response for Safaricom."""
+"""Takes the gateway and the event; returns the JSON response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackKind:
     """A kind of callback, declared in ``Plugin.callbacks``.
 
-    ``name`` is part of ``/v1/cb/{name}/{token}``, ``path`` is below ``/v1/webhooks/mpesa`` (None: no such route).
-    ``read`` raises InvalidCallback. ``schema`` and ``examples`` describe the body.
+    ``path`` is below ``/v1/webhooks/mpesa``, None for no such route. ``read`` raises InvalidCallback.
     """
 
     name: str
     read: Callable[[bytes], CallbackContent]
     event: type[CallbackEvent] | None
-    """The published event; None if the callback is only stored."""
+    """None: the callback is only stored."""
     schema: Mapping[str, Any]
     examples: Mapping[str, Any] = field(default_factory=dict[str, Any])
     path: str | None = None
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     """Returns True if a body without a token is clearly of this kind."""
     family: str = ""
-    """Kinds with a common envelope: a token of one is valid for all; a body without a token is tried as each."""
+    """Kinds with one envelope: a token of one is valid for all; a body without a token is tried as each."""
     timeout_of: str = ""
     """The kind whose request this queue timeout ends."""
     can_be_asked: bool = False
-    """True if a status query can confirm it. Other callbacks without a token need a listed address."""
+    """True if a status query can confirm it. Others without a token need a listed address."""
     answer: Answer | None = None
-    """The response, also for duplicates; None means ``Accepted``. Runs after the commit; if it raises, the response is
-    HTTP 500."""
+    """The response, also for duplicates; None means ``Accepted``. Runs after the commit; an exception becomes HTTP
+    500."""
     answer_schema: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Safaricom's public certificates, which encrypt initiator passwords and verify signatures."""
+"""Safaricom's certificates, which encrypt initiator passwords and verify signatures."""
 
 import base64
 import codecs
@@ -17,16 +17,15 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
 SOON = timedelta(days=30)
-"""Certificates that expire within this time are reported."""
 
 
 class CertificateError(Exception):
-    """The certificate file is unusable. The message names the setting, the file and the fix."""
+    """A certificate file is unusable. The message names setting, file and fix."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate of Safaricom; times in UTC."""
+    """A certificate; times in UTC."""
 
     subject: str
     not_before: datetime
@@ -36,7 +35,7 @@ class Certificate:
     def time_problem(self, now: datetime) -> str | None:
         """Return why it is not valid at ``now``, or None.
 
-        Safaricom's published certificates expired years ago and are still used for encryption.
+        Safaricom's published certificates expired years ago and still encrypt.
         """
         if now >= self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d}"
@@ -45,7 +44,7 @@ class Certificate:
         return None
 
     def check_time(self, now: datetime) -> None:
-        """Raise CertificateError if it is not valid at ``now``; required before verifying signatures."""
+        """Raise CertificateError if not valid at ``now``. Call before verifying signatures."""
         problem = self.time_problem(now)
         if problem is not None:
             raise CertificateError(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
@@ -65,7 +64,7 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Read a PEM or DER file. Raises CertificateError."""
+    """Read PEM or DER. Raises CertificateError."""
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -86,7 +85,7 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
-    """Return the configured certificate. Raises CertificateError, naming the setting."""
+    """Return the configured certificate. Raises CertificateError."""
     setting = "live_certificate" if env == "live" else "sandbox_certificate"
     path = Path(getattr(config, setting))
     try:
@@ -98,9 +97,9 @@ def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
 
 
 def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
-    """Return whether the configured certificate is usable, with its expiry or the fault and fix.
+    """Return whether the configured certificate is usable, with expiry or fault and fix.
 
-    An expired certificate is usable: it encrypts.
+    An expired certificate still encrypts.
     """
     try:
         certificate = certificate_for(config, env)
@@ -117,7 +116,7 @@ def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
 
 
 def describe_used(config: DarajaConfig, now: datetime, *, has_live: bool) -> tuple[bool, str]:
-    """Return the same for all certificates in use: existing files, and live if there are live merchants."""
+    """Return the same for all existing certificate files, and for live if required."""
     used: list[Env] = []
     if Path(config.sandbox_certificate).exists():
         used.append("sandbox")

@@ -1,4 +1,4 @@
-"""The Daraja client: each call is acknowledged, rejected, not sent, or of unknown outcome."""
+"""The Daraja client; a call is acknowledged, rejected, not sent, or of unknown outcome."""
 
 import asyncio
 import base64
@@ -53,18 +53,18 @@ from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attribu
 log = structlog.get_logger(__name__)
 
 _CONNECTIONS = 1000
-"""Above the number of calls that can be open: all merchants share one host, and the library blocks at this limit."""
+"""More than calls can be open: all merchants share one host, and the library blocks at this limit."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
 _LIFETIME = 3599
-"""Default and maximum lifetime of a token, in seconds."""
+"""Seconds: default and maximum lifetime of a token."""
 _SHORTEST_LIFETIME = 10
 _REST = 10
-"""Seconds of delay after a rejection for load without Retry-After; the header is capped at ``_LONGEST_REST``."""
+"""Seconds to wait after throttling without Retry-After."""
 _LONGEST_REST = 300
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
-"""Codes of other forms are masked like text."""
+"""Other codes are masked like text."""
 _UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
-"""urllib3's errors for a connection that was not established."""
+"""urllib3's errors before a connection exists."""
 
 __all__ = [
     "Ack",
@@ -79,7 +79,7 @@ __all__ = [
 
 
 SIMULATED = "X-Daraja-Simulated"
-"""Header of every simulator answer; live calls stop at the token if they receive it."""
+"""Header of simulator answers; a live call fails on it at the token request."""
 
 
 class _TokenRequestFailed(NotSent, TokenUnavailable):
@@ -90,13 +90,11 @@ class _TokenRequestFailed(NotSent, TokenUnavailable):
 class _Answer:
     status: int
     content: Any
-    """The JSON object, or None."""
     retry_after: int | None = None
-    """Seconds."""
 
 
 class DarajaClient:
-    """One HTTP session to Daraja for all merchants, with one shared token per consumer key."""
+    """One HTTP session for all merchants, with one shared token per consumer key."""
 
     def __init__(
         self,
@@ -113,11 +111,7 @@ class DarajaClient:
         lookup: Lookup | None = None,
         operations: Collection[str] = (),
     ) -> None:
-        """Store the dependencies; ``start`` opens the session.
-
-        ``refuse_transaction`` raises if the caller has an open transaction. The call counters of ``operations`` start
-        at 0.
-        """
+        """``refuse_transaction`` raises if the caller has an open transaction."""
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
@@ -127,7 +121,7 @@ class DarajaClient:
         self._clock = clock
         self._tokens = AccessTokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Bulkhead(sys.maxsize, each=config.max_concurrent_per_key)
-        """Open calls per account."""
+        """By account."""
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._live_host = urlsplit(config.live_url).hostname or ""
@@ -135,7 +129,7 @@ class DarajaClient:
 
     async def start(self) -> None:
         session = niquests.AsyncSession(
-            # The library's resolver blocks a thread of the event loop's pool while DNS does not answer.
+            # The library's resolver occupies a thread of the event loop's pool during DNS timeouts.
             resolver=cast("Any", ClientResolver(self._look_up)),
             retries=0,
             disable_http3=True,
@@ -155,10 +149,7 @@ class DarajaClient:
             await self._own_names.close()
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """Return the addresses of a host. Raises OSError if the live API's name resolves to this machine.
-
-        Live credentials must not reach a local process such as a simulator.
-        """
+        """Live credentials must not reach a local process: loopback raises OSError for the live name."""
         found = await self._lookup(host, port)
         is_name = read_literal(host) is None and host.lower() != "localhost"
         if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
@@ -183,8 +174,8 @@ class DarajaClient:
     async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
         """Make one call and return its acknowledgement.
 
-        Raises Rejected, NotSent (also above the limit of open calls per account) or OutcomeUnknown. An unexpected error
-        counts as OutcomeUnknown: the request may have been sent.
+        Raises Rejected, NotSent (also above the account's limit of open calls) or OutcomeUnknown, also for unexpected
+        errors, as the request may have been sent.
         """
         self.refuse_transaction(f"the call {operation.name}")
         with self.open_calls.acquire(self.account(credentials)) as has_place:
@@ -205,7 +196,7 @@ class DarajaClient:
     async def verify(self, credentials: DarajaCredentials) -> None:
         """Fetch a token with these credentials and store it. Raises Rejected or NotSent.
 
-        Daraja invalidates the shared token when it issues a new one.
+        The shared token becomes invalid when Daraja issues a new one.
         """
         self.refuse_transaction("verifying credentials")
         base, owner = self._base(credentials)
@@ -217,9 +208,9 @@ class DarajaClient:
             raise _no_token(problem) from None
 
     async def server_time(self, env: Env) -> datetime | None:
-        """Return Daraja's time in UTC from the Date header, or None. Raises NotSent.
+        """Return Daraja's Date header in UTC, or None. Raises NotSent.
 
-        Sends no credentials; any answer proves that Daraja is reachable.
+        Sends no credentials; any answer proves reachability.
         """
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
@@ -235,16 +226,15 @@ class DarajaClient:
             return None
 
     async def token_until(self, credentials: DarajaCredentials) -> datetime | None:
-        """Return when the shared token expires, in UTC, or None."""
         _, owner = self._base(credentials)
         return await self._tokens.until(owner)
 
     def tokens_held(self) -> tuple[int, timedelta]:
-        """Return the number of valid tokens in this process and the age of the oldest."""
+        """Return the number of valid tokens and the age of the oldest."""
         return self._tokens.held()
 
     def account(self, credentials: DarajaCredentials) -> str:
-        """Return a hash of the address and the consumer key."""
+        """Return a hash of address and consumer key."""
         return self._base(credentials)[1]
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
@@ -252,9 +242,9 @@ class DarajaClient:
         return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
-        """Send one POST with the shared token; an invalid token is renewed once.
+        """POST with the shared token, renewed once if invalid; return the JSON without secrets.
 
-        Returns the JSON object without the secrets of this call. Raises NotSent, Rejected or OutcomeUnknown.
+        Raises NotSent, Rejected or OutcomeUnknown.
         """
         body, recognises = request.body(credentials, self._clock.now()), operation.recognises
         base, owner = self._base(credentials)
@@ -330,10 +320,7 @@ class DarajaClient:
     async def _exchange(
         self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], **options: Any
     ) -> _Answer:
-        """Send one request; secrets are removed from the answer before it is parsed.
-
-        Raises NotSent if no connection was established, OutcomeUnknown without an answer.
-        """
+        """Send one request. Raises NotSent without a connection, OutcomeUnknown without an answer."""
         parts = urlsplit(url)
         said: Attributes = {
             "http.request.method": method,
@@ -356,7 +343,7 @@ class DarajaClient:
         status, error = 0, ""
         outcome, code = "no_answer", ""
         try:
-            # The library restarts its read timeout with each byte. The slot is released during the call.
+            # The library restarts its read timeout with each byte.
             async with asyncio.timeout(self._config.timeout):
                 with released_slot():
                     response = await self._session.request(
@@ -416,7 +403,7 @@ def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> N
 def _judge(
     answer: _Answer, accepts: frozenset[str] | None, recognises: Callable[[Any], bool] | None
 ) -> tuple[FaultMeaning, str | None] | None:
-    """Return how to treat a bad answer, with the provider's text, or None for a usable one.
+    """Return None for a usable answer, else the fault with the provider's text.
 
     Raises OutcomeUnknown for an answer without JSON, except 429.
     """
@@ -450,10 +437,7 @@ def _read_rest(header: str | bytes | None) -> int | None:
 
 
 def _no_token_in(answer: _Answer) -> DarajaFault:
-    """Return the fault of an answer without a token.
-
-    Only JSON with Daraja's codes is evidence against the credentials.
-    """
+    """Only JSON with Daraja's codes is evidence against the credentials."""
     fault = read_fault_body(answer.content)
     meaning = read_fault(answer.status, fault.code, fault.message)
     message = None if fault.message is None else provider_text(fault.message)
@@ -483,7 +467,7 @@ _AGAIN = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
-    """Return the outcome and fault code as metric labels; an unknown code becomes ``other``."""
+    """Return outcome and fault code as metric labels."""
     if content is None:
         return "no_json", ""
     code = read_fault_body(content).code
@@ -514,7 +498,7 @@ def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None =
 
 
 def _never_connected(problem: BaseException) -> bool:
-    """Return True if the failure proves that no byte of the request was sent."""
+    """Return True if the error proves that no byte was sent."""
     if isinstance(problem, niquests.exceptions.ConnectTimeout):
         return True
     if isinstance(problem, niquests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(problem):

@@ -1,8 +1,8 @@
-"""Exceptions of Daraja calls without an acknowledgement."""
+"""Errors of Daraja calls without an acknowledgement."""
 
 
 class DarajaFault(Exception):
-    """A Daraja call without an acknowledgement. The text contains no secrets and no phone numbers."""
+    """No acknowledgement. The text contains no secrets and no phone numbers."""
 
     def __init__(
         self,
@@ -26,12 +26,10 @@ class DarajaFault(Exception):
 
     @property
     def explained(self) -> str:
-        """The meaning with M-Pesa's text, if any."""
         return f"{self.meaning}: {self.provider_message}" if self.provider_message else self.meaning
 
     @property
     def provider(self) -> dict[str, str] | None:
-        """Daraja's code, message and advice for the merchant's error."""
         if self.code is None:
             return None
         return {"errorCode": self.code, "errorMessage": self.provider_message or "", "mitigation": self.mitigation}
@@ -42,7 +40,7 @@ class NotSent(DarajaFault):
 
 
 class Rejected(DarajaFault):
-    """Daraja rejected the request: nothing was executed, and a retry would fail too."""
+    """Daraja rejected the request: nothing was executed, and a retry fails too."""
 
 
 class OutcomeUnknown(DarajaFault):

@@ -7,11 +7,10 @@ from enum import StrEnum
 from typing import Literal
 
 FaultReason = Literal["duplicate_in_progress", "rejected_by_provider", "other"]
-"""Stable words for why a fault ends a request."""
 
 
 class Delivered(StrEnum):
-    """Whether a request that received a fault was executed."""
+    """Execution state of a request that received a fault."""
 
     NO = "no"
     UNKNOWN = "unknown"
@@ -45,10 +44,10 @@ class FaultMeaning:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the fault table; an empty condition matches every fault.
+    """Faults of one meaning; an empty condition matches every fault.
 
-    ``codes`` are full error codes, ``families`` lower-case prefixes, ``statuses`` HTTP statuses. One of ``words`` and
-    all of ``all_words`` must be in the lower-case message.
+    ``families`` are lower-case prefixes of codes. One of ``words`` and all of ``all_words`` must be in the lower-case
+    message.
     """
 
     meaning: str
@@ -87,7 +86,7 @@ _FIELDS = (
     *("transactiontype", "callbackurl", "resulturl", "queuetimeouturl", "timestamp", "password", "initiator"),
     *("securitycredential", "receiverparty", "transactionid", "identifiertype", "commandid", "remarks", "occasion"),
 )
-"""Daraja's request fields as its messages spell them, in lower case."""
+"""Daraja's request fields as in its messages, in lower case."""
 _NAMED_FIELD = "correct the field that M-Pesa's message names"
 _UNNAMED_FIELD = "M-Pesa's message names no field: check phone, amount and reference, and the shortcode's credentials"
 _STK = "500.001.1001"
@@ -100,7 +99,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row("spike arrest or quota", _SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
     _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
     _Row("spike arrest: too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
-    # A missing product looks like an invalid token, and an older token stays invalid for an hour.
+    # A missing product looks like an invalid token, and older tokens stay invalid for an hour.
     _Row(
         "the app lacks the product for this call",
         _PRODUCT,
@@ -300,13 +299,12 @@ _TABLE: tuple[_Row, ...] = (
         failure_reason="other",
     ),
 )
-"""Known faults from the specification, Safaricom's portal and integrations. The first match applies."""
+"""From the specification, Safaricom's portal and integrations. The first match applies."""
 
 KNOWN_FAULTS = frozenset(code for row in _TABLE for code in row.codes)
-"""Fault codes in the table."""
 
 _REFUSED = re.compile(r"4(?!08|09|25|29)[0-9]{2}(?:\.[0-9]+)*\Z", re.ASCII)
-"""Codes of a rejection before execution; conflicts and timeouts are excluded."""
+"""Rejections before execution; conflicts and timeouts are excluded."""
 
 _TOKEN_CODE = re.compile(r"401(?:\.[0-9]+)*\Z", re.ASCII)
 
@@ -314,7 +312,7 @@ _TOKEN_CODE = re.compile(r"401(?:\.[0-9]+)*\Z", re.ASCII)
 def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
     """Return the meaning of a fault from the table, or from its class.
 
-    Outside the table, only a 4xx status with an error code of the same class proves that the request was not executed.
+    Outside the table, only a 4xx status with an error code of the same class proves that nothing was executed.
     """
     known, text = (code or "").strip(), (message or "").lower()
     for row in _TABLE:
@@ -341,7 +339,7 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
 
 
 def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
-    """Yield each row for the documentation, with the required message text."""
+    """Yield each row with the required message text, for the documentation."""
     for row in _TABLE:
         words = " or ".join(f"“{word}”" for word in (*row.words, *row.all_words))
         for name in row.codes or row.families or ("any",):
@@ -363,10 +361,9 @@ _UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its ow
 
 
 _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)
-"""M-Pesa's internal errors: an unknown one does not prove that the request was not executed."""
+"""M-Pesa's internal errors: an unknown one proves nothing."""
 
 _DOTTED = re.compile(r"[0-9]{2,3}\.[0-9]", re.ASCII)
-"""Start of an error code."""
 
 
 def read_response(code: str, said: str) -> FaultMeaning:

@@ -1,4 +1,4 @@
-"""Exact parsing of Daraja's numbers such as ``0``, ``"0.0"``, ``"00000000"`` and ``1e2``, without floats."""
+"""Exact parsing of Daraja's numbers, without floats."""
 
 import re
 from decimal import Decimal
@@ -8,7 +8,7 @@ _MOST_DIGITS = 40
 
 
 def read_number(text: str) -> Decimal | None:
-    """Return the value, or None for text, NaN, Infinity and more than 40 digits."""
+    """Return the value, or None for text, NaN, Infinity and over 40 digits."""
     if not _NUMERAL.match(text):
         return None
     number = Decimal(text)
@@ -18,7 +18,7 @@ def read_number(text: str) -> Decimal | None:
 def canonical(text: str) -> str:
     """Return a whole number as its digits, other text trimmed.
 
-    ``"00000000"`` and ``"0.0"`` become ``"0"``, ``"1e2"`` becomes ``"100"``; ``"SFC_IC0003"`` is unchanged.
+    ``"00000000"`` and ``"0.0"`` become ``"0"``, ``"1e2"`` becomes ``"100"``.
     """
     trimmed = text.strip()
     number = read_number(trimmed)

@@ -1,4 +1,4 @@
-"""Declarations of Daraja's operations; plugins declare them, the client runs them."""
+"""Declarations of Daraja's operations."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ACCEPTED = frozenset({"0"})
 
 @dataclass(frozen=True)
 class DarajaCredentials:
-    """Credentials of a shortcode. With ``till_number`` (Buy Goods), ``shortcode`` is the store."""
+    """With ``till_number`` (Buy Goods), ``shortcode`` is the store."""
 
     env: Env
     consumer_key: Secret
@@ -27,19 +27,21 @@ class DarajaCredentials:
 
     @property
     def receiver(self) -> str:
-        """The shortcode that receives the money: till or paybill."""
+        """The shortcode that receives the money."""
         return self.till_number or self.shortcode
 
 
 @dataclass(frozen=True)
 class Initiator:
-    """An M-Pesa API operator: name, and password encrypted for Safaricom."""
+    """An M-Pesa API operator, with the password encrypted for Safaricom."""
 
     name: str
     security_credential: Secret
 
 
 class Request(Protocol):
+    """The parameters of an operation."""
+
     def body(self, credentials: DarajaCredentials, now: datetime, /) -> dict[str, Any]:
         """Return the JSON object to send. ``now`` is aware UTC."""
         ...
@@ -53,7 +55,7 @@ A = TypeVar("A")
 class Operation(Generic[Q, A]):
     """A Daraja call, declared in ``Plugin.operations``.
 
-    ``name`` appears in metrics, traces and logs. ``read`` returns the acknowledgement or raises OutcomeUnknown.
+    ``read`` returns the acknowledgement or raises OutcomeUnknown.
     """
 
     name: str
@@ -61,27 +63,27 @@ class Operation(Generic[Q, A]):
     request: type[Q]
     read: Callable[[Any], A]
     accepts: frozenset[str] | None = ACCEPTED
-    """Response codes that are not a rejection; None for any."""
+    """Accepting response codes; None for any."""
     recognises: Callable[[Any], bool] | None = None
-    """Returns True if the answer is an acknowledgement, regardless of its HTTP status."""
+    """Returns True for an acknowledgement, regardless of HTTP status."""
     pending: Callable[[StillPending], A] | None = None
-    """Converts the fault “still pending”; without it OutcomeUnknown is raised."""
+    """Converts the fault “still pending”, raised as OutcomeUnknown without it."""
 
 
 def names_a_conversation(answer: Any) -> bool:
-    """Return True if the answer accepts the request and has a conversation id, regardless of HTTP status."""
+    """Return True if the answer accepts the request and has a conversation id."""
     names = ("OriginatorConversationID", "ConversationID")
     return any(read_text(answer, name) is not None for name in names) and is_unrefused(answer, ACCEPTED)
 
 
 def is_unrefused(answer: Any, accepts: Collection[str | None]) -> bool:
-    """Return True if the answer has one of these codes and no fault that rules out execution."""
+    """Return True for one of these codes, without a fault that rules out execution."""
     fault = read_fault_body(answer)
     return response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Delivered.NO
 
 
 def response_code(answer: Any) -> str | None:
-    """Return the canonical response code; the Pull registration has its own field names."""
+    """Return the canonical response code; the Pull registration has other field names."""
     names = ("ResponseCode", "ResponseStatus", "Response Status")
     return next((code for name in names if (code := read_code(answer, name)) is not None), None)
 
@@ -92,7 +94,7 @@ def response_text(answer: Any) -> str:
 
 
 def read_ack(answer: Any) -> Ack:
-    """Return the acknowledgement. Raises OutcomeUnknown if the answer has none."""
+    """Return the acknowledgement. Raises OutcomeUnknown."""
     code = read_code(answer, "ResponseCode")
     originator = read_text(answer, "OriginatorConversationID")
     conversation = read_text(answer, "ConversationID")

@@ -1,4 +1,4 @@
-"""Sanitised text from M-Pesa, without credentials, phone numbers and control characters."""
+"""Sanitised text from M-Pesa, without credentials and phone numbers."""
 
 import re
 import unicodedata
@@ -6,7 +6,6 @@ import unicodedata
 from mpesa_gateway.control_characters import UNSEEN
 
 LIMIT = 300
-"""Default maximum of characters."""
 
 _UNSEEN = re.compile(f"[{UNSEEN}]+")
 
@@ -16,7 +15,7 @@ _NAMED = re.compile(
     r"([\"']?(?:\s*(?:[-:=>]|&gt;)\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.%!@#$*-]*[0-9]))([A-Za-z0-9+/=_.~%!@#$*-]{3,})",
     re.IGNORECASE,
 )
-"""A value that the text names as a token or credential."""
+"""A value that the text names as a credential."""
 
 _ORDINARY = frozenset(
     {"invalid", "expired", "missing", "required", "empty", "wrong", "null", "none", "error", "not", "found", "the"}
@@ -25,7 +24,7 @@ _LONG = re.compile(
     r"(?<![A-Za-z0-9+/=_-])(?!AG_|ws_CO_)(?=[^\s]*[0-9])(?=[^\s]*[a-z])(?=[^\s]*[A-Z])[A-Za-z0-9+/=_-]{20,}"
     r"(?:\.[A-Za-z0-9+/=_-]+)*|(?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])"
 )
-"""Text that is long and mixed enough to be a token or passkey, except Daraja's identifiers."""
+"""Text like a token or passkey, except Daraja's identifiers."""
 
 _PHONE = re.compile(
     r"(?<![0-9*])(?:(?:\+|00)?(254)[ .()/_-]{0,2}|(0))?([17])"
@@ -34,7 +33,7 @@ _PHONE = re.compile(
 )
 _DIGITS = re.compile(r"\d{9,15}")
 _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0-9])", re.ASCII)
-"""A CheckoutRequestID may end in the payer's nine digits after the time."""
+"""A CheckoutRequestID may end in the payer's nine digits."""
 
 
 def provider_text(text: str, limit: int = LIMIT) -> str:
@@ -51,7 +50,7 @@ def provider_text(text: str, limit: int = LIMIT) -> str:
 
 
 def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
-    """Return the body with the call's secrets masked, also with JSON's escaped slash."""
+    """Mask the call's secrets, also with JSON's escaped slash."""
     for secret in secrets:
         if len(secret) >= _SHORTEST:
             body = body.replace(secret.encode(), b"****").replace(secret.replace("/", "\\/").encode(), b"****")

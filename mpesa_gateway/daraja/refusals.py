@@ -5,10 +5,7 @@ from mpesa_gateway.errors import ApiError, ProviderRejected, ProviderUnavailable
 
 
 def api_error_of(fault: DarajaFault, subject_id: str | None = None) -> ApiError:
-    """Return the error for a call that can be retried: 502 if Daraja rejected it, else 503.
-
-    ``subject_id`` is the payment or refund of the failed request.
-    """
+    """Return the error for a call that can be retried: 502 if rejected, else 503."""
     if isinstance(fault, Rejected):
         return ProviderRejected(
             f"M-Pesa refused the request: {fault.explained}; {fault.mitigation}",

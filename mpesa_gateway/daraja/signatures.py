@@ -1,7 +1,4 @@
-"""Signatures of callbacks.
-
-One base64 header signs the raw body bytes. Verification precedes parsing, so that both use the same bytes.
-"""
+"""Signatures of callbacks, over the raw body bytes and verified before parsing."""
 
 import base64
 import binascii
@@ -15,22 +12,18 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
 HEADER = "X-Mpesa-Signature"
-"""Sandbox: HMAC-SHA-256 with the merchant's passkey. Live: RSASSA-PKCS1-v1_5 with SHA-256."""
+"""Base64. Sandbox: HMAC-SHA-256 with the merchant's passkey. Live: RSASSA-PKCS1-v1_5 with SHA-256."""
 
 
 class CallbackSecrets(Protocol):
-    """Source of the passkeys that sign sandbox callbacks."""
+    """Source of passkeys."""
 
     async def passkeys_of(self, merchant_id: str, env: Env) -> Sequence[Secret]:
-        """Return the passkeys of the merchant's shortcodes in an env, including retired ones.
-
-        Any of them proves the merchant; the token in the address identifies the payment.
-        """
+        """Return the passkeys of the merchant's shortcodes in an env, including retired ones."""
         ...
 
 
 def read_signature(header: str) -> bytes | None:
-    """Return the decoded header, or None if it is not base64."""
     try:
         return base64.b64decode(header.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -42,7 +35,7 @@ def sign_with_passkey(passkey: Secret, body: bytes) -> str:
 
 
 def is_signed_with_passkey(passkey: Secret, body: bytes, signature: bytes) -> bool:
-    """Verify a sandbox signature in constant time."""
+    """Verify in constant time."""
     return hmac.compare_digest(_digest(passkey, body), signature)
 
 

@@ -18,26 +18,24 @@ from mpesa_gateway.security.sealing import Sealer, UnsealError
 log = structlog.get_logger(__name__)
 
 _EARLY = timedelta(minutes=5)
-"""A token is replaced this long before it expires, so that a call in progress can finish."""
+"""Tokens are replaced this long before expiry, so that calls in progress can finish."""
 
 _PATIENCE = 0.5
-"""Timeout of Valkey in seconds."""
+"""Seconds of timeout for Valkey."""
 
 _LOCK_SECONDS = 15
-"""Maximum seconds for which one process fetches while others wait."""
+"""Seconds for which one process may fetch while others wait."""
 
 _LOOK_AGAIN = 0.1
-"""Seconds between checks for a token fetched by another process."""
 
 _NO_VALKEY = "valkey is away"
-"""Result that replaces the lock without Valkey."""
+"""Replaces the lock without Valkey."""
 
 _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
-"""Compare and delete atomically."""
 
 
 class AccessToken(msgspec.Struct, frozen=True):
-    """An access token, when its use ends, and when it was fetched, in UTC."""
+    """``until`` is when its use ends, ``since`` when it was fetched, in UTC."""
 
     text: str
     until: datetime
@@ -56,7 +54,7 @@ _NONE: tuple[int, TokenUnavailable | None] = (0, None)
 
 
 class AccessTokens:
-    """Tokens by owner: cached in the process, then in Valkey (sealed), then fetched from Daraja by one caller."""
+    """Tokens by owner, from memory, from Valkey (sealed), or fetched from Daraja by one caller."""
 
     def __init__(
         self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str, random_bytes: Callable[[int], bytes]
@@ -68,7 +66,7 @@ class AccessTokens:
         self._random_bytes = random_bytes
         self._tokens: dict[str, AccessToken] = {}
         self._unanswered: dict[str, tuple[int, TokenUnavailable | None]] = {}
-        """Consecutive fetches without an answer, and the last failure, by owner."""
+        """Consecutive unanswered fetches and the last failure."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     @staticmethod
@@ -77,18 +75,17 @@ class AccessTokens:
         return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
 
     def early(self, lifetime: timedelta) -> timedelta:
-        """Return how long a token is used: all but the last five minutes, or half of a short lifetime."""
+        """Return the time of use: all but the last five minutes, or half of a short lifetime."""
         return max(lifetime - _EARLY, lifetime / 2)
 
     async def get(self, owner: str, fetch: Fetch) -> str:
         """Return a valid token. Raises what ``fetch`` raises.
 
-        Calls that waited for a fetch without an answer raise its TokenUnavailable instead of waiting in turn.
+        Calls that waited for an unanswered fetch raise its TokenUnavailable instead of waiting in turn.
         """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():
             return token.text
-        # Waiting calls release their slots.
         with released_slot():
             return await self._get_once(owner, fetch)
 
@@ -116,14 +113,14 @@ class AccessTokens:
         return token.until if token is not None and token.until > self._clock.now() else None
 
     def held(self) -> tuple[int, timedelta]:
-        """Return the number of valid tokens in this process and the age of the oldest."""
+        """Return the number of valid tokens and the age of the oldest."""
         now = self._clock.now()
         used = [token for token in self._tokens.values() if token.until > now]
         ages = [now - token.since for token in used if token.since is not None]
         return len(used), max(ages, default=timedelta())
 
     async def drop(self, owner: str, text: str) -> None:
-        """Delete a token that Daraja rejected, unless it was replaced."""
+        """Delete a rejected token, unless it was replaced."""
         held = self._tokens.get(owner)
         if held is not None and held.text == text:
             del self._tokens[owner]
@@ -133,12 +130,11 @@ class AccessTokens:
             await self._delete(self._key(owner), sealed)
 
     async def put(self, owner: str, token: AccessToken) -> None:
-        """Store a token that was fetched separately."""
         self._tokens[owner] = token
         await self._share(owner, token)
 
     async def _fetch_once(self, owner: str, fetch: Fetch) -> AccessToken:
-        """Fetch, or wait for the process that holds the lock; without Valkey, each process fetches."""
+        """Fetch, or wait for the process with the lock; without Valkey, each process fetches."""
         lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
         for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):

@@ -1,4 +1,4 @@
-"""Readers for the bodies that Daraja sends, in every shape that it has been seen to use."""
+"""Readers for the bodies that Daraja sends."""
 
 import json
 import re
@@ -27,18 +27,18 @@ _READER = msgspec.json.Decoder(float_hook=str)
 
 
 class InvalidCallback(ValueError):
-    """The body is not a callback of the expected kind. The message names the fault."""
+    """The body is not a callback of the expected kind."""
 
 
 class ContradictoryCallback(InvalidCallback):
-    """A field that decides the outcome has two different values."""
+    """A deciding field has two different values."""
 
 
 class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of an STK push.
+    """The outcome of an STK push; ``paid_at`` is UTC.
 
-    ``amount`` is whole KES or None, ``amount_text`` the text as received. ``phone`` holds digits, possibly masked;
-    ``paid_at`` is UTC. ``is_receipt_unread`` is True if a receipt is present but unreadable.
+    ``amount`` is whole KES or None, ``amount_text`` as received. ``phone`` may be masked. ``is_receipt_unread``:
+    present but unreadable.
     """
 
     merchant_request_id: str | None
@@ -54,7 +54,7 @@ class StkCallback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja's acknowledgement of a request; the result arrives later at the result URL."""
+    """Daraja's acknowledgement; the result arrives later at the result URL."""
 
     originator_conversation_id: str
     conversation_id: str
@@ -65,7 +65,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
 class ResultCallback(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a status query or a reversal, or a queue timeout.
 
-    ``parameters`` keeps every value of a key in order: Daraja repeats keys.
+    ``parameters`` keeps every value of a key, as Daraja repeats keys.
     """
 
     is_final: bool
@@ -83,8 +83,8 @@ class ResultCallback(msgspec.Struct, frozen=True, kw_only=True):
 class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a Pull answer: an incoming transaction.
 
-    ``amount`` is whole KES or None. ``moments`` are the possible times in UTC, the likeliest first, because Daraja
-    omits or misstates the zone; empty if unreadable. ``phone`` may be masked.
+    ``amount`` is whole KES or None. ``moments`` are possible times in UTC, the likeliest first, as Daraja omits or
+    misstates the zone. ``phone`` may be masked.
     """
 
     receipt: str
@@ -98,9 +98,9 @@ class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a statement: one line per receipt, the count of malformed rows and of all rows.
+    """One page of a statement, with one line per receipt.
 
-    A field on which two rows of a receipt disagree is None.
+    A field on which rows of a receipt disagree is None.
     """
 
     lines: tuple[StatementLine, ...]
@@ -117,7 +117,7 @@ def read_json(body: bytes) -> Any:
 
 
 def read_json_leniently(body: bytes) -> Any:
-    """Decode JSON as Daraja sends it. Raises ValueError if the body does not begin with a JSON value.
+    """Decode JSON as Daraja sends it. Raises ValueError.
 
     Accepts Latin-1 bytes, control characters, lone surrogates, a byte order mark, other Unicode encodings, NaN and
     Infinity (as text), and trailing data.
@@ -133,7 +133,7 @@ def read_json_leniently(body: bytes) -> Any:
 
 
 class DuplicateField(dict[str, Any]):
-    """A JSON object with repeated fields of different values (``names``); it holds the last values."""
+    """A JSON object in which ``names`` are repeated with different values."""
 
     names: frozenset[str] = frozenset()
 
@@ -144,7 +144,7 @@ class DuplicateField(dict[str, Any]):
 
 
 def read_json_with_duplicates(body: bytes) -> Any:
-    """Decode like ``read_json_leniently``, with a DuplicateField for each object that contradicts itself."""
+    """Decode leniently, with a DuplicateField for each object that contradicts itself."""
     try:
         return _NOTING.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
     except (ValueError, RecursionError):
@@ -152,10 +152,10 @@ def read_json_with_duplicates(body: bytes) -> Any:
 
 
 def read_answer(body: bytes) -> Any:
-    """Decode an answer of Daraja. Raises ValueError if a field of a fault or ``Response`` contradicts itself.
+    """Decode an answer. Raises ValueError if a fault or ``Response`` contradicts itself.
 
-    Contradictory codes and identifiers are removed. A contradictory statement row stays a DuplicateField, so that the
-    other rows remain usable.
+    Contradictory codes and identifiers are removed. A contradictory statement row stays a DuplicateField; other rows
+    remain usable.
     """
     content = read_json_with_duplicates(body)
     waiting: list[Any] = [content]
@@ -185,7 +185,7 @@ def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal; numbers and numerals compare as numbers."""
+    """Return True for equal JSON values; numerals compare as numbers."""
     if _is_plain(one) and _is_plain(other):
         return canonical(str(one)) == canonical(str(other))
     return type(one) is type(other) and bool(one == other)
@@ -196,7 +196,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def decoded(body: bytes) -> str:
-    """Return a body as text without NUL; each byte that is not UTF-8 becomes its Latin-1 character."""
+    """Return a body as text without NUL; bytes that are not UTF-8 are read as Latin-1."""
     text = _decoded(body)
     return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
 
@@ -215,7 +215,7 @@ def stored_json(body: bytes) -> tuple[str, bytes | None]:
         text = body.decode()
     except UnicodeDecodeError:
         return decoded(body), body
-    # PostgreSQL rejects NUL in text; the body may be another Unicode encoding.
+    # PostgreSQL rejects NUL; the body may be another Unicode encoding.
     return (text, None) if "\x00" not in text else (decoded(body), body)
 
 
@@ -234,13 +234,13 @@ _SAID_ONCE = frozenset(
     {"ResponseCode", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "ConversationID"}
     | {"OriginatorConversationID", "access_token", "expires_in"}
 )
-"""Fields that are removed if they contradict themselves."""
+"""Removed if contradictory."""
 _WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
-"""Fields, in lower case, whose contradiction makes the whole answer unreadable."""
+"""Make the whole answer unreadable if contradictory. In lower case."""
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
-    """Read an STK callback. Raises InvalidCallback."""
+    """Raises InvalidCallback."""
     callback, pairs = _callback(body, ("Body", "stkCallback"), _STK_FIELDS, "CallbackMetadata", "Item", "Name")
     code = read_code(callback, "ResultCode")
     if code is None:
@@ -265,7 +265,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
 
 
 def read_result(body: bytes) -> ResultCallback:
-    """Read the result of a status query or a reversal. Raises InvalidCallback."""
+    """Raises InvalidCallback."""
     result, pairs = _callback(body, ("Result",), _RESULT_FIELDS, "ResultParameters", "ResultParameter", "Key")
     code = read_code(result, "ResultCode")
     if code is None:
@@ -295,7 +295,7 @@ _RESULT_FIELDS = frozenset(
     {"ResultType", "ResultCode", "OriginatorConversationID", "ConversationID", "TransactionID", "ResultParameters"}
 )
 _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransactionID"})
-"""Parameters with one value. Daraja repeats the parties."""
+"""Daraja repeats the parties."""
 
 
 def _callback(
@@ -303,8 +303,7 @@ def _callback(
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Return the object at the path, and the names and values below ``holder``.
 
-    msgspec keeps the last of two fields with one name. A body that may hold duplicates is decoded again by a slower
-    decoder that reports them.
+    msgspec drops duplicates, so a body that may hold some is decoded again by a slower decoder.
     """
     try:
         content = read_json_leniently(body)
@@ -360,13 +359,13 @@ _KNOWN_NAMES = {
 
 
 def read_statement(content: Any) -> StatementPage:
-    """Read the rows of a Pull answer at any depth; unreadable rows are counted."""
+    """Read rows at any depth; unreadable rows are counted."""
     lines: dict[str, list[StatementLine]] = {}
     rows = malformed = 0
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
-    # The flag says whether rows are expected: text or null in place of a list of rows is not a row.
+    # The flag says whether rows are expected: text or null there is not a row.
     waiting = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
     while waiting:
         current, is_among_rows = waiting.popleft()
@@ -446,7 +445,6 @@ def _statement_line(row: Any) -> StatementLine | None:
 
 
 _ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
-"""Fields that decide which payment a row belongs to."""
 
 
 def read_receipt(text: str | None) -> str | None:
@@ -458,7 +456,7 @@ def read_receipt(text: str | None) -> str | None:
 def read_payer(parties: Iterable[str]) -> str | None:
     """Return the payer's number from party names such as ``2547… - JANE DOE``.
 
-    Returns None if they name two numbers.
+    Returns None for two different numbers.
     """
     found = {number for party in parties if (number := _payer_number(party)) is not None}
     return found.pop() if len(found) == 1 else None
@@ -477,7 +475,7 @@ def _payer_number(party: str) -> str | None:
 def read_moments(text: str | None) -> tuple[datetime, ...]:
     """Return the possible times in UTC, East Africa Time first.
 
-    Daraja's ``Z`` is not trusted, so such a time has two readings.
+    Daraja's ``Z`` is unreliable and has two readings.
     """
     if text is None:
         return ()
@@ -495,11 +493,11 @@ def read_moments(text: str | None) -> tuple[datetime, ...]:
 _DAY_FIRST = re.compile(
     r"([0-9]{1,2})[./-]([0-9]{1,2})[./-]([0-9]{4})[ T]([0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?)\Z", re.ASCII
 )
-"""``19.12.2019 11:45:50``, the form in results and on statements."""
+"""``19.12.2019 11:45:50``"""
 
 
 _HALF_DAY = re.compile(r"([0-9./-]{8,10}[ T])([0-9]{1,2})(:[0-9]{2}(?::[0-9]{2})?) ?([AaPp])\.?[Mm]\.?\Z", re.ASCII)
-"""``19.12.2019 01:45:50 PM``."""
+"""``19.12.2019 01:45:50 PM``"""
 
 
 def _read_date(text: str) -> datetime:
@@ -543,13 +541,12 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
-"""Items that decide the payment, in lower case."""
 
 
 def _elsewhere(body: bytes) -> dict[str, Any]:
-    """Return the items of a success that have an unusual place or name.
+    """Return items with an unusual place or name.
 
-    A missed amount would complete a payment of a different one. Raises ContradictoryCallback if an item has two values.
+    A missed amount would complete a payment of a different one. Raises ContradictoryCallback.
     """
     found: dict[str, Any] = {}
     plain = body.lower()
@@ -637,7 +634,7 @@ def _text(value: Any) -> str | None:
 def _stated(value: Any) -> str | None:
     """Return the stated amount as text, None only if absent.
 
-    Merchants see it, so text that is not a number is masked and cut.
+    Merchants see it, so other text is masked.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -653,9 +650,9 @@ _SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
-    """Return an amount in whole KES: ``500``, ``"500.00"``, ``5e2``, ``"1,500.00"``.
+    """Return whole KES from ``500``, ``"500.00"``, ``5e2``, ``"1,500.00"``.
 
-    Returns None for cents, negative numbers, a currency, inner spaces and ambiguous commas.
+    Returns None for cents, negative numbers, currencies, spaces and ambiguous commas.
     """
     number = None if text is None else _read_money(text.strip())
     if number is None or number != number.to_integral_value() or not 0 <= number < _MOST_KES:
@@ -668,10 +665,9 @@ def _read_money(text: str) -> Decimal | None:
 
 
 _GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+\.[0-9]{1,2}|(?:,[0-9]{3}){2,})\Z", re.ASCII)
-"""Unambiguous thousands separators. The comma in ``1,000`` may be a decimal comma."""
+"""The comma in ``1,000`` may be a decimal comma."""
 
 _MOST_KES = 10**12
-"""Above any plausible amount."""
 
 
 def _digits(text: str | None) -> str | None:
@@ -693,7 +689,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_fault_body(content: Any) -> Fault:
-    """Return the code and message of a fault by Daraja or by its API proxy."""
+    """Read a fault of Daraja or of its API proxy."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
     fields = _lowered(cast("dict[str, Any]", content))
@@ -713,7 +709,7 @@ def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _proxy_fault(fields: dict[str, Any]) -> Any:
-    """Return the proxy's fault, from JSON or from a SOAP envelope converted to JSON."""
+    """The proxy sends JSON or a SOAP envelope converted to JSON."""
     if "fault" in fields:
         return fields["fault"]
     for name in ("envelope", "body", "fault"):
@@ -735,7 +731,7 @@ def _proxy_code(fault: dict[str, Any]) -> str | None:
 
 
 def read_code(content: Any, name: str) -> str | None:
-    """Return a code in canonical form, or None if absent or not a number."""
+    """Return a canonical code, or None if absent or not a number."""
     text = read_text(content, name)
     if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE:
         return None
@@ -744,12 +740,12 @@ def read_code(content: Any, name: str) -> str | None:
 
 _LONGEST_CODE = 64
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
-"""Codes of other forms are masked like text."""
+"""Other codes are masked like text."""
 _NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 def read_message(content: Any, name: str, limit: int = LIMIT) -> str | None:
-    """Return M-Pesa's text, masked for display and storage, or None."""
+    """Return M-Pesa's text, masked, or None."""
     text = read_text(content, name)
     return None if text is None else provider_text(text, limit) or None
 
@@ -772,7 +768,7 @@ _SEEN = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
 _OTHER_THAN_MONEY = frozenset(
     {"access", "all", "answer", "by", "connection", "every", "from", "permission", "reply", "response", "to", "valid"}
 )
-"""Words that turn a negation away from the noun."""
+"""Words that relate a negation to something else."""
 
 _TROUBLE = frozenset(
     {"busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}

@@ -1,1 +1,1 @@
-"""HTTP server and client: envelope, errors, pages, authentication and egress."""
+"""The HTTP server, and calls to merchants."""

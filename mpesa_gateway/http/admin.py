@@ -23,7 +23,7 @@ from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import ADMIN, Admin, AuditRead, Environment
 
 NAME = matching(
-    # Rejects blank text, control characters, invisible characters and bidirectional marks.
+    # Rejects blank text, control, invisible and bidirectional characters.
     r"(?=.*[^ ])[^\x00-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]{1,100}",
     "must be 1 to 100 printable characters",
     examples=["Duka la Amina"],
@@ -42,7 +42,7 @@ class MerchantCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A key to create. Default ``scopes``: all except administration; ``env`` equals the calling key's."""
+    """A key to create. Default ``scopes``: all except administration; ``env``: the calling key's."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "name": elsewhere(**NAME.schema),
@@ -64,7 +64,7 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A new key with its secret, which is shown only once."""
+    """A new key with its secret, shown only once."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"api_key": f"sk_test_{example_id('')[1:]}…"}
 
@@ -113,7 +113,7 @@ async def get_merchant(
 async def deactivate_merchant(
     merchant_id: FromPath[str], data: JSONBody[Confirmation], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[Merchant]:
-    """Deactivate a merchant and reject its keys. Irreversible: ``confirm`` repeats the merchant's id."""
+    """Deactivate a merchant and reject its keys. Irreversible: ``confirm`` repeats its id."""
     data.check(merchant_id)
     if caller.env == "sandbox" and await gateway.api_keys.has_live(merchant_id):
         raise Conflict("this merchant has live API keys: deactivate it with an admin key that starts with sk_live_")
@@ -170,7 +170,7 @@ async def revoke_key(
     caller: Admin,
     gateway: NamedDependency[Any],
 ) -> Success[ApiKey]:
-    """Revoke a key. Irreversible: ``confirm`` repeats the key's id."""
+    """Revoke a key. Irreversible: ``confirm`` repeats its id."""
     data.check(key_id)
     return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor, env=caller.env))
 
@@ -187,7 +187,7 @@ async def list_audit(
 ) -> Page[AuditEntry]:
     """List changes to this merchant in the key's env, newest first; with the admin scope, all merchants.
 
-    The origin address (``from`` in ``detail``) is shown for changes with the merchant's own keys.
+    ``from`` in ``detail`` is shown for changes with the merchant's own keys.
     """
     merchant_id = None if ADMIN.name in caller.scopes else caller.merchant_id
     found: KeysetPage[AuditEntry] = await gateway.audit.page(

@@ -1,7 +1,6 @@
 """Admission of requests before they take a slot, cheapest checks first.
 
-A request is *known* if its API key was valid before or a plugin vouches for it. Unknown requests are throttled, and
-their bodies and key lookups are limited (ADR 48).
+A request is *known* if its API key was valid before or a plugin vouches for it. Others are limited (ADR 48).
 """
 
 import asyncio
@@ -39,29 +38,29 @@ from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
 from mpesa_gateway.security.rate_limits import AUTH
 
 _PROBE_DELAY = 0.5
-"""Maximum delay of a health check in seconds: probes time out after one second."""
+"""Seconds: probes time out after one."""
 
 _NOTICEABLE = 0.01
 """Seconds of delay from which a request counts as slowed."""
 
 _LOOK_UPS, _LOOK_UPS_EACH, _LOOK_UPS_WAITING = 4, 64, 256
-"""Key lookups in Postgres: concurrent, per address (waiting ones included), and waiting in total."""
+"""Key lookups: concurrent, per address (with waiting ones), and waiting in total."""
 
 _TRICKLE = 1.0
-"""Seconds between lookups for an address over the failure limit: its valid key must still be accepted."""
+"""Seconds between lookups for an address over the failure limit: its valid key still works."""
 
 _BODIES = 256
 """Unknown bodies read at a time before the timeout drops to ``_SHORT``."""
 
 _BODY_TIME, _SHORT = 10.0, 3.0
-"""Seconds for the body of an unknown request: normal, and above the limit."""
+"""Seconds for an unknown body: normal, and above the limit."""
 
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AdmissionControl:
-    """ASGI middleware in front of two load shedders: API calls, and pages with other keyless requests."""
+    """ASGI middleware in front of two load shedders: API calls, and keyless requests."""
 
     def __init__(self, runtime: Runtime, app: Litestar, api: LoadShedder, pages: LoadShedder) -> None:
         http = runtime.config.http
@@ -90,7 +89,7 @@ class AdmissionControl:
         try:
             await self._admit(scope, receive, send)
         except ApiError as refusal:
-            # Unread bytes of the body would be parsed as the next request.
+            # Unread bytes would be parsed as the next request.
             is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _TooManyReads)
             is_last = is_last and scope.get("http_version", "1.1").startswith("1")
             await refuse(send, refusal, {"Connection": "close"} if is_last else None)
@@ -101,12 +100,11 @@ class AdmissionControl:
         key = _key_of(scope) if traits is None or traits.needs_key else None
         is_known = self._is_known(scope, traits, key)
         if not is_known and key in self._looking_up:
-            # A merchant's concurrent first calls share one lookup.
+            # Concurrent first calls with a key share one lookup.
             await self._looking_up[key].wait()
             is_known = self._is_known(scope, traits, key)
         scope[KNOWN] = is_known
         if route is not None:
-            # Litestar sets the same value later.
             scope["path_template"] = route.template
         if not is_known:
             await self._slow_down(scope, traits, key)
@@ -163,10 +161,10 @@ class AdmissionControl:
             raise _TooManyReads("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
     async def _authenticate(self, scope: Message, key: str | None) -> None:
-        """Check an unknown key. Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
+        """Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
         asked = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
-            # Not counted as a guess: any website can make a browser send requests without a key.
+            # Not a guess: any website can make a browser send requests without a key.
             await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
             raise InvalidKey(HEADER_HINT)
         who = neighbourhood(scope[CLIENT])
@@ -187,7 +185,6 @@ class AdmissionControl:
 
     @asynccontextmanager
     async def _looked_up(self, key: str) -> AsyncGenerator[None]:
-        """Make concurrent requests with the same key wait for this lookup."""
         done = self._looking_up.setdefault(key, asyncio.Event())
         try:
             yield
@@ -196,7 +193,7 @@ class AdmissionControl:
             self._looking_up.pop(key, None)
 
     async def _read_ahead(self, scope: Message, traits: RouteTraits, receive: Receive) -> Receive:
-        # A priority route judges an oversized body itself: it receives the part read and the rest.
+        # A priority route judges oversized bodies itself.
         most = min(self._max_body, traits.body_bytes or self._max_body)
         if _length(scope) > most:
             if traits.has_priority:
@@ -229,14 +226,12 @@ class _TooManyReads(ServiceUnavailable):
 
 
 class _Bodies:
-    """Reads bodies of unknown requests, with a shorter timeout above the limit."""
-
     def __init__(self, each: int) -> None:
         self._each = each
         self._awaited: Counter[str] = Counter()
 
     async def read(self, who: str, receive: Receive, most: int) -> tuple[list[Message], int]:
-        """Return the messages and size of a body, up to the first message beyond ``most`` bytes."""
+        """Return messages and size, up to the first message beyond ``most`` bytes."""
         is_patient = self._awaited[who] < self._each and self._awaited.total() < _BODIES
         seconds = _BODY_TIME if is_patient else _SHORT
         messages: list[Message] = []
@@ -260,8 +255,6 @@ class _Bodies:
 
 
 class _SlowLane:
-    """At most one lookup per ``_TRICKLE`` for each limited address."""
-
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._next: dict[str, float] = {}
@@ -288,7 +281,7 @@ async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
 
 
 def _without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """Return the GET response's head for HEAD; a stream ends at its first part."""
+    """Answer HEAD like GET without the body; a stream ends at its first part."""
     has_ended = False
 
     async def send_head(message: Message) -> None:

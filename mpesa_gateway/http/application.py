@@ -17,10 +17,10 @@ from mpesa_gateway.security.scopes import Scopes
 
 
 class GatewayRequest(Request[Any, Any, Any]):
-    """A request whose JSON is decoded directly into the route's type, without floats."""
+    """A request whose JSON is decoded into the route's type, without floats."""
 
     async def json(self) -> Any:
-        """Return the body as the route's ``data`` type. Raises InvalidFields."""
+        """Raises InvalidFields."""
         wanted = self.route_handler.parsed_fn_signature.parameters.get("data")
         if wanted is not None and isinstance(wanted.annotation, type) and issubclass(wanted.annotation, msgspec.Struct):
             return read_body(await self.body(), wanted.annotation)
@@ -35,10 +35,7 @@ async def before_request(request: Request[Any, Any, Any]) -> None:
 
 
 def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
-    """Require JSON on routes with a key; compressed bodies only on priority routes.
-
-    A small compressed body could expand to any size.
-    """
+    """Compressed bodies could expand to any size, so only priority routes accept them."""
     if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PRIORITY):
         return
     coding = request.headers.get("content-encoding", "").strip().lower()
@@ -53,10 +50,7 @@ def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
 
 
 def build_app(routes: Iterable[Any], scopes: Scopes, *, max_body_bytes: int) -> Litestar:
-    """Return the application with the routes of kernel and plugins.
-
-    It serves the gateway in ``state.gateway``, which the caller sets.
-    """
+    """Return the application; the caller sets ``state.gateway``."""
     own: list[Any] = [*health.routes, *admin.routes, *templating.routes]
     app = Litestar(
         route_handlers=[*own, *routes],

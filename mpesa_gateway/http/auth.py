@@ -1,4 +1,4 @@
-"""Authentication of API calls by X-API-Key, and the scopes that routes require."""
+"""Authentication by X-API-Key, and the scopes of routes."""
 
 from typing import Any, cast
 
@@ -18,13 +18,13 @@ PUBLIC = "public"
 """``public=True`` on a route: no API key, no ``caller``."""
 
 PRIORITY = "priority"
-"""``priority=True`` on a route: admitted under any load (callbacks, health checks)."""
+"""``priority=True`` on a route: admitted under any load."""
 
 PROBE = "probe"
 """``probe=True`` on a route: polled by monitoring, so delays stay short."""
 
 BODY_BYTES = "body_bytes"
-"""``body_bytes=4096`` on a public route: body limit for unknown callers."""
+"""``body_bytes=4096`` on a public route: limit for unknown callers."""
 
 _SCOPE = "mpesa_gateway_scope"
 _TAKES_QUERY = "mpesa_gateway_takes_query"
@@ -37,7 +37,7 @@ class RouteError(Exception):
 def mark_scopes(app: Litestar, declared: Scopes) -> None:
     """Store on each route the scope of its ``caller``.
 
-    Raises RouteError for a route without a scope, or with one that no enabled plugin declares.
+    Raises RouteError for a route without a scope, or with an undeclared one.
     """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
@@ -60,12 +60,11 @@ def mark_scopes(app: Litestar, declared: Scopes) -> None:
 
 
 def scope_of(handler: BaseRouteHandler) -> Scope | None:
-    """Return the scope that a route requires, None for a public route."""
+    """Return the required scope, None for a public route."""
     return cast("Scope | None", handler.opt.get(_SCOPE))
 
 
 def _is_own(handler: HTTPRouteHandler) -> bool:
-    """Litestar's own OpenAPI and OPTIONS routes."""
     return handler.http_methods == {"OPTIONS"} or getattr(handler.fn, "__module__", "").startswith("litestar.")
 
 
@@ -110,7 +109,7 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
 
 
 async def count_failure(runtime: Runtime, address: str, asked: dict[str, str]) -> None:
-    """Record an invalid key and count it for its address. Raises TooManyFailures above the limit."""
+    """Record and count an invalid key. Raises TooManyFailures above the limit."""
     await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
     try:
         await runtime.limits.failed(AUTH, neighbourhood(address))
@@ -120,7 +119,6 @@ async def count_failure(runtime: Runtime, address: str, asked: dict[str, str]) -
 
 
 def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
-    """Ids and query are omitted."""
     return {"method": str(request.method), "route": str(request.scope.get("path_template", ""))}
 
 

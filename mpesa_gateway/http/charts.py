@@ -1,4 +1,4 @@
-"""Stacked column charts as SVG, with an equivalent table."""
+"""Column charts as SVG, with an equivalent table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ _HEIGHT = 100
 _STEP = 10
 _GAP = 1.6
 _FEWEST = 24
-"""Minimum width in columns; fewer are aligned right."""
+"""Minimum width in columns."""
 
 _TICKS = (1.0, 2.0, 2.5, 4.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: axis label, full name, and parts from the bottom up."""
+    """Axis label, full name, and parts from the bottom up."""
 
     label: str
     name: str
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Series:
-    """A colour and its name in the legend. Tones: good, bad, wait, back."""
+    """A colour and its name. Tones: good, bad, wait, back."""
 
     tone: str
     name: str
@@ -34,7 +34,7 @@ class Series:
 def columns(
     title: str, series: Sequence[Series], given: Sequence[Column], shown: Callable[[float], str] = "{:,.0f}".format
 ) -> Markup:
-    """Return a chart of stacked columns; ``shown`` formats a value."""
+    """Return a stacked chart; ``shown`` formats a value."""
     top = _ceiling(max((sum(column.parts) for column in given), default=0))
     width = max(_FEWEST, len(given))
     drawn = Markup("").join(
@@ -99,7 +99,6 @@ def _table(title: str, series: Sequence[Series], given: Sequence[Column], shown:
 
 
 def _ceiling(value: float) -> float:
-    """Return the top of the scale, the next round number."""
     if value <= 0:
         return 1.0
     size = 10.0 ** (len(str(int(value))) - 1)

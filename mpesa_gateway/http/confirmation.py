@@ -1,4 +1,4 @@
-"""Request bodies that confirm irreversible calls."""
+"""Bodies that confirm irreversible calls."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -21,6 +21,6 @@ class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def require_confirmed(confirm: str, subject_id: str) -> None:
-    """Raise InvalidFields unless ``confirm`` repeats the id."""
+    """Raises InvalidFields."""
     if confirm != subject_id:
         raise InvalidFields.field_error("confirm", f"send the id again ({subject_id}): this cannot be undone")

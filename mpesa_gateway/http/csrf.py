@@ -5,9 +5,9 @@ from urllib.parse import urlsplit
 
 
 def is_same_site(headers: Mapping[str, str], own_hosts: Collection[str]) -> bool:
-    """Return True if a page of one of ``own_hosts`` (host with optional port) made the request.
+    """Return True for requests from pages at ``own_hosts`` (host with optional port).
 
-    Uses Sec-Fetch-Site, else Origin, else Referer. Returns False without all three: every known browser sends one.
+    Uses Sec-Fetch-Site, else Origin, else Referer; every known browser sends one.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

@@ -12,11 +12,11 @@ from litestar.response import Stream
 from mpesa_gateway.clock import rfc3339
 
 _FORMULA = re.compile(r"[\s\x00-\x1f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
-"""Text that spreadsheets may run as a formula, also after spaces and in full width."""
+"""Formulas, also after spaces and in full width."""
 
 
 def cell(value: Any) -> str:
-    """Return a value as cell text; formulas get an apostrophe prefix."""
+    """Return cell text; formulas get an apostrophe prefix."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -28,8 +28,7 @@ def cell(value: Any) -> str:
 async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iterable[Sequence[Any]]]) -> Stream:
     """Stream a CSV file (RFC 4180, UTF-8).
 
-    Errors of the first page become an error response; later errors break the connection, so that a partial file is not
-    mistaken for a complete one.
+    Errors of the first page become a response; later ones break the connection, so that no partial file seems complete.
     """
     first: Iterable[Sequence[Any]] = ()
     async for rows in pages:

@@ -1,4 +1,4 @@
-"""Type for the ``gateway`` parameter of routes."""
+"""The type of ``gateway`` parameters."""
 
 from typing import TypeAlias
 
@@ -8,4 +8,4 @@ from litestar.params import SkipValidation
 from mpesa_gateway.runtime import Runtime
 
 RuntimeDependency: TypeAlias = NamedDependency[SkipValidation[Runtime]]
-"""Not validated: the type is a Protocol, and the value is internal."""
+"""A Protocol cannot be validated."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: rendered once in a thread, then served as bytes."""
+"""The OpenAPI document and its page, rendered once in a thread."""
 
 import asyncio
 import hashlib
@@ -31,10 +31,9 @@ class Documents:
         self._rendering: asyncio.Task[dict[str, _Document]] | None = None
 
     async def answer(self, scope: Message, send: Send) -> None:
-        """Send the document, or 304 if the client has it."""
         if self._rendering is None:
             self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
-        # A client that disconnects does not cancel the rendering for the next one.
+        # A client that disconnects must not cancel the rendering.
         documents = await asyncio.shield(self._rendering)
         path = scope["path"]
         document = documents[path if path in documents else path.rstrip("/")]
@@ -49,7 +48,7 @@ class Documents:
     def _render(self) -> dict[str, _Document]:
         document = document_of(self._app)
         title, policy = document["info"]["title"], f"{POLICY}; frame-ancestors 'none'".encode()
-        # The links of the page are relative, so the trailing slash matters.
+        # The links are relative, so the trailing slash matters.
         pages = {"/schema": render_page(title), "/schema/": render_page(title, "../")}
         return {
             **{path: _made(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},

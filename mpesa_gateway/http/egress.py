@@ -23,12 +23,12 @@ Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_a
 LONGEST_URL = 2048
 
 SHOWN = 1024
-"""Characters of a response that are stored."""
+"""Stored characters of a response."""
 
 _NEVER = tuple(
     ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20", "100::/64", "2001::/23")
 )
-"""Non-public ranges of IANA's registries, independent of the Python release."""
+"""Non-public in IANA's registries, independent of the Python release."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
@@ -39,7 +39,7 @@ _HOST = re.compile(
 
 
 class EgressFailed(Exception):
-    """The call failed. ``reason`` is a stable word; the text is safe to show to the merchant."""
+    """``reason`` is a stable word; the text is safe to show to the merchant."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -52,7 +52,7 @@ class ForbiddenAddress(OSError):
 
 @dataclass(frozen=True)
 class EgressResponse:
-    """Status, duration in milliseconds and start of the body of a response."""
+    """``ms`` is the duration in milliseconds."""
 
     status: int
     ms: int
@@ -60,7 +60,7 @@ class EgressResponse:
 
 
 def is_public(address: Address) -> bool:
-    """Return True if the address is public; embedded IPv4 addresses are checked too."""
+    """Return True for a public address; embedded IPv4 addresses are checked too."""
     inner = _embedded(address)
     if inner is not None:
         return False if isinstance(address, IPv6Address) else is_public(inner)
@@ -70,7 +70,7 @@ def is_public(address: Address) -> bool:
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """Return the IPv4 address inside a mapped, 6to4, Teredo, NAT64 or compatible address."""
+    """Covers mapped, 6to4, Teredo, NAT64 and compatible addresses."""
     if not isinstance(address, IPv6Address):
         return None
     if address.ipv4_mapped is not None:
@@ -99,7 +99,7 @@ def _split(url: str) -> tuple[SplitResult, str, int | None]:
 
 
 def check_url(url: str, *, allow_loopback: bool) -> None:
-    """Raise ValueError, with advice, if the address may not be called.
+    """Raise ValueError if the address may not be called.
 
     ``allow_loopback`` (sandbox) permits http to this machine.
     """
@@ -122,12 +122,12 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
 
 
 def normal_url(url: str, *, allow_loopback: bool) -> str:
-    """Return the address in canonical form: lower case, xn-- host, no default port or trailing dot.
+    """Return the canonical address: lower case, xn-- host, no default port or trailing dot.
 
-    Raises ValueError with advice.
+    Raises ValueError.
     """
     if len(url) > LONGEST_URL or not url.isprintable() or " " in url or "\\" in url:
-        # urlsplit silently removes some of these characters.
+        # urlsplit removes some of these characters.
         check_url(url, allow_loopback=allow_loopback)
     parts, host, port = _split(url)
     name = _ascii_name(host)
@@ -143,7 +143,7 @@ def normal_url(url: str, *, allow_loopback: bool) -> str:
 
 
 def _ascii_name(host: str) -> str:
-    """Return the name in ASCII. Raises ValueError if IDNA editions encode it differently."""
+    """Raises ValueError if IDNA editions differ."""
     if host.isascii():
         return host
     try:
@@ -168,7 +168,7 @@ def _check_host(host: str, literal: Address | None) -> None:
 
 
 def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
-    """Return the addresses of a name. Raises ForbiddenAddress if one may not be called."""
+    """Return the addresses. Raises ForbiddenAddress if one may not be called."""
     for text in addresses:
         address = ip_address(text.partition("%")[0])
         if not (is_public(address) or (allow_loopback and address.is_loopback)):
@@ -177,7 +177,7 @@ def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
 
 
 _LOOKUPS, _LOOKUPS_EACH = 256, 4
-"""Concurrent lookups of one process: in total and per account."""
+"""Concurrent lookups: in total and per account."""
 
 
 class EgressBusy(Exception):
@@ -185,7 +185,7 @@ class EgressBusy(Exception):
 
 
 class Egress:
-    """Client for POST requests to merchants: public addresses, and loopback in the sandbox."""
+    """POST client for merchants' addresses; loopback only in the sandbox."""
 
     def __init__(
         self,
@@ -195,16 +195,13 @@ class Egress:
         connections: int = 200,
         connect_timeout: float = 4.0,
     ) -> None:
-        """``timeout`` is seconds per call, ``connect_timeout`` seconds per address.
-
-        ``lookup`` is a shared resolver, ``connections`` the maximum of idle connections.
-        """
+        """``timeout`` is seconds per call, ``connect_timeout`` seconds per address."""
         self._timeout = timeout
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
         self._asked: Counter[tuple[str, str]] = Counter()
-        # Separate pools keep loopback connections from calls that may not use them.
+        # Loopback connections must not be reused for calls that may not use them.
         self._outbound = {
             allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
             for allow_loopback in (False, True)
@@ -224,7 +221,7 @@ class Egress:
     ) -> EgressResponse:
         """POST once, without redirects, cookies or proxy. Raises EgressFailed and EgressBusy.
 
-        The status line decides; faults after it are ignored. Lookups are limited per ``account``.
+        Errors after the status line are ignored. Lookups are limited per ``account``.
         """
         try:
             check_url(url, allow_loopback=allow_loopback)
@@ -254,7 +251,7 @@ class Egress:
         if read_literal(place.host) is not None:
             return check_addresses([place.host], allow_loopback=allow_loopback)
         asked = (account, place.host)
-        # Concurrent calls to one name share one lookup slot.
+        # Concurrent calls to one name share a lookup slot.
         with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.acquire(account) as has_place:
             if not has_place:
                 raise EgressBusy
@@ -291,7 +288,7 @@ _FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
     ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
     ((OSError,), "connect", "nothing took the connection"),
 )
-"""Stable reasons for network errors; subclasses come first."""
+"""Subclasses come first."""
 
 
 async def _as_dns(lookup: Awaitable[list[str]]) -> list[str]:
@@ -315,4 +312,4 @@ def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Destina
 
 
 _SAFE = "%!#$&'()*+,/:;=?@[]~"
-"""Characters that are not percent-encoded in paths and queries."""
+"""Not percent-encoded in paths and queries."""

@@ -1,4 +1,4 @@
-"""The envelope of every response: data on success, errors on failure."""
+"""The envelope of every response."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar

@@ -1,4 +1,4 @@
-"""Error responses: envelope and request id, without traces."""
+"""Error responses with request id, without traces."""
 
 from typing import Any
 
@@ -30,13 +30,12 @@ _BY_STATUS = {
 
 
 def failure(problems: list[Problem], status: int, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """Return an error response in the envelope."""
     body = msgspec.json.encode(Failure(errors=problems, request_id=current_request_id()))
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = None) -> None:
-    """Send a rejection before routing. ``more`` are additional headers."""
+    """Send a rejection before routing."""
     body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal) | (more or {})
     headers = [(name.lower().encode(), text.encode()) for name, text in lines.items()]
@@ -47,7 +46,7 @@ async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = No
 def _refused(request: Request[Any, Any, Any], refusal: ApiError) -> Response[bytes]:
     headers = _headers_of(refusal)
     if isinstance(refusal, RequestTimeout) and str(request.scope.get("http_version", "")).startswith("1"):
-        # Unread bytes of the body would be parsed as the next request.
+        # Unread bytes would be parsed as the next request.
         headers["Connection"] = "close"
     return failure(refusal.problems, refusal.status, headers)
 

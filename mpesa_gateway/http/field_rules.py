@@ -1,4 +1,4 @@
-"""Rules for field values: a check with an error message, and the equivalent JSON Schema."""
+"""Rules for field values: a check and the equivalent JSON Schema."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -8,11 +8,11 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 
 Compose = Callable[[Any], Mapping[str, Any]]
-"""Returns a part of the schema from the declarations of enabled plugins."""
+"""Returns a schema from the declarations of enabled plugins."""
 
 
 class Rule:
-    """A check that raises ValueError, and the JSON Schema of accepted values."""
+    """A check that raises ValueError, and the equivalent JSON Schema."""
 
     def __init__(self, check: Callable[[Any], Any], compose: Compose | None = None, **schema: Any) -> None:
         self._check = check
@@ -20,7 +20,6 @@ class Rule:
         self.schema = schema
 
     def schema_of(self, gateway: Any) -> dict[str, Any]:
-        """Return the schema, completed for this gateway."""
         return self.schema | dict(self._compose(gateway) if self._compose is not None else {})
 
     def __call__(self, value: Any) -> Any:
@@ -55,7 +54,6 @@ def one_of(words: Iterable[str], why: str = "", **schema: Any) -> Rule:
 
 
 def at_most(most: int) -> Rule:
-    """Return a rule for the length in characters."""
 
     def check(text: str) -> str:
         if len(text) > most:
@@ -66,12 +64,12 @@ def at_most(most: int) -> Rule:
 
 
 def elsewhere(**schema: Any) -> Rule:
-    """Return a rule that only documents; the check is in the service."""
+    """Return a rule that only documents; the service checks."""
     return Rule(lambda value: value, **schema)
 
 
 def composed(compose: Compose, **schema: Any) -> Rule:
-    """Return a rule that only documents, with a schema that depends on the plugins."""
+    """Return a rule that only documents, depending on the plugins."""
     return Rule(lambda value: value, compose, **schema)
 
 
@@ -81,7 +79,7 @@ PHONE = Rule(
     description="A Kenyan mobile number.",
     examples=["254708374149"],
 )
-"""Accepts common spellings; stored as 2547… or 2541…"""
+"""Stored as 2547… or 2541…"""
 
 _TEXT = r"^(?:[1-9][0-9]{0,4}|1[0-9]{5}|2[0-4][0-9]{4}|250000)(?:\.0{1,2})?$"
 
@@ -91,7 +89,7 @@ AMOUNT = Rule(
     description="Whole KES, as a number or as text.",
     examples=["500.00", 500],
 )
-"""An amount within M-Pesa's limit per transaction, in a JSON body."""
+"""An amount within M-Pesa's limit, in a JSON body."""
 
 WHOLE = Rule(
     Kes.parse, pattern=r"^[0-9]{1,9}(?:\.0{1,2})?$", description="Whole KES.", examples=["500", "500.00"], format=None

@@ -1,4 +1,4 @@
-"""Common response fields, described for the OpenAPI document; not validated."""
+"""Common response fields, described for OpenAPI; not validated."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,12 @@ _ID = "[0-9a-z]{26}"
 
 
 def id_field(prefix: str) -> Meta:
-    """Describe an identifier with this prefix; annotates ``str``."""
+    """Describe an identifier; annotates ``str``."""
     return Meta(extra_json_schema={"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]})
 
 
 def named(name: str) -> Meta:
-    """Name an enumeration, so that the document and generated clients have one type for it."""
+    """Name an enumeration, so that generated clients have one type for it."""
     return Meta(title=name)
 
 
@@ -30,7 +30,7 @@ Amount = Annotated[str, Meta(extra_json_schema={"pattern": r"^[0-9]+\.[0-9]{2}$"
 Phone = Annotated[str, Meta(extra_json_schema={"pattern": "^254[17][0-9]{8}$", "examples": ["254708374149"]})]
 Receipt = Annotated[str, Meta(extra_json_schema={"pattern": "^[A-Z0-9]{6,20}$", "examples": ["TKN4A1B2C3"]})]
 Masked = Annotated[str, Meta(extra_json_schema={"examples": ["****ef12"]})]
-"""The last four characters of a secret."""
+"""The last four characters."""
 
 Currency = Annotated[Literal["KES"], named("Currency")]
 Provider = Annotated[Literal["mpesa"], named("Provider")]
@@ -40,5 +40,5 @@ No = Annotated[bool, Meta(extra_json_schema={"examples": [False]})]
 
 
 def path_id(name: str, prefix: str) -> dict[str, dict[str, object]]:
-    """Describe an identifier in the path, for ``described``."""
+    """Describe a path's identifier, for ``described``."""
     return {name: {"pattern": f"^{prefix}_{_ID}$", "examples": [example_id(prefix)]}}

@@ -1,4 +1,4 @@
-"""Liveness and readiness of the gateway, by part."""
+"""Liveness and readiness of the gateway."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -22,7 +22,6 @@ from mpesa_gateway.runtime import Runtime
 _PATIENCE = 2.0
 
 _KEPT = 1.0
-"""Seconds for which a result is reused."""
 
 _examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
 
@@ -46,7 +45,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """How a request arrived: the connected peer, and the client derived from it."""
+    """How a request arrived: connected peer and derived client."""
 
     peer: str
     client: str
@@ -85,7 +84,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 
 @get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Report Postgres, migrations, Valkey, queue and certificates. 503 means that the process must get no requests."""
+    """Report Postgres, migrations, Valkey, queue and certificates. 503: send no requests here."""
     parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
@@ -96,7 +95,7 @@ async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
 async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
     """Concurrent requests share one result, since the route is public.
 
-    With ``may_be_old``, for addresses above their rate, a result is reused for _KEPT seconds.
+    With ``may_be_old``, for addresses above their rate, it is reused for _KEPT seconds.
     """
     now = asyncio.get_running_loop().time()
     running, began = _examining.get(runtime, (None, now))
@@ -108,7 +107,6 @@ async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part
 
 
 async def examine(runtime: Runtime) -> dict[str, Part]:
-    """Check each part, for at most two seconds."""
     checks = {
         "postgres": _postgres(runtime),
         "migrations": _migrations(runtime),
@@ -166,7 +164,6 @@ async def _queue(runtime: Runtime) -> str | None:
 
 
 async def _certificates(runtime: Runtime) -> str | None:
-    """A live merchant needs the live certificate; an expiring one must be reported."""
     has_live = await runtime.merchants.any_live()
     is_fine, said = await asyncio.to_thread(
         describe_used, runtime.config.daraja, runtime.clock.now(), has_live=has_live

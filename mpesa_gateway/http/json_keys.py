@@ -1,11 +1,11 @@
-"""Detection of repeated JSON keys; parsers disagree on which value counts."""
+"""Detection of repeated JSON keys; parsers disagree on the value."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
 _LONGEST_NAME, _LONGEST_PATH = 64, 200
-"""Displayed characters of a name and a path: names are untrusted."""
+"""Displayed characters: names are untrusted."""
 
 
 class _Twice(Exception):
@@ -17,13 +17,13 @@ class _Pairs(tuple[tuple[str, Any], ...]):
 
 
 def _refuse_twice(pairs: Sequence[tuple[str, Any]]) -> None:
-    # Building a dict is the cheapest count of distinct names.
+    # The cheapest count of distinct names.
     if len(dict(pairs)) != len(pairs):
         raise _Twice
 
 
-# Numbers are not converted: Python rejects more than 4,300 digits. Not strict: a control character must not hide a
-# repetition from a lenient parser.
+# Not converted: Python rejects over 4,300 digits. Not strict: a control character must not hide a repetition from a
+# lenient parser.
 _SCAN = json.JSONDecoder(
     object_pairs_hook=_refuse_twice, parse_int=len, parse_float=len, parse_constant=len, strict=False
 )
@@ -33,8 +33,7 @@ _READ = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=len, parse_float=le
 def find_repeated_key(body: bytes | str) -> str | None:
     """Return the path of a repeated key such as ``items[2].name``, or None.
 
-    Returns None for invalid JSON: the caller's parser reports it. Escaped and plain names are equal. Costs about 1 µs
-    per 100 bytes.
+    Returns None for invalid JSON. Escaped and plain names are equal. Costs about 1 µs per 100 bytes.
     """
     text = ""
     try:

@@ -9,10 +9,9 @@ from mpesa_gateway.runtime import Runtime
 
 @dataclass(frozen=True)
 class KnownCallerCheck:
-    """Exempts callers from throttling; part of a plugin's ``contributes``.
+    """Exempts callers from throttling; part of ``contributes``.
 
-    ``vouches`` gets the runtime, the ASGI scope and the client's address, does no I/O and authorises nothing: the route
-    still checks its caller.
+    ``vouches`` gets runtime, ASGI scope and client address. It does no I/O and authorises nothing.
     """
 
     below: tuple[str, ...]

@@ -1,7 +1,4 @@
-"""Concurrency limit for API calls; callbacks and health checks are always admitted.
-
-A call above the limit waits briefly or gets 503: partial service for all calls would help none.
-"""
+"""Concurrency limit for API calls; callbacks and health checks are always admitted."""
 
 import asyncio
 from collections import Counter, deque
@@ -25,16 +22,14 @@ from mpesa_gateway.http.errors import refuse
 log = structlog.get_logger(__name__)
 
 CALLER = "mpesa_gateway_key_id"
-"""Scope key: the API key's id, used to share the limit between callers."""
+"""Scope key: the API key's id, for fair shares."""
 
 CROWDED = "mpesa_gateway_crowded"
-"""Scope key: True if the server has more connections than its limit."""
+"""Scope key: the server is above its connection limit."""
 
 RETRY_AFTER = 1
-"""Seconds of Retry-After for rejected calls."""
 
 _SAY_AGAIN = 10.0
-"""Seconds between log lines about rejected calls."""
 
 BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
 
@@ -45,8 +40,6 @@ class PriorityError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Waiter:
-    """A waiting call; ``comes`` is resolved with True when admitted."""
-
     who: str
     comes: asyncio.Future[bool]
 
@@ -72,11 +65,10 @@ class LoadShedder:
         self._waiting: deque[_Waiter] = deque()
         self._said_at = -_SAY_AGAIN
         self.working = 0
-        """Calls in progress, without calls that wait for another server."""
+        """Excludes calls that wait for another server."""
         self.unanswered = 0
-        """Calls in progress, including those."""
+        """Includes them."""
         self.turned_away = 0
-        """Rejected calls since the start."""
 
     @property
     def waiting(self) -> int:
@@ -103,7 +95,7 @@ class LoadShedder:
             self._end_share(who)
 
     async def _enter(self, who: str) -> bool:
-        """Take a slot, waiting up to the limit. Returns False if there was none."""
+        """Returns False if no slot was free in time."""
         if self._has_room and not self._waiting and self._has_share(who):
             self._begin(who)
             return True
@@ -130,11 +122,10 @@ class LoadShedder:
         return self.working < self._at_once and self.unanswered < self._most
 
     def _has_share(self, who: str) -> bool:
-        """Return True if the caller has less than half of the slots."""
         return not who or self._begun[who] < self._each
 
     def _shed_oldest(self, who: str) -> bool:
-        """Reject the last waiting call of the caller with most of them. Returns False if this one has as many."""
+        """Reject the last waiting call of the caller with most of them, for one with fewer."""
         waiting = Counter(turn.who for turn in self._waiting if turn.who and not turn.comes.done())
         if not who or not waiting:
             return False
@@ -161,7 +152,6 @@ class LoadShedder:
         self._admit_next()
 
     def end(self, *, is_working: bool) -> None:
-        """Release the slot of a finished call."""
         self.unanswered -= 1
         self.working -= is_working
         self._admit_next()
@@ -172,7 +162,7 @@ class LoadShedder:
         self._admit_next()
 
     def reacquire(self) -> None:
-        """Take the slot again, above the limit if necessary."""
+        """Take the slot again, even above the limit."""
         self.working += 1
 
     def _admit_next(self) -> None:
@@ -180,7 +170,7 @@ class LoadShedder:
             able = [turn for turn in self._waiting if not turn.comes.done() and self._has_share(turn.who)]
             if not able:
                 return
-            # The caller with the fewest running calls is next, so that a burst delays only its own caller.
+            # The caller with the fewest running calls is next, so that a burst delays only its caller.
             turn = min(able, key=lambda each: self._begun[each.who] if each.who else 0)
             self._waiting.remove(turn)
             self._begin(turn.who)
@@ -196,7 +186,7 @@ class LoadShedder:
 
 
 def for_pages(config: HttpConfig) -> HttpConfig:
-    """Return the limits for keyless requests: a quarter, separate from API calls."""
+    """Return the limits for keyless requests: a quarter of those for API calls."""
     return msgspec.structs.replace(
         config,
         max_concurrent=max(1, config.max_concurrent // 4),
@@ -211,7 +201,7 @@ def _give_up(turn: "asyncio.Future[bool]") -> None:
 
 
 def _closing(send: Send) -> Send:
-    """Close the connection after this response, so that the client reconnects to another process."""
+    """The client reconnects to another process."""
 
     async def last(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -222,7 +212,7 @@ def _closing(send: Send) -> Send:
 
 
 def priority_of(app: Litestar) -> Callable[[str], bool]:
-    """Return a function that tells priority paths. Raises PriorityError for an ordinary route below one.
+    """Return a predicate for priority paths. Raises PriorityError.
 
     It works without the router, to keep rejections cheap.
     """

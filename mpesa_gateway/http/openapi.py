@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the routes and completed with what Litestar does not know."""
+"""The OpenAPI 3.1 document."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,10 +43,10 @@ ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
 """Keywords of a route's decorator that add to the document.
 
-``answers={202: Success[RunView]}``: other responses by status; ``refuses=(Conflict,)``: additional errors;
-``takes={…}``: the JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``: the JSON Schema of
-path parameters; ``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: JSON Schemas of other bodies
-with status 200. ``takes``, ``described`` and ``or_answers`` may be functions of the gateway.
+``answers={202: Success[RunView]}``: other responses; ``refuses=(Conflict,)``: additional errors; ``takes={…}``: the
+JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``: the JSON Schema of path parameters;
+``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: other bodies with status 200. ``takes``,
+``described`` and ``or_answers`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -66,7 +66,6 @@ _OWN_TAGS = {
 }
 
 _LAST = ("Administration", "Operators", "Callbacks", "Simulator")
-"""Tags listed last."""
 
 _REQUEST_ID = {
     "X-Request-ID": {
@@ -124,12 +123,11 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def document_of(app: Litestar) -> dict[str, Any]:
-    """Return the complete document of an application."""
     return complete(app, app.openapi_schema.to_schema())
 
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
-    """Add filters, scopes, field rules, responses and errors to Litestar's document, in place, once."""
+    """Complete Litestar's document in place, once."""
     _name_host(document, app.state.gateway.config)
     if "x-complete" in document:
         return document
@@ -354,7 +352,7 @@ def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
 
 
 def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema without references and null: a query parameter is present or absent."""
+    """A query parameter is never null."""
     if "$ref" in schema:
         return _inline(components[schema["$ref"]], components) | {"title": schema.get("title", "")}
     if "anyOf" in schema:
@@ -364,7 +362,6 @@ def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
 
 
 def _forget_unused(document: dict[str, Any]) -> None:
-    """Remove Litestar's schemas that no operation refers to."""
     schemas: dict[str, Any] = document["components"]["schemas"]
     used: set[str] = set()
     waiting = _references(document["paths"])

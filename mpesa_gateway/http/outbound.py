@@ -1,7 +1,6 @@
-"""An HTTP/1.1 client for untrusted servers; it reads a limited part of each response.
+"""An HTTP/1.1 client for untrusted servers.
 
-The status line decides. The rest is read only to show the start of the body and to reuse the connection; faults in it
-do not change the status.
+The status line decides; of the rest a limited part is read, to show the start of the body and to reuse the connection.
 """
 
 import asyncio
@@ -17,12 +16,12 @@ from typing import Literal, cast
 import wassima
 
 HEAD, BODY = 65_536, 65_536
-"""Maximum bytes: all heads of a response together, and its body with framing."""
+"""Maximum bytes of all heads of a response, and of its body with framing."""
 
 READS, PIECES = 250, 1_024
-"""Maximum socket reads, and chunks plus interim responses, per response.
+"""Maximum socket reads, and chunks plus interim responses.
 
-A read costs an event loop iteration. Maximum head and body take 90 reads of 1,460 bytes.
+Maximum head and body take 90 reads of 1,460 bytes.
 """
 
 _LONGEST_LINE = 1024
@@ -33,7 +32,7 @@ _LINE_END = b"\r\n"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 _IDLE, _AGE = 15.0, 300.0
-"""Seconds: idle time of a kept connection, and its age, since DNS may change."""
+"""Seconds: idle time of a connection, and its age, since DNS may change."""
 
 _KEPT_EACH = 8
 """Connections kept per server."""
@@ -47,7 +46,7 @@ BrokenOff = Literal["reset", "bad_answer"]
 
 
 class NoResponse(Exception):
-    """The connection ended without a final status line."""
+    """No final status line."""
 
     def __init__(self, reason: BrokenOff) -> None:
         super().__init__(reason)
@@ -55,7 +54,7 @@ class NoResponse(Exception):
 
 
 class ResponseReader:
-    """Incremental parser of one response. Never raises: unreadable input ends the response."""
+    """Incremental parser of one response. Never raises."""
 
     def __init__(self, shown: int) -> None:
         """``shown`` is the number of body bytes to keep."""
@@ -75,7 +74,6 @@ class ResponseReader:
         self.failure: BrokenOff = "bad_answer"
         self.is_done = False
         self.is_reusable = False
-        """True if the response ended at its framing and the server keeps the connection."""
 
     @property
     def body(self) -> bytes:
@@ -148,7 +146,7 @@ class ResponseReader:
             if colon:
                 fields[name.strip().lower()].add(value.strip().lower())
         length, transfer = fields[b"content-length"], fields[b"transfer-encoding"]
-        # Compressed bodies are not unpacked: a small response could expand to a very large one.
+        # A small compressed response could expand to a very large one.
         coded = (fields[b"content-encoding"] | transfer) - {b"", b"identity", b"chunked"}
         self._is_shown = not coded
         if any(b"close" in value for value in fields[b"connection"]) or (length and transfer):
@@ -209,7 +207,6 @@ class ResponseReader:
                 self._stop()
 
     def _is_past_chunk(self) -> bool:
-        """Consume the current chunk. Returns True after its line end."""
         if self._left > len(_LINE_END):
             self._take(min(self._left - len(_LINE_END), len(self._data) - self._at))
         if not self._left:
@@ -236,8 +233,6 @@ class ResponseReader:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, used for one response at a time."""
-
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.made_at = 0.0
@@ -279,7 +274,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     async def send(self, request: bytes, reader: ResponseReader) -> None:
-        """Send, and return once the response is complete, broken off or over a limit."""
+        """Return once the response is complete, broken off or over a limit."""
         self._reader = reader
         self._waiting = asyncio.get_running_loop().create_future()
         try:
@@ -292,12 +287,11 @@ class _Connection(asyncio.Protocol):
             self._reader = self._waiting = None
 
     def release(self, forget: "Callable[[_Connection], None]") -> None:
-        """Keep the connection for reuse until ``_IDLE``; ``forget`` is called on close."""
+        """Keep the connection for reuse until ``_IDLE``."""
         self._forget = forget
         self._expires = asyncio.get_running_loop().call_later(_IDLE, self.abort)
 
     def resume(self) -> bool:
-        """Return True if the connection can be reused."""
         self._forget = None
         if self._expires is not None:
             self._expires.cancel()
@@ -306,7 +300,7 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Destination:
-    """A server; ``host`` is the TLS server name."""
+    """``host`` is the TLS server name."""
 
     host: str
     port: int
@@ -314,7 +308,7 @@ class Destination:
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return a context that trusts the operating system's certificates, for HTTP/1.1."""
+    """Return a context that trusts the operating system's certificates."""
     context = wassima.create_default_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -324,7 +318,7 @@ class OutboundClient:
     """A pool of connections for one address policy."""
 
     def __init__(self, *, connections: int, connect_timeout: float = 4.0) -> None:
-        """``connections`` is the maximum of idle connections; ``connect_timeout`` is seconds per address."""
+        """``connections`` limits idle ones; ``connect_timeout`` is seconds per address."""
         self._most_kept = connections
         self._connect_timeout = connect_timeout
         self._kept: dict[Destination, list[_Connection]] = {}
@@ -339,10 +333,9 @@ class OutboundClient:
         self._count = 0
 
     async def post(self, place: Destination, addresses: Addresses, request: bytes, reader: ResponseReader) -> None:
-        """Send a request on an idle connection, or on a new one to the first reachable address.
+        """Send on an idle connection, or connect to the first reachable address.
 
-        Returns once ``reader`` has the final status; the caller sets the timeout. Raises NoResponse, and OSError from
-        ``addresses`` and connecting.
+        The caller sets the timeout. Raises NoResponse and OSError.
         """
         connection = self._take(place)
         if connection is None:

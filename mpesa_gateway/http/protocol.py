@@ -1,7 +1,7 @@
 """HTTP/1.1: a guard on each connection, in front of uvicorn's protocol.
 
-The guard parses strictly and rewrites each request in canonical form, one at a time, so that client bytes cannot
-desynchronise uvicorn's parser. It uses two hooks that uvicorn documents: ``http`` and ``load``.
+The guard parses strictly and rewrites each request in canonical form, so that clients cannot desynchronise uvicorn's
+parser. It uses two documented hooks of uvicorn: ``http`` and ``load``.
 """
 
 import asyncio
@@ -35,24 +35,23 @@ from mpesa_gateway.ids import Ids
 log = structlog.get_logger(__name__)
 
 _GRACE = 5.0
-"""Seconds between ``http.body_timeout``, when the application answers 408, and closing the connection."""
+"""Seconds after ``http.body_timeout``, so that the application can answer 408."""
 
 _LINGER = 2.0
-"""Seconds for a client to read a rejection before the connection is closed."""
+"""Seconds for a client to read a rejection."""
 
 _DISCARDED = 131_072
 """Bytes discarded after a rejection before reading pauses."""
 
 _HELD = 65_536
-"""Bytes of pipelined requests buffered before reading pauses."""
+"""Bytes of pipelined requests before reading pauses."""
 
 _LOG_AGAIN = 1.0
-"""Seconds between log lines about rejected connections."""
 
 _STATE = "mpesa_gateway_connection"
 
 Waits = Literal["head", "next", "body", "write"]
-"""States of waiting for the client, in the order in which connections are evicted."""
+"""Waits for the client, in the order of eviction."""
 
 
 class ConnectionLimiter:
@@ -73,9 +72,9 @@ class ConnectionLimiter:
         return self.most is not None and len(self._all) > self.most
 
     def admit(self, connection: "Connection") -> bool:
-        """Add a connection, evicting a waiting one at the limit. Returns False without room.
+        """Returns False without room.
 
-        The limit is exceeded by up to a quarter if no connection waits for its client: callbacks may be among them.
+        Up to a quarter more is admitted if no connection waits for its client: callbacks may be among them.
         """
         if self.most is not None and len(self._all) >= self.most:
             has_room = self._close_one() or len(self._all) < self.most * 5 // 4
@@ -96,7 +95,7 @@ class ConnectionLimiter:
             self._waiting[connection.waits][connection] = None
 
     def log_refusal(self, refusal: ApiError, request_id: str) -> None:
-        """Log at most one rejected connection per second, with the number skipped."""
+        """Log at most one per second, with the number skipped."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_AGAIN:
             self._not_logged += 1
@@ -119,9 +118,9 @@ class ConnectionLimiter:
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's settings with the guard and its limits; pickled for each worker process.
+    """uvicorn's settings with the guard and its limits; pickled for worker processes.
 
-    ``limit_concurrency`` limits connections; uvicorn's own limit answers in plain text.
+    uvicorn's own ``limit_concurrency`` answers in plain text.
     """
 
     def __init__(self, app: Any, bounds: HttpConfig, *, limit_concurrency: int | None = None, **more: Any) -> None:
@@ -178,10 +177,10 @@ class _ResponseInProgress:
 class Connection(asyncio.Protocol):
     """The guard of one connection: limits heads, bodies and waits, and rejects in the envelope.
 
-    The next request is forwarded once the previous response is complete and the client reads it. A rejection ends the
-    connection after the responses to earlier requests.
+    The next request is forwarded once the client reads the complete previous response. A rejection follows the
+    responses to earlier requests and ends the connection.
 
-    Over 20 methods: asyncio's callbacks and one small method per parser state, which share a buffer.
+    Over 20 methods: asyncio's callbacks and one per parser state, which share a buffer.
     """
 
     def __init__(
@@ -200,21 +199,20 @@ class Connection(asyncio.Protocol):
         self._served: set[Any] = server_state.connections
         self._make_behind = partial(behind, app_state=app_state | {_STATE: self}, server_state=server_state, **more)
         self._behind: asyncio.Protocol | None = None
-        """Created at the first head, so that silent connections stay cheap."""
+        """Created at the first head: silent connections stay cheap."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._read = bytearray()
         self._looked_at = 0
         self._next = self._head
-        """Parses the next part of the buffer; returns False if more bytes are needed."""
+        """Parses the next part; returns False if more bytes are needed."""
         self._left = 0
         self._trailers = 0
         self._is_over = False
         self._is_detached = False
         self._is_last = False
         self._is_fresh = True
-        """No complete head was received."""
         self.waits: Waits | None = None
         self.is_answering = False
         self.is_answered = True
@@ -272,7 +270,6 @@ class Connection(asyncio.Protocol):
         return self._crowd.is_crowded
 
     def answered(self) -> None:
-        """Continue with the next request."""
         if self.is_answered:
             return
         self.is_answered = True
@@ -280,7 +277,6 @@ class Connection(asyncio.Protocol):
             self._await_next()
 
     def evict(self) -> None:
-        """Close this waiting connection to make room."""
         self._crowd.remove(self)
         self._is_over = True
         if self._transport.get_write_buffer_size():
@@ -344,7 +340,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _skip_empty_lines(self) -> None:
-        """Discard empty lines before a head; ``_left`` counts them towards the head's limit."""
+        """``_left`` counts empty lines towards the head's limit."""
         while self._read.startswith(b"\r\n"):
             del self._read[:2]
             self._left += 2
@@ -422,7 +418,6 @@ class Connection(asyncio.Protocol):
         return line
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Stop reading and send the rejection, unless the response has started."""
         has_begun, is_in_body = self.is_answering, self._next != self._head
         self._is_over = True
         self._left = len(self._read)
@@ -449,7 +444,7 @@ class Connection(asyncio.Protocol):
                 self._behind.connection_lost(exc)
 
     def _respond_and_close(self, refusal: ApiError) -> None:
-        """Send the rejection and close after a delay: closing with unread bytes would reset the connection."""
+        """Closing with unread bytes would reset the connection, so it closes after a delay."""
         request_id = Ids(SystemClock()).new("req")
         self._crowd.log_refusal(refusal, request_id)
         body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=request_id))

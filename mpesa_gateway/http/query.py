@@ -1,4 +1,4 @@
-"""Filters of lists: structs read from the query string and shown in the OpenAPI document."""
+"""Filters of lists, declared as structs."""
 
 import re
 from datetime import datetime
@@ -15,7 +15,6 @@ from mpesa_gateway.http.validation import read_query
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-"""An RFC 3339 time with zone."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
@@ -29,7 +28,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
-    """Return the query string as a struct. Raises InvalidFields."""
+    """Raises InvalidFields."""
     values: dict[str, list[str]] = {}
     for name, text in request.query_params.multi_items():
         values.setdefault(name, []).append(text)
@@ -67,12 +66,12 @@ def reads_query(handler: BaseRouteHandler) -> bool:
 
 
 def refuse_query(request: Request[Any, Any, Any]) -> None:
-    """Raise InvalidFields with one problem per parameter."""
+    """Raises InvalidFields."""
     if request.scope["query_string"]:
         read_params(request, NoQuery)
 
 
 _NOT_QUERY = frozenset({"body", "caller", "cookies", "data", "headers", "request", "scope", "socket", "state"})
-"""Parameters that Litestar does not read from the query."""
+"""Litestar fills these from elsewhere."""
 
 _IN_PATH = re.compile(r"\{(\w+)(?::\w+)?\}")

@@ -1,4 +1,4 @@
-"""Checks of every request before routing: a canonical path and a timely body."""
+"""Checks before routing: a canonical path and a timely body."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.single_headers import find_repeated_header
 
 _ODD_PATH = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")
-"""Control characters, lone surrogates, backslashes, and empty or dot segments."""
+"""Control characters, lone surrogates, backslashes, empty and dot segments."""
 
 _ENCODED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 
@@ -18,7 +18,7 @@ _ENCODED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
 class RequestGuard:
     """ASGI middleware: rejects non-canonical paths and slow bodies.
 
-    The router reads ``//ops`` and ``/%2fops`` as ``/ops``, which would bypass path rules of a proxy.
+    The router reads ``//ops`` and ``/%2fops`` as ``/ops``, which would bypass a proxy's path rules.
     """
 
     def __init__(self, app: ASGIApp, body_timeout: float) -> None:

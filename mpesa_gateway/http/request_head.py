@@ -1,4 +1,4 @@
-"""Strict parser for HTTP/1.1 heads and chunks (RFC 9112); ambiguous input is rejected."""
+"""Strict parser for HTTP/1.1 heads and chunks (RFC 9112)."""
 
 import re
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from mpesa_gateway.errors import ApiError, PayloadTooLarge
 
 MOST_HEADERS = 100
-"""Maximum headers per request, three times what browsers and proxies send."""
+"""Three times what browsers and proxies send."""
 
 MOST_CHUNK_LINE = 1024
-"""Maximum bytes of a chunk's size line with extensions."""
+"""With extensions."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(
@@ -36,22 +36,21 @@ class InvalidRequest(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request head. ``length`` is the body's bytes, None for chunked."""
+    """``length`` is the body's bytes, None for chunked."""
 
     written: bytes
-    """The head in canonical form, without hop-by-hop headers."""
+    """The canonical head, without hop-by-hop headers."""
     length: int | None
     is_last: bool
-    """True if the connection closes after the request."""
 
 
 def cannot_be_head(begun: bytearray, since: int) -> bool:
-    """Return True if no head starts with these bytes; ``since`` bytes were checked before."""
+    """Return True if no head starts with these bytes; ``since`` were checked before."""
     return _NEVER.search(begun, max(0, since - 1)) is not None
 
 
 def read_head(head: bytes, most_bytes: int) -> Head:
-    """Parse a head without its empty line. Raises HeadTooLarge or InvalidRequest."""
+    """Raises HeadTooLarge or InvalidRequest."""
     if len(head) > most_bytes:
         raise head_too_large(most_bytes)
     first, _, rest = (head + b"\r\n").partition(b"\r\n")
@@ -100,7 +99,7 @@ def _length(lengths: list[bytes], codings: list[bytes], version: bytes) -> int |
 
 
 def read_chunk_size(line: bytes) -> int:
-    """Return the size of a chunk in bytes. Raises InvalidRequest."""
+    """Return the bytes of a chunk. Raises InvalidRequest."""
     found = _CHUNK.fullmatch(line) if len(line) <= MOST_CHUNK_LINE else None
     if found is None:
         raise InvalidRequest("the size of a chunk cannot be read: send it in hexadecimal digits (RFC 9112)")
@@ -108,7 +107,7 @@ def read_chunk_size(line: bytes) -> int:
 
 
 def check_trailer(line: bytes) -> None:
-    """Raise InvalidRequest for a malformed trailer; trailers are discarded."""
+    """Raise InvalidRequest if malformed; trailers are discarded."""
     if _HEADERS.fullmatch(line + b"\r\n") is None:
         raise InvalidRequest("a trailer after the last chunk cannot be read (RFC 9112)")
 

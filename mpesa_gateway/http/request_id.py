@@ -1,4 +1,4 @@
-"""Request ids in responses and logs, with the request log and metrics."""
+"""Request ids, the request log and request metrics."""
 
 import re
 import time
@@ -19,10 +19,10 @@ from mpesa_gateway.tracing import Tracing, is_enabled
 log = structlog.get_logger("mpesa_gateway.http")
 
 KNOWN = "mpesa_gateway_known"
-"""Scope key: True if the caller was known before reading; rejections of unknown callers are sampled in the log."""
+"""Scope key: the caller is known. Rejections of others are sampled in the log."""
 
 SLOWED = "mpesa_gateway_slowed"
-"""Scope key: True if the request exceeded its address's rate."""
+"""Scope key: the request exceeded its address's rate."""
 
 _SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
@@ -31,10 +31,10 @@ QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
 _SAMPLED = 60.0
-"""Seconds per log line for rejections of one kind and address; the next line has the number skipped."""
+"""Seconds per log line for rejections of one kind and address."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods with a metric label; clients may send others."""
+"""Metric labels; clients may send other methods."""
 
 
 _BOUND = ("merchant_id", "key_id", "payment_id")
@@ -42,7 +42,7 @@ _BOUND = ("merchant_id", "key_id", "payment_id")
 
 
 class RequestIds:
-    """ASGI middleware: uses a valid X-Request-ID or creates one; logs and counts requests."""
+    """ASGI middleware: keeps a valid X-Request-ID or creates one; logs and counts requests."""
 
     def __init__(self, app: ASGIApp, ids: Ids, metrics: KernelMetrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -84,7 +84,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            # The template, because a callback's path contains its token.
+            # A callback's path contains its token.
             template = scope.get("path_template") or "(unknown)"
             took = time.perf_counter() - began
             method = asked if asked in _METHODS else OTHER
@@ -99,7 +99,6 @@ class RequestIds:
                 )
 
     def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
-        """Log a request; rejections of unknown callers once per minute, address, route and status."""
         more: dict[str, int] = {}
         if status >= 400 and not scope.get(KNOWN, False):
             left_out = self._refusals.admit((neighbourhood(scope.get(CLIENT, "")), route, status))

@@ -15,14 +15,14 @@ from mpesa_gateway.tracing import Tracing, root_span, set_attributes, set_error
 
 
 def request_span(tracing: Tracing, scope: Mapping[str, Any], request_id: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a request, named later by ``describe_request``."""
+    """Return a block with a span, named later by ``describe_request``."""
     parent, links = _caller(tracing, scope)
     said = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
     return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, said, parent, links)
 
 
 def describe_request(span: Span, method: str, route: str, status: int, ids: Mapping[str, str]) -> None:
-    """Name the span and set its attributes. ``status`` is 0 if there was no answer."""
+    """``status`` is 0 without an answer."""
     span.update_name(f"{method} {route}")
     set_attributes(
         span,

@@ -14,7 +14,6 @@ _DEFAULTS: tuple[Header, ...] = (
 
 
 def with_defaults(headers: Iterable[Header]) -> list[Header]:
-    """Return the headers with missing defaults added."""
     given = list(headers)
     names = {name.lower() for name, _ in given}
     return [*given, *(header for header in _DEFAULTS if header[0] not in names)]

@@ -1,4 +1,4 @@
-"""Route lookup before the router runs, so that the route's needs are known first."""
+"""Route lookup before the router runs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from mpesa_gateway.http.auth import BODY_BYTES, PRIORITY, PROBE, scope_of
 
 @dataclass(frozen=True)
 class RouteTraits:
-    """Declared traits of a route's method. ``body_bytes`` is None if undeclared."""
+    """Declared traits of a method; ``body_bytes`` is None if undeclared."""
 
     needs_key: bool = False
     has_priority: bool = False
@@ -22,14 +22,14 @@ class RouteTraits:
 
 @dataclass(frozen=True)
 class KnownRoute:
-    """A route's template and methods. A mounted application is public and accepts every method."""
+    """A route. A mounted application is public and accepts every method."""
 
     template: str
     methods: Mapping[str, RouteTraits]
     is_mount: bool = False
 
     def traits(self, method: str) -> RouteTraits | None:
-        """Return the traits of a method, or None; HEAD is treated as GET."""
+        """Return None for an unsupported method; HEAD is treated as GET."""
         if self.is_mount:
             return RouteTraits()
         return self.methods.get(method) or (self.methods.get("GET") if method == "HEAD" else None)
@@ -44,7 +44,6 @@ class _Node:
     children: dict[str, "_Node"] = field(default_factory=dict[str, "_Node"])
     parameter: "_Node | None" = None
     rest: KnownRoute | None = None
-    """Matches everything below."""
     route: KnownRoute | None = None
 
 

@@ -1,6 +1,6 @@
-"""Challenge and response by which the doctor verifies that a URL leads to this gateway.
+"""Challenge and response that prove to the doctor that a URL leads to this gateway.
 
-Both sides prove a secret of this installation, so that neither another server nor a cache can answer.
+Both sides prove a secret of this installation, so that no cache can answer.
 """
 
 import hashlib

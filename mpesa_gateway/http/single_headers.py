@@ -1,4 +1,4 @@
-"""Headers that must not be repeated, because readers would use different values."""
+"""Headers that must not be repeated."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ _ONCE = frozenset(
 def find_repeated_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the name of a repeated header, or None.
 
-    Names are in lower case, as in ASGI. Signature headers are excluded: the callback inbox stores rejected callbacks.
+    Names are in lower case. Signature headers are excluded: the inbox stores rejected callbacks.
     """
     found = [name for name, _ in headers if name in _ONCE]
     if len(found) == len(set(found)):

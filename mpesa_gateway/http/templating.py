@@ -1,4 +1,4 @@
-"""HTML pages from templates, with common state labels, icons and times, and no external resources."""
+"""HTML pages from templates, with common labels, icons and times."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ from mpesa_gateway.http import charts
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 ASKED_PATH = "mpesa_gateway_path"
-"""Scope key of the requested path below any mount path; Litestar strips the last slash."""
+"""Scope key of the path below any mount path; Litestar strips the last slash."""
 
 _STATIC = "mpesa_gateway.http"
 _MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
@@ -34,12 +34,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""Content security policy: own files only, no inline script or style."""
+"""Own files only, no inline script or style."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Tone (colour) and icon of a state."""
+    """A tone (colour) and an icon."""
 
     tone: str
     icon: str
@@ -79,11 +79,11 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
 )
 
 STATES: dict[str, State] = {word: found for found, words in _WORDS for word in words}
-"""States with a colour and icon; other words are muted."""
+"""Other words are muted."""
 
 
 def state(word: str, label: str | None = None) -> Markup:
-    """Return a state as text with icon and colour."""
+    """Return text with icon and colour."""
     text = word.replace("_", " ")
     found = STATES.get(text, _MUTE)
     return Markup('<b data-tone="{}"><svg aria-hidden="true"><use href="#i-{}"/></svg>{}</b>').format(
@@ -107,7 +107,7 @@ def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup
 
 
 def local(text: str) -> str:
-    """Return an RFC 3339 time for a form field, in East Africa Time without zone; other text unchanged."""
+    """Return an RFC 3339 time for a form field, in East Africa Time without zone."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None and len(text) > len("2026-11-23"):
@@ -119,7 +119,7 @@ def local(text: str) -> str:
 
 
 def kes(amount: str | float | None) -> Markup:
-    """Return an amount as ``KES 12,500``."""
+    """Return ``KES 12,500``."""
     if amount is None:
         return escape(ABSENT)
     text = str(amount)
@@ -133,9 +133,9 @@ def number(value: float | None) -> str:
 
 
 def environment(packages: Mapping[str, str]) -> jinja2.Environment:
-    """Return an environment with the templates of these packages.
+    """Return an environment with these packages' templates, prefixed by name.
 
-    Prefixed by name; those of the empty name have no prefix. Undefined values raise; output is escaped.
+    Undefined values raise; output is escaped.
     """
     own = packages.get("", "")
     loaders: list[jinja2.BaseLoader] = [jinja2.PackageLoader(_STATIC)]
@@ -161,15 +161,15 @@ def asked_path(connection: Connection) -> str:
 
 
 def root(connection: Connection) -> str:
-    """Return the relative path to the gateway's root; relative paths work behind any proxy."""
+    """Return the relative path to the gateway's root, which works behind any proxy."""
     return "../" * (asked_path(connection).count("/") - 1)
 
 
 class Assets:
-    """The files in a package's ``static`` folder, cached for a year under a path with their digest."""
+    """Files in a package's ``static`` folder, cached for a year under their digest."""
 
     def __init__(self, package: str, place: str) -> None:
-        """``place`` is the path prefix below the root, such as ``web``."""
+        """``place`` is a path below the root, such as ``web``."""
         self._package = package
         self._place = place
         self._digests: dict[str, str] = {}
@@ -181,7 +181,7 @@ class Assets:
         return f"{self._place}/{digest}/{name}"
 
     def answer(self, digest: str, name: str) -> Response[bytes]:
-        """Return a file; ``.gz`` files have Content-Encoding. Raises NotFound."""
+        """Raises NotFound."""
         media = next((media for ending, media in _MEDIA.items() if name.removesuffix(_GZIP).endswith(ending)), None)
         known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
         if media is None or name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
@@ -199,7 +199,7 @@ _OWN_ASSETS = Assets(_STATIC, "web")
 
 
 def asset(name: str) -> str:
-    """Return the path of a kernel file below the root."""
+    """Return a kernel file's path below the root."""
     return _OWN_ASSETS.path(name)
 
 
@@ -209,7 +209,7 @@ async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[by
 
 
 def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'") -> dict[str, str]:
-    """Return the headers of every page: not cached, not framed, limited to ``policy``."""
+    """Return the headers of every page."""
     return {
         "Content-Security-Policy": policy,
         "X-Frame-Options": "DENY",
@@ -224,7 +224,7 @@ def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = Non
 
 
 def redirect(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
-    """Return a 303 redirect; characters not allowed in a URL are encoded."""
+    """Return a 303 redirect; invalid characters are encoded."""
     location = quote(where, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
     return Response(
         "", status_code=303, media_type="text/plain", headers=headers() | {"Location": location, **(more or {})}

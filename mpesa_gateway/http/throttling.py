@@ -1,4 +1,4 @@
-"""Rate limits for unknown callers, per address and in total: requests above the rate are delayed."""
+"""Rate limits for unknown callers: requests above the rate are delayed."""
 
 import asyncio
 import time
@@ -6,24 +6,24 @@ from collections import Counter
 from collections.abc import Callable
 
 LONGEST = 5.0
-"""Maximum delay in seconds."""
+"""Seconds."""
 
 _BURST = 2.0
-"""Burst of an address, in seconds of its rate."""
+"""Seconds of the rate."""
 
 _TOGETHER = 4
-"""The total rate as a multiple of one address's rate."""
+"""The total rate as a multiple of an address's rate."""
 
 _ALL = "all"
 
 _MOST = 20_000
-"""Maximum stored addresses; the oldest is deleted first."""
+"""Stored addresses."""
 
 
 class Throttle:
     """A token bucket per address and one for all.
 
-    A client with sequential requests gets this rate, or a fifth of its connections per second if higher.
+    Sequential requests get this rate, or a fifth of the client's connections per second if higher.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Throttle:
         now: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
-        """``held`` is the maximum of delayed requests, two thirds of it for one address.
+        """``held`` limits delayed requests, two thirds of it per address.
 
         ``chance`` returns 0 to 1 and spreads the delays of a burst.
         """
@@ -54,7 +54,7 @@ class Throttle:
     async def admit(self, who: str, *, longest: float = LONGEST, together: bool = True) -> bool:
         """Wait for this address's turn, at most ``longest`` seconds. Returns False if too many wait.
 
-        ``together`` also counts the request towards the total rate.
+        ``together`` also applies the total rate.
         """
         delay = self.delay(who)
         if together:
@@ -74,7 +74,7 @@ class Throttle:
         return True
 
     def delay(self, who: str, times: int = 1) -> float:
-        """Count a request at a multiple of the rate; return its delay in seconds, at most LONGEST."""
+        """Count a request and return its delay in seconds."""
         now = self._now()
         due = max(self._due.pop(who, now), now) + self._interval / times
         is_over = due > now + self._burst + LONGEST
@@ -82,7 +82,7 @@ class Throttle:
             due = now + self._burst + LONGEST
         if len(self._due) >= _MOST:
             self._forget(now)
-        # Reinserted, so that the dictionary is ordered by last request.
+        # Ordered by last request.
         self._due[who] = due
         if is_over:
             # Spread a burst instead of releasing it at once.

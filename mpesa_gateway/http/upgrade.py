@@ -12,15 +12,13 @@ class AnswerOnce:
     """ASGI middleware: closes the connection after Upgrade, CONNECT or two lengths.
 
     After Upgrade, uvicorn with httptools parses the body as the next request; with h11 it accepts Content-Length beside
-    Transfer-Encoding. Closing discards those bytes. ``mpesa-gateway serve`` does not need this; a host with another
-    server wraps its whole application.
+    Transfer-Encoding. A host with its own server wraps its whole application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Raises BodyLost from ``receive`` if the server lost the body."""
         if scope["type"] != "http" or not _may_be_read_in_two_ways(scope):
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Decoding of request bodies and queries; all invalid fields are reported at once."""
+"""Decoding of bodies and queries; all invalid fields are reported at once."""
 
 import re
 from codecs import BOM_UTF8
@@ -18,12 +18,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 _NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NUL = "must not contain NUL"
 _MOST_UNKNOWN = 20
-"""Unknown names per response: each message lists all known names."""
+"""Unknown names per response."""
 
 _SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
 
 _MOST_DIGITS = 15
-"""Digits of whole numbers in decimal or exponent form that a float represents exactly."""
+"""Digits that a float represents exactly."""
 
 _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _AS_NUMBERS = msgspec.json.Encoder(decimal_format="number")
@@ -41,10 +41,10 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body. Raises InvalidFields with one problem per field.
+    """Decode a JSON body. Raises InvalidFields.
 
-    A repeated field is rejected at any depth, because parsers disagree on the value that counts. A byte order mark is
-    skipped (RFC 8259).
+    A repeated field is rejected at any depth, because parsers disagree on the value. A byte order mark is skipped (RFC
+    8259).
     """
     body = body.removeprefix(BOM_UTF8)
     if (repeated := find_repeated_key(body)) is not None:
@@ -56,10 +56,10 @@ def read_body(body: bytes, kind: type[S]) -> S:
         try:
             _examine(body, kind, "", checks)
         except _NO_JSON:
-            # The body has an invalid field before the JSON syntax error.
+            # The body has an invalid field before the syntax error.
             raise InvalidFields.field_error("body", _SEND_JSON) from None
         checks.settle()
-        # Each field is valid by itself: the fault is in their combination.
+        # Each field is valid; their combination is not.
         raise InvalidFields.field_error("body", _explain(str(problem))) from None
     except _NO_JSON:
         raise InvalidFields.field_error("body", _SEND_JSON) from None
@@ -69,7 +69,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
 
 
 def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON as this type. JSON has one number type: ``4.0`` is a valid integer."""
+    """JSON has one number type: ``4.0`` is a valid integer."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as problem:
@@ -90,10 +90,7 @@ def _whole(value: Any) -> Any:
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: FieldChecks) -> None:
-    """Check that Postgres can store the values, then the struct's ``RULES``.
-
-    A rule is a function that raises ValueError.
-    """
+    """Check that Postgres can store the values, then the struct's ``RULES``."""
     rules: Mapping[str, Callable[[Any], Any]] = getattr(kind, "RULES", {})
     for name, value in values.items():
         if value is None:
@@ -125,7 +122,7 @@ def _unstorable(value: Any) -> str | None:
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
-    """Decode a query string. Raises InvalidFields with one problem per parameter."""
+    """Decode a query string. Raises InvalidFields."""
     checks = FieldChecks()
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
@@ -150,7 +147,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
 
 
 def _present(kind: Any) -> Any:
-    """Return the type without None: a parameter ``null`` is text."""
+    """``null`` is text in a query."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
     present: Any = None
@@ -161,7 +158,7 @@ def _present(kind: Any) -> Any:
 
 
 def _aware(text: str, kind: Any) -> str:
-    """Return a time in UTC; a date means its start. Raises ValueError for other forms."""
+    """Return a time in UTC; a date means its start. Raises ValueError."""
     if not is_moment(kind):
         return text
     # An unencoded plus sign arrives as a space.

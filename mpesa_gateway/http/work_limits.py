@@ -14,7 +14,7 @@ class WorkLimit:
     """Starts work in order of arrival."""
 
     def __init__(self, at_once: int, *, each: int, queue: int, wait: float, pause: float = 0.0) -> None:
-        """``each`` limits one client's work, ``queue`` all waiting work; ``wait`` is in seconds.
+        """``each`` is per client, with waiting work; ``wait`` is in seconds.
 
         Rejections are delayed by ``pause`` seconds to slow retries.
         """
@@ -27,7 +27,7 @@ class WorkLimit:
 
     @asynccontextmanager
     async def acquire(self, who: str) -> AsyncGenerator[None]:
-        """Hold a slot during the block. Raises ServiceUnavailable if full or after ``wait``."""
+        """Raises ServiceUnavailable if full or after ``wait``."""
         if self._here[who] >= self._each or self._here.total() >= self._most:
             await asyncio.sleep(self._pause)
             raise _busy()
