@@ -97,7 +97,7 @@ def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
 
 
 def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
-    """Return whether the configured certificate is usable, with expiry or fault and fix.
+    """Return whether the certificate is usable, with expiry or fault and fix.
 
     An expired certificate still encrypts.
     """

@@ -53,7 +53,7 @@ from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attribu
 log = structlog.get_logger(__name__)
 
 _CONNECTIONS = 1000
-"""More than calls can be open: all merchants share one host, and the library blocks at this limit."""
+"""The library blocks at this limit, and all merchants share one host."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
 _LIFETIME = 3599
 """Seconds: default and maximum lifetime of a token."""
@@ -149,7 +149,7 @@ class DarajaClient:
             await self._own_names.close()
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """Live credentials must not reach a local process: loopback raises OSError for the live name."""
+        """Live credentials must not reach a local process: loopback raises OSError."""
         found = await self._lookup(host, port)
         is_name = read_literal(host) is None and host.lower() != "localhost"
         if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
@@ -174,8 +174,8 @@ class DarajaClient:
     async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
         """Make one call and return its acknowledgement.
 
-        Raises Rejected, NotSent (also above the account's limit of open calls) or OutcomeUnknown, also for unexpected
-        errors, as the request may have been sent.
+        Raises Rejected, NotSent (also above the account's limit) or OutcomeUnknown (also for unexpected errors: the
+        request may have been sent).
         """
         self.refuse_transaction(f"the call {operation.name}")
         with self.open_calls.acquire(self.account(credentials)) as has_place:
@@ -242,7 +242,7 @@ class DarajaClient:
         return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
-        """POST with the shared token, renewed once if invalid; return the JSON without secrets.
+        """POST with the shared token, renewed once if invalid.
 
         Raises NotSent, Rejected or OutcomeUnknown.
         """

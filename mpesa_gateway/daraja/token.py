@@ -81,7 +81,7 @@ class AccessTokens:
     async def get(self, owner: str, fetch: Fetch) -> str:
         """Return a valid token. Raises what ``fetch`` raises.
 
-        Calls that waited for an unanswered fetch raise its TokenUnavailable instead of waiting in turn.
+        Waiting calls raise the TokenUnavailable of an unanswered fetch.
         """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():

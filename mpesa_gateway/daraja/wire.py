@@ -83,8 +83,8 @@ class ResultCallback(msgspec.Struct, frozen=True, kw_only=True):
 class StatementLine(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a Pull answer: an incoming transaction.
 
-    ``amount`` is whole KES or None. ``moments`` are possible times in UTC, the likeliest first, as Daraja omits or
-    misstates the zone. ``phone`` may be masked.
+    ``amount`` is whole KES or None. ``moments`` are possible times in UTC, the likeliest first, as Daraja misstates
+    zones. ``phone`` may be masked.
     """
 
     receipt: str
@@ -196,7 +196,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def decoded(body: bytes) -> str:
-    """Return a body as text without NUL; bytes that are not UTF-8 are read as Latin-1."""
+    """Return text without NUL; bytes that are not UTF-8 are read as Latin-1."""
     text = _decoded(body)
     return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
 
@@ -301,10 +301,7 @@ _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransa
 def _callback(
     body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """Return the object at the path, and the names and values below ``holder``.
-
-    msgspec drops duplicates, so a body that may hold some is decoded again by a slower decoder.
-    """
+    """msgspec drops duplicates: bodies that may hold some are decoded again."""
     try:
         content = read_json_leniently(body)
         callback = _inner(content, *path)
@@ -365,7 +362,7 @@ def read_statement(content: Any) -> StatementPage:
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
-    # The flag says whether rows are expected: text or null there is not a row.
+    # With a flag: text or null is not a row, even where rows are expected.
     waiting = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
     while waiting:
         current, is_among_rows = waiting.popleft()

@@ -1,7 +1,4 @@
-"""Admission of requests before they take a slot, cheapest checks first.
-
-A request is *known* if its API key was valid before or a plugin vouches for it. Others are limited (ADR 48).
-"""
+"""Admission of requests before they take a slot."""
 
 import asyncio
 import time
@@ -60,7 +57,10 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AdmissionControl:
-    """ASGI middleware in front of two load shedders: API calls, and keyless requests."""
+    """ASGI middleware in front of two load shedders: API calls, and keyless requests.
+
+    A request is *known* if its API key was valid before or a plugin vouches for it. Others are limited (ADR 48).
+    """
 
     def __init__(self, runtime: Runtime, app: Litestar, api: LoadShedder, pages: LoadShedder) -> None:
         http = runtime.config.http

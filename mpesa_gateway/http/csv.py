@@ -28,7 +28,7 @@ def cell(value: Any) -> str:
 async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iterable[Sequence[Any]]]) -> Stream:
     """Stream a CSV file (RFC 4180, UTF-8).
 
-    Errors of the first page become a response; later ones break the connection, so that no partial file seems complete.
+    Errors of the first page become a response; later ones break the connection.
     """
     first: Iterable[Sequence[Any]] = ()
     async for rows in pages:

@@ -201,7 +201,7 @@ class Egress:
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
         self._asked: Counter[tuple[str, str]] = Counter()
-        # Loopback connections must not be reused for calls that may not use them.
+        # Loopback connections are not reused for other calls.
         self._outbound = {
             allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
             for allow_loopback in (False, True)
@@ -221,7 +221,7 @@ class Egress:
     ) -> EgressResponse:
         """POST once, without redirects, cookies or proxy. Raises EgressFailed and EgressBusy.
 
-        Errors after the status line are ignored. Lookups are limited per ``account``.
+        Errors after the status line are ignored.
         """
         try:
             check_url(url, allow_loopback=allow_loopback)

@@ -93,7 +93,7 @@ async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
 
 
 async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
-    """Concurrent requests share one result, since the route is public.
+    """Concurrent requests share one result.
 
     With ``may_be_old``, for addresses above their rate, it is reused for _KEPT seconds.
     """

@@ -125,7 +125,6 @@ class LoadShedder:
         return not who or self._begun[who] < self._each
 
     def _shed_oldest(self, who: str) -> bool:
-        """Reject the last waiting call of the caller with most of them, for one with fewer."""
         waiting = Counter(turn.who for turn in self._waiting if turn.who and not turn.comes.done())
         if not who or not waiting:
             return False
@@ -212,10 +211,7 @@ def _closing(send: Send) -> Send:
 
 
 def priority_of(app: Litestar) -> Callable[[str], bool]:
-    """Return a predicate for priority paths. Raises PriorityError.
-
-    It works without the router, to keep rejections cheap.
-    """
+    """Return a predicate for priority paths that needs no router. Raises PriorityError."""
     exact: set[str] = set()
     below: set[str] = set()
     ordinary: list[str] = []

@@ -1,7 +1,4 @@
-"""An HTTP/1.1 client for untrusted servers.
-
-The status line decides; of the rest a limited part is read, to show the start of the body and to reuse the connection.
-"""
+"""An HTTP/1.1 client for untrusted servers."""
 
 import asyncio
 import re
@@ -54,7 +51,10 @@ class NoResponse(Exception):
 
 
 class ResponseReader:
-    """Incremental parser of one response. Never raises."""
+    """Incremental parser of one response. Never raises.
+
+    The status line decides; of the rest a limited part is read.
+    """
 
     def __init__(self, shown: int) -> None:
         """``shown`` is the number of body bytes to keep."""
@@ -274,7 +274,6 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     async def send(self, request: bytes, reader: ResponseReader) -> None:
-        """Return once the response is complete, broken off or over a limit."""
         self._reader = reader
         self._waiting = asyncio.get_running_loop().create_future()
         try:
@@ -396,7 +395,7 @@ class OutboundClient:
 
 
 def request_bytes(host: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """Return a POST request. Raises ValueError for a header with a line break."""
+    """Raises ValueError for a header with a line break."""
     fields = {"Host": host, "Accept": "*/*", "Accept-Encoding": "identity", "Content-Length": str(len(body)), **headers}
     lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     if any("\r" in line or "\n" in line for line in lines):

@@ -1,8 +1,4 @@
-"""HTTP/1.1: a guard on each connection, in front of uvicorn's protocol.
-
-The guard parses strictly and rewrites each request in canonical form, so that clients cannot desynchronise uvicorn's
-parser. It uses two documented hooks of uvicorn: ``http`` and ``load``.
-"""
+"""HTTP/1.1 with a strict guard in front of uvicorn's protocol."""
 
 import asyncio
 import time
@@ -120,7 +116,7 @@ class ConnectionLimiter:
 class ServerConfig(uvicorn.Config):
     """uvicorn's settings with the guard and its limits; pickled for worker processes.
 
-    uvicorn's own ``limit_concurrency`` answers in plain text.
+    Uses two documented hooks: ``http`` and ``load``. uvicorn's own ``limit_concurrency`` answers in plain text.
     """
 
     def __init__(self, app: Any, bounds: HttpConfig, *, limit_concurrency: int | None = None, **more: Any) -> None:
@@ -175,10 +171,11 @@ class _ResponseInProgress:
 
 
 class Connection(asyncio.Protocol):
-    """The guard of one connection: limits heads, bodies and waits, and rejects in the envelope.
+    """The guard of one connection: limits heads, bodies and waits.
 
-    The next request is forwarded once the client reads the complete previous response. A rejection follows the
-    responses to earlier requests and ends the connection.
+    Rewrites requests in canonical form, so that clients cannot desynchronise uvicorn's parser. Forwards the next
+    request once the client reads the complete previous response. A rejection follows earlier responses and ends the
+    connection.
 
     Over 20 methods: asyncio's callbacks and one per parser state, which share a buffer.
     """

@@ -45,7 +45,7 @@ class Head:
 
 
 def cannot_be_head(begun: bytearray, since: int) -> bool:
-    """Return True if no head starts with these bytes; ``since`` were checked before."""
+    """Return True if no head starts with these bytes."""
     return _NEVER.search(begun, max(0, since - 1)) is not None
 
 

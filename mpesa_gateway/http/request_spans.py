@@ -39,7 +39,7 @@ def describe_request(span: Span, method: str, route: str, status: int, ids: Mapp
 
 
 def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[Link]]:
-    """Return the parent (a span of the host or of a trusted caller) and the links."""
+    """The parent is a span of the host or of a trusted caller."""
     here = get_current()
     if get_current_span(here).get_span_context().is_valid:
         return here, []

@@ -1,7 +1,4 @@
-"""Challenge and response that prove to the doctor that a URL leads to this gateway.
-
-Both sides prove a secret of this installation, so that no cache can answer.
-"""
+"""Challenge and response that prove to the doctor that a URL leads to this gateway."""
 
 import hashlib
 import hmac

@@ -20,7 +20,7 @@ _ONCE = frozenset(
 def find_repeated_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the name of a repeated header, or None.
 
-    Names are in lower case. Signature headers are excluded: the inbox stores rejected callbacks.
+    Signature headers are excluded: the inbox stores rejected callbacks.
     """
     found = [name for name, _ in headers if name in _ONCE]
     if len(found) == len(set(found)):

@@ -16,7 +16,7 @@ class WorkLimit:
     def __init__(self, at_once: int, *, each: int, queue: int, wait: float, pause: float = 0.0) -> None:
         """``each`` is per client, with waiting work; ``wait`` is in seconds.
 
-        Rejections are delayed by ``pause`` seconds to slow retries.
+        Rejections are delayed by ``pause`` seconds.
         """
         self._free = asyncio.Semaphore(at_once)
         self._most = at_once + queue
