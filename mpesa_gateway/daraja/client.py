@@ -57,13 +57,13 @@ _CONNECTIONS = 1000
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
 _LIFETIME = 3599
 """Seconds: default and maximum lifetime of a token."""
-_SHORTEST_LIFETIME = 10
-_REST = 10
+_MIN_LIFETIME = 10
+_DEFAULT_DELAY = 10
 """Seconds to wait after throttling without Retry-After."""
-_LONGEST_REST = 300
+_LONGEST_DELAY = 300
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
 """Other codes are masked like text."""
-_UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
+_CONNECT_ERRORS = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
 """urllib3's errors before a connection exists."""
 
 __all__ = [
@@ -160,8 +160,8 @@ class DarajaClient:
         """Fetch the access token if none is stored. Raises NotSent or Rejected."""
         self.refuse_transaction("fetching an access token")
         base, owner = self._base(credentials)
-        with self.open_calls.acquire(self.account(credentials)) as has_place:
-            if not has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_slot:
+            if not has_slot:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
                 await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
@@ -178,8 +178,8 @@ class DarajaClient:
         request may have been sent).
         """
         self.refuse_transaction(f"the call {operation.name}")
-        with self.open_calls.acquire(self.account(credentials)) as has_place:
-            if not has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_slot:
+            if not has_slot:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
                 return operation.read(await self._call(operation, credentials, request))
@@ -273,10 +273,10 @@ class DarajaClient:
             )
             if answer.status == _UNAUTHORISED and (recognises is None or not recognises(answer.content)):
                 await self._tokens.drop(owner, token)
-            judged = _judge(answer, operation.accepts, recognises)
-            if judged is None:
+            classified = _classify(answer, operation.accepts, recognises)
+            if classified is None:
                 return answer.content
-            meaning, message = judged
+            meaning, message = classified
             if meaning.retry is Retry.NEW_TOKEN:
                 await self._tokens.drop(owner, token)
                 if not is_last:
@@ -314,7 +314,7 @@ class DarajaClient:
         lifetime = read_code(content, "expires_in") or ""
         seconds = int(lifetime) if lifetime.isascii() and lifetime.isdigit() else _LIFETIME
         now = self._clock.now()
-        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _SHORTEST_LIFETIME), _LIFETIME)))
+        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _MIN_LIFETIME), _LIFETIME)))
         return AccessToken(text, now + kept, now)
 
     async def _exchange(
@@ -322,7 +322,7 @@ class DarajaClient:
     ) -> _Answer:
         """Send one request. Raises NotSent without a connection, OutcomeUnknown without an answer."""
         parts = urlsplit(url)
-        said: Attributes = {
+        attributes: Attributes = {
             "http.request.method": method,
             "server.address": parts.hostname or "",
             "server.port": parts.port or (443 if parts.scheme == "https" else 80),
@@ -331,7 +331,7 @@ class DarajaClient:
             "mpesa.env": env,
             "mpesa.daraja.operation": operation,
         }
-        with client_span(self._tracer, f"daraja {operation}", said) as span:
+        with client_span(self._tracer, f"daraja {operation}", attributes) as span:
             return await self._exchange_once(method, url, operation, env, secrets, span, **options)
 
     async def _exchange_once(
@@ -360,8 +360,8 @@ class DarajaClient:
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers
-            rest = _read_rest(response.headers.get("retry-after"))
-            answer = _Answer(status, content if isinstance(content, dict) else None, rest)
+            delay = _read_retry_after(response.headers.get("retry-after"))
+            answer = _Answer(status, content if isinstance(content, dict) else None, delay)
             outcome, code = counted_as(answer.status, answer.content)
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
@@ -400,7 +400,7 @@ def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> N
         set_error(span, code or error or outcome)
 
 
-def _judge(
+def _classify(
     answer: _Answer, accepts: frozenset[str] | None, recognises: Callable[[Any], bool] | None
 ) -> tuple[FaultMeaning, str | None] | None:
     """Return None for a usable answer, else the fault with the provider's text.
@@ -420,8 +420,8 @@ def _judge(
         return read_fault(answer.status, fault.code, fault.message), fault.message
     if accepts is None or code is None or code in accepts:
         return None
-    said = response_text(answer.content)
-    return read_response(code, said), said
+    text = response_text(answer.content)
+    return read_response(code, text), text
 
 
 _TOO_MANY = 429
@@ -429,11 +429,11 @@ _UNAUTHORISED = 401
 """Such an answer may lack JSON. Dropping a valid token costs one request."""
 
 
-def _read_rest(header: str | bytes | None) -> int | None:
+def _read_retry_after(header: str | bytes | None) -> int | None:
     text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         return None
-    return min(max(int(text), 1), _LONGEST_REST)
+    return min(max(int(text), 1), _LONGEST_DELAY)
 
 
 def _no_token_in(answer: _Answer) -> DarajaFault:
@@ -457,13 +457,13 @@ def _no_token_in(answer: _Answer) -> DarajaFault:
         f"M-Pesa gave no access token{hint}",
         code=meaning.code,
         provider_message=message,
-        mitigation=_AGAIN,
-        retry_after=answer.retry_after or (_REST if meaning.retry is Retry.BACK_OFF else 5),
+        mitigation=_RETRY_ADVICE,
+        retry_after=answer.retry_after or (_DEFAULT_DELAY if meaning.retry is Retry.BACK_OFF else 5),
         retryable=True,
     )
 
 
-_AGAIN = "try again in a few seconds"
+_RETRY_ADVICE = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
@@ -491,7 +491,7 @@ def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None =
         code=meaning.code if _CODE.match(meaning.code) else provider_text(meaning.code, 64),
         provider_message=None if message is None else provider_text(message),
         mitigation=meaning.mitigation,
-        retry_after=(retry_after or _REST) if meaning.retry is Retry.BACK_OFF else None,
+        retry_after=(retry_after or _DEFAULT_DELAY) if meaning.retry is Retry.BACK_OFF else None,
         retryable=meaning.retry in {Retry.BACK_OFF, Retry.AFTER_A_MINUTE, Retry.NEW_TOKEN},
         failure_reason=meaning.failure_reason,
     )
@@ -509,7 +509,7 @@ def _never_connected(problem: BaseException) -> bool:
             return False
         reason = getattr(seen, "reason", None)
         for candidate in (seen, reason):
-            if candidate is not None and _UNSENT & {kind.__name__ for kind in type(candidate).__mro__}:
+            if candidate is not None and _CONNECT_ERRORS & {kind.__name__ for kind in type(candidate).__mro__}:
                 return True
         arguments = getattr(seen, "args", ())
         seen = arguments[0] if arguments and isinstance(arguments[0], BaseException) else None

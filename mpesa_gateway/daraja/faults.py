@@ -75,12 +75,12 @@ class _Row:
 
 
 _SPIKE = ("spike arrest", "spikearrest", "quota violation")
-_SLOWER = "try again in a few seconds, more slowly"
+_RETRY_SLOWER = "try again in a few seconds, more slowly"
 _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
 """Code prefixes of the API proxy for token faults."""
 
 _PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
-_ASKED = "its result is asked for"
+_QUERIED = "its result is asked for"
 _FIELDS = (
     *("amount", "phonenumber", "partya", "partyb", "shortcode", "accountreference", "transactiondesc"),
     *("transactiontype", "callbackurl", "resulturl", "queuetimeouturl", "timestamp", "password", "initiator"),
@@ -95,10 +95,10 @@ _BUSY = "500.003.02"
 
 _TABLE: tuple[_Row, ...] = (
     # Rejected by the API proxy.
-    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
-    _Row("spike arrest or quota", _SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
-    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
-    _Row("spike arrest: too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
+    _Row("too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
+    _Row("spike arrest or quota", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
+    _Row("too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
+    _Row("spike arrest: too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
     # A missing product looks like an invalid token, and older tokens stay invalid for an hour.
     _Row(
         "the app lacks the product for this call",
@@ -244,7 +244,7 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "M-Pesa's answer does not say what became of the request",
-        _ASKED,
+        _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
         codes=(_STK,),
@@ -273,16 +273,16 @@ _TABLE: tuple[_Row, ...] = (
         Retry.BACK_OFF,
         codes=("00.002.1001",),
     ),
-    _Row("internal error at M-Pesa", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
+    _Row("internal error at M-Pesa", _QUERIED, Delivered.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
     _Row(
         "too many requests",
-        _SLOWER,
+        _RETRY_SLOWER,
         Delivered.NO,
         Retry.BACK_OFF,
         codes=(_BUSY,),
         words=("too many", "rate limit", "throttl"),
     ),
-    _Row("M-Pesa is busy", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
+    _Row("M-Pesa is busy", _QUERIED, Delivered.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
     _Row(
         "the quota is used up",
         "ask Safaricom for a higher quota; try again later",
@@ -331,7 +331,7 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
     return FaultMeaning(
         known or f"http_{http_status}",
         "M-Pesa's answer does not say what became of the request",
-        _ASKED,
+        _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
         "other",
@@ -366,12 +366,12 @@ _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)
 _DOTTED = re.compile(r"[0-9]{2,3}\.[0-9]", re.ASCII)
 
 
-def read_response(code: str, said: str) -> FaultMeaning:
+def read_response(code: str, message: str) -> FaultMeaning:
     """Return the meaning of a non-zero ResponseCode: a rejection, unless code or text differ."""
     if _DOTTED.match(code):
         # Daraja may send an error code as ResponseCode.
-        return read_fault(int(code.partition(".")[0]), code, said)
-    text = said.lower()
+        return read_fault(int(code.partition(".")[0]), code, message)
+    text = message.lower()
     for row in _TABLE:
         if not row.codes and not row.families and not row.statuses and row.matches(200, code, text):
             return row.of(code)
@@ -379,5 +379,5 @@ def read_response(code: str, said: str) -> FaultMeaning:
         sent, retry, meaning = _RESPONSES["100000000"]
     else:
         sent, retry, meaning = _RESPONSES.get(code, _UNKNOWN_RESPONSE if _SYSTEM.match(code) else _REFUSAL)
-    advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _SLOWER}.get(retry, _ASKED)
+    advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _RETRY_SLOWER}.get(retry, _QUERIED)
     return FaultMeaning(code, meaning, advice, sent, retry)

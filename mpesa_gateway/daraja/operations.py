@@ -90,7 +90,7 @@ def response_code(answer: Any) -> str | None:
 
 def response_text(answer: Any) -> str:
     names = ("ResponseDescription", "Response Description", "ResponseMessage")
-    return next((said for name in names if (said := read_message(answer, name)) is not None), "")
+    return next((text for name in names if (text := read_message(answer, name)) is not None), "")
 
 
 def read_ack(answer: Any) -> Ack:

@@ -17,16 +17,16 @@ from mpesa_gateway.security.sealing import Sealer, UnsealError
 
 log = structlog.get_logger(__name__)
 
-_EARLY = timedelta(minutes=5)
+_MARGIN = timedelta(minutes=5)
 """Tokens are replaced this long before expiry, so that calls in progress can finish."""
 
-_PATIENCE = 0.5
+_VALKEY_TIMEOUT = 0.5
 """Seconds of timeout for Valkey."""
 
 _LOCK_SECONDS = 15
 """Seconds for which one process may fetch while others wait."""
 
-_LOOK_AGAIN = 0.1
+_POLL_SECONDS = 0.1
 
 _NO_VALKEY = "valkey is away"
 """Replaces the lock without Valkey."""
@@ -50,7 +50,7 @@ class TokenUnavailable(Exception):
     """The token request got no answer."""
 
 
-_NONE: tuple[int, TokenUnavailable | None] = (0, None)
+_NO_FAILURE: tuple[int, TokenUnavailable | None] = (0, None)
 
 
 class AccessTokens:
@@ -76,7 +76,7 @@ class AccessTokens:
 
     def early(self, lifetime: timedelta) -> timedelta:
         """Return the time of use: all but the last five minutes, or half of a short lifetime."""
-        return max(lifetime - _EARLY, lifetime / 2)
+        return max(lifetime - _MARGIN, lifetime / 2)
 
     async def get(self, owner: str, fetch: Fetch) -> str:
         """Return a valid token. Raises what ``fetch`` raises.
@@ -90,16 +90,16 @@ class AccessTokens:
             return await self._get_once(owner, fetch)
 
     async def _get_once(self, owner: str, fetch: Fetch) -> str:
-        before, _ = self._unanswered.get(owner, _NONE)
+        before, _ = self._unanswered.get(owner, _NO_FAILURE)
         async with self._locks.setdefault(owner, asyncio.Lock()):
             token = self._tokens.get(owner)
             if token is not None and token.until > self._clock.now():
                 return token.text
-            count, failure = self._unanswered.get(owner, _NONE)
+            count, failure = self._unanswered.get(owner, _NO_FAILURE)
             if failure is not None and count > before:
                 raise copy(failure).with_traceback(None)
             try:
-                token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
+                token = self._unseal(owner, await self._read_sealed(owner)) or await self._fetch_once(owner, fetch)
             except TokenUnavailable as problem:
                 self._unanswered[owner] = (count + 1, problem)
                 raise
@@ -109,7 +109,7 @@ class AccessTokens:
 
     async def until(self, owner: str) -> datetime | None:
         """Return when the current token expires, or None."""
-        token = self._tokens.get(owner) or self._opened(owner, await self._sealed(owner))
+        token = self._tokens.get(owner) or self._unseal(owner, await self._read_sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
 
     def held(self) -> tuple[int, timedelta]:
@@ -124,8 +124,8 @@ class AccessTokens:
         held = self._tokens.get(owner)
         if held is not None and held.text == text:
             del self._tokens[owner]
-        sealed = await self._sealed(owner)
-        shared = self._opened(owner, sealed)
+        sealed = await self._read_sealed(owner)
+        shared = self._unseal(owner, sealed)
         if shared is not None and shared.text == text:
             await self._delete(self._key(owner), sealed)
 
@@ -137,19 +137,19 @@ class AccessTokens:
         """Fetch, or wait for the process with the lock; without Valkey, each process fetches."""
         lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
-        for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
-            is_ours = await self._ask(
+        for _ in range(int(_LOCK_SECONDS / _POLL_SECONDS)):
+            is_ours = await self._run(
                 lambda: self._valkey.set(lock, mark, nx=True, ex=_LOCK_SECONDS), otherwise=_NO_VALKEY
             )
             # The previous lock holder may have stored a token.
-            shared = self._opened(owner, await self._sealed(owner))
+            shared = self._unseal(owner, await self._read_sealed(owner))
             if shared is not None:
                 if is_ours:
                     await self._delete(lock, mark)
                 return shared
             if is_ours:
                 break
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_POLL_SECONDS)
         try:
             token = await fetch()
             await self._share(owner, token)
@@ -158,11 +158,11 @@ class AccessTokens:
             if is_ours:
                 await self._delete(lock, mark)
 
-    async def _sealed(self, owner: str) -> bytes | None:
-        sealed = await self._ask(lambda: self._valkey.get(self._key(owner)))
+    async def _read_sealed(self, owner: str) -> bytes | None:
+        sealed = await self._run(lambda: self._valkey.get(self._key(owner)))
         return sealed if isinstance(sealed, bytes) else None
 
-    def _opened(self, owner: str, sealed: bytes | None) -> AccessToken | None:
+    def _unseal(self, owner: str, sealed: bytes | None) -> AccessToken | None:
         if sealed is None:
             return None
         try:
@@ -174,22 +174,22 @@ class AccessTokens:
         return token if token.until > self._clock.now() else None
 
     async def _delete(self, key: str, value: bytes | None) -> None:
-        await self._ask(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
+        await self._run(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
 
     async def _share(self, owner: str, token: AccessToken) -> None:
         seconds = int((token.until - self._clock.now()).total_seconds())
         if seconds > 0:
             sealed = self._sealer.seal(msgspec.json.encode(token).decode(), aad=("daraja", "token", owner))
-            await self._ask(lambda: self._valkey.set(self._key(owner), sealed, ex=seconds))
+            await self._run(lambda: self._valkey.set(self._key(owner), sealed, ex=seconds))
 
     def _key(self, owner: str) -> str:
         return f"{self._prefix}:daraja_token:{owner}"
 
-    async def _ask(self, command: Callable[[], Awaitable[Any]], otherwise: Any = None) -> Any:
+    async def _run(self, command: Callable[[], Awaitable[Any]], otherwise: Any = None) -> Any:
         if self._valkey is None:
             return otherwise
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_VALKEY_TIMEOUT):
                 return await command()
         except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("token_cache_unavailable", error=type(problem).__name__)

@@ -22,7 +22,7 @@ from mpesa_gateway.phone import Msisdn
 _RECEIPT = re.compile(r"[A-Z0-9]{6,20}\Z")
 _NUMBER = re.compile(r"\+?[0-9*xX]{6,15}")
 _MOST_DIGITS = 40
-_READER = msgspec.json.Decoder(float_hook=str)
+_DECODER = msgspec.json.Decoder(float_hook=str)
 """Decimals stay text: an amount is never a float."""
 
 
@@ -111,7 +111,7 @@ class StatementPage(msgspec.Struct, frozen=True, kw_only=True):
 def read_json(body: bytes) -> Any:
     """Decode JSON, with decimals as text. Raises ValueError."""
     try:
-        return _READER.decode(body)
+        return _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError("not JSON") from None
 
@@ -123,11 +123,11 @@ def read_json_leniently(body: bytes) -> Any:
     Infinity (as text), and trailing data.
     """
     try:
-        return _READER.decode(body)
+        return _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return _LENIENT.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
+        return _LENIENT_DECODER.raw_decode(_to_text(body).lstrip(_BEFORE_JSON))[0]
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
 
@@ -146,7 +146,7 @@ class DuplicateField(dict[str, Any]):
 def read_json_with_duplicates(body: bytes) -> Any:
     """Decode leniently, with a DuplicateField for each object that contradicts itself."""
     try:
-        return _NOTING.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
+        return _DUPLICATE_DECODER.raw_decode(_to_text(body).lstrip(_BEFORE_JSON))[0]
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
 
@@ -158,21 +158,21 @@ def read_answer(body: bytes) -> Any:
     remain usable.
     """
     content = read_json_with_duplicates(body)
-    waiting: list[Any] = [content]
-    while waiting:
-        current = waiting.pop()
+    pending: list[Any] = [content]
+    while pending:
+        current = pending.pop()
         if isinstance(current, dict):
             fields = cast("dict[str, Any]", current)
             for name in fields.names if isinstance(fields, DuplicateField) else ():
-                if name.casefold() in _WHOLE:
+                if name.casefold() in _FATAL_FIELDS:
                     raise ValueError(f"{name} stands in it twice, with different values")
-                if name in _SAID_ONCE:
+                if name in _REMOVABLE_FIELDS:
                     del fields[name]
-            waiting.extend(value for name, value in fields.items() if name != "Response")
+            pending.extend(value for name, value in fields.items() if name != "Response")
     return content
 
 
-def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
@@ -186,22 +186,22 @@ def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def is_same(one: Any, other: Any) -> bool:
     """Return True for equal JSON values; numerals compare as numbers."""
-    if _is_plain(one) and _is_plain(other):
+    if _is_scalar(one) and _is_scalar(other):
         return canonical(str(one)) == canonical(str(other))
     return type(one) is type(other) and bool(one == other)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def decoded(body: bytes) -> str:
     """Return text without NUL; bytes that are not UTF-8 are read as Latin-1."""
-    text = _decoded(body)
+    text = _to_text(body)
     return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
 
 
-def _decoded(body: bytes) -> str:
+def _to_text(body: bytes) -> str:
     encoding = json.detect_encoding(body)
     if encoding.startswith(("utf-16", "utf-32")):
         return body.decode(encoding, "replace")
@@ -226,16 +226,16 @@ def _integer(text: str) -> int | str:
 _BEFORE_JSON = "\ufeff \t\r\n\x00"
 _ESCAPED = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LENIENT = json.JSONDecoder(strict=False, parse_float=str, parse_int=_integer, parse_constant=str)
-_NOTING = json.JSONDecoder(
-    strict=False, parse_float=str, parse_int=_integer, parse_constant=str, object_pairs_hook=_noted
+_LENIENT_DECODER = json.JSONDecoder(strict=False, parse_float=str, parse_int=_integer, parse_constant=str)
+_DUPLICATE_DECODER = json.JSONDecoder(
+    strict=False, parse_float=str, parse_int=_integer, parse_constant=str, object_pairs_hook=_collect_pairs
 )
-_SAID_ONCE = frozenset(
+_REMOVABLE_FIELDS = frozenset(
     {"ResponseCode", "ResultCode", "CheckoutRequestID", "MerchantRequestID", "ConversationID"}
     | {"OriginatorConversationID", "access_token", "expires_in"}
 )
 """Removed if contradictory."""
-_WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
+_FATAL_FIELDS = frozenset({"response", "errorcode", "errormessage", "fault", "faultstring", "detail"})
 """Make the whole answer unreadable if contradictory. In lower case."""
 
 
@@ -247,8 +247,8 @@ def read_stk_callback(body: bytes) -> StkCallback:
         raise InvalidCallback("ResultCode is missing")
     items = _items(pairs)
     if code == "0" and not ("amount" in items and "mpesareceiptnumber" in items):
-        items = _elsewhere(body) | items
-    amount_text = _stated(items.get("amount"))
+        items = _find_items(body) | items
+    amount_text = _stated_text(items.get("amount"))
     receipt = read_receipt(_text(items.get("mpesareceiptnumber")))
     return StkCallback(
         merchant_request_id=_text(callback.get("MerchantRequestID")),
@@ -260,7 +260,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
         receipt=receipt,
         phone=_digits(_text(items.get("phonenumber"))),
         paid_at=_moment(_text(items.get("transactiondate"))),
-        is_receipt_unread=receipt is None and _stated(items.get("mpesareceiptnumber")) is not None,
+        is_receipt_unread=receipt is None and _stated_text(items.get("mpesareceiptnumber")) is not None,
     )
 
 
@@ -272,8 +272,8 @@ def read_result(body: bytes) -> ResultCallback:
         raise InvalidCallback("Result.ResultCode is missing")
     parameters: dict[str, list[str]] = {}
     for written, value in pairs:
-        name = _KNOWN_NAMES.get(_name(written), written)
-        text = _stated(value) if name == "Amount" else _text(value)
+        name = _KNOWN_NAMES.get(_normalise_name(written), written)
+        text = _stated_text(value) if name == "Amount" else _text(value)
         if text is None:
             continue
         if name in _SINGLE and name in parameters and not is_same(parameters[name][0], text):
@@ -301,15 +301,15 @@ _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransa
 def _callback(
     body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """msgspec drops duplicates: bodies that may hold some are decoded again."""
+    """Msgspec drops duplicates: bodies that may hold some are decoded again."""
     try:
         content = read_json_leniently(body)
-        callback = _inner(content, *path)
+        callback = _object_at(content, *path)
         pairs = _pairs(callback.get(holder), list_name, key_name)
         others = _pairs(callback.get("ReferenceData"), "ReferenceItem", key_name)
-        if _may_double(body, _quoted(*path, *fields, list_name), _quoted(key_name)[0], [*pairs, *others]):
-            callback = _inner(read_json_with_duplicates(body), *path)
-            _refuse_doubled(callback, fields)
+        if _may_hold_duplicates(body, _quoted(*path, *fields, list_name), _quoted(key_name)[0], [*pairs, *others]):
+            callback = _object_at(read_json_with_duplicates(body), *path)
+            _reject_duplicates(callback, fields)
             pairs = _pairs(callback.get(holder), list_name, key_name)
     except InvalidCallback:
         raise
@@ -318,7 +318,7 @@ def _callback(
     return callback, pairs
 
 
-def _may_double(body: bytes, names: tuple[bytes, ...], key: bytes, pairs: list[tuple[str, Any]]) -> bool:
+def _may_hold_duplicates(body: bytes, names: tuple[bytes, ...], key: bytes, pairs: list[tuple[str, Any]]) -> bool:
     if b"\\u00" in body or b"\x00" in body or body.count(key) != len(pairs):
         return True
     count = body.count
@@ -336,7 +336,7 @@ def _quoted(*names: str) -> tuple[bytes, ...]:
     return tuple(f'"{name}"'.encode() for name in names)
 
 
-def _refuse_doubled(fields: Any, names: Collection[str]) -> None:
+def _reject_duplicates(fields: Any, names: Collection[str]) -> None:
     if isinstance(fields, DuplicateField) and (found := sorted(fields.names & frozenset(names))):
         raise ContradictoryCallback(f"{found[0]} stands there twice, with different values")
 
@@ -362,13 +362,13 @@ def read_statement(content: Any) -> StatementPage:
     response = cast("dict[str, Any]", content).get("Response") if isinstance(content, dict) else None
     outer: list[Any] = response if isinstance(response, list) else [response]  # pyright: ignore[reportUnknownVariableType] - JSON
     is_flat = any(isinstance(entry, dict) for entry in outer) and not any(isinstance(entry, list) for entry in outer)
-    # With a flag: text or null is not a row, even where rows are expected.
-    waiting = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
-    while waiting:
-        current, is_among_rows = waiting.popleft()
+    # With a flag that rows are expected here; elsewhere text or null is not a row.
+    pending = deque[tuple[Any, bool]]((entry, is_flat) for entry in outer)
+    while pending:
+        current, is_among_rows = pending.popleft()
         inner = _rows_inside(current)
         if inner is not None:
-            waiting.extendleft((entry, True) for entry in reversed(inner))
+            pending.extendleft((entry, True) for entry in reversed(inner))
         elif is_among_rows or not (current is None or isinstance(current, str)):
             rows += 1
             line = _statement_line(current)
@@ -376,31 +376,31 @@ def read_statement(content: Any) -> StatementPage:
                 malformed += 1
             else:
                 lines.setdefault(line.receipt, []).append(line)
-    return StatementPage(lines=tuple(_common(same) for same in lines.values()), malformed=malformed, rows=rows)
+    return StatementPage(lines=tuple(_merge_rows(same) for same in lines.values()), malformed=malformed, rows=rows)
 
 
-def _common(rows: list[StatementLine]) -> StatementLine:
+def _merge_rows(rows: list[StatementLine]) -> StatementLine:
     first = rows[0]
     if all(row == first for row in rows):
         return first
     amount, amount_text = first.amount, first.amount_text
     if len({row.amount_text if row.amount is None else row.amount for row in rows}) > 1:
         amount = None
-        amount_text = f"one of {', '.join(sorted({row.amount_text for row in rows}))}"[:_SHOWN] + " KES"
+        amount_text = f"one of {', '.join(sorted({row.amount_text for row in rows}))}"[:_MOST_SHOWN] + " KES"
     timed = [row.moments for row in rows if row.moments]
     return StatementLine(
         receipt=first.receipt,
         moments=tuple(at for at in timed[0] if all(at in moments for moments in timed)) if timed else (),
         amount=amount,
         amount_text=amount_text,
-        phone=_stated_alike([row.phone for row in rows]),
-        reference=_stated_alike([row.reference for row in rows]),
-        kind=_stated_alike([row.kind for row in rows]),
-        organisation=_stated_alike([row.organisation for row in rows]),
+        phone=_common_text([row.phone for row in rows]),
+        reference=_common_text([row.reference for row in rows]),
+        kind=_common_text([row.kind for row in rows]),
+        organisation=_common_text([row.organisation for row in rows]),
     )
 
 
-def _stated_alike(texts: list[str | None]) -> str | None:
+def _common_text(texts: list[str | None]) -> str | None:
     stated = [text for text in texts if text is not None]
     return stated[0] if len({" ".join(text.split()).casefold() for text in stated}) == 1 else None
 
@@ -422,10 +422,10 @@ def _statement_line(row: Any) -> StatementLine | None:
     if not isinstance(row, dict):
         return None
     fields = cast("dict[str, Any]", row)
-    if isinstance(fields, DuplicateField) and not fields.names.isdisjoint(_ROW):
+    if isinstance(fields, DuplicateField) and not fields.names.isdisjoint(_ROW_FIELDS):
         return None
     receipt = read_receipt(_text(fields.get("transactionId")))
-    amount_text = _stated(fields.get("amount"))
+    amount_text = _stated_text(fields.get("amount"))
     moments = read_moments(_text(fields.get("trxDate")))
     if receipt is None or amount_text is None:
         return None
@@ -441,7 +441,7 @@ def _statement_line(row: Any) -> StatementLine | None:
     )
 
 
-_ROW = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
+_ROW_FIELDS = frozenset({"transactionId", "trxDate", "msisdn", "transactiontype", "billreference", "amount"})
 
 
 def read_receipt(text: str | None) -> str | None:
@@ -515,10 +515,10 @@ def _read_date(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _inner(content: Any, *names: str) -> dict[str, Any]:
+def _object_at(content: Any, *names: str) -> dict[str, Any]:
     for name in names:
         if type(content) is DuplicateField:
-            _refuse_doubled(content, (name,))
+            _reject_duplicates(content, (name,))
         content = cast("dict[str, Any]", content).get(name) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise InvalidCallback(f"{'.'.join(names)} is missing")
@@ -528,7 +528,7 @@ def _inner(content: Any, *names: str) -> dict[str, Any]:
 def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for written, value in pairs:
-        name = _name(written)
+        name = _normalise_name(written)
         if value is None or value == "":
             continue
         if name in _ITEMS and name in found and not is_same(found[name], value):
@@ -540,31 +540,33 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _ITEMS = frozenset({"amount", "mpesareceiptnumber", "phonenumber"})
 
 
-def _elsewhere(body: bytes) -> dict[str, Any]:
+def _find_items(body: bytes) -> dict[str, Any]:
     """Return items with an unusual place or name.
 
     A missed amount would complete a payment of a different one. Raises ContradictoryCallback.
     """
     found: dict[str, Any] = {}
     plain = body.lower()
-    if plain.isascii() and not any(part in plain for part in _SIGNS_OF_ITEMS):
+    if plain.isascii() and not any(part in plain for part in _ITEM_MARKS):
         return found
     try:
-        waiting = deque[tuple[str, Any]]((("", read_json_with_duplicates(body)),))
+        pending = deque[tuple[str, Any]]((("", read_json_with_duplicates(body)),))
     except ValueError:
         return found
-    while waiting:
-        name, value = waiting.popleft()
+    while pending:
+        name, value = pending.popleft()
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
             with suppress(ValueError):
                 value = read_json_with_duplicates(value.encode("utf-8", "surrogatepass"))
         if isinstance(value, dict):
             fields = cast("dict[str, Any]", value)
-            _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
-            waiting.extend(_named_fields(fields, name))
+            _reject_duplicates(
+                fields, [one for one in fields if _match_item(one) or _normalise_name(one) in _AROUND_ITEMS]
+            )
+            pending.extend(_named_fields(fields, name))
         elif isinstance(value, list):
-            waiting.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
-        elif (item := _item_called(name)) is not None and _stated(value) is not None:
+            pending.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+        elif (item := _match_item(name)) is not None and _stated_text(value) is not None:
             if item in found and not is_same(found[item], value):
                 raise ContradictoryCallback(f"{item} is stated twice, with different values")
             found[item] = value
@@ -572,48 +574,46 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
 
 
 def _named_fields(fields: dict[str, Any], around: str) -> list[tuple[str, Any]]:
-    names = [
-        key for key, text in fields.items() if isinstance(text, str) and key != "ResultDesc" and _item_called(text)
-    ]
+    names = [key for key, text in fields.items() if isinstance(text, str) and key != "ResultDesc" and _match_item(text)]
     if names:
         return [(fields[names[0]], value) for key, value in fields.items() if key not in names]
-    return [(key if _item_called(key) else around, value) for key, value in fields.items() if key != "ResultDesc"]
+    return [(key if _match_item(key) else around, value) for key, value in fields.items() if key != "ResultDesc"]
 
 
-def _item_called(name: str) -> str | None:
+def _match_item(name: str) -> str | None:
     if len(name) > _LONGEST_NAME:
         return None
-    plain = _name(unicodedata.normalize("NFKC", name))
+    plain = _normalise_name(unicodedata.normalize("NFKC", name))
     return next((item for part, item in _PARTS_OF_NAMES.items() if part in plain), None)
 
 
 _LONGEST_NAME = 40
 _PARTS_OF_NAMES = {"amount": "amount", "receipt": "mpesareceiptnumber"}
-_SIGNS_OF_ITEMS = (b"amount", b"receipt", b"\\u", b"\x00")
+_ITEM_MARKS = (b"amount", b"receipt", b"\\u", b"\x00")
 """An ASCII body without one of these has no further items."""
 _AROUND_ITEMS = frozenset({"name", "key", "value", "item", "items", "callbackmetadata"})
 
 
 def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
-    waiting = deque[Any]((holder,))
-    while waiting:
-        current = waiting.popleft()
+    pending = deque[Any]((holder,))
+    while pending:
+        current = pending.popleft()
         if isinstance(current, list):
-            waiting.extendleft(reversed(current))  # pyright: ignore[reportUnknownArgumentType] - JSON
+            pending.extendleft(reversed(current))  # pyright: ignore[reportUnknownArgumentType] - JSON
         elif isinstance(current, dict):
             entry = cast("dict[str, Any]", current)
             if type(entry) is DuplicateField:
-                _refuse_doubled(entry, (key_name, "Value", list_name))
+                _reject_duplicates(entry, (key_name, "Value", list_name))
             name = entry.get(key_name)
             if isinstance(name, str):
                 found.append((name.strip(), entry.get("Value")))
             elif list_name in entry:
-                waiting.appendleft(entry[list_name])
+                pending.appendleft(entry[list_name])
     return found
 
 
-def _name(written: str) -> str:
+def _normalise_name(written: str) -> str:
     return "".join(written.split()).casefold()
 
 
@@ -628,7 +628,7 @@ def _text(value: Any) -> str | None:
     return text.strip()[:500] or None
 
 
-def _stated(value: Any) -> str | None:
+def _stated_text(value: Any) -> str | None:
     """Return the stated amount as text, None only if absent.
 
     Merchants see it, so other text is masked.
@@ -638,12 +638,12 @@ def _stated(value: Any) -> str | None:
     text = _text(f"{value}" if isinstance(value, bool | list | dict) else value) or "a number of too many digits"
     if _read_money(text) is not None:
         return text
-    shown = provider_text(text, _SHOWN) or "unreadable"
+    shown = provider_text(text, _MOST_SHOWN) or "unreadable"
     # Removing hidden characters must not produce a number.
     return f"{shown} and hidden characters" if _read_money(shown) is not None else shown
 
 
-_SHOWN = 64
+_MOST_SHOWN = 64
 
 
 def read_amount(text: str | None) -> Kes | None:
@@ -689,19 +689,19 @@ def read_fault_body(content: Any) -> Fault:
     """Read a fault of Daraja or of its API proxy."""
     if not isinstance(content, dict):
         return Fault(code=None, message=None)
-    fields = _lowered(cast("dict[str, Any]", content))
+    fields = _lower_names(cast("dict[str, Any]", content))
     code, message = _text(fields.get("errorcode")), _text(fields.get("errormessage"))
     if code is None and message is None:
         fault = _proxy_fault(fields)
         if isinstance(fault, dict):
-            fault = _lowered(cast("dict[str, Any]", fault))
+            fault = _lower_names(cast("dict[str, Any]", fault))
             code, message = _proxy_code(fault), _text(fault.get("faultstring"))
         else:
             message = _text(fault)
     return Fault(code=code, message=message)
 
 
-def _lowered(fields: dict[str, Any]) -> dict[str, Any]:
+def _lower_names(fields: dict[str, Any]) -> dict[str, Any]:
     return {name.lower(): value for name, value in fields.items()}
 
 
@@ -713,7 +713,7 @@ def _proxy_fault(fields: dict[str, Any]) -> Any:
         inner = fields.get(name)
         if not isinstance(inner, dict):
             return None
-        fields = _lowered(cast("dict[str, Any]", inner))
+        fields = _lower_names(cast("dict[str, Any]", inner))
     return fields
 
 
@@ -721,16 +721,16 @@ def _proxy_code(fault: dict[str, Any]) -> str | None:
     detail = fault.get("detail")
     if not isinstance(detail, dict):
         return None
-    detail = _lowered(cast("dict[str, Any]", detail))
+    detail = _lower_names(cast("dict[str, Any]", detail))
     if isinstance(source := detail.get("source"), dict):
-        detail = _lowered(cast("dict[str, Any]", source))
+        detail = _lower_names(cast("dict[str, Any]", source))
     return read_text(detail, "errorcode")
 
 
 def read_code(content: Any, name: str) -> str | None:
     """Return a canonical code, or None if absent or not a number."""
     text = read_text(content, name)
-    if text is None or text in _NO_NUMBER or len(text) > _LONGEST_CODE:
+    if text is None or text in _NOT_A_NUMBER or len(text) > _LONGEST_CODE:
         return None
     return canonical(text) if _CODE.match(text) else provider_text(text, _LONGEST_CODE) or None
 
@@ -738,7 +738,7 @@ def read_code(content: Any, name: str) -> str | None:
 _LONGEST_CODE = 64
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
 """Other codes are masked like text."""
-_NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
+_NOT_A_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 def read_message(content: Any, name: str, limit: int = LIMIT) -> str | None:
@@ -761,13 +761,13 @@ _NOUNS = frozenset(
 _NONE = frozenset({"no", "zero", "0", "without", "lack", "lacks", "nil", "none", "nothing", "empty"})
 _NOT = frozenset({"not", "cannot", "never"})
 _EXIST = frozenset({"transacted", "found", "exist", "exists", "present", "recorded", "made"})
-_SEEN = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
+_FOUND_WORDS = frozenset({"found", "fetched", "returned", "retrieved", "shortcode"})
 _OTHER_THAN_MONEY = frozenset(
     {"access", "all", "answer", "by", "connection", "every", "from", "permission", "reply", "response", "to", "valid"}
 )
 """Words that relate a negation to something else."""
 
-_TROUBLE = frozenset(
+_ERROR_WORDS = frozenset(
     {"busy", "denied", "error", "errors", "exception", "fail", "failed", "failure", "internal", "invalid"}
     | {"maintenance", "timeout", "timed", "unable", "unauthorised", "unauthorized", "unavailable"}
 )
@@ -775,7 +775,7 @@ _PREFIX = frozenset({"error", "failed", "failure", "occurred", "bad", "request",
 """The usual first words of a fault."""
 _VERBS = ("access", "allow", "authori", "complet", "connect", "enabl", "fetch", "get", "load", "permit", "process")
 _MORE_VERBS = ("pull", "query", "quer", "read", "register", "retriev")
-_NEAR, _MOST_SAID = 7, 1000
+_NEAR, _MOST_TEXT = 7, 1000
 
 
 def says_no_transactions(text: str) -> bool:
@@ -783,11 +783,11 @@ def says_no_transactions(text: str) -> bool:
 
     Returns False if in doubt: a missing answer is not an empty one.
     """
-    text = _CAMEL.sub(" ", text[:_MOST_SAID])
+    text = _CAMEL.sub(" ", text[:_MOST_TEXT])
     words = _WORDS.findall(text.lower().replace("\u2019", "'"))
     while words and words[0] in _PREFIX:
         words = words[1:]
-    if not _TROUBLE.isdisjoint(words) or any(_is_unable(words, at) for at in range(len(words))):
+    if not _ERROR_WORDS.isdisjoint(words) or any(_is_unable(words, at) for at in range(len(words))):
         return False
     return any(_denies(words, at) for at in range(len(words)))
 
@@ -817,4 +817,4 @@ def _denies(words: list[str], at: int) -> bool:
         return _OTHER_THAN_MONEY.isdisjoint(ahead if ahead[noun].startswith("result") else ahead[:noun])
     if words[at] == "never":
         return "transacted" in ahead[:2]
-    return words[at] in {"nothing", "none", "empty"} and bool(_SEEN & set(ahead))
+    return words[at] in {"nothing", "none", "empty"} and bool(_FOUND_WORDS & set(ahead))

@@ -37,10 +37,10 @@ from mpesa_gateway.security.rate_limits import AUTH
 _PROBE_DELAY = 0.5
 """Seconds: probes time out after one."""
 
-_NOTICEABLE = 0.01
+_SLOWED_AFTER = 0.01
 """Seconds of delay from which a request counts as slowed."""
 
-_LOOK_UPS, _LOOK_UPS_EACH, _LOOK_UPS_WAITING = 4, 64, 256
+_LOOKUPS, _LOOKUPS_EACH, _LOOKUPS_WAITING = 4, 64, 256
 """Key lookups: concurrent, per address (with waiting ones), and waiting in total."""
 
 _TRICKLE = 1.0
@@ -68,18 +68,18 @@ class AdmissionControl:
         self._api, self._pages = api, pages
         self._routes = RouteTable(app)
         self._documents = Documents(app)
-        self._vouchers = runtime.contributed(KnownCallerCheck)
+        self._caller_checks = runtime.contributed(KnownCallerCheck)
         self._pace = Throttle(
             http.anonymous_per_second,
             max(2, http.connections * 3 // 4),
             chance=lambda: int.from_bytes(runtime.ids.token(2), "big") / 65_536,
         )
-        self._look_ups = WorkLimit(_LOOK_UPS, each=_LOOK_UPS_EACH, queue=_LOOK_UPS_WAITING, wait=max(http.wait, 0.001))
+        self._lookups = WorkLimit(_LOOKUPS, each=_LOOKUPS_EACH, queue=_LOOKUPS_WAITING, wait=max(http.wait, 0.001))
         self._looking_up: dict[str | None, asyncio.Event] = {}
         self._trickle = _SlowLane()
         self._each = http.anonymous_max_concurrent
         self._bodies = _Bodies(http.anonymous_max_concurrent)
-        self._at_pages: Counter[str] = Counter()
+        self._page_calls: Counter[str] = Counter()
         self._max_body = http.max_body_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -90,7 +90,7 @@ class AdmissionControl:
             await self._admit(scope, receive, send)
         except ApiError as refusal:
             # Unread bytes would be parsed as the next request.
-            is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _TooManyReads)
+            is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _Overloaded)
             is_last = is_last and scope.get("http_version", "1.1").startswith("1")
             await refuse(send, refusal, {"Connection": "close"} if is_last else None)
 
@@ -139,7 +139,7 @@ class AdmissionControl:
         path: str = scope["path"]
         return any(
             voucher.vouches(self._runtime, scope, scope[CLIENT])
-            for voucher in self._vouchers
+            for voucher in self._caller_checks
             if path.startswith(voucher.below)
         )
 
@@ -148,7 +148,7 @@ class AdmissionControl:
         is_probe = traits is not None and traits.is_probe
         has_priority = traits is not None and traits.has_priority
         if scope.get(CROWDED) and not has_priority:
-            raise _TooManyReads(BUSY, retry_after=RETRY_AFTER)
+            raise _Overloaded(BUSY, retry_after=RETRY_AFTER)
         began = time.monotonic()
         admitted = await self._pace.admit(
             neighbourhood(scope[CLIENT]),
@@ -156,35 +156,35 @@ class AdmissionControl:
             # No key is known after a start: merchants must not share a rate.
             together=key is None or not is_well_formed(key),
         )
-        scope[SLOWED] = not admitted or time.monotonic() - began > _NOTICEABLE
+        scope[SLOWED] = not admitted or time.monotonic() - began > _SLOWED_AFTER
         if not admitted and not is_probe:
-            raise _TooManyReads("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
+            raise _Overloaded("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
     async def _authenticate(self, scope: Message, key: str | None) -> None:
         """Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
-        asked = {"method": scope["method"], "route": scope["path_template"]}
+        request_info = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
             # Not a guess: any website can make a browser send requests without a key.
-            await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+            await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
             raise InvalidKey(HEADER_HINT)
-        who = neighbourhood(scope[CLIENT])
-        wait = self._runtime.limits.refusal(AUTH, who)
-        if wait and not (is_well_formed(key) and self._trickle.admits(who)):
-            await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        client = neighbourhood(scope[CLIENT])
+        wait = self._runtime.limits.refusal(AUTH, client)
+        if wait and not (is_well_formed(key) and self._trickle.admits(client)):
+            await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
             raise TooManyFailures(
                 "too many failed authentications from this address: check the API key and wait", retry_after=wait
             )
         try:
-            async with self._look_ups.acquire(who), self._looked_up(key):
+            async with self._lookups.acquire(client), self._share_lookup(key):
                 await self._runtime.api_keys.authenticate(key)
         except InvalidKey:
-            await count_failure(self._runtime, scope[CLIENT], asked)
+            await count_failure(self._runtime, scope[CLIENT], request_info)
             raise
         except (*UNREACHABLE, *OVERBURDENED):
             raise ServiceUnavailable(DATABASE_AWAY, retry_after=5) from None
 
     @asynccontextmanager
-    async def _looked_up(self, key: str) -> AsyncGenerator[None]:
+    async def _share_lookup(self, key: str) -> AsyncGenerator[None]:
         done = self._looking_up.setdefault(key, asyncio.Event())
         try:
             yield
@@ -198,10 +198,10 @@ class AdmissionControl:
         if _length(scope) > most:
             if traits.has_priority:
                 return receive
-            raise _too_large(most)
+            raise _payload_too_large(most)
         messages, size = await self._bodies.read(neighbourhood(scope[CLIENT]), receive, most)
         if size > most and not traits.has_priority:
-            raise _too_large(most)
+            raise _payload_too_large(most)
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
@@ -209,19 +209,19 @@ class AdmissionControl:
         return replay
 
     @asynccontextmanager
-    async def _place_at_pages(self, who: str) -> AsyncGenerator[None]:
-        if self._at_pages[who] >= self._each:
+    async def _place_at_pages(self, client: str) -> AsyncGenerator[None]:
+        if self._page_calls[client] >= self._each:
             raise ServiceUnavailable(BUSY, retry_after=RETRY_AFTER)
-        self._at_pages[who] += 1
+        self._page_calls[client] += 1
         try:
             yield
         finally:
-            self._at_pages[who] -= 1
-            if not self._at_pages[who]:
-                del self._at_pages[who]
+            self._page_calls[client] -= 1
+            if not self._page_calls[client]:
+                del self._page_calls[client]
 
 
-class _TooManyReads(ServiceUnavailable):
+class _Overloaded(ServiceUnavailable):
     """The connection is closed to free it for other clients."""
 
 
@@ -230,13 +230,13 @@ class _Bodies:
         self._each = each
         self._awaited: Counter[str] = Counter()
 
-    async def read(self, who: str, receive: Receive, most: int) -> tuple[list[Message], int]:
+    async def read(self, client: str, receive: Receive, most: int) -> tuple[list[Message], int]:
         """Return messages and size, up to the first message beyond ``most`` bytes."""
-        is_patient = self._awaited[who] < self._each and self._awaited.total() < _BODIES
+        is_patient = self._awaited[client] < self._each and self._awaited.total() < _BODIES
         seconds = _BODY_TIME if is_patient else _SHORT
         messages: list[Message] = []
         size = 0
-        self._awaited[who] += 1
+        self._awaited[client] += 1
         try:
             async with asyncio.timeout(seconds):
                 while size <= most:
@@ -248,9 +248,9 @@ class _Bodies:
         except TimeoutError:
             raise RequestTimeout(f"the body did not come within {seconds:g} seconds: send the request again") from None
         finally:
-            self._awaited[who] -= 1
-            if not self._awaited[who]:
-                del self._awaited[who]
+            self._awaited[client] -= 1
+            if not self._awaited[client]:
+                del self._awaited[client]
         return messages, size
 
 
@@ -259,17 +259,17 @@ class _SlowLane:
         self._now = now
         self._next: dict[str, float] = {}
 
-    def admits(self, who: str) -> bool:
+    def admits(self, client: str) -> bool:
         now = self._now()
-        if self._next.get(who, 0.0) > now:
+        if self._next.get(client, 0.0) > now:
             return False
-        if len(self._next) >= _TRICKLE_MOST:
+        if len(self._next) >= _MOST_ADDRESSES:
             self._next.clear()
-        self._next[who] = now + _TRICKLE
+        self._next[client] = now + _TRICKLE
         return True
 
 
-_TRICKLE_MOST = 10_000
+_MOST_ADDRESSES = 10_000
 
 
 async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
@@ -314,5 +314,5 @@ def _length(scope: Message) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _too_large(most: int) -> PayloadTooLarge:
+def _payload_too_large(most: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body is too large: at most {most} bytes are taken here")

@@ -88,10 +88,10 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         caller = await runtime.api_keys.authenticate(request.headers.get("x-api-key"))
     except InvalidKey:
-        await count_failure(runtime, address_of(request), _asked(request))
+        await count_failure(runtime, address_of(request), _request_info(request))
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
-    who: dict[str, Any] = {
+    caller_detail: dict[str, Any] = {
         "merchant_id": caller.merchant_id,
         "actor": caller.actor,
         "subject_id": caller.key_id,
@@ -100,25 +100,27 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         await runtime.limits.called(caller.key_id)
     except RateLimited:
-        await runtime.audit.observe("key.limited", **who, detail=_asked(request))
+        await runtime.audit.observe("key.limited", **caller_detail, detail=_request_info(request))
         raise
     if needed.name not in caller.scopes:
-        await runtime.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.name})
+        await runtime.audit.observe(
+            "scope.denied", **caller_detail, detail=_request_info(request) | {"scope": needed.name}
+        )
         raise InsufficientScope(f"this API key lacks the scope {needed}: use a key that has it")
     return caller
 
 
-async def count_failure(runtime: Runtime, address: str, asked: dict[str, str]) -> None:
+async def count_failure(runtime: Runtime, address: str, request_info: dict[str, str]) -> None:
     """Record and count an invalid key. Raises TooManyFailures above the limit."""
-    await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+    await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
     try:
         await runtime.limits.failed(AUTH, neighbourhood(address))
     except TooManyFailures:
-        await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
         raise
 
 
-def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
+def _request_info(request: Request[Any, Any, Any]) -> dict[str, str]:
     return {"method": str(request.method), "route": str(request.scope.get("path_template", ""))}
 
 

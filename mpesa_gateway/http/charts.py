@@ -75,9 +75,9 @@ def _column(index: int, column: Column, series: Sequence[Series], top: float, sh
             rects += Markup('<rect data-tone="{}" x="{:.1f}" y="{:.2f}" width="{:.1f}" height="{:.2f}"/>').format(
                 each.tone, x, y, _STEP - _GAP, height
             )
-    said = ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, column.parts, strict=True))
+    text = ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, column.parts, strict=True))
     hit = Markup('<rect data-hit x="{}" y="0" width="{}" height="{}"/>').format(index * _STEP, _STEP, _HEIGHT)
-    return Markup("<g><title>{}: {}</title>{}{}</g>").format(column.name, said, rects, hit)
+    return Markup("<g><title>{}: {}</title>{}{}</g>").format(column.name, text, rects, hit)
 
 
 def _table(title: str, series: Sequence[Series], given: Sequence[Column], shown: Callable[[float], str]) -> Markup:

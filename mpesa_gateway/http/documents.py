@@ -37,7 +37,7 @@ class Documents:
         documents = await asyncio.shield(self._rendering)
         path = scope["path"]
         document = documents[path if path in documents else path.rstrip("/")]
-        is_known = _names(scope, document.etag)
+        is_known = _matches_etag(scope, document.etag)
         headers = list(document.headers)
         if not is_known:
             headers.append((b"content-length", str(len(document.body)).encode()))
@@ -51,12 +51,12 @@ class Documents:
         # The links are relative, so the trailing slash matters.
         pages = {"/schema": render_page(title), "/schema/": render_page(title, "../")}
         return {
-            **{path: _made(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},
-            "/schema/openapi.json": _made(msgspec.json.encode(document), JsonRenderPlugin().media_type.encode(), None),
+            **{path: _build(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},
+            "/schema/openapi.json": _build(msgspec.json.encode(document), JsonRenderPlugin().media_type.encode(), None),
         }
 
 
-def _made(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
+def _build(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
     etag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
     headers: list[Header] = [(b"content-type", media_type), (b"etag", etag), (b"cache-control", b"no-cache")]
     if policy is not None:
@@ -64,6 +64,6 @@ def _made(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
     return _Document(body, etag, tuple(headers))
 
 
-def _names(scope: Message, etag: bytes) -> bool:
+def _matches_etag(scope: Message, etag: bytes) -> bool:
     given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match")
     return any(one.strip().removeprefix(b"W/") in {etag, b"*"} for one in given.split(b","))

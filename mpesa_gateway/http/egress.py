@@ -25,7 +25,7 @@ LONGEST_URL = 2048
 SHOWN = 1024
 """Stored characters of a response."""
 
-_NEVER = tuple(
+_NON_PUBLIC = tuple(
     ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20", "100::/64", "2001::/23")
 )
 """Non-public in IANA's registries, independent of the Python release."""
@@ -64,7 +64,7 @@ def is_public(address: Address) -> bool:
     inner = _embedded(address)
     if inner is not None:
         return False if isinstance(address, IPv6Address) else is_public(inner)
-    if any(address.version == network.version and address in network for network in _NEVER):
+    if any(address.version == network.version and address in network for network in _NON_PUBLIC):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
 
@@ -84,7 +84,7 @@ def _embedded(address: Address) -> IPv4Address | None:
     return None
 
 
-_SUCH_AS = "must be an https address such as https://shop.example.co.ke/mpesa"
+_ADDRESS_ADVICE = "must be an https address such as https://shop.example.co.ke/mpesa"
 
 
 def _split(url: str) -> tuple[SplitResult, str, int | None]:
@@ -92,7 +92,7 @@ def _split(url: str) -> tuple[SplitResult, str, int | None]:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError(_SUCH_AS) from None
+        raise ValueError(_ADDRESS_ADVICE) from None
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
     return parts, host, port
@@ -200,7 +200,7 @@ class Egress:
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
-        self._asked: Counter[tuple[str, str]] = Counter()
+        self._running_lookups: Counter[tuple[str, str]] = Counter()
         # Loopback connections are not reused for other calls.
         self._outbound = {
             allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
@@ -225,19 +225,19 @@ class Egress:
         """
         try:
             check_url(url, allow_loopback=allow_loopback)
-            place, request = _request(url, body, headers)
+            destination, request = _request(url, body, headers)
         except ValueError as problem:
             raise EgressFailed("refused", f"the address {problem}") from None
 
         async def addresses() -> list[str]:
-            return await self._look_up(place, account, allow_loopback=allow_loopback)
+            return await self._look_up(destination, account, allow_loopback=allow_loopback)
 
         began = time.perf_counter()
         reader = ResponseReader(SHOWN * 4)
         try:
             async with asyncio.timeout(self._timeout):
                 with released_slot():
-                    await self._outbound[allow_loopback].post(place, addresses, request, reader)
+                    await self._outbound[allow_loopback].post(destination, addresses, request, reader)
         except EgressBusy:
             raise
         except Exception as problem:  # noqa: BLE001 - any error is a failed attempt
@@ -247,24 +247,26 @@ class Egress:
         text = reader.body.decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
         return EgressResponse(reader.status or 0, ms, text)
 
-    async def _look_up(self, place: Destination, account: str, *, allow_loopback: bool) -> list[str]:
-        if read_literal(place.host) is not None:
-            return check_addresses([place.host], allow_loopback=allow_loopback)
-        asked = (account, place.host)
+    async def _look_up(self, destination: Destination, account: str, *, allow_loopback: bool) -> list[str]:
+        if read_literal(destination.host) is not None:
+            return check_addresses([destination.host], allow_loopback=allow_loopback)
+        key = (account, destination.host)
         # Concurrent calls to one name share a lookup slot.
-        with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.acquire(account) as has_place:
-            if not has_place:
+        with (
+            nullcontext(enter_result=True) if self._running_lookups[key] else self._lookups.acquire(account) as has_slot
+        ):
+            if not has_slot:
                 raise EgressBusy
-            self._asked[asked] += 1
+            self._running_lookups[key] += 1
             try:
-                found = await _as_dns(self._lookup(place.host, place.port))
+                found = await _as_dns(self._lookup(destination.host, destination.port))
             except BaseException:
                 self._lookups.record_answer(account, answered=False)
                 raise
             finally:
-                self._asked[asked] -= 1
-                if not self._asked[asked]:
-                    del self._asked[asked]
+                self._running_lookups[key] -= 1
+                if not self._running_lookups[key]:
+                    del self._running_lookups[key]
             self._lookups.record_answer(account, answered=True)
         return check_addresses(found, allow_loopback=allow_loopback)
 

@@ -19,11 +19,11 @@ from mpesa_gateway.http.request_id import SLOWED
 from mpesa_gateway.http.self_probe import answer
 from mpesa_gateway.runtime import Runtime
 
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 
-_KEPT = 1.0
+_REUSED_FOR = 1.0
 
-_examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
+_running_checks: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,23 +85,23 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 @get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
     """Report Postgres, migrations, Valkey, queue and certificates. 503: send no requests here."""
-    parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
+    parts = await _examine_shared(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
     is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
 
 
-async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
+async def _examine_shared(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
     """Concurrent requests share one result.
 
-    With ``may_be_old``, for addresses above their rate, it is reused for _KEPT seconds.
+    With ``may_be_old``, for addresses above their rate, it is reused for _REUSED_FOR seconds.
     """
     now = asyncio.get_running_loop().time()
-    running, began = _examining.get(runtime, (None, now))
-    if running is None or (running.done() and not (may_be_old and now - began < _KEPT)):
+    running, began = _running_checks.get(runtime, (None, now))
+    if running is None or (running.done() and not (may_be_old and now - began < _REUSED_FOR)):
         running = asyncio.create_task(examine(runtime))
-        _examining[runtime] = running, now
+        _running_checks[runtime] = running, now
     # A client that disconnects must not cancel the shared task.
     return dict(await asyncio.shield(running))
 
@@ -119,7 +119,7 @@ async def examine(runtime: Runtime) -> dict[str, Part]:
 
 async def _part(check: Awaitable[str | None]) -> Part:
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             return Part(ok=True, detail=await check)
     except NotReady as problem:
         return Part(ok=False, detail=str(problem))
@@ -165,12 +165,12 @@ async def _queue(runtime: Runtime) -> str | None:
 
 async def _certificates(runtime: Runtime) -> str | None:
     has_live = await runtime.merchants.any_live()
-    is_fine, said = await asyncio.to_thread(
+    is_fine, text = await asyncio.to_thread(
         describe_used, runtime.config.daraja, runtime.clock.now(), has_live=has_live
     )
     if not is_fine:
-        raise NotReady(said)
-    return said
+        raise NotReady(text)
+    return text
 
 
 routes = (live, ready)

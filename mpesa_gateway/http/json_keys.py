@@ -8,7 +8,7 @@ _LONGEST_NAME, _LONGEST_PATH = 64, 200
 """Displayed characters: names are untrusted."""
 
 
-class _Twice(Exception):
+class _RepeatedKey(Exception):
     pass
 
 
@@ -16,16 +16,16 @@ class _Pairs(tuple[tuple[str, Any], ...]):
     __slots__ = ()
 
 
-def _refuse_twice(pairs: Sequence[tuple[str, Any]]) -> None:
+def _reject_repeated(pairs: Sequence[tuple[str, Any]]) -> None:
     # The cheapest count of distinct names.
     if len(dict(pairs)) != len(pairs):
-        raise _Twice
+        raise _RepeatedKey
 
 
 # Not converted: Python rejects over 4,300 digits. Not strict: a control character must not hide a repetition from a
 # lenient parser.
 _SCAN = json.JSONDecoder(
-    object_pairs_hook=_refuse_twice, parse_int=len, parse_float=len, parse_constant=len, strict=False
+    object_pairs_hook=_reject_repeated, parse_int=len, parse_float=len, parse_constant=len, strict=False
 )
 _READ = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=len, parse_float=len, parse_constant=len, strict=False)
 
@@ -39,7 +39,7 @@ def find_repeated_key(body: bytes | str) -> str | None:
     try:
         text = body if isinstance(body, str) else body.decode("utf-8-sig")
         _SCAN.decode(text)
-    except _Twice:
+    except _RepeatedKey:
         return _find_path(text)
     except (ValueError, RecursionError):
         return None
@@ -54,20 +54,20 @@ def _find_path(text: str) -> str | None:
 
 
 def _path(root: Any) -> str | None:
-    waiting: list[tuple[str, Any]] = [("", root)]
-    while waiting:
-        path, value = waiting.pop()
+    pending: list[tuple[str, Any]] = [("", root)]
+    while pending:
+        path, value = pending.pop()
         if isinstance(value, _Pairs):
             inner: list[tuple[str, Any]] = []
             seen = set[str]()
             for name, part in value:
-                here = (f"{path}.{name[:_LONGEST_NAME]}" if path else name[:_LONGEST_NAME])[:_LONGEST_PATH]
+                field_path = (f"{path}.{name[:_LONGEST_NAME]}" if path else name[:_LONGEST_NAME])[:_LONGEST_PATH]
                 if name in seen:
-                    return here
+                    return field_path
                 seen.add(name)
-                inner.append((here, part))
-            waiting += reversed(inner)
+                inner.append((field_path, part))
+            pending += reversed(inner)
         elif isinstance(value, list):
             parts: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
-            waiting += [(f"{path}[{number}]", part) for number, part in reversed(list(enumerate(parts)))]
+            pending += [(f"{path}[{number}]", part) for number, part in reversed(list(enumerate(parts)))]
     return None

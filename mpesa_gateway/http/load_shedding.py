@@ -29,7 +29,7 @@ CROWDED = "mpesa_gateway_crowded"
 
 RETRY_AFTER = 1
 
-_SAY_AGAIN = 10.0
+_LOG_INTERVAL = 10.0
 
 BUSY = "the gateway is busy, and nothing was done: try again, with the same Idempotency-Key, after Retry-After seconds"
 
@@ -40,8 +40,8 @@ class PriorityError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Waiter:
-    who: str
-    comes: asyncio.Future[bool]
+    caller: str
+    admitted: asyncio.Future[bool]
 
 
 class LoadShedder:
@@ -61,9 +61,9 @@ class LoadShedder:
         self._has_priority = priority
         self._is_draining = is_draining
         self._each = max(1, self._most // 2)
-        self._begun: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
         self._waiting: deque[_Waiter] = deque()
-        self._said_at = -_SAY_AGAIN
+        self._logged_at = -_LOG_INTERVAL
         self.working = 0
         """Excludes calls that wait for another server."""
         self.unanswered = 0
@@ -84,33 +84,33 @@ class LoadShedder:
             with reserve():
                 await self._app(scope, receive, send)
             return
-        who = str(scope.get(CALLER, ""))
-        if not await self._enter(who):
+        caller = str(scope.get(CALLER, ""))
+        if not await self._enter(caller):
             await self._reject(send)
             return
         try:
-            with use_slot(Slot(self)) as place:
-                await self._app(scope, place.receiving(receive), place.sending(send))
+            with use_slot(Slot(self)) as slot:
+                await self._app(scope, slot.receiving(receive), slot.sending(send))
         finally:
-            self._end_share(who)
+            self._end_share(caller)
 
-    async def _enter(self, who: str) -> bool:
+    async def _enter(self, caller: str) -> bool:
         """Returns False if no slot was free in time."""
-        if self._has_room and not self._waiting and self._has_share(who):
-            self._begin(who)
+        if self._has_room and not self._waiting and self._has_share(caller):
+            self._start(caller)
             return True
-        if len(self._waiting) >= self._queue and not self._shed_oldest(who):
+        if len(self._waiting) >= self._queue and not self._shed_greediest(caller):
             return False
-        turn = _Waiter(who, asyncio.get_running_loop().create_future())
+        turn = _Waiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._admit_next()
-        limit = asyncio.get_running_loop().call_later(self._wait, _give_up, turn.comes)
+        limit = asyncio.get_running_loop().call_later(self._wait, _time_out, turn.admitted)
         try:
-            return await turn.comes
+            return await turn.admitted
         except asyncio.CancelledError:
-            if turn.comes.done() and not turn.comes.cancelled() and turn.comes.result():
+            if turn.admitted.done() and not turn.admitted.cancelled() and turn.admitted.result():
                 self.end(is_working=True)
-                self._end_share(who)
+                self._end_share(caller)
             raise
         finally:
             limit.cancel()
@@ -121,33 +121,33 @@ class LoadShedder:
     def _has_room(self) -> bool:
         return self.working < self._at_once and self.unanswered < self._most
 
-    def _has_share(self, who: str) -> bool:
-        return not who or self._begun[who] < self._each
+    def _has_share(self, caller: str) -> bool:
+        return not caller or self._running[caller] < self._each
 
-    def _shed_oldest(self, who: str) -> bool:
-        waiting = Counter(turn.who for turn in self._waiting if turn.who and not turn.comes.done())
-        if not who or not waiting:
+    def _shed_greediest(self, caller: str) -> bool:
+        waiting = Counter(turn.caller for turn in self._waiting if turn.caller and not turn.admitted.done())
+        if not caller or not waiting:
             return False
         greediest, most = waiting.most_common(1)[0]
-        if waiting[who] + 1 >= most:
+        if waiting[caller] + 1 >= most:
             return False
-        last = next(turn for turn in reversed(self._waiting) if turn.who == greediest and not turn.comes.done())
+        last = next(turn for turn in reversed(self._waiting) if turn.caller == greediest and not turn.admitted.done())
         self._waiting.remove(last)
-        last.comes.set_result(False)
+        last.admitted.set_result(False)
         return True
 
-    def _begin(self, who: str) -> None:
+    def _start(self, caller: str) -> None:
         self.working += 1
         self.unanswered += 1
-        if who:
-            self._begun[who] += 1
+        if caller:
+            self._running[caller] += 1
 
-    def _end_share(self, who: str) -> None:
-        if not who:
+    def _end_share(self, caller: str) -> None:
+        if not caller:
             return
-        self._begun[who] -= 1
-        if not self._begun[who]:
-            del self._begun[who]
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
         self._admit_next()
 
     def end(self, *, is_working: bool) -> None:
@@ -166,20 +166,20 @@ class LoadShedder:
 
     def _admit_next(self) -> None:
         while self._has_room:
-            able = [turn for turn in self._waiting if not turn.comes.done() and self._has_share(turn.who)]
-            if not able:
+            ready = [turn for turn in self._waiting if not turn.admitted.done() and self._has_share(turn.caller)]
+            if not ready:
                 return
             # The caller with the fewest running calls is next, so that a burst delays only its caller.
-            turn = min(able, key=lambda each: self._begun[each.who] if each.who else 0)
+            turn = min(ready, key=lambda each: self._running[each.caller] if each.caller else 0)
             self._waiting.remove(turn)
-            self._begin(turn.who)
-            turn.comes.set_result(True)
+            self._start(turn.caller)
+            turn.admitted.set_result(True)
 
     async def _reject(self, send: Send) -> None:
         self.turned_away += 1
         now = asyncio.get_running_loop().time()
-        if now - self._said_at >= _SAY_AGAIN:
-            self._said_at = now
+        if now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
             log.warning("calls_shed", working=self.working, waiting=self.waiting, so_far=self.turned_away)
         await refuse(send, ServiceUnavailable(BUSY, retry_after=RETRY_AFTER))
 
@@ -194,7 +194,7 @@ def for_pages(config: HttpConfig) -> HttpConfig:
     )
 
 
-def _give_up(turn: "asyncio.Future[bool]") -> None:
+def _time_out(turn: "asyncio.Future[bool]") -> None:
     if not turn.done():
         turn.set_result(False)
 

@@ -157,7 +157,7 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
         if names[handler.handler_name] == 1:
             operation["operationId"] = handler.handler_name
     name_words(document)
-    _forget_unused(document)
+    _remove_unused_schemas(document)
     used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
     tags = sorted(_tags(app).items(), key=lambda tag: tag[0] in _LAST)
     document["tags"] = [{"name": tag, "description": text} for tag, text in tags if tag in used]
@@ -208,7 +208,7 @@ def _complete_operation(
         del responses[status]
     for status, kind in _answers(handler).items():
         responses[str(status)] = _success(status, kind, handler, components, responses.get(str(status)))
-    if others := _said(handler, OR_ANSWERS, gateway):
+    if others := _option(handler, OR_ANSWERS, gateway):
         shown = responses["200"]["content"]["application/json"]
         shown["schema"] = {"anyOf": [shown["schema"], *others]}
     for status in sorted({refusal.status for refusal in refusals}):
@@ -221,7 +221,7 @@ def _complete_operation(
 
 
 def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, gateway: Any) -> None:
-    described: Mapping[str, Mapping[str, Any]] = _said(handler, DESCRIBED, gateway) or {}
+    described: Mapping[str, Mapping[str, Any]] = _option(handler, DESCRIBED, gateway) or {}
     for parameter in operation.get("parameters", ()):
         parameter.pop("deprecated", None)
         if parameter["in"] == "path":
@@ -237,7 +237,7 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, g
 
 
 def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any) -> None:
-    taken: dict[str, Any] | None = _said(handler, TAKES, gateway)
+    taken: dict[str, Any] | None = _option(handler, TAKES, gateway)
     if taken is None:
         reference = components.reference(_body(handler))
         if reference is None:
@@ -246,7 +246,7 @@ def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, compone
     operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
 
 
-def _said(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
+def _option(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
     said = handler.opt.get(name)
     return said(gateway) if callable(said) else said
 
@@ -361,15 +361,15 @@ def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in schema.items() if not (name in {"default", "title"} and not value)}
 
 
-def _forget_unused(document: dict[str, Any]) -> None:
+def _remove_unused_schemas(document: dict[str, Any]) -> None:
     schemas: dict[str, Any] = document["components"]["schemas"]
     used: set[str] = set()
-    waiting = _references(document["paths"])
-    while waiting:
-        name = waiting.pop()
+    pending = _references(document["paths"])
+    while pending:
+        name = pending.pop()
         if name not in used:
             used.add(name)
-            waiting |= _references(schemas.get(name, {}))
+            pending |= _references(schemas.get(name, {}))
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(used & set(schemas))}
 
 

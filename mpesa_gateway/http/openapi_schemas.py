@@ -82,17 +82,17 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
         rule = rules.get(field.name)
-        said = rule.schema_of(gateway) if isinstance(rule, Rule) else {}
+        extra = rule.schema_of(gateway) if isinstance(rule, Rule) else {}
         if is_moment(field.type):
-            said = {"format": "date-time"} | said
+            extra = {"format": "date-time"} | extra
         if not part:
             # msgspec allows any value here.
-            part.update(said)
-        elif said:
+            part.update(extra)
+        elif extra:
             present = (
                 part if "anyOf" not in part else next(each for each in part["anyOf"] if each.get("type") != "null")
             )
-            present.update(said)
+            present.update(extra)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
         if part.get("default", part) is None:
@@ -105,12 +105,12 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
         schema["examples"] = [dict(struct.EXAMPLE)]
     schema.pop("title", None)
     if is_written and struct.__struct_config__.omit_defaults:
-        _leave_out(schema, kind)
+        _remove_null(schema, kind)
     elif is_written:
         schema["required"] = list(schema["properties"])
 
 
-def _leave_out(schema: dict[str, Any], kind: Any) -> None:
+def _remove_null(schema: dict[str, Any], kind: Any) -> None:
     """Fields that are omitted when null cannot be null."""
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
@@ -128,16 +128,16 @@ def _forbid_nul(part: dict[str, Any]) -> None:
 
 def _structs(kinds: Iterable[Any]) -> Iterator[Any]:
     seen: list[Any] = []
-    waiting = list(kinds)
-    while waiting:
-        kind = waiting.pop()
+    pending = list(kinds)
+    while pending:
+        kind = pending.pop()
         if kind in seen:
             continue
         seen.append(kind)
         if _is_struct(kind):
             yield kind
-            waiting += [field.type for field in msgspec.structs.fields(kind)]
-        waiting += get_args(kind)
+            pending += [field.type for field in msgspec.structs.fields(kind)]
+        pending += get_args(kind)
 
 
 def _is_struct(kind: Any) -> bool:

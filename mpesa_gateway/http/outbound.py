@@ -239,7 +239,7 @@ class _Connection(asyncio.Protocol):
         self._reader: ResponseReader | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._expires: asyncio.TimerHandle | None = None
-        self._forget: Callable[[_Connection], None] | None = None
+        self._remove: Callable[[_Connection], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -257,8 +257,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self._reader is not None:
             self._reader.end()
-        if self._forget is not None:
-            self._forget(self)
+        if self._remove is not None:
+            self._remove(self)
         self._wake()
 
     def _wake(self) -> None:
@@ -285,13 +285,13 @@ class _Connection(asyncio.Protocol):
         finally:
             self._reader = self._waiting = None
 
-    def release(self, forget: "Callable[[_Connection], None]") -> None:
+    def release(self, on_close: "Callable[[_Connection], None]") -> None:
         """Keep the connection for reuse until ``_IDLE``."""
-        self._forget = forget
+        self._remove = on_close
         self._expires = asyncio.get_running_loop().call_later(_IDLE, self.abort)
 
     def resume(self) -> bool:
-        self._forget = None
+        self._remove = None
         if self._expires is not None:
             self._expires.cancel()
         return self.is_open and time.monotonic() - self.made_at < _AGE
@@ -331,41 +331,43 @@ class OutboundClient:
         self._kept.clear()
         self._count = 0
 
-    async def post(self, place: Destination, addresses: Addresses, request: bytes, reader: ResponseReader) -> None:
+    async def post(
+        self, destination: Destination, addresses: Addresses, request: bytes, reader: ResponseReader
+    ) -> None:
         """Send on an idle connection, or connect to the first reachable address.
 
         The caller sets the timeout. Raises NoResponse and OSError.
         """
-        connection = self._take(place)
+        connection = self._take(destination)
         if connection is None:
-            connection = await self._connect(place, await addresses())
+            connection = await self._connect(destination, await addresses())
         try:
             await connection.send(request, reader)
         finally:
-            self._release(place, connection, reader)
+            self._release(destination, connection, reader)
         if reader.status is None:
             raise NoResponse(reader.failure)
 
-    def _take(self, place: Destination) -> _Connection | None:
-        while kept := self._kept.get(place):
+    def _take(self, destination: Destination) -> _Connection | None:
+        while kept := self._kept.get(destination):
             connection = kept[-1]
-            self._forget(place, connection)
+            self._remove(destination, connection)
             if connection.resume():
                 return connection
             connection.abort()
         return None
 
-    def _forget(self, place: Destination, connection: _Connection) -> None:
-        kept = self._kept[place]
+    def _remove(self, destination: Destination, connection: _Connection) -> None:
+        kept = self._kept[destination]
         kept.remove(connection)
         self._count -= 1
         if not kept:
-            del self._kept[place]
+            del self._kept[destination]
 
-    async def _connect(self, place: Destination, addresses: Sequence[str]) -> _Connection:
+    async def _connect(self, destination: Destination, addresses: Sequence[str]) -> _Connection:
         # Literal addresses: the event loop performs no DNS lookup.
         loop = asyncio.get_running_loop()
-        if place.is_tls and self._tls is None:
+        if destination.is_tls and self._tls is None:
             self._tls = tls_context()
         failure: OSError = ConnectionError("no address")
         for address in addresses[:_ADDRESSES]:
@@ -374,9 +376,9 @@ class OutboundClient:
                     _, connection = await loop.create_connection(
                         _Connection,
                         address,
-                        place.port,
-                        ssl=self._tls if place.is_tls else None,
-                        server_hostname=place.host if place.is_tls else None,
+                        destination.port,
+                        ssl=self._tls if destination.is_tls else None,
+                        server_hostname=destination.host if destination.is_tls else None,
                     )
             except OSError as problem:
                 failure = problem
@@ -384,12 +386,12 @@ class OutboundClient:
                 return connection
         raise failure
 
-    def _release(self, place: Destination, connection: _Connection, reader: ResponseReader) -> None:
-        has_room = len(self._kept.get(place, ())) < _KEPT_EACH and self._count < self._most_kept
+    def _release(self, destination: Destination, connection: _Connection, reader: ResponseReader) -> None:
+        has_room = len(self._kept.get(destination, ())) < _KEPT_EACH and self._count < self._most_kept
         if reader.is_reusable and connection.is_open and has_room:
-            self._kept.setdefault(place, []).append(connection)
+            self._kept.setdefault(destination, []).append(connection)
             self._count += 1
-            connection.release(partial(self._forget, place))
+            connection.release(partial(self._remove, destination))
         else:
             connection.abort()
 

@@ -9,7 +9,7 @@ from mpesa_gateway.errors import ApiError, ClientDisconnected, NotFound, Request
 from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.single_headers import find_repeated_header
 
-_ODD_PATH = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")
+_NON_CANONICAL = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]|//|/\.\.?(?:/|\Z)")
 """Control characters, lone surrogates, backslashes, empty and dot segments."""
 
 _ENCODED_SLASH = re.compile(rb"%(?:2f|5c)", re.IGNORECASE)
@@ -28,7 +28,7 @@ class RequestGuard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if _ODD_PATH.search(scope["path"]) or _ENCODED_SLASH.search(scope.get("raw_path") or b""):
+            if _NON_CANONICAL.search(scope["path"]) or _ENCODED_SLASH.search(scope.get("raw_path") or b""):
                 await refuse(send, NotFound("there is nothing at this address: see /schema for what there is"))
                 return
             if not scope["query_string"].isascii():
@@ -38,7 +38,7 @@ class RequestGuard:
                 await refuse(send, ApiError(f"the header {repeated} came more than once: send it once"))
                 return
             if _has_body(scope["headers"]):
-                receive = _in_time(receive, self._body_timeout)
+                receive = _with_deadline(receive, self._body_timeout)
         await self._app(scope, receive, send)
 
 
@@ -46,7 +46,7 @@ def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
     return any((name == b"content-length" and value != b"0") or name == b"transfer-encoding" for name, value in headers)
 
 
-def _in_time(receive: Receive, seconds: float) -> Receive:
+def _with_deadline(receive: Receive, seconds: float) -> Receive:
     until = asyncio.get_running_loop().time() + seconds
     is_whole = False
 

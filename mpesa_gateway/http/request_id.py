@@ -24,7 +24,7 @@ KNOWN = "mpesa_gateway_known"
 SLOWED = "mpesa_gateway_slowed"
 """Scope key: the request exceeded its address's rate."""
 
-_SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
 QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Polled paths, logged only on errors."""
@@ -57,7 +57,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
+        request_id = given.decode("ascii") if _VALID_ID.match(given) else self._ids.new("req")
         with use_request_id(request_id):
             try:
                 if not self._is_traced or scope["path"] in QUIET:
@@ -71,7 +71,7 @@ class RequestIds:
     async def _handle(self, scope: Message, receive: Receive, send: Send, span: Span) -> None:
         began = time.perf_counter()
         status = 0
-        asked = scope["method"]
+        raw_method = scope["method"]
         request_id = current_request_id().encode()
 
         async def send_with_id(message: Message) -> None:
@@ -86,12 +86,12 @@ class RequestIds:
         finally:
             # A callback's path contains its token.
             template = scope.get("path_template") or "(unknown)"
-            took = time.perf_counter() - began
-            method = asked if asked in _METHODS else OTHER
+            elapsed = time.perf_counter() - began
+            method = raw_method if raw_method in _METHODS else OTHER
             self._metrics.requests.labels(method, template, str(status)).inc()
-            self._metrics.request_seconds.labels(template).observe(took)
+            self._metrics.request_seconds.labels(template).observe(elapsed)
             if template not in QUIET or status >= 500:
-                self._log(scope, method=asked, route=template, status=status, ms=round(took * 1000, 1))
+                self._log(scope, method=raw_method, route=template, status=status, ms=round(elapsed * 1000, 1))
             if span.is_recording():
                 bound = structlog.contextvars.get_contextvars()
                 describe_request(

@@ -17,8 +17,8 @@ from mpesa_gateway.tracing import Tracing, root_span, set_attributes, set_error
 def request_span(tracing: Tracing, scope: Mapping[str, Any], request_id: str) -> AbstractContextManager[Span]:
     """Return a block with a span, named later by ``describe_request``."""
     parent, links = _caller(tracing, scope)
-    said = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
-    return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, said, parent, links)
+    attributes = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
+    return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, attributes, parent, links)
 
 
 def describe_request(span: Span, method: str, route: str, status: int, ids: Mapping[str, str]) -> None:
@@ -40,9 +40,9 @@ def describe_request(span: Span, method: str, route: str, status: int, ids: Mapp
 
 def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[Link]]:
     """The parent is a span of the host or of a trusted caller."""
-    here = get_current()
-    if get_current_span(here).get_span_context().is_valid:
-        return here, []
+    context = get_current()
+    if get_current_span(context).get_span_context().is_valid:
+        return context, []
     sent = {
         name: value.decode("latin-1") for name, value in scope["headers"] if name in {b"traceparent", b"tracestate"}
     }

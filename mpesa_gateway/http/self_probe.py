@@ -6,7 +6,7 @@ import re
 
 from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS, GatewaySecrets
 
-_ASKED = re.compile(r"([0-9a-f]{32})([0-9a-f]{32})\Z", re.ASCII)
+_CHALLENGE = re.compile(r"([0-9a-f]{32})([0-9a-f]{32})\Z", re.ASCII)
 
 
 def create_nonce(vault: GatewaySecrets, nonce: bytes) -> str:
@@ -14,9 +14,9 @@ def create_nonce(vault: GatewaySecrets, nonce: bytes) -> str:
     return nonce.hex() + _mac(vault, "ask", nonce)
 
 
-def answer(vault: GatewaySecrets, asked: str) -> str | None:
+def answer(vault: GatewaySecrets, challenge: str) -> str | None:
     """Return the proof, or None for an invalid challenge."""
-    found = _ASKED.match(asked)
+    found = _CHALLENGE.match(challenge)
     if found is None:
         return None
     nonce = bytes.fromhex(found[1])

@@ -223,9 +223,9 @@ def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = Non
     return Response(html, status_code=status, media_type="text/html", headers=headers(POLICY) | dict(more or {}))
 
 
-def redirect(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
+def redirect(url: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
     """Return a 303 redirect; invalid characters are encoded."""
-    location = quote(where, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
+    location = quote(url, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
     return Response(
         "", status_code=303, media_type="text/plain", headers=headers() | {"Location": location, **(more or {})}
     )

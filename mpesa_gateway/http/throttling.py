@@ -51,39 +51,39 @@ class Throttle:
     def held(self) -> int:
         return self._held.total()
 
-    async def admit(self, who: str, *, longest: float = LONGEST, together: bool = True) -> bool:
+    async def admit(self, client: str, *, longest: float = LONGEST, together: bool = True) -> bool:
         """Wait for this address's turn, at most ``longest`` seconds. Returns False if too many wait.
 
         ``together`` also applies the total rate.
         """
-        delay = self.delay(who)
+        delay = self.delay(client)
         if together:
             delay = max(delay, self.delay(_ALL, _TOGETHER))
         delay = min(delay, longest)
         if delay <= 0:
             return True
-        if self._held[who] >= max(1, self._most_held * 2 // 3) or self.held >= self._most_held:
+        if self._held[client] >= max(1, self._most_held * 2 // 3) or self.held >= self._most_held:
             return False
-        self._held[who] += 1
+        self._held[client] += 1
         try:
             await asyncio.sleep(delay)
         finally:
-            self._held[who] -= 1
-            if not self._held[who]:
-                del self._held[who]
+            self._held[client] -= 1
+            if not self._held[client]:
+                del self._held[client]
         return True
 
-    def delay(self, who: str, times: int = 1) -> float:
+    def delay(self, client: str, times: int = 1) -> float:
         """Count a request and return its delay in seconds."""
         now = self._now()
-        due = max(self._due.pop(who, now), now) + self._interval / times
+        due = max(self._due.pop(client, now), now) + self._interval / times
         is_over = due > now + self._burst + LONGEST
         if is_over:
             due = now + self._burst + LONGEST
         if len(self._due) >= _MOST:
             self._forget(now)
         # Ordered by last request.
-        self._due[who] = due
+        self._due[client] = due
         if is_over:
             # Spread a burst instead of releasing it at once.
             return LONGEST * (1.0 - self._chance() / 2)

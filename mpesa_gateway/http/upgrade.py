@@ -19,7 +19,7 @@ class AnswerOnce:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _may_be_read_in_two_ways(scope):
+        if scope["type"] != "http" or not _is_ambiguous(scope):
             await self._app(scope, receive, send)
             return
         expected = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -44,7 +44,7 @@ class AnswerOnce:
         await self._app(scope, receive_checked, send_last)
 
 
-def _may_be_read_in_two_ways(scope: Message) -> bool:
+def _is_ambiguous(scope: Message) -> bool:
     if scope["method"] == "CONNECT":
         return True
     names = {name.lower() for name, _ in scope["headers"]}

@@ -15,7 +15,7 @@ from mpesa_gateway.http.json_keys import find_repeated_key
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NUL = "must not contain NUL"
 _MOST_UNKNOWN = 20
 """Unknown names per response."""
@@ -54,14 +54,14 @@ def read_body(body: bytes, kind: type[S]) -> S:
         decoded: S = _decode(body, kind)
     except msgspec.ValidationError as problem:
         try:
-            _examine(body, kind, "", checks)
-        except _NO_JSON:
+            _check_fields(body, kind, "", checks)
+        except _DECODE_ERRORS:
             # The body has an invalid field before the syntax error.
             raise InvalidFields.field_error("body", _SEND_JSON) from None
         checks.settle()
         # Each field is valid; their combination is not.
         raise InvalidFields.field_error("body", _explain(str(problem))) from None
-    except _NO_JSON:
+    except _DECODE_ERRORS:
         raise InvalidFields.field_error("body", _SEND_JSON) from None
     _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
     checks.settle()
@@ -75,17 +75,17 @@ def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
     except msgspec.ValidationError as problem:
         if "got `float`" not in str(problem):
             raise
-        return msgspec.json.decode(_AS_NUMBERS.encode(_whole(_EXACT.decode(body))), type=kind)
+        return msgspec.json.decode(_AS_NUMBERS.encode(_with_integers(_EXACT.decode(body))), type=kind)
 
 
-def _whole(value: Any) -> Any:
+def _with_integers(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value.adjusted() < _MOST_DIGITS and value == value.to_integral_value() else value
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value)
-        return {name: _whole(part) for name, part in pairs.items()}
+        return {name: _with_integers(part) for name, part in pairs.items()}
     if isinstance(value, list):
-        return [_whole(part) for part in value]  # pyright: ignore[reportUnknownVariableType] - JSON
+        return [_with_integers(part) for part in value]  # pyright: ignore[reportUnknownVariableType] - JSON
     return value
 
 
@@ -136,7 +136,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
             checks.fail(name, "send this parameter once")
         elif texts[0] != "":
             try:
-                found[name] = msgspec.convert(_aware(texts[0], field.type), _present(field.type), strict=False)
+                found[name] = msgspec.convert(_to_utc(texts[0], field.type), _without_none(field.type), strict=False)
             except msgspec.ValidationError as problem:
                 checks.fail(name, _explain(str(problem)))
             except (ValueError, OverflowError):
@@ -146,7 +146,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     return kind(**found)
 
 
-def _present(kind: Any) -> Any:
+def _without_none(kind: Any) -> Any:
     """``null`` is text in a query."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
@@ -157,7 +157,7 @@ def _present(kind: Any) -> Any:
     return present
 
 
-def _aware(text: str, kind: Any) -> str:
+def _to_utc(text: str, kind: Any) -> str:
     """Return a time in UTC; a date means its start. Raises ValueError."""
     if not is_moment(kind):
         return text
@@ -176,7 +176,7 @@ def is_moment(kind: Any) -> bool:
     return kind is datetime
 
 
-def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: FieldChecks) -> None:
+def _check_fields(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: FieldChecks) -> None:
     try:
         given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
@@ -198,7 +198,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
         except msgspec.ValidationError as problem:
             inner = _struct_in(field.type)
             if inner is not None and bytes(raw)[:1] == b"{":
-                _examine(raw, inner, f"{path}{name}.", checks)
+                _check_fields(raw, inner, f"{path}{name}.", checks)
             else:
                 checks.fail(f"{path}{name}", _explain(str(problem)))
         except msgspec.DecodeError:

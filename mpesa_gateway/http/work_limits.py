@@ -23,15 +23,15 @@ class WorkLimit:
         self._each = each
         self._wait = wait
         self._pause = pause
-        self._here: Counter[str] = Counter()
+        self._active: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def acquire(self, who: str) -> AsyncGenerator[None]:
+    async def acquire(self, client: str) -> AsyncGenerator[None]:
         """Raises ServiceUnavailable if full or after ``wait``."""
-        if self._here[who] >= self._each or self._here.total() >= self._most:
+        if self._active[client] >= self._each or self._active.total() >= self._most:
             await asyncio.sleep(self._pause)
             raise _busy()
-        self._here[who] += 1
+        self._active[client] += 1
         try:
             try:
                 async with asyncio.timeout(self._wait):
@@ -43,9 +43,9 @@ class WorkLimit:
             finally:
                 self._free.release()
         finally:
-            self._here[who] -= 1
-            if not self._here[who]:
-                del self._here[who]
+            self._active[client] -= 1
+            if not self._active[client]:
+                del self._active[client]
 
 
 def _busy() -> ServiceUnavailable:
