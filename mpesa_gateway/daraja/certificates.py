@@ -78,9 +78,9 @@ def read_certificate(path: Path) -> Certificate:
             found = x509.load_der_x509_certificate(content)
         key = found.public_key()
     except ValueError:
-        raise CertificateError(f"{path}: is no X.509 certificate in PEM or DER form") from None
+        raise CertificateError(f"{path}: is not an X.509 certificate in PEM or DER") from None
     if not isinstance(key, RSAPublicKey):
-        raise CertificateError(f"{path}: holds no RSA key, which Safaricom's certificates do")
+        raise CertificateError(f"{path}: has no RSA key, unlike Safaricom's certificates")
     return Certificate(found.subject.rfc4514_string(), found.not_valid_before_utc, found.not_valid_after_utc, key)
 
 

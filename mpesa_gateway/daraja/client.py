@@ -153,7 +153,7 @@ class DarajaClient:
         found = await self._lookup(host, port)
         is_name = read_literal(host) is None and host.lower() != "localhost"
         if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
-            raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
+            raise ConnectionRefusedError("the name of Daraja's live API resolves to this machine")
         return found
 
     async def prepare(self, credentials: DarajaCredentials) -> None:
@@ -169,7 +169,7 @@ class DarajaClient:
                 raise
             except Exception as problem:  # noqa: BLE001 - any library error means no token and no request
                 log.error("daraja_token_not_fetched", exception=trace(problem))
-                raise NotSent("M-Pesa gave no access token", retry_after=5) from None
+                raise NotSent("M-Pesa returned no access token", retry_after=5) from None
 
     async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
         """Make one call and return its acknowledgement.
@@ -372,7 +372,7 @@ class DarajaClient:
         else:
             if is_simulated:
                 outcome = "unreachable"
-                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
+                raise NotSent(f"daraja.live_url is a simulator ({urlsplit(url).hostname}): remove the setting")
             return answer
         finally:
             took = time.perf_counter() - began
@@ -387,7 +387,7 @@ class DarajaClient:
 
 def _no_token(problem: Exception) -> NotSent:
     log.error("daraja_token_unreadable", exception=trace(problem))
-    return NotSent("M-Pesa gave no access token", retry_after=5)
+    return NotSent("M-Pesa returned no access token", retry_after=5)
 
 
 def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> None:
@@ -454,7 +454,7 @@ def _no_token_in(answer: _Answer) -> DarajaFault:
             return _fault(meaning, fault.message)
     hint = "; check consumer_key and consumer_secret if this persists" if answer.status in {400, 401} else ""
     return NotSent(
-        f"M-Pesa gave no access token{hint}",
+        f"M-Pesa returned no access token{hint}",
         code=meaning.code,
         provider_message=message,
         mitigation=_RETRY_ADVICE,

@@ -80,7 +80,7 @@ _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
 """Code prefixes of the API proxy for token faults."""
 
 _PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
-_QUERIED = "its result is asked for"
+_QUERIED = "its result is queried"
 _FIELDS = (
     *("amount", "phonenumber", "partya", "partyb", "shortcode", "accountreference", "transactiondesc"),
     *("transactiontype", "callbackurl", "resulturl", "queuetimeouturl", "timestamp", "password", "initiator"),
@@ -207,8 +207,8 @@ _TABLE: tuple[_Row, ...] = (
         words=("no iccid",),
     ),
     _Row(
-        "not ended yet",
-        "ask again",
+        "still pending",
+        "query again",
         Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
@@ -234,8 +234,8 @@ _TABLE: tuple[_Row, ...] = (
     ),
     # Seen for live pushes about 20 seconds old, so it proves nothing.
     _Row(
-        "M-Pesa does not know it (yet)",
-        "ask again",
+        "M-Pesa does not know the request (yet)",
+        "query again",
         Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
@@ -243,7 +243,7 @@ _TABLE: tuple[_Row, ...] = (
         failure_reason="other",
     ),
     _Row(
-        "M-Pesa's answer does not say what became of the request",
+        "M-Pesa's answer does not state the outcome of the request",
         _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
@@ -252,7 +252,7 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "the same OriginatorConversationID was used before",
-        "the earlier request stands: ask for its status",
+        "the earlier request counts: query its status",
         Delivered.EARLIER,
         Retry.NEVER,
         codes=(_MANY,),
@@ -292,7 +292,7 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "internal error at M-Pesa",
-        "nothing is known about the request: its result is asked for",
+        "the outcome is unknown: its result is queried",
         Delivered.UNKNOWN,
         Retry.ASK,
         codes=("500.003.1001",),
@@ -330,7 +330,7 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
         return FaultMeaning(known, "M-Pesa refused the request", "see the provider's message", Delivered.NO, Retry.FIX)
     return FaultMeaning(
         known or f"http_{http_status}",
-        "M-Pesa's answer does not say what became of the request",
+        "M-Pesa's answer does not state the outcome of the request",
         _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
@@ -347,9 +347,9 @@ def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
 
 
 _RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
-    "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
+    "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa received this request before"),
     "26": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is busy"),
-    "100000000": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa keeps the request and may still carry it out"),
+    "100000000": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa queued the request and may still execute it"),
     "100000001": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is overloaded"),
     "100000002": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
     "100000011": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
@@ -357,7 +357,7 @@ _RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
 """Response codes of M-Pesa's older layer that are not final rejections."""
 
 _REFUSAL = (Delivered.NO, Retry.FIX, "M-Pesa did not accept the request")
-_UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
+_UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had an internal error")
 
 
 _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)

@@ -99,7 +99,7 @@ def read_ack(answer: Any) -> Ack:
     originator = read_text(answer, "OriginatorConversationID")
     conversation = read_text(answer, "ConversationID")
     if code is None or (originator is None and conversation is None):
-        raise OutcomeUnknown("M-Pesa's answer is no acknowledgement")
+        raise OutcomeUnknown("M-Pesa's answer is not an acknowledgement")
     return Ack(
         originator_conversation_id=originator or "",
         conversation_id=conversation or "",

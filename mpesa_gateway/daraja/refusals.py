@@ -16,7 +16,7 @@ def api_error_of(fault: DarajaFault, subject_id: str | None = None) -> ApiError:
     return ProviderUnavailable(
         f"nothing was sent ({fault.explained}): try again"
         if isinstance(fault, NotSent)
-        else f"M-Pesa gave no answer ({fault.explained}): try again",
+        else f"M-Pesa did not answer ({fault.explained}): try again",
         retry_after=fault.retry_after or 5,
         provider=fault.provider,
         subject_id=subject_id,

@@ -28,7 +28,7 @@ _LOCK_SECONDS = 15
 
 _POLL_SECONDS = 0.1
 
-_NO_VALKEY = "valkey is away"
+_NO_VALKEY = "no lock"
 """Replaces the lock without Valkey."""
 
 _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"

@@ -165,7 +165,7 @@ def read_answer(body: bytes) -> Any:
             fields = cast("dict[str, Any]", current)
             for name in fields.names if isinstance(fields, DuplicateField) else ():
                 if name.casefold() in _FATAL_FIELDS:
-                    raise ValueError(f"{name} stands in it twice, with different values")
+                    raise ValueError(f"{name} is repeated with different values")
                 if name in _REMOVABLE_FIELDS:
                     del fields[name]
             pending.extend(value for name, value in fields.items() if name != "Response")
@@ -277,7 +277,7 @@ def read_result(body: bytes) -> ResultCallback:
         if text is None:
             continue
         if name in _SINGLE and name in parameters and not is_same(parameters[name][0], text):
-            raise ContradictoryCallback(f"{name} is stated twice, with different values")
+            raise ContradictoryCallback(f"{name} is repeated with different values")
         parameters.setdefault(name, []).append(text)
     return ResultCallback(
         is_final=read_code(result, "ResultType") != "1",
@@ -338,7 +338,7 @@ def _quoted(*names: str) -> tuple[bytes, ...]:
 
 def _reject_duplicates(fields: Any, names: Collection[str]) -> None:
     if isinstance(fields, DuplicateField) and (found := sorted(fields.names & frozenset(names))):
-        raise ContradictoryCallback(f"{found[0]} stands there twice, with different values")
+        raise ContradictoryCallback(f"{found[0]} is repeated with different values")
 
 
 _KNOWN_NAMES = {
@@ -507,7 +507,7 @@ def _read_date(text: str) -> datetime:
     if found := _HALF_DAY.match(text):
         date, hour, rest, half = found.groups()
         if not 1 <= int(hour) <= 12:
-            raise ValueError("no hour of a half day")
+            raise ValueError("not a time with AM or PM")
         text = f"{date}{int(hour) % 12 + (12 if half in 'pP' else 0):02}{rest}"
     if found := _DAY_FIRST.match(text):
         day, month, year, hours = found.groups()
@@ -532,7 +532,7 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if value is None or value == "":
             continue
         if name in _ITEMS and name in found and not is_same(found[name], value):
-            raise ContradictoryCallback(f"{written} is stated twice, with different values")
+            raise ContradictoryCallback(f"{written} is repeated with different values")
         found.setdefault(name, value)
     return found
 
@@ -568,7 +568,7 @@ def _find_items(body: bytes) -> dict[str, Any]:
             pending.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         elif (item := _match_item(name)) is not None and _stated_text(value) is not None:
             if item in found and not is_same(found[item], value):
-                raise ContradictoryCallback(f"{item} is stated twice, with different values")
+                raise ContradictoryCallback(f"{item} is repeated with different values")
             found[item] = value
     return found
 

@@ -222,7 +222,7 @@ class AdmissionControl:
 
 
 class _Overloaded(ServiceUnavailable):
-    """The connection is closed to free it for other clients."""
+    """The server is overloaded, and the connection is closed."""
 
 
 class _Bodies:
@@ -246,7 +246,9 @@ class _Bodies:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise RequestTimeout(f"the body did not come within {seconds:g} seconds: send the request again") from None
+            raise RequestTimeout(
+                f"the body did not arrive within {seconds:g} seconds: send the request again"
+            ) from None
         finally:
             self._awaited[client] -= 1
             if not self._awaited[client]:
@@ -315,4 +317,4 @@ def _length(scope: Message) -> int:
 
 
 def _payload_too_large(most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is too large: at most {most} bytes are taken here")
+    return PayloadTooLarge(f"the body is too large: at most {most} bytes are accepted")

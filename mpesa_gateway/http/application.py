@@ -29,7 +29,7 @@ class GatewayRequest(Request[Any, Any, Any]):
 
 async def before_request(request: Request[Any, Any, Any]) -> None:
     if request.scope["path_template"] == "/schema/{path}":
-        raise NotFound("there is nothing at this address: the document is /schema/openapi.json, its page /schema")
+        raise NotFound("no such route: the document is /schema/openapi.json, its page /schema")
     await authorize(request)
     _refuse_other_media(request)
 
@@ -40,7 +40,7 @@ def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
         return
     coding = request.headers.get("content-encoding", "").strip().lower()
     if coding not in {"", "identity"}:
-        raise UnsupportedMediaType(f"send the body as it is, without Content-Encoding: {coding[:40]!r} is not taken")
+        raise UnsupportedMediaType(f"send the body without Content-Encoding: {coding[:40]!r} is not supported")
     if request.route_handler.opt.get(PUBLIC):
         return
     media = request.headers.get("content-type")

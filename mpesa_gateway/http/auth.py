@@ -51,12 +51,12 @@ def mark_scopes(app: Litestar, declared: Scopes) -> None:
                 if scope not in declared.all:
                     raise RouteError(
                         f"{handler}: no enabled plugin declares the scope `{scope}`: list it in the `scopes` of the "
-                        "plugin that brings the route, or let that plugin require the one that declares it"
+                        "plugin with the route, or let that plugin require the one that declares it"
                     )
                 handler.opt[_SCOPE] = scope
                 handler.opt[_TAKES_QUERY] = reads_query(handler)
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
-                raise RouteError(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
+                raise RouteError(f"{handler}: take a `caller: PaymentsRead` (or another scope), or set `public=True`")
 
 
 def scope_of(handler: BaseRouteHandler) -> Scope | None:

@@ -117,7 +117,7 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
     if is_loopback and allow_loopback:
         return
     if "[" in parts.netloc and not isinstance(literal, IPv6Address):
-        raise ValueError("must have nothing but an IPv6 address in brackets")
+        raise ValueError("must have only an IPv6 address in brackets")
     _check_host(host, literal)
 
 
@@ -162,7 +162,7 @@ def _check_host(host: str, literal: Address | None) -> None:
         if not is_public(literal):
             raise ValueError("must not name a private, local or reserved address")
     elif _NUMERIC.match(host):
-        raise ValueError("must name its host, or spell its address in the usual way")
+        raise ValueError("must contain a host name, or an address in standard notation")
     elif not _HOST.match(host):
         raise ValueError("must name a host such as shop.example.co.ke (an international name in its xn-- form)")
 
@@ -288,7 +288,7 @@ _FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
     ((ForbiddenAddress,), "refused", "the address resolves to a private, local or reserved address"),
     ((ConnectionResetError, ConnectionAbortedError, BrokenPipeError), "reset", _BROKEN),
     ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
-    ((OSError,), "connect", "nothing took the connection"),
+    ((OSError,), "connect", "the connection failed"),
 )
 """Subclasses come first."""
 

@@ -17,14 +17,14 @@ from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
-NOTHING_HERE = "there is nothing at this address: see /schema for what there is"
-NOT_ALLOWED = "this address does not take this method: see /schema"
+NOTHING_HERE = "no such route: see /schema"
+NOT_ALLOWED = "this route does not support this method: see /schema"
 DATABASE_AWAY = "the gateway cannot reach its database at the moment: try again with the same Idempotency-Key"
 
 _BY_STATUS = {
     404: (Code.NOT_FOUND, NOTHING_HERE),
     405: (Code.METHOD_NOT_ALLOWED, NOT_ALLOWED),
-    413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are taken"),
+    413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are accepted"),
     415: (Code.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"),
 }
 
@@ -76,7 +76,7 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
         Problem(
             code=Code.VALIDATION_ERROR.value,
             field=str(entry.get("key", "body")).removeprefix("data"),
-            message=str(entry.get("message", "cannot be taken")),
+            message=str(entry.get("message", "is not valid")),
         )
         for entry in entries
     ]
@@ -92,7 +92,7 @@ def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[byte
 
 def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
     log.error("unexpected_error", exception=trace(problem))
-    message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
+    message = "internal error: report the request_id to the gateway's host"
     return failure(InternalError(message).problems, InternalError.status)
 
 

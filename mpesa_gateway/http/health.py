@@ -87,7 +87,7 @@ async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) 
     """Report Postgres, migrations, Valkey, queue and certificates. 503: send no requests here."""
     parts = await _examine_shared(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
-        parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
+        parts["process"] = Part(ok=False, detail="shutting down: send no new requests")
     is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
 

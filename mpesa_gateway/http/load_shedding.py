@@ -243,6 +243,4 @@ def _is_options(handler: Any) -> bool:
 def _check(ordinary: Iterable[str], exact: set[str], below: set[str]) -> None:
     for path in ordinary:
         if path in exact or path.startswith(tuple(below)):
-            raise PriorityError(
-                f"{path}: give routes with priority addresses of their own, and no ordinary route below"
-            )
+            raise PriorityError(f"{path}: a priority route needs its own path, without ordinary routes below it")

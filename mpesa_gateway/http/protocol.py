@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
             raise head_too_large(most)
         if end < 0:
             if self._buffer and cannot_be_head(self._buffer, self._scanned):
-                raise InvalidRequest("what came is no HTTP: send HTTP/1.1 (RFC 9112)")
+                raise InvalidRequest("not HTTP: send HTTP/1.1 (RFC 9112)")
             self._scanned = len(self._buffer)
             if "head" not in self._timers:
                 self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
@@ -464,13 +464,13 @@ class Connection(asyncio.Protocol):
 
     def _head_is_late(self) -> None:
         if self._buffer or self._remaining:
-            self._refuse(RequestTimeout(f"no whole request within {self._bounds.head_timeout:g} seconds"))
+            self._refuse(RequestTimeout(f"no complete request within {self._bounds.head_timeout:g} seconds"))
         else:
             self._transport.close()
 
     def _body_is_late(self) -> None:
         if self._transport.is_reading():
-            self._refuse(RequestTimeout(f"the body did not come within {self._bounds.body_timeout:g} seconds"))
+            self._refuse(RequestTimeout(f"the body did not arrive within {self._bounds.body_timeout:g} seconds"))
         else:
             # The application has paused reading.
             self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)

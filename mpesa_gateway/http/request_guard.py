@@ -29,13 +29,13 @@ class RequestGuard:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if _NON_CANONICAL.search(scope["path"]) or _ENCODED_SLASH.search(scope.get("raw_path") or b""):
-                await refuse(send, NotFound("there is nothing at this address: see /schema for what there is"))
+                await refuse(send, NotFound("no such route: see /schema"))
                 return
             if not scope["query_string"].isascii():
                 await refuse(send, ApiError("the query string must be ASCII: percent-encode the rest, as UTF-8"))
                 return
             if (repeated := find_repeated_header(scope["headers"])) is not None:
-                await refuse(send, ApiError(f"the header {repeated} came more than once: send it once"))
+                await refuse(send, ApiError(f"the header {repeated} is repeated: send it once"))
                 return
             if _has_body(scope["headers"]):
                 receive = _with_deadline(receive, self._body_timeout)
@@ -59,9 +59,11 @@ def _with_deadline(receive: Receive, seconds: float) -> Receive:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            raise RequestTimeout(f"the body did not come within {seconds:g} seconds: send the request again") from None
+            raise RequestTimeout(
+                f"the body did not arrive within {seconds:g} seconds: send the request again"
+            ) from None
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected("the connection ended before the body did")
+            raise ClientDisconnected("the connection ended before the body")
         is_whole = not message.get("more_body", False)
         return message
 

@@ -48,7 +48,7 @@ def read_body(body: bytes, kind: type[S]) -> S:
     """
     body = body.removeprefix(BOM_UTF8)
     if (repeated := find_repeated_key(body)) is not None:
-        raise InvalidFields.field_error(repeated or "body", "is given twice in one object: send it once")
+        raise InvalidFields.field_error(repeated or "body", "is repeated in one object: send it once")
     checks = FieldChecks()
     try:
         decoded: S = _decode(body, kind)
@@ -128,7 +128,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     found: dict[str, Any] = {}
     unknown = [name for name in values if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
-        known = f"known: {', '.join(sorted(fields))}" if fields else "none is taken here"
+        known = f"known: {', '.join(sorted(fields))}" if fields else "there are none"
         checks.fail(name[:64], f"unknown parameter: remove it ({known})")
     for name, field in fields.items():
         texts = values.get(name, ("",))
