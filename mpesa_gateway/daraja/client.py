@@ -467,7 +467,7 @@ _RETRY_ADVICE = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
-    """Return outcome and fault code as metric labels."""
+    """Return outcome and fault code."""
     if content is None:
         return "no_json", ""
     code = read_fault_body(content).code

@@ -21,7 +21,7 @@ _MARGIN = timedelta(minutes=5)
 """Tokens are replaced this long before expiry, so that calls in progress can finish."""
 
 _VALKEY_TIMEOUT = 0.5
-"""Seconds of timeout for Valkey."""
+"""Seconds."""
 
 _LOCK_SECONDS = 15
 """Seconds for which one process may fetch while others wait."""
@@ -81,7 +81,7 @@ class AccessTokens:
     async def get(self, owner: str, fetch: Fetch) -> str:
         """Return a valid token. Raises what ``fetch`` raises.
 
-        Waiting calls raise the TokenUnavailable of an unanswered fetch.
+        Waiting calls raise the TokenUnavailable of an unanswered fetch instead of fetching in turn.
         """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():

@@ -772,7 +772,6 @@ _ERROR_WORDS = frozenset(
     | {"maintenance", "timeout", "timed", "unable", "unauthorised", "unauthorized", "unavailable"}
 )
 _PREFIX = frozenset({"error", "failed", "failure", "occurred", "bad", "request", "internal", "server"})
-"""The usual first words of a fault."""
 _VERBS = ("access", "allow", "authori", "complet", "connect", "enabl", "fetch", "get", "load", "permit", "process")
 _MORE_VERBS = ("pull", "query", "quer", "read", "register", "retriev")
 _NEAR, _MOST_TEXT = 7, 1000

@@ -161,7 +161,6 @@ class AdmissionControl:
             raise _Overloaded("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
     async def _authenticate(self, scope: Message, key: str | None) -> None:
-        """Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
         request_info = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
             # Not a guess: any website can make a browser send requests without a key.

@@ -67,7 +67,7 @@ class LoadShedder:
         self.working = 0
         """Excludes calls that wait for another server."""
         self.unanswered = 0
-        """Includes them."""
+        """Includes calls that wait for another server."""
         self.turned_away = 0
 
     @property

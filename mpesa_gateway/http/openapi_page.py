@@ -12,7 +12,7 @@ POLICY = (
 
 
 def render_page(title: str, root: str = "") -> str:
-    """``root`` is the relative path to the gateway's root."""
+    """``root`` is the relative path to the root."""
     scripts = "".join(
         f'<script src="{root}{asset(name)}" defer></script>' for name in ("scalar.js.gz", "openapi_page.js")
     )

@@ -91,7 +91,6 @@ class ConnectionLimiter:
             self._waiting[connection.waits][connection] = None
 
     def log_refusal(self, refusal: ApiError, request_id: str) -> None:
-        """Log at most one per second, with the number skipped."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_INTERVAL:
             self._not_logged += 1

@@ -72,6 +72,5 @@ def refuse_query(request: Request[Any, Any, Any]) -> None:
 
 
 _NOT_QUERY = frozenset({"body", "caller", "cookies", "data", "headers", "request", "scope", "socket", "state"})
-"""Litestar fills these from elsewhere."""
 
 _IN_PATH = re.compile(r"\{(\w+)(?::\w+)?\}")

@@ -38,7 +38,6 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 _BOUND = ("merchant_id", "key_id", "payment_id")
-"""Log context that handlers set."""
 
 
 class RequestIds:

@@ -12,7 +12,7 @@ class AnswerOnce:
     """ASGI middleware: closes the connection after Upgrade, CONNECT or two lengths.
 
     After Upgrade, uvicorn with httptools parses the body as the next request; with h11 it accepts Content-Length beside
-    Transfer-Encoding. A host with its own server wraps its whole application.
+    Transfer-Encoding.
     """
 
     def __init__(self, app: ASGIApp) -> None:
