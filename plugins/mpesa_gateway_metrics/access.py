@@ -45,7 +45,7 @@ class MetricsAccess:
         last day: then a stranger at the same address guesses, and the scraper goes on.
         """
         if not self._is_near(client):
-            raise NotFound("there is nothing at this address: see /schema for what there is")
+            raise NotFound("no such route: see /schema")
         if self._token is None:
             return
         who, now = neighbourhood(client), self._clock.now()

@@ -53,7 +53,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_pat
     junk, elliptic = tmp_path / "junk.cer", tmp_path / "elliptic.cer"
     junk.write_text("-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----")
     issue_for_another_kind_of_key(elliptic)
-    for path, word in ((tmp_path / "none.cer", "cannot be read"), (junk, "no X.509"), (elliptic, "no RSA key")):
+    for path, word in ((tmp_path / "none.cer", "cannot be read"), (junk, "not an X.509"), (elliptic, "no RSA key")):
         config = DarajaConfig(live_certificate=str(path))
         with pytest.raises(CertificateError, match=word) as refused:
             certificate_for(config, "live")

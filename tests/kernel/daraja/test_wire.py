@@ -1071,7 +1071,7 @@ def test_read_answer_field_that_contradicts_itself_is_absent(raw: bytes, content
     ],
 )
 def test_read_answer_that_contradicts_itself_is_no_answer(raw: bytes) -> None:
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="repeated"):
         read_answer(raw)
 
 

@@ -398,7 +398,7 @@ def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any,
     ],
 )
 def test_read_body_with_repeated_field_names_it(body: bytes, field: str) -> None:
-    assert body_problems(body) == {field: "is given twice in one object: send it once"}
+    assert body_problems(body) == {field: "is repeated in one object: send it once"}
 
 
 def test_a_byte_order_mark_before_the_json_is_skipped_and_nowhere_else() -> None:

@@ -492,7 +492,7 @@ async def test_live_traffic_that_is_led_to_a_simulator_gets_no_token_and_sends_n
         gateway.daraja._config = msgspec.structs.replace(  # pyright: ignore[reportPrivateUsage]
             gateway.config.daraja, live_url=f"{base}/simulator"
         )
-        with pytest.raises(NotSent, match="leads to a simulator"):
+        with pytest.raises(NotSent, match="is a simulator"):
             await gateway.daraja.verify(live)
         push = StkPush(
             amount=Kes(5),
