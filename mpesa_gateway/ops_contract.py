@@ -1,4 +1,4 @@
-"""What a plugin lets operators see and do: plain values, which the plugin that serves the operators' pages mounts."""
+"""Operators' pages of a plugin, as plain values."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 _OFFERED = 200
-"""Merchants, the newest, that a list can be filtered by."""
+"""Newest merchants offered as filters of a list."""
 
 
 class Role(StrEnum):
-    """What an operator may do: look; act on payments and webhooks; change merchants, keys and secrets too."""
+    """Rights of an operator: view; act on payments and webhooks; change merchants, keys and secrets."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
 
     def may(self, needed: Role) -> bool:
-        """Whether this role is at least the one that is needed."""
+        """Return True if this role includes ``needed``."""
         ranks = list(Role)
         return ranks.index(self) >= ranks.index(needed)
 
 
 @dataclass(frozen=True)
 class FirstOperator:
-    """A contribution (``Plugin.contributes``) of the plugin that signs operators in.
+    """Creates the first operator: a contribution of the plugin that signs operators in.
 
-    ``create`` takes a name and who acts. It returns the first operator's password, None where there is an operator.
+    ``create`` takes a name and the actor. It returns the password, or None if an operator exists.
     """
 
     create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
 
 
 class WrongEnvironment(Exception):
-    """The page shows something of the other env: it is shown again once that one is looked at."""
+    """The page's object is of the other env."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -64,7 +64,7 @@ class WrongEnvironment(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
-    """Who looks at a page or acts on it. ``actor`` is how the audit log names them."""
+    """The signed-in operator. ``actor`` is the name in the audit log."""
 
     name: str
     role: Role
@@ -73,10 +73,10 @@ class Visitor:
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
-    """One request for a page, or one act.
+    """A request for a page, or an action.
 
-    ``values`` are those in the page's address, ``query`` what follows it, ``form`` the fields that were sent with an
-    act; ``problems`` say what was wrong with them when a page is shown again. Operators look at one env at a time.
+    ``values`` are from the path, ``query`` from the query string, ``form`` from the body. ``problems`` are shown when a
+    page is shown again. All pages are of one env.
     """
 
     gateway: Runtime
@@ -86,25 +86,24 @@ class PageRequest:
     form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     problems: tuple[Problem, ...] = ()
     env: Env = "sandbox"
-    """The world that is looked at, or that the form was shown in."""
 
     def require(self, env: Env) -> None:
-        """Raise WrongEnvironment where what the page shows is of another env than the one that is looked at."""
+        """Raise WrongEnvironment if the object's env is not the selected one."""
         if env != self.env:
             raise WrongEnvironment(env)
 
     def read_query(self, kind: type[Q]) -> Q:
-        """What follows the page's address, as a struct. Raises Invalid."""
+        """Return the query as a struct. Raises Invalid."""
         return read_query(self.query, kind)
 
     def kept_query(self, *without: str) -> str:
-        """What follows the page's address, without what is empty and what is named, for a link to more of the same."""
+        """Return the query string without empty and named fields."""
         return urlencode(
             [(name, text) for name, texts in self.query.items() if name not in without for text in texts if text]
         )
 
     def pager(self, path: str, next_cursor: str | None) -> dict[str, Any]:
-        """What the frame's ``pager.html`` needs: the list's path, where it goes on, and back to its beginning."""
+        """Return the values for ``pager.html``."""
         here = self.kept_query("cursor")
         return {
             "list_path": path,
@@ -114,7 +113,7 @@ class PageRequest:
         }
 
     async def merchant_names(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """The active merchants for the filter of a list (``whose.html``), and the names of those in its rows."""
+        """Return the merchants for the filter ``whose.html`` and for these rows."""
         merchants = self.gateway.merchants
         chosen = self.query.get("merchant", ())
         return {
@@ -125,13 +124,12 @@ class PageRequest:
         }
 
     def text(self, name: str) -> str:
-        """A field of the form without the spaces around it, empty without one."""
         return next(iter(self.form.get(name, ())), "").strip()
 
     def moment(self, name: str) -> str:
-        """A time of the form in RFC 3339: one without a zone, as its field gives it, is East Africa Time.
+        """Return a time of the form in RFC 3339, in East Africa Time if it has no zone.
 
-        What is no time is given as it was typed, for whoever reads it to refuse.
+        Malformed text is returned unchanged.
         """
         text = self.text(name)
         try:
@@ -141,16 +139,13 @@ class PageRequest:
             return text
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:
-        """This visitor acting for a merchant in ``env``, for services that take who calls.
-
-        ``env`` is that of the object that is acted on, or the visit's where there is none.
-        """
+        """Return this operator as the caller for a merchant in ``env`` or the selected env."""
         return Caller(merchant.merchant_id, "", frozenset(), env, by=self.visitor.actor)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a page shows: a template of the plugin's, and what it is filled with. ``title`` goes before the page's."""
+    """A template of the plugin with its values."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -159,24 +154,21 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Redirect:
-    """What an act came to: the page to go on with (below the pages' own address), and what to say there.
+    """The next page after an action, relative to the pages' address, with a message.
 
-    ``secret`` is shown there once, and kept sealed until then.
+    ``secret`` is shown there once and stored sealed until then.
     """
 
     to: str
     note: str = ""
     secret: Secret | None = None
     is_warning: bool = False
-    """Done, with a result that needs review: shown without the colour of success."""
+    """The result needs review."""
 
 
 @dataclass(frozen=True)
 class Menu:
-    """Where a page stands in the menu. A lower ``order`` comes first; groups come in the order of their first page.
-
-    ``key`` is what to press after ``g`` to get there.
-    """
+    """Position in the menu. Groups are in the order of their first page; ``key`` follows ``g`` as a shortcut."""
 
     label: str
     order: int
@@ -189,11 +181,10 @@ Show: TypeAlias = "Callable[[PageRequest], Awaitable[Rendered | Response[Any]]]"
 
 @dataclass(frozen=True)
 class Page:
-    """A page at ``path``, such as ``payments/{payment_id}``, for those whose role is at least ``role``.
+    """A page at ``path``, such as ``payments/{payment_id}``, for operators with at least ``role``.
 
-    ``names`` is the prefix of the ids that the page is about (``pay``): wherever one is shown, it leads here. With a
-    ``place``, other plugins' panels for that place are shown on it, and what they know of the first value in its path.
-    A ``part`` is a piece of a page, asked for by a page that is open: it keeps no login alive.
+    ``names`` is the prefix of ids (``pay``) that link to this page. With a ``place``, other plugins' panels for that
+    place are shown. A ``part`` is loaded by an open page and does not extend the session.
     """
 
     path: str
@@ -208,10 +199,9 @@ class Page:
 
 @dataclass(frozen=True)
 class Action:
-    """Something to do at ``path``, by POST, for those whose role is at least ``role``; the audit log keeps who did it.
+    """A POST to ``path`` for operators with at least ``role``, recorded in the audit log under ``name``.
 
-    ``name`` is what the log calls it, after the plugin's own. When it is refused, the page at the same path is shown
-    again with what was wrong, or else the one at ``back``.
+    On an error, the page at the same path, or else at ``back``, is shown again.
     """
 
     path: str
@@ -223,10 +213,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of another plugin's page, for the ``place`` that it names; nothing where ``show`` gives None.
-
-    The second argument is the id that the page is about, empty where it is about none.
-    """
+    """A part of other plugins' pages with this ``place``. ``show`` takes the id of the page or an empty string."""
 
     place: str
     show: Callable[[PageRequest, str], Awaitable[Rendered | None]]
@@ -235,10 +222,9 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineEntry:
-    """One line of a timeline: what happened when, in a word of state and a sentence.
+    """One line of a timeline: time, state and sentence.
 
-    ``body`` is what was said, as text, with nothing secret left in it; ``about`` the id that it leads to; ``ms`` how
-    long it took in milliseconds.
+    ``body`` is a message without secrets; ``about`` is the id to link to; ``ms`` is a duration in milliseconds.
     """
 
     at: datetime
@@ -253,7 +239,7 @@ class TimelineEntry:
 
 @dataclass(frozen=True)
 class TimelineSource:
-    """What a plugin knows of an object's past, for the timeline on the page of that ``place``."""
+    """A plugin's entries for the timeline of pages with this ``place``."""
 
     place: str
     read: Callable[[Runtime, str], Awaitable[Sequence[TimelineEntry]]]
@@ -261,9 +247,9 @@ class TimelineSource:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionItem:
-    """Something that wants a person's attention: a sentence, and the page where it can be looked after.
+    """A problem that needs an operator, with a link.
 
-    ``state`` is ``failed`` where money or trust is at stake, else ``attention``.
+    ``state`` is ``failed`` if money or trust is at risk, else ``attention``.
     """
 
     text: str
@@ -273,11 +259,10 @@ class AttentionItem:
 
 @dataclass(frozen=True)
 class Pages:
-    """Everything that one plugin brings to the operators' pages.
+    """Pages of one plugin. ``templates`` is the package with the folder ``templates``.
 
-    ``templates`` is the package with the folder ``templates``. A ``finder`` gives the page for what somebody has in
-    hand, such as a receipt, None for what it does not know; ids find their page by themselves. ``concerns`` are
-    those of one env, and those of no env.
+    A ``finder`` returns the page of a search text, such as a receipt, or None. ``concerns`` take an env and include
+    those of no env.
     """
 
     templates: str = ""
@@ -290,4 +275,4 @@ class Pages:
 
 
 NO_PAGES = Pages()
-"""What a plugin brings that has nothing to show."""
+"""No pages."""

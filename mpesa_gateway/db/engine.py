@@ -1,4 +1,4 @@
-"""Access to Postgres: one pool, one transaction for each task, and callbacks that run after its commit."""
+"""One connection pool, one transaction per task, and callbacks that run after commit."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -26,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 Row: TypeAlias = asyncpg.Record
 Found: TypeAlias = Row | Mapping[str, Any]
-"""A row, as asyncpg or as Piccolo returns it."""
 
 AfterCommit = Callable[[], Awaitable[None]]
 T = TypeVar("T")
@@ -44,7 +43,7 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     # Raised on a connection that the server has just closed.
     asyncpg.InternalClientError,
 )
-"""Errors of asyncpg when Postgres is unreachable, restarting or failing over, as opposed to refusing a statement."""
+"""Postgres is unreachable, restarting or failing over, as opposed to refusing a statement."""
 
 OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,
@@ -55,7 +54,7 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.SerializationError,
     ConcurrentUpdate,
 )
-"""Errors of a busy Postgres, of a time-out and of a lost race. Nothing was done, and a retry may succeed."""
+"""Postgres is busy, a time limit passed, or a race was lost. Nothing was committed, and a retry may succeed."""
 
 
 _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
@@ -63,7 +62,6 @@ _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default
 
 @contextmanager
 def reserve() -> Generator[None]:
-    """Allow the block to use the reserved connections, for work that must continue while all others are busy."""
     token = _may_use_reserve.set(True)
     try:
         yield
@@ -72,7 +70,7 @@ def reserve() -> Generator[None]:
 
 
 class DatabaseNotNamed(RuntimeError):
-    """A query of Piccolo's runs outside of ``Database.run`` and of transactions."""
+    """A Piccolo query ran outside ``Database.run`` and transactions."""
 
 
 class ExternalCallInTransaction(RuntimeError):
@@ -80,7 +78,7 @@ class ExternalCallInTransaction(RuntimeError):
 
 
 class TransactionRolledBack(RuntimeError):
-    """Postgres rolled back a transaction instead of committing it: an error inside was caught and not raised again."""
+    """Postgres rolled back at COMMIT: an error inside the block was caught and not raised again."""
 
 
 _ENDED_INSIDE = "the transaction was ended by a statement inside its block: leave the block, or raise, to end it"
@@ -98,16 +96,13 @@ else:
 
 
 class CheckedConnection(_Connection):
-    """A connection on which a COMMIT that commits nothing raises.
+    """Raises when a COMMIT commits nothing.
 
-    Postgres answers COMMIT of a failed transaction with the command tag ROLLBACK, and asyncpg ignores the tag.
+    Postgres answers COMMIT of a failed transaction with the tag ROLLBACK, which asyncpg ignores.
     """
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
-        """Run a statement; returns its command tag.
-
-        Raises TransactionRolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
-        """
+        """Raise TransactionRolledBack if a COMMIT rolled back or found no open transaction."""
         is_commit = query in _COMMITS
         if is_commit and not self.is_in_transaction():
             raise TransactionRolledBack(_ENDED_INSIDE)
@@ -118,65 +113,57 @@ class CheckedConnection(_Connection):
 
 
 _COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
-"""The statements that commit, as asyncpg and as hand-written code spell them."""
 
 
 class _Engine(PostgresEngine):
-    """Piccolo's engine without the connection that its constructor opens.
-
-    Its queries acquire connections like all others: the reserved ones only inside ``reserve``.
-    """
+    """Piccolo's engine without the connection that its constructor opens."""
 
     def __init__(
         self,
         config: dict[str, Any],
         acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]",
     ) -> None:
-        """``acquire`` returns a connection for one query outside of transactions."""
         super().__init__(config=config, extensions=())
         self._acquire = acquire
 
     async def _run_in_pool(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Run a query of Piccolo's outside of transactions; returns its rows."""
         async with self._acquire() as connection:
             rows: list[Row] = await connection.fetch(query, *(args or ()))
             return rows
 
     async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Raise RuntimeError without a pool. Piccolo would open a connection of its own."""
+        """Piccolo would open a connection of its own."""
         return await self._run_in_pool(query, args)
 
     async def check_version(self) -> None:
-        """Do nothing: the migrations refuse a Postgres that is too old."""
+        pass
 
     async def prep_database(self) -> None:
-        """Do nothing: the gateway needs no extensions."""
+        pass
 
 
 class PoolerDetected(ConfigError):
-    """`database.url` leads to a pooler, and `database.direct_url` is not set."""
+    """``database.url`` leads to a pooler, and ``database.direct_url`` is not set."""
 
 
 class SearchPathLost(ConfigError):
-    """A connection does not have our schema as its search path."""
+    """The search path of a connection is not the gateway's schema."""
 
 
 class SettingLost(SearchPathLost):
-    """A connection behind a pooler has a setting that our statements do not work with."""
+    """A connection behind a pooler has a setting that breaks our statements."""
 
 
 async def keep_session_state(_: "asyncpg.Connection[Row]") -> None:
-    """Return a connection to the pool without asyncpg's reset, which is a second round trip after every query.
+    """Skip asyncpg's reset, which costs a round trip per query.
 
-    Our settings and locks end with their transaction, and the pool rolls back an open one by itself.
+    Settings and locks end with their transaction, and the pool rolls back an open one.
     """
 
 
 _SAVEPOINT = "mpesa_gateway"
-"""The name of each savepoint. An inner one of the same name hides the outer one until it is released."""
 
 _FAREWELL = 5.0
-"""Seconds that closing a connection outside the pool may take."""
 
 _SETTINGS = {
     "timezone": "UTC",
@@ -184,7 +171,7 @@ _SETTINGS = {
     "DateStyle": "ISO, MDY",
     "standard_conforming_strings": "on",
 }
-"""Settings of each connection. PgBouncer applies these as well."""
+"""Sent with each connection. PgBouncer applies these."""
 
 _PINNED = {
     "default_transaction_isolation": "read committed",
@@ -195,17 +182,13 @@ _PINNED = {
     "array_nulls": "on",
     "transform_null_equals": "off",
 }
-"""Settings that our statements rely on, whatever the defaults of the role, the database and the server are.
-
-PgBouncer does not apply them: `look_at` refuses a connection behind it on which one of ``_NEEDED`` differs.
-"""
+"""Settings that our statements rely on. PgBouncer does not apply them: ``check_connection`` checks ``_NEEDED``."""
 
 _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 
 _ISOLATION: Literal["read_committed"] = "read_committed"
-"""Isolation level of each transaction, stated in BEGIN."""
 
-# raw SQL: catalog - where a connection leads.
+# raw SQL: catalog - backend, schema and settings of a connection.
 _WHERE = """
 SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
     current_database() AS name,
@@ -216,9 +199,9 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Check a new connection. Raises PoolerDetected, SearchPathLost or SettingLost.
+    """Raise PoolerDetected, SearchPathLost or SettingLost.
 
-    A pooler is recognized by its server process id, which differs from that of the backend.
+    Behind a pooler, the process id of the protocol differs from that of the backend.
     """
     row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
@@ -249,7 +232,6 @@ _POOLER = (
 
 @contextmanager
 def startup_settings_refused() -> Generator[None]:
-    """Raise PoolerDetected where PgBouncer refuses a startup parameter that Postgres accepts."""
     try:
         yield
     except asyncpg.ProtocolViolationError as refusal:
@@ -259,7 +241,7 @@ def startup_settings_refused() -> Generator[None]:
 
 
 def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
-    """Return asyncpg's arguments for a connection to Postgres itself, without a pooler."""
+    """Return asyncpg's arguments for a direct connection to Postgres."""
     # A process that dies with an open transaction must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
     dsn = read_dsn(url)
@@ -282,14 +264,13 @@ class _OpenTransaction:
     def __init__(
         self, acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]", stack: AsyncExitStack
     ) -> None:
-        """``stack`` is closed at the end of the transaction, which commits or rolls back."""
         self._acquire = acquire
         self._stack = stack
         self.connection: PoolConnectionProxy[Row] | None = None
         self.writes: list[DeferredWrite] = []
         self.after_commit: list[AfterCommit] = []
         self.failure: BaseException | None = None
-        """The first error: every later statement raises it, until a savepoint has rolled back to before it."""
+        """The first error. Later statements raise it until a savepoint before it has rolled back."""
         self.is_over = False
         self._is_telling = False
 
@@ -308,7 +289,7 @@ class _OpenTransaction:
         return self.connection
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write. Once there are too many for one statement, all are written."""
+        """Defer a write. At ``MOST`` writes, all are sent."""
         self.check()
         if self._is_telling:
             raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
@@ -317,7 +298,7 @@ class _OpenTransaction:
             await self.begin()
 
     async def flush(self) -> None:
-        """Write what was deferred. A transaction of deferred writes only is one statement without BEGIN and COMMIT."""
+        """Send the deferred writes. A transaction of deferred writes only needs no BEGIN and COMMIT."""
         self.check()
         if not self.writes:
             return
@@ -336,7 +317,6 @@ class _OpenTransaction:
             self._is_telling = False
 
     def check(self) -> None:
-        """Raise the first error of the transaction, and RuntimeError once it is over."""
         if self.is_over:
             raise RuntimeError("the transaction in which this task was started is over: start none inside")
         if self.failure is not None:
@@ -344,29 +324,25 @@ class _OpenTransaction:
 
 
 class _FirstUse:
-    """The connection of a transaction as Piccolo sees it. Its first query may send BEGIN."""
-
     def __init__(self, current: _OpenTransaction) -> None:
         self._current = current
 
     async def fetch(self, sql: str, *args: Any) -> Any:
-        """Run a query of Piccolo's."""
         return await (await self._current.begin()).fetch(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> Any:
-        """Run a statement of Piccolo's, such as its savepoints."""
         return await (await self._current.begin()).execute(sql, *args)
 
 
 _named: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
-"""The database that ``Database.run`` or a transaction of this task has named for Piccolo's queries."""
+"""The database that Piccolo's queries use in this task."""
 
 
 class _NamedEngine:
-    """The engine of every bound table: that of the database which the task has named."""
+    """The engine of every bound table: forwards to the database of the task."""
 
     engine_type = "postgres"
-    """Piccolo reads it while it builds a query, before the query runs."""
+    """Piccolo reads it while it builds a query."""
 
     def __getattr__(self, name: str) -> Any:
         database = _named.get()
@@ -382,7 +358,7 @@ _NAMED_ENGINE = _NamedEngine()
 
 
 class Database:
-    """One pool of connections whose search path is the gateway's own schema.
+    """One connection pool whose search path is the gateway's schema.
 
     Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
     """
@@ -394,8 +370,7 @@ class Database:
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
         self._direct = connection_options(config.direct_url or config.url, config)
-        # A pooler passes no other settings on, and the next transaction may run on another connection, where the
-        # prepared statements of this one do not exist.
+        # A pooler passes no other settings on, and prepared statements do not survive a change of connection.
         pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
         self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
@@ -406,16 +381,14 @@ class Database:
 
     @property
     def is_running(self) -> bool:
-        """Return True while the pool is open."""
         return self.engine.pool is not None
 
     @property
     def in_transaction(self) -> bool:
-        """Return True if this task has an open transaction."""
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raise ExternalCallInTransaction if this task has an open transaction; ``what`` names the caller."""
+        """Raise ExternalCallInTransaction if this task has an open transaction."""
         if self.in_transaction:
             raise ExternalCallInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
@@ -423,10 +396,7 @@ class Database:
             )
 
     async def start(self) -> None:
-        """Open the pool.
-
-        Raises errors of asyncpg when Postgres cannot be reached, PoolerDetected and SearchPathLost.
-        """
+        """Open the pool. Raises PoolerDetected, SearchPathLost and errors of asyncpg."""
         least, most = self._pool_size
         with startup_settings_refused():
             await self.engine.start_connection_pool(
@@ -439,9 +409,9 @@ class Database:
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
-        """Return a connection outside the pool and past any pooler. The caller closes it.
+        """Return a connection outside the pool, past any pooler. The caller closes it.
 
-        Raises errors of asyncpg when Postgres cannot be reached, and PoolerDetected.
+        Raises PoolerDetected and errors of asyncpg.
         """
         with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(
@@ -473,7 +443,7 @@ class Database:
         await check_connection(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool; a query that still runs gets ``patience`` seconds to end."""
+        """Close the pool. Running queries get ``patience`` seconds to end."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -485,17 +455,14 @@ class Database:
             self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Let ``run`` and transactions run the queries of these tables."""
+        """Bind Piccolo tables to this database."""
         for table in tables:
             self.columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
             table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
-        """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
-
-        ``Any``: Piccolo leaves the types of most queries open.
-        """
+        """Run a Piccolo query, in the open transaction if there is one."""
         token = _named.set(self)
         try:
             return await query
@@ -504,7 +471,6 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
-        """Yield the connection of the open transaction, or one from the pool."""
         current = self._open.get()
         if current is not None:
             yield await current.begin()
@@ -522,16 +488,15 @@ class Database:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
-        """Return all rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
             rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
             return rows
 
     async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
-        """Like ``fetch``, with a plan for exactly these values, at the price of a second round trip.
+        """Like ``fetch``, planned for exactly these values, at the price of a second round trip.
 
-        After five executions Postgres may keep one plan for all values, which is the wrong one for a list: a rare value
-        wants an index on it, a common one the newest rows.
+        After five executions Postgres may keep one plan for all values. Lists need a different plan for rare and for
+        common values.
         """
         async with self.connection() as connection:
             # A statement without a name is planned for each execution.
@@ -540,31 +505,28 @@ class Database:
             return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
-        """Return the first row of a query, or None."""
         async with self.connection() as connection:
             row: Row | None = await connection.fetchrow(self.columns.spell_out(sql), *args)
             return row
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
-        """Return the first value of the first row, or None."""
         async with self.connection() as connection:
             return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement. Returns the command tag of Postgres, such as ``UPDATE 1``."""
+        """Return the command tag, such as ``UPDATE 1``."""
         async with self.connection() as connection:
             tag: str = await connection.execute(sql, *args)
             return tag
 
     async def executemany(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Run one statement for many rows, in one batch."""
         async with self.connection() as connection:
             await connection.executemany(sql, rows)
 
     async def read_unlocked(self, sql: str, *args: Any) -> list[Row]:
-        """Return all rows of a query. Does not send BEGIN for an open transaction of deferred writes.
+        """Return all rows, without BEGIN for a transaction of deferred writes only.
 
-        The rows are not locked: a deferred write about them states how many rows it expects, see ``put_off``.
+        The rows are not locked: a deferred write that depends on them sets ``expects``.
         """
         current = self._open.get()
         if current is None or current.connection is not None:
@@ -574,9 +536,11 @@ class Database:
         return rows
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write to the end of the open transaction or its next statement. Without one, write at once.
+        """Defer a write to the end of the transaction or its next other statement.
 
-        Deferred writes are one statement, which raises ConcurrentUpdate and errors of asyncpg when it runs, not here.
+        Without a transaction, write at once.
+
+        Errors, ConcurrentUpdate among them, are raised when the statement runs.
         """
         current = self._open.get()
         if current is not None:
@@ -587,11 +551,11 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
+        """Commit at the end of the block, or roll back if it raises.
 
-        Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
-        TransactionRolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed
-        statement. An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
+        A nested transaction joins the outer one; an exception that leaves it fails the outer one too. Only
+        ``savepoint`` undoes a part. Never start a task inside: it would share the connection. Raises
+        TransactionRolledBack if the block caught the error of a failed statement.
         """
         token = _named.set(self)
         try:
@@ -614,8 +578,8 @@ class Database:
             async with AsyncExitStack() as stack:
                 current = _OpenTransaction(self._acquire, stack)
                 token = self._open.set(current)
-                # Piccolo finds the connection through this. Its own context manager would never release connection
-                # and context variable when ROLLBACK fails.
+                # Piccolo finds the connection through this. Piccolo's own context manager leaks the connection when
+                # ROLLBACK fails.
                 shared = PostgresTransaction(self.engine)
                 shared.connection = cast("Any", _FirstUse(current))
                 piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
@@ -629,13 +593,13 @@ class Database:
         for callback in current.after_commit:
             try:
                 await callback()
-            except Exception as problem:  # noqa: BLE001 - see below
-                # The commit is done. A sweeper finds the work in Postgres.
+            except Exception as problem:  # noqa: BLE001 - already committed
+                # The transaction is committed. A sweeper finds the work in Postgres.
                 log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Roll back only this block of a transaction if it raises, its deferred writes included."""
+        """Roll back only this block if it raises, deferred writes included."""
         current = self._current()
         connection = await current.begin()
         put_off = len(current.after_commit)
@@ -655,7 +619,7 @@ class Database:
             raise
 
     async def after_commit(self, callback: AfterCommit) -> None:
-        """Run ``callback`` after the open transaction has committed; at once when none is open."""
+        """Run ``callback`` after commit, or at once if no transaction is open."""
         current = self._open.get()
         if current is None:
             await callback()
