@@ -17,7 +17,7 @@ from mpesa_gateway.standalone.process import die_with_parent
 
 
 def create() -> ASGIApp:
-    """The application, configured by MPESA_GATEWAY_CONFIG (a file) and the other environment variables.
+    """Return the application, configured by MPESA_GATEWAY_CONFIG and the environment.
 
     Raises ConfigError or PluginError.
     """
@@ -31,9 +31,9 @@ def _gateway() -> Gateway:
 
 
 def create_in_worker() -> ASGIApp:
-    """The same in a process of ``serve --workers``: gone with its parent, which stops at a refusal.
+    """Return the application for a process of ``serve --workers``, which ends with its parent.
 
-    SIGUSR2 from the parent says that it is about to stop.
+    SIGUSR2 announces a stop.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:

@@ -1,4 +1,4 @@
-"""Does at once what many callers want at the same time, so that under load one trip to Postgres serves them all."""
+"""Groups concurrent requests, so that one query to Postgres serves them all."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,14 +10,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PATIENCE = 0.1
-"""Seconds that those who wait leave to what is being served: more than a trip to Postgres takes on a busy machine."""
+"""Seconds that waiting requests wait for the running batch, more than a query takes on a busy machine."""
 
 
 class Batcher(Generic[T, R]):
-    """Gathers what is asked for while others are being served, and serves it next, all of it in one go.
+    """Collects requests while a batch runs and serves them in the next.
 
-    Nobody is kept waiting for company: who comes while nobody is served is served at once, alone. The busier it is,
-    the more are served together. Where serving takes long, as behind a lock, those who wait get a lane of their own.
+    A request without a running batch is served at once. If a batch is slow, such as behind a lock, waiting requests get
+    another lane.
     """
 
     def __init__(
@@ -28,10 +28,9 @@ class Batcher(Generic[T, R]):
         lanes: int = 2,
         told: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
-        """``serve`` gives a result, or the exception to raise, for each of what it is given, ``most`` at a time.
+        """``serve`` returns a result or an exception for each of up to ``most`` requests.
 
-        It runs outside its callers' contexts: in no transaction, and without what they have bound for the log. What
-        it is to each of them is therefore told where they wait: ``told`` is the block that they wait in.
+        It runs outside the callers' contexts and transactions. ``told`` is a block around each caller's wait.
         """
         self._serve = serve
         self._most = most
@@ -43,7 +42,7 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, what: T) -> R:
-        """The result for ``what``; raises the exception that it got. A caller that goes away is served all the same."""
+        """Return the result of ``what``, or raise its exception. Cancelling the caller does not cancel the request."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         if not self._lanes_open:
@@ -82,13 +81,13 @@ class Batcher(Generic[T, R]):
                     self._schedule_flush()
                 await self._run_batch(served)
         finally:
-            # Here and not when the task is seen to be done: who asks in between must find a lane free.
+            # Before the task is seen to be done: a request in between must find a free lane.
             self._lanes_open -= 1
 
     async def _run_batch(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:
         try:
             results = await self._serve([what for what, _ in served])
-        except Exception as problem:  # noqa: BLE001 - raised again by each of those who asked
+        except Exception as problem:  # noqa: BLE001 - raised by each caller
             results = [problem] * len(served)
         except BaseException:
             for _, answer in served:

@@ -1,4 +1,4 @@
-"""Names for our objects: a prefix that says what it is, then time and chance, so that newer sorts later."""
+"""Identifiers: a prefix, then time and random bits, so that newer ones sort later."""
 
 import re
 import secrets
@@ -17,7 +17,6 @@ _MOST_CHANCE = (1 << 64) - 1
 
 
 def base32(number: int, length: int) -> str:
-    """A number in Crockford's base 32, lower case, ``length`` characters."""
     out: list[str] = []
     for _ in range(length):
         number, digit = divmod(number, 32)
@@ -27,7 +26,7 @@ def base32(number: int, length: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IdPrefix:
-    """Three letters that identifiers of one kind begin with, and what they identify."""
+    """Three letters that ids of one kind begin with."""
 
     name: str
     what: str
@@ -43,7 +42,7 @@ KERNEL_PREFIXES = (
 
 
 class Ids:
-    """Makes identifiers such as ``pay_01jd…``: 48 bits of milliseconds, 16 bits for the prefix, 64 bits of chance."""
+    """Creates ids such as ``pay_01jd…``: 48 bits of milliseconds, 16 of prefix, 64 random."""
 
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
@@ -51,10 +50,9 @@ class Ids:
         self._last: dict[str, tuple[int, int]] = {}
 
     def new(self, prefix: str, at: datetime | None = None) -> str:
-        """Return a new identifier with this prefix, 26 characters after the underscore. It begins with ``at`` or now.
+        """Return a new id for the time ``at``, by default now.
 
-        A row that has a time of its own gives it, so that lists by id and by that time are the same. Of two identifiers
-        that are made here one after the other for one millisecond, the later one is greater.
+        A row with a time of its own passes it, so that both orders agree. Consecutive ids of one millisecond increase.
         """
         milliseconds = _milliseconds(at or self._clock.now())
         chance = int.from_bytes(self._random_bytes(8), "big")
@@ -66,16 +64,14 @@ class Ids:
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """Return the least identifier with this prefix of the millisecond of ``moment``: earlier ones are less."""
+        """Return the least id of the millisecond of ``moment``."""
         return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod
     def has_form(text: str, prefix: str) -> bool:
-        """Return whether a text could be an identifier with this prefix."""
         return text.startswith(f"{prefix}_") and uuid_of(text) != NO_ROW
 
     def token(self, size: int = 32) -> bytes:
-        """``size`` unguessable bytes."""
         return self._random_bytes(size)
 
 
@@ -88,20 +84,18 @@ def _spell(prefix: str, milliseconds: int, chance: int) -> str:
 
 
 def renamed(identifier: str, prefix: str) -> str:
-    """Return the identifier of the same moment and chance under another prefix. Raises ValueError for other text."""
+    """Return the id with another prefix. Raises ValueError."""
     uuid = uuid_of(identifier)
     if uuid in {NO_ROW, _NIL}:
         raise ValueError("this is no identifier of ours")
     return _written(prefix, int.from_bytes(uuid, "big") & ~(0xFFFF << 64) | _tag(prefix) << 64)
 
 
-# -- in Postgres --------------------------------------------------------------------------------------------------
-
 NO_ROW = b"\xff" * 16
-"""The UUID that no row has: what text that is no identifier of ours is looked up as."""
+"""The UUID of text that is not an id; no row has it."""
 
 _NIL = b"\x00" * 16
-"""The UUID before all others: where a walk over identifiers begins, from the empty text."""
+"""The least UUID, for the empty text."""
 
 _TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
@@ -124,11 +118,11 @@ def _prefix(tag: int) -> str | None:
 
 
 def uuid_of(text: str) -> bytes:
-    """Return the 16 bytes of an identifier, or of a UUID in its usual form; ``NO_ROW`` for all other text."""
+    """Return the 16 bytes of an id or a UUID, or ``NO_ROW``."""
     return _uuid_of(text) if len(text) <= _LONGEST else NO_ROW
 
 
-# A request sends and reads the same few identifiers in several statements.
+# A request uses the same few ids in several statements.
 @lru_cache(_REMEMBERED)
 def _uuid_of(text: str) -> bytes:
     found = _ID.match(text)
@@ -140,7 +134,7 @@ def _uuid_of(text: str) -> bytes:
 
 @lru_cache(_REMEMBERED)
 def id_of(uuid: bytes) -> str:
-    """Return the identifier of 16 bytes from Postgres; a UUID that is no identifier of ours in its usual form."""
+    """Return the id of 16 bytes, or a UUID that is not one of our ids in its usual form."""
     number = int.from_bytes(uuid, "big")
     prefix = _prefix(number >> 64 & 0xFFFF)
     if prefix is None:

@@ -1,6 +1,6 @@
-"""What the owner of the tables does for the role that runs the gateway: migrates, grants, and notes the retention.
+"""Actions of the tables' owner: migrate, grant, set retention.
 
-Where ``database.owner_url`` is not set, the running role is the owner, and does it itself.
+Without ``database.owner_url``, the running role is the owner.
 """
 
 import base64
@@ -38,28 +38,28 @@ _NOTE_KEEPING = "SELECT audit_write($1, clock_timestamp(), NULL, 'owner', $2, NU
 
 
 def owner_config(config: DatabaseConfig) -> DatabaseConfig:
-    """How to connect as the owner, who needs few connections."""
+    """Return the owner's configuration, with few connections."""
     url = config.owner_url or config.direct_url or config.url
     return msgspec.structs.replace(config, url=url, direct_url=None, pool_min=1, pool_max=2)
 
 
 async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationError."""
+    """Return which change is pending. Raises MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"
         days = await runtime.db.fetchval(_KEEP_DAYS)
     except asyncpg.InsufficientPrivilegeError:
-        # All is applied, and nothing is granted to this role yet.
+        # All migrations are applied, but the role has no grants.
         return "migrations"
     return "" if days == runtime.config.retention.audit_days else "retention"
 
 
 async def make_running_role(config: DatabaseConfig) -> str | None:
-    """Make the role of ``database.url``, with its password, where the owner's Postgres has none; returns its name then.
+    """Create the role of ``database.url``; return its name, or None if it exists.
 
-    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationError where the owner may
-    make no roles, and what asyncpg raises when Postgres cannot be reached.
+    Does nothing without ``owner_url`` or a password in ``url``. Raises MigrationError if the owner lacks the right, and
+    errors of asyncpg.
     """
     if config.url is None or config.owner_url is None:
         return None
@@ -77,7 +77,7 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
             f"PASSWORD '{scram(password)}'"
         )
     except asyncpg.DuplicateObjectError:
-        # Another process was faster.
+        # Another process created it.
         return None
     except asyncpg.InsufficientPrivilegeError:
         raise MigrationError(
@@ -90,9 +90,9 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
 
 
 def scram(password: str) -> str:
-    """What Postgres keeps of a password, so that the password itself is in no statement and no log of the server.
+    """Return the SCRAM verifier, which keeps the password out of statements and server logs.
 
-    A password that is not ASCII would have to be prepared as RFC 4013 says: it is returned as it is, quoted.
+    RFC 4013 would prepare a password that is not ASCII: it is returned quoted instead.
     """
     if not password.isascii():
         return password.replace("'", "''")
@@ -105,10 +105,9 @@ def scram(password: str) -> str:
 
 
 async def update_schema(runtime: Runtime) -> list[Migration]:
-    """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
+    """Apply migrations, grant, and set the retention; return the applied migrations.
 
-    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationError as
-    ``migrate`` does, and where the role may not do it.
+    The gateway's database must be connected. Raises MigrationError.
     """
     if runtime.config.database.owner_url is None and not await pending_changes(runtime):
         return []
@@ -140,7 +139,7 @@ async def _owner(runtime: Runtime) -> AsyncGenerator[Database]:
 
 
 async def _note_retention(runtime: Runtime, owner: Database) -> None:
-    """Tell Postgres ``retention.audit_days``: its own function goes by that, and is told by nobody else."""
+    """Store ``retention.audit_days``; Postgres uses this value only."""
     days, before = runtime.config.retention.audit_days, await owner.fetchval(_KEEP_DAYS)
     if days == before:
         return

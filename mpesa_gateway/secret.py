@@ -1,8 +1,8 @@
-"""A secret that does not show itself: only ``.reveal()`` gives it, and that is easy to search for."""
+"""Secrets that are masked unless revealed explicitly."""
 
 
 class Secret:
-    """A password, key or token whose repr, str and JSON are ``****ef12``."""
+    """A password, key or token. repr, str and JSON are ``****ef12``."""
 
     __slots__ = ("_value",)
 
@@ -10,12 +10,12 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The secret itself."""
+        """Return the plain text."""
         return self._value
 
     @property
     def masked(self) -> str:
-        """``****`` and the last four characters; nothing of a secret shorter than twelve."""
+        """``****`` and the last four characters, if there are at least twelve."""
         return f"****{self._value[-4:]}" if len(self._value) >= 12 else "****"
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Finds the Valkey that is the primary at this moment, where Sentinel watches over it and replaces it when it dies."""
+"""Connections to the Valkey primary that Sentinel reports."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from mpesa_gateway.config import ValkeyConfig
 
 
 class PrimaryPool(SentinelConnectionPool):
-    """Connections to the primary; each new one asks the Sentinels where that is."""
+    """Connections to the primary; each new one asks the Sentinels."""
 
-    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - the client's shape
-        """Close the connections and those to the Sentinels; when the primary has changed, the idle ones alone."""
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - signature of the client
+        """When the primary has changed, the client closes idle connections only."""
         try:
             await super().disconnect(inuse_connections)
         finally:
@@ -28,10 +28,9 @@ class PrimaryPool(SentinelConnectionPool):
 
 
 def primary_pool(config: ValkeyConfig, **options: Any) -> PrimaryPool:
-    """A pool of connections to the primary; ``options`` are those of a connection.
+    """Return a pool of connections to the primary with these options.
 
-    User, password, database number and whether to speak TLS come from ``valkey.url``; its host is not used. Raises
-    ValueError when ``valkey.url`` is not set.
+    User, password, database number and TLS come from ``valkey.url``. Raises ValueError without it.
     """
     if config.url is None:
         raise ValueError("valkey.url is not set")

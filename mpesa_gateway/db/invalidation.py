@@ -1,4 +1,4 @@
-"""Remembers for a moment what hardly ever changes, such as an API key, and hears from Postgres at once when it does."""
+"""Short-lived cache of rarely changed rows, invalidated by notifications of Postgres."""
 
 import asyncio
 import time
@@ -16,23 +16,24 @@ log = structlog.get_logger(__name__)
 V = TypeVar("V")
 
 _SECONDS = 1.0
-"""For how long something is remembered: the most that a change can go unheard when a message is lost."""
+"""Lifetime of an entry: limits the effect of a lost notification."""
 
 _RENEWED = 0.75
-"""The part of that time after which one caller looks again, while the others still take what is remembered: without
-it, a busy process asks Postgres as many times at once as it has callers, every time."""
+"""Share of the lifetime after which one caller refreshes the entry while others use it, so that expiry causes one
+query.
+"""
 
 _AWAY = 1.0
-"""Seconds between two attempts to listen while Postgres is away."""
+"""Seconds between attempts to listen."""
 
 _MOST = 10_000
-"""Things that one memory holds; full, it is emptied."""
+"""Entries of one cache; a full cache is cleared."""
 
 
 class InvalidationListener:
-    """A connection of its own that listens. While there is none, nothing is remembered and Postgres is asked each time.
+    """Listens on a connection of its own. Without it, nothing is cached.
 
-    Triggers tell of every change, whoever makes it; ``tell`` says it in this process before the message has come round.
+    Triggers notify of every change; ``notify`` invalidates in this process before the message arrives.
     """
 
     def __init__(self, db: "Database") -> None:
@@ -44,29 +45,24 @@ class InvalidationListener:
 
     @property
     def is_connected(self) -> int | None:
-        """The how-manieth connection it is that hears changes; None while there is none.
-
-        None in a transaction too: what that sees is its own affair.
-        """
+        """Return the number of the connection, None without one and in transactions, which see their own snapshot."""
         return self._times if self.is_listening and not self._db.in_transaction else None
 
     async def start(self) -> None:
-        """Begin to listen. Postgres may be away."""
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
-        """Stop listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
     def on(self, topic: str, forget: Callable[[str], None]) -> None:
-        """Call ``forget`` with the key of whatever changes."""
+        """Call ``forget`` with the key of each change."""
         self._heard.setdefault(topic, []).append(forget)
 
     def notify(self, topic: str, key: str) -> None:
-        """Something has changed, and the change is committed."""
+        """Invalidate a key after the commit of its change."""
         for forget in self._heard.get(topic, ()):
             forget(key)
 
@@ -74,7 +70,7 @@ class InvalidationListener:
         while True:
             try:
                 await self._listen_once()
-            except Exception as problem:  # noqa: BLE001 - whatever is wrong, without listening nothing is remembered
+            except Exception as problem:  # noqa: BLE001 - without a connection nothing is cached
                 log.info("invalidations_disconnected", error=type(problem).__name__)
             await asyncio.sleep(_AWAY)
 
@@ -106,7 +102,7 @@ class _Found(Generic[V]):
 
 
 class InvalidatedCache(Generic[V]):
-    """What was found under a key, for a second at most, and as long as the connection that would have told holds."""
+    """Caches results for a second while the listener's connection lasts."""
 
     def __init__(
         self, changes: InvalidationListener, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
@@ -118,7 +114,7 @@ class InvalidatedCache(Generic[V]):
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
-        """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
+        """Return the entry or the result of ``find``. None is not cached."""
         hearing, now = self._changes.is_connected, self._clock()
         known = self._found.get(key)
         if known is not None and known.hearing == hearing and now < known.until:
@@ -127,7 +123,7 @@ class InvalidatedCache(Generic[V]):
             known.is_being_renewed = True
         before = self._changed
         found = await find()
-        # What was read before a change was heard, or could be heard, may be from before it.
+        # A result read before a change was heard may be outdated.
         if (
             found is not None
             and hearing is not None
@@ -140,11 +136,10 @@ class InvalidatedCache(Generic[V]):
         return found
 
     def evict(self, key: str) -> None:
-        """What is under this key has changed."""
+        """Delete the entry of a key."""
         self._changed += 1
         self._found.pop(key, None)
 
     def clear(self, _: str = "") -> None:
-        """Everything may have changed."""
         self._changed += 1
         self._found.clear()
