@@ -68,7 +68,7 @@ T = TypeVar("T")
 Handler = Callable[[E], Awaitable[None]]
 
 _LAST = 5.0
-"""Seconds for running work at stop, on top of the timeout of a call to Daraja."""
+"""Seconds for running work at stop, plus the timeout of a Daraja call."""
 
 KERNEL_TABLES = (
     MerchantRow,
@@ -83,7 +83,7 @@ KERNEL_TABLES = (
 
 
 class Gateway:
-    """One gateway: its parts, its plugins and its ASGI application. The constructor does no I/O."""
+    """One gateway with its plugins and its ASGI application. The constructor does no I/O."""
 
     def __init__(
         self,
@@ -93,10 +93,7 @@ class Gateway:
         clock: Clock | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
-        """``plugins`` are a host's own, in addition to the configured ones.
-
-        Raises ConfigError or PluginError with the fix.
-        """
+        """``plugins`` are a host's own. Raises ConfigError or PluginError."""
         config.refuse_unset()
         self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
@@ -139,7 +136,6 @@ class Gateway:
         try:
             self.valkey = connect(config.valkey)
         except ValueError:
-            # The library's message may quote a part of a password.
             raise ConfigError("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
         self.trace_links = TraceLinks(self.valkey, config.valkey, self.tracing.remember_hours)
         self.limits = RateLimits(config, self.clock)
@@ -182,7 +178,7 @@ class Gateway:
         self.asgi = GatewayApplication(self)
 
     def _offered(self) -> Services:
-        """The ports of the plugins. Each provider is created at first use."""
+        """Providers are created at first use."""
         services = Services()
         for plugin in self.plugins:
             for port, factory in plugin.provides:
@@ -191,7 +187,6 @@ class Gateway:
 
     @property
     def load(self) -> LoadReport | None:
-        """API calls of this process by state, None without HTTP."""
         return self.asgi.current_load_shedder
 
     @property
@@ -202,22 +197,21 @@ class Gateway:
         return cast(S, self._settings[kind])
 
     def contributed(self, kind: type[T]) -> list[T]:
-        """Return the contributions of this type in plugin order; for ``Plugin``, the plugins."""
+        """``Plugin`` returns the plugins."""
         return [value for plugin in self.plugins for value in plugin.contributions if isinstance(value, kind)]
 
     def port(self, kind: type[T]) -> T:
-        """Return the provider of a port, such as ``gateway.port(Payments)``. Raises NotProvided."""
+        """Return a provider: ``gateway.port(Payments)``. Raises NotProvided."""
         return self.services.get(kind)
 
     def port_if_provided(self, kind: type[T]) -> T | None:
         return self.services.get(kind) if self.services.offers(kind) else None
 
     def url(self, path: str) -> str:
-        """Return a public address: ``public_url`` and the path."""
         return self.config.public_url.rstrip("/") + path
 
     def event_type(self, kind: str) -> type[Event]:
-        """Return the class of an event. Raises LookupError if no enabled plugin publishes it."""
+        """Raise LookupError if no enabled plugin publishes it."""
         try:
             return self._event_types[kind]
         except KeyError:
@@ -228,9 +222,9 @@ class Gateway:
         return tuple(sorted(self._event_types))
 
     def on(self, event: type[E]) -> Callable[[Handler[E]], Handler[E]]:
-        """Decorate a host's handler of an event, which runs at least once, after commit, in a worker.
+        """Decorate a handler of an event, which runs at least once, after commit, in a worker.
 
-        The outbox stores the handler's module and name. A renamed handler loses its pending events.
+        The outbox stores the handler's module and name: after a rename, pending events are not handled.
         """
 
         def register(handler: Handler[E]) -> Handler[E]:
@@ -244,10 +238,10 @@ class Gateway:
         return register
 
     async def start(self, *, migrate_first: bool = True) -> None:
-        """Connect, migrate, open the secrets, start the plugins. Each start needs its own stop.
+        """Connect, migrate, open the secrets and start the plugins. Each start needs its own stop.
 
-        Raises ConfigError for a wrong master key, MigrationError if database and release do not match, SecondGateway if
-        another gateway runs in this process, and errors of asyncpg. Valkey may be unreachable.
+        Raises ConfigError for a wrong master key, MigrationError, SecondGateway and errors of asyncpg. Valkey may be
+        unreachable.
         """
         self._users += 1
         if self._users > 1:
@@ -292,7 +286,6 @@ class Gateway:
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
     async def _bring_up_to_date(self) -> None:
-        """Let the owner migrate if necessary. Raises MigrationError."""
         due = await pending_changes(self)
         if not due:
             return
@@ -302,11 +295,11 @@ class Gateway:
         except MigrationError:
             if due == "migrations":
                 raise
-            # The log is kept for the longer of both times until the owner has stored the new one.
+            # The longer of both times applies until the owner has stored the new one.
             log.warning("audit_days_differ", fix="run `mpesa-gateway migrate` with `database.owner_url`")
 
     async def stop(self) -> None:
-        """Stop the plugins and close all connections, at the last of as many calls as starts."""
+        """Stop the plugins and close all connections, at the last stop."""
         self._users = max(0, self._users - 1)
         if self._users == 0:
             await self._stop()
@@ -334,10 +327,7 @@ class Gateway:
         self._place.close()
 
     async def run_to_completion(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` to its end even if the caller is cancelled, such as a push and its record.
-
-        ``stop`` waits for it.
-        """
+        """Run ``work`` to its end even if the caller is cancelled. ``stop`` waits for it."""
         task = asyncio.create_task(work)
         self._begun.add(task)
         task.add_done_callback(self._done)
@@ -350,7 +340,7 @@ class Gateway:
             task.exception()
 
     def drain(self) -> None:
-        """Report at /health/ready that this process is stopping; requests are still served."""
+        """Report at /health/ready that this process is stopping."""
         self.is_draining = True
 
     @asynccontextmanager
@@ -363,11 +353,10 @@ class Gateway:
 
     @asynccontextmanager
     async def lifespan(self, _: Any = None) -> AsyncGenerator[None]:
-        """The lifespan for a host's own: ``FastAPI(lifespan=gateway.lifespan)``."""
         async with self.running():
             yield
 
     def worker(self, queues: Sequence[QueueName] | None = None) -> WorkerGroup:
-        """Return workers for these queues, ``worker.queues`` by default. The gateway must be started."""
+        """``queues`` defaults to ``worker.queues``. The gateway must be started."""
         chosen = self.config.worker.queues if queues is None else queues
         return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})

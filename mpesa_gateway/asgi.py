@@ -17,10 +17,7 @@ from mpesa_gateway.standalone.process import die_with_parent
 
 
 def create() -> ASGIApp:
-    """Return the application, configured by MPESA_GATEWAY_CONFIG and the environment.
-
-    Raises ConfigError or PluginError.
-    """
+    """Return the application, configured by the environment. Raises ConfigError or PluginError."""
     return _gateway().asgi
 
 
@@ -31,7 +28,7 @@ def _gateway() -> Gateway:
 
 
 def create_in_worker() -> ASGIApp:
-    """Return the application for a process of ``serve --workers``, which ends with its parent.
+    """Return the application for ``serve --workers``; it ends with its parent.
 
     SIGUSR2 announces a stop.
     """

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class ServedGateway(Runtime, Protocol):
-    """A gateway with its routes, started and stopped by the server's lifespan."""
+    """A gateway whose lifespan the server controls."""
 
     plugins: tuple[Plugin, ...]
 
@@ -36,7 +36,7 @@ class ServedGateway(Runtime, Protocol):
 
 
 class GatewayApplication:
-    """Assigns request ids, works under any mount path, and rejects requests until the gateway is started."""
+    """Assigns request ids, works under any mount path, and rejects requests before the start."""
 
     def __init__(self, gateway: ServedGateway) -> None:
         self._gateway = gateway
@@ -59,7 +59,6 @@ class GatewayApplication:
         return self._litestar
 
     def use_application(self, litestar: Litestar) -> Litestar:
-        """Use this application and return it."""
         gateway = self._gateway
         litestar.state.gateway = gateway
         self._litestar = litestar
@@ -75,7 +74,7 @@ class GatewayApplication:
         return litestar
 
     def release(self) -> Litestar | None:
-        """Return the application for another gateway, None if not built."""
+        """Release the application for another gateway."""
         released, self._litestar, self._gate, self._inside = self._litestar, None, None, None
         self._access = None
         if released is not None:
@@ -83,12 +82,11 @@ class GatewayApplication:
         return released
 
     def build(self) -> None:
-        """Build the application, which takes half a second, before the first request."""
+        """Takes half a second."""
         _ = self.litestar
 
     @property
     def load_shedder(self) -> LoadShedder:
-        """API calls by state."""
         _ = self.litestar
         return cast(LoadShedder, self._gate)
 
@@ -99,11 +97,10 @@ class GatewayApplication:
 
     @property
     def current_load_shedder(self) -> LoadShedder | None:
-        """None in a process without HTTP, such as a worker."""
+        """None in a worker."""
         return self._gate
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection or the lifespan."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
@@ -145,7 +142,6 @@ class GatewayApplication:
 
 
 def _path_below_mount(scope: Message) -> str:
-    """Return the path without the mount's prefix; at least ``/``."""
     path, root = str(scope["path"]), scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]

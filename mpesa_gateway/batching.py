@@ -1,4 +1,4 @@
-"""Groups concurrent requests, so that one query to Postgres serves them all."""
+"""Groups concurrent requests into one query."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,14 +10,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PATIENCE = 0.1
-"""Seconds that waiting requests wait for the running batch, more than a query takes on a busy machine."""
+"""Seconds before waiting requests get another lane: longer than a query takes."""
 
 
 class Batcher(Generic[T, R]):
-    """Collects requests while a batch runs and serves them in the next.
+    """Collects requests while a batch runs, and serves them in the next.
 
-    A request without a running batch is served at once. If a batch is slow, such as behind a lock, waiting requests get
-    another lane.
+    If a batch is slow, as behind a lock, waiting requests get another lane.
     """
 
     def __init__(
@@ -28,9 +27,9 @@ class Batcher(Generic[T, R]):
         lanes: int = 2,
         told: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
-        """``serve`` returns a result or an exception for each of up to ``most`` requests.
+        """``serve`` returns a result or exception for each request, outside the callers' contexts and transactions.
 
-        It runs outside the callers' contexts and transactions. ``told`` is a block around each caller's wait.
+        ``told`` is a block around each caller's wait.
         """
         self._serve = serve
         self._most = most
@@ -42,7 +41,7 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, what: T) -> R:
-        """Return the result of ``what``, or raise its exception. Cancelling the caller does not cancel the request."""
+        """Return the result of ``what``, or raise its exception. Cancelling the caller does not cancel it."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         if not self._lanes_open:
@@ -81,7 +80,7 @@ class Batcher(Generic[T, R]):
                     self._schedule_flush()
                 await self._run_batch(served)
         finally:
-            # Before the task is seen to be done: a request in between must find a free lane.
+            # Set here, so that a request before the end of the task finds a free lane.
             self._lanes_open -= 1
 
     async def _run_batch(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:

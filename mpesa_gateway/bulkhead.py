@@ -5,18 +5,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 _SILENT_SHARE = 4
-"""One slot in four is for accounts whose last request got no answer."""
+"""A quarter of the slots is for accounts that did not answer."""
 
 
 class Bulkhead:
-    """Concurrent work of one kind in one process.
+    """Limits concurrent work of one kind.
 
-    Work without a slot stays due instead of blocking a worker. Unresponsive accounts share few slots, so that they do
-    not delay others.
+    Work without a slot stays due and does not block a worker. Unresponsive accounts share few slots.
     """
 
     def __init__(self, at_once: int, each: int) -> None:
-        """``at_once`` is the total limit, ``each`` that per account."""
         self._at_once = at_once
         self._each = each
         self._silent_at_once = max(1, at_once // _SILENT_SHARE)

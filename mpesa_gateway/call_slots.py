@@ -9,7 +9,7 @@ from typing import Protocol
 from mpesa_gateway.asgi_types import Message, Receive, Send
 
 _SLOW = 0.05
-"""Seconds without bytes from or to the client after which a call releases its slot."""
+"""Seconds of waiting for the client after which a call releases its slot."""
 
 
 class SlotCounter(Protocol):
@@ -21,9 +21,7 @@ class SlotCounter(Protocol):
         """Take a slot again, even above the limit."""
         ...
 
-    def end(self, *, is_working: bool) -> None:
-        """End a call; ``is_working`` is True if it has a slot."""
-        ...
+    def end(self, *, is_working: bool) -> None: ...
 
 
 class Slot:
@@ -37,25 +35,22 @@ class Slot:
         self._is_closed = False
 
     def release(self) -> None:
-        """Release the slot. With several tasks of one call, the last to return reacquires it."""
+        """The last of several tasks to return reacquires the slot."""
         self._aside += 1
         if self._aside == 1 and not self._is_closed:
             self._gate.release()
 
     def reacquire(self) -> None:
-        """Reacquire at once, even above the limit: calls in progress finish first."""
+        """Calls in progress may exceed the limit."""
         self._aside -= 1
         if self._aside == 0 and not self._is_closed:
             self._gate.reacquire()
 
     def close(self) -> None:
-        """End the call; tasks that it left running have no slot."""
         self._is_closed = True
         self._gate.end(is_working=self._aside == 0)
 
     def receiving(self, receive: Receive) -> Receive:
-        """Release the slot during a slow body."""
-
         async def wait() -> Message:
             with self._unless_quick():
                 return await receive()
@@ -63,7 +58,7 @@ class Slot:
         return wait
 
     def sending(self, send: Send) -> Send:
-        """Release the slot while the client reads slowly."""
+        """Release the slot while the client is slow."""
 
         async def wait(message: Message) -> None:
             with self._unless_quick():
@@ -73,7 +68,7 @@ class Slot:
 
     @contextmanager
     def _unless_quick(self) -> Generator[None]:
-        """Release the slot after ``_SLOW`` seconds: most bodies have arrived already."""
+        """Most bodies have arrived already."""
         has_left = False
 
         def leave() -> None:
@@ -95,7 +90,6 @@ _place: ContextVar[Slot | None] = ContextVar("mpesa_gateway_place", default=None
 
 @contextmanager
 def use_slot(place: Slot) -> Generator[Slot]:
-    """Hold a slot during the block."""
     token = _place.set(place)
     try:
         yield place
@@ -106,7 +100,7 @@ def use_slot(place: Slot) -> Generator[Slot]:
 
 @contextmanager
 def released_slot() -> Generator[None]:
-    """Release the slot during the block, in which a call waits for another server."""
+    """Release the slot while the call waits for another server."""
     place = _place.get()
     if place is None:
         yield

@@ -1,4 +1,4 @@
-"""Result of a check: observation, level and fix."""
+"""Results of checks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ class Level(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One observation.
-
-    ``name`` is stable; ``text`` and ``fix`` are for operators, without secrets and phone numbers.
-    """
+    """One observation. ``text`` and ``fix`` hold no secrets and phone numbers."""
 
     name: str
     level: Level
@@ -40,9 +37,9 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckContext:
-    """The subject of checks: ``is_live`` requires live readiness.
+    """The subject of checks; ``is_live`` requires live readiness.
 
-    ``merchant`` and ``env`` are set for checks of each merchant, once per env with credentials. ``now`` is in UTC.
+    ``merchant`` and ``env`` are set for checks of each merchant. ``now`` is in UTC.
     """
 
     now: datetime
@@ -53,14 +50,14 @@ class CheckContext:
 
     @property
     def one(self) -> Merchant:
-        """Return the merchant of a per-merchant check. Raises RuntimeError in others."""
+        """Raise RuntimeError unless this is a check of each merchant."""
         if self.merchant is None:
             raise RuntimeError("this check is not of_each_merchant, so there is no merchant to look at")
         return self.merchant
 
     @property
     def if_live(self) -> Level:
-        """A problem for real money, a note in the sandbox."""
+        """A problem only with real money."""
         return Level.PROBLEM if self.is_live else Level.NOTE
 
 
@@ -69,9 +66,9 @@ Look = Callable[[Runtime, CheckContext], AsyncIterator[CheckResult]]
 
 @dataclass(frozen=True)
 class Check:
-    """Checks under one ``title``: an async generator of results.
+    """An async generator of results under one ``title``.
 
-    With ``of_each_merchant`` it is called for each merchant, and shown under the merchant's name.
+    With ``of_each_merchant``, it is called for each merchant and shown under its name.
     """
 
     title: str

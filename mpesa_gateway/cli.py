@@ -33,14 +33,13 @@ from mpesa_gateway.standalone.process import StartFailed
 from mpesa_gateway.standalone.settings import SIMULATOR
 
 CONFIGURATION = (ConfigError, PluginError, RouteError)
-"""Errors in the configuration: exit status 2."""
 
 OTHERS = (CommandFailed, StartFailed, ApiError, MigrationError, SecondGateway, BrokenChain, UnsealError)
-"""Errors without a traceback: exit status 1."""
+"""Exit status 1, without a traceback."""
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as in shells."""
+"""Exit status after Ctrl-C."""
 
 
 class Commands(click.RichGroup):
@@ -57,7 +56,7 @@ class Commands(click.RichGroup):
         return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; print an error as one sentence, and exit with 130 after Ctrl-C."""
+        """Print errors as one sentence; exit with 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
         except CONFIGURATION as problem:
@@ -77,7 +76,6 @@ def _say(problem: str) -> None:
 
 def _plugin_commands(ctx: click.Context) -> dict[str, click.Command]:
     found: list[Plugin] = list(load(_session(ctx).config().plugins))
-    # ``up`` runs the simulator, which ``plugins`` need not name.
     if SIMULATOR in installed() and all(plugin.name != SIMULATOR for plugin in found):
         found.append(installed()[SIMULATOR].load())
     return {str(command.name): command for plugin in found for command in plugin.commands}
@@ -120,7 +118,7 @@ for command in (merchants, apikeys, keys, audit, privacy, completion):
 
 
 def _is_text(argument: str) -> bool:
-    """Return False for bytes that are not UTF-8, which arrive as surrogates."""
+    """Bytes that are not UTF-8 arrive as surrogates."""
     try:
         argument.encode()
     except UnicodeEncodeError:

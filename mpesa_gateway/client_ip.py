@@ -11,7 +11,6 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 CLIENT = "mpesa_gateway_client"
-"""Key of the ASGI scope."""
 
 _LAST_PORT = 65_535
 
@@ -30,15 +29,12 @@ def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
 
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?\Z", re.ASCII)
-"""An address in brackets, or an IPv4 address, with or without a port, as in X-Forwarded-For."""
+"""With or without a port, as in X-Forwarded-For."""
 
 
 @lru_cache(maxsize=4096)
 def read_address(text: str) -> Address | None:
-    """Return an address without its port, or None for other text and for an address with a zone.
-
-    IPv4 mapped into IPv6 becomes IPv4.
-    """
+    """Return an address without its port. IPv4 in IPv6 becomes IPv4; other text and zones return None."""
     text = text.strip()
     found = _WITH_PORT.match(text)
     if found is not None:
@@ -46,21 +42,20 @@ def read_address(text: str) -> Address | None:
             return None
         text = found[1] or found[2]
         if found[1] and ":" not in text:
-            # Only IPv6 has brackets.
             return None
     try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
-        # One client could use any number of zones.
+        # A client could vary the zone.
         return None if address.scope_id is not None else address.ipv4_mapped or address
     return address
 
 
 @lru_cache(maxsize=4096)
 def neighbourhood(address: str) -> str:
-    """Return the address, or with IPv6 its /64, the range of one client."""
+    """Return the address, or the /64 of an IPv6 client."""
     found = read_address(address)
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
 
@@ -82,23 +77,19 @@ _INSIDE = tuple(
 
 
 def is_inside(address: Address) -> bool:
-    """Return True for this machine and private networks, where a host's proxy can be.
-
-    Not the opposite of a public address: multicast and tunnels are neither.
-    """
+    """Return True for this machine and private networks, which may hold a trusted proxy."""
     return within(address, _INSIDE)
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:
-    """Return True if a range contains the address."""
     return any(address.version == network.version and address in network for network in networks)
 
 
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Return the client's address as text, or ``unknown``.
+    """Return the client's address or ``unknown``.
 
-    ``peer`` is the connected address, ``forwarded_for`` the X-Forwarded-For headers. Only entries of trusted proxies
-    count: from the right, the first hop that is not trusted. An invalid entry ends the search at the hop that sent it.
+    From the right, the first hop in X-Forwarded-For that is not trusted. An invalid entry ends the search at the hop
+    that sent it.
     """
     current = read_address(peer or "")
     if current is None:

@@ -1,4 +1,4 @@
-"""Clocks: shared, fixed for tests, and East Africa Time for Daraja."""
+"""Clocks, and East Africa Time for Daraja."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ EAT = timezone(timedelta(hours=3), "EAT")
 
 
 class Clock(Protocol):
-    """Returns the current time, aware, in UTC."""
+    """Returns the time in UTC."""
 
     def now(self) -> datetime: ...
 
@@ -23,14 +23,13 @@ class SystemClock:
 
 
 class SharedClock:
-    """The clock of Postgres, advanced by the machine's monotonic counter.
+    """The clock of Postgres, advanced by a monotonic counter.
 
-    Processes compare each other's leases and due times; a wrong machine clock must not delay them. Until the first
-    ``agree``, it is the machine's clock.
+    A wrong machine clock must not affect leases of other processes. Until the first ``agree``, it is the machine's
+    clock.
     """
 
     def __init__(self, machine: Clock | None = None, count: Callable[[], float] = time.monotonic) -> None:
-        """``count`` returns monotonic seconds."""
         self._machine = machine or SystemClock()
         self._count = count
         self._anchor: tuple[datetime, float] | None = None
@@ -46,9 +45,9 @@ class SharedClock:
         return at + timedelta(seconds=self._count() - counted)
 
     async def agree(self, ask: Callable[[], Awaitable[datetime]]) -> timedelta:
-        """Ask Postgres for its time; return how far the machine's clock is ahead.
+        """Compare with Postgres; return how far the machine's clock is ahead.
 
-        A difference within the duration of the query changes nothing, so that time does not jump.
+        Differences within the duration of the query are ignored.
         """
         began = self._count()
         theirs = (await ask()).astimezone(UTC)
@@ -61,7 +60,7 @@ class SharedClock:
 
 
 _GOOD_ENOUGH = timedelta(milliseconds=100)
-"""Difference between two clocks that is ignored."""
+"""Ignored difference."""
 
 
 class SetClock:
@@ -78,12 +77,11 @@ class SetClock:
 
 
 def rfc3339(moment: datetime) -> str:
-    """Format as ``2026-11-23T10:15:12.000000Z``."""
+    """Return ``2026-11-23T10:15:12.000000Z``."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def daraja_timestamp(moment: datetime) -> str:
-    """Format as ``YYYYMMDDHHmmss`` in East Africa Time."""
     return moment.astimezone(EAT).strftime("%Y%m%d%H%M%S")
 
 
@@ -95,5 +93,5 @@ def from_daraja_timestamp(text: str) -> datetime:
 
 
 def seconds_since(moment: datetime | None, clock: Clock) -> float:
-    """Return seconds since a time; 0 for None and the future."""
+    """0 for None and the future."""
     return 0.0 if moment is None else max((clock.now() - moment).total_seconds(), 0.0)

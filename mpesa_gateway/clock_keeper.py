@@ -11,14 +11,14 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 log = structlog.get_logger(__name__)
 
 _AGREE_EVERY = 30.0
-"""Seconds between comparisons."""
+"""Seconds."""
 
 _WRONG = timedelta(seconds=2)
-"""Difference that is logged."""
+"""Logged difference."""
 
 
 class ClockKeeper:
-    """Compares the clock every 30 seconds."""
+    """Compares the clocks every 30 seconds."""
 
     def __init__(self, db: Database, clock: SharedClock) -> None:
         self._db = db
@@ -26,7 +26,7 @@ class ClockKeeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Compare once now. Raises errors of asyncpg."""
+        """Raise errors of asyncpg."""
         await self._agree()
         self._task = asyncio.create_task(self._keep_agreeing())
 

@@ -1,4 +1,4 @@
-"""Settings from gateway.toml and the environment. Unknown names are rejected."""
+"""Settings from gateway.toml and the environment."""
 
 import codecs
 import os
@@ -16,16 +16,16 @@ from mpesa_gateway.dsn import DsnError, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
-"""Prefix of our environment variables; ``__`` separates the parts of a setting's path."""
+"""Prefix; ``__`` separates the parts of a setting's path."""
 
 ELSEWHERE = frozenset({"CONFIG", "DATA"})
-"""Variables that are not settings: path of the file, data folder of ``up``."""
+"""The settings file, and the data folder of ``up``."""
 
 NOT_OURS = ("TEST_",)
-"""Prefixes of the test fixtures' variables."""
+"""Test fixtures."""
 
 QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
-"""One queue for each kind of work; ``default`` is for jobs of hosts and third parties."""
+"""``default`` is for jobs of hosts and third parties."""
 
 QUEUES: tuple[QueueName, ...] = get_args(QueueName)
 
@@ -54,15 +54,14 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The text names the setting and the fix."""
+    """The text names the setting and the fix."""
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Postgres.
 
-    With ``direct_url``, ``url`` leads through a pooler in transaction mode. ``owner_url`` is used by ``mpesa-gateway
-    migrate`` only and leads past any pooler. Without it, the role of ``url`` owns the tables and could change or delete
-    every row.
+    ``direct_url`` is needed if ``url`` leads through a pooler in transaction mode. ``owner_url``, for ``mpesa-gateway
+    migrate`` only, bypasses poolers; without it, the role of ``url`` owns the tables.
     """
 
     url: Secret | None = None
@@ -79,7 +78,7 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Valkey: queues, limits and caches, all of which may be lost.
 
-    With ``sentinels``, these name host and port of ``service``; ``url`` holds password and database number.
+    With ``sentinels``, host and port of ``url`` are ignored.
     """
 
     url: Secret | None = None
@@ -100,7 +99,7 @@ class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Addresses and timeouts of Safaricom's API, and files with its public certificates."""
+    """Addresses, timeouts and public certificates of Safaricom's API."""
 
     sandbox_url: str = "https://sandbox.safaricom.co.ke"
     live_url: str = "https://api.safaricom.co.ke"
@@ -112,7 +111,7 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Name servers for webhooks and Daraja, and the time limit of a look-up."""
+    """Name servers, and the time limit of a look-up."""
 
     timeout: Seconds = 5.0
     servers: tuple[str, ...] = ()
@@ -121,10 +120,10 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Listening address, limits and timeouts of ``mpesa-gateway serve``.
 
-    ``max_concurrent`` calls run at a time; ``max_unanswered`` are open, including calls that wait for other servers;
-    ``queue`` more wait up to ``wait`` seconds. Callbacks and health checks skip this queue. ``anonymous_per_second``
-    and ``anonymous_max_concurrent`` limit requests without a known key, per address. ``stall_timeout`` ends connections
-    of clients that read nothing. During ``drain`` a stopping server answers calls while /health/ready fails.
+    ``max_unanswered`` includes calls that wait for other servers, ``max_concurrent`` does not; ``queue`` more wait up
+    to ``wait`` seconds. Callbacks and health checks never queue. ``anonymous_*`` limit requests without a known key,
+    per address. ``stall_timeout`` ends connections that read nothing. During ``drain``, /health/ready fails but
+    requests are served.
     """
 
     host: str = "127.0.0.1"
@@ -164,7 +163,7 @@ class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits on failed authentication per client and account, and on calls per key."""
+    """Limits on failed authentication and on calls per key."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
@@ -186,7 +185,7 @@ class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Days that rows are kept; plugins add their own.
 
-    Each night older rows are deleted in batches of ``batch``, with ``pause`` seconds in between.
+    Old rows are deleted at night in batches, ``pause`` seconds apart.
     """
 
     idempotency_days: Days = 90
@@ -205,7 +204,7 @@ class HasSettings(Protocol):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings. ``sections`` holds the plugins' tables, which are checked when the plugins are loaded."""
+    """All settings. ``sections`` are the plugins' tables, checked when plugins are loaded."""
 
     public_url: str = "http://127.0.0.1:8000"
     plugins: tuple[str, ...] = (
@@ -233,7 +232,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the file, then the environment, which wins. Raises ConfigError."""
+        """Read the file, overridden by the environment. Raises ConfigError."""
         values: dict[str, Any] = {}
         if path is not None:
             try:
@@ -247,7 +246,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """Read values laid out as in gateway.toml. Raises ConfigError."""
+        """``values`` are laid out as in gateway.toml. Raises ConfigError."""
         own = {field.name for field in msgspec.structs.fields(cls)} - {"sections"}
         kernel = {name: value for name, value in values.items() if name in own}
         others = {name: value for name, value in values.items() if name not in own}
@@ -262,7 +261,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         return config
 
     def refuse_unset(self) -> None:
-        """Raise ConfigError if the address of Postgres or Valkey is missing."""
+        """Raise ConfigError without addresses of Postgres and Valkey."""
         for name in ("database", "valkey"):
             if getattr(self, name).url is None:
                 raise ConfigError(
@@ -280,7 +279,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def section(self, name: str, kind: type[S]) -> S:
-        """Return a plugin's settings. Raises ConfigError for unknown or wrongly typed keys."""
+        """Raise ConfigError for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
@@ -308,7 +307,7 @@ def decode(values: Any, kind: type[S], path: str) -> S:
 
 
 def _with_lists(values: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Split lists at commas: the environment is read before the plugins' types are known."""
+    """The environment is read before the plugins' types are known."""
     hints = get_type_hints(kind)
     return {
         name: _split(value) if isinstance(value, str) and get_origin(hints.get(name)) is tuple else value
@@ -345,7 +344,7 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if name in ELSEWHERE or name.startswith(NOT_OURS):
             continue
         path = name.lower().split("__")
-        # Files of variables with Windows line ends leave a carriage return behind each value.
+        # Environment files with Windows line ends leave a carriage return.
         text = environ[variable].rstrip("\r\n")
         if name.lower().endswith("url"):
             text = text.strip()
@@ -433,7 +432,7 @@ def _check_servers(config: GatewayConfig) -> None:
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
-"""Characters of a URL (RFC 3986)."""
+"""RFC 3986."""
 
 _HOST = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?\Z", re.ASCII)
 _ODD_SEGMENT = re.compile(r"//|/\.\.?(?:/|\Z)")
@@ -461,7 +460,7 @@ def _problem_of_url(url: str) -> str | None:
 
 
 def _check_daraja(config: DarajaConfig) -> None:
-    """Ensure that live requests reach Safaricom's live API only, and sandbox requests never do."""
+    """Sandbox requests must never reach the live API, nor live requests anything else."""
     sandbox, live = urlsplit(config.sandbox_url), urlsplit(config.live_url)
     if sandbox.hostname == _LIVE_HOST:
         raise ConfigError(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
@@ -480,7 +479,6 @@ def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
 
 
 def masked_setting(value: Any) -> Any:
-    """Return a setting for printing, with secrets masked."""
     if isinstance(value, msgspec.Struct):
         return {field.name: masked_setting(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
     if isinstance(value, Secret):
@@ -491,7 +489,6 @@ def masked_setting(value: Any) -> Any:
 
 
 def is_secret(kind: Any) -> bool:
-    """Return True if the declared type holds a secret."""
     if get_origin(kind) in {Union, UnionType, tuple}:
         return any(is_secret(part) for part in get_args(kind))
     return kind is Secret

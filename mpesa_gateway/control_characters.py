@@ -7,13 +7,13 @@ UNSEEN = (
     "\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff9-\\ufffb\\U000110bd\\U000110cd\\U00013430-\\U0001343f"
     "\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e007f"
 )
-"""Character class: control characters, bidirectional marks, invisible text, line separators and surrogates."""
+"""Control characters, bidirectional marks, invisible text, line separators and surrogates."""
 
 _ESCAPED = re.compile(f"(?![\n\t])[{UNSEEN}]")
 
 
 def escape_control_characters(text: str) -> str:
-    """Replace these characters by JSON escapes, except line breaks and tabs."""
+    """Keep line breaks and tabs."""
     return text if text.isprintable() else _ESCAPED.sub(_escape, text)
 
 

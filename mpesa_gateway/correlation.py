@@ -1,4 +1,4 @@
-"""Request ids and traces, passed on through jobs and batches."""
+"""Request ids and traces in jobs and batches."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,6 @@ def current_request_id() -> str:
 
 @contextmanager
 def use_request_id(request_id: str) -> Generator[None]:
-    """Set the request id of log lines and jobs."""
     token = _current.set(request_id)
     try:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -32,7 +31,7 @@ def use_request_id(request_id: str) -> Generator[None]:
 
 @dataclass(frozen=True)
 class RequestContext:
-    """Request id and ``traceparent``; either may be empty."""
+    """Either value may be empty."""
 
     request_id: str
     traceparent: str
@@ -42,7 +41,7 @@ class RequestContext:
 
 
 def current_context() -> RequestContext | None:
-    """Return the current request, None outside. Phone numbers in ids of clients are masked."""
+    """Mask phone numbers in ids of clients."""
     request_id, traceparent = current_request_id(), current_traceparent()
     return RequestContext(mask_phones(request_id), traceparent) if request_id or traceparent else None
 
@@ -62,7 +61,7 @@ def use_context(origin: RequestContext | None) -> Generator[None]:
 
 @contextmanager
 def use_job_contexts(known: Mapping[str, RequestContext]) -> Generator[None]:
-    """Set the requests of several objects, by id."""
+    """Set one request per object id."""
     token = _known.set(known)
     try:
         yield
@@ -71,7 +70,6 @@ def use_job_contexts(known: Mapping[str, RequestContext]) -> Generator[None]:
 
 
 def context_of(identifier: str) -> RequestContext | None:
-    """Return the request of an object, or None."""
     known = _known.get()
     return None if known is None else known.get(identifier)
 

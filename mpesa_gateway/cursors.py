@@ -14,12 +14,12 @@ def invalid_cursor() -> InvalidFields:
 
 
 def encode_cursor(key: str, env: Env | None) -> str:
-    """Return the cursor after a row in a list of ``env``, None for both."""
+    """``env`` is None for a list of both."""
     return base64.urlsafe_b64encode(f"{key}{_SEPARATOR}{env or ''}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(text: str, env: Env | None) -> str:
-    """Return the key in a cursor. Raises Invalid, also for the other env."""
+    """Raise Invalid, also for the other env."""
     padded = text + "=" * (-len(text) % 4)
     try:
         key, its_env = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(_SEPARATOR)

@@ -1,7 +1,6 @@
 """Name resolution by c-ares.
 
-``getaddrinfo`` would block one of few threads while a name server hangs. c-ares reads ``resolv.conf`` and
-``/etc/hosts`` as the C library does.
+``getaddrinfo`` would block a thread while a name server hangs.
 """
 
 import asyncio
@@ -22,17 +21,17 @@ else:
 
 Address = IPv4Address | IPv6Address
 Lookup = Callable[[str, int], Awaitable[list[str]]]
-"""Return the addresses of host and port as text. Raises OSError."""
+"""Return addresses of host and port. Raises OSError."""
 
 _TRY, _TRIES = 2.0, 2
 """Seconds for the first question, doubled for the next, and questions per server."""
 
 _MOST = 512
-"""Concurrent look-ups of one process."""
+"""Concurrent look-ups."""
 
 
 def read_literal(host: str) -> Address | None:
-    """Return the address that a host spells, None for a name."""
+    """None for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -40,13 +39,10 @@ def read_literal(host: str) -> Address | None:
 
 
 class NameResolver:
-    """Looks up names with c-ares, one question per name at a time.
-
-    The first look-up opens a channel, which has one thread.
-    """
+    """One question per name at a time; one thread."""
 
     def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = ()) -> None:
-        """``timeout`` in seconds is for a whole look-up. ``servers`` replace the machine's."""
+        """``timeout`` is for a whole look-up. ``servers`` replace the machine's."""
         self._timeout = timeout
         self._servers = servers
         self._resolver: aiodns.DNSResolver | None = None
@@ -54,7 +50,7 @@ class NameResolver:
         self._asked: dict[str, asyncio.Task[list[str]]] = {}
 
     async def __call__(self, host: str, port: int) -> list[str]:  # noqa: ARG002 - signature of Lookup
-        """Return at least one address. Raises gaierror or TimeoutError."""
+        """Raise gaierror or TimeoutError."""
         if read_literal(host) is not None:
             return [host]
         name = host.lower()
@@ -67,7 +63,7 @@ class NameResolver:
             task = asyncio.create_task(self._ask(name))
             self._asked[name] = task
             task.add_done_callback(partial(self._done, name))
-        # A cancelled caller does not cancel the question: others may wait for it.
+        # Others may wait for the same question.
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -76,7 +72,7 @@ class NameResolver:
             raise
 
     async def close(self) -> None:
-        """Cancel all look-ups. The next one opens a new channel."""
+        """The next look-up opens a new channel."""
         for task in (waiting := list(self._asked.values())):
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -116,7 +112,7 @@ class NameResolver:
 
 
 async def system_lookup(host: str, port: int) -> list[str]:
-    """Look up once, without a channel. Raises OSError."""
+    """Look up without a channel. Raises OSError."""
     names = NameResolver()
     try:
         return await names(host, port)
@@ -125,7 +121,7 @@ async def system_lookup(host: str, port: int) -> list[str]:
 
 
 class ClientResolver(AsyncBaseResolver):
-    """The HTTP library's resolver over a Lookup, for hosts that the operator configured."""
+    """Resolver for hosts that the operator configured."""
 
     protocol = "custom"  # type: ignore[assignment] # an enum in the library
     implementation = "names"

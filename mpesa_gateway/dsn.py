@@ -1,4 +1,4 @@
-"""Postgres URLs. asyncpg sends unknown parameters to Postgres, which then rejects the connection."""
+"""Postgres URLs. asyncpg sends unknown parameters to Postgres, which rejects them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,19 +48,19 @@ _INSTEAD = {
 
 
 class DsnError(ValueError):
-    """A URL is not usable. The text names parameter and fix, without values."""
+    """The text names parameter and fix, without values."""
 
 
 @dataclass(frozen=True)
 class Dsn:
-    """A URL for asyncpg. ``connect_timeout`` is in seconds."""
+    """``connect_timeout`` is in seconds."""
 
     text: str
     connect_timeout: float | None = None
 
 
 def read_dsn(url: Secret) -> Dsn:
-    """Parse a URL. Raises DsnError."""
+    """Raise DsnError."""
     try:
         parts = urlsplit(url.reveal())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -107,7 +107,7 @@ def _check_port(text: str) -> None:
 
 
 def _seconds(value: str) -> float | None:
-    """Parse as libpq does: whole seconds, 0 for the default."""
+    """As in libpq: whole seconds, 0 for the default."""
     if not (value.isascii() and value.isdigit() and int(value[:6]) <= 86_400):
         raise DsnError("has `connect_timeout` that is not a number of seconds: give it one, such as 10")
     return float(value) or None

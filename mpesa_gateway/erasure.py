@@ -1,4 +1,4 @@
-"""Erasure of a phone number in each of its forms, and the records to erase it from."""
+"""Phone numbers to erase, and the records that hold them."""
 
 import re
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ import msgspec
 from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
 
 ERASED = "erased"
-"""Replacement of the number."""
+"""Replaces the number."""
 
 _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
 """Keeps decimals as written."""
 
 _PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
-"""A number, perhaps masked, as Daraja begins a party: ``2547****678 - JANE DOE``."""
+"""A perhaps masked number, as Daraja begins a party: ``2547****678 - JANE DOE``."""
 
 
 class ErasedNumber:
-    """A phone number to erase, in every form.
+    """A phone number in every form.
 
-    A CheckoutRequestID has been seen to end in it. ``tag`` distinguishes such ids after erasure.
+    A CheckoutRequestID may end in it. ``tag`` distinguishes such ids after erasure.
     """
 
     def __init__(self, phone: Msisdn, tag: str = "") -> None:
@@ -34,25 +34,23 @@ class ErasedNumber:
         self._nameless = rf"\g<1>{ERASED}{tag}"
 
     def is_in(self, text: str | None) -> bool:
-        """Return True if a text contains the number, whole or masked."""
+        """Also find masked numbers."""
         return text is not None and self.without(text) != text
 
     def is_in_json(self, text: str) -> bool:
         return self.without_in_json(text) != text
 
     def without(self, text: str) -> str:
-        """Return the text with ``erased`` for the number."""
         party = _PARTY.match(text.strip())
         if party is not None and (
             party[0] in self.forms
             or ("*" in party[0] and compare(party[0], self.phone) in {PhoneMatch.PARTLY, PhoneMatch.HIDDEN})
         ):
-            # The name after the number is the payer's too.
+            # The name is the payer's too.
             return ERASED
         return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))
 
     def without_in_json(self, text: str) -> str:
-        """Return JSON text with ``erased`` for the number, unchanged if absent."""
         try:
             content = _READER.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -61,7 +59,7 @@ class ErasedNumber:
         return text if cleaned is content else msgspec.json.encode(cleaned).decode()
 
     def _cleaned(self, value: Any) -> Any:
-        """Return the same object if nothing is erased."""
+        """Return the same object if unchanged."""
         if isinstance(value, str):
             cleaned = self.without(value)
             return value if cleaned == value else cleaned
@@ -93,9 +91,9 @@ def may_be_handle(told: str, known: str) -> bool:
 
 @dataclass(frozen=True)
 class ErasureCase:
-    """An action of a payer, such as a payment, with all its records.
+    """A payer's action, such as a payment, with all its records.
 
-    ``ids`` are our ids and Daraja's. Changes at ``before`` or later are too recent to be erased.
+    ``ids`` are ours and Daraja's. Changes at ``before`` or later are too recent.
     """
 
     merchant_id: str

@@ -1,4 +1,4 @@
-"""Errors of the API: a closed list of codes, each with status and next step."""
+"""Errors of the API: a closed list of codes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Code(StrEnum):
-    """All error codes of the API."""
+    """Error codes."""
 
     AUTH_INVALID_KEY = "AUTH_INVALID_KEY"
     AUTH_INSUFFICIENT_SCOPE = "AUTH_INSUFFICIENT_SCOPE"
@@ -72,11 +72,11 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     retryable: bool | None = None
     provider: dict[str, str] | None = None
     id: str | None = None
-    """The payment or refund that the request created and that remains."""
+    """The payment or refund that remains."""
 
 
 class ApiError(Exception):
-    """A rejected request. Subclasses set code and status."""
+    """A rejected request."""
 
     status: ClassVar[int] = 400
     code: ClassVar[Code] = Code.VALIDATION_ERROR
@@ -220,7 +220,6 @@ class InvalidFields(ApiError):
 
     @classmethod
     def field_error(cls, field: str, message: str) -> "InvalidFields":
-        """Return the error of a single field."""
         return cls([Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message)])
 
     @property
@@ -229,17 +228,16 @@ class InvalidFields(ApiError):
 
 
 class FieldChecks:
-    """Collects problems of all fields for one response."""
+    """Collects problems of all fields."""
 
     def __init__(self) -> None:
         self._problems: list[Problem] = []
 
     def fail(self, field: str, message: str) -> None:
-        """Record a problem with the fix."""
         self._problems.append(Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message))
 
     def take(self, field: str, parse: Callable[[V], T], value: V) -> T | None:
-        """Return ``parse(value)``, or None after recording its ValueError."""
+        """Record a ValueError and return None."""
         try:
             return parse(value)
         except ValueError as problem:
@@ -247,14 +245,14 @@ class FieldChecks:
             return None
 
     def settle(self) -> None:
-        """Raise Invalid if a problem was recorded."""
+        """Raise Invalid if there are problems."""
         if self._problems:
             raise InvalidFields(self._problems)
 
 
 @contextmanager
 def check_fields() -> Generator[FieldChecks]:
-    """Raise Invalid at the end of the block if a problem was recorded."""
+    """Raise Invalid at the end of the block if there are problems."""
     checks = FieldChecks()
     yield checks
     checks.settle()

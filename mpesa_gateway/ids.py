@@ -1,4 +1,4 @@
-"""Identifiers: a prefix, then time and random bits, so that newer ones sort later."""
+"""Ids: a prefix, then time and random bits."""
 
 import re
 import secrets
@@ -26,7 +26,7 @@ def base32(number: int, length: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IdPrefix:
-    """Three letters that ids of one kind begin with."""
+    """Three letters."""
 
     name: str
     what: str
@@ -50,9 +50,9 @@ class Ids:
         self._last: dict[str, tuple[int, int]] = {}
 
     def new(self, prefix: str, at: datetime | None = None) -> str:
-        """Return a new id for the time ``at``, by default now.
+        """``at`` is the time of the row, so that both orders agree.
 
-        A row with a time of its own passes it, so that both orders agree. Consecutive ids of one millisecond increase.
+        Consecutive ids of one millisecond increase.
         """
         milliseconds = _milliseconds(at or self._clock.now())
         chance = int.from_bytes(self._random_bytes(8), "big")
@@ -64,7 +64,7 @@ class Ids:
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """Return the least id of the millisecond of ``moment``."""
+        """Return the least id of a millisecond."""
         return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod
@@ -84,7 +84,7 @@ def _spell(prefix: str, milliseconds: int, chance: int) -> str:
 
 
 def renamed(identifier: str, prefix: str) -> str:
-    """Return the id with another prefix. Raises ValueError."""
+    """Raise ValueError."""
     uuid = uuid_of(identifier)
     if uuid in {NO_ROW, _NIL}:
         raise ValueError("this is no identifier of ours")
@@ -92,10 +92,9 @@ def renamed(identifier: str, prefix: str) -> str:
 
 
 NO_ROW = b"\xff" * 16
-"""The UUID of text that is not an id; no row has it."""
+"""No row has it."""
 
 _NIL = b"\x00" * 16
-"""The least UUID, for the empty text."""
 
 _TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
@@ -118,11 +117,11 @@ def _prefix(tag: int) -> str | None:
 
 
 def uuid_of(text: str) -> bytes:
-    """Return the 16 bytes of an id or a UUID, or ``NO_ROW``."""
+    """Return 16 bytes; ``NO_ROW`` for other text."""
     return _uuid_of(text) if len(text) <= _LONGEST else NO_ROW
 
 
-# A request uses the same few ids in several statements.
+# A request uses few ids in several statements.
 @lru_cache(_REMEMBERED)
 def _uuid_of(text: str) -> bytes:
     found = _ID.match(text)
@@ -134,7 +133,7 @@ def _uuid_of(text: str) -> bytes:
 
 @lru_cache(_REMEMBERED)
 def id_of(uuid: bytes) -> str:
-    """Return the id of 16 bytes, or a UUID that is not one of our ids in its usual form."""
+    """A UUID that is not our id is returned in its usual form."""
     number = int.from_bytes(uuid, "big")
     prefix = _prefix(number >> 64 & 0xFFFF)
     if prefix is None:

@@ -6,10 +6,9 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Invariant:
-    """``sql`` selects the ids that violate ``sentence``.
+    """``sql`` selects the ids that violate ``sentence``, on a live system, in one statement.
 
-    It runs on a live system in one statement: related changes must be committed together. If a state is allowed for a
-    while, ``grace`` is its duration, and ``$1`` is now minus ``grace``.
+    ``grace`` is how long a state may last; ``$1`` is now minus ``grace``.
     """
 
     name: str

@@ -19,9 +19,9 @@ async def sweep_events(runtime: Runtime) -> None:
 
 
 KERNEL_JOBS: dict[str, Job] = {
-    # Handlers of hosts and third parties may block: they have a queue of their own.
+    # Handlers of third parties may block.
     HANDLE: Job(handle_event, timeout=120, queue="default"),
     "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10", queue="maintenance"),
-    # At night in East Africa. The next night continues after an hour.
+    # At night in East Africa; continued the next night.
     "kernel.forget": Job(delete_expired, timeout=3600, cron="17 23 * * *", queue="maintenance"),
 }

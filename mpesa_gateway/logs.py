@@ -34,17 +34,15 @@ _PLAIN = (int, float, datetime, timedelta)
 _SECRET = re.compile(
     r"\b(sk_(?:live|test)_)[0-9a-z]{48}"
     r"|\b(whsec_)[A-Za-z0-9+/]{43}="
-    # Token of a callback address: also partial, followed by text, or URL-encoded.
+    # Also partial, followed by text, or URL-encoded.
     r"|((?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%(?:25)*2[eE]))[0-9A-Za-z_%=-]{8,}"
 )
-"""Secrets that are masked wherever they occur."""
 
 _SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|(?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(?:\.|%)")
-"""Quick test: almost no text needs the three full ones."""
+"""Quick test: almost no text needs the full ones."""
 
 
 def masked(text: str) -> str:
-    """Return text without phone numbers, known secrets and control characters."""
     text = escape_control_characters(text)
     if _SUSPECT.search(text) is None:
         return text
@@ -52,15 +50,12 @@ def masked(text: str) -> str:
 
 
 def trace(problem: BaseException) -> str:
-    """Return a masked traceback.
-
-    As text: with ``exc_info`` a host's renderer may show variables.
-    """
+    """As text: with ``exc_info`` a host's renderer may show variables."""
     return masked("".join(traceback.format_exception(problem)).rstrip())
 
 
 def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Structlog processor: mask secrets, phone numbers and tracebacks."""
+    """Structlog processor."""
     for name, value in event.items():
         event[name] = "****" if name.lower() in _FORBIDDEN else _masked(value)
     return event
@@ -78,12 +73,12 @@ def _masked(value: Any) -> Any:
         return [_masked(item) for item in cast("list[Any]", value)]
     if value is None or isinstance(value, _PLAIN):
         return value
-    # A renderer would write the repr, unmasked.
+    # A renderer would write the unmasked repr.
     return masked(repr(value))
 
 
 class _Stderr:
-    """Unbuffered output; the standard library takes four times as long."""
+    """Four times as fast as the standard library."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -107,12 +102,12 @@ def _as_json(event: Any, **_: Any) -> str:
     try:
         return msgspec.json.encode(event, enc_hook=repr).decode()
     except (TypeError, ValueError):
-        # Keys that are not text, integers beyond 64 bits.
+        # Keys that are not text, huge integers.
         return json.dumps({str(key): value for key, value in event.items()}, default=repr)
 
 
 def configure(config: LogsConfig) -> None:
-    """Configure logging of a standalone process. A host configures its own."""
+    """Hosts configure their own logging."""
     level = getattr(logging, config.level.upper())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -145,11 +140,11 @@ def configure(config: LogsConfig) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # SAQ logs every job; we log failures only.
+    # Only failures are logged, by us.
     logging.getLogger("saq").setLevel(logging.WARNING)
     # Paths contain callback tokens and merchants' webhook addresses.
     for name in ("niquests", "urllib3", "urllib3_future"):
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
-    # Paths contain callback tokens; our request lines contain the route.
+    # Paths contain callback tokens; our lines contain the route.
     logging.getLogger("uvicorn.access").disabled = True
     logging.captureWarnings(capture=True)

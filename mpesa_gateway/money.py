@@ -5,14 +5,14 @@ from typing import Self
 
 MINIMUM = 1
 MAXIMUM = 250_000
-"""Limit of one M-Pesa transaction in KES, by Safaricom's tariff."""
+"""Limit of one transaction in KES, by Safaricom's tariff."""
 
 _DIGITS = 12
-"""Longer input is rejected before it is computed with."""
+"""Longer input is rejected early."""
 
 
 class InvalidAmount(ValueError):
-    """Not a whole number of shillings. The text names the fix."""
+    """The text names the fix."""
 
 
 class Kes(int):
@@ -24,7 +24,7 @@ class Kes(int):
     def parse(cls, value: Decimal | int | str) -> Self:
         """Parse ``500``, ``"500"`` or ``"500.00"``, never through a float.
 
-        Raises InvalidAmount for cents, signs, exponents and other text.
+        Raises InvalidAmount for cents, signs and exponents.
         """
         text = str(value).strip() if not isinstance(value, bool) else ""
         if not text or len(text) > _DIGITS or not text.isascii():
@@ -41,7 +41,7 @@ class Kes(int):
 
     @classmethod
     def parse_payable(cls, value: Decimal | int | str) -> Self:
-        """Parse an amount from 1 to 250,000 KES, the limits of one M-Pesa transaction."""
+        """Apply the limits of one transaction."""
         amount = cls.parse(value)
         if not MINIMUM <= amount <= MAXIMUM:
             raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
@@ -49,7 +49,7 @@ class Kes(int):
 
     @classmethod
     def parse_json(cls, raw: bytes) -> Self:
-        """Parse a JSON number or string as a payable amount."""
+        """Parse a payable JSON number or string."""
         text = bytes(raw).decode("utf-8", "replace").strip()
         if len(text) >= 2 and text[0] == text[-1] == '"':
             text = text[1:-1]

@@ -1,4 +1,4 @@
-"""Operators' pages of a plugin, as plain values."""
+"""Operators' pages of a plugin."""
 
 from __future__ import annotations
 
@@ -28,34 +28,33 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 _OFFERED = 200
-"""Newest merchants offered as filters of a list."""
+"""Newest merchants offered as filters."""
 
 
 class Role(StrEnum):
-    """Rights of an operator: view; act on payments and webhooks; change merchants, keys and secrets."""
+    """View; act on payments and webhooks; change merchants, keys and secrets."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
 
     def may(self, needed: Role) -> bool:
-        """Return True if this role includes ``needed``."""
         ranks = list(Role)
         return ranks.index(self) >= ranks.index(needed)
 
 
 @dataclass(frozen=True)
 class FirstOperator:
-    """Creates the first operator: a contribution of the plugin that signs operators in.
+    """Contribution of the plugin that signs operators in.
 
-    ``create`` takes a name and the actor. It returns the password, or None if an operator exists.
+    ``create`` takes a name and the actor; returns the password, or None if an operator exists.
     """
 
     create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
 
 
 class WrongEnvironment(Exception):
-    """The page's object is of the other env."""
+    """The object is of the other env."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -64,7 +63,7 @@ class WrongEnvironment(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
-    """The signed-in operator. ``actor`` is the name in the audit log."""
+    """``actor`` is the name in the audit log."""
 
     name: str
     role: Role
@@ -73,10 +72,9 @@ class Visitor:
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
-    """A request for a page, or an action.
+    """A request for a page or an action.
 
-    ``values`` are from the path, ``query`` from the query string, ``form`` from the body. ``problems`` are shown when a
-    page is shown again. All pages are of one env.
+    ``values`` are from the path; ``problems`` are shown when the page is shown again.
     """
 
     gateway: Runtime
@@ -88,22 +86,20 @@ class PageRequest:
     env: Env = "sandbox"
 
     def require(self, env: Env) -> None:
-        """Raise WrongEnvironment if the object's env is not the selected one."""
+        """Raise WrongEnvironment if the object is of another env."""
         if env != self.env:
             raise WrongEnvironment(env)
 
     def read_query(self, kind: type[Q]) -> Q:
-        """Return the query as a struct. Raises Invalid."""
+        """Raise Invalid."""
         return read_query(self.query, kind)
 
     def kept_query(self, *without: str) -> str:
-        """Return the query string without empty and named fields."""
         return urlencode(
             [(name, text) for name, texts in self.query.items() if name not in without for text in texts if text]
         )
 
     def pager(self, path: str, next_cursor: str | None) -> dict[str, Any]:
-        """Return the values for ``pager.html``."""
         here = self.kept_query("cursor")
         return {
             "list_path": path,
@@ -113,7 +109,7 @@ class PageRequest:
         }
 
     async def merchant_names(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """Return the merchants for the filter ``whose.html`` and for these rows."""
+        """Return values for the filter ``whose.html`` and these rows."""
         merchants = self.gateway.merchants
         chosen = self.query.get("merchant", ())
         return {
@@ -127,10 +123,7 @@ class PageRequest:
         return next(iter(self.form.get(name, ())), "").strip()
 
     def moment(self, name: str) -> str:
-        """Return a time of the form in RFC 3339, in East Africa Time if it has no zone.
-
-        Malformed text is returned unchanged.
-        """
+        """Return RFC 3339, in East Africa Time by default. Malformed text is unchanged."""
         text = self.text(name)
         try:
             moment = datetime.fromisoformat(text)
@@ -139,13 +132,13 @@ class PageRequest:
             return text
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:
-        """Return this operator as the caller for a merchant in ``env`` or the selected env."""
+        """``env`` defaults to the selected one."""
         return Caller(merchant.merchant_id, "", frozenset(), env, by=self.visitor.actor)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A template of the plugin with its values."""
+    """A template with its values."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -154,9 +147,9 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Redirect:
-    """The next page after an action, relative to the pages' address, with a message.
+    """The next page, relative to the pages' address.
 
-    ``secret`` is shown there once and stored sealed until then.
+    ``secret`` is shown once and stored sealed until then.
     """
 
     to: str
@@ -168,7 +161,7 @@ class Redirect:
 
 @dataclass(frozen=True)
 class Menu:
-    """Position in the menu. Groups are in the order of their first page; ``key`` follows ``g`` as a shortcut."""
+    """``key`` follows ``g`` as a shortcut."""
 
     label: str
     order: int
@@ -181,10 +174,10 @@ Show: TypeAlias = "Callable[[PageRequest], Awaitable[Rendered | Response[Any]]]"
 
 @dataclass(frozen=True)
 class Page:
-    """A page at ``path``, such as ``payments/{payment_id}``, for operators with at least ``role``.
+    """A page for operators with at least ``role``.
 
-    ``names`` is the prefix of ids (``pay``) that link to this page. With a ``place``, other plugins' panels for that
-    place are shown. A ``part`` is loaded by an open page and does not extend the session.
+    ``names`` is the id prefix (``pay``) that links here. Panels of the same ``place`` are shown on it. Loading a
+    ``part`` does not extend the session.
     """
 
     path: str
@@ -199,9 +192,9 @@ class Page:
 
 @dataclass(frozen=True)
 class Action:
-    """A POST to ``path`` for operators with at least ``role``, recorded in the audit log under ``name``.
+    """A POST, recorded in the audit log under ``name``.
 
-    On an error, the page at the same path, or else at ``back``, is shown again.
+    Errors are shown on the page at the same path, or else at ``back``.
     """
 
     path: str
@@ -213,7 +206,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of other plugins' pages with this ``place``. ``show`` takes the id of the page or an empty string."""
+    """A part of other plugins' pages with this ``place``. ``show`` takes the page's id."""
 
     place: str
     show: Callable[[PageRequest, str], Awaitable[Rendered | None]]
@@ -222,9 +215,9 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineEntry:
-    """One line of a timeline: time, state and sentence.
+    """One line of a timeline.
 
-    ``body`` is a message without secrets; ``about`` is the id to link to; ``ms`` is a duration in milliseconds.
+    ``body`` holds no secrets; ``about`` is the id to link to; ``ms`` is milliseconds.
     """
 
     at: datetime
@@ -239,7 +232,7 @@ class TimelineEntry:
 
 @dataclass(frozen=True)
 class TimelineSource:
-    """A plugin's entries for the timeline of pages with this ``place``."""
+    """Entries for pages with this ``place``."""
 
     place: str
     read: Callable[[Runtime, str], Awaitable[Sequence[TimelineEntry]]]
@@ -247,10 +240,7 @@ class TimelineSource:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionItem:
-    """A problem that needs an operator, with a link.
-
-    ``state`` is ``failed`` if money or trust is at risk, else ``attention``.
-    """
+    """A problem that needs an operator. ``state`` is ``failed`` if money or trust is at risk, else ``attention``."""
 
     text: str
     to: str
@@ -259,10 +249,10 @@ class AttentionItem:
 
 @dataclass(frozen=True)
 class Pages:
-    """Pages of one plugin. ``templates`` is the package with the folder ``templates``.
+    """Pages of one plugin. ``templates`` is a package.
 
-    A ``finder`` returns the page of a search text, such as a receipt, or None. ``concerns`` take an env and include
-    those of no env.
+    ``finder`` returns the page of a search text, such as a receipt. ``concerns`` take an env, and include problems
+    without env.
     """
 
     templates: str = ""
@@ -275,4 +265,3 @@ class Pages:
 
 
 NO_PAGES = Pages()
-"""No pages."""

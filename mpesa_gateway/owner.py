@@ -1,7 +1,4 @@
-"""Actions of the tables' owner: migrate, grant, set retention.
-
-Without ``database.owner_url``, the running role is the owner.
-"""
+"""Actions of the tables' owner, by default the running role."""
 
 import base64
 import hashlib
@@ -38,28 +35,26 @@ _NOTE_KEEPING = "SELECT audit_write($1, clock_timestamp(), NULL, 'owner', $2, NU
 
 
 def owner_config(config: DatabaseConfig) -> DatabaseConfig:
-    """Return the owner's configuration, with few connections."""
     url = config.owner_url or config.direct_url or config.url
     return msgspec.structs.replace(config, url=url, direct_url=None, pool_min=1, pool_max=2)
 
 
 async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """Return which change is pending. Raises MigrationError."""
+    """Raise MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"
         days = await runtime.db.fetchval(_KEEP_DAYS)
     except asyncpg.InsufficientPrivilegeError:
-        # All migrations are applied, but the role has no grants.
+        # Only grants are missing.
         return "migrations"
     return "" if days == runtime.config.retention.audit_days else "retention"
 
 
 async def make_running_role(config: DatabaseConfig) -> str | None:
-    """Create the role of ``database.url``; return its name, or None if it exists.
+    """Create the role of ``database.url``; return its name if new.
 
-    Does nothing without ``owner_url`` or a password in ``url``. Raises MigrationError if the owner lacks the right, and
-    errors of asyncpg.
+    Needs ``owner_url`` and a password. Raises MigrationError without the right, and errors of asyncpg.
     """
     if config.url is None or config.owner_url is None:
         return None
@@ -77,7 +72,6 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
             f"PASSWORD '{scram(password)}'"
         )
     except asyncpg.DuplicateObjectError:
-        # Another process created it.
         return None
     except asyncpg.InsufficientPrivilegeError:
         raise MigrationError(
@@ -90,9 +84,9 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
 
 
 def scram(password: str) -> str:
-    """Return the SCRAM verifier, which keeps the password out of statements and server logs.
+    """Return the SCRAM verifier, which keeps the password out of server logs.
 
-    RFC 4013 would prepare a password that is not ASCII: it is returned quoted instead.
+    Passwords that are not ASCII are returned quoted (RFC 4013).
     """
     if not password.isascii():
         return password.replace("'", "''")
@@ -105,7 +99,7 @@ def scram(password: str) -> str:
 
 
 async def update_schema(runtime: Runtime) -> list[Migration]:
-    """Apply migrations, grant, and set the retention; return the applied migrations.
+    """Migrate, grant, and set the retention; return the applied migrations.
 
     The gateway's database must be connected. Raises MigrationError.
     """
@@ -139,7 +133,7 @@ async def _owner(runtime: Runtime) -> AsyncGenerator[Database]:
 
 
 async def _note_retention(runtime: Runtime, owner: Database) -> None:
-    """Store ``retention.audit_days``; Postgres uses this value only."""
+    """Postgres uses this value only."""
     days, before = runtime.config.retention.audit_days, await owner.fetchval(_KEEP_DAYS)
     if days == before:
         return

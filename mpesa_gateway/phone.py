@@ -8,18 +8,18 @@ from typing import Any, Self
 
 _COUNTRY = "254"
 _MOST = 64
-"""Length of input, with invisible characters."""
+"""Input length."""
 
 _SEPARATORS = frozenset("-().\t\u2212")
 _INVISIBLE = frozenset({"Cf", "Zs", "Pd"})
-"""Unicode categories: format characters such as U+202A, which address books copy; spaces; dashes."""
+"""Formatting that address books copy, spaces, dashes."""
 
 _FULL_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)}
 _NATIONAL = re.compile(r"[17][0-9]{8}\Z")
 
 
 class InvalidPhone(ValueError):
-    """Not a Kenyan mobile number. The text names the fix."""
+    """The text names the fix."""
 
 
 class Msisdn(str):
@@ -29,9 +29,9 @@ class Msisdn(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``. Raises InvalidPhone.
+        """Parse ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``. Raises InvalidPhone.
 
-        Numbers are portable: a prefix does not identify the operator, so none is rejected.
+        Numbers are portable: every operator's prefix is accepted.
         """
         digits = _without_separators(text) if len(text) <= _MOST else ""
         if digits.startswith("+"):
@@ -50,7 +50,7 @@ class Msisdn(str):
 
     @property
     def masked(self) -> str:
-        """For logs and messages: ``2547****678``."""
+        """``2547****678``."""
         return f"{self[:4]}****{self[-3:]}"
 
     def __repr__(self) -> str:
@@ -58,7 +58,6 @@ class Msisdn(str):
 
 
 def _without_separators(text: str, keep: str = "") -> str:
-    """Return ASCII text without spaces, dashes, brackets, dots and invisible characters."""
     return "".join(
         letter
         for letter in text.translate(_FULL_WIDTH)
@@ -67,12 +66,12 @@ def _without_separators(text: str, keep: str = "") -> str:
 
 
 class PhoneMatch(StrEnum):
-    """Result of comparing a number shown by M-Pesa."""
+    """Comparison of a number shown by M-Pesa."""
 
     SAME = "same"
     """Number or digest is equal."""
     PARTLY = "partly"
-    """At least three of the last six digits are visible; all visible digits are equal."""
+    """Three of the last six digits are visible; visible digits are equal."""
     HIDDEN = "hidden"
     """Too few digits are visible."""
     OTHER = "other"
@@ -80,7 +79,7 @@ class PhoneMatch(StrEnum):
 
 
 def compare(shown: str, phone: str) -> PhoneMatch:
-    """Compare a number as M-Pesa shows it (whole, masked, cut or a digest) with a whole ``2547…``."""
+    """``shown`` is whole, masked, cut or a digest; ``phone`` is a whole ``2547…``."""
     text = _AS_DECIMAL.sub("", _without_separators(shown, keep=".")).replace(".", "").removeprefix("+").lower()
     if _DIGEST.match(text):
         return _equal(text == hashlib.sha256(phone.encode()).hexdigest())
@@ -98,7 +97,7 @@ def compare(shown: str, phone: str) -> PhoneMatch:
 
 def _compare_masked(text: str, forms: tuple[str, ...]) -> PhoneMatch:
     if not _MASKED_PHONE.match(text):
-        # No Kenyan number begins so; it may be a masked digest.
+        # It may be a masked digest.
         return PhoneMatch.HIDDEN
     if not any(re.match(pattern, form) for pattern in _patterns(text) for form in forms):
         return PhoneMatch.OTHER
@@ -124,26 +123,25 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 _AS_DECIMAL = re.compile(r"(?<=[0-9])\.0+\Z", re.ASCII)
 _MASKED_PHONE = re.compile(r"(?:2?\*|25?\*|254?\*|254[17][0-9]*\*|0?\*|0[17][0-9]*\*|[17][0-9]*\*)", re.ASCII)
 _SHORTEST = 9
-"""Digits of a national number; fewer are a suffix."""
+"""Fewer digits are a suffix."""
 _LAST = 6
 _ENOUGH = 3
-"""Visible digits that identify a payer if the reference is equal."""
+"""They identify a payer if the reference is equal."""
 
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 
 
 _IN_HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
-"""A CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
+"""A CheckoutRequestID may end in the payer's nine digits, after the time."""
 
 
 def mask_phones(text: str) -> str:
-    """Mask every Kenyan mobile number in a text, also in a CheckoutRequestID."""
+    """Also in a CheckoutRequestID."""
     masked = _IN_TEXT.sub(lambda found: f"{found[1]}****{found[3]}", text)
     return _IN_HANDLE.sub(lambda found: f"{found[1]}****{found[3]}", masked) if "ws_CO_" in masked else masked
 
 
 def mask_within(value: Any) -> Any:
-    """Return JSON values with all phone numbers masked."""
     if isinstance(value, str):
         return mask_phones(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The plugin contract: a frozen value that declares a plugin. Importing one has no side effects."""
+"""The plugin contract. Importing a plugin has no side effects."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ E = TypeVar("E", bound=Event)
 N = TypeVar("N", bound="Named")
 
 Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
-"""Ports with their factories. A factory receives the parts of the gateway and may use other ports."""
+"""Ports with their factories."""
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,21 +73,18 @@ class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def on_event(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subscriber:
-    """Run ``handler`` at least once, after commit, in a job of its own that is retried on failure."""
+    """Run ``handler`` at least once, after commit, in a job of its own that is retried."""
     return Subscriber(event, handler)
 
 
 def on_event_in_transaction(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
-    """Run ``handler`` in the publisher's transaction, for rows that must exist exactly if the event does.
-
-    It receives the events that are published together.
-    """
+    """Run ``handler`` in the publisher's transaction with the events published together."""
     return Subscriber(event, handler, inside=True)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A plugin's Piccolo tables, the package with their numbered ``.sql`` files, and their sealed columns."""
+    """Piccolo tables, the package of their migrations, and sealed columns."""
 
     models: tuple[type[Table], ...]
     migrations: str
@@ -96,11 +93,10 @@ class Tables:
 
 @dataclass(frozen=True)
 class RetentionRule:
-    """Rows that are deleted after some days, unless work on them is open.
+    """Deletes finished rows after some days.
 
-    ``days`` reads the days from the settings; 0 keeps the rows. ``sql`` deletes up to $2 rows, oldest first, and skips
-    locked ones: rows from before the time $1 or, with a ``prefix``, with an id below $1. Ids begin with their time,
-    which saves an index.
+    ``days`` of 0 keeps them. ``sql`` deletes up to $2 rows, oldest first, skipping locked ones: from before the time $1
+    or, with a ``prefix``, with an id below $1.
     """
 
     what: str
@@ -111,11 +107,11 @@ class RetentionRule:
 
 @dataclass(frozen=True)
 class Eraser:
-    """Erases a payer's phone number from a plugin's tables on request.
+    """Erases a payer's phone number on request.
 
-    ``find`` returns ids of the payer's records after the given id; ``widen`` adds related ids, ours and Daraja's;
-    ``objects`` returns why a case cannot be erased now, or None; ``erase`` erases and returns counts; ``keeps`` states
-    for which purpose the number remains. All but ``find`` run in the case's transaction.
+    ``find`` yields ids of the payer's records; ``widen`` adds related ids; ``objects`` returns why a case cannot be
+    erased now, or None; ``erase`` returns counts; ``keeps`` states what remains. All but ``find`` run in the case's
+    transaction.
     """
 
     erase: Callable[[Runtime, ErasureCase], Awaitable[Mapping[str, int]]]
@@ -127,7 +123,7 @@ class Eraser:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin. Only ``name`` and ``summary`` are required."""
+    """Only ``name`` and ``summary`` are required."""
 
     name: str
     summary: str
@@ -135,56 +131,49 @@ class Plugin:
     settings: type[msgspec.Struct] = NoSettings
     scopes: tuple[Scope, ...] = ()
     id_prefixes: tuple[IdPrefix, ...] = ()
-    """Prefixes of this plugin's ids."""
     routes: tuple[Any, ...] = ()
     operations: tuple[Operation[Any, Any], ...] = ()
-    """Requests to Daraja."""
     callbacks: tuple[CallbackKind, ...] = ()
-    """Callbacks that Safaricom sends, received by the plugin ``callbacks``."""
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
     provides: Provides = ()
-    """A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
+    """Providers may have async ``start()`` and ``stop()``."""
     tables: Tables | None = None
     forgets: tuple[RetentionRule, ...] = ()
-    """Rows that are deleted at night."""
     erasers: tuple[Eraser, ...] = ()
-    """Erasers of payers' phone numbers."""
     commands: tuple[click.Command, ...] = ()
     pages: Pages = NO_PAGES
     checks: tuple[Check, ...] = ()
     invariants: tuple[Invariant, ...] = ()
-    """Checked by ``mpesa-gateway doctor --ledger``."""
     metrics: Callable[[CollectorRegistry], Any] | None = None
-    """Class that defines this plugin's counters and histograms: ``gateway.metrics.get(ThisClass)``."""
+    """Counters and histograms: ``gateway.metrics.get(ThisClass)``."""
     collectors: tuple[Collector, ...] = ()
-    """Gauges that the plugin ``metrics`` collects when Prometheus scrapes."""
+    """Gauges of the plugin ``metrics``."""
     contributes: tuple[Any, ...] = ()
-    """Frozen values for the kernel or another plugin, found by type: ``gateway.contributed(Need)``."""
+    """Found by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
-    """Blocks that run during ``mpesa-gateway worker``, a process that serves no HTTP API."""
+    """Blocks around ``mpesa-gateway worker``, which serves no HTTP API."""
     front: Callable[[Runtime, ASGIApp], ASGIApp] | None = None
-    """ASGI layer in front of all routes, for addresses that answer in the form of another API."""
+    """ASGI layer in front of all routes."""
 
     @property
     def contributions(self) -> tuple[Any, ...]:
-        """Values that ``gateway.contributed`` finds by type."""
         sealed = () if self.tables is None else self.tables.sealed
         return (self, *self.contributes, *self.forgets, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
-        """Return the name in the queue: ``webhooks.deliver``."""
+        """``webhooks.deliver``."""
         return f"{self.name}.{job.fn.__name__}"
 
 
 class PluginError(Exception):
-    """The plugins do not fit together. The text names the fix."""
+    """The text names the fix."""
 
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """An entry point and the package that declares it."""
+    """An entry point and its package."""
 
     name: str
     distribution: str
@@ -205,9 +194,9 @@ class InstalledPlugin:
 
 
 def installed() -> dict[str, InstalledPlugin]:
-    """Return the installed plugins by name, without importing them.
+    """Return the installed plugins without importing them.
 
-    A package installed while this process runs is found once ``sys.path`` has changed.
+    New packages are found once ``sys.path`` has changed.
     """
     return dict(_installed(tuple(sys.path)))
 
@@ -223,10 +212,9 @@ def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
 
 
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
-    """Return the enabled plugins as listed, but each after the plugins that it requires.
+    """Return the enabled plugins, each after the plugins that it requires. ``extra`` are a host's.
 
-    ``extra`` are a host's own. Raises PluginError for an unknown or repeated name, a requirement that is not enabled,
-    and a cycle.
+    Raises PluginError for unknown, repeated or missing plugins and cycles.
     """
     known = installed()
     loaded: list[Plugin] = []
@@ -255,7 +243,7 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
 
 
 def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
-    # Tables refer to those of required plugins, whose migrations are applied first.
+    # Migrations of required plugins come first.
     ordered: list[Plugin] = []
     left = list(plugins)
     while left:
@@ -273,10 +261,7 @@ def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
 
 
 def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
-    """Return the id prefixes of all plugins.
-
-    Raises PluginError if one is declared twice, is not three lower-case letters, or is used without being declared.
-    """
+    """Raise PluginError for a duplicate, malformed or undeclared prefix."""
     found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
     for plugin in plugins:
         for prefix in plugin.id_prefixes:
@@ -291,11 +276,7 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
 
 
 def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
-    """Return the kinds of callbacks by name.
-
-    Raises PluginError for a name or path that is declared twice, a name that does not fit in a URL for Daraja, and a
-    path that is not in the specification.
-    """
+    """Raise PluginError for a duplicate name or path, or one that does not fit in a callback URL."""
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
@@ -314,12 +295,12 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
 
 
 def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
-    """Return the Daraja operations by name. Raises PluginError for a duplicate name."""
+    """Raise PluginError for a duplicate name."""
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
-    """Return the event types by name. Raises PluginError for a duplicate name."""
+    """Raise PluginError for a duplicate name."""
     found: dict[str, type[Event]] = {}
     for plugin in plugins:
         for event in plugin.publishes:
@@ -330,7 +311,7 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Return the metrics of kernel and plugins. Raises PluginError for a duplicate name."""
+    """Raise PluginError for a duplicate name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:
@@ -346,7 +327,7 @@ class Named(Protocol):
 def declared(
     what: str, plugins: Iterable[Plugin], brought: Callable[[Plugin], Iterable[N]], of_kernel: Iterable[N] = ()
 ) -> dict[str, N]:
-    """Return declarations of kernel and plugins by name. Raises PluginError for a duplicate name."""
+    """Raise PluginError for a duplicate name."""
     kernels = {value.name: value for value in of_kernel}
     owners = dict.fromkeys(kernels, "the kernel")
     found: dict[str, N] = {}

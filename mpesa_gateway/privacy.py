@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from old, settled records and keeps the records of money."""
+"""Erases a payer's phone number; records of money remain."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
@@ -20,10 +20,10 @@ from mpesa_gateway.security.tables import MerchantRow
 log = structlog.get_logger(__name__)
 
 YOUNGEST = timedelta(hours=48)
-"""Newer records keep the number: M-Pesa's statements reach back 48 hours and are matched by it."""
+"""M-Pesa's statements reach back 48 hours and are matched by number."""
 
 _TAG = 8
-"""Characters of an id that distinguish ids of one millisecond."""
+"""Characters that distinguish ids of one millisecond."""
 
 # raw SQL: join - the subscribers' tasks of a case's events.
 # raw SQL: lock - the events of a case.
@@ -41,14 +41,12 @@ CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE even
 
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"
-"""Limits the wait of a host's erasers. Ours use NOWAIT: a case may begin in any table, and without waiting there is no
-deadlock.
-"""
+"""Limits the wait of a host's erasers. Ours use NOWAIT, which avoids deadlocks."""
 
 
 @dataclass(frozen=True)
 class NotErased:
-    """A record that was not erased, and the reason."""
+    """A remaining record, and the reason."""
 
     subject_id: str
     why: str
@@ -56,7 +54,7 @@ class NotErased:
 
 @dataclass
 class ErasureReport:
-    """Counts of erased records by kind, and the remaining records."""
+    """Counts by kind, and remaining records."""
 
     cases: int = 0
     erased: Counter[str] = field(default_factory=Counter[str])
@@ -68,7 +66,7 @@ class ErasureReport:
         self.left += other.left
 
     def counted(self) -> dict[str, int]:
-        """Return the counts without identifiers."""
+        """Without identifiers."""
         return {"cases": self.cases, "left": len({left.subject_id for left in self.left}), **self.erased}
 
 
@@ -101,7 +99,7 @@ KERNEL_ERASER = Eraser(erase=_erase_events, objects=_owed)
 
 
 class Privacy:
-    """Erases case by case, each in its own transaction, in the tables of every plugin."""
+    """Erases case by case, each in its own transaction."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -116,10 +114,10 @@ class Privacy:
         before: datetime | None = None,
         is_rehearsal: bool = False,
     ) -> ErasureReport:
-        """Erase a number from records last changed before ``before``; report skipped ones.
+        """Erase a number from records last changed before ``before``; report others.
 
-        ``is_rehearsal`` rolls everything back. Raises Invalid if ``before`` is less than 48 hours ago, NotFound for an
-        unknown merchant.
+        ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, NotFound for an unknown
+        merchant.
         """
         latest = self._runtime.clock.now() - YOUNGEST
         before = before or latest
@@ -129,7 +127,7 @@ class Privacy:
             )
         merchants = await self._merchants(merchant_id)
         if not is_rehearsal:
-            # Recorded first, so that no erasure is unrecorded.
+            # First, so that no erasure is unrecorded.
             await self._record("privacy.erasing", merchant_id, actor, {"before": rfc3339(before)})
         done, seen = ErasureReport(), set[str]()
         for merchant in merchants:
@@ -157,8 +155,7 @@ class Privacy:
         return [row["merchant_id"] for row in rows]
 
     async def _roots(self, merchant_id: str, number: ErasedNumber) -> AsyncGenerator[str]:
-        """Yield ids of the payer's records."""
-        # Dependent plugins first: a payment is found before its callbacks.
+        # Dependent plugins first: a payment before its callbacks.
         for eraser in reversed(self._erasers):
             after = ""
             while eraser.find is not None and (page := await eraser.find(self._runtime, merchant_id, number, after)):
@@ -167,7 +164,6 @@ class Privacy:
                 after = page[-1]
 
     async def _erase_case(self, case: ErasureCase, done: ErasureReport, *, is_rehearsal: bool) -> frozenset[str]:
-        """Erase one case; return its ids."""
         here = ErasureReport()
         try:
             async with self._runtime.db.transaction():
@@ -200,7 +196,7 @@ class Privacy:
         return None
 
     async def _widened(self, case: ErasureCase) -> ErasureCase:
-        """Add related ids, such as a payment's refunds and their conversations."""
+        """Add a payment's refunds and their conversations."""
         while True:
             before = case.ids
             for eraser in reversed(self._erasers):

@@ -1,4 +1,4 @@
-"""Queues on Valkey (SAQ). Postgres holds the pending work, so that losing a queue loses nothing."""
+"""Queues on Valkey (SAQ), which can be lost: Postgres holds the pending work."""
 
 import asyncio
 import contextlib
@@ -30,39 +30,39 @@ from mpesa_gateway.tracing import UNTRACED, Attributes, child_span
 log = structlog.get_logger(__name__)
 
 DEQUEUE = 1.0
-"""Seconds that an idle worker waits in Valkey before it checks for a stop."""
+"""Seconds that an idle worker blocks in Valkey."""
 
 _RELEASE_AGAIN = 0.01
-"""Seconds between attempts to release idle slots from Valkey while their worker stops."""
+"""Seconds between attempts to release idle slots."""
 
 AWAY = 1.0
-"""Seconds between attempts while Valkey does not answer."""
+"""Seconds between attempts while Valkey is unreachable."""
 
 _REST = 2.0
-"""Seconds without enqueueing after a timeout of Valkey. Sweepers find the work."""
+"""Seconds without enqueueing after a timeout."""
 
 _PATIENCE = 0.5
-"""Seconds that enqueueing may take."""
+"""Seconds to enqueue."""
 
 _WAKING_AT_MOST = 1000
-"""Concurrent wake-ups. Sweepers find the rest."""
+"""Sweepers find further work."""
 
 KEEP = 60
 
 _KEEP_FAILED = 7 * 24 * 3600
-"""Seconds that a failed job is listed."""
+"""Seconds."""
 
 _FAILED_AT_MOST = 1000
-"""Failed jobs in the list; the oldest are dropped."""
+"""The oldest are dropped."""
 
 
 REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
-"""Keys of a job's ``meta``: the request that led to it, or one request per object."""
+"""A job's ``meta``: the request that led to it, or one per object."""
 
 SAQ: Attributes = {"messaging.system": "saq"}
 
 _SAY_AGAIN = 30.0
-"""Seconds between log lines about an unreachable Valkey, which every idle slot notices."""
+"""Seconds between log lines about an unreachable Valkey."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Job:
     """Work for the queue: ``fn(gateway, **kwargs)``. kwargs carry ids, never phone numbers or secrets.
 
     ``timeout`` and ``heartbeat`` are in seconds; ``attempts`` counts all tries; ``cron`` has five fields, or six with
-    seconds last, in UTC, and fires once per cluster. ``queue`` names its slots: slow jobs must not delay fast ones.
+    seconds last, in UTC, and fires once per cluster.
     """
 
     fn: Callable[..., Awaitable[Any]]
@@ -82,12 +82,12 @@ class Job:
 
 
 class GatewayQueue(RedisQueue):
-    """SAQ's queue with a list of failed jobs, tolerant of an unreachable or emptied Valkey."""
+    """SAQ's queue with failed jobs, tolerant of a lost Valkey."""
 
     _said_at = -_SAY_AGAIN
 
     def __init__(self, client: Any, name: str) -> None:
-        """``client`` must not be shared: its connections are asked for their ids when they are made."""
+        """``client`` must not be shared: its connections report their ids."""
         super().__init__(client, name)
         self._dequeuing = 0
         self._asking_version = asyncio.Lock()
@@ -95,7 +95,7 @@ class GatewayQueue(RedisQueue):
         client.connection_pool.connection_kwargs["valkey_connect_func"] = self._note_client_id
 
     async def dequeue(self, timeout: float = 0.0, poll_interval: float = 0.0) -> SaqJob | None:  # noqa: ASYNC109 - SAQ's signature
-        """Return the next job, or None after a timeout. Waits while Valkey is unreachable."""
+        """Wait while Valkey is unreachable."""
         self._dequeuing += 1
         try:
             return await super().dequeue(timeout, poll_interval)
@@ -107,15 +107,14 @@ class GatewayQueue(RedisQueue):
         return None
 
     async def version(self) -> tuple[int, ...]:
-        """Cached: otherwise every slot of a worker asks at its start."""
+        """Cached for all slots."""
         async with self._asking_version:
             return await super().version()
 
     async def release_idle(self) -> None:
-        """Make every waiting ``dequeue`` return None now, for a worker that stops.
+        """Make waiting ``dequeue`` calls return None; no job is lost.
 
-        Valkey orders this and an arriving job, so that no job is lost. If Valkey refuses CLIENT UNBLOCK, the timeout of
-        ``dequeue`` ends the wait.
+        If an ACL forbids CLIENT UNBLOCK, they end by timeout.
         """
         try:
             while self._dequeuing:
@@ -129,7 +128,7 @@ class GatewayQueue(RedisQueue):
     async def _note_client_id(self, connection: Any) -> None:
         await connection.on_connect()
         await connection.send_command("CLIENT", "ID")
-        # An ACL may forbid the command; the worker then stops later.
+        # Then the worker stops later.
         with contextlib.suppress(ResponseError):
             self._client_ids[connection] = await connection.read_response()
 
@@ -140,19 +139,18 @@ class GatewayQueue(RedisQueue):
             log.warning("queue_unavailable", error=type(problem).__name__)
 
     async def sweep(self, lock: int = 60, abort: float = 0.2) -> list[str]:
-        """Return stuck jobs to the queue, waiting ``abort`` seconds for each dead one instead of SAQ's 5."""
+        """Wait ``abort`` seconds for each dead job instead of SAQ's 5."""
         return await super().sweep(lock, abort)
 
     async def count_failed(self) -> int:
-        """Return the number of failed jobs in the list."""
         return int(await self.redis.zcard(self._failed_ids))
 
     async def count_workers(self) -> int:
-        """Return the number of workers with a recent heartbeat."""
+        """Count workers with a recent heartbeat."""
         return int(await self.redis.zcount(self.namespace("stats"), now(), "inf"))
 
     async def failed_jobs(self, offset: int, limit: int) -> list[SaqJob]:
-        """Return failed and aborted jobs, newest first."""
+        """Failed and aborted jobs, newest first."""
         ids = await self.redis.zrevrange(self._failed_ids, offset, offset + limit - 1)
         keys = [self.job_key_from_id(job_id.decode()) for job_id in ids]
         jobs = await self.jobs(keys) if keys else []
@@ -162,14 +160,14 @@ class GatewayQueue(RedisQueue):
         return [job for job in jobs if job is not None and _has_failed(job)]
 
     async def retry_failed(self, key: str) -> SaqJob | None:
-        """Enqueue a failed job again and return it, or None if it is not listed."""
+        """None if it is not listed."""
         job = await self._unlist_failed(key)
         if job is not None:
             await self.retry(job, None)
         return job
 
     async def discard_failed(self, key: str) -> SaqJob | None:
-        """Remove a failed job from the list and return it, or None if it is not listed."""
+        """None if it is not listed."""
         job = await self._unlist_failed(key)
         if job is not None:
             await self.redis.expire(job.id, KEEP)
@@ -177,7 +175,7 @@ class GatewayQueue(RedisQueue):
 
     async def _unlist_failed(self, key: str) -> SaqJob | None:
         job = await self.job(key)
-        # Of two concurrent calls, one removes the entry and acts.
+        # Of two concurrent calls, one removes the entry.
         was_listed = await self.redis.zrem(self._failed_ids, self.job_id(key))
         return job if was_listed and _has_failed(job) else None
 
@@ -213,7 +211,7 @@ def _has_failed(job: SaqJob | None) -> bool:
 
 
 def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
-    """Return a Valkey client. ``patient`` clients, for the queue, may block in Valkey for a job."""
+    """``patient`` clients may block in Valkey."""
     if config.url is None:
         raise ValueError("valkey.url is not set")
     options: dict[str, Any] = {
@@ -228,7 +226,7 @@ def connect(config: ValkeyConfig, *, patient: bool = False) -> Any:
 
 
 class Jobs:
-    """Enqueues jobs. Without Valkey it logs and continues: a sweeper enqueues them later."""
+    """Enqueues jobs. Without Valkey, a sweeper does so later."""
 
     def __init__(self, config: ValkeyConfig, known: Mapping[str, Job], tracer: Tracer = UNTRACED) -> None:
         self._config = config
@@ -245,22 +243,18 @@ class Jobs:
         return self._queues
 
     async def start(self) -> None:
-        """Make the queues, without connecting."""
         client = connect(self._config)
         self._queues = {name: GatewayQueue(client, name=queue_key(self._config, name)) for name in QUEUES}
 
     async def stop(self) -> None:
-        """Close the connections after pending wake-ups."""
+        """Wait for pending wake-ups."""
         await asyncio.gather(*self._waking, return_exceptions=True)
         queues, self._queues = self._queues, {}
         for queue in queues.values():
             await queue.disconnect()
 
     def wake(self, name: str, /, **kwargs: Any) -> None:
-        """Enqueue without waiting, for callers whose client waits.
-
-        Does nothing while too many wake-ups are pending: a sweeper finds the work.
-        """
+        """Enqueue without waiting, unless too many wake-ups are pending: a sweeper finds the work."""
         if len(self._waking) >= _WAKING_AT_MOST:
             return
         task = asyncio.create_task(self.enqueue(name, **kwargs))
@@ -279,8 +273,8 @@ class Jobs:
     ) -> bool:
         """Enqueue a job in ``delay`` seconds (rounded up). kwargs are shown to operators: ids only.
 
-        With ``once``, an id, nothing is added while a job with the same name and id waits or runs. ``origins`` maps ids
-        to the requests that led to them. Returns False if Valkey is unreachable. Raises KeyError for an unknown job.
+        With ``once``, an id, nothing is added while such a job waits or runs. ``origins`` maps ids to their requests.
+        Returns False without Valkey. Raises KeyError for an unknown job.
         """
         with child_span(self._tracer, f"enqueue {name}", SAQ, SpanKind.PRODUCER):
             return await self._enqueue(name, delay, once, origins, kwargs)
@@ -320,7 +314,6 @@ class Jobs:
 
 
 def _asked_by(known: Mapping[str, RequestContext] | None) -> dict[str, Any]:
-    """Return the ``meta`` of a job about these requests."""
     origin = current_context()
     meta: dict[str, Any] = {}
     if origin is not None:

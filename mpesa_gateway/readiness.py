@@ -1,4 +1,4 @@
-"""Missing setup of a merchant in one env, reported by each plugin."""
+"""Missing setup of a merchant in one env."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,7 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Need:
-    """A contribution (``Plugin.contributes``) for each ``PUT /v1/merchant/providers``.
-
-    ``missing`` reads Postgres and settings only.
-    """
+    """Read Postgres and settings only: called by each ``PUT /v1/merchant/providers``."""
 
     missing: Callable[[Runtime, str, Env], Awaitable[Sequence[Missing]]]
 

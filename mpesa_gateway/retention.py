@@ -38,20 +38,20 @@ KERNEL_FORGETS = (
         prefix="evt",
     ),
 )
-"""Retention of the kernel's tables, except the audit log."""
+"""The audit log has its own retention."""
 
 
 class Retention:
-    """Deletes expired rows. Concurrent runs skip each other's locked rows."""
+    """Deletes expired rows and skips locked ones."""
 
     def __init__(self, runtime: Runtime, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """``sleep`` takes seconds between batches."""
+        """Seconds between batches."""
         self._runtime = runtime
         self._sleep = sleep
         self._settings = runtime.config.retention
 
     async def delete_expired(self) -> dict[str, int]:
-        """Delete in batches that commit separately; return counts."""
+        """Commit each batch; return counts."""
         counts: dict[str, int] = {}
         forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(RetentionRule)]
         for forgetting in forgettings:
@@ -67,7 +67,7 @@ class Retention:
         return counts
 
     async def _may_cut(self) -> bool:
-        """Return True if Postgres has the configured retention of the audit log, set by ``mpesa-gateway migrate``."""
+        """``mpesa-gateway migrate`` sets it."""
         days = self._settings.audit_days
         stored = await self._runtime.audit.keep_days()
         if stored != days:
@@ -82,7 +82,7 @@ class Retention:
         return int(tag.rpartition(" ")[2])
 
     async def _repeat(self, what: str, batch: Callable[[], Awaitable[int]]) -> int:
-        """Repeat until a batch is empty or Postgres is busy; the next night continues."""
+        """The next night continues if Postgres is busy."""
         count = 0
         try:
             while gone := await batch():

@@ -1,7 +1,6 @@
 """The parts of a gateway and the ports of plugins.
 
-A constructor that needs few parts names them. Ports are resolved in ``Plugin.provides``, jobs, routes, pages and
-commands, never inside a service.
+Ports are resolved in ``Plugin.provides``, jobs, routes, pages and commands, never inside a service.
 """
 
 from collections.abc import Coroutine, Mapping, Sequence
@@ -51,7 +50,7 @@ class LoadReport(Protocol):
 
 
 class Runtime(Protocol):
-    """One gateway, as implemented by ``Gateway``."""
+    """Implemented by ``Gateway``."""
 
     config: GatewayConfig
     clock: Clock

@@ -1,10 +1,10 @@
-"""Samples of frequent events: the first, and the number that followed."""
+"""Samples of frequent events."""
 
 import time
 from collections.abc import Callable, Hashable
 
 _MOST = 10_000
-"""Keys in memory; further ones share a count."""
+"""Further keys share a count."""
 
 
 class Sampler:
@@ -15,10 +15,10 @@ class Sampler:
         self._window = window
         self._now = now
         self._seen: dict[Hashable, list[float]] = {}
-        """End of the window and omitted count by key, in order of the ends."""
+        """End and omitted count by key, in order of the ends."""
 
     def admit(self, key: Hashable) -> int | None:
-        """Return how many were omitted before this one, None to omit this one."""
+        """Return the number omitted before, None to omit this one."""
         now = self._now()
         seen = self._seen.get(key)
         if seen is not None and now < seen[0]:

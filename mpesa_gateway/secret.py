@@ -1,8 +1,8 @@
-"""Secrets that are masked unless revealed explicitly."""
+"""Secrets that are masked unless revealed."""
 
 
 class Secret:
-    """A password, key or token. repr, str and JSON are ``****ef12``."""
+    """repr, str and JSON are ``****ef12``."""
 
     __slots__ = ("_value",)
 
@@ -10,12 +10,11 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the plain text."""
         return self._value
 
     @property
     def masked(self) -> str:
-        """``****`` and the last four characters, if there are at least twelve."""
+        """Four characters are shown if there are at least twelve."""
         return f"****{self._value[-4:]}" if len(self._value) >= 12 else "****"
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Connections to the Valkey primary that Sentinel reports."""
+"""Connections to the primary that Sentinel reports."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from mpesa_gateway.config import ValkeyConfig
 
 
 class PrimaryPool(SentinelConnectionPool):
-    """Connections to the primary; each new one asks the Sentinels."""
+    """Each new connection asks the Sentinels."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - signature of the client
         """When the primary has changed, the client closes idle connections only."""
@@ -28,10 +28,7 @@ class PrimaryPool(SentinelConnectionPool):
 
 
 def primary_pool(config: ValkeyConfig, **options: Any) -> PrimaryPool:
-    """Return a pool of connections to the primary with these options.
-
-    User, password, database number and TLS come from ``valkey.url``. Raises ValueError without it.
-    """
+    """Take user, password, database number and TLS from ``valkey.url``. Raises ValueError without it."""
     if config.url is None:
         raise ValueError("valkey.url is not set")
     found: dict[str, Any] = dict(parse_url(config.url.reveal()))

@@ -7,7 +7,6 @@ from mpesa_gateway.secret import Secret
 
 
 def address(url: Secret | None) -> str:
-    """Return host and port."""
     if url is None:
         return "(not set)"
     parts = urlsplit(url.reveal())
@@ -15,7 +14,6 @@ def address(url: Secret | None) -> str:
 
 
 def valkey_address(config: ValkeyConfig) -> str:
-    """Return host and port of Valkey or its Sentinels."""
     if config.sentinels:
         return f"what {', '.join(config.sentinels)} call {config.service}"
     return address(config.url)

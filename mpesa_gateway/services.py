@@ -1,4 +1,4 @@
-"""Ports that plugins offer each other, found by Protocol type."""
+"""Ports that plugins offer each other."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -11,7 +11,7 @@ class NotProvided(LookupError):
 
 
 class Services:
-    """Finds the provider of a port. Raises ValueError for a cycle."""
+    """Finds providers by Protocol. Raises ValueError for a cycle."""
 
     def __init__(self) -> None:
         self._factories: dict[type[Any], Callable[[], Any]] = {}
@@ -19,7 +19,7 @@ class Services:
         self._making: set[type[Any]] = set()
 
     def offer(self, port: type[Any], factory: Callable[[], Any]) -> None:
-        """Register a provider, which is created at first use."""
+        """Created at first use."""
         if port in self._factories:
             raise ValueError(f"two plugins provide {port.__qualname__}: enable only one of them")
         self._factories[port] = factory
@@ -28,7 +28,7 @@ class Services:
         return port in self._factories
 
     def get(self, port: type[T]) -> T:
-        """Return the provider. Raises NotProvided."""
+        """Raise NotProvided."""
         made = self._made.get(port)
         if made is None:
             factory = self._factories.get(port)

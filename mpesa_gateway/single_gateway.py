@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from mpesa_gateway.config import GatewayConfig
 
 _running: list[tuple[str, str]] = []
-"""Database and schema of each running gateway."""
+"""Database and schema."""
 
 
 class SecondGateway(Exception):
@@ -15,10 +15,7 @@ class SecondGateway(Exception):
 
 @contextmanager
 def single_gateway(config: GatewayConfig) -> Generator[None]:
-    """Register a gateway during the block. Raises SecondGateway.
-
-    Gateways on the same database are replicas and are allowed.
-    """
+    """Raise SecondGateway. Gateways on the same database are replicas and allowed."""
     url = config.database.url
     place = ("" if url is None else url.reveal(), config.database.schema)
     if any(other != place for other in _running):

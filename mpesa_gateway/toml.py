@@ -8,13 +8,13 @@ from typing import Any, cast
 import tomli_w
 
 _UNSET = time.min
-"""Marks a setting without a value; no setting is a time of day."""
+"""Marks a setting without a value."""
 
 _UNSET_LINE = re.compile(rf"^(.+) = {_UNSET.isoformat()}$", re.MULTILINE)
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """Return TOML. A setting without a value becomes a comment."""
+    """A setting without a value becomes a comment."""
     return _UNSET_LINE.sub(r"# \1 is not set", tomli_w.dumps(_writable(values)))
 
 

@@ -19,14 +19,14 @@ log = structlog.get_logger(__name__)
 _PATIENCE = 0.5
 
 _REST = 2.0
-"""Seconds without a query after an error."""
+"""Seconds after an error."""
 
 
 class TraceLinks:
-    """Stores in Valkey in which trace a payment, refund or status query began, without delaying callers."""
+    """Stores in Valkey where the trace of a payment, refund or status query began. Never delays callers."""
 
     def __init__(self, valkey: Any, config: ValkeyConfig, hours: int) -> None:
-        """``hours`` is the lifetime of an entry; 0 switches links off."""
+        """``hours`` is the lifetime; 0 switches links off."""
         self._valkey = valkey
         self._prefix = config.prefix
         self._keep = timedelta(hours=hours)
@@ -39,12 +39,11 @@ class TraceLinks:
             await asyncio.wait(self._tasks, timeout=_PATIENCE)
 
     def begin(self, subject_id: str) -> None:
-        """Store the current trace as the subject's."""
         if _set_subject(get_current_span(), subject_id):
             self._start(partial(self._store, subject_id, current_traceparent()))
 
     def link(self, subject_id: str) -> None:
-        """Link the current span to the subject's trace. The span ends when Valkey has answered."""
+        """The current span ends when Valkey has answered."""
         span = get_current_span()
         if _set_subject(span, subject_id) and (task := self._start(partial(self._link, subject_id, span))):
             end_after(span, task)

@@ -11,7 +11,7 @@ from structlog.contextvars import bound_contextvars
 _W3C = TraceContextTextMapPropagator()
 
 LATE_PARENT = create_key("mpesa-gateway-late-parent")
-"""Context key of a span that its first child starts."""
+"""A span that its first child starts."""
 
 LateParent = Callable[[], Context | None]
 
@@ -52,7 +52,7 @@ def continued(traceparent: str) -> Generator[None]:
 
 
 def logged(span: Span) -> AbstractContextManager[None]:
-    """Bind the ``trace_id`` of a sampled trace to log lines."""
+    """Bind the ``trace_id`` of a sampled trace."""
     known = span.get_span_context()
     if not known.trace_flags.sampled:
         return nullcontext()

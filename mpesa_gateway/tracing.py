@@ -34,18 +34,17 @@ _NOT_RECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 _ends_after: WeakKeyDictionary[Span, asyncio.Task[None]] = WeakKeyDictionary()
 
 _LONG = 1_000_000_000
-"""Nanoseconds after which a cron's span is recorded without a child."""
+"""Nanoseconds after which a cron is recorded without a child."""
 
 
 class Tracing:
-    """Port: a tracer and its settings. The default records nothing."""
+    """Port. The default records nothing."""
 
     tracer: Tracer = UNTRACED
     trusted_callers: Sequence[Network] = ()
 
     is_sent_to_merchants: bool = False
     remember_hours: int = 0
-    """Hours for which ``TraceLinks`` finds a trace."""
 
     async def start(self) -> None:
         pass
@@ -61,7 +60,7 @@ def is_enabled(tracer: Tracer) -> bool:
 def root_span(
     tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
 ) -> AbstractContextManager[Span]:
-    """Return a block with the root span of a request or job."""
+    """The span of a request or job."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))
@@ -78,7 +77,7 @@ def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractCo
 def child_span(
     tracer: Tracer, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span]:
-    """Return a block with a span that is recorded only inside another one."""
+    """Recorded only inside another span."""
     parent = parent_context() if is_enabled(tracer) else None
     if parent is None:
         return _NOT_RECORDED
@@ -86,13 +85,12 @@ def child_span(
 
 
 def postgres_span(tracer: Tracer, what: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a statement or transaction."""
     return child_span(tracer, f"postgres {what}", _POSTGRES, SpanKind.CLIENT)
 
 
 @contextmanager
 def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[None]:
-    """Record a cron's span if it has a child, fails, or takes over a second."""
+    """Recorded with a child, a failure, or after a second."""
     if not is_enabled(tracer):
         yield
         return
@@ -108,7 +106,7 @@ def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[No
     def parent() -> Context | None:
         return None if is_over else set_span_in_context(start(), Context())
 
-    # A host may have started the process inside a span of its own.
+    # Not inside a host's span.
     token = attach(set_value(LATE_PARENT, parent, Context()))
     try:
         yield
@@ -136,14 +134,14 @@ def set_error(span: Span, error_type: str) -> None:
 
 
 def end_after(span: Span, task: asyncio.Task[None]) -> None:
-    """End the span when the task is done, with the time at which its block ended."""
+    """End the span when the task is done, with the end time of its block."""
     _ends_after[span] = task
 
 
 @contextmanager
 def _current_span(span: Span) -> Generator[Span]:
     try:
-        # The text of an exception may quote a row.
+        # An exception may quote a row.
         with use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
     except BaseException as problem:

@@ -1,4 +1,4 @@
-"""Workers: each runs the jobs and crons of one queue."""
+"""Workers, one per queue."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayWorker(Worker[Any]):
-    """SAQ's worker without signal handlers, stopping as soon as the running jobs end."""
+    """SAQ's worker, without signal handlers and delays at a stop."""
 
     SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - as in SAQ
 
@@ -71,7 +71,7 @@ def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
     return GatewayWorker(
         queue,
         functions,
-        # One slot for each cron, so that none waits for a slow one.
+        # No cron waits for a slow one.
         concurrency=max(getattr(config.worker, name), len(crons)),
         cron_jobs=crons,
         timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
@@ -82,7 +82,7 @@ def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
 
 
 class JobFailed(Exception):
-    """A job raised. The text is a masked traceback."""
+    """The text is a masked traceback."""
 
 
 Runner = Callable[..., Coroutine[Any, Any, None]]
@@ -101,7 +101,7 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
             outcome = "done"
         except Exception as problem:  # noqa: BLE001 - any error fails the job
             outcome = "failed"
-            # SAQ stores and logs the original exception, and a database error may quote a row.
+            # SAQ logs the original exception, which may quote a row.
             raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
@@ -126,7 +126,7 @@ async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, A
 
 
 def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
-    """Return span attributes: the ids in kwargs, or the length of a list."""
+    """Ids, or the length of a list."""
     said: dict[str, str | int | float | bool] = {
         **SAQ,
         "messaging.destination.name": name,
@@ -143,7 +143,7 @@ def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
 
 
 async def _beat(job: SaqJob, every: float) -> None:
-    """Send heartbeats, so that only a dead worker's jobs are reassigned."""
+    """Only a dead worker's jobs are reassigned."""
     while True:
         await asyncio.sleep(every)
         try:
@@ -153,7 +153,7 @@ async def _beat(job: SaqJob, every: float) -> None:
 
 
 class WorkerGroup:
-    """The workers of one process, one per queue."""
+    """The workers of one process."""
 
     def __init__(self, workers: Mapping[QueueName, GatewayWorker]) -> None:
         self.workers = dict(workers)
@@ -164,7 +164,7 @@ class WorkerGroup:
 
 
 async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Work until the group is stopped, then finish or requeue running jobs. Raises a worker's error."""
+    """Finish or requeue jobs after a stop. Raises a worker's error."""
     workers = group.workers.values()
     running: list[asyncio.Task[None]] = []
     try:
@@ -175,7 +175,7 @@ async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] 
         running = [asyncio.create_task(worker.start()) for worker in workers]
         await asyncio.gather(*running)
     finally:
-        # After a failure, the others finish their jobs before the process ends.
+        # The others finish their jobs.
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -184,7 +184,6 @@ async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] 
 
 
 async def keep_working(builders: Sequence[Callable[[], GatewayWorker]]) -> None:
-    """Run all workers until cancelled."""
     await asyncio.gather(*map(_keep_working, builders))
 
 

@@ -1,4 +1,4 @@
-"""Ids as text ``pay_01jd…`` in Python and as ``uuid`` in Postgres."""
+"""Ids: text in Python, ``uuid`` in Postgres."""
 
 from typing import TypeAlias
 
@@ -11,5 +11,5 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record] | asyncpg.Connectio
 
 
 async def read_ids(connection: Connection) -> None:
-    """Convert ids on this connection, also in arrays."""
+    """Also in arrays."""
     await connection.set_type_codec("uuid", schema="pg_catalog", encoder=uuid_of, decoder=id_of, format="binary")

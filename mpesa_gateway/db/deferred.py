@@ -13,21 +13,20 @@ from mpesa_gateway.db.codecs import Connection
 Told = Callable[[Sequence[str]], Awaitable[None]]
 
 MOST = 64
-"""Writes of one statement: Postgres returns at most 1,664 columns, and long statements are planned slowly."""
+"""Postgres returns at most 1,664 columns, and long statements are planned slowly."""
 
 _NOT_AS_EXPECTED = "MG001"
-"""Error code of ``written_as_expected``."""
 
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
 class ConcurrentUpdate(RuntimeError):
-    """A write found other rows than expected; its transaction is rolled back."""
+    """A write found other rows than expected."""
 
 
 @dataclass(frozen=True)
 class DeferredWrite:
-    """A statement that returns one column of text, such as ids.
+    """A statement that returns one column of text.
 
     Writes of one transaction do not see each other's changes and must not change the same row.
     """
@@ -35,17 +34,15 @@ class DeferredWrite:
     sql: str
     args: tuple[Any, ...]
     expects: int | None = None
-    """Expected number of rows; another number raises ConcurrentUpdate."""
+    """Expected number of rows, else ConcurrentUpdate."""
     on_written: Told | None = None
-    """Called with the returned values. It cannot defer writes."""
+    """Called with the returned values; must not defer writes."""
     then: str | None = None
-    """A following statement with the same arguments. Its table ``{written}`` holds the returned rows, with the first
-    column named ``it``.
-    """
+    """Following statement. Table ``{written}`` has the returned rows, its first column named ``it``."""
 
 
 async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]) -> None:
-    """Execute all or none. Raises ConcurrentUpdate and errors of asyncpg."""
+    """Raise ConcurrentUpdate and errors of asyncpg."""
     args: list[Any] = []
     for write in writes:
         args.extend(write.args)
@@ -69,9 +66,9 @@ async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]
 
 @lru_cache(maxsize=512)
 def join_statements(parts: tuple[tuple[str, int, bool, str | None], ...]) -> str:
-    """Return one statement for parts of (text, number of parameters, is counted, follow-up).
+    """``parts``: text, number of parameters, is counted, follow-up.
 
-    The counts keep the order, so that locks are taken in it.
+    Counting in order takes locks in order.
     """
     steps: list[str] = []
     found: list[str] = []

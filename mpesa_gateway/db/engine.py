@@ -1,4 +1,4 @@
-"""One connection pool, one transaction per task, and callbacks that run after commit."""
+"""One pool, one transaction per task, and callbacks after commit."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -40,10 +40,10 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
-    # Raised on a connection that the server has just closed.
+    # On a connection that the server has just closed.
     asyncpg.InternalClientError,
 )
-"""Postgres is unreachable, restarting or failing over, as opposed to refusing a statement."""
+"""Postgres is unreachable, restarting or failing over."""
 
 OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,
@@ -54,7 +54,7 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.SerializationError,
     ConcurrentUpdate,
 )
-"""Postgres is busy, a time limit passed, or a race was lost. Nothing was committed, and a retry may succeed."""
+"""Postgres is busy or a race was lost. Nothing was committed, and a retry may succeed."""
 
 
 _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
@@ -74,11 +74,11 @@ class DatabaseNotNamed(RuntimeError):
 
 
 class ExternalCallInTransaction(RuntimeError):
-    """A function that commits before it calls M-Pesa was called inside a transaction."""
+    """A function that calls M-Pesa was called inside a transaction."""
 
 
 class TransactionRolledBack(RuntimeError):
-    """Postgres rolled back at COMMIT: an error inside the block was caught and not raised again."""
+    """Postgres rolled back at COMMIT because an error was caught in the block."""
 
 
 _ENDED_INSIDE = "the transaction was ended by a statement inside its block: leave the block, or raise, to end it"
@@ -91,18 +91,16 @@ _SWALLOWED = (
 if TYPE_CHECKING:
     _Connection: TypeAlias = asyncpg.Connection[Row]
 else:
-    # Generic in its stubs only.
     _Connection = asyncpg.Connection
 
 
 class CheckedConnection(_Connection):
-    """Raises when a COMMIT commits nothing.
+    """COMMIT of a failed transaction raises.
 
-    Postgres answers COMMIT of a failed transaction with the tag ROLLBACK, which asyncpg ignores.
+    Postgres answers it with the tag ROLLBACK, which asyncpg ignores.
     """
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
-        """Raise TransactionRolledBack if a COMMIT rolled back or found no open transaction."""
         is_commit = query in _COMMITS
         if is_commit and not self.is_in_transaction():
             raise TransactionRolledBack(_ENDED_INSIDE)
@@ -116,8 +114,6 @@ _COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
 
 
 class _Engine(PostgresEngine):
-    """Piccolo's engine without the connection that its constructor opens."""
-
     def __init__(
         self,
         config: dict[str, Any],
@@ -132,7 +128,7 @@ class _Engine(PostgresEngine):
             return rows
 
     async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Piccolo would open a connection of its own."""
+        """Piccolo would open a connection."""
         return await self._run_in_pool(query, args)
 
     async def check_version(self) -> None:
@@ -147,17 +143,17 @@ class PoolerDetected(ConfigError):
 
 
 class SearchPathLost(ConfigError):
-    """The search path of a connection is not the gateway's schema."""
+    """The search path is not the gateway's schema."""
 
 
 class SettingLost(SearchPathLost):
-    """A connection behind a pooler has a setting that breaks our statements."""
+    """A setting behind a pooler breaks our statements."""
 
 
 async def keep_session_state(_: "asyncpg.Connection[Row]") -> None:
-    """Skip asyncpg's reset, which costs a round trip per query.
+    """Skip asyncpg's reset, a round trip per query.
 
-    Settings and locks end with their transaction, and the pool rolls back an open one.
+    Settings and locks end with their transaction.
     """
 
 
@@ -171,7 +167,7 @@ _SETTINGS = {
     "DateStyle": "ISO, MDY",
     "standard_conforming_strings": "on",
 }
-"""Sent with each connection. PgBouncer applies these."""
+"""PgBouncer applies these."""
 
 _PINNED = {
     "default_transaction_isolation": "read committed",
@@ -182,7 +178,7 @@ _PINNED = {
     "array_nulls": "on",
     "transform_null_equals": "off",
 }
-"""Settings that our statements rely on. PgBouncer does not apply them: ``check_connection`` checks ``_NEEDED``."""
+"""PgBouncer does not apply these: ``check_connection`` checks ``_NEEDED``."""
 
 _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 
@@ -199,10 +195,7 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Raise PoolerDetected, SearchPathLost or SettingLost.
-
-    Behind a pooler, the process id of the protocol differs from that of the backend.
-    """
+    """Behind a pooler, the protocol's process id differs from the backend's."""
     row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
         return
@@ -241,8 +234,8 @@ def startup_settings_refused() -> Generator[None]:
 
 
 def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
-    """Return asyncpg's arguments for a direct connection to Postgres."""
-    # A process that dies with an open transaction must not keep its locks.
+    """Connect directly, not through a pooler."""
+    # A dead process must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
     dsn = read_dsn(url)
     return {
@@ -259,7 +252,7 @@ def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
 
 
 class _OpenTransaction:
-    """The transaction of a task. BEGIN is sent before the first statement that cannot be deferred."""
+    """Sends BEGIN before the first statement that cannot be deferred."""
 
     def __init__(
         self, acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]", stack: AsyncExitStack
@@ -270,12 +263,12 @@ class _OpenTransaction:
         self.writes: list[DeferredWrite] = []
         self.after_commit: list[AfterCommit] = []
         self.failure: BaseException | None = None
-        """The first error. Later statements raise it until a savepoint before it has rolled back."""
+        """Raised by later statements until a savepoint before it has rolled back."""
         self.is_over = False
         self._is_telling = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
-        """Return the connection, after BEGIN and all deferred writes."""
+        """Send BEGIN and deferred writes."""
         self.check()
         try:
             if self.connection is None:
@@ -289,7 +282,7 @@ class _OpenTransaction:
         return self.connection
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write. At ``MOST`` writes, all are sent."""
+        """Send all at ``MOST`` writes."""
         self.check()
         if self._is_telling:
             raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
@@ -298,7 +291,7 @@ class _OpenTransaction:
             await self.begin()
 
     async def flush(self) -> None:
-        """Send the deferred writes. A transaction of deferred writes only needs no BEGIN and COMMIT."""
+        """Deferred writes alone need no BEGIN and COMMIT."""
         self.check()
         if not self.writes:
             return
@@ -335,14 +328,10 @@ class _FirstUse:
 
 
 _named: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
-"""The database that Piccolo's queries use in this task."""
 
 
 class _NamedEngine:
-    """The engine of every bound table: forwards to the database of the task."""
-
     engine_type = "postgres"
-    """Piccolo reads it while it builds a query."""
 
     def __getattr__(self, name: str) -> Any:
         database = _named.get()
@@ -358,9 +347,9 @@ _NAMED_ENGINE = _NamedEngine()
 
 
 class Database:
-    """One connection pool whose search path is the gateway's schema.
+    """One pool whose search path is the gateway's schema.
 
-    Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
+    Over 20 methods: all share the pool and the open transaction of the task.
     """
 
     def __init__(self, config: DatabaseConfig) -> None:
@@ -370,11 +359,10 @@ class Database:
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
         self._direct = connection_options(config.direct_url or config.url, config)
-        # A pooler passes no other settings on, and prepared statements do not survive a change of connection.
+        # Poolers drop other settings, and prepared statements do not survive a change of connection.
         pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
         self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
-        # At most half of the pool is reserved.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_OpenTransaction | None] = ContextVar("mpesa_gateway_transaction", default=None)
         self.tracer: Tracer = UNTRACED
@@ -388,7 +376,6 @@ class Database:
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raise ExternalCallInTransaction if this task has an open transaction."""
         if self.in_transaction:
             raise ExternalCallInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
@@ -396,7 +383,7 @@ class Database:
             )
 
     async def start(self) -> None:
-        """Open the pool. Raises PoolerDetected, SearchPathLost and errors of asyncpg."""
+        """Raise PoolerDetected, SearchPathLost and errors of asyncpg."""
         least, most = self._pool_size
         with startup_settings_refused():
             await self.engine.start_connection_pool(
@@ -427,7 +414,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> "AsyncGenerator[PoolConnectionProxy[Row] | asyncpg.Connection[Row]]":
-        """Yield one connection for several transactions, for locks and settings that outlive them."""
+        """Yield a connection for locks and settings that outlive a transaction."""
         if not self.is_pooled:
             async with self.connection() as pooled:
                 yield pooled
@@ -443,7 +430,7 @@ class Database:
         await check_connection(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool. Running queries get ``patience`` seconds to end."""
+        """Running queries get ``patience`` seconds."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -455,14 +442,13 @@ class Database:
             self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Bind Piccolo tables to this database."""
         for table in tables:
             self.columns.learn(table)
-            # Piccolo has no other way to bind a table at run time.
+            # Piccolo cannot bind a table at run time otherwise.
             table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
-        """Run a Piccolo query, in the open transaction if there is one."""
+        """Run a Piccolo query in the open transaction, if any."""
         token = _named.set(self)
         try:
             return await query
@@ -493,13 +479,11 @@ class Database:
             return rows
 
     async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
-        """Like ``fetch``, planned for exactly these values, at the price of a second round trip.
+        """Like ``fetch``, planned for these values, with a second round trip.
 
-        After five executions Postgres may keep one plan for all values. Lists need a different plan for rare and for
-        common values.
+        A generic plan suits either rare or common values of a list.
         """
         async with self.connection() as connection:
-            # A statement without a name is planned for each execution.
             statement = await connection.prepare(self.columns.spell_out(sql), name="")
             rows: list[Row] = await statement.fetch(*args)
             return rows
@@ -514,7 +498,6 @@ class Database:
             return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Return the command tag, such as ``UPDATE 1``."""
         async with self.connection() as connection:
             tag: str = await connection.execute(sql, *args)
             return tag
@@ -524,9 +507,9 @@ class Database:
             await connection.executemany(sql, rows)
 
     async def read_unlocked(self, sql: str, *args: Any) -> list[Row]:
-        """Return all rows, without BEGIN for a transaction of deferred writes only.
+        """Return rows without locks and without BEGIN if the transaction has only deferred writes.
 
-        The rows are not locked: a deferred write that depends on them sets ``expects``.
+        A deferred write that depends on them sets ``expects``.
         """
         current = self._open.get()
         if current is None or current.connection is not None:
@@ -536,11 +519,9 @@ class Database:
         return rows
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write to the end of the transaction or its next other statement.
+        """Defer a write to the next other statement or the end of the transaction.
 
-        Without a transaction, write at once.
-
-        Errors, ConcurrentUpdate among them, are raised when the statement runs.
+        Its errors are raised then. Without a transaction, write now.
         """
         current = self._open.get()
         if current is not None:
@@ -553,9 +534,8 @@ class Database:
     async def transaction(self) -> AsyncGenerator[None]:
         """Commit at the end of the block, or roll back if it raises.
 
-        A nested transaction joins the outer one; an exception that leaves it fails the outer one too. Only
-        ``savepoint`` undoes a part. Never start a task inside: it would share the connection. Raises
-        TransactionRolledBack if the block caught the error of a failed statement.
+        A nested transaction joins the outer one. Only ``savepoint`` undoes a part. Never start a task inside: it would
+        share the connection. Raises TransactionRolledBack if the block caught a database error.
         """
         token = _named.set(self)
         try:
@@ -578,8 +558,7 @@ class Database:
             async with AsyncExitStack() as stack:
                 current = _OpenTransaction(self._acquire, stack)
                 token = self._open.set(current)
-                # Piccolo finds the connection through this. Piccolo's own context manager leaks the connection when
-                # ROLLBACK fails.
+                # Piccolo's own context manager leaks the connection when ROLLBACK fails.
                 shared = PostgresTransaction(self.engine)
                 shared.connection = cast("Any", _FirstUse(current))
                 piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
@@ -594,12 +573,12 @@ class Database:
             try:
                 await callback()
             except Exception as problem:  # noqa: BLE001 - already committed
-                # The transaction is committed. A sweeper finds the work in Postgres.
+                # Committed: a sweeper finds the work.
                 log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Roll back only this block if it raises, deferred writes included."""
+        """Roll back only this block, with its deferred writes, if it raises."""
         current = self._current()
         connection = await current.begin()
         put_off = len(current.after_commit)
@@ -619,7 +598,7 @@ class Database:
             raise
 
     async def after_commit(self, callback: AfterCommit) -> None:
-        """Run ``callback`` after commit, or at once if no transaction is open."""
+        """Without a transaction, call now."""
         current = self._open.get()
         if current is None:
             await callback()

@@ -1,6 +1,6 @@
-"""Idempotency keys: Postgres decides which request may act.
+"""Idempotency keys.
 
-A key belongs to (merchant, env). All operations that move money share one namespace.
+All operations that move money share one namespace per merchant and env.
 """
 
 import hashlib
@@ -36,9 +36,7 @@ claimed AS (
     RETURNING subject_id
 )
 """
-"""CTE for statements that claim many keys: reads these columns of ``asked`` and returns the subjects with an unused
-key. ``claim`` handles the others.
-"""
+"""CTE: the subjects of ``asked`` with an unused key. ``claim`` handles the others."""
 
 UNLOCKED = """
 unlocked AS MATERIALIZED (
@@ -47,7 +45,7 @@ unlocked AS MATERIALIZED (
     ORDER BY known.merchant_id, known.env, known.key FOR UPDATE OF known SKIP LOCKED
 )
 """
-"""CTE for statements that write many outcomes: locks the keys of ``told`` that no other session has locked."""
+"""CTE: locks keys of ``told`` that no other session has locked."""
 
 SETTLED = """
 settled AS (
@@ -56,7 +54,7 @@ settled AS (
         AND state = 'in_flight'
 )
 """
-"""CTE that settles the keys of ``free``."""
+"""CTE: settles the keys of ``free``."""
 
 FIND = """
 SELECT operation, fingerprint, state, subject_id, leased_until FROM idempotency_key
@@ -103,20 +101,20 @@ class KeyMismatch(ApiError):
 
 @dataclass(frozen=True)
 class Claim:
-    """The owner of a key. Without ``is_ours``, the request is a repetition."""
+    """Without ``is_ours``, the request is a repetition."""
 
     subject_id: str
     is_ours: bool
 
 
 def fingerprint(operation: str, body: dict[str, Any]) -> bytes:
-    """Return 16 bytes of the SHA-256 over operation and sorted body."""
+    """Return 16 bytes of the SHA-256."""
     text = operation.encode() + b"\0" + msgspec.json.encode(body, order="deterministic")
     return hashlib.sha256(text).digest()[:16]
 
 
 def read_key(header: str | None) -> str:
-    """Return the Idempotency-Key. Raises KeyRequired unless it is 1 to 255 printable ASCII characters."""
+    """Raise KeyRequired unless it is 1 to 255 printable ASCII characters."""
     if header is None or not header.strip():
         raise KeyRequired("send an Idempotency-Key header, such as your order's id: it makes retrying safe")
     key = header.strip()
@@ -137,10 +135,10 @@ async def claim(
     now: datetime,
     lease: timedelta,
 ) -> Claim:
-    """Claim the key for ``subject_id`` in the open transaction, or return its subject.
+    """Claim the key for ``subject_id``, or return its subject. Concurrent claims wait.
 
-    Concurrent claims of one key wait in Postgres. Raises KeyMismatch for another body or operation, KeyInProgress
-    during the first request's lease. A released key is claimed again for its first subject.
+    Raises KeyMismatch for another body or operation, KeyInProgress during the first request's lease. A released key
+    keeps its first subject.
     """
     taken = await db.fetchval(CLAIM, merchant_id, env, key, operation, fingerprint, subject_id, now, now + lease)
     if taken is not None:
@@ -165,28 +163,22 @@ async def settle(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
 
 
 async def lock(db: Database, *, merchant_id: str, env: Env, key: str) -> datetime | None:
-    """Lock the key, before any row of its subject; return the end of its lease.
-
-    Returns None if it is settled, released or deleted.
-    """
+    """Lock the key before its subject; return the end of its lease, or None without one."""
     row = await db.fetchrow(LOCK, merchant_id, env, key)
     leased_until: datetime | None = None if row is None or row["state"] != "in_flight" else row["leased_until"]
     return leased_until
 
 
 async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Settle the key of a finished subject, in flight or released."""
+    """Settle the key of a finished subject."""
     await db.execute(CLOSE, merchant_id, env, key)
 
 
 async def delete_key(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Delete the key of a finished object that has a copy.
-
-    Never waits, because its caller holds later locks: raises LockNotAvailableError.
-    """
+    """Delete the key of a finished object that has a copy. Raises LockNotAvailableError instead of waiting."""
     await db.execute(FORGET, merchant_id, env, key)
 
 
 async def release(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Allow a retry with the same key, because nothing was sent."""
+    """Nothing was sent: allow a retry with the same key."""
     await db.execute(SETTLE, merchant_id, env, key, "released")

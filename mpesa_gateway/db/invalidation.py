@@ -1,4 +1,4 @@
-"""Short-lived cache of rarely changed rows, invalidated by notifications of Postgres."""
+"""Short-lived cache, invalidated by notifications of Postgres."""
 
 import asyncio
 import time
@@ -16,25 +16,20 @@ log = structlog.get_logger(__name__)
 V = TypeVar("V")
 
 _SECONDS = 1.0
-"""Lifetime of an entry: limits the effect of a lost notification."""
+"""Limits the effect of a lost notification."""
 
 _RENEWED = 0.75
-"""Share of the lifetime after which one caller refreshes the entry while others use it, so that expiry causes one
-query.
-"""
+"""After this share of the lifetime one caller refreshes the entry, so that expiry causes one query."""
 
 _AWAY = 1.0
 """Seconds between attempts to listen."""
 
 _MOST = 10_000
-"""Entries of one cache; a full cache is cleared."""
+"""A full cache is cleared."""
 
 
 class InvalidationListener:
-    """Listens on a connection of its own. Without it, nothing is cached.
-
-    Triggers notify of every change; ``notify`` invalidates in this process before the message arrives.
-    """
+    """Listens on its own connection, without which nothing is cached."""
 
     def __init__(self, db: "Database") -> None:
         self._db = db
@@ -45,7 +40,7 @@ class InvalidationListener:
 
     @property
     def is_connected(self) -> int | None:
-        """Return the number of the connection, None without one and in transactions, which see their own snapshot."""
+        """Return the connection's number, None without one and in transactions, which have their own snapshot."""
         return self._times if self.is_listening and not self._db.in_transaction else None
 
     async def start(self) -> None:
@@ -58,11 +53,11 @@ class InvalidationListener:
             self._task = None
 
     def on(self, topic: str, forget: Callable[[str], None]) -> None:
-        """Call ``forget`` with the key of each change."""
+        """Call ``forget`` with each changed key."""
         self._heard.setdefault(topic, []).append(forget)
 
     def notify(self, topic: str, key: str) -> None:
-        """Invalidate a key after the commit of its change."""
+        """Call it after commit."""
         for forget in self._heard.get(topic, ()):
             forget(key)
 
@@ -102,7 +97,7 @@ class _Found(Generic[V]):
 
 
 class InvalidatedCache(Generic[V]):
-    """Caches results for a second while the listener's connection lasts."""
+    """Caches for a second while the listener is connected."""
 
     def __init__(
         self, changes: InvalidationListener, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
@@ -114,7 +109,7 @@ class InvalidatedCache(Generic[V]):
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
-        """Return the entry or the result of ``find``. None is not cached."""
+        """None is not cached."""
         hearing, now = self._changes.is_connected, self._clock()
         known = self._found.get(key)
         if known is not None and known.hearing == hearing and now < known.until:
@@ -123,7 +118,7 @@ class InvalidatedCache(Generic[V]):
             known.is_being_renewed = True
         before = self._changed
         found = await find()
-        # A result read before a change was heard may be outdated.
+        # The result may predate a change.
         if (
             found is not None
             and hearing is not None
@@ -136,7 +131,6 @@ class InvalidatedCache(Generic[V]):
         return found
 
     def evict(self, key: str) -> None:
-        """Delete the entry of a key."""
         self._changed += 1
         self._found.pop(key, None)
 

@@ -1,4 +1,4 @@
-"""JSON in the database: amounts as numbers, phone numbers as digits."""
+"""JSON in the database: money as numbers, phone numbers as digits."""
 
 from typing import Any, TypeVar
 
@@ -11,17 +11,16 @@ T = TypeVar("T")
 
 
 def dumps(value: Any) -> str:
-    """Encode a struct. Raises TypeError for other types, such as secrets."""
+    """Raise TypeError for other types, such as secrets."""
     return msgspec.json.encode(value, enc_hook=_plain).decode()
 
 
 def loads(text: str, kind: type[T]) -> T:
-    """Decode ``dumps``. Raises msgspec.ValidationError."""
+    """Raise msgspec.ValidationError."""
     return msgspec.json.decode(text, type=kind, dec_hook=_read)
 
 
 def plain(value: Any) -> Any:
-    """Return a struct as plain JSON values."""
     return msgspec.to_builtins(value, enc_hook=_plain)
 
 

@@ -18,16 +18,15 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 COUNTED = 100
-"""Limit of ``count_newer``."""
 
 EXPORTED = 1000
-"""Rows per query of an export."""
+"""Per query."""
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Conditions:
-    """A WHERE clause with parameters. ``since`` is inclusive, ``until`` exclusive."""
+    """A WHERE clause. ``since`` is inclusive, ``until`` exclusive."""
 
     def __init__(
         self,
@@ -49,11 +48,11 @@ class Conditions:
         return sql.format(*names)
 
     def add(self, sql: str, *values: Any) -> None:
-        """Add a condition with a ``{}`` for each value."""
+        """Each ``{}`` is one value."""
         self.parts.append(self.bind(sql, *values))
 
     def equal(self, **values: Any) -> None:
-        """Add an equality for each column with a value. NUL is removed: no text in Postgres holds it."""
+        """Skip empty values and remove NUL, which no text in Postgres holds."""
         for column, value in values.items():
             if value is not None:
                 self.add(f"{column} = {{}}", value.replace("\x00", "") if isinstance(value, str) else value)
@@ -66,7 +65,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class KeysetPage(Generic[R]):
-    """Rows of a list. ``next_cursor`` is None at the end; ``first`` is the cursor of the first row."""
+    """``next_cursor`` is None at the end."""
 
     rows: Sequence[R]
     limit: int
@@ -75,13 +74,12 @@ class KeysetPage(Generic[R]):
     total: int | None = None
 
     def map(self, view: Callable[[R], T]) -> "KeysetPage[T]":
-        """Return the page with each row converted."""
         return KeysetPage([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
 @dataclass(frozen=True)
 class Total:
-    """Number of rows and sum of their amounts in KES."""
+    """Number of rows and their sum in KES."""
 
     count: int
     amount: int
@@ -98,8 +96,8 @@ class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class KeysetList:
     """A table, newest first by ``key``: an id with ``prefix``, or a number.
 
-    ``source`` and ``columns`` replace the table. ``of_env`` has conditions for an env, each with its index.
-    ``of_merchants``: the index begins with the merchant. ``by_index``: keys are read from an index alone.
+    ``source`` and ``columns`` replace the table. ``of_env`` conditions each have an index; with ``of_merchants`` it
+    begins with the merchant. ``by_index`` reads keys from an index alone.
     """
 
     table: str
@@ -115,7 +113,7 @@ class KeysetList:
     async def page(
         self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
     ) -> KeysetPage[Row]:
-        """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
+        """Raise Invalid for a cursor of another list or env."""
         rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return KeysetPage(
@@ -137,7 +135,7 @@ class KeysetList:
         return int(await db.fetchval(sql, *chosen.values))
 
     async def total(self, db: Database, found: Conditions) -> Total:
-        """Return number of rows and sum of ``amount``, by one index scan per merchant."""
+        """Use one index scan per merchant."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
         by_merchant = self.of_merchants and found.merchant_id is None
@@ -158,7 +156,7 @@ class KeysetList:
         return Total(0, 0) if row is None else Total(row["count"], row["amount"])
 
     async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
-        """Return how many rows are newer than ``cursor``, at most ``COUNTED``."""
+        """Count up to ``COUNTED`` rows."""
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
@@ -166,7 +164,7 @@ class KeysetList:
         return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
     async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
-        """Yield all rows in pages of one query each."""
+        """Read each page in its own query."""
         after: Any = None
         while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
             yield [view(row) for row in rows]
@@ -175,7 +173,6 @@ class KeysetList:
             after = rows[-1][self.key]
 
     def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
-        """Return the statement for the next ``limit`` rows, followed by its parameters."""
         chosen = self._bounded(found, after)
         if not self.by_index:
             sql, values = self._rows(self.columns, chosen, limit)
@@ -190,7 +187,7 @@ class KeysetList:
         chosen = found.copy()
         if found.since is not None:
             chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
-        # One bound for the cursor and ``until``: with two, Postgres starts at the later one and skips rows.
+        # With two bounds, Postgres starts at the later one and skips rows.
         until = None if found.until is None else Ids.least(self.prefix, found.until)
         if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
             chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
@@ -211,7 +208,7 @@ class KeysetList:
         if len(queries) > 1:
             sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
         if by_merchant:
-            # The newest of each merchant by its index, then the newest of those: no index covers all merchants.
+            # No index covers all merchants.
             sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
         return sql, chosen.values
 

@@ -1,4 +1,4 @@
-"""Applies numbered SQL files, forward only, each once, while other processes work (docs/releasing.md)."""
+"""Applies numbered SQL files, forward only, while other processes work (docs/releasing.md)."""
 
 import asyncio
 import hashlib
@@ -61,20 +61,20 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS
 """
 
 LOCK_TIMEOUT = 2.0
-"""Seconds that a migration waits for a lock, with all other traffic on the table queued behind it."""
+"""Seconds, during which traffic on the table queues up."""
 
 PATIENCE = 600.0
 """Seconds of retries while tables are in use."""
 
 _PAUSE = 1.0
-"""Seconds between tries, for the traffic that has queued up."""
+"""Seconds between tries, for queued traffic."""
 
 _POLL = 0.2
-"""Seconds between polls for another process to finish."""
+"""Seconds."""
 
 
 class MigrationError(Exception):
-    """Database and release do not match. The text names the fix."""
+    """The text names the fix."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,15 @@ class Migration:
 
     @cached_property
     def contract(self) -> str | None:
-        """Return why this file breaks the release before (``-- contract: …``), or None."""
+        """Why this file breaks the release before (``-- contract: …``)."""
         found = _CONTRACT.search(self.sql)
         return found[1].strip() if found else None
 
     @cached_property
     def statement(self) -> str | None:
-        """Return the statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``), else None.
+        """The statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``).
 
-        Raises MigrationError for several statements: they could not be rolled back.
+        Raises MigrationError for several: they could not be rolled back.
         """
         statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
         if not any(_CONCURRENTLY.match(text) for text in statements):
@@ -113,7 +113,7 @@ class Migration:
 
 
 def find(owner: str, package: str) -> list[Migration]:
-    """Return a package's migrations in order. Raises MigrationError for a missing or doubled number."""
+    """Raise MigrationError for a missing or doubled number."""
     found: list[Migration] = []
     for entry in files(package).iterdir():
         match = _NAME.match(entry.name)
@@ -137,9 +137,8 @@ async def migrate(
 ) -> list[Migration]:
     """Apply pending migrations, each in its own transaction; return them. Times are in seconds.
 
-    ``role`` is granted what the gateway needs. An advisory lock excludes other processes. A migration gives up a lock
-    after ``lock_timeout`` and retries after ``pause``, so that traffic is not blocked. Raises MigrationError if an
-    applied file has changed, the database is too new for this release, or ``patience`` has ended.
+    Grants ``role`` its rights. Holds an advisory lock. Retries when a table is locked, so that traffic is not blocked.
+    Raises MigrationError if an applied file has changed, the database is too new, or ``patience`` has ended.
     """
     async with db.session() as connection, _alone(connection):
         await connection.execute("SET statement_timeout = 0")
@@ -160,7 +159,7 @@ async def migrate(
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """Return what ``migrate`` would apply. Raises MigrationError."""
+    """Raise MigrationError."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
     return _missing(await db.fetch(_APPLIED), migrations)
@@ -168,9 +167,9 @@ async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migrati
 
 @asynccontextmanager
 async def _alone(connection: Connection) -> AsyncGenerator[None]:
-    """Yield while no other process migrates.
+    """Exclude other processes by polling.
 
-    Polls: a session waiting inside Postgres holds a snapshot, which blocks CREATE INDEX CONCURRENTLY.
+    A session waiting inside Postgres holds a snapshot, which blocks CREATE INDEX CONCURRENTLY.
     """
     while True:
         if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
@@ -186,7 +185,7 @@ async def _alone(connection: Connection) -> AsyncGenerator[None]:
 async def _try(
     connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
 ) -> None:
-    """Apply one migration, retrying while its tables are in use. Raises MigrationError."""
+    """Retry while tables are in use. Raises MigrationError."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:
@@ -223,7 +222,7 @@ async def _apply(connection: Connection, migration: Migration, lock_timeout: flo
 
 
 async def _apply_outside(connection: Connection, migration: Migration, statement: str) -> None:
-    # Waiting here blocks no other session.
+    # Waiting blocks no other session.
     await connection.execute("SET lock_timeout = 0")
     index = _NEW_INDEX.match(statement)
     is_valid = index and await connection.fetchval(

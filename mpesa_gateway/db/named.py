@@ -7,11 +7,11 @@ from typing import Any
 _PARAMETER = re.compile(r"\$([a-z][a-z0-9_]*)")
 
 Bound = tuple[str, *tuple[Any, ...]]
-"""A statement and its values in parameter order."""
+"""Statement and values in order."""
 
 
 class Named:
-    """A statement with named parameters, numbered once at import."""
+    """Numbered once at import."""
 
     def __init__(self, sql: str) -> None:
         self.names: tuple[str, ...] = tuple(dict.fromkeys(_PARAMETER.findall(sql)))
@@ -20,16 +20,15 @@ class Named:
         self.sql = _PARAMETER.sub(lambda found: numbers[found[1]], sql)
 
     def bind(self, **values: Any) -> Bound:
-        """Return statement and values. Raises TypeError for a missing or unknown name."""
+        """Raise TypeError for a missing or unknown name."""
         if values.keys() != self._known:
             raise TypeError(f"{sorted(values.keys() ^ self._known)}: missing from the call or the statement")
         return (self.sql, *map(values.__getitem__, self.names))
 
     def bind_rows(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Bound:
-        """Return the statement with an array per name in ``rows`` and a value per name in ``shared``.
+        """Bind an array per name in ``rows`` and a value per name in ``shared``.
 
-        Further names in a row are ignored. Raises KeyError for a missing name, TypeError for an unknown name in
-        ``shared``.
+        Raises KeyError for a missing name, TypeError for an unknown name in ``shared``.
         """
         if not shared.keys() <= self._known:
             raise TypeError(f"{sorted(shared.keys() - self._known)}: unknown to the statement")

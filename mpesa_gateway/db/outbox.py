@@ -1,4 +1,4 @@
-"""Events, stored in the transaction of the change and delivered to subscribers after commit."""
+"""Events, stored with their change and delivered after commit."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,11 @@ log = structlog.get_logger(__name__)
 E = TypeVar("E", bound=Event)
 
 HANDLE = "kernel.handle_event"
-"""Job that runs one subscriber on one event."""
 
 LEASE = timedelta(seconds=120)
-"""Lease of one worker on an (event, subscriber)."""
 
 PAUSES = (5, 30, 120, 600, 1800, 3600)
-"""Seconds between retries of a failed subscriber; the last value repeats."""
+"""Seconds between retries; the last value repeats."""
 
 # raw SQL: hot path - each event is stored, claimed and settled.
 INSERT_EVENTS = """
@@ -70,11 +68,7 @@ RETURNING event_id, subscriber
 
 @dataclass(frozen=True)
 class Subscriber:
-    """A handler of one kind of event.
-
-    After commit it runs in a job of its own. With ``inside`` it runs in the publisher's transaction, with all events
-    published together.
-    """
+    """Runs after commit, in a job of its own, or ``inside`` the publisher's transaction."""
 
     event: type[Event]
     handler: Callable[[Any, Any], Awaitable[None]]
@@ -86,12 +80,12 @@ class Subscriber:
 
 
 class NotInTransaction(RuntimeError):
-    """An event was published outside the transaction of its change."""
+    """An event was published outside a transaction."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Number of tasks that were enqueued."""
+    """Number of enqueued tasks."""
 
     woken: int
 
@@ -118,7 +112,7 @@ class Outbox:
         event_type: Callable[[str], type[Event]],
         context: Any,
     ) -> None:
-        """``context`` is passed to each subscriber; ``event_type`` returns an event's class by name."""
+        """``context`` is passed to each subscriber."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -139,7 +133,7 @@ class Outbox:
     async def publish(self, events: Sequence[E]) -> list[E]:
         """Store events in the open transaction; return them with ids and times.
 
-        Subscribers inside the transaction run now, once, with all their events. Raises NotInTransaction.
+        Subscribers inside the transaction run now. Raises NotInTransaction.
         """
         if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
@@ -179,7 +173,6 @@ class Outbox:
             await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
 
     async def _insert_tasks(self, owed: Sequence[tuple[Event, str]]) -> None:
-        """Store tasks of durable subscribers and wake them after commit."""
         args = (
             [event.event_id for event, _ in owed],
             [name for _, name in owed],
@@ -195,9 +188,9 @@ class Outbox:
         await self._db.after_commit(wake)
 
     async def handle(self, event_id: str, subscriber_name: str) -> bool:
-        """Run a durable subscriber on an event, unless done or claimed by another worker.
+        """Run a durable subscriber on an event, unless done or claimed.
 
-        A failure is stored for a retry and not raised.
+        Failures are stored for a retry, not raised.
         """
         subscriber = next((s for s in self._subscribers if s.name == subscriber_name and not s.inside), None)
         if subscriber is None:
@@ -240,7 +233,7 @@ class Outbox:
         return True
 
     async def sweep(self, limit: int = 500) -> Sweep:
-        """Enqueue all due tasks again, after lost wake-ups and crashes."""
+        """Enqueue due tasks after lost wake-ups and crashes."""
         now = self._clock.now()
         rows = await self._db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
@@ -250,7 +243,7 @@ class Outbox:
 
 
 def public_body(event: PublicEvent) -> str:
-    """Return the webhook body, identical for every delivery and attempt."""
+    """Identical for every delivery and attempt."""
     return msgspec.json.encode(
         {
             "id": event.event_id,
@@ -263,11 +256,10 @@ def public_body(event: PublicEvent) -> str:
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)
-"""Fields with a column of their own."""
 
 
 def payload_of(event: Event) -> str | None:
-    """Return the event's fields as JSON, or None if the webhook body holds them unchanged."""
+    """None if the webhook body holds all fields unchanged."""
     fields: dict[str, Any] = plain(event)
     own = [name for name in type(event).__struct_encode_fields__ if name not in _COLUMNS]
     payload = dumps({name: fields[name] for name in own if name in fields})
@@ -279,7 +271,7 @@ def payload_of(event: Event) -> str | None:
 
 
 def event_of(row: Row | Mapping[str, Any], kind: type[E]) -> E:
-    """Return the event of a row. Raises msgspec.ValidationError if this release cannot read it."""
+    """Raise msgspec.ValidationError if this release cannot read it."""
     stored = msgspec.json.decode(row["body"])["data"] if row["payload"] is None else msgspec.json.decode(row["payload"])
     columns = {name: row[name] for name in _COLUMNS}
     columns |= {"merchant_id": row["merchant_id"] or "", "subject_id": row["subject_id"] or ""}

@@ -1,4 +1,4 @@
-"""Operators' view of the outbox: events and their tasks."""
+"""Operators' view of the outbox."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """An event. ``payload`` holds the fields that ``body`` lacks."""
+    """``payload`` holds the fields that ``body`` lacks."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -28,7 +28,7 @@ class EventRow(Table, tablename="event"):
 
 
 class EventTaskRow(Table, tablename="event_task"):
-    """One subscriber's task. The key in Postgres is both ids."""
+    """The primary key is both ids."""
 
     event_id = Text(primary_key=True)
     subscriber = Text()
@@ -54,7 +54,6 @@ WHERE done_at IS NULL AND attempts >= $1 AND (event.env = $2 OR event.env IS NUL
 
 
 def public_events(env: Env, merchant_id: str | None, **equal: Any) -> Conditions:
-    """Return the conditions for public events."""
     found = Conditions(env, merchant_id)
     found.add("is_public")
     found.equal(**equal)
@@ -85,18 +84,17 @@ class OutboxAdmin:
         return row
 
     async def tasks(self, event_id: str) -> Sequence[Mapping[str, Any]]:
-        """Return the tasks of an event."""
         tasks: list[dict[str, Any]] = await self._db.run(
             EventTaskRow.select().where(EventTaskRow.event_id == event_id).order_by(EventTaskRow.subscriber)
         )
         return tasks
 
     async def stuck(self, env: Env) -> Sequence[Row]:
-        """Return unfinished tasks of ``env`` or none that failed repeatedly: 100 at most, oldest first."""
+        """Return unfinished tasks of ``env`` or no env that failed repeatedly: up to 100, oldest first."""
         return await self._db.fetch(_STUCK, STUCK, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
-        """Make a task due now; return False if it is done or absent."""
+        """Return False if the task is done or absent."""
         woken = await self._db.run(
             EventTaskRow.update({EventTaskRow.due_at: self._clock.now()})
             .where(

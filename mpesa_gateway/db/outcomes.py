@@ -1,7 +1,6 @@
 """Stores outcomes of calls to M-Pesa, in memory while Postgres is unavailable.
 
-A lost outcome costs money: the payer has a prompt that no row names. Locked rows, lost connections, deadlocks, a full
-pool and a restart of Postgres are therefore retried.
+A lost outcome costs money: the payer has a prompt that no row names.
 """
 
 import asyncio
@@ -22,21 +21,21 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MOST = 2_000
-"""Stored outcomes, about 2 KB each, before new calls are rejected."""
+"""Pending outcomes, 2 KB each, before calls are rejected."""
 
 ANSWER_WITHIN = 2.5
-"""Seconds for a write while an API client waits."""
+"""Seconds while an API client waits."""
 
 LOCK_WAIT = 1.0
-"""Seconds that one attempt waits for a locked row."""
+"""Seconds for a locked row."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between attempts; the pause doubles."""
+"""Seconds; doubled each time."""
 
 
 @dataclass(eq=False)
 class _Kept:
-    """A pending outcome. ``due`` is a time of the event loop, ``pause`` is in seconds."""
+    """``due`` is a time of the event loop, ``pause`` is in seconds."""
 
     what: str
     subject_id: str
@@ -46,9 +45,9 @@ class _Kept:
 
 
 class OutcomeWriter:
-    """Writes that follow calls to M-Pesa. A crash loses pending ones (architecture.md 4).
+    """A crash loses pending outcomes (architecture.md 4).
 
-    ``write`` must be idempotent: a COMMIT without an answer may have been carried out.
+    ``write`` must be idempotent: a COMMIT without an answer may have succeeded.
     """
 
     def __init__(self, db: Database, counter: Counter) -> None:
@@ -64,7 +63,7 @@ class OutcomeWriter:
         return len(self._kept)
 
     def require_room(self) -> None:
-        """Raise ServiceUnavailable if too many outcomes are pending. Call it before storing an intent."""
+        """Raise ServiceUnavailable if too many outcomes are pending, before storing an intent."""
         if len(self._kept) >= MOST:
             raise ServiceUnavailable(
                 "the gateway cannot write what M-Pesa answers at the moment, and sends nothing until it can: "
@@ -80,10 +79,10 @@ class OutcomeWriter:
         *,
         at_once: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T | None:
-        """Write an outcome; return the result of ``write``, or None if it is pending.
+        """Return the result of ``write``, or None if it is pending.
 
-        ``write`` runs in its own transaction. ``at_once``, tried first, runs in none and returns None if it could not
-        write. Raises no error of Postgres, network or ``write``.
+        ``write`` has its own transaction. ``at_once``, tried first, has none and returns None if it failed. Never
+        raises errors of Postgres, network or ``write``.
         """
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
@@ -101,7 +100,7 @@ class OutcomeWriter:
             return None
 
     async def _attempt(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Only one attempt at a time uses the reserve, which callbacks need."""
+        """Callbacks need the reserve as well."""
         if self._uses_reserve:
             return await self._in_transaction(write)
         self._uses_reserve = True
@@ -113,7 +112,7 @@ class OutcomeWriter:
 
     async def _in_transaction(self, write: Callable[[], Awaitable[T]]) -> T:
         async with self._db.transaction():
-            # SET takes no parameters. LOCAL also works behind a pooler.
+            # SET takes no parameters. LOCAL works behind a pooler.
             await self._db.execute(f"SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}")
             return await write()
 
@@ -122,11 +121,10 @@ class OutcomeWriter:
         loop = asyncio.get_running_loop()
         self._kept.append(_Kept(what, subject_id, write, loop.time() + _FIRST_PAUSE))
         if self._retrying is None or self._retrying.done():
-            # An empty context: no transaction or log values of the caller.
+            # Without the caller's transaction and log values.
             self._retrying = loop.create_task(self._retry(), context=Context())
 
     async def _retry(self) -> None:
-        """Write pending outcomes until none is left."""
         loop = asyncio.get_running_loop()
         while self._kept:
             first = min(one.due for one in self._kept)
@@ -137,7 +135,6 @@ class OutcomeWriter:
                     one.due = loop.time() + one.pause
 
     async def _write(self, one: _Kept) -> bool:
-        """Return True if the outcome is stored."""
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await self._attempt(one.write)
@@ -151,7 +148,7 @@ class OutcomeWriter:
         return True
 
     async def stop(self, grace: float) -> None:
-        """Write for at most ``grace`` seconds. The rest is lost and logged."""
+        """Write for at most ``grace`` seconds; log lost outcomes."""
         if self._retrying is not None:
             self._retrying.cancel()
             await asyncio.gather(self._retrying, return_exceptions=True)
@@ -174,7 +171,6 @@ class OutcomeWriter:
 
 
 async def _tried(at_once: Callable[[], Awaitable[T | None]]) -> T | None:
-    """Return None if ``at_once`` raises."""
     try:
         return await at_once()
     except Exception as problem:  # noqa: BLE001 - followed by an attempt of its own

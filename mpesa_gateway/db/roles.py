@@ -10,10 +10,10 @@ from mpesa_gateway.db.engine import Row
 Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
 
 READ_ONLY = ("migration", "audit_entry", "audit_checkpoint", "audit_policy")
-"""Tables that the running role only reads. It appends to the audit log by a function."""
+"""The audit log is written by functions."""
 
 CALLED = ("audit_append", "audit_announce_cut", "audit_cut")
-"""Functions of the running role, closed to PUBLIC."""
+"""Closed to PUBLIC."""
 
 # raw SQL: catalog - roles and functions.
 _FUNCTIONS = """
@@ -29,11 +29,11 @@ SELECT current_user AS role,
         WHERE relnamespace = current_schema()::regnamespace AND pg_has_role(current_user, relowner, 'MEMBER')
     ) AS is_owner
 """
-"""Rights of the connected role: superuser, owner, or member of the owner."""
+"""Superuser, owner, or member of the owner."""
 
 
 async def grant(connection: Connection, schema: str, role: str) -> None:
-    """Grant a role what the gateway needs, also on future tables. ``connection`` is the owner's.
+    """Grant the gateway's rights, also on future tables. ``connection`` is the owner's.
 
     Does nothing for the owner. Raises InsufficientPrivilegeError.
     """
@@ -60,5 +60,4 @@ async def grant(connection: Connection, schema: str, role: str) -> None:
 
 
 def quoted(name: str) -> str:
-    """Return a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'

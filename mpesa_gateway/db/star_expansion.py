@@ -1,7 +1,6 @@
-"""Expands ``*`` to the columns known to this release.
+"""Expands ``*`` to this release's columns.
 
-A column added by a newer release would otherwise invalidate prepared statements ("cached plan must not change result
-type").
+A column added by a newer release would otherwise break prepared statements ("cached plan must not change result type").
 """
 
 import re
@@ -19,7 +18,6 @@ _LOCKED = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b|\bDO\s+UPDATE\s+SET\b", 
 
 
 def columns_of(table: type[Table]) -> tuple[str, tuple[str, ...]]:
-    """Return a table's name and columns."""
     meta: Any = table._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
     return meta.tablename, tuple(column._meta.db_column_name for column in meta.columns)  # noqa: SLF001
 
@@ -38,7 +36,6 @@ class StarExpansion:
         self.spell_out.cache_clear()
 
     def _expand(self, sql: str) -> str:
-        """Replace each ``*`` of a bound table by its columns."""
         return _STAR.sub(lambda found: self._replace(found, sql), sql) if "*" in sql else sql
 
     def _replace(self, found: "re.Match[str]", sql: str) -> str:

@@ -11,10 +11,9 @@ Gauges = Sequence[GaugeMetricFamily]
 
 @dataclass(frozen=True)
 class Collector:
-    """Gauges collected together, at most once in ``metrics.keep`` seconds.
+    """Gauges collected at most once in ``metrics.keep`` seconds.
 
-    ``gauges`` returns them without values; ``collect`` sets the values by indexed queries. No label holds a merchant,
-    payment or phone number.
+    ``gauges`` returns them without values; ``collect`` sets these. No label holds a merchant, payment or phone number.
     """
 
     gauges: Callable[[], Gauges]

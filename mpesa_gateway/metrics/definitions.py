@@ -13,7 +13,7 @@ LONG_BUCKETS = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900
 
 
 class KernelMetrics:
-    """All metrics of the kernel. Each label has a bounded set of values."""
+    """Each label has a bounded set of values."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(

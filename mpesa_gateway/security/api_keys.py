@@ -1,4 +1,4 @@
-"""API keys: shown once, stored as a digest, identified by a public id."""
+"""API keys: stored as a digest, identified by a public id."""
 
 import hashlib
 import hmac
@@ -28,7 +28,7 @@ _KEY = re.compile(r"sk_(live|test)_([0-9a-z]{26})([0-9a-z]{22})\Z", re.ASCII)
 _TOUCH_EVERY = timedelta(minutes=1)
 
 _MOST = 10_000
-"""Cached keys; a full cache is cleared."""
+"""A full cache is cleared."""
 
 HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
 
@@ -38,7 +38,7 @@ def is_well_formed(text: str) -> bool:
 
 
 def id_of(text: str | None) -> str:
-    """Return the public id in an API key, empty for other text."""
+    """Return the public id, empty for other text."""
     found = _KEY.match(text or "")
     return "" if found is None else f"key_{found[2]}"
 
@@ -102,7 +102,7 @@ class ApiKeys:
         actor: str,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, Secret]:
-        """Return a new key and its secret, which is not stored. Raises NotFound."""
+        """Return a key and its secret, which is not stored. Raises NotFound."""
         key_id = self._ids.new("key")
         text = key_prefix(env) + key_id.removeprefix("key_") + base32(int.from_bytes(self._ids.token(14), "big"), 22)
         key = ApiKey(
@@ -137,13 +137,13 @@ class ApiKeys:
         return key, Secret(text)
 
     async def authenticate(self, text: str | None) -> Caller:
-        """Return the caller of a key. Raises InvalidKey, with one message for all causes."""
+        """Raise InvalidKey, with one message for all causes."""
         found = _KEY.match(text or "")
         if text is None or found is None:
             raise InvalidKey(HEADER_HINT)
         key_id = f"key_{found[2]}"
         known = await self._known.get(key_id, lambda: self._find(key_id))
-        # Compare in any case: an unknown id must take as long as a wrong secret.
+        # An unknown id must take as long as a wrong secret.
         is_right = hmac.compare_digest(self._digest(text), known.digest if known is not None else bytes(32))
         now = self._clock.now()
         is_over = known is not None and known.expires_at is not None and known.expires_at <= now
@@ -158,7 +158,7 @@ class ApiKeys:
         return known.caller
 
     def was_valid(self, text: str) -> bool:
-        """Return True if this process last found the key valid. It may be revoked since."""
+        """Return the cached result, which may be outdated."""
         found = _KEY.match(text)
         known = None if found is None else self._right.get(f"key_{found[2]}")
         return known is not None and hmac.compare_digest(self._digest(text), known)
@@ -176,7 +176,7 @@ class ApiKeys:
         )
 
     async def _touch(self, known: "_Known", now: datetime) -> None:
-        """Store the time of use, once a minute."""
+        """Once a minute."""
         key_id = known.caller.key_id
         last = max(filter(None, (known.last_used_at, self._touched.get(key_id))), default=None)
         if last is None or last < now - _TOUCH_EVERY:
@@ -189,7 +189,6 @@ class ApiKeys:
             )
 
     async def list(self, merchant_id: str, env: Env | None = None) -> list[ApiKey]:
-        """Return a merchant's keys, newest first, optionally of one env."""
         rows = await self._db.run(
             ApiKeyRow.select(*_SHOWN).where(*_of(merchant_id, env)).order_by(ApiKeyRow.created_at, ascending=False)
         )
@@ -202,7 +201,7 @@ class ApiKeys:
         return has_live
 
     async def revoke(self, merchant_id: str, key_id: str, *, actor: str, env: Env | None = None) -> ApiKey:
-        """Revoke a key, optionally only in ``env``. Raises NotFound or Conflict."""
+        """Raise NotFound or Conflict."""
         async with self._db.transaction():
             revoked = await self._db.run(
                 ApiKeyRow.update({ApiKeyRow.revoked_at: self._clock.now()})

@@ -1,4 +1,4 @@
-"""The audit log: entries chained by digests, so that a changed or missing entry is detected."""
+"""The audit log: entries chained by digests."""
 
 import hashlib
 import re
@@ -24,19 +24,19 @@ from mpesa_gateway.security.tables import APPEND_ENTRY, AuditCheckpointRow, Audi
 _FIRST = bytes(32)
 
 CUT = "audit.cut"
-"""Action of the entry that announces a cut. Postgres writes it before it deletes (ADR 51)."""
+"""Announces a cut. Written by Postgres before it deletes (ADR 51)."""
 
 KEEPING = "audit.keeping"
-"""Action of the entry that announces a new retention. The tables' owner writes it."""
+"""Announces a new retention. Written by the tables' owner."""
 
 _OBSERVED_A_SECOND = 5
-"""Entries per kind of refused request and second. A flood must not fill the log or hide other kinds."""
+"""Limits each kind: a flood must not fill the log or hide other kinds."""
 
 
 log = structlog.get_logger(__name__)
 
 acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", default=None)
-"""Client address of the current request."""
+"""Client address of the request."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,17 +68,17 @@ ENTRIES = KeysetList(
 
 
 class BrokenChain(Exception):
-    """An audit entry was changed or is missing. The text names its number."""
+    """The text names the number of the changed or missing entry."""
 
 
 class _Observed:
-    """Entries of one kind in this second, and entries left out since the last one written."""
+    """Entries of one kind in this second, and omitted ones."""
 
     def __init__(self) -> None:
         self._second = self._count = self._left_out = 0
 
     def admit(self, second: int) -> int | None:
-        """Return how many entries were left out before this one, or None to leave this one out."""
+        """Return the number omitted before, None to omit this one."""
         if second != self._second:
             self._second, self._count = second, 0
         self._count += 1
@@ -92,8 +92,7 @@ class _Observed:
 class _Cut(msgspec.Struct, frozen=True):
     """Detail of a cut's entry.
 
-    ``through`` and ``digest`` (hexadecimal) are of the last deleted entry. All deleted entries were recorded earlier
-    than ``before``.
+    ``through`` and ``digest`` are of the last deleted entry; all were recorded earlier than ``before``.
     """
 
     through: int
@@ -102,7 +101,7 @@ class _Cut(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The head of the log as noted earlier. ``at`` is None in notes of older releases."""
+    """An earlier head. ``at`` is None in notes of older releases."""
 
     number: int
     digest: bytes
@@ -128,10 +127,9 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Audit:
-    """Writes and verifies the audit log.
+    """A refusal is recorded once per caller and ``window`` seconds.
 
-    A refusal is recorded once per caller and ``window`` seconds. ``keep_days`` is ``retention.audit_days``; 0 means
-    unlimited.
+    ``keep_days`` of 0 means unlimited.
     """
 
     def __init__(
@@ -160,10 +158,9 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Record a refusal: one per caller, kind and window, and few per kind and second. Never raises.
+        """Record a refusal: one per caller, kind and window, few per second. Never raises.
 
-        A caller is an API key; without a known key, an address (IPv6: its /64). The next entry counts the omitted ones
-        in ``left_out``.
+        A caller is an API key or an address (IPv6: its /64). ``left_out`` counts omitted entries.
         """
         before = self._left_out_of(action, subject_id, detail)
         if before is None:
@@ -196,15 +193,15 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Add an entry in the open transaction, or in one of its own.
+        """Add an entry in the open transaction or its own.
 
-        ``detail`` must hold no secrets. Phone numbers in texts are masked, because entries are never erased. The
-        client's address is added to ``detail`` as ``from``, ``env`` as ``env``.
+        ``detail`` must hold no secrets. Phone numbers are masked: entries are never erased. ``env`` and the client's
+        address (``from``) are added to it.
         """
         address = acting_from.get()
         detail = (detail or {}) | ({"env": env} if env else {}) | ({"from": address} if address else {})
         text = msgspec.json.encode(_masked(detail), order="deterministic").decode()
-        # Postgres chains the entry to the one before and locks the chain until the transaction ends.
+        # Locks the chain until the transaction ends.
         await self._db.execute(
             APPEND_ENTRY, self._ids.new("aud"), self._clock.now(), merchant_id, actor, action, subject_id, text
         )
@@ -220,23 +217,23 @@ class Audit:
         env: Env | None = None,
         count: bool = False,
     ) -> KeysetPage[AuditEntry]:
-        """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
+        """``env`` includes entries without env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
         return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)
 
     async def announce_cut(self) -> None:
-        """Record in the log which entries are old enough to be deleted, by the clock of Postgres.
+        """Record which entries are old enough to be deleted, by the clock of Postgres.
 
-        Only an unbroken range from the beginning is deleted: up to the first younger entry.
+        Only an unbroken range from the beginning qualifies.
         """
         # raw SQL: function - our own, in a migration; the log has no other writer.
         await self._db.execute("SELECT audit_announce_cut($1)", self._ids.new("aud"))
 
     async def cut(self) -> int:
-        """Delete up to 500 of the oldest announced entries; return the number.
+        """Delete up to 500 announced entries, oldest first; return the number.
 
-        Only this function of Postgres can delete entries. It stores a checkpoint that continues the chain.
+        Postgres stores a checkpoint that continues the chain.
         """
         return int(await self._db.fetchval("SELECT audit_cut()"))
 
@@ -251,24 +248,20 @@ class Audit:
         return row
 
     async def keep_days(self) -> int | None:
-        """Return the days that Postgres keeps the log, 0 for unlimited, None if not set."""
+        """0 means unlimited, None not set."""
         policy = await self._db.run(AuditPolicyRow.select().first())
         return None if policy is None else int(policy["keep_days"])
 
     async def head(self) -> str:
-        """Return number, digest and time of the newest entry: ``120:ab12…:2026-11-23T10:15:12.000000Z``.
-
-        Stored elsewhere, it proves all earlier entries.
-        """
+        """Return ``120:ab12…:2026-11-23T10:15:12.000000Z``, which proves all earlier entries if stored elsewhere."""
         last = await self._last()
         return str(Note(last["number"], bytes(last["digest"]), last["at"]) if last else Note(0, _FIRST, None))
 
     async def verify(self, noted: str | None = None) -> int:
         """Check the chain; return the number of entries. Raises BrokenChain.
 
-        After a cut, the chain starts at the checkpoint, which an entry must have announced. A missing end and a
-        rewritten chain are detected only with ``noted``, an earlier ``head``; with it, so is a cut before
-        ``retention.audit_days``. Raises ValueError if ``noted`` is malformed or its entry has expired.
+        After a cut, the chain starts at an announced checkpoint. Only ``noted``, an earlier ``head``, detects a missing
+        end, a rewritten chain and an early cut. Raises ValueError if ``noted`` is malformed or expired.
         """
         note = Note(0, _FIRST, None) if noted is None else Note.read(noted)
         while True:
@@ -278,7 +271,7 @@ class Audit:
                 await self._verify_note(note, *start)
                 break
             except BrokenChain:
-                # The beginning may have been cut during the check.
+                # The beginning may have been cut meanwhile.
                 if await self._checkpoint() == start:
                     raise
         last = await self._last()

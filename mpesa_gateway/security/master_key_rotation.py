@@ -1,4 +1,4 @@
-"""Master key rotation: reseals all secrets while the gateway runs."""
+"""Reseals all secrets while the gateway runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mpesa_gateway.security.sealing import Sealer
 
 @dataclass(frozen=True)
 class SealedColumn:
-    """A column of sealed secrets. ``key`` is the primary key, ``aad`` SQL expressions."""
+    """``key`` is the primary key, ``aad`` SQL expressions."""
 
     table: str
     key: str
@@ -26,9 +26,9 @@ _BATCH = 500
 
 
 async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) -> dict[str, int]:
-    """Reseal with the current key; return counts by ``table.column``.
+    """Return counts by ``table.column``. Raises UnsealError for an unknown key.
 
-    A concurrent change already used the current key. Raises UnsealError if a key is not in the ring.
+    Concurrent changes already use the current key.
     """
     done: dict[str, int] = {}
     for column in columns:
@@ -48,7 +48,7 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
             for row in rows:
                 if sealer.is_current(row["sealed"]):
                     continue
-                # An id is bound as text here.
+                # Bound as text here.
                 values = zip(tuple(row)[2:-1], row["texts"], strict=True)
                 aad_values = tuple(value if isinstance(value, str) else text for value, text in values)
                 sealed = sealer.seal(sealer.open(row["sealed"], aad=aad_values), aad=aad_values)

@@ -1,4 +1,4 @@
-"""Merchants: the accounts that own keys, payments and endpoints."""
+"""Merchants own keys, payments and endpoints."""
 
 from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import datetime
@@ -21,7 +21,7 @@ _MERCHANTS = KeysetList(table="merchant", key="merchant_id", prefix="mer", of_me
 
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
-    """A merchant. ``envs`` are those with credentials."""
+    """``envs`` are those with credentials."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
@@ -55,7 +55,7 @@ class Merchants:
         changes.on("merchant", self._live.clear)
 
     async def create(self, name: str, *, actor: str) -> Merchant:
-        """Create a merchant. ``name`` has 1 to 100 characters."""
+        """``name`` has 1 to 100 characters."""
         now = self._clock.now()
         merchant = Merchant(merchant_id=self._ids.new("mer", now), name=name, is_active=True, created_at=now)
         async with self._db.transaction():
@@ -76,14 +76,14 @@ class Merchants:
         return None if row is None else _merchant(row)
 
     async def require(self, merchant_id: str) -> Merchant:
-        """Return the merchant. Raises NotFound."""
+        """Raise NotFound."""
         merchant = await self.get(merchant_id)
         if merchant is None:
             raise NotFound("there is no such merchant")
         return merchant
 
     async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
-        """Return merchants, newest first. Raises Invalid for a bad cursor."""
+        """Raise Invalid for a bad cursor."""
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
 
     def all(self) -> AsyncGenerator[list[Merchant]]:
@@ -126,11 +126,10 @@ class Merchants:
         self._changes.notify("merchant", merchant_id)
 
     async def is_sandbox_only(self) -> bool:
-        """Return True if no merchant has live credentials. Cached for at most a second."""
+        """Cached for at most a second."""
         return not await self._live.get("any", self.any_live)
 
     async def any_live(self) -> bool:
-        """Return True if any merchant has live credentials."""
         # raw SQL: array - a partial index serves this constant, and no parameter.
         return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE 'live' = ANY(envs))"))
 

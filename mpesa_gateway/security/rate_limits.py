@@ -1,4 +1,4 @@
-"""Limits on failed authentication and on calls, counted in Valkey and, for failures, in the process."""
+"""Limits on failed authentication and on calls."""
 
 import asyncio
 import math
@@ -22,23 +22,20 @@ from mpesa_gateway.sentinel import primary_pool
 log = structlog.get_logger(__name__)
 
 _PATIENCE = 0.25
-"""Seconds that a request waits for Valkey before it passes uncounted."""
+"""Seconds before a request passes uncounted."""
 
 AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "metrics"
-"""Separate limits: API keys and passwords by address, passwords by account and device, metrics token by address."""
+"""API keys and passwords by address, passwords by account and device, metrics token by address."""
 
 _MOST = 20_000
-"""Addresses and accounts remembered by one process."""
+"""Addresses and accounts per process."""
 
 _REST = 2.0
 """Seconds without Valkey after a timeout."""
 
 
 class RateLimits:
-    """Limits in Valkey.
-
-    Without Valkey, calls with a valid key pass, and each process limits failures by its own count.
-    """
+    """Without Valkey, calls with a valid key pass, and each process counts failures itself."""
 
     def __init__(self, config: GatewayConfig, clock: Clock) -> None:
         self._valkey = config.valkey
@@ -47,7 +44,7 @@ class RateLimits:
         self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
         self._window = limits.auth_failures_window
         self._known = _Failures(self._window)
-        # Allows a burst of ``burst`` calls and ``requests_per_second`` on average.
+        # A burst, and an average rate.
         self._call_limit: RateLimitItem = RateLimitItemPerSecond(
             limits.burst, max(1, round(limits.burst / limits.requests_per_second))
         )
@@ -56,7 +53,7 @@ class RateLimits:
         self._counted: Batcher[str, None] = Batcher(self._count_calls, lanes=1)
 
     async def start(self) -> None:
-        """Create the pool without connecting. Raises ValueError for an address without a host."""
+        """Does not connect. Raises ValueError for an address without a host."""
         url = self._valkey.url
         if url is None:
             raise ValueError("valkey.url is not set")
@@ -77,11 +74,11 @@ class RateLimits:
             await bridge.storage.aclose(close_connection_pool=True)
 
     def refusal(self, what: str, who: str) -> int:
-        """Return seconds until the next attempt is allowed, by this process's count."""
+        """Return seconds until the next attempt, by this process's count."""
         return self._known.over(what, who, self._most(what))
 
     async def admits(self, what: str, who: str) -> None:
-        """Raise TooManyFailures if the failures are used up. Counts nothing."""
+        """Raise TooManyFailures. Counts nothing."""
         retry_after = self.refusal(what, who)
         if not retry_after:
             retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who, counts=False)
@@ -106,7 +103,7 @@ class RateLimits:
         return RateLimitItemPerSecond(self._most(what), self._window)
 
     async def called(self, key_id: str) -> None:
-        """Count a call with this key. Raises RateLimited."""
+        """Raise RateLimited."""
         if not self._is_valkey_paused():
             await self._counted.submit(key_id)
 
@@ -119,7 +116,7 @@ class RateLimits:
             raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
 
     async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
-        """Count concurrent calls together, one by one at the limit."""
+        """Calls of one key are counted together, one by one at the limit."""
         over: dict[str, int] = {}
         for key_id, calls in Counter(key_ids).items():
             if calls > 1 and not await self._over(
@@ -144,7 +141,7 @@ class RateLimits:
     async def _over(
         self, strategy: type[RateLimiter], item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
     ) -> int:
-        """Return 0 within the limit, else seconds until a retry is useful. Raises NotStarted."""
+        """Return 0 within the limit, else seconds until a retry. Raises NotStarted."""
         if self._is_valkey_paused():
             return 0
         if self._storage is None:
@@ -169,20 +166,20 @@ class _Failures:
         self._counts: dict[tuple[str, str], _Count] = {}
 
     def over(self, what: str, who: str, most: int) -> int:
-        """Return seconds until the window with ``most`` failures ends, else 0."""
+        """Return seconds until the window ends, or 0."""
         found = self._counts.get((what, who))
         if found is None or found.failures < most:
             return 0
         return max(0, math.ceil(found.until - self._now()))
 
     def hit(self, what: str, who: str, most: int) -> int:
-        """Count a failure; return seconds until the window ends if over ``most``, else 0."""
+        """Return seconds until the window ends if over ``most``, else 0."""
         found = self._open(what, who)
         found.failures += 1
         return math.ceil(found.until - self._now()) if found.failures > most else 0
 
     def close(self, what: str, who: str, seconds: int, most: int) -> None:
-        """Store a limit that Valkey reported."""
+        """Valkey reported a limit."""
         found = self._open(what, who)
         found.failures, found.until = max(found.failures, most), self._now() + seconds
 
@@ -198,7 +195,7 @@ class _Failures:
     def _forget(self, now: float) -> None:
         for key in [key for key, count in self._counts.items() if count.until <= now]:
             del self._counts[key]
-        # Evict the keys with the fewest failures.
+        # Evict keys with the fewest failures.
         for key in sorted(self._counts, key=lambda each: self._counts[each].failures)[: len(self._counts) - _MOST // 2]:
             del self._counts[key]
 

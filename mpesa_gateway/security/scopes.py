@@ -1,4 +1,4 @@
-"""Scopes of API keys, as types in a route's signature."""
+"""Scopes of API keys, as types for routes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ def key_prefix(env: Env) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A right of an API key. ``meaning`` completes "its key may …".
+    """``meaning`` completes "its key may …".
 
-    ``is_for_merchants``: a merchant's key has it by default.
+    ``is_for_merchants``: merchants' keys have it by default.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Scope:
 
 
 class Scopes:
-    """The scopes of enabled plugins and the kernel."""
+    """Scopes of kernel and plugins."""
 
     def __init__(self, declared: Mapping[str, Scope]) -> None:
         self._declared = declared
@@ -62,7 +62,7 @@ class Scopes:
         return sorted(self._declared)
 
     def named(self, names: Iterable[str]) -> tuple[Scope, ...]:
-        """Return the scopes of these names. Raises ValueError for an unknown name or none."""
+        """Raise ValueError for an unknown name or none."""
         wanted = tuple(names)
         unknown = [name for name in wanted if name not in self._declared]
         if unknown or not wanted:
@@ -73,7 +73,7 @@ class Scopes:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The merchant and its key, or an operator ``by`` name who acts for the merchant."""
+    """The merchant and its key, or an operator ``by`` name."""
 
     merchant_id: str
     key_id: str
@@ -88,7 +88,7 @@ class Caller:
 
 
 INJECTED = Dependency()
-"""Litestar's dependency marker: ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
+"""Litestar's marker: ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
 
 MERCHANT_READ = Scope(
     "merchant:read", "see whose key this is, and what is configured, secrets by their last four characters"
@@ -101,7 +101,6 @@ ADMIN = Scope(
     is_for_merchants=False,
 )
 KERNEL_SCOPES = (MERCHANT_READ, MERCHANT_WRITE, AUDIT_READ, ADMIN)
-"""Scopes of the kernel's routes and of several plugins."""
 
 MerchantRead = Annotated[Caller, INJECTED, MERCHANT_READ]
 MerchantWrite = Annotated[Caller, INJECTED, MERCHANT_WRITE]

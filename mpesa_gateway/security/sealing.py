@@ -1,4 +1,4 @@
-"""Sealed secrets: AES-256-GCM with a ring of keys, so that old keys still open."""
+"""Sealed secrets: AES-256-GCM with a ring of keys."""
 
 import base64
 import binascii
@@ -22,7 +22,7 @@ class UnsealError(Exception):
 
 
 class _Key:
-    """A master key and its id, which is stored with each sealed text."""
+    """The id is stored with each sealed text."""
 
     __slots__ = ("cipher", "key_id")
 
@@ -32,10 +32,10 @@ class _Key:
 
 
 class Sealer:
-    """Seals with the first key of the ring, opens with any."""
+    """Seals with the first key, opens with any."""
 
     def __init__(self, ring: Sequence[bytes], reload: Callable[[], Sequence[bytes]] | None = None) -> None:
-        """``ring`` has 32-byte keys, the current one first; ``reload`` is called for an unknown key id."""
+        """Keys have 32 bytes; ``reload`` is called for an unknown key id."""
         self._reload = reload
         self._set(ring)
 
@@ -53,13 +53,13 @@ class Sealer:
         return tuple(self._keys)
 
     def seal(self, plaintext: str, *, aad: tuple[str, ...]) -> str:
-        """Seal a text, bound to ``aad`` (merchant, provider, field)."""
+        """``aad`` is merchant, provider and field."""
         nonce = secrets.token_bytes(_NONCE)
         sealed = self._primary.cipher.encrypt(nonce, plaintext.encode(), _bound(aad))
         return f"{_VERSION}.{self._primary.key_id}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str, *, aad: tuple[str, ...]) -> str:
-        """Return the text sealed with this ``aad``. Raises UnsealError."""
+        """Raise UnsealError."""
         key_id, content = _parts(sealed)
         key = self._keys.get(key_id)
         if key is None and self._reload is not None:
@@ -73,7 +73,6 @@ class Sealer:
             raise UnsealError("sealed for something else, or altered since") from None
 
     def is_current(self, sealed: str) -> bool:
-        """Return True if the current key sealed this."""
         return _parts(sealed)[0] == self.key_id
 
 
@@ -89,17 +88,17 @@ def _parts(sealed: str) -> tuple[str, bytes]:
 
 
 def _bound(aad: tuple[str, ...]) -> bytes:
-    # Lengths distinguish ("a", "bc") from ("ab", "c").
+    # Distinguishes ("a", "bc") from ("ab", "c").
     return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in aad)
 
 
 def generate() -> str:
-    """Return a new master key: 32 random bytes in base64."""
+    """Return 32 random bytes in base64."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def read_key(text: str, setting: str) -> bytes:
-    """Decode a master key. Raises ConfigError."""
+    """Raise ConfigError."""
     try:
         material = base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -113,7 +112,7 @@ def read_key(text: str, setting: str) -> bytes:
 
 
 def read_ring_file(path: Path) -> list[bytes]:
-    """Return the keys of a file, one a line, the current one first. Raises ConfigError."""
+    """Read one key a line, the current one first. Raises ConfigError."""
     try:
         lines = read_text_file(path).split()
     except (OSError, UnicodeDecodeError):
@@ -124,7 +123,7 @@ def read_ring_file(path: Path) -> list[bytes]:
 
 
 def sealer_for(config: SecurityConfig) -> Sealer:
-    """Return the configured sealer. Raises ConfigError."""
+    """Raise ConfigError."""
     if config.master_key_file is not None:
         path = Path(config.master_key_file)
         return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))

@@ -1,4 +1,4 @@
-"""Piccolo tables of merchants, API keys and the audit log."""
+"""Tables of merchants, API keys and the audit log."""
 
 from piccolo.columns import Array, BigInt, Boolean, Bytea, Integer, Text, Timestamptz, Varchar
 from piccolo.table import Table
@@ -31,7 +31,7 @@ class ApiKeyRow(Table, tablename="api_key"):
 
 
 class AuditRow(Table, tablename="audit_entry"):
-    """An audit entry, chained to the one before."""
+    """An entry, chained to the one before."""
 
     number = BigInt(primary_key=True)
     entry_id = Text()
@@ -55,7 +55,7 @@ class AuditCheckpointRow(Table, tablename="audit_checkpoint"):
 
 
 class AuditPolicyRow(Table, tablename="audit_policy"):
-    """Retention of the log in days and its minimum so far; 0 means unlimited."""
+    """Retention in days and its minimum so far; 0 means unlimited."""
 
     is_the_only_one = Boolean(primary_key=True)
     keep_days = Integer()
@@ -63,7 +63,7 @@ class AuditPolicyRow(Table, tablename="audit_policy"):
 
 
 class GatewaySecretRow(Table, tablename="gateway_secret"):
-    """A sealed secret of the gateway."""
+    """A sealed secret."""
 
     name = Text(primary_key=True)
     sealed = Text()
@@ -79,4 +79,4 @@ FROM api_key JOIN merchant USING (merchant_id) WHERE api_key.key_id = $1
 
 # raw SQL: function - our own, in a migration.
 APPEND_ENTRY = "SELECT audit_append($1, $2, $3, $4, $5, $6, $7)"
-"""Locks the chain until the transaction ends. Postgres computes the digest."""
+"""Locks the chain until the transaction ends."""
