@@ -178,7 +178,6 @@ class Gateway:
         self.asgi = GatewayApplication(self)
 
     def _offered(self) -> Services:
-        """Providers are created at first use."""
         services = Services()
         for plugin in self.plugins:
             for port, factory in plugin.provides:
@@ -197,7 +196,6 @@ class Gateway:
         return cast(S, self._settings[kind])
 
     def contributed(self, kind: type[T]) -> list[T]:
-        """``Plugin`` returns the plugins."""
         return [value for plugin in self.plugins for value in plugin.contributions if isinstance(value, kind)]
 
     def port(self, kind: type[T]) -> T:
@@ -211,7 +209,6 @@ class Gateway:
         return self.config.public_url.rstrip("/") + path
 
     def event_type(self, kind: str) -> type[Event]:
-        """Raise LookupError if no enabled plugin publishes it."""
         try:
             return self._event_types[kind]
         except KeyError:
@@ -295,11 +292,11 @@ class Gateway:
         except MigrationError:
             if due == "migrations":
                 raise
-            # The longer of both times applies until the owner has stored the new one.
+            # The longer retention applies until the owner has stored the new one.
             log.warning("audit_days_differ", fix="run `mpesa-gateway migrate` with `database.owner_url`")
 
     async def stop(self) -> None:
-        """Stop the plugins and close all connections, at the last stop."""
+        """The last of several stops stops the plugins and closes all connections."""
         self._users = max(0, self._users - 1)
         if self._users == 0:
             await self._stop()

@@ -74,7 +74,6 @@ class GatewayApplication:
         return litestar
 
     def release(self) -> Litestar | None:
-        """Release the application for another gateway."""
         released, self._litestar, self._gate, self._inside = self._litestar, None, None, None
         self._access = None
         if released is not None:
@@ -82,7 +81,7 @@ class GatewayApplication:
         return released
 
     def build(self) -> None:
-        """Takes half a second."""
+        """Build the application before the first request; it takes half a second."""
         _ = self.litestar
 
     @property
@@ -97,7 +96,6 @@ class GatewayApplication:
 
     @property
     def current_load_shedder(self) -> LoadShedder | None:
-        """None in a worker."""
         return self._gate
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

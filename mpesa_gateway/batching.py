@@ -41,7 +41,7 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, what: T) -> R:
-        """Return the result of ``what``, or raise its exception. Cancelling the caller does not cancel it."""
+        """Return the result of ``what`` or raise its exception. Cancelling the caller does not cancel it."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         if not self._lanes_open:

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 _SILENT_SHARE = 4
-"""A quarter of the slots is for accounts that did not answer."""
+"""One slot in so many is for unresponsive accounts."""
 
 
 class Bulkhead:

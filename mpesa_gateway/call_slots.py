@@ -18,7 +18,7 @@ class SlotCounter(Protocol):
     def release(self) -> None: ...
 
     def reacquire(self) -> None:
-        """Take a slot again, even above the limit."""
+        """May exceed the limit, so that calls in progress finish first."""
         ...
 
     def end(self, *, is_working: bool) -> None: ...
@@ -41,7 +41,6 @@ class Slot:
             self._gate.release()
 
     def reacquire(self) -> None:
-        """Calls in progress may exceed the limit."""
         self._aside -= 1
         if self._aside == 0 and not self._is_closed:
             self._gate.reacquire()
@@ -68,7 +67,6 @@ class Slot:
 
     @contextmanager
     def _unless_quick(self) -> Generator[None]:
-        """Most bodies have arrived already."""
         has_left = False
 
         def leave() -> None:

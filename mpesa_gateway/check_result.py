@@ -50,14 +50,12 @@ class CheckContext:
 
     @property
     def one(self) -> Merchant:
-        """Raise RuntimeError unless this is a check of each merchant."""
         if self.merchant is None:
             raise RuntimeError("this check is not of_each_merchant, so there is no merchant to look at")
         return self.merchant
 
     @property
     def if_live(self) -> Level:
-        """A problem only with real money."""
         return Level.PROBLEM if self.is_live else Level.NOTE
 
 

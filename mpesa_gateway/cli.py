@@ -39,7 +39,6 @@ OTHERS = (CommandFailed, StartFailed, ApiError, MigrationError, SecondGateway, B
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
 
 
 class Commands(click.RichGroup):

@@ -29,7 +29,6 @@ def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
 
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?\Z", re.ASCII)
-"""With or without a port, as in X-Forwarded-For."""
 
 
 @lru_cache(maxsize=4096)

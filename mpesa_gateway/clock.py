@@ -10,7 +10,7 @@ EAT = timezone(timedelta(hours=3), "EAT")
 
 
 class Clock(Protocol):
-    """Returns the time in UTC."""
+    """Returns the current time in UTC."""
 
     def now(self) -> datetime: ...
 
@@ -60,7 +60,6 @@ class SharedClock:
 
 
 _GOOD_ENOUGH = timedelta(milliseconds=100)
-"""Ignored difference."""
 
 
 class SetClock:
@@ -93,5 +92,4 @@ def from_daraja_timestamp(text: str) -> datetime:
 
 
 def seconds_since(moment: datetime | None, clock: Clock) -> float:
-    """0 for None and the future."""
     return 0.0 if moment is None else max((clock.now() - moment).total_seconds(), 0.0)

@@ -14,7 +14,6 @@ _AGREE_EVERY = 30.0
 """Seconds."""
 
 _WRONG = timedelta(seconds=2)
-"""Logged difference."""
 
 
 class ClockKeeper:
@@ -26,7 +25,6 @@ class ClockKeeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Raise errors of asyncpg."""
         await self._agree()
         self._task = asyncio.create_task(self._keep_agreeing())
 

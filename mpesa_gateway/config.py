@@ -22,7 +22,6 @@ ELSEWHERE = frozenset({"CONFIG", "DATA"})
 """The settings file, and the data folder of ``up``."""
 
 NOT_OURS = ("TEST_",)
-"""Test fixtures."""
 
 QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
 """``default`` is for jobs of hosts and third parties."""
@@ -39,7 +38,6 @@ _NAME_SERVER = re.compile(
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400, extra={"unit": "seconds"})]
-"""The unit is printed in the settings reference."""
 
 WholeSeconds = Annotated[int, msgspec.Meta(ge=1, extra={"unit": "seconds"})]
 
@@ -58,7 +56,7 @@ class ConfigError(Exception):
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Postgres.
+    """Connections to Postgres.
 
     ``direct_url`` is needed if ``url`` leads through a pooler in transaction mode. ``owner_url``, for ``mpesa-gateway
     migrate`` only, bypasses poolers; without it, the role of ``url`` owns the tables.
@@ -279,7 +277,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def section(self, name: str, kind: type[S]) -> S:
-        """Raise ConfigError for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
@@ -432,7 +429,6 @@ def _check_servers(config: GatewayConfig) -> None:
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
-"""RFC 3986."""
 
 _HOST = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?\Z", re.ASCII)
 _ODD_SEGMENT = re.compile(r"//|/\.\.?(?:/|\Z)")
@@ -440,7 +436,6 @@ _EXAMPLE = "such as https://pay.example.co.ke"
 
 
 def _problem_of_url(url: str) -> str | None:
-    """Return the problem and the fix, or None."""
     if not _URL.match(url):
         return f"without spaces, control characters or letters outside ASCII, {_EXAMPLE}"
     try:

@@ -13,7 +13,6 @@ _ESCAPED = re.compile(f"(?![\n\t])[{UNSEEN}]")
 
 
 def escape_control_characters(text: str) -> str:
-    """Keep line breaks and tabs."""
     return text if text.isprintable() else _ESCAPED.sub(_escape, text)
 
 

@@ -31,7 +31,7 @@ def use_request_id(request_id: str) -> Generator[None]:
 
 @dataclass(frozen=True)
 class RequestContext:
-    """Either value may be empty."""
+    """A request that led to a job. Either value may be empty."""
 
     request_id: str
     traceparent: str
@@ -41,7 +41,7 @@ class RequestContext:
 
 
 def current_context() -> RequestContext | None:
-    """Mask phone numbers in ids of clients."""
+    """Ids of clients are masked: they may contain phone numbers."""
     request_id, traceparent = current_request_id(), current_traceparent()
     return RequestContext(mask_phones(request_id), traceparent) if request_id or traceparent else None
 
@@ -61,7 +61,6 @@ def use_context(origin: RequestContext | None) -> Generator[None]:
 
 @contextmanager
 def use_job_contexts(known: Mapping[str, RequestContext]) -> Generator[None]:
-    """Set one request per object id."""
     token = _known.set(known)
     try:
         yield

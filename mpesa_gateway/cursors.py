@@ -14,7 +14,6 @@ def invalid_cursor() -> InvalidFields:
 
 
 def encode_cursor(key: str, env: Env | None) -> str:
-    """``env`` is None for a list of both."""
     return base64.urlsafe_b64encode(f"{key}{_SEPARATOR}{env or ''}".encode()).decode().rstrip("=")
 
 

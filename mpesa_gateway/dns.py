@@ -21,7 +21,6 @@ else:
 
 Address = IPv4Address | IPv6Address
 Lookup = Callable[[str, int], Awaitable[list[str]]]
-"""Return addresses of host and port. Raises OSError."""
 
 _TRY, _TRIES = 2.0, 2
 """Seconds for the first question, doubled for the next, and questions per server."""
@@ -31,7 +30,6 @@ _MOST = 512
 
 
 def read_literal(host: str) -> Address | None:
-    """None for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -39,7 +37,7 @@ def read_literal(host: str) -> Address | None:
 
 
 class NameResolver:
-    """One question per name at a time; one thread."""
+    """Asks one question per name at a time, on one thread."""
 
     def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = ()) -> None:
         """``timeout`` is for a whole look-up. ``servers`` replace the machine's."""

@@ -10,10 +10,8 @@ import msgspec
 from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
 
 ERASED = "erased"
-"""Replaces the number."""
 
 _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
-"""Keeps decimals as written."""
 
 _PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
 """A perhaps masked number, as Daraja begins a party: ``2547****678 - JANE DOE``."""
@@ -34,7 +32,7 @@ class ErasedNumber:
         self._nameless = rf"\g<1>{ERASED}{tag}"
 
     def is_in(self, text: str | None) -> bool:
-        """Also find masked numbers."""
+        """Find masked numbers too."""
         return text is not None and self.without(text) != text
 
     def is_in_json(self, text: str) -> bool:

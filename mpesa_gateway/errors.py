@@ -198,13 +198,13 @@ class ProviderUnavailable(ApiError):
 
 
 class ServiceUnavailable(ApiError):
-    """Postgres or Valkey is unreachable."""
+    """A required service is unavailable."""
 
     status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
 
 
 class InternalError(ApiError):
-    """Internal error. Quote the request_id to the host."""
+    """Internal error. Quote the request_id to the operator of this gateway."""
 
     status, code = 500, Code.INTERNAL_ERROR
 
@@ -237,7 +237,6 @@ class FieldChecks:
         self._problems.append(Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message))
 
     def take(self, field: str, parse: Callable[[V], T], value: V) -> T | None:
-        """Record a ValueError and return None."""
         try:
             return parse(value)
         except ValueError as problem:
@@ -245,14 +244,14 @@ class FieldChecks:
             return None
 
     def settle(self) -> None:
-        """Raise Invalid if there are problems."""
+        """Raise Invalid if a check failed."""
         if self._problems:
             raise InvalidFields(self._problems)
 
 
 @contextmanager
 def check_fields() -> Generator[FieldChecks]:
-    """Raise Invalid at the end of the block if there are problems."""
+    """Raise Invalid at the end of the block if a check failed."""
     checks = FieldChecks()
     yield checks
     checks.settle()

@@ -9,11 +9,10 @@ import msgspec
 from mpesa_gateway.env import Env
 
 UNPUBLISHED = datetime(1, 1, 1, tzinfo=UTC)
-"""Before publication."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """The outbox sets the first two fields."""
+    """A fact for subscribers. The outbox sets the first two fields."""
 
     kind: ClassVar[str]
     """Stable: ``payment.completed``."""
@@ -22,18 +21,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     occurred_at: datetime = UNPUBLISHED
     merchant_id: str
     env: Env | None = None
-    """None for an unknown callback."""
+    """None if unknown."""
     subject_id: str
 
 
 class PublicEvent(Event, frozen=True, kw_only=True):
-    """Sent to merchants' webhooks."""
+    """An event that is sent to merchants' webhooks."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
-    """For the reference."""
 
     env: Env  # pyright: ignore[reportGeneralTypeIssues] - required of what merchants hear
 
     def data(self) -> dict[str, Any]:
-        """``data`` of the webhook body. Money is decimal strings; ``env`` is added."""
+        """Return ``data`` of the webhook body. Money is decimal strings; ``env`` is added."""
         raise TypeError(f"{type(self).__name__} does not say what merchants get to see of it")

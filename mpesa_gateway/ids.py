@@ -84,7 +84,6 @@ def _spell(prefix: str, milliseconds: int, chance: int) -> str:
 
 
 def renamed(identifier: str, prefix: str) -> str:
-    """Raise ValueError."""
     uuid = uuid_of(identifier)
     if uuid in {NO_ROW, _NIL}:
         raise ValueError("this is no identifier of ours")
@@ -92,7 +91,6 @@ def renamed(identifier: str, prefix: str) -> str:
 
 
 NO_ROW = b"\xff" * 16
-"""No row has it."""
 
 _NIL = b"\x00" * 16
 

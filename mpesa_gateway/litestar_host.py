@@ -15,7 +15,7 @@ class GatewayPlugin(InitPlugin):
     """
 
     def __init__(self, gateway: Gateway, path: str = "/payments") -> None:
-        """``path`` also ends ``public_url``. Raises ValueError for a wrong slash."""
+        """``path`` also ends ``public_url``. Raises ValueError unless it begins, and does not end, with a slash."""
         if not path.startswith("/") or path.endswith("/"):
             raise ValueError(f"a path to mount the gateway at begins with a slash and does not end with one: {path!r}")
         self._gateway = gateway

@@ -50,12 +50,11 @@ def masked(text: str) -> str:
 
 
 def trace(problem: BaseException) -> str:
-    """As text: with ``exc_info`` a host's renderer may show variables."""
+    """Return text: with ``exc_info`` a host's renderer may show variables."""
     return masked("".join(traceback.format_exception(problem)).rstrip())
 
 
 def mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Structlog processor."""
     for name, value in event.items():
         event[name] = "****" if name.lower() in _FORBIDDEN else _masked(value)
     return event
@@ -140,11 +139,11 @@ def configure(config: LogsConfig) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    # Only failures are logged, by us.
+    # We log failures only.
     logging.getLogger("saq").setLevel(logging.WARNING)
     # Paths contain callback tokens and merchants' webhook addresses.
     for name in ("niquests", "urllib3", "urllib3_future"):
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
-    # Paths contain callback tokens; our lines contain the route.
+    # Paths contain callback tokens.
     logging.getLogger("uvicorn.access").disabled = True
     logging.captureWarnings(capture=True)

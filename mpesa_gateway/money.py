@@ -41,7 +41,7 @@ class Kes(int):
 
     @classmethod
     def parse_payable(cls, value: Decimal | int | str) -> Self:
-        """Apply the limits of one transaction."""
+        """Parse an amount within the limits of one transaction."""
         amount = cls.parse(value)
         if not MINIMUM <= amount <= MAXIMUM:
             raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 _OFFERED = 200
-"""Newest merchants offered as filters."""
 
 
 class Role(StrEnum):
@@ -91,7 +90,6 @@ class PageRequest:
             raise WrongEnvironment(env)
 
     def read_query(self, kind: type[Q]) -> Q:
-        """Raise Invalid."""
         return read_query(self.query, kind)
 
     def kept_query(self, *without: str) -> str:
@@ -109,7 +107,6 @@ class PageRequest:
         }
 
     async def merchant_names(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """Return values for the filter ``whose.html`` and these rows."""
         merchants = self.gateway.merchants
         chosen = self.query.get("merchant", ())
         return {
@@ -156,7 +153,6 @@ class Redirect:
     note: str = ""
     secret: Secret | None = None
     is_warning: bool = False
-    """The result needs review."""
 
 
 @dataclass(frozen=True)

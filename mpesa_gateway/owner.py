@@ -40,7 +40,6 @@ def owner_config(config: DatabaseConfig) -> DatabaseConfig:
 
 
 async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """Raise MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"

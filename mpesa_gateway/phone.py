@@ -8,7 +8,7 @@ from typing import Any, Self
 
 _COUNTRY = "254"
 _MOST = 64
-"""Input length."""
+"""Characters of input."""
 
 _SEPARATORS = frozenset("-().\t\u2212")
 _INVISIBLE = frozenset({"Cf", "Zs", "Pd"})
@@ -123,10 +123,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 _AS_DECIMAL = re.compile(r"(?<=[0-9])\.0+\Z", re.ASCII)
 _MASKED_PHONE = re.compile(r"(?:2?\*|25?\*|254?\*|254[17][0-9]*\*|0?\*|0[17][0-9]*\*|[17][0-9]*\*)", re.ASCII)
 _SHORTEST = 9
-"""Fewer digits are a suffix."""
+"""Digits; shorter numbers are suffixes."""
 _LAST = 6
 _ENOUGH = 3
-"""They identify a payer if the reference is equal."""
 
 _IN_TEXT = re.compile(r"(?<![0-9A-Za-z])\+?(254[17]|0[17])([0-9]{5})([0-9]{3})(?![0-9A-Za-z])")
 

@@ -65,7 +65,6 @@ E = TypeVar("E", bound=Event)
 N = TypeVar("N", bound="Named")
 
 Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
-"""Ports with their factories."""
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +122,7 @@ class Eraser:
 
 @dataclass(frozen=True)
 class Plugin:
-    """Only ``name`` and ``summary`` are required."""
+    """A plugin. Only ``name`` and ``summary`` are required."""
 
     name: str
     summary: str
@@ -149,7 +148,6 @@ class Plugin:
     metrics: Callable[[CollectorRegistry], Any] | None = None
     """Counters and histograms: ``gateway.metrics.get(ThisClass)``."""
     collectors: tuple[Collector, ...] = ()
-    """Gauges of the plugin ``metrics``."""
     contributes: tuple[Any, ...] = ()
     """Found by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
@@ -163,7 +161,7 @@ class Plugin:
         return (self, *self.contributes, *self.forgets, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
-        """``webhooks.deliver``."""
+        """Return the name in the queue: ``webhooks.deliver``."""
         return f"{self.name}.{job.fn.__name__}"
 
 
@@ -295,12 +293,10 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
 
 
 def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
-    """Raise PluginError for a duplicate name."""
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
-    """Raise PluginError for a duplicate name."""
     found: dict[str, type[Event]] = {}
     for plugin in plugins:
         for event in plugin.publishes:
@@ -311,7 +307,6 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Raise PluginError for a duplicate name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:

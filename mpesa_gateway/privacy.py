@@ -66,7 +66,6 @@ class ErasureReport:
         self.left += other.left
 
     def counted(self) -> dict[str, int]:
-        """Without identifiers."""
         return {"cases": self.cases, "left": len({left.subject_id for left in self.left}), **self.erased}
 
 
@@ -155,7 +154,7 @@ class Privacy:
         return [row["merchant_id"] for row in rows]
 
     async def _roots(self, merchant_id: str, number: ErasedNumber) -> AsyncGenerator[str]:
-        # Dependent plugins first: a payment before its callbacks.
+        # A payment before its callbacks.
         for eraser in reversed(self._erasers):
             after = ""
             while eraser.find is not None and (page := await eraser.find(self._runtime, merchant_id, number, after)):

@@ -33,7 +33,7 @@ DEQUEUE = 1.0
 """Seconds that an idle worker blocks in Valkey."""
 
 _RELEASE_AGAIN = 0.01
-"""Seconds between attempts to release idle slots."""
+"""Seconds."""
 
 AWAY = 1.0
 """Seconds between attempts while Valkey is unreachable."""
@@ -45,7 +45,6 @@ _PATIENCE = 0.5
 """Seconds to enqueue."""
 
 _WAKING_AT_MOST = 1000
-"""Sweepers find further work."""
 
 KEEP = 60
 
@@ -53,7 +52,6 @@ _KEEP_FAILED = 7 * 24 * 3600
 """Seconds."""
 
 _FAILED_AT_MOST = 1000
-"""The oldest are dropped."""
 
 
 REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
@@ -62,7 +60,7 @@ REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
 SAQ: Attributes = {"messaging.system": "saq"}
 
 _SAY_AGAIN = 30.0
-"""Seconds between log lines about an unreachable Valkey."""
+"""Seconds between log lines."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,11 @@ class Job:
 
 
 class GatewayQueue(RedisQueue):
-    """SAQ's queue with failed jobs, tolerant of a lost Valkey."""
+    """SAQ's queue with a list of failed jobs."""
 
     _said_at = -_SAY_AGAIN
 
     def __init__(self, client: Any, name: str) -> None:
-        """``client`` must not be shared: its connections report their ids."""
         super().__init__(client, name)
         self._dequeuing = 0
         self._asking_version = asyncio.Lock()
@@ -128,7 +125,6 @@ class GatewayQueue(RedisQueue):
     async def _note_client_id(self, connection: Any) -> None:
         await connection.on_connect()
         await connection.send_command("CLIENT", "ID")
-        # Then the worker stops later.
         with contextlib.suppress(ResponseError):
             self._client_ids[connection] = await connection.read_response()
 
@@ -160,14 +156,12 @@ class GatewayQueue(RedisQueue):
         return [job for job in jobs if job is not None and _has_failed(job)]
 
     async def retry_failed(self, key: str) -> SaqJob | None:
-        """None if it is not listed."""
         job = await self._unlist_failed(key)
         if job is not None:
             await self.retry(job, None)
         return job
 
     async def discard_failed(self, key: str) -> SaqJob | None:
-        """None if it is not listed."""
         job = await self._unlist_failed(key)
         if job is not None:
             await self.redis.expire(job.id, KEEP)

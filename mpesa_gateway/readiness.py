@@ -26,7 +26,7 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Need:
-    """Read Postgres and settings only: called by each ``PUT /v1/merchant/providers``."""
+    """A contribution that reads Postgres and settings only: ``PUT /v1/merchant/providers`` calls it."""
 
     missing: Callable[[Runtime, str, Env], Awaitable[Sequence[Missing]]]
 

@@ -45,7 +45,7 @@ class Retention:
     """Deletes expired rows and skips locked ones."""
 
     def __init__(self, runtime: Runtime, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Seconds between batches."""
+        """``sleep`` takes seconds."""
         self._runtime = runtime
         self._sleep = sleep
         self._settings = runtime.config.retention
@@ -67,7 +67,7 @@ class Retention:
         return counts
 
     async def _may_cut(self) -> bool:
-        """``mpesa-gateway migrate`` sets it."""
+        """``mpesa-gateway migrate`` stores the retention."""
         days = self._settings.audit_days
         stored = await self._runtime.audit.keep_days()
         if stored != days:

@@ -19,7 +19,7 @@ class Services:
         self._making: set[type[Any]] = set()
 
     def offer(self, port: type[Any], factory: Callable[[], Any]) -> None:
-        """Created at first use."""
+        """Register a provider, created at first use."""
         if port in self._factories:
             raise ValueError(f"two plugins provide {port.__qualname__}: enable only one of them")
         self._factories[port] = factory

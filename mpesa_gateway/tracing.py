@@ -60,7 +60,7 @@ def is_enabled(tracer: Tracer) -> bool:
 def root_span(
     tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
 ) -> AbstractContextManager[Span]:
-    """The span of a request or job."""
+    """Return the span of a request or job."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))
@@ -77,7 +77,7 @@ def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractCo
 def child_span(
     tracer: Tracer, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span]:
-    """Recorded only inside another span."""
+    """Record the span only inside another one."""
     parent = parent_context() if is_enabled(tracer) else None
     if parent is None:
         return _NOT_RECORDED
@@ -90,7 +90,7 @@ def postgres_span(tracer: Tracer, what: str) -> AbstractContextManager[Span]:
 
 @contextmanager
 def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[None]:
-    """Recorded with a child, a failure, or after a second."""
+    """Record the span with a child, a failure, or after a second."""
     if not is_enabled(tracer):
         yield
         return

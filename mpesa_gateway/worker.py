@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayWorker(Worker[Any]):
-    """SAQ's worker, without signal handlers and delays at a stop."""
+    """SAQ's worker without signal handlers and without delay at a stop."""
 
     SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - as in SAQ
 
@@ -71,7 +71,7 @@ def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
     return GatewayWorker(
         queue,
         functions,
-        # No cron waits for a slow one.
+        # One slot per cron: none waits for a slow one.
         concurrency=max(getattr(config.worker, name), len(crons)),
         cron_jobs=crons,
         timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
@@ -143,7 +143,7 @@ def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
 
 
 async def _beat(job: SaqJob, every: float) -> None:
-    """Only a dead worker's jobs are reassigned."""
+    """Send heartbeats: only a dead worker's jobs are reassigned."""
     while True:
         await asyncio.sleep(every)
         try:
@@ -164,7 +164,6 @@ class WorkerGroup:
 
 
 async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Finish or requeue jobs after a stop. Raises a worker's error."""
     workers = group.workers.values()
     running: list[asyncio.Task[None]] = []
     try:

@@ -11,5 +11,5 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record] | asyncpg.Connectio
 
 
 async def read_ids(connection: Connection) -> None:
-    """Also in arrays."""
+    """Convert ids on this connection, also in arrays."""
     await connection.set_type_codec("uuid", schema="pg_catalog", encoder=uuid_of, decoder=id_of, format="binary")

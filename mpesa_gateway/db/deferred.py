@@ -28,7 +28,7 @@ class ConcurrentUpdate(RuntimeError):
 class DeferredWrite:
     """A statement that returns one column of text.
 
-    Writes of one transaction do not see each other's changes and must not change the same row.
+    Writes of one transaction do not see each other and must not change the same row.
     """
 
     sql: str
@@ -66,10 +66,7 @@ async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]
 
 @lru_cache(maxsize=512)
 def join_statements(parts: tuple[tuple[str, int, bool, str | None], ...]) -> str:
-    """``parts``: text, number of parameters, is counted, follow-up.
-
-    Counting in order takes locks in order.
-    """
+    """``parts``: text, number of parameters, is counted, following statement."""
     steps: list[str] = []
     found: list[str] = []
     given = 0

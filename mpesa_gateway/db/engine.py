@@ -40,7 +40,6 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
-    # On a connection that the server has just closed.
     asyncpg.InternalClientError,
 )
 """Postgres is unreachable, restarting or failing over."""
@@ -128,7 +127,6 @@ class _Engine(PostgresEngine):
             return rows
 
     async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Piccolo would open a connection."""
         return await self._run_in_pool(query, args)
 
     async def check_version(self) -> None:
@@ -195,7 +193,10 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Behind a pooler, the protocol's process id differs from the backend's."""
+    """Raise PoolerDetected, SearchPathLost or SettingLost.
+
+    Behind a pooler, the protocol's process id differs from the backend's.
+    """
     row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
         return
@@ -234,7 +235,7 @@ def startup_settings_refused() -> Generator[None]:
 
 
 def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
-    """Connect directly, not through a pooler."""
+    """Bypass any pooler."""
     # A dead process must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
     dsn = read_dsn(url)
@@ -268,7 +269,6 @@ class _OpenTransaction:
         self._is_telling = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
-        """Send BEGIN and deferred writes."""
         self.check()
         try:
             if self.connection is None:
@@ -282,7 +282,7 @@ class _OpenTransaction:
         return self.connection
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Send all at ``MOST`` writes."""
+        """Send all deferred writes once there are ``MOST``."""
         self.check()
         if self._is_telling:
             raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
@@ -430,7 +430,6 @@ class Database:
         await check_connection(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Running queries get ``patience`` seconds."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -448,7 +447,6 @@ class Database:
             table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
-        """Run a Piccolo query in the open transaction, if any."""
         token = _named.set(self)
         try:
             return await query
@@ -481,7 +479,7 @@ class Database:
     async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
         """Like ``fetch``, planned for these values, with a second round trip.
 
-        A generic plan suits either rare or common values of a list.
+        A generic plan suits either rare or common values of a list, not both.
         """
         async with self.connection() as connection:
             statement = await connection.prepare(self.columns.spell_out(sql), name="")
@@ -598,7 +596,7 @@ class Database:
             raise
 
     async def after_commit(self, callback: AfterCommit) -> None:
-        """Without a transaction, call now."""
+        """Call ``callback`` after commit, or now without a transaction."""
         current = self._open.get()
         if current is None:
             await callback()

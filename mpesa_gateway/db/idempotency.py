@@ -108,13 +108,13 @@ class Claim:
 
 
 def fingerprint(operation: str, body: dict[str, Any]) -> bytes:
-    """Return 16 bytes of the SHA-256."""
+    """Return 16 bytes of the SHA-256 over operation and body."""
     text = operation.encode() + b"\0" + msgspec.json.encode(body, order="deterministic")
     return hashlib.sha256(text).digest()[:16]
 
 
 def read_key(header: str | None) -> str:
-    """Raise KeyRequired unless it is 1 to 255 printable ASCII characters."""
+    """Raise KeyRequired unless the key is 1 to 255 printable ASCII characters."""
     if header is None or not header.strip():
         raise KeyRequired("send an Idempotency-Key header, such as your order's id: it makes retrying safe")
     key = header.strip()

@@ -53,7 +53,6 @@ class InvalidationListener:
             self._task = None
 
     def on(self, topic: str, forget: Callable[[str], None]) -> None:
-        """Call ``forget`` with each changed key."""
         self._heard.setdefault(topic, []).append(forget)
 
     def notify(self, topic: str, key: str) -> None:
@@ -109,7 +108,6 @@ class InvalidatedCache(Generic[V]):
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
-        """None is not cached."""
         hearing, now = self._changes.is_connected, self._clock()
         known = self._found.get(key)
         if known is not None and known.hearing == hearing and now < known.until:

@@ -16,7 +16,6 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: str, kind: type[T]) -> T:
-    """Raise msgspec.ValidationError."""
     return msgspec.json.decode(text, type=kind, dec_hook=_read)
 
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 COUNTED = 100
 
 EXPORTED = 1000
-"""Per query."""
+"""Rows per query."""
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
@@ -48,11 +48,10 @@ class Conditions:
         return sql.format(*names)
 
     def add(self, sql: str, *values: Any) -> None:
-        """Each ``{}`` is one value."""
         self.parts.append(self.bind(sql, *values))
 
     def equal(self, **values: Any) -> None:
-        """Skip empty values and remove NUL, which no text in Postgres holds."""
+        """Skip empty values, and remove NUL: Postgres text cannot hold it."""
         for column, value in values.items():
             if value is not None:
                 self.add(f"{column} = {{}}", value.replace("\x00", "") if isinstance(value, str) else value)
@@ -156,7 +155,6 @@ class KeysetList:
         return Total(0, 0) if row is None else Total(row["count"], row["amount"])
 
     async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
-        """Count up to ``COUNTED`` rows."""
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
@@ -164,7 +162,6 @@ class KeysetList:
         return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
     async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
-        """Read each page in its own query."""
         after: Any = None
         while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
             yield [view(row) for row in rows]

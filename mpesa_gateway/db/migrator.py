@@ -67,7 +67,6 @@ PATIENCE = 600.0
 """Seconds of retries while tables are in use."""
 
 _PAUSE = 1.0
-"""Seconds between tries, for queued traffic."""
 
 _POLL = 0.2
 """Seconds."""
@@ -92,13 +91,13 @@ class Migration:
 
     @cached_property
     def contract(self) -> str | None:
-        """Why this file breaks the release before (``-- contract: …``)."""
+        """Return why this file breaks the release before (``-- contract: …``), or None."""
         found = _CONTRACT.search(self.sql)
         return found[1].strip() if found else None
 
     @cached_property
     def statement(self) -> str | None:
-        """The statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``).
+        """Return the statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``), else None.
 
         Raises MigrationError for several: they could not be rolled back.
         """
@@ -159,7 +158,6 @@ async def migrate(
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """Raise MigrationError."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
     return _missing(await db.fetch(_APPLIED), migrations)
@@ -185,7 +183,6 @@ async def _alone(connection: Connection) -> AsyncGenerator[None]:
 async def _try(
     connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
 ) -> None:
-    """Retry while tables are in use. Raises MigrationError."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:

@@ -7,11 +7,10 @@ from typing import Any
 _PARAMETER = re.compile(r"\$([a-z][a-z0-9_]*)")
 
 Bound = tuple[str, *tuple[Any, ...]]
-"""Statement and values in order."""
 
 
 class Named:
-    """Numbered once at import."""
+    """A statement with named parameters, numbered once at import."""
 
     def __init__(self, sql: str) -> None:
         self.names: tuple[str, ...] = tuple(dict.fromkeys(_PARAMETER.findall(sql)))

@@ -68,7 +68,7 @@ RETURNING event_id, subscriber
 
 @dataclass(frozen=True)
 class Subscriber:
-    """Runs after commit, in a job of its own, or ``inside`` the publisher's transaction."""
+    """A handler, run after commit in a job of its own, or ``inside`` the publisher's transaction."""
 
     event: type[Event]
     handler: Callable[[Any, Any], Awaitable[None]]
@@ -112,7 +112,6 @@ class Outbox:
         event_type: Callable[[str], type[Event]],
         context: Any,
     ) -> None:
-        """``context`` is passed to each subscriber."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -243,7 +242,7 @@ class Outbox:
 
 
 def public_body(event: PublicEvent) -> str:
-    """Identical for every delivery and attempt."""
+    """Return the webhook body, identical for every delivery and attempt."""
     return msgspec.json.encode(
         {
             "id": event.event_id,
@@ -259,7 +258,7 @@ _COLUMNS = frozenset(Event.__struct_fields__)
 
 
 def payload_of(event: Event) -> str | None:
-    """None if the webhook body holds all fields unchanged."""
+    """Return None if the webhook body holds all fields unchanged."""
     fields: dict[str, Any] = plain(event)
     own = [name for name in type(event).__struct_encode_fields__ if name not in _COLUMNS]
     payload = dumps({name: fields[name] for name in own if name in fields})

@@ -90,7 +90,7 @@ class OutboxAdmin:
         return tasks
 
     async def stuck(self, env: Env) -> Sequence[Row]:
-        """Return unfinished tasks of ``env`` or no env that failed repeatedly: up to 100, oldest first."""
+        """Return up to 100 unfinished tasks that failed repeatedly, oldest first."""
         return await self._db.fetch(_STUCK, STUCK, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:

@@ -45,7 +45,7 @@ class _Kept:
 
 
 class OutcomeWriter:
-    """A crash loses pending outcomes (architecture.md 4).
+    """Stores outcomes. A crash loses pending ones (architecture.md 4).
 
     ``write`` must be idempotent: a COMMIT without an answer may have succeeded.
     """
@@ -63,7 +63,7 @@ class OutcomeWriter:
         return len(self._kept)
 
     def require_room(self) -> None:
-        """Raise ServiceUnavailable if too many outcomes are pending, before storing an intent."""
+        """Call it before storing an intent. Raises ServiceUnavailable if too many outcomes are pending."""
         if len(self._kept) >= MOST:
             raise ServiceUnavailable(
                 "the gateway cannot write what M-Pesa answers at the moment, and sends nothing until it can: "
@@ -79,10 +79,9 @@ class OutcomeWriter:
         *,
         at_once: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T | None:
-        """Return the result of ``write``, or None if it is pending.
+        """Return the result of ``write``, or None if it is pending. Never raises its errors.
 
-        ``write`` has its own transaction. ``at_once``, tried first, has none and returns None if it failed. Never
-        raises errors of Postgres, network or ``write``.
+        ``write`` has its own transaction. ``at_once``, tried first, has none and returns None if it failed.
         """
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
@@ -100,7 +99,6 @@ class OutcomeWriter:
             return None
 
     async def _attempt(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Callbacks need the reserve as well."""
         if self._uses_reserve:
             return await self._in_transaction(write)
         self._uses_reserve = True

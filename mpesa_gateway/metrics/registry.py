@@ -16,6 +16,5 @@ class Metrics:
         self._defined = {definition: definition(self.registry) for definition in definitions}
 
     def get(self, definition: Callable[[CollectorRegistry], T]) -> T:
-        """Raise KeyError."""
         defined: T = self._defined[definition]
         return defined

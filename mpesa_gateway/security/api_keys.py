@@ -176,7 +176,6 @@ class ApiKeys:
         )
 
     async def _touch(self, known: "_Known", now: datetime) -> None:
-        """Once a minute."""
         key_id = known.caller.key_id
         last = max(filter(None, (known.last_used_at, self._touched.get(key_id))), default=None)
         if last is None or last < now - _TOUCH_EVERY:

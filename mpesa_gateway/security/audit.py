@@ -36,11 +36,10 @@ _OBSERVED_A_SECOND = 5
 log = structlog.get_logger(__name__)
 
 acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", default=None)
-"""Client address of the request."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry in the API."""
+    """An audit entry in the API."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": "aud_01jdk3v8rc4x9m2q7ztbn5wgae",
@@ -271,7 +270,7 @@ class Audit:
                 await self._verify_note(note, *start)
                 break
             except BrokenChain:
-                # The beginning may have been cut meanwhile.
+                # The beginning may have been cut.
                 if await self._checkpoint() == start:
                     raise
         last = await self._last()

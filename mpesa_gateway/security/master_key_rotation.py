@@ -9,7 +9,7 @@ from mpesa_gateway.security.sealing import Sealer
 
 @dataclass(frozen=True)
 class SealedColumn:
-    """``key`` is the primary key, ``aad`` SQL expressions."""
+    """A column of sealed secrets. ``key`` is the primary key, ``aad`` SQL expressions."""
 
     table: str
     key: str
@@ -20,7 +20,6 @@ class SealedColumn:
 KERNEL_SEALED = (
     SealedColumn(table="gateway_secret", key="name", column="sealed", aad=("'gateway'", "'kernel'", "name")),
 )
-"""Sealed columns of the kernel."""
 
 _BATCH = 500
 
@@ -48,7 +47,7 @@ async def reseal(db: Database, sealer: Sealer, columns: Iterable[SealedColumn]) 
             for row in rows:
                 if sealer.is_current(row["sealed"]):
                     continue
-                # Bound as text here.
+                # Ids are bound as text here.
                 values = zip(tuple(row)[2:-1], row["texts"], strict=True)
                 aad_values = tuple(value if isinstance(value, str) else text for value, text in values)
                 sealed = sealer.seal(sealer.open(row["sealed"], aad=aad_values), aad=aad_values)

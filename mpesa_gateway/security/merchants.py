@@ -38,7 +38,7 @@ class Merchant(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def env(self) -> Env:
-        """Default env of commands and pages: live with live credentials, else sandbox."""
+        """Default env of commands and pages."""
         return "live" if "live" in self.envs else "sandbox"
 
 
@@ -83,7 +83,6 @@ class Merchants:
         return merchant
 
     async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
-        """Raise Invalid for a bad cursor."""
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
 
     def all(self) -> AsyncGenerator[list[Merchant]]:
@@ -114,7 +113,6 @@ class Merchants:
         return _merchant(changed[0])
 
     async def set_envs(self, merchant_id: str, envs: Collection[Env]) -> None:
-        """Store the envs with credentials."""
         await self._db.run(
             MerchantRow.update({MerchantRow.envs: sorted(envs), MerchantRow.updated_at: self._clock.now()}).where(
                 MerchantRow.merchant_id == merchant_id, MerchantRow.envs != sorted(envs)

@@ -31,11 +31,11 @@ _MOST = 20_000
 """Addresses and accounts per process."""
 
 _REST = 2.0
-"""Seconds without Valkey after a timeout."""
+"""Seconds after a timeout of Valkey."""
 
 
 class RateLimits:
-    """Without Valkey, calls with a valid key pass, and each process counts failures itself."""
+    """Limits. Without Valkey, calls with a valid key pass, and each process counts failures itself."""
 
     def __init__(self, config: GatewayConfig, clock: Clock) -> None:
         self._valkey = config.valkey
@@ -44,7 +44,6 @@ class RateLimits:
         self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
         self._window = limits.auth_failures_window
         self._known = _Failures(self._window)
-        # A burst, and an average rate.
         self._call_limit: RateLimitItem = RateLimitItemPerSecond(
             limits.burst, max(1, round(limits.burst / limits.requests_per_second))
         )
@@ -108,7 +107,7 @@ class RateLimits:
             await self._counted.submit(key_id)
 
     async def acted(self, action: str, who: str, per_minute: int) -> None:
-        """Count an expensive action. Raises RateLimited."""
+        """Count an action. Raises RateLimited."""
         retry_after = await self._over(
             SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, who
         )
@@ -179,7 +178,7 @@ class _Failures:
         return math.ceil(found.until - self._now()) if found.failures > most else 0
 
     def close(self, what: str, who: str, seconds: int, most: int) -> None:
-        """Valkey reported a limit."""
+        """Store a limit that Valkey reported."""
         found = self._open(what, who)
         found.failures, found.until = max(found.failures, most), self._now() + seconds
 

@@ -36,10 +36,7 @@ def key_prefix(env: Env) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """``meaning`` completes "its key may …".
-
-    ``is_for_merchants``: merchants' keys have it by default.
-    """
+    """A right of an API key. ``meaning`` completes "its key may …"."""
 
     name: str
     meaning: str
@@ -83,7 +80,6 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """Name in the audit log."""
         return self.by or f"key:{self.key_id}"
 
 

@@ -123,7 +123,6 @@ def read_ring_file(path: Path) -> list[bytes]:
 
 
 def sealer_for(config: SecurityConfig) -> Sealer:
-    """Raise ConfigError."""
     if config.master_key_file is not None:
         path = Path(config.master_key_file)
         return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))
