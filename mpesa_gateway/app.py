@@ -1,4 +1,4 @@
-"""The gateway: assembled from configuration and plugins, served standalone or mounted in a host."""
+"""The gateway, assembled from configuration and plugins."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -83,7 +83,7 @@ KERNEL_TABLES = (
 
 
 class Gateway:
-    """One gateway with its plugins and its ASGI application. The constructor does no I/O."""
+    """One gateway with its ASGI application. The constructor does no I/O."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class Gateway:
     def on(self, event: type[E]) -> Callable[[Handler[E]], Handler[E]]:
         """Decorate a handler of an event, which runs at least once, after commit, in a worker.
 
-        The outbox stores the handler's module and name: after a rename, pending events are not handled.
+        The outbox stores its module and name: after a rename, pending events are not handled.
         """
 
         def register(handler: Handler[E]) -> Handler[E]:
@@ -237,8 +237,7 @@ class Gateway:
     async def start(self, *, migrate_first: bool = True) -> None:
         """Connect, migrate, open the secrets and start the plugins. Each start needs its own stop.
 
-        Raises ConfigError for a wrong master key, MigrationError, SecondGateway and errors of asyncpg. Valkey may be
-        unreachable.
+        Raises ConfigError, MigrationError, SecondGateway and errors of asyncpg. Valkey may be unreachable.
         """
         self._users += 1
         if self._users > 1:

@@ -36,7 +36,7 @@ class ServedGateway(Runtime, Protocol):
 
 
 class GatewayApplication:
-    """Assigns request ids, works under any mount path, and rejects requests before the start."""
+    """Assigns request ids, works under any mount path, rejects requests before the start."""
 
     def __init__(self, gateway: ServedGateway) -> None:
         self._gateway = gateway

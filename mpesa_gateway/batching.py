@@ -41,7 +41,7 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, what: T) -> R:
-        """Return the result of ``what`` or raise its exception. Cancelling the caller does not cancel it."""
+        """Raise the exception of ``what``, if any. Cancelling the caller does not cancel it."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         if not self._lanes_open:
@@ -80,7 +80,7 @@ class Batcher(Generic[T, R]):
                     self._schedule_flush()
                 await self._run_batch(served)
         finally:
-            # Set here, so that a request before the end of the task finds a free lane.
+            # A request before the end of the task must find a free lane.
             self._lanes_open -= 1
 
     async def _run_batch(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:

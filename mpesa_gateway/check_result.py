@@ -37,9 +37,9 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckContext:
-    """The subject of checks; ``is_live`` requires live readiness.
+    """The subject of checks. ``now`` is in UTC.
 
-    ``merchant`` and ``env`` are set for checks of each merchant. ``now`` is in UTC.
+    ``merchant`` and ``env`` are set for checks of each merchant.
     """
 
     now: datetime
@@ -64,7 +64,7 @@ Look = Callable[[Runtime, CheckContext], AsyncIterator[CheckResult]]
 
 @dataclass(frozen=True)
 class Check:
-    """An async generator of results under one ``title``.
+    """An async generator of results.
 
     With ``of_each_merchant``, it is called for each merchant and shown under its name.
     """

@@ -33,7 +33,7 @@ _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?\Z
 
 @lru_cache(maxsize=4096)
 def read_address(text: str) -> Address | None:
-    """Return an address without its port. IPv4 in IPv6 becomes IPv4; other text and zones return None."""
+    """Return an address without its port. IPv4 in IPv6 becomes IPv4; zones are rejected."""
     text = text.strip()
     found = _WITH_PORT.match(text)
     if found is not None:
@@ -87,8 +87,7 @@ def within(address: Address, networks: Sequence[Network]) -> bool:
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
     """Return the client's address or ``unknown``.
 
-    From the right, the first hop in X-Forwarded-For that is not trusted. An invalid entry ends the search at the hop
-    that sent it.
+    From the right, the first hop in X-Forwarded-For that is not trusted. An invalid entry ends the search.
     """
     current = read_address(peer or "")
     if current is None:

@@ -25,8 +25,7 @@ class SystemClock:
 class SharedClock:
     """The clock of Postgres, advanced by a monotonic counter.
 
-    A wrong machine clock must not affect leases of other processes. Until the first ``agree``, it is the machine's
-    clock.
+    A wrong machine clock must not affect other processes' leases.
     """
 
     def __init__(self, machine: Clock | None = None, count: Callable[[], float] = time.monotonic) -> None:

@@ -120,8 +120,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``max_unanswered`` includes calls that wait for other servers, ``max_concurrent`` does not; ``queue`` more wait up
     to ``wait`` seconds. Callbacks and health checks never queue. ``anonymous_*`` limit requests without a known key,
-    per address. ``stall_timeout`` ends connections that read nothing. During ``drain``, /health/ready fails but
-    requests are served.
+    per address. ``stall_timeout`` ends connections that read nothing. During ``drain``, only /health/ready fails.
     """
 
     host: str = "127.0.0.1"
@@ -183,7 +182,7 @@ class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Days that rows are kept; plugins add their own.
 
-    Old rows are deleted at night in batches, ``pause`` seconds apart.
+    Batches are ``pause`` seconds apart.
     """
 
     idempotency_days: Days = 90

@@ -60,7 +60,6 @@ class Dsn:
 
 
 def read_dsn(url: Secret) -> Dsn:
-    """Raise DsnError."""
     try:
         parts = urlsplit(url.reveal())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))

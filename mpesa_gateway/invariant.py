@@ -6,7 +6,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Invariant:
-    """``sql`` selects the ids that violate ``sentence``, on a live system, in one statement.
+    """``sql`` selects ids that violate ``sentence``, in one statement.
 
     ``grace`` is how long a state may last; ``$1`` is now minus ``grace``.
     """

@@ -73,7 +73,7 @@ class Visitor:
 class PageRequest:
     """A request for a page or an action.
 
-    ``values`` are from the path; ``problems`` are shown when the page is shown again.
+    ``values`` are from the path.
     """
 
     gateway: Runtime
@@ -172,8 +172,8 @@ Show: TypeAlias = "Callable[[PageRequest], Awaitable[Rendered | Response[Any]]]"
 class Page:
     """A page for operators with at least ``role``.
 
-    ``names`` is the id prefix (``pay``) that links here. Panels of the same ``place`` are shown on it. Loading a
-    ``part`` does not extend the session.
+    ``names`` is the id prefix (``pay``) that links here. Panels of the same ``place`` are shown on it. A ``part`` does
+    not extend the session.
     """
 
     path: str
@@ -213,7 +213,7 @@ class Panel:
 class TimelineEntry:
     """One line of a timeline.
 
-    ``body`` holds no secrets; ``about`` is the id to link to; ``ms`` is milliseconds.
+    ``body`` holds no secrets; ``about`` is an id to link to.
     """
 
     at: datetime
@@ -247,8 +247,7 @@ class AttentionItem:
 class Pages:
     """Pages of one plugin. ``templates`` is a package.
 
-    ``finder`` returns the page of a search text, such as a receipt. ``concerns`` take an env, and include problems
-    without env.
+    ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems without env.
     """
 
     templates: str = ""

@@ -53,7 +53,7 @@ async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retent
 async def make_running_role(config: DatabaseConfig) -> str | None:
     """Create the role of ``database.url``; return its name if new.
 
-    Needs ``owner_url`` and a password. Raises MigrationError without the right, and errors of asyncpg.
+    Needs ``owner_url`` and a password. Raises MigrationError and errors of asyncpg.
     """
     if config.url is None or config.owner_url is None:
         return None
@@ -83,7 +83,7 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
 
 
 def scram(password: str) -> str:
-    """Return the SCRAM verifier, which keeps the password out of server logs.
+    """Return the SCRAM verifier: the password stays out of server logs.
 
     Passwords that are not ASCII are returned quoted (RFC 4013).
     """
@@ -100,7 +100,7 @@ def scram(password: str) -> str:
 async def update_schema(runtime: Runtime) -> list[Migration]:
     """Migrate, grant, and set the retention; return the applied migrations.
 
-    The gateway's database must be connected. Raises MigrationError.
+    The database must be connected. Raises MigrationError.
     """
     if runtime.config.database.owner_url is None and not await pending_changes(runtime):
         return []

@@ -108,9 +108,8 @@ class RetentionRule:
 class Eraser:
     """Erases a payer's phone number on request.
 
-    ``find`` yields ids of the payer's records; ``widen`` adds related ids; ``objects`` returns why a case cannot be
-    erased now, or None; ``erase`` returns counts; ``keeps`` states what remains. All but ``find`` run in the case's
-    transaction.
+    ``widen`` adds related ids; ``objects`` returns why a case cannot be erased now, or None; ``keeps`` states what
+    remains. All but ``find`` run in the case's transaction.
     """
 
     erase: Callable[[Runtime, ErasureCase], Awaitable[Mapping[str, int]]]
@@ -210,7 +209,7 @@ def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
 
 
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
-    """Return the enabled plugins, each after the plugins that it requires. ``extra`` are a host's.
+    """Return the enabled plugins, each after its required ones. ``extra`` are a host's.
 
     Raises PluginError for unknown, repeated or missing plugins and cycles.
     """

@@ -115,8 +115,7 @@ class Privacy:
     ) -> ErasureReport:
         """Erase a number from records last changed before ``before``; report others.
 
-        ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, NotFound for an unknown
-        merchant.
+        ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, and NotFound.
         """
         latest = self._runtime.clock.now() - YOUNGEST
         before = before or latest

@@ -33,7 +33,6 @@ DEQUEUE = 1.0
 """Seconds that an idle worker blocks in Valkey."""
 
 _RELEASE_AGAIN = 0.01
-"""Seconds."""
 
 AWAY = 1.0
 """Seconds between attempts while Valkey is unreachable."""
@@ -42,14 +41,12 @@ _REST = 2.0
 """Seconds without enqueueing after a timeout."""
 
 _PATIENCE = 0.5
-"""Seconds to enqueue."""
 
 _WAKING_AT_MOST = 1000
 
 KEEP = 60
 
 _KEEP_FAILED = 7 * 24 * 3600
-"""Seconds."""
 
 _FAILED_AT_MOST = 1000
 
@@ -104,7 +101,6 @@ class GatewayQueue(RedisQueue):
         return None
 
     async def version(self) -> tuple[int, ...]:
-        """Cached for all slots."""
         async with self._asking_version:
             return await super().version()
 

@@ -45,7 +45,6 @@ class Retention:
     """Deletes expired rows and skips locked ones."""
 
     def __init__(self, runtime: Runtime, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """``sleep`` takes seconds."""
         self._runtime = runtime
         self._sleep = sleep
         self._settings = runtime.config.retention

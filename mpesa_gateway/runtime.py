@@ -1,6 +1,6 @@
 """The parts of a gateway and the ports of plugins.
 
-Ports are resolved in ``Plugin.provides``, jobs, routes, pages and commands, never inside a service.
+Ports are never resolved inside a service.
 """
 
 from collections.abc import Coroutine, Mapping, Sequence

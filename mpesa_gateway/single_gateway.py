@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from mpesa_gateway.config import GatewayConfig
 
 _running: list[tuple[str, str]] = []
-"""Database and schema."""
 
 
 class SecondGateway(Exception):

@@ -396,7 +396,7 @@ class Database:
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
-        """Return a connection outside the pool, past any pooler. The caller closes it.
+        """Return a connection past any pooler. The caller closes it.
 
         Raises PoolerDetected and errors of asyncpg.
         """
@@ -479,7 +479,7 @@ class Database:
     async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
         """Like ``fetch``, planned for these values, with a second round trip.
 
-        A generic plan suits either rare or common values of a list, not both.
+        A generic plan suits either rare or common values of a list.
         """
         async with self.connection() as connection:
             statement = await connection.prepare(self.columns.spell_out(sql), name="")
@@ -505,7 +505,7 @@ class Database:
             await connection.executemany(sql, rows)
 
     async def read_unlocked(self, sql: str, *args: Any) -> list[Row]:
-        """Return rows without locks and without BEGIN if the transaction has only deferred writes.
+        """Return rows without locks and, in a transaction of deferred writes, without BEGIN.
 
         A deferred write that depends on them sets ``expects``.
         """
@@ -530,10 +530,10 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """Commit at the end of the block, or roll back if it raises.
+        """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
 
-        A nested transaction joins the outer one. Only ``savepoint`` undoes a part. Never start a task inside: it would
-        share the connection. Raises TransactionRolledBack if the block caught a database error.
+        Never start a task inside: it would share the connection. Raises TransactionRolledBack if the block caught a
+        database error.
         """
         token = _named.set(self)
         try:

@@ -137,8 +137,7 @@ async def claim(
 ) -> Claim:
     """Claim the key for ``subject_id``, or return its subject. Concurrent claims wait.
 
-    Raises KeyMismatch for another body or operation, KeyInProgress during the first request's lease. A released key
-    keeps its first subject.
+    Raises KeyMismatch, and KeyInProgress during the first request's lease. A released key keeps its first subject.
     """
     taken = await db.fetchval(CLAIM, merchant_id, env, key, operation, fingerprint, subject_id, now, now + lease)
     if taken is not None:

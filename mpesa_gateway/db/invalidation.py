@@ -19,7 +19,7 @@ _SECONDS = 1.0
 """Limits the effect of a lost notification."""
 
 _RENEWED = 0.75
-"""After this share of the lifetime one caller refreshes the entry, so that expiry causes one query."""
+"""After this share, one caller refreshes the entry: expiry causes one query."""
 
 _AWAY = 1.0
 """Seconds between attempts to listen."""
@@ -40,7 +40,7 @@ class InvalidationListener:
 
     @property
     def is_connected(self) -> int | None:
-        """Return the connection's number, None without one and in transactions, which have their own snapshot."""
+        """Return the connection's number, None without one and in transactions."""
         return self._times if self.is_listening and not self._db.in_transaction else None
 
     async def start(self) -> None:

@@ -96,7 +96,7 @@ class KeysetList:
     """A table, newest first by ``key``: an id with ``prefix``, or a number.
 
     ``source`` and ``columns`` replace the table. ``of_env`` conditions each have an index; with ``of_merchants`` it
-    begins with the merchant. ``by_index`` reads keys from an index alone.
+    begins with the merchant.
     """
 
     table: str

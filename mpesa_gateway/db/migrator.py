@@ -99,7 +99,7 @@ class Migration:
     def statement(self) -> str | None:
         """Return the statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``), else None.
 
-        Raises MigrationError for several: they could not be rolled back.
+        Raises MigrationError for several.
         """
         statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
         if not any(_CONCURRENTLY.match(text) for text in statements):
@@ -136,8 +136,8 @@ async def migrate(
 ) -> list[Migration]:
     """Apply pending migrations, each in its own transaction; return them. Times are in seconds.
 
-    Grants ``role`` its rights. Holds an advisory lock. Retries when a table is locked, so that traffic is not blocked.
-    Raises MigrationError if an applied file has changed, the database is too new, or ``patience`` has ended.
+    Grants ``role`` its rights. Retries when a table is locked, so that traffic is not blocked. Raises MigrationError if
+    an applied file has changed, the database is too new, or ``patience`` has ended.
     """
     async with db.session() as connection, _alone(connection):
         await connection.execute("SET statement_timeout = 0")

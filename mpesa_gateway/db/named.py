@@ -27,7 +27,7 @@ class Named:
     def bind_rows(self, rows: Sequence[Mapping[str, Any]], **shared: Any) -> Bound:
         """Bind an array per name in ``rows`` and a value per name in ``shared``.
 
-        Raises KeyError for a missing name, TypeError for an unknown name in ``shared``.
+        Raises KeyError for a missing name, TypeError for an unknown one.
         """
         if not shared.keys() <= self._known:
             raise TypeError(f"{sorted(shared.keys() - self._known)}: unknown to the statement")

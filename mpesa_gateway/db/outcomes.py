@@ -1,6 +1,6 @@
 """Stores outcomes of calls to M-Pesa, in memory while Postgres is unavailable.
 
-A lost outcome costs money: the payer has a prompt that no row names.
+Without its outcome, a payer has a prompt that no row names.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class OutcomeWriter:
         return len(self._kept)
 
     def require_room(self) -> None:
-        """Call it before storing an intent. Raises ServiceUnavailable if too many outcomes are pending."""
+        """Call it before storing an intent. Raises ServiceUnavailable."""
         if len(self._kept) >= MOST:
             raise ServiceUnavailable(
                 "the gateway cannot write what M-Pesa answers at the moment, and sends nothing until it can: "

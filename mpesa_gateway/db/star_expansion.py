@@ -1,6 +1,6 @@
 """Expands ``*`` to this release's columns.
 
-A column added by a newer release would otherwise break prepared statements ("cached plan must not change result type").
+Columns of a newer release would break prepared statements ("cached plan must not change result type").
 """
 
 import re

@@ -222,15 +222,12 @@ class Audit:
         return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)
 
     async def announce_cut(self) -> None:
-        """Record which entries are old enough to be deleted, by the clock of Postgres.
-
-        Only an unbroken range from the beginning qualifies.
-        """
+        """Record which entries may be deleted, by the clock of Postgres: an unbroken range from the beginning."""
         # raw SQL: function - our own, in a migration; the log has no other writer.
         await self._db.execute("SELECT audit_announce_cut($1)", self._ids.new("aud"))
 
     async def cut(self) -> int:
-        """Delete up to 500 announced entries, oldest first; return the number.
+        """Delete up to 500 announced entries; return the number.
 
         Postgres stores a checkpoint that continues the chain.
         """
@@ -260,7 +257,7 @@ class Audit:
         """Check the chain; return the number of entries. Raises BrokenChain.
 
         After a cut, the chain starts at an announced checkpoint. Only ``noted``, an earlier ``head``, detects a missing
-        end, a rewritten chain and an early cut. Raises ValueError if ``noted`` is malformed or expired.
+        end, a rewritten chain and an early cut. Raises ValueError if it is malformed or expired.
         """
         note = Note(0, _FIRST, None) if noted is None else Note.read(noted)
         while True:

@@ -25,7 +25,7 @@ _PATIENCE = 0.25
 """Seconds before a request passes uncounted."""
 
 AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "metrics"
-"""API keys and passwords by address, passwords by account and device, metrics token by address."""
+"""API keys and passwords by address, passwords also by account and device."""
 
 _MOST = 20_000
 """Addresses and accounts per process."""
