@@ -81,7 +81,6 @@ class GatewayApplication:
         return released
 
     def build(self) -> None:
-        """Build the application before the first request; it takes half a second."""
         _ = self.litestar
 
     @property

@@ -75,7 +75,6 @@ class SetClock:
 
 
 def rfc3339(moment: datetime) -> str:
-    """Return ``2026-11-23T10:15:12.000000Z``."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 

@@ -258,7 +258,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         return config
 
     def refuse_unset(self) -> None:
-        """Raise ConfigError without addresses of Postgres and Valkey."""
         for name in ("database", "valkey"):
             if getattr(self, name).url is None:
                 raise ConfigError(
@@ -267,7 +266,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def refuse_sections_except(self, plugins: Collection[str]) -> None:
-        """Raise ConfigError for a section without an enabled plugin."""
         for name in self.sections:
             if name not in plugins:
                 raise ConfigError(

@@ -48,7 +48,6 @@ def current_context() -> RequestContext | None:
 
 @contextmanager
 def use_context(origin: RequestContext | None) -> Generator[None]:
-    """Set the request of log lines, jobs and spans."""
     if origin is None:
         yield
     elif origin.request_id:

@@ -32,7 +32,6 @@ class ErasedNumber:
         self._nameless = rf"\g<1>{ERASED}{tag}"
 
     def is_in(self, text: str | None) -> bool:
-        """Find masked numbers too."""
         return text is not None and self.without(text) != text
 
     def is_in_json(self, text: str) -> bool:
@@ -57,7 +56,6 @@ class ErasedNumber:
         return text if cleaned is content else msgspec.json.encode(cleaned).decode()
 
     def _cleaned(self, value: Any) -> Any:
-        """Return the same object if unchanged."""
         if isinstance(value, str):
             cleaned = self.without(value)
             return value if cleaned == value else cleaned

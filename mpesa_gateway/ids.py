@@ -64,7 +64,6 @@ class Ids:
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """Return the least id of a millisecond."""
         return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod

@@ -41,7 +41,6 @@ class Kes(int):
 
     @classmethod
     def parse_payable(cls, value: Decimal | int | str) -> Self:
-        """Parse an amount within the limits of one transaction."""
         amount = cls.parse(value)
         if not MINIMUM <= amount <= MAXIMUM:
             raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
@@ -49,7 +48,6 @@ class Kes(int):
 
     @classmethod
     def parse_json(cls, raw: bytes) -> Self:
-        """Parse a payable JSON number or string."""
         text = bytes(raw).decode("utf-8", "replace").strip()
         if len(text) >= 2 and text[0] == text[-1] == '"':
             text = text[1:-1]

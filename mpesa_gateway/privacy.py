@@ -194,7 +194,6 @@ class Privacy:
         return None
 
     async def _widened(self, case: ErasureCase) -> ErasureCase:
-        """Add a payment's refunds and their conversations."""
         while True:
             before = case.ids
             for eraser in reversed(self._erasers):

@@ -57,7 +57,6 @@ REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
 SAQ: Attributes = {"messaging.system": "saq"}
 
 _SAY_AGAIN = 30.0
-"""Seconds between log lines."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,9 @@ class GatewayQueue(RedisQueue):
         return int(await self.redis.zcard(self._failed_ids))
 
     async def count_workers(self) -> int:
-        """Count workers with a recent heartbeat."""
         return int(await self.redis.zcount(self.namespace("stats"), now(), "inf"))
 
     async def failed_jobs(self, offset: int, limit: int) -> list[SaqJob]:
-        """Failed and aborted jobs, newest first."""
         ids = await self.redis.zrevrange(self._failed_ids, offset, offset + limit - 1)
         keys = [self.job_key_from_id(job_id.decode()) for job_id in ids]
         jobs = await self.jobs(keys) if keys else []

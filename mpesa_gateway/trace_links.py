@@ -34,7 +34,6 @@ class TraceLinks:
         self._resting_until = float("-inf")
 
     async def stop(self) -> None:
-        """Wait for Valkey, half a second at most."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_PATIENCE)
 

@@ -60,7 +60,6 @@ def is_enabled(tracer: Tracer) -> bool:
 def root_span(
     tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
 ) -> AbstractContextManager[Span]:
-    """Return the span of a request or job."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))

@@ -126,7 +126,6 @@ async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, A
 
 
 def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
-    """Ids, or the length of a list."""
     said: dict[str, str | int | float | bool] = {
         **SAQ,
         "messaging.destination.name": name,

@@ -169,7 +169,6 @@ async def lock(db: Database, *, merchant_id: str, env: Env, key: str) -> datetim
 
 
 async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Settle the key of a finished subject."""
     await db.execute(CLOSE, merchant_id, env, key)
 
 

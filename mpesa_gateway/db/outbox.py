@@ -232,7 +232,6 @@ class Outbox:
         return True
 
     async def sweep(self, limit: int = 500) -> Sweep:
-        """Enqueue due tasks after lost wake-ups and crashes."""
         now = self._clock.now()
         rows = await self._db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:

@@ -71,13 +71,10 @@ class BrokenChain(Exception):
 
 
 class _Observed:
-    """Entries of one kind in this second, and omitted ones."""
-
     def __init__(self) -> None:
         self._second = self._count = self._left_out = 0
 
     def admit(self, second: int) -> int | None:
-        """Return the number omitted before, None to omit this one."""
         if second != self._second:
             self._second, self._count = second, 0
         self._count += 1

@@ -165,20 +165,17 @@ class _Failures:
         self._counts: dict[tuple[str, str], _Count] = {}
 
     def over(self, what: str, who: str, most: int) -> int:
-        """Return seconds until the window ends, or 0."""
         found = self._counts.get((what, who))
         if found is None or found.failures < most:
             return 0
         return max(0, math.ceil(found.until - self._now()))
 
     def hit(self, what: str, who: str, most: int) -> int:
-        """Return seconds until the window ends if over ``most``, else 0."""
         found = self._open(what, who)
         found.failures += 1
         return math.ceil(found.until - self._now()) if found.failures > most else 0
 
     def close(self, what: str, who: str, seconds: int, most: int) -> None:
-        """Store a limit that Valkey reported."""
         found = self._open(what, who)
         found.failures, found.until = max(found.failures, most), self._now() + seconds
 
