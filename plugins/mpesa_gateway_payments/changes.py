@@ -1,4 +1,4 @@
-"""What decisions change: a payment's columns, its timeline and the events that are published, without any I/O."""
+"""Changes of a payment's columns, timeline and events by decisions, without I/O."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -27,31 +27,30 @@ from mpesa_gateway_payments.views import event_fields
 from mpesa_gateway_transactions.api import ReportedTransaction, Subject
 
 _SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull"}
-"""Which witness a cause is to a transaction. The others are M-Pesa's reports about a push."""
+"""The source of a transaction for each cause; other causes are reports about a push."""
 
 Step = tuple[str, datetime, str, str, str | None, str]
-"""One row of ``payment_step``: payment, time, kind, cause, result code and detail."""
+"""A row of ``payment_step``: payment, time, kind, cause, result code and detail."""
 
 
 class PaymentChange:
-    """One payment with the decisions about it so far. Each further decision starts from what the former left."""
+    """A payment with the decisions about it so far; each starts from the result of the previous one."""
 
     def __init__(self, row: Row | Mapping[str, Any], noted: Iterable[str] = ()) -> None:
-        """``row`` is the payment as read, with its version; ``noted`` are the mismatches that its timeline has."""
+        """``row`` is the payment as read, with its version; ``noted`` has the mismatches in its timeline."""
         self.row: dict[str, Any] = dict(row)
         self.steps: list[Step] = []
         self.events: list[PaymentEvent] = []
         self.ended: list[str | None] = []
-        """How it ended, each time: completed (None), or failed for a reason."""
+        """Each end of the payment: None if completed, otherwise the failure reason."""
         self.words: list[tuple[str, dict[str, Any]]] = []
-        """What is logged once it is committed: problems, each with its fields."""
+        """Problems to log after commit, with their fields."""
         self.seen: list[ReportedTransaction] = []
-        """The money that was reported with a receipt: this payment's, or such as contradicts it."""
+        """Reported money with a receipt: this payment's, or in conflict with it."""
         self.is_changed = False
         self._noted = set(noted)
 
     def apply(self, decision: Decision, at: datetime) -> None:
-        """Apply one decision, made at the time ``at``."""
         match decision:
             case Complete(told, cause, other_phone):
                 self._complete(told, cause, other_phone, at)
@@ -72,12 +71,12 @@ class PaymentChange:
                 pass
 
     def record_report(self, told: ReportedMoney, cause: Cause, at: datetime) -> None:
-        """Note money that was reported with a receipt at the time ``at``. What nothing proves is not noted."""
+        """Add money reported with a receipt to ``seen``, unless its sender is unproven."""
         row = self.row
         if told.receipt is None or not told.is_proven:
             return
         is_its_own = told.receipt == row["receipt"]
-        # An amount that is not stated of a payment's own money is the one that was asked for.
+        # The payment's own money without an amount has the requested amount.
         is_unstated = is_its_own and told.amount is None and told.amount_text is None
         amount = row["amount"] if is_unstated else told.amount
         self.seen.append(
@@ -150,7 +149,7 @@ class PaymentChange:
         self.ended.append(report.reason)
 
     def _mismatch(self, of: str, told: ReportedMoney, cause: Cause, at: datetime) -> None:
-        """The payment shows the first such report. Each further one is in the timeline, and is published, once."""
+        """The payment stores the first mismatch. Later ones are added to the timeline and published, each once."""
         row = self.row
         said = f"KES {told.amount_text}" if told.amount_text is not None else "no amount"
         by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
@@ -170,12 +169,12 @@ class PaymentChange:
                 claim=None,
             )
             if row["status"] == Status.PENDING.value:
-                # Of a payment that has ended they say how it ended.
+                # For an ended payment these columns state how it ended.
                 self._set(result_code=told.code, result_desc=told.text)
         elif detail in self._noted:
             return
         else:
-            # An operator who closed the first one has not seen this one.
+            # A review of the first mismatch does not cover this one.
             is_of_paid = is_of_paid or row["is_mismatch_of_paid"]
             self._set(is_mismatch_of_paid=is_of_paid, looked_after_at=None, updated_at=at)
         self._noted.add(detail)

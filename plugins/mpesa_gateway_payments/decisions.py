@@ -1,4 +1,4 @@
-"""Decides what a report does to a payment: pure functions over the payment as it stands and the report."""
+"""Pure decisions: the effect of a report on a payment."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
 
 EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
 UNSENT = "never sent, and the request was not repeated"
-"""Result descriptions of payments that ended by their time; the reason of the last attempt is appended to UNSENT."""
+"""Result descriptions of expired payments; UNSENT is followed by the reason of the last attempt."""
 
 _ANOTHER = "this callback is about another payment than its address"
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
@@ -35,7 +35,7 @@ _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIAL
 
 @dataclass(frozen=True)
 class StkCallback:
-    """What an STK callback states. ``names_another``: its CheckoutRequestID is that of another payment of the env."""
+    """An STK callback. ``names_another``: its CheckoutRequestID is another payment's of the env."""
 
     result: StkResulted
     names_another: bool = False
@@ -43,14 +43,14 @@ class StkCallback:
 
 @dataclass(frozen=True)
 class StkAnswer:
-    """M-Pesa's answer to our STK query about the payment's push: paid, or not paid. Never that it is pending."""
+    """M-Pesa's answer to an STK query: paid or not paid, never pending."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class MatchedMoney:
-    """A report of money that the judge has compared with other payments as well."""
+    """A report of money, judged against all payments that it may concern."""
 
     verdict: Verdict
     told: ReportedMoney
@@ -59,7 +59,7 @@ class MatchedMoney:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFailure:
-    """No money moved. ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same."""
+    """No money moved. ``is_final``: M-Pesa does not change it. ``due_at``: time of a further query."""
 
     code: str
     text: str
@@ -72,9 +72,9 @@ class ReportedFailure:
 
 @dataclass(frozen=True)
 class Expired:
-    """The payment's time is up without a result.
+    """The payment expired without a result.
 
-    ``ask_at``: when M-Pesa is asked again, None for never. ``unsent_reason``: why the last push was not sent.
+    ``ask_at`` is the time of the next query, None for none. ``unsent_reason`` is why the last push was not sent.
     """
 
     ask_at: datetime | None = None
@@ -91,7 +91,7 @@ Result = Literal["completed", "failed", "mismatched", "confirming", "known", "wa
 
 @dataclass(frozen=True)
 class Complete:
-    """The payment is paid. ``other_phone`` is the payer's number as shown, where it is not the one that was asked."""
+    """The payment is paid. ``other_phone`` is the payer's number if it is not the requested one."""
 
     told: ReportedMoney
     cause: Cause
@@ -100,7 +100,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class LearnReceipt:
-    """The payment is paid already, and gets the receipt that no report had shown."""
+    """A paid payment gets its missing receipt."""
 
     told: ReportedMoney
     cause: Cause
@@ -116,7 +116,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Money was reported that is not what was asked for: it is recorded and published, and a person decides."""
+    """Reported money differs from the request: recorded, published, and left to a review."""
 
     of: str
     told: ReportedMoney
@@ -125,7 +125,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Confirm:
-    """M-Pesa is asked at once. ``told`` is stored until it has answered; None stores nothing."""
+    """Query M-Pesa now. ``told`` is stored until it answers; None stores nothing."""
 
     told: ReportedMoney | None
     within: timedelta
@@ -133,14 +133,14 @@ class Confirm:
 
 @dataclass(frozen=True)
 class DropClaim:
-    """M-Pesa has answered about the stored claim. ``refuted`` is its answer where it contradicts the claim."""
+    """M-Pesa answered about the stored claim. ``refuted`` is an answer that contradicts it."""
 
     refuted: str | None = None
 
 
 @dataclass(frozen=True)
 class LearnHandle:
-    """The acknowledgement was lost: the callback at the payment's own address says what Daraja calls its push."""
+    """The acknowledgement was lost: the callback at the payment's own address names its push."""
 
     checkout_request_id: str
     merchant_request_id: str | None
@@ -148,7 +148,7 @@ class LearnHandle:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Nothing changes. ``waiting``: the report is to be decided again, once the stored claim has been."""
+    """Nothing changes. ``waiting``: the report is decided again after the stored claim."""
 
     result: Literal["known", "mismatched", "waiting", "ignored"] = "ignored"
 
@@ -164,7 +164,7 @@ Decision = Complete | LearnReceipt | Fail | Mismatch | Confirm | DropClaim | Lea
 
 
 def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ...]:
-    """Return what a report does to a payment, in the order in which it is written."""
+    """Return the decisions on a report, in the order in which they are written."""
     match report:
         case StkCallback():
             return _decide_callback(payment, report, rules)
@@ -189,7 +189,7 @@ _RESULTS: dict[type[Decision], Result] = {
 
 
 def result_of(decisions: tuple[Decision, ...]) -> Result:
-    """Return what came of a report, in one word."""
+    """Return the result of a report, for logs and findings."""
     for decision in decisions:
         result = decision.result if isinstance(decision, Ignore) else _RESULTS.get(type(decision))
         if result is not None:
@@ -198,7 +198,7 @@ def result_of(decisions: tuple[Decision, ...]) -> Result:
 
 
 def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Return the decisions for a receipt that another payment has: the same money cannot pay twice."""
+    """Return the decisions for a receipt of another payment: money cannot pay twice."""
     return tuple(
         Mismatch("receipt", one.told, one.cause) if isinstance(one, Complete | LearnReceipt) else one
         for one in decisions
@@ -216,7 +216,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
     if not names_payment(evidence, payment):
         if not outcome.is_paid or not result.subject_id or report.names_another:
             return (Refuse(_ANOTHER),)
-        # Money reported at a payment's own address is never refused.
+        # Money reported at a payment's own address is never rejected.
         return _decide_money(payment, judge_other_push(evidence, payment, rules), told, Cause.CALLBACK)
     learnt = _learnt(payment, result, outcome)
     if outcome.is_paid:
@@ -225,10 +225,10 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
             return (*learnt, *_decide_money(payment, verdict, told, Cause.CALLBACK))
         return (*learnt, Confirm(told, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
     if evidence.proof is Proof.NONE:
-        # Nothing proves who says so.
+        # The sender is unproven.
         return (*learnt, Confirm(None, rules.confirm_within))
     if payment.is_open and has_receipt_of_unknown(result, outcome):
-        # The code says nothing that we know, and the receipt that money moved.
+        # The result code is unknown, but the receipt shows that money moved.
         return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
     if outcome.is_pending:
         return (*learnt, Ignore())
@@ -244,7 +244,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
 
 def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[LearnHandle, ...]:
     told, known = result.checkout_request_id, payment.checkout_request_id
-    # After an erasure the known one is a digest: with the stated one M-Pesa can be queried about the reported payment.
+    # After an erasure the stored id is a digest: only the reported one can be queried.
     is_erased = outcome.is_paid and told != known and payment.status == Status.FAILED.value
     if not told or not (known is None or is_erased):
         return ()
@@ -281,7 +281,7 @@ def _decide_money(payment: Payment, verdict: Verdict, told: ReportedMoney, cause
     claim = payment.claim
     if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
         return (decision,)
-    # Other money was quicker than the answer about this: the payer may have paid twice.
+    # Other money arrived before the answer about this claim: the payer may have paid twice.
     return (decision, Mismatch("unconfirmed", claim, Cause.CALLBACK))
 
 
@@ -322,7 +322,7 @@ def unsent_text(reason: str | None) -> str:
 
 def _decide_time_up(payment: Payment, report: Expired) -> tuple[Decision, ...]:
     if payment.claim is not None:
-        # M-Pesa neither confirmed nor denied a success that was reported.
+        # M-Pesa neither confirmed nor denied the reported success.
         return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
     is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
     failure = ReportedFailure(

@@ -1,4 +1,4 @@
-"""The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
+"""Operators' pages: the list of payments with its filters, and a payment with its timeline and actions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +44,6 @@ _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "
 
 
 async def payments(visit: PageRequest) -> Rendered:
-    """The list, newest first."""
     desk = visit.gateway.port(PaymentOperatorService)
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
@@ -82,9 +81,10 @@ async def payments(visit: PageRequest) -> Rendered:
 
 
 def _filters(visit: PageRequest) -> OperatorPaymentFilters:
-    """What the address says. Raises Invalid where it holds a payer's number in clear, whoever looks.
+    """Return the list's filters.
 
-    A number that is searched for is compared with whole ones: who may not search by it could guess until one is found.
+    Raises InvalidFields if the query holds a payer's whole number. Viewers may not search by number: comparing guesses
+    would reveal it.
     """
     filters = visit.read_query(OperatorPaymentFilters)
     if filters.phone is not None:
@@ -99,26 +99,25 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
 
 
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
-    """Raise Invalid for a viewer's search for what the pages show masked: a number, also within a key or handle."""
+    """Raise InvalidFields for a viewer's search by a masked value: a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
     if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
 def _told(visit: PageRequest, name: str) -> str:
-    """What the list was filtered by, or what somebody has just typed."""
+    """Return a filter of the query or of the submitted form."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
 
 
 async def total(visit: PageRequest) -> Rendered:
-    """The number and the requested amount of the payments that pass the filters."""
     return Rendered(
         "total.html", {"total": await visit.gateway.port(PaymentOperatorService).total(visit.env, _filters(visit))}
     )
 
 
 async def newer(visit: PageRequest) -> Rendered:
-    """How many payments have come since the list was drawn: its rows stay where they are."""
+    """Count the payments created since the list was drawn; its rows do not move."""
     filters = _filters(visit)
     count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
     kept = {
@@ -130,9 +129,9 @@ async def newer(visit: PageRequest) -> Rendered:
 
 
 async def search(visit: PageRequest) -> Redirect:
-    """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
+    """Redirect to the list with the form's filters; phone numbers are sealed, empty fields left out."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # The form's times are those that the list shows; addresses have UTC, as the API does.
+    # The form has East Africa Time; the query has UTC, as in the API.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
@@ -152,7 +151,7 @@ async def search(visit: PageRequest) -> Redirect:
 
 
 async def find(visit: PageRequest, text: str) -> str | None:
-    """The list for a receipt, a phone number, a reference, a key: whatever somebody has in hand."""
+    """Return the list for a receipt, phone number, reference or key."""
     _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
@@ -170,7 +169,6 @@ def _phone(text: str) -> Msisdn | None:
 
 
 async def export(visit: PageRequest) -> Response[Any]:
-    """The list of one merchant as a CSV file, all of it."""
     filters = _filters(visit)
     merchant = await visit.gateway.merchants.require(filters.merchant or "")
     await visit.gateway.audit.record(
@@ -186,7 +184,6 @@ async def export(visit: PageRequest) -> Response[Any]:
 
 
 async def payment(visit: PageRequest) -> Rendered:
-    """One payment: how it stands, what happened, and what can be done."""
     desk, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
     row = await desk.get(payment_id)
     visit.require(row["env"])
@@ -211,7 +208,6 @@ class _Since(msgspec.Struct, frozen=True):
 
 
 async def changed(visit: PageRequest) -> Rendered:
-    """Whether a payment has changed since its page was drawn."""
     row = await visit.gateway.port(PaymentOperatorService).get(visit.values["payment_id"])
     return Rendered(
         "changed.html", {"is_changed": row["updated_at"].isoformat() != visit.read_query(_Since).at, "row": row}
@@ -219,7 +215,7 @@ async def changed(visit: PageRequest) -> Rendered:
 
 
 async def query(visit: PageRequest) -> Redirect:
-    """Ask M-Pesa now."""
+    """Query the STK push now."""
     payment_id = visit.values["payment_id"]
     status = await visit.gateway.port(PaymentOperatorService).query(payment_id)
     said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
@@ -227,21 +223,21 @@ async def query(visit: PageRequest) -> Redirect:
 
 
 async def check_status(visit: PageRequest) -> Redirect:
-    """Ask M-Pesa what became of the transaction."""
+    """Send a transaction status query."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentOperatorService).check_status(payment_id)
     return Redirect(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """Note that a person has seen to it."""
+    """Record that an operator has reviewed the payment."""
     payment_id = visit.values["payment_id"]
     desk = visit.gateway.port(PaymentOperatorService)
     await desk.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- parts of other pages ---------------------------------------------------------------------------------------------
 
 _CAUSES = {
     "merchant": "by the merchant",
@@ -280,14 +276,14 @@ _SAID = {
 
 
 _STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
-"""The words of state that differ from the names of the steps."""
+"""States that differ from the names of the steps."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
-"""Steps at which a push had gone out."""
+"""Steps after a push was sent."""
 
 
 def _asked(row: Row) -> str:
-    """What the push asked for, as the payment has it and by Daraja's names; the password is kept nowhere."""
+    """The request in Daraja's names; the password is stored nowhere."""
     said = {
         "BusinessShortCode": row["shortcode"],
         "Amount": row["amount"],
@@ -299,13 +295,12 @@ def _asked(row: Row) -> str:
 
 
 def _acknowledged(row: Row) -> str:
-    """What M-Pesa's acknowledgement named."""
     said = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
     return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
 
 
 async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
+    """Return the payment's steps, its status queries and the callbacks about it."""
     desk = gateway.port(PaymentOperatorService)
     row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)
@@ -344,7 +339,6 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
 
 
 async def held(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Money that is not what was asked for."""
     count = await gateway.port(PaymentOperatorService).count_needing_review(env)
     if not count:
         return ()

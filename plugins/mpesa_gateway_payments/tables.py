@@ -1,4 +1,4 @@
-"""The tables of payments for Piccolo, and statements on them; the migrations define the constraints."""
+"""Piccolo tables of payments and their statements; the migrations define the constraints."""
 
 from piccolo.columns import JSONB, Array, BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -57,7 +57,7 @@ class PaymentRow(Table, tablename="payment"):
 
 
 class PaymentTallyRow(Table, tablename="payment_tally"):
-    """Counts of one merchant's payments of one hour."""
+    """Counts of one merchant's payments in one hour."""
 
     hour = Timestamptz(primary_key=True)
     merchant_id = Text()
@@ -73,7 +73,7 @@ class PaymentTallyRow(Table, tablename="payment_tally"):
 
 
 class StatusCheckRow(Table, tablename="status_check"):
-    """One question to M-Pesa about a transaction, and its answer."""
+    """A status query about a transaction, and its answer."""
 
     check_id = Text(primary_key=True)
     merchant_id = Text()
@@ -95,7 +95,7 @@ class StatusCheckRow(Table, tablename="status_check"):
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
-    """A receipt that M-Pesa called reversed and that no payment had."""
+    """A receipt that M-Pesa reported as reversed and that no payment had."""
 
     env = Text(primary_key=True)
     receipt = Text()
@@ -104,7 +104,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """One stored step of a payment's timeline. The view ``payment_timeline`` adds those that its columns state."""
+    """A stored step of a payment's timeline. The view ``payment_timeline`` adds those that its columns state."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -121,7 +121,7 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
 HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
-"""The merchant, env and Idempotency-Key, as the unique index has them."""
+"""The merchant, env and Idempotency-Key as indexed."""
 
 HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
     SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
@@ -158,7 +158,7 @@ NOTHING_KNOWN = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
     AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
-"""No report says that a prompt was shown or that money moved. A push is sent, or sent again, only while this holds."""
+"""No report states that a prompt was shown or that money moved. A push is sent or resent only while this holds."""
 
 RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
@@ -177,7 +177,7 @@ WITH told AS (
 UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.payment_id
 """  # noqa: S608 - the clause above
-"""Committed before each push: without it, nothing was sent. Skips rows that another session has locked."""
+"""Committed before each push: without it, nothing was sent. Skips locked rows."""
 
 ACCEPTED = f"""
 WITH told AS (
@@ -224,23 +224,24 @@ READ = f"""
 {_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
-"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
+"""``version`` changes with each write of the row; ``CHANGE`` writes only unchanged rows.
 
-``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. With it Postgres expects one row of an
-unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 ms."""
+``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. It makes Postgres expect one row
+instead of ten and keep the generic plan; planning takes up to 4 ms.
+"""
 
 HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
-"""A condition that the unique index on CheckoutRequestIDs answers."""
+"""A condition that the unique index on CheckoutRequestIDs serves."""
 
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
     JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
 """
-"""For callbacks that do not state their env. A handle can have two rows, one of each env."""
+"""For callbacks that do not state their env: a handle can have one row in each."""
 
 LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
 LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
-"""Locks in the order of ids, so that two transactions cannot deadlock."""
+"""Locks in the order of ids, to avoid deadlocks."""
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
@@ -267,7 +268,7 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
-"""A report of another amount is settled only by a later report of the same receipt with the requested amount."""
+"""Only a later report of the same receipt with the requested amount settles a mismatch of the amount."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -282,7 +283,6 @@ COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAI
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
-"""The view adds the steps that the payment's columns state to the stored ones."""
 
 EXAMINE = f"""
 WITH lately AS (

@@ -1,4 +1,4 @@
-"""The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
+"""Operators' pages: reconciliation runs, their lines, and the manual matching of lines."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -40,13 +40,12 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _A_PAGE = 40
 _COMPARED = 20
-"""Merchants, the newest, whose statements the overview compares."""
+"""Newest merchants whose statements the overview compares."""
 
 SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 
 async def runs(visit: PageRequest) -> Rendered:
-    """The runs, newest first, and what there is to look at."""
     gateway, query = visit.gateway, visit.read_query(OperatorQuery)
     desk = gateway.port(ReconciliationOperatorService)
     page = await desk.runs(visit.env, query, _A_PAGE)
@@ -78,7 +77,6 @@ def _column(row: Row) -> Column:
 
 
 async def run_now(visit: PageRequest) -> Redirect:
-    """Reconcile a window of one merchant's statement now."""
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
         raise InvalidFields.field_error("merchant", "choose a merchant")
@@ -95,7 +93,6 @@ class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(visit: PageRequest) -> Rendered:
-    """A run with the lines that it read."""
     desk, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
     row = await desk.run(visit.values["run_id"])
     visit.require(row["env"])
@@ -115,14 +112,13 @@ async def run(visit: PageRequest) -> Rendered:
 
 
 async def dismiss_all(visit: PageRequest) -> Redirect:
-    """See to all lines of a run without a payment."""
+    """Dismiss all lines of a run without a payment."""
     run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
     count = await desk.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
 async def lines(visit: PageRequest) -> Rendered:
-    """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
     desk = visit.gateway.port(ReconciliationOperatorService)
     page = await desk.unresolved(visit.env, query, _A_PAGE)
@@ -139,7 +135,6 @@ async def lines(visit: PageRequest) -> Rendered:
 
 
 async def line(visit: PageRequest) -> Rendered:
-    """A statement line, what it could belong to, and how to resolve it."""
     desk = visit.gateway.port(ReconciliationOperatorService)
     row = await desk.line(visit.values["line_id"])
     visit.require(row["env"])
@@ -171,7 +166,6 @@ class _MatchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def match(visit: PageRequest) -> Rendered:
-    """A statement line beside the payment that it is to be matched to."""
     row = await visit.gateway.port(ReconciliationOperatorService).line(visit.values["line_id"])
     visit.require(row["env"])
     payment_id = visit.text("payment_id") or visit.read_query(_MatchQuery).payment_id.strip()
@@ -191,7 +185,6 @@ async def match(visit: PageRequest) -> Rendered:
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """Match a line to a payment."""
     desk, line_id, reason = (
         visit.gateway.port(ReconciliationOperatorService),
         visit.values["line_id"],
@@ -213,24 +206,22 @@ async def resolve(visit: PageRequest) -> Redirect:
 
 
 async def register(visit: PageRequest) -> Redirect:
-    """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
     told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
     said = f"M-Pesa response {told.response_code}: {told.response_desc}"
     return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- parts of other pages ---------------------------------------------------------------------------------------------
 
 
 async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
-    """Whether Pull is registered for a merchant."""
     rows = await visit.gateway.port(ReconciliationOperatorService).registrations(merchant_id, visit.env)
     return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:
-    """Return whether today's statements and the gateway agree, for each shortcode; None without a merchant."""
+    """Compare today's statements with the gateway's payments, for each shortcode."""
     gateway = visit.gateway
     merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
     sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
@@ -255,7 +246,6 @@ def _clock(moment: datetime) -> str:
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """The statement lines that belong to a payment."""
     return [
         TimelineEntry(
             at=row["settled_at"] or row["created_at"],
@@ -271,7 +261,7 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 
 async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
+    """Return failing statement runs and unresolved lines; lines that contradict a payment are graver."""
     desk, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
     if failing := await desk.count_failing(env):
         text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"

@@ -1,4 +1,4 @@
-"""Reads M-Pesa's statements, keeps each line once, and completes the payments that they prove were paid."""
+"""Reconciliation runs: read the statement, store each line once, complete the payments that it proves."""
 
 import asyncio
 from contextlib import suppress
@@ -39,31 +39,31 @@ from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransact
 log = structlog.get_logger(__name__)
 
 FARTHEST = timedelta(hours=48)
-"""How far back Pull reaches (Safaricom's portal)."""
+"""Pull returns at most the last 48 hours (Safaricom's portal)."""
 
 REACH = timedelta(hours=47, minutes=55)
-"""How far back a run asks: with the time that asking takes it stays within what Pull gives."""
+"""Longest regular window: leaves five minutes for the request itself."""
 
 OVERLAP = timedelta(minutes=10)
-"""How much of the window before is read again: lines have been seen to appear late."""
+"""Overlap with the previous window: lines have appeared late."""
 
 _LEASE = timedelta(seconds=60)
-"""For how long a run that is not heard of counts as running: then its process has died, and another may begin."""
+"""A run without a heartbeat for this long is lost, and another may start."""
 
 _BEAT = 15.0
-"""Seconds between two signs of life of a run."""
+"""Seconds between two heartbeats of a run."""
 
 _STOPPED = "the process that ran it was stopped"
 
 _PAGE_ROWS = 100
-"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+"""Rows of a full page (Safaricom's portal); a shorter page is the last."""
 _MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
-"""Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
+"""Limits of an endless statement: pages, and consecutive pages without a readable line."""
 
 
 class ReconciliationService:
-    """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
+    """Runs reconciliations. A run is stored before its first request; a receiver has one at a time."""
 
     def __init__(
         self,
@@ -84,15 +84,15 @@ class ReconciliationService:
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
         self._without_place: dict[str, None] = {}
-        """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
+        """Shortcodes that wait for a slot, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
     async def run_now(self, caller: Caller, window: Window) -> RunView:
-        """Reconcile a window now, the last two hours without one; gives the run, perhaps still running.
+        """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 
-        Raises Invalid for a window that Pull cannot give, RunInProgress, ProviderNotConfigured, and ReceiverOwned.
+        Raises InvalidFields for a window outside Pull's range, RunInProgress, ProviderNotConfigured and ReceiverOwned.
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
@@ -100,7 +100,7 @@ class ReconciliationService:
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
-        # The run goes on when its caller hangs up, or is tired of waiting.
+        # The run continues after its caller disconnects or the wait ends.
         work = asyncio.ensure_future(self._run(run, credentials))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
@@ -109,10 +109,11 @@ class ReconciliationService:
         return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last regular one ended.
+        """Run the regular reconciliation of a shortcode; return False if it did not run.
 
-        Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
-        a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
+        The window is the last ``window_hours``, extended back to the end of the last regular run. It does not run while
+        another run of the receiver is running, where another merchant owns the receiver, or while all
+        ``max_concurrent`` slots are in use: then the next run that ends wakes the shortcode.
         """
         self._db.refuse_transaction("a reconciliation run")
         with self._places.acquire(shortcode_id) as has_place:
@@ -146,7 +147,7 @@ class ReconciliationService:
         return True
 
     async def wake_all(self) -> int:
-        """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
+        """Enqueue a regular run for each shortcode with a readable statement; return their number."""
         sources = await self._credentials.statement_sources()
         for source in sources:
             await self._runtime.jobs.enqueue(
@@ -159,7 +160,7 @@ class ReconciliationService:
         end = window.end or now
         with check_fields() as checks:
             if end < now - FARTHEST:
-                # Before anything is reckoned with it: the calendar itself has a first day.
+                # Checked first: arithmetic on a time near year 1 overflows.
                 checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with check_fields() as checks:
@@ -206,7 +207,6 @@ class ReconciliationService:
         return run
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
         with child_span(self._runtime.tracer, "reconciliation run", said) as span:
             if await self._run_windows(run, credentials) == "failed":
@@ -226,11 +226,11 @@ class ReconciliationService:
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
             log.warning("reconciliation_lease_lost", run_id=run["run_id"])
-        except Exception as problem:  # noqa: BLE001 - it is the run that failed
+        except Exception as problem:  # noqa: BLE001 - the error is stored in the run
             error = f"unexpected: {type(problem).__name__}"
             log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
         finally:
-            # Cancelled too: nobody should wait for the lease of a run that was told to stop.
+            # After a cancellation too: the next run must not wait for this lease to expire.
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
@@ -239,7 +239,6 @@ class ReconciliationService:
         return status
 
     async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
-        """A fault as the run's error, with what to do about it."""
         said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.shortcode
         if isinstance(fault, Rejected) and not await registered_at(
@@ -249,7 +248,6 @@ class ReconciliationService:
         return said
 
     async def _beat(self, run_id: str) -> None:
-        """Show that the run is alive for as long as it is."""
         while True:
             await asyncio.sleep(_BEAT)
             try:
@@ -262,19 +260,19 @@ class ReconciliationService:
                 log.warning("reconciliation_lease_not_extended", run_id=run_id, error=type(problem).__name__)
 
     async def start(self) -> None:
-        """Nothing runs until somebody asks."""
+        """Runs start on request."""
 
     async def stop(self) -> None:
-        """End the manual runs that are under way."""
+        """Cancel the manual runs in progress."""
         at_work = list(self._at_work)
         for work in at_work:
             work.cancel()
         await asyncio.gather(*at_work, return_exceptions=True)
 
     async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever.
+        """Read pages until one holds nothing new: an ignored offset must not loop.
 
-        Raises DarajaFault, also for a statement that has no end, and RunLost.
+        Raises RunLost and DarajaFault, also for an endless statement.
         """
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
@@ -285,11 +283,11 @@ class ReconciliationService:
                 return
             zone = await self._settling.zone_of(run["env"], run["shortcode"])
             is_new = await self._store_lines(run, page, zone, is_till=credentials.kind == "till") > 0
-            # A later page may fail: what is certain does not wait for it.
+            # Before the next page, which may fail.
             await self._settling.match_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
-            # A page without a readable row may be one of many, or the same one again and again.
+            # An unreadable page may be one of many, or the same page repeated.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
@@ -298,7 +296,6 @@ class ReconciliationService:
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, credentials: MpesaCredentials, question: PullQuery) -> StatementPage:
-        """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
         for tried in range(1, self._settings.tries + 1):
             try:
                 return await self._runtime.daraja.call(PULL_QUERY, credentials.daraja, question)
@@ -311,11 +308,11 @@ class ReconciliationService:
         raise AssertionError("unreachable")
 
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Write a page's lines, each once, and their transactions. Returns how many of them this run had not seen."""
+        """Return the number of lines that are new to this run."""
         now = self._runtime.clock.now()
         times = [kept_times(line, run, zone, now) for line in page.lines]
         seen = [seen_on(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)]
-        # One line of a page proves how its shortcode writes times, though the zone is known by now.
+        # One line of each page is kept as proof of the shortcode's time zone, even if the zone is known.
         first = next((line.receipt for line in page.lines if len(line.moments) > 1), None)
         async with self._db.transaction():
             read: dict[Any, Any] = {
@@ -353,10 +350,7 @@ class ReconciliationService:
 def _line_columns(
     run: Row, line: StatementLine, seen: ReportedTransaction, known: RecordedTransaction, *, proves: bool
 ) -> dict[str, Any]:
-    """What is kept of a line beside its transaction. ``proves``: it may prove how its shortcode writes times.
-
-    A line of a payment's own money and amount is explained at once.
-    """
+    """``proves``: the line may prove the time zone, so it is not explained at once."""
     subject = known.subject
     is_paid = subject is not None and subject.kind == "payment" and seen.direction == "in"
     is_same = seen.amount_cents is not None and seen.amount_cents == known.amount_cents
@@ -374,5 +368,5 @@ def _line_columns(
 
 
 def _whole(amount: Kes | None) -> int | None:
-    """An amount as the column takes it; beyond its range it belongs to no payment of ours."""
+    """An amount outside the column's range belongs to no payment."""
     return int(amount) if amount is not None and int(amount) < 2**31 else None
