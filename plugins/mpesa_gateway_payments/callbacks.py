@@ -1,4 +1,4 @@
-"""The callbacks that payments wait for: how a push ended, and what a status query brought."""
+"""Callbacks of payments: STK results and status query results."""
 
 from collections.abc import Mapping
 from typing import Any

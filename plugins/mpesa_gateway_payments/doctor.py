@@ -1,4 +1,4 @@
-"""Looks whether a merchant's payments end as they should: by M-Pesa's own word, and none left lying."""
+"""Doctor checks of payments: callbacks arrive, and no payment needs review."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -10,11 +10,11 @@ from mpesa_gateway_payments import tables
 
 _LATELY = timedelta(hours=24)
 _ENOUGH = 5
-"""Payments without a single callback that are no coincidence."""
+"""Payments without any callback that are no coincidence."""
 
 
 async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Whether callbacks come, and whether money waits for a person."""
+    """Check that callbacks arrive and no payment needs review."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
         tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _LATELY), examination.env

@@ -1,4 +1,4 @@
-"""Statements that find and claim payments which are due to be asked about, or have expired."""
+"""Statements that find and claim payments with a query due, and expired ones."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,7 +29,7 @@ SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
 ) AS oldest
 ORDER BY oldest.due_at
 """
-"""A shortcode is an account at Daraja. Each is asked by a job of its own."""
+"""A shortcode is an account at Daraja; each has its own job."""
 
 CLAIM_DUE_OF = """
 UPDATE payment SET due_at = $3, asked = asked + 1
@@ -48,7 +48,7 @@ WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payme
     AND charge NOT IN ('ready', 'sending')
 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
-"""After an outage thousands have expired. The next run finds those that another session has locked."""
+"""After an outage thousands may have expired. The next run finds the rows locked now."""
 
 # raw SQL: array
 UNSENT_REASONS = """
@@ -65,16 +65,16 @@ _IS_ASKED_ABOUT = WhereRaw(
 
 
 async def read_unsent_reasons(db: Database, rows: Sequence[Row]) -> dict[str, str]:
-    """Return why the last push of each payment was not sent, by payment id; nothing for a push that was sent."""
+    """Return the reason why each payment's last push was not sent, by payment id."""
     released = [row["payment_id"] for row in rows if row["charge"] == Charge.RELEASED.value]
     found = await db.fetch(UNSENT_REASONS, released) if released else []
     return {row["payment_id"]: row["detail"] for row in found}
 
 
 async def find_abandoned(db: Database, begun_before: datetime, now: datetime, limit: int) -> Sequence[str]:
-    """Return the ids of payments whose push has no record after the lease of their key, the oldest first.
+    """Return the ids of payments whose push has no outcome after their key's lease, oldest first.
 
-    ``expires_at`` counts from the same moment as the lease.
+    ``expires_at`` counts from the same time as the lease.
     """
     rows: list[Found] = await db.run(
         PaymentRow.select(PaymentRow.payment_id)
@@ -92,7 +92,7 @@ async def find_abandoned(db: Database, begun_before: datetime, now: datetime, li
 
 
 async def claim_due(db: Database, payment_id: str, now: datetime, until: datetime, *, is_forced: bool) -> Found | None:
-    """Claim a payment until ``until`` to ask about it; returns it, None if it is not due. ``is_forced`` claims any."""
+    """Claim a payment until ``until`` for a query; None if it is not due. ``is_forced`` claims it in any case."""
     conditions: list[Where | WhereRaw] = [
         PaymentRow.payment_id == payment_id,
         _IS_ASKED_ABOUT,
@@ -109,7 +109,7 @@ async def claim_due(db: Database, payment_id: str, now: datetime, until: datetim
 
 
 async def ask_again(db: Database, payment_id: str, at: datetime | None) -> None:
-    """Set when a payment is asked about next, None for never."""
+    """Set the time of a payment's next query, None for none."""
     await db.run(
         PaymentRow.update({PaymentRow.due_at: at}).where(
             PaymentRow.payment_id == payment_id, _IS_ASKED_ABOUT, PaymentRow.due_at.is_not_null()

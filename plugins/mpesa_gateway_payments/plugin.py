@@ -1,4 +1,4 @@
-"""The payments plugin, declared."""
+"""Declaration of the payments plugin."""
 
 from collections.abc import Sequence
 
@@ -40,12 +40,10 @@ from mpesa_gateway_payments.tables import (
 
 
 async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
-    """Daraja told how pushes ended."""
     await gateway.port(StkResults).apply_results(results)
 
 
 async def take_status_results(results: Sequence[StatusResulted], gateway: Runtime) -> None:
-    """Daraja told how transactions stand."""
     for result in results:
         await gateway.port(StatusQueryService).apply_result(result)
 

@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""Construction of the ports and services of this plugin."""
 
 from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.plugin import Provides

@@ -1,4 +1,4 @@
-"""The scopes of payments, and the callers that carry them."""
+"""The scopes of payments, and the callers that have them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The overview's figures of payments: today's money, how many are paid and how soon, why others are not."""
+"""The overview's panel of payments: money, success rate, waiting times and failure reasons."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ COUNTS = (Series("good", "paid"), Series("wait", "pending"), Series("bad", "fail
 MONEY = (Series("good", "KES"),)
 
 _SOON = 3
-"""Classes of waits that are at most half a minute long."""
+"""Classes of waiting times up to 30 seconds."""
 
 _WAIT_LABELS = (
     *(f"{start} to {end} s" for start, end in zip((0, *WAITS), WAITS, strict=False)),
@@ -21,11 +21,11 @@ _WAIT_LABELS = (
 )
 
 _LABELLED = 6
-"""One column in so many has its hour, or its day, under it."""
+"""Every n-th column has a label."""
 
 
 async def figures(visit: PageRequest, _: str) -> Rendered | None:
-    """Money by period with the period before, and how many payments are paid and how soon."""
+    """Return the overview panel of payments."""
     tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
     if tallied is None:
         return Rendered("figures.html", {"tallied": None})
@@ -49,7 +49,7 @@ async def figures(visit: PageRequest, _: str) -> Rendered | None:
 
 @dataclass(frozen=True)
 class Period:
-    """The money of some days beside that of the days before, each a link to the payments of those days."""
+    """The money of some days and of the days before, with a link to the payments."""
 
     name: str
     figures: PaymentStats
@@ -59,13 +59,13 @@ class Period:
 
     @property
     def query(self) -> str:
-        """The filters of the payments of these days."""
+        """Return the filters for the payments of these days."""
         since, until = rfc3339(self.figures.since), rfc3339(self.until)
         return urlencode({"since": since, "until": until})
 
     @property
     def change(self) -> float | None:
-        """The change as a share of the earlier money; None where there was none."""
+        """Return the change as a share of the earlier money; None if that is 0."""
         return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
 
 

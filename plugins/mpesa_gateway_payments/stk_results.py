@@ -1,4 +1,4 @@
-"""Takes STK callbacks: what Daraja reports about the end of a push moves its payment."""
+"""STK callbacks: applies the outcome of a push to its payment."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ from mpesa_gateway_payments.verdicts import payment_of
 log = structlog.get_logger(__name__)
 
 _HANDLE = "payment_checkout_request_id"
-"""The constraint that a CheckoutRequestID is that of one payment of its env."""
+"""The unique constraint on a CheckoutRequestID in one env."""
 
 
 class StkResults:
-    """Moves payments by their STK callbacks, one or several in one transaction."""
+    """Applies STK callbacks to payments, one or several in a transaction."""
 
     def __init__(self, *, db: Database, callbacks: Callbacks, moves: Transitions) -> None:
         self._db = db
@@ -33,11 +33,11 @@ class StkResults:
         self._moves = moves
 
     async def apply_results(self, results: Sequence[StkResulted]) -> None:
-        """Take callbacks inside the transaction that stores them: their payments move, or nothing does.
+        """Apply callbacks in the transaction that stores them, all or none.
 
-        A callback for a payment that we do not know (yet) is left waiting. So is one without a token whose handle both
-        a sandbox and a live payment have. Payments are locked, those of a batch only while they are written: the batch
-        fails if one of them has changed by then, or is locked elsewhere. Raises DifferentSubject.
+        A callback for an unknown payment stays waiting, as does one without a token whose handle is that of both a
+        sandbox and a live payment. Payments are locked; those of a batch only for the write: the batch fails if one has
+        changed or is locked by another session. Raises DifferentSubject.
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)
@@ -63,7 +63,6 @@ class StkResults:
         ]
 
     async def _find(self, results: Sequence[StkResulted]) -> list[tuple[Row, StkResulted]]:
-        """The payments that callbacks are about, as they are now: locked, or only read for a batch."""
         ids = sorted({result.subject_id for result in results if result.subject_id})
         handles = sorted({result.checkout_request_id or "" for result in results if not result.subject_id})
         if self._callbacks.is_batch:

@@ -1,4 +1,4 @@
-"""Statements that write what decisions change, and those that set money aside for refunds."""
+"""Statements that write decisions and refunds."""
 
 from mpesa_gateway_payments.result_codes import ORDINARY
 
@@ -25,10 +25,10 @@ _COLUMNS = {
     "completed_at": "timestamptz",
     "completed_by": "text",
 }
-"""The columns that a decision can change."""
+"""Columns that a decision can change."""
 
 WRITTEN = ("payment_id", "version", *_COLUMNS)
-"""The columns that ``CHANGE`` takes of each payment, in this order."""
+"""The parameters of ``CHANGE`` for each payment, in order."""
 
 _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
@@ -57,7 +57,7 @@ FROM (
 WHERE payment.ctid = told.place AND told.found = told.version
 RETURNING payment.payment_id
 """  # noqa: S608 - the columns above
-"""Writes payments as decisions leave them. One that has changed since it was read is left as it is."""
+"""Writes decided payments; skips rows that have changed since they were read."""
 
 STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)

@@ -1,4 +1,4 @@
-"""The callbacks of Pull, which Safaricom documents nowhere: any JSON object is kept, and nothing follows from it."""
+"""Callbacks of Pull. Safaricom does not document them: any JSON object is stored and ignored."""
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
 from mpesa_gateway.daraja.wire import InvalidCallback, decoded, read_json_leniently

@@ -1,4 +1,4 @@
-"""``mpesa-gateway reconcile``: compares a merchant's payments with M-Pesa's statement, now."""
+"""The command ``mpesa-gateway reconcile``."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _LOOK = 0.5
-"""Seconds between two looks at a run that is not finished."""
+"""Seconds between two reads of a running run."""
 
 _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous", "malformed")
 
@@ -40,9 +40,9 @@ _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous
 def reconcile(
     session: Session, start: str | None, end: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool
 ) -> None:
-    """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 when the run fails.
+    """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 if the run fails.
 
-    What is found completes payments as the regular runs do, which the worker starts every 15 minutes by itself.
+    Payments are completed as by the regular runs, which the worker starts every 15 minutes.
     """
     window = Window(
         start=None if start is None else read_time(start, "--start"),
@@ -57,7 +57,7 @@ def reconcile(
         service = gateway.port(ReconciliationService)
         run = await service.run_now(caller, window)
         while run.status == "running":
-            # It is this process that reads: it ends with the run, and not before.
+            # The run is a task of this process, which must not exit before it ends.
             await asyncio.sleep(_LOOK)
             run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run

@@ -1,4 +1,4 @@
-"""Looks whether a merchant's statements can be read, and whether they are."""
+"""Doctor checks of reconciliation: registration for Pull, and recent runs."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -14,11 +14,11 @@ from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
-"""Without a completed run for so long something is wrong: one begins every 15 minutes."""
+"""Time without a completed run that needs attention: runs start every 15 minutes."""
 
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Pull is registered, and the last run is not long ago."""
+    """Check that Pull is registered and the last run is recent."""
     merchant_id = examination.one.merchant_id
     try:
         credentials = await gateway.port(Credentials).get(merchant_id, examination.env)

@@ -1,4 +1,4 @@
-"""What always holds between M-Pesa's statements and the payments, besides what Postgres itself refuses."""
+"""Invariants of statements and payments that no constraint of Postgres enforces."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""The queue's way into reconciliation."""
+"""Jobs of reconciliation."""
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation.service import ReconciliationService
@@ -10,5 +10,5 @@ async def reconcile(gateway: Runtime, *, shortcode_id: str) -> None:
 
 
 async def reconcile_all(gateway: Runtime) -> None:
-    """Wake a run for every shortcode that can be reconciled."""
+    """Enqueue a run for each shortcode with a readable statement."""
     await gateway.port(ReconciliationService).wake_all()

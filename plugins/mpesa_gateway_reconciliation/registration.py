@@ -1,4 +1,4 @@
-"""Enables Pull for merchants' shortcodes."""
+"""Registration of merchants' shortcodes for Pull."""
 
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ from mpesa_gateway_reconciliation.tables import RegistrationRow
 
 
 async def registered_at(db: Database, merchant_id: str, env: str, shortcode: str) -> datetime | None:
-    """When Pull was enabled for a shortcode, None where it was not."""
+    """Return the time at which Pull was enabled for a shortcode, or None."""
     rows: list[dict[str, Any]] = await db.run(
         RegistrationRow.select(RegistrationRow.registered_at).where(
             RegistrationRow.merchant_id == merchant_id,
@@ -42,7 +42,6 @@ class PullRegistrations:
         callbacks: Callbacks,
         credentials: Credentials,
     ) -> None:
-        """``daraja`` returns the client of the running gateway."""
         self._db = db
         self._clock = clock
         self._audit = audit
@@ -51,9 +50,9 @@ class PullRegistrations:
         self._credentials = credentials
 
     async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; doing it again is fine.
+        """Enable Pull for the merchant's shortcode; can be repeated.
 
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
+        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned if the shortcode is
         another merchant's.
         """
         self._db.refuse_transaction("registering for Pull")

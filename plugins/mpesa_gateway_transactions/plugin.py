@@ -1,4 +1,4 @@
-"""The transactions plugin, declared."""
+"""Declaration of the transactions plugin."""
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Plugin, Tables

@@ -1,4 +1,4 @@
-"""Records transactions: one statement for any number of reports."""
+"""Recording of transactions, with one statement for any number of reports."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _Key = tuple[str, str, str]
 
 
 class TransactionRecorder:
-    """The port that other plugins record money through."""
+    """The port through which other plugins record money."""
 
     def __init__(self, *, db: Database, clock: Clock, ids: Ids) -> None:
         self._db = db
@@ -23,7 +23,7 @@ class TransactionRecorder:
         self._ids = ids
 
     async def record(self, seen: Sequence[ReportedTransaction]) -> list[RecordedTransaction | None]:
-        """See the port. Raises ValueError for two reports of one receipt."""
+        """Raises ValueError for two reports of one receipt."""
         if not seen:
             return []
         if len({_key(one) for one in seen}) < len(seen):
@@ -37,7 +37,7 @@ class TransactionRecorder:
         ]
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """See the port. Raises ConcurrentUpdate for reports of one receipt that differ: each is to be taken alone."""
+        """Raises ConcurrentUpdate for different reports of one receipt: the caller then defers each alone."""
         if not seen:
             return
         different = dict.fromkeys(seen)

@@ -1,4 +1,4 @@
-"""Transactions as Piccolo knows them, and the statement that records them; the migrations say the rest."""
+"""Piccolo tables of transactions, and the statement that records them."""
 
 from piccolo.columns import BigInt, Text, Timestamptz
 from piccolo.table import Table
@@ -7,7 +7,7 @@ from mpesa_gateway.db.named import Named
 
 
 class TransactionRow(Table, tablename="transaction"):
-    """Money that M-Pesa moved, one row for each receipt of an env and a direction."""
+    """Money that M-Pesa moved: one row for each receipt of an env and a direction."""
 
     transaction_id = Text(primary_key=True)
     env = Text()
@@ -29,7 +29,7 @@ class TransactionRow(Table, tablename="transaction"):
 
 
 class WitnessRow(Table, tablename="transaction_witness"):
-    """The second report of a transaction and each later one, one row for each source."""
+    """A later report of a transaction: one row for each source."""
 
     transaction_id = Text(primary_key=True)
     source = Text()
@@ -98,15 +98,15 @@ WHERE found.it <> t.transaction_id
 ORDER BY found.it
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the rows above
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")
 INSERT, WITNESS = BOTH.sql.split(";")
-"""What records transactions, sorted by their key, and what adds the later witnesses of those that were known before."""
+"""INSERT records transactions, sorted by key; WITNESS adds later witnesses of known ones."""
 
 bind_rows = BOTH.bind_rows
 
-# The same at once, where the caller needs what was found.
+# One statement for callers that need the result at once.
 RECORD = f"""
 WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the statements above
