@@ -89,7 +89,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRequest:
-    """A request for a payment. ``amount`` is in KES, ``reference`` has up to 12 characters, ``description`` 13."""
+    """A request for a payment. ``amount`` is in KES, ``reference`` up to 12 characters, ``description`` 13."""
 
     amount: Kes
     phone: Msisdn
@@ -101,7 +101,7 @@ class PaymentRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Similar:
-    """Facts about money, all optional: KES, a whole ``2547…`` and an account number."""
+    """Facts about money, if known: KES, a whole ``2547…``, an account number."""
 
     amount: int | None
     phone: str | None
@@ -112,7 +112,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class Requested:
-    """A payment. ``is_replay``: an earlier request with the same key created it."""
+    """``is_replay``: an earlier request with the same key created the payment."""
 
     payment: PaymentView
     is_replay: bool
@@ -127,7 +127,7 @@ class Settled:
     """The result of a report.
 
     ``payment_id`` and ``merchant_id`` are of the payment that has the money, or contradicts it. An ambiguous report has
-    ``candidates``; ``asks`` if a status query about the receipt may help.
+    ``candidates``; ``asks``: a status query may help.
     """
 
     finding: Finding
@@ -141,8 +141,7 @@ class Settled:
 class WantedMoney:
     """A receiver's ``number`` and an ``amount`` in KES to look for.
 
-    Payments created between ``since`` and ``until`` are candidates; the matching rule starts at ``likely``. Times are
-    in UTC.
+    Payments created between ``since`` and ``until`` (UTC) are candidates; the matching rule starts at ``likely``.
     """
 
     number: str
@@ -153,10 +152,10 @@ class WantedMoney:
 
 
 class UnallocatedMoney(Protocol):
-    """Finds incoming money without a payment. Provided by the plugin that stores statements."""
+    """Finds incoming money without a payment; provided by the plugin with the statements."""
 
     async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
-        """Return the money of these receivers and amounts since ``likely``, each receipt once."""
+        """Return the money since ``likely``, each receipt once."""
         ...
 
 
@@ -171,12 +170,11 @@ async def lock_nothing() -> None:
 class StatementMatching(Protocol):
     """Matches money to payments and completes them.
 
-    ``lock`` is awaited after the payment is locked and before any write, so that all paths lock in one order. Its
-    errors propagate.
+    ``lock`` is awaited after the payment is locked and before any write, so that all paths lock in one order.
     """
 
     async def judge(self, reports: Sequence[Evidence]) -> Sequence[Verdict]:
-        """Return the verdict on each report. Nothing is locked or written."""
+        """Return the verdict on each report, without locks."""
         ...
 
     async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
@@ -189,16 +187,16 @@ class StatementMatching(Protocol):
     async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
         """Record a reversal on a statement that names the receipt of a payment's money.
 
-        Needs an open transaction. ``report.receipt`` is the reversal's own receipt. Returns ``already_known`` with the
-        payment, also for a repeated report; ``not_found`` if no payment of the receiver has one of ``receipts``, or if
-        the reversal may be a pending refund of ours.
+        Needs an open transaction. ``report.receipt`` is the reversal's own. Returns ``already_known`` with the payment,
+        also for a repeated report; ``not_found`` if no payment of the receiver has one of ``receipts``, or a pending
+        refund of ours may be meant.
         """
         ...
 
     async def assign(
         self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
     ) -> Settled | NotAssignable:
-        """Assign money to a payment that a person chose, or return why it cannot be.
+        """Assign money to a payment that a person chose, or return the reason against it.
 
         Needs an open transaction. A merchant's choice must fit the report; an operator decides. Raises NotFound.
         """
@@ -209,9 +207,9 @@ class StatusQueries(Protocol):
     """Sends transaction status queries."""
 
     async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
-        """Send a query about a receipt or a payment id; the result changes the payment later.
+        """Query a receipt or a payment id; the result changes the payment later.
 
-        The result never shows the money's ``reference``: pass it if known, to exclude payments with another one. Raises
+        The result never shows the money's ``reference``: pass it to exclude payments with another one. Raises
         InvalidFields, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         ...
@@ -219,7 +217,7 @@ class StatusQueries(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Refundable:
-    """A payment with ``amount`` KES reserved for a refund; ``left`` KES are neither refunded nor reserved."""
+    """A payment with ``amount`` KES reserved; ``left`` KES are neither refunded nor reserved."""
 
     payment_id: str
     env: Env
@@ -232,27 +230,27 @@ class Refundable:
 
 
 class RefundablePayments(Protocol):
-    """Changes payments for refunds. Each call needs an open transaction, which also writes the refund."""
+    """Changes payments for refunds. Each call needs an open transaction."""
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> Refundable:
-        """Reserve an amount, by default all that is left, so that refunds never exceed the payment.
+        """Reserve an amount, by default all that is left.
 
         Raises NotFound, or Conflict if the payment is unpaid, has no receipt or has less left.
         """
         ...
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
-        """Return True if a receipt is that of incoming money that paid for any merchant's payment."""
+        """Return True if the receipt is of money that paid for any merchant's payment."""
         ...
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
-        """Release the amount reserved for a refund that failed."""
+        """Release the amount of a refund that failed."""
         ...
 
     async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
-        """Mark a reserved amount as refunded: the payment is reversed or partially reversed."""
+        """Mark a reserved amount as refunded."""
         ...
 
 
@@ -260,20 +258,20 @@ class Payments(Protocol):
     """Creates payments and reads them."""
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        """Create a payment at the merchant's default shortcode of ``env``: one STK push for each key.
+        """Create a payment at the merchant's default shortcode: one STK push for each key.
 
-        A key belongs to (merchant, env). Raises ProviderNotConfigured without credentials for ``env``, KeyMismatch,
-        KeyInProgress, ProviderRejected, Conflict if the shortcode is another merchant's or the key's payment is of a
-        retired one, and ProviderUnavailable if nothing was sent and the key can be retried.
+        A key belongs to (merchant, env). Raises ProviderNotConfigured, KeyMismatch, KeyInProgress, ProviderRejected,
+        Conflict if the shortcode is another merchant's or the key's payment is of a retired one, and
+        ProviderUnavailable if nothing was sent and the key can be retried.
         """
         ...
 
     async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
-        """Return a payment of this merchant. Raises NotFound."""
+        """Raises NotFound."""
         ...
 
     async def find(self, payment_id: str) -> PaymentView | None:
-        """Return a payment of any merchant, or None: for operators."""
+        """Return a payment of any merchant, for operators."""
         ...
 
     async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:

@@ -1,4 +1,4 @@
-"""Changes of a payment's columns, timeline and events by decisions, without I/O."""
+"""Changes of a payment's columns, timeline and events, without I/O."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -27,26 +27,26 @@ from mpesa_gateway_payments.views import event_fields
 from mpesa_gateway_transactions.api import ReportedTransaction, Subject
 
 _SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull"}
-"""The source of a transaction for each cause; other causes are reports about a push."""
+"""The source of a transaction by cause; other causes are reports about a push."""
 
 Step = tuple[str, datetime, str, str, str | None, str]
-"""A row of ``payment_step``: payment, time, kind, cause, result code and detail."""
+"""Payment, time, kind, cause, result code and detail of ``payment_step``."""
 
 
 class PaymentChange:
-    """A payment with the decisions about it so far; each starts from the result of the previous one."""
+    """A payment with the decisions so far; each starts from the previous result."""
 
     def __init__(self, row: Row | Mapping[str, Any], noted: Iterable[str] = ()) -> None:
-        """``row`` is the payment as read, with its version; ``noted`` has the mismatches in its timeline."""
+        """``row`` has its version; ``noted`` has the mismatches in its timeline."""
         self.row: dict[str, Any] = dict(row)
         self.steps: list[Step] = []
         self.events: list[PaymentEvent] = []
         self.ended: list[str | None] = []
-        """Each end of the payment: None if completed, otherwise the failure reason."""
+        """Ends of the payment: None for completed, otherwise the failure reason."""
         self.words: list[tuple[str, dict[str, Any]]] = []
-        """Problems to log after commit, with their fields."""
+        """Log events after commit, with their fields."""
         self.seen: list[ReportedTransaction] = []
-        """Reported money with a receipt: this payment's, or in conflict with it."""
+        """Reported money with a receipt: this payment's, or in conflict."""
         self.is_changed = False
         self._noted = set(noted)
 
@@ -71,12 +71,11 @@ class PaymentChange:
                 pass
 
     def record_report(self, told: ReportedMoney, cause: Cause, at: datetime) -> None:
-        """Add money reported with a receipt to ``seen``, unless its sender is unproven."""
         row = self.row
         if told.receipt is None or not told.is_proven:
             return
         is_its_own = told.receipt == row["receipt"]
-        # The payment's own money without an amount has the requested amount.
+        # The payment's own money has the requested amount unless another is stated.
         is_unstated = is_its_own and told.amount is None and told.amount_text is None
         amount = row["amount"] if is_unstated else told.amount
         self.seen.append(
@@ -169,12 +168,12 @@ class PaymentChange:
                 claim=None,
             )
             if row["status"] == Status.PENDING.value:
-                # For an ended payment these columns state how it ended.
+                # For an ended payment they state its end.
                 self._set(result_code=told.code, result_desc=told.text)
         elif detail in self._noted:
             return
         else:
-            # A review of the first mismatch does not cover this one.
+            # The first review does not cover this one.
             is_of_paid = is_of_paid or row["is_mismatch_of_paid"]
             self._set(is_mismatch_of_paid=is_of_paid, looked_after_at=None, updated_at=at)
         self._noted.add(detail)

@@ -116,7 +116,7 @@ def query(session: Session, payment_id: str, *, as_json: bool) -> None:
 
 
 def _masked(payment: PaymentView) -> dict[str, Any]:
-    """Return a payment as plain values, with its phone number masked in every field."""
+    """The phone number is masked in every field."""
     values: dict[str, Any] = msgspec.to_builtins(payment)
     values |= {name: rfc3339(value) for name in values if (value := getattr(payment, name)) and name.endswith("_at")}
     masked: dict[str, Any] = mask_within(values | {"phone": Msisdn(payment.phone).masked})

@@ -1,4 +1,4 @@
-"""Writes the steps of creates in batches; locked rows are written alone."""
+"""Steps of creates, written in batches; locked rows are written alone."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ from mpesa_gateway_payments.settings import PaymentsSettings
 log = structlog.get_logger(__name__)
 
 OPERATION = "payment"
-"""The operation of a payment's Idempotency-Key."""
+"""The operation of payments' Idempotency-Keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewPayment:
-    """A payment to insert before its push. ``amount`` is in KES; ``metadata`` is JSON."""
+    """A payment to insert. ``amount`` is in KES; ``metadata`` is JSON."""
 
     payment_id: str
     merchant_id: str
@@ -52,7 +52,7 @@ class NewPayment:
 
 @dataclass(frozen=True)
 class AcceptedPush:
-    """A payment with an accepted push. ``is_named``: its callback address names the payment."""
+    """An accepted push. ``is_named``: its callback address names the payment."""
 
     payment_id: str
     merchant_id: str
@@ -68,7 +68,7 @@ _SINGLY: tuple[type[BaseException], ...] = (
     *UNREACHABLE,
     *OVERBURDENED,
 )
-"""Errors of a batch whose items are then written alone."""
+"""Errors of a batch whose items are written alone."""
 
 
 class CreateSteps:
@@ -92,18 +92,18 @@ class CreateSteps:
         )
 
     async def insert(self, wanted: NewPayment) -> Row | None:
-        """Claim the key and insert the payment; None, with nothing written, if the key was used before."""
+        """Claim the key and insert the payment; None if the key was used before."""
         return await self._inserts.submit(wanted)
 
     async def mark_sending(self, payment_id: str, push_attempt: int) -> bool:
-        """Commit that the push is about to be sent; False if the payment has changed."""
+        """Commit the mark before a push; False if the payment has changed."""
         return await self._marks.submit((payment_id, push_attempt))
 
     async def _mark(self, pushes: Sequence[tuple[str, int]]) -> list[bool | Exception]:
         # Without the reserved connections: callbacks need them, and an unmarked push is not sent.
         rows = await self._db.fetch(tables.SENDING, [one for one, _ in pushes], [number for _, number in pushes])
         marked = {row["payment_id"] for row in rows}
-        # The other rows are locked or have changed.
+        # The others are locked or have changed.
         return [payment_id in marked or await self._mark_alone(payment_id, number) for payment_id, number in pushes]
 
     async def _mark_alone(self, payment_id: str, push_attempt: int) -> bool | Exception:
@@ -116,7 +116,7 @@ class CreateSteps:
             return cast("Exception", problem)
 
     async def accept(self, accepted: AcceptedPush) -> Row | None:
-        """Store that Daraja accepted the push; None if ``accept_alone`` is needed."""
+        """Store an acceptance; None if ``accept_alone`` is needed."""
         return await self._acks.submit(accepted)
 
     async def _insert(self, wanted: Sequence[NewPayment]) -> list[Row | Exception | None]:
@@ -125,7 +125,7 @@ class CreateSteps:
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError) as problem:
             if len(wanted) == 1:
                 return [problem]
-            # One payment is invalid: each is inserted alone, so that the others succeed without waiting for its lock.
+            # One is invalid: each alone, so that the others succeed without waiting.
             return await asyncio.gather(*map(self._insert_alone, wanted))
         made = {row["payment_id"]: row for row in rows}
         return [made.get(one.payment_id) for one in wanted]
@@ -153,7 +153,7 @@ class CreateSteps:
         return await self._db.fetch(*tables.INSERT.bind_rows(rows))
 
     async def accept_alone(self, accepted: AcceptedPush) -> None:
-        """Store the acceptance in the open transaction. Locks the key, then the payment."""
+        """Store an acceptance in the open transaction. Locks the key, then the payment."""
         key, merchant_id, env = accepted.idempotency_key, accepted.merchant_id, accepted.env
         await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
         await self._db.fetchrow(tables.LOCK, [accepted.payment_id])
@@ -178,7 +178,7 @@ class CreateSteps:
             with reserve():
                 rows = await self._write_accepted(accepted)
         except _SINGLY as problem:
-            # Each is then written alone, so that one failure affects no other.
+            # Each alone, so that one failure affects no other.
             log.info("acknowledgements_stored_singly", count=len(accepted), error=type(problem).__name__)
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
@@ -193,14 +193,14 @@ class CreateSteps:
                 for handle in await self._callbacks.find_waiting(list(handles)):
                     known[handles[handle]] = await self._apply(handles[handle], handle)
             except (*UNREACHABLE, *OVERBURDENED) as problem:
-                # The acceptances are committed; the callbacks' sweep retries the waiting results.
+                # The acceptances are committed; the callbacks' sweep retries the results.
                 log.warning("waiting_callbacks_failed", error=type(problem).__name__)
         return [known.get(one.payment_id) for one in accepted]
 
     async def _apply(self, payment_id: str, handle: str) -> Row:
         async with self._db.transaction():
             await self._db.execute("SET LOCAL lock_timeout = 500")
-            # The payment is locked before its callbacks everywhere, to avoid deadlocks.
+            # Payments are locked before their callbacks everywhere, to avoid deadlocks.
             await self._db.fetchrow(tables.LOCK, [payment_id])
             await self._callbacks.apply_waiting(handle)
             row = await self._db.fetchrow(tables.LOCK, [payment_id])

@@ -24,7 +24,7 @@ from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
 
 EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
 UNSENT = "never sent, and the request was not repeated"
-"""Result descriptions of expired payments; UNSENT is followed by the reason of the last attempt."""
+"""Result descriptions of expired payments; UNSENT may have a reason appended."""
 
 _ANOTHER = "this callback is about another payment than its address"
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
@@ -35,7 +35,7 @@ _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIAL
 
 @dataclass(frozen=True)
 class StkCallback:
-    """An STK callback. ``names_another``: its CheckoutRequestID is another payment's of the env."""
+    """``names_another``: its CheckoutRequestID is another payment's of the env."""
 
     result: StkResulted
     names_another: bool = False
@@ -43,14 +43,14 @@ class StkCallback:
 
 @dataclass(frozen=True)
 class StkAnswer:
-    """M-Pesa's answer to an STK query: paid or not paid, never pending."""
+    """An STK query's answer: paid or not paid, never pending."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class MatchedMoney:
-    """A report of money, judged against all payments that it may concern."""
+    """A report of money, judged against all payments."""
 
     verdict: Verdict
     told: ReportedMoney
@@ -59,7 +59,7 @@ class MatchedMoney:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFailure:
-    """No money moved. ``is_final``: M-Pesa does not change it. ``due_at``: time of a further query."""
+    """No money moved. ``is_final``: no later money is expected. ``due_at``: time of a further query."""
 
     code: str
     text: str
@@ -74,7 +74,7 @@ class ReportedFailure:
 class Expired:
     """The payment expired without a result.
 
-    ``ask_at`` is the time of the next query, None for none. ``unsent_reason`` is why the last push was not sent.
+    ``ask_at``: time of the next query. ``unsent_reason``: the last push was not sent.
     """
 
     ask_at: datetime | None = None
@@ -91,7 +91,7 @@ Result = Literal["completed", "failed", "mismatched", "confirming", "known", "wa
 
 @dataclass(frozen=True)
 class Complete:
-    """The payment is paid. ``other_phone`` is the payer's number if it is not the requested one."""
+    """The payment is paid. ``other_phone``: the payer's number, if not the requested one."""
 
     told: ReportedMoney
     cause: Cause
@@ -116,7 +116,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Reported money differs from the request: recorded, published, and left to a review."""
+    """Reported money differs from the request and needs review."""
 
     of: str
     told: ReportedMoney
@@ -125,7 +125,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Confirm:
-    """Query M-Pesa now. ``told`` is stored until it answers; None stores nothing."""
+    """Query M-Pesa now. ``told``: the claim to store until it answers."""
 
     told: ReportedMoney | None
     within: timedelta
@@ -133,14 +133,14 @@ class Confirm:
 
 @dataclass(frozen=True)
 class DropClaim:
-    """M-Pesa answered about the stored claim. ``refuted`` is an answer that contradicts it."""
+    """M-Pesa answered about the stored claim. ``refuted``: an answer that contradicts it."""
 
     refuted: str | None = None
 
 
 @dataclass(frozen=True)
 class LearnHandle:
-    """The acknowledgement was lost: the callback at the payment's own address names its push."""
+    """The callback at the payment's own address names its push."""
 
     checkout_request_id: str
     merchant_request_id: str | None
@@ -148,14 +148,14 @@ class LearnHandle:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Nothing changes. ``waiting``: the report is decided again after the stored claim."""
+    """Nothing changes. ``waiting``: decided again after the stored claim."""
 
     result: Literal["known", "mismatched", "waiting", "ignored"] = "ignored"
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The report came to an address that it does not belong to."""
+    """The report belongs to another address."""
 
     why: str
 
@@ -164,7 +164,7 @@ Decision = Complete | LearnReceipt | Fail | Mismatch | Confirm | DropClaim | Lea
 
 
 def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ...]:
-    """Return the decisions on a report, in the order in which they are written."""
+    """Return the decisions on a report, in the order of their writes."""
     match report:
         case StkCallback():
             return _decide_callback(payment, report, rules)
@@ -189,7 +189,6 @@ _RESULTS: dict[type[Decision], Result] = {
 
 
 def result_of(decisions: tuple[Decision, ...]) -> Result:
-    """Return the result of a report, for logs and findings."""
     for decision in decisions:
         result = decision.result if isinstance(decision, Ignore) else _RESULTS.get(type(decision))
         if result is not None:
@@ -198,7 +197,7 @@ def result_of(decisions: tuple[Decision, ...]) -> Result:
 
 
 def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Return the decisions for a receipt of another payment: money cannot pay twice."""
+    """The receipt belongs to another payment: money cannot pay twice."""
     return tuple(
         Mismatch("receipt", one.told, one.cause) if isinstance(one, Complete | LearnReceipt) else one
         for one in decisions
@@ -216,7 +215,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
     if not names_payment(evidence, payment):
         if not outcome.is_paid or not result.subject_id or report.names_another:
             return (Refuse(_ANOTHER),)
-        # Money reported at a payment's own address is never rejected.
+        # Money at a payment's own address is never rejected.
         return _decide_money(payment, judge_other_push(evidence, payment, rules), told, Cause.CALLBACK)
     learnt = _learnt(payment, result, outcome)
     if outcome.is_paid:
@@ -228,7 +227,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
         # The sender is unproven.
         return (*learnt, Confirm(None, rules.confirm_within))
     if payment.is_open and has_receipt_of_unknown(result, outcome):
-        # The result code is unknown, but the receipt shows that money moved.
+        # An unknown code, but a receipt: money moved.
         return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
     if outcome.is_pending:
         return (*learnt, Ignore())
@@ -244,7 +243,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
 
 def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[LearnHandle, ...]:
     told, known = result.checkout_request_id, payment.checkout_request_id
-    # After an erasure the stored id is a digest: only the reported one can be queried.
+    # After an erasure the stored id is a digest, which cannot be queried.
     is_erased = outcome.is_paid and told != known and payment.status == Status.FAILED.value
     if not told or not (known is None or is_erased):
         return ()
@@ -281,7 +280,7 @@ def _decide_money(payment: Payment, verdict: Verdict, told: ReportedMoney, cause
     claim = payment.claim
     if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
         return (decision,)
-    # Other money arrived before the answer about this claim: the payer may have paid twice.
+    # The payer may have paid twice.
     return (decision, Mismatch("unconfirmed", claim, Cause.CALLBACK))
 
 
@@ -316,13 +315,12 @@ def _decide_failure(payment: Payment, failure: ReportedFailure) -> Decision:
 
 
 def unsent_text(reason: str | None) -> str:
-    """Return the result description of a payment that was never sent."""
     return f"{UNSENT}: {reason}" if reason else UNSENT
 
 
 def _decide_time_up(payment: Payment, report: Expired) -> tuple[Decision, ...]:
     if payment.claim is not None:
-        # M-Pesa neither confirmed nor denied the reported success.
+        # M-Pesa neither confirmed nor denied the claim.
         return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
     is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
     failure = ReportedFailure(

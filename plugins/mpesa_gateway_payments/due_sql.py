@@ -1,4 +1,4 @@
-"""Statements that find and claim payments with a query due, and expired ones."""
+"""Statements that find and claim due and expired payments."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -48,7 +48,7 @@ WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payme
     AND charge NOT IN ('ready', 'sending')
 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
-"""After an outage thousands may have expired. The next run finds the rows locked now."""
+"""Thousands may have expired after an outage; the next run finds locked rows."""
 
 # raw SQL: array
 UNSENT_REASONS = """
@@ -57,7 +57,7 @@ WHERE payment_id = ANY($1::uuid[]) AND kind = 'unsent' ORDER BY payment_id, numb
 """
 
 _IS_WAITING = WhereRaw("status = 'pending' AND mismatch IS NULL")
-"""The predicate of the index ``payment_expiry``. Text, because a generic plan does not match parameters with it."""
+"""The predicate of the index ``payment_expiry``, as text: a generic plan does not match parameters with it."""
 
 _IS_ASKED_ABOUT = WhereRaw(
     "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
@@ -65,14 +65,14 @@ _IS_ASKED_ABOUT = WhereRaw(
 
 
 async def read_unsent_reasons(db: Database, rows: Sequence[Row]) -> dict[str, str]:
-    """Return the reason why each payment's last push was not sent, by payment id."""
+    """Return the reasons by payment id."""
     released = [row["payment_id"] for row in rows if row["charge"] == Charge.RELEASED.value]
     found = await db.fetch(UNSENT_REASONS, released) if released else []
     return {row["payment_id"]: row["detail"] for row in found}
 
 
 async def find_abandoned(db: Database, begun_before: datetime, now: datetime, limit: int) -> Sequence[str]:
-    """Return the ids of payments whose push has no outcome after their key's lease, oldest first.
+    """Return payments without an outcome after their key's lease, oldest first.
 
     ``expires_at`` counts from the same time as the lease.
     """
@@ -92,7 +92,7 @@ async def find_abandoned(db: Database, begun_before: datetime, now: datetime, li
 
 
 async def claim_due(db: Database, payment_id: str, now: datetime, until: datetime, *, is_forced: bool) -> Found | None:
-    """Claim a payment until ``until`` for a query; None if it is not due. ``is_forced`` claims it in any case."""
+    """Claim a payment until ``until``; None if it is not due. ``is_forced`` claims it in any case."""
     conditions: list[Where | WhereRaw] = [
         PaymentRow.payment_id == payment_id,
         _IS_ASKED_ABOUT,
@@ -109,7 +109,7 @@ async def claim_due(db: Database, payment_id: str, now: datetime, until: datetim
 
 
 async def ask_again(db: Database, payment_id: str, at: datetime | None) -> None:
-    """Set the time of a payment's next query, None for none."""
+    """Set the time of the next query, None for none."""
     await db.run(
         PaymentRow.update({PaymentRow.due_at: at}).where(
             PaymentRow.payment_id == payment_id, _IS_ASKED_ABOUT, PaymentRow.due_at.is_not_null()

@@ -15,7 +15,7 @@ from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusChec
 _PAGE = 100
 
 _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
-"""Other columns that may contain the number: the merchant's texts, and Daraja's texts and ids."""
+"""Other columns that may contain the number."""
 
 _TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for")
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
@@ -66,7 +66,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
         }
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(PaymentRow.update(cleaned).where(PaymentRow.payment_id == row["payment_id"]))
-            # The request's fingerprint would reveal the number to a search over all numbers.
+            # The fingerprint would reveal the number to a search over all numbers.
             await idempotency.delete_key(
                 gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
             )

@@ -153,10 +153,10 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
 
 
 class StkResulted(CallbackEvent, frozen=True, kw_only=True):
-    """The outcome of an STK push from Daraja.
+    """The outcome of an STK push.
 
-    ``amount`` is in KES, None if absent or unreadable (``amount_text`` then has the original). ``phone`` is as
-    received: whole, masked, or None. ``is_receipt_unread``: a receipt is stated, but unreadable.
+    ``amount`` is in KES, None if absent or unreadable (``amount_text`` is the original). ``phone`` is as received:
+    whole, masked, or None.
     """
 
     kind: ClassVar[str] = "callback.stk_resulted"
@@ -172,9 +172,9 @@ class StkResulted(CallbackEvent, frozen=True, kw_only=True):
 
 
 class StatusResulted(QueryResulted, frozen=True, kw_only=True):
-    """The result of a transaction status query: ``result_code`` is the query's, ``transaction_status`` the money's.
+    """The result of a status query: ``result_code`` is the query's, ``transaction_status`` the money's.
 
-    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``; ``payees`` the credit parties.
+    ``payers`` are the debit parties in Daraja's form, ``2547… - JANE DOE``; ``payees`` the credit parties.
     """
 
     kind: ClassVar[str] = "callback.status_resulted"

@@ -1,4 +1,4 @@
-"""Reports of money, parsed once at the edge. Absent facts stay absent."""
+"""Reports of money, parsed once. Absent facts stay absent."""
 
 import re
 import unicodedata
@@ -21,10 +21,10 @@ CLOCKS_DIFFER = timedelta(minutes=2)
 """Greatest difference between M-Pesa's clock and ours."""
 
 _PROVES_WITHIN = timedelta(hours=1)
-"""Longest time from the request to the money for proof of a zone: two readings are three hours apart."""
+"""Longest time from request to money for proof of a zone: the two readings are three hours apart."""
 
 Zone = Literal["eat", "utc"]
-"""The zone of statement times that end in ``Z``: East Africa Time, or really UTC."""
+"""Zone of statement times that end in ``Z``: East Africa Time, or really UTC."""
 
 
 class Source(StrEnum):
@@ -46,11 +46,11 @@ class Proof(StrEnum):
     ANSWER = "answer"
     """Returned by M-Pesa to our query."""
     WINDOW = "window"
-    """On a statement whose window was read to its end."""
+    """On a statement read to its end."""
     PAGE = "page"
-    """On a statement not yet read to its end: other money may follow."""
+    """On a statement not read to its end: other money may follow."""
     CONFIRMED = "confirmed"
-    """Posted, and confirmed by M-Pesa's answer to our query."""
+    """Posted, and confirmed by M-Pesa's answer."""
     NONE = "none"
     """Sender unproven."""
 
@@ -64,7 +64,7 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True)
 class Receiver:
-    """The till or paybill that was paid, as payers know it."""
+    """The till or paybill that payers pay."""
 
     env: Env
     number: str
@@ -73,7 +73,7 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Handle:
-    """The push that a report names: by its callback address, its CheckoutRequestID, or both."""
+    """The push that a report names, by callback address, CheckoutRequestID, or both."""
 
     payment_id: str | None = None
     checkout_request_id: str | None = None
@@ -81,11 +81,10 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The facts in a report of money.
+    """Facts in a report of money.
 
-    ``amount`` is in KES; text if not a whole number. ``payer`` is the number as shown: whole, masked, cut or a digest.
-    ``time`` has the possible readings in UTC; ``is_impossible``: a time is stated, but no reading is possible.
-    ``is_receipt_unread``: a receipt is stated, but unreadable.
+    ``amount`` is in KES; text if not a whole number. ``payer`` is as shown: whole, masked, cut or a digest. ``time``
+    has the possible readings in UTC; ``is_impossible``: none of the stated time's readings is possible.
     """
 
     source: Source
@@ -119,8 +118,8 @@ def read_callback(result: StkResulted) -> Evidence:
 class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
     """Reported money as stored.
 
-    ``amount`` is in KES, None if absent or not whole (``amount_text`` then has the original). ``phone`` is the visible
-    part of the payer's number.
+    ``amount`` is in KES, None if absent or not whole (``amount_text`` is the original). ``phone`` is the visible part
+    of the number.
     """
 
     receipt: str | None = None
@@ -130,13 +129,12 @@ class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
     code: str = "0"
     text: str = ""
     at: datetime | None = None
-    """Time of the money, if stated."""
     is_proven: bool = True
-    """False if the sender is unproven: then only M-Pesa's own answer counts."""
+    """False if the sender is unproven: only M-Pesa's own answer counts."""
 
     @property
     def amount_shown(self) -> str | None:
-        """Return the amount in the API's format, or the original text if it is no amount."""
+        """Return the amount in the API's format, or its original text."""
         return self.amount_text if self.amount is None else Kes(self.amount).wire
 
 
@@ -155,7 +153,7 @@ def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> Re
 
 
 def has_receipt_of_unknown(result: StkResulted, outcome: Outcome) -> bool:
-    """True for a receipt with an unknown result code: neither a payment nor a failure."""
+    """A receipt with an unknown code is neither a payment nor a failure."""
     return not outcome.is_known and result.receipt is not None
 
 
@@ -164,7 +162,7 @@ def read_amount(amount: Kes | None, text: str | None) -> Kes | str | None:
 
 
 def normalised(text: str | None) -> str | None:
-    """Return a reference for comparison: case, width and extra spaces are ignored. None if empty."""
+    """Return a reference for comparison: case, width and extra spaces are ignored."""
     return " ".join(unicodedata.normalize("NFKC", text or "").split()).casefold() or None
 
 
@@ -181,13 +179,13 @@ _INCOMING: dict[str, bool] = {
     "customerbuygoodsonline": True,
     "customermerchantpayment": True,
 }
-"""Values of ``transactiontype`` for customers' payments, letters only; True for a till."""
+"""Customers' payments by ``transactiontype``, letters only; True for a till."""
 
 _OUTGOING = ("revers", "b2c", "b2b", "payout", "charge", "withdraw", "salary", "promotion", "businesspayment")
 
 
 def read_kind(kind: str | None) -> tuple[Direction | None, bool]:
-    """Return the direction of a ``transactiontype``, None if unknown, and True for a till."""
+    """Return the direction of a ``transactiontype``, and True for a till."""
     word = _LETTERS.sub("", (kind or "").casefold())
     if word in _INCOMING:
         return Direction.IN, _INCOMING[word]
@@ -198,7 +196,7 @@ _PARTY = re.compile(r"\s*\+?([0-9]{5,15})(?![0-9*xX])", re.ASCII)
 
 
 def party_number(party: str) -> str | None:
-    """Return the number in a party such as ``174379 - SHOP``; None without a whole number."""
+    """Return the number in a party such as ``174379 - SHOP``, if whole."""
     found = _PARTY.match(party)
     return None if found is None else found[1]
 
@@ -244,7 +242,7 @@ def seen_unallocated(evidence: Evidence, merchant_id: str) -> ReportedTransactio
 
 
 def is_negative(amount: str | None) -> bool:
-    """Return True for outgoing amounts: ``-500.00``, ``500.00-`` or ``(500.00)``."""
+    """True for ``-500.00``, ``500.00-`` or ``(500.00)``."""
     text = (amount or "").strip().replace("\u2212", "-")
     return any(digit != "0" for digit in text if digit.isdigit()) and (
         text.startswith(("-", "(")) or text.endswith(("-", ")"))
@@ -252,14 +250,13 @@ def is_negative(amount: str | None) -> bool:
 
 
 def read_unsigned(amount: str | None) -> Kes | None:
-    """Return the absolute value of a negative amount, in KES."""
     return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
 def possible(
     readings: Iterable[datetime], *, now: datetime, since: datetime | None = None, until: datetime | None = None
 ) -> tuple[datetime, ...]:
-    """Return the readings of a time that lie in the window and not in the future."""
+    """Return the readings that lie in the window and not in the future."""
     first = None if since is None else since - CLOCKS_DIFFER
     last = now + CLOCKS_DIFFER if until is None else min(now, until) + CLOCKS_DIFFER
     return tuple(at for at in dict.fromkeys(readings) if at <= last and (first is None or at >= first))
@@ -268,8 +265,7 @@ def possible(
 def proven_zone(readings: tuple[datetime, ...], asked_at: datetime, known_at: datetime) -> Zone | None:
     """Return the zone that a payment's statement line proves, or None.
 
-    The money moved between ``asked_at`` and ``known_at``. ``readings`` has the East Africa Time first. An interval so
-    long that both readings may fit proves nothing.
+    The money moved between ``asked_at`` and ``known_at``. ``readings`` has the East Africa Time first.
     """
     if len(readings) != 2 or known_at - asked_at > _PROVES_WITHIN:
         return None
@@ -280,7 +276,7 @@ def proven_zone(readings: tuple[datetime, ...], asked_at: datetime, known_at: da
 
 
 def in_zone(readings: tuple[datetime, ...], zone: Zone | None) -> tuple[datetime, ...]:
-    """Return the reading of a time in its proven zone; all readings if the zone is None."""
+    """Return the reading in the proven zone; all readings without one."""
     if zone is None or len(readings) != 2:
         return readings
     return readings[:1] if zone == "eat" else readings[1:]

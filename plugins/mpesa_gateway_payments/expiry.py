@@ -16,14 +16,14 @@ from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 log = structlog.get_logger(__name__)
 
 _BATCH = 500
-"""Payments per transaction; the number of statements is constant."""
+"""Payments per transaction."""
 
 _AT_MOST = 50
-"""Batches per run; the next run continues."""
+"""Batches per run."""
 
 
 class Expiry:
-    """Expires payments, closes unsent ones, and reports successes that M-Pesa did not confirm."""
+    """Ends payments after their time: expired, never sent, or unconfirmed."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Expiry:
     async def end_due(self) -> int:
         """End every payment past ``expires_at`` or never acknowledged; return their number.
 
-        Makes no requests. Skips locked rows, which the next run finds. A payment that fails to end delays no other.
+        Makes no requests. Skips locked rows. A payment that fails to end delays no other.
         """
         ended = await self._unacknowledged.close_due()
         failed: list[str] = []
@@ -72,7 +72,7 @@ class Expiry:
         return len(rows), len(rows) == _BATCH
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
-        """Adds the payments that cannot be ended to ``failed``."""
+        """Adds failures to ``failed``."""
         for count in range(_BATCH):
             row: Row | None = None
             try:
@@ -91,12 +91,12 @@ class Expiry:
         return _BATCH, True
 
     async def end(self, row: Row) -> None:
-        """End a locked, pending, expired payment in the open transaction."""
+        """End a locked, expired payment in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
         await self._moves.apply(row, Expired(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
-        """Return the time of the next query about an expired payment, counted from its creation; None after the last."""
+        """Return the time of the next query about an expired payment; None after the last."""
         if row["checkout_request_id"] is None:
             return None
         asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.query_expired_after)

@@ -8,21 +8,17 @@ from mpesa_gateway_payments.stk_queries import StkQueries
 
 
 async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
-    """Query Daraja about a shortcode's due payments."""
     await gateway.port(StkQueries).ask_due(shortcode_id)
 
 
 async def sweep(gateway: Runtime) -> None:
-    """Enqueue a job for each shortcode with due payments."""
     await gateway.port(StkQueries).wake_due()
 
 
 async def expire(gateway: Runtime) -> None:
-    """End expired payments, and reverse those whose receipt was recorded as reversed."""
     await gateway.port(Expiry).end_due()
     await gateway.port(ExternalReversals).apply_recorded()
 
 
 async def tally(gateway: Runtime) -> None:
-    """Recount the hours whose payments have changed."""
     await gateway.port(PaymentStatsReader).count()

@@ -37,7 +37,7 @@ from mpesa_gateway_payments.verdicts import (
 _DEFAULT_RULES = Rules()
 
 SHOWN_FOR = timedelta(hours=48)
-"""Greatest age of a candidate payment when its money arrives."""
+"""Greatest age of a candidate payment at the time of its money."""
 
 _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 _PAYABLE = frozenset({*_OPEN, Status.COMPLETED.value})
@@ -47,7 +47,6 @@ _LOOSE = frozenset({None, "phone", "unconfirmed"})
 
 
 def names_payment(evidence: Evidence, payment: Payment) -> bool:
-    """Return True if the report is about this payment's STK push."""
     handle = evidence.handle
     if handle is None or handle.payment_id not in {None, payment.payment_id}:
         return False
@@ -65,8 +64,8 @@ def judge(
 ) -> Verdict:
     """Judge a report.
 
-    ``payments`` are those of all merchants of the receiver, in any order. Callers judge without locks first, and again
-    with the payments locked.
+    ``payments`` are of all merchants of the receiver, in any order. Callers judge without locks first, and again with
+    the payments locked.
     """
     is_own_outgoing = evidence.receipt is not None and any(
         one.direction is Direction.OUT and one.receipt == evidence.receipt for one in transactions
@@ -82,7 +81,7 @@ def judge(
 
 
 def _with_known_reference(evidence: Evidence, transactions: Sequence[Transaction]) -> Evidence:
-    """Status answers never show the reference: use that of another report with the same receipt."""
+    """Status answers never show the reference: another report of the receipt may."""
     if evidence.reference is not None or evidence.receipt is None:
         return evidence
     shown = sorted(one.reference for one in transactions if one.receipt == evidence.receipt and one.reference)
@@ -102,7 +101,7 @@ def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
 def _judge_answer(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence, payments: Sequence[Payment], rules: Rules
 ) -> Verdict:
-    """The answer must state receipt, amount, payer and time; otherwise the payment stays as it is."""
+    """The answer must state receipt, amount, payer and time to complete the payment."""
     payment = next((one for one in payments if names_payment(evidence, one)), None)
     if payment is None:
         return NotIncoming() if payments else NotFound()
@@ -123,13 +122,12 @@ def _judge_answer(  # noqa: PLR0911 - one return for each rule
     if is_whole:
         return _accepted(evidence, payment, "push", rules)
     if payment.status == Status.FAILED.value and payment.failure_reason != "expired":
-        # It is not queried again: it needs review.
+        # No further query follows.
         return Mismatch(payment.payment_id, "unconfirmed")
     return Ambiguous((payment.payment_id,))
 
 
 def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool = False) -> bool:
-    """Return True if any fact in the report differs from the payment."""
     return (
         evidence.direction is Direction.OUT
         or (evidence.receiver is not None and not _is_at(payment, evidence.receiver))
@@ -141,9 +139,9 @@ def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool
 
 
 def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = _DEFAULT_RULES) -> Verdict:
-    """Judge a success that names another push than the payment whose address it was sent to.
+    """Judge a success at a payment's address that names another push.
 
-    It completes the payment if it states the amount, a receipt and the payer; otherwise it needs review.
+    It completes the payment if it states the amount, a receipt and the payer.
     """
     is_whole = evidence.receipt is not None and evidence.amount == payment.amount and evidence.payer is not None
     if is_whole and _likeness(evidence.payer, payment) is not PhoneMatch.OTHER:
@@ -180,12 +178,12 @@ def _identified(  # noqa: PLR0911 - one return for each rule
         return None
     if not is_in or evidence.amount is None or receipt is None:
         return Ambiguous((owner.payment_id,))
-    # A second payment with a paid reference is a mismatch, which its merchant receives as an event.
+    # A second payment with a paid reference is a mismatch.
     return _accepted(evidence, owner, "reference", rules)
 
 
 def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterable[Payment]) -> Payment | None:
-    """None if another payment with that reference can have the money: shops copy references into retries."""
+    """None if another payment with that reference can have the money: shops reuse references in retries."""
     reference = normalised(evidence.reference)
     alike = [one for one in payments if normalised(one.reference) == reference and _is_at(one, receiver)]
     owner = next((one for one in alike if one.reference_is_ours), None)
@@ -227,7 +225,7 @@ def _accepted(  # noqa: PLR0911 - one return for each rule
     if amount is not None and amount != payment.amount:
         return Mismatch(payment_id, "amount", by)
     if payment.receipt is not None and receipt not in {None, payment.receipt}:
-        # Two receipts for one payment: the payer may have paid twice.
+        # The payer may have paid twice.
         return Mismatch(payment_id, "receipt", by)
     if payment.status in _PAID and (receipt is None or receipt == payment.receipt):
         return AlreadyKnown(payment_id)
@@ -244,10 +242,10 @@ def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, i
     if evidence.proof is Proof.CONFIRMED:
         return False
     if evidence.proof is Proof.NONE or rules.confirm == "always" or evidence.is_receipt_unread:
-        # An unreadable receipt may be of other money: M-Pesa's answer about the push decides.
+        # An unreadable receipt may be of other money: M-Pesa's own answer decides.
         return True
     if payment.failure_reason == "expired" and evidence.receipt is None:
-        # M-Pesa has reported no outcome yet: its answer about the push decides.
+        # M-Pesa has reported no outcome: its own answer decides.
         return True
     return rules.confirm == "mismatch" and not is_asked_for
 
@@ -297,7 +295,7 @@ def judge_choice(  # noqa: PLR0911 - one return for each rule
 
 
 def with_part_of_statement(evidence: Evidence) -> Evidence:
-    """Return the report as part of an incomplete statement: only a receipt or our reference settles it."""
+    """Return the report for a statement not read to its end: only a receipt or our reference settles it."""
     return replace(evidence, proof=Proof.PAGE)
 
 
@@ -356,7 +354,6 @@ def _is_after(at: datetime, payment: Payment, within: timedelta) -> bool:
 
 
 def _is_rival(one: Transaction, evidence: Evidence, payment: Payment, rules: Rules) -> bool:
-    """True if other unallocated money may be for this payment too."""
     return (
         one.receipt != evidence.receipt
         and one.direction is not Direction.OUT

@@ -26,7 +26,7 @@ from mpesa_gateway_payments.result_codes import Outcome, stk_query_outcome
 
 
 class StkAck(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja's acknowledgement of a push: the prompt is on its way. ``merchant_request_id`` is sometimes missing."""
+    """Acknowledgement of a push: the prompt is on its way. ``merchant_request_id`` is sometimes missing."""
 
     merchant_request_id: str | None
     checkout_request_id: str
@@ -35,13 +35,13 @@ class StkAck(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class StkQueryAnswer:
-    """Daraja's answer about a push. It never contains the receipt."""
+    """Answer about a push, without the receipt."""
 
     outcome: Outcome
     result_desc: str
     checkout_request_id: str | None = None
     merchant_request_id: str | None = None
-    """The push that the answer names, by either of Daraja's ids."""
+    """Daraja's ids of the push that the answer names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class StkPush:
 
 @dataclass(frozen=True)
 class StkQuery:
-    """A query about a push; it can be repeated safely."""
+    """A query about a push; can be repeated."""
 
     checkout_request_id: str
 
@@ -83,10 +83,7 @@ class StkQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionStatus:
-    """A query about a transaction, by its receipt or conversation.
-
-    The answer goes to ``result_url``; the query can be repeated safely.
-    """
+    """A query about a transaction, by receipt or conversation; can be repeated. The answer goes to ``result_url``."""
 
     initiator: Initiator
     receipt: str | None
@@ -115,7 +112,7 @@ class TransactionStatus:
 
 
 def _signed(credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
-    """The password is base64 of shortcode, passkey and timestamp (Daraja's STK push)."""
+    """The password is base64 of shortcode, passkey and timestamp (Daraja)."""
     timestamp = daraja_timestamp(now)
     text = credentials.shortcode + credentials.passkey.reveal() + timestamp
     return {
@@ -137,7 +134,7 @@ def _read_push(answer: Any) -> StkAck:
 
 
 def _names_a_push(answer: Any) -> bool:
-    """True for an answer that names a push without a refusal: M-Pesa can be queried about it."""
+    """True for an answer that names a push without a refusal."""
     return read_text(answer, "CheckoutRequestID") is not None and is_unrefused(answer, {None, *ACCEPTED})
 
 

@@ -28,13 +28,13 @@ _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
 _MOST_CHECKS = 50
-"""Greatest number of status queries shown for a payment."""
+"""Status queries shown for a payment."""
 
 
 class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
     """Filters of the operators' list.
 
-    ``payer`` is a sealed phone number, safe in a URL; ``held`` selects payments that need review.
+    ``payer`` is a sealed phone number; ``held`` selects payments that need review.
     """
 
     merchant: str | None = None
@@ -68,12 +68,12 @@ class PaymentOperatorService:
     # -- list -----------------------------------------------------------------------------------------------------
 
     def seal_payer(self, phone: Msisdn) -> str:
-        """Return a number sealed for a URL; only this gateway can open it."""
+        """Return a number sealed for a URL."""
         sealed = self._sealer.seal(str(phone), aad=_AAD)
         return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
 
     def payer_of(self, filters: OperatorPaymentFilters) -> Msisdn | None:
-        """Return the number in the filters. Raises InvalidFields for a value not sealed here."""
+        """Raises InvalidFields for a value that was not sealed here."""
         if filters.payer is None:
             return None
         try:
@@ -83,7 +83,7 @@ class PaymentOperatorService:
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
     async def page(self, env: Env, filters: OperatorPaymentFilters, limit: int) -> KeysetPage[Row]:
-        """Return a page of payments. Raises InvalidFields."""
+        """Raises InvalidFields."""
         return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
 
     async def total(self, env: Env, filters: OperatorPaymentFilters) -> Total:
@@ -96,7 +96,6 @@ class PaymentOperatorService:
         return int(await self._db.fetchval(tables.COUNT_HELD, [env]))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """Yield pages of one merchant's matching payments, newest first."""
         return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
 
     def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:
@@ -115,7 +114,7 @@ class PaymentOperatorService:
     # -- one payment ----------------------------------------------------------------------------------------------
 
     async def get(self, payment_id: str) -> Row:
-        """Return a payment of any merchant. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.fetchrow(tables.READ, [payment_id])
         if row is None:
             raise NotFound("there is no such payment")
@@ -129,7 +128,6 @@ class PaymentOperatorService:
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
-        """Return Daraja's ids of the payment's push and status queries."""
         row = await self.get(payment_id)
         asked = await self._checks_of(payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
@@ -145,21 +143,18 @@ class PaymentOperatorService:
         return rows
 
     async def query(self, payment_id: str) -> str:
-        """Send an STK query now; return the payment's new status. Raises NotFound and NotAsked."""
+        """Send an STK query; return the new status. Raises NotFound and NotAsked."""
         row = await self.get(payment_id)
         await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
         return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
-        """Send a transaction status query; its result arrives later.
-
-        Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
-        """
+        """Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable."""
         row = await self.get(payment_id)
         await self._checks.ask(row["merchant_id"], row["env"], payment_id)
 
     async def resolve(self, payment_id: str, reason: str, *, actor: str) -> None:
-        """Record the review of a payment. Raises NotFound, InvalidFields, or Conflict if none is pending."""
+        """Record a review. Raises NotFound, InvalidFields, or Conflict if none is pending."""
         if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
             raise InvalidFields.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
         now = self._clock.now()
@@ -185,11 +180,11 @@ class PaymentOperatorService:
 
 
 def needs_review(row: Row) -> bool:
-    """Return True if the payment does not account for reported money and no operator has reviewed it."""
+    """True if reported money is not accounted for and no operator has reviewed it."""
     if row["looked_after_at"] is None and row["reversed_outside"] is not None:
         return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
-    # Paid with other money than reported: the payer may have paid twice, whatever the amounts.
+    # Paid with other money than reported: the payer may have paid twice.
     is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
     is_settled = row["receipt"] is not None and row["receipt"] == row["received_receipt"]
     is_other_amount = row["mismatch"] == "amount" and not is_settled

@@ -20,7 +20,7 @@ from mpesa_gateway_payments.views import event_fields
 log = structlog.get_logger(__name__)
 
 _LOOK_BACK = timedelta(days=7)
-"""Greatest age of a payment whose receipt M-Pesa reports as reversed: callbacks do not come later."""
+"""Age of a recorded receipt after which no callback for it comes."""
 
 
 class ExternalReversals:
@@ -38,8 +38,8 @@ class ExternalReversals:
         """Record that M-Pesa reversed a payment; return False if nothing changes.
 
         Needs an open transaction in which ``row`` is locked. A payment with a refund, finished or pending, is
-        unchanged: M-Pesa does not state whose reversal it means. M-Pesa states no amount for a partial reversal: the
-        payment stays completed, rejects refunds and needs review, as after a full one.
+        unchanged: M-Pesa does not state whose reversal it means. M-Pesa states no amount of a partial reversal: the
+        payment stays completed, rejects refunds and needs review.
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
         now = self._clock.now()
@@ -66,9 +66,10 @@ class ExternalReversals:
         return True
 
     async def record(self, env: str, receipt: str, state: TransactionState) -> None:
-        """Record in the open transaction a reversed receipt that no payment has; no later report of it completes a payment by the rule.
+        """Record a reversed receipt without a payment, in the open transaction.
 
-        If a concurrent transaction or a callback does store it, ``apply_recorded`` reverses that payment.
+        No later report of it completes a payment by the rule. If a concurrent transaction or a callback stores it,
+        ``apply_recorded`` reverses that payment.
         """
         now = self._clock.now()
         await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
@@ -79,9 +80,9 @@ class ExternalReversals:
         await self._db.after_commit(look)
 
     async def apply_recorded(self) -> int:
-        """Reverse the payments that got a receipt recorded as reversed; return their number.
+        """Reverse the payments that got a recorded receipt; return their number.
 
-        It runs after commit, so that it finds both rows whichever transaction commits last.
+        It runs after commit and finds both rows, in any order of commits.
         """
         rows = await self._db.fetch(statement_matching_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
@@ -90,7 +91,7 @@ class ExternalReversals:
                 payment = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
                 if payment is None or payment["receipt"] is None:
                     continue
-                # Of two concurrent calls for a payment, one deletes the row.
+                # Of two concurrent calls, one deletes the row.
                 notes = await self._db.run(
                     OutgoingReceiptRow.delete()
                     .where(

@@ -1,4 +1,4 @@
-"""Operators' pages: the list of payments with its filters, and a payment with its timeline and actions."""
+"""Operators' pages of payments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,10 +81,9 @@ async def payments(visit: PageRequest) -> Rendered:
 
 
 def _filters(visit: PageRequest) -> OperatorPaymentFilters:
-    """Return the list's filters.
+    """Raises InvalidFields for a payer's number in the query.
 
-    Raises InvalidFields if the query holds a payer's whole number. Viewers may not search by number: comparing guesses
-    would reveal it.
+    Viewers may not search by number: guesses would reveal it.
     """
     filters = visit.read_query(OperatorPaymentFilters)
     if filters.phone is not None:
@@ -99,14 +98,13 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
 
 
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
-    """Raise InvalidFields for a viewer's search by a masked value: a number, also within a key or handle."""
+    """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
     if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
 def _told(visit: PageRequest, name: str) -> str:
-    """Return a filter of the query or of the submitted form."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
 
 
@@ -117,7 +115,7 @@ async def total(visit: PageRequest) -> Rendered:
 
 
 async def newer(visit: PageRequest) -> Rendered:
-    """Count the payments created since the list was drawn; its rows do not move."""
+    """Count the payments created since the list was drawn."""
     filters = _filters(visit)
     count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
     kept = {
@@ -129,9 +127,9 @@ async def newer(visit: PageRequest) -> Rendered:
 
 
 async def search(visit: PageRequest) -> Redirect:
-    """Redirect to the list with the form's filters; phone numbers are sealed, empty fields left out."""
+    """Redirect to the filtered list; phone numbers are sealed."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # The form has East Africa Time; the query has UTC, as in the API.
+    # The form has East Africa Time; the query has UTC.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
     desk = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
@@ -151,7 +149,6 @@ async def search(visit: PageRequest) -> Redirect:
 
 
 async def find(visit: PageRequest, text: str) -> str | None:
-    """Return the list for a receipt, phone number, reference or key."""
     _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
@@ -215,7 +212,6 @@ async def changed(visit: PageRequest) -> Rendered:
 
 
 async def query(visit: PageRequest) -> Redirect:
-    """Query the STK push now."""
     payment_id = visit.values["payment_id"]
     status = await visit.gateway.port(PaymentOperatorService).query(payment_id)
     said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
@@ -223,14 +219,12 @@ async def query(visit: PageRequest) -> Redirect:
 
 
 async def check_status(visit: PageRequest) -> Redirect:
-    """Send a transaction status query."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentOperatorService).check_status(payment_id)
     return Redirect(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """Record that an operator has reviewed the payment."""
     payment_id = visit.values["payment_id"]
     desk = visit.gateway.port(PaymentOperatorService)
     await desk.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
@@ -276,14 +270,14 @@ _SAID = {
 
 
 _STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
-"""States that differ from the names of the steps."""
+"""States with another name than their step."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
 """Steps after a push was sent."""
 
 
 def _asked(row: Row) -> str:
-    """The request in Daraja's names; the password is stored nowhere."""
+    """Daraja's names; the password is stored nowhere."""
     said = {
         "BusinessShortCode": row["shortcode"],
         "Amount": row["amount"],
@@ -300,7 +294,6 @@ def _acknowledged(row: Row) -> str:
 
 
 async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """Return the payment's steps, its status queries and the callbacks about it."""
     desk = gateway.port(PaymentOperatorService)
     row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)

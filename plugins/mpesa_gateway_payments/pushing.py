@@ -1,4 +1,4 @@
-"""Sends the STK push of a payment and stores its outcome: accepted, refused, not sent or unknown."""
+"""STK pushes and their outcomes: accepted, refused, not sent or unknown."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,7 +32,7 @@ from mpesa_gateway_payments.transitions import Transitions
 log = structlog.get_logger(__name__)
 
 _MARK_WITHIN = 5.0
-"""Timeout in seconds of the commit before a push; nothing is sent without it."""
+"""Timeout in seconds of the commit before a push."""
 
 
 class StkPushSender:
@@ -110,16 +110,13 @@ class StkPushSender:
             "ack",
             row,
             partial(self._write_accepted, row, ack, credentials),
-            # The first accepted push of a live receiver also makes its owner, which needs its own transaction.
+            # The first accepted push of a live receiver makes its owner, in its own transaction.
             at_once=None if credentials.wants_owner else partial(self._steps.accept, _accepted(row, ack)),
             known=handles,
         )
 
     async def _mark_sending(self, row: Row) -> bool:
-        """Commit the mark; False if the payment has changed and must not be sent.
-
-        Raises NotSent if Postgres cannot commit.
-        """
+        """Commit the mark; False if the payment must not be sent. Raises NotSent if Postgres cannot commit."""
         try:
             async with asyncio.timeout(_MARK_WITHIN):
                 return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
@@ -143,9 +140,9 @@ class StkPushSender:
         at_once: Callable[[], Awaitable[Row | None]] | None = None,
         known: Mapping[str, Any] | None = None,
     ) -> Row:
-        """Return the payment, with the ``known`` values if its write is deferred."""
+        """Return the payment, with ``known`` values if the write is deferred."""
         written = await self._outcomes.record(what, row["payment_id"], write, at_once=at_once)
-        # Views read both types alike.
+        # Views read both types.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
     async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
@@ -175,7 +172,7 @@ class StkPushSender:
         return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
 
     async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
-        """The key is released for another attempt, unless a report shows that the prompt appeared."""
+        """The key is released unless a report shows a prompt."""
         payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._clock.now()
         key, attempt = row["idempotency_key"], row["push_attempt"]
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)

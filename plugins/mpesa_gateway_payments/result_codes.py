@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from mpesa_gateway.daraja.numerals import canonical
 
 ORDINARY = "The service request is processed successfully."
-"""M-Pesa's text for result code 0. A payment with code 0 and this text stores NULL."""
+"""M-Pesa's text for code 0. A payment with code 0 and this text stores NULL."""
 
 FailureReason = Literal[
     "insufficient_funds",
@@ -30,8 +30,7 @@ FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
 class Outcome:
     """The outcome of an STK push.
 
-    ``advice`` is for the merchant. ``is_final``: no later money is expected after this failure; False for unknown
-    codes. ``is_known``: the table has the code.
+    ``advice`` is for the merchant. ``is_final``: no later money is expected. ``is_known``: the table has the code.
     """
 
     code: str
@@ -106,14 +105,11 @@ STK_PENDING = frozenset({"4999"})
 
 
 STK_UNDECIDED = frozenset({"26", "9999"})
-"""Result codes by which M-Pesa reports its own failure when queried: nothing is known of the push."""
+"""Result codes by which M-Pesa reports its own failure when queried."""
 
 
 def stk_outcome(result_code: str, result_desc: str = "") -> Outcome:
-    """Return the outcome for the ResultCode of an STK callback.
-
-    An unknown code is a failure for ``other``, not final.
-    """
+    """Return the outcome of an STK callback. An unknown code is a failure for ``other``, not final."""
     code, said = canonical(result_code), result_desc.lower()
     if code == "0":
         return Outcome("0", "paid", "other", "", is_paid=True)
@@ -128,9 +124,9 @@ def stk_outcome(result_code: str, result_desc: str = "") -> Outcome:
 
 
 def stk_query_outcome(result_code: str, result_desc: str = "") -> Outcome:
-    """Return the outcome for the ResultCode of an STK query.
+    """Return the outcome of an STK query.
 
-    An unknown code or a failure of M-Pesa is pending. A failure that only a query reports is never final.
+    An unknown code or M-Pesa's own failure is pending. A failure that only a query reports is never final.
     """
     outcome = stk_outcome(result_code, result_desc)
     if not outcome.is_paid and (not outcome.is_known or outcome.code in STK_UNDECIDED):
@@ -155,9 +151,9 @@ _STATES: dict[str, TransactionState] = {
 
 
 def transaction_state(text: str | None) -> TransactionState:
-    """Return the state for a TransactionStatus; unknown values are pending."""
+    """Return the state for a TransactionStatus; unknown ones are pending."""
     return _STATES.get("".join(letter for letter in (text or "").lower() if letter.isalpha()), "pending")
 
 
 NOT_FOUND_RESULTS = frozenset({"2032"})
-"""Result codes of a status query for an unknown transaction."""
+"""Result codes for an unknown transaction."""

@@ -47,11 +47,11 @@ _OPERATION = "payments.request"
 
 
 class _PaymentExists(Exception):
-    """A payment has this Idempotency-Key, and the record of the key has expired."""
+    """The key's record has expired, but a payment has the key."""
 
 
 class PaymentService:
-    """The port ``Payments``: creates a payment and pushes it, or returns the payment of its key."""
+    """Creates and pushes payments, or returns the payment of a used key."""
 
     def __init__(
         self,
@@ -70,10 +70,7 @@ class PaymentService:
         pusher: StkPushSender,
         unacknowledged: UnacknowledgedPushes,
     ) -> None:
-        """``public_url`` returns the public URL of a path.
-
-        ``see_through`` runs work to its end even if its caller is cancelled.
-        """
+        """``see_through`` runs work to its end even if its caller is cancelled."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -91,7 +88,7 @@ class PaymentService:
     # -- creation -------------------------------------------------------------------------------------------------
 
     def read(self, body: CreatePayment) -> PaymentRequest:
-        """Return a payment request from a body with valid fields. Raises InvalidFields for its callback_url."""
+        """Return the request in a valid body. Raises InvalidFields for its callback_url."""
         if body.callback_url is not None:
             with check_fields() as checks:
                 self._check_callback_url(checks, body.callback_url)
@@ -131,21 +128,21 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._trace_links.begin(row["payment_id"])
-        # A caller that disconnects must not cancel the record of the push.
+        # A disconnected caller must not cancel the record of the push.
         pushed = await self._see_through(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
-        """Return the new payment of an unused key, the common case; None for any other key."""
+        """Return the new payment of an unused key, the common case; None for other keys."""
         try:
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
-            # A host may name any merchant; raises NotFound for an unknown one.
+            # Raises NotFound for an unknown merchant.
             await self._merchants.require(merchant_id)
-            # A used key returns its payment, whatever the credentials are now.
+            # A used key returns its payment even without usable credentials.
             return None, None
         now = self._clock.now()
         payment_id = self._ids.new("pay", now)
@@ -172,7 +169,7 @@ class PaymentService:
     async def _claim(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
-        """Return the key's payment, with credentials if it is to be pushed now."""
+        """The credentials are None if nothing is to be pushed."""
         try:
             return await self._claim_now(merchant_id, env, request, key)
         except _PaymentExists:
@@ -181,12 +178,11 @@ class PaymentService:
     async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
         """Return the payment of an expired key.
 
-        Raises KeyMismatch for another request. The key's fingerprint is deleted, so the request is compared with the
-        payment's columns.
+        Raises KeyMismatch. The key's fingerprint is deleted, so the payment's columns are compared.
         """
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
-            # The conflict that prevented the insert has just ended.
+            # The conflicting transaction has just ended.
             raise idempotency.KeyInProgress("this Idempotency-Key cannot be used at the moment", retry_after=1)
         is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
@@ -223,16 +219,16 @@ class PaymentService:
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
-                # The payment was closed: return its present state.
+                # The payment was closed.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await find_payment(self._db, merchant_id, env, claim.subject_id), None
-            # The key is unused: raise the error that prevented the insert, or the payment is an old one.
+            # Unused key: raise the error that prevented the insert, or find an old payment.
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
             raise _PaymentExists
 
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
-        """Return the newest credentials of a payment's own shortcode. Raises ShortcodeRetired."""
+        """Raises ShortcodeRetired."""
         row = await find_payment(self._db, merchant_id, env, payment_id)
         told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
         try:
@@ -266,25 +262,24 @@ class PaymentService:
         return [view(row) for row in await find_similar(self._db, merchant_id, env, wanted)]
 
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
-        """Return a page of the merchant's payments. Raises InvalidFields."""
+        """Raises InvalidFields."""
         return await list_payments(self._db, merchant_id, env, filters, view)
 
     def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """Yield pages of all matching payments of the merchant. Raises InvalidFields."""
+        """Raises InvalidFields."""
         return export_payments(self._db, merchant_id, env, filters, exported)
 
 
 def own_reference(payment_id: str) -> str:
-    """Return an AccountReference of 12 characters from a payment's id, practically unique.
+    """Return an AccountReference of 12 characters, practically unique.
 
-    Daraja's push takes no id of ours, but Pull statements return this as ``billreference``.
+    Pull statements return it as ``billreference``; Daraja's push takes no id of ours.
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:
-    """The fields of a request's fingerprint."""
     return {
         "amount": int(request.amount),
         "phone": str(request.phone),

@@ -19,7 +19,7 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     time until a payment that could not be sent expires. ``max_concurrent_queries``: concurrent queries of one shortcode
     in a worker. ``create_lease``: longest duration of a create call; afterwards a call with its Idempotency-Key returns
     the payment in its present state. ``confirm``: reported successes that need confirmation by STK query before they
-    count: none, those that differ from the request, or all. One that is neither confirmed nor denied in
+    count: none, the differing ones, or all. One that is neither confirmed nor denied in
     ``confirm_within`` needs review. ``keep_status_queries_days``: days for which status queries are stored, 0 for no
     limit; payments are never deleted. ``description``: the default text on the payer's prompt.
     ``allowed_callback_hosts``: hosts other than our own that a merchant's ``callback_url`` may name.

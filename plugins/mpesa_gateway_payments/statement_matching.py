@@ -1,4 +1,4 @@
-"""Fetches the rows that evidence is judged against, and writes the verdicts to payments."""
+"""Rows that evidence is judged against, and writes of the verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ _Group = tuple[str, str, int]
 
 @dataclass
 class _Facts:
-    """Rows fetched for several reports, by the keys that select those of one report."""
+    """Rows fetched for several reports."""
 
     named: dict[str, Payment] = field(default_factory=dict[str, Payment])
     candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
@@ -59,7 +59,7 @@ class _Facts:
         return matching.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
 
     def whole(self, report: Evidence) -> Evidence:
-        """The report, marked as incomplete where the limit on candidates cut its rows."""
+        """Incomplete if the limit on candidates was reached."""
         return with_part_of_statement(report) if _group(report) in self.cut else report
 
     def payments(self, report: Evidence) -> list[Payment]:
@@ -75,7 +75,6 @@ class _Facts:
         return list(found.values())
 
     def transactions(self, report: Evidence) -> list[Transaction]:
-        """Other unallocated money that may compete, and our own outgoing money with this receipt."""
         group = _group(report)
         found = [] if group is None else list(self.unallocated.get(group, ()))
         env = "" if report.receiver is None else report.receiver.env
@@ -101,7 +100,6 @@ class PaymentStatementMatching:
         outside: ExternalReversals,
         unallocated: UnallocatedMoney | None,
     ) -> None:
-        """``unallocated`` finds money without a payment, where a plugin stores it."""
         self._db = db
         self._clock = clock
         self._rules = rules
@@ -117,7 +115,7 @@ class PaymentStatementMatching:
         return await self._apply(report, lock, by_rule=True)
 
     async def apply_named(self, report: Evidence) -> Settled:
-        """Like ``apply``, but a payment that only the matching rule suggests is ambiguous."""
+        """Like ``apply``, but a payment found by the matching rule is ambiguous."""
         return await self._apply(report, lock_nothing, by_rule=False)
 
     async def _apply(self, report: Evidence, lock: Lock, *, by_rule: bool) -> Settled:
@@ -128,7 +126,7 @@ class PaymentStatementMatching:
         if isinstance(verdict, PaidBy) and verdict.by == "rule" and not by_rule:
             return _unsettled(verdict)
         row = await self._lock(verdict.payment_id, facts)
-        # Judged again: another worker may have changed the row before the lock.
+        # The row may have changed before the lock.
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
             return _unsettled(verdict)
@@ -148,7 +146,7 @@ class PaymentStatementMatching:
         await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
         if await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt]):
-            # This reversal is a refund of ours.
+            # A refund of ours.
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
@@ -182,7 +180,7 @@ class PaymentStatementMatching:
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
         is_statement = report.source is Source.STATEMENT
         text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
-        # A line that a status answer completed was decided by that answer.
+        # A status answer completed the line.
         cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
         decisions = await self._moves.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
@@ -241,7 +239,7 @@ class PaymentStatementMatching:
 
     async def _note_unallocated(self, facts: _Facts, env: str, money: Sequence[Transaction]) -> None:
         receipts = sorted({one.receipt for one in money})
-        # The receipt may have paid a payment of another merchant of the receiver.
+        # Another merchant of the receiver may have its payment.
         rows = await self._db.fetch(statement_matching_sql.RECEIPTS_KNOWN, env, receipts) if receipts else []
         known = {row["receipt"] for row in rows}
         for one in money:
@@ -249,7 +247,7 @@ class PaymentStatementMatching:
                 facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[WantedMoney]:
-        """Each receiver and amount once, with the times between which its payments were created."""
+        """Each receiver and amount once."""
         now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:

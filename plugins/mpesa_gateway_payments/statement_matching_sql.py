@@ -1,7 +1,7 @@
 """Statements that match money to payments and record reversals outside the gateway."""
 
 MOST_CANDIDATES = 1000
-"""Limit of candidates for one receiver and amount; beyond it the rule decides nothing."""
+"""Beyond this number the rule decides nothing."""
 
 # raw SQL: expression
 REVERSED_OUTSIDE = """
@@ -19,7 +19,7 @@ INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $
 ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
     WHERE outgoing_receipt.is_part
 """
-"""A payment with the receipt may be committed concurrently: GONE_AND_PAID finds it afterwards."""
+"""A concurrent transaction may commit a payment with the receipt: GONE_AND_PAID finds it afterwards."""
 
 # raw SQL: join
 GONE_AND_PAID = """
@@ -56,7 +56,7 @@ SELECT found.* FROM (
     ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
 """  # noqa: S608 - the columns above
-"""Payments of all merchants of these receivers without a receipt; those that the rule can fit come first."""
+"""Payments of all merchants of these receivers without a receipt; candidates of the rule come first."""
 
 # raw SQL: array
 RECEIPTS_KNOWN = """

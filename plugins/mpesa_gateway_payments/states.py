@@ -21,9 +21,9 @@ class Charge(StrEnum):
     READY = "ready"
     """Committed, nothing sent: only the process with the key's lease may send it."""
     SENDING = "sending"
-    """Committed immediately before the call: the request may be in flight, or lost in a crash."""
+    """Committed immediately before the call: in flight, or lost in a crash."""
     RELEASED = "released"
-    """Nothing was sent; the same Idempotency-Key can be retried."""
+    """Nothing was sent; the key can be retried."""
     ACCEPTED = "accepted"
     REFUSED = "refused"
     UNKNOWN = "unknown"
@@ -61,10 +61,7 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
 
 
 def may_move(now: Status, to: Status, *, has_receipt: bool, is_final: bool = True) -> bool:
-    """Return True if the transition is allowed.
-
-    ``has_receipt``: money has moved. ``is_final``: the failure was final.
-    """
+    """``has_receipt``: money has moved. ``is_final``: the failure was final."""
     if (now, to) == (Status.FAILED, Status.COMPLETED):
         return has_receipt or not is_final
     return (now, to) in MOVES

@@ -1,4 +1,4 @@
-"""Hourly counts of payments, updated every few seconds for cheap reading."""
+"""Hourly counts of payments, updated every few seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 HOURS, DAYS = 24, 30
 
 WAITS = (10, 20, 30, 60, 120)
-"""Upper bounds in seconds of the waiting times from request to money, by class."""
+"""Upper bounds in seconds of the classes of waiting times."""
 
 _LATE = timedelta(minutes=5)
-"""Longest delay until a change is visible: its transaction may still be open."""
+"""Longest delay until a change is visible: its transaction may be open."""
 
 _FIRST = timedelta(days=2 * DAYS + 2)
 """Period of the first count."""
@@ -30,7 +30,7 @@ _FIRST = timedelta(days=2 * DAYS + 2)
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentStats:
-    """Counts of the payments requested in one hour or day, East Africa Time. Amounts are in KES."""
+    """Counts of one hour's or day's payments (East Africa Time). Amounts are in KES."""
 
     since: datetime
     asked: int = 0
@@ -42,12 +42,11 @@ class PaymentStats:
 
     @property
     def is_open(self) -> int:
-        """Return the number of payments that have not ended."""
         return self.asked - self.paid - self.failed
 
     @property
     def rate(self) -> float | None:
-        """Return the share of ended payments that were paid; None if none has ended."""
+        """Return the share of ended payments that were paid."""
         ended = self.paid + self.failed
         return self.paid / ended if ended else None
 
@@ -65,10 +64,10 @@ class PaymentStats:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsPeriod:
-    """Counts of one env, from the oldest hour or day to the present, incomplete one.
+    """Counts of one env, oldest first; the last hour and day are incomplete.
 
-    ``earlier`` are the days before ``days``; ``yesterday_so_far`` is yesterday until the end of the present hour.
-    ``reasons`` are the failure reasons of these days by frequency; ``counted_at`` is the time of the count.
+    ``earlier`` are the days before ``days``; ``yesterday_so_far`` ends with the present hour. ``reasons`` are sorted by
+    frequency.
     """
 
     env: Env
@@ -88,10 +87,7 @@ class PaymentStatsReader:
         self._clock = clock
 
     async def count(self) -> int:
-        """Recount each hour with a payment that changed since the last count; return the number of hours.
-
-        Safe to run concurrently and repeatedly.
-        """
+        """Recount each hour with a changed payment; return their number. Safe to run concurrently and repeatedly."""
         now = self._clock.now()
         last = await self._counted_at()
         since = now - _FIRST if last is None else last - _LATE
@@ -101,7 +97,7 @@ class PaymentStatsReader:
         return counted
 
     async def read(self, env: Env) -> StatsPeriod | None:
-        """Return the last hours and days of ``env``; None before its first payment."""
+        """None before the first payment."""
         now = self._clock.now().astimezone(EAT)
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)

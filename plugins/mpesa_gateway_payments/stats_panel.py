@@ -1,4 +1,4 @@
-"""The overview's panel of payments: money, success rate, waiting times and failure reasons."""
+"""The overview's panel of payments."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,6 @@ _LABELLED = 6
 
 
 async def figures(visit: PageRequest, _: str) -> Rendered | None:
-    """Return the overview panel of payments."""
     tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
     if tallied is None:
         return Rendered("figures.html", {"tallied": None})
@@ -59,13 +58,12 @@ class Period:
 
     @property
     def query(self) -> str:
-        """Return the filters for the payments of these days."""
         since, until = rfc3339(self.figures.since), rfc3339(self.until)
         return urlencode({"since": since, "until": until})
 
     @property
     def change(self) -> float | None:
-        """Return the change as a share of the earlier money; None if that is 0."""
+        """Return the share of the earlier money; None if that is 0."""
         return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
 
 

@@ -1,4 +1,4 @@
-"""Transaction status queries: sends them to M-Pesa and applies their results."""
+"""Transaction status queries and their results."""
 
 import re
 from contextlib import suppress
@@ -50,7 +50,7 @@ _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
 
 
 class StatusQueryService:
-    """Sends transaction status queries. Only a result changes a payment, and at most one."""
+    """Sends status queries and applies their results to at most one payment each."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class StatusQueryService:
         self._transactions = transactions
 
     async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
-        """Send a status query about a receipt or a payment id; return Daraja's acknowledgement.
+        """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
 
         Raises InvalidFields, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
@@ -99,7 +99,7 @@ class StatusQueryService:
         )
         await self._db.run(StatusCheckRow.insert(check))
         self._runtime.trace_links.begin(check_id)
-        # A caller that disconnects must not cancel the query before its outcome is stored.
+        # A disconnected caller must not cancel the query before its outcome is stored.
         return await self._runtime.run_to_completion(
             self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)
         )
@@ -139,7 +139,7 @@ class StatusQueryService:
         )
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
-        """Return a status query with its result so far. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.run(
             StatusCheckRow.select()
             .where(
@@ -204,7 +204,7 @@ class StatusQueryService:
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
             await callbacks.apply_waiting(handle)
         if payment_id is not None:
-            # After the waiting results: one of them may record a transaction.
+            # Last: a waiting result may record a transaction.
             await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
@@ -224,10 +224,7 @@ class StatusQueryService:
     # -- results --------------------------------------------------------------------------------------------------
 
     async def apply_result(self, result: StatusResulted) -> None:
-        """Apply a result or timeout, in the transaction that stores its callback.
-
-        A result of another subject stays waiting.
-        """
+        """Apply a result in the transaction that stores its callback; results of other subjects stay waiting."""
         if result.subject_id and not result.subject_id.startswith("chk_"):
             return
         if result.subject_id:
@@ -281,7 +278,7 @@ class StatusQueryService:
         if state in {"reversed", "partially_reversed"}:
             return await self._withdraw(payment, check, evidence, state, result)
         if payment is None:
-            # A failed attempt decides nothing: the payer's next one may pay.
+            # The payer's next attempt may pay.
             return "not_ours"
         return await self._fail(payment, evidence, result)
 
@@ -290,8 +287,8 @@ class StatusQueryService:
     ) -> str:
         """Record money that was received and sent back; return the finding.
 
-        A named payment is completed first: its merchant gets both events. Otherwise the receipt is stored as reversed,
-        so that no later report of it completes a payment.
+        A named payment is completed first: its merchant gets both events. Otherwise no later report of the receipt
+        completes a payment.
         """
         text = f"M-Pesa reports {result.transaction_status}"
         has_money = payment is not None and evidence.receipt is not None and payment["receipt"] == evidence.receipt
@@ -331,7 +328,7 @@ class StatusQueryService:
         )
 
     async def _numbers(self, check: Row) -> set[str]:
-        """M-Pesa names the receiver by the number that payers pay or by the store number."""
+        """M-Pesa names the receiver by its public number or its store number."""
         numbers = {check["shortcode"]}
         with suppress(ProviderNotConfigured):
             port = self._credentials

@@ -38,14 +38,14 @@ _ASKING = timedelta(seconds=60)
 """Lease of a payment during its query."""
 
 _ASK_FOR = 20.0
-"""Seconds after which a shortcode's job starts no more queries, so that other shortcodes run."""
+"""Seconds after which a shortcode's job starts no more queries."""
 
 _LAST_ASK = timedelta(seconds=45)
-"""Time between the last query and the payment's expiry: longer than a call to Daraja takes."""
+"""Time before expiry of the last query: longer than a call to Daraja takes."""
 
 
 class StkQueries:
-    """Queries due payments concurrently, within limits, and applies the answers."""
+    """Queries due payments concurrently and applies the answers."""
 
     def __init__(
         self,
@@ -63,7 +63,6 @@ class StkQueries:
         unacknowledged: UnacknowledgedPushes,
         resting: PausedShortcodes,
     ) -> None:
-        """``places`` limits the concurrent queries."""
         self._db = db
         self._clock = clock
         self._settings = settings
@@ -78,7 +77,7 @@ class StkQueries:
         self._resting = resting
 
     async def wake_due(self) -> int:
-        """Enqueue one job for each shortcode with due payments; return their number."""
+        """Enqueue a job for each shortcode with due payments; return their number."""
         rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
@@ -88,8 +87,8 @@ class StkQueries:
     async def ask_due(self, shortcode_id: str) -> int:
         """Query a shortcode's due payments, ``max_concurrent_queries`` at a time; return their number.
 
-        It stops after 20 s or when Daraja does not answer; the rest stays due. Raises the first payment's error after
-        all queries have ended.
+        Stops after 20 s or without answers from Daraja; the rest stays due. Raises the first error after all queries
+        have ended.
         """
         self._db.refuse_transaction("asking M-Pesa about payments")
         count = 0
@@ -114,9 +113,9 @@ class StkQueries:
         return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
-        """Query a pending payment, or expire it if its time has passed.
+        """Query a pending payment, or expire it.
 
-        Returns False if it is not due, has ended, or another worker has claimed it.
+        Returns False if it is not due, has ended, or is claimed by another worker.
         """
         self._db.refuse_transaction("asking M-Pesa about a payment")
         now = self._clock.now()
@@ -127,7 +126,7 @@ class StkQueries:
         return True
 
     async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
-        """Query a payment now. Raises NotFound, ProviderNotConfigured and NotAsked."""
+        """Raises NotFound, ProviderNotConfigured and NotAsked."""
         self._db.refuse_transaction("asking M-Pesa about a payment")
         row = await find_payment(self._db, merchant_id, env, payment_id)
         await self._credentials.of_shortcode(row["shortcode_id"])
@@ -150,7 +149,7 @@ class StkQueries:
             await due_sql.ask_again(self._db, payment_id, now)
             raise
         async with self._db.transaction():
-            # A callback may have changed the payment, or stored a claim to confirm.
+            # A callback may have changed the payment.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await due_sql.ask_again(self._db, payment_id, again_at)
@@ -163,7 +162,7 @@ class StkQueries:
         if outcome is not None and not outcome.is_pending:
             await self._moves.apply(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
-                # M-Pesa reported the end; the merchant already knows that the payment failed.
+                # The merchant already knows that the payment failed.
                 await due_sql.ask_again(self._db, payment_id, None)
         elif now < row["expires_at"]:
             await due_sql.ask_again(self._db, payment_id, self._next_ask(row, now))
@@ -173,7 +172,7 @@ class StkQueries:
             await due_sql.ask_again(self._db, payment_id, self._expiry.next_ask(row, now))
 
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
-        """Return Daraja's answer, or None; and the time of the next try if nothing could be sent."""
+        """Return the answer, and the time of the next try if nothing could be sent."""
         shortcode_id = row["shortcode_id"]
         if (rests_until := self._resting.paused_until(shortcode_id)) is not None:
             return None, rests_until
@@ -196,7 +195,7 @@ class StkQueries:
         self._places.record_answer(shortcode_id, answered=True)
         handle = Handle(row["payment_id"], answer.checkout_request_id)
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
-        # A success must name the push; absence proves no payment.
+        # A success must name the push.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
         told, known = answer.merchant_request_id, row["merchant_request_id"]
         is_other = told is not None and known is not None and not may_be_handle(told, known)
@@ -206,15 +205,15 @@ class StkQueries:
         return None, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """The schedule counts from the push and its last pause repeats; one query comes just before expiry."""
+        """The schedule counts from the push; its last pause repeats."""
         schedule = self._settings.query_after
         expires_at: datetime = row["expires_at"]
-        # A push that was resent counts from its own time.
+        # A resent push counts from its own time.
         pushed_at = max(row["created_at"], expires_at - timedelta(seconds=self._settings.expire_after))
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        # The last query precedes expiry by the time of an answer; afterwards the payment only expires.
+        # The last query leaves time for its answer; afterwards the payment only expires.
         last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
         if last <= now:
             return expires_at + _ASKING

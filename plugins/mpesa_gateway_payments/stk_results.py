@@ -1,4 +1,4 @@
-"""STK callbacks: applies the outcome of a push to its payment."""
+"""STK callbacks and their effect on payments."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ _HANDLE = "payment_checkout_request_id"
 
 
 class StkResults:
-    """Applies STK callbacks to payments, one or several in a transaction."""
+    """Applies STK callbacks to payments."""
 
     def __init__(self, *, db: Database, callbacks: Callbacks, moves: Transitions) -> None:
         self._db = db
@@ -35,9 +35,9 @@ class StkResults:
     async def apply_results(self, results: Sequence[StkResulted]) -> None:
         """Apply callbacks in the transaction that stores them, all or none.
 
-        A callback for an unknown payment stays waiting, as does one without a token whose handle is that of both a
-        sandbox and a live payment. Payments are locked; those of a batch only for the write: the batch fails if one has
-        changed or is locked by another session. Raises DifferentSubject.
+        A callback for an unknown payment stays waiting, as does one without a token if a sandbox and a live payment
+        have its handle. Payments are locked; in a batch only for the write, which fails if one has changed or is
+        locked. Raises DifferentSubject.
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)

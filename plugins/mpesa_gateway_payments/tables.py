@@ -1,4 +1,4 @@
-"""Piccolo tables of payments and their statements; the migrations define the constraints."""
+"""Piccolo tables of payments and their statements."""
 
 from piccolo.columns import JSONB, Array, BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -73,7 +73,7 @@ class PaymentTallyRow(Table, tablename="payment_tally"):
 
 
 class StatusCheckRow(Table, tablename="status_check"):
-    """A status query about a transaction, and its answer."""
+    """A status query and its answer."""
 
     check_id = Text(primary_key=True)
     merchant_id = Text()
@@ -95,7 +95,7 @@ class StatusCheckRow(Table, tablename="status_check"):
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
-    """A receipt that M-Pesa reported as reversed and that no payment had."""
+    """A reversed receipt without a payment."""
 
     env = Text(primary_key=True)
     receipt = Text()
@@ -104,7 +104,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """A stored step of a payment's timeline. The view ``payment_timeline`` adds those that its columns state."""
+    """A step of a payment's timeline. The view ``payment_timeline`` adds the steps in its columns."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -121,7 +121,6 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
 HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
-"""The merchant, env and Idempotency-Key as indexed."""
 
 HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
     SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
@@ -158,7 +157,7 @@ NOTHING_KNOWN = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
     AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
-"""No report states that a prompt was shown or that money moved. A push is sent or resent only while this holds."""
+"""No report states a prompt or money. A push is sent or resent only while this holds."""
 
 RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
@@ -224,20 +223,20 @@ READ = f"""
 {_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS told
     JOIN payment USING (payment_id)
 """
-"""``version`` changes with each write of the row; ``CHANGE`` writes only unchanged rows.
+"""``version`` changes with each write; ``CHANGE`` writes only unchanged rows.
 
 ``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. It makes Postgres expect one row
 instead of ten and keep the generic plan; planning takes up to 4 ms.
 """
 
 HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
-"""A condition that the unique index on CheckoutRequestIDs serves."""
+"""Served by the unique index on CheckoutRequestIDs."""
 
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
     JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
 """
-"""For callbacks that do not state their env: a handle can have one row in each."""
+"""For callbacks without an env: a handle can have one row in each."""
 
 LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
 LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
@@ -248,7 +247,7 @@ SELECT shortcode_id, count(*) AS open FROM payment
 WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
-"""Payments with a status query due, or that need review. Served by payment_due and payment_held."""
+"""Payments that are due or need review. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
@@ -268,7 +267,7 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
-"""Only a later report of the same receipt with the requested amount settles a mismatch of the amount."""
+"""A mismatched amount is settled by a later report of the same receipt with the requested amount."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest

@@ -28,7 +28,7 @@ _COLUMNS = {
 """Columns that a decision can change."""
 
 WRITTEN = ("payment_id", "version", *_COLUMNS)
-"""The parameters of ``CHANGE`` for each payment, in order."""
+"""The parameters of ``CHANGE``, in order."""
 
 _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
@@ -57,7 +57,7 @@ FROM (
 WHERE payment.ctid = told.place AND told.found = told.version
 RETURNING payment.payment_id
 """  # noqa: S608 - the columns above
-"""Writes decided payments; skips rows that have changed since they were read."""
+"""Writes decided payments; skips rows that have changed since the read."""
 
 STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)

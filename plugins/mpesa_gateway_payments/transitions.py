@@ -54,7 +54,6 @@ class Reversal:
 
 
 def _may_clash(decision: Decision) -> bool:
-    """True if a decision writes a column that is unique among payments."""
     if isinstance(decision, Complete | LearnReceipt):
         return decision.told.receipt is not None
     return isinstance(decision, LearnHandle)
@@ -83,8 +82,8 @@ class Transitions:
     async def apply(self, row: Row, report: Report) -> tuple[Decision, ...]:
         """Decide a report about a locked payment, write the decisions and return them.
 
-        A receipt of another payment, or of money recorded with another amount, becomes a mismatch. Raises
-        UniqueViolationError for another payment's CheckoutRequestID.
+        Another payment's receipt, or money recorded with another amount, is a mismatch. Raises UniqueViolationError for
+        another payment's CheckoutRequestID.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
         if isinstance(report, MatchedMoney) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
@@ -99,13 +98,13 @@ class Transitions:
             if problem.constraint_name != _RECEIPT:
                 raise
         except ConcurrentUpdate:
-            # The payment is locked: its transaction has another subject, amount or receiver.
+            # The locked payment is unchanged: its transaction has another subject, amount or receiver.
             log.error("receipt_of_other_money", payment_id=row["payment_id"])
         else:
             return decisions
         decisions = without_receipt(decisions)
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
-        # A duplicate CheckoutRequestID must raise here, not at the end of the transaction.
+        # A duplicate CheckoutRequestID must raise here, not at the end.
         async with self._db.savepoint():
             await self._write([change])
         return decisions
@@ -140,13 +139,12 @@ class Transitions:
         return decided
 
     async def _noted(self, rows: Sequence[Row]) -> dict[str, list[str]]:
-        """The mismatches in the timelines of payments, by payment id."""
         held = sorted({row["payment_id"] for row in rows if row["mismatch"] is not None})
         found = await self._db.fetch(transition_sql.MISMATCHES, held) if held else []
         return {row["payment_id"]: row["details"] for row in found}
 
     async def _write(self, changes: Sequence[PaymentChange]) -> None:
-        """One statement each for all payments, transactions, steps and events."""
+        """One statement each for any number of payments."""
         now = self._clock.now()
         changed = [change for change in changes if change.is_changed]
         if not changed:
@@ -169,7 +167,7 @@ class Transitions:
                 for word, fields in change.words:
                     log.error(word, payment_id=row["payment_id"], **fields)
 
-        # After commit: the deferred write may raise ConcurrentUpdate.
+        # After commit: the write may raise ConcurrentUpdate.
         await self._db.after_commit(written)
 
     # -- refunds --------------------------------------------------------------------------------------------------
@@ -177,9 +175,9 @@ class Transitions:
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> tuple[Found, Kes]:
-        """Reserve an amount in KES for a refund, all that remains by default; return the payment and the amount.
+        """Reserve an amount in KES, by default all that remains; return the payment and the amount.
 
-        Raises NotFound, or NotRefundable if the payment is unpaid, has no receipt or has less left. Locks the payment.
+        Locks the payment. Raises NotFound, or NotRefundable.
         """
         now = self._clock.now()
         row = await self._db.fetchrow(tables.LOCK, [payment_id])
@@ -216,7 +214,6 @@ class Transitions:
         return reserved, Kes(wanted)
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
-        """Release the amount reserved for a refund that failed."""
         now = self._clock.now()
         left = PaymentRow.refund_reserved - int(reversal.amount)
         changes: dict[Any, Any] = {PaymentRow.refund_reserved: left, PaymentRow.updated_at: now}
@@ -224,7 +221,7 @@ class Transitions:
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
-        """Mark a reserved amount as refunded: the only way to ``reversed`` and ``partially_reversed``."""
+        """Mark a reserved amount as refunded; the only way to ``reversed`` and ``partially_reversed``."""
         now = self._clock.now()
         row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now)
         if row is None:
@@ -259,13 +256,13 @@ class Transitions:
             subject=Subject("refund", reversal.refund_id),
         )
         if await self._transactions.record([seen]) == [None]:
-            # M-Pesa has carried out the refund regardless.
+            # M-Pesa has carried out the refund.
             log.error("reversal_receipt_of_other_money", refund_id=reversal.refund_id, receipt=receipt)
 
     # -- timeline -------------------------------------------------------------------------------------------------
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        """Add a step to a payment's timeline that its columns do not state."""
+        """Add a step that the payment's columns do not state."""
         await self._write_steps([(payment_id, at, kind, cause.value, code, detail)])
 
     async def _write_steps(self, steps: Sequence[Step]) -> None:

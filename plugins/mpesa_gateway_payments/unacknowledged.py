@@ -16,7 +16,7 @@ from mpesa_gateway_payments.transitions import Transitions
 log = structlog.get_logger(__name__)
 
 _AT_MOST = 500
-"""Payments closed by one run; the next run continues."""
+"""Payments closed by one run."""
 
 CUT_OFF = "the request was cut off before M-Pesa was called"
 """Reason if no attempt left one."""
@@ -26,8 +26,7 @@ class UnacknowledgedPushes:
     """Closes payments without a CheckoutRequestID.
 
     Only ``ready`` and ``released`` prove that nothing was sent. A push marked ``sending`` whose process died may have
-    reached the payer. It never fails as ``not_sent``: its outcome is unknown, and a callback, Pull or a status query
-    may still complete it.
+    reached the payer: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
     def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, moves: Transitions) -> None:
@@ -37,12 +36,12 @@ class UnacknowledgedPushes:
         self._moves = moves
 
     async def close_due(self) -> int:
-        """Close the payments whose push has no outcome after their key's lease; return their number.
+        """Close payments without an outcome after their key's lease; return their number.
 
         Makes no requests. Locked payments are left to the next run.
         """
         now = self._clock.now()
-        # The lease and the payment's expiry are counted from the same time.
+        # Lease and expiry are counted from the same time.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.create_lease)
         closed = 0
         for payment_id in await due_sql.find_abandoned(self._db, begun_before, now, _AT_MOST):
@@ -56,17 +55,14 @@ class UnacknowledgedPushes:
         return closed
 
     async def close(self, payment_id: str, now: datetime) -> Row | None:
-        """Close one payment in a transaction, or reschedule it; return its new row.
-
-        Locks the key, then the payment. During the lease of the sending request only the due time is set.
-        """
+        """Close one payment in a transaction, or reschedule it; return its new row. Locks the key, then the payment."""
         async with self._db.transaction():
             found = await self._db.fetchrow(tables.READ, [payment_id])
             if found is None:
                 return None
             merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
             leased_until = await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
-            # The payment may have been resent, or a callback may have named its push.
+            # The payment may have been resent, or acknowledged by a callback.
             row = await self._db.fetchrow(tables.LOCK, [payment_id])
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
@@ -101,7 +97,7 @@ class UnacknowledgedPushes:
                 payment_id, now, "unknown", Cause.EXPIRY, None, "the process that sent the push ended without a record"
             )
         if now >= row["expires_at"]:
-            # Read again after the outcome was written.
+            # Read again after the write.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None:
                 await self._moves.apply(locked, Expired())

@@ -15,7 +15,7 @@ _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 
 @dataclass(frozen=True, kw_only=True)
 class Payment:
-    """The facts of a payment for the judge. ``amount`` is in KES; ``phone`` is None after an erasure."""
+    """A payment's facts for the judge. ``amount`` is in KES; ``phone`` is None after an erasure."""
 
     payment_id: str
     merchant_id: str
@@ -35,7 +35,7 @@ class Payment:
     mismatch: str | None = None
     charge: str = Charge.ACCEPTED.value
     claim: ReportedMoney | None = None
-    """A reported success that awaits confirmation by M-Pesa."""
+    """A reported success that awaits confirmation."""
 
     @property
     def is_open(self) -> bool:
@@ -57,10 +57,9 @@ class Transaction:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Settings of the judge.
+    """``match_within``: time from a payment's creation in which money can match it.
 
-    ``match_within``: time from a payment's creation in which money can match it. ``confirm_within``: time in which
-    M-Pesa is asked to confirm a reported success.
+    ``confirm_within``: time for M-Pesa to confirm a reported success.
     """
 
     match_within: timedelta = timedelta(minutes=15)
@@ -74,7 +73,7 @@ By = Literal["push", "receipt", "reference", "rule", "hand"]
 
 @dataclass(frozen=True)
 class PaidBy:
-    """The money is this payment's. ``is_other_payer``: the number shown is not the requested one."""
+    """The money is this payment's. ``is_other_payer``: from another number than requested."""
 
     payment_id: str
     by: By
@@ -90,7 +89,7 @@ class AlreadyKnown:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The money names this payment and differs from the request. ``is_new``: no mismatch is pending review."""
+    """The money names this payment and differs from the request."""
 
     payment_id: str
     of: str
@@ -100,21 +99,21 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Confirm:
-    """The report counts only after an STK query confirms it."""
+    """The report needs confirmation by an STK query."""
 
     payment_id: str
 
 
 @dataclass(frozen=True)
 class Ask:
-    """The report does not decide between these payments: a status query about the receipt is needed."""
+    """A status query about the receipt must decide between these payments."""
 
     payment_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Ambiguous:
-    """The money may be for any of these payments; a person has to decide."""
+    """A person has to decide between these payments."""
 
     payment_ids: tuple[str, ...]
 
@@ -126,12 +125,12 @@ class NotFound:
 
 @dataclass(frozen=True)
 class NotIncoming:
-    """The money was not received by our receiver, or the report names another push."""
+    """The money was not received by our receiver, or names another push."""
 
 
 @dataclass(frozen=True)
 class NotAssignable:
-    """The money cannot be assigned to the payment that a person chose."""
+    """The money cannot be assigned to the chosen payment."""
 
     payment_id: str
     why: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]

@@ -50,7 +50,6 @@ EXPORTED: tuple[str, ...] = (*_SHOWN, "mismatch", "received_amount", "received_r
 
 
 def exported(row: Row) -> tuple[Any, ...]:
-    """Return a payment as a row of the CSV file."""
     shown = view(row)
     plain = tuple(getattr(shown, name) for name in _SHOWN)
     return (*plain, row["mismatch"], row["received_amount"], row["received_receipt"], row["metadata"])

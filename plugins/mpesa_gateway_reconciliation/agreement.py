@@ -1,4 +1,4 @@
-"""Comparison of today's statements with the gateway's payments, for the overview."""
+"""Comparison of today's statements with the gateway's payments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LONGEST_PAYMENT = timedelta(hours=1)
-"""Payers answer a prompt within minutes: older payments have no money of today."""
+"""Payers answer a prompt within minutes."""
 
 # raw SQL: aggregate
 STATEMENT_SUMS = """
@@ -33,15 +33,14 @@ WHERE payment.merchant_id = $1 AND payment.env = $2 AND payment_id >= $3 AND rec
     AND occurred_at >= $5 AND occurred_at < $6
     AND NOT EXISTS (SELECT 1 FROM reconciliation_line AS line WHERE line.transaction_id = transaction.transaction_id)
 """
-"""Payments whose money is missing on the statement of a window."""
+"""Payments without a line on their window's statement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """Today's statements of a shortcode compared with the gateway.
 
-    Amounts are in KES. ``missing`` counts payments that the statement does not show; ``gaps`` are times between
-    windows.
+    Amounts are in KES. ``missing`` counts payments without a line; ``gaps`` are times between windows.
     """
 
     merchant_id: str
@@ -61,9 +60,9 @@ class Agreement:
 
     @property
     def state(self) -> str:
-        """Return ``agrees`` only if both have the same money and nothing is unknown.
+        """``agrees``: the same money, and nothing unknown.
 
-        ``explained``: dismissed lines account for the whole difference.
+        ``explained``: dismissed lines account for the difference.
         """
         if self.unmatched or self.missing or self.statement - self.dismissed_amount != self.gateway:
             return "differs"

@@ -57,7 +57,7 @@ def reconcile(
         service = gateway.port(ReconciliationService)
         run = await service.run_now(caller, window)
         while run.status == "running":
-            # The run is a task of this process, which must not exit before it ends.
+            # The run is a task of this process.
             await asyncio.sleep(_LOOK)
             run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run

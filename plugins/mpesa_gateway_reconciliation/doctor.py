@@ -14,7 +14,7 @@ from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
-"""Time without a completed run that needs attention: runs start every 15 minutes."""
+"""Runs start every 15 minutes."""
 
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:

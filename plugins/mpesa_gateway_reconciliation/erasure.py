@@ -13,7 +13,7 @@ _PAGE = 100
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Lines of payments are found through their payments."""
+    """Payments' lines are found through their payments."""
     rows: list[dict[str, Any]] = await gateway.db.run(
         NoteRow.select(NoteRow.transaction_id)
         .where(
@@ -29,7 +29,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """M-Pesa may have been queried about the lines of the case's payments."""
+    """M-Pesa may have been queried about the case's lines."""
     rows = await gateway.db.fetch(tables.NOTES_OF_CASE, case.named)
     return {name for row in rows for name in (row["transaction_id"], row["payment_id"]) if name}
 

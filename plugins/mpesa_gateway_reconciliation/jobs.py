@@ -5,10 +5,8 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
 
 
 async def reconcile(gateway: Runtime, *, shortcode_id: str) -> None:
-    """Reconcile the last hours of one shortcode."""
     await gateway.port(ReconciliationService).run_due(shortcode_id)
 
 
 async def reconcile_all(gateway: Runtime) -> None:
-    """Enqueue a run for each shortcode with a readable statement."""
     await gateway.port(ReconciliationService).wake_all()

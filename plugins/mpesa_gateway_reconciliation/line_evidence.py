@@ -26,13 +26,13 @@ from mpesa_gateway_transactions.api import ReportedTransaction
 
 
 async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
-    """Return the zone of a shortcode's latest proofs; None without proofs or if they contradict."""
+    """Return the zone of the latest proofs; None without proofs or if they contradict."""
     zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
     return zones.pop() if len(zones) == 1 else None
 
 
 def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
-    """Return a line's possible times in its run's window, and False if none is possible.
+    """Return a line's possible times, and False if none is possible.
 
     A line without a readable time has the end of the window and False: only its receipt or our own reference settles
     it.
@@ -45,7 +45,6 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
 
 
 def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
-    """Return a line as reported money: incoming unless it states otherwise."""
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
     amount = read_unsigned(line.amount_text) if is_out else line.amount
@@ -65,7 +64,6 @@ def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTra
 
 
 def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
-    """Return a stored line as evidence, final once M-Pesa has answered about it."""
     direction, is_called_a_tills = read_kind(row["kind"])
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
@@ -77,7 +75,7 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
         "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
         "payer": row["phone"],
         "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
-        # Outside the window or in the future: contradicts every payment.
+        # Contradicts every payment.
         "is_impossible": not row["is_timed"],
     }
     return Evidence(**values)
@@ -87,7 +85,7 @@ _RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
 
 
 def named_receipts(row: Row) -> list[str]:
-    """Return possible receipts of the money that a reversal sent back; none for a line of another kind."""
+    """Return possible receipts of the money that a reversal sent back."""
     kind = row["kind"] or ""
     if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
         return []

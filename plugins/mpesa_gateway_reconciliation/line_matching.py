@@ -54,7 +54,7 @@ from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
 log = structlog.get_logger(__name__)
 
 _ASK_AGAIN = timedelta(hours=1)
-"""Time until an unanswered query about a line is repeated."""
+"""Time until an unanswered query is repeated."""
 
 _SETTLED = frozenset({"already_known", "recovered", "mismatched"})
 """Findings that link a line to a payment."""
@@ -71,7 +71,7 @@ _UNFIT: Mapping[str, str] = {
 
 
 class _LineSettledConcurrently(Exception):
-    """The line was assigned or set aside: the transaction is rolled back."""
+    """The line was assigned or set aside concurrently."""
 
 
 class LineMatching:
@@ -103,7 +103,7 @@ class LineMatching:
     # -- runs -----------------------------------------------------------------------------------------------------
 
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
-        """Return the time zone of a shortcode's statement, as its latest matched lines prove."""
+        """Return the time zone that the shortcode's latest matched lines prove."""
         return await zone_of(self._db, env, shortcode)
 
     async def match_page(self, run: Row, lines: Sequence[StatementLine]) -> None:
@@ -122,7 +122,7 @@ class LineMatching:
             await self._learn_zone(row, readings[row["receipt"]], settled)
 
     async def match_window(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Match the lines of a run whose window has been read to its end."""
+        """Match the lines of a run that was read to its end."""
         self._db.refuse_transaction("settling a statement")
         after = ""
         while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
@@ -163,7 +163,7 @@ class LineMatching:
         return asked
 
     async def _found(self, rows: Sequence[Row], finding: Finding, run: Row | None) -> None:
-        """Lines that a person has decided on keep their finding."""
+        """Lines that a person has decided keep their finding."""
         if rows:
             run_id = None if run is None else run["run_id"]
             await self._db.fetch(tables.FOUND_MANY, [row["line_id"] for row in rows], finding, run_id)
@@ -186,7 +186,7 @@ class LineMatching:
                 now = self._clock.now()
                 await self._db.fetch(tables.FOUND, row["line_id"], settled.finding, payment_id, now, owner)
                 if run is not None:
-                    # A payment of another merchant of this receiver is not shown.
+                    # Another merchant's payment is not shown.
                     is_shown = owner in {None, run["merchant_id"]}
                     await self._found_in_run(run, row["line_id"], settled.finding if is_shown else "not_found")
         except _LineSettledConcurrently:
@@ -230,7 +230,7 @@ class LineMatching:
             )
 
         try:
-            # Stored first: the answer may arrive before the acknowledgement.
+            # First: the answer may arrive before the acknowledgement.
             initiator = credentials.initiator_for("asking whose money a statement line is")
             await self._note(row["line_id"], {NoteRow.asked_at: now})
             self._trace_links.begin(row["line_id"])
@@ -252,7 +252,7 @@ class LineMatching:
     async def apply_status(self, result: StatusResulted) -> None:
         """Apply the answer to a query about a line, in the transaction that stores the callback.
 
-        The line is judged after commit, with similar lines: a payment is never locked after a line.
+        The line is judged after commit: a payment is never locked after a line.
         """
         if not result.subject_id.startswith("txn_"):
             return
@@ -291,7 +291,7 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """The payer's number may decide similar ambiguous lines too."""
+        """The payer's number may decide similar lines too."""
         rows = await self._db.fetch(
             tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
         )
@@ -305,7 +305,7 @@ class LineMatching:
         """Assign a line to a payment.
 
         Raises NotFound, and LineSettled with the reason. A merchant's choice must fit the line, and no other merchant's
-        payment may fit it. An operator must confirm an amount that differs: raises InvalidFields otherwise.
+        payment may fit. An operator must confirm an amount that differs: raises InvalidFields otherwise.
         """
         payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
         found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
@@ -329,7 +329,7 @@ class LineMatching:
             now, owner = self._clock.now(), settled.merchant_id
             await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
             assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
-            # Last: the wait for the audit log comes after all other locks.
+            # Last: the audit log is locked after all other rows.
             detail = {"payment_id": payment_id, "finding": settled.finding}
             await self._audit.record(
                 "statement_line.assigned",
@@ -344,7 +344,6 @@ class LineMatching:
         return assigned
 
     async def candidates(self, line: Row) -> tuple[str, ...]:
-        """Return the ids of the payments that a line may belong to."""
         report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
         (verdict,) = await self._recovery.judge([report])
         if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):

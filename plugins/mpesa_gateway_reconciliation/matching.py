@@ -1,4 +1,4 @@
-"""Comparison of a statement line with the payment that an operator matches it to."""
+"""Comparison of a statement line with a payment."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mpesa_gateway_payments.api import CLOCKS_DIFFER, PaymentView
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """An operator's decision: the reason and, if amounts differ, the received amount as typed."""
+    """An operator's decision: the reason, and the received amount as typed."""
 
     reason: str
     confirmed_amount: str = ""
@@ -28,7 +28,7 @@ class Differences:
 
 
 def differences(line: Row, payment: PaymentView) -> Differences:
-    """Return the fields that differ. Of absent fields only the amount counts as different."""
+    """Return the fields that differ. Of absent fields only the amount counts."""
     payer = line["phone"]
     return Differences(
         amount=_amounts_differ(line, payment),
@@ -39,12 +39,11 @@ def differences(line: Row, payment: PaymentView) -> Differences:
 
 
 def amount_to_confirm(line: Row) -> str:
-    """Return the amount that an operator types to match a line to a payment of another amount."""
     return str(line["amount_text"] if line["amount"] is None else line["amount"])
 
 
 def require_confirmation(line: Row, payment: PaymentView, decided: Decided) -> None:
-    """Raise InvalidFields if the amounts differ and the operator has not typed the received amount."""
+    """Raise InvalidFields if the amounts differ and the received amount was not typed."""
     typed = decided.confirmed_amount.replace(",", "").removesuffix(".00").strip()
     if _amounts_differ(line, payment) and typed != amount_to_confirm(line).removesuffix(".00"):
         raise InvalidFields.field_error("confirm", f"the amounts differ: type {amount_to_confirm(line)} to confirm")

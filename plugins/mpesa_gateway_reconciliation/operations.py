@@ -27,7 +27,7 @@ _NOTHING_HERE = "404.002.01"
 
 @dataclass(frozen=True, kw_only=True)
 class PullRegistration:
-    """Enables Pull for the shortcode; can be repeated safely."""
+    """Enables Pull for the shortcode; can be repeated."""
 
     nominated_number: Msisdn
     callback_url: str
@@ -43,7 +43,7 @@ class PullRegistration:
 
 @dataclass(frozen=True, kw_only=True)
 class PullQuery:
-    """A page of a window's transactions, from row ``offset`` on; can be repeated safely."""
+    """A page of transactions from row ``offset`` on; can be repeated."""
 
     start: datetime
     end: datetime
@@ -53,7 +53,7 @@ class PullQuery:
         return {
             "ShortCode": credentials.receiver,
             "StartDate": f"{self.start.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
-            # Whole seconds: the last one is included to its end.
+            # The last second is included.
             "EndDate": f"{(self.end + timedelta(microseconds=999_999)).astimezone(EAT):%Y-%m-%d %H:%M:%S}",
             "OffSetValue": str(self.offset),
         }

@@ -38,22 +38,22 @@ class ReconciliationOperatorService:
         self._settling = settling
 
     async def runs(self, env: Env, query: OperatorQuery, limit: int) -> KeysetPage[Row]:
-        """Return a page of runs. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await tables.RUNS.page(self._db, Conditions(env, query.merchant), query.cursor, limit)
 
     async def run(self, run_id: str) -> Found:
-        """Return a run of any merchant. Raises NotFound."""
+        """Raises NotFound."""
         row = await tables.find_run(self._db, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row
 
     async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> KeysetPage[Row]:
-        """Return a run's lines with their findings at that time. Raises InvalidFields for a bad cursor."""
+        """Return a run's lines with their findings then. Raises InvalidFields for a bad cursor."""
         return await tables.RUN_LINES.page(self._db, tables.lines_of(run, finding), cursor, limit)
 
     async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> KeysetPage[Row]:
-        """Return a page of unresolved lines. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await LINES.page(self._db, _unresolved(env, query), query.cursor, limit)
 
     async def total(self, env: Env, query: LinesQuery) -> Total:
@@ -70,24 +70,20 @@ class ReconciliationOperatorService:
         return int(await self._db.fetchval(tables.COUNT_FAILING, [env]))
 
     async def line(self, line_id: str) -> Row:
-        """Return a line of any merchant. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_LINE, line_id)
         if row is None:
             raise NotFound("there is no such statement line")
         return row
 
     async def runs_of(self, line_id: str) -> list[Row]:
-        """Return the newest runs that have read a line."""
         return await self._db.fetch(tables.RUNS_OF_LINE, line_id)
 
     async def lines_of(self, payment_id: str) -> list[Row]:
         return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
 
     async def candidates(self, line: Row) -> list[PaymentView]:
-        """Return the judge's candidates, then unpaid payments of the same amount, payer or reference.
-
-        A line whose time is impossible for its window gets no suggestions.
-        """
+        """Return the judge's candidates, then similar unpaid payments if the line's time is possible."""
         payments, merchant_id = self._payments, line["merchant_id"]
         named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
         similar: list[PaymentView] = []
@@ -147,7 +143,7 @@ class ReconciliationOperatorService:
             )
 
     async def dismiss_all(self, run_id: str, reason: str, *, actor: str) -> int:
-        """Set aside all lines of a run without a payment; return their number. Raises InvalidFields and NotFound."""
+        """Set aside a run's lines without a payment; return their number. Raises InvalidFields and NotFound."""
         now, run = self._clock.now(), await self.run(run_id)
         check_reason(reason)
         async with self._db.transaction():

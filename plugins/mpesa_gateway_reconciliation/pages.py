@@ -1,4 +1,4 @@
-"""Operators' pages: reconciliation runs, their lines, and the manual matching of lines."""
+"""Operators' pages of reconciliation."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -40,7 +40,7 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _A_PAGE = 40
 _COMPARED = 20
-"""Newest merchants whose statements the overview compares."""
+"""Newest merchants whose statements are compared."""
 
 SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
@@ -112,7 +112,6 @@ async def run(visit: PageRequest) -> Rendered:
 
 
 async def dismiss_all(visit: PageRequest) -> Redirect:
-    """Dismiss all lines of a run without a payment."""
     run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
     count = await desk.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
@@ -154,7 +153,6 @@ async def line(visit: PageRequest) -> Rendered:
 
 
 async def dismiss(visit: PageRequest) -> Redirect:
-    """Record that a line belongs to no payment."""
     line_id = visit.values["line_id"]
     desk = visit.gateway.port(ReconciliationOperatorService)
     await desk.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
@@ -221,7 +219,6 @@ async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
 
 
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:
-    """Compare today's statements with the gateway's payments, for each shortcode."""
     gateway = visit.gateway
     merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
     sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
@@ -261,7 +258,7 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 
 async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Return failing statement runs and unresolved lines; lines that contradict a payment are graver."""
+    """Lines that contradict a payment are graver."""
     desk, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
     if failing := await desk.count_failing(env):
         text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"

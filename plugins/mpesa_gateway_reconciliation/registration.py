@@ -18,7 +18,6 @@ from mpesa_gateway_reconciliation.tables import RegistrationRow
 
 
 async def registered_at(db: Database, merchant_id: str, env: str, shortcode: str) -> datetime | None:
-    """Return the time at which Pull was enabled for a shortcode, or None."""
     rows: list[dict[str, Any]] = await db.run(
         RegistrationRow.select(RegistrationRow.registered_at).where(
             RegistrationRow.merchant_id == merchant_id,
@@ -52,8 +51,7 @@ class PullRegistrations:
     async def register(self, caller: Caller) -> Registration:
         """Enable Pull for the merchant's shortcode; can be repeated.
 
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned if the shortcode is
-        another merchant's.
+        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable and ReceiverOwned.
         """
         self._db.refuse_transaction("registering for Pull")
         credentials = await self._credentials.get(caller.merchant_id, caller.env)

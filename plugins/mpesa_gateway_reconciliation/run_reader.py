@@ -25,11 +25,11 @@ class RunReader:
         self._db = db
 
     async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
-        """Return a run of this merchant in ``env``. Raises NotFound."""
+        """Raises NotFound."""
         return run_view(await self._require(merchant_id, env, run_id))
 
     async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
-        """Return a page of the merchant's runs, newest first. Raises InvalidFields for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         found = Conditions(env, merchant_id)
         page = await tables.RUNS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(run_view))

@@ -42,16 +42,16 @@ FARTHEST = timedelta(hours=48)
 """Pull returns at most the last 48 hours (Safaricom's portal)."""
 
 REACH = timedelta(hours=47, minutes=55)
-"""Longest regular window: leaves five minutes for the request itself."""
+"""Longest regular window: leaves five minutes for the request."""
 
 OVERLAP = timedelta(minutes=10)
 """Overlap with the previous window: lines have appeared late."""
 
 _LEASE = timedelta(seconds=60)
-"""A run without a heartbeat for this long is lost, and another may start."""
+"""A run without a heartbeat for this long is lost."""
 
 _BEAT = 15.0
-"""Seconds between two heartbeats of a run."""
+"""Seconds between a run's heartbeats."""
 
 _STOPPED = "the process that ran it was stopped"
 
@@ -59,7 +59,7 @@ _PAGE_ROWS = 100
 """Rows of a full page (Safaricom's portal); a shorter page is the last."""
 _MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
-"""Limits of an endless statement: pages, and consecutive pages without a readable line."""
+"""Limits of a statement: pages, and consecutive pages without a readable line."""
 
 
 class ReconciliationService:
@@ -84,7 +84,7 @@ class ReconciliationService:
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
         self._without_place: dict[str, None] = {}
-        """Shortcodes that wait for a slot, in order: each run that ends wakes the next."""
+        """Shortcodes that wait for a slot; each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- runs -----------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class ReconciliationService:
     async def run_now(self, caller: Caller, window: Window) -> RunView:
         """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 
-        Raises InvalidFields for a window outside Pull's range, RunInProgress, ProviderNotConfigured and ReceiverOwned.
+        Raises InvalidFields, RunInProgress, ProviderNotConfigured and ReceiverOwned.
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
@@ -100,7 +100,7 @@ class ReconciliationService:
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
-        # The run continues after its caller disconnects or the wait ends.
+        # The run continues without its caller.
         work = asyncio.ensure_future(self._run(run, credentials))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
@@ -111,9 +111,8 @@ class ReconciliationService:
     async def run_due(self, shortcode_id: str) -> bool:
         """Run the regular reconciliation of a shortcode; return False if it did not run.
 
-        The window is the last ``window_hours``, extended back to the end of the last regular run. It does not run while
-        another run of the receiver is running, where another merchant owns the receiver, or while all
-        ``max_concurrent`` slots are in use: then the next run that ends wakes the shortcode.
+        The window extends back to the end of the last regular run. Without one of the ``max_concurrent`` slots, the
+        next run that ends wakes the shortcode.
         """
         self._db.refuse_transaction("a reconciliation run")
         with self._places.acquire(shortcode_id) as has_place:
@@ -147,7 +146,7 @@ class ReconciliationService:
         return True
 
     async def wake_all(self) -> int:
-        """Enqueue a regular run for each shortcode with a readable statement; return their number."""
+        """Enqueue a run for each shortcode with a readable statement; return their number."""
         sources = await self._credentials.statement_sources()
         for source in sources:
             await self._runtime.jobs.enqueue(
@@ -160,7 +159,7 @@ class ReconciliationService:
         end = window.end or now
         with check_fields() as checks:
             if end < now - FARTHEST:
-                # Checked first: arithmetic on a time near year 1 overflows.
+                # First: arithmetic on a time near year 1 overflows.
                 checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with check_fields() as checks:
@@ -230,7 +229,7 @@ class ReconciliationService:
             error = f"unexpected: {type(problem).__name__}"
             log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
         finally:
-            # After a cancellation too: the next run must not wait for this lease to expire.
+            # Even if cancelled: the next run must not wait for this lease.
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
@@ -263,17 +262,13 @@ class ReconciliationService:
         """Runs start on request."""
 
     async def stop(self) -> None:
-        """Cancel the manual runs in progress."""
         at_work = list(self._at_work)
         for work in at_work:
             work.cancel()
         await asyncio.gather(*at_work, return_exceptions=True)
 
     async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Read pages until one holds nothing new: an ignored offset must not loop.
-
-        Raises RunLost and DarajaFault, also for an endless statement.
-        """
+        """Read pages until one holds nothing new. Raises RunLost and DarajaFault."""
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
@@ -283,11 +278,11 @@ class ReconciliationService:
                 return
             zone = await self._settling.zone_of(run["env"], run["shortcode"])
             is_new = await self._store_lines(run, page, zone, is_till=credentials.kind == "till") > 0
-            # Before the next page, which may fail.
+            # Now: the next page may fail.
             await self._settling.match_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
-            # An unreadable page may be one of many, or the same page repeated.
+            # An unreadable page may be one of many, or the same one repeated.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
@@ -308,11 +303,11 @@ class ReconciliationService:
         raise AssertionError("unreachable")
 
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Return the number of lines that are new to this run."""
+        """Return the number of lines new to this run."""
         now = self._runtime.clock.now()
         times = [kept_times(line, run, zone, now) for line in page.lines]
         seen = [seen_on(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)]
-        # One line of each page is kept as proof of the shortcode's time zone, even if the zone is known.
+        # One line of each page is kept as proof of the time zone, even of a known one.
         first = next((line.receipt for line in page.lines if len(line.moments) > 1), None)
         async with self._db.transaction():
             read: dict[Any, Any] = {
@@ -350,7 +345,7 @@ class ReconciliationService:
 def _line_columns(
     run: Row, line: StatementLine, seen: ReportedTransaction, known: RecordedTransaction, *, proves: bool
 ) -> dict[str, Any]:
-    """``proves``: the line may prove the time zone, so it is not explained at once."""
+    """``proves``: the line may prove the time zone and is not explained at once."""
     subject = known.subject
     is_paid = subject is not None and subject.kind == "payment" and seen.direction == "in"
     is_same = seen.amount_cents is not None and seen.amount_cents == known.amount_cents
@@ -368,5 +363,5 @@ def _line_columns(
 
 
 def _whole(amount: Kes | None) -> int | None:
-    """An amount outside the column's range belongs to no payment."""
+    """Amounts outside the column's range belong to no payment."""
     return int(amount) if amount is not None and int(amount) < 2**31 else None

@@ -48,10 +48,7 @@ class RunRow(Table, tablename="reconciliation_run"):
 
 
 class NoteRow(Table, tablename="statement_note"):
-    """Facts of a statement line beyond its transaction.
-
-    Stored for a line that was unexplained when it was read, or whose amount or time differs.
-    """
+    """Facts of a statement line beyond its transaction, if it was unexplained or its amount or time differs."""
 
     transaction_id = Text(primary_key=True)
     merchant_id = Text()
@@ -186,10 +183,7 @@ SELECT found.* FROM (
     ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
-"""Unallocated money on the statements of these receivers, of all merchants.
-
-Money known from status answers only is excluded: it was judged alone.
-"""
+"""Unallocated money on these receivers' statements, of all merchants, except money known from status answers only."""
 
 ZONES = """
 SELECT note.zone FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
@@ -227,7 +221,7 @@ LOCK_NOTE = """
 SELECT payment_id, set_aside_at FROM transaction JOIN statement_note USING (transaction_id)
 WHERE transaction_id = $1 FOR UPDATE
 """
-"""Locks the transaction before its note, as matching does."""
+"""Locks the transaction before its note."""
 
 # raw SQL: array
 OPEN_LIKE = """
@@ -242,7 +236,7 @@ WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
         ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """
-"""The queried line and the newest similar ones: the payer's number may decide those too."""
+"""The queried line and the newest similar ones."""
 
 # raw SQL: expression
 LEARN = """
@@ -327,7 +321,7 @@ SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR
     SELECT 1 FROM reconciliation_line JOIN reconciliation_run USING (run_id)
     WHERE transaction_id = $3 AND reconciliation_run.merchant_id = $1))
 """
-"""A line of this merchant, or one that its runs have read: several merchants may read a sandbox number."""
+"""A line of this merchant, or one that its runs have read."""
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
 """Lines without a payment that await review."""

@@ -25,8 +25,8 @@ class ReportedTransaction:
 
     ``number`` is that of a known receiver. ``amount_cents`` is None if unreadable. ``payer`` is the visible part of the
     other party's number, ``account_number`` the payer's input, ``kind`` M-Pesa's transaction type. ``conflict_id`` is
-    the payment that the money contradicts. ``merchant_id`` is the merchant of the subject or conflict, otherwise the
-    one that received the report.
+    the payment that the money contradicts. ``merchant_id`` is the merchant of the subject or conflict, otherwise of the
+    request or run.
     """
 
     source: str
@@ -48,7 +48,7 @@ class ReportedTransaction:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTransaction:
-    """A recorded transaction. ``is_new``: this is the first report of its receipt."""
+    """``is_new``: this is the first report of its receipt."""
 
     transaction_id: str
     merchant_id: str
@@ -60,21 +60,21 @@ class RecordedTransaction:
 class Transactions(Protocol):
     """Records money: one transaction for each env, direction and receipt.
 
-    Amount, time, receiver, receipt and direction are those of the first report; a subject is never replaced. Later
-    reports add absent facts and are stored as witnesses, with any other amount that they state. The amount changes only
-    when a transaction gets its subject: if the first report contradicted that payment, the requested amount replaces
-    it. Writers lock their payments first; recording locks the transaction.
+    Amount, time, receiver, receipt and direction are taken from the first report; a subject is never replaced. Later
+    reports add absent facts and are stored as witnesses, with any other amount that they state. One exception: if the
+    first report contradicted a payment that becomes the subject, the requested amount replaces the reported one.
+    Writers lock their payments first; recording locks the transaction.
     """
 
     async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
-        """Record reports at once and return their transactions in order.
+        """Record reports and return their transactions in order.
 
         None for a report whose subject cannot have the money: it has another subject, amount or receiver.
         """
         ...
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """Record reports at the end of the open transaction, or before its next query.
+        """Record reports at the end of the transaction, or before its next query.
 
         The transaction raises ConcurrentUpdate where ``record`` returns None.
         """

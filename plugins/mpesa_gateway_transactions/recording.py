@@ -37,7 +37,7 @@ class TransactionRecorder:
         ]
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """Raises ConcurrentUpdate for different reports of one receipt: the caller then defers each alone."""
+        """Raises ConcurrentUpdate for different reports of one receipt."""
         if not seen:
             return
         different = dict.fromkeys(seen)

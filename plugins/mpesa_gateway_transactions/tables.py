@@ -7,7 +7,7 @@ from mpesa_gateway.db.named import Named
 
 
 class TransactionRow(Table, tablename="transaction"):
-    """Money that M-Pesa moved: one row for each receipt of an env and a direction."""
+    """Money that M-Pesa moved: one row for each receipt, env and direction."""
 
     transaction_id = Text(primary_key=True)
     env = Text()
@@ -102,11 +102,11 @@ ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")
 INSERT, WITNESS = BOTH.sql.split(";")
-"""INSERT records transactions, sorted by key; WITNESS adds later witnesses of known ones."""
+"""INSERT records transactions, sorted by key; WITNESS adds later witnesses."""
 
 bind_rows = BOTH.bind_rows
 
-# One statement for callers that need the result at once.
+# For callers that need the result at once.
 RECORD = f"""
 WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
 """  # noqa: S608 - the statements above
