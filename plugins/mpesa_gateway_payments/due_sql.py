@@ -14,7 +14,7 @@ from mpesa_gateway_payments.tables import PaymentRow
 
 DUE_SHORTCODES = """
 WITH RECURSIVE open AS (
-    -- Steps through the index from one shortcode to the next, and does not read all payments of each.
+    -- Steps through the index from one shortcode to the next, without reading all payments of each.
     (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
     UNION ALL
     SELECT (SELECT payment.shortcode_id FROM payment
@@ -36,7 +36,7 @@ UPDATE payment SET due_at = $3, asked = asked + 1
 WHERE payment_id IN (
     SELECT payment_id FROM payment
     WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
-    -- Expired payments come last: after an outage there may be thousands.
+    -- Expired payments come last: there may be thousands after an outage.
     ORDER BY status = 'failed' AND claim IS NULL, due_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 RETURNING *

@@ -137,7 +137,7 @@ WITH asked AS (
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id) LIMIT cardinality($payment_id)) AS t
-    -- The record of an old payment's key has been deleted; a payment is never deleted.
+    -- The record of an old payment's key is deleted; the payment is not.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
             t.merchant_id, t.env, t.idempotency_key))
@@ -184,7 +184,7 @@ WITH told AS (
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
-    -- A key or payment that another session has locked is written alone afterwards. Old keys have no row.
+    -- Locked keys and payments are written alone afterwards. Old keys have no row.
     SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
         JOIN payment ON payment.payment_id = told.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
@@ -204,7 +204,7 @@ RETURNING payment.*
 
 RELEASE_PUSH = f"""
 UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
-    -- A payment that was never sent expires when it may no longer be sent.
+    -- An unsent payment expires when it can no longer be sent.
     expires_at = $4
 WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
 RETURNING *

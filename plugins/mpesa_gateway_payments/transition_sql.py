@@ -47,13 +47,13 @@ FROM (
         SELECT payment.ctid AS place, payment.xmin::text AS found, t.* FROM (
             SELECT * FROM unnest({_ARRAYS}) AS t({", ".join(WRITTEN)}) LIMIT cardinality($1)
         ) AS t JOIN payment USING (payment_id)
-        -- A batch waits for no lock: what is locked elsewhere is not returned, and its report is taken alone.
+        -- A batch waits for no lock: the reports of locked rows are applied alone.
         FOR UPDATE OF payment SKIP LOCKED
     ) AS free
-    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
+    -- Two batches with the same receipts for different payments write them in the same order.
     ORDER BY receipt
 ) AS told
--- By its place, so that Postgres goes through them in that order: by payment_id it may begin with the payments.
+-- By ctid, so that Postgres keeps that order: a join by payment_id may start with the payments.
 WHERE payment.ctid = told.place AND told.found = told.version
 RETURNING payment.payment_id
 """  # noqa: S608 - the columns above

@@ -115,7 +115,7 @@ WITH locked AS (
         $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[], $payment_id::uuid[],
         $owner::uuid[])
         AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding, payment_id, owner)
-    -- Not before the notes are locked.
+    -- After the notes are locked.
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 ), noted AS (
     INSERT INTO statement_note AS known (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed,
@@ -125,15 +125,15 @@ WITH locked AS (
     FROM given WHERE NOT is_explained ORDER BY transaction_id
     ON CONFLICT (transaction_id) DO UPDATE SET
         (moments, is_timed) = (
-            -- The window of this run leaves fewer readings of the time than those before, or the first possible one.
+            -- This run's window leaves fewer readings of the time than earlier ones, or the first possible one.
             SELECT CASE WHEN learns THEN excluded.moments ELSE known.moments END,
                 known.is_timed OR excluded.is_timed
             FROM (SELECT excluded.is_timed AND known.payment_id IS NULL AND known.answered_at IS NULL
                 AND (NOT known.is_timed OR cardinality(excluded.moments) < cardinality(known.moments)) AS learns
-            ) AS told)
+            ) AS merged)
     RETURNING transaction_id, finding, set_aside_at
 ), explained AS (
-    -- Its payment got it by another report meanwhile.
+    -- Another report has completed its payment.
     UPDATE statement_note AS note SET finding = 'already_known', payment_id = given.payment_id,
         merchant_id = given.owner, settled_at = $created_at
     FROM given WHERE note.transaction_id = given.transaction_id AND given.payment_id IS NOT NULL
@@ -297,7 +297,7 @@ FOR UPDATE NOWAIT
 FORGET_RUNS = """
 WITH old AS (
     SELECT run_id FROM reconciliation_run WHERE run_id < $1 AND status <> 'running'
-    -- With each run go its lines, perhaps hundreds.
+    -- Each run may have hundreds of lines, which are deleted with it.
     ORDER BY run_id LIMIT GREATEST($2 / 50, 1) FOR UPDATE SKIP LOCKED
 ), lines AS (
     DELETE FROM reconciliation_line WHERE run_id IN (SELECT run_id FROM old)

@@ -64,7 +64,7 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
             THEN excluded.merchant_id
         ELSE known.merchant_id END,
     kind = COALESCE(known.kind, excluded.kind),
-    -- A report for the amount that was asked for outweighs one of another amount, as it does for the payment.
+    -- The requested amount replaces a contradicting one, as for the payment.
     amount_cents = CASE WHEN known.subject_id IS NULL AND known.conflict_id = excluded.subject_id
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
@@ -74,7 +74,7 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
     conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
--- Money of another subject, amount or receiver is not the subject's: nothing is returned, and the writer decides again.
+-- No row for money of another subject, amount or receiver: the writer decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
@@ -90,7 +90,7 @@ SELECT found.it, t.source, $seen_at::timestamptz,
         THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents) END
 FROM {{written}} AS found
     JOIN ({_SEEN}) AS t ON t.env = found.env AND t.direction = found.direction AND t.receipt = found.receipt
-    -- As it was before this statement.
+    -- The row before this statement.
     LEFT JOIN transaction AS before ON before.transaction_id = found.it
 WHERE found.it <> t.transaction_id
     AND (t.source <> found.first_source
