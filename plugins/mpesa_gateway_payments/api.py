@@ -206,7 +206,7 @@ class StatementMatching(Protocol):
 class StatusQueries(Protocol):
     """Sends transaction status queries."""
 
-    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
         """Query a receipt or a payment id; the result changes the payment later.
 
         The result never shows the money's ``reference``: pass it to exclude payments with another one. Raises

@@ -22,10 +22,12 @@ def payments() -> None:
 
 
 @payments.command("list")
-@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only those in this state.")
-@click.option("--since", metavar="TIME", help="Only those asked for since then, such as 2026-11-23T08:00:00Z.")
+@click.option(
+    "--status", type=click.Choice([status.value for status in Status]), help="Only payments with this status."
+)
+@click.option("--since", metavar="TIME", help="Only payments created since this time, such as 2026-11-23T08:00:00Z.")
 @click.option("--search", metavar="TEXT", help="A receipt, an id, a reference, an idempotency key or a phone number.")
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="Maximum number of payments.")
 @MERCHANT
 @LIVE
 @JSON

@@ -138,13 +138,13 @@ class CreateSteps:
         return result
 
     async def _insert_rows(self, wanted: Sequence[NewPayment]) -> list[Row]:
-        hold = timedelta(seconds=self._settings.create_lease)
+        lease = timedelta(seconds=self._settings.create_lease)
         expires = timedelta(seconds=self._settings.expire_after)
         rows = [
             vars(one)
             | {
-                "leased_until": one.asked_at + hold,
-                "due_at": one.asked_at + hold,
+                "leased_until": one.asked_at + lease,
+                "due_at": one.asked_at + lease,
                 "expires_at": one.asked_at + expires,
                 "operation": OPERATION,
             }

@@ -53,7 +53,7 @@ class MatchedMoney:
     """A report of money, judged against all payments."""
 
     verdict: Verdict
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
 
 
@@ -93,7 +93,7 @@ Result = Literal["completed", "failed", "mismatched", "confirming", "known", "wa
 class Complete:
     """The payment is paid. ``other_phone``: the payer's number, if not the requested one."""
 
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
@@ -102,7 +102,7 @@ class Complete:
 class LearnReceipt:
     """A paid payment gets its missing receipt."""
 
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
@@ -119,15 +119,15 @@ class Mismatch:
     """Reported money differs from the request and needs review."""
 
     of: str
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """Query M-Pesa now. ``told``: the claim to store until it answers."""
+    """Query M-Pesa now. ``reported``: the claim to store until it answers."""
 
-    told: ReportedMoney | None
+    reported: ReportedMoney | None
     within: timedelta
 
 
@@ -157,7 +157,7 @@ class Ignore:
 class Refuse:
     """The report belongs to another address."""
 
-    why: str
+    reason: str
 
 
 Decision = Complete | LearnReceipt | Fail | Mismatch | Confirm | DropClaim | LearnHandle | Ignore | Refuse
@@ -170,8 +170,8 @@ def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ..
             return _decide_callback(payment, report, rules)
         case StkAnswer(outcome):
             return _decide_answer(payment, outcome, rules)
-        case MatchedMoney(verdict, told, cause):
-            return _decide_money(payment, verdict, told, cause)
+        case MatchedMoney(verdict, reported, cause):
+            return _decide_money(payment, verdict, reported, cause)
         case ReportedFailure():
             return (_decide_failure(payment, report),)
         case Expired():
@@ -199,7 +199,7 @@ def result_of(decisions: tuple[Decision, ...]) -> Result:
 def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
     """The receipt belongs to another payment: money cannot pay twice."""
     return tuple(
-        Mismatch("receipt", one.told, one.cause) if isinstance(one, Complete | LearnReceipt) else one
+        Mismatch("receipt", one.reported, one.cause) if isinstance(one, Complete | LearnReceipt) else one
         for one in decisions
     )
 
@@ -211,24 +211,24 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
     if result.merchant_id and (payment.merchant_id, payment.env) != (result.merchant_id, result.env):
         return (Refuse("this callback is about a payment of another merchant or env"),)
     evidence, outcome = read_callback(result), stk_outcome(result.result_code, result.result_desc)
-    told = reported_money(evidence, code=result.result_code, text=result.result_desc)
+    reported = reported_money(evidence, code=result.result_code, text=result.result_desc)
     if not names_payment(evidence, payment):
         if not outcome.is_paid or not result.subject_id or report.names_another:
             return (Refuse(_ANOTHER),)
         # Money at a payment's own address is never rejected.
-        return _decide_money(payment, judge_other_push(evidence, payment, rules), told, Cause.CALLBACK)
+        return _decide_money(payment, judge_other_push(evidence, payment, rules), reported, Cause.CALLBACK)
     learnt = _learnt(payment, result, outcome)
     if outcome.is_paid:
         verdict = judge(evidence, (payment,), rules=rules)
         if not isinstance(verdict, verdicts.Confirm):
-            return (*learnt, *_decide_money(payment, verdict, told, Cause.CALLBACK))
-        return (*learnt, Confirm(told, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
+            return (*learnt, *_decide_money(payment, verdict, reported, Cause.CALLBACK))
+        return (*learnt, Confirm(reported, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
     if evidence.proof is Proof.NONE:
         # The sender is unproven.
         return (*learnt, Confirm(None, rules.confirm_within))
     if payment.is_open and has_receipt_of_unknown(result, outcome):
         # An unknown code, but a receipt: money moved.
-        return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
+        return (*learnt, *_decide_money(payment, _unconfirmed(payment), reported, Cause.CALLBACK))
     if outcome.is_pending:
         return (*learnt, Ignore())
     failure = ReportedFailure(
@@ -242,12 +242,12 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
 
 
 def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[LearnHandle, ...]:
-    told, known = result.checkout_request_id, payment.checkout_request_id
+    reported, known = result.checkout_request_id, payment.checkout_request_id
     # After an erasure the stored id is a digest, which cannot be queried.
-    is_erased = outcome.is_paid and told != known and payment.status == Status.FAILED.value
-    if not told or not (known is None or is_erased):
+    is_erased = outcome.is_paid and reported != known and payment.status == Status.FAILED.value
+    if not reported or not (known is None or is_erased):
         return ()
-    return (LearnHandle(told, result.merchant_request_id if known is None else None),)
+    return (LearnHandle(reported, result.merchant_request_id if known is None else None),)
 
 
 def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[Decision, ...]:
@@ -259,10 +259,10 @@ def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[De
         dropped = () if claim is None else (DropClaim(f"M-Pesa says: {outcome.meaning}"),)
         return (*dropped, _decide_failure(replace(payment, claim=None), failure))
     if claim is None or not claim.is_proven:
-        told, cause = ReportedMoney(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+        reported, cause = ReportedMoney(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
         evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
     else:
-        told, cause = claim, Cause.CALLBACK
+        reported, cause = claim, Cause.CALLBACK
         evidence = Evidence(
             source=Source.STK_CALLBACK,
             proof=Proof.CONFIRMED,
@@ -271,21 +271,21 @@ def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[De
             amount=read_amount(claim.amount, claim.amount_text),
             payer=claim.phone,
         )
-    money = _decide_money(payment, judge(evidence, (payment,), rules=rules), told, cause)
+    money = _decide_money(payment, judge(evidence, (payment,), rules=rules), reported, cause)
     return money if claim is None else (DropClaim(), *money)
 
 
-def _decide_money(payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause) -> tuple[Decision, ...]:
-    decision = _decide_verdict(payment, verdict, told, cause)
+def _decide_money(payment: Payment, verdict: Verdict, reported: ReportedMoney, cause: Cause) -> tuple[Decision, ...]:
+    decision = _decide_verdict(payment, verdict, reported, cause)
     claim = payment.claim
-    if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
+    if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, reported.receipt}:
         return (decision,)
     # The payer may have paid twice.
     return (decision, Mismatch("unconfirmed", claim, Cause.CALLBACK))
 
 
 def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
-    payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause
+    payment: Payment, verdict: Verdict, reported: ReportedMoney, cause: Cause
 ) -> Decision:
     match verdict:
         case verdicts.AlreadyKnown():
@@ -293,15 +293,15 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
         case verdicts.Mismatch(is_new=False):
             return Ignore("mismatched")
         case verdicts.Mismatch(of=of):
-            return Mismatch(of, told, cause)
+            return Mismatch(of, reported, cause)
         case verdicts.PaidBy(is_other_payer=is_other):
-            other_phone = told.phone if is_other else None
-            has_receipt = told.receipt is not None
+            other_phone = reported.phone if is_other else None
+            has_receipt = reported.receipt is not None
             is_final = payment.outcome_is_final
             if may_move(Status(payment.status), Status.COMPLETED, has_receipt=has_receipt, is_final=is_final):
-                return Complete(told, cause, other_phone)
+                return Complete(reported, cause, other_phone)
             if has_receipt and payment.receipt is None and payment.status in _PAID:
-                return LearnReceipt(told, cause, other_phone)
+                return LearnReceipt(reported, cause, other_phone)
             return Ignore("known")
         case _:
             return Ignore()

@@ -43,9 +43,9 @@ async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
         if row["status"] == Status.PENDING.value:
             return "the payment is pending"
         if needs_review(row):
-            return "money that was not what was asked for waits for a person"
+            return "a mismatch of the payment needs review"
         if row["claim"] is not None or row["due_at"] is not None:
-            return "M-Pesa is being asked about the payment"
+            return "a status query about the payment is due"
         if row["refund_reserved"] > 0:
             return "a refund is under way"
         if row["updated_at"] >= case.before:
@@ -88,7 +88,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
 async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     return [
-        "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"
+        "the merchant's Idempotency-Key contains the number; it is kept, or it could create a second payment"
         for row in rows
         if case.number.is_in(row["idempotency_key"])
     ]

@@ -50,11 +50,11 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
             ("max_amount", "amount", "<=", Kes.parse),
             ("phone", "phone", "=", Msisdn.parse),
         ):
-            given: Any = getattr(filters, name)
-            if given is None:
+            text: Any = getattr(filters, name)
+            if text is None:
                 continue
             read: Callable[[Any], Any] = parse
-            value = checks.take(name, read, given)
+            value = checks.take(name, read, text)
             if isinstance(value, Kes):
                 # Beyond the column's range the result is the same.
                 found.add(f"{column} {operator} {{}}", min(int(value), 2**31 - 1))

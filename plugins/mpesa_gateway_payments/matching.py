@@ -50,10 +50,10 @@ def names_payment(evidence: Evidence, payment: Payment) -> bool:
     handle = evidence.handle
     if handle is None or handle.payment_id not in {None, payment.payment_id}:
         return False
-    told, known = handle.checkout_request_id, payment.checkout_request_id
-    if told is None or known is None:
+    stated, known = handle.checkout_request_id, payment.checkout_request_id
+    if stated is None or known is None:
         return handle.payment_id is not None
-    return may_be_handle(told, known)
+    return may_be_handle(stated, known)
 
 
 def judge(

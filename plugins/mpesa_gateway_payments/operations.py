@@ -141,15 +141,15 @@ def _names_a_push(answer: Any) -> bool:
 def _read_query(answer: Any) -> StkQueryAnswer:
     code = read_code(answer, "ResultCode")
     if code is None:
-        raise OutcomeUnknown("M-Pesa's answer says no result")
-    if (taken := response_code(answer)) is not None and taken not in ACCEPTED:
-        raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
-    said = read_message(answer, "ResultDesc") or ""
-    outcome = stk_query_outcome(code, said)
+        raise OutcomeUnknown("M-Pesa's answer has no result")
+    if (accepted := response_code(answer)) is not None and accepted not in ACCEPTED:
+        raise OutcomeUnknown("M-Pesa's answer has a result, but its response code rejects the query")
+    description = read_message(answer, "ResultDesc") or ""
+    outcome = stk_query_outcome(code, description)
     if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
         raise OutcomeUnknown("M-Pesa's answer contradicts itself")
     ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
-    return StkQueryAnswer(outcome, said, *ids)
+    return StkQueryAnswer(outcome, description, *ids)
 
 
 def _still_open(fault: StillPending) -> StkQueryAnswer:

@@ -156,7 +156,7 @@ class PaymentOperatorService:
     async def resolve(self, payment_id: str, reason: str, *, actor: str) -> None:
         """Record a review. Raises NotFound, InvalidFields, or Conflict if none is pending."""
         if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-            raise InvalidFields.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
+            raise InvalidFields.field_error("reason", "state what was done about it (3 to 500 characters)")
         now = self._clock.now()
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
@@ -166,7 +166,7 @@ class PaymentOperatorService:
             )
             if not rows:
                 await self.get(payment_id)
-                raise Conflict("this payment does not wait for a person")
+                raise Conflict("this payment does not need review")
             (row,) = rows
             await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
             await self._audit.record(

@@ -74,10 +74,10 @@ class ExternalReversals:
         now = self._clock.now()
         await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
-        async def look() -> None:
+        async def apply_later() -> None:
             await self.apply_recorded()
 
-        await self._db.after_commit(look)
+        await self._db.after_commit(apply_later)
 
     async def apply_recorded(self) -> int:
         """Reverse the payments that got a recorded receipt; return their number.
@@ -102,5 +102,7 @@ class ExternalReversals:
                 )
                 for note in notes:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
-                    count += await self.apply(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
+                    count += await self.apply(
+                        payment, state, Cause.STATUS_QUERY, "M-Pesa had reported the receipt as reversed"
+                    )
         return count

@@ -34,9 +34,9 @@ from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.stats_panel import figures
 from mpesa_gateway_payments.views import EXPORTED, view
 
-_BY_FORM = "a phone number does not stand in an address: search for it by the form"
+_BY_FORM = "phone numbers are not allowed in a URL: use the search form"
 _NOT_BY_PHONE = (
-    "an operator's role is needed to search by phone number: search by receipt, reference or id, or look for the last "
+    "searching by phone number needs the operator role: search by receipt, reference or id, or find the last "
     "three digits in the list"
 )
 _A_PAGE = 50
@@ -44,18 +44,18 @@ _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "
 
 
 async def payments(visit: PageRequest) -> Rendered:
-    desk = visit.gateway.port(PaymentOperatorService)
+    service = visit.gateway.port(PaymentOperatorService)
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
         filters = _filters(visit)
-        page = await desk.page(visit.env, filters, _A_PAGE)
-        payer = desk.payer_of(filters)
+        page = await service.page(visit.env, filters, _A_PAGE)
+        payer = service.payer_of(filters)
     except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await desk.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
+        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
     whose = await visit.merchant_names(page.rows)
     merchants = whose["merchants"]
-    chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
+    chosen = {name: value for name in _TEXTS if (value := _filter_value(visit, name))}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
     if filters.held:
@@ -91,9 +91,9 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
     text = filters.search or ""
     if _phone(text) is not None:
         raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
-    for name, given in (("search", text), ("reference", filters.reference or "")):
-        if given:
-            _refuse_number(visit, name, given)
+    for name, value in (("search", text), ("reference", filters.reference or "")):
+        if value:
+            _refuse_number(visit, name, value)
     return filters
 
 
@@ -104,7 +104,7 @@ def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
-def _told(visit: PageRequest, name: str) -> str:
+def _filter_value(visit: PageRequest, name: str) -> str:
     return visit.text(name) or "".join(visit.query.get(name, ()))
 
 
@@ -131,18 +131,18 @@ async def search(visit: PageRequest) -> Redirect:
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
     # The form has East Africa Time; the query has UTC.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
-    desk = visit.gateway.port(PaymentOperatorService)
+    service = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
         _refuse_number(visit, name, typed)
     if phone:
         try:
-            query["payer"] = desk.seal_payer(Msisdn.parse(phone))
+            query["payer"] = service.seal_payer(Msisdn.parse(phone))
         except ValueError as problem:
             raise InvalidFields([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
     elif text and (number := _phone(text)) is not None:
         del query["search"]
-        query["payer"] = desk.seal_payer(number)
+        query["payer"] = service.seal_payer(number)
     if visit.text("held"):
         query["held"] = "true"
     return Redirect(f"payments?{urlencode(query)}" if query else "payments")
@@ -181,8 +181,8 @@ async def export(visit: PageRequest) -> Response[Any]:
 
 
 async def payment(visit: PageRequest) -> Rendered:
-    desk, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
-    row = await desk.get(payment_id)
+    service, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
+    row = await service.get(payment_id)
     visit.require(row["env"])
     shown = view(row)
     return Rendered(
@@ -214,8 +214,8 @@ async def changed(visit: PageRequest) -> Rendered:
 async def query(visit: PageRequest) -> Redirect:
     payment_id = visit.values["payment_id"]
     status = await visit.gateway.port(PaymentOperatorService).query(payment_id)
-    said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
-    return Redirect(f"payments/{payment_id}", said)
+    message = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
+    return Redirect(f"payments/{payment_id}", message)
 
 
 async def check_status(visit: PageRequest) -> Redirect:
@@ -226,8 +226,8 @@ async def check_status(visit: PageRequest) -> Redirect:
 
 async def resolve(visit: PageRequest) -> Redirect:
     payment_id = visit.values["payment_id"]
-    desk = visit.gateway.port(PaymentOperatorService)
-    await desk.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
+    service = visit.gateway.port(PaymentOperatorService)
+    await service.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
@@ -246,7 +246,7 @@ _CAUSES = {
     "operator": "an operator",
 }
 
-_SAID = {
+_STEP_TEXTS = {
     "requested": "Payment requested",
     "sent": "STK push accepted by M-Pesa",
     "unsent": "STK push not sent; the same key may try again",
@@ -276,28 +276,28 @@ _PUSHED = frozenset({"sent", "unknown", "refused"})
 """Steps after a push was sent."""
 
 
-def _asked(row: Row) -> str:
+def _push_request(row: Row) -> str:
     """Daraja's names; the password is stored nowhere."""
-    said = {
+    fields = {
         "BusinessShortCode": row["shortcode"],
         "Amount": row["amount"],
         "PhoneNumber": mask_phones(row["phone"]),
         "AccountReference": row["reference"],
         "TransactionDesc": row["description"],
     }
-    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
 
 
-def _acknowledged(row: Row) -> str:
-    said = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
-    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+def _push_acknowledgement(row: Row) -> str:
+    fields = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
 
 
 async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    desk = gateway.port(PaymentOperatorService)
-    row = await desk.get(payment_id)
-    checks = await desk.checks(payment_id)
-    handles = await desk.handles(payment_id)
+    service = gateway.port(PaymentOperatorService)
+    row = await service.get(payment_id)
+    checks = await service.checks(payment_id)
+    handles = await service.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     moments += [
@@ -305,11 +305,11 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
             at=step.at,
             source=f"payment, {_CAUSES[step.cause]}",
             state=_STATES.get(step.kind, step.kind.replace("_", " ")),
-            text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
-            body=_asked(row) if step.kind in _PUSHED else "",
-            answer=_acknowledged(row) if step.kind == "sent" else "",
+            text=": ".join(part for part in (_STEP_TEXTS[step.kind], step.detail) if part),
+            body=_push_request(row) if step.kind in _PUSHED else "",
+            answer=_push_acknowledgement(row) if step.kind == "sent" else "",
         )
-        for step in await desk.steps(payment_id)
+        for step in await service.steps(payment_id)
     ]
     return moments + [
         TimelineEntry(

@@ -55,7 +55,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 
 plugin = Plugin(
     name="payments",
-    summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
+    summary="Asks payers for money by STK push, once for each idempotency key, and tracks each payment until it ends.",
     requires=("credentials", "callbacks", "transactions"),
     settings=PaymentsSettings,
     scopes=(PAYMENTS_READ, PAYMENTS_WRITE),

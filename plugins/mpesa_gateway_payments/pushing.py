@@ -68,7 +68,7 @@ class StkPushSender:
 
         Raises ProviderUnavailable if nothing was sent, ProviderRejected if M-Pesa refused it.
         """
-        self._db.refuse_transaction("asking for a payment")
+        self._db.refuse_transaction("sending an STK push")
         payment_id = row["payment_id"]
         address = row["callback_url"] or self._callbacks.url_for(
             "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id
@@ -76,7 +76,7 @@ class StkPushSender:
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
-                return await self._leave(row)
+                return await self._return_unchanged(row)
             push = StkPush(
                 amount=Kes(row["amount"]),
                 phone=Msisdn(row["phone"]),
@@ -122,9 +122,9 @@ class StkPushSender:
                 return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
         except (*UNREACHABLE, *OVERBURDENED) as problem:
             log.warning("push_not_marked", payment_id=row["payment_id"], error=type(problem).__name__)
-            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+            raise NotSent("the gateway cannot write to its database now", retry_after=5) from None
 
-    async def _leave(self, row: Row) -> Row:
+    async def _return_unchanged(self, row: Row) -> Row:
         async def write() -> Row:
             await self._settle_key(row)
             return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
@@ -133,7 +133,7 @@ class StkPushSender:
 
     async def _record(
         self,
-        what: str,
+        outcome: str,
         row: Row,
         write: Callable[[], Awaitable[Row]],
         *,
@@ -141,7 +141,7 @@ class StkPushSender:
         known: Mapping[str, Any] | None = None,
     ) -> Row:
         """Return the payment, with ``known`` values if the write is deferred."""
-        written = await self._outcomes.record(what, row["payment_id"], write, at_once=at_once)
+        written = await self._outcomes.record(outcome, row["payment_id"], write, at_once=at_once)
         # Views read both types.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
@@ -153,8 +153,8 @@ class StkPushSender:
                 await self._steps.accept_alone(_accepted(row, ack))
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
-            why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
-            return await self._write_unknown(row, OutcomeUnknown(why))
+            reason = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
+            return await self._write_unknown(row, OutcomeUnknown(reason))
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
             log.error("acknowledgement_not_stored", payment_id=payment_id, error=type(problem).__name__)
             return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))

@@ -110,15 +110,15 @@ STK_UNDECIDED = frozenset({"26", "9999"})
 
 def stk_outcome(result_code: str, result_desc: str = "") -> Outcome:
     """Return the outcome of an STK callback. An unknown code is a failure for ``other``, not final."""
-    code, said = canonical(result_code), result_desc.lower()
+    code, description = canonical(result_code), result_desc.lower()
     if code == "0":
         return Outcome("0", "paid", "other", "", is_paid=True)
-    if code in STK_PENDING or "under processing" in said or "being processed" in said:
+    if code in STK_PENDING or "under processing" in description or "being processed" in description:
         return Outcome(code, "not ended yet", "other", "wait", is_pending=True)
     row = STK_RESULTS.get(code) or STK_RESULTS.get(code.upper())
     if row is None:
         return Outcome(code, result_desc or "an unknown result", "other", "see result_desc", is_known=False)
-    if code == "1037" and "no response" in said:
+    if code == "1037" and "no response" in description:
         return Outcome(code, "the payer did not respond", "timeout", _AGAIN)
     return Outcome(code, row.meaning, row.failure_reason, row.advice, is_final=row.is_final)
 

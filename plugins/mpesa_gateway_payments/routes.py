@@ -35,7 +35,10 @@ _PAYMENT = path_id("payment_id", "pay")
 
 IdempotencyKey = Annotated[
     str | None,
-    HeaderParameter(name="Idempotency-Key", description="Your name for this request: repeating it repeats no charge."),
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="Your key for this request: a request with the same key creates no second payment.",
+    ),
 ]
 
 

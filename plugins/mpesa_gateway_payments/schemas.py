@@ -45,7 +45,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "currency": one_of(["KES"], ": M-Pesa moves no other currency", title="Currency"),
         "provider": one_of(["mpesa"], title="Provider"),
         "phone": PHONE,
-        "callback_url": printable(500, format="uri", description="Only for hosts that the configuration allows."),
+        "callback_url": printable(500, format="uri", description="Only with a host that the configuration allows."),
         "reference": printable(12, ": the payer sees it as the account", examples=["order 1041"]),
         "description": printable(13, examples=["Shoes"]),
         "metadata": _METADATA,

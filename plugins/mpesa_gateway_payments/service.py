@@ -64,13 +64,13 @@ class PaymentService:
         merchants: Merchants,
         outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
-        see_through: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
+        run_to_completion: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
         credentials: Credentials,
         steps: CreateSteps,
         pusher: StkPushSender,
         unacknowledged: UnacknowledgedPushes,
     ) -> None:
-        """``see_through`` runs work to its end even if its caller is cancelled."""
+        """``run_to_completion`` runs work to its end even if its caller is cancelled."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -79,7 +79,7 @@ class PaymentService:
         self._merchants = merchants
         self._outcomes = outcomes
         self._public_url = public_url
-        self._see_through = see_through
+        self._run_to_completion = run_to_completion
         self._credentials = credentials
         self._steps = steps
         self._pusher = pusher
@@ -119,7 +119,7 @@ class PaymentService:
             )
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        self._db.refuse_transaction("asking for a payment")
+        self._db.refuse_transaction("creating a payment")
         self._outcomes.require_room()
         row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
@@ -129,7 +129,7 @@ class PaymentService:
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._trace_links.begin(row["payment_id"])
         # A disconnected caller must not cancel the record of the push.
-        pushed = await self._see_through(self._pusher.push(row, credentials))
+        pushed = await self._run_to_completion(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
@@ -183,7 +183,7 @@ class PaymentService:
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
             # The conflicting transaction has just ended.
-            raise idempotency.KeyInProgress("this Idempotency-Key cannot be used at the moment", retry_after=1)
+            raise idempotency.KeyInProgress("this Idempotency-Key is in use", retry_after=1)
         is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
@@ -230,14 +230,14 @@ class PaymentService:
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
         """Raises ShortcodeRetired."""
         row = await find_payment(self._db, merchant_id, env, payment_id)
-        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        subject = f"this payment is of {row['env']} shortcode {row['shortcode']}"
         try:
             credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         except ProviderNotConfigured:
             credentials = None
         if credentials is None or credentials.retired_at is not None:
             raise ShortcodeRetired(
-                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                f"{subject}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
                 "a new Idempotency-Key to ask at the present shortcode"
             )
         credentials.check_use()

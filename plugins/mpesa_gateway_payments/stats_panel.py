@@ -28,17 +28,17 @@ async def figures(visit: PageRequest, _: str) -> Rendered | None:
     tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
     if tallied is None:
         return Rendered("figures.html", {"tallied": None})
-    lately = sum(tallied.hours[1:], tallied.hours[0])
+    last_day = sum(tallied.hours[1:], tallied.hours[0])
     return Rendered(
         "figures.html",
         {
             "tallied": tallied,
             "periods": _periods(tallied),
-            "rate": lately.rate,
-            "soon": sum(lately.waits[:_SOON]) / lately.paid if lately.paid else None,
+            "rate": last_day.rate,
+            "soon": sum(last_day.waits[:_SOON]) / last_day.paid if last_day.paid else None,
             "by_hour": [_counts(figures, number) for number, figures in enumerate(tallied.hours)],
             "by_day": [_money(figures, number) for number, figures in enumerate(tallied.days)],
-            "waits": list(zip(_WAIT_LABELS, lately.waits, strict=True)),
+            "waits": list(zip(_WAIT_LABELS, last_day.waits, strict=True)),
             "reasons": [(reason.replace("_", " "), count) for reason, count in tallied.reasons],
             "counts": COUNTS,
             "money": MONEY,

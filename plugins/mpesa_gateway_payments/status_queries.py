@@ -72,16 +72,16 @@ class StatusQueryService:
         self._recovery = recovery
         self._transactions = transactions
 
-    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
+    async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
         """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
 
         Raises InvalidFields, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
-        self._db.refuse_transaction("asking M-Pesa about a transaction")
+        self._db.refuse_transaction("sending a status query")
         self._runtime.outcomes.require_room()
-        payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
+        payment, receipt, conversation_id = await self._subject(merchant_id, env, subject)
         credentials = await self._credentials_of(merchant_id, env, payment)
-        initiator = credentials.initiator_for("a status check")
+        initiator = credentials.initiator_for("a status query")
         now = self._runtime.clock.now()
         check_id = self._runtime.ids.new("chk", now)
         payment_id = None if payment is None else payment["payment_id"]
@@ -92,7 +92,7 @@ class StatusQueryService:
             shortcode=credentials.shortcode,
             payment_id=payment_id,
             receipt=receipt,
-            asked_for=what[:64],
+            asked_for=subject[:64],
             reference=reference,
             state="sending",
             created_at=now,
@@ -150,7 +150,7 @@ class StatusQueryService:
             .first()
         )
         if row is None:
-            raise NotFound("there is no such status check")
+            raise NotFound("there is no such status query")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
     async def _credentials_of(self, merchant_id: str, env: Env, payment: Found | None) -> MpesaCredentials:
@@ -161,15 +161,15 @@ class StatusQueryService:
         credentials.check_use()
         return credentials
 
-    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Found | None, str | None, str | None]:
-        if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
+    async def _subject(self, merchant_id: str, env: Env, subject: str) -> tuple[Found | None, str | None, str | None]:
+        if _PAYMENT_ID.match(subject):
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, subject)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
-                raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
+                raise NotAsked("M-Pesa has not acknowledged this payment, so it cannot be queried: wait for its result")
             return payment, payment["receipt"], payment["merchant_request_id"]
-        receipt = read_receipt(what)
+        receipt = read_receipt(subject)
         if receipt is None:
             raise InvalidFields.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
         return await self._paid_by(merchant_id, env, receipt), receipt, None
@@ -236,7 +236,7 @@ class StatusQueryService:
         if check is None:
             return
         if _is_of_another(check, result):
-            raise DifferentSubject("this result is about another question than its address")
+            raise DifferentSubject("this result is about another query than its address")
         if result.is_final:
             now = self._runtime.clock.now()
             if result.timed_out:
@@ -261,8 +261,8 @@ class StatusQueryService:
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
         state, asked = transaction_state(result.transaction_status), check["receipt"]
-        if (why_nothing := _has_no_statement(result, state, asked)) is not None:
-            return why_nothing
+        if (finding := _finding_without_statement(result, state, asked)) is not None:
+            return finding
         evidence = await self._evidence(check, result)
         recovery = self._recovery
         if state == "completed":
@@ -365,7 +365,7 @@ class StatusQueryService:
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
 
 
-def _has_no_statement(result: StatusResulted, state: str, asked: str | None) -> str | None:
+def _finding_without_statement(result: StatusResulted, state: str, asked: str | None) -> str | None:
     if result.result_code != "0":
         return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
     if state == "pending":

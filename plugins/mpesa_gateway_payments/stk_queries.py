@@ -90,7 +90,7 @@ class StkQueries:
         Stops after 20 s or without answers from Daraja; the rest stays due. Raises the first error after all queries
         have ended.
         """
-        self._db.refuse_transaction("asking M-Pesa about payments")
+        self._db.refuse_transaction("sending STK queries")
         count = 0
         failed: list[BaseException] = []
         with self._places.acquire(shortcode_id) as has_place:
@@ -117,7 +117,7 @@ class StkQueries:
 
         Returns False if it is not due, has ended, or is claimed by another worker.
         """
-        self._db.refuse_transaction("asking M-Pesa about a payment")
+        self._db.refuse_transaction("sending an STK query")
         now = self._clock.now()
         row = await due_sql.claim_due(self._db, payment_id, now, now + _ASKING, is_forced=is_forced)
         if row is None:
@@ -127,12 +127,12 @@ class StkQueries:
 
     async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
         """Raises NotFound, ProviderNotConfigured and NotAsked."""
-        self._db.refuse_transaction("asking M-Pesa about a payment")
+        self._db.refuse_transaction("sending an STK query")
         row = await find_payment(self._db, merchant_id, env, payment_id)
         await self._credentials.of_shortcode(row["shortcode_id"])
         is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
         if not is_open or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be queried")
         await self.ask(payment_id, is_forced=True)
 
     async def _ask_claimed(self, row: Found, now: datetime) -> None:
@@ -197,8 +197,8 @@ class StkQueries:
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         # A success must name the push.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
-        told, known = answer.merchant_request_id, row["merchant_request_id"]
-        is_other = told is not None and known is not None and not may_be_handle(told, known)
+        stated, known = answer.merchant_request_id, row["merchant_request_id"]
+        is_other = stated is not None and known is not None and not may_be_handle(stated, known)
         if is_named and not is_other and names_payment(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])

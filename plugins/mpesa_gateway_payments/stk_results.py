@@ -46,9 +46,9 @@ class StkResults:
             return
         for result in results:
             for row, report in await self._reports([result]):
-                await self._finish(result, await self._take(row, report))
+                await self._finish(result, await self._apply_one(row, report))
 
-    async def _take(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
+    async def _apply_one(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
         try:
             return await self._moves.apply(row, report)
         except asyncpg.UniqueViolationError as problem:
@@ -103,6 +103,6 @@ class StkResults:
     async def _finish(self, result: StkResulted, decisions: tuple[Decision, ...]) -> None:
         for decision in decisions:
             if isinstance(decision, Refuse):
-                raise DifferentSubject(decision.why)
+                raise DifferentSubject(decision.reason)
         if result_of(decisions) != "waiting":
             await self._callbacks.mark_applied(result.callback_id)

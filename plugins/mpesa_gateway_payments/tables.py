@@ -166,10 +166,10 @@ RETURNING *
 """  # noqa: S608 - the clause above
 
 SENDING = f"""
-WITH told AS (
+WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
-    SELECT payment_id FROM told JOIN payment USING (payment_id, push_attempt)
+    SELECT payment_id FROM given JOIN payment USING (payment_id, push_attempt)
     WHERE charge = 'ready' AND {NOTHING_KNOWN}
     ORDER BY payment_id FOR UPDATE OF payment SKIP LOCKED
 )
@@ -220,7 +220,7 @@ RETURNING *
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
 READ = f"""
-{_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS told
+{_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS given
     JOIN payment USING (payment_id)
 """
 """``version`` changes with each write; ``CHANGE`` writes only unchanged rows.
@@ -233,8 +233,8 @@ HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
 """Served by the unique index on CheckoutRequestIDs."""
 
 READ_BY_CHECKOUT = f"""
-{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
-    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
+{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS given
+    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(given.checkout_request_id)
 """
 """For callbacks without an env: a handle can have one row in each."""
 
@@ -284,13 +284,13 @@ SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_
 """
 
 EXAMINE = f"""
-WITH lately AS (
+WITH recent AS (
     SELECT payment_id FROM payment
     WHERE merchant_id = $1 AND env = $3 AND payment_id >= $2 AND charge = 'accepted' AND status <> 'pending'
     ORDER BY payment_id DESC LIMIT 50
 )
-SELECT (SELECT count(*) FROM lately) AS ended,
-    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
+SELECT (SELECT count(*) FROM recent) AS ended,
+    (SELECT count(DISTINCT payment_id) FROM recent JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
     (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above

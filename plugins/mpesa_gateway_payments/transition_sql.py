@@ -33,11 +33,11 @@ WRITTEN = ("payment_id", "version", *_COLUMNS)
 _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _VALUES = {
-    "claim": "told.claim::jsonb",
-    "result_desc": f"CASE WHEN told.result_code = '0' THEN NULLIF(told.result_desc, '{ORDINARY}') "
-    "ELSE told.result_desc END",
+    "claim": "given.claim::jsonb",
+    "result_desc": f"CASE WHEN given.result_code = '0' THEN NULLIF(given.result_desc, '{ORDINARY}') "
+    "ELSE given.result_desc END",
 }
-_SET = ", ".join(f"{name} = {_VALUES.get(name, f'told.{name}')}" for name in _COLUMNS)
+_SET = ", ".join(f"{name} = {_VALUES.get(name, f'given.{name}')}" for name in _COLUMNS)
 
 # raw SQL: hot path - each callback.
 CHANGE = f"""
@@ -52,9 +52,9 @@ FROM (
     ) AS free
     -- Two batches with the same receipts for different payments write them in the same order.
     ORDER BY receipt
-) AS told
+) AS given
 -- By ctid, so that Postgres keeps that order: a join by payment_id may start with the payments.
-WHERE payment.ctid = told.place AND told.found = told.version
+WHERE payment.ctid = given.place AND given.found = given.version
 RETURNING payment.payment_id
 """  # noqa: S608 - the columns above
 """Writes decided payments; skips rows that have changed since the read."""

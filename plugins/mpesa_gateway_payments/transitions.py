@@ -55,7 +55,7 @@ class Reversal:
 
 def _may_clash(decision: Decision) -> bool:
     if isinstance(decision, Complete | LearnReceipt):
-        return decision.told.receipt is not None
+        return decision.reported.receipt is not None
     return isinstance(decision, LearnHandle)
 
 
@@ -87,7 +87,7 @@ class Transitions:
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
         if isinstance(report, MatchedMoney) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
-            change.record_report(report.told, report.cause, self._clock.now())
+            change.record_report(report.reported, report.cause, self._clock.now())
         if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
@@ -162,10 +162,10 @@ class Transitions:
                 row = change.row
                 for reason in change.ended:
                     self._metrics.count_ended(row, reason, now)
-                    word = "payment_completed" if reason is None else "payment_failed"
-                    log.info(word, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
-                for word, fields in change.words:
-                    log.error(word, payment_id=row["payment_id"], **fields)
+                    event = "payment_completed" if reason is None else "payment_failed"
+                    log.info(event, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
+                for event, fields in change.log_events:
+                    log.error(event, payment_id=row["payment_id"], **fields)
 
         # After commit: the write may raise ConcurrentUpdate.
         await self._db.after_commit(written)
@@ -186,22 +186,22 @@ class Transitions:
         left = row["amount"] - row["refunded"] - row["refund_reserved"]
         if row["reversed_outside"] is not None:
             raise NotRefundable(
-                "M-Pesa reports that this payment was reversed outside this gateway: look on its portal what went back"
+                "M-Pesa reports that this payment was reversed outside this gateway: check the amount on its portal"
             )
         if row["status"] == Status.REVERSED.value:
             raise NotRefundable("this payment has been refunded in full")
         if row["status"] not in {Status.COMPLETED.value, Status.PARTIALLY_REVERSED.value}:
-            raise NotRefundable(f"this payment is {row['status']}: only money that has come in can be refunded")
+            raise NotRefundable(f"this payment is {row['status']}: only a paid payment can be refunded")
         if row["receipt"] is None:
             raise NotRefundable(
-                "M-Pesa has not told this payment's receipt yet, and a refund needs it: "
+                "this payment has no receipt yet, and a refund needs it: "
                 f"POST /v1/payments/mpesa/check-status/{payment_id}, or wait for the reconciliation"
             )
         wanted = left if amount is None else int(amount)
         if wanted > left or left == 0:
             raise NotRefundable(
                 f"KES {left} of this payment can still be refunded: "
-                f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
+                f"KES {row['refunded']} are refunded, and KES {row['refund_reserved']} are reserved"
             )
         changes: dict[Any, Any] = {
             PaymentRow.refund_reserved: PaymentRow.refund_reserved + wanted,
@@ -225,7 +225,7 @@ class Transitions:
         now = self._clock.now()
         row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now)
         if row is None:
-            raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
+            raise RuntimeError(f"{reversal.refund_id} has no reserved amount on {payment_id}")
         if reversal.receipt is not None:
             await self._record_outgoing(row, reversal, reversal.receipt, now)
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"

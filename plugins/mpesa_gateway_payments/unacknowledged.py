@@ -94,7 +94,12 @@ class UnacknowledgedPushes:
             )
             await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now)
             await self._moves.step(
-                payment_id, now, "unknown", Cause.EXPIRY, None, "the process that sent the push ended without a record"
+                payment_id,
+                now,
+                "unknown",
+                Cause.EXPIRY,
+                None,
+                "the process that sent the push ended without storing its outcome",
             )
         if now >= row["expires_at"]:
             # Read again after the write.

@@ -133,7 +133,7 @@ class NotAssignable:
     """The money cannot be assigned to the chosen payment."""
 
     payment_id: str
-    why: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
+    reason: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
 
 
 Verdict = PaidBy | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotIncoming

@@ -19,6 +19,6 @@ CALLBACKS = (
         name="pull",
         read=_read_pull,
         event=None,
-        schema={"type": "object", "description": "Of kind pull, whose body Safaricom describes nowhere: it is kept."},
+        schema={"type": "object", "description": "Of kind pull. Safaricom does not document the body; it is stored."},
     ),
 )

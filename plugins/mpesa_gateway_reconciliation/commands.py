@@ -22,7 +22,7 @@ from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import ReconciliationService
 
-_LOOK = 0.5
+_POLL = 0.5
 """Seconds between two reads of a running run."""
 
 _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous", "malformed")
@@ -30,9 +30,9 @@ _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous
 
 @click.command()
 @click.option(
-    "--start", metavar="TIME", help="From when on; two hours before the end without it, 48 hours ago at most."
+    "--start", metavar="TIME", help="Start of the window: at most 48 hours ago, by default two hours before the end."
 )
-@click.option("--end", metavar="TIME", help="Until when, such as 2026-11-23T08:00:00Z; now without it.")
+@click.option("--end", metavar="TIME", help="End of the window, such as 2026-11-23T08:00:00Z; by default now.")
 @MERCHANT
 @LIVE
 @JSON
@@ -58,7 +58,7 @@ def reconcile(
         run = await service.run_now(caller, window)
         while run.status == "running":
             # The run is a task of this process.
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)
             run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run
 

@@ -59,11 +59,11 @@ _ASK_AGAIN = timedelta(hours=1)
 _SETTLED = frozenset({"already_known", "recovered", "mismatched"})
 """Findings that link a line to a payment."""
 
-_UNFIT: Mapping[str, str] = {
-    "not_ours": "this line is of money that did not come in to this shortcode",
+_NOT_ASSIGNABLE: Mapping[str, str] = {
+    "not_ours": "this line is not of money received by this shortcode",
     "receiver": "this line is of another env or shortcode than that payment",
     "paid": "this payment has another receipt: it was paid with other money",
-    "another": "this line is another payment's: its receipt or its reference says so",
+    "another": "this line's receipt or reference names another payment",
     "merchant": "a payment of another merchant of this shortcode fits this line as well: an operator has to decide",
     "differs": "this line does not fit that payment (amount, payer, reference or time differ): an operator can decide",
 }
@@ -123,7 +123,7 @@ class LineMatching:
 
     async def match_window(self, run: Row, credentials: MpesaCredentials) -> None:
         """Match the lines of a run that was read to its end."""
-        self._db.refuse_transaction("settling a statement")
+        self._db.refuse_transaction("matching a statement")
         after = ""
         while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
             zone = await self.zone_of(run["env"], run["shortcode"])
@@ -147,7 +147,7 @@ class LineMatching:
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
         """Return the lines that need a status query."""
         verdicts = await self._recovery.judge(reports)
-        loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
+        unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
         for row, report, verdict in zip(rows, reports, verdicts, strict=True):
             if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
@@ -155,10 +155,10 @@ class LineMatching:
                 if settled.asks:
                     asked.append(row)
             else:
-                loose[_loose(verdict)].append(row)
+                unmatched[_unmatched_finding(verdict)].append(row)
                 if isinstance(verdict, Ask):
                     asked.append(row)
-        for finding, found in loose.items():
+        for finding, found in unmatched.items():
             await self._found(found, finding, run)
         return asked
 
@@ -231,7 +231,7 @@ class LineMatching:
 
         try:
             # First: the answer may arrive before the acknowledgement.
-            initiator = credentials.initiator_for("asking whose money a statement line is")
+            initiator = credentials.initiator_for("a status query about a statement line")
             await self._note(row["line_id"], {NoteRow.asked_at: now})
             self._trace_links.begin(row["line_id"])
             question = TransactionStatus(
@@ -325,7 +325,7 @@ class LineMatching:
         async with self._db.transaction():
             settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator is not None)
             if isinstance(settled, NotAssignable):
-                raise LineSettled(_UNFIT[settled.why])
+                raise LineSettled(_NOT_ASSIGNABLE[settled.reason])
             now, owner = self._clock.now(), settled.merchant_id
             await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
             assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
@@ -365,5 +365,5 @@ def _require_open(line: Row | None) -> None:
         raise _LineSettledConcurrently
 
 
-def _loose(verdict: Verdict) -> Finding:
+def _unmatched_finding(verdict: Verdict) -> Finding:
     return "ambiguous" if isinstance(verdict, Ask | Ambiguous) else "not_found"

@@ -62,7 +62,7 @@ class PullQuery:
 def _read_registration(answer: Any) -> tuple[str, str]:
     code = response_code(answer)
     if code is None:
-        raise OutcomeUnknown("M-Pesa's answer says no status")
+        raise OutcomeUnknown("M-Pesa's answer has no status")
     return code, response_text(answer)
 
 
@@ -80,8 +80,8 @@ def _is_empty_statement(answer: Any) -> bool:
     code, fault = response_code(answer), read_fault_body(answer)
     if code in _EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
         return True
-    said = f"{response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
-    return code not in _OK and says_no_transactions(said)
+    text = f"{response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
+    return code not in _OK and says_no_transactions(text)
 
 
 PULL_REGISTER = Operation(

@@ -63,7 +63,7 @@ class ReconciliationOperatorService:
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """Return the number of lines that contradict a payment or fit several, and of all unresolved lines."""
         row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env)
-        return (0, 0) if row is None else (row["gravely"], row["in_all"])
+        return (0, 0) if row is None else (row["conflicting"], row["total"])
 
     async def count_failing(self, env: Env) -> int:
         """Return the number of merchants whose last run failed."""
@@ -131,7 +131,7 @@ class ReconciliationOperatorService:
             )
             if not rows:
                 await self.line(line_id)
-                raise Conflict("this line belongs to a payment, or was set aside before")
+                raise Conflict("this line belongs to a payment, or is already set aside")
             (row,) = rows
             await self._audit.record(
                 "statement_line.set_aside",
@@ -169,4 +169,4 @@ def _unresolved(env: Env, query: LinesQuery) -> Conditions:
 def check_reason(reason: str, wanted: str = "what this money is") -> None:
     """Raise InvalidFields unless the reason has 3 to 500 characters."""
     if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-        raise InvalidFields.field_error("reason", f"say in a few words {wanted} (3 to 500 characters)")
+        raise InvalidFields.field_error("reason", f"state {wanted} (3 to 500 characters)")

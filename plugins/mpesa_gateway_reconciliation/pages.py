@@ -47,12 +47,12 @@ SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 async def runs(visit: PageRequest) -> Rendered:
     gateway, query = visit.gateway, visit.read_query(OperatorQuery)
-    desk = gateway.port(ReconciliationOperatorService)
-    page = await desk.runs(visit.env, query, _A_PAGE)
+    service = gateway.port(ReconciliationOperatorService)
+    page = await service.runs(visit.env, query, _A_PAGE)
     sources = await gateway.port(Credentials).statement_sources()
     with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.merchant_names(page.rows)
-    gravely, in_all = await desk.count_unresolved(visit.env)
+    conflicting, total = await service.count_unresolved(visit.env)
     return Rendered(
         "runs.html",
         {
@@ -61,8 +61,8 @@ async def runs(visit: PageRequest) -> Rendered:
             "can_run": [merchant for merchant in whose["merchants"] if merchant.merchant_id in with_statements],
             "columns_": [_column(row) for row in reversed(page.rows)],
             "series": SERIES,
-            "gravely": gravely,
-            "in_all": in_all,
+            "conflicting": conflicting,
+            "total": total,
             "fields": {name: visit.text(name) for name in ("merchant", "start", "end")},
         }
         | whose
@@ -83,8 +83,8 @@ async def run_now(visit: PageRequest) -> Redirect:
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(ReconciliationService).run_now(visit.caller(merchant, visit.env), window)
-    said = "Run in progress." if run.status == "running" else f"Run {run.status}."
-    return Redirect(f"reconciliation/{run.id}", said)
+    message = "Run in progress." if run.status == "running" else f"Run {run.status}."
+    return Redirect(f"reconciliation/{run.id}", message)
 
 
 class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +93,10 @@ class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(visit: PageRequest) -> Rendered:
-    desk, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
-    row = await desk.run(visit.values["run_id"])
+    service, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
+    row = await service.run(visit.values["run_id"])
     visit.require(row["env"])
-    lines = await desk.run_lines(row, query.finding, query.cursor, _A_PAGE)
+    lines = await service.run_lines(row, query.finding, query.cursor, _A_PAGE)
     return Rendered(
         "run.html",
         {
@@ -112,20 +112,20 @@ async def run(visit: PageRequest) -> Rendered:
 
 
 async def dismiss_all(visit: PageRequest) -> Redirect:
-    run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
-    count = await desk.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
+    run_id, service = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
+    count = await service.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
 async def lines(visit: PageRequest) -> Rendered:
     query = visit.read_query(LinesQuery)
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    page = await desk.unresolved(visit.env, query, _A_PAGE)
+    service = visit.gateway.port(ReconciliationOperatorService)
+    page = await service.unresolved(visit.env, query, _A_PAGE)
     return Rendered(
         "lines.html",
         {
             "lines": page.rows,
-            "total": await desk.total(visit.env, query),
+            "total": await service.total(visit.env, query),
             "query": query,
         }
         | await visit.merchant_names(page.rows)
@@ -134,8 +134,8 @@ async def lines(visit: PageRequest) -> Rendered:
 
 
 async def line(visit: PageRequest) -> Rendered:
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    row = await desk.line(visit.values["line_id"])
+    service = visit.gateway.port(ReconciliationOperatorService)
+    row = await service.line(visit.values["line_id"])
     visit.require(row["env"])
     is_open = row["payment_id"] is None
     return Rendered(
@@ -143,8 +143,8 @@ async def line(visit: PageRequest) -> Rendered:
         {
             "line": row,
             "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
-            "runs": await desk.runs_of(row["line_id"]),
-            "candidates": await desk.candidates(row) if is_open else (),
+            "runs": await service.runs_of(row["line_id"]),
+            "candidates": await service.candidates(row) if is_open else (),
             "is_open": is_open,
             "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
             "fields": {"reason": visit.text("reason")},
@@ -154,8 +154,8 @@ async def line(visit: PageRequest) -> Rendered:
 
 async def dismiss(visit: PageRequest) -> Redirect:
     line_id = visit.values["line_id"]
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    await desk.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
+    service = visit.gateway.port(ReconciliationOperatorService)
+    await service.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
 
 
@@ -183,12 +183,12 @@ async def match(visit: PageRequest) -> Rendered:
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    desk, line_id, reason = (
+    service, line_id, reason = (
         visit.gateway.port(ReconciliationOperatorService),
         visit.values["line_id"],
         visit.text("reason"),
     )
-    row = await desk.line(line_id)
+    row = await service.line(line_id)
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     assigned = await visit.gateway.port(LineMatching).assign(
@@ -205,9 +205,9 @@ async def resolve(visit: PageRequest) -> Redirect:
 
 async def register(visit: PageRequest) -> Redirect:
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
-    said = f"M-Pesa response {told.response_code}: {told.response_desc}"
-    return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
+    registration = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
+    response = f"M-Pesa response {registration.response_code}: {registration.response_desc}"
+    return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {registration.shortcode}. {response}")
 
 
 # -- parts of other pages ---------------------------------------------------------------------------------------------
@@ -259,15 +259,15 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Lines that contradict a payment are graver."""
-    desk, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
-    if failing := await desk.count_failing(env):
+    service, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
+    if failing := await service.count_failing(env):
         text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
         found.append(AttentionItem(text=text, to="reconciliation"))
-    gravely, in_all = await desk.count_unresolved(env)
-    if gravely:
-        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} to match manually"
+    conflicting, total = await service.count_unresolved(env)
+    if conflicting:
+        text = f"{conflicting} statement {'line' if conflicting == 1 else 'lines'} to match manually"
         found.append(AttentionItem(text=text, to="reconciliation/lines", state="failed"))
-    if unexplained := in_all - gravely:
+    if unexplained := total - conflicting:
         text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} without a payment"
         found.append(AttentionItem(text=text, to="reconciliation/lines?finding=not_found"))
     return found

@@ -36,7 +36,7 @@ def _keep_days(gateway: HasSettings) -> int:
 
 plugin = Plugin(
     name="reconciliation",
-    summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
+    summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks were lost.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=ReconciliationSettings,
     id_prefixes=(IdPrefix("run", "reconciliation run"),),

@@ -72,7 +72,7 @@ class PullRegistrations:
             )
             if not await self._credentials.accepted(credentials):
                 raise ReceiverOwned(
-                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
+                    f"another merchant has just registered {credentials.shortcode}: only the owner can use Pull"
                 )
             await self._audit.record(
                 "pull.registered",

@@ -83,7 +83,7 @@ class ReconciliationService:
         self._runs = runs
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
-        self._without_place: dict[str, None] = {}
+        self._waiting_for_slot: dict[str, None] = {}
         """Shortcodes that wait for a slot; each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
@@ -115,17 +115,17 @@ class ReconciliationService:
         next run that ends wakes the shortcode.
         """
         self._db.refuse_transaction("a reconciliation run")
-        with self._places.acquire(shortcode_id) as has_place:
-            if not has_place:
-                self._without_place[shortcode_id] = None
+        with self._places.acquire(shortcode_id) as has_slot:
+            if not has_slot:
+                self._waiting_for_slot[shortcode_id] = None
                 return False
-            self._without_place.pop(shortcode_id, None)
+            self._waiting_for_slot.pop(shortcode_id, None)
             try:
                 return await self._run_due(shortcode_id)
             finally:
-                if self._without_place:
-                    waiting = next(iter(self._without_place))
-                    del self._without_place[waiting]
+                if self._waiting_for_slot:
+                    waiting = next(iter(self._waiting_for_slot))
+                    del self._waiting_for_slot[waiting]
                     self._runtime.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
     async def _run_due(self, shortcode_id: str) -> bool:
@@ -160,11 +160,11 @@ class ReconciliationService:
         with check_fields() as checks:
             if end < now - FARTHEST:
                 # First: arithmetic on a time near year 1 overflows.
-                checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
+                checks.fail("end", "must be within the last 48 hours: M-Pesa keeps no older statements")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with check_fields() as checks:
             if start < now - FARTHEST:
-                checks.fail("start", "must be within the last 48 hours: M-Pesa gives no more")
+                checks.fail("start", "must be within the last 48 hours: M-Pesa keeps no older statements")
             if end > now + timedelta(minutes=1):
                 checks.fail("end", "must not be in the future")
             if start >= end:
@@ -206,8 +206,12 @@ class ReconciliationService:
         return run
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
-        said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with child_span(self._runtime.tracer, "reconciliation run", said) as span:
+        attributes = {
+            "mpesa.run_id": run["run_id"],
+            "mpesa.merchant_id": run["merchant_id"],
+            "mpesa.cause": run["cause"],
+        }
+        with child_span(self._runtime.tracer, "reconciliation run", attributes) as span:
             if await self._run_windows(run, credentials) == "failed":
                 set_error(span, "failed")
 
@@ -221,7 +225,7 @@ class ReconciliationService:
             self._places.record_answer(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
             self._places.record_answer(credentials.shortcode_id, answered=fault.code is not None)
-            error = await self._explained(fault, credentials)
+            error = await self._error_text(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
             log.warning("reconciliation_lease_lost", run_id=run["run_id"])
@@ -237,14 +241,14 @@ class ReconciliationService:
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 
-    async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
-        said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
+    async def _error_text(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
+        text = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.shortcode
         if isinstance(fault, Rejected) and not await registered_at(
             self._db, credentials.merchant_id, credentials.env, shortcode
         ):
-            return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
-        return said
+            return f"Pull is not enabled for {shortcode}: POST /v1/payments/mpesa/pull/register first ({text})"
+        return text
 
     async def _beat(self, run_id: str) -> None:
         while True:
@@ -321,17 +325,17 @@ class ReconciliationService:
                 .returning(RunRow.run_id)
             )
             if not is_ours:
-                raise RunLost("the run was given up meanwhile")
+                raise RunLost("the lease of the run has expired")
             recorded = await self._transactions.record(seen)
-            given = [
-                _line_columns(run, line, told, known, proves=zone is None or line.receipt == first)
+            values = [
+                _line_columns(run, line, reported, known, proves=zone is None or line.receipt == first)
                 | {"likely": moments[0], "other": moments[1] if len(moments) > 1 else None, "is_timed": is_timed}
-                for line, (moments, is_timed), told, known in zip(page.lines, times, seen, recorded, strict=True)
+                for line, (moments, is_timed), reported, known in zip(page.lines, times, seen, recorded, strict=True)
                 if known is not None
             ]
             rows = await self._db.fetch(
                 *tables.KEEP_LINES.bind_rows(
-                    given,
+                    values,
                     merchant_id=run["merchant_id"],
                     env=run["env"],
                     created_at=now,
@@ -353,7 +357,7 @@ def _line_columns(
     is_own = known.merchant_id == run["merchant_id"]
     return {
         "transaction_id": known.transaction_id,
-        "amount": _whole(line.amount),
+        "amount": _column_amount(line.amount),
         "amount_text": line.amount_text,
         "is_explained": is_explained,
         "finding": "already_known" if is_own else "not_found",
@@ -362,6 +366,6 @@ def _line_columns(
     }
 
 
-def _whole(amount: Kes | None) -> int | None:
+def _column_amount(amount: Kes | None) -> int | None:
     """Amounts outside the column's range belong to no payment."""
     return int(amount) if amount is not None and int(amount) < 2**31 else None

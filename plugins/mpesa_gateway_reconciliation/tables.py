@@ -345,7 +345,7 @@ ORDER BY statement.created_at LIMIT 20
 
 # raw SQL: aggregate
 COUNT_UNRESOLVED = f"""
-SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
+SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) AS total FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
         SELECT finding FROM statement_note
         WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}

@@ -32,8 +32,8 @@ class TransactionRecorder:
         found = await self._db.fetch(tables.RECORD, *self._bound(rows))
         known = {(row["env"], row["direction"], row["receipt"]): row for row in found}
         return [
-            None if (row := known.get(_key(one))) is None else _recorded(row, given["transaction_id"])
-            for one, given in zip(seen, rows, strict=True)
+            None if (row := known.get(_key(one))) is None else _recorded(row, columns["transaction_id"])
+            for one, columns in zip(seen, rows, strict=True)
         ]
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
@@ -76,12 +76,12 @@ def _key(one: ReportedTransaction) -> _Key:
     return one.env, one.direction, one.receipt
 
 
-def _recorded(row: Row, given_id: str) -> RecordedTransaction:
+def _recorded(row: Row, new_id: str) -> RecordedTransaction:
     kind = row["subject_kind"]
     return RecordedTransaction(
         transaction_id=row["it"],
         merchant_id=row["merchant_id"],
         amount_cents=row["amount_cents"],
         subject=None if kind is None else Subject(kind, row["subject_id"]),
-        is_new=row["it"] == given_id,
+        is_new=row["it"] == new_id,
     )
