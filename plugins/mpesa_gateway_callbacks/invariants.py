@@ -1,10 +1,10 @@
-"""What always holds in the inbox of callbacks, besides what Postgres itself refuses."""
+"""Invariants of the inbox that constraints cannot express."""
 
 from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - the ledger's query encloses the statement of an invariant.
 INVARIANTS = (
     Invariant(
         name="waiting_is_due",

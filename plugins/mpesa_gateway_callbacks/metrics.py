@@ -1,4 +1,4 @@
-"""Metrics of callbacks: verdicts, and callbacks that match no payment."""
+"""Metrics of callbacks."""
 
 from collections.abc import Iterable, Iterator
 
@@ -58,7 +58,6 @@ def _unmatched_gauges() -> Gauges:
 
 
 async def collect_unmatched(gateway: Runtime, gauges: Gauges) -> None:
-    """Count waiting and unmatched callbacks, by env."""
     waiting, oldest, unmatched = gauges
     for env in ENVS:
         row = await gateway.db.fetchrow(tables.COUNT_WAITING, env)
