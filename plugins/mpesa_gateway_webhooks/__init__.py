@@ -1,5 +1,4 @@
-"""Webhooks: every public event reaches the merchant's endpoint, signed, tried again, and replayed on demand.
+"""Webhooks: signed public events, delivered to the merchant's endpoint with retries and replays.
 
-This plugin owns endpoints, deliveries and attempts. It hears of events by their base class and needs no edit for a new
-one.
+Owns endpoints, deliveries and attempts. Subscribes to the events' base class, so a new event needs no change here.
 """
