@@ -8,12 +8,12 @@ from mpesa_gateway.invariant import Invariant
 INVARIANTS = (
     Invariant(
         name="waiting_is_due",
-        sentence="A callback that nobody could use yet has a time when it is offered again",
+        sentence="A waiting callback has the time of its next attempt",
         sql="SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at IS NULL",
     ),
     Invariant(
         name="nothing_overdue",
-        sentence="No callback waits to be offered again",
+        sentence="No waiting callback is overdue",
         sql="SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at < $1",
         grace=timedelta(minutes=10),
     ),

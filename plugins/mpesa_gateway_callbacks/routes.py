@@ -166,8 +166,8 @@ async def _read_body(
 ) -> tuple[bytes, TruncatedBody | None]:
     """Return a whole body, or the beginning of an oversized one with its description.
 
-    ``most_here`` returns the bytes accepted from this sender, None if untrusted; it is called only above ``most`` bytes.
-    Nothing is read if an untrusted sender announces more.
+    ``most_here`` returns the bytes accepted from this sender, None if untrusted; it is called only above
+    ``most`` bytes. Nothing is read if an untrusted sender announces more.
     """
     announced, has_asked = request.content_length or 0, False
     if announced > most:
