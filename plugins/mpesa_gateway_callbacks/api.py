@@ -15,18 +15,18 @@ from mpesa_gateway_callbacks.openapi_bodies import RESULT, RESULT_CODE, RESULT_E
 __all__ = ["RESULT_CODE", "Callbacks", "DifferentSubject", "described", "result_kinds"]
 
 _UNANSWERED = "timed_out"
-"""The result code that is stored for a timeout, which has none."""
+"""The stored result code of a timeout, which has none."""
 
 
 class DifferentSubject(CallbackRejected):
-    """The callback's content is about another request than its token."""
+    """The content is about another request than the token."""
 
     status = 403
     reason = "subject"
 
 
 class Callbacks(Protocol):
-    """Creates callback addresses, and stores the callbacks that arrive there."""
+    """Callback addresses, and the callbacks that arrive there."""
 
     def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
         """Return the callback address for one request; its token is valid for ``subject_id`` only.
@@ -36,7 +36,7 @@ class Callbacks(Protocol):
         ...
 
     async def mark_applied(self, callback_id: str) -> None:
-        """Mark a callback as applied, in the subscriber's transaction."""
+        """Runs in the subscriber's transaction."""
         ...
 
     @property
@@ -45,19 +45,14 @@ class Callbacks(Protocol):
         ...
 
     async def find_waiting(self, handles: Sequence[str]) -> set[str]:
-        """Return the Daraja ids in ``handles`` that unapplied callbacks have."""
+        """Return the Daraja ids that unapplied callbacks have."""
         ...
 
     async def apply_waiting(self, handle: str) -> int:
-        """Publish the callbacks again that wait for ``handle``; returns their number.
-
-        ``handle`` is a CheckoutRequestID or an OriginatorConversationID. Runs in the open transaction.
-        """
+        """Publish the callbacks that wait for a Daraja id, in the open transaction; returns their number."""
         ...
 
-    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]:
-        """Return timeline entries of the callbacks with these subjects or Daraja ids."""
-        ...
+    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]: ...
 
 
 def result_kinds(
@@ -66,10 +61,10 @@ def result_kinds(
     event: type[QueryResulted],
     read: Callable[[ResultCallback], tuple[tuple[str, ...], dict[str, Any]]],
 ) -> tuple[CallbackKind, CallbackKind]:
-    """Return the kinds ``{name}`` (result) and ``{name}-timeout`` of a request to Daraja.
+    """Return the kinds ``{name}`` and ``{name}-timeout``.
 
-    ``read`` returns the values that identical results share, apart from code and amount, and the event's own fields; a
-    timeout event has their defaults.
+    ``read`` returns what identical results share, apart from code and amount, and the event's own fields. A timeout
+    event has their defaults.
     """
 
     def read_answer(body: bytes) -> CallbackContent:
@@ -103,7 +98,7 @@ def result_kinds(
 
 
 def _read_timeout(body: bytes) -> ResultCallback:
-    """A timeout may have any body, or none: its address identifies it."""
+    # A timeout may have any body, or none.
     with suppress(InvalidCallback):
         return read_result(body)
     return ResultCallback(

@@ -32,7 +32,7 @@ _UNTIL = click.option("--until", metavar="TIME", help="Only callbacks before thi
 
 @dataclass(frozen=True)
 class _Kept:
-    """A callback in the list; ``problem`` is the reason why it cannot be replayed."""
+    """A listed callback; ``problem`` prevents its replay."""
 
     callback_id: str
     state: str

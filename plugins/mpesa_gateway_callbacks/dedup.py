@@ -1,4 +1,4 @@
-"""Detection of duplicate callbacks, in Valkey first and then in Postgres."""
+"""Detection of duplicate callbacks, in Valkey and Postgres."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,7 @@ _COOLDOWN = 2.0
 
 
 class Dedup:
-    """Fingerprints of committed callbacks in Valkey. Without Valkey the unique constraint in Postgres decides."""
+    """Fingerprints of committed callbacks. Without Valkey the unique constraint in Postgres decides."""
 
     def __init__(self, *, valkey: Valkey, prefix: str, keep: timedelta) -> None:
         """Keep fingerprints for ``keep``."""
@@ -36,7 +36,7 @@ class Dedup:
         self._tasks: set[asyncio.Task[object]] = set()
 
     async def find_known(self, fingerprints: Sequence[bytes]) -> set[bytes]:
-        """Return the fingerprints that are known to be committed; none if Valkey does not answer."""
+        """Return the fingerprints known to be committed; none without Valkey."""
         keys = [self._key(fingerprint) for fingerprint in fingerprints]
         found = await self._run(lambda: self._valkey.mget(keys))
         marks = cast("list[bytes | None]", found or [None] * len(fingerprints))
@@ -73,7 +73,7 @@ class Dedup:
 
 
 class RepetitionCounter:
-    """Counts duplicates of stored callbacks. Does not wait for locks: a locked row is counted later."""
+    """Counts duplicates, without waiting for locks: a locked row is counted later."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -81,7 +81,7 @@ class RepetitionCounter:
         self._counting: asyncio.Task[None] | None = None
 
     async def count(self, times: Counter[bytes]) -> set[bytes]:
-        """Count duplicates, and return the fingerprints that are stored."""
+        """Returns the fingerprints that are stored."""
         fingerprints = sorted(times)
         rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
         for row in rows:
@@ -90,7 +90,7 @@ class RepetitionCounter:
         return {bytes(row["fingerprint"]) for row in rows}
 
     async def count_where_possible(self, times: Counter[bytes]) -> set[bytes]:
-        """Like ``count``, but returns an empty set on an error: each caller then checks its own callback."""
+        """Like ``count``, but empty on an error: each caller then checks its own callback."""
         try:
             return await self.count(times)
         except Exception as problem:  # noqa: BLE001 - raised again when each duplicate is checked alone
@@ -105,7 +105,7 @@ class RepetitionCounter:
     def _count_later(self, fingerprint: bytes, times: int) -> None:
         self._uncounted[fingerprint] += times
         if self._counting is None or self._counting.done():
-            # One task, so that the background counts use one connection.
+            # One task, and so one connection.
             self._counting = asyncio.create_task(self._count_uncounted(), context=Context())
 
     async def _count_uncounted(self) -> None:

@@ -1,4 +1,4 @@
-"""Publishing of callbacks to their subscribers, again until they are applied."""
+"""Publishing of callbacks until they are applied."""
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,19 +27,17 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 log = structlog.get_logger(__name__)
 
 Verdict = Literal["waiting", "applied"]
-"""The verdict on a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
-"""Seconds between attempts to publish a waiting callback; the last repeats for ``unmatched_after_hours``."""
+"""Seconds between attempts to publish; the last repeats for ``unmatched_after_hours``."""
 
 _LEASE = timedelta(seconds=60)
-"""Time for which a sweep claims a waiting callback."""
 
 _SWEPT_AT_ONCE = 200
 
 
 class CallbackDispatcher:
-    """Implements the port ``Callbacks``; publishes callbacks and records their verdicts."""
+    """Implements the port ``Callbacks``."""
 
     def __init__(
         self,
@@ -62,7 +60,7 @@ class CallbackDispatcher:
         self._token_key = token_key
         self._public_url = public_url
         self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
-        """Verdicts on the callbacks that are written at the end of the open transaction."""
+        """Verdicts on callbacks that are written at the end of the transaction."""
         self._is_batch: ContextVar[bool] = ContextVar("callbacks_in_batch", default=False)
 
     # -- the port -------------------------------------------------------------------------------------------------
@@ -114,7 +112,7 @@ class CallbackDispatcher:
 
     @contextmanager
     def collect_verdicts(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
-        """In this block, verdicts on these callbacks change ``verdicts`` instead of rows."""
+        """In this block, verdicts change ``verdicts`` instead of rows."""
         token, batch = self._unwritten.set(verdicts), self._is_batch.set(is_batch)
         try:
             yield
@@ -137,7 +135,7 @@ class CallbackDispatcher:
             await self._publish_event(make, row)
 
     async def publish_again(self, row: Found) -> None:
-        """Publish a stored callback again in the open transaction; one about another subject becomes unmatched."""
+        """Publish a stored callback in the open transaction; one about another subject becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
             report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
@@ -149,7 +147,7 @@ class CallbackDispatcher:
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
     async def sweep(self) -> int:
-        """Publish due callbacks, and delete refused callbacks over the limit; returns how many were published."""
+        """Publish due callbacks; returns their number. Deletes refused callbacks over the limit."""
         now = self._clock.now()
         rows = await self._db.fetch(tables.CLAIM_DUE, now, now + _LEASE, _SWEPT_AT_ONCE)
         for row in rows:

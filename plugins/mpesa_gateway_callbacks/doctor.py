@@ -1,4 +1,4 @@
-"""Checks of the callback settings and of the recent callbacks."""
+"""Checks of callback settings and recent callbacks."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
@@ -14,11 +14,9 @@ from mpesa_gateway_callbacks.tables import CallbackRow
 
 _RECENT = timedelta(days=7)
 _WIDE = 65_536
-"""Number of allowlisted addresses above which the doctor warns."""
 
 
 async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check the allowlist, signatures, source addresses, and refused and waiting callbacks."""
     for result in _settings(gateway.settings(CallbacksSettings), context):
         yield result
     since = context.now - _RECENT
@@ -47,10 +45,7 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
 
 
 async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
-    """Warn if callbacks appear to come from an inside address, which may be an unknown proxy.
-
-    Only a proxy that sets X-Forwarded-For may be trusted: any client behind another one could set it.
-    """
+    # An unknown proxy would let any client set the source address.
     # A simulator on this machine is not a proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
     rows = await gateway.db.fetch(tables.SOURCES_LATELY, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))

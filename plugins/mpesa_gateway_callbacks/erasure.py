@@ -1,4 +1,4 @@
-"""Erasure of a payer's phone number and name from callbacks."""
+"""Erasure of a payer's number and name from callbacks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
 _PAGE = 100
 
 _SCANNED_AT_ONCE = 5000
-"""Callbacks that one query scans; limits how long it runs."""
+"""Limits the duration of one query."""
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
@@ -32,7 +32,6 @@ async def _find_refused(gateway: Runtime, merchant_id: str, number: ErasedNumber
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """Lock the case's callbacks, and return their ids and subjects."""
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
     return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
 

@@ -1,4 +1,4 @@
-"""The base of events about results of requests to Daraja."""
+"""The base of events about results."""
 
 from mpesa_gateway.daraja.callbacks import CallbackEvent
 from mpesa_gateway.money import Kes
@@ -7,7 +7,7 @@ from mpesa_gateway.money import Kes
 class QueryResulted(CallbackEvent, frozen=True, kw_only=True):
     """The result of a status query or reversal.
 
-    With ``timed_out`` Daraja's queue gave up: the request has no result, and the state of the money is unknown.
+    With ``timed_out`` Daraja's queue gave up: the state of the money is unknown.
     """
 
     originator_conversation_id: str | None

@@ -1,4 +1,4 @@
-"""The inbox: verifies callbacks, stores each once, and publishes it in the same transaction."""
+"""The inbox: stores each callback once, and publishes it in the same transaction."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,11 +39,11 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 log = structlog.get_logger(__name__)
 
 _STORED_ALONE: tuple[type[BaseException], ...] = (DifferentSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
-"""Expected errors of a batch, after which each callback is stored alone."""
+"""After these errors of a batch each callback is stored alone."""
 
 
 class CallbackInbox:
-    """Stores and publishes verified callbacks; concurrent ones share a transaction."""
+    """Stores and publishes callbacks; concurrent ones share a transaction."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class CallbackInbox:
         await self._dedup.settle()
 
     async def receive(self, incoming: CallbackPost) -> VerifiedCallback:
-        """Verify and store a callback; returns it once committed, also if it is a duplicate.
+        """Verify and store a callback; returns it once committed, also a duplicate.
 
-        Raises CallbackRejected, after storing the refused callback, and asyncpg's errors if Postgres is unreachable.
+        Raises CallbackRejected, after storing the refused callback, and asyncpg's errors without Postgres.
         """
         subject: Subject | None = None
         try:
@@ -144,9 +144,9 @@ class CallbackInbox:
         )
 
     async def store(self, arrival: VerifiedCallback, *, counts: bool = True) -> bool:
-        """Store and publish one callback alone. Returns False for a duplicate, which is counted if ``counts``.
+        """Store and publish one callback. Returns False for a duplicate, which is counted if ``counts``.
 
-        The subject is locked before the callback is written, as in a batch, so that duplicates cannot deadlock.
+        The subject is locked first, as in a batch, so that duplicates cannot deadlock.
         """
         is_new = not await self._is_duplicate(arrival.fingerprint, counts=counts)
         if is_new:
@@ -178,13 +178,13 @@ class CallbackInbox:
     async def _store_batch(self, arrivals: Sequence[VerifiedCallback]) -> list[bool | None]:
         """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.
 
-        Unusual callbacks, and those that would wait for a lock, are left to their callers.
+        Callers store unusual callbacks, and ones that would wait for a lock.
         """
         seen = await self._dedup.find_known([arrival.fingerprint for arrival in arrivals])
         again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
         # Postgres decides between duplicates within the batch.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
-        # A batch runs outside its callers' contexts, so it claims the reserve of connections itself.
+        # A batch runs outside its callers' contexts, and claims the reserve of connections itself.
         with reserve(), self._jobs_by_origin(arrivals):
             stored = await self._store_ordinary(list(fresh.values()))
             repeated = await self._repetitions.count_where_possible(again) if again else set[bytes]()
@@ -195,7 +195,6 @@ class CallbackInbox:
         ]
 
     def _jobs_by_origin(self, arrivals: Sequence[VerifiedCallback]) -> AbstractContextManager[None]:
-        """Give jobs the request ids of the callbacks that cause them."""
         if len(arrivals) == 1:
             return use_context(arrivals[0].origin)
         return use_job_contexts({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
@@ -203,7 +202,7 @@ class CallbackInbox:
     async def _store_ordinary(self, arrivals: Sequence[VerifiedCallback]) -> set[str]:
         """Publish and store callbacks in one transaction with two round trips, the inbox last.
 
-        Returns their ids; none if one is a duplicate or a subscriber cannot process them as a batch.
+        Returns their ids; none after a duplicate or if a subscriber rejects the batch.
         """
         if not arrivals:
             return set()
@@ -231,7 +230,7 @@ class CallbackInbox:
     async def _write(
         self, arrivals: Sequence[VerifiedCallback], verdicts: Mapping[str, Verdict], now: datetime
     ) -> None:
-        """Defer writing these callbacks, all or none. The commit raises ConcurrentUpdate if one is a duplicate."""
+        """Defer writing these callbacks. The commit raises ConcurrentUpdate if one is a duplicate."""
         sql, *args = tables.KEEP.bind_rows(
             [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
             received_at=now,

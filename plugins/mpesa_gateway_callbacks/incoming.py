@@ -1,4 +1,4 @@
-"""A callback as posted, and a callback that passed every check."""
+"""Posted and verified callbacks."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ _LARGEST = 2**63 - 1
 """The largest length that fits the column."""
 
 _ON_EVENT_LOOP = 65_536
-"""Bytes up to which a body is parsed on the event loop; a larger one is parsed in a thread."""
+"""Bytes above which a body is parsed in a thread."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TruncatedBody:
 
 @dataclass(frozen=True)
 class CallbackPost:
-    """A POST as received: ``source`` is the client's address, ``signature`` the header."""
+    """A POST as received; ``source`` is the client's address."""
 
     kind: str
     token: str | None
@@ -53,12 +53,12 @@ class CallbackPost:
     signature: str | None = None
     cut: TruncatedBody | None = None
     was_forwarded: bool = False
-    """True if ``source`` named another client in X-Forwarded-For, as a proxy does."""
+    """True if ``source`` named another client in X-Forwarded-For."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedCallback:
-    """A callback that passed every check. ``subject`` is None without a token."""
+    """A callback that passed every check; ``subject`` comes from its token."""
 
     callback_id: str
     incoming: CallbackPost
@@ -75,7 +75,7 @@ class VerifiedCallback:
     """The body's bytes if ``text`` cannot restore them."""
 
     def columns(self) -> dict[str, Any]:
-        """Return the row's columns, except those that depend on the verdict."""
+        """Return the row's columns that do not depend on the verdict."""
         subject = self.subject
         return {
             "callback_id": self.callback_id,
@@ -107,7 +107,7 @@ class VerifiedCallback:
 async def parse(
     incoming: CallbackPost, kinds: CallbackParsers, *, has_token: bool
 ) -> tuple[ParsedCallback, str, bytes | None]:
-    """Return the parsed callback, the body's text, and its bytes if the text cannot restore them.
+    """Return the callback, its text, and its bytes if the text cannot restore them.
 
     Raises DuplicateFieldRejected and ShapeRejected.
     """
@@ -119,14 +119,14 @@ async def parse(
 
 
 async def storable(body: bytes) -> tuple[str, bytes | None]:
-    """Return the body's text, and its bytes if the text cannot restore them."""
+    """Return a body's text, and its bytes if the text cannot restore them."""
     return stored_json(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(stored_json, body)
 
 
 def fingerprint_of(kind: str, subject_id: str, report: ParsedCallback) -> bytes:
-    """Return 16 bytes that duplicates share: the same kind, subject, Daraja id and content.
+    """Return 16 bytes that duplicates share.
 
-    Different content about the same request is a new callback, since late proof of payment counts.
+    Different content about a request is a new callback, since late proof of payment counts.
     """
     parts = (kind, report.handle, subject_id, *report.content)
     return hashlib.sha256("\x1f".join(parts).encode()).digest()[:16]

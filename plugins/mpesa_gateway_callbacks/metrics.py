@@ -28,7 +28,6 @@ class CallbackMetrics:
 
 
 def label_values(kinds: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the label values of ``mpesa_callbacks_total`` for callbacks of these kinds."""
     for kind in (*kinds, OTHER):
         yield kind, "accepted", ""
         yield kind, "repeated", ""

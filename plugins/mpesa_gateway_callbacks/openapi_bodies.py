@@ -1,7 +1,7 @@
 """OpenAPI schemas of the bodies that Safaricom posts.
 
-A field has a type and is required only if a callback cannot be read without it: any other has been seen missing, as
-text instead of a number, and alone instead of in a list.
+Only fields without which a callback cannot be read have a type and are required: integrations have seen any other
+field missing, as text instead of a number, or alone instead of in a list.
 """
 
 from typing import Any
@@ -50,7 +50,6 @@ RESULT: dict[str, Any] = {
         )
     },
 }
-"""The body of a result or timeout of a status query or a reversal."""
 
 RESULT_EXAMPLE: dict[str, Any] = {
     "Result": {

@@ -1,4 +1,4 @@
-"""Operators' use cases of callbacks: list, read, count and replay."""
+"""Operators' use cases of callbacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Replayed:
 
 
 class CallbackOperatorService:
-    """Reads and replays callbacks for the operators' pages, commands and routes."""
+    """Reads, counts and replays callbacks."""
 
     def __init__(
         self,
@@ -67,22 +67,21 @@ class CallbackOperatorService:
     # -- replaying ------------------------------------------------------------------------------------------------
 
     async def replay(self, callback_id: str, *, actor: str, env: Env | None = None, vouches: bool = False) -> Replayed:
-        """Process a stored callback again, an accepted or a refused one.
+        """Process a stored callback again, accepted or refused.
 
-        With ``env`` only callbacks of that env are found. With ``vouches`` a refused callback counts as sent by
-        Safaricom; signature, shape and subject are still checked. Raises NotFound, CallbackRejected, and Conflict if it
-        cannot be replayed.
+        ``env`` restricts the search. With ``vouches`` a refused callback counts as sent by Safaricom; signature, shape
+        and subject are still checked. Raises NotFound, CallbackRejected, and Conflict if a replay is impossible.
         """
         if callback_id.startswith("ref_"):
             return await self._replay_refused(callback_id, actor, env, vouches=vouches)
         row = await self.find(callback_id)
         _check_env(row, env)
         async with self._db.transaction():
-            # Concurrent replays wait here and find the result of the first.
+            # Concurrent replays wait for the first.
             await self._db.execute(tables.ONE_AT_A_TIME, callback_id)
             is_applied = bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
             if not is_applied:
-                # Every path locks the subject before the callback, to avoid deadlocks.
+                # Every path locks the subject first, to avoid deadlocks.
                 await self._dispatcher.publish_again(row)
                 due = self._clock.now() + timedelta(seconds=RETRY_PAUSES[0])
                 await self._db.run(
@@ -132,7 +131,7 @@ class CallbackOperatorService:
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        # A callback for a plugin that was disabled is stored with its path as kind.
+        # A disabled plugin's callback is stored with its path as kind.
         named = self._kinds.at(row["kind"]) or row["kind"]
         kind = named if has_token else self._kinds.of_body(named, body)
         incoming = CallbackPost(kind, None, body, row["source"], row["signature"])
@@ -181,11 +180,11 @@ class CallbackOperatorService:
         return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
     async def count_refused(self, env: Env, within: timedelta) -> int:
-        """Count the refused, not replayed callbacks of ``env`` or of no env; 1,000 at most."""
+        """Count callbacks refused and not replayed, of ``env`` or of no env; 1,000 at most."""
         return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._refused_since(within), env))
 
     async def count_unread(self, env: Env, within: timedelta) -> int:
-        """Count the unreadable callbacks from trusted senders, of ``env`` or of no env; 1,000 at most."""
+        """Count unreadable callbacks from trusted senders, of ``env`` or of no env; 1,000 at most."""
         return int(await self._db.fetchval(tables.COUNT_UNREAD, self._refused_since(within), env))
 
     def _refused_since(self, within: timedelta) -> str:
@@ -214,7 +213,7 @@ class CallbackOperatorService:
 
 
 def not_replayable(row: Found) -> str | None:
-    """Return the reason why a refused callback cannot be replayed, or None."""
+    """Return the reason against a replay of a refused callback."""
     if row["reason"] == TokenRejected.reason:
         return "its address was none of ours, so nothing proves what it is about"
     if row["cut_read"] is not None:
@@ -225,7 +224,7 @@ def not_replayable(row: Found) -> str | None:
 
 
 def _check_env(row: Found, env: Env | None) -> None:
-    """Raise NotFound for a callback of the other env, and Conflict in the sandbox for one that may be live."""
+    # A callback without env may be about live money.
     if env is None or row["env"] == env:
         return
     if row["env"] is not None:

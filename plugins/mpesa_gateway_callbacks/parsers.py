@@ -1,4 +1,4 @@
-"""The callback kinds of the enabled plugins: detection and parsing."""
+"""Detection and parsing of the enabled plugins' callback kinds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ Make = Callable[[Mapping[str, Any]], CallbackEvent]
 
 @dataclass(frozen=True)
 class ParsedCallback:
-    """A parsed callback. ``handle`` is Daraja's id of the request; duplicates have the same ``content``."""
+    """A parsed callback. ``handle`` is Daraja's id; duplicates share ``content``."""
 
     handle: str
     result_code: str
     content: tuple[str, ...]
     event: Make | None
-    """Builds the event; None if no plugin subscribes to the callback."""
+    """None if no plugin subscribes to the callback."""
     otherwise: tuple[Make, ...] = ()
-    """Events to publish in turn until a subscriber applies one."""
+    """Published in turn until a subscriber applies one."""
 
 
 class CallbackParsers:
@@ -40,13 +40,12 @@ class CallbackParsers:
         return self._kinds.get(name)
 
     def at(self, path: str) -> str | None:
-        """Return the kind at a path of the specification, or None."""
         return self._by_path.get(path)
 
     def in_place_of(self, path: str) -> str | None:
         """Return an enabled kind for the path of a disabled plugin, or None.
 
-        Its path has the same ending, and it shares its envelope: merchants often register one address for all.
+        Merchants often register one address for all: a kind with the same path ending and envelope is used.
         """
         ending = path.partition("/")[2]
         taken = (name for other, name in self._by_path.items() if ending and other.partition("/")[2] == ending)
@@ -66,7 +65,7 @@ class CallbackParsers:
         return tuple(dict.fromkeys((name, *others)))
 
     def read(self, name: str, body: bytes, *, has_token: bool) -> ParsedCallback:
-        """Parse a callback of this kind. Raises InvalidCallback, also if no enabled plugin declares the kind.
+        """Parse a callback. Raises InvalidCallback, also for an unknown kind.
 
         A callback without a token may be of any kind of its family.
         """
@@ -89,7 +88,7 @@ class CallbackParsers:
         )
 
     def of_body(self, name: str, body: bytes) -> str:
-        """Return the kind of a callback without a token: its address's, unless the body clearly is of another kind."""
+        """Return the kind of a callback without a token: its address's, unless the body clearly differs."""
         kind = self._kinds.get(name)
         if kind is None or kind.fits is None:
             return name
@@ -104,9 +103,9 @@ class CallbackParsers:
         return next((each.name for each in candidates if each.fits is not None and each.fits(fields)), name)
 
     def merged(self, address: str, token: str) -> str:
-        """Return the kind of a callback whose token was made for another address of its family.
+        """Return the kind of a callback whose token is for another address of its family.
 
-        It is the token's kind; if either is a timeout, the timeout of that kind.
+        It is the token's kind, as a timeout if either is one.
         """
         made, came = self._kinds.get(token), self._kinds.get(address)
         if made is None or came is None:

@@ -1,4 +1,4 @@
-"""Storage of refused callbacks, for operators to read and replay."""
+"""Storage of refused callbacks."""
 
 from dataclasses import replace
 
@@ -24,17 +24,17 @@ _SHOWN = 2048
 """Characters of a refused callback that are shown."""
 
 _REPLAYABLE = 16_384
-"""Bytes up to which a callback of an untrusted sender is stored whole, so that it can be replayed."""
+"""Bytes up to which an untrusted sender's callback is stored whole."""
 
 _LOGGED_EVERY = 60.0
-"""Seconds in which one refusal is logged per network and reason; the next line counts the others."""
+"""Seconds in which one refusal is logged per network and reason."""
 
 _STORED_A_SECOND = 20
-"""Callbacks of untrusted senders that one process stores per second."""
+"""Untrusted senders' callbacks that one process stores per second."""
 
 
 class RefusedCallbacks:
-    """Stores refused callbacks; those of untrusted senders within limits."""
+    """The store of refused callbacks."""
 
     def __init__(self, *, db: Database, clock: Clock, ids: Ids, audit: Audit, verifier: CallbackVerifier) -> None:
         self._db = db
@@ -46,10 +46,10 @@ class RefusedCallbacks:
         self._stored_this_second = (0, 0)
 
     async def store(self, incoming: CallbackPost, subject: Subject | None, refusal: CallbackRejected) -> None:
-        """Log a refusal, and store and audit it unless this second's limit for untrusted senders is reached."""
+        """Log, store and audit a refusal, within the limit for untrusted senders."""
         self._log(incoming, refusal)
         if subject is None and (found := self._verifier.open_token(incoming.kind, incoming.token)) is not None:
-            # The refusal came before the token check. The operator sees the subject, the sender does not.
+            # The operator sees the subject, the sender does not.
             subject, kind = found
             incoming = replace(incoming, kind=kind)
         is_trusted = subject is not None or self._verifier.is_listed(incoming.source)

@@ -1,4 +1,4 @@
-"""Routes for callbacks, at the specification's paths and at neutral ones, and for operators."""
+"""Routes of callbacks, for Safaricom and for operators."""
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -46,7 +46,6 @@ _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
 
 def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], dict[str, Any]]:
-    """Return a function that describes the body at an address of such kinds."""
 
     def compose(gateway: Runtime) -> dict[str, Any]:
         kinds = [kind for kind in gateway.callback_kinds.values() if has_place(kind)]
@@ -115,7 +114,7 @@ _ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True), "or_answers
 
 
 def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
-    """Return True if the assumed sender named another client: it may be an unconfigured proxy."""
+    """Return True if the assumed sender may be an unconfigured proxy."""
     client = request.scope.get("client")
     hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
     if client is not None and str(read_address(client[0])) == source:
@@ -128,14 +127,14 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
     verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
     if kind not in gateway.callback_kinds and not verifier.is_trusted(kind, token, source):
-        # Callbacks of an unknown kind from trusted senders are stored, for a replay once the plugin is enabled.
+        # Trusted senders' callbacks of an unknown kind are stored for a later replay.
         raise NotFound("there is nothing at this address")
 
     def most_here() -> int | None:
         return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
 
     body, cut = await _read_body(request, most, most_here)
-    # Two signature headers are joined, as a proxy does: the result is invalid, and both are stored.
+    # Two signature headers are joined to one invalid signature, and stored.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
     incoming = CallbackPost(kind, token, body, source, signature, cut, _was_forwarded(request, source))
@@ -166,8 +165,8 @@ async def _read_body(
 ) -> tuple[bytes, TruncatedBody | None]:
     """Return a whole body, or the beginning of an oversized one with its description.
 
-    ``most_here`` returns the bytes accepted from this sender, None if untrusted; it is called only above
-    ``most`` bytes. Nothing is read if an untrusted sender announces more.
+    ``most_here`` returns the limit for this sender, None if untrusted; it is called only above ``most`` bytes. Nothing
+    is read if an untrusted sender announces more.
     """
     announced, has_asked = request.content_length or 0, False
     if announced > most:

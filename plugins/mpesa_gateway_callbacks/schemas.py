@@ -54,10 +54,7 @@ class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Truncated(msgspec.Struct, frozen=True, kw_only=True):
-    """An oversized body.
-
-    ``length`` in bytes, as announced or read; ``read`` bytes were read, and ``sha256`` is their SHA-256 in hexadecimal.
-    """
+    """An oversized body: ``length`` in bytes as announced or read, and the SHA-256 of the ``read`` bytes."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "length": 1048576,
@@ -101,7 +98,7 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a replay: the accepted callback and its verdict. ``was_done`` is true if nothing changed."""
+    """A replayed callback. ``was_done`` is true if nothing changed."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": example_id("ref"),
@@ -116,10 +113,7 @@ class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Filters of refused callbacks.
-
-    ``unread`` selects callbacks from trusted senders that could not be read and were not replayed.
-    """
+    """Filters of refused callbacks; ``unread`` selects unreadable ones from trusted senders."""
 
     RULES: ClassVar[Mapping[str, Any]] = {
         "kind": composed(lambda gateway: {"enum": sorted(gateway.callback_kinds), "type": None})
@@ -134,7 +128,7 @@ class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
-    """Filters of accepted callbacks; ``unread`` selects those that are not applied."""
+    """Filters of accepted callbacks; ``unread`` selects unapplied ones."""
 
     verdict: Literal["waiting", "applied", "unmatched"] | None = None
 
@@ -151,7 +145,6 @@ def refused_view(row: Any) -> RefusedView:
 
 
 def truncated(row: Any) -> Truncated | None:
-    """Return the description of an oversized body; None for any other."""
     if row["cut_read"] is None:
         return None
     return Truncated(length=row["cut_length"], read=row["cut_read"], sha256=row["cut_sha256"].hex())
@@ -162,7 +155,7 @@ SHOWN = 65_536
 
 
 def laid_out(body: str) -> str:
-    """Return a body with indented JSON, its numbers unchanged, and masked phones."""
+    """Return a body as indented JSON with unchanged numbers and masked phones."""
     if len(body) > SHOWN:
         return f"{visible(body[:SHOWN])} … ({len(body)} characters)"
     with suppress(msgspec.DecodeError):
@@ -171,5 +164,4 @@ def laid_out(body: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text with masked phones and escaped control characters."""
     return escape_control_characters(mask_phones(text))

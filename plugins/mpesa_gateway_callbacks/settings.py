@@ -23,7 +23,6 @@ SAFARICOM = (
     "196.201.212.74",
     "196.201.212.69",
 )
-"""The addresses that Daraja's callbacks come from, as many integrations have seen them."""
 """Addresses that Daraja's callbacks come from, as seen by many integrations."""
 
 

@@ -1,4 +1,4 @@
-"""Tables of the inbox, and the queries on them."""
+"""Tables and queries of the inbox."""
 
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -54,9 +54,9 @@ class RefusedRow(Table, tablename="refused_callback"):
     was_forwarded = Boolean()
 
 
-# raw SQL: hot path - each callback is written, counted and matched by these statements.
-# raw SQL: lock - sweeps, replays and erasures lock rows, and several workers delete at once.
-# raw SQL: aggregate - counts for operators and the doctor.
+# raw SQL: hot path - each callback runs these statements.
+# raw SQL: lock - sweeps, replays, erasures and deletions lock rows.
+# raw SQL: aggregate - counts for operators.
 
 KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
@@ -89,9 +89,9 @@ WITH free AS (
 SELECT fingerprint, fingerprint IN (SELECT fingerprint FROM counted) AS is_counted
 FROM callback WHERE fingerprint = ANY($1::bytea[])
 """
-"""Does not wait for locks: a locked row is still a duplicate, and is counted later.
+"""A locked row is a duplicate too, and is counted later.
 
-Returns no fingerprint that Postgres lost in a failover and Valkey still knows."""
+Returns no fingerprint that Postgres lost in a failover."""
 
 COUNT_REPEATED = """
 UPDATE callback SET repeats = repeats + again.times FROM (
@@ -127,7 +127,6 @@ RETURNING callback_id, kind, env, merchant_id, subject_id, source, body, body_by
 
 _SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code, left(body, 65536) AS body,
     repeats, verdict, applied_at, merchant_id, signature"""
-"""The columns of a list, with the beginning of a large body."""
 
 _ABOUT = """
 SELECT {0} FROM (
@@ -147,7 +146,7 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
 """)
 
 UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
-"""Unreadable refused callbacks of trusted senders. The condition of an index."""
+"""Unreadable callbacks of trusted senders. The condition of an index."""
 
 REFUSED = KeysetList(
     table="refused_callback",
@@ -156,7 +155,7 @@ REFUSED = KeysetList(
     of_env=("(env = {} OR env IS NULL)",),
     of_merchants=False,
 )
-"""Refused callbacks of one env, and those without an env, by the primary key."""
+"""By the primary key, for both envs."""
 
 ACCEPTED = KeysetList(
     table="callback",
@@ -166,7 +165,7 @@ ACCEPTED = KeysetList(
     of_env=("env = {}", "env IS NULL"),
     of_merchants=False,
 )
-"""Accepted callbacks of one env, and those without an env, each by an index of its own."""
+"""By an index of its own for each env."""
 
 IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
 
@@ -186,7 +185,7 @@ FROM (
     WHERE verdict = 'waiting' AND (env = $1 OR env IS NULL) ORDER BY due_at LIMIT 10000
 ) AS waits
 """
-"""Of one env. A callback without an env counts in both."""
+"""A callback without an env counts in both."""
 
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
@@ -209,7 +208,7 @@ WITH_NUMBER = """
 SELECT callback_id, CASE WHEN COALESCE(merchant_id = $1, true) AND body LIKE $2 THEN body END AS body
 FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
-"""Scans the next ``$4`` callbacks, and returns the bodies that may contain the number."""
+"""Scans ``$4`` callbacks, and returns the bodies that may contain the number."""
 
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback

@@ -1,4 +1,4 @@
-"""The token of a callback address: names the subject, and is authenticated."""
+"""Authenticated tokens of callback addresses."""
 
 import base64
 import hashlib
@@ -13,8 +13,8 @@ _ENVS: dict[str, Env] = {"s": "sandbox", "l": "live"}
 
 _TO_TOKEN = str.maketrans("xm", "io")
 _FROM_TOKEN = str.maketrans("io", "xm")
-"""Identifiers are random letters without i, l, o and u. Without x and m too, they cannot contain the words that M-Pesa
-filters in addresses (exe, cmd, sql, query); neither can hexadecimal."""
+"""Identifiers contain no i, l, o and u. Without x and m too, they cannot contain the words that M-Pesa filters in
+addresses (exe, cmd, sql, query)."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Subject:
 
 
 def make_token(key: bytes, kind: str, subject: Subject) -> str:
-    """Return the token for a kind and a subject: the ids, and 128 bits of HMAC-SHA-256 over both."""
+    """Return the ids, and 128 bits of HMAC-SHA-256 over them and the kind."""
     ids = "-".join(_exchange(one, _TO_TOKEN) for one in (subject.merchant_id, subject.subject_id))
     return f"{subject.env[0]}-{ids}.{_mac(key, kind, subject).hex()}"
 
 
 def read_token(key: bytes, kind: str, token: str) -> Subject | None:
-    """Return the token's subject; None if the token is invalid or for another kind."""
+    """Return the subject of a token that is valid for the kind, or None."""
     found = _TOKEN.match(token)
     if found is None:
         return None
     subject = Subject(_ENVS[found[1]], _exchange(found[2], _FROM_TOKEN), _exchange(found[3], _FROM_TOKEN))
     mac = _mac(key, kind, subject)
-    # The previous release made tokens of 22 characters, and its pushes may still be pending.
+    # Pushes with the previous release's tokens of 22 characters may still be pending.
     known = mac.hex() if len(found[4]) == 32 else base64.urlsafe_b64encode(mac).decode().rstrip("=")
     return subject if hmac.compare_digest(known, found[4]) else None
 

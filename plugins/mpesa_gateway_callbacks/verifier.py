@@ -1,4 +1,4 @@
-"""Verification of a callback's token, source address and signature."""
+"""Verification of tokens, source addresses and signatures."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -29,7 +29,7 @@ _READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
 
 
 class CallbackVerifier:
-    """Verifies tokens, source addresses and signatures of callbacks. Stores nothing."""
+    """Checks callbacks, and stores nothing."""
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class CallbackVerifier:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     def is_known(self, path: str, source: str) -> bool:
-        """Return True if the source is listed or the path contains a valid token. No I/O."""
+        """Return True for a listed source or a valid token in the path. No I/O."""
         if self.is_listed(source):
             return True
         token, key = path.rpartition("/")[2], self._token_key()
         return any(read_token(key, kind, token) is not None for kind in self._kinds.names)
 
     def is_trusted(self, kind: str, token: str | None, source: str) -> bool:
-        """Return True if the token is valid or the source is listed."""
+        """Return True for a valid token or a listed source."""
         return self.open_token(kind, token) is not None or self.is_listed(source)
 
     def is_listed(self, source: str) -> bool:
@@ -79,7 +79,7 @@ class CallbackVerifier:
         return address is not None and within(address, self._allowlist)
 
     def open_token(self, address: str, token: str | None) -> tuple[Subject, str] | None:
-        """Return the token's subject and kind; None without a valid one. A token fits every address of its family."""
+        """Return a valid token's subject and kind, or None. A token fits every address of its family."""
         if token is None:
             return None
         key = self._token_key()
@@ -90,10 +90,9 @@ class CallbackVerifier:
         return None
 
     def read_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
-        """Return the token's subject, None without a token, and the callback's kind.
+        """Return the token's subject and the callback's kind.
 
-        Raises TokenRejected, and before it SourceRejected if every source is checked: a stranger then learns nothing
-        about tokens.
+        Raises TokenRejected, and before it SourceRejected if every source is checked, to reveal nothing about tokens.
         """
         if self._settings.enforce_allowlist == "always":
             self._check_listed(incoming.source)
@@ -114,7 +113,7 @@ class CallbackVerifier:
             self._check_listed(incoming.source)
 
     async def check_signature(self, incoming: CallbackPost, subject: Subject | None) -> bool:
-        """Return True for a valid signature, False without one. Raises SignatureRejected for an invalid one."""
+        """Return True for a valid signature, False without one. Raises SignatureRejected."""
         if self._settings.signature == "off":
             return False
         if incoming.signature is None:
@@ -136,12 +135,12 @@ class CallbackVerifier:
                 return False
             passkeys = await self._secrets.passkeys_of(subject.merchant_id, subject.env)
             return any(is_signed_with_passkey(passkey, body, signature) for passkey in passkeys)
-        # Without a token the merchant and its passkey are unknown: only Safaricom's key can have signed.
+        # Without a token the passkey is unknown: only Safaricom's key can have signed.
         certificate = self._live_certificate()
         return certificate is not None and is_signed_with_certificate(certificate, body, signature)
 
     def _live_certificate(self) -> Certificate | None:
-        """Return the certificate while it is valid, then its successor once one is found."""
+        """Return the certificate while valid, then its successor."""
         now = self._clock.now()
         if self._certificate is not None and self._certificate.not_before <= now < self._certificate.not_after:
             return self._certificate

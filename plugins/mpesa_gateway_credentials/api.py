@@ -14,7 +14,7 @@ from mpesa_gateway.security.scopes import Env
 
 
 class ReceiverOwned(Conflict):
-    """The call needs a receiver that belongs to another merchant."""
+    """The receiver belongs to another merchant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class MpesaCredentials:
 
     @property
     def wants_owner(self) -> bool:
-        """True if the first accepted call about the receiver makes this merchant its owner."""
+        """True if the first accepted call makes this merchant the receiver's owner."""
         return self.env == "live" and self.owner_id is None
 
     @property
@@ -109,7 +109,7 @@ class MpesaCredentials:
 
 @dataclass(frozen=True)
 class StatementSource:
-    """A shortcode with a readable statement: it has a nominated number, and its receiver no other owner."""
+    """A shortcode whose statement can be read, with a nominated number."""
 
     shortcode_id: str
     merchant_id: str
@@ -119,9 +119,9 @@ class StatementSource:
 
 @dataclass(frozen=True)
 class OpenWork:
-    """A plugin's contribution: its open work on shortcodes, which keeps the secrets of retired ones.
+    """A plugin's open work on shortcodes, which keeps the secrets of retired ones.
 
-    ``what`` is a plural noun; ``count`` returns the number for each given shortcode id that has any.
+    ``what`` is a plural noun; ``count`` returns the number by shortcode id.
     """
 
     what: str
@@ -139,7 +139,7 @@ class Credentials(Protocol):
         ...
 
     async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
-        """Return the newest credentials of a shortcode, for existing payments: it may be retired.
+        """Return a shortcode's newest credentials, also if retired, for existing payments.
 
         Raises ProviderNotConfigured if its secrets are erased.
         """
@@ -154,5 +154,5 @@ class Credentials(Protocol):
         ...
 
     async def statement_sources(self) -> list[StatementSource]:
-        """Return the shortcodes of active merchants to reconcile; retired ones while they have open work."""
+        """Return the shortcodes to reconcile; retired ones while they have open work."""
         ...

@@ -1,4 +1,4 @@
-"""Checks of merchants' credentials: stored, complete, and accepted by M-Pesa."""
+"""Checks of merchants' credentials."""
 
 import base64
 import binascii
@@ -24,7 +24,6 @@ _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 
 
 async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check the stored credentials and fetch an access token with them."""
     merchant = context.one
     try:
         credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, context.env)

@@ -29,7 +29,7 @@ class ReceiverUse:
 
 
 class ReceiverOwnership:
-    """Moves live receivers between merchants, and allows or revokes their use by others."""
+    """Owners and users of live receivers."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ReceiverOwnership:
         self._merchants = merchants
 
     async def move_receiver(self, number: str, merchant_id: str, *, actor: str) -> None:
-        """Make a merchant the owner of a live receiver. Raises NotFound, and Conflict without credentials."""
+        """Make a merchant the owner of a live receiver. Raises NotFound and Conflict."""
         await self._merchants.require(merchant_id)
         async with self._db.transaction():
             receiver = await self._live_receiver(number)

@@ -90,7 +90,7 @@ class CredentialReader:
         if not credentials.wants_owner:
             return credentials.is_owner
         receiver = ReceiverRow.receiver_id == credentials.receiver_id
-        # Postgres decides: a second merchant's update waits for the first one and then changes nothing.
+        # A second merchant's update waits for the first one and then changes nothing.
         owned = await self._db.run(
             ReceiverRow.update({ReceiverRow.owner_id: credentials.merchant_id})
             .where(receiver, ReceiverRow.owner_id.is_null(), ReceiverRow.env == "live")
@@ -116,7 +116,7 @@ class CredentialReader:
         ]
 
     async def passkeys_of(self, merchant_id: str, env: Env) -> list[Secret]:
-        """Return the passkeys of a merchant's shortcodes, also of retired ones; the usable ones first."""
+        """Return passkeys, also of retired shortcodes; the usable ones first."""
         return [self._secret(row, "passkey") for row in await self._db.fetch(tables.PASSKEYS, merchant_id, env)]
 
     async def providers(self, merchant_id: str, env: Env) -> list[ProviderView]:
@@ -126,11 +126,11 @@ class CredentialReader:
             return []
 
     async def shortcodes(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
-        """Return the merchant's shortcodes that have their secrets, the usable ones first."""
+        """Return shortcodes with their secrets, the usable ones first."""
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
     async def page(self, cursor: str | None, limit: int) -> KeysetPage[StoredCredentials]:
-        """Return all shortcodes that have their secrets, newest first. Raises Invalid for a bad cursor."""
+        """Return all shortcodes with their secrets, newest first. Raises Invalid."""
         found = Conditions()
         found.add("wiped_at IS NULL")
         page = await tables.SHORTCODES.page(self._db, found, cursor, limit)

@@ -19,7 +19,6 @@ _NO, _TEXT = {"type": "null"}, {"type": "string"}
 
 
 def _initiated_by(secret: str, other: str) -> dict[str, Any]:
-    """Return the schema of an initiator with one form of its password."""
     return {"required": ["initiator", secret], "properties": {"initiator": _TEXT, secret: _TEXT, other: _NO}}
 
 

@@ -1,4 +1,4 @@
-"""Use cases of credentials: store and retire them, and erase the secrets of retired ones."""
+"""Use cases of credentials."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 log = structlog.get_logger(__name__)
 
 KEPT = timedelta(hours=48)
-"""Minimum time for which a retired shortcode keeps its secrets: its last payments may need status queries."""
+"""Minimum time before secrets are erased: last payments may need status queries."""
 
 _WIPED_AT_ONCE = 200
 """Retired shortcodes per run of the job."""
@@ -38,7 +38,7 @@ _WIPED_AT_ONCE = 200
 
 @dataclass(frozen=True)
 class StoreResult:
-    """The stored configuration, what it lacks, and the shortcode it retired."""
+    """The stored configuration, its gaps, and the retired shortcode."""
 
     provider: ProviderView
     missing: list[Missing]
@@ -46,7 +46,7 @@ class StoreResult:
 
 
 class CredentialStore:
-    """Stores and retires credentials, and erases the secrets of retired ones."""
+    """Stores, retires and erases credentials."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class CredentialStore:
         )
 
     async def wipe_retired(self) -> int:
-        """Erase the secrets of shortcodes retired 48 h ago without open work; returns their number."""
+        """Erase secrets of shortcodes retired 48 h ago without open work; returns their number."""
         now, wiped = self._clock.now(), 0
         rows = await self._db.run(
             ShortcodeRow.select(ShortcodeRow.shortcode_id, ShortcodeRow.merchant_id)
@@ -240,7 +240,7 @@ class CredentialStore:
         return bool(wiped)
 
     async def _count_open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Return the counts of open work of each shortcode, zeros included."""
+        """Return each shortcode's open work, zeros included."""
         counts: dict[str, dict[str, int]] = {shortcode_id: {} for shortcode_id in shortcode_ids}
         for what, count in self._open_work.items():
             found = await count(shortcode_ids)

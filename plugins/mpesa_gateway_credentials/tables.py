@@ -1,4 +1,4 @@
-"""The tables of receivers and shortcodes, and the queries on them."""
+"""Tables and queries of receivers and shortcodes."""
 
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
@@ -45,7 +45,7 @@ class ShortcodeRow(Table, tablename="shortcode"):
     wiped_at = Timestamptz(null=True, default=None)
 
 
-# raw SQL: lock - changes of a merchant's shortcodes, or of a receiver, are serialised.
+# raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
 """Inserts that refer to the merchant do not wait for this lock."""
 

@@ -39,7 +39,7 @@ _RETRIED = frozenset(
 
 
 class OtlpExporter(SpanExporter):
-    """Sends a batch until the collector accepts or rejects it; new spans wait in the processor's queue."""
+    """Sends a batch until the collector answers; new spans wait in the processor's queue."""
 
     def __init__(self, settings: TracesSettings, counter: Counter) -> None:
         """Raises ConfigError for an invalid endpoint or header."""
@@ -79,7 +79,7 @@ class OtlpExporter(SpanExporter):
         self._is_closing.set()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send one batch and count its spans; blocks while the collector is unreachable."""
+        """Blocks while the collector is unreachable."""
         outcome = "refused"
         try:
             outcome = self._send_until_answered(gzip.compress(encode_spans(spans).SerializeToString(), compresslevel=1))
@@ -114,7 +114,7 @@ class OtlpExporter(SpanExporter):
             pause = min(pause * 2, _LONGEST)
 
     def _send(self, body: bytes, timeout: float) -> tuple[int, str]:
-        """Return the status, 0 without a response, and a text for the log."""
+        """Return the status, or 0, and a text for the log."""
         try:
             answer = self._session.post(
                 self._url.geturl(), data=body, headers=self._headers, timeout=timeout, allow_redirects=False
@@ -135,7 +135,7 @@ class OtlpExporter(SpanExporter):
 
 
 class BoundedProcessor(BatchSpanProcessor):
-    """Drops and counts new spans while the queue is full. The SDK's queue drops the oldest and counts nothing."""
+    """Drops and counts new spans while the queue is full, where the SDK's queue drops the oldest uncounted."""
 
     def __init__(self, exporter: OtlpExporter, settings: TracesSettings) -> None:
         super().__init__(

@@ -12,7 +12,7 @@ from mpesa_gateway_traces.settings import TracesSettings
 
 
 def make_tracing(gateway: Runtime) -> Tracing:
-    """Return the tracing. Raises ConfigError without the OpenTelemetry SDK or for an invalid setting."""
+    """Raises ConfigError without the OpenTelemetry SDK, or for an invalid setting."""
     try:
         # The SDK is an optional dependency.
         provider = import_module("mpesa_gateway_traces.provider")

@@ -1,4 +1,4 @@
-"""The tracer, from the host's TracerProvider or from an own one."""
+"""The tracer, from the host's TracerProvider or its own."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class LateTracer(Tracer):
-    """A tracer whose provider is set when the gateway starts."""
+    """A tracer whose provider is set later."""
 
     target: Tracer = NoOpTracer()
 
@@ -36,7 +36,7 @@ class LateTracer(Tracer):
 
 
 class OtelTracing(Tracing):
-    """Tracing by the settings of ``[traces]``. No global provider is set."""
+    """No global provider is set."""
 
     def __init__(self, runtime: Runtime) -> None:
         """Raises ConfigError for an invalid setting."""

@@ -1,4 +1,4 @@
-"""Batched storage of delivery outcomes: delivered, failed, deferred or released."""
+"""Batched storage of delivery outcomes."""
 
 import random
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _SOON = timedelta(days=1)
 
 
 class AttemptRecorder:
-    """Stores the outcome of each claimed delivery, in batches if nothing failed."""
+    """Stores the outcomes of claimed deliveries, in batches if nothing failed."""
 
     def __init__(
         self,
@@ -54,15 +54,14 @@ class AttemptRecorder:
         self._released: Batcher[tuple[str, datetime], None] = Batcher(self._store_released)
 
     async def defer(self, delivery_id: str, until: datetime) -> None:
-        """Make a delivery due at ``until``, without an attempt."""
         await self._deferred.submit((delivery_id, until))
 
     async def release(self, delivery_id: str, leased_until: datetime) -> None:
-        """End the lease of an unsent delivery, so that it is due at once."""
+        """Make an unsent delivery due at once."""
         await self._released.submit((delivery_id, leased_until))
 
     async def record(self, row: Row, answer: EgressResponse | EgressFailed) -> None:
-        """Store an attempt. If that fails, the delivery is sent again with the same id after its lease."""
+        """Store an attempt. After a failure the delivery is sent again with the same id."""
         if isinstance(answer, EgressResponse) and is_delivered(answer):
             await self._delivered.submit((row, answer))
         else:
@@ -147,5 +146,5 @@ def is_delivered(answer: EgressResponse | EgressFailed) -> bool:
 
 
 def _shown(answer: EgressResponse) -> str:
-    # The answer can contain anything, also what was sent, so it is masked.
+    # The response can contain any data, so it is masked.
     return masked(answer.body_start)[:SHOWN]

@@ -43,7 +43,7 @@ BATCH = 100
 
 SWEEP = 2000
 SWEEP_EACH = 100
-"""Deliveries that one sweep enqueues, in all and per endpoint, so that a long backlog does not delay the others."""
+"""Deliveries that one sweep enqueues, in all and per endpoint."""
 
 MOST_REPLAYED = 10_000
 """Deliveries per replay call."""
@@ -71,9 +71,9 @@ class DeliveryService:
     # -- creating and enqueueing ----------------------------------------------------------------------------------
 
     async def create_deliveries(self, events: Sequence[PublicEvent]) -> None:
-        """Create a delivery of each event, inside the publisher's transaction.
+        """Create the deliveries of events, inside the publisher's transaction.
 
-        It is sent after the commit, or waits if the merchant has no endpoint in its env.
+        They are sent after the commit, or wait for an endpoint.
         """
         made = {self._runtime.ids.new("dlv", event.occurred_at): event for event in events}
         args = (
@@ -109,15 +109,14 @@ class DeliveryService:
         rows = await self._db.fetch(tables.DUE, self._runtime.clock.now(), SWEEP, SWEEP_EACH)
         due = [row["delivery_id"] for row in rows]
         for start in range(0, len(due), BATCH):
-            # Without a worker, successive sweeps find the same deliveries; ``once`` enqueues them only once.
+            # ``once``: without a worker, successive sweeps find the same deliveries.
             await self._runtime.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
         return len(due)
 
     async def assign_undelivered(self) -> int:
-        """Assign waiting deliveries to endpoints that have been set; returns their number.
+        """Assign waiting deliveries to new endpoints; returns their number.
 
-        Pending deliveries of removed endpoints wait first. Deliveries older than ``wait_days`` are dead.
-        Each batch commits by itself and skips locked rows.
+        Deliveries older than ``wait_days`` are dead. Each batch commits by itself and skips locked rows.
         """
         assigned = 0
         while True:
@@ -132,17 +131,17 @@ class DeliveryService:
     # -- sending --------------------------------------------------------------------------------------------------
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim the due, unleased deliveries among these, and send them concurrently; returns their number."""
+        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         return await self._sender.deliver(delivery_ids)
 
     async def begin(self, delivery_ids: Sequence[str]) -> int:
-        """Like ``deliver``, but returns as soon as the deliveries are claimed."""
+        """Like ``deliver``, but returns after the claim."""
         return await self._sender.begin(delivery_ids)
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
+        """Return deliveries, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(status=filters.status, event_type=filters.event_type)
         if filters.payment_id is not None:
@@ -151,14 +150,14 @@ class DeliveryService:
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """Return the merchant's events of ``env``, newest first. Raises Invalid for a bad cursor."""
+        """Return events, newest first. Raises Invalid for a bad cursor."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
         page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_event))
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
-        """Return a delivery with its attempts and its event. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.run(
             DeliveryRow.select()
             .where(
@@ -194,10 +193,7 @@ class DeliveryService:
         return msgspec.json.decode(row["body"], type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
-        """Send a delivery again, with the same webhook-id, to the current endpoint.
-
-        Raises NotFound, and Conflict without an endpoint.
-        """
+        """Send a delivery again with the same webhook-id, to the current endpoint. Raises NotFound and Conflict."""
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 tables.REPLAY_ONE, caller.merchant_id, caller.env, self._runtime.clock.now(), delivery_id

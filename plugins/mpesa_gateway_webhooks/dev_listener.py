@@ -16,7 +16,7 @@ from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS, GatewaySecre
 from mpesa_gateway_webhooks import signing, tables
 
 LOOK_BACK = timedelta(seconds=60)
-"""Maximum age of a new event: its time is set before its transaction commits."""
+"""Maximum age of a new event, whose time is set before the commit."""
 
 BATCH = 100
 """Events per query."""
@@ -26,10 +26,7 @@ TIMEOUT = 10.0
 
 
 class DevListener:
-    """New events of one merchant and env, each returned once, in the order of their times as far as known.
-
-    Reads only: deliveries, attempts and the endpoint do not change.
-    """
+    """New events of one merchant and env, each returned once, oldest first as far as known. Writes nothing."""
 
     def __init__(
         self,
@@ -63,26 +60,24 @@ class DevListener:
 
     @property
     def secret(self) -> Secret:
-        """The signing secret of forwarded events, constant for the merchant and independent of its endpoint."""
+        """The signing secret, constant for the merchant."""
         text = f"listen\0{self._merchant_id}".encode()
-        # Callback tokens are MACs under the same key; their text begins with a kind, so the two cannot collide.
+        # Callback tokens use the same key, but begin with a kind.
         return signing.new_secret(hmac.new(self._vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).digest())
 
     async def new_events(self) -> Sequence[Row]:
-        """Return at most BATCH events that were not returned before, oldest first."""
         now = self._clock.now()
         rows = await self._db.fetch(
             tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH, self._env
         )
         self._seen.update(row["event_id"] for row in rows)
         if len(rows) < BATCH:
-            # All committed events were returned: only recent ones can still appear.
+            # Only recent events can still appear.
             self._since = max(self._since, Ids.least("evt", now - LOOK_BACK))
             self._seen = {event_id for event_id in self._seen if event_id >= self._since}
         return rows
 
     async def forward(self, row: Row, url: str) -> EgressResponse | EgressFailed:
-        """Send an event to ``url`` once, with the headers of a real webhook."""
         body = row["body"].encode()
         headers = signing.headers(row["event_id"], row["kind"], body, self._clock.now(), [self.secret])
         try:

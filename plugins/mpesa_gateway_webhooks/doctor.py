@@ -27,7 +27,6 @@ async def check_settings(gateway: Runtime, context: CheckContext) -> AsyncIterat
 
 
 async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    """Check that the endpoint is set, allowed and healthy."""
     merchant = context.one
     row = await gateway.db.fetchrow(
         tables.EXAMINE,

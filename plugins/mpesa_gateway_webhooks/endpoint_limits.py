@@ -1,4 +1,4 @@
-"""Limits of calls and claimed deliveries, per endpoint and in all: a slow endpoint delays no other."""
+"""Limits of calls and claimed deliveries, per endpoint and in all."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,23 +6,23 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 _QUICK = 0.5
-"""Seconds after which a call counts as slow and releases its slot."""
+"""Seconds after which a slow call releases its slot."""
 
 WAITING_EACH = 10
-"""Slow calls per slot; above this limit calls keep their slots, since connections cost memory."""
+"""Slow calls per slot; further ones keep their slots, since connections cost memory."""
 
 ROOM = 64
-"""Claimed deliveries of one endpoint above which the others stay in Postgres."""
+"""Claimed deliveries per endpoint; the others stay in Postgres."""
 
 _AHEAD = 20
-"""Claimed deliveries per slot above which new ones stay in Postgres. Endpoints with slow calls do not count."""
+"""Claimed deliveries per slot. Endpoints with slow calls do not count."""
 
 
 class EndpointLimit:
-    """The calls and claimed deliveries of one endpoint in this worker."""
+    """One endpoint's calls and claimed deliveries in this worker."""
 
     def __init__(self, per_endpoint: int, failures: int) -> None:
-        """``per_endpoint`` limits concurrent calls; ``failures`` is the number of consecutive failures in Postgres."""
+        """``failures`` are consecutive and come from Postgres."""
         self.places = asyncio.Semaphore(per_endpoint)
         self.claimed = 0
         self.waiting = 0
@@ -34,7 +34,7 @@ class EndpointLimit:
         self._closed: tuple[datetime, datetime] | None = None
 
     def note(self, *, is_taken: bool, at: datetime, most: int, until: datetime) -> None:
-        """Record a call's outcome. After ``most`` consecutive failures the endpoint is paused until ``until``."""
+        """Record an outcome. ``most`` consecutive failures pause the endpoint ``until`` then."""
         self._failures = 0 if is_taken else self._failures + 1
         if is_taken:
             self._closed = None
@@ -42,21 +42,20 @@ class EndpointLimit:
             self._closed = (at, until)
 
     def is_closed(self, now: datetime) -> bool:
-        """Return True if this worker has paused the endpoint."""
         return self._closed is not None and self._closed[1] > now
 
     def closed_until(self, claimed_at: datetime, known: datetime | None) -> datetime | None:
-        """Return the end of the endpoint's pause: from calls after ``claimed_at``, else ``known``."""
+        """Return the end of the pause: as recorded after ``claimed_at``, else ``known``."""
         if self._closed is not None and self._closed[0] >= claimed_at:
             return self._closed[1]
         return known
 
 
 class EndpointLimits:
-    """The limits of all endpoints in use, and the slots they share."""
+    """The limits of all endpoints, and their shared slots."""
 
     def __init__(self, *, at_once: int, per_endpoint: int, quick: float = _QUICK) -> None:
-        """``quick`` is the time in seconds after which a call releases its slot."""
+        """``quick`` is in seconds."""
         self._per_endpoint = per_endpoint
         self._quick = quick
         self._slots = asyncio.Semaphore(at_once)
@@ -69,7 +68,7 @@ class EndpointLimits:
         self._eased.set()
 
     def enter(self, endpoint_id: str, failures: int) -> EndpointLimit:
-        """Return the endpoint's limit, with one more claimed delivery."""
+        """Return the endpoint's limit, with one more delivery."""
         limit = self._limits.get(endpoint_id)
         if limit is None:
             limit = self._limits[endpoint_id] = EndpointLimit(self._per_endpoint, failures)
@@ -90,7 +89,7 @@ class EndpointLimits:
             self._limits.pop(endpoint_id, None)
 
     def full(self) -> list[str]:
-        """Return the endpoints with enough claimed deliveries, and mark that they have more."""
+        """Return the endpoints at their limit, marked to have more."""
         found = [(endpoint_id, limit) for endpoint_id, limit in self._limits.items() if limit.claimed >= ROOM]
         for _, limit in found:
             limit.has_more = True
@@ -107,7 +106,7 @@ class EndpointLimits:
 
     @asynccontextmanager
     async def slot(self, limit: EndpointLimit) -> AsyncGenerator[None]:
-        """Hold a place of the endpoint and a shared slot; a slow call releases the slot early."""
+        """Hold a place and a shared slot; a slow call releases the slot early."""
         async with limit.places:
             await self._slots.acquire()
             has_slot = True

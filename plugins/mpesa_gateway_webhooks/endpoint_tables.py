@@ -1,4 +1,4 @@
-"""The table of endpoints, and the queries on it."""
+"""Table and queries of endpoints."""
 
 from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.columns.combination import Where
@@ -29,7 +29,6 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
 
 
 def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
-    """Return the conditions for the merchant's active endpoint in an env."""
     return (
         EndpointRow.merchant_id == merchant_id,
         EndpointRow.env == env,
@@ -39,7 +38,7 @@ def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
 
 # raw SQL: hot path - each attempt updates its endpoint.
 # raw SQL: upsert - the active endpoint of a merchant and env, found by a partial index.
-# raw SQL: aggregate - the deliveries of an endpoint, counted up to a limit.
+# raw SQL: aggregate - an endpoint's deliveries, counted up to a limit.
 
 ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz

@@ -1,4 +1,4 @@
-"""Use cases of endpoints: set, rotate, test and remove."""
+"""Use cases of endpoints."""
 
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,6 @@ from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithS
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 HAND_OVER = "webhooks.hand_over"
-"""The queue's name of the job that assigns waiting deliveries."""
 
 SHOWN: tuple[Column, ...] = (
     EndpointRow.endpoint_id,
@@ -39,12 +38,12 @@ SHOWN: tuple[Column, ...] = (
 
 
 def aad(merchant_id: str) -> tuple[str, ...]:
-    """Return the associated data of an endpoint's sealed secret."""
+    """Return the associated data of the sealed secret."""
     return (merchant_id, "webhooks", "secret")
 
 
 _TESTS, _TESTS_EACH = 32, 2
-"""Concurrent webhook tests of one process, in all and per merchant."""
+"""Concurrent tests of one process, in all and per merchant."""
 
 
 class EndpointService:
@@ -57,9 +56,9 @@ class EndpointService:
         self._tests = Bulkhead(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
-        """Set the endpoint of the caller's env, with a new secret; the old one also signs for ``overlap_hours``.
+        """Set the endpoint with a new secret; the old one also signs for ``overlap_hours``.
 
-        Pending and waiting deliveries go to the new address. Raises Invalid for a forbidden address.
+        Pending and waiting deliveries go to the new address. Raises Invalid.
         """
         allow_loopback = await self.allows_loopback(caller.env)
         with check_fields() as checks:
@@ -85,7 +84,7 @@ class EndpointService:
         return WebhookWithSecret(url, secret.reveal(), caller.env)
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
-        """Create a new secret; the old one also signs for ``overlap_hours``. Raises NotFound without an endpoint."""
+        """Create a new secret; the old one also signs for ``overlap_hours``. Raises NotFound."""
         secret = signing.new_secret(self._runtime.ids.token(32))
         now = self._runtime.clock.now()
         async with self._db.transaction():
@@ -102,7 +101,7 @@ class EndpointService:
         return WebhookWithSecret(row["url"], secret.reveal(), caller.env)
 
     async def remove(self, caller: Caller) -> None:
-        """Remove the endpoint. Pending deliveries and new events wait for the next one. Raises NotFound."""
+        """Remove the endpoint; its deliveries and new events wait for the next one. Raises NotFound."""
         async with self._db.transaction():
             row = await self._change(
                 caller, {EndpointRow.is_active: False, EndpointRow.updated_at: self._runtime.clock.now()}
@@ -111,7 +110,7 @@ class EndpointService:
             await self._db.after_commit(self._hand_over)
 
     async def _hand_over(self) -> None:
-        # If this wake-up is lost, the same job still runs each minute.
+        # The same job also runs each minute.
         self._runtime.jobs.wake(HAND_OVER)
 
     async def view(self, merchant_id: str, env: Env) -> WebhookView:
@@ -132,9 +131,9 @@ class EndpointService:
         )
 
     async def test(self, caller: Caller, egress: Egress) -> TestAnswer:
-        """Send a ``webhook.test`` at once, and return the server's response.
+        """Send a test at once, and return the response.
 
-        Raises NotFound, and RateLimited above ``tests_per_minute`` or while too many tests wait for a response.
+        Raises NotFound, and RateLimited while too many tests run or above ``tests_per_minute``.
         """
         self._db.refuse_transaction("sending a test webhook")
         await self._runtime.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
@@ -195,12 +194,12 @@ class EndpointService:
     async def allows_loopback(self, env: str) -> bool:
         """Return True if webhooks may go to this machine: only while no merchant is live.
 
-        Checked for each call, since endpoints and deliveries may be older than the first live merchant.
+        Checked for each call, since a merchant may have gone live since.
         """
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _change(self, caller: Caller, values: dict[Any, Any]) -> dict[str, Any]:
-        """Change the endpoint of the caller's env; returns its id and url. Raises NotFound."""
+        """Change the endpoint; returns its id and url. Raises NotFound."""
         changed: list[dict[str, Any]] = await self._db.run(
             EndpointRow.update(values)
             .where(*active_of(caller.merchant_id, caller.env))

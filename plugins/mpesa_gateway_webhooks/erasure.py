@@ -1,4 +1,4 @@
-"""Erasure of a payer's phone number from the stored responses of endpoints."""
+"""Erasure of a payer's number from stored responses."""
 
 from collections.abc import Mapping
 

@@ -5,7 +5,7 @@ from mpesa_gateway_webhooks.deliveries import DeliveryService
 
 
 async def deliver(gateway: Runtime, *, delivery_ids: list[str]) -> None:
-    """Claim due deliveries and start sending them; their lease in Postgres outlives the job."""
+    """The lease in Postgres outlives the job."""
     await gateway.port(DeliveryService).begin(delivery_ids)
 
 

@@ -18,7 +18,7 @@ from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 FAILING = 3
-"""Consecutive failures from which an endpoint counts as failing."""
+"""Consecutive failures of a failing endpoint."""
 
 _RECENT = timedelta(days=1)
 
@@ -49,10 +49,7 @@ class WebhookOperatorService:
         self._endpoints = endpoints
 
     async def endpoints(self, env: Env, cursor: str | None, limit: int) -> KeysetPage[Row]:
-        """Return active endpoints of ``env``, newest first, with their pending deliveries and the last day's dead ones.
-
-        Raises Invalid for a bad cursor.
-        """
+        """Return active endpoints with their pending and dead deliveries, newest first. Raises Invalid."""
         found = Conditions(env)
         found.add("is_active")
         page = await endpoint_tables.ENDPOINTS.page(self._db, found, cursor, limit)
@@ -70,7 +67,7 @@ class WebhookOperatorService:
         return await self._db.fetchrow(endpoint_tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
 
     async def owner_of(self, endpoint_id: str) -> tuple[Merchant, Env]:
-        """Return the merchant and env of an endpoint. Raises NotFound, and Conflict if it was removed."""
+        """Raises NotFound, and Conflict for a removed endpoint."""
         row = await self.endpoint(endpoint_id)
         if not row["is_active"]:
             raise Conflict("this endpoint was removed")
@@ -80,7 +77,7 @@ class WebhookOperatorService:
         return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
     async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> KeysetPage[Row]:
-        """Return a page of deliveries of ``env``. Raises Invalid for a bad cursor."""
+        """Raises Invalid for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.equal(status=query.status, event_type=query.event_type)
         return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)
@@ -106,7 +103,7 @@ class WebhookOperatorService:
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
     async def owed(self, *envs: Env) -> tuple[int, datetime | None]:
-        """Return the number of pending deliveries of these envs, at most 10,000, and the time of the oldest."""
+        """Return the number of pending deliveries, at most 10,000, and the oldest's time."""
         row = await self._db.fetchrow(tables.OWED, list(envs))
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
@@ -122,11 +119,11 @@ class WebhookOperatorService:
         return count
 
     async def count_dead(self, *envs: Env) -> int:
-        """Count the dead deliveries of the last day in these envs."""
+        """Count the last day's dead deliveries."""
         return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))
 
     async def waiting(self, env: Env) -> tuple[int, datetime | None]:
-        """Return the number of merchants with waiting events in ``env``, and the time of the oldest event."""
+        """Return the number of merchants with waiting events, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
         row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait))
         return (0, None) if row is None else (row["merchants"], row["oldest"])
@@ -149,5 +146,5 @@ def health_of(row: Row, now: datetime) -> str:
 
 
 def host_of(url: str | None) -> str:
-    """Return the host of an endpoint's address; the path may contain a secret."""
+    """Return the host of an address, whose path may contain a secret."""
     return "no endpoint" if url is None else urlsplit(url).netloc

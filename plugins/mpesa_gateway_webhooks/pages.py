@@ -35,7 +35,7 @@ from mpesa_gateway_webhooks.schemas import ReplayMany
 
 _A_PAGE = 50
 _LATE = timedelta(minutes=10)
-"""Age of the oldest pending delivery from which operators are warned."""
+"""Age of a pending delivery from which operators are warned."""
 
 _STATUSES = ("waiting", "pending", "delivered", "dead", "cancelled")
 
@@ -185,7 +185,7 @@ async def owed(visit: PageRequest, _: str) -> Rendered | None:
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """Return one entry per delivery, at the time of its last attempt."""
+    """Return one entry per delivery, at its last attempt."""
     deliveries: dict[str, list[Row]] = {}
     for row in await gateway.port(WebhookOperatorService).attempts_of_payment(payment_id):
         deliveries.setdefault(row["delivery_id"], []).append(row)

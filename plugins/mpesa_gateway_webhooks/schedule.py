@@ -10,7 +10,7 @@ _JITTER = 0.1
 
 
 def pause_after(attempts: int, chance: float, pauses: Sequence[float] = PAUSES) -> timedelta | None:
-    """Return the pause after ``attempts`` failures, ±10 % by ``chance`` in 0…1; None after the last attempt."""
+    """Return the pause after ``attempts`` failures, ±10 % by ``chance`` in 0…1, or None."""
     if attempts > len(pauses):
         return None
     return timedelta(seconds=pauses[attempts - 1]) * (1 + _JITTER * (2 * chance - 1))

@@ -32,16 +32,16 @@ log = structlog.get_logger(__name__)
 
 _LEASE = 6
 _WORK = 4
-"""Multiples of the call timeout: the length of a lease, and the part of it in which a call may start.
+"""Lengths of a lease and of the time to start a call in it, in call timeouts.
 
 The difference covers a call and its repetition, so that no two workers send a delivery at once.
 """
 
 _NO_ROOM = timedelta(seconds=5)
-"""Time by which a delivery is deferred while the merchant's DNS look-ups use up their limit."""
+"""Pause of a delivery while too many of the merchant's calls wait for DNS."""
 
 _JOBS = 20
-"""Jobs whose deliveries are claimed in one round trip."""
+"""Jobs per claim."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class _Lease:
 
 @dataclass(frozen=True)
 class _RequestedDelivery:
-    """The deliveries of one job, with the job's context for logs."""
+    """The deliveries and the log context of one job."""
 
     delivery_ids: Sequence[str]
     context: Context
 
 
 class DeliverySender:
-    """Sends due deliveries. A lease in Postgres excludes other workers; after a crash the same id is sent again."""
+    """Sends due deliveries under a lease in Postgres; after a crash the same id is sent again."""
 
     def __init__(
         self, runtime: Runtime, *, endpoints: EndpointService, hand_over: Callable[[], Awaitable[object]]
     ) -> None:
-        """``hand_over`` enqueues due deliveries, once more may be claimed."""
+        """``hand_over`` enqueues due deliveries."""
         self._runtime = runtime
         self._hand_over = hand_over
         self._catching_up: asyncio.Task[None] | None = None
@@ -104,7 +104,7 @@ class DeliverySender:
         await self.egress.start()
 
     async def stop(self) -> None:
-        """Finish calls within the worker's grace period, release the others, and stop the HTTP client."""
+        """Finish calls within the grace period, and release the other deliveries."""
         self._is_stopping = True
         if self._catching_up is not None:
             self._catching_up.cancel()
@@ -114,7 +114,7 @@ class DeliverySender:
         await self.egress.stop()
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim the due, unleased deliveries among these, and send them concurrently; returns their number."""
+        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         tasks = await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context()))
         try:
             if tasks:
@@ -125,9 +125,9 @@ class DeliverySender:
         return len(tasks)
 
     async def begin(self, delivery_ids: Sequence[str]) -> int:
-        """Like ``deliver``, but returns once they are claimed, so that a slow endpoint does not occupy a worker.
+        """Like ``deliver``, but returns after the claim, so that a slow endpoint occupies no worker.
 
-        Claims nothing while too many deliveries are claimed; they stay due and are enqueued again later.
+        Claims nothing while too many deliveries are claimed; they are enqueued again later.
         """
         if not self._limits.has_room:
             if self._catching_up is None or self._catching_up.done():
@@ -181,14 +181,14 @@ class DeliverySender:
         return started
 
     def _run(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
-        # Each task gets its own copy of the job's context, or an empty one.
+        # A copy of the job's context, or an empty one.
         task = asyncio.create_task(work, context=Context() if context is None else context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _refill(self, endpoint_id: str, limit: EndpointLimit) -> None:
-        """Claim more deliveries of an endpoint before it runs out of them."""
+        """Claim more deliveries of an endpoint before it runs out."""
         try:
             lease = self._lease()
             rows = await self._db.fetch(
@@ -211,7 +211,7 @@ class DeliverySender:
             with use_context(context_of(delivery_id)):
                 await self._send_in_slot(row, limit, lease)
         except asyncio.CancelledError:
-            # The worker stops. The next one need not wait for the end of the lease.
+            # The next worker need not wait for the end of the lease.
             await self._recorder.release(delivery_id, lease.leased_until)
             raise
         except Exception as problem:  # noqa: BLE001 - it is sent again after its lease
@@ -231,7 +231,7 @@ class DeliverySender:
     async def _send_in_slot(self, row: Row, limit: EndpointLimit, lease: _Lease) -> None:
         answer: EgressResponse | EgressFailed | EgressBusy | None = None
         async with self._limits.slot(limit):
-            # The wait for a slot may have been long: the pause and the lease are checked again.
+            # The wait for a slot may have been long.
             now = self._runtime.clock.now()
             closed_until = limit.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
@@ -247,12 +247,12 @@ class DeliverySender:
                 if not isinstance(answer, EgressBusy):
                     self._note(limit, answer)
         if isinstance(answer, EgressBusy):
-            # Nothing was sent: too many calls of this merchant wait for DNS.
+            # Nothing was sent: too many of the merchant's calls wait for DNS.
             await self._recorder.defer(row["delivery_id"], self._runtime.clock.now() + _NO_ROOM)
         elif answer is not None:
             await self._recorder.record(row, answer)
         elif is_closed and closed_until is not None:
-            # The endpoint is paused. This does not count as an attempt.
+            # A pause does not count as an attempt.
             await self._recorder.defer(row["delivery_id"], closed_until)
         else:
             await self._recorder.release(row["delivery_id"], lease.leased_until)
@@ -287,7 +287,7 @@ class DeliverySender:
         except EgressFailed as failure:
             if failure.reason != "reset":
                 return failure
-        # The server closed a kept connection: retry once with the same id.
+        # The server closed a kept connection: retry once.
         try:
             return await send()
         except (EgressFailed, EgressBusy) as failure:
