@@ -110,8 +110,8 @@ async def test_addresses_for_results_that_mpesa_does_not_call(town: Town, url: s
     ("credential", "words"),
     [
         ("this_is_not_base64", "not base64"),
-        (b64encode(b"x" * 128).decode(), "not encrypted with the present"),
-        (b64encode(b"\xff" * 256).decode(), "not encrypted with the present"),
+        (b64encode(b"x" * 128).decode(), "not encrypted with the current"),
+        (b64encode(b"\xff" * 256).decode(), "not encrypted with the current"),
     ],
 )
 async def test_an_initiators_password_that_was_not_encrypted_for_this(town: Town, credential: str, words: str) -> None:

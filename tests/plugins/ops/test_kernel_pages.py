@@ -87,7 +87,7 @@ async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> Non
         assert "consumer secret ****ests" in shown.words
         assert "consumer-secret-of-tests" not in shown.text
         told = await browser.submits(shown, "/verify")
-        assert "Credentials valid: M-Pesa gave an access token" in told.words
+        assert "Credentials valid: M-Pesa returned an access token" in told.words
         assert "valid cached until" in told.words
         assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}
