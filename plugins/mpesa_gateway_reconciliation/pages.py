@@ -220,7 +220,8 @@ async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
 
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:
     gateway = visit.gateway
-    merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
+    page = await gateway.merchants.page(_COMPARED)
+    merchants = [each for each in page.rows if visit.env in each.envs]
     sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
     names = {each.merchant_id: each.name for each in merchants}
     compared: list[tuple[str, Agreement]] = []
@@ -234,7 +235,8 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
     without = len(names.keys() - {each.merchant_id for each in sources})
     if not compared and not unread and not without:
         return None
-    values = {"compared": compared, "unread": unread, "without": without, "clock": _clock}
+    others = page.next_cursor is not None
+    values = {"compared": compared, "unread": unread, "without": without, "others": others, "clock": _clock}
     return Rendered("agreement.html", values)
 
 

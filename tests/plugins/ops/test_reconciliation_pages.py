@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway_reconciliation.agreement import gaps_of
 from tests.browsing import Browser, Page
@@ -181,6 +183,14 @@ async def test_overview_compares_the_statements_of_today_with_the_gateway(desk: 
         assert "1 statement line without a payment" in more
         totals = await browser.opens("/reconciliation/lines?finding=not_found")
         assert "1 line, KES 700 in total" in totals.words
+
+
+async def test_overview_says_that_older_merchants_are_not_compared(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk.browser(Role.OPERATOR) as browser:
+        assert "older merchants are not compared" not in (await browser.opens()).words
+        monkeypatch.setattr("mpesa_gateway_reconciliation.pages._COMPARED", 1)
+        await desk.gateway.merchants.create("Second", actor="test")
+        assert "older merchants are not compared" in (await browser.opens()).words
 
 
 def test_gaps_of_windows_are_the_times_that_none_covers() -> None:
