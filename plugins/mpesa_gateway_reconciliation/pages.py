@@ -233,9 +233,9 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
         if len(found) < wanted:
             unread[names[merchant_id]] = wanted - len(found)
     without = len(names.keys() - {each.merchant_id for each in sources})
-    if not compared and not unread and not without:
-        return None
     others = page.next_cursor is not None
+    if not (compared or unread or without or others):
+        return None
     values = {"compared": compared, "unread": unread, "without": without, "others": others, "clock": _clock}
     return Rendered("agreement.html", values)
 
