@@ -1,4 +1,4 @@
-"""The document and the collection as files, by a host who has no server, no database and no key."""
+"""Protects the `openapi` command: the document as a file without a server, a database or a key."""
 
 import json
 
@@ -6,7 +6,7 @@ from mpesa_gateway.http.collection import STORY
 from tests.kernel.cli.terminal import Host
 
 
-def test_the_document_needs_nothing_that_runs(bare_host: Host) -> None:
+def test_openapi_command_needs_no_running_server(bare_host: Host) -> None:
     printed = bare_host.asks("openapi")
     assert printed.returncode == 0
     document = json.loads(printed.stdout)
@@ -16,7 +16,7 @@ def test_the_document_needs_nothing_that_runs(bare_host: Host) -> None:
     assert "/simulator/control/reset" not in document["paths"]
 
 
-def test_it_describes_what_is_enabled_where_it_is_reached(bare_host: Host) -> None:
+def test_openapi_command_describes_enabled_plugins_at_the_public_url(bare_host: Host) -> None:
     bare_host.variables |= {"PLUGINS": "credentials,webhooks", "PUBLIC_URL": "https://pay.example.co.ke/"}
     document = json.loads(bare_host.asks("openapi").stdout)
     assert document["servers"] == [{"url": "https://pay.example.co.ke"}]
@@ -24,7 +24,7 @@ def test_it_describes_what_is_enabled_where_it_is_reached(bare_host: Host) -> No
     assert "/v1/payments" not in document["paths"]
 
 
-def test_a_file_takes_the_collection(bare_host: Host) -> None:
+def test_openapi_command_writes_the_collection_to_a_file(bare_host: Host) -> None:
     done = bare_host.asks("openapi", "--postman", "--out", "collection.json")
     assert (done.returncode, done.stdout) == (0, "")
     collection = json.loads((bare_host.folder / "collection.json").read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def test_a_file_takes_the_collection(bare_host: Host) -> None:
     assert collection["item"][0]["name"] == STORY
 
 
-def test_a_file_that_cannot_be_written_is_named(bare_host: Host) -> None:
+def test_openapi_command_with_an_unwritable_file_names_the_file(bare_host: Host) -> None:
     done = bare_host.asks("openapi", "--out", "missing/document.json")
     assert done.returncode == 2
     assert "missing/document.json" in done.stderr
