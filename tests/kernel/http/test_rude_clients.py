@@ -123,7 +123,7 @@ class Process:
         return Connection(self.port)
 
     def head(self, request: str, *headers: str) -> bytes:
-        """Return a request connection with its headers and the API key."""
+        """Return a request line with its headers and the API key."""
         rows = [f"{request} HTTP/1.1", "Host: gateway", f"X-API-Key: {self.key}", *headers]
         return "\r\n".join([*rows, "", ""]).encode()
 
@@ -200,7 +200,7 @@ NO_HTTP = {
     "an unknown method": b"FROB / HTTP/1.1\r\nHost: x\r\n\r\n",
     "connect": b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
     "an unknown version": b"GET / HTTP/3.7\r\nHost: x\r\n\r\n",
-    "bare connection feeds": b"GET / HTTP/1.1\nHost: x\n\n",
+    "bare line feeds": b"GET / HTTP/1.1\nHost: x\n\n",
     "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b\r\n c\r\n\r\n",
     "a space before the colon": b"GET / HTTP/1.1\r\nHost: x\r\nX-A : b\r\n\r\n",
     "no colon": b"GET / HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
