@@ -107,21 +107,20 @@ soak *options: ready
 schemathesis *options: ready
     .venv/bin/python -m bench.schema {{ options }}
 
-# Make clients of the OpenAPI document, and let them make a payment: Python, TypeScript, Postman (`apt-get install nodejs npm`)
+# Generate Python and TypeScript clients from the OpenAPI document; each makes a payment (`apt-get install nodejs npm`)
 clients: ready
     .venv/bin/python -m bench.clients
 
-# Write docs/reference anew from the code; `--check` only says whether that is due
+# Generate docs/reference from the code; `--check` only reports outdated pages
 reference *options: ready
     .venv/bin/python -m docs.site.reference {{ options }}
 
-# Build the documentation as a site in dist/docs, in an environment of its own; a broken link ends it
+# Build the documentation as a site in dist/docs, in an environment of its own; fails on a broken link
 docs: ready
     test -x .bench/venv-docs/bin/python || {{ python }} -m venv .bench/venv-docs
     .bench/venv-docs/bin/pip install -q -r requirements/docs.txt
     .bench/venv-docs/bin/sphinx-build -q --nitpicky --fail-on-warning --keep-going --fresh-env \
         --conf-dir docs/site --doctree-dir .bench/doctrees . dist/docs
-    .bench/venv-docs/bin/python -m docs.site.check dist/docs
 
 # Measure how fast the gateway is, beside its limits and its peers: docs/performance.md
 bench *options: ready
@@ -138,10 +137,6 @@ bench-isolation *options: ready
 # Attack the gateway directly and through nginx, Caddy and ingress-nginx's settings (`apt-get install caddy nginx`): docs/security.md
 attack *options: ready
     .venv/bin/python -m bench.attack {{ options }}
-
-# Measure what a replica for reads takes off the primary: docs/scaling.md
-bench-replica *options: ready
-    .venv/bin/python -m bench.replica {{ options }}
 
 # Look for mistakes with ruff, and at the direction of imports
 lint: ready

@@ -14,22 +14,18 @@ from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.clock_keeper import ClockKeeper
 from mpesa_gateway.config import ConfigRefused, GatewayConfig, QueueName
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.event_log import EventRow, EventTaskRow
 from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.door import Door
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
-from mpesa_gateway.measures import COUNTS
-from mpesa_gateway.meter import Meter
-from mpesa_gateway.neighbours import place_of_its_own
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.owner import bring_up_to_date, what_is_due
 from mpesa_gateway.plugin import (
     Plugin,
@@ -37,6 +33,7 @@ from mpesa_gateway.plugin import (
     callback_kinds_of,
     event_types_of,
     load,
+    metrics_of,
     operations_of,
     prefixes_of,
     scopes_of,
@@ -58,7 +55,9 @@ from mpesa_gateway.security.tables import (
 )
 from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
-from mpesa_gateway.tracing import UNTRACED, Tracer
+from mpesa_gateway.single_gateway import single_gateway
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import Tracing
 from mpesa_gateway.worker import WorkerGroup, build_worker, keep_working
 
 log = structlog.get_logger(__name__)
@@ -113,28 +112,25 @@ class Gateway:
             config.security.trusted_proxies, "security.trusted_proxies"
         )
         self.sealer = sealer_for(config.security)
-        self.meter = Meter()
-        self.meter.know([*COUNTS, *(measure for plugin in self.plugins for measure in plugin.counts)])
+        self.metrics = metrics_of(self.plugins)
+        kernel_metrics = self.metrics.get(KernelMetrics)
         self.db = Database(config.database)
-        self.replica = None if config.database.replica_url is None else Replica(config.database, self.db, self.meter)
-        self.reads: Asking = self.replica or self.db
         self.vault = Vault(self.db, self.sealer, self.ids)
         self.audit = Audit(
             self.db,
             self.clock,
             self.ids,
-            self.reads,
             window=config.limits.auth_failures_window,
             keep_days=config.retention.audit_days,
         )
-        self.outcomes = Outcomes(self.db, self.meter)
+        self.outcomes = Outcomes(self.db, kernel_metrics.call_outcomes)
         self.changes = Changes(self.db)
         self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = self._offered()
-        self.tracer: Tracer = self.services.get(Tracer) if self.services.offers(Tracer) else UNTRACED
-        self.db.tracer = self.tracer
+        self.tracing = self.services.get(Tracing) if self.services.offers(Tracing) else Tracing()
+        self.tracer = self.db.tracer = self.tracing.tracer
         self._event_types = event_types_of(self.plugins)
         self.jobs_by_name: Mapping[str, Job] = KERNEL_JOBS | {
             plugin.job_name(job): job for plugin in self.plugins for job in plugin.jobs
@@ -145,6 +141,7 @@ class Gateway:
         except ValueError:
             # The library's own words can quote a part of a password.
             raise ConfigRefused("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
+        self.trace_links = TraceLinks(self.valkey, config.valkey, self.tracing.remember_hours)
         self.limits = Limits(config, self.clock)
         self.outbox = Outbox(
             [subscriber for plugin in self.plugins for subscriber in plugin.subscribers],
@@ -152,7 +149,6 @@ class Gateway:
             clock=self.clock,
             ids=self.ids,
             jobs=self.jobs,
-            tracer=self.tracer,
             event_type=self.event_type,
             context=self,
         )
@@ -163,7 +159,7 @@ class Gateway:
             valkey=self.valkey,
             sealer=self.sealer,
             prefix=config.valkey.prefix,
-            meter=self.meter,
+            metrics=kernel_metrics,
             tracer=self.tracer,
             refuse_transaction=self.db.refuse_transaction,
             lookup=self.names,
@@ -263,8 +259,8 @@ class Gateway:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
         Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
-        KeyspaceTaken when another gateway of this process has the same queue for another database, and what asyncpg
-        raises when Postgres cannot be reached. Valkey may be away.
+        SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
+        Postgres cannot be reached. Valkey may be away.
         """
         self._users += 1
         if self._users > 1:
@@ -277,10 +273,8 @@ class Gateway:
             raise
 
     async def _start(self, *, migrate_first: bool) -> None:
-        self._place.enter_context(place_of_its_own(self.config))
+        self._place.enter_context(single_gateway(self.config))
         await self.db.start()
-        if self.replica is not None:
-            await self.replica.start()
         if self._clock_keeper is not None:
             await self._clock_keeper.start()
         if migrate_first:
@@ -295,9 +289,9 @@ class Gateway:
         await self.jobs.start()
         await self.limits.start()
         await self.daraja.start()
-        # First, and so the last to stop: what the others do until then is told.
-        await self.tracer.start()
-        self._running_parts.append(self.tracer)
+        # First, and so the last to stop: the spans of the others until then are exported.
+        await self.tracing.start()
+        self._running_parts += [self.tracing, self.trace_links]
         for plugin in self.plugins:
             for port, _ in plugin.provides:
                 part = self.services.get(port)
@@ -349,8 +343,6 @@ class Gateway:
         await self.valkey.aclose()
         await self.names.close()
         await self.changes.stop()
-        if self.replica is not None:
-            await self.replica.stop()
         await self.db.stop()
         self._place.close()
 

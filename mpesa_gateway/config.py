@@ -67,16 +67,11 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
     role of ``url`` owns them, and could change or remove whatever the gateway keeps.
-
-    ``replica_url`` is a streaming replica for lists and exports, which wait ``replica_max_lag`` seconds at most until
-    it has all that is committed.
     """
 
     url: Secret | None = None
     direct_url: Secret | None = None
     owner_url: Secret | None = None
-    replica_url: Secret | None = None
-    replica_max_lag: Seconds = 0.25
     schema: str = "mpesa"
     pool_min: Count = 1
     pool_max: Count = 20
@@ -444,7 +439,6 @@ def _check_servers(config: GatewayConfig) -> None:
         ("database.url", database.url),
         ("database.direct_url", database.direct_url),
         ("database.owner_url", database.owner_url),
-        ("database.replica_url", database.replica_url),
         ("valkey.url", config.valkey.url),
     ):
         if url is not None and not url:

@@ -17,6 +17,7 @@ from mpesa_gateway.http.html import ASKED_PATH
 from mpesa_gateway.http.request_id import RequestIds
 from mpesa_gateway.http.upgrade import AnswerOnce
 from mpesa_gateway.logs import trace
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import acting_from
@@ -43,7 +44,7 @@ class Door:
 
     def __init__(self, gateway: Doored) -> None:
         self._gateway = gateway
-        self._app = RequestIds(self._when_started, gateway.ids, gateway.meter, gateway.tracer)
+        self._app = RequestIds(self._when_started, gateway.ids, gateway.metrics.get(KernelMetrics), gateway.tracing)
         self._inside: Any = None
         self._gate: Gate | None = None
         self._access: Access | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.traceparent import continued, current_traceparent
 
 _current: ContextVar[str] = ContextVar("mpesa_gateway_request_id", default="")
 _known: ContextVar[Mapping[str, "Origin"] | None] = ContextVar("mpesa_gateway_origins", default=None)
@@ -33,32 +33,32 @@ def asked_by(request_id: str) -> Generator[None]:
 
 @dataclass(frozen=True)
 class Origin:
-    """A request that led to something: its id, for the log, and where it is in a trace. Either may be empty."""
+    """A request that led to something: its id, for the log, and its ``traceparent``. Either may be empty."""
 
     request_id: str
-    carried: str
+    traceparent: str
 
     def as_meta(self) -> list[str]:
         """As it goes with a job."""
-        return [self.request_id, self.carried]
+        return [self.request_id, self.traceparent]
 
 
-def current_origin(tracer: Tracer) -> Origin | None:
-    """Who asks at this moment; None for nobody. Callers choose their request ids and operators see them: masked."""
-    request_id, carried = current_request_id(), tracer.carried()
-    return Origin(mask_phones(request_id), carried) if request_id or carried else None
+def current_origin() -> Origin | None:
+    """Return the current request, None outside of requests. Callers choose request ids: phone numbers are masked."""
+    request_id, traceparent = current_request_id(), current_traceparent()
+    return Origin(mask_phones(request_id), traceparent) if request_id or traceparent else None
 
 
 @contextmanager
-def coming_from(origin: Origin | None, tracer: Tracer) -> Generator[None]:
-    """A block that is done for whoever asked there: its log lines, its jobs and its spans say so."""
+def coming_from(origin: Origin | None) -> Generator[None]:
+    """Return a block whose log lines, jobs and spans belong to that request."""
     if origin is None:
         yield
     elif origin.request_id:
-        with asked_by(origin.request_id), tracer.resume(origin.carried):
+        with asked_by(origin.request_id), continued(origin.traceparent):
             yield
     else:
-        with tracer.resume(origin.carried):
+        with continued(origin.traceparent):
             yield
 
 

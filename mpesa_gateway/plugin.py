@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
+from prometheus_client.registry import DuplicateTimeseries
 
 from mpesa_gateway.config import QUEUES, HasSettings
 from mpesa_gateway.daraja.addresses import filtered_words
@@ -21,11 +22,12 @@ from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import KERNEL_PREFIXES, IdPrefix
 from mpesa_gateway.invariant import Invariant
-from mpesa_gateway.meter import Counter, Histogram
+from mpesa_gateway.metrics.collector import Collector
+from mpesa_gateway.metrics.definitions import KernelMetrics
+from mpesa_gateway.metrics.registry import Metrics
 from mpesa_gateway.observation import Check
 from mpesa_gateway.pages import NO_PAGES, Pages
 from mpesa_gateway.queues import Job
-from mpesa_gateway.readings import Reading
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.rotation import SealedColumn
 from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
@@ -33,6 +35,7 @@ from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
 if TYPE_CHECKING:
     import click
     from piccolo.table import Table
+    from prometheus_client import CollectorRegistry
 
     from mpesa_gateway.asgi_types import ASGIApp
     from mpesa_gateway.erasure import Case, Number
@@ -157,10 +160,10 @@ class Plugin:
     """What ``mpesa-gateway doctor`` looks at for this plugin."""
     invariants: tuple[Invariant, ...] = ()
     """What always holds in this plugin's tables: ``mpesa-gateway doctor --ledger`` asks whether it does."""
-    counts: tuple[Counter | Histogram, ...] = ()
-    """What this plugin counts and times in each process, by ``gateway.meter``."""
-    readings: tuple[Reading, ...] = ()
-    """How things of this plugin stand, for the plugin ``metrics`` to show."""
+    metrics: Callable[[CollectorRegistry], Any] | None = None
+    """The class that defines this plugin's counters and histograms: ``gateway.metrics.get(ThisClass)``."""
+    collectors: tuple[Collector, ...] = ()
+    """Gauges that the plugin ``metrics`` collects when Prometheus scrapes."""
     contributes: tuple[Any, ...] = ()
     """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
@@ -333,6 +336,15 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
             if other is not event:
                 raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
     return found
+
+
+def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
+    """Return the metrics of the kernel and the plugins. Raises PluginRefused if two have the same name."""
+    try:
+        return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
+    except DuplicateTimeseries as problem:
+        names = ", ".join(sorted(problem.duplicates))
+        raise PluginRefused(f"two metrics have the same name ({names}): rename one of them") from None
 
 
 class Named(Protocol):

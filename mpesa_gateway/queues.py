@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 import valkey.asyncio
+from opentelemetry.trace import SpanKind, Tracer
 from saq import Job as SaqJob
 from saq import Status
 from saq.job import UNSUCCESSFUL_TERMINAL_STATUSES
@@ -27,7 +28,7 @@ from mpesa_gateway.config import QUEUES, QueueName, ValkeyConfig
 from mpesa_gateway.errors import NotStarted
 from mpesa_gateway.origin import Origin, current_origin
 from mpesa_gateway.sentinel import primary_pool
-from mpesa_gateway.tracing import UNTRACED, Attributes, Tracer
+from mpesa_gateway.tracing import UNTRACED, Attributes, child_span
 
 log = structlog.get_logger(__name__)
 
@@ -166,13 +167,24 @@ class GatewayQueue(RedisQueue):
         return [job for job in jobs if job is not None and _has_failed(job)]
 
     async def retry_failed(self, key: str) -> SaqJob | None:
-        """Put a failed job on the queue once more; None when it is not there, or somebody else has just done so."""
-        job = await self.job(key)
-        # Whoever takes it off the list is the one who retries it.
-        if not await self.redis.zrem(self._failed_ids, self.job_id(key)) or job is None or not _has_failed(job):
-            return None
-        await self.retry(job, None)
+        """Enqueue a failed job again and return it; None where it is not listed."""
+        job = await self._unlist_failed(key)
+        if job is not None:
+            await self.retry(job, None)
         return job
+
+    async def discard_failed(self, key: str) -> SaqJob | None:
+        """Let a failed job expire like a finished one and return it; None where it is not listed."""
+        job = await self._unlist_failed(key)
+        if job is not None:
+            await self.redis.expire(job.id, KEEP)
+        return job
+
+    async def _unlist_failed(self, key: str) -> SaqJob | None:
+        job = await self.job(key)
+        # Of two concurrent calls, one removes the entry and acts.
+        was_listed = await self.redis.zrem(self._failed_ids, self.job_id(key))
+        return job if was_listed and _has_failed(job) else None
 
     @property
     def _failed_ids(self) -> str:
@@ -279,7 +291,7 @@ class Jobs:
         the same id waits or runs. ``origins`` says whose request each of the things is that the job is about, where
         they are of several. False when Valkey is away; raises KeyError for an unknown job.
         """
-        with self._tracer.step(f"enqueue {name}", SAQ, "producer"):
+        with child_span(self._tracer, f"enqueue {name}", SAQ, SpanKind.PRODUCER):
             return await self._enqueue(name, delay, once, origins, kwargs)
 
     async def _enqueue(
@@ -300,7 +312,7 @@ class Jobs:
                         heartbeat=job.heartbeat,
                         retries=job.attempts,
                         ttl=KEEP,
-                        meta=_asked_by(self._tracer, known),
+                        meta=_asked_by(known),
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
@@ -311,12 +323,12 @@ class Jobs:
         return True
 
 
-def _asked_by(tracer: Tracer, known: Mapping[str, Origin] | None) -> dict[str, Any]:
+def _asked_by(known: Mapping[str, Origin] | None) -> dict[str, Any]:
     """What a job is told of the requests that led to it."""
-    origin = current_origin(tracer)
+    origin = current_origin()
     meta: dict[str, Any] = {}
     if origin is not None:
-        meta = {name: text for name, text in ((REQUEST_ID, origin.request_id), (TRACE, origin.carried)) if text}
+        meta = {name: text for name, text in ((REQUEST_ID, origin.request_id), (TRACE, origin.traceparent)) if text}
     if known:
         meta[ORIGINS] = {name: origin.as_meta() for name, origin in known.items()}
     return meta

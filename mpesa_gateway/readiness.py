@@ -1,7 +1,8 @@
 """What a merchant still lacks in one env: each plugin reports its own part."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -11,6 +12,12 @@ from mpesa_gateway.security.scopes import Env
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not set up: what it is, what does not work without it, and how to set it up."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "name": "initiator",
+        "message": "refunds and status queries are off: mpesa.initiator is not stored",
+        "fix": "PUT /v1/merchant/providers, with mpesa.initiator and mpesa.initiator_password",
+    }
 
     name: str
     message: str

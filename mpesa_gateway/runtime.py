@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from opentelemetry.trace import Tracer
 
 from mpesa_gateway.client_ip import Network
 from mpesa_gateway.clock import Clock
@@ -15,17 +16,15 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.daraja.operations import Operation
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import Migration
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.dns import Names
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import IdPrefix, Ids
-from mpesa_gateway.meter import Meter
+from mpesa_gateway.metrics.registry import Metrics
 from mpesa_gateway.queues import Job, Jobs
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit
@@ -34,7 +33,8 @@ from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.scopes import Scopes
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.security.vault import Vault
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import Tracing
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -58,11 +58,11 @@ class Runtime(Protocol):
     config: GatewayConfig
     clock: Clock
     ids: Ids
-    meter: Meter
+    metrics: Metrics
     tracer: Tracer
+    tracing: Tracing
+    trace_links: TraceLinks
     db: Database
-    reads: Asking
-    replica: Replica | None
     changes: Changes
     migrations: list[Migration]
     outbox: Outbox

@@ -1,149 +1,178 @@
-"""What is being done, told while it is done to whoever traces it: to nobody, unless a plugin provides a Tracer."""
+"""OpenTelemetry spans without secrets, phone numbers and exception texts."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, Self
+import asyncio
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import WeakKeyDictionary
+
+from opentelemetry.context import Context, attach, detach, set_value
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NoOpTracer,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+    use_span,
+)
+
+from mpesa_gateway.client_ip import Network
+from mpesa_gateway.logs import masked
+from mpesa_gateway.origin import current_request_id
+from mpesa_gateway.traceparent import LATE_PARENT, logged, parent_context
 
 Attributes = Mapping[str, str | int | float | bool]
-"""What is said of a span, by OpenTelemetry's names or ours (``mpesa.…``). Ids and words, never secrets or numbers of
-phones; of an address the route, never its path."""
+_POSTGRES: Attributes = {"db.system.name": "postgresql"}
 
-Part = Literal["internal", "client", "producer"]
+UNTRACED = NoOpTracer()
 
-POSTGRES: Attributes = {"db.system.name": "postgresql"}
+_NOT_RECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
+_ends_after: WeakKeyDictionary[Span, asyncio.Task[None]] = WeakKeyDictionary()
+"""Spans that a task ends, by span."""
 
-class Span(Protocol):
-    """One thing that is being done, from its beginning to its end."""
-
-    def note(self, attributes: Attributes) -> None:
-        """Say more about it."""
-
-    def rename(self, name: str) -> None:
-        """Call it otherwise, once it is known what it is."""
-
-    def fail(self, why: str) -> None:
-        """It went wrong. ``why`` is a stable word, such as an exception's class, never a message."""
+_LONG = 1_000_000_000
+"""Nanoseconds after which a cron's span is recorded without a child."""
 
 
-class Tracer(Protocol):
-    """Port: is told what a gateway does. Nothing here waits for anything or raises.
+class Tracing:
+    """Port: a tracer and its settings. This one records nothing."""
 
-    ``request`` and ``job`` begin a trace or go on with one; a ``call`` to somebody else belongs to what is being done,
-    if anything is; a ``step`` is only told as part of something.
-    """
+    tracer: Tracer = UNTRACED
+    trusted_callers: Sequence[Network] = ()
+    """Callers whose traces are continued, not only linked."""
+
+    is_sent_to_merchants: bool = False
+    remember_hours: int = 0
+    """Hours for which ``TraceLinks`` finds a trace."""
 
     async def start(self) -> None:
-        """Begin to listen."""
+        """Start to export."""
 
     async def stop(self) -> None:
-        """Hand over what was told, within a few seconds."""
-
-    def request(self, scope: Mapping[str, Any], request_id: str) -> AbstractContextManager[Span]:
-        """A request that is answered in the block."""
-        ...
-
-    def job(
-        self, name: str, attributes: Attributes, *, carried: str, is_cron: bool = False
-    ) -> AbstractContextManager[Span]:
-        """A job that runs in the block; ``carried`` is what ``carried()`` gave where it was put on the queue."""
-        ...
-
-    def call(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
-        """A call to somebody else that is made in the block."""
-        ...
-
-    def step(self, name: str, attributes: Attributes, part: Part = "internal") -> AbstractContextManager[Span]:
-        """A part of what is being done."""
-        ...
-
-    def resume(self, carried: str) -> AbstractContextManager[None]:
-        """A block that goes on with what ``carried()`` gave elsewhere."""
-        ...
-
-    def carried(self) -> str:
-        """Where we are, as text for a job; empty outside of everything."""
-        ...
-
-    def told(self) -> str:
-        """The same as a ``traceparent`` header for merchants; empty unless the settings let them know it."""
-        ...
-
-    def begins(self, subject_id: str) -> None:
-        """A payment, refund or question begins with what is being done: what concerns it later will lead back here."""
-
-    def concerns(self, subject_id: str) -> None:
-        """What is being done is about something that began earlier, perhaps elsewhere."""
+        """Export queued spans and stop."""
 
 
-class _Nothing:
-    """A span that nobody sees, and the block around it. There is only one."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def note(self, attributes: Attributes) -> None:
-        """Nobody listens."""
-
-    def rename(self, name: str) -> None:
-        """Nobody listens."""
-
-    def fail(self, why: str) -> None:
-        """Nobody listens."""
+def is_enabled(tracer: Tracer) -> bool:
+    """Return whether spans can be recorded."""
+    return not isinstance(tracer, NoOpTracer)
 
 
-NOTHING = _Nothing()
+def root_span(
+    tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
+) -> AbstractContextManager[Span]:
+    """Return a block with the span of a request or job, whose log lines have the ``trace_id``."""
+    if not is_enabled(tracer):
+        return _NOT_RECORDED
+    return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))
 
 
-class _Untraced:
-    """Nobody is told. Each call costs a call and makes nothing."""
-
-    async def start(self) -> None:
-        """Nothing to begin."""
-
-    async def stop(self) -> None:
-        """Nothing to hand over."""
-
-    def request(self, scope: Mapping[str, Any], request_id: str) -> _Nothing:  # noqa: ARG002 - the port's shape
-        return NOTHING
-
-    def job(self, name: str, attributes: Attributes, *, carried: str, is_cron: bool = False) -> _Nothing:  # noqa: ARG002 - likewise
-        return NOTHING
-
-    def call(self, name: str, attributes: Attributes) -> _Nothing:  # noqa: ARG002 - likewise
-        return NOTHING
-
-    def step(self, name: str, attributes: Attributes, part: Part = "internal") -> _Nothing:  # noqa: ARG002 - likewise
-        return NOTHING
-
-    def resume(self, carried: str) -> AbstractContextManager[None]:  # noqa: ARG002 - likewise
-        return _GOING_ON
-
-    def carried(self) -> str:
-        return ""
-
-    def told(self) -> str:
-        return ""
-
-    def begins(self, subject_id: str) -> None:
-        """Nobody asks later."""
-
-    def concerns(self, subject_id: str) -> None:
-        """Nobody asks."""
+def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
+    """Return a block with the span of a call to another system."""
+    if not is_enabled(tracer):
+        return _NOT_RECORDED
+    return _current_span(
+        tracer.start_span(name, parent_context() or Context(), SpanKind.CLIENT, _of_request(attributes))
+    )
 
 
-class _GoOn:
-    def __enter__(self) -> None:
-        return None
+def child_span(
+    tracer: Tracer, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
+) -> AbstractContextManager[Span]:
+    """Return a block with a span, recorded only inside another one."""
+    parent = parent_context() if is_enabled(tracer) else None
+    if parent is None:
+        return _NOT_RECORDED
+    return _current_span(tracer.start_span(name, parent, kind, _of_request(attributes)))
 
-    def __exit__(self, *_: object) -> None:
-        return None
+
+def postgres_span(tracer: Tracer, what: str) -> AbstractContextManager[Span]:
+    """Return a block with the span of a statement or transaction."""
+    return child_span(tracer, f"postgres {what}", _POSTGRES, SpanKind.CLIENT)
 
 
-_GOING_ON = _GoOn()
+@contextmanager
+def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[None]:
+    """Return a block with a cron's span, recorded if it has a child span, fails, or takes longer than a second."""
+    if not is_enabled(tracer):
+        yield
+        return
+    began = time.time_ns()
+    span: Span | None = None
+    is_over = False
 
-UNTRACED: Tracer = _Untraced()
-"""What a gateway tells of itself where no plugin listens."""
+    def start() -> Span:
+        nonlocal span
+        span = span or tracer.start_span(name, Context(), attributes=_masked(attributes), start_time=began)
+        return span
+
+    def parent() -> Context | None:
+        return None if is_over else set_span_in_context(start(), Context())
+
+    # Not inside the span of a host that started the process.
+    token = attach(set_value(LATE_PARENT, parent, Context()))
+    try:
+        yield
+    except BaseException as problem:
+        set_error(start(), type(problem).__name__)
+        raise
+    finally:
+        detach(token)
+        if time.time_ns() - began >= _LONG:
+            start()
+        is_over = True
+        if span is not None:
+            span.end()
+
+
+def set_attributes(span: Span, attributes: Attributes) -> None:
+    """Set attributes, masked."""
+    if span.is_recording():
+        span.set_attributes(_masked(attributes))
+
+
+def set_error(span: Span, error_type: str) -> None:
+    """Mark a span as failed. ``error_type`` is a class or code, never a message."""
+    span.set_attribute("error.type", error_type)
+    span.set_status(StatusCode.ERROR)
+
+
+def end_after(span: Span, task: asyncio.Task[None]) -> None:
+    """End the span when the task is done, with the time at which its block ended."""
+    _ends_after[span] = task
+
+
+@contextmanager
+def _current_span(span: Span) -> Generator[Span]:
+    try:
+        # The text of an exception may quote a row.
+        with use_span(span, record_exception=False, set_status_on_exception=False):
+            yield span
+    except BaseException as problem:
+        set_error(span, type(problem).__name__)
+        raise
+    finally:
+        ended = time.time_ns()
+        task = _ends_after.pop(span, None)
+        if task is None or task.done():
+            span.end(ended)
+        else:
+            task.add_done_callback(lambda _: span.end(ended))
+
+
+@contextmanager
+def _logged_span(span: Span) -> Generator[Span]:
+    with _current_span(span), logged(span):
+        yield span
+
+
+def _of_request(attributes: Attributes) -> Attributes:
+    request_id = current_request_id()
+    return _masked({**attributes, "mpesa.request_id": request_id} if request_id else attributes)
+
+
+def _masked(attributes: Attributes) -> Attributes:
+    return {name: masked(value) if isinstance(value, str) else value for name, value in attributes.items()}

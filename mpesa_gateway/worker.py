@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, S
 from typing import Any
 
 import structlog
+from opentelemetry.trace import SpanKind
 from saq import CronJob
 from saq import Job as SaqJob
 from saq.worker import Worker
@@ -15,11 +16,12 @@ from valkey.exceptions import ValkeyError
 from mpesa_gateway import queues
 from mpesa_gateway.config import QueueName
 from mpesa_gateway.logs import trace
-from mpesa_gateway.measures import JOB_SECONDS, JOBS
+from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.origin import Origin, coming_from, origins, read_origins
 from mpesa_gateway.queues import AWAY, KEEP, ORIGINS, REQUEST_ID, SAQ, TRACE, GatewayQueue, Job, connect, queue_key
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.tracing import UNTRACED, Attributes
+from mpesa_gateway.traceparent import read_traceparent
+from mpesa_gateway.tracing import Attributes, cron_span, is_enabled, root_span
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +92,8 @@ Runner = Callable[..., Coroutine[Any, Any, None]]
 
 
 def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
+    metrics = runtime.metrics.get(KernelMetrics)
+
     async def run(context: dict[str, Any], **kwargs: Any) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(job=name)
@@ -104,8 +108,8 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
             raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
-            runtime.meter.count(JOBS, name, outcome)
-            runtime.meter.time(JOB_SECONDS, time.perf_counter() - began, name)
+            metrics.jobs.labels(name, outcome).inc()
+            metrics.job_seconds.labels(name).observe(time.perf_counter() - began)
 
     # SAQ names a cron, and the key that makes it fire once per cluster, after its function.
     run.__qualname__ = name
@@ -113,14 +117,15 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
 
 
 async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, Any], kwargs: dict[str, Any]) -> None:
-    """Run a job for whoever asked for it, so that its log lines and its span say so."""
-    request_id, tracer = meta.get(REQUEST_ID, ""), runtime.tracer
-    about: Attributes = {} if tracer is UNTRACED else _about(name, kwargs, request_id)
-    with (
-        coming_from(Origin(request_id, ""), UNTRACED),
-        origins(read_origins(meta.get(ORIGINS, {}))),
-        tracer.job(name, about, carried=meta.get(TRACE, ""), is_cron=job.cron is not None),
-    ):
+    """Run a job with the request id and the trace of the request that enqueued it."""
+    request_id, traceparent, tracer = meta.get(REQUEST_ID, ""), meta.get(TRACE, ""), runtime.tracer
+    about: Attributes = _about(name, kwargs, request_id) if is_enabled(tracer) else {}
+    span = (
+        cron_span(tracer, name, about)
+        if job.cron is not None and not traceparent
+        else root_span(tracer, name, SpanKind.CONSUMER, about, read_traceparent(traceparent))
+    )
+    with coming_from(Origin(request_id, "")), origins(read_origins(meta.get(ORIGINS, {}))), span:
         await job.fn(runtime, **kwargs)
 
 

@@ -138,7 +138,7 @@ class RarePaths(Paths):
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM event_task WHERE done_at IS NOT NULL"))
         row = await gateway.db.fetchrow("SELECT event_id, subscriber FROM event_task LIMIT 1")
         assert row is not None
-        await EventLog(gateway.db, gateway.reads, gateway.clock).wake(row["event_id"], row["subscriber"])
+        await EventLog(gateway.db, gateway.clock).wake(row["event_id"], row["subscriber"])
 
     async def closed(self) -> None:
         """A merchant is deactivated."""

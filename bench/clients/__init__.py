@@ -1,1 +1,1 @@
-"""Clients made of the OpenAPI document, and tried against a served gateway: Python, TypeScript and Postman."""
+"""Python and TypeScript clients, generated from the OpenAPI document and run against a gateway."""

@@ -1,10 +1,9 @@
-"""``python -m bench.clients``: what generators make of the OpenAPI document, checked, and used for a payment.
+"""``python -m bench.clients``: generate clients from the OpenAPI document, type-check them and make a payment.
 
-The document comes from ``mpesa-gateway openapi``. A Python client is generated, checked by mypy and used by
-``examples/clients/first_payment.py``. TypeScript types are generated, and ``first_payment.ts`` is compiled with them
-and run. So is what docs/clients.md shows. The Postman collection is run by Newman, whole. All of them talk to a served
-gateway with the simulator. The tools live in environments of their own, which the first run makes. Exits with 1 when
-one of them is not content.
+The document comes from ``mpesa-gateway openapi``. mypy checks the generated Python client, and
+``examples/clients/first_payment.py`` uses it. ``first_payment.ts`` is compiled with the generated TypeScript types and
+run. The examples of docs/clients.md are run too. All of them call a gateway with the simulator. The first run installs
+the tools in environments of their own. Exits with 1 when a client fails.
 """
 
 import asyncio
@@ -66,22 +65,20 @@ def clients() -> None:
 
 def _try(site: Site, folder: Path) -> list[str]:
     """All clients, one after the other; gives what went wrong."""
-    document, collection = folder / "openapi.json", folder / "collection.json"
+    document = folder / "openapi.json"
     site.run("openapi", "--out", str(document))
-    site.run("openapi", "--postman", "--out", str(collection))
     key = asyncio.run(_open_shop(site.settings, site.base))
     shop = {"GATEWAY": site.base, "KEY": key}
     problems: list[str] = []
-    uses: dict[str, tuple[Callable[[Path, Path, Mapping[str, str]], None], Path]] = {
-        "Python": (_use_python, document),
-        "TypeScript": (_use_typescript, document),
-        "Postman": (_use_postman, collection),
+    uses: dict[str, Callable[[Path, Path, Mapping[str, str]], None]] = {
+        "Python": _use_python,
+        "TypeScript": _use_typescript,
     }
-    for name, (use, source) in uses.items():
+    for name, use in uses.items():
         click.echo(f"\n--- {name}")
         began = time.monotonic()
         try:
-            use(source, folder, shop)
+            use(document, folder, shop)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
             problems.append(f"{name}: {Path(problem.cmd[0]).name} {' '.join(problem.cmd[1:3])}")
         click.echo(f"--- {name}: {time.monotonic() - began:.0f} s")
@@ -147,11 +144,6 @@ def _use_typescript(document: Path, folder: Path, shop: Mapping[str, str]) -> No
     _run([_tool("tsc"), "-p", "."], work)
     for name in ("first_payment", "pay"):
         _run([_installed("node"), f"built/{name}.js"], work, shop)
-
-
-def _use_postman(collection: Path, folder: Path, shop: Mapping[str, str]) -> None:
-    values = ["--env-var", f"base_url={shop['GATEWAY']}", "--env-var", f"api_key={shop['KEY']}"]
-    _run([_tool("newman"), "run", str(collection), "--color", "off", "--reporter-cli-no-banner", *values], folder)
 
 
 def _run(command: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:

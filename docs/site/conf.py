@@ -1,21 +1,23 @@
-"""How Sphinx builds the site, with `just docs`: the pages under docs/, and those beside it that they lead to."""
+"""Sphinx's configuration for `just docs`: the pages under docs/ and the Markdown pages elsewhere that they link to.
 
-import sys
-from pathlib import Path
+docs/index.md lists all pages. The sidebar is made from its headings and lists.
+"""
+
+import re
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 project = "mpesa-gateway"
-extensions = ["myst_parser", "docs.site.beside", "docs.site.navigation"]
+extensions = ["myst_parser"]
 
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "CHANGELOG.md", "certs/README.md", "examples/**/README.md", "bench/**/README.md"]
 exclude_patterns = [".*", "**/.pytest_cache", "data", "dist", "mpesa_gateway", "plugins", "tests"]
 
-# A link to a page or heading that is not there is a warning, and a warning ends the build.
+# A missing page or heading is a warning, and `just docs` fails on warnings. Other files become downloads.
 nitpicky = True
 myst_heading_anchors = 4
+# The HTML examples contain Jinja.
+suppress_warnings = ["misc.highlighting_failure"]
 
 language = "en"
 html_theme = "furo"
@@ -33,3 +35,27 @@ html_theme_options: dict[str, Any] = {
     "dark_css_variables": {"color-brand-primary": "#4cc38a", "color-brand-content": "#4cc38a"},
     "footer_icons": [],
 }
+
+_ENTRY = re.compile(r"^- \[(?P<text>[^\]]+)\]\((?P<target>[^)#]+)\)", re.MULTILINE)
+
+
+def _add_toctrees(_: Any, name: str, source: list[str]) -> None:
+    """Add a hidden toctree for each section of docs/index.md. A folder stands for all of its pages."""
+    if name != root_doc:
+        return
+    trees: list[str] = []
+    for section in source[0].split("\n## ")[1:]:
+        entries = [
+            f"{target}*" if target.endswith("/") else f"{text} <{target.removesuffix('.md')}>"
+            for text, target in _ENTRY.findall(section)
+        ]
+        caption = section.partition("\n")[0]
+        trees.append("\n".join(["```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", "", *entries, "```"]))
+    # Sphinx has no page for a folder.
+    pages = re.sub(r"^- \[[^\]]+\]\([^)]+/\).*\n?", "", source[0], flags=re.MULTILINE)
+    source[0] = "\n\n".join([pages, *trees])
+
+
+def setup(app: Any) -> None:
+    """Connect the handler. Sphinx calls this function."""
+    app.connect("source-read", _add_toctrees)

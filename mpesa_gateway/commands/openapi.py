@@ -1,4 +1,4 @@
-"""``mpesa-gateway openapi``: what the API is, for programs that make clients of it, without a server."""
+"""``mpesa-gateway openapi``: the OpenAPI document, without a running gateway."""
 
 from pathlib import Path
 
@@ -8,31 +8,29 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.http.collection import postman as collection_of
 from mpesa_gateway.http.openapi import document_of
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 
 _NOWHERE = {"database": Secret("postgresql://nobody@127.0.0.1/nowhere"), "valkey": Secret("redis://127.0.0.1/0")}
-"""Addresses that stand for those that are not set. Nothing connects to them."""
+"""Placeholders for addresses that are not set. Nothing connects to them."""
 
 
 @click.command()
-@click.option("--postman", is_flag=True, help="Print a Postman collection (v2.1) of it instead.")
 @click.option(
     "--out",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write it into this file instead of printing it.",
+    help="Write the document to this file instead of stdout.",
 )
 @pass_session
-def openapi(session: Session, *, postman: bool, out: Path | None) -> None:
-    """Print the OpenAPI document as JSON: all calls of the enabled plugins, as /schema/openapi.json has them.
+def openapi(session: Session, *, out: Path | None) -> None:
+    """Print the OpenAPI document of the enabled plugins as JSON, as /schema/openapi.json serves it.
 
-    Nothing has to run. Where no settings name a database, the document is that of the `up` that runs here.
+    No gateway has to run. Without a configured database, the document describes the `up` of this folder.
     """
     document = document_of(Gateway(_describable(session)).asgi.litestar)
-    shown = msgspec.json.format(msgspec.json.encode(collection_of(document) if postman else document))
+    shown = msgspec.json.format(msgspec.json.encode(document))
     if out is None:
         click.echo(shown.decode())
         return
@@ -43,7 +41,6 @@ def openapi(session: Session, *, postman: bool, out: Path | None) -> None:
 
 
 def _describable(session: Session) -> GatewayConfig:
-    """The settings, good enough to describe the API by: a document needs no database and no key."""
     config = session.config()
     if config.database.url is None:
         config = session.running() or config

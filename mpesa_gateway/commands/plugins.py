@@ -1,5 +1,6 @@
 """``mpesa-gateway plugins``: what is installed, what is enabled, and what each plugin provides and needs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.db.columns import columns_of
+from mpesa_gateway.metrics.registry import Metrics
 from mpesa_gateway.plugin import Found, NoSettings, Plugin, Subscriber, installed, load
 
 
@@ -39,8 +41,7 @@ _HEADINGS = {
     "commands": "command",
     "pages": "page",
     "checks": "check",
-    "counts": "counts",
-    "reads": "reads",
+    "metrics": "metric",
     "invariants": "invariant",
 }
 """What a plugin may provide, and what stands before each line of it."""
@@ -115,10 +116,17 @@ def _provides(plugin: Plugin) -> dict[str, list[str]]:
         "commands": [str(command.name) for command in plugin.commands],
         "pages": [f"/ops/{page.path}" for page in plugin.pages.pages],
         "checks": list(dict.fromkeys(check.title for check in plugin.checks)),
-        "counts": [measure.name for measure in plugin.counts],
-        "reads": [gauge.name for reading in plugin.readings for gauge in reading.gauges],
+        "metrics": list(_metrics(plugin)),
         "invariants": [f"{invariant.name}: {invariant.sentence}" for invariant in plugin.invariants],
     }
+
+
+def _metrics(plugin: Plugin) -> Iterator[str]:
+    if plugin.metrics is not None:
+        for metric in Metrics([plugin.metrics]).registry.collect():
+            yield f"{metric.name}_total" if metric.type == "counter" else metric.name
+    for collector in plugin.collectors:
+        yield from (gauge.name for gauge in collector.gauges())
 
 
 def _heard(subscriber: Subscriber) -> str:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from itertools import product
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import niquests
 import structlog
+from opentelemetry.trace import Span, Tracer
+from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.concurrency import aside
@@ -42,11 +45,10 @@ from mpesa_gateway.dns import Lookup, Names, NamesResolver, read_literal
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.measures import DARAJA_CALLS, DARAJA_SECONDS
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.places import Places
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway.tracing import NOTHING, UNTRACED, Attributes, Span, Tracer
+from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attributes, set_error
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +108,7 @@ class DarajaClient:
         valkey: Any,
         sealer: Sealer,
         prefix: str = "mpesa",
-        meter: Meter | None = None,
+        metrics: KernelMetrics | None = None,
         tracer: Tracer = UNTRACED,
         refuse_transaction: Callable[[str], None] | None = None,
         lookup: Lookup | None = None,
@@ -119,8 +121,9 @@ class DarajaClient:
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
-        self._meter = meter or Meter()
-        self._meter.expect(DARAJA_CALLS, [(env, each, "ok", "") for env in ENVS for each in ("token", *operations)])
+        self._metrics = metrics or KernelMetrics(CollectorRegistry())
+        for env, operation in product(ENVS, ("token", *operations)):
+            self._metrics.daraja_calls.labels(env, operation, "ok", "")
         self._clock = clock
         self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Places(sys.maxsize, each=config.per_account)
@@ -350,7 +353,7 @@ class DarajaClient:
             "mpesa.env": env,
             "mpesa.daraja.operation": operation,
         }
-        with self._tracer.call(f"daraja {operation}", said) as span:
+        with client_span(self._tracer, f"daraja {operation}", said) as span:
             return await self._exchange_once(method, url, operation, env, secrets, span, **options)
 
     async def _exchange_once(
@@ -395,10 +398,10 @@ class DarajaClient:
             return answer
         finally:
             took = time.perf_counter() - began
-            self._meter.count(DARAJA_CALLS, env, operation, outcome, code)
-            self._meter.time(DARAJA_SECONDS, took, env, operation)
-            if span is not NOTHING:
-                _tell(span, status, outcome, code, error)
+            self._metrics.daraja_calls.labels(env, operation, outcome, code).inc()
+            self._metrics.daraja_seconds.labels(env, operation).observe(took)
+            if span.is_recording():
+                _describe(span, status, outcome, code, error)
             log.info(
                 "daraja_exchange", operation=operation, status=status, error=error or None, ms=round(took * 1000, 1)
             )
@@ -409,14 +412,14 @@ def _no_token(problem: Exception) -> NotSent:
     return NotSent("M-Pesa gave no access token", retry_after=5)
 
 
-def _tell(span: Span, status: int, outcome: str, code: str, error: str) -> None:
-    span.note({"mpesa.daraja.outcome": outcome})
+def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> None:
+    set_attributes(span, {"mpesa.daraja.outcome": outcome})
     if status:
-        span.note({"http.response.status_code": status})
+        set_attributes(span, {"http.response.status_code": status})
     if code:
-        span.note({"mpesa.daraja.code": code})
+        set_attributes(span, {"mpesa.daraja.code": code})
     if outcome != "ok":
-        span.fail(code or error or outcome)
+        set_error(span, code or error or outcome)
 
 
 def _judge(

@@ -1,4 +1,4 @@
-"""The way to Postgres: one pool, one ambient transaction, and what has to wait until it has committed."""
+"""Access to Postgres: one pool, one transaction for each task, and callbacks that run after its commit."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import asyncpg
 import structlog
 from asyncpg.pool import PoolConnectionProxy
+from opentelemetry.trace import Tracer
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
 from mpesa_gateway.config import ConfigRefused, DatabaseConfig
-from mpesa_gateway.db.asking import Asking, Question
 from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
 from mpesa_gateway.dsn import read_dsn
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.tracing import POSTGRES, UNTRACED, Tracer
+from mpesa_gateway.tracing import UNTRACED, postgres_span
 
 log = structlog.get_logger(__name__)
 
@@ -41,10 +41,10 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
-    # What a query meets on a connection that the server has just said farewell to.
+    # Raised on a connection that the server has just closed.
     asyncpg.InternalClientError,
 )
-"""What asyncpg raises when Postgres is away, restarting or failing over, as opposed to refusing a statement."""
+"""Errors of asyncpg when Postgres is unreachable, restarting or failing over, as opposed to refusing a statement."""
 
 OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,
@@ -55,8 +55,7 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.SerializationError,
     ChangedMeanwhile,
 )
-"""What is raised when there is no room or no time at this moment, or somebody was faster: nothing was done, and trying
-again may help."""
+"""Errors of a busy Postgres, of a time-out and of a lost race. Nothing was done, and a retry may succeed."""
 
 
 _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
@@ -64,7 +63,7 @@ _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default
 
 @contextmanager
 def reserve() -> Generator[None]:
-    """A block that may use the connections which others leave free: what must go on however busy all else is."""
+    """Allow the block to use the reserved connections, for work that must continue while all others are busy."""
     token = _may_use_reserve.set(True)
     try:
         yield
@@ -72,16 +71,16 @@ def reserve() -> Generator[None]:
         _may_use_reserve.reset(token)
 
 
-class WhichGateway(RuntimeError):
-    """A query of Piccolo's does not say in whose database it is to run."""
+class DatabaseNotNamed(RuntimeError):
+    """A query of Piccolo's runs outside of ``Database.run`` and of transactions."""
 
 
 class CalledInTransaction(RuntimeError):
-    """Something that must be committed before it goes on was called inside a transaction."""
+    """A function that commits before it calls M-Pesa was called inside a transaction."""
 
 
 class RolledBack(RuntimeError):
-    """Postgres rolled a transaction back that was to be committed: an error in it was caught and not raised again."""
+    """Postgres rolled back a transaction instead of committing it: an error inside was caught and not raised again."""
 
 
 _ENDED_INSIDE = "the transaction was ended by a statement inside its block: leave the block, or raise, to end it"
@@ -119,13 +118,13 @@ class CheckedConnection(_Connection):
 
 
 _COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
-"""How asyncpg, and code that writes it by hand, commits."""
+"""The statements that commit, as asyncpg and as hand-written code spell them."""
 
 
 class _Engine(PostgresEngine):
-    """Piccolo's engine, without the connection that it opens while it is being made.
+    """Piccolo's engine without the connection that its constructor opens.
 
-    Its queries take connections as all others do: those of the reserve are taken only inside ``reserve``.
+    Its queries acquire connections like all others: the reserved ones only inside ``reserve``.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class _Engine(PostgresEngine):
         config: dict[str, Any],
         acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]",
     ) -> None:
-        """``acquire`` lends a connection for one query outside of transactions."""
+        """``acquire`` returns a connection for one query outside of transactions."""
         super().__init__(config=config, extensions=())
         self._acquire = acquire
 
@@ -144,41 +143,40 @@ class _Engine(PostgresEngine):
             return rows
 
     async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Raise what every other query meets without a pool: Piccolo would open a connection of its own."""
+        """Raise RuntimeError without a pool. Piccolo would open a connection of its own."""
         return await self._run_in_pool(query, args)
 
     async def check_version(self) -> None:
-        """Nothing: the migrations refuse a Postgres that is too old, in a sentence of its own."""
+        """Do nothing: the migrations refuse a Postgres that is too old."""
 
     async def prep_database(self) -> None:
-        """Nothing: the gateway needs no extensions."""
+        """Do nothing: the gateway needs no extensions."""
 
 
 class PoolerInBetween(ConfigRefused):
-    """The address of Postgres leads to a pooler that nobody told us of."""
+    """`database.url` leads to a pooler, and `database.direct_url` is not set."""
 
 
 class SearchPathLost(ConfigRefused):
-    """A connection would look for our tables somewhere else than in our schema."""
+    """A connection does not have our schema as its search path."""
 
 
 class SettingLost(SearchPathLost):
-    """A connection behind a pooler has a setting that our statements are not written for."""
+    """A connection behind a pooler has a setting that our statements do not work with."""
 
 
 async def leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
-    """Nothing: a connection goes back to the pool with no settings, locks or listeners of its own.
+    """Return a connection to the pool without asyncpg's reset, which is a second round trip after every query.
 
-    All that we set and lock ends with its transaction, and an open transaction is rolled back without this. asyncpg's
-    own way is to ask Postgres to reset everything, each time: a second trip after every query.
+    Our settings and locks end with their transaction, and the pool rolls back an open one by itself.
     """
 
 
 _SAVEPOINT = "mpesa_gateway"
-"""The name of each savepoint. In Postgres, an inner one of the same name hides the outer one until it is released."""
+"""The name of each savepoint. An inner one of the same name hides the outer one until it is released."""
 
 _FAREWELL = 5.0
-"""Seconds that closing a connection of one's own may take."""
+"""Seconds that closing a connection outside the pool may take."""
 
 _SETTINGS = {
     "timezone": "UTC",
@@ -186,7 +184,7 @@ _SETTINGS = {
     "DateStyle": "ISO, MDY",
     "standard_conforming_strings": "on",
 }
-"""What we set while we connect; PgBouncer, too, gives these to whatever connection it lends us."""
+"""Settings of each connection. PgBouncer applies these as well."""
 
 _PINNED = {
     "default_transaction_isolation": "read committed",
@@ -197,15 +195,15 @@ _PINNED = {
     "array_nulls": "on",
     "transform_null_equals": "off",
 }
-"""What a role, a database or the server may have set otherwise, and our statements rely on: set while we connect.
+"""Settings that our statements rely on, whatever the defaults of the role, the database and the server are.
 
-Behind PgBouncer they are what Postgres says: `look_at` refuses those of ``_NEEDED`` that are not so.
+PgBouncer does not apply them: `look_at` refuses a connection behind it on which one of ``_NEEDED`` differs.
 """
 
 _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 
 _ISOLATION: Literal["read_committed"] = "read_committed"
-"""Of our transactions, as asyncpg calls it: BEGIN says so, whatever the default is."""
+"""Isolation level of each transaction, stated in BEGIN."""
 
 # raw SQL: catalog - where a connection leads.
 _WHERE = """
@@ -218,9 +216,9 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def look_at(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Does a new connection lead where we think? Raises PoolerInBetween or SearchPathLost.
+    """Check a new connection. Raises PoolerInBetween, SearchPathLost or SettingLost.
 
-    A pooler makes up the number of the process that it says to talk to.
+    A pooler is recognized by its server process id, which differs from that of the backend.
     """
     row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
@@ -251,7 +249,7 @@ _POOLER = (
 
 @contextmanager
 def startup_settings_refused() -> Generator[None]:
-    """Raises PoolerInBetween where PgBouncer says no to the settings that Postgres takes from whoever connects."""
+    """Raise PoolerInBetween where PgBouncer refuses a startup parameter that Postgres accepts."""
     try:
         yield
     except asyncpg.ProtocolViolationError as refusal:
@@ -261,8 +259,8 @@ def startup_settings_refused() -> Generator[None]:
 
 
 def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
-    """How to connect to Postgres itself, as asyncpg wants it told."""
-    # Of a process that dies with a transaction open, the locks must not stay for ever.
+    """Return asyncpg's arguments for a connection to Postgres itself, without a pooler."""
+    # A process that dies with an open transaction must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
     dsn = read_dsn(url)
     return {
@@ -279,24 +277,24 @@ def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
 
 
 class _Open:
-    """The transaction that this task is in. It begins with the first statement that cannot wait for its end."""
+    """The transaction of a task. BEGIN is sent before the first statement that cannot be deferred."""
 
     def __init__(
         self, acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]", stack: AsyncExitStack
     ) -> None:
-        """``stack`` is left at the end of the transaction, and what is entered on it undone or committed."""
+        """``stack`` is closed at the end of the transaction, which commits or rolls back."""
         self._acquire = acquire
         self._stack = stack
         self.connection: PoolConnectionProxy[Row] | None = None
         self.writes: list[Write] = []
         self.after_commit: list[AfterCommit] = []
         self.failure: BaseException | None = None
-        """Why not all of it can be done any more: raised by whatever comes next, until a savepoint has undone it."""
+        """The first error: every later statement raises it, until a savepoint has rolled back to before it."""
         self.is_over = False
         self._is_telling = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
-        """The connection, with everything on it that was put off so far."""
+        """Return the connection, after BEGIN and all deferred writes."""
         self.check()
         try:
             if self.connection is None:
@@ -310,16 +308,16 @@ class _Open:
         return self.connection
 
     async def put_off(self, write: Write) -> None:
-        """Leave a write for later; what is too much for one statement is written now."""
+        """Defer a write. Once there are too many for one statement, all are written."""
         self.check()
         if self._is_telling:
-            raise RuntimeError("who is told of a write cannot put off another: the transaction may be over by then")
+            raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
         self.writes.append(write)
         if len(self.writes) >= MOST:
             await self.begin()
 
     async def flush(self) -> None:
-        """Write what was put off. Where nothing else was asked for, that is all, and needs no BEGIN and COMMIT."""
+        """Write what was deferred. A transaction of deferred writes only is one statement without BEGIN and COMMIT."""
         self.check()
         if not self.writes:
             return
@@ -338,7 +336,7 @@ class _Open:
             self._is_telling = False
 
     def check(self) -> None:
-        """Raises what went wrong before, and RuntimeError once the transaction is over."""
+        """Raise the first error of the transaction, and RuntimeError once it is over."""
         if self.is_over:
             raise RuntimeError("the transaction in which this task was started is over: start none inside")
         if self.failure is not None:
@@ -346,7 +344,7 @@ class _Open:
 
 
 class _FirstUse:
-    """What Piccolo takes for the connection of a transaction, which may begin with this very query."""
+    """The connection of a transaction as Piccolo sees it. Its first query may send BEGIN."""
 
     def __init__(self, current: _Open) -> None:
         self._current = current
@@ -360,43 +358,30 @@ class _FirstUse:
         return await (await self._current.begin()).execute(sql, *args)
 
 
-_bound: dict[type[Table], list["Database"]] = {}
-"""In whose databases a table is: those of the gateways that run in this process."""
-
-_meant: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
-"""The database that this task has said it means, by ``Database.run`` or a transaction."""
+_named: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
+"""The database that ``Database.run`` or a transaction of this task has named for Piccolo's queries."""
 
 
-class _Whichever:
-    """What a bound table has for an engine: that of the gateway which is meant, or the only one that runs."""
+class _NamedEngine:
+    """The engine of every bound table: that of the database which the task has named."""
 
     engine_type = "postgres"
-    """Piccolo asks while it builds a query; whose query it is shows when the query runs."""
-
-    def __init__(self, table: type[Table]) -> None:
-        self._table = table
+    """Piccolo reads it while it builds a query, before the query runs."""
 
     def __getattr__(self, name: str) -> Any:
-        owners, meant = _bound.get(self._table, ()), _meant.get()
-        if meant is not None and meant in owners:
-            return getattr(meant.engine, name)
-        # A query that means a gateway which has stopped, or does not have the table, is never run in another one's.
-        if meant is None and len(owners) == 1:
-            return getattr(owners[0].engine, name)
-        table = self._table.__name__
-        if meant is not None and owners:
-            raise WhichGateway(
-                f"{table} is not bound to the database that is meant: its gateway has not been started, or has stopped"
+        database = _named.get()
+        if database is None:
+            raise DatabaseNotNamed(
+                "this query of Piccolo's names no database: run it by `await gateway.db.run(query)`, or inside "
+                "`async with gateway.db.transaction():`"
             )
-        raise WhichGateway(
-            f"several gateways run in this process, and this query of {table} does not say in which it is to run: "
-            "`await gateway.db.run(query)`, or inside `async with gateway.db.transaction():`"
-            if owners
-            else f"{table} has no database: the gateway has not been started"
-        )
+        return getattr(database.engine, name)
 
 
-class Database(Asking):
+_NAMED_ENGINE = _NamedEngine()
+
+
+class Database:
     """One pool of connections whose search path is the gateway's own schema.
 
     Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
@@ -405,32 +390,32 @@ class Database(Asking):
     def __init__(self, config: DatabaseConfig) -> None:
         if config.url is None:
             raise ValueError("database.url is not set")
-        super().__init__(Columns())
+        self.columns = Columns()
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
         self._direct = way_to(config.direct_url or config.url, config)
-        # A pooler takes no other settings along; and what one transaction has prepared, the next one, on another
-        # connection behind it, would not find.
+        # A pooler passes no other settings on, and the next transaction may run on another connection, where the
+        # prepared statements of this one do not exist.
         pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
         self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
-        # At most half, so that a small pool is not all reserve.
+        # At most half of the pool is reserved.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
         self.tracer: Tracer = UNTRACED
 
     @property
     def is_running(self) -> bool:
-        """Whether the pool is open."""
+        """Return True while the pool is open."""
         return self.engine.pool is not None
 
     @property
     def in_transaction(self) -> bool:
-        """Whether this task has a transaction open."""
+        """Return True if this task has an open transaction."""
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raises CalledInTransaction when this task has a transaction open: ``what`` commits before it calls others."""
+        """Raise CalledInTransaction if this task has an open transaction. ``what`` names the caller, which commits."""
         if self.in_transaction:
             raise CalledInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
@@ -440,8 +425,7 @@ class Database(Asking):
     async def start(self) -> None:
         """Open the pool.
 
-        Raises what asyncpg raises when Postgres cannot be reached, and PoolerInBetween and SearchPathLost where it is
-        reached in a way that we could not rely on.
+        Raises errors of asyncpg when Postgres cannot be reached, PoolerInBetween and SearchPathLost.
         """
         least, most = self._pool_size
         with startup_settings_refused():
@@ -455,9 +439,9 @@ class Database(Asking):
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
-        """A connection outside the pool and past any pooler, for whoever keeps one.
+        """Return a connection outside the pool and past any pooler. The caller closes it.
 
-        Raises what asyncpg raises without Postgres, and PoolerInBetween.
+        Raises errors of asyncpg when Postgres cannot be reached, and PoolerInBetween.
         """
         with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(
@@ -473,7 +457,7 @@ class Database(Asking):
 
     @asynccontextmanager
     async def session(self) -> "AsyncGenerator[PoolConnectionProxy[Row] | asyncpg.Connection[Row]]":
-        """A connection that is the same from one transaction to the next, for locks and settings that outlive them."""
+        """Yield one connection for several transactions, for locks and settings that outlive them."""
         if not self.is_pooled:
             async with self.connection() as pooled:
                 yield pooled
@@ -485,12 +469,11 @@ class Database(Asking):
             await connection.close(timeout=_FAREWELL)
 
     async def _set_up(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
-        """Once for each connection of the pool: does it lead where we think, and how do identifiers travel?"""
         await read_ids(connection)
         await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool, then release the tables; a query that still runs gets ``patience`` seconds to end."""
+        """Close the pool; a query that still runs gets ``patience`` seconds to end."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -500,36 +483,28 @@ class Database(Asking):
             log.warning("connections_cut_off")
             cast("asyncpg.Pool[Row]", pool).terminate()
             self.engine.pool = None
-        finally:
-            for owners in _bound.values():
-                if self in owners:
-                    owners.remove(self)
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Let Piccolo's tables run their queries here: all of them, or those that ``run`` and transactions say."""
+        """Let ``run`` and transactions run the queries of these tables."""
         for table in tables:
-            owners = _bound.setdefault(table, [])
-            if self not in owners:
-                owners.append(self)
             self.columns.learn(table)
             # Piccolo has no other way to bind a table at run time.
-            table._meta.db = cast("Any", _Whichever(table))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
         """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
 
-        It runs in this database, whatever other gateways the process has. ``Any``: Piccolo leaves the types of most
-        queries open.
+        ``Any``: Piccolo leaves the types of most queries open.
         """
-        token = _meant.set(self)
+        token = _named.set(self)
         try:
             return await query
         finally:
-            _meant.reset(token)
+            _named.reset(token)
 
     @asynccontextmanager
     async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
-        """The open transaction's connection, or one from the pool for the length of the block."""
+        """Yield the connection of the open transaction, or one from the pool."""
         current = self._open.get()
         if current is not None:
             yield await current.begin()
@@ -539,7 +514,6 @@ class Database(Asking):
 
     @asynccontextmanager
     async def _acquire(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
-        """A connection from the pool; one of the reserve only inside ``reserve``."""
         if _may_use_reserve.get():
             async with self._pool.acquire() as connection:
                 yield connection
@@ -547,26 +521,50 @@ class Database(Asking):
         async with self._ordinary, self._pool.acquire() as connection:
             yield connection
 
-    async def ask(self, question: Question) -> Any:
-        """What the question gives, asked in the open transaction or on a connection from the pool."""
+    async def fetch(self, sql: str, *args: Any) -> list[Row]:
+        """Return all rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
-            return await question(connection)
+            rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
+            return rows
+
+    async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
+        """Like ``fetch``, with a plan for exactly these values, at the price of a second round trip.
+
+        After five executions Postgres may keep one plan for all values, which is the wrong one for a list: a rare value
+        wants an index on it, a common one the newest rows.
+        """
+        async with self.connection() as connection:
+            # A statement without a name is planned for each execution.
+            statement = await connection.prepare(self.columns.spell_out(sql), name="")
+            rows: list[Row] = await statement.fetch(*args)
+            return rows
+
+    async def fetchrow(self, sql: str, *args: Any) -> Row | None:
+        """Return the first row of a query, or None."""
+        async with self.connection() as connection:
+            row: Row | None = await connection.fetchrow(self.columns.spell_out(sql), *args)
+            return row
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        """Return the first value of the first row, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement; gives Postgres' command tag, such as ``UPDATE 1``."""
+        """Run a statement. Returns the command tag of Postgres, such as ``UPDATE 1``."""
         async with self.connection() as connection:
             tag: str = await connection.execute(sql, *args)
             return tag
 
     async def executemany(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Run one statement for many rows, in one go."""
+        """Run one statement for many rows, in one batch."""
         async with self.connection() as connection:
             await connection.executemany(sql, rows)
 
     async def look(self, sql: str, *args: Any) -> list[Row]:
-        """All rows of a query as they are now, though a transaction is open that has not begun yet.
+        """Return all rows of a query. Does not send BEGIN for an open transaction of deferred writes.
 
-        Nothing is locked: whoever writes about them has to say what it expects, see ``put_off``.
+        The rows are not locked: a deferred write about them states how many rows it expects, see ``put_off``.
         """
         current = self._open.get()
         if current is None or current.connection is not None:
@@ -576,10 +574,9 @@ class Database(Asking):
         return rows
 
     async def put_off(self, write: Write) -> None:
-        """Write at the end of the open transaction, or before its next statement; at once when none is open.
+        """Defer a write to the end of the open transaction or its next statement. Without one, write at once.
 
-        What is put off goes to Postgres in one trip, and a transaction of nothing else is that trip. Raises then, and
-        not here, ChangedMeanwhile and what asyncpg raises.
+        Deferred writes are one statement, which raises ChangedMeanwhile and errors of asyncpg when it runs, not here.
         """
         current = self._open.get()
         if current is not None:
@@ -590,19 +587,18 @@ class Database(Asking):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """A transaction that commits at the end of the block, or rolls back if it raises; nested ones join it.
+        """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
 
         Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
-        RolledBack where Postgres rolled back instead of committing, because the block caught the error of a failed
-        statement; callbacks of ``after_commit`` do not run then. An exception that leaves a nested block fails the
-        outer one as well, whoever catches it: only ``savepoint`` undoes a part.
+        RolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed statement.
+        An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
         """
-        meant = _meant.set(self)
+        token = _named.set(self)
         try:
             async with self._transaction():
                 yield
         finally:
-            _meant.reset(meant)
+            _named.reset(token)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[None]:
@@ -614,12 +610,12 @@ class Database(Asking):
                 outer.failure = outer.failure or problem
                 raise
             return
-        with self.tracer.step("postgres transaction", POSTGRES, "client"):
+        with postgres_span(self.tracer, "transaction"):
             async with AsyncExitStack() as stack:
                 current = _Open(self._acquire, stack)
                 token = self._open.set(current)
-                # Piccolo finds the connection through this; we begin and end the transaction ourselves because its own
-                # context manager keeps the connection and the context variable for ever when ROLLBACK itself fails.
+                # Piccolo finds the connection through this. Its own context manager would never release connection
+                # and context variable when ROLLBACK fails.
                 shared = PostgresTransaction(self.engine)
                 shared.connection = cast("Any", _FirstUse(current))
                 piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
@@ -634,12 +630,12 @@ class Database(Asking):
             try:
                 await callback()
             except Exception as problem:  # noqa: BLE001 - see below
-                # The commit stands. What was to follow it is owed by Postgres and found by a sweeper.
+                # The commit is done. A sweeper finds the work in Postgres.
                 log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Inside a transaction: a block whose failure is undone alone, together with what it had put off."""
+        """Roll back only this block of a transaction if it raises, its deferred writes included."""
         current = self._current()
         connection = await current.begin()
         put_off = len(current.after_commit)
@@ -655,12 +651,11 @@ class Database(Asking):
             del current.after_commit[put_off:]
             current.writes.clear()
             await connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; RELEASE SAVEPOINT {_SAVEPOINT}")
-            # Whatever it was, it is undone.
             current.failure = None
             raise
 
     async def after_commit(self, callback: AfterCommit) -> None:
-        """Run ``callback`` once the open transaction has committed; at once when none is open."""
+        """Run ``callback`` after the open transaction has committed; at once when none is open."""
         current = self._open.get()
         if current is None:
             await callback()

@@ -7,7 +7,6 @@ from piccolo.columns import JSONB, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
 from mpesa_gateway.env import Env
@@ -71,15 +70,14 @@ class EventsQuery(DeskQuery, frozen=True, kw_only=True):
 class EventLog:
     """Reads the outbox, and wakes what is stuck in it."""
 
-    def __init__(self, db: Database, reads: Asking, clock: Clock) -> None:
+    def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
-        self._reads = reads
         self._clock = clock
 
     async def page(self, env: Env, query: EventsQuery, limit: int) -> Paged[Row]:
         """A page of the events of ``env`` that merchants hear of. Raises Invalid for a bad cursor."""
         found = public_events(env, query.merchant, kind=query.kind)
-        return await EVENTS.page(self._reads, found, query.cursor, limit)
+        return await EVENTS.page(self._db, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
         """An event, of whichever kind. Raises NotFound."""

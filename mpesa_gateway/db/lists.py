@@ -1,4 +1,4 @@
-"""Long lists in the order of their ids, which begin with their time: one way to page through all of them."""
+"""Keyset pagination of long lists in the order of their ids, which begin with their time."""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -9,8 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from mpesa_gateway.cursors import decode_cursor, encode_cursor, not_ours
-from mpesa_gateway.db.asking import Asking
-from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.named import Bound
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
@@ -19,7 +18,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 COUNTED = 100
-"""New rows that are counted; beyond that it is enough to know that there are many."""
+"""Most new rows that are counted."""
 
 EXPORTED = 1000
 """Rows that an export reads at a time."""
@@ -82,8 +81,16 @@ class Paged(Generic[R]):
         return Paged([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
+@dataclass(frozen=True)
+class Total:
+    """How many rows a list has, and the sum of their amounts in KES."""
+
+    count: int
+    amount: int
+
+
 class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every page with a list takes: of whom, and where in it to look."""
+    """The parameters of every page with a list: merchant and cursor."""
 
     merchant: str | None = None
     cursor: str | None = None
@@ -93,9 +100,9 @@ class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Listing:
     """A table as a list, newest first by its key: an id with ``prefix``, or a number where that is empty.
 
-    ``source`` and ``columns`` say what is read where that is more than the table. ``of_env`` are the conditions that
-    let through the rows of an env, each served by an index of its own. A list ``of_merchants`` has an index that begins
-    with the merchant, and none over all of them. ``by_index``: which rows are shown is read from an index alone.
+    ``source`` and ``columns`` are read instead of the table. ``of_env`` are the conditions for the rows of an env, each
+    with an index of its own. A list ``of_merchants`` has an index that begins with the merchant, and none over all
+    merchants. ``by_index``: the keys of a page are read from an index alone.
     """
 
     table: str
@@ -109,41 +116,63 @@ class Listing:
     oldest_first: bool = False
 
     async def page(
-        self, reads: Asking, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
+        self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
     ) -> Paged[Row]:
         """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
-        rows = await reads.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
+        rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return Paged(
             shown,
             limit,
             self._cursor(shown[-1], found.env) if len(rows) > limit else None,
             self._cursor(shown[0], found.env) if shown else None,
-            await self.count(reads, found) if count else None,
+            await self.count(db, found) if count else None,
         )
 
-    async def count(self, reads: Asking, found: Conditions) -> int:
+    async def count(self, db: Database, found: Conditions) -> int:
         """Return how many rows there are."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
         if found.env is not None and self.of_env:
             chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
-        # raw SQL: replica - Piccolo asks the primary. Names are ours; every value is a parameter.
+        # raw SQL: any table - names of tables are ours; every value is a parameter.
+        # raw SQL: join - a page of all merchants.
         sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
-        return int(await reads.fetchval(sql, *chosen.values))
+        return int(await db.fetchval(sql, *chosen.values))
 
-    async def count_newer(self, reads: Asking, found: Conditions, cursor: str | None) -> int:
+    async def total(self, db: Database, found: Conditions) -> Total:
+        """Return the number of rows and the sum of their column ``amount``: each merchant's by its own index."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        by_merchant = self.of_merchants and found.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        sql = (
+            "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+            f"FROM {self.source or self.table} WHERE {_where(chosen.parts)}"
+        )
+        if by_merchant:
+            sql = (
+                "SELECT coalesce(sum(count), 0)::bigint AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+                f"FROM merchant CROSS JOIN LATERAL ({sql}) AS each"
+            )
+        row = await db.fetchrow(sql, *chosen.values)
+        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
+
+    async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
         """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
         sql, values = self._rows(self.key, self._bounded(chosen), COUNTED)
-        return int(await reads.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
+        return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
-    async def export(self, reads: Asking, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
+    async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
         """Yield all rows, as ``view`` returns them, in pages that are each read by a query of their own."""
         after: Any = None
-        while rows := await reads.fetch_planned(*self.select(found, EXPORTED, after)):
+        while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
             yield [view(row) for row in rows]
             if len(rows) < EXPORTED:
                 return
@@ -165,14 +194,13 @@ class Listing:
         chosen = found.copy()
         if found.since is not None:
             chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
-        # The cursor and ``until`` are one bound. Of two, Postgres begins at the later one and passes over all between.
+        # The cursor and ``until`` become one bound: with two, Postgres starts at the later one and skips rows.
         until = None if found.until is None else Ids.least(self.prefix, found.until)
         if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
             chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
         return chosen
 
     def _rows(self, columns: str, chosen: Conditions, limit: int) -> tuple[str, list[Any]]:
-        """The query. Names of tables and columns are ours; every value is a parameter."""
         order = f"{self._order} LIMIT {limit}"
         chosen.equal(merchant_id=chosen.merchant_id)
         by_merchant = self.of_merchants and chosen.merchant_id is None
@@ -187,7 +215,7 @@ class Listing:
         if len(queries) > 1:
             sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
         if by_merchant:
-            # Each merchant's newest by its own index, and the newest of those: no index over all merchants to keep up.
+            # The newest of each merchant by its index, then the newest of those: no index over all merchants.
             sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
         return sql, chosen.values
 
@@ -202,7 +230,6 @@ class Listing:
         return encode_cursor(str(row[self.key]), env)
 
     def _after(self, cursor: str | None, env: Env | None) -> Any:
-        """The key that a cursor holds; None without one. Raises Invalid."""
         if cursor is None:
             return None
         key = decode_cursor(cursor, env)

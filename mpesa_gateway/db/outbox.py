@@ -16,7 +16,6 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
 from mpesa_gateway.stored import dumps, loads, plain
-from mpesa_gateway.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +120,6 @@ class Outbox:
         clock: Clock,
         ids: Ids,
         jobs: Waking,
-        tracer: Tracer,
         event_type: Callable[[str], type[Event]],
         context: Any,
     ) -> None:
@@ -130,7 +128,6 @@ class Outbox:
         self._clock = clock
         self._ids = ids
         self._jobs = jobs
-        self._tracer = tracer
         self._event_type = event_type
         self._context = context
         self._subscribers = list(subscribers)
@@ -199,7 +196,7 @@ class Outbox:
 
         async def wake() -> None:
             for event, name in owed:
-                with coming_from(origin_of(event.subject_id), self._tracer):
+                with coming_from(origin_of(event.subject_id)):
                     self._jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
 
         await self._db.after_commit(wake)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
+from prometheus_client import Counter
 
 from mpesa_gateway.db.engine import UNREACHABLE, Database, reserve
 from mpesa_gateway.errors import ServiceUnavailable
 from mpesa_gateway.logs import trace
-from mpesa_gateway.measures import OUTCOMES
-from mpesa_gateway.meter import Meter
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +51,10 @@ class Outcomes:
     Each ``write`` must be idempotent: an attempt whose COMMIT got no answer may have been carried out.
     """
 
-    def __init__(self, db: Database, meter: Meter) -> None:
+    def __init__(self, db: Database, counter: Counter) -> None:
+        """``counter`` has the label ``state``."""
         self._db = db
-        self._meter = meter
+        self._counter = counter
         self._kept: list[_Kept] = []
         self._retrying: asyncio.Task[None] | None = None
         self._uses_reserve = False
@@ -119,7 +119,7 @@ class Outcomes:
             return await write()
 
     def _keep(self, what: str, subject_id: str, write: Callable[[], Awaitable[Any]]) -> None:
-        self._meter.count(OUTCOMES, "kept")
+        self._counter.labels("kept").inc()
         loop = asyncio.get_running_loop()
         self._kept.append(_Kept(what, subject_id, write, loop.time() + _FIRST_PAUSE))
         if self._retrying is None or self._retrying.done():
@@ -147,7 +147,7 @@ class Outcomes:
             level("outcome_still_kept", what=one.what, subject_id=one.subject_id, error=type(problem).__name__)
             return False
         self._kept.remove(one)
-        self._meter.count(OUTCOMES, "written_late")
+        self._counter.labels("written_late").inc()
         log.info("outcome_written_late", what=one.what, subject_id=one.subject_id)
         return True
 
@@ -169,7 +169,7 @@ class Outcomes:
             if self._kept:
                 await asyncio.sleep(min(_FIRST_PAUSE, max(0.0, end - loop.time())))
         for one in self._kept:
-            self._meter.count(OUTCOMES, "lost")
+            self._counter.labels("lost").inc()
             log.error("outcome_lost", what=one.what, subject_id=one.subject_id)
         self._kept.clear()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from mpesa_gateway.db.asking import Connection
+from mpesa_gateway.db.codecs import Connection
 
 Told = Callable[[Sequence[str]], Awaitable[None]]
 

@@ -22,11 +22,11 @@ from mpesa_gateway.doctor.valkey import look_at_valkey
 from mpesa_gateway.doctor.workers import look_at_workers
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.logs import trace
-from mpesa_gateway.neighbours import KeyspaceTaken
 from mpesa_gateway.observation import Check, Examination, Level, Observation, problem
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env
+from mpesa_gateway.single_gateway import SecondGateway
 
 if TYPE_CHECKING:
     from mpesa_gateway.app import Gateway
@@ -109,7 +109,7 @@ async def examine(
 
 
 def _does_not_start(fault: Exception) -> Observation:
-    refused = isinstance(fault, ConfigRefused | MigrationRefused | KeyspaceTaken)
+    refused = isinstance(fault, ConfigRefused | MigrationRefused | SecondGateway)
     text = str(fault) if refused else f"{type(fault).__name__}: {fault}"
     return problem("gateway.starts", f"the gateway does not start: {text}", "mend that, and look again")
 

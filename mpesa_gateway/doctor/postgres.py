@@ -10,7 +10,6 @@ from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, Sear
 from mpesa_gateway.db.migrator import MigrationRefused, pending
 from mpesa_gateway.db.roles import STANDING
 from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
-from mpesa_gateway.doctor.replica import look_at_replica
 from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import address
@@ -65,8 +64,6 @@ async def look_at_postgres(gateway: Runtime, db: Database, examination: Examinat
         yield observation
     yield see_privileges(await db.fetchrow(STANDING))
     async for observation in look_at_pooler(gateway.config.database, db):
-        yield observation
-    async for observation in look_at_replica(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)
     yield await _clock(gateway, db)

@@ -12,7 +12,7 @@ from mpesa_gateway.db.lists import Paged
 from mpesa_gateway.errors import Conflict, checking
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Page, Success
-from mpesa_gateway.http.fields import path_id
+from mpesa_gateway.http.fields import example_id, path_id
 from mpesa_gateway.http.openapi import SCOPE
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.http.query import ListQuery, Moment, reads
@@ -66,6 +66,8 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
     """A key at the one moment when it is shown."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"api_key": f"sk_test_{example_id('')[1:]}…"}
 
     api_key: str
     key: ApiKey

@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: rendered once, outside the event loop, and served as bytes."""
+"""The OpenAPI document and its page: rendered once in a thread, then served as bytes."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from mpesa_gateway.asgi_types import Message, Send
 from mpesa_gateway.http.openapi import document_of
-from mpesa_gateway.http.reference import POLICY, render_reference
+from mpesa_gateway.http.openapi_page import POLICY, render_page
 from mpesa_gateway.http.response_headers import Header
 
 PATHS = frozenset({"/schema", "/schema/openapi.json"})
@@ -31,12 +31,13 @@ class Documents:
         self._rendering: asyncio.Task[dict[str, _Document]] | None = None
 
     async def answer(self, scope: Message, send: Send) -> None:
-        """Answer with the document, or with 304 where the client has it."""
+        """Send the document, or 304 if the client has it."""
         if self._rendering is None:
             self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
-        # A client that hangs up does not end what the next one waits for.
+        # A client that disconnects does not cancel the rendering for the next one.
         documents = await asyncio.shield(self._rendering)
-        document = documents[scope["path"].rstrip("/")]
+        path = scope["path"]
+        document = documents[path if path in documents else path.rstrip("/")]
         is_known = _names(scope, document.etag)
         headers = list(document.headers)
         if not is_known:
@@ -47,9 +48,11 @@ class Documents:
 
     def _render(self) -> dict[str, _Document]:
         document = document_of(self._app)
-        page = render_reference(document).encode()
+        title, policy = document["info"]["title"], f"{POLICY}; frame-ancestors 'none'".encode()
+        # The links of the page are relative, so the trailing slash matters.
+        pages = {"/schema": render_page(title), "/schema/": render_page(title, "../")}
         return {
-            "/schema": _made(page, b"text/html; charset=utf-8", f"{POLICY}; frame-ancestors 'none'".encode()),
+            **{path: _made(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},
             "/schema/openapi.json": _made(msgspec.json.encode(document), JsonRenderPlugin().media_type.encode(), None),
         }
 

@@ -1,6 +1,7 @@
 """The shape of every answer: success with data, or failure with errors."""
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -19,6 +20,8 @@ class Success(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a page stands in its list. ``total`` only when it was asked for with ``?count=true``."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"limit": 50, "has_more": False, "next_cursor": None}
 
     limit: int
     has_more: bool

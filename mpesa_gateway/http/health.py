@@ -1,8 +1,8 @@
 """Whether the gateway lives, and whether it can do its work: each part with its state."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, cast
+from collections.abc import Awaitable, Mapping
+from typing import Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -13,7 +13,6 @@ from litestar.params import FromQuery
 from mpesa_gateway.client_ip import read_address, within
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationRefused, pending
-from mpesa_gateway.db.replica import Replica
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.challenge import answer
 from mpesa_gateway.http.envelope import Success
@@ -31,12 +30,16 @@ _examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], flo
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that the gateway needs."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"ok": True}
+
     ok: bool
     detail: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
     """Everything that the gateway needs, by name. Valkey may be away: payments go on, limits and wake-ups wait."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"ready": True, "parts": {"postgres": {"ok": True}, "valkey": {"ok": True}}}
 
     ready: bool
     parts: dict[str, Part]
@@ -53,6 +56,8 @@ class Seen(msgspec.Struct, frozen=True):
 
 class Live(msgspec.Struct, frozen=True, omit_defaults=True):
     """The process answers. ``proof`` and ``seen`` are for the doctor only."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"live": True}
 
     live: bool
     proof: str | None = None
@@ -80,7 +85,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 
 @get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey, queue, certificates and a replica, each with its state; 503: send nothing here."""
+    """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
     parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
         parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
@@ -111,8 +116,6 @@ async def examine(runtime: Runtime) -> dict[str, Part]:
         "queue": _queue(runtime),
         "certificates": _certificates(runtime),
     }
-    if runtime.replica is not None:
-        checks["replica"] = _replica(runtime.replica)
     return dict(zip(checks, await asyncio.gather(*map(_part, checks.values())), strict=True))
 
 
@@ -171,13 +174,6 @@ async def _certificates(runtime: Runtime) -> str | None:
     if not is_fine:
         raise NotReady(said)
     return said
-
-
-async def _replica(replica: Replica) -> str | None:
-    """As the last read found it, and for information only: without it, the primary answers everything."""
-    if replica.left_alone is not None:
-        raise NotReady(f"left alone for a while: {replica.left_alone}")
-    return None
 
 
 routes = (live, ready)

@@ -26,6 +26,7 @@ ASKED_PATH = "mpesa_gateway_path"
 
 _STATIC = "mpesa_gateway.http"
 _MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
+_GZIP = ".gz"
 
 ABSENT = "—"
 """What stands where there is nothing."""
@@ -52,18 +53,18 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _GOOD,
         (
-            *("completed", "delivered", "applied", "well", "active", "recovered", "already known", "verified", "taken"),
-            *("settled", "done", "complete", "valid", "registered", "answered", "receipt learnt", "looked after"),
+            *("completed", "delivered", "applied", "healthy", "active", "recovered", "already known", "verified"),
+            *("settled", "done", "complete", "valid", "registered", "answered", "receipt received", "resolved"),
         ),
     ),
     (
         _BAD,
-        ("failed", "dead", "refused", "not well", "broken", "mismatched", "expired", "aborted", "contradicted"),
+        ("failed", "dead", "refused", "broken", "mismatched", "expired", "aborted", "contradicted"),
     ),
     (
         _WAIT,
         (
-            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "owed", "confirming"),
+            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "confirming"),
             *("accepted", "scheduled", "new", "verifying"),
         ),
     ),
@@ -71,8 +72,9 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _WARN,
         (
-            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "unsent"),
+            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "not sent"),
             *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing"),
+            "not delivered",
         ),
     ),
 )
@@ -166,7 +168,7 @@ def root(connection: Connection) -> str:
 
 
 class Assets:
-    """The files in a package's folder ``static``, each under its digest, so that browsers may keep it for ever."""
+    """The files in a package's folder ``static``. Each address has the file's digest: browsers cache it for a year."""
 
     def __init__(self, package: str, place: str) -> None:
         """``place`` is where they are served, below the root, such as ``web``."""
@@ -182,12 +184,14 @@ class Assets:
         return f"{self._place}/{digest}/{name}"
 
     def answer(self, digest: str, name: str) -> Response[bytes]:
-        """A file. Raises NotFound for one that this release does not have."""
+        """Return a file; ``.gz`` files have Content-Encoding. Raises NotFound if this release does not have it."""
+        media = next((media for ending, media in _MEDIA.items() if name.removesuffix(_GZIP).endswith(ending)), None)
         known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
-        if name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
+        if media is None or name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
             raise NotFound("there is no such file in this release: load the page again")
-        media = next(media for ending, media in _MEDIA.items() if name.endswith(ending))
         kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        if name.endswith(_GZIP):
+            kept["Content-Encoding"] = "gzip"
         return Response(self._read(name), media_type=media, headers=kept)
 
     def _read(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The API's own description: an OpenAPI 3.1 document, drawn from the routes themselves, and a page to read it on."""
+"""The OpenAPI 3.1 document, made from the routes and completed with what Litestar does not know."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ from litestar.routes import HTTPRoute
 
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import (
+    NEXT_STEPS,
     InsufficientScope,
     InternalError,
     Invalid,
@@ -33,41 +34,45 @@ from mpesa_gateway.errors import (
     UnsupportedMediaType,
 )
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.components import Components, name_words, plain, refine
 from mpesa_gateway.http.envelope import Failure
+from mpesa_gateway.http.openapi_page import render_page
+from mpesa_gateway.http.openapi_schemas import Components, name_words, plain, refine
 from mpesa_gateway.http.reading import is_moment
-from mpesa_gateway.http.reference import render_reference
 
 ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
-"""What a route may say in its decorator besides what its signature says.
+"""Keywords of a route's decorator that add to the document.
 
-``answers={202: Success[RunView]}``: other answers, by status; ``refuses=(Conflict,)``: refusals, besides those that
-follow from its scope, its body and its parameters; ``takes={…}``: the JSON Schema of a body that it reads by itself;
-``described={"kind": {…}}``: the JSON Schema of parameters in its path; ``needs_key=True``: no call without
-Idempotency-Key; ``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and
-``or_answers`` may be functions of the gateway.
+``answers={202: Success[RunView]}``: other responses, by status; ``refuses=(Conflict,)``: errors in addition to those
+of its scope, body and parameters; ``takes={…}``: the JSON Schema of a body that the route reads itself;
+``described={"kind": {…}}``: the JSON Schema of path parameters; ``needs_key=True``: Idempotency-Key is required;
+``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and ``or_answers`` may
+be functions of the gateway.
 """
 
 _TEXT = """\
 Accept M-Pesa payments. Authenticate with an API key in the `X-API-Key` header.
 
-Every answer carries `X-Request-ID`. A request that is no HTTP/1.1 is answered 400, one whose head or body does not \
-come in time 408, one with too long a head 431, all in the envelope of every refusal."""
+Every response has the header `X-Request-ID`. Every error has the same JSON envelope, also the errors of the HTTP \
+layer: 400 for a malformed HTTP/1.1 request, 408 for a head or body that arrives too slowly, 431 for a head that is \
+too long."""
 
-_KEY = "A key of the merchant who asks: `sk_test_…` or `sk_live_…`."
+_KEY = "An API key of the merchant: `sk_test_…` or `sk_live_…`."
 
 SCOPE = {"$ref": "#/components/schemas/Scope"}
-"""The schema of a scope's name: `complete` lists the names."""
+"""The schema of a scope's name. `complete` adds the names."""
 
 _OWN_TAGS = {
     "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
     "Operators": "Health, metrics and the audit log.",
 }
 
+_LAST = ("Administration", "Operators", "Callbacks", "Simulator")
+"""Tags after those that merchants use."""
+
 _REQUEST_ID = {
     "X-Request-ID": {
-        "description": "The id of this request: yours if you sent a sane one.",
+        "description": "The ID of this request: the client's own if it is valid.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     }
 }
@@ -76,9 +81,14 @@ _YOUR_REQUEST_ID = {
     "in": "header",
     "required": False,
     "schema": {"type": "string"},
-    "description": "Your own id for this request, for its answer and the logs; one of ours where it is not sane.",
+    "description": "The client's ID for this request, for the response and the logs. An invalid ID is replaced.",
 }
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Seconds to wait before a retry.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    }
+}
 _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~](?:[ -~]*[!-~])?$"}
 
 
@@ -86,29 +96,29 @@ class _Document(JsonRenderPlugin):
     """The document at /schema/openapi.json."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The document as JSON."""
+        """Return the document as JSON."""
         return msgspec.json.encode(complete(request.app, openapi_schema))
 
 
 class _Page(OpenAPIRenderPlugin):
-    """The same, for people."""
+    """The page at /schema."""
 
     def __init__(self) -> None:
         super().__init__(path="/")
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The document as a page that fetches nothing from elsewhere."""
-        return render_reference(complete(request.app, openapi_schema)).encode()
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - Litestar passes it
+        """Return the page."""
+        return render_page(openapi_schema["info"]["title"]).encode()
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Where the document and its page are, and what they say about all routes."""
+    """Return Litestar's configuration of the document and its page."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
         description=_TEXT,
         path="/schema",
-        servers=[Server(url="")],  # `complete` names ours
+        servers=[Server(url="")],  # `complete` sets it
         use_handler_docstrings=True,
         render_plugins=[_Page(), _Document()],
         components=SpecComponents(
@@ -123,12 +133,12 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def document_of(app: Litestar) -> dict[str, Any]:
-    """The whole document of an application."""
+    """Return the complete document of an application."""
     return complete(app, app.openapi_schema.to_schema())
 
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
-    """Add what Litestar cannot see: filters, scopes, rules of fields, every answer and every refusal of each call."""
+    """Add filters, scopes, field rules, responses and errors to Litestar's document, in place, once."""
     _name_host(document, app.state.gateway.config)
     if "x-complete" in document:
         return document
@@ -160,13 +170,13 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     name_words(document)
     _forget_unused(document)
     used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
-    document["tags"] = [{"name": tag, "description": text} for tag, text in _tags(app).items() if tag in used]
+    tags = sorted(_tags(app).items(), key=lambda tag: tag[0] in _LAST)
+    document["tags"] = [{"name": tag, "description": text} for tag, text in tags if tag in used]
     document["x-complete"] = True
     return document
 
 
 def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
-    """Write the server's address, whom to ask, and under which terms. The application itself knows no configuration."""
     public_url, said = config.public_url.rstrip("/"), config.openapi
     document["servers"] = [{"url": public_url}]
     contact = {"name": said.contact_name, "url": said.contact_url or public_url, "email": said.contact_email}
@@ -176,7 +186,6 @@ def _name_host(document: dict[str, Any], config: GatewayConfig) -> None:
 
 
 def _tags(app: Litestar) -> dict[str, str]:
-    """Every group of calls, with what the plugin that brings it says of itself."""
     found = dict(_OWN_TAGS)
     for plugin in app.state.gateway.plugins:
         for route in plugin.routes:
@@ -200,6 +209,7 @@ def _complete_operation(
     operation["security"] = [] if scope is None else [{"api_key": []}]
     if scope is not None:
         operation["x-scope"] = scope.name
+        operation["x-badges"] = [{"name": scope.name}]
     operation.pop("deprecated", None)
     _complete_parameters(operation, handler, gateway)
     _complete_body(operation, handler, components, gateway)
@@ -215,7 +225,7 @@ def _complete_operation(
     for status in sorted({refusal.status for refusal in refusals}):
         refused = _failure([each for each in refusals if each.status == status], components)
         if status in _answers(handler):
-            # A status that means both: a load balancer is told the same, whoever reads on finds out.
+            # The status has two meanings, as 503 of the health check.
             shown = refused["content"]["application/json"]
             shown["schema"] = {"anyOf": [components.reference(_answers(handler)[status]), shown["schema"]]}
         responses[str(status)] = refused
@@ -248,7 +258,6 @@ def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, compone
 
 
 def _said(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
-    """What a route's decorator says under a name, drawn from the gateway where it says how."""
     said = handler.opt.get(name)
     return said(gateway) if callable(said) else said
 
@@ -259,7 +268,7 @@ def _body(handler: HTTPRouteHandler) -> Any:
 
 
 def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
-    """What a route answers when it does what was asked, by status: a type, or a media type."""
+    """Return the success responses by status: a type, or a media type."""
     said: dict[int, Any] = handler.opt.get(ANSWERS, {})
     returned = handler.parsed_fn_signature.return_type
     if returned.is_subclass_of(Stream):
@@ -272,7 +281,7 @@ def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
 def _refusals(handler: HTTPRouteHandler) -> list[type[Refused]]:
     found: list[type[Refused]] = [*handler.opt.get(REFUSES, ())]
     if scope_of(handler) is not None:
-        # Invalid: a parameter that the call does not take.
+        # Invalid: an unknown query parameter.
         found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, Invalid]
         if handler.http_methods & {"POST", "PUT", "PATCH"}:
             found += [UnsupportedMediaType]
@@ -293,14 +302,16 @@ def _success(
     headers: dict[str, Any] = dict(_REQUEST_ID)
     if "idempotency_key" in handler.parsed_fn_signature.parameters:
         name, text = (
-            ("Idempotent-Replayed", "An earlier request did it.") if status == 200 else ("Location", "Where it is.")
+            ("Idempotent-Replayed", "An earlier request created it.")
+            if status == 200
+            else ("Location", "The address of the created object.")
         )
         headers[name] = {"description": text, "schema": {"type": "string"}}
     content: dict[str, Any] = (known or {}).get("content", {})
     if isinstance(kind, str):
         content = {kind: {"schema": {"type": "string"}}}
     elif (reference := components.reference(kind)) is not None:
-        content = {"application/json": {"schema": reference}}
+        content = {"application/json": {"schema": reference, "example": components.example(reference)}}
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 
@@ -310,7 +321,7 @@ def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[
     if any(kind.retryable for kind in kinds):
         headers |= _RETRY_AFTER
     return {
-        "description": " ".join(f"`{kind.code}`: {_sentence(kind)}" for kind in kinds),
+        "description": " ".join(f"{kind.code}: {_sentence(kind)}" for kind in kinds),
         "headers": headers,
         "content": {
             "application/json": {
@@ -322,11 +333,11 @@ def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[
 
 
 def _sentence(refusal: type[Refused]) -> str:
-    return (refusal.__doc__ or "").partition("\n\n")[0]
+    return (refusal.__doc__ or "").partition("\n\n")[0].replace("`", "")
 
 
 def _example(refusal: type[Refused]) -> dict[str, Any]:
-    problem: dict[str, Any] = {"code": refusal.code.value, "message": "what to do about it"}
+    problem: dict[str, Any] = {"code": refusal.code.value, "message": NEXT_STEPS[refusal.code].replace("`", "")}
     if issubclass(refusal, Invalid):
         problem["field"] = "phone"
     if refusal.retryable is not None:
@@ -335,7 +346,6 @@ def _example(refusal: type[Refused]) -> dict[str, Any]:
 
 
 def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
-    """The query parameters that a list reads, each with its schema."""
     kind: type[msgspec.Struct] = provide.dependency.query_type  # type: ignore[attr-defined]
     _, components = msgspec.json.schema_components([kind], ref_template="{name}")
     schema = components[kind.__name__]
@@ -346,14 +356,14 @@ def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
         found = _inline(part, components)
         if name in moments:
             found = {"anyOf": [{"type": "string", "format": form} for form in ("date-time", "date")]}
-        # A form sends its empty fields too: they count as left out.
+        # HTML forms send empty fields; they count as absent.
         said = {"name": name, "in": "query", "required": False, "allowEmptyValue": True, "schema": found}
         parameters.append(said)
     return parameters
 
 
 def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """A schema without references and without null: a query parameter is there or is not."""
+    """Return the schema without references and null: a query parameter is present or absent."""
     if "$ref" in schema:
         return _inline(components[schema["$ref"]], components) | {"title": schema.get("title", "")}
     if "anyOf" in schema:
@@ -363,7 +373,7 @@ def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
 
 
 def _forget_unused(document: dict[str, Any]) -> None:
-    """Leave out the schemas that Litestar made for what is described here otherwise."""
+    """Remove Litestar's schemas that no operation refers to."""
     schemas: dict[str, Any] = document["components"]["schemas"]
     used: set[str] = set()
     waiting = _references(document["paths"])

@@ -4,16 +4,17 @@ import re
 import time
 
 import structlog
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.client_ip import CLIENT, neighbourhood
+from mpesa_gateway.http.request_spans import describe_request, request_span
 from mpesa_gateway.http.response_headers import with_defaults
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.measures import REQUEST_SECONDS, REQUESTS
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.sampling import Sampler
-from mpesa_gateway.tracing import NOTHING, UNTRACED, Span, Tracer
+from mpesa_gateway.tracing import Tracing, is_enabled
 
 log = structlog.get_logger("mpesa_gateway.http")
 
@@ -43,11 +44,12 @@ _BOUND = ("merchant_id", "key_id", "payment_id")
 class RequestIds:
     """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
 
-    def __init__(self, app: ASGIApp, ids: Ids, meter: Meter, tracer: Tracer = UNTRACED) -> None:
+    def __init__(self, app: ASGIApp, ids: Ids, metrics: KernelMetrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._ids = ids
-        self._meter = meter
-        self._tracer = tracer
+        self._metrics = metrics
+        self._tracing = tracing or Tracing()
+        self._is_traced = is_enabled(self._tracing.tracer)
         self._refusals = Sampler(_SAMPLED)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -59,7 +61,10 @@ class RequestIds:
         request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
         with asked_by(request_id):
             try:
-                with self._tracer.request(scope, request_id) as span:
+                if not self._is_traced or scope["path"] in QUIET:
+                    await self._handle(scope, receive, send, INVALID_SPAN)
+                    return
+                with request_span(self._tracing, scope, request_id) as span:
                     await self._handle(scope, receive, send, span)
             finally:
                 structlog.contextvars.unbind_contextvars(*_BOUND)
@@ -84,12 +89,15 @@ class RequestIds:
             template = scope.get("path_template") or "(unknown)"
             took = time.perf_counter() - began
             method = asked if asked in _METHODS else OTHER
-            self._meter.count(REQUESTS, method, template, str(status))
-            self._meter.time(REQUEST_SECONDS, took, template)
+            self._metrics.requests.labels(method, template, str(status)).inc()
+            self._metrics.request_seconds.labels(template).observe(took)
             if template not in QUIET or status >= 500:
                 self._log(scope, method=asked, route=template, status=status, ms=round(took * 1000, 1))
-            if span is not NOTHING:
-                _tell(span, method, template, status)
+            if span.is_recording():
+                bound = structlog.contextvars.get_contextvars()
+                describe_request(
+                    span, method, template, status, {name: bound[name] for name in _BOUND if name in bound}
+                )
 
     def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
         """Log a request. Of a stranger's refusals, the first of a minute by address, route and status."""
@@ -100,19 +108,3 @@ class RequestIds:
                 return
             more = {"left_out": left_out} if left_out else {}
         log.info("request", method=method, route=route, status=status, ms=ms, **more)
-
-
-def _tell(span: Span, method: str, template: str, status: int) -> None:
-    span.rename(f"{method} {template}")
-    bound = structlog.contextvars.get_contextvars()
-    span.note(
-        {
-            "http.request.method": "_OTHER" if method == OTHER else method,
-            "http.route": template,
-            "url.path": template,
-            "http.response.status_code": status,
-            **{f"mpesa.{name}": bound[name] for name in _BOUND if name in bound},
-        }
-    )
-    if status >= 500 or not status:
-        span.fail(str(status or "no_answer"))

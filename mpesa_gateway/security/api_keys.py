@@ -3,9 +3,9 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import structlog
@@ -46,6 +46,15 @@ def id_of(text: str | None) -> str:
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """An API key as it may be shown: never the secret."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "key_id": "key_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "name": "shop",
+        "scopes": ["payments:read", "payments:write"],
+        "expires_at": None,
+        "revoked_at": None,
+    }
 
     key_id: str
     merchant_id: str

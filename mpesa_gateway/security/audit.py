@@ -2,9 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import msgspec
 import structlog
@@ -12,7 +13,6 @@ from piccolo.columns.combination import Where
 
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, Listing, Paged
 from mpesa_gateway.env import Env
@@ -42,6 +42,16 @@ acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", de
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry as the API shows it."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "id": "aud_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "at": "2026-11-23T10:15:12Z",
+        "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "actor": "operator:amina",
+        "action": "api_key.created",
+        "subject_id": "key_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "detail": {"name": "shop"},
+    }
 
     id: str
     number: int
@@ -125,7 +135,7 @@ class Note(msgspec.Struct, frozen=True):
 class Audit:
     """Writes and verifies the audit log.
 
-    ``reads`` answers lists, by default ``db``. ``window`` is for how long one refusal of a kind is recorded for each
+    ``window`` is for how long one refusal of a kind is recorded for each
     caller, in seconds. ``keep_days`` is ``retention.audit_days``: 0 for ever.
     """
 
@@ -134,14 +144,12 @@ class Audit:
         db: Database,
         clock: Clock,
         ids: Ids,
-        reads: Asking | None = None,
         *,
         window: float = 300.0,
         keep_days: int = 0,
     ) -> None:
         self._keep_days = keep_days
         self._db = db
-        self._reads = reads or db
         self._clock = clock
         self._ids = ids
         self._observed: dict[str, _Observed] = {}
@@ -225,7 +233,7 @@ class Audit:
         """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
-        return (await ENTRIES.page(self._reads, found, cursor, limit, count=count)).map(_entry)
+        return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)
 
     # -- letting go -----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Merchants: the accounts that own keys, payments and endpoints."""
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import datetime
 from functools import partial
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -21,6 +22,13 @@ _MERCHANTS = Listing(table="merchant", key="merchant_id", prefix="mer", of_merch
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
     """A merchant. ``envs`` are the envs that it has credentials for: none, one or both."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
+        "name": "Duka la Amina",
+        "envs": ["sandbox"],
+        "is_active": True,
+    }
 
     merchant_id: str
     name: str

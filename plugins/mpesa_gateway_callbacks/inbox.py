@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import asyncpg
+import prometheus_client
 import structlog
+from opentelemetry.trace import Tracer
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
@@ -16,11 +18,12 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.meter import OTHER, Meter
+from mpesa_gateway.metrics.definitions import OTHER
 from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.api import AnotherSubject
 from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
@@ -28,7 +31,7 @@ from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
 from mpesa_gateway_callbacks.errors import CallbackRefused, KindRefused, SizeRefused
 from mpesa_gateway_callbacks.kinds import Kinds
-from mpesa_gateway_callbacks.measures import CALLBACKS, combinations
+from mpesa_gateway_callbacks.metrics import label_values
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -51,7 +54,8 @@ class CallbackInbox:
         ids: Ids,
         audit: Audit,
         tracer: Tracer,
-        meter: Meter,
+        trace_links: TraceLinks,
+        counter: prometheus_client.Counter,
         dedup: Dedup,
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,
@@ -63,17 +67,18 @@ class CallbackInbox:
         self._clock = clock
         self._ids = ids
         self._audit = audit
-        self._tracer = tracer
-        self._meter = meter
+        self._trace_links = trace_links
+        self._counter = counter
         self._dedup = dedup
         self._verifier = verifier
         self._dispatcher = dispatcher
         self._refusals = refusals
         self._kinds = kinds
         self._repetitions = Repetitions(db)
-        meter.expect(CALLBACKS, combinations(kinds.names))
+        for values in label_values(kinds.names):
+            counter.labels(*values)
         self._batches: Together[Arrival, bool | None] = Together(
-            self._store_batch, told=partial(tracer.step, "postgres keep callback", POSTGRES, "client")
+            self._store_batch, told=partial(postgres_span, tracer, "keep callback")
         )
 
     async def start(self) -> None:
@@ -99,7 +104,7 @@ class CallbackInbox:
             subject, kind = self._verifier.read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
-                self._tracer.concerns(subject.subject_id)
+                self._trace_links.link(subject.subject_id)
             self._verifier.check_source(incoming, subject)
             arrival = await self.prepare(incoming, subject)
             # One that may be of several kinds is published alone.
@@ -108,10 +113,10 @@ class CallbackInbox:
                 is_new = await self.store(arrival)
         except CallbackRefused as refusal:
             kind = OTHER if self._kinds.get(incoming.kind) is None else incoming.kind
-            self._meter.count(CALLBACKS, kind, "refused", refusal.reason)
+            self._counter.labels(kind, "refused", refusal.reason).inc()
             await self._refusals.store(incoming, subject, refusal)
             raise
-        self._meter.count(CALLBACKS, incoming.kind, "accepted" if is_new else "repeated", "")
+        self._counter.labels(incoming.kind, "accepted" if is_new else "repeated", "").inc()
         if not is_new:
             await self._audit_repeat(arrival)
         log.info(
@@ -134,7 +139,7 @@ class CallbackInbox:
             fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", report),
             is_signed=is_signed,
             is_listed=self._verifier.is_listed(incoming.source),
-            origin=current_origin(self._tracer),
+            origin=current_origin(),
             text=text,
             raw=raw,
         )
@@ -194,7 +199,7 @@ class CallbackInbox:
     def _jobs_by_origin(self, arrivals: Sequence[Arrival]) -> AbstractContextManager[None]:
         """Return a block whose jobs carry the request ids of the callbacks that cause them."""
         if len(arrivals) == 1:
-            return coming_from(arrivals[0].origin, self._tracer)
+            return coming_from(arrivals[0].origin)
         return origins({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
 
     async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.lists import Conditions, Paged
 from mpesa_gateway.errors import Conflict, NotFound
@@ -50,7 +49,6 @@ class CallbackOperatorService:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         audit: Audit,
         verifier: CallbackVerifier,
@@ -58,9 +56,7 @@ class CallbackOperatorService:
         dispatcher: CallbackDispatcher,
         kinds: Kinds,
     ) -> None:
-        """``reads`` answers the lists: a replica where there is one."""
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._audit = audit
         self._verifier = verifier
@@ -205,13 +201,13 @@ class CallbackOperatorService:
         if filters.unread or filters.verdict in {"waiting", "unmatched"}:
             # The condition of the index on those that nothing has used.
             found.add("verdict <> 'applied'")
-        return await tables.ACCEPTED.page(self._reads, found, filters.cursor, filters.limit)
+        return await tables.ACCEPTED.page(self._db, found, filters.cursor, filters.limit)
 
     async def _refused(self, env: Env, filters: RefusedQuery) -> Paged[Row]:
         found = self._conditions(env, filters)
         if filters.unread:
             found.add(tables.UNREAD)
-        return await tables.REFUSED.page(self._reads, found, filters.cursor, filters.limit)
+        return await tables.REFUSED.page(self._db, found, filters.cursor, filters.limit)
 
     def _conditions(self, env: Env, filters: RefusedQuery) -> Conditions:
         self._kinds.check(filters.kind)

@@ -11,7 +11,7 @@ from mpesa_gateway_callbacks.doctor import CHECKS
 from mpesa_gateway_callbacks.erasure import CALLBACKS
 from mpesa_gateway_callbacks.invariants import INVARIANTS
 from mpesa_gateway_callbacks.jobs import sweep
-from mpesa_gateway_callbacks.measures import COUNTS, READINGS
+from mpesa_gateway_callbacks.metrics import COLLECTORS, CallbackMetrics
 from mpesa_gateway_callbacks.pages import PAGES
 from mpesa_gateway_callbacks.provides import PROVIDES
 from mpesa_gateway_callbacks.routes import routes
@@ -37,8 +37,8 @@ plugin = Plugin(
     commands=(callbacks,),
     checks=CHECKS,
     invariants=INVARIANTS,
-    counts=COUNTS,
-    readings=READINGS,
+    metrics=CallbackMetrics,
+    collectors=COLLECTORS,
     forgets=(
         Forgetting(
             "refused callbacks",

@@ -11,6 +11,7 @@ from mpesa_gateway_callbacks.dedup import Dedup
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.metrics import CallbackMetrics
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.settings import CallbacksSettings
@@ -51,7 +52,8 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
         ids=gateway.ids,
         audit=gateway.audit,
         tracer=gateway.tracer,
-        meter=gateway.meter,
+        counter=gateway.metrics.get(CallbackMetrics).callbacks,
+        trace_links=gateway.trace_links,
         dedup=Dedup(
             valkey=gateway.valkey,
             prefix=gateway.config.valkey.prefix,
@@ -69,7 +71,6 @@ def _inbox(gateway: Runtime) -> CallbackInbox:
 def _operator_service(gateway: Runtime) -> CallbackOperatorService:
     return CallbackOperatorService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         verifier=gateway.port(CallbackVerifier),

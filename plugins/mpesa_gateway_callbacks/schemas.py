@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.env import Environment
+from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.http.rules import composed
 from mpesa_gateway.phone import mask_phones
@@ -23,6 +24,19 @@ class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
 
 class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
     """A callback that was taken. ``repeats`` counts how often it came again; ``verdict`` says what became of it."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "id": example_id("cbk"),
+        "kind": "stk",
+        "source": "196.201.214.200",
+        "merchant_id": example_id("mer"),
+        "subject_id": example_id("pay"),
+        "result_code": "0",
+        "signature": "none",
+        "verdict": "applied",
+        "repeats": 0,
+        "body": '{"Body":{"stkCallback":{"ResultCode":0}}}',
+    }
 
     id: str
     kind: str
@@ -45,6 +59,12 @@ class Truncated(msgspec.Struct, frozen=True, kw_only=True):
     ``length`` in bytes as announced or read, how much of it was read, and that much's SHA-256 in hexadecimal.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "length": 1048576,
+        "read": 65536,
+        "sha256": "9f86d081" * 8,
+    }
+
     length: int
     read: int
     sha256: str
@@ -52,6 +72,19 @@ class Truncated(msgspec.Struct, frozen=True, kw_only=True):
 
 class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
     """A callback that was not taken, and why."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "id": example_id("ref"),
+        "kind": "stk",
+        "source": "203.0.113.7",
+        "merchant_id": None,
+        "subject_id": None,
+        "reason": "source",
+        "body": "",
+        "truncated": None,
+        "replayed_at": None,
+        "callback_id": None,
+    }
 
     id: str
     kind: str
@@ -69,6 +102,12 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
 
 class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
     """What a replay came to: the accepted callback, what became of it, and whether it had been used before."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "id": example_id("ref"),
+        "callback_id": example_id("cbk"),
+        "verdict": "applied",
+    }
 
     id: str
     callback_id: str

@@ -57,7 +57,6 @@ class RefusedRow(Table, tablename="refused_callback"):
 # raw SQL: hot path - what each callback takes: its row, its repetitions, its verdict and what waits for it.
 # raw SQL: lock - what a sweep claims, what a replay or an erasure holds, what several workers forget.
 # raw SQL: aggregate - what operators and the doctor see counted.
-# raw SQL: replica - the lists.
 
 KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
@@ -134,7 +133,7 @@ _ABOUT = """
 SELECT {0} FROM (
     SELECT * FROM callback WHERE subject_id = ANY($1::uuid[])
     UNION
-    SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
+    SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL
     ORDER BY callback_id LIMIT 100
 ) AS about ORDER BY callback_id
 """
@@ -201,7 +200,8 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 
 OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
-WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[]) OR (handle = ANY($2::text[]) AND handle <> '')
+WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
+    OR (handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL)
 FOR UPDATE NOWAIT
 """
 

@@ -94,6 +94,8 @@ class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class MpesaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stored configuration; secrets by their last four characters."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379"}
+
     env: Environment
     consumer_key: Masked
     consumer_secret: Masked
@@ -118,12 +120,16 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
 class RetiredView(msgspec.Struct, frozen=True, kw_only=True):
     """A shortcode that takes no new payments any more. ``open`` counts what it still has, such as ``payments``."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "600000", "open": {"payments": 2}}
+
     shortcode: str
     open: dict[str, int]
 
 
 class ProviderMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the key's env still lacks, and the former shortcode where storing another one retired it."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"missing": []}
 
     missing: list[Missing]
     retired: RetiredView | None = None
@@ -148,6 +154,8 @@ class Providers(msgspec.Struct, frozen=True, kw_only=True):
 class RemovedProvider(msgspec.Struct, frozen=True, kw_only=True):
     """The shortcode was retired: its secrets are erased once nothing of it is open, after 48 hours at the earliest."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379", "open": {"payments": 0}}
+
     deleted: Yes = True
     shortcode: str
     open: dict[str, int]
@@ -155,6 +163,12 @@ class RemovedProvider(msgspec.Struct, frozen=True, kw_only=True):
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that was tried with the stored credentials. ``mitigation`` says what to do where it failed."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "name": "credentials",
+        "ok": True,
+        "message": "M-Pesa returned an access token for these keys",
+    }
 
     name: str
     ok: bool
@@ -166,12 +180,16 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the stored credentials work."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"ok": True}
+
     ok: bool
     checks: list[Check]
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     """The API key that is asking."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"scopes": ["payments:read", "payments:write"]}
 
     id: KeyId
     env: Environment
@@ -180,6 +198,8 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
 class MerchantView(msgspec.Struct, frozen=True, kw_only=True):
     """The calling merchant and key. ``env`` is the key's, and ``providers`` are configured in that env."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"name": "Duka la Amina", "is_active": True, "providers": ["mpesa"]}
 
     id: MerchantId
     name: str

@@ -1,4 +1,1 @@
-"""Metrics: what every plugin counts, times and reads, in Prometheus' text format, for those who are let in.
-
-It owns no tables, and knows no other plugin: each brings its own ``counts`` and ``readings``.
-"""
+"""Prometheus' text format for the metrics of the kernel and of all plugins. It owns no tables."""

@@ -5,10 +5,12 @@ from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_metrics.admission import Admission
-from mpesa_gateway_metrics.beside import serve_beside_worker
+from mpesa_gateway_metrics.collectors import COLLECTORS
 from mpesa_gateway_metrics.exposition import Exposition
+from mpesa_gateway_metrics.metrics import CollectionMetrics
 from mpesa_gateway_metrics.routes import routes
 from mpesa_gateway_metrics.settings import MetricsSettings
+from mpesa_gateway_metrics.worker_server import serve_beside_worker
 
 
 def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
@@ -22,10 +24,12 @@ def _admission(gateway: Runtime) -> Admission:
 
 plugin = Plugin(
     name="metrics",
-    summary="Figures for Prometheus at /metrics: what every plugin counts, times and reads, for those who are let in.",
+    summary="Prometheus metrics of the kernel and all plugins at /metrics, behind a token or an allowlist of networks.",
     settings=MetricsSettings,
     routes=routes,
     provides=((Admission, _admission), (Exposition, Exposition)),
+    metrics=CollectionMetrics,
+    collectors=COLLECTORS,
     contributes=(Voucher(("/metrics",), _vouches),),
     beside_worker=(serve_beside_worker,),
 )

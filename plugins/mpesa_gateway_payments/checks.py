@@ -98,7 +98,7 @@ class StatusChecks:
             created_at=now,
         )
         await self._db.run(StatusCheckRow.insert(check))
-        self._runtime.tracer.begins(check_id)
+        self._runtime.trace_links.begin(check_id)
         # A caller that hangs up must not tear the question from its record.
         return await self._runtime.see_through(
             self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)

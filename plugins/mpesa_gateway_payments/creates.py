@@ -10,13 +10,14 @@ from typing import cast
 import asyncpg
 import msgspec
 import structlog
+from opentelemetry.trace import Tracer
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
 from mpesa_gateway.env import Env
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.operations import StkAck
@@ -80,15 +81,14 @@ class CreateSteps:
         self._clock = clock
         self._settings = settings
         self._callbacks = callbacks
-        step = tracer.step
         self._inserts: Together[Wanted, Row | None] = Together(
-            self._insert, told=partial(step, "postgres insert payment", POSTGRES, "client")
+            self._insert, told=partial(postgres_span, tracer, "insert payment")
         )
         self._marks: Together[tuple[str, int], bool] = Together(
-            self._mark, told=partial(step, "postgres mark payment", POSTGRES, "client")
+            self._mark, told=partial(postgres_span, tracer, "mark payment")
         )
         self._acks: Together[Accepted, Row | None] = Together(
-            self._accept, told=partial(step, "postgres accept payment", POSTGRES, "client")
+            self._accept, told=partial(postgres_span, tracer, "accept payment")
         )
 
     async def insert(self, wanted: Wanted) -> Row | None:

@@ -7,9 +7,8 @@ from typing import Any
 from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.db.lists import Conditions, Paged, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
@@ -52,7 +51,6 @@ class PaymentDesk:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         audit: Audit,
         sealer: Sealer,
@@ -61,7 +59,6 @@ class PaymentDesk:
         checks: StatusChecks,
     ) -> None:
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._audit = audit
         self._sealer = sealer
@@ -88,11 +85,15 @@ class PaymentDesk:
 
     async def page(self, env: Env, filters: DeskFilters, limit: int) -> Paged[Row]:
         """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
-        return await PAYMENTS.page(self._reads, self._conditions(env, filters), filters.cursor, limit)
+        return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
+
+    async def total(self, env: Env, filters: DeskFilters) -> Total:
+        """Return the number and the requested amount of the payments of ``env`` that pass the filters."""
+        return await PAYMENTS.total(self._db, self._conditions(env, filters))
 
     async def count_newer(self, env: Env, filters: DeskFilters) -> int:
         """How many payments of ``env`` that the filters let through have come since the cursor."""
-        return await PAYMENTS.count_newer(self._reads, self._conditions(env, filters), filters.cursor)
+        return await PAYMENTS.count_newer(self._db, self._conditions(env, filters), filters.cursor)
 
     async def count_held(self, env: Env) -> int:
         """How many payments of ``env`` wait for a person."""
@@ -100,7 +101,7 @@ class PaymentDesk:
 
     def export(self, env: Env, filters: DeskFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All payments of one merchant that the filters let through, newest first, in pages."""
-        return export_payments(self._reads, filters.merchant or "", env, self._plain(filters), exported)
+        return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
 
     def _plain(self, filters: DeskFilters) -> PaymentFilters:
         values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}

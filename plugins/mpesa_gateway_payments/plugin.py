@@ -22,7 +22,7 @@ from mpesa_gateway_payments.events import (
 )
 from mpesa_gateway_payments.invariants import INVARIANTS
 from mpesa_gateway_payments.jobs import ask, expire, sweep, tally
-from mpesa_gateway_payments.measures import COUNTS, READINGS
+from mpesa_gateway_payments.metrics import COLLECTORS, PaymentMetrics
 from mpesa_gateway_payments.operations import OPERATIONS
 from mpesa_gateway_payments.pages import PAGES
 from mpesa_gateway_payments.provides import PROVIDES
@@ -86,8 +86,8 @@ plugin = Plugin(
     contributes=(OpenWork("payments", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
-    counts=COUNTS,
-    readings=READINGS,
+    metrics=PaymentMetrics,
+    collectors=COLLECTORS,
     forgets=(
         Forgetting(
             "status checks",

@@ -10,6 +10,7 @@ from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.creates import CreateSteps
 from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
+from mpesa_gateway_payments.metrics import PaymentMetrics
 from mpesa_gateway_payments.outside_reversal import OutsideReversals
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.recovery import PaymentRecovery
@@ -44,11 +45,10 @@ def _service(gateway: Runtime) -> PaymentService:
     )
     return PaymentService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         ids=gateway.ids,
         settings=settings,
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         merchants=gateway.merchants,
         outcomes=gateway.outcomes,
         public_url=gateway.url,
@@ -69,7 +69,7 @@ def _stk_queries(gateway: Runtime) -> StkQueries:
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(PaymentsSettings),
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         places=Places(gateway.config.worker.daraja, each=1),
         daraja=gateway.daraja,
         jobs=gateway.jobs,
@@ -101,7 +101,7 @@ def _transitions(gateway: Runtime) -> Transitions:
         db=gateway.db,
         clock=gateway.clock,
         outbox=gateway.outbox,
-        meter=gateway.meter,
+        metrics=gateway.metrics.get(PaymentMetrics),
         rules=gateway.settings(PaymentsSettings).rules,
         transactions=gateway.port(Transactions),
     )
@@ -138,7 +138,6 @@ def _checks(gateway: Runtime) -> StatusChecks:
 def _desk(gateway: Runtime) -> PaymentDesk:
     return PaymentDesk(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,

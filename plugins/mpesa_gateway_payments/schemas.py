@@ -72,6 +72,8 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a payment, with its time and what caused it."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"kind": "completed", "cause": "callback", "result_code": "0", "detail": ""}
+
     at: datetime
     kind: str
     cause: Annotated[Cause, named("PaymentCause")]
@@ -89,6 +91,20 @@ class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
 
 class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
     """A payment as merchants see it."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "refunded_amount": "0.00",
+        "status": "completed",
+        "provider_ref": "ws_CO_231120261015094708374149",
+        "idempotency_key": "order-1041",
+        "reference": "order 1041",
+        "description": "Shoes",
+        "result_code": "0",
+        "result_desc": "The service request is processed successfully.",
+        "failure_reason": None,
+        "mismatch": None,
+        "metadata": {"cart": "7"},
+    }
 
     id: PaymentId
     merchant_id: MerchantId
@@ -152,6 +168,13 @@ class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
 class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
     """Daraja took the question. The answer follows by itself and changes the payment; ``check_id`` shows it."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "OriginatorConversationID": "2b1c-4f0e-9d57-6a8e21743710",
+        "ConversationID": "AG_20261123_2010759fd5662ef6d054",
+        "ResponseCode": "0",
+        "ResponseDescription": "Accept the service request successfully.",
+    }
+
     originator_conversation_id: str = msgspec.field(name="OriginatorConversationID")
     conversation_id: str = msgspec.field(name="ConversationID")
     response_code: str = msgspec.field(name="ResponseCode")
@@ -183,6 +206,13 @@ class CheckView(msgspec.Struct, frozen=True, kw_only=True):
     recovered, already_known, failed, mismatched, reversed, pending, not_found, not_ours, ambiguous, contradicted or
     unanswered.
     """
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "state": "answered",
+        "transaction_status": "Completed",
+        "result_code": "0",
+        "result_desc": "The service request is processed successfully.",
+    }
 
     check_id: CheckId
     env: Environment

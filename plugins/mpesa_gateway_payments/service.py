@@ -12,7 +12,6 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.db.outcomes import Outcomes
@@ -23,13 +22,13 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import PaymentRequest, Requested
+from mpesa_gateway_payments.api import PaymentRequest, Requested, Similar
 from mpesa_gateway_payments.creates import OPERATION, CreateSteps, Wanted, metadata_json
 from mpesa_gateway_payments.errors import ShortcodeRetired
-from mpesa_gateway_payments.listing import export_payments, find_payment, list_payments
+from mpesa_gateway_payments.listing import export_payments, find_payment, find_similar, list_payments
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
@@ -58,11 +57,10 @@ class PaymentService:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         ids: Ids,
         settings: PaymentsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         merchants: Merchants,
         outcomes: Outcomes,
         public_url: Callable[[str], str],
@@ -72,16 +70,15 @@ class PaymentService:
         pusher: StkPusher,
         unacknowledged: Unacknowledged,
     ) -> None:
-        """``reads`` answers the lists; ``public_url`` returns the address under which a path is reached.
+        """``public_url`` returns the address under which a path is reached.
 
         ``see_through`` runs work to its end even if its caller is cancelled.
         """
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._ids = ids
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._merchants = merchants
         self._outcomes = outcomes
         self._public_url = public_url
@@ -134,7 +131,7 @@ class PaymentService:
         if credentials is None:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._tracer.begins(row["payment_id"])
+        self._trace_links.begin(row["payment_id"])
         # A caller that hangs up must not cancel the record of the push.
         pushed = await self._see_through(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
@@ -271,13 +268,17 @@ class PaymentService:
         row = await self._db.fetchrow(tables.READ, [payment_id])
         return None if row is None else view(row)
 
+    async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:
+        """See the port."""
+        return [view(row) for row in await find_similar(self._db, merchant_id, env, wanted)]
+
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
-        return await list_payments(self._reads, merchant_id, env, filters, view)
+        return await list_payments(self._db, merchant_id, env, filters, view)
 
     def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
-        return export_payments(self._reads, merchant_id, env, filters, exported)
+        return export_payments(self._db, merchant_id, env, filters, exported)
 
 
 def own_reference(payment_id: str) -> str:

@@ -14,7 +14,7 @@ from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.places import Places
 from mpesa_gateway.queues import Jobs
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.decisions import StkAnswer
@@ -53,7 +53,7 @@ class StkQueries:
         db: Database,
         clock: Clock,
         settings: PaymentsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         places: Places,
         daraja: DarajaClient,
         jobs: Jobs,
@@ -67,7 +67,7 @@ class StkQueries:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._places = places
         self._daraja = daraja
         self._jobs = jobs
@@ -138,7 +138,7 @@ class StkQueries:
         """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
-        self._tracer.concerns(payment_id)
+        self._trace_links.link(payment_id)
         if row["checkout_request_id"] is None:
             await self._unacknowledged.close(payment_id, now)
             return

@@ -15,7 +15,6 @@ from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.meter import Meter
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import tables, transition_sql
 from mpesa_gateway_payments.changes import Change, Step
@@ -32,7 +31,7 @@ from mpesa_gateway_payments.decisions import (
 )
 from mpesa_gateway_payments.errors import NotRefundable
 from mpesa_gateway_payments.events import PaymentReversed
-from mpesa_gateway_payments.measures import count_ended
+from mpesa_gateway_payments.metrics import PaymentMetrics
 from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
@@ -65,12 +64,19 @@ class Transitions:
     """Every way a payment can go. Each needs an open transaction."""
 
     def __init__(
-        self, *, db: Database, clock: Clock, outbox: Outbox, meter: Meter, rules: Rules, transactions: Transactions
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        outbox: Outbox,
+        metrics: PaymentMetrics,
+        rules: Rules,
+        transactions: Transactions,
     ) -> None:
         self._db = db
         self._clock = clock
         self._outbox = outbox
-        self._meter = meter
+        self._metrics = metrics
         self._rules = rules
         self._transactions = transactions
 
@@ -157,7 +163,7 @@ class Transitions:
             for change in changed:
                 row = change.row
                 for reason in change.ended:
-                    count_ended(self._meter, row, reason, now)
+                    self._metrics.count_ended(row, reason, now)
                     word = "payment_completed" if reason is None else "payment_failed"
                     log.info(word, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
                 for word, fields in change.words:

@@ -14,7 +14,7 @@ from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
-from mpesa_gateway_reconciliation.measures import COUNTS, READINGS
+from mpesa_gateway_reconciliation.metrics import COLLECTORS, ReconciliationMetrics
 from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.operations import OPERATIONS
 from mpesa_gateway_reconciliation.pages import PAGES
@@ -59,8 +59,8 @@ plugin = Plugin(
     contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
-    counts=COUNTS,
-    readings=READINGS,
+    metrics=ReconciliationMetrics,
+    collectors=COLLECTORS,
     erasers=(LINES,),
     forgets=(
         Forgetting("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),

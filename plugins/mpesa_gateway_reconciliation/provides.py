@@ -31,7 +31,7 @@ def _settling(gateway: Runtime) -> Settling:
         clock=gateway.clock,
         audit=gateway.audit,
         daraja=gateway.daraja,
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
         payments=gateway.port(Payments),
@@ -52,7 +52,6 @@ def _service(gateway: Runtime) -> Reconciliation:
 def _desk(gateway: Runtime) -> ReconciliationDesk:
     return ReconciliationDesk(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         audit=gateway.audit,
         payments=gateway.port(Payments),
@@ -62,7 +61,7 @@ def _desk(gateway: Runtime) -> ReconciliationDesk:
 
 PROVIDES: Provides = (
     (Reconciliation, _service),
-    (RunReader, lambda gateway: RunReader(db=gateway.db, reads=gateway.reads)),
+    (RunReader, lambda gateway: RunReader(db=gateway.db)),
     (PullRegistrations, _registrations),
     (Settling, _settling),
     (ReconciliationDesk, _desk),

@@ -1,6 +1,5 @@
 """Reads reconciliation runs: one, a list of them, or the lines of one."""
 
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions
 from mpesa_gateway.errors import NotFound
@@ -22,10 +21,8 @@ from mpesa_gateway_reconciliation.schemas import (
 class RunReader:
     """Reads the runs of a merchant in an env."""
 
-    def __init__(self, *, db: Database, reads: Asking) -> None:
-        """``reads`` answers the lists: a replica where there is one."""
+    def __init__(self, *, db: Database) -> None:
         self._db = db
-        self._reads = reads
 
     async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
         """Return a run of this merchant in ``env``. Raises NotFound."""
@@ -34,14 +31,14 @@ class RunReader:
     async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
         """Return the merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
-        page = await tables.RUNS.page(self._reads, found, filters.cursor, filters.limit, count=filters.count)
+        page = await tables.RUNS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(run_view))
 
     async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
         """Return a run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
         run = await self._require(merchant_id, env, run_id)
         found = tables.lines_of(run, filters.outcome)
-        page = await tables.RUN_LINES.page(self._reads, found, filters.cursor, filters.limit)
+        page = await tables.RUN_LINES.page(self._db, found, filters.cursor, filters.limit)
         rows = [line_view(row, row["run_finding"]) for row in page.rows]
         return RunPage(data=run_with_rows(run, rows), meta=meta_of(page))
 

@@ -23,6 +23,8 @@ _LineFinding = Literal["new", Finding]
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """A shortcode that Pull is enabled for."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379", "response_code": "0", "response_desc": "Success"}
+
     env: Environment
     shortcode: str
     response_code: str
@@ -41,6 +43,19 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "cause": "cron",
+        "status": "completed",
+        "shortcode": "174379",
+        "lines": 3,
+        "malformed": 0,
+        "already_known": 2,
+        "not_found": 0,
+        "mismatched": 0,
+        "ambiguous": 0,
+        "error": None,
+    }
 
     id: RunId
     env: Environment
@@ -67,6 +82,15 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``asked_at`` is when M-Pesa was asked whose money it is, because several payments fit.
     """
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "amount": "500.00",
+        "phone": "2547****149",
+        "reference": "order 1041",
+        "kind": "Customer Merchant Payment",
+        "finding": "recovered",
+        "asked_at": None,
+    }
 
     id: LineId
     env: Environment

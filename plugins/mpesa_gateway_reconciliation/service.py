@@ -17,12 +17,13 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.tracing import child_span, set_error
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
-from mpesa_gateway_reconciliation.measures import RUNS
+from mpesa_gateway_reconciliation.metrics import ReconciliationMetrics
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
 from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.run_reader import RunReader
@@ -74,6 +75,7 @@ class Reconciliation:
         transactions: Transactions,
     ) -> None:
         self._runtime = runtime
+        self._counter = runtime.metrics.get(ReconciliationMetrics).runs
         self._db = runtime.db
         self._settings = runtime.settings(ReconciliationSettings)
         self._credentials = credentials
@@ -206,9 +208,9 @@ class Reconciliation:
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with self._runtime.tracer.step("reconciliation run", said) as span:
+        with child_span(self._runtime.tracer, "reconciliation run", said) as span:
             if await self._run_to_its_end(run, credentials) == "failed":
-                span.fail("failed")
+                set_error(span, "failed")
 
     async def _run_to_its_end(self, run: Row, credentials: MpesaCredentials) -> str:
         error: str | None = _STOPPED
@@ -232,7 +234,7 @@ class Reconciliation:
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
-            self._runtime.meter.count(RUNS, status)
+            self._counter.labels(status).inc()
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 

@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.lists import Conditions, Listing
 from mpesa_gateway.errors import NotFound
@@ -29,18 +28,18 @@ async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) 
     return row
 
 
-async def list_refunds(reads: Asking, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
+async def list_refunds(db: Database, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
     """Return one page, newest first. Raises Invalid for a bad cursor."""
     found = _conditions(merchant_id, env, filters)
-    page = await REFUNDS.page(reads, found, filters.cursor, filters.limit, count=filters.count)
+    page = await REFUNDS.page(db, found, filters.cursor, filters.limit, count=filters.count)
     return page_of(page.map(view))
 
 
 def export_refunds(
-    reads: Asking, merchant_id: str, env: Env, filters: RefundFilters
+    db: Database, merchant_id: str, env: Env, filters: RefundFilters
 ) -> AsyncGenerator[list[Sequence[Any]]]:
     """Return all refunds that pass the filters, newest first, in pages."""
-    return REFUNDS.export(reads, _conditions(merchant_id, env, filters), exported)
+    return REFUNDS.export(db, _conditions(merchant_id, env, filters), exported)
 
 
 def _conditions(merchant_id: str, env: Env, filters: RefundFilters) -> Conditions:

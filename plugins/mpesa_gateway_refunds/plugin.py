@@ -14,7 +14,7 @@ from mpesa_gateway_refunds.erasure import REFUNDS
 from mpesa_gateway_refunds.events import RefundFailed, ReversalResulted
 from mpesa_gateway_refunds.invariants import INVARIANTS
 from mpesa_gateway_refunds.jobs import ask, sweep
-from mpesa_gateway_refunds.measures import READINGS
+from mpesa_gateway_refunds.metrics import COLLECTORS
 from mpesa_gateway_refunds.operations import REVERSAL
 from mpesa_gateway_refunds.pages import PAGES
 from mpesa_gateway_refunds.provides import PROVIDES
@@ -65,5 +65,5 @@ plugin = Plugin(
     contributes=(OpenWork("refunds", _count_open),),
     checks=CHECKS,
     invariants=INVARIANTS,
-    readings=READINGS,
+    collectors=COLLECTORS,
 )

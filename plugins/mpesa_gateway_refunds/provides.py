@@ -21,7 +21,6 @@ _ASKED_EACH = 2
 def _service(gateway: Runtime) -> RefundService:
     return RefundService(
         db=gateway.db,
-        reads=gateway.reads,
         clock=gateway.clock,
         ids=gateway.ids,
         settings=gateway.settings(RefundsSettings),
@@ -40,7 +39,7 @@ def _queries(gateway: Runtime) -> RefundQueries:
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(RefundsSettings),
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         places=Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH),
         daraja=gateway.daraja,
         jobs=gateway.jobs,
@@ -66,7 +65,7 @@ def _sender(gateway: Runtime) -> ReversalSender:
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(RefundsSettings),
-        tracer=gateway.tracer,
+        trace_links=gateway.trace_links,
         daraja=gateway.daraja,
         outcomes=gateway.outcomes,
         callbacks=gateway.port(Callbacks),
@@ -87,7 +86,6 @@ def _endings(gateway: Runtime) -> RefundEndings:
 def _desk(gateway: Runtime) -> RefundDesk:
     return RefundDesk(
         db=gateway.db,
-        reads=gateway.reads,
         merchants=gateway.merchants,
         payments=gateway.port(Payments),
         refunds=gateway.port(RefundService),

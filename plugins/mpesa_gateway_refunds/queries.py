@@ -13,7 +13,7 @@ from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.places import Places
 from mpesa_gateway.queues import Jobs
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import TRANSACTION_STATUS, TransactionStatus
@@ -46,7 +46,7 @@ class RefundQueries:
         db: Database,
         clock: Clock,
         settings: RefundsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         places: Places,
         daraja: DarajaClient,
         jobs: Jobs,
@@ -59,7 +59,7 @@ class RefundQueries:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._places = places
         self._daraja = daraja
         self._jobs = jobs
@@ -99,7 +99,7 @@ class RefundQueries:
             return False
         (row,) = claimed
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._tracer.concerns(refund_id)
+        self._trace_links.link(refund_id)
         if row["asked"] > len(self._settings.ask_after) and not is_forced:
             async with self._db.transaction():
                 await self._endings.need_attention(row, row["attention"] or _NEVER_SAID)

@@ -15,7 +15,7 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Found
 from mpesa_gateway.db.outcomes import Outcomes
 from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.money import Kes
-from mpesa_gateway.tracing import Tracer
+from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import MpesaCredentials
 from mpesa_gateway_refunds import tables
@@ -42,7 +42,7 @@ class ReversalSender:
         db: Database,
         clock: Clock,
         settings: RefundsSettings,
-        tracer: Tracer,
+        trace_links: TraceLinks,
         daraja: DarajaClient,
         outcomes: Outcomes,
         callbacks: Callbacks,
@@ -52,7 +52,7 @@ class ReversalSender:
         self._db = db
         self._clock = clock
         self._settings = settings
-        self._tracer = tracer
+        self._trace_links = trace_links
         self._daraja = daraja
         self._outcomes = outcomes
         self._callbacks = callbacks
@@ -66,7 +66,7 @@ class ReversalSender:
         self._db.refuse_transaction("asking for a refund")
         refund_id = row["refund_id"]
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
-        self._tracer.begins(refund_id)
+        self._trace_links.begin(refund_id)
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
@@ -86,7 +86,7 @@ class ReversalSender:
             return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:
             await self._record("refusal", row, partial(self._write_refusal, row, key, fault))
-            raise refusal_of(fault) from None
+            raise refusal_of(fault, refund_id) from None
         known = {
             "originator_conversation_id": ack.originator_conversation_id,
             "conversation_id": ack.conversation_id,
@@ -161,12 +161,14 @@ class ReversalSender:
             return
         if isinstance(fault, NotSent):
             outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
-            await self._endings.fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
+            await self._endings.fail(row, outcome, code="unsent", text=fault.explained, reversal="unsent")
             if key is not None:
                 await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         else:
             outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
-            await self._endings.fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
+            await self._endings.fail(
+                row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused"
+            )
             await self._settle_key(row, key)
 
     async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:

@@ -88,6 +88,18 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
     person has to look: nobody says what became of it, or M-Pesa contradicts what is known.
     """
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "status": "completed",
+        "reason": "returned goods",
+        "reversal_receipt": "TKN5B2C3D4",
+        "provider_ref": "AG_20261123_2010759fd5662ef6d054",
+        "outcome": "reversed",
+        "advice": None,
+        "result_code": "0",
+        "result_desc": "The service request is processed successfully.",
+        "attention": None,
+    }
+
     id: RefundId
     merchant_id: MerchantId
     env: Environment

@@ -6,7 +6,6 @@ from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
 from mpesa_gateway.db.outcomes import Outcomes
@@ -50,7 +49,6 @@ class RefundService:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         ids: Ids,
         settings: RefundsSettings,
@@ -62,12 +60,11 @@ class RefundService:
         credentials: Credentials,
         sender: ReversalSender,
     ) -> None:
-        """``reads`` answers the lists; ``public_url`` returns the address under which a path is reached.
+        """``public_url`` returns the address under which a path is reached.
 
         ``see_through`` runs work to its end even if its caller is cancelled.
         """
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._ids = ids
         self._settings = settings
@@ -254,11 +251,11 @@ class RefundService:
 
     async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
         """Return one page of the merchant's refunds, newest first. Raises Invalid for a bad cursor."""
-        return await list_refunds(self._reads, merchant_id, env, filters)
+        return await list_refunds(self._db, merchant_id, env, filters)
 
     def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         """Return all of the merchant's refunds that pass the filters, newest first, in pages."""
-        return export_refunds(self._reads, merchant_id, env, filters)
+        return export_refunds(self._db, merchant_id, env, filters)
 
 
 def _same(row: Found, body: CreateRefund) -> Found:

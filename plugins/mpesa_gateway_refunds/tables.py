@@ -57,7 +57,6 @@ def waiting_of(env: Env) -> Any:
 # raw SQL: upsert - a refund that was never sent is asked for again.
 # raw SQL: expression - what a result that was quicker has left.
 # raw SQL: aggregate - some of each merchant, and what operators see counted.
-# raw SQL: replica - the lists.
 
 INSERT = Named("""
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,

@@ -1,4 +1,4 @@
-"""Traces: what the gateway does for a request, through M-Pesa and jobs to the webhook, told to OpenTelemetry.
+"""Exports the gateway's OpenTelemetry traces: requests, calls to M-Pesa, jobs and webhooks.
 
-It owns no tables, routes or jobs, and knows no other plugin: all of them tell the kernel's ``gateway.tracer``.
+It owns no tables, routes or jobs, and knows no other plugin: spans are started through the kernel's ``tracing``.
 """

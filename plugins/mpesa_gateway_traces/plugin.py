@@ -6,30 +6,30 @@ from typing import cast
 from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.tracing import Tracer
-from mpesa_gateway_traces.measures import COUNTS
+from mpesa_gateway.tracing import Tracing
+from mpesa_gateway_traces.metrics import TracesMetrics
 from mpesa_gateway_traces.settings import TracesSettings
 
 
-def make_tracer(gateway: Runtime) -> Tracer:
-    """The tracer. Raises ConfigRefused where OpenTelemetry is not installed, or a setting cannot be."""
+def make_tracing(gateway: Runtime) -> Tracing:
+    """Return the tracing. Raises ConfigRefused if the OpenTelemetry SDK is not installed or a setting is wrong."""
     try:
-        # Only here: whoever traces nothing need not have it.
-        tracer = import_module("mpesa_gateway_traces.tracer")
+        # Imported here because the SDK is an optional dependency.
+        provider = import_module("mpesa_gateway_traces.provider")
     except ModuleNotFoundError as missing:
         if not (missing.name or "").startswith(("opentelemetry", "google")):
             raise
         raise ConfigRefused(
-            f"plugin `traces` needs OpenTelemetry, and {missing.name} is not installed: "
-            "`pip install 'mpesa-gateway[otel]'`, or take `traces` out of `plugins`"
+            f"plugin `traces` needs the OpenTelemetry SDK, and {missing.name} is not installed: "
+            "`pip install 'mpesa-gateway[otel]'`, or remove `traces` from `plugins`"
         ) from None
-    return cast(Tracer, tracer.OtelTracer(gateway))
+    return cast(Tracing, provider.OtelTracing(gateway))
 
 
 plugin = Plugin(
     name="traces",
-    summary="Tells OpenTelemetry what is done for a request, through M-Pesa and jobs to the webhook.",
+    summary="Exports OpenTelemetry traces of requests, calls to M-Pesa, jobs and webhooks.",
     settings=TracesSettings,
-    provides=((Tracer, make_tracer),),
-    counts=COUNTS,
+    metrics=TracesMetrics,
+    provides=((Tracing, make_tracing),),
 )

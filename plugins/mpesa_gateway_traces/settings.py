@@ -1,4 +1,4 @@
-"""What a host can set about traces: where they go, how many, whom to believe, and who may know of them."""
+"""Settings of traces."""
 
 from typing import Annotated
 
@@ -9,15 +9,15 @@ from mpesa_gateway.secret import Secret
 
 
 class TracesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[traces]``. Spans go to ``endpoint`` by OTLP over HTTP with these ``headers``, each ``Name: value``.
+    """``[traces]``. Spans are sent to ``endpoint`` by OTLP over HTTP with ``headers``, each ``Name: value``.
 
-    ``ratio`` is the share of traces that are kept. ``trusted_callers`` are networks whose ``traceparent`` is gone on
-    with; of all others it is a link. ``tell_merchants`` puts ours into webhooks. ``queue`` spans wait at most, and are
-    sent ``every`` so many seconds; one sending may take ``timeout`` seconds. For ``remember_hours`` what comes later
-    finds back to the trace that a payment began in.
+    ``ratio`` is the share of traces that is sampled. A ``traceparent`` from the networks in ``trusted_callers`` is
+    continued, any other becomes a link. ``tell_merchants`` adds ours to webhooks. At most ``queue`` spans are kept in
+    memory. They are sent every ``every`` seconds; one request, and the last flush, takes at most ``timeout`` seconds.
+    Later spans of a payment link to its first trace for ``remember_hours``.
 
-    Where the host's process has a TracerProvider of its own, spans go there, and ``endpoint``, ``headers``,
-    ``service_name``, ``ratio``, ``queue``, ``every`` and ``timeout`` are the host's business.
+    If the host's process has a TracerProvider, spans go there, and only ``trusted_callers``, ``tell_merchants`` and
+    ``remember_hours`` apply.
     """
 
     endpoint: str = "http://127.0.0.1:4318/v1/traces"

@@ -6,23 +6,26 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
+from opentelemetry.trace import Tracer
+from prometheus_client import Counter
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
 from mpesa_gateway.http.egress import SHOWN, Answer, EgressFailed
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import masked
-from mpesa_gateway.meter import Meter
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import POSTGRES, Tracer
+from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_webhooks import endpoint_tables, tables
-from mpesa_gateway_webhooks.measures import ATTEMPTS
 from mpesa_gateway_webhooks.schedule import pause_after
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 log = structlog.get_logger(__name__)
 
 _GONE = 410
+
+_SOON = timedelta(days=1)
+"""A first attempt within this time stands in its delivery, so that the delivery's id tells how old the answer is."""
 
 
 class AttemptRecorder:
@@ -34,18 +37,18 @@ class AttemptRecorder:
         db: Database,
         clock: Clock,
         ids: Ids,
-        meter: Meter,
+        counter: Counter,
         tracer: Tracer,
         settings: WebhooksSettings,
     ) -> None:
         self._db = db
         self._clock = clock
         self._ids = ids
-        self._meter = meter
+        self._counter = counter
         self._settings = settings
         self._chance = random.SystemRandom()
         self._taken: Together[tuple[Row, Answer], None] = Together(
-            self._note_taken, told=partial(tracer.step, "postgres note delivery", POSTGRES, "client")
+            self._note_taken, told=partial(postgres_span, tracer, "note delivery")
         )
         self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
         self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
@@ -86,12 +89,11 @@ class AttemptRecorder:
                 [answer.ms for _, answer in taken],
                 [_shown(answer) for _, answer in taken],
                 now,
+                now - _SOON,
+                [row["address_id"] for row, _ in taken],
             )
-            well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
-            await self._db.execute(
-                endpoint_tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well]
-            )
-        self._meter.count(ATTEMPTS, "delivered", by=len(taken))
+            await self._db.execute(endpoint_tables.ENDPOINTS_WELL, list({row["address_id"] for row, _ in taken}), now)
+        self._counter.labels("delivered").inc(len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
@@ -120,21 +122,23 @@ class AttemptRecorder:
                 answer.ms if isinstance(answer, Answer) else None,
                 error,
                 _shown(answer) if isinstance(answer, Answer) else "",
+                row["address_id"],
             )
             text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
+            await self._db.execute(
+                tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["address_id"]
+            )
             await self._db.execute(
                 endpoint_tables.ENDPOINT_ILL,
-                row["endpoint_id"],
+                row["address_id"],
                 now,
                 self._settings.breaker_failures,
                 now + timedelta(seconds=self._settings.breaker_pause),
-                row["url"],
             )
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error
             )
-        self._meter.count(ATTEMPTS, "dead" if due is None else "failed")
+        self._counter.labels("dead" if due is None else "failed").inc()
 
 
 def is_taken(answer: Answer | EgressFailed) -> bool:

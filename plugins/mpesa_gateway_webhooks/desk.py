@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.asking import Asking
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
 from mpesa_gateway.env import Env
@@ -38,14 +37,12 @@ class WebhookDesk:
         self,
         *,
         db: Database,
-        reads: Asking,
         clock: Clock,
         merchants: Merchants,
         settings: WebhooksSettings,
         endpoints: Endpoints,
     ) -> None:
         self._db = db
-        self._reads = reads
         self._clock = clock
         self._merchants = merchants
         self._settings = settings
@@ -88,7 +85,7 @@ class WebhookDesk:
         """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.equal(status=query.status, event_type=query.event_type)
-        return await tables.DELIVERIES.page(self._reads, found, query.cursor, limit)
+        return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
         """A delivery with its endpoint and the event that it carries. Raises NotFound."""
@@ -99,7 +96,7 @@ class WebhookDesk:
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
         """What was tried."""
-        return [AttemptView(**row) for row in await self._db.run(tables.attempts_of(delivery_id))]
+        return [AttemptView(**row) for row in await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)]
 
     async def of_payment(self, payment_id: str) -> list[Row]:
         """The deliveries about a payment, newest first."""
@@ -153,7 +150,7 @@ def health_of(row: Row, now: datetime) -> str:
         return "paused"
     if row["failures"] >= ILL:
         return "failing"
-    return "well" if row["last_success_at"] is not None else "new"
+    return "healthy" if row["last_success_at"] is not None else "new"
 
 
 def host_of(url: str | None) -> str:

@@ -14,14 +14,14 @@ from mpesa_gateway_webhooks.erasure import ATTEMPTS
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
-from mpesa_gateway_webhooks.measures import COUNTS, READINGS
+from mpesa_gateway_webhooks.metrics import COLLECTORS, WebhookMetrics
 from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import FORGET_ATTEMPTS, AttemptRow, DeliveryRow
+from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, AttemptRow, DeliveryRow
 
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
@@ -59,13 +59,19 @@ plugin = Plugin(
     contributes=NEEDS,
     checks=CHECKS,
     invariants=INVARIANTS,
-    counts=COUNTS,
-    readings=READINGS,
+    metrics=WebhookMetrics,
+    collectors=COLLECTORS,
     forgets=(
         Forgetting(
             "attempts at delivery",
             FORGET_ATTEMPTS,
             prefix="att",
+            days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
+        ),
+        Forgetting(
+            "answers to deliveries",
+            FORGET_ANSWERS,
+            prefix="dlv",
             days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
         ),
     ),

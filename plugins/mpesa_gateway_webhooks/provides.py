@@ -11,7 +11,6 @@ from mpesa_gateway_webhooks.settings import WebhooksSettings
 def _desk(runtime: Runtime) -> WebhookDesk:
     return WebhookDesk(
         db=runtime.db,
-        reads=runtime.reads,
         clock=runtime.clock,
         merchants=runtime.merchants,
         settings=runtime.settings(WebhooksSettings),

@@ -8,7 +8,7 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.fields import EventId, Masked, id_field, named
+from mpesa_gateway.http.fields import EventId, Masked, example_id, id_field, named
 from mpesa_gateway.http.query import ListQuery, Moment
 from mpesa_gateway.http.rules import elsewhere
 
@@ -19,6 +19,11 @@ DeliveryStatus = Annotated[Literal["waiting", "pending", "delivered", "dead", "c
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
     """An event, as its webhook carries it. What ``data`` holds depends on ``type``."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "type": "payment.completed",
+        "data": {"payment_id": example_id("pay"), "amount": "500.00", "status": "completed", "receipt": "TKN4A1B2C3"},
+    }
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"data": elsewhere(type="object")}
 
@@ -48,6 +53,11 @@ class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WebhookWithSecret(msgspec.Struct, frozen=True):
     """An endpoint at the one moment when its secret is shown."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "webhook_url": "https://shop.example.co.ke/mpesa",
+        "webhook_secret": "whsec_b3JkZXItMTA0MS1pcy1wYWlkLWJ5LWFtaW5h",
+    }
+
     webhook_url: str
     webhook_secret: str
     env: Environment
@@ -55,6 +65,14 @@ class WebhookWithSecret(msgspec.Struct, frozen=True):
 
 class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint and how it fares. ``failures`` counts failed attempts in a row."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "webhook_url": "https://shop.example.co.ke/mpesa",
+        "previous_secret_until": None,
+        "failures": 0,
+        "paused_until": None,
+        "last_failure_at": None,
+    }
 
     env: Environment
     webhook_url: str
@@ -70,6 +88,8 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
 class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the merchant's server said to a test."""
 
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"delivered": True, "status": 200, "ms": 84, "error": None, "answer": "OK"}
+
     env: Environment
     delivered: bool
     event_id: EventId
@@ -80,10 +100,13 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP try."""
+    """One HTTP request. ``url`` is the endpoint's address at that time."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {"status": 200, "ms": 84, "error": None, "answer": "OK"}
 
     id: AttemptId
     at: datetime
+    url: str
     status: int | None
     ms: int | None
     error: str | None
@@ -92,6 +115,15 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one endpoint; it is ``waiting`` while no endpoint is set in its env."""
+
+    EXAMPLE: ClassVar[Mapping[str, Any]] = {
+        "event_type": "payment.completed",
+        "payment_id": example_id("pay"),
+        "status": "delivered",
+        "last_status": 200,
+        "last_error": None,
+        "next_retry_at": None,
+    }
 
     id: DeliveryId
     env: Environment

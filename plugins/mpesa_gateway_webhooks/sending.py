@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+from opentelemetry.trace import Span
 
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.egress import Answer, Egress, EgressFailed, NoRoom
@@ -17,12 +18,13 @@ from mpesa_gateway.logs import trace
 from mpesa_gateway.origin import coming_from, origin_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.together import Together
-from mpesa_gateway.tracing import NOTHING, POSTGRES, Span
+from mpesa_gateway.traceparent import current_traceparent
+from mpesa_gateway.tracing import client_span, postgres_span, set_attributes, set_error
 from mpesa_gateway_webhooks import signing, tables
 from mpesa_gateway_webhooks.attempts import AttemptRecorder, is_taken
 from mpesa_gateway_webhooks.endpoints import Endpoints
 from mpesa_gateway_webhooks.lanes import ROOM, WAITING_EACH, Lane, Lanes
-from mpesa_gateway_webhooks.measures import ATTEMPT_SECONDS
+from mpesa_gateway_webhooks.metrics import WebhookMetrics
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 log = structlog.get_logger(__name__)
@@ -74,13 +76,15 @@ class Sender:
         self._lanes = Lanes(at_once=self._settings.at_once, per_endpoint=self._settings.per_endpoint)
         self._tracer = runtime.tracer
         self._claims: Together[_Wanted, list[asyncio.Task[None]]] = Together(
-            self._claim, most=_JOBS, told=partial(self._tracer.step, "postgres claim deliveries", POSTGRES, "client")
+            self._claim, most=_JOBS, told=partial(postgres_span, self._tracer, "claim deliveries")
         )
+        metrics = runtime.metrics.get(WebhookMetrics)
+        self._attempt_seconds = metrics.attempt_seconds
         self._recorder = AttemptRecorder(
             db=runtime.db,
             clock=runtime.clock,
             ids=runtime.ids,
-            meter=runtime.meter,
+            counter=metrics.attempts,
             tracer=runtime.tracer,
             settings=self._settings,
         )
@@ -203,7 +207,7 @@ class Sender:
     async def _deliver_one(self, row: Row, lane: Lane, lease: _Lease) -> None:
         delivery_id = row["delivery_id"]
         try:
-            with coming_from(origin_of(delivery_id), self._tracer):
+            with coming_from(origin_of(delivery_id)):
                 await self._send_in_turn(row, lane, lease)
         except asyncio.CancelledError:
             # We are told to stop: who takes over need not wait for our lease to end.
@@ -231,12 +235,14 @@ class Sender:
             closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
-                with self._tracer.call(f"deliver {row['event_type']}", {"http.request.method": "POST"}) as span:
+                said = {"http.request.method": "POST"}
+                with client_span(self._tracer, f"deliver {row['event_type']}", said) as span:
+                    self._runtime.trace_links.link(row["payment_id"])
                     answer = await self._send(row)
-                    if span is not NOTHING and not isinstance(answer, NoRoom):
-                        self._tell(span, row, answer)
+                    if span.is_recording() and not isinstance(answer, NoRoom):
+                        _describe(span, row, answer)
                 if isinstance(answer, Answer):
-                    self._runtime.meter.time(ATTEMPT_SECONDS, answer.ms / 1000)
+                    self._attempt_seconds.observe(answer.ms / 1000)
                 if not isinstance(answer, NoRoom):
                     self._note(lane, answer)
         if isinstance(answer, NoRoom):
@@ -267,8 +273,8 @@ class Sender:
         if row["previous_secret"] is not None and row["previous_until"] > now:
             secrets.append(self._endpoints.open(merchant_id, row["previous_secret"]))
         headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
-        if told := self._tracer.told():
-            headers["traceparent"] = told
+        if self._runtime.tracing.is_sent_to_merchants and (traceparent := current_traceparent()):
+            headers["traceparent"] = traceparent
         loopback = await self._endpoints.allows_loopback(row["env"])
         send = partial(
             self.egress.post, row["url"], body=body, headers=headers, allow_loopback=loopback, account=merchant_id
@@ -286,26 +292,27 @@ class Sender:
         except (EgressFailed, NoRoom) as failure:
             return failure
 
-    def _tell(self, span: Span, row: Row, answer: Answer | EgressFailed) -> None:
-        """What a span says of an attempt. Of the address its host: the rest may hold a secret of the merchant's."""
-        url = urlsplit(str(row["url"]))
-        self._tracer.concerns(row["payment_id"])
-        span.note(
-            {
-                "server.address": url.hostname or "",
-                "server.port": url.port or (443 if url.scheme == "https" else 80),
-                "url.scheme": url.scheme,
-                "http.request.resend_count": row["attempts"],
-                "mpesa.merchant_id": row["merchant_id"],
-                "mpesa.event_id": row["event_id"],
-                "mpesa.event_type": row["event_type"],
-                "mpesa.delivery_id": row["delivery_id"],
-            }
-        )
-        if isinstance(answer, Answer):
-            span.note({"http.response.status_code": answer.status})
-        if not is_taken(answer):
-            span.fail(str(answer.status) if isinstance(answer, Answer) else answer.reason)
+
+def _describe(span: Span, row: Row, answer: Answer | EgressFailed) -> None:
+    # Only the host of the address: the rest may hold a secret of the merchant.
+    url = urlsplit(str(row["url"]))
+    set_attributes(
+        span,
+        {
+            "server.address": url.hostname or "",
+            "server.port": url.port or (443 if url.scheme == "https" else 80),
+            "url.scheme": url.scheme,
+            "http.request.resend_count": row["attempts"],
+            "mpesa.merchant_id": row["merchant_id"],
+            "mpesa.event_id": row["event_id"],
+            "mpesa.event_type": row["event_type"],
+            "mpesa.delivery_id": row["delivery_id"],
+        },
+    )
+    if isinstance(answer, Answer):
+        set_attributes(span, {"http.response.status_code": answer.status})
+    if not is_taken(answer):
+        set_error(span, str(answer.status) if isinstance(answer, Answer) else answer.reason)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

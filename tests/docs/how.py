@@ -184,7 +184,6 @@ PAGES = {
             How("package main", job=Job.INTEROP),
             How("npm install openapi-fetch", job=Job.CLIENTS),
             How("import createClient", job=Job.CLIENTS),
-            How("npx newman", job=Job.CLIENTS),
         )
     ),
     "docs/embedding.md": Page(

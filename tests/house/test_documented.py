@@ -18,10 +18,7 @@ from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.errors import Code
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.ids import KERNEL_PREFIXES
-from mpesa_gateway.measures import COUNTS
 from mpesa_gateway.plugin import Plugin, scopes_of
-from mpesa_gateway.standing import READINGS
-from mpesa_gateway_metrics.exposition import UNREAD
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
 
 OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
@@ -143,19 +140,6 @@ def test_every_invariant_is_documented() -> None:
     named = {f"kernel.{invariant.name}" for invariant in INVARIANTS} | {"kernel.audit_chain"}
     named |= {f"{plugin.name}.{invariant.name}" for plugin in plugins() for invariant in plugin.invariants}
     assert {name for name in named if f"`{name}`" not in docs()} == set()
-
-
-def test_every_metric_is_documented_with_its_labels() -> None:
-    counts = [*COUNTS, *(measure for plugin in plugins() for measure in plugin.counts)]
-    readings = [*READINGS, *(reading for plugin in plugins() for reading in plugin.readings)]
-    measures = [*counts, *(gauge for reading in readings for gauge in reading.gauges), UNREAD]
-    lines = (ROOT / "docs/operating.md").read_text(encoding="utf-8").splitlines()
-    told = {
-        found[1]: tuple(re.findall(r"`(\w+)`", found[2]))
-        for line in lines
-        if (found := re.fullmatch(r"\| `(mpesa_\w+)`: .+ \| (.+) \|", line))
-    }
-    assert told == {measure.name: measure.labels for measure in measures}
 
 
 def test_every_line_of_the_doctor_is_documented() -> None:

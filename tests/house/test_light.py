@@ -14,7 +14,7 @@ UNTOUCHED = """
 import asyncio, logging, os, signal, sys
 
 # As where the extra `otel` is not installed. Where it is, redis imports it for itself.
-sys.modules["opentelemetry"] = None
+sys.modules["opentelemetry.sdk"] = None
 
 def seen():
     import structlog
@@ -91,15 +91,16 @@ def test_nothing_global_is_configured() -> None:
     run(UNTOUCHED)
 
 
-def test_only_the_traces_plugin_imports_opentelemetry_and_only_once_it_is_enabled() -> None:
+def test_only_the_traces_plugin_imports_the_opentelemetry_sdk_and_only_once_it_is_enabled() -> None:
+    sdk = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto")
     importers = {
         name_of(path)
         for path in shipped_modules()
         for node in ast.walk(parsed(path))
-        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opentelemetry"))
-        or (isinstance(node, ast.Import) and any(alias.name.startswith("opentelemetry") for alias in node.names))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith(sdk))
+        or (isinstance(node, ast.Import) and any(alias.name.startswith(sdk) for alias in node.names))
     }
-    assert importers == {f"plugins/mpesa_gateway_traces/{name}.py" for name in ("shipping", "tracer")}
+    assert importers == {f"plugins/mpesa_gateway_traces/{name}.py" for name in ("exporter", "provider")}
     brought = run(NOTHING_BESIDE.format(module="mpesa_gateway_traces.plugin")).split()
     assert "mpesa_gateway_traces.plugin" in brought
-    assert {"mpesa_gateway_traces.shipping", "mpesa_gateway_traces.tracer"} & set(brought) == set()
+    assert {"mpesa_gateway_traces.exporter", "mpesa_gateway_traces.provider"} & set(brought) == set()

@@ -41,9 +41,9 @@ def test_the_release_before_can_go_on_beside_it(owner: str) -> None:
 
 
 def complained(sql: str) -> list[str]:
-    """What is said about a migration of a table that is in use."""
+    """The rules that a migration of a table in use breaks."""
     second = Migration("shop", 2, "0002_more.sql", sql)
-    return [text.rpartition(": ")[2] for text in complaints([BEFORE, second], live=[BEFORE])]
+    return [text.split(": ")[1] for text in complaints([BEFORE, second], live=[BEFORE])]
 
 
 TAKES_AWAY = [
@@ -69,28 +69,28 @@ TAKES_AWAY = [
 STOPS = [
     "CREATE INDEX sale_amount ON sale (amount)",
     "CREATE UNIQUE INDEX sale_amount ON sale (amount)",
-    "ALTER TABLE sale ADD CONSTRAINT some CHECK (amount > 0)",
+    "ALTER TABLE sale ADD CONSTRAINT positive CHECK (amount > 0)",
     "ALTER TABLE sale ADD CHECK (amount > 0)",
     "ALTER TABLE sale ADD FOREIGN KEY (note) REFERENCES note",
     "ALTER TABLE sale ADD CONSTRAINT one UNIQUE (amount, note)",
     "ALTER TABLE sale ADD PRIMARY KEY (sale_id)",
-    "ALTER TABLE sale ADD CONSTRAINT some CHECK (amount > 0) NOT VALID; ALTER TABLE sale VALIDATE CONSTRAINT some",
+    "ALTER TABLE sale ADD CONSTRAINT high CHECK (amount > 0) NOT VALID; ALTER TABLE sale VALIDATE CONSTRAINT high",
     "ALTER TABLE sale ADD COLUMN colour text CHECK (colour <> '')",
     "ALTER TABLE sale ADD COLUMN colour text UNIQUE",
     "ALTER TABLE sale ADD COLUMN double integer GENERATED ALWAYS AS (amount * 2) STORED",
+    "ALTER TABLE sale ADD COLUMN number bigint NOT NULL GENERATED ALWAYS AS IDENTITY",
 ]
 
 IS_FINE = [
     "CREATE TABLE basket (basket_id text NOT NULL PRIMARY KEY); CREATE INDEX basket_id ON basket (basket_id)",
-    "CREATE TABLE basket (b text); ALTER TABLE basket ADD CONSTRAINT some CHECK (b <> 'DROP TABLE sale')",
+    "CREATE TABLE basket (b text); ALTER TABLE basket ADD CONSTRAINT positive CHECK (b <> 'DROP TABLE sale')",
     "CREATE INDEX CONCURRENTLY sale_amount ON sale (amount)",
     "DROP INDEX CONCURRENTLY sale_amount",
     "ALTER TABLE sale ADD COLUMN colour text",
     "ALTER TABLE sale ADD COLUMN colour text NOT NULL DEFAULT 'DROP TABLE'",
-    "ALTER TABLE sale ADD COLUMN number bigint NOT NULL GENERATED ALWAYS AS IDENTITY",
-    "ALTER TABLE sale ALTER COLUMN note DROP NOT NULL, ALTER COLUMN note DROP DEFAULT, DROP CONSTRAINT some",
-    "ALTER TABLE sale ADD CONSTRAINT some CHECK (amount IN (1, 2)) NOT VALID",
-    "ALTER TABLE sale VALIDATE CONSTRAINT some",
+    "ALTER TABLE sale ALTER COLUMN note DROP NOT NULL, ALTER COLUMN note DROP DEFAULT, DROP CONSTRAINT positive",
+    "ALTER TABLE sale ADD CONSTRAINT positive CHECK (amount IN (1, 2)) NOT VALID",
+    "ALTER TABLE sale VALIDATE CONSTRAINT positive",
     "ALTER TABLE sale ADD CONSTRAINT one UNIQUE USING INDEX sale_amount",
     "-- DROP TABLE sale\n/* TRUNCATE sale; */ SELECT 1",
     "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN DELETE FROM sale; END $$",
@@ -100,15 +100,15 @@ IS_FINE = [
 
 @pytest.mark.parametrize("sql", TAKES_AWAY)
 def test_what_takes_something_away_is_refused_unless_it_says_why(sql: str) -> None:
-    assert len(complained(sql)) == 1
+    assert complained(sql) not in ([], ["syntax-error"])
     assert complained(f"-- contract: release 1.4 is the last that wrote it\n{sql}") == []
-    assert len(complained(f"-- contract:\n{sql}")) == 1
+    assert complained(f"-- contract:\n{sql}") == complained(sql)
 
 
 @pytest.mark.parametrize("sql", STOPS)
 def test_what_stops_the_traffic_is_refused_whatever_it_says(sql: str) -> None:
-    assert len(complained(sql)) == 1
-    assert len(complained(f"-- contract: it is quick\n{sql}")) == 1
+    assert complained(sql) not in ([], ["syntax-error"])
+    assert complained(f"-- contract: it is quick\n{sql}") == complained(sql)
 
 
 @pytest.mark.parametrize("sql", IS_FINE)
@@ -130,3 +130,7 @@ def test_a_column_becomes_required_in_three_steps() -> None:
     files = [Migration("shop", number, f"000{number}_step.sql", sql) for number, sql in enumerate(steps, start=2)]
     assert complaints([BEFORE, *files], live=[BEFORE]) == []
     assert len(complaints([BEFORE, files[2]], live=[BEFORE])) == 1
+
+
+def test_a_file_that_postgres_could_not_read_is_refused() -> None:
+    assert complained("ALTER TABLE sale VALIDATE positive") == ["syntax-error"]

@@ -14,10 +14,9 @@ from tests.house.tree import name_of, parsed, shipped_modules
 
 REASONS: dict[str, re.Pattern[str] | None] = {
     "hot path": None,
-    "replica": None,
     "declared": None,
     "own connection": None,
-    "any table": re.compile(r"\b(FROM|UPDATE|INTO) \{\}"),
+    "any table": re.compile(r"\b(FROM|UPDATE|INTO) \(*\{\}"),
     "lock": re.compile(r"\bFOR (NO KEY )?(UPDATE|SHARE)\b|\bLOCK TABLE\b|advisory"),
     "data-modifying CTE": re.compile(r"\bWITH\b.*\b(INSERT INTO|UPDATE|DELETE FROM)\b"),
     "aggregate": re.compile(
@@ -35,9 +34,9 @@ REASONS: dict[str, re.Pattern[str] | None] = {
 """The accepted reasons, each with what a statement shows of it; None where its text cannot show it.
 
 A ``declared`` statement is a value of a plugin, such as an invariant. A ``hot path`` runs for each request, callback,
-delivery or look-up of a key: Piccolo's builder costs about half of asyncpg's speed. ``replica``: the builder asks the
-primary. ``own connection``: no table is bound to it. ``join``: Piccolo joins along its foreign keys, and these tables
-declare none.
+delivery or look-up of a key: Piccolo's builder costs about half of asyncpg's speed.
+``own connection``: no table is bound to it. ``join``: Piccolo joins along its foreign keys, and these tables declare
+none.
 """
 
 NOT_YET: frozenset[str] = frozenset()

@@ -13,10 +13,10 @@ import niquests
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.serving import gateway_values, running_gateway, shop
-from mpesa_gateway.testing.standby import database_of, running_primary
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.daraja import stk_callback
 from tests.journeys.site import books, running_site, until_up
+from tests.own_postgres import database_of, running_postgres
 from tests.plugins.callbacks.test_callbacks import ASKS
 
 MANY, AT_ONCE, ENOUGH = 400, 40, 60
@@ -104,7 +104,7 @@ async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
 
 
 async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url: str) -> None:
-    with running_primary() as primary, database_of(primary) as url:
+    with running_postgres() as primary, database_of(primary) as url:
         values = gateway_values(url, valkey_url) | {"worker": {"in_process": False}}
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
             made = (await api.pay(ASKS, key="a")).data

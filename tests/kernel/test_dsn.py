@@ -55,7 +55,7 @@ def test_read_dsn_passes_known_parameters_to_asyncpg(query: str, kept: str) -> N
     assert read_dsn(Secret(BASE + query)).text == BASE + kept
 
 
-@pytest.mark.parametrize("name", ["url", "direct_url", "owner_url", "replica_url"])
+@pytest.mark.parametrize("name", ["url", "direct_url", "owner_url"])
 @pytest.mark.parametrize(("query", "says"), list(REFUSED.items())[:3])
 def test_read_dsn_is_applied_to_every_address(name: str, query: str, says: str) -> None:
     with pytest.raises(ConfigRefused, match=f"setting `database.{name}`") as refusal:

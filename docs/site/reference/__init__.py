@@ -1,1 +1,1 @@
-"""The pages under docs/reference, written from the code that they describe: ``python -m docs.site.reference``."""
+"""The pages under docs/reference, generated from the code: ``python -m docs.site.reference``."""

@@ -1,4 +1,4 @@
-"""Writes docs/reference anew. With ``--check``, only says which pages are not as the code has it, and exits with 1."""
+"""Writes docs/reference. With ``--check``, prints the outdated pages and exits with 1."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,6 @@ if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         names = outdated(FOLDER)
         for name in names:
-            print(f"docs/reference/{name} is not as the code has it: run `just reference`")
+            print(f"docs/reference/{name} is outdated: run `just reference`")
         sys.exit(bool(names))
     write(FOLDER)

@@ -1,8 +1,7 @@
-"""Protects the `openapi` command: the document as a file without a server, a database or a key."""
+"""Protects the `openapi` command: the document without a server, a database or a key."""
 
 import json
 
-from mpesa_gateway.http.collection import STORY
 from tests.kernel.cli.terminal import Host
 
 
@@ -24,12 +23,11 @@ def test_openapi_command_describes_enabled_plugins_at_the_public_url(bare_host: 
     assert "/v1/payments" not in document["paths"]
 
 
-def test_openapi_command_writes_the_collection_to_a_file(bare_host: Host) -> None:
-    done = bare_host.asks("openapi", "--postman", "--out", "collection.json")
+def test_openapi_command_writes_the_document_to_a_file(bare_host: Host) -> None:
+    done = bare_host.asks("openapi", "--out", "openapi.json")
     assert (done.returncode, done.stdout) == (0, "")
-    collection = json.loads((bare_host.folder / "collection.json").read_text(encoding="utf-8"))
-    assert collection["info"]["schema"].endswith("/v2.1.0/collection.json")
-    assert collection["item"][0]["name"] == STORY
+    document = json.loads((bare_host.folder / "openapi.json").read_text(encoding="utf-8"))
+    assert document["openapi"].startswith("3.1")
 
 
 def test_openapi_command_with_an_unwritable_file_names_the_file(bare_host: Host) -> None:

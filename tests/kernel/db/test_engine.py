@@ -12,7 +12,7 @@ from piccolo.columns import Text
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database, RolledBack
+from mpesa_gateway.db.engine import Database, DatabaseNotNamed, RolledBack
 from mpesa_gateway.db.migrator import Migration, migrate
 from mpesa_gateway.db.writes import ChangedMeanwhile, Told, Write
 from mpesa_gateway.secret import Secret
@@ -148,7 +148,9 @@ async def test_transaction_includes_piccolo_queries(notes: Database, outsider: O
         await Note.insert(Note(word="kept"))
         assert await seen(outsider) == []
     assert await seen(outsider) == ["kept"]
-    assert await Note.exists().where(Note.word == "kept")
+    assert await notes.run(Note.exists().where(Note.word == "kept"))
+    with pytest.raises(DatabaseNotNamed, match=r"`await gateway\.db\.run\(query\)`"):
+        await Note.count()
 
 
 async def test_nested_transaction_is_part_of_the_outer_one(notes: Database, outsider: Outsider) -> None:
@@ -480,7 +482,7 @@ async def test_deferred_write_callback_may_not_defer_another(notes: Database) ->
         async with notes.transaction():
             await notes.put_off(note("first", told=told))
 
-    with pytest.raises(RuntimeError, match="cannot put off another"):
+    with pytest.raises(RuntimeError, match="cannot defer another"):
         await work()
 
 

@@ -17,10 +17,9 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import migrator
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http import access, documents, health
+from mpesa_gateway.http import access, documents, health, openapi
 from mpesa_gateway.http.gate import CROWDED
 from mpesa_gateway.http.pacing import LONGEST, Pace
-from mpesa_gateway.http.reference import render_reference
 from mpesa_gateway.http.route_table import RouteTable
 from mpesa_gateway.http.turns import Turns
 from mpesa_gateway.sampling import Sampler
@@ -471,13 +470,13 @@ async def hold_page(proxied: ProxiedGateway) -> AsyncGenerator[None]:
 
 async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[str] = []
-    render = render_reference
+    describe = openapi.document_of
 
-    def noted(document: Any) -> str:
+    def noted(app: Any) -> dict[str, Any]:
         times.append("")
-        return render(document)
+        return describe(app)
 
-    monkeypatch.setattr(documents, "render_reference", noted)
+    monkeypatch.setattr(documents, "document_of", noted)
     app = town.gateway.asgi
     answers = await asyncio.gather(*(ask(app, "GET", b"/schema") for _ in range(20)))
     assert len(times) == 1

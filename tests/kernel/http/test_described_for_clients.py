@@ -9,8 +9,8 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.http.components import inside
 from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway.http.openapi_schemas import inside
 from mpesa_gateway.testing.serving import gateway_values
 from tests.house.tree import ROOT
 from tests.routes import document

@@ -14,26 +14,29 @@ import niquests
 import pytest
 import structlog
 import yaml  # type: ignore[import-untyped]
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from docs.site.reference.metrics import collected, counted
+from docs.site.reference.product import plugins
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.env import ENVS
-from mpesa_gateway.measures import DARAJA_CALLS, REQUESTS
-from mpesa_gateway.meter import OTHER, Counter, Gauge, Histogram, Meter
+from mpesa_gateway.metrics.collector import Collector, Gauges
+from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
 from mpesa_gateway.origin import asked_by, current_request_id
-from mpesa_gateway.plugin import Job, Plugin
-from mpesa_gateway.readings import Reading
+from mpesa_gateway.plugin import Job, Plugin, PluginRefused
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
-from mpesa_gateway_metrics.beside import serve_beside_worker
 from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
+from mpesa_gateway_metrics.worker_server import serve_beside_worker
 from mpesa_gateway_payments import tables as payments
 from mpesa_gateway_payments import tally_sql
 from mpesa_gateway_payments.tally import PaymentTally
@@ -193,8 +196,8 @@ CALLBACK = """
 INSERT INTO callback (callback_id, kind, env, handle, result_code, subject_id, merchant_id, fingerprint, source, body,
     verdict, received_at, due_at)
 VALUES ($1, 'stk', $3::text, id_text($1), '0', CASE WHEN $3 IS NOT NULL THEN $4::uuid END,
-    CASE WHEN $3 IS NOT NULL THEN $5::uuid END, sha256(uuid_send($1)), '127.0.0.1', '{}', $2::text, now(),
-    CASE WHEN $2::text = 'waiting' THEN now() + interval '1 day' END)
+    CASE WHEN $3 IS NOT NULL THEN $5::uuid END, substr(sha256(uuid_send($1)), 1, 16), '127.0.0.1', '{}', $2::text,
+    now(), CASE WHEN $2::text = 'waiting' THEN now() + interval '1 day' END)
 """
 
 
@@ -367,30 +370,44 @@ async def test_neither_numbers_nor_merchants_nor_what_callers_make_up_are_shown(
     assert 'mpesa_http_requests_total{method="other",route="(unknown)",status="404"} 5.0' in text
 
 
-def test_too_many_values_of_a_label_become_other() -> None:
-    meter, counter = Meter(), Counter("mpesa_test_total", "A test.", ("what",), most=3)
-    times = Histogram("mpesa_test_seconds", "A test.", ("what",), bounds=(1.0, 2.0), most=3)
-    for number in range(10):
-        meter.count(counter, str(number))
-        meter.time(times, 1.5, str(number))
-    (counts,) = [dict(found) for each, found in meter.counted() if each is counter]
-    assert counts == {("0",): 1, ("1",): 1, ("2",): 1, (OTHER,): 7}
-    (timed,) = [dict(found) for each, found in meter.timed() if each is times]
-    assert timed[OTHER,].classes == [0, 7, 0]
-    assert timed[OTHER,].seconds == pytest.approx(10.5)
-
-
-def test_two_gateways_in_one_process_count_for_themselves(values: dict[str, Any]) -> None:
+def test_metrics_two_gateways_in_one_process_count_separately(values: dict[str, Any]) -> None:
+    labels = {"method": "GET", "route": "/v1/payments", "status": "200"}
     one, two = unstarted(values, token=TOKEN), unstarted(values, token=TOKEN)
-    one.meter.count(REQUESTS, "GET", "/v1/payments", "200")
-    for gateway, expected in ((one, 1), (two, 0)):
+    one.metrics.get(KernelMetrics).requests.labels(**labels).inc()
+    for gateway, expected in ((one, [1]), (two, [])):
         shown = [
-            sample
-            for family in gateway.services.get(Exposition).families()
-            for sample in family.samples
-            if sample.name == REQUESTS.name
+            sample.value
+            for metric in gateway.services.get(Exposition).collect()
+            for sample in metric.samples
+            if sample.name == "mpesa_http_requests_total"
         ]
-        assert len(shown) == expected
+        assert shown == expected
+
+
+def test_metrics_two_plugins_with_one_name_are_refused(values: dict[str, Any]) -> None:
+    def define(registry: CollectorRegistry) -> Counter:
+        return Counter("mpesa_jobs_total", "A test.", registry=registry)
+
+    host = Plugin(name="counting", summary="Counts.", metrics=define)
+    with pytest.raises(PluginRefused, match=r"two metrics have the same name \(mpesa_jobs"):
+        Gateway(GatewayConfig.from_values(values), plugins=(host,))
+
+
+async def test_exposition_every_series_is_declared_with_its_labels(watched: Watched) -> None:
+    """Also that the library's `_created` series, one for each counter and histogram, are left out."""
+    await journey(watched)
+    declared = {each.name: set(each.labels) for each in (*counted(plugins()), *collected(plugins()))}
+    families = text_string_to_metric_families((await scrape(watched.base)).text or "")
+    shown = {
+        f"{family.name}_total" if family.type == "counter" else family.name: {
+            label for sample in family.samples for label in sample.labels if label != "le"
+        }
+        for family in families
+        if not family.name.startswith("process_")
+    }
+    assert shown.keys() <= declared.keys()
+    assert {name: labels for name, labels in shown.items() if labels - declared[name]} == {}
+    assert len(shown) > 40
 
 
 def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
@@ -402,33 +419,39 @@ def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
         (None, ("no_json", "")),
     ):
         assert counted_as(200, content) == expected
-    assert DARAJA_CALLS.labels == ("env", "operation", "outcome", "code")
 
 
-async def test_what_is_read_is_kept_for_a_while_and_a_part_that_fails_takes_no_other_with_it(
+async def test_exposition_one_collector_fails_others_are_shown_and_kept(
     watched_values: dict[str, Any],
 ) -> None:
     looks = 0
-    gauge = Gauge("mpesa_test_looks", "A test.")
 
-    async def look(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
+    def gauges() -> Gauges:
+        return (GaugeMetricFamily("mpesa_test_looks", "A test."),)
+
+    async def look(_: Runtime, gauges: Gauges) -> None:
         nonlocal looks
         looks += 1
-        return [(gauge, (), looks)]
+        gauges[0].add_metric((), looks)
 
-    async def fail(_: Runtime) -> list[tuple[Gauge, tuple[str, ...], float]]:
-        raise LookupError("nothing to see")
+    def broken_gauges() -> Gauges:
+        return (GaugeMetricFamily("mpesa_test_broken", "A test."),)
+
+    async def fail(_: Runtime, gauges: Gauges) -> None:
+        gauges[0].add_metric((), 1)
+        raise LookupError("a test")
 
     host = Plugin(
         name="looking",
         summary="Looks.",
-        readings=(Reading((gauge,), look), Reading((Gauge("mpesa_test_never", "A test."),), fail)),
+        collectors=(Collector(gauges, look), Collector(broken_gauges, fail)),
     )
     values = watched_values | {"metrics": {"token": TOKEN, "keep": 3600}}
     async with running_gateway(values, plugins=(host,)) as (_, base):
         for _ in range(3):
             samples = read(await scrape(base))
             assert value(samples, "mpesa_test_looks") == 1
+            assert not any(name == "mpesa_test_broken" for name, _, _ in samples)
             assert value(samples, "mpesa_readings_failed") == 1
             assert value(samples, "mpesa_postgres_up") == 1
             assert value(samples, "mpesa_payments_open") == 0

@@ -13,20 +13,29 @@ import msgspec
 import pytest
 import structlog
 from opentelemetry import trace as otel
-from opentelemetry.trace import ProxyTracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext, SpanKind, TraceFlags
+from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.http.request_spans import request_span
 from mpesa_gateway.origin import asked_by
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, PLUGINS, SANDBOX, Api, eventually, running_gateway, shop
-from mpesa_gateway.tracing import NOTHING, UNTRACED
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway.traceparent import current_traceparent
+from mpesa_gateway.tracing import UNTRACED, child_span, client_span, postgres_span, root_span
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_traces.measures import SPANS
+from mpesa_gateway_traces.exporter import OtlpExporter
+from mpesa_gateway_traces.metrics import TracesMetrics
+from mpesa_gateway_traces.settings import TracesSettings
 from tests.asgi import ask
 from tests.house.tree import ROOT
 from tests.plugins.traces.collector import Collector, collecting
@@ -134,8 +143,8 @@ async def test_callbacks_that_are_kept_together_stay_in_traces_of_their_own(trac
             )
             incoming = Incoming("stk", url.rpartition("/")[2], success(number, payment), "127.0.0.1")
             scope: dict[str, Any] = {"path": "/v1/cb", "headers": []}
-            with asked_by(f"callback-{number}"), gateway.tracer.request(scope, f"callback-{number}") as span:
-                span.rename("callback")
+            with asked_by(f"callback-{number}"), request_span(gateway.tracing, scope, f"callback-{number}") as span:
+                span.update_name("callback")
                 await inbox.receive(incoming)
 
         await asyncio.gather(*(arrive(number, payment) for number, payment in enumerate(paid)))
@@ -332,19 +341,17 @@ async def test_without_a_collector_everything_works_and_one_line_says_so(
 
             await eventually(is_dropping)
             assert counted(gateway, "sent") == 0
-            tracer: Any = gateway.tracer
-            assert len(tracer._shipping._waiting) <= 20
             assert await told(lines, "traces_not_taken") == 1
             server = await asyncio.start_server(collector.receiver.handle, "127.0.0.1", port)
             assert await told(lines, "traces_taken_again") == 1
+            await collector.wait_for("POST /v1/payments")
             server.close()
             assert counted(gateway, "sent") > 0
-    assert collector.of("POST /v1/payments")
 
 
 def counted(gateway: Gateway, outcome: str) -> float:
     """How many spans were so."""
-    return next(dict(counts).get((outcome,), 0.0) for counter, counts in gateway.meter.counted() if counter is SPANS)
+    return gateway.metrics.registry.get_sample_value("mpesa_spans_total", {"outcome": outcome}) or 0.0
 
 
 async def told(lines: list[Any], event: str) -> int:
@@ -364,6 +371,7 @@ async def test_a_collector_that_refuses_gets_the_same_spans_only_once(
         async with running_gateway(traced_values) as (gateway, _):
             await ask(gateway.asgi, "GET", b"/v1/payments")
             await collector.wait_for("GET /v1/payments")
+            assert await told(lines, "traces_not_taken") == 1
             (line,) = [line for line in lines if line["event"] == "traces_not_taken"]
     assert line["problem"] == "HTTP 401"
     assert len(collector.of("GET /v1/payments")) == 1
@@ -417,18 +425,33 @@ async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced)
 
     loop, problems = asyncio.get_running_loop(), list[Any]()
     loop.set_exception_handler(lambda _, context: problems.append(context))
-    real, traced.gateway.valkey = traced.gateway.valkey, Away()
-    try:
-        with traced.gateway.tracer.request({"path": "/v1", "headers": []}, "here") as span:
-            span.rename("here")
-            traced.gateway.tracer.begins("pay_1")
-            traced.gateway.tracer.concerns("pay_2")
-        (here,) = await traced.collector.wait_for("here")
-    finally:
-        traced.gateway.valkey = real
+    links = TraceLinks(Away(), traced.gateway.config.valkey, 48)
+    with request_span(traced.gateway.tracing, {"path": "/v1", "headers": []}, "here") as span:
+        span.update_name("here")
+        links.begin("pay_1")
+        links.link("pay_2")
+    (here,) = await traced.collector.wait_for("here")
+    await links.stop()
     gc.collect()
     assert problems == []
     assert (here.links, here.is_error) == (set(), False)
+
+
+async def test_link_with_an_answer_of_valkey_after_the_block_is_on_the_span(traced: Traced) -> None:
+    class Slow:
+        """A Valkey that answers after half of the patience."""
+
+        async def get(self, _: str) -> bytes:
+            await asyncio.sleep(0.2)
+            return THEIRS.encode()
+
+    links = TraceLinks(Slow(), traced.gateway.config.valkey, 48)
+    with request_span(traced.gateway.tracing, {"path": "/v1", "headers": []}, "here") as span:
+        span.update_name("here")
+        links.link("pay_1")
+    assert span.is_recording()
+    (here,) = await traced.collector.wait_for("here")
+    assert here.links == {THEIRS.split("-")[1]}
 
 
 async def test_what_a_host_traces_with_is_left_alone(traced: Traced) -> None:
@@ -476,7 +499,7 @@ def test_a_host_with_a_provider_of_its_own_gets_our_spans_inside_its_own(traced_
     assert done.returncode == 0, done.stderr
     is_inside, is_theirs, threads = msgspec.json.decode(done.stdout.splitlines()[-1])
     assert (is_inside, is_theirs) == (True, True)
-    assert "mpesa-traces" not in threads
+    assert "OtelBatchSpanRecordProcessor" not in threads
 
 
 def test_without_the_plugin_nobody_is_told(values: dict[str, Any]) -> None:
@@ -484,14 +507,16 @@ def test_without_the_plugin_nobody_is_told(values: dict[str, Any]) -> None:
     assert gateway.tracer is UNTRACED
     tracer = gateway.tracer
     blocks = [
-        tracer.request({"path": "/"}, "a"),
-        tracer.job("a", {}, carried=""),
-        tracer.call("a", {}),
-        tracer.step("a", {}),
+        root_span(tracer, "a", SpanKind.SERVER, {}, Context()),
+        client_span(tracer, "a", {}),
+        child_span(tracer, "a", {}),
+        postgres_span(tracer, "a"),
     ]
-    # One and the same each time: nothing is made for nobody.
-    assert all(block is NOTHING for block in blocks)
-    assert (tracer.carried(), tracer.told()) == ("", "")
+    # The same object each time: an untraced gateway creates no spans.
+    assert len({id(block) for block in blocks}) == 1
+    with blocks[0] as span:
+        assert span is INVALID_SPAN
+    assert current_traceparent() == ""
 
 
 def test_without_opentelemetry_a_gateway_that_wants_traces_says_what_to_install(
@@ -499,9 +524,22 @@ def test_without_opentelemetry_a_gateway_that_wants_traces_says_what_to_install(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("mpesa_gateway_traces.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigRefused, match=r"pip install 'mpesa-gateway\[otel\]'"):
         Gateway(GatewayConfig.from_values(traced_values))
+
+
+def test_exporter_with_a_full_queue_drops_and_counts_a_new_span() -> None:
+    registry = CollectorRegistry()
+    exporter = OtlpExporter(
+        TracesSettings(queue=2, endpoint="http://127.0.0.1:9/v1/traces", timeout=0.1), TracesMetrics(registry).spans
+    )
+    assert [exporter.reserve() for _ in range(3)] == [True, True, False]
+    assert registry.get_sample_value("mpesa_spans_total", {"outcome": "dropped"}) == 1
+    exporter.close()
+    span = ReadableSpan("a", SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1)))
+    assert exporter.export([span, span]) is SpanExportResult.FAILURE
+    assert exporter.reserve()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""The API reference page: the vendored reader Scalar shows the gateway's OpenAPI document."""
+
+from html import escape
+
+from mpesa_gateway.http.html import asset
+
+# Scalar sets styles from its script. An API key is typed into the page, so requests stay within this origin.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def render_page(title: str, root: str = "") -> str:
+    """Return the page as HTML. ``root`` is the relative path from the page to the gateway's root."""
+    scripts = "".join(
+        f'<script src="{root}{asset(name)}" defer></script>' for name in ("scalar.js.gz", "openapi_page.js")
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)} API</title>{scripts}</head><body>"
+        f'<noscript>This page needs JavaScript. <a href="{root}schema/openapi.json">OpenAPI document</a></noscript>'
+        '<main id="reference"></main></body></html>'
+    )

@@ -1,0 +1,14 @@
+"""The metric of the metrics plugin itself."""
+
+from prometheus_client import CollectorRegistry, Gauge
+
+
+class CollectionMetrics:
+    """Failed collectors."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.failed = Gauge(
+            "mpesa_readings_failed",
+            "Collectors that failed at the last collection; their gauges have no values.",
+            registry=registry,
+        )

@@ -1,0 +1,100 @@
+"""``mpesa-gateway demo``: plays 14 steps against a running gateway and checks each."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import rich_click as click
+from rich.console import Console
+
+from mpesa_gateway import logs
+from mpesa_gateway.app import Gateway
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
+from mpesa_gateway.config import GatewayConfig, LogsConfig
+from mpesa_gateway.standalone.process import launch, stop, tail
+from mpesa_gateway.standalone.stage import NotSo
+from mpesa_gateway.standalone.standalone import read_state, write_state
+from mpesa_gateway.standalone.up import MASTER_KEY_TOLD, READY_WITHIN, has_simulator, is_ready, is_up
+
+_LOOK = 0.2
+
+
+@click.command()
+@click.option("--data", metavar="FOLDER", help="The data folder of the `up` to play against.")
+@pass_session
+def demo(session: Session, data: str | None) -> None:
+    """Play 14 steps against the running `up`; without one, start it for as long as the demo takes.
+
+    Credentials, webhook, a payment paid on a simulated phone, its signed webhook, a cancelled one, a repeated
+    callback, the list; then lost callbacks, a refund, and forged callbacks. The demo has a merchant and a shortcode
+    of its own and deactivates the merchant at the end. Exits with 1 and prints the expected and the actual value
+    when a step fails.
+    """
+    session.keep_data_in(data)
+    logs.configure(LogsConfig(format="console", level="error"))
+    try:
+        # The `standalone` extra brings the webhook verifier, and the simulator's other uses do without it.
+        from mpesa_gateway_simulator.demo import STEPS, play  # noqa: PLC0415
+    except ModuleNotFoundError as problem:
+        raise Failed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
+    console = Console()
+    began = time.monotonic()
+
+    with _running(session, console) as config:
+
+        async def work() -> None:
+            async with started(Gateway(config)) as gateway:
+                await play(gateway, console)
+
+        try:
+            run(work())
+        except NotSo as problem:
+            raise Failed(f"the demo stopped: {problem}") from None
+    console.print(f"All {STEPS} steps passed, in {time.monotonic() - began:.1f} seconds.", highlight=False)
+
+
+@contextmanager
+def _running(session: Session, console: Console) -> Generator[GatewayConfig]:
+    """The configuration of the gateway that runs in the data folder, started for the block where none runs.
+
+    The `up` that is started prints to a log file, so the next one prints the master-key warning.
+    """
+    if is_up(session.data):
+        yield _await_ready(session, None)
+        return
+    console.print(f"Nothing runs in {session.data}: starting it for as long as this takes.", highlight=False)
+    log = session.data / "logs" / "up.log"
+    was_told = read_state(session.data).get(MASTER_KEY_TOLD, bool(read_state(session.data)))
+    session.data.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    command = [sys.executable, "-m", "mpesa_gateway.cli", "up", "--no-shop", "--data", str(session.data)]
+    environ = dict(os.environ)
+    environ[CONFIG_VARIABLE] = str(session.config_path or "")
+    with log.open("wb") as output:
+        process = launch(command, output=output, death_signal=signal.SIGTERM, env=environ)
+    try:
+        yield _await_ready(session, process)
+    finally:
+        stop(process, (signal.SIGTERM,), 60)
+        if state := read_state(session.data):
+            write_state(session.data, state | {MASTER_KEY_TOLD: was_told})
+
+
+def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> GatewayConfig:
+    until = time.monotonic() + READY_WITHIN
+    while time.monotonic() < until:
+        if process is not None and process.poll() is not None:
+            raise Failed(f"`mpesa-gateway up` did not start:\n{tail(session.data / 'logs' / 'up.log')}")
+        config = session.running()
+        if config is not None and not has_simulator(config):
+            raise Failed(
+                "the demo needs simulated phones, and what runs here has none: name another folder with --data"
+            )
+        if config is not None and is_ready(config):
+            return config
+        time.sleep(_LOOK)
+    raise Failed(f"what runs in {session.data} is not ready: see the logs in {session.data}/logs")

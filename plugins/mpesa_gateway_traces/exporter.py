@@ -1,0 +1,175 @@
+"""Exports spans to the collector by OTLP over HTTP, from a thread of the OpenTelemetry SDK."""
+
+import gzip
+import threading
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from urllib.parse import SplitResult, urlsplit
+
+import niquests
+import structlog
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import Counter
+
+from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.logs import trace
+from mpesa_gateway_traces.settings import TracesSettings
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 512
+"""Spans per request."""
+
+_LONGEST = 30.0
+"""Seconds between two attempts while the collector is away."""
+
+_RETRIED = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+"""Statuses after which the same spans are sent again, by the OTLP specification."""
+
+
+class OtlpExporter(SpanExporter):
+    """Sends a batch until the collector takes or refuses it. New spans wait in the processor's queue meanwhile."""
+
+    def __init__(self, settings: TracesSettings, counter: Counter) -> None:
+        """Raises ConfigRefused for an endpoint or a header that cannot be used."""
+        self._url = _read_endpoint(settings.endpoint)
+        self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
+        # A kept connection that the collector closes meanwhile would look like a failure.
+        self._headers |= {
+            "Content-Type": "application/x-protobuf",
+            "Content-Encoding": "gzip",
+            "Connection": "close",
+        }
+        self._settings = settings
+        self._counter = counter
+        self._room = threading.Semaphore(settings.queue)
+        self._is_closing = threading.Event()
+        self._deadline = float("inf")
+        self._is_failing = False
+        self._session = niquests.Session(
+            retries=0,
+            disable_http2=True,
+            disable_http3=True,
+            allow_incoming_cookies=False,
+            revocation_configuration=None,
+        )
+        self._session.trust_env = False
+
+    def reserve(self) -> bool:
+        """Return whether another span may be queued; otherwise count it as dropped."""
+        if self._room.acquire(blocking=False):
+            return True
+        self._counter.labels("dropped").inc()
+        return False
+
+    def close(self) -> None:
+        """Give what is queued one last attempt, within ``traces.timeout``."""
+        self._deadline = time.monotonic() + self._settings.timeout
+        self._is_closing.set()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send one batch and count its spans; blocks while the collector is away."""
+        outcome = "refused"
+        try:
+            outcome = self._send_until_answered(gzip.compress(encode_spans(spans).SerializeToString(), compresslevel=1))
+        except Exception as problem:  # noqa: BLE001 - a batch that cannot be encoded is lost and the next one is not
+            log.error("traces_not_sent", exception=trace(problem))
+        self._room.release(len(spans))
+        self._counter.labels(outcome).inc(len(spans))
+        return SpanExportResult.SUCCESS if outcome == "sent" else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _send_until_answered(self, body: bytes) -> str:
+        pause = self._settings.every
+        while True:
+            is_last = self._is_closing.is_set()
+            timeout = min(self._settings.timeout, self._deadline - time.monotonic())
+            if timeout <= 0:
+                return "dropped"
+            status, problem = self._send(body, timeout)
+            if 200 <= status < 300:
+                self._note_taken()
+                return "sent"
+            self._note_problem(problem)
+            if status and status not in _RETRIED:
+                return "refused"
+            if is_last:
+                # The batches behind this one would only wait for the same collector.
+                self._deadline = 0
+                return "dropped"
+            self._is_closing.wait(pause)
+            pause = min(pause * 2, _LONGEST)
+
+    def _send(self, body: bytes, timeout: float) -> tuple[int, str]:
+        """Return the status, 0 without an answer, and words for the log."""
+        try:
+            answer = self._session.post(
+                self._url.geturl(), data=body, headers=self._headers, timeout=timeout, allow_redirects=False
+            )
+        except OSError as problem:
+            return 0, type(problem).__name__
+        return answer.status_code or 0, f"HTTP {answer.status_code}"
+
+    def _note_problem(self, problem: str) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            log.warning("traces_not_taken", collector=self._url.hostname, problem=problem)
+
+    def _note_taken(self) -> None:
+        if self._is_failing:
+            self._is_failing = False
+            log.info("traces_taken_again", collector=self._url.hostname)
+
+
+class BoundedProcessor(BatchSpanProcessor):
+    """Drops and counts a new span while the queue is full. The SDK's own queue drops the oldest and counts nothing."""
+
+    def __init__(self, exporter: OtlpExporter, settings: TracesSettings) -> None:
+        super().__init__(
+            exporter,
+            max_queue_size=settings.queue,
+            schedule_delay_millis=settings.every * 1000,
+            max_export_batch_size=min(_BATCH, settings.queue),
+            meter_provider=NoOpMeterProvider(),
+        )
+        self._exporter = exporter
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a sampled span."""
+        if span.context is not None and span.context.trace_flags.sampled and self._exporter.reserve():
+            super().on_end(span)
+
+
+def _read_endpoint(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        is_good = url.scheme in {"http", "https"} and url.hostname and url.port != 0 and not url.query
+    except ValueError:
+        is_good, url = False, urlsplit("")
+    if not is_good or url.username is not None:
+        raise ConfigRefused(
+            "setting `traces.endpoint`: must be the collector's http(s) address with its path, "
+            "such as http://127.0.0.1:4318/v1/traces; credentials go into `traces.headers`"
+        )
+    return url
+
+
+def _read_header(text: str) -> tuple[str, str]:
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not name.replace("-", "").replace("_", "").isalnum() or not value.isascii() or "\n" in value:
+        raise ConfigRefused("setting `traces.headers`: each must be `Name: value`, such as `Authorization: Bearer …`")
+    return name, value

@@ -1,0 +1,139 @@
+"""The OpenAPI document is complete, its examples are valid, and its page loads only this gateway's files."""
+
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import msgspec
+import niquests
+import pytest
+
+from mpesa_gateway.errors import NEXT_STEPS, Code
+from mpesa_gateway.http import openapi
+from mpesa_gateway.http.auth import scope_of
+from mpesa_gateway.http.html import asset
+from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway_payments.callbacks import STK_BODY
+from tests.conftest import Town
+from tests.house.tree import ROOT
+from tests.routes import document, operations_of, whole_gateway
+
+
+async def _get(url: str) -> niquests.Response:
+    async with niquests.AsyncSession() as session:
+        return await session.get(url)
+
+
+async def test_the_document_has_each_call_with_its_scope_and_each_list_with_its_filters(town: Town) -> None:
+    document = (await _get(f"{town.base}/schema/openapi.json")).json()
+    listed = document["paths"]["/v1/payments"]["get"]
+    assert listed["x-scope"] == "payments:read"
+    names = {parameter["name"] for parameter in listed["parameters"]}
+    assert names >= {"limit", "cursor", "count", "status", "since", "until", "search", "min_amount", "phone"}
+    status = next(parameter for parameter in listed["parameters"] if parameter["name"] == "status")
+    assert status["schema"] == {"$ref": "#/components/schemas/PaymentStatus"}
+    assert "partially_reversed" in document["components"]["schemas"]["PaymentStatus"]["enum"]
+    assert document["paths"]["/v1/cb/{kind}/{token}"]["post"]["security"] == []
+    scoped = {
+        (route.path_format, method.lower())
+        for route in town.gateway.asgi.litestar.routes
+        for handler in getattr(route, "route_handlers", ())
+        if scope_of(handler) is not None
+        for method in handler.http_methods - {"OPTIONS"}
+    }
+    shown = {
+        (path, method)
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if "x-scope" in operation
+    }
+    assert shown == scoped
+
+
+@pytest.mark.parametrize("path", ["schema", "schema/"])
+async def test_page_loads_only_the_files_of_this_release(town: Town, path: str) -> None:
+    page = await _get(f"{town.base}/{path}")
+    assert page.status_code == 200
+    assert (page.headers["content-type"] or "").startswith("text/html")
+    policy = str(page.headers["content-security-policy"])
+    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'" in policy
+    sources = re.findall(r'src="([^"]+)"', page.text or "")
+    assert [source.rpartition("/")[2] for source in sources] == ["scalar.js.gz", "openapi_page.js"]
+    for source in sources:
+        script = await _get(urljoin(f"{town.base}/{path}", source))
+        assert script.status_code == 200
+        assert (script.headers["content-type"] or "").startswith("text/javascript")
+        assert "immutable" in str(script.headers["cache-control"])
+        assert script.headers.get("content-encoding") == ("gzip" if source.endswith(".gz") else None)
+
+
+async def test_vendored_reader_is_the_file_that_its_readme_names(town: Town) -> None:
+    page = await _get(f"{town.base}/schema")
+    (source,) = re.findall(r'src="([^"]+scalar.js.gz)"', page.text or "")
+    script = (await _get(f"{town.base}/{source}")).content or b""
+    static = ROOT / "mpesa_gateway/http/static"
+    assert script == gzip.decompress((static / "scalar.js.gz").read_bytes())
+    assert hashlib.sha256(script).hexdigest() in (static / "README.md").read_text(encoding="utf-8")
+
+
+async def test_file_without_media_type_is_not_served(town: Town) -> None:
+    assert (await _get(f"{town.base}/{asset('README.md')}")).status_code == 404
+
+
+async def test_callbacks_have_a_schema_for_each_body(town: Town) -> None:
+    document = (await _get(f"{town.base}/schema/openapi.json")).json()
+    neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]["requestBody"]["content"]["application/json"]
+    kinds = neutral["schema"]["anyOf"]
+    assert [sorted(kind.get("properties", ())) for kind in kinds] == [["Body"], ["Result"], []]
+    text = json.dumps(kinds)
+    for name in ("CheckoutRequestID", "MpesaReceiptNumber", "OriginatorConversationID", "TransactionStatus"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    "sample", sorted(Path(ROOT, "tests/samples").glob("stk_callback_*.json")), ids=lambda it: it.stem
+)
+def test_every_shape_that_was_seen_fits_the_description_of_a_callback(sample: Path) -> None:
+    callback = json.loads(sample.read_text(encoding="utf-8"))["Body"]["stkCallback"]
+    described = STK_BODY["properties"]["Body"]["properties"]["stkCallback"]
+    assert set(callback) <= set(described["properties"])
+    assert set(described["required"]) <= set(callback)
+    for name in ("ResultCode", "MerchantRequestID"):
+        kinds = described["properties"][name].get("type", [])
+        assert not kinds or isinstance(callback[name], str | int)
+
+
+async def test_example_of_a_payment_is_accepted(town: Town) -> None:
+    schemas = (await _get(f"{town.base}/schema/openapi.json")).json()["components"]["schemas"]
+    (body,) = schemas["CreatePayment"]["examples"]
+    made = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "order-1041"})
+    assert made.status == 201, made.body
+
+
+def test_every_success_response_has_an_example_that_its_type_decodes() -> None:
+    app = whole_gateway().asgi.litestar
+    responses: list[tuple[dict[str, Any], Any]] = []
+    for each in operations_of(app.state.gateway):
+        if not each.is_shown or each.method == "HEAD":
+            continue
+        operation = document_of(app)["paths"][each.path][each.method.lower()]
+        answers = openapi._answers(each.handler)  # pyright: ignore[reportPrivateUsage] - the types of the responses
+        responses += [(operation["responses"][str(status)], kind) for status, kind in answers.items()]
+    examples = [
+        (content["example"], kind)
+        for response, kind in responses
+        if "example" in (content := response.get("content", {}).get("application/json", {}))
+    ]
+    assert len(examples) > 50
+    for example, kind in examples:
+        msgspec.json.decode(msgspec.json.encode(example), type=kind, strict=False)
+
+
+def test_error_examples_state_the_next_step() -> None:
+    responses = document()["paths"]["/v1/payments"]["post"]["responses"]
+    (example,) = responses["401"]["content"]["application/json"]["examples"].values()
+    assert example["value"]["errors"] == [{"code": "AUTH_INVALID_KEY", "message": NEXT_STEPS[Code.AUTH_INVALID_KEY]}]
