@@ -9,7 +9,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.retention import KERNEL_FORGETS, Retention
@@ -79,7 +79,7 @@ async def test_retention_deletes_a_hundred_thousand_rows_in_batches_without_lock
                 locked = await other.execute("SELECT FROM callback FOR UPDATE NOWAIT")
             assert locked == f"SELECT {left[-1] + 10}"
 
-    counts = await Retention(gateway, pause).forget()
+    counts = await Retention(gateway, pause).delete_expired()
     assert counts["callbacks"] == ROWS
     assert left == list(range(ROWS - BATCH, -1, -BATCH))
     assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 10
@@ -141,7 +141,7 @@ async def test_retention_keeps_idempotency_keys_in_flight(gateway: Gateway) -> N
             old + timedelta(days=2) if key == "young" else old,
             identifier("own"),
         )
-    assert (await Retention(gateway).forget())["idempotency keys"] == 2
+    assert (await Retention(gateway).delete_expired())["idempotency keys"] == 2
     rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
     assert [row["key"] for row in rows] == ["at work", "young"]
 
@@ -162,14 +162,14 @@ async def test_retention_keeps_open_subscriber_tasks(gateway: Gateway) -> None:
         event_id,
         at,
     )
-    assert (await Retention(gateway).forget())["subscribers' done tasks"] == 1
+    assert (await Retention(gateway).delete_expired())["subscribers' done tasks"] == 1
     assert await gateway.db.fetchval("SELECT subscriber FROM event_task") == "owed"
 
 
 @pytest.mark.parametrize("days", [1, 2])
 async def test_retention_of_statement_lines_below_three_days_is_refused(values: dict[str, Any], days: int) -> None:
     values["reconciliation"] = {"keep_days": days}
-    with pytest.raises(ConfigRefused, match="at least 3"):
+    with pytest.raises(ConfigError, match="at least 3"):
         Gateway(GatewayConfig.from_values(values))
 
 
@@ -181,8 +181,8 @@ async def test_retention_skips_locked_rows_until_the_next_run(
     async with other.transaction():
         await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", fourth)
         # If it waited for these three rows, which are the oldest, it would never end.
-        assert (await Retention(gateway).forget())["callbacks"] == 2 * BATCH - 3
-    assert (await Retention(gateway).forget())["callbacks"] == 3
+        assert (await Retention(gateway).delete_expired())["callbacks"] == 2 * BATCH - 3
+    assert (await Retention(gateway).delete_expired())["callbacks"] == 3
 
 
 async def test_retention_by_two_processes_shares_the_work(gateway: Gateway) -> None:
@@ -191,16 +191,16 @@ async def test_retention_by_two_processes_shares_the_work(gateway: Gateway) -> N
 
     async def let_the_other_work(_: float) -> None:
         if not counts:
-            counts.append((await Retention(gateway).forget())["callbacks"])
+            counts.append((await Retention(gateway).delete_expired())["callbacks"])
 
-    counts.append((await Retention(gateway, let_the_other_work).forget())["callbacks"])
+    counts.append((await Retention(gateway, let_the_other_work).delete_expired())["callbacks"])
     assert counts == [3 * BATCH, BATCH]
 
 
 async def test_retention_keeps_waiting_callbacks(gateway: Gateway) -> None:
     await receive(gateway, 4000, 3, "waiting")
     await receive(gateway, 4000, 2, "unmatched")
-    assert (await Retention(gateway).forget())["callbacks"] == 2
+    assert (await Retention(gateway).delete_expired())["callbacks"] == 2
     assert await gateway.db.fetchval("SELECT count(*) FROM callback WHERE verdict = 'waiting'") == 3
 
 
@@ -214,7 +214,7 @@ async def test_retention_without_a_limit_deletes_nothing(values: dict[str, Any])
     del values["simulator"]
     async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
         await receive(gateway, 9000, 5)
-        assert await Retention(gateway).forget() == {}
+        assert await Retention(gateway).delete_expired() == {}
         assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 5
 
 
@@ -232,5 +232,5 @@ async def test_retention_that_times_out_continues_with_the_next_table(
         "$$ BEGIN RAISE EXCEPTION 'tired' USING ERRCODE = 'query_canceled'; END $$; "
         "CREATE TRIGGER tired BEFORE DELETE ON callback FOR EACH STATEMENT EXECUTE FUNCTION tire()"
     )
-    counts = await Retention(gateway).forget()
+    counts = await Retention(gateway).delete_expired()
     assert (counts["callbacks"], counts["refused callbacks"]) == (0, 1)

@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ENVIRONMENT, ConfigRefused, DatabaseConfig, GatewayConfig
+from mpesa_gateway.config import ENVIRONMENT, ConfigError, DatabaseConfig, GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, migrate, pending
+from mpesa_gateway.db.migrator import Migration, MigrationError, find, migrate, pending
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import eventually
@@ -113,7 +113,7 @@ async def test_migrate_of_a_file_changed_after_it_was_applied_is_refused(db: Dat
     await migrate(db, [ONE])
     changed = Migration(ONE.owner, ONE.number, ONE.name, ONE.sql + " -- better")
     for use in (migrate, pending):
-        with pytest.raises(MigrationRefused, match=r"shop/0001_one\.sql has changed.*: restore the released file"):
+        with pytest.raises(MigrationError, match=r"shop/0001_one\.sql has changed.*: restore the released file"):
             await use(db, [changed, TWO])
     assert await ledger(db) == [("shop", 1)]
 
@@ -128,7 +128,7 @@ async def test_migrate_of_a_database_extended_by_a_newer_release_succeeds(db: Da
 async def test_migrate_of_a_database_contracted_by_a_newer_release_is_refused(db: Database) -> None:
     await migrate(db, [ONE, TWO, GONE])
     for use in (migrate, pending):
-        with pytest.raises(MigrationRefused, match=r"ahead .*\(shop: 0003_gone\.sql took away .*\): run the newer"):
+        with pytest.raises(MigrationError, match=r"ahead .*\(shop: 0003_gone\.sql took away .*\): run the newer"):
             await use(db, [ONE, TWO, OTHER])
     assert await ledger(db) == [("shop", 1), ("shop", 2), ("shop", 3)]
     assert await pending(db, [ONE, TWO, GONE]) == []
@@ -139,7 +139,7 @@ async def test_migrate_of_an_old_ledger_without_contracts_updates_it(db: Databas
     await db.execute("ALTER TABLE migration DROP COLUMN contracts")
     assert await pending(db, [ONE, TWO]) == [TWO]
     assert await migrate(db, [ONE, TWO, GONE]) == [TWO, GONE]
-    with pytest.raises(MigrationRefused, match="took away"):
+    with pytest.raises(MigrationError, match="took away"):
         await pending(db, [ONE, TWO])
 
 
@@ -180,9 +180,7 @@ async def test_migrate_of_a_table_always_in_use_is_refused_with_advice(db: Datab
     reader = await asyncpg.connect(db.engine.config["dsn"], server_settings={"search_path": "mpesa"})
     async with reader.transaction():
         await reader.fetch("SELECT * FROM one")
-        with pytest.raises(
-            MigrationRefused, match=r"shop/0002_two\.sql could not lock its tables: end the transaction"
-        ):
+        with pytest.raises(MigrationError, match=r"shop/0002_two\.sql could not lock its tables: end the transaction"):
             await migrate(db, [ONE, TWO], lock_timeout=0.05, patience=0.2, pause=0.05)
     assert await pending(db, [ONE, TWO]) == [TWO]
     assert await migrate(db, [ONE, TWO]) == [TWO]
@@ -230,7 +228,7 @@ async def test_migrate_removes_the_rest_of_an_interrupted_index(db: Database, *,
 async def test_migrate_of_a_concurrent_statement_beside_another_is_refused(db: Database) -> None:
     crowded = Migration("shop", 2, "0002_crowd.sql", INDEX.sql + "ALTER TABLE one ADD COLUMN word text")
     with pytest.raises(
-        MigrationRefused, match=r"shop/0002_crowd\.sql: what is made CONCURRENTLY needs a file of its own"
+        MigrationError, match=r"shop/0002_crowd\.sql: what is made CONCURRENTLY needs a file of its own"
     ):
         await migrate(db, [ONE, crowded])
     assert await ledger(db) == [("shop", 1)]
@@ -262,7 +260,7 @@ def test_find_numbers_with_a_gap_or_twice_are_refused(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     name = package(tmp_path, tmp_path.name, dict.fromkeys(files, "SELECT 1"))
-    with pytest.raises(MigrationRefused, match=rf"^migrations of shop must be numbered .*: found {numbers}$"):
+    with pytest.raises(MigrationError, match=rf"^migrations of shop must be numbered .*: found {numbers}$"):
         find("shop", name)
 
 
@@ -282,7 +280,7 @@ def test_find_returns_migrations_in_order_and_ignores_other_files(
 async def test_gateway_start_without_migrating_names_the_command(database_url: str, valkey_url: str) -> None:
     values = {"database": {"url": database_url}, "valkey": {"url": valkey_url}, "security": {"master_key": generate()}}
     gateway = Gateway(GatewayConfig.from_values(values))
-    with pytest.raises(ConfigRefused, match="migrations are not applied: run `mpesa-gateway migrate`"):
+    with pytest.raises(ConfigError, match="migrations are not applied: run `mpesa-gateway migrate`"):
         await gateway.start(migrate_first=False)
     await gateway.start()
     await gateway.stop()

@@ -18,7 +18,7 @@ from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.plugin import Plugin, inside, on
+from mpesa_gateway.plugin import Plugin, on_event, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 from mpesa_gateway.testing.serving import eventually, running_gateway
@@ -66,13 +66,16 @@ class BellSubscriber:
     @property
     def name(self) -> str:
         """The name of this subscriber in the outbox."""
-        return on(BellRang, self.hear).name
+        return on_event(BellRang, self.hear).name
 
     @property
     def plugin(self) -> Plugin:
         """The plugin with this subscriber."""
         return Plugin(
-            name="bell", summary="A bell.", publishes=(BellRang, DoorOpened), subscribers=(on(BellRang, self.hear),)
+            name="bell",
+            summary="A bell.",
+            publishes=(BellRang, DoorOpened),
+            subscribers=(on_event(BellRang, self.hear),),
         )
 
 
@@ -309,7 +312,7 @@ async def test_subscriber_inside_the_transaction_can_roll_it_back(values: dict[s
         return {merchant.name for merchant in (await gateway.merchants.page(10)).rows}
 
     subscriber = BellSubscriber()
-    other = Plugin(name="book", summary="Books.", subscribers=(inside(BellRang, book),))
+    other = Plugin(name="book", summary="Books.", subscribers=(on_event_in_transaction(BellRang, book),))
     values |= {"plugins": [], "worker": {"in_process": False}}
     del values["simulator"]
     async with running_gateway(values, plugins=(subscriber.plugin, other)) as (gateway, _):
@@ -346,9 +349,9 @@ async def test_public_event_without_subscribers_is_stored(values: dict[str, Any]
 async def test_subscribers_with_one_name_are_refused(values: dict[str, Any]) -> None:
     values |= {"plugins": []}
     del values["simulator"]
-    twin = Plugin(name="twin", summary="Another.", subscribers=(on(BellRang, BellSubscriber().hear),))
+    twin = Plugin(name="twin", summary="Another.", subscribers=(on_event(BellRang, BellSubscriber().hear),))
     with pytest.raises(ValueError, match=r"BellSubscriber\.hear is registered twice: give each handler a name"):
         Gateway(GatewayConfig.from_values(values), plugins=(BellSubscriber().plugin, twin))
     gateway = Gateway(GatewayConfig.from_values(values), plugins=(BellSubscriber().plugin,))
     with pytest.raises(ValueError, match=r"BellSubscriber\.hear is registered twice"):
-        gateway.outbox.subscribe(on(BellRang, BellSubscriber().hear))
+        gateway.outbox.subscribe(on_event(BellRang, BellSubscriber().hear))

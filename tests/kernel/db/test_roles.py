@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, Level
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.migrator import MigrationRefused
+from mpesa_gateway.db.migrator import MigrationError
 from mpesa_gateway.db.roles import quoted
-from mpesa_gateway.doctor.postgres import look_at_postgres
-from mpesa_gateway.observation import Examination, Level
-from mpesa_gateway.owner import bring_up_to_date, make_running_role
+from mpesa_gateway.doctor.postgres import check_postgres
+from mpesa_gateway.owner import make_running_role, update_schema
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import BrokenChain
@@ -163,7 +163,7 @@ async def test_audit_cut_deletes_old_entries_and_keeps_young_ones_with_old_times
     noted = await gateway.audit.head()
     digest = await gateway.db.fetchval("SELECT encode(digest, 'hex') FROM audit_entry WHERE number = 1")
     first = f"1:{digest}"
-    assert (await Retention(gateway).forget())["audit entries"] == 2
+    assert (await Retention(gateway).delete_expired())["audit entries"] == 2
     assert await gateway.audit.verify(noted) == 2
     with pytest.raises(ValueError, match="note the head anew"):
         await gateway.audit.verify(first)
@@ -219,7 +219,7 @@ async def test_audit_retention_change_needs_the_owner_and_the_longer_one_counts_
     lesser = shorter | {"database": {k: v for k, v in values["database"].items() if k != "owner_url"}}
     async with Gateway(GatewayConfig.from_values(lesser)).running() as other:
         assert await stored() == (2557, 2557)
-        assert (await Retention(other).forget())["audit entries"] == 0
+        assert (await Retention(other).delete_expired())["audit entries"] == 0
     async with Gateway(GatewayConfig.from_values(shorter)).running() as other:
         assert await stored() == (30, 30)
         (entry,) = (await other.audit.page(1, None, "audit.keeping", None)).rows
@@ -228,7 +228,7 @@ async def test_audit_retention_change_needs_the_owner_and_the_longer_one_counts_
     longer = values | {"retention": {"audit_days": 0}}
     async with Gateway(GatewayConfig.from_values(longer)).running() as other:
         assert await stored() == (0, 30)
-        assert "audit entries" not in await Retention(other).forget()
+        assert "audit entries" not in await Retention(other).delete_expired()
 
 
 async def test_audit_entries_of_concurrent_calls_are_one_chain(gateway: Gateway) -> None:
@@ -244,13 +244,13 @@ async def test_audit_entries_of_concurrent_calls_are_one_chain(gateway: Gateway)
 
 async def test_migrate_by_the_running_role_is_refused_with_the_setting(values: dict[str, Any]) -> None:
     lesser = values | {"database": {k: v for k, v in values["database"].items() if k != "owner_url"}}
-    with pytest.raises(MigrationRefused, match=r"`database\.owner_url`"):
+    with pytest.raises(MigrationError, match=r"`database\.owner_url`"):
         await Gateway(GatewayConfig.from_values(lesser)).start()
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
-        assert await bring_up_to_date(gateway) == []
+        assert await update_schema(gateway) == []
     # A migrated gateway starts without the owner.
     async with Gateway(GatewayConfig.from_values(lesser)).running() as gateway:
-        assert await bring_up_to_date(gateway) == []
+        assert await update_schema(gateway) == []
 
 
 async def test_running_role_added_later_is_granted_its_rights(values: dict[str, Any], database_url: str) -> None:
@@ -273,7 +273,7 @@ async def role_seen(gateway: Gateway) -> Any:
     """Return the doctor's result for the role."""
     db = Database(gateway.config.database)
     try:
-        found = [one async for one in look_at_postgres(gateway, db, Examination(gateway.clock.now(), is_live=False))]
+        found = [one async for one in check_postgres(gateway, db, CheckContext(gateway.clock.now(), is_live=False))]
     finally:
         await db.stop()
     (one,) = [each for each in found if each.name == "postgres.role"]
@@ -299,7 +299,7 @@ async def test_migrate_creates_a_missing_running_role(values: dict[str, Any], da
         lesser = msgspec.structs.replace(
             config.database, owner_url=Secret(url), url=Secret(url.replace("odd_", "odder_"))
         )
-        with pytest.raises(MigrationRefused, match="CREATE ROLE"):
+        with pytest.raises(MigrationError, match="CREATE ROLE"):
             await make_running_role(lesser)
     finally:
         await owner.execute(f"DROP OWNED BY {quoted(name)}; DROP ROLE {quoted(name)}")

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database, SettingLost, look_at
+from mpesa_gateway.db.engine import Database, SettingLost, check_connection
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway, shop
 
@@ -74,6 +74,6 @@ async def test_setting_lost_behind_a_pooler_raises_with_the_fix(database_url: st
     connection = await asyncpg.connect(database_url, server_settings={"search_path": "mpesa", setting: value})
     try:
         with pytest.raises(SettingLost, match=f"SET {setting} = "):
-            await look_at(connection, "mpesa", may_be_pooled=True)
+            await check_connection(connection, "mpesa", may_be_pooled=True)
     finally:
         await connection.close()

@@ -17,13 +17,13 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import migrator
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http import access, documents, health, openapi
-from mpesa_gateway.http.gate import CROWDED
-from mpesa_gateway.http.pacing import LONGEST, Pace
+from mpesa_gateway.http import admission, documents, health, openapi
+from mpesa_gateway.http.load_shedding import CROWDED
 from mpesa_gateway.http.route_table import RouteTable
-from mpesa_gateway.http.turns import Turns
+from mpesa_gateway.http.throttling import LONGEST, Throttle
+from mpesa_gateway.http.work_limits import WorkLimit
 from mpesa_gateway.sampling import Sampler
-from mpesa_gateway.security.limits import AUTH
+from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
@@ -73,7 +73,7 @@ async def test_access_without_a_known_key_takes_no_slot(
     async with proxied_gateway(values, limits={"auth_failures": 5}) as proxied:
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         entered: list[str] = []
-        gate = proxied.gateway.asgi.gate
+        gate = proxied.gateway.asgi.load_shedder
         enter = gate._enter  # pyright: ignore[reportPrivateUsage] - a call takes its slot with it
 
         async def noted(who: str) -> bool:
@@ -97,7 +97,7 @@ async def test_access_of_a_limited_address_is_refused_without_postgres_and_a_rig
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A busy machine may take longer than a second for the following calls.
-    monkeypatch.setattr(access, "_TRICKLE", 3600.0)
+    monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
     async with proxied_gateway(values, limits={"auth_failures": 3}) as proxied:
         assert [(await proxied.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
         looked_up: list[str] = []
@@ -115,10 +115,10 @@ async def test_access_of_a_limited_address_is_refused_without_postgres_and_a_rig
         # One key in a second is looked up, so that a key without earlier calls can pass from there too.
         assert len(looked_up) == 1
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 429
-        monkeypatch.setattr(access, "_TRICKLE", 0.0)
-        proxied.gateway.asgi.access._trickle = access._Trickle()  # pyright: ignore[reportPrivateUsage] - a second later
+        monkeypatch.setattr(admission, "_TRICKLE", 0.0)
+        proxied.gateway.asgi.access._trickle = admission._SlowLane()  # pyright: ignore[reportPrivateUsage] - a second later
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
-        monkeypatch.setattr(access, "_TRICKLE", 3600.0)
+        monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
         # After its first success, the key passes at once.
         assert {(await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status for _ in range(5)} == {200}
         assert (await proxied.ask("GET", "/v1/payments", "203.0.113.2", key=UNKNOWN_KEY)).status == 401
@@ -134,10 +134,10 @@ async def test_access_with_a_revoked_key_is_refused_at_once(values: dict[str, An
     async with proxied_gateway(values) as proxied:
         caller = await proxied.gateway.api_keys.authenticate(proxied.api.key)
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
-        assert proxied.gateway.api_keys.was_right(proxied.api.key or "")
+        assert proxied.gateway.api_keys.was_valid(proxied.api.key or "")
         await proxied.gateway.api_keys.revoke(caller.merchant_id, caller.key_id, actor="test")
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 401
-        assert not proxied.gateway.api_keys.was_right(proxied.api.key or "")
+        assert not proxied.gateway.api_keys.was_valid(proxied.api.key or "")
 
 
 async def test_access_failures_are_limited_without_valkey(values: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def test_sampler_samples_of_a_key_are_a_window_apart_and_nothing_is_lost(
 
 def test_pace_of_an_address_has_a_burst_then_its_rate_and_a_longest_delay() -> None:
     now, chances = 0.0, count()
-    pace = Pace(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
+    pace = Throttle(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
     assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     delays = [pace.delay("a") for _ in range(200)]
@@ -229,7 +229,7 @@ def test_pace_of_an_address_has_a_burst_then_its_rate_and_a_longest_delay() -> N
 def test_pace_admits_no_address_faster_than_its_rate(pauses: list[int], rate: int) -> None:
     """Undelayed calls are at most the burst and the rate."""
     now, admitted = 0.0, 0
-    pace = Pace(rate, 100, now=lambda: now)
+    pace = Throttle(rate, 100, now=lambda: now)
     for pause in pauses:
         now += pause / 20
         admitted += pace.delay("a") == 0.0
@@ -237,7 +237,7 @@ def test_pace_admits_no_address_faster_than_its_rate(pauses: list[int], rate: in
 
 
 async def test_pace_limits_waiting_calls_in_all_and_of_one_address() -> None:
-    pace = Pace(1, 3)
+    pace = Throttle(1, 3)
     tasks = [asyncio.create_task(pace.admit("a", longest=0.05)) for _ in range(6)]
     results = await asyncio.gather(*tasks)
     assert results == [True] * 4 + [False] * 2
@@ -245,7 +245,7 @@ async def test_pace_limits_waiting_calls_in_all_and_of_one_address() -> None:
 
 
 async def test_pace_of_all_addresses_together_is_four_times_the_rate_of_one() -> None:
-    pace = Pace(10, 100, now=lambda: 0.0)
+    pace = Throttle(10, 100, now=lambda: 0.0)
     admitted = [await pace.admit(f"203.0.113.{host}", longest=0.0) for host in range(100)]
     assert admitted == [True] * 100
     assert [round(pace.delay("all", 4), 3) for _ in range(2)] == [0.525, 0.55]
@@ -383,11 +383,11 @@ def posts_half(proxied: ProxiedGateway, path: str, source: str) -> Slow:
 async def test_access_bodies_of_unknown_clients_take_no_slot_and_few_of_one_address_wait(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(access, "_SHORT", 0.05)
+    monkeypatch.setattr(admission, "_SHORT", 0.05)
     # The waiting ones are never answered here, even on a slow machine.
-    monkeypatch.setattr(access, "_BODY_TIME", 3600.0)
+    monkeypatch.setattr(admission, "_BODY_TIME", 3600.0)
     async with proxied_gateway(
-        values, http={"at_once": 1, "queue": 0, "unanswered": 1, "anonymous_at_once": 2}
+        values, http={"max_concurrent": 1, "queue": 0, "max_unanswered": 1, "anonymous_max_concurrent": 2}
     ) as proxied:
         posts = [posts_half(proxied, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
         # All but two time out soon.
@@ -400,7 +400,7 @@ async def test_access_bodies_of_unknown_clients_take_no_slot_and_few_of_one_addr
         whole = await proxied.ask("POST", path, "2001:db8:0:1::1", body=[b"name=a"])
         assert whole.status in {401, 403, 404, 415, 422}
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
-        assert (proxied.gateway.asgi.gate.working, proxied.gateway.asgi.gate.unanswered) == (0, 0)
+        assert (proxied.gateway.asgi.load_shedder.working, proxied.gateway.asgi.load_shedder.unanswered) == (0, 0)
         for post in posts:
             post.task.cancel()
         await asyncio.gather(*(post.task for post in posts), return_exceptions=True)
@@ -413,8 +413,8 @@ async def answered(posts: list[Slow], count: int) -> bool:
 async def test_access_body_of_an_unknown_client_times_out_after_ten_seconds(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert access._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - the value under test
-    monkeypatch.setattr(access, "_BODY_TIME", 0.05)
+    assert admission._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - the value under test
+    monkeypatch.setattr(admission, "_BODY_TIME", 0.05)
     async with proxied_gateway(values) as proxied:
         post = posts_half(proxied, "/ops/login", "203.0.113.1")
         await post.task
@@ -443,13 +443,16 @@ async def test_access_body_that_is_read_ahead_arrives_whole(values: dict[str, An
 
 
 async def test_access_pages_take_no_slot_of_an_api_call(values: dict[str, Any]) -> None:
-    async with proxied_gateway(values, http={"at_once": 1, "queue": 0, "wait": 0.0}) as proxied, hold_page(proxied):
+    async with (
+        proxied_gateway(values, http={"max_concurrent": 1, "queue": 0, "wait": 0.0}) as proxied,
+        hold_page(proxied),
+    ):
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         assert (await proxied.ask("GET", "/ops/login", "203.0.113.9")).status == 503
 
 
 async def test_access_pages_of_one_address_leave_slots_to_others(values: dict[str, Any]) -> None:
-    async with proxied_gateway(values, http={"anonymous_at_once": 2}) as proxied:
+    async with proxied_gateway(values, http={"anonymous_max_concurrent": 2}) as proxied:
         place = proxied.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - the slots of pages
         async with place("2001:db8:0:1::/64"), place("2001:db8:0:1::/64"):
             assert (await proxied.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
@@ -655,11 +658,11 @@ async def test_log_samples_refused_callbacks_and_unknown_clients(values: dict[st
 
 
 async def test_turns_are_bounded_for_each_client_and_in_all() -> None:
-    turns = Turns(1, each=2, queue=2, wait=30)
+    turns = WorkLimit(1, each=2, queue=2, wait=30)
     over, order = asyncio.Event(), list[str]()
 
     async def work(who: str) -> None:
-        async with turns.take(who):
+        async with turns.acquire(who):
             order.append(who)
             await over.wait()
 
@@ -676,21 +679,21 @@ async def test_turns_are_bounded_for_each_client_and_in_all() -> None:
 
 
 async def test_turns_after_a_timeout_or_cancellation_are_free() -> None:
-    turns = Turns(1, each=5, queue=5, wait=0.01)
-    async with turns.take("a"):
+    turns = WorkLimit(1, each=5, queue=5, wait=0.01)
+    async with turns.acquire("a"):
         with pytest.raises(ServiceUnavailable):
-            async with turns.take("b"):
+            async with turns.acquire("b"):
                 raise AssertionError
         task = asyncio.create_task(take_once(turns, lambda: None))
         await settle()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with turns.take("b"):
+    async with turns.acquire("b"):
         pass
 
 
-async def take_once(turns: Turns, done: Callable[[], None]) -> None:
-    async with turns.take("c"):
+async def take_once(turns: WorkLimit, done: Callable[[], None]) -> None:
+    async with turns.acquire("c"):
         done()
 
 

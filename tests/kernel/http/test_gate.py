@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
-from mpesa_gateway import concurrency as places
+from mpesa_gateway import call_slots as places
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.asgi_types import Message, Receive, Send
-from mpesa_gateway.concurrency import aside
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
+from mpesa_gateway.call_slots import released_slot
+from mpesa_gateway.config import ConfigError, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
+from mpesa_gateway.http.load_shedding import CALLER, CROWDED, LoadShedder, PriorityError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.scopes import PaymentsRead
@@ -56,7 +56,7 @@ class SteppedApp:
 class Call:
     """One request to the gate, and its answer."""
 
-    def __init__(self, gate: Gate, path: str, **scope: Any) -> None:
+    def __init__(self, gate: LoadShedder, path: str, **scope: Any) -> None:
         self.head: Message | None = None
         self.body = b""
         self.sent = asyncio.Event()
@@ -97,7 +97,7 @@ class Site:
     def __init__(self, **config: Any) -> None:
         self.app = SteppedApp()
         self.is_draining = False
-        self.gate = Gate(
+        self.gate = LoadShedder(
             self.app,
             msgspec.structs.replace(HttpConfig(wait=PATIENT), **config),
             priority=lambda path: path.startswith("/callback"),
@@ -122,7 +122,7 @@ class Site:
 
 
 async def test_gate_runs_a_bounded_number_queues_some_and_refuses_the_rest() -> None:
-    site = Site(at_once=2, queue=2)
+    site = Site(max_concurrent=2, queue=2)
     first, second, third, fourth, fifth = site.call("/1", "/2", "/3", "/4", "/5")
     assert await site.settled() == (2, 2, 2)
     assert site.app.begun == ["/1", "/2"]
@@ -138,7 +138,7 @@ async def test_gate_runs_a_bounded_number_queues_some_and_refuses_the_rest() -> 
 
 
 async def test_gate_refusal_is_in_the_envelope_with_retry_after() -> None:
-    site = Site(at_once=1, queue=0)
+    site = Site(max_concurrent=1, queue=0)
     _, turned_away = site.call("/1", "/2")
     assert await turned_away.status() == 503
     assert turned_away.headers[b"retry-after"] == b"1"
@@ -150,7 +150,7 @@ async def test_gate_refusal_is_in_the_envelope_with_retry_after() -> None:
 
 
 async def test_gate_call_that_waited_too_long_is_refused() -> None:
-    site = Site(at_once=1, queue=5, wait=0.01)
+    site = Site(max_concurrent=1, queue=5, wait=0.01)
     _, late = site.call("/1", "/2")
     assert await late.status() == 503
     assert await site.settled() == (1, 1, 0)
@@ -162,7 +162,7 @@ async def test_gate_call_that_waited_too_long_is_refused() -> None:
 
 
 async def test_gate_priority_call_does_not_wait_and_takes_no_slot() -> None:
-    site = Site(at_once=1, queue=0)
+    site = Site(max_concurrent=1, queue=0)
     site.call("/1")
     called_back = site.call(*(f"/callback/{number}" for number in range(20)))
     assert await site.settled() == (1, 1, 0)
@@ -172,12 +172,12 @@ async def test_gate_priority_call_does_not_wait_and_takes_no_slot() -> None:
 
 
 async def test_gate_call_waiting_aside_frees_its_slot_and_resumes_without_waiting() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/asks":
-            with aside():
+            with released_slot():
                 await mpesa.wait()
 
     site.app.work = work
@@ -202,7 +202,7 @@ def waited_for(site: Site) -> asyncio.Event:
     event = asyncio.Event()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     site.app.work = work
@@ -210,7 +210,7 @@ def waited_for(site: Site) -> asyncio.Event:
 
 
 async def test_gate_calls_waiting_aside_are_bounded() -> None:
-    site = Site(at_once=1, unanswered=3, queue=1)
+    site = Site(max_concurrent=1, max_unanswered=3, queue=1)
     mpesa = waited_for(site)
     *begun, waits, turned_away = site.call("/1", "/2", "/3", "/4", "/5")
     assert await site.settled() == (0, 3, 1)
@@ -222,7 +222,7 @@ async def test_gate_calls_waiting_aside_are_bounded() -> None:
 
 
 async def test_gate_one_key_starts_at_most_half_of_the_calls() -> None:
-    site = Site(at_once=2, unanswered=6, queue=4)
+    site = Site(max_concurrent=2, max_unanswered=6, queue=4)
     others = waited_for(site)
     greedy = site.call("/1", "/2", "/3", "/4", "/5", who="greedy")
     assert await site.settled() == (0, 3, 2)
@@ -240,7 +240,7 @@ async def test_gate_one_key_starts_at_most_half_of_the_calls() -> None:
 
 
 async def test_gate_full_queue_replaces_a_call_of_the_busiest_key() -> None:
-    site = Site(at_once=2, queue=4)
+    site = Site(max_concurrent=2, queue=4)
     greedy = site.call("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
     assert await greedy[6].status() == 503
     assert await site.settled() == (2, 2, 4)
@@ -259,7 +259,7 @@ async def test_gate_full_queue_replaces_a_call_of_the_busiest_key() -> None:
 
 
 async def test_gate_disconnected_call_frees_its_share() -> None:
-    site = Site(at_once=1, unanswered=2, queue=4)
+    site = Site(max_concurrent=1, max_unanswered=2, queue=4)
     for _ in range(3):
         begun, waits = site.call("/1", "/2", who="one")
         await site.settled()
@@ -281,7 +281,7 @@ async def test_gate_disconnected_call_frees_its_share() -> None:
 async def test_gate_shares_hold_for_any_sequence_of_calls(
     steps: list[tuple[str, bool]], at_once: int, unanswered: int, queue: int
 ) -> None:
-    site = Site(at_once=at_once, unanswered=unanswered, queue=queue)
+    site = Site(max_concurrent=at_once, max_unanswered=unanswered, queue=queue)
     calls: list[tuple[str, str, Call]] = []
     for number, (who, comes) in enumerate(steps):
         if comes or not calls:
@@ -302,11 +302,11 @@ async def test_gate_shares_hold_for_any_sequence_of_calls(
 
 
 async def test_gate_several_tasks_of_one_call_free_one_slot() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
     gates = [asyncio.Event(), asyncio.Event()]
 
     async def wait(event: asyncio.Event) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     async def work(path: str, _: Receive, __: Send) -> None:
@@ -325,12 +325,12 @@ async def test_gate_several_tasks_of_one_call_free_one_slot() -> None:
 
 
 async def test_gate_task_that_outlives_its_call_is_not_counted() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
     pushes: list[asyncio.Task[None]] = []
 
     async def push() -> None:
-        with aside():
+        with released_slot():
             await mpesa.wait()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
@@ -351,7 +351,7 @@ async def test_gate_slow_body_or_slow_reader_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(places, "_SLOW", 0.0)
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -377,7 +377,7 @@ async def has(site: Site, counts: tuple[int, int, int]) -> bool:
 
 
 async def test_gate_quick_body_keeps_its_slot() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -391,7 +391,7 @@ async def test_gate_quick_body_keeps_its_slot() -> None:
 
 
 async def test_gate_call_that_fails_frees_its_slot() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/1":
@@ -407,7 +407,7 @@ async def test_gate_call_that_fails_frees_its_slot() -> None:
 
 
 async def test_gate_waiting_call_that_disconnects_leaves_the_queue() -> None:
-    site = Site(at_once=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
     _, waits, called, last = site.call("/1", "/2", "/3", "/4")
     assert await site.settled() == (1, 1, 3)
     waits.task.cancel()
@@ -427,7 +427,7 @@ async def test_gate_waiting_call_that_disconnects_leaves_the_queue() -> None:
 
 
 async def test_gate_of_a_stopping_process_closes_its_connections() -> None:
-    site = Site(at_once=1, queue=0)
+    site = Site(max_concurrent=1, queue=0)
     site.is_draining = True
     here, called_back, turned_away = site.call("/1", "/callback", "/2")
     newer = Call(site.gate, "/callback", http_version="2")
@@ -461,7 +461,7 @@ class Holding:
 async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Holding]]:
     """Yield a gateway with all slots taken."""
     counter = Holding()
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
+    changes = {"worker": {"in_process": False}, "http": {"max_concurrent": 1, "queue": 0} | http}
     async with (
         running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
         shop(gateway, base, is_configured=False) as api,
@@ -494,11 +494,15 @@ async def test_gate_of_a_busy_gateway_accepts_callbacks_and_refuses_api_calls(
 
 
 async def is_free(gateway: Gateway) -> bool:
-    return gateway.asgi.gate.working == 0
+    return gateway.asgi.load_shedder.working == 0
 
 
 async def test_gate_runs_another_call_while_mpesa_answers(values: dict[str, Any]) -> None:
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0}, "simulator": {"slow_answer": 3}}
+    changes = {
+        "worker": {"in_process": False},
+        "http": {"max_concurrent": 1, "queue": 0},
+        "simulator": {"slow_answer": 3},
+    }
     async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
         pushing = asyncio.create_task(api.pay("254700000017", 5, key="slow"))
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
@@ -528,15 +532,15 @@ def test_route_below_one_with_priority_is_refused(values: dict[str, Any], path: 
     async def mine() -> None: ...
 
     plugin = Plugin(name="mine", summary="Overlaps.", routes=(mine,))
-    with pytest.raises(PriorityRefused, match="give routes with priority addresses of their own"):
+    with pytest.raises(PriorityError, match="give routes with priority addresses of their own"):
         _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"http": {"at_once": 0}}, "`http.at_once`: .*>= 1"),
-        ({"http": {"unanswered": 0}}, "`http.unanswered`: .*>= 1"),
+        ({"http": {"max_concurrent": 0}}, "`http.max_concurrent`: .*>= 1"),
+        ({"http": {"max_unanswered": 0}}, "`http.max_unanswered`: .*>= 1"),
         ({"http": {"connections": 0}}, "`http.connections`: .*>= 1"),
         ({"http": {"queue": -1}}, "`http.queue`: .*>= 0"),
         ({"http": {"wait": -1}}, "`http.wait`: .*>= 0"),
@@ -544,7 +548,7 @@ def test_route_below_one_with_priority_is_refused(values: dict[str, Any], path: 
     ],
 )
 def test_http_settings_that_would_admit_no_call_are_refused(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ConfigRefused, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         GatewayConfig.from_values(changes)
 
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
-from mpesa_gateway.http.outbound import BODY, HEAD, PIECES, READS, AnswerReader, request_bytes
+from mpesa_gateway.http.egress import Egress, EgressFailed, EgressResponse
+from mpesa_gateway.http.outbound import BODY, HEAD, PIECES, READS, ResponseReader, request_bytes
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
-def read(*parts: bytes, ends: bool = True) -> AnswerReader:
-    reader = AnswerReader(4096)
+def read(*parts: bytes, ends: bool = True) -> ResponseReader:
+    reader = ResponseReader(4096)
     for part in parts:
         reader.feed(part)
     if ends:
@@ -241,7 +241,7 @@ async def saying(parts: Sequence[bytes], *, pause: float = 0.0) -> AsyncGenerato
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def outcome(url: str, **options: float) -> Answer | EgressFailed:
+async def outcome(url: str, **options: float) -> EgressResponse | EgressFailed:
     one = Egress(**options)  # type: ignore[arg-type] # floats, each by its name
     try:
         return await one.post(url, body=b"{}", headers={}, allow_loopback=True)
@@ -255,7 +255,7 @@ async def outcome(url: str, **options: float) -> Answer | EgressFailed:
 async def test_post_answer_with_an_invalid_rest_has_its_status(data: bytes) -> None:
     async with saying([data]) as url:
         said = await outcome(url, timeout=5.0)
-    assert isinstance(said, Answer)
+    assert isinstance(said, EgressResponse)
     assert said.status == 200
 
 
@@ -273,7 +273,7 @@ async def test_post_answer_of_random_bytes_is_answered_or_failed(parts: Sequence
     async with saying([OK, *parts] if has_head else parts) as url:
         said = await outcome(url, timeout=5.0)
     if has_head:
-        assert isinstance(said, Answer)
+        assert isinstance(said, EgressResponse)
         assert said.status == 200
     elif isinstance(said, EgressFailed):
         assert said.reason in {"reset", "bad_answer"}
@@ -296,7 +296,7 @@ async def test_post_answer_of_tiny_chunks_does_not_block_the_event_loop() -> Non
         ticking = asyncio.create_task(tick())
         said = [await outcome(url, timeout=10.0) for _ in range(5)]
         ticking.cancel()
-    assert [isinstance(each, Answer) and each.status for each in said] == [200] * 5
+    assert [isinstance(each, EgressResponse) and each.status for each in said] == [200] * 5
     # Measured at 4 ms; the longest gap at one answer was 400 to 700 ms.
     assert max(gaps) < 0.05
 
@@ -304,6 +304,6 @@ async def test_post_answer_of_tiny_chunks_does_not_block_the_event_loop() -> Non
 async def test_post_answer_with_endless_headers_is_read_up_to_the_bound() -> None:
     async with saying([b"HTTP/1.1 500 X\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * 1000)]) as url:
         said = await outcome(url, timeout=10.0)
-    assert isinstance(said, Answer)
+    assert isinstance(said, EgressResponse)
     assert (said.status, said.ms < 8000) == (500, True)
     assert HEAD < 1000 * 1000

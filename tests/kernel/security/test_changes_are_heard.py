@@ -14,8 +14,8 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.db.changes import Remembered
 from mpesa_gateway.db.codecs import read_ids
+from mpesa_gateway.db.invalidation import InvalidatedCache
 from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, eventually
@@ -198,13 +198,13 @@ async def test_cache_after_a_lost_notification_is_used_for_a_second(values: dict
         async def find() -> str:
             return next(answers)
 
-        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        memory = InvalidatedCache[str](shop.gateway.changes, clock=lambda: now)
         assert await memory.get("key", find) == "a"
         now = 100.7
         assert await memory.get("key", find) == "a"
         now = 101.0
         assert await memory.get("key", find) == "b"
-        memory.forget("key")
+        memory.evict("key")
         assert await memory.get("key", find) == "c"
 
 
@@ -217,7 +217,7 @@ async def test_cache_before_it_expires_is_refreshed_by_one_caller(values: dict[s
             asked.append(asyncio.get_running_loop().create_future())
             return await asked[-1]
 
-        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        memory = InvalidatedCache[str](shop.gateway.changes, clock=lambda: now)
         first = asyncio.create_task(memory.get("key", find))
         await asyncio.sleep(0)
         asked[0].set_result("a")
@@ -247,7 +247,7 @@ async def test_cache_does_not_keep_values_read_before_listening(values: dict[str
             changes.is_listening = True
             return next(answers)
 
-        memory = Remembered[str](changes)
+        memory = InvalidatedCache[str](changes)
         changes.is_listening = False
         assert await memory.get("key", find) == "a"
         # A change between the query and the start of listening would be lost.

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, SecurityConfig
-from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
-from mpesa_gateway.security.sealing import CannotOpen, Sealer, generate, sealer_for
+from mpesa_gateway.config import ConfigError, GatewayConfig, SecurityConfig
+from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, reseal
+from mpesa_gateway.security.sealing import Sealer, UnsealError, generate, sealer_for
 from mpesa_gateway.testing.serving import running_gateway, shop
 from mpesa_gateway_credentials.api import Credentials
 
@@ -24,14 +24,14 @@ def test_sealer_opens_for_the_same_purpose_only(text: str, aad: tuple[str, str, 
     sealer = Sealer([NEW])
     sealed = sealer.seal(text, aad=aad)
     assert sealer.open(sealed, aad=aad) == text
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         sealer.open(sealed, aad=(aad[0] + "x", *aad[1:]))
     assert sealer.seal(text, aad=aad) != sealed
 
 
 def test_sealer_keeps_the_parts_of_a_purpose_apart() -> None:
     sealer = Sealer([NEW])
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         sealer.open(sealer.seal("x", aad=("a", "bc")), aad=("ab", "c"))
 
 
@@ -41,7 +41,7 @@ def test_sealer_opens_with_an_old_key_and_seals_with_the_new_one() -> None:
     assert both.open(sealed, aad=AAD) == "x"
     assert not both.is_current(sealed)
     assert both.is_current(both.seal("x", aad=AAD))
-    with pytest.raises(CannotOpen, match="old_master_keys"):
+    with pytest.raises(UnsealError, match="old_master_keys"):
         Sealer([NEW]).open(sealed, aad=AAD)
 
 
@@ -57,24 +57,24 @@ def test_sealer_reads_a_key_added_to_its_file_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "v1", "v1.abc", "v2.abc.xyz", "v1.abc.***", "nonsense"])
 def test_sealer_open_of_other_text_raises(text: str) -> None:
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         Sealer([NEW]).open(text, aad=AAD)
 
 
 @pytest.mark.parametrize("text", ["", "short", "not base64!", "QUJD"])
 def test_master_key_that_is_invalid_is_refused(text: str, values: dict[str, Any]) -> None:
     values["security"]["master_key"] = text
-    with pytest.raises(ConfigRefused, match=r"security\.master_key.*keys generate"):
+    with pytest.raises(ConfigError, match=r"security\.master_key.*keys generate"):
         Gateway(GatewayConfig.from_values(values))
 
 
 async def test_gateway_start_with_a_missing_or_wrong_master_key_is_refused(values: dict[str, Any]) -> None:
     async with Gateway(GatewayConfig.from_values(values)).running():
         pass
-    with pytest.raises(ConfigRefused, match="there is no master key"):
+    with pytest.raises(ConfigError, match="there is no master key"):
         Gateway(GatewayConfig.from_values(values | {"security": {}}))
     wrong = Gateway(GatewayConfig.from_values(values | {"security": {"master_key": generate()}}))
-    with pytest.raises(ConfigRefused, match="not the one that this database was sealed with"):
+    with pytest.raises(ConfigError, match="not the one that this database was sealed with"):
         await wrong.start()
 
 
