@@ -34,7 +34,7 @@ async def becomes(api: Api, expected: tuple[str, int]) -> None:
     await eventually(does)
 
 
-async def test_a_buyer_who_has_paid_is_texted_once(
+async def test_completed_payment_sends_one_text(
     shop_api: Api, provider: Receiver, published: Published, simulator: Prompts, gateway: Gateway
 ) -> None:
     made = (await shop_api.pay(BUYER, 250, key="order")).data
@@ -57,7 +57,7 @@ async def test_a_buyer_who_has_paid_is_texted_once(
     assert await state(shop_api) == ("sent", 1)
 
 
-async def test_a_provider_that_is_down_is_asked_again_and_at_last_given_up(
+async def test_text_with_the_provider_down_is_retried_and_dropped(
     shop_api: Api, provider: Receiver, frozen_clock: SetClock, gateway: Gateway
 ) -> None:
     provider.status = 503
@@ -74,7 +74,7 @@ async def test_a_provider_that_is_down_is_asked_again_and_at_last_given_up(
     assert len(provider.received) == 2
 
 
-async def test_a_provider_that_comes_back_is_told(
+async def test_text_with_the_provider_back_is_sent(
     shop_api: Api, provider: Receiver, frozen_clock: SetClock, gateway: Gateway
 ) -> None:
     provider.answer = lambda _, number: 503 if number == 1 else 202
@@ -85,7 +85,7 @@ async def test_a_provider_that_comes_back_is_told(
     await becomes(shop_api, ("sent", 2))
 
 
-async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, published: Published) -> None:
+async def test_failed_payment_sends_no_text(shop_api: Api, provider: Receiver, published: Published) -> None:
     made = (await shop_api.pay("254700000001", key="order")).data
     assert (await shop_api.settled(made["id"]))["status"] == "failed"
     assert published.of(PaymentCompleted) == []
@@ -93,15 +93,15 @@ async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, 
     assert provider.received == []
 
 
-async def test_the_key_of_the_provider_shows_itself_nowhere(gateway: Gateway) -> None:
+async def test_provider_key_appears_in_no_output(gateway: Gateway) -> None:
     assert "key-of-the-shop" not in repr(msgspec.to_builtins(gateway.settings(plugin.settings), enc_hook=repr))
 
 
-def test_it_is_found_by_its_one_entry_point() -> None:
+def test_plugin_is_found_by_its_entry_point() -> None:
     (point,) = (each for each in entry_points(group="mpesa_gateway.plugins") if each.name == "acme_sms")
     assert point.load() is plugin
 
 
-def test_its_migrations_stop_nobodys_traffic() -> None:
+def test_migrations_block_no_traffic() -> None:
     assert plugin.tables is not None
     assert complaints(find(plugin.name, plugin.tables.migrations)) == []

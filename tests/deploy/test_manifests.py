@@ -57,7 +57,7 @@ def filled(text: str) -> str:
     return text.replace("$$", "$")
 
 
-def test_compose_is_as_its_specification_has_it() -> None:
+def test_compose_file_matches_its_schema() -> None:
     values = yaml.safe_load(filled((DEPLOY / "compose.yaml").read_text()))
     services = PyCompose.from_json(json.dumps(values)).service_names()
     assert set(services) == {"postgres", "valkey", "migrate", "api", "worker"}
@@ -84,7 +84,7 @@ def objects() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("release", KUBERNETES)
-def test_kubernetes_knows_every_field(release: str) -> None:
+def test_kubernetes_manifests_match_their_schema(release: str) -> None:
     kinds = []
     for _, each in objects():
         kubernetes_validate.validate(each, release, strict=True)
@@ -106,14 +106,14 @@ def test_kubernetes_knows_every_field(release: str) -> None:
         kubernetes_validate.validate(deployment, release, strict=True)
 
 
-def test_the_kustomization_names_its_files() -> None:
+def test_kustomization_names_every_manifest() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())
     files = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")}
     assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
     assert [image["name"] for image in kustomization["images"]] == ["mpesa-gateway"]
 
 
-def test_what_selects_finds_its_pods() -> None:
+def test_kubernetes_selectors_match_their_pods() -> None:
     pods = [
         each["spec"]["template"]["metadata"]["labels"] for _, each in objects() if each["kind"] in {"Deployment", "Job"}
     ]
@@ -142,7 +142,7 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_systemd_takes_its_units(tmp_path: Path) -> None:
+def test_systemd_units_pass_verification(tmp_path: Path) -> None:
     copies = []
     for path in units():
         copy = tmp_path / path.name
@@ -157,7 +157,7 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", units(), ids=lambda path: path.name)
-def test_a_unit_is_kept_in_its_sandbox(path: Path) -> None:
+def test_systemd_unit_exposure_is_low(path: Path) -> None:
     """Systemd's own measure of what a unit could do to the machine, in tenths: 0 is nothing, 100 is everything."""
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", path)
     assert done.returncode == 0, done.stdout[-300:]
@@ -168,7 +168,7 @@ def quadlets() -> list[Path]:
     return sorted(path for path in (DEPLOY / "quadlet").iterdir() if path.suffix != ".example")
 
 
-def test_quadlet_knows_every_key() -> None:
+def test_quadlet_files_have_known_keys_only() -> None:
     assert {path.suffix for path in quadlets()} == {".container", ".network", ".volume"}
     for path in quadlets():
         section = ""
@@ -180,7 +180,7 @@ def test_quadlet_knows_every_key() -> None:
                 assert line.partition("=")[0] in QUADLET[section], (path.name, line)
 
 
-def test_quadlets_refer_to_one_another() -> None:
+def test_quadlet_references_exist() -> None:
     names = {path.name for path in quadlets()}
     services = {name.replace(".container", ".service") for name in names}
     for path in quadlets():
@@ -189,7 +189,7 @@ def test_quadlets_refer_to_one_another() -> None:
                 assert word in names | services, (path.name, key, word)
 
 
-def test_systemd_takes_what_is_its_own_in_them(tmp_path: Path) -> None:
+def test_quadlet_systemd_sections_pass_verification(tmp_path: Path) -> None:
     copies = []
     for path in quadlets():
         if path.suffix == ".container":

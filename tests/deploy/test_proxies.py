@@ -178,7 +178,7 @@ async def refused(gateway: Gateway) -> list[tuple[str, str]]:
     return [(row["source"], row["reason"]) for row in rows]
 
 
-async def test_a_payment_and_its_callback_go_through(front: Front) -> None:
+async def test_proxied_payment_and_callback_complete(front: Front) -> None:
     async with shop(front.gateway, f"http://127.0.0.1:{front.port}") as api:
         payment = (await api.pay("254700000000", key="through the proxy")).data
         settled = await api.settled(payment["id"], "completed")
@@ -199,7 +199,7 @@ PATHS = (
 )
 
 
-async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
+async def test_proxy_logs_contain_no_callback_secret(front: Front) -> None:
     for source in (SAFARICOM, STRANGER):
         for path in PATHS:
             for method in ("POST", "GET", "PUT"):
@@ -211,7 +211,7 @@ async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
     assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
 
 
-async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
+async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> None:
     key, phone = "sk_test_" + "0123456789abcdef" * 3, "254700000123"
 
     async def ask_all() -> None:
@@ -233,7 +233,7 @@ async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
     assert [secret for secret in (phone, key, key[-40:]) if secret in said] == []
 
 
-async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
+async def test_proxied_client_address_cannot_be_forged(front: Front) -> None:
     asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
         for says in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
@@ -249,7 +249,7 @@ async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/cb/stk/sometoken", "/v1/webhooks/mpesa", "/v1/webhooks/mpesa/sometoken"])
-async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> None:
+async def test_proxied_callback_from_another_network_is_rejected(front: Front, path: str) -> None:
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
     # The proxy keeps strangers out, whatever they say of themselves: the gateway does not even hear of them.
     status, said = await front.call("POST", path, source=STRANGER, says=SAFARICOM, body=body)
@@ -269,7 +269,7 @@ async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> No
     assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
 
 
-async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Front) -> None:
+async def test_proxied_failed_keys_count_for_the_client_address(front: Front) -> None:
     tries = front.gateway.config.limits.auth_failures
     wrong = "sk_test_" + "0" * 48
 
@@ -282,14 +282,14 @@ async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Fron
     assert await guesses(NEIGHBOUR) == 401
 
 
-async def test_what_is_too_large_is_refused(front: Front) -> None:
+async def test_proxied_body_over_the_limit_is_rejected(front: Front) -> None:
     body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
     async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
         assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
-async def test_the_body_of_an_upgrade_is_a_body_and_no_callback(front: Front, upgrade: str) -> None:
+async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrade: str) -> None:
     """Whatever becomes of the answer to the first, a callback in its body would be refused, and kept, with our name."""
     evil = smuggling.forged()
     last = b"GET /health/live HTTP/1.1\r\nHost: pay.example.co.ke\r\nConnection: close\r\n\r\n"
@@ -321,25 +321,25 @@ def _send(port: int, *segments: bytes, pause: float) -> bytes:
     return said
 
 
-def test_the_ingress_controller_logs_no_addresses() -> None:
+def test_ingress_controller_log_format_has_no_address() -> None:
     """Its format is the cluster's, and has the whole request line: the token of a callback, and filters."""
     ingresses = (DEPLOY / "kubernetes/ingress.yaml").read_text().split("\n---\n")
     assert len(ingresses) == 2
     assert ['enable-access-log: "false"' in ingress for ingress in ingresses] == [True, True]
 
 
-def test_nginx_writes_no_whole_address_to_its_error_log() -> None:
+def test_nginx_error_log_contains_no_whole_address() -> None:
     """A line about a gateway that is away has the request line: one setting for the whole server keeps it out."""
     conf = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
     assert re.findall(r"^( *)error_log \S+ (\w+);", conf, re.MULTILINE) == [("  ", "crit")]
 
 
-def test_nginx_takes_what_the_gateway_takes() -> None:
+def test_nginx_body_limit_covers_the_gateways_limit() -> None:
     (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
     assert int(limit) * 1024 == HttpConfig().max_body_bytes
 
 
-def test_proxies_hand_on_callbacks_that_the_gateway_takes_and_somewhat_larger_ones() -> None:
+def test_proxy_callback_limit_exceeds_the_gateways_limit() -> None:
     conf, ingress = (DEPLOY / "nginx/mpesa-gateway.conf").read_text(), (DEPLOY / "kubernetes/ingress.yaml").read_text()
     for limits in (
         re.findall(r"client_max_body_size (\d+)m;", conf),

@@ -32,12 +32,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.mark.parametrize("page", SHOWING)
-async def test_what_a_page_shows_is_so(page: str, demo: Demo, tmp_path: Path) -> None:
+async def test_page_blocks_run_as_shown(page: str, demo: Demo, tmp_path: Path) -> None:
     await demo.is_as_it_was()
     await read(blocks(page), PAGES.get(page, Page()), tmp_path, demo.environ, demo=demo)
 
 
-def test_the_table_says_nothing_of_blocks_that_are_not_there() -> None:
+def test_block_table_names_only_existing_blocks() -> None:
     unused = [
         (page, how.begins)
         for page, said in PAGES.items()
@@ -47,7 +47,7 @@ def test_the_table_says_nothing_of_blocks_that_are_not_there() -> None:
     assert unused == []
 
 
-def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
+def test_blocks_run_by_another_test_are_used_there() -> None:
     ran: dict[Job, list[str]] = {job: [] for job in Job}
     for page, said in PAGES.items():
         for block in blocks(page):
@@ -66,7 +66,7 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if page != "CHANGELOG.md"])
-def test_commands_in_sentences_exist(page: str) -> None:
+def test_inline_commands_exist(page: str) -> None:
     said = [call for code in spoken_code(ROOT / page) if code.startswith(f"{OURS} ") for call in words(code)]
     assert [problem for call in said if (problem := unknown(call))] == []
 
@@ -95,14 +95,14 @@ def test_commands_in_sentences_exist(page: str) -> None:
         ("", "mpesa-gateway doctor", "nobody runs or reads 'code without a language'"),
     ],
 )
-async def test_a_broken_block_is_found(language: str, text: str, fault: str, demo: Demo, tmp_path: Path) -> None:
+async def test_broken_block_is_found(language: str, text: str, fault: str, demo: Demo, tmp_path: Path) -> None:
     lines = "\n  ".join([f"```{language}", *text.split("\n"), "```"])
     shown = blocks("docs/new.md", f"# New\n\nDo this:\n\n- so:\n\n  {lines}\n")
     with pytest.raises(Broken, match=rf"(?s)^docs/new\.md:8: .*{fault}"):
         await read(shown, Page(), tmp_path, demo.environ, demo=demo)
 
 
-async def test_a_page_is_one_terminal(demo: Demo, tmp_path: Path) -> None:
+async def test_page_blocks_share_one_terminal(demo: Demo, tmp_path: Path) -> None:
     shown = blocks("docs/new.md", "```sh\nNAME=duka\n```\n```sh\n[ $NAME = duka ]\n```\n    indented\n")
     assert [block.language for block in shown] == ["sh", "sh", ""]
     await read(shown[:2], Page(), tmp_path, demo.environ, demo=demo)
@@ -118,7 +118,7 @@ async def test_a_page_is_one_terminal(demo: Demo, tmp_path: Path) -> None:
         ("if true", "syntax error"),
     ],
 )
-def test_what_is_run_elsewhere_is_looked_at(text: str, fault: str) -> None:
+def test_block_table_naming_a_missing_test_is_found(text: str, fault: str) -> None:
     (said,) = complaints(text)
     assert fault in said
     assert complaints("curl -sS 'https://pay.example.co.ke/v1/payments?limit=5' && mpesa-gateway doctor --live") == []

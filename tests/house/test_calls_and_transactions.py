@@ -77,7 +77,7 @@ def modules() -> list[Path]:
     return [path for path in sorted((ROOT / "plugins").rglob("*.py")) if "simulator" not in str(path)]
 
 
-def test_public_methods_that_send_refuse_an_open_transaction() -> None:
+def test_sending_methods_in_an_open_transaction_raise() -> None:
     found = [f"{path.name}: {one}" for path in modules() for one in unguarded(path.read_text(encoding="utf-8"))]
     assert found == []
     guarded = [path.name for path in modules() if "refuse_transaction" in path.read_text(encoding="utf-8")]
@@ -97,7 +97,7 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
         ("await self._gateway.daraja.token_until(1)", []),
     ],
 )
-def test_an_unguarded_method_is_found(body: str, expected: list[str]) -> None:
+def test_sending_method_without_the_guard_is_found(body: str, expected: list[str]) -> None:
     source = (
         f"class A:\n async def send(self):\n  {body}\n"
         " async def _other(self):\n  await self._gateway.daraja.ask(1)\n"

@@ -16,7 +16,7 @@ ABOVE = ("mpesa_gateway/commands/", "mpesa_gateway/doctor/", "mpesa_gateway/stan
 """Folders above the composition, where a gateway is what is worked with."""
 
 
-def test_no_class_resolves_a_port() -> None:
+def test_classes_resolve_no_port() -> None:
     seen = [
         f"{name_of(path)}:{line}"
         for path in shipped_modules()
@@ -26,7 +26,7 @@ def test_no_class_resolves_a_port() -> None:
     assert seen == []
 
 
-def test_no_class_below_the_composition_takes_a_gateway() -> None:
+def test_classes_below_the_composition_take_no_gateway() -> None:
     seen = [
         f"{name_of(path)}:{line}"
         for path in shipped_modules()
@@ -44,11 +44,11 @@ def test_no_class_below_the_composition_takes_a_gateway() -> None:
         "class A:\n def do(self):\n  return self._runtime.port_if_provided(B)",
     ],
 )
-def test_a_lookup_in_a_class_is_found(code: str) -> None:
+def test_port_lookup_in_a_class_is_found(code: str) -> None:
     assert list(_lookups(ast.parse(code))) == [3]
 
 
-def test_an_import_of_the_gateway_is_found() -> None:
+def test_gateway_import_is_found() -> None:
     code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n from mpesa_gateway.app import Gateway"
     assert list(_gateways(ast.parse(code))) == [3]
     assert list(_gateways(ast.parse("from mpesa_gateway.runtime import Runtime"))) == []

@@ -26,17 +26,17 @@ def steps(script: ModuleType) -> list[str]:
     return found
 
 
-def test_the_process_is_not_root(steps: list[str]) -> None:
+def test_image_process_is_not_root(steps: list[str]) -> None:
     users = [step.split()[1] for step in steps if step.startswith("USER ")]
     assert users
     assert int(users[-1]) > 0
 
 
-def test_no_server_is_embedded(steps: list[str]) -> None:
+def test_image_contains_no_embedded_server(steps: list[str]) -> None:
     assert [step for step in steps if "standalone" in step or "test.txt" in step] == []
 
 
-def test_what_is_copied_exists(steps: list[str]) -> None:
+def test_image_sources_all_exist(steps: list[str]) -> None:
     copied = [step.split()[1:-1] for step in steps if step.startswith("COPY ") and "--from" not in step]
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     assert copied
@@ -45,7 +45,7 @@ def test_what_is_copied_exists(steps: list[str]) -> None:
         assert name.partition("/")[0] not in ignored
 
 
-def test_the_image_serves_and_tells_how_it_is(steps: list[str]) -> None:
+def test_image_has_a_command_and_a_health_check(steps: list[str]) -> None:
     assert 'ENTRYPOINT ["mpesa-gateway"]' in steps
     assert 'CMD ["serve"]' in steps
     assert any(step.startswith("HEALTHCHECK ") and "/health/live" in step for step in steps)

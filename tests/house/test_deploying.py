@@ -25,7 +25,7 @@ def files() -> dict[str, str]:
     return {path.relative_to(DEPLOY).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
 
-def test_every_setting_that_is_named_exists() -> None:
+def test_deployment_settings_all_exist() -> None:
     known = set(declared())
     named = {
         (name, variable)
@@ -45,7 +45,7 @@ def _path(variable: str) -> str:
     return variable.lower().replace("__", ".")
 
 
-def test_what_is_set_can_be_read() -> None:
+def test_deployment_settings_all_parse() -> None:
     variables = dict(re.findall(rf"({ENVIRONMENT}[A-Z0-9_]+)=(\S+)", files()["kubernetes/kustomization.yaml"]))
     plain = {name: value for name, value in variables.items() if not name.endswith("__URL_FILE")}
     config = GatewayConfig.load(ROOT / "config/gateway.toml", plain)
@@ -53,7 +53,7 @@ def test_what_is_set_can_be_read() -> None:
     assert config.http.drain > 2 * 3, "readiness is asked every 3 s, and twice"
 
 
-def test_every_command_exists() -> None:
+def test_deployment_commands_all_exist() -> None:
     used = {name: COMMAND.findall(text) for name, text in files().items()}
     words = {word for found in used.values() for word in found}
     assert words == {"migrate", "serve", "worker"}
@@ -63,7 +63,7 @@ def test_every_command_exists() -> None:
         assert {word for name in ours for word in used[name]} == words
 
 
-def test_the_port_is_the_images() -> None:
+def test_deployment_port_is_the_port_of_the_image() -> None:
     port = str(GatewayConfig().http.port)
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
     assert f"EXPOSE {port}\n" in image
@@ -75,7 +75,7 @@ def test_the_port_is_the_images() -> None:
     assert f"reverse_proxy 127.0.0.1:{port} " in found["caddy/Caddyfile"]
 
 
-def test_nothing_runs_as_root() -> None:
+def test_deployment_processes_do_not_run_as_root() -> None:
     (user,) = re.findall(r"^USER (\d+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
     for name, text in files().items():
         if name.startswith("kubernetes/") and "containers:" in text:
@@ -89,12 +89,12 @@ def test_nothing_runs_as_root() -> None:
 @pytest.mark.parametrize(
     "name", ["nginx/mpesa-gateway.conf", "caddy/Caddyfile", "kubernetes/ingress.yaml", "kubernetes/network-policy.yaml"]
 )
-def test_the_allowlist_is_the_gateways(name: str) -> None:
+def test_proxy_allowlist_equals_the_gateways(name: str) -> None:
     found = ADDRESS.findall(files()[name])
     assert sorted(found) == sorted(CallbacksSettings().allowlist)
 
 
-def test_the_allowlist_is_that_of_the_page() -> None:
+def test_proxy_allowlist_equals_the_documented_list() -> None:
     """The page says which addresses are on it, and why those that only one list has are not."""
     page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
     listed = CallbacksSettings().allowlist
@@ -106,7 +106,7 @@ def test_the_allowlist_is_that_of_the_page() -> None:
     assert not {f"196.201.212{end}" for end in left_out.split(", ")} & set(listed)
 
 
-def test_what_stops_is_given_its_time() -> None:
+def test_deployment_stop_timeout_exceeds_the_drain_time() -> None:
     """A call to Daraja may take its whole time, and 5 seconds more; a worker its grace."""
     config = GatewayConfig()
     serving, working = config.daraja.timeout + 5, config.worker.grace
@@ -126,7 +126,7 @@ def test_what_stops_is_given_its_time() -> None:
         assert int(pod) > least + (int(drain) if name == "api" else 0)
 
 
-def test_nothing_has_a_default_password() -> None:
+def test_deployment_files_contain_no_password() -> None:
     for name, text in files().items():
         for line in text.splitlines():
             if "PASSWORD" in line and not name.endswith("secret.example.yaml") and "make-secrets" not in name:
@@ -138,7 +138,7 @@ def test_nothing_has_a_default_password() -> None:
     ], "make-secrets alone writes addresses, with the passwords that it made"
 
 
-def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
+def test_secret_script_run_twice_keeps_its_valid_secrets(tmp_path: Path) -> None:
     def made(folder: str) -> dict[str, str]:
         subprocess.run([DEPLOY / "make-secrets", tmp_path / folder], check=True, capture_output=True)
         return {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / folder).iterdir()}
@@ -168,7 +168,7 @@ def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
         assert any(f"Secret={quadlet},type=mount,target={name}" in text for text in files().values()), name
 
 
-def test_what_migrates_alone_is_given_the_owner() -> None:
+def test_migration_unit_connects_as_the_owner() -> None:
     named = {
         name for name, text in files().items() if "OWNER_URL_FILE" in text and not name.startswith("kubernetes/kust")
     }
@@ -185,7 +185,7 @@ def test_what_migrates_alone_is_given_the_owner() -> None:
     assert re.findall(r"^  (\w+):$", before, re.MULTILINE)[-1] == "migrate"
 
 
-def test_a_unit_that_waits_for_health_has_a_check_of_its_own() -> None:
+def test_unit_notified_by_health_has_a_health_check() -> None:
     """An image in OCI's format, which is Podman's default, has none."""
     for name, text in files().items():
         if "Notify=healthy" in text:
@@ -193,7 +193,7 @@ def test_a_unit_that_waits_for_health_has_a_check_of_its_own() -> None:
     assert "podman build --format docker" in (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
 
 
-def test_a_command_runs_where_the_settings_and_secrets_are() -> None:
+def test_documented_command_runs_with_settings_and_secrets() -> None:
     """What the page says to type, in each way to deploy."""
     page, found = (ROOT / "docs/deploying.md").read_text(encoding="utf-8"), files()
     secrets = {f"{ENVIRONMENT}{name}_FILE" for name in ("DATABASE__URL", "VALKEY__URL", "SECURITY__MASTER_KEY")}
@@ -218,7 +218,7 @@ def test_a_command_runs_where_the_settings_and_secrets_are() -> None:
     assert "sudo mpesa-gateway doctor" in page
 
 
-def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Path) -> None:
+def test_documented_podman_command_has_the_settings_and_secrets_of_the_units(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     for name in ("database_url", "owner_url", "valkey_url", "master_key"):
         (tmp_path / "secrets" / name).write_text(name)

@@ -74,11 +74,11 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def test_every_setting_is_in_the_default_file() -> None:
+def test_settings_all_appear_in_the_default_file() -> None:
     assert set(documented()) == set(declared())
 
 
-def test_the_default_file_tells_the_defaults() -> None:
+def test_default_file_values_equal_the_defaults() -> None:
     told = documented()
     wrong = {
         name: (told[name], default)
@@ -88,13 +88,13 @@ def test_the_default_file_tells_the_defaults() -> None:
     assert wrong == {}
 
 
-def test_the_default_file_changes_nothing() -> None:
+def test_default_file_loaded_changes_no_setting() -> None:
     without = GatewayConfig.from_values({})
     loaded = GatewayConfig.load(ROOT / "config/gateway.toml", {})
     assert msgspec.structs.replace(loaded, sections={}) == without
 
 
-def test_every_setting_has_its_prose() -> None:
+def test_settings_all_have_a_description() -> None:
     lines = (ROOT / "config/gateway.toml").read_text(encoding="utf-8").splitlines()
     mute = [
         line
@@ -105,7 +105,7 @@ def test_every_setting_has_its_prose() -> None:
     assert mute == []
 
 
-def test_no_setting_takes_a_number_that_cannot_be() -> None:
+def test_settings_out_of_range_are_rejected() -> None:
     kinds = [field.type for field in msgspec.structs.fields(GatewayConfig) if _is_struct(field.type)]
     taken: list[str] = []
     for kind in [*kinds, *(plugin.settings for plugin in plugins())]:
@@ -126,23 +126,23 @@ def _numbers(kind: Any) -> bool:
     return kind in {int, float} or any(_numbers(part) for part in get_args(kind))
 
 
-def test_every_error_code_is_documented() -> None:
+def test_error_codes_are_all_documented() -> None:
     assert [code.value for code in Code if not re.search(rf"\b{code.value}\b", docs())] == []
 
 
-def test_every_event_is_documented() -> None:
+def test_events_are_all_documented() -> None:
     kinds = {event.kind for plugin in plugins() for event in plugin.publishes if issubclass(event, PublicEvent)}
     assert kinds
     assert {kind for kind in kinds if f"`{kind}`" not in docs()} == set()
 
 
-def test_every_invariant_is_documented() -> None:
+def test_invariants_are_all_documented() -> None:
     named = {f"kernel.{invariant.name}" for invariant in INVARIANTS} | {"kernel.audit_chain"}
     named |= {f"{plugin.name}.{invariant.name}" for plugin in plugins() for invariant in plugin.invariants}
     assert {name for name in named if f"`{name}`" not in docs()} == set()
 
 
-def test_every_line_of_the_doctor_is_documented() -> None:
+def test_doctor_lines_are_all_documented() -> None:
     named = set(_observed())
     assert len(named) > 50
     assert {name for name in named if f"`{name}`" not in docs()} == set()
@@ -162,12 +162,12 @@ def _observed() -> Iterator[str]:
                 yield node.value
 
 
-def test_every_scope_is_documented() -> None:
+def test_scopes_are_all_documented() -> None:
     scopes = {scope.name for scope in scopes_of(plugins()).all}
     assert {scope for scope in scopes if f"`{scope}`" not in docs()} == set()
 
 
-def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
+def test_id_prefixes_are_declared_by_the_owner_of_the_table() -> None:
     declared = {"mpesa_gateway": {prefix.name for prefix in KERNEL_PREFIXES}}
     declared |= {f"mpesa_gateway_{each.name}": {prefix.name for prefix in each.id_prefixes} for each in plugins()}
     made: dict[str, set[str]] = {}
@@ -181,7 +181,7 @@ def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
     assert set().union(*made.values()) | {"key", "req"} == set().union(*declared.values())
 
 
-def test_every_command_is_documented() -> None:
+def test_commands_are_all_documented() -> None:
     own = _commands(cli, "mpesa-gateway")
     brought = [f"mpesa-gateway {command.name}" for plugin in plugins() for command in plugin.commands]
     assert {name for name in [*own, *brought] if name not in docs()} == set()

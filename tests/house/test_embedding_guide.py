@@ -17,12 +17,12 @@ FILE = re.compile(r"^`(?P<name>[\w./]+)`[^\n]*\n\n```\w+\n(?P<text>.*?)^```$", r
 FILES = {found["name"]: found["text"] for found in FILE.finditer(GUIDE)}
 
 
-def test_every_code_block_says_which_file_it_is() -> None:
+def test_guide_blocks_all_name_their_file() -> None:
     assert set(FILES) == {"gateway.toml", "shop.py"}
     assert GUIDE.count("\n```\n") == len(FILES)
 
 
-async def test_the_guides_files_take_a_payment(
+async def test_guide_files_run_as_printed_complete_a_payment(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with listening() as at:

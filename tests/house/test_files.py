@@ -22,12 +22,12 @@ MACHINE = {
 
 
 @pytest.mark.parametrize("what", UNFINISHED)
-def test_nothing_is_unfinished(what: str) -> None:
+def test_files_contain_no_unfinished_marks(what: str) -> None:
     assert found(UNFINISHED[what], (".py", ".sql", ".toml", "justfile", "Containerfile", "run")) == []
 
 
 @pytest.mark.parametrize("what", MACHINE)
-def test_nothing_belongs_to_one_machine(what: str) -> None:
+def test_files_contain_no_path_of_one_machine(what: str) -> None:
     assert found(MACHINE[what], ("",)) == []
 
 

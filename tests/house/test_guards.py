@@ -51,12 +51,12 @@ def test_guards_named_for_each_fault_exist(page: str, least: int) -> None:
     assert missing(rows) == []
 
 
-def test_each_fault_stands_once() -> None:
+def test_faults_are_listed_once() -> None:
     faults = [fault for page in PAGES for fault, _, _ in guards((ROOT / page).read_text(encoding="utf-8"))]
     assert len(faults) == len(set(faults))
 
 
-def test_no_page_has_a_table_that_is_not_looked_at() -> None:
+def test_fault_tables_on_other_pages_are_found() -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "docs").rglob("*.md")
@@ -65,7 +65,7 @@ def test_no_page_has_a_table_that_is_not_looked_at() -> None:
     assert found == set(PAGES)
 
 
-def test_guards_of_a_test_that_is_gone_are_found() -> None:
+def test_guard_naming_a_missing_test_is_found() -> None:
     row = "| x | `tests/house/test_guards.py::test_no` | y |"
     page = f"{HEADING}\n| fault | test | broken on purpose |\n|---|---|---|\n{row}\n"
     assert missing(guards(page)) == ["tests/house/test_guards.py::test_no"]

@@ -59,7 +59,7 @@ def violations(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", JUDGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_judge_imports_what_it_judges(path: Path) -> None:
+def test_judges_import_no_judged_module(path: Path) -> None:
     assert violations(path.read_text(encoding="utf-8")) == []
 
 
@@ -74,9 +74,9 @@ def test_no_judge_imports_what_it_judges(path: Path) -> None:
         "def late():\n    from mpesa_gateway_payments.api import Match",
     ],
 )
-def test_an_import_of_matching_code_is_found(source: str) -> None:
+def test_judge_importing_matching_code_is_found(source: str) -> None:
     assert violations(source) != []
 
 
-def test_a_judge_may_call_services_and_read_their_words() -> None:
+def test_judge_calling_services_is_accepted() -> None:
     assert violations("from mpesa_gateway_payments.service import PaymentService\nfrom tests.model import books") == []

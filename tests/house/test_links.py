@@ -41,12 +41,12 @@ def broken(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links(page: Path) -> None:
+def test_links_lead_to_existing_pages_and_headings(page: Path) -> None:
     """Nobody is led to a page or heading that is not there."""
     assert broken(page) == []
 
 
-def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+def test_broken_link_is_found(tmp_path: Path) -> None:
     """The check sees what it is for, and leaves code and other places alone."""
     page = tmp_path / "page.md"
     page.write_text(

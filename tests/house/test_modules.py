@@ -28,16 +28,16 @@ MAY_ROLL = {
 }
 
 
-def test_a_module_opens_with_a_sentence() -> None:
+def test_module_docstring_is_a_sentence() -> None:
     speechless = [name_of(path) for path in shipped_modules() if not _is_sentence(ast.get_docstring(parsed(path)))]
     assert speechless == []
 
 
-def test_a_module_is_named_after_its_reason() -> None:
+def test_module_name_states_a_purpose() -> None:
     assert [name_of(path) for path in shipped_modules() if path.stem in NAMELESS] == []
 
 
-def test_time_is_passed_in() -> None:
+def test_product_code_reads_no_system_clock() -> None:
     seen = [
         f"{name_of(path)}:{node.lineno}: {call}"
         for path in shipped_modules()
@@ -47,7 +47,7 @@ def test_time_is_passed_in() -> None:
     assert seen == []
 
 
-def test_no_logger_is_handed_an_exception() -> None:
+def test_log_calls_pass_no_exception() -> None:
     """A renderer that gets one may show the variables of each frame: logs.trace writes it as masked text."""
     seen = [
         f"{name_of(path)}:{node.lineno}"
@@ -59,7 +59,7 @@ def test_no_logger_is_handed_an_exception() -> None:
     assert seen == []
 
 
-def test_chance_is_passed_in() -> None:
+def test_product_code_uses_no_global_random() -> None:
     seen = {
         name_of(path)
         for path in shipped_modules()

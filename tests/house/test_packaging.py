@@ -45,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+def test_wheel_contains_every_file_of_the_packages(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         path.relative_to(package.parent).as_posix()
@@ -58,21 +58,21 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert any(name.endswith(".sql") for name in held)
 
 
-def test_everything_in_the_wheel_can_be_imported(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_modules_can_all_be_imported(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     command = [sys.executable, "-c", LOAD_EVERYTHING, str(tmp_path), *sorted(OWN)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_plugin_has_an_entry_point_of_its_own_name() -> None:
+def test_plugins_have_an_entry_point_of_their_name() -> None:
     points = PROJECT["entry-points"]["mpesa_gateway.plugins"]
     assert points == {
         name.removeprefix("mpesa_gateway_"): f"{name}.plugin:plugin" for name in sorted(OWN - {"mpesa_gateway"})
     }
 
 
-def test_what_is_imported_is_declared() -> None:
+def test_imported_packages_are_declared() -> None:
     providers = metadata.packages_distributions()
     missing = [
         f"{name_of(path)}: {module}"
@@ -83,7 +83,7 @@ def test_what_is_imported_is_declared() -> None:
     assert missing == []
 
 
-def test_what_is_declared_is_used() -> None:
+def test_declared_packages_are_used() -> None:
     providers = metadata.packages_distributions()
     used = {
         _plain(provider)
@@ -130,7 +130,7 @@ def _plain(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
 
 
-def test_the_server_is_used_by_its_public_names_below_an_upper_bound() -> None:
+def test_server_package_is_bounded_and_used_by_public_names() -> None:
     """What a release of uvicorn changes inside itself must not change what is taken for a request."""
     (bound,) = [text for text in PROJECT["dependencies"] if _plain(text) == "uvicorn"]
     assert re.fullmatch(r"uvicorn>=[0-9.]+,<[0-9.]+", bound)
@@ -148,7 +148,7 @@ def test_the_server_is_used_by_its_public_names_below_an_upper_bound() -> None:
     assert used == {"uvicorn", *(f"uvicorn.{name}" for name in public)}
 
 
-def test_older_python_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_python_is_rejected_with_the_required_version(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = ROOT / "requirements/supported_python.py"
     # It is read by any Python 3: no syntax of 3.11 comes before the check.
     compile(backend.read_text(encoding="utf-8"), str(backend), "exec", dont_inherit=True)

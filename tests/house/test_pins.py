@@ -16,7 +16,7 @@ def lines(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["run.txt", "test.txt"])
-def test_everything_is_pinned_and_the_fork_of_urllib3_is_built(name: str) -> None:
+def test_requirements_are_pinned_and_urllib3_future_is_built(name: str) -> None:
     option, *pins = lines(name)
     assert option == "--no-binary urllib3-future"
     assert [line for line in pins if not PIN.match(line)] == []
@@ -25,7 +25,7 @@ def test_everything_is_pinned_and_the_fork_of_urllib3_is_built(name: str) -> Non
 @pytest.mark.parametrize(
     "name", ["peer-django", "peer-fastapi", "schemathesis", "clients", "browser", "deploy", "docs"]
 )
-def test_an_environment_of_its_own_is_pinned_too(name: str) -> None:
+def test_separate_environments_are_pinned(name: str) -> None:
     pins = lines(f"{name}.txt")
     assert [line for line in pins if not PIN.match(line)] == []
     wanted = {name_of(line) for line in lines(f"{name}.in") if not line.startswith(("#", "-c "))}
@@ -33,18 +33,18 @@ def test_an_environment_of_its_own_is_pinned_too(name: str) -> None:
     assert wanted <= {line.partition("==")[0] for line in pins}
 
 
-def test_schemathesis_has_the_real_urllib3() -> None:
+def test_schemathesis_environment_has_the_original_urllib3() -> None:
     names = {line.partition("==")[0] for line in lines("schemathesis.txt")}
     assert "urllib3" in names
     assert not names & {"urllib3-future", "niquests"}
 
 
-def test_tests_run_with_what_is_shipped() -> None:
+def test_test_requirements_include_the_run_requirements() -> None:
     assert set(lines("run.txt")) <= set(lines("test.txt"))
 
 
 @pytest.mark.parametrize(("name", "groups"), [("run.txt", []), ("test.txt", ["test", "lint", "tools"])])
-def test_every_dependency_is_pinned(name: str, groups: list[str]) -> None:
+def test_dependencies_are_all_pinned(name: str, groups: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["project"]["dependencies"]]
     wanted += [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
@@ -78,7 +78,7 @@ def hashed(name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("name", "pins"), [("image.hashes.txt", "run.txt"), ("test.hashes.txt", "test.txt")])
-def test_what_images_and_ci_install_is_known_by_its_hash(name: str, pins: str) -> None:
+def test_image_and_ci_requirements_have_hashes(name: str, pins: str) -> None:
     found, pinned = hashed(name), {line.partition(" ;")[0] for line in lines(pins)[1:]}
     assert set(found) <= pinned
     assert [pin for pin, count in found.items() if count == 0] == []
@@ -89,7 +89,7 @@ def test_what_images_and_ci_install_is_known_by_its_hash(name: str, pins: str) -
     assert lines(name)[0] == "--no-binary urllib3-future"
 
 
-def test_each_image_can_be_named_by_its_digest() -> None:
+def test_base_images_accept_a_digest() -> None:
     """None is named otherwise: docs/deploying.md says how to look a digest up, and where to give it."""
     page = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_each_image_can_be_named_by_its_digest() -> None:
     assert [name for name in ("PYTHON_IMAGE", *named[1:], "RepoDigests") if name not in page] == []
 
 
-def test_the_image_and_ci_check_them() -> None:
+def test_image_and_ci_check_the_pins() -> None:
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
     assert "--require-hashes -r requirements/image.hashes.txt" in image
     assert "--no-deps ." in image

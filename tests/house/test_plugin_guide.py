@@ -66,7 +66,7 @@ async def thanks(api: Api) -> list[str]:
     return found
 
 
-async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_shows_thanks_to_the_merchant_only(values: dict[str, Any], plugin: Plugin) -> None:
     values["thanks"] = {"words": "merci"}
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         assert await thanks(api) == []
@@ -81,7 +81,7 @@ async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: 
             assert "payments:read" in refused.error["message"]
 
 
-async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         made = await api.pay("254711000001", key="order")
@@ -96,7 +96,7 @@ async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: di
         assert await thanks(api) == []
 
 
-async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_checks_run_in_the_doctor(values: dict[str, Any], plugin: Plugin) -> None:
     (check,) = plugin.checks
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "note"}
@@ -112,7 +112,7 @@ async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[
         assert await broken(gateway) == {"thanks.paid_first": (unpaid,)}
 
 
-async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_event_repeated_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         made = await api.pay("254711000001", key="order")
         await api.settled(made.data["id"], "completed")
@@ -133,7 +133,7 @@ async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], pl
         assert await thanks(api) == [f"asante {made.data['id']}"]
 
 
-async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_gives(
+async def test_guide_plugin_table_and_job_have_the_documented_names(
     values: dict[str, Any], plugin: Plugin
 ) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
@@ -157,7 +157,7 @@ async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_give
         await eventually(is_forgotten)
 
 
-def test_the_guides_files_make_a_wheel_that_names_the_plugin(site: Path) -> None:
+def test_guide_files_build_a_wheel_with_the_entry_point(site: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
     subprocess.run(command, cwd=site, check=True, capture_output=True, text=True)
     (wheel,) = (site / "dist").glob("my_thanks-*.whl")
@@ -171,7 +171,7 @@ def test_the_guides_files_make_a_wheel_that_names_the_plugin(site: Path) -> None
     assert "Requires-Dist: mpesa-gateway" in held.read(metadata).decode()
 
 
-def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
+def test_guide_plugin_is_loaded_by_its_entry_point(site: Path) -> None:
     points = tomllib.loads(files()["pyproject.toml"])["project"]["entry-points"]["mpesa_gateway.plugins"]
     info = site / "my_thanks-1.0.dist-info"
     info.mkdir()
@@ -182,7 +182,7 @@ def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
     assert loaded[-1] is import_module("my_thanks.plugin").plugin
 
 
-def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
+def test_guide_plugin_settings_and_needs_are_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
     with pytest.raises(ConfigRefused, match=r"unknown setting `thanks\.word`.*\(known: words\)"):
         Gateway(GatewayConfig.from_values(values | {"thanks": {"word": "merci"}}), plugins=(plugin,))
     with pytest.raises(ConfigRefused, match=r"unknown section `\[thanks\]`"):
@@ -191,14 +191,14 @@ def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[
         load(["credentials"], [plugin])
 
 
-async def test_imported_and_not_enabled_it_does_nothing(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_imported_but_disabled_does_nothing(values: dict[str, Any], plugin: Plugin) -> None:
     assert plugin.name == "thanks"
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
         assert (await api.call("GET", "/v1/thanks")).status == 404
         assert await gateway.db.fetchval("SELECT to_regclass('thank')") is None
 
 
-def test_every_code_block_says_which_file_it_is() -> None:
+def test_guide_blocks_all_name_their_file() -> None:
     assert set(files()) == {
         "my_thanks/plugin.py",
         "my_thanks/migrations/0001_thanks.sql",

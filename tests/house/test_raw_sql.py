@@ -61,7 +61,7 @@ class Line(NamedTuple):
     reason: str | None
 
 
-def test_every_raw_statement_stands_under_its_reason() -> None:
+def test_raw_statements_all_state_a_reason() -> None:
     found = [
         f"{name_of(path)}:{problem}"
         for path in shipped_modules()
@@ -71,12 +71,12 @@ def test_every_raw_statement_stands_under_its_reason() -> None:
     assert found == []
 
 
-def test_a_file_whose_statements_state_their_reason_leaves_the_list() -> None:
+def test_raw_sql_list_contains_no_file_with_reasons() -> None:
     texts = {name_of(path): path.read_text(encoding="utf-8") for path in shipped_modules()}
     assert [name for name in sorted(NOT_YET) if name not in texts or not problems(texts[name])] == []
 
 
-def test_builder_queries_are_not_fewer() -> None:
+def test_builder_queries_do_not_decrease() -> None:
     assert sum(built(parsed(path)) for path in shipped_modules()) >= LEAST_BUILT
 
 
@@ -91,7 +91,7 @@ def test_builder_queries_are_not_fewer() -> None:
         ('# raw SQL: lock\nA = f"DELETE FROM {b} WHERE c = $1"', "2: not shown"),
     ],
 )
-def test_a_statement_without_its_reason_is_found(text: str, problem: str) -> None:
+def test_raw_statement_without_a_reason_is_found(text: str, problem: str) -> None:
     assert any(found.startswith(problem) for found in problems(text))
 
 
@@ -104,7 +104,7 @@ def test_a_statement_without_its_reason_is_found(text: str, problem: str) -> Non
         '# raw SQL: join\n# raw SQL: lock\nA = "SELECT a FROM b JOIN c"\nB = "SELECT a FROM b FOR UPDATE"',
     ],
 )
-def test_a_statement_under_its_reason_is_no_problem(text: str) -> None:
+def test_raw_statement_with_a_reason_is_accepted(text: str) -> None:
     assert problems(text) == []
 
 

@@ -30,19 +30,19 @@ _REASON = f"Over {MOST_METHODS} methods: "
 """How a docstring begins to give the reason."""
 
 
-def test_a_file_is_no_longer_than_one_subject() -> None:
+def test_files_over_the_line_limit_are_listed() -> None:
     long = {name_of(path) for path in shipped_modules() if _lines(path) > MOST_LINES}
     assert long - LONG_FILES.keys() == set()
     assert LONG_FILES.keys() - long == set()
 
 
-def test_a_class_with_many_methods_says_why() -> None:
+def test_classes_over_the_method_limit_state_a_reason() -> None:
     found = {f"{name_of(path)}: {name}" for path in shipped_modules() for name in crowded(parsed(path))}
     assert found - CROWDED.keys() == set()
     assert CROWDED.keys() - found == set()
 
 
-def test_a_crowded_class_is_found() -> None:
+def test_class_over_the_method_limit_is_found() -> None:
     methods = "".join(f"    def m{number}(self): ...\n" for number in range(MOST_METHODS + 1))
     assert list(crowded(ast.parse(f"class A:\n{methods}"))) == ["A"]
     assert list(crowded(ast.parse(f'class A:\n    """Many. {_REASON}one for each event."""\n{methods}'))) == []

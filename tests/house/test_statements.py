@@ -16,7 +16,7 @@ MOST_POSITIONAL = 8
 _NUMBERED = re.compile(r"\$(\d+)")
 
 
-def test_no_insert_takes_more_than_eight_values_by_position() -> None:
+def test_inserts_bind_at_most_eight_values_by_position() -> None:
     assert [f"{name_of(path)}:{line}" for path in shipped_modules() for line in long_inserts(parsed(path))] == []
 
 
@@ -30,11 +30,11 @@ def test_no_insert_takes_more_than_eight_values_by_position() -> None:
         ('Named("INSERT INTO a VALUES ($one, $two)")', False),
     ],
 )
-def test_a_long_insert_is_found(statement: str, is_found: bool) -> None:
+def test_long_positional_insert_is_found(statement: str, is_found: bool) -> None:
     assert bool(list(long_inserts(ast.parse(f"A = {statement}")))) is is_found
 
 
-def test_a_call_names_what_its_statement_has() -> None:
+def test_bind_call_names_equal_the_statement_parameters() -> None:
     wrong, seen = list[str](), 0
     for path in shipped_modules():
         for line, statement, given in binds(parsed(path), modules_of(path)):

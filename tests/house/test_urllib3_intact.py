@@ -22,7 +22,7 @@ print(json.dumps({
 """
 
 
-def test_urllib3_is_the_real_one() -> None:
+def test_urllib3_is_the_original() -> None:
     seen = json.loads(subprocess.run([sys.executable, "-c", SEEN], capture_output=True, text=True, check=True).stdout)
     assert seen["urllib3"][0] == metadata.version("urllib3"), FIX
     assert seen["fork"][0] == metadata.version("urllib3-future")
@@ -31,7 +31,7 @@ def test_urllib3_is_the_real_one() -> None:
     assert seen["pool manager"] == "urllib3_future", "niquests must find its fork under the fork's own name"
 
 
-def test_the_fork_installed_nothing_under_the_name_urllib3() -> None:
+def test_urllib3_future_installs_no_file_named_urllib3() -> None:
     files = metadata.files("urllib3-future") or []
     assert files, "urllib3-future must say what it installed"
     assert not [str(file) for file in files if file.parts[0] == "urllib3" or file.suffix == ".pth"], FIX

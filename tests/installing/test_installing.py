@@ -21,7 +21,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", INSTALLING)
-async def test_what_a_page_installs_works(name: str, cache: Path, tmp_path: Path) -> None:
+async def test_documented_installation_works(name: str, cache: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     ours = ("MPESA_GATEWAY_", "URLLIB3_NO_OVERRIDE", "VIRTUAL_ENV", "PYTHON")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}

@@ -56,7 +56,7 @@ async def daraja_mock() -> AsyncGenerator[str]:
         await process.wait()
 
 
-async def test_payment_is_completed_against_daraja_mock(values: dict[str, Any]) -> None:
+async def test_payment_against_daraja_mock_completes(values: dict[str, Any]) -> None:
     async with daraja_mock() as base:
         values["daraja"] = {"sandbox_url": base}
         async with running_gateway(values) as (gateway, address), shop(gateway, address) as api:

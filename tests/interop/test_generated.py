@@ -66,7 +66,7 @@ async def is_paid(town: Town, said: str) -> None:
 
 if HAS_JAVA:
 
-    async def test_openapi_generators_python_client_pays(town: Town, folder: Path) -> None:
+    async def test_generated_python_client_makes_a_payment(town: Town, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
         # The environment has the generator and what its clients import: nothing is fetched.
         commands = [line for line in PYTHON_MADE.splitlines() if not line.startswith("pip install")]
@@ -78,7 +78,7 @@ if HAS_JAVA:
 
 if HAS_JAVA and HAS_GO:
 
-    async def test_openapi_generators_go_client_compiles_and_pays(town: Town, folder: Path) -> None:
+    async def test_generated_go_client_compiles_and_makes_a_payment(town: Town, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
         cache = environments.FOLDER / "go-cache"
         shop = {"GATEWAY": town.base, "KEY": str(town.api.key), "PATH": path_with(tools), "GOFLAGS": "-mod=mod"}

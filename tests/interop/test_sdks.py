@@ -71,7 +71,7 @@ async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, An
 
 
 @pytest.mark.parametrize("sdk", SDKS, ids=lambda sdk: sdk.name)
-async def test_sdk_pushes_asks_and_reverses(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
+async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
     certificate = issue(tmp_path / "sandbox.cer")
     now = datetime.now(EAT)
     told: dict[str, Any] = {

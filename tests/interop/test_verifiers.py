@@ -18,13 +18,13 @@ async def delivered(town: Town, api: Api) -> dict[str, Any]:
     return {"secret": set_up.data["webhook_secret"], "body": one.body.decode(), "headers": one.headers}
 
 
-async def test_python_libraries_verify_a_webhook(town: Town) -> None:
+async def test_webhook_is_verified_by_python_libraries(town: Town) -> None:
     told = await delivered(town, town.api)
     accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=told)
     assert accepted == ["standardwebhooks", "svix"]
 
 
-async def test_javascript_libraries_verify_a_webhook(town: Town) -> None:
+async def test_webhook_is_verified_by_javascript_libraries(town: Town) -> None:
     told = await delivered(town, town.api)
     command = [environments.installed("node"), str(HERE / "verify.cjs")]
     accepted = await environments.run(*command, told=told, cwd=environments.node("verifiers"))

@@ -85,7 +85,7 @@ def _receipt(said: Any) -> str:
     return next(str(item["Value"]) for item in items if item["Name"] == "MpesaReceiptNumber")
 
 
-async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
+async def test_stopped_process_loses_no_acknowledged_callback(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -103,7 +103,7 @@ async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
             assert len(sender.accepted) >= ENOUGH
 
 
-async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url: str) -> None:
+async def test_killed_postgres_loses_no_acknowledged_callback(valkey_url: str) -> None:
     with running_postgres() as primary, database_of(primary) as url:
         values = gateway_values(url, valkey_url) | {"worker": {"in_process": False}}
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:

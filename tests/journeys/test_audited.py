@@ -20,7 +20,7 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what(town: Town) -> None:
+async def test_audited_actions_record_actor_address_and_change(town: Town) -> None:
     api, gateway = town.api, town.gateway
     me = (await api.call("GET", "/v1/merchant/me")).data
     merchant_id, key_id = me["id"], me["key"]["id"]
@@ -128,7 +128,7 @@ async def _merchant_of(gateway: Any, api: Api) -> str:
     return merchant_id
 
 
-async def test_a_key_without_audit_read_sees_nothing_of_the_log(town: Town) -> None:
+async def test_audit_log_without_the_scope_is_rejected(town: Town) -> None:
     scopes = tuple(scope for scope in town.gateway.scopes.of_merchants if scope is not AUDIT_READ)
     async with shop(town.gateway, town.base, scopes=scopes, is_configured=False) as api:
         answer = await api.call("GET", "/v1/audit/logs")

@@ -89,7 +89,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(found, ignore_errors=True)
 
 
-def test_every_fault_that_has_to_be_survived_is_there() -> None:
+def test_chaos_faults_are_all_declared() -> None:
     assert {name for names in LISTED.values() for name in names} <= set(FAULTS)
 
 
@@ -102,7 +102,7 @@ def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signal
     return forks.start(arguments, folder=Path.cwd(), environ=env, log=output.fileno())
 
 
-async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(
+async def test_chaos_faults_lose_double_or_invent_no_payment(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.chaos.site.launch", forked)
@@ -489,7 +489,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
 """What the merchant or its buyers could have met, and what must be said about it."""
 
 
-async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: dict[str, Any]) -> None:
+async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: dict[str, Any]) -> None:
     async with kept_books(values) as books:
         good = await verify(books.gateway, books.endpoint, books.shop)
         assert good.wrong == {}
@@ -524,7 +524,7 @@ async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: d
         assert (await verify(books.gateway, books.endpoint, books.shop)).wrong == {}
 
 
-async def test_jobs_that_stay_in_the_queue_are_found_and_those_that_go_on_are_not(values: dict[str, Any]) -> None:
+async def test_stuck_jobs_are_found_and_progressing_jobs_are_not(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         queue = gateway.jobs.queues["maintenance"]
         assert await stuck_jobs(gateway, 1.0) == []

@@ -72,7 +72,7 @@ class Customers:
             await asyncio.sleep(0.05)
 
 
-async def test_replaced_one_by_one_under_load_behind_a_proxy_no_request_is_lost(
+async def test_rolling_deploy_under_load_loses_no_request(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -106,7 +106,7 @@ async def test_replaced_one_by_one_under_load_behind_a_proxy_no_request_is_lost(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == len(customers.payments)
 
 
-async def test_a_worker_that_is_told_to_stop_hands_on_what_it_cannot_finish(
+async def test_worker_stopped_with_unfinished_jobs_requeues_them(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -153,7 +153,7 @@ async def interrupted(site: Site, gateway: Gateway, api: Api, victim: Any, numbe
     return (await asyncio.gather(paying, return_exceptions=True))[0]
 
 
-async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_money_arrives(
+async def test_push_interrupted_by_a_kill_is_not_repeated_and_completes(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -184,7 +184,7 @@ async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_mo
             assert await gateway.db.fetchval("SELECT receipt FROM sim_transaction") == paid["receipt"]
 
 
-async def test_a_push_that_a_stop_interrupts_is_finished_first(
+async def test_push_in_flight_at_a_stop_is_finished_first(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -203,7 +203,7 @@ async def test_a_push_that_a_stop_interrupts_is_finished_first(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_a_caller_that_hangs_up_and_a_gateway_that_stops_do_not_tear_a_push_from_its_record(
+async def test_push_after_a_disconnect_and_a_stop_is_recorded(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -318,7 +318,7 @@ async def status_of_ready(town: Town) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_a_release_goes_on_and_starts_anew_on_a_database_that_the_next_one_has_added_to(town: Town) -> None:
+async def test_release_on_a_schema_with_additions_serves_and_restarts(town: Town) -> None:
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
     await live_a_day(town, "before")
     await add_what_a_release_may_add(town.gateway)
@@ -331,7 +331,7 @@ async def test_a_release_goes_on_and_starts_anew_on_a_database_that_the_next_one
     assert await town.gateway.db.fetchval("SELECT bool_and(NOT next_flag AND next_word IS NULL) FROM payment")
 
 
-async def test_a_release_is_not_ready_on_a_database_that_the_next_one_has_taken_something_from(town: Town) -> None:
+async def test_release_on_a_schema_with_removals_is_not_ready(town: Town) -> None:
     await apply(town.gateway, ["-- contract: nobody reads it any more\nALTER TABLE payment DROP COLUMN received_phone"])
     status, migrations = await status_of_ready(town)
     assert (status, migrations["ok"]) == (503, False)

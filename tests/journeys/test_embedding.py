@@ -51,7 +51,7 @@ EVERY_HOST = pytest.mark.parametrize("host", [_starlette, _fastapi, _litestar, _
 
 
 @HOSTS
-async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: dict[str, Any]) -> None:
+async def test_mounted_gateway_completes_a_payment(host: Host, values: dict[str, Any]) -> None:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}/pay"
         values |= {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}}
@@ -87,7 +87,7 @@ async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: d
 
 
 @HOSTS
-async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: dict[str, Any]) -> None:
+async def test_mounted_gateway_without_lifespan_says_so(host: Host, values: dict[str, Any]) -> None:
     with listening() as at:
         gateway = Gateway(GatewayConfig.from_values(values))
         async with serving(host(gateway, "/pay", None), at) as base:
@@ -102,7 +102,7 @@ async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: di
 
 @EVERY_HOST
 @pytest.mark.parametrize("prefix", ["/payments", "/a/b"])
-async def test_operator_signs_in_and_acts_below_the_prefix(host: Host, values: dict[str, Any], prefix: str) -> None:
+async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: dict[str, Any], prefix: str) -> None:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}{prefix}"
         ops = base + "/ops"

@@ -40,7 +40,7 @@ async def steps(town: Town, payment_id: str) -> list[str]:
     return [step["kind"] for step in found["timeline"]]
 
 
-async def test_a_success_that_nobody_earned_waits_for_m_pesas_word_and_is_refuted(town: Town) -> None:
+async def test_forged_success_refuted_by_mpesa_does_not_complete(town: Town) -> None:
     payment_id, prompt = await prompted(town)
     await forge(town, prompt, 501)
     assert (await steps(town, payment_id))[-1] == "confirming"
@@ -51,14 +51,14 @@ async def test_a_success_that_nobody_earned_waits_for_m_pesas_word_and_is_refute
     assert [one.headers["x-event-type"] for one in await town.receiver.wait_for(1)] == ["payment.failed"]
 
 
-async def test_what_a_callback_said_is_what_counts_once_m_pesa_confirms_it(town: Town) -> None:
+async def test_success_confirmed_by_mpesa_keeps_the_values_of_the_callback(town: Town) -> None:
     made = (await town.api.pay("254711000001", 500, key="order")).data
     paid = await town.api.settled(made["id"], "completed")
     (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
     assert (paid["receipt"], paid["amount"]) == (entry["receipt"], "500.00")
 
 
-async def test_neither_confirmed_nor_denied_in_time_is_held_for_a_person(town: Town) -> None:
+async def test_success_unconfirmed_in_time_needs_review(town: Town) -> None:
     payment_id, prompt = await prompted(town)
     await forge(town, prompt, 501)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now(), due_at = now()")

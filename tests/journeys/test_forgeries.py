@@ -103,7 +103,7 @@ def broken(path: str) -> str:
     return path[:-1] + ("0" if path[-1] != "0" else "1")
 
 
-async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_moves_nothing(
+async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A flood is counted and not kept, and this is one.
@@ -147,7 +147,7 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
         assert (await town.api.call("GET", "/v1/admin/callbacks/refused")).status == 403
 
 
-async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no_other(town: Town) -> None:
+async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: Town) -> None:
     victim = await Victim.of(town)
     assert (await victim.post("stk", victim.lie("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
@@ -162,7 +162,7 @@ async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no
         assert (await other.call("GET", "/v1/audit/logs?action=callback.refused")).data == []
 
 
-async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothing(town: Town) -> None:
+async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: Town) -> None:
     victim = await Victim.of(town)
     for kind in ("stk", "status", "reversal"):
         lie = victim.lie(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
@@ -192,7 +192,7 @@ def let_in(_: CallbackVerifier, __: str) -> None:
     """Every address is listed."""
 
 
-async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callback_at_an_address_of_the_other_env_changes_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """No honest path makes such an address: it is the last line where one did."""
     victim = await Victim.of(town)
     monkeypatch.setattr(CallbackVerifier, "_check_listed", let_in)
@@ -207,7 +207,7 @@ async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch
     }
 
 
-async def test_another_merchants_address_moves_nothing_of_ours_and_ours_nothing_of_theirs(
+async def test_callback_at_an_address_of_another_merchant_changes_nothing(
     town: Town, daraja: Daraja
 ) -> None:
     victim = await Victim.of(town)

@@ -93,7 +93,7 @@ async def tables_of(url: str) -> set[str]:
 
 @HOSTS
 @PREFIXES
-async def test_a_seat_is_sold_paid_and_shown_beside_the_hosts_own_things(
+async def test_host_app_sells_a_seat_through_the_mounted_gateway(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
 ) -> None:
     before = (logging.getLogger().handlers[:], logging.getLogger().level, structlog.is_configured())
@@ -125,7 +125,7 @@ async def test_a_seat_is_sold_paid_and_shown_beside_the_hosts_own_things(
 
 @HOSTS
 @PREFIXES
-async def test_the_hosts_own_login_stands_before_the_operators_pages_and_nothing_else(
+async def test_host_login_protects_the_operator_pages_only(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
 ) -> None:
     values["ops"] = {"login_url": "/stage-door"}
@@ -148,7 +148,7 @@ async def test_the_hosts_own_login_stands_before_the_operators_pages_and_nothing
 
 
 @pytest.mark.parametrize("application", [in_starlette.application, in_fastapi.application, in_litestar.application])
-async def test_workers_beside_the_host_run_its_handlers(
+async def test_workers_outside_the_host_run_its_handlers(
     application: Application, values: dict[str, Any], theatres_url: str
 ) -> None:
     values |= {"worker": {"in_process": False}}
@@ -193,6 +193,6 @@ async def is_completed(it: Open, payment_id: str) -> bool:
 
 
 @pytest.mark.parametrize("path", ["payments", "/", "/payments/", ""])
-def test_a_path_that_litestar_would_mount_nothing_at_is_refused(values: dict[str, Any], path: str) -> None:
+def test_mount_path_that_litestar_cannot_serve_is_rejected(values: dict[str, Any], path: str) -> None:
     with pytest.raises(ValueError, match="begins with a slash and does not end with one"):
         GatewayPlugin(Gateway(GatewayConfig.from_values(values)), path)

@@ -156,7 +156,7 @@ async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: s
         await transaction.rollback()
 
 
-async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str, Any]) -> None:
+async def test_indexes_are_each_used_by_a_statement(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         connection = await gateway.db.connect()

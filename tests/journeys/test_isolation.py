@@ -71,7 +71,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
 
 
 @pytest.mark.parametrize("operation", ["oauth", "reversal"])
-async def test_token_or_reversal_that_hangs_for_one_merchant_delays_only_that_merchant(
+async def test_hanging_token_or_reversal_delays_only_its_merchant(
     values: dict[str, Any], daraja: Daraja, operation: str
 ) -> None:
     values |= {"daraja": {"sandbox_url": daraja.base, "timeout": 60}, "worker": {"in_process": False}}
@@ -127,7 +127,7 @@ async def _waits(queue: Any) -> bool:
     return bool(await queue.count("queued"))
 
 
-async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, Any]) -> None:
+async def test_worker_with_named_queues_serves_only_those(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": True, "grace": 0, "queues": ["maintenance", "deliveries"]}
     async with running_gateway(values) as (gateway, _):
 
@@ -151,7 +151,7 @@ async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, A
             await worker.queue.disconnect()
 
 
-async def test_a_cron_that_takes_long_leaves_a_slot_for_each_other(values: dict[str, Any]) -> None:
+async def test_slow_cron_leaves_a_slot_for_each_other_cron(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False, "maintenance": 1}
     async with running_gateway(values) as (gateway, _):
         (worker,) = gateway.worker(["maintenance"]).workers.values()

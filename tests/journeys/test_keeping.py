@@ -190,7 +190,7 @@ async def counts(town: Town) -> dict[str, int]:
     }
 
 
-async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone(town: Town) -> None:
+async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: Town) -> None:
     db = town.gateway.db
     payment = await a_payment_with_everything(town)
     await stranger_posts(town, payment)
@@ -261,7 +261,7 @@ GOES = {
 }
 
 
-async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> None:
+async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: Town) -> None:
     db = town.gateway.db
     payment = await a_payment_with_everything(town)
     await paid(town.api, PAYER, "order 2", metadata={"a": "b"})
@@ -323,7 +323,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     assert (await erase(town)).cases == 0
 
 
-async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> None:
+async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> None:
     db = town.gateway.db
     settled = await paid(town.api, PAYER, "settled")
     refunding = await paid(town.api, PAYER, "refunding")
@@ -360,7 +360,7 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
         await erase(town, before=town.gateway.clock.now())
 
 
-async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database_url: str) -> None:
+async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
     busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
     await told(town)
     later(town, timedelta(hours=60))
@@ -379,7 +379,7 @@ async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
 
 
-async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
+async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
     values: dict[str, Any],
 ) -> None:
     async def find(_: Runtime, __: str, ___: Number, after: str) -> list[str]:
@@ -400,7 +400,7 @@ async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait
     assert [(left.subject_id, left.why) for left in done.left] == [("own_1", "gives way: True")]
 
 
-async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> None:
+async def test_erasure_keeps_a_recent_unmatched_callback(town: Town) -> None:
     await receive_unmatched(town, 1)
     await receive_unmatched(town, 3)
     done = await erase(town)
@@ -410,7 +410,7 @@ async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> No
 
 
 @pytest.mark.parametrize("confirm", ["never", "always"])
-async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Town) -> None:
+async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
     payment = await failed(town, "late")
     await told(town)
     later(town, timedelta(hours=60))
@@ -434,7 +434,7 @@ async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Tow
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
 
 
-async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: Town) -> None:
+async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> None:
     payment = await failed(town, "late")
     name = await as_daraja_names_it(town, payment)
     await told(town)
@@ -453,7 +453,7 @@ async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: T
     assert (shown["status"], shown["receipt"], shown["provider_ref"]) == ("completed", "TKN4A1B2C3", name)
 
 
-async def test_only_one_merchants_records_and_only_those_before_a_day(town: Town) -> None:
+async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
     mine = await paid(town.api, PAYER, "mine")
     async with shop(town.gateway, town.base) as api:
         theirs = await paid(api, PAYER, "theirs")
@@ -468,7 +468,7 @@ async def test_only_one_merchants_records_and_only_those_before_a_day(town: Town
         await erase(town, merchant_id="mer_nobody")
 
 
-async def test_a_key_with_the_number_stays_and_its_payment_is_made_once(town: Town) -> None:
+async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Town) -> None:
     key = "order of 0711000001"
     payment = await paid(town.api, PAYER, key)
     await told(town)
@@ -483,7 +483,7 @@ async def test_a_key_with_the_number_stays_and_its_payment_is_made_once(town: To
     assert len((await town.api.call("GET", "/simulator/control/pushes")).data) == 1
 
 
-async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) -> None:
+async def test_late_callback_for_an_erased_payment_is_no_mismatch(town: Town) -> None:
     payment = await paid(town.api, PAYER, "order")
     await told(town)
     later(town, timedelta(hours=60))
@@ -514,11 +514,11 @@ async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) 
         ("about ws_CO_24112026110000123711000001.", "about ws_CO_24112026110000123erased-1."),
     ],
 )
-def test_the_number_is_found_in_every_form_and_nothing_else_is(text: str, cleaned: str) -> None:
+def test_number_is_found_in_every_form_and_only_the_number(text: str, cleaned: str) -> None:
     assert Number(PAYER, "-1").without(text) == cleaned
 
 
-def test_json_stays_as_it_was_written_but_for_the_number() -> None:
+def test_json_with_the_number_removed_is_otherwise_unchanged() -> None:
     body = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":254711000001}],"b":null,"c":"x"}'
     wanted = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
     assert Number(PAYER).without_in_json(body) == wanted

@@ -100,7 +100,7 @@ async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_every_path_locks_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
+async def test_code_paths_lock_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
     for path in RarePaths(town, daraja).all():
         await path
     assert list(recorder.wrong) == []
@@ -162,7 +162,7 @@ def statements() -> Iterator[tuple[str, str]]:
                 yield f"{name}.{constant}", sql
 
 
-def test_statement_about_several_rows_locks_them_in_order(recorder: Recorder) -> None:
+def test_statement_on_several_rows_locks_them_in_order(recorder: Recorder) -> None:
     found = dict(statements())
     assert [name for name, sql in found.items() if unsorted_changes(sql, recorder.catalogue)] == []
     assert len(found) > 60
@@ -224,7 +224,7 @@ async def test_lock_out_of_order_is_found(
 
 
 @pytest.mark.parametrize("of_tests", [True])
-async def test_rows_inserted_in_no_order_are_found(town: Town, recorder: Recorder) -> None:
+async def test_unordered_insert_is_found(town: Town, recorder: Recorder) -> None:
     sql = """
     INSERT INTO outgoing_receipt (env, receipt, noted_at)
     SELECT 'sandbox', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
@@ -274,7 +274,7 @@ async def deadlocks_of(database_url: str) -> int:
     ("seed", "rounds"), [(7 + at, min(SHARE, ROUNDS - at * SHARE)) for at in range(-(-ROUNDS // SHARE))]
 )
 @pytest.mark.usefixtures("quick_to_see", "initiated")
-async def test_all_paths_against_each_other_end_without_a_deadlock(
+async def test_code_paths_run_concurrently_cause_no_deadlock(
     town: Town,
     daraja: Daraja,
     database_url: str,
@@ -321,7 +321,7 @@ CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION
 """Two statements that update two payments each are in the middle of it at the same time."""
 
 
-async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_a_deadlock(
+async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(
     town: Town, daraja: Daraja
 ) -> None:
     """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""

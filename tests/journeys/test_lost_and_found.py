@@ -53,7 +53,7 @@ async def reconcile(town: Town, body: dict[str, Any] | None = None) -> Answer:
     return await town.api.call("POST", "/v1/payments/mpesa/reconcile", body or {})
 
 
-async def test_a_payment_whose_callback_is_lost_is_completed_by_stk_query_and_gets_its_receipt_later(
+async def test_lost_callback_is_replaced_by_stk_query_and_a_later_receipt(
     town: Town,
 ) -> None:
     payment = await paid(town, phone=SILENT)
@@ -73,7 +73,7 @@ async def test_a_payment_whose_callback_is_lost_is_completed_by_stk_query_and_ge
     assert len(await town.receiver.wait_for(1)) == 1
 
 
-async def test_a_payment_whose_ack_and_callback_are_lost_is_recovered_by_pull(town: Town) -> None:
+async def test_lost_ack_and_callback_are_recovered_by_pull(town: Town) -> None:
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).data["response_code"] == "1000"
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).data["response_code"] == "1001"
     made = (await town.api.pay(VANISHES, 700, key="lost")).data
@@ -96,7 +96,7 @@ async def test_a_payment_whose_ack_and_callback_are_lost_is_recovered_by_pull(to
     assert (row["payment_id"], row["finding"]) == (made["id"], "recovered")
 
 
-async def test_a_payment_held_for_its_amount_is_completed_when_the_statement_shows_the_amount_asked_for(
+async def test_mismatch_is_completed_when_the_statement_shows_the_right_amount(
     town: Town,
 ) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
@@ -115,7 +115,7 @@ async def test_a_payment_held_for_its_amount_is_completed_when_the_statement_sho
     assert len(await town.receiver.wait_for(1, kind="payment.completed")) == 1
 
 
-async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) -> None:
+async def test_refund_is_sent_once_and_delivered_as_a_webhook(town: Town) -> None:
     payment = await paid(town)
     body = {"payment_id": payment["id"], "reason": "Out of stock"}
     answers = await asyncio.gather(
@@ -140,7 +140,7 @@ async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) 
     assert entry["returned"] == 500
 
 
-async def test_refunds_never_exceed_the_payment_however_many_are_asked_for_at_once(town: Town) -> None:
+async def test_concurrent_refunds_never_exceed_the_payment(town: Town) -> None:
     payment = await paid(town, amount=100)
     answers = await asyncio.gather(
         *(
@@ -166,7 +166,7 @@ async def test_refunds_never_exceed_the_payment_however_many_are_asked_for_at_on
     assert len(await town.receiver.wait_for(4, kind="payment.reversed")) == 4
 
 
-async def test_two_payments_that_fit_one_line_are_never_guessed_between(town: Town) -> None:
+async def test_statement_line_fitting_two_payments_matches_neither(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     await habit(town, pullquery="partial_msisdn")
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
@@ -184,7 +184,7 @@ async def test_two_payments_that_fit_one_line_are_never_guessed_between(town: To
     assert (await reconcile(town)).data["already_known"] == 1
 
 
-async def test_what_a_question_decides_between_is_money_for_the_same_account(town: Town) -> None:
+async def test_ambiguous_line_is_resolved_within_one_account_only(town: Town) -> None:
     """M-Pesa's answer about a receipt shows the payer and the amount, and not the account that the line named."""
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     await habit(town, pullquery="partial_msisdn", transactionstatus="late")
@@ -209,7 +209,7 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     assert (await town.api.call("GET", f"/v1/payments/{other['id']}")).data["status"] == "pending"
 
 
-async def test_refund_of_a_retired_shortcode_is_asked_about_with_its_own_credentials(town: Town) -> None:
+async def test_refund_of_a_retired_shortcode_is_queried_with_its_credentials(town: Town) -> None:
     await habit(town, reversal="never")
     payment = await paid(town)
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data

@@ -66,7 +66,7 @@ async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
             yield Office(gateway, base, api, daraja)
 
 
-async def test_safaricom_asks_and_the_product_answers(office: Office) -> None:
+async def test_new_product_answers_a_validation_request(office: Office) -> None:
     path = await office.sells("A7")
     assert path.startswith("/v1/cb/ticket/")
     sold = await office.asks(path, "A7", "TKN0000001")
@@ -84,7 +84,7 @@ async def test_safaricom_asks_and_the_product_answers(office: Office) -> None:
     assert (await office.asks("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
 
 
-async def test_its_scope_opens_its_route_and_no_other_does(office: Office) -> None:
+async def test_new_product_route_needs_its_scope(office: Office) -> None:
     sale = ("POST", "/v1/tickets", {"number": "A7"})
     async with shop(office.gateway, office.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
         refused = await other.call(*sale)
@@ -101,7 +101,7 @@ async def test_its_scope_opens_its_route_and_no_other_does(office: Office) -> No
     await till.close()
 
 
-async def test_its_page_shows_its_table_and_its_ids_lead_there(office: Office) -> None:
+async def test_new_product_page_shows_its_table_and_resolves_its_ids(office: Office) -> None:
     await office.sells("A7")
     await office.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
     ticket_id = await office.gateway.db.fetchval("SELECT ticket_id FROM ticket")
@@ -114,7 +114,7 @@ async def test_its_page_shows_its_table_and_its_ids_lead_there(office: Office) -
         assert "tickets:write" in merchants.words
 
 
-async def test_the_document_and_the_figures_know_it(office: Office) -> None:
+async def test_new_product_is_in_the_openapi_document_and_the_metrics(office: Office) -> None:
     document = document_of(office.gateway.asgi.litestar)
     assert "tickets:write" in document["components"]["schemas"]["Scope"]["enum"]
     assert "tickets:write" in document["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["default"]
@@ -130,7 +130,7 @@ async def test_the_document_and_the_figures_know_it(office: Office) -> None:
     assert value_of("mpesa_daraja_calls_total", call) is not None
 
 
-async def test_without_its_line_nothing_of_it_is_there(values: dict[str, Any]) -> None:
+async def test_new_product_disabled_leaves_no_trace(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
         assert "tickets:write" not in gateway.scopes.names
         assert (await api.call("POST", "/v1/tickets", {"number": "A7"})).status == 404

@@ -9,7 +9,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually, shop
 from tests.journeys.site import books, running_site, until_up
 
 
-async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_and_one_prompt(
+async def test_idempotency_key_in_two_processes_makes_one_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -32,7 +32,7 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_refunds_over_two_processes_never_exceed_the_payment(
+async def test_refunds_in_two_processes_never_exceed_the_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -68,7 +68,7 @@ async def test_refunds_over_two_processes_never_exceed_the_payment(
             assert await gateway.db.fetchval("SELECT status FROM payment") == "partially_reversed"
 
 
-async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make_one_prompt(
+async def test_retries_in_two_processes_with_busy_daraja_send_one_prompt(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -105,7 +105,7 @@ async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make
                 await api.close()
 
 
-async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
+async def test_processes_killed_in_the_middle_finish_the_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -140,7 +140,7 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_ends_well(
+async def test_worker_stopped_finishes_its_jobs_and_exits_zero(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:

@@ -135,7 +135,7 @@ initiated = pytest.mark.usefixtures("initiated")
 """For tests with a gateway. Most need none."""
 
 
-def test_every_sample_is_tried() -> None:
+def test_samples_are_all_tested() -> None:
     known = {*STK, *STATUS, *REVERSAL, *ANSWERS, *QUERIES, *PULLS, *REGISTRATIONS, "oauth"}
     known |= {*PULLS_OF_NOTHING, *C2B, *C2B_ANSWERS}
     assert known == set(SAMPLES)
@@ -171,7 +171,7 @@ async def payment(town: Town, payment_id: str) -> Any:
 
 @initiated
 @pytest.mark.parametrize("name", STK)
-async def test_each_stk_callback_ends_its_payment_as_documented(town: Town, name: str) -> None:
+async def test_stk_callbacks_end_their_payments_as_documented(town: Town, name: str) -> None:
     payment_id, url = await asked(town)
     answer = await town.api.call("POST", url, raw=SAMPLES[name])
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
@@ -191,7 +191,7 @@ async def completed(town: Town) -> Any:
 
 @initiated
 @pytest.mark.parametrize("name", STATUS)
-async def test_each_status_result_is_understood_as_documented(town: Town, name: str) -> None:
+async def test_status_results_are_parsed_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
     await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
@@ -205,7 +205,7 @@ async def test_each_status_result_is_understood_as_documented(town: Town, name: 
 
 @initiated
 @pytest.mark.parametrize("name", REVERSAL)
-async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, name: str) -> None:
+async def test_reversal_results_end_their_refunds_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})).data
     await town.gateway.db.execute("UPDATE refund SET originator_conversation_id = NULL, conversation_id = NULL")
@@ -264,7 +264,7 @@ async def push(client: DarajaClient) -> Any:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_each_answer_to_a_push_is_an_ack_or_the_right_fault(name: str) -> None:
+async def test_push_answers_are_an_ack_or_the_documented_fault(name: str) -> None:
     status, expected = ANSWERS[name]
     if expected is None:
         ack = await client_against(status, SAMPLES[name], push)
@@ -296,7 +296,7 @@ FROM_OAUTH = {
 
 
 @pytest.mark.parametrize("name", FROM_OAUTH)
-async def test_each_answer_without_a_token_blames_the_keys_only_where_daraja_does(name: str) -> None:
+async def test_token_answers_blame_the_credentials_only_if_daraja_does(name: str) -> None:
     status, expected = FROM_OAUTH[name]
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
@@ -307,7 +307,7 @@ async def test_each_answer_without_a_token_blames_the_keys_only_where_daraja_doe
 
 
 @pytest.mark.parametrize("name", PULLS_OF_NOTHING)
-async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
+async def test_empty_statements_are_an_empty_page(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
         PULLS_OF_NOTHING[name],
@@ -318,14 +318,14 @@ async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", C2B_ANSWERS)
-def test_each_answer_to_a_registration_has_its_code_in_one_form(name: str) -> None:
+def test_registration_answers_have_a_normalised_code(name: str) -> None:
     content = read_json_leniently(SAMPLES[name])
     assert read_code(content, "ResponseCode") == C2B_ANSWERS[name]
     assert (read_fault_body(content).code is None) == (C2B_ANSWERS[name] is not None)
 
 
 @initiated
-async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -> None:
+async def test_bodies_of_another_kind_are_rejected_and_stored_whole(town: Town) -> None:
     _, url = await asked(town)
     for name in C2B:
         assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
@@ -334,7 +334,7 @@ async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -
 
 
 @pytest.mark.parametrize("name", QUERIES)
-async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -> None:
+async def test_stk_query_answers_yield_the_status_of_the_push(name: str) -> None:
     status, expected = QUERIES[name]
     found = await client_against(
         status, SAMPLES[name], lambda client: client.ask(STK_QUERY, CREDENTIALS, StkQuery(HANDLE))
@@ -344,7 +344,7 @@ async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -
 
 
 @pytest.mark.parametrize("name", PULLS)
-async def test_each_statement_is_read(name: str) -> None:
+async def test_statements_are_parsed(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
         200, SAMPLES[name], lambda client: client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0))
@@ -358,7 +358,7 @@ async def test_each_statement_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REGISTRATIONS)
-async def test_being_registered_already_is_fine(name: str) -> None:
+async def test_registration_repeated_is_accepted(name: str) -> None:
     code, text = await client_against(
         200,
         SAMPLES[name],
@@ -369,7 +369,7 @@ async def test_being_registered_already_is_fine(name: str) -> None:
     assert (code, bool(text)) == (REGISTRATIONS[name], True)
 
 
-async def test_an_ack_of_a_question_has_daratjas_names() -> None:
+async def test_status_query_ack_has_the_field_names_of_daraja() -> None:
     body = msgspec.json.encode(
         {"OriginatorConversationID": "o", "ConversationID": "c", "ResponseCode": "0", "ResponseDescription": "Taken"}
     )
@@ -467,7 +467,7 @@ def mutilated(chance: random.Random) -> bytes:
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, 2**64))
-async def test_two_thousand_mutilated_callbacks_break_nothing(town: Town, seed: int) -> None:
+async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) -> None:
     """A hundred bodies for each of twenty seeds, each to any kind of address of a request that is there."""
     chance = random.Random(seed)  # noqa: S311 - the same mistakes for the same seed, not secrets
     db = town.gateway.db

@@ -525,7 +525,7 @@ async def told(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Story, 
         yield story, town, receiver.received
 
 
-async def test_nothing_that_is_kept_written_or_answered_holds_a_secret_or_a_number_too_many(
+async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     told: tuple[Story, Site, list[Received]],
 ) -> None:
     story, town, webhooks = told

@@ -95,7 +95,7 @@ def watched(folder: Path) -> Generator[Watched]:
         shutil.rmtree(home)
 
 
-async def test_the_primary_is_killed_under_payments_and_none_is_lost(database_url: str, tmp_path: Path) -> None:
+async def test_sentinel_failover_under_load_loses_no_payment(database_url: str, tmp_path: Path) -> None:
     with (
         watched(tmp_path) as valkeys,
         # Nobody listens there: only the Sentinels know where Valkey is.

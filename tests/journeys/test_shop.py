@@ -68,7 +68,7 @@ async def open_shop(values: dict[str, Any], folder: Path, prefix: str) -> AsyncG
 
 
 @pytest.mark.parametrize("prefix", ["/payments", "/m/pesa"])
-async def test_from_the_shelf_to_paid(values: dict[str, Any], tmp_path: Path, prefix: str) -> None:
+async def test_shop_order_is_paid(values: dict[str, Any], tmp_path: Path, prefix: str) -> None:
     async with open_shop(values, tmp_path, prefix) as (buyer, orders, _):
         path = await buyer.buys("0712 345 678")
         page = await buyer.reads(path, "Paid, receipt ")
@@ -81,7 +81,7 @@ async def test_from_the_shelf_to_paid(values: dict[str, Any], tmp_path: Path, pr
         assert orders.find(order.order_id) == order
 
 
-async def test_pressing_twice_at_once_asks_once(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_pay_pressed_twice_sends_one_prompt(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, gateway):
         order_id = "ab" * 16
         paths = await asyncio.gather(*(buyer.buys("0712345678", order_id=order_id) for _ in range(5)))
@@ -90,7 +90,7 @@ async def test_pressing_twice_at_once_asks_once(values: dict[str, Any], tmp_path
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_who_cancels_may_try_again_and_pays_once(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_payment_cancelled_and_retried_is_paid_once(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, orders, gateway):
         path = await buyer.buys("0700000001")
         await buyer.reads(path, "Not paid: cancelled by user")
@@ -105,14 +105,14 @@ async def test_who_cancels_may_try_again_and_pays_once(values: dict[str, Any], t
         assert orders.too_much() == []
 
 
-async def test_a_push_that_mpesa_would_not_take_says_so(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_push_rejected_by_mpesa_shows_the_reason(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, _):
         path = await buyer.buys("0700000015")
         page = await buyer.reads(path, "Try again")
         assert "✕" in page
 
 
-async def test_what_cannot_be_read_is_told_and_what_is_not_there_too(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_invalid_input_and_unknown_order_are_reported(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, _):
         page = await buyer.sends("/orders", order_id="cd" * 16, item="unga", phone="12345")
         assert page.status_code == 422
@@ -123,7 +123,7 @@ async def test_what_cannot_be_read_is_told_and_what_is_not_there_too(values: dic
         assert (await buyer.sends(f"/orders/{'cd' * 16}/again", attempt="1", phone="0712345678")).status_code == 404
 
 
-def test_money_that_comes_late_is_kept_for_a_person(tmp_path: Path) -> None:
+def test_shop_late_money_needs_review(tmp_path: Path) -> None:
     """The first attempt's money arrives after the second one's: both receipts are in the book, once."""
     with closing(Orders(tmp_path / "orders.sqlite")) as orders:
         orders.place("one", "chai")

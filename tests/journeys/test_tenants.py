@@ -97,7 +97,7 @@ OPEN = {
 ELSEWHERE = ("/simulator", "/ops")
 
 
-def test_the_tables_name_every_operation() -> None:
+def test_tenant_tables_name_every_operation() -> None:
     scoped = {str(each) for each in operations() if each.scope is not None}
     assert scoped == THEIRS | set(OWN) | HOSTS
     assert {str(each) for each in operations() if each.scope is ADMIN} == HOSTS
@@ -254,7 +254,7 @@ async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[st
     return found
 
 
-async def test_another_merchants_objects_are_not_there(street: Street) -> None:
+async def test_objects_of_another_merchant_are_not_found(street: Street) -> None:
     one, other = street.one, street.other
     before = await everything_of(street.gateway, one.ids["merchant_id"])
     for name in sorted(THEIRS):
@@ -302,7 +302,7 @@ QUERIES = (
 )
 
 
-async def test_lists_and_settings_are_the_callers_own(street: Street) -> None:
+async def test_lists_and_settings_show_the_own_merchant_only(street: Street) -> None:
     one, other = street.one, street.other
     before = await everything_of(street.gateway, one.ids["merchant_id"])
     secret = {name: value for name, value in one.ids.items() if name != "receipt"}
@@ -329,7 +329,7 @@ async def test_lists_and_settings_are_the_callers_own(street: Street) -> None:
     assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
 
 
-async def test_a_cursor_of_another_merchant_shows_the_callers_own_list(street: Street) -> None:
+async def test_cursor_of_another_merchant_pages_the_own_list(street: Street) -> None:
     for number in range(3):
         await street.one.api.pay("254711000111", 5, key=f"more-{number}")
     for path in ("/v1/payments", "/v1/events", "/v1/webhooks/logs", "/v1/audit/logs"):
@@ -342,7 +342,7 @@ async def test_a_cursor_of_another_merchant_shows_the_callers_own_list(street: S
         assert not [name for name, value in street.one.ids.items() if name != "receipt" and value in text]
 
 
-async def test_no_merchants_key_opens_what_is_the_hosts(street: Street) -> None:
+async def test_host_operations_with_a_merchant_key_are_rejected(street: Street) -> None:
     for name in sorted(HOSTS):
         for ids in (street.one.ids, street.other.ids):
             said = await street.other.says(operation(name), ids, {})
@@ -357,7 +357,7 @@ def target_of(each: Operation) -> str:
     return "/".join("x" if part.startswith("{") else part for part in each.path.split("/"))
 
 
-async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_at(values: dict[str, Any]) -> None:
+async def test_missing_scope_is_named_before_any_lookup(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base):
         for missing in gateway.scopes.all:
             rights = tuple(scope for scope in gateway.scopes.all if scope is not missing)
@@ -377,7 +377,7 @@ async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_a
                         assert (await call(gateway, each, target_of(each), headers)).status != 403, each
 
 
-async def test_a_key_that_is_none_opens_nothing_and_all_are_told_the_same(values: dict[str, Any]) -> None:
+async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[str, Any]) -> None:
     clock = SetClock(SystemClock().now())
     values["limits"]["auth_failures"] = 1_000_000
     async with running_gateway(values, clock=clock) as (gateway, _):
@@ -439,7 +439,7 @@ ASKS_DARAJA = {
 """They call Daraja with the stored credentials."""
 
 
-async def test_a_live_key_of_a_sandbox_merchant_moves_nothing(street: Street) -> None:
+async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) -> None:
     one = street.one
     _, secret = await street.gateway.api_keys.create(
         one.ids["merchant_id"], name="live", scopes=street.gateway.scopes.all, env="live", actor="test"

@@ -110,7 +110,7 @@ def without_leaky(leaks: list[str]) -> list[str]:
     return [leak for leak in leaks if "/v1/leaks" not in leak]
 
 
-async def test_every_route_with_a_key_of_the_other_env_finds_nothing_and_changes_nothing(worlds: Worlds) -> None:
+async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(worlds: Worlds) -> None:
     for env in ENVS:
         walk = await worlds.walk(env)
         assert without_leaky(walk.leaks) == []
@@ -135,7 +135,7 @@ LISTS = {
 }
 
 
-async def test_every_list_and_export_answers_the_keys_world_only(worlds: Worlds) -> None:
+async def test_lists_and_exports_show_the_env_of_the_key_only(worlds: Worlds) -> None:
     for env in ENVS:
         await answers_its_own(worlds, env)
 
@@ -169,7 +169,7 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
     await api.close()
 
 
-async def test_every_object_says_its_env_and_no_row_contradicts_its_parent(worlds: Worlds) -> None:
+async def test_objects_show_their_env_and_rows_have_the_env_of_their_parent(worlds: Worlds) -> None:
     assert await broken(worlds.gateway) == {}
     for env in ENVS:
         api = Api(worlds.base, worlds.keys[env])
@@ -202,12 +202,12 @@ WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indi
 """
 
 
-async def test_what_is_unique_is_so_in_each_env(worlds: Worlds) -> None:
+async def test_unique_values_are_unique_per_env(worlds: Worlds) -> None:
     found = await worlds.gateway.db.fetch(_WITHOUT_ENV)
     assert {row["relname"] for row in found} == set(UNIQUE_ACROSS_ENVS)
 
 
-async def test_a_sandbox_admin_key_touches_no_merchant_who_is_live(worlds: Worlds) -> None:
+async def test_sandbox_admin_key_changes_no_live_merchant(worlds: Worlds) -> None:
     path = f"/v1/admin/merchants/{worlds.merchant_id}"
     api = Api(worlds.base, worlds.keys["sandbox"])
     assert (await api.call("POST", f"{path}/deactivate", {"confirm": worlds.merchant_id})).status == 409
@@ -235,7 +235,7 @@ class Undone(Exception):
     """Ends a transaction, so that nothing of it stays."""
 
 
-async def test_a_row_of_another_env_than_its_parent_is_noticed(worlds: Worlds) -> None:
+async def test_row_with_another_env_than_its_parent_is_found(worlds: Worlds) -> None:
     db = worlds.gateway.db
     asked = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(worlds.gateway)}
     for statement, name in BENT:
@@ -247,7 +247,7 @@ async def test_a_row_of_another_env_than_its_parent_is_noticed(worlds: Worlds) -
                 raise Undone
 
 
-async def test_postgres_refuses_a_child_of_another_env_than_its_parent(worlds: Worlds) -> None:
+async def test_row_with_another_env_than_its_parent_is_rejected_by_postgres(worlds: Worlds) -> None:
     db = worlds.gateway.db
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",

@@ -19,7 +19,7 @@ SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
 """Whether every event has been handled, every webhook taken, and every callback made."""
 
 
-async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webhooks(values: dict[str, Any]) -> None:
+async def test_thousand_payments_complete_with_a_thousand_webhooks(values: dict[str, Any]) -> None:
     async with (
         receiving() as receiver,
         running_gateway(values) as (gateway, base),

@@ -66,7 +66,7 @@ def shared_url(servers: Servers) -> Generator[str]:
         yield url
 
 
-def test_there_is_one_of_each_kind() -> None:
+def test_each_kind_of_plugin_is_covered() -> None:
     assert len(allowed()) == len(set(allowed()))
     found = {frozenset(names) for names in allowed()}
     expected = ((), ALL, INSTALLED, ("credentials", "callbacks", "transactions", "payments"), ("ops",))
@@ -75,7 +75,7 @@ def test_there_is_one_of_each_kind() -> None:
     assert ONLOOKERS == ("traces",)
 
 
-def test_every_allowed_trio_of_plugins_is_served() -> None:
+def test_plugin_trios_that_are_allowed_all_serve() -> None:
     assert set(served()) <= set(allowed())
     assert len(served()) == len(set(served())) < len(allowed()) / 3
     assert {trio for names in served() for trio in trios(names)} == {
@@ -84,7 +84,7 @@ def test_every_allowed_trio_of_plugins_is_served() -> None:
 
 
 @pytest.mark.parametrize("names", allowed(), ids=lambda names: "+".join(names) or "nothing")
-def test_a_gateway_is_assembled_of(names: tuple[str, ...]) -> None:
+def test_gateway_with_a_subset_of_plugins_assembles(names: tuple[str, ...]) -> None:
     values = gateway_values("postgresql://nobody@127.0.0.1:1/none", "valkey://127.0.0.1:1/0", plugins=list(names))
     gateway = Gateway(GatewayConfig.from_values(values))
     assert {plugin.name for plugin in gateway.plugins} == set(names)
@@ -92,7 +92,7 @@ def test_a_gateway_is_assembled_of(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("names", served(), ids=lambda names: "+".join(names) or "nothing")
-async def test_a_gateway_works_with(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
+async def test_gateway_with_a_subset_of_plugins_works(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
     schema = f"s{allowed().index(names)}"
     values: dict[str, Any] = gateway_values(shared_url, valkey_url, plugins=list(names), worker={"in_process": False})
     values["database"]["schema"] = schema

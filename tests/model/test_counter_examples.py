@@ -237,7 +237,7 @@ STORIES: tuple[Callable[[], Money], ...] = (
 
 
 @pytest.mark.usefixtures("stage")
-def test_no_story_that_was_wrong_once_is_wrong_again() -> None:
+def test_counter_examples_keep_the_books_correct() -> None:
     wrong: dict[str, str] = {}
     for story in STORIES:
         try:

@@ -47,7 +47,7 @@ def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:
         yield stage
 
 
-def test_no_money_is_lost_doubled_or_invented(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_of_random_actions_keeps_the_books_correct(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     run_state_machine_as_test(Money, settings=SETTINGS)
     stage.run(stage.gateway.audit.verify())
     if EXAMPLES:
@@ -182,7 +182,7 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
 
 
 @pytest.mark.parametrize("has_settled", [False, True])
-def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
+def test_books_with_an_error_are_found(stage: Stage, has_settled: bool) -> None:
     money = Money()
     bought = [(500, "254711000101", True), (70, "254711000102", True), (70, "254711000103", True)]
     money.begin(seed=1, confirm="never", other="neighbour", strangers=0, bought=bought)

@@ -31,7 +31,7 @@ async def connected(url: str, direct_url: str | None, pool_max: int = 1) -> Asyn
         await db.stop()
 
 
-async def test_what_was_asked_on_one_connection_is_asked_again_on_another(pooled_url: str, database_url: str) -> None:
+async def test_prepared_query_works_on_another_server_connection(pooled_url: str, database_url: str) -> None:
     where = "SELECT pg_backend_pid(), current_schema(), $1::text AS said"
     async with connected(pooled_url, database_url) as db, connected(pooled_url, database_url) as other:
         async with db.session() as direct:
@@ -51,7 +51,7 @@ async def test_what_was_asked_on_one_connection_is_asked_again_on_another(pooled
         assert await db.fetchval("SELECT sum(amount) FROM till") == 6
 
 
-async def test_many_at_once_on_few_connections_take_turns_and_get_their_own_answers(
+async def test_concurrent_queries_on_few_connections_get_their_own_rows(
     pooled_url: str, database_url: str
 ) -> None:
     async with connected(pooled_url, database_url, 20) as db:
@@ -72,7 +72,7 @@ async def test_many_at_once_on_few_connections_take_turns_and_get_their_own_answ
         assert await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
-async def test_changes_are_heard_past_the_pooler(pooled_url: str, database_url: str) -> None:
+async def test_notifications_arrive_over_the_direct_connection(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url) as db:
         changes, heard = Changes(db), list[str]()
         changes.on("key", heard.append)
@@ -93,7 +93,7 @@ async def test_changes_are_heard_past_the_pooler(pooled_url: str, database_url: 
             await changes.stop()
 
 
-async def test_two_that_migrate_at_once_leave_no_lock_and_no_setting_behind(pooled_url: str, database_url: str) -> None:
+async def test_concurrent_migrations_leave_no_lock_and_no_setting(pooled_url: str, database_url: str) -> None:
     gateway = Gateway(GatewayConfig.from_values(gateway_values(database_url, "valkey://127.0.0.1:1")))
     async with connected(pooled_url, database_url) as one, connected(pooled_url, database_url) as two:
         applied = await asyncio.gather(migrate(one, gateway.migrations), migrate(two, gateway.migrations))
@@ -110,14 +110,14 @@ async def test_two_that_migrate_at_once_leave_no_lock_and_no_setting_behind(pool
 @pytest.mark.parametrize(
     "ignores", ["extra_float_digits", "search_path, statement_timeout, idle_in_transaction_session_timeout"]
 )
-async def test_a_pooler_that_nobody_told_us_of_is_refused(database_url: str, bouncing: Bouncing, ignores: str) -> None:
+async def test_undeclared_pooler_is_rejected(database_url: str, bouncing: Bouncing, ignores: str) -> None:
     await prepare_role(database_url)
     with pytest.raises(PoolerInBetween, match=r"database\.direct_url"):
         async with connected(bouncing(ignores=ignores), None):
             pass
 
 
-async def test_no_table_is_looked_for_in_a_schema_that_is_not_ours(database_url: str, bouncing: Bouncing) -> None:
+async def test_tables_of_another_schema_are_not_read(database_url: str, bouncing: Bouncing) -> None:
     with pytest.raises(SearchPathLost, match="SET search_path = mpesa"):
         async with connected(bouncing(), database_url):
             pass
@@ -125,7 +125,7 @@ async def test_no_table_is_looked_for_in_a_schema_that_is_not_ours(database_url:
         assert await db.fetchval("SELECT current_setting('search_path')") == "mpesa"
 
 
-async def test_nothing_is_migrated_through_a_pooler(pooled_url: str) -> None:
+async def test_migration_through_a_pooler_is_rejected(pooled_url: str) -> None:
     async with connected(pooled_url, pooled_url) as db:
         with pytest.raises(PoolerInBetween):
             await migrate(db, [])
@@ -143,7 +143,7 @@ async def seen(values: dict[str, Any]) -> dict[str, Observation]:
             await db.stop()
 
 
-async def test_the_doctor_tells_what_a_pooler_breaks(database_url: str, servers: Any, bouncing: Bouncing) -> None:
+async def test_doctor_reports_pooler_problems(database_url: str, servers: Any, bouncing: Bouncing) -> None:
     async def level(**database: Any) -> tuple[Level, str]:
         found = (await seen(gateway_values(database_url, "valkey://127.0.0.1:1", database=database)))["postgres.pooler"]
         return found.level, f"{found.text} {found.fix}"
@@ -173,5 +173,5 @@ async def test_the_doctor_tells_what_a_pooler_breaks(database_url: str, servers:
         assert says in found[1]
 
 
-async def test_without_a_pooler_the_doctor_says_nothing_of_one(database_url: str) -> None:
+async def test_doctor_without_a_pooler_reports_none(database_url: str) -> None:
     assert "postgres.pooler" not in await seen(gateway_values(database_url, "valkey://127.0.0.1:1"))

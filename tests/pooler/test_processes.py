@@ -11,7 +11,7 @@ from tests.pooler.conftest import POOL
 _PAYMENTS = 40
 
 
-async def test_payments_over_two_apis_and_a_worker_share_a_few_connections(
+async def test_processes_behind_pgbouncer_share_a_few_connections(
     pooled_url: str, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(pooled_url, valkey_url, tmp_path) as site:
