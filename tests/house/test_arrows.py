@@ -1,4 +1,4 @@
-"""Imports go one way: plugins call down through public drawers, and the kernel knows no plugin."""
+"""Protects the direction of imports: plugins call down through public modules, and the kernel imports no plugin."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""How `just attack` judges: shares beside their own controls, bars in a full run only, the load of others shown."""
+"""Protects the verdicts of `just attack`: shares relative to controls, bars in full runs only, load of the machine."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def outcome(*rounds: tuple[float, float, float], bar: float | None = BAR, others
     ("rounds", "shares", "share"),
     [
         ([(40, 20, 40)], [0.5], 0.5),
-        # The machine became twice as fast in the middle: the attack cost nothing.
+        # The machine became twice as fast during the round: the attack cost nothing.
         ([(20, 30, 40)], [1.0], 1.0),
         ([(40, 40, 40), (40, 8, 40), (40, 36, 40)], [1.0, 0.2, 0.9], 0.9),
         ([(0, 10, 0)], [0.0], 0.0),

@@ -1,4 +1,4 @@
-"""A public method that calls M-Pesa or a merchant's server refuses an open transaction of its caller."""
+"""Protects against network calls in an open transaction: public methods that send raise in one."""
 
 import ast
 from collections.abc import Iterator
@@ -9,24 +9,23 @@ import pytest
 from tests.house.tree import ROOT
 
 CALLS = frozenset({"ask", "verify"})
-"""What ``gateway.daraja``, or a service's ``_daraja()``, can be asked to send."""
+"""Methods of ``gateway.daraja``, or of a service's ``_daraja()``, that send."""
 
 OUTSIDE_HTTP = {
-    # Deliveries are sent by tasks of their own, which no caller waits for, and recorded by themselves.
+    # Deliveries are sent and recorded by background tasks that no caller awaits.
     ("Deliveries", "start"),
     ("Deliveries", "stop"),
-    # A command of a developer, which opens no transaction.
+    # A developer's command that opens no transaction.
     ("Listener", "forward"),
 }
 
 
 def functions(node: ast.ClassDef) -> dict[str, ast.AsyncFunctionDef | ast.FunctionDef]:
-    """The methods of a class by name."""
     return {one.name: one for one in node.body if isinstance(one, ast.AsyncFunctionDef | ast.FunctionDef)}
 
 
 def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method: the word before the last dot, and the name."""
+    """Yield the last two words of each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method."""
     for one in ast.walk(node):
         if isinstance(one, ast.Attribute):
             if isinstance(one.value, ast.Call) and isinstance(one.value.func, ast.Attribute):
@@ -38,7 +37,7 @@ def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def calls_out(node: ast.AST) -> bool:
-    """Whether a method itself sends something."""
+    """Return True if a method itself sends a request."""
     return any(
         (before == "daraja" and name in CALLS) or (before == "egress" and name == "post")
         for before, name in attributes(node)
@@ -46,12 +45,12 @@ def calls_out(node: ast.AST) -> bool:
 
 
 def refuses(node: ast.AST) -> bool:
-    """Whether a method refuses an open transaction."""
+    """Return True if a method raises in an open transaction."""
     return any(name == "refuse_transaction" for _, name in attributes(node))
 
 
 def unguarded(source: str) -> list[str]:
-    """The public methods in a module that send something, by themselves or through others of the class, unguarded."""
+    """Return the public methods that send, directly or through methods of the class, without the guard."""
     found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.ClassDef):
@@ -73,7 +72,7 @@ def unguarded(source: str) -> list[str]:
 
 
 def modules() -> list[Path]:
-    """The modules of the plugins, the simulator apart: it plays Daraja."""
+    """Return the modules of the plugins except the simulator, which plays Daraja."""
     return [path for path in sorted((ROOT / "plugins").rglob("*.py")) if "simulator" not in str(path)]
 
 

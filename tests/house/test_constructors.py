@@ -1,4 +1,4 @@
-"""A service is given what it works with: it looks up no port of its own, and takes no whole gateway."""
+"""Protects constructor injection: a class resolves no port and takes no whole gateway."""
 
 import ast
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ COMPOSES = {
 """Modules whose classes may resolve ports."""
 
 ABOVE = ("mpesa_gateway/commands/", "mpesa_gateway/doctor/", "mpesa_gateway/standalone/", "mpesa_gateway/testing/")
-"""Folders above the composition, where a gateway is what is worked with."""
+"""Folders above the composition, which work with a whole gateway."""
 
 
 def test_classes_resolve_no_port() -> None:
@@ -55,7 +55,6 @@ def test_gateway_import_is_found() -> None:
 
 
 def _lookups(tree: ast.Module) -> Iterator[int]:
-    """The lines on which methods resolve a port."""
     for kind in ast.walk(tree):
         if isinstance(kind, ast.ClassDef):
             for node in ast.walk(kind):
@@ -70,7 +69,6 @@ def _resolves(called: ast.Attribute) -> bool:
 
 
 def _gateways(tree: ast.Module) -> Iterator[int]:
-    """The lines that import ``Gateway``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "mpesa_gateway.app":
             yield node.lineno

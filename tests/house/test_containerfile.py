@@ -1,4 +1,4 @@
-"""The container image runs as nobody in particular and brings no server; `.ci/containerfile.py` tries its steps."""
+"""Protects the container image: it runs as an unprivileged user and contains no server."""
 
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
@@ -10,7 +10,6 @@ from tests.house.tree import ROOT
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """The script that tries the steps."""
     spec = spec_from_file_location("containerfile", ROOT / ".ci/containerfile.py")
     assert spec is not None
     assert spec.loader is not None
@@ -21,7 +20,6 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def steps(script: ModuleType) -> list[str]:
-    """The steps of the Containerfile."""
     found: list[str] = script.steps((ROOT / "Containerfile").read_text(encoding="utf-8"))
     return found
 

@@ -1,4 +1,4 @@
-"""How `just sizes` multiplies rows: what names a payment is new in each copy and keeps its form, the rest stays."""
+"""Protects how `just sizes` copies rows: names of payments are new and keep their form, other values stay."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""The files under deploy/ agree with the gateway: its settings, commands, port, user, allowlist and times."""
+"""Protects deploy/: settings, commands, port, user, allowlist and timeouts agree with the gateway."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ COMMAND = re.compile(
 
 
 def files() -> dict[str, str]:
-    """What stands in each file, by its name below deploy/; secrets that somebody has made here are left out."""
+    """Return the text of each file by its name below deploy/, without secrets created on this machine."""
     found = [path for path in sorted(DEPLOY.rglob("*")) if path.is_file() and "secrets" not in path.parts]
     return {path.relative_to(DEPLOY).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
@@ -95,7 +95,7 @@ def test_proxy_allowlist_equals_the_gateways(name: str) -> None:
 
 
 def test_proxy_allowlist_equals_the_documented_list() -> None:
-    """The page says which addresses are on it, and why those that only one list has are not."""
+    """The page lists the addresses and gives the reason for those on one list only."""
     page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
     listed = CallbacksSettings().allowlist
     assert "begins with the fourteen that integrations publish" in page
@@ -107,7 +107,7 @@ def test_proxy_allowlist_equals_the_documented_list() -> None:
 
 
 def test_deployment_stop_timeout_exceeds_the_drain_time() -> None:
-    """A call to Daraja may take its whole time, and 5 seconds more; a worker its grace."""
+    """A call to Daraja may take its timeout and 5 seconds more, and a worker its grace period."""
     config = GatewayConfig()
     serving, working = config.daraja.timeout + 5, config.worker.grace
     found = files()
@@ -162,7 +162,7 @@ def test_secret_script_run_twice_keeps_its_valid_secrets(tmp_path: Path) -> None
     assert first["postgres_password"].strip() not in config.database.url.reveal()
     assert first["postgres_password"].strip() in first["owner_url"]
     assert f"requirepass {first['valkey_password'].strip()}\n" in first["valkey.conf"]
-    # As `docker compose` and `podman secret create` hand them over, one service reads what another was given.
+    # `docker compose` and `podman secret create` pass secrets this way: one service reads the value of another.
     for name in ("postgres_password", "database_url", "owner_url", "valkey_url", "master_key", "valkey.conf"):
         quadlet = f"mpesa-gateway-{name.replace('_', '-').replace('.', '-')}"
         assert any(f"Secret={quadlet},type=mount,target={name}" in text for text in files().values()), name
@@ -186,7 +186,7 @@ def test_migration_unit_connects_as_the_owner() -> None:
 
 
 def test_unit_notified_by_health_has_a_health_check() -> None:
-    """An image in OCI's format, which is Podman's default, has none."""
+    """An image in the OCI format, the default of Podman, has no health check."""
     for name, text in files().items():
         if "Notify=healthy" in text:
             assert "\nHealthCmd=" in text, name
@@ -194,7 +194,6 @@ def test_unit_notified_by_health_has_a_health_check() -> None:
 
 
 def test_documented_command_runs_with_settings_and_secrets() -> None:
-    """What the page says to type, in each way to deploy."""
     page, found = (ROOT / "docs/deploying.md").read_text(encoding="utf-8"), files()
     secrets = {f"{ENVIRONMENT}{name}_FILE" for name in ("DATABASE__URL", "VALKEY__URL", "SECURITY__MASTER_KEY")}
 
@@ -244,6 +243,6 @@ def test_documented_podman_command_has_the_settings_and_secrets_of_the_units(tmp
     assert found["MPESA_GATEWAY_LOGS__LEVEL"] == "debug"
     assert found["MPESA_GATEWAY_X"] == "$(touch nothing) `id` a b"
     assert found["MPESA_GATEWAY_SECURITY__TRUSTED_PROXIES"] == "127.0.0.1,::1"
-    # `env migrate` looks for a program of that name: what it is told shows what it would have been given.
+    # `env migrate` starts a program of that name: a stub records the arguments and environment it gets.
     text = (DEPLOY / "systemd/mpesa-gateway").read_text(encoding="utf-8")
     assert '"${1:-}" = migrate' in text

@@ -1,4 +1,4 @@
-"""What is declared is documented: every setting, error code, event, scope and command is found where hosts look."""
+"""Protects the reference: every setting, error code, event, scope and command is documented."""
 
 import ast
 import re
@@ -22,27 +22,26 @@ from mpesa_gateway.plugin import Plugin, scopes_of
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
 
 OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
-"""The name of something that the doctor sees: a group and a thing, ``postgres.durable``."""
+"""The name of a doctor observation: a group and an object, ``postgres.durable``."""
 
-# In gateway.toml a setting without default, and the section of a plugin that is not enabled, stand as comments.
+# gateway.toml shows a setting without default, and the section of a disabled plugin, as comments.
 SETTING = re.compile(r"^(?:# )?(?P<setting>\[[a-z_.]+\]|[a-z_]+ = .+)$")
 
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """All plugins of this repository, enabled or not."""
     return tuple(import_module(f"{package.name}.plugin").plugin for package in PACKAGES[1:])
 
 
 @cache
 def docs() -> str:
-    """The text of all pages that a host or merchant reads."""
+    """Return the text of all pages for hosts and merchants."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
     return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def declared() -> dict[str, Any]:
-    """Every setting by its path, with its default; None for none."""
+    """Return every setting by its path, with its default or None."""
     found: dict[str, Any] = {}
 
     def walk(kind: type[msgspec.Struct], path: str) -> None:
@@ -60,7 +59,7 @@ def declared() -> dict[str, Any]:
 
 
 def documented() -> dict[str, Any]:
-    """Every setting of config/gateway.toml by its path, with its value, those that stand there as comments too."""
+    """Return every setting of config/gateway.toml by its path with its value, commented settings included."""
     lines = (ROOT / "config/gateway.toml").read_text(encoding="utf-8").splitlines()
     text = "\n".join(match["setting"] if (match := SETTING.match(line)) else line for line in lines)
     return dict(_flat(tomllib.loads(text)))
@@ -149,7 +148,7 @@ def test_doctor_lines_are_all_documented() -> None:
 
 
 def _observed() -> Iterator[str]:
-    """The names of what checks see, as they stand in the code; one name for each environment where it is put in."""
+    """Yield the observation names in the source, once per environment where the name contains it."""
     for path in shipped_modules():
         if path.parent.name != "doctor" and path.name != "doctor.py":
             continue

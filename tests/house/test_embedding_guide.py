@@ -1,4 +1,4 @@
-"""The guide for hosts: its two files are put into an empty folder, served, and a payment is taken with them."""
+"""Protects the embedding guide: its two files, put into an empty folder and served, complete a payment."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Nothing that was written here is unfinished, or belongs to one machine only."""
+"""Protects the repository against unfinished work and paths of one machine."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_files_contain_no_path_of_one_machine(what: str) -> None:
 
 
 def found(pattern: str, endings: tuple[str, ...]) -> list[str]:
-    """Where a pattern matches, as ``file:line: text``."""
+    """Return the matches of a pattern as ``file:line: text``."""
     regex = re.compile(pattern)
     return [
         f"{name}:{number}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""The judges of the model test, the chaos run and the soak decide by rules of their own, never by the product's."""
+"""Protects the independence of the judges of the model, chaos and soak tests: they import no judged module."""
 
 import ast
 from collections.abc import Iterable
@@ -32,14 +32,14 @@ FORBIDDEN = frozenset(
         "mpesa_gateway_refunds.result_codes",
     }
 )
-"""Modules that decide what a report of money means."""
+"""Modules that decide how a report of money is matched."""
 
 FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "Recovery", "judge", "may_be", "take_money", "visible_pattern"})
-"""Names of the product's matching code, wherever they are imported from."""
+"""Names of the product's matching code, from any module."""
 
 
 def imported(source: str) -> Iterable[tuple[str, str]]:
-    """Every module that a source imports, and each name from it; no name for a module as a whole."""
+    """Yield every imported module and each name imported from it; the name is empty for a whole module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -48,7 +48,6 @@ def imported(source: str) -> Iterable[tuple[str, str]]:
 
 
 def violations(source: str) -> list[str]:
-    """What a judge may not import."""
     return [
         f"{module} {name}".strip()
         for module, name in imported(source)

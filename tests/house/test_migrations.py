@@ -1,4 +1,4 @@
-"""Migrations take nothing away that the release before needs, and stop nobody's traffic; what was released stays."""
+"""Protects running releases: migrations remove nothing they need, block no traffic, and do not change once released."""
 
 from importlib import import_module
 
@@ -10,20 +10,18 @@ from mpesa_gateway.testing.migrations import complaints
 from tests.house.tree import PACKAGES, ROOT
 
 RELEASED = ROOT / "tests/house/released_migrations.txt"
-"""What hosts have applied: ``owner/file digest``, one a line, written by ``.ci/released`` with each release."""
+"""Released migrations: ``owner/file digest``, one a line, written by ``.ci/released`` with each release."""
 
 BEFORE = Migration("shop", 1, "0001_shop.sql", "CREATE TABLE sale (sale_id text, amount integer, note text);")
 
 
 def all_migrations() -> dict[str, list[Migration]]:
-    """Every migration of this repository, by owner."""
     plugins: list[Plugin] = [import_module(f"{package.name}.plugin").plugin for package in PACKAGES[1:]]
     found = {"kernel": find("kernel", "mpesa_gateway.db.migrations")}
     return found | {one.name: find(one.name, one.tables.migrations) for one in plugins if one.tables is not None}
 
 
 def released() -> dict[str, str]:
-    """The digest of each released migration, by ``owner/file``."""
     lines = [line for line in RELEASED.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return dict(line.split(" ") for line in lines)
 
@@ -41,7 +39,7 @@ def test_migrations_leave_the_previous_release_working(owner: str) -> None:
 
 
 def complained(sql: str) -> list[str]:
-    """The rules that a migration of a table in use breaks."""
+    """Return the rules that a migration of a table in use violates."""
     second = Migration("shop", 2, "0002_more.sql", sql)
     return [text.split(": ")[1] for text in complaints([BEFORE, second], live=[BEFORE])]
 

@@ -1,21 +1,21 @@
-"""Every module says what it is for, is named after it, and is given its time and chance."""
+"""Protects the style of modules: a docstring, a name with a purpose, and clock and randomness as arguments."""
 
 import ast
 
 from tests.house.tree import name_of, parsed, shipped_modules
 
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager", "types"}
-"""File names that say nothing about the one reason to open the file."""
+"""File names that state no purpose."""
 
 CLOCKS = {
     "datetime.now": "mpesa_gateway/clock.py",
     "datetime.utcnow": None,
     "datetime.today": None,
     "date.today": None,
-    # SAQ compares `scheduled` with the machine's clock, so that is what it must be told in.
+    # SAQ compares `scheduled` with the system clock.
     "time.time": "mpesa_gateway/queues.py",
 }
-"""Calls that ask the machine for the time, and the only module that may make them."""
+"""Calls that read the system clock, and the only module that may make them."""
 
 CHANCE = {"random", "uuid", "secrets"}
 
@@ -48,7 +48,7 @@ def test_product_code_reads_no_system_clock() -> None:
 
 
 def test_log_calls_pass_no_exception() -> None:
-    """A renderer that gets one may show the variables of each frame: logs.trace writes it as masked text."""
+    """A log renderer may print the variables of each frame: logs.trace writes an exception as masked text."""
     seen = [
         f"{name_of(path)}:{node.lineno}"
         for path in shipped_modules()

@@ -1,4 +1,4 @@
-"""The pinned requirements install the same everywhere: no host, no machine, nothing missing, nothing apart."""
+"""Protects reproducible installation: requirements are pinned, complete and free of paths and hosts."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ PIN = re.compile(r"^[a-z0-9-]+==[0-9][0-9a-z.]*( ; .+)?$")
 
 
 def lines(name: str) -> list[str]:
-    """What a requirements file says, without its empty lines."""
+    """Return the lines of a requirements file without empty ones."""
     return [line for line in (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines() if line]
 
 
@@ -54,7 +54,7 @@ def test_dependencies_are_all_pinned(name: str, groups: list[str]) -> None:
 
 
 def name_of(requirement: str) -> str:
-    """The package that a requirement asks for."""
+    """Return the package of a requirement."""
     return re.split(r"[\[<>=;~ ]", requirement, maxsplit=1)[0]
 
 
@@ -62,7 +62,7 @@ HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}")
 
 
 def hashed(name: str) -> dict[str, int]:
-    """The pins of a file with hashes, and how many files of each may be installed."""
+    """Return the pins of a file with hashes, and the number of hashes of each."""
     found: dict[str, int] = {}
     for line in lines(name):
         text = line.removesuffix(" \\")
@@ -70,7 +70,7 @@ def hashed(name: str) -> dict[str, int]:
             assert HASH.fullmatch(text), line
             found[next(reversed(found))] += 1
         elif not text.startswith("--no-binary "):
-            # pip wants the extra that another package asks for in the pin itself.
+            # pip requires an extra of another package's requirement in the pin itself.
             text = re.sub(r"\[[a-z]+\]", "", text)
             assert PIN.match(text), line
             found[text.partition(" ;")[0]] = 0
@@ -84,13 +84,13 @@ def test_image_and_ci_requirements_have_hashes(name: str, pins: str) -> None:
     assert [pin for pin, count in found.items() if count == 0] == []
     if name == "test.hashes.txt":
         assert set(found) == pinned
-    # Wheels for several Pythons and machines, where it is compiled; and the fork of urllib3 as its source.
+    # Compiled packages have wheels for several Pythons and platforms; urllib3-future has only its source.
     assert found[next(pin for pin in found if pin.startswith("asyncpg=="))] >= 6
     assert lines(name)[0] == "--no-binary urllib3-future"
 
 
 def test_base_images_accept_a_digest() -> None:
-    """None is named otherwise: docs/deploying.md says how to look a digest up, and where to give it."""
+    """docs/deploying.md says how to look up a digest and where to set it."""
     page = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
     assert re.findall(r"^FROM (\S+)", image, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2

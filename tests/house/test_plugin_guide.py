@@ -1,4 +1,4 @@
-"""The guide for writers of plugins: its code is taken from the page, put where it says, and does what it promises."""
+"""Protects the plugin guide: its code, copied from the page, works as described."""
 
 import re
 import subprocess
@@ -28,17 +28,17 @@ from tests.looking import levels, seen_by
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 
 FILE = re.compile(r"^`(?P<name>[\w./]+)`[^\n]*\n\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-"""A code block, and the line above it that says which file it is."""
+"""A code block and the line above it that names the file."""
 
 
 def files() -> dict[str, str]:
-    """The files that the guide shows, by name."""
+    """Return the files of the guide by name."""
     return {found["name"]: found["text"] for found in FILE.finditer(GUIDE.read_text(encoding="utf-8"))}
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in which somebody has done what the guide says, and that Python imports from."""
+    """Return a folder with the guide's steps done, on Python's import path."""
     for name, text in files().items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def plugin(site: Path) -> Plugin:
-    """The guide's plugin, as a host's code imports it."""
+    """Return the guide's plugin as a host imports it."""
     assert (site / "my_thanks" / "plugin.py").is_file()
     found = import_module("my_thanks.plugin").plugin
     assert isinstance(found, Plugin)
@@ -61,7 +61,7 @@ def plugin(site: Path) -> Plugin:
 
 
 async def thanks(api: Api) -> list[str]:
-    """What the guide's route answers."""
+    """Return the answer of the guide's route."""
     found: list[str] = (await api.call("GET", "/v1/thanks")).data
     return found
 
@@ -120,7 +120,7 @@ async def test_guide_plugin_event_repeated_thanks_once(values: dict[str, Any], p
         assert name == "my_thanks.plugin.thank"
 
         async def undone() -> str | None:
-            """What the outbox has done with the event is forgotten, once it has done it."""
+            """Clear the outbox's record of the handled event, so that it is handled again."""
             event_id: str | None = await gateway.db.fetchval(
                 "UPDATE event_task SET done_at = NULL WHERE subscriber = $1 AND done_at IS NOT NULL RETURNING event_id",
                 name,
@@ -133,9 +133,7 @@ async def test_guide_plugin_event_repeated_thanks_once(values: dict[str, Any], p
         assert await thanks(api) == [f"asante {made.data['id']}"]
 
 
-async def test_guide_plugin_table_and_job_have_the_documented_names(
-    values: dict[str, Any], plugin: Plugin
-) -> None:
+async def test_guide_plugin_table_and_job_have_the_documented_names(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
         applied = await gateway.db.fetch("SELECT number, name FROM migration WHERE owner = 'thanks'")
         assert [tuple(row) for row in applied] == [(1, "0001_thanks.sql")]

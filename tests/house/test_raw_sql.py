@@ -1,4 +1,4 @@
-"""Piccolo's builder is the default; each raw statement stands under a comment that states why it is raw."""
+"""Protects the use of Piccolo's query builder: each raw statement states the reason in a comment."""
 
 import ast
 import re
@@ -31,19 +31,18 @@ REASONS: dict[str, re.Pattern[str] | None] = {
     "function": re.compile(r"\bSELECT\s+\w+\s*\("),
     "catalog": re.compile(r"\bpg_\w+|\bcurrent_\w+|\bto_regclass\b|\bSET (LOCAL )?\w+|information_schema"),
 }
-"""The accepted reasons, each with what a statement shows of it; None where its text cannot show it.
+"""The accepted reasons, each with a pattern of the statement; None if its text cannot show the reason.
 
 A ``declared`` statement is a value of a plugin, such as an invariant. A ``hot path`` runs for each request, callback,
-delivery or look-up of a key: Piccolo's builder costs about half of asyncpg's speed.
-``own connection``: no table is bound to it. ``join``: Piccolo joins along its foreign keys, and these tables declare
-none.
+delivery or key lookup: Piccolo's builder costs about half of asyncpg's speed. ``own connection``: no table is bound to
+it. ``join``: Piccolo joins along foreign keys, and these tables declare none.
 """
 
 NOT_YET: frozenset[str] = frozenset()
-"""Files whose statements have not been looked at yet. No file is added."""
+"""Files with unreviewed statements. No file is added."""
 
 LEAST_BUILT = 112
-"""Builder queries that there are at least."""
+"""The minimum number of builder queries."""
 
 _STATEMENT = re.compile(
     r"\s*(--[^\n]*\n\s*)*\(?\s*"
@@ -54,7 +53,7 @@ _BUILDS = {"select", "insert", "update", "delete", "exists", "count", "objects"}
 
 
 class Line(NamedTuple):
-    """A statement, or a reason where ``reason`` is not None."""
+    """A statement, or a reason if ``reason`` is not None."""
 
     number: int
     statement: str
@@ -114,9 +113,9 @@ def test_builder_queries_are_counted() -> None:
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong with a file's raw statements, each with its line.
+    """Return the problems of a file's raw statements, each with its line.
 
-    The reasons of a statement are those of the last comments before it that no other statement separates.
+    The reasons of a statement are in the last comments before it that no other statement separates.
     """
     found: list[str] = []
     stated: list[Line] = []
@@ -152,7 +151,7 @@ def _shows(statement: str, reason: str | None) -> bool:
 
 
 def reasons(text: str) -> Iterator[Line]:
-    """The reasons that the comments of a file state."""
+    """Yield the reasons in the comments of a file."""
     for token in tokenize.generate_tokens(StringIO(text).readline):
         marker = _MARKER.match(token.string) if token.type == tokenize.COMMENT else None
         if marker is not None:
@@ -160,7 +159,7 @@ def reasons(text: str) -> Iterator[Line]:
 
 
 def statements(module: ast.Module) -> Iterator[Line]:
-    """The texts of a file that are SQL statements."""
+    """Yield the SQL statements of a file."""
     parts = {
         id(part)
         for node in ast.walk(module)
@@ -181,7 +180,7 @@ def _text(node: ast.AST) -> str:
 
 
 def built(module: ast.Module) -> int:
-    """How many queries of a file are built on a table class."""
+    """Return the number of queries built on a table class."""
     return sum(
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

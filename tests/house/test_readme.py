@@ -1,4 +1,4 @@
-"""The README's commands are those that CI runs, and its links lead somewhere."""
+"""Protects the README: its commands are the ones that CI runs, and its links exist."""
 
 import re
 import subprocess

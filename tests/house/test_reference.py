@@ -1,4 +1,4 @@
-"""docs/reference is what `just reference` generates from the code."""
+"""Protects docs/reference: its pages equal the output of `just reference`."""
 
 from pathlib import Path
 

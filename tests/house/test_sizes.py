@@ -1,4 +1,4 @@
-"""Files and classes are split by subject: a file has at most 400 lines, a class at most 20 methods."""
+"""Protects the size of files and classes: at most 400 lines and 20 methods, or a stated reason."""
 
 import ast
 import re
@@ -19,15 +19,15 @@ LONG_FILES: Mapping[str, str] = {
     "mpesa_gateway/http/protocol.py": "one reader of requests, byte by byte, and its refusals",
     "mpesa_gateway/security/audit.py": "writing, reading, cutting and checking one chain of hashes",
 }
-"""Files over the limit, each with the reason why it is one subject."""
+"""Files over the limit, with the reason."""
 
 CROWDED: Mapping[str, str] = {
     "mpesa_gateway/app.py: Gateway": "the facade of hosts, with the parts' life behind it",
 }
-"""Classes over the limit whose docstring gives no reason."""
+"""Classes over the limit whose docstring states no reason."""
 
 _REASON = f"Over {MOST_METHODS} methods: "
-"""How a docstring begins to give the reason."""
+"""The start of a reason in a docstring."""
 
 
 def test_files_over_the_line_limit_are_listed() -> None:
@@ -49,7 +49,7 @@ def test_class_over_the_method_limit_is_found() -> None:
 
 
 def crowded(module: ast.Module) -> Iterator[str]:
-    """The classes with too many methods whose docstring gives no reason."""
+    """Yield the classes over the limit whose docstring states no reason."""
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
             count = sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body)

@@ -1,4 +1,4 @@
-"""An INSERT with many values binds them by name, and a call names what its statement has."""
+"""Protects SQL parameters: long INSERTs bind by name, and calls name the parameters of their statement."""
 
 import ast
 import importlib
@@ -46,7 +46,7 @@ def test_bind_call_names_equal_the_statement_parameters() -> None:
 
 
 def modules_of(path: Path) -> Mapping[str, str]:
-    """The modules that a file imports from packages of ours, by the name that they have in it."""
+    """Return the modules imported from our packages by their local name."""
     return {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in ast.walk(parsed(path))
@@ -56,7 +56,7 @@ def modules_of(path: Path) -> Mapping[str, str]:
 
 
 def binds(module: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, Named, set[str]]]:
-    """Each ``module.STATEMENT.bind(name=…)`` whose names are all written out: its line, statement and names."""
+    """Yield the line, statement and names of each ``module.STATEMENT.bind(name=…)`` with literal names."""
     for node in ast.walk(module):
         match node:
             case ast.Call(
@@ -71,7 +71,7 @@ def binds(module: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int,
 
 
 def long_inserts(module: ast.Module) -> Iterator[int]:
-    """The lines of texts that insert more than ``MOST_POSITIONAL`` numbered parameters."""
+    """Yield the lines of INSERT statements with more than ``MOST_POSITIONAL`` numbered parameters."""
     for node in ast.walk(module):
         text = _text(node)
         if "INSERT INTO" in text and max(map(int, _NUMBERED.findall(text)), default=0) > MOST_POSITIONAL:

@@ -1,4 +1,4 @@
-"""Installing the gateway leaves the environment's urllib3 alone, although niquests brings a fork of it."""
+"""Protects the environment's urllib3: niquests' fork does not replace it."""
 
 import json
 import subprocess
