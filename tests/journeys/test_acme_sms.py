@@ -1,4 +1,4 @@
-"""Somebody else's plugin, installed as the package that it is: found, enabled, and tested by its own tests."""
+"""Protects third-party plugins: acme_sms, installed as a package, is found, enabled and passes its tests."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PACKAGE = ROOT / "examples" / "acme_sms"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the package is installed into, built from its sources as pip builds them."""
+    """Return a folder with the package installed from its sources by pip."""
     folder = tmp_path_factory.mktemp("site")
     command = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(folder)]
     done = subprocess.run([sys.executable, *command, str(PACKAGE)], capture_output=True, text=True, check=False)

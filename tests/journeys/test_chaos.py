@@ -1,4 +1,4 @@
-"""``just chaos`` in short; and its judge, who must see every way in which books can be wrong."""
+"""Protects ``just chaos``: a short run passes, and its verifier finds every kind of error in the books."""
 
 import asyncio
 import random
@@ -77,12 +77,12 @@ LISTED = {
         "bodies_spelt_otherwise",
     },
 }
-"""What has to be survived, and the faults that are it."""
+"""The required faults, and the faults of the run that implement them."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that Postgres may pass through, as another user too."""
+    """Return a folder that Postgres can traverse as another user."""
     found = Path(tempfile.mkdtemp(prefix="mpesa-gateway-tests-chaos-"))
     found.chmod(0o711)
     yield found
@@ -94,7 +94,7 @@ def test_chaos_faults_are_all_declared() -> None:
 
 
 def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signals, env: dict[str, str]) -> Any:
-    """Start one of the processes: as a fork of one that has imported it, where it is our own command."""
+    """Start a process; our own command is forked from a process that has imported it."""
     interpreter, _, module, *arguments = command
     if module != "mpesa_gateway.cli":
         return launch(command, output=output, death_signal=death_signal, env=env)
@@ -102,9 +102,7 @@ def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signal
     return forks.start(arguments, folder=Path.cwd(), environ=env, log=output.fileno())
 
 
-async def test_chaos_faults_lose_double_or_invent_no_payment(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_chaos_faults_lose_double_or_invent_no_payment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.chaos.site.launch", forked)
     said: list[str] = []
     options = Options(seed=7, seconds=12, rate=3.0, pace=0.3, at_once=3, settle=240)
@@ -121,19 +119,19 @@ async def test_chaos_faults_lose_double_or_invent_no_payment(
     assert all(f"| `{name}` | {times} |" in shown for name, times in result.faults.items())
 
 
-# -- the judge ----------------------------------------------------------------------------------------------------
+# -- the verifier -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Books:
-    """Everything that the judge looks at, of a run in which nothing went wrong."""
+    """All input of the verifier, from a run without errors."""
 
     gateway: Gateway
     endpoint: Endpoint
     shop: Shoppers
 
     async def judged(self, *changes: str) -> Findings:
-        """What is found once the books have been changed by hand, with all that guards them out of the way."""
+        """Return the verifier's complaints after manual changes with constraints and triggers disabled."""
         findings = Findings()
         with suppress(Undone):
             async with self.gateway.db.transaction():
@@ -152,7 +150,7 @@ SAYS_NO = "254700000001"
 
 
 class Undone(Exception):
-    """The end of a change that was never meant."""
+    """Rolls back a change."""
 
 
 UNGUARD = """
@@ -183,8 +181,8 @@ $$
 
 @asynccontextmanager
 async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
-    """The books of a quiet afternoon: payments, refusals and refunds, everybody told."""
-    rng = random.Random(1)  # noqa: S311 - a seed is the point
+    """Books of a quiet run: payments, rejections and refunds, with every webhook delivered."""
+    rng = random.Random(1)  # noqa: S311 - a fixed seed, not a secret
     endpoint = Endpoint(rng)
     await endpoint.start()
     values |= {"simulator": {"callback_delay": 0.05, "chaos": 0.3, "late_delay": 1.0, "seed": 3}}
@@ -201,9 +199,9 @@ async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
             endpoint.secrets.append(set_up.data["webhook_secret"])
             http.trust_env = False
             buyers = Shoppers(base, (api.key or "",), rng, http, pace=0.2)
-            # So many, however long it takes: a busy machine would manage too few for all that is looked for.
+            # A fixed number of payments: a time limit would produce too few on a busy machine.
             await buyers.flow(12.0, lambda: len(buyers.payments) >= 48)
-            # And one who says no: of those above, only chance would make a payment fail for good.
+            # One payer who cancels: otherwise only chance makes a payment fail.
             buyers.wishes["no"] = Wish(SAYS_NO, 1)
 
             async def has_asked() -> Any:
@@ -234,11 +232,11 @@ NAMES = {
     "callback": "(SELECT callback_id FROM callback ORDER BY callback_id LIMIT 1)",
     "run": "(SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)",
 }
-"""Rows that the forgeries below speak of."""
+"""Subqueries for the rows that the forgeries below change."""
 
 
 def copy(of: str, where: str, **changes: str) -> str:
-    """SQL that writes a row once more, with changes."""
+    """Return SQL that copies a row with changes."""
     given = ", ".join(f"'{name}', {value}" for name, value in changes.items())
     return f"{_COPY.format(of=of, given=given)} WHERE {where}"
 
@@ -427,16 +425,16 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"altered: the audit log's chain is broken"},
     ),
 }
-"""What somebody, or a bug, could do to the books, and the least that must be said about it."""
+"""Changes to the books by a person or a bug, and the minimum set of complaints about each."""
 
 
 def sentences(findings: Findings) -> set[str]:
-    """What was found wrong, without how often."""
+    """Return the complaints without their counts."""
     return {sentence.rpartition(" (")[0] for sentence in findings.wrong}
 
 
 def changed(deliveries: list[Any], **changes: Any) -> list[Any]:
-    """The deliveries, the first one with changes."""
+    """Return the deliveries with changes to the first."""
     return [replace(deliveries[0], **changes), *deliveries[1:]]
 
 
@@ -486,7 +484,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
         "invented: a prompt that nobody asked for",
     ),
 }
-"""What the merchant or its buyers could have met, and what must be said about it."""
+"""Errors seen by the merchant or its buyers, and the expected complaint."""
 
 
 async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: dict[str, Any]) -> None:
@@ -503,7 +501,7 @@ async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: di
             if not expected <= found:
                 missed[forgery] = expected - found
         assert missed == {}
-        # A check that nothing can fail is none; the ledger's invariants have bent books of their own.
+        # Each check must be able to fail; the ledger's invariants have counter-tests of their own.
         assert set(OUR_OWN | AT_LAST) - seen == {"invented: paid with money of the other world"}
         for forgery, (mishear, sentence) in MISHEARD.items():
             heard = Books(
@@ -535,7 +533,7 @@ async def test_stuck_jobs_are_found_and_progressing_jobs_are_not(values: dict[st
         for job in (active, moving, owed):
             await redis.set(job.id, queue.serialize(job))
         await redis.lpush(queue.namespace("active"), active.id, moving.id)
-        # On the list of what is owed at once, and on no list that anybody takes it from.
+        # Present in the list of due jobs, and in no list that a worker claims from.
         await redis.zadd(queue.namespace("incomplete"), {owed.id: 0})
         looking = asyncio.create_task(stuck_jobs(gateway, 2.0))
         await asyncio.sleep(0.6)

@@ -1,4 +1,4 @@
-"""Deploys: processes that are replaced one by one lose no request, hand their jobs on, and push nobody twice."""
+"""Protects rolling deploys: processes replaced one by one lose no request, requeue their jobs and repeat no push."""
 
 import asyncio
 import signal
@@ -24,15 +24,15 @@ from tests.journeys.site import Site, books, running_site, until_up
 pytestmark = pytest.mark.as_owner
 
 SLOW = "254700000017"
-"""Pays, and its push is answered slowly."""
+"""Pays, with a slow answer to its push."""
 
 DRAIN = 4
-"""Seconds that a stopping API goes on serving: time enough for a proxy that looks ten times a second."""
+"""Seconds that a stopping API continues to serve, long enough for a proxy that probes ten times a second."""
 
 
 @asynccontextmanager
 async def balanced(site: Site) -> AsyncGenerator[Balancer]:
-    """A proxy before both APIs, once it has found them ready."""
+    """Return a proxy in front of both APIs once both are ready."""
     balancer = Balancer(site.ports)
     await balancer.start()
     try:
@@ -43,7 +43,7 @@ async def balanced(site: Site) -> AsyncGenerator[Balancer]:
 
 
 async def ready(balancer: Balancer, count: int) -> None:
-    """Wait until the proxy sends requests to so many APIs."""
+    """Wait until the proxy sends requests to this many APIs."""
 
     async def are_ready() -> bool:
         return len(balancer.ready) == count
@@ -52,7 +52,7 @@ async def ready(balancer: Balancer, count: int) -> None:
 
 
 class Customers:
-    """Buy without a pause until told to stop, and keep what they were answered."""
+    """Buyers that create payments until stopped and store the answers."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -61,7 +61,7 @@ class Customers:
         self.statuses: set[int] = set()
 
     async def shop(self, number: int) -> None:
-        """Buy one thing after the other, and look at each."""
+        """Create one payment after another and read each."""
         bought = 0
         while not self.is_over:
             made = await self.api.pay(f"2547{11_000_000 + number * 10_000 + bought}", 5, key=f"{number}-{bought}")
@@ -72,9 +72,7 @@ class Customers:
             await asyncio.sleep(0.05)
 
 
-async def test_rolling_deploy_under_load_loses_no_request(
-    database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+async def test_rolling_deploy_under_load_loses_no_request(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.values["http"] = {"drain": DRAIN}
         site.start_simulator()
@@ -111,7 +109,7 @@ async def test_worker_stopped_with_unfinished_jobs_requeues_them(
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
-        # One whole call may take so long that only a job that is handed on can be done in the time of this test.
+        # The timeout of a whole call is long: only a requeued job can finish within this test.
         site.values |= {"webhooks": {"timeout": 15}, "worker": {"grace": 1}}
         site.start_api(0)
         worker = site.start_worker()
@@ -141,7 +139,7 @@ async def test_worker_stopped_with_unfinished_jobs_requeues_them(
 
 
 async def interrupted(site: Site, gateway: Gateway, api: Api, victim: Any, number: signal.Signals) -> Any:
-    """Ask for a payment, and signal the API that serves it while M-Pesa thinks; gives what the client was answered."""
+    """Create a payment and signal the API that serves it during the push; returns the client's answer."""
     slow = Api(site.simulator, None)
     await slow.call("PATCH", "/simulator/control/knobs", {"slow_answer": 5, "callback_delay": 8})
     await slow.close()
@@ -168,7 +166,7 @@ async def test_push_interrupted_by_a_kill_is_not_repeated_and_completes(
                 await interrupted(site, gateway, there, victim, signal.SIGKILL), niquests.exceptions.RequestException
             )
             await there.close()
-            # Nobody knows what became of it: the same key is not a second push, neither at once nor later.
+            # The result of the push is unknown: the same key sends no second push, then or later.
             statuses = set[int]()
 
             async def is_answered() -> Any:
@@ -184,9 +182,7 @@ async def test_push_interrupted_by_a_kill_is_not_repeated_and_completes(
             assert await gateway.db.fetchval("SELECT receipt FROM sim_transaction") == paid["receipt"]
 
 
-async def test_push_in_flight_at_a_stop_is_finished_first(
-    database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+async def test_push_in_flight_at_a_stop_is_finished_first(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         site.start_api(0)
@@ -227,18 +223,18 @@ async def test_push_after_a_disconnect_and_a_stop_is_recorded(
 
 
 async def api_list(api: Api) -> list[dict[str, Any]]:
-    """All payments, from another process."""
+    """Return all payments, read through another process."""
     found: list[dict[str, Any]] = (await api.call("GET", "/v1/payments")).data
     return found
 
 
 async def timeline(api: Api, payment_id: str) -> list[dict[str, Any]]:
-    """What happened to a payment, from another process."""
+    """Return a payment's timeline, read through another process."""
     found: list[dict[str, Any]] = (await api.call("GET", f"/v1/payments/{payment_id}")).data["timeline"]
     return found
 
 
-# -- the release before, on what the next one has made of the database --------------------------------------------
+# -- the previous release on the schema of the next one -----------------------------------------------------------
 
 
 TABLES = """
@@ -248,7 +244,7 @@ WHERE relnamespace = 'mpesa'::regnamespace AND relkind IN ('r', 'p') AND NOT rel
 
 
 async def add_what_a_release_may_add(gateway: Gateway) -> None:
-    """Columns on every table, a table, an index and a rule, as the next release's migrations would."""
+    """Add columns to every table, a table, an index and a constraint, as the next release's migrations may."""
     tables = await gateway.db.fetch(TABLES)
     add = "ADD COLUMN next_word text, ADD COLUMN next_flag boolean NOT NULL DEFAULT false"
     await apply(
@@ -264,7 +260,7 @@ async def add_what_a_release_may_add(gateway: Gateway) -> None:
 
 
 async def apply(gateway: Gateway, statements: list[str]) -> None:
-    """The migrations of a release after this one."""
+    """Apply the migrations of the next release."""
     newest = await gateway.db.fetchval("SELECT max(number) FROM migration WHERE owner = 'payments'")
     added = [
         Migration("payments", number, f"{number:04}_next.sql", sql)
@@ -276,7 +272,7 @@ async def apply(gateway: Gateway, statements: list[str]) -> None:
 
 
 async def live_a_day(town: Town, day: str) -> None:
-    """A bit of everything that a merchant does."""
+    """Call a bit of every merchant operation."""
     api = town.api
     paid = (await api.pay("254711000001", 500, key=f"paid-{day}", metadata={"order": "7"})).data
     failed = (await api.pay("254700000001", 5, key=f"failed-{day}")).data
@@ -312,7 +308,7 @@ async def live_a_day(town: Town, day: str) -> None:
 
 
 async def status_of_ready(town: Town) -> tuple[int, dict[str, Any]]:
-    """What a proxy is told, and what about the migrations."""
+    """Return the status of /health/ready and its part about migrations."""
     answer = await town.api.call("GET", "/health/ready")
     return answer.status, answer.body["data"]["parts"]["migrations"]
 
@@ -324,7 +320,7 @@ async def test_release_on_a_schema_with_additions_serves_and_restarts(town: Town
     await add_what_a_release_may_add(town.gateway)
     assert await status_of_ready(town) == (200, {"ok": True})
     await live_a_day(town, "meanwhile")
-    # A process of the old release that crashed now, and is started again.
+    # A process of the old release that crashes now is restarted.
     await town.gateway.stop()
     await town.gateway.start()
     await live_a_day(town, "afterwards")

@@ -1,4 +1,4 @@
-"""The gateway inside somebody else's application: mounted at a prefix, its lifespan composed, its events heard."""
+"""Protects embedding: a gateway mounted at a prefix of another application, with its lifespan and events."""
 
 import asyncio
 from collections.abc import Callable
@@ -109,7 +109,7 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
         gateway = Gateway(GatewayConfig.from_values(values | {"public_url": base}))
         async with serving(host(gateway, prefix, gateway.lifespan), at), Browser(ops) as browser:
             await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-            # With a slash at the end and without one: each leads to the same login.
+            # With and without a trailing slash the same login is shown.
             for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
                 turned = await browser.opens(path)
                 assert (turned.status, turned.url) == (200, f"{ops}/login"), path
@@ -125,7 +125,7 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
             made = await browser.submits(page, "/merchants", name="Duka la Zuri")
             assert (made.status, "Duka la Zuri" in made.words) == (200, True)
             assert made.url.startswith(f"{ops}/merchants/mer_")
-            # The same page by its address with a slash has links that lead to the same places.
+            # The page at the address with a slash has links to the same places.
             slashed = await browser.opens(f"{ops}/merchants/")
             assert slashed.form("/merchants").action == f"{ops}/merchants"
             out = await browser.submits(made, "/logout")

@@ -1,4 +1,4 @@
-"""A callback's address has leaked: with `payments.confirm`, what a stranger posts costs one query and no money."""
+"""Protects `payments.confirm`: a forged callback at a leaked address costs one status query and moves no money."""
 
 from typing import Any
 
@@ -13,29 +13,29 @@ ASKS = "254700000020"
 
 @pytest.fixture(params=["always", "mismatch"])
 def values(values: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What M-Pesa is asked about before it counts."""
+    """Results that M-Pesa has to confirm."""
     return values | {"payments": {"confirm": request.param, "ask_after": [1]}}
 
 
 async def prompted(town: Town, amount: int = 500) -> tuple[str, str]:
-    """A payment whose prompt is open: its id, and the prompt's."""
+    """Return a payment with an open prompt: its id and the checkout request id."""
     made = (await town.api.pay(ASKS, amount, key="order")).data
     return made["id"], made["provider_ref"]
 
 
 async def forge(town: Town, checkout_request_id: str, amount: int) -> None:
-    """Somebody who has learned the address claims that this was paid."""
+    """Post a forged success at the leaked address."""
     path = f"/simulator/control/pushes/{checkout_request_id}/forge"
     assert (await town.api.call("POST", path, {"amount": amount})).data == {"status": 200}
 
 
 async def sweep(town: Town) -> None:
-    """Have M-Pesa asked about what is due."""
+    """Run the due status queries."""
     await town.gateway.services.get(StkQueries).wake_due()
 
 
 async def steps(town: Town, payment_id: str) -> list[str]:
-    """What has happened to a payment."""
+    """Return the steps of a payment's timeline."""
     found = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
     return [step["kind"] for step in found["timeline"]]
 

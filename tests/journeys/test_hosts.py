@@ -1,4 +1,4 @@
-"""The example's theatre in each framework and at two prefixes: paid for, beside its own database and login."""
+"""Protects the host example in each framework at two prefixes, with its own database and login."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ PREFIXES = pytest.mark.parametrize("prefix", ["/payments", "/m/pesa"])
 
 @dataclass(frozen=True)
 class Open:
-    """A theatre that is open, and a browser without cookies."""
+    """A running host application, and a browser without cookies."""
 
     theatre: Theatre
     base: str
@@ -49,7 +49,7 @@ class Open:
         return answer
 
     async def paid(self, ticket_id: str) -> dict[str, Any]:
-        """The ticket, once it has a receipt."""
+        """Return the ticket once it has a receipt."""
 
         async def seen() -> dict[str, Any] | None:
             found: dict[str, Any] = (await self.asks("GET", f"/tickets/{ticket_id}")).json()
@@ -62,7 +62,7 @@ class Open:
 
 @pytest.fixture
 def theatres_url(servers: Servers) -> Generator[str]:
-    """The theatre's own database."""
+    """Return the URL of the host's own database."""
     with empty_database(servers) as url:
         yield url
 
@@ -109,15 +109,15 @@ async def test_host_app_sells_a_seat_through_the_mounted_gateway(
         document = (await it.asks("GET", f"{prefix}/schema/openapi.json")).json()
         assert document["servers"] == [{"url": it.base + prefix}]
         assert "/v1/payments" in document["paths"]
-        # What is at the document's addresses is the gateway.
+        # The addresses of the OpenAPI document are the gateway's.
         listed = await niquests.aget(document["servers"][0]["url"] + "/v1/payments")
         assert (listed.status_code, listed.json()["errors"][0]["code"]) == (401, "AUTH_INVALID_KEY")
 
-        # Each database has its owner's tables and nothing else.
+        # Each database contains its owner's tables only.
         assert await tables_of(theatres_url) == {"public.ticket"}
         assert {name.partition(".")[0] for name in await tables_of(values["database"]["url"])} == {"mpesa"}
         assert await Ticket.count() == 1
-    # The gateway has stopped, and the host's Piccolo goes on.
+    # The gateway has stopped, and the host's Piccolo engine still works.
     assert await Ticket.count() == 1
     assert (logging.getLogger().handlers[:], logging.getLogger().level, structlog.is_configured()) == before
     assert dict(os.environ) == environ
@@ -134,7 +134,7 @@ async def test_host_login_protects_the_operator_pages_only(
         for path in ("/ops", "/ops/", "/ops/payments", "/%6fps/payments"):
             turned = await it.asks("GET", prefix + path, headers=page)
             assert (turned.status_code, turned.headers["location"]) == (303, "/stage-door"), path
-        # The gateway's own passwords open nothing here.
+        # The gateway's passwords are not accepted here.
         await it.theatre.gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         login = {"name": "amina", "password": PASSWORD.reveal()}
         await it.asks("POST", f"{prefix}/ops/login", data=login, headers=page)
@@ -180,7 +180,7 @@ async def test_workers_outside_the_host_run_its_handlers(
 
 
 def worker_with(environ: dict[str, str]) -> Forked:
-    """A worker of the theatre, as its host starts it, with these variables and none of ours besides."""
+    """Start a worker as the host does, with these variables and no other gateway variables."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
     words = ("worker", "--gateway", "examples.hosts.from_environment:gateway")
     with Path(os.devnull).open("wb") as nothing:

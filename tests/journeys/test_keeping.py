@@ -1,4 +1,4 @@
-"""What is kept: the record of money for good, the rest for a while, and a payer's number until they want it erased."""
+"""Protects retention and erasure: the record of money stays, other rows expire, a payer's number can be erased."""
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
@@ -44,13 +44,13 @@ LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement ORD
 
 @pytest.fixture
 def confirm() -> str:
-    """Which successes are confirmed before they count."""
+    """Successes that are confirmed before they count."""
     return "never"
 
 
 @pytest.fixture
 async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
-    """Everything that a payment needs, running, with a clock that we set."""
+    """A running gateway with the simulator and a clock set by the test."""
     values["simulator"] = {"callback_delay": 0}
     values["payments"] = {"confirm": confirm}
     async with (
@@ -64,17 +64,17 @@ async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
 
 
 def later(town: Town, by: timedelta) -> None:
-    """Let time pass."""
+    """Advance the clock."""
     cast(SetClock, town.gateway.clock).advance(by)
 
 
 async def paid(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
-    """A payment that has been completed."""
+    """Return a completed payment."""
     return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
 
 
 async def told(town: Town) -> None:
-    """Wait until merchants have heard of everything."""
+    """Wait until all webhooks are delivered."""
 
     async def is_told() -> bool:
         return not await town.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
@@ -83,12 +83,12 @@ async def told(town: Town) -> None:
 
 
 async def erase(town: Town, **options: Any) -> Erasure:
-    """What the command does."""
+    """Run the erasure as the command does."""
     return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
 
 
 async def standing(town: Town, *, but: str = "") -> list[str]:
-    """Every row in which the number, or the name that Daraja puts beside it, still stands."""
+    """Return the rows that contain the number, or Daraja's masked form of it."""
     db, found = town.gateway.db, list[str]()
     others = str(UUID(bytes=uuid_of(but)))
     tables = await db.fetch(TABLES)
@@ -99,7 +99,7 @@ async def standing(town: Town, *, but: str = "") -> list[str]:
 
 
 async def a_payment_with_everything(town: Town) -> dict[str, Any]:
-    """Paid, asked about, found on a statement, partly refunded, with the number wherever a merchant may put it."""
+    """Return a payment with queries, a statement line and a partial refund, and the number in every free field."""
     payment = await paid(
         town.api,
         PAYER,
@@ -120,14 +120,14 @@ async def a_payment_with_everything(town: Town) -> dict[str, Any]:
 
     await eventually(is_done)
     await told(town)
-    # What the merchant's server answered to the webhook.
+    # The merchant's answer to the webhook.
     await town.gateway.db.execute("UPDATE attempt SET answer = 'thanks, 254711000001'")
     found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found
 
 
 async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
-    """Give a push the name that Daraja would, which ends in the payer's number; and an address of the merchant's."""
+    """Set a checkout id that ends in the payer's number, as Daraja's do, and a callback address with it."""
     name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
     for change in (
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
@@ -140,7 +140,7 @@ async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
 
 
 async def receive_unmatched(town: Town, days: int) -> None:
-    """A callback of so many days ago that nobody could use, and that names the payer."""
+    """Store an unmatched callback of this many days ago that names the payer."""
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
@@ -153,7 +153,7 @@ async def receive_unmatched(town: Town, days: int) -> None:
 
 
 async def failed(town: Town, key: str) -> dict[str, Any]:
-    """A payment of which M-Pesa says that the payer did not answer, while the prompt is still open on their phone."""
+    """Return a payment failed by a result "no answer" while its prompt is still open."""
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     payment = (await town.api.pay(PAYER, 500, key=key)).data
     await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
@@ -164,14 +164,14 @@ async def failed(town: Town, key: str) -> dict[str, Any]:
 
 
 async def address(town: Town, payment: dict[str, Any]) -> str:
-    """Where Daraja calls back about a payment."""
+    """Return the address that Daraja posts a payment's callback to."""
     callbacks = town.gateway.services.get(Callbacks)
     url = callbacks.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
     return url.removeprefix(town.base)
 
 
 async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
-    """Callbacks that are refused: one to no address of ours, one to a payment's own that says nothing."""
+    """Post two rejected callbacks: one to an unknown address, one to a payment's own without a usable body."""
     address: str = await town.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", payment["provider_ref"]
     )
@@ -181,7 +181,7 @@ async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
 
 
 async def counts(town: Town) -> dict[str, int]:
-    """How many rows there are in each table."""
+    """Return the number of rows in each table."""
     tables = await town.gateway.db.fetch(TABLES)
     return {
         row["relname"]: await town.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
@@ -200,14 +200,14 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
         await town.api.pay(phone, 60, key=phone, reference="table 4")
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
-    # Money that no payment explains: its note goes, the transaction stays.
+    # Unmatched money: its note is deleted, the transaction stays.
     await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
     await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
     before = await counts(town)
     assert min(before[name] for name in GOES) > 0
 
-    # The two prompts, which nobody has answered, wait on.
+    # The two unanswered prompts stay pending.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
     assert not any((await Retention(town.gateway).forget()).values())
@@ -215,7 +215,7 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
     assert [name for name in before if now[name] < before[name]] == []
     later(town, timedelta(days=3653))
     async with as_owner(town.gateway) as owner:
-        # The audit log goes by Postgres' own clock, which nobody moves.
+        # The audit log expires by Postgres' clock, which the test does not move.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
     await Retention(town.gateway).forget()
@@ -226,7 +226,7 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
     assert await town.gateway.audit.verify() == 1
     assert await db.fetchval("SELECT finding FROM statement_note") == "ambiguous"
 
-    # The keys are gone, and still make nothing a second time.
+    # The keys are deleted, and a repeated request still makes no second payment.
     again = await town.api.pay(
         PAYER,
         500,
@@ -319,7 +319,7 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
     (intent,) = (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows
     assert intent.number < for_merchant.number < for_all.number
     assert await broken(town.gateway) == {}
-    # A second time there is nothing left to do.
+    # A second run has nothing to delete.
     assert (await erase(town)).cases == 0
 
 
@@ -354,7 +354,7 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     assert "too recent" in why[recent["id"]]
     rows = await db.fetch("SELECT payment_id, phone FROM payment")
     assert {row["payment_id"] for row in rows if row["phone"] == "erased"} == {settled["id"]}
-    # What is under way ends as if nobody had asked.
+    # Pending work ends as without the erasure.
     assert refund["status"] == "pending"
     with pytest.raises(Invalid, match="at least 48 hours ago"):
         await erase(town, before=town.gateway.clock.now())
@@ -422,7 +422,7 @@ async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
     assert (shown["phone"], shown["mismatch"]) == ("erased", None)
     await told(town)
     assert await broken(town.gateway) == {}
-    # The callback has brought the number again, in Daraja's name of the push too: it goes once it is old enough.
+    # The callback has stored the number again, also in Daraja's checkout id: it is erased once it is old enough.
     assert (await erase(town)).cases == 0
     assert {row.partition(":")[0] for row in await standing(town)} == {
         "callback",
@@ -442,7 +442,7 @@ async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> 
     assert ((await erase(town)).cases, await standing(town)) == (1, [])
     path = await address(town, payment)
     for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
-        # Money that is reported at the payment's own address is never refused: a person looks at it.
+        # Money reported at the payment's own address is never rejected: it needs review.
         assert (await town.api.call("POST", path, stk_callback(other))).status == 200, other
         assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "failed", other
     assert (await town.api.call("POST", path, stk_callback(name, 1032))).status == 200

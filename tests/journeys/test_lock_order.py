@@ -1,4 +1,4 @@
-"""Every transaction locks rows in one order, and no two wait for each other: docs/reliability.md."""
+"""Protects against deadlocks: every transaction locks rows in one order (docs/reliability.md)."""
 
 import ast
 import asyncio
@@ -28,10 +28,10 @@ from tests.paths import Paths
 from tests.rare_paths import RarePaths
 
 ROUNDS = int(os.environ.get("MPESA_GATEWAY_TEST_ROUNDS", "40"))
-"""`just deadlocks 10000` plays 10,000."""
+"""`just deadlocks 10000` runs 10,000."""
 
 SHARE = 200
-"""Rounds of one database: with many more rows each round would take longer."""
+"""Rounds on one database: each round takes longer with more rows."""
 
 _ALONE = "alone in its transaction, and its order is read from its text"
 _LIVE = "live receivers only: locks one receiver, then one shortcode, then the audit log"
@@ -56,7 +56,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, by NOWAIT",
     "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
-"""Statements that lock rows, and functions that build such a query, that no path plays, and why that is no gap."""
+"""Statements that lock rows, and functions that build such queries, that no path runs, with the reason."""
 
 PLAIN = {
     "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
@@ -69,12 +69,12 @@ PLAIN = {
     "pull_registration": "written one row at a time",
     "refused_callback": "inserted, and locked without waiting",
 }
-"""Tables without a place in the order, and why they need none."""
+"""Tables without a place in the order, with the reason."""
 
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Payments and refunds are asked about on demand only."""
+    """Status queries run on demand only."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "refunds": {"ask_after": [3600]},
@@ -84,13 +84,13 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 @pytest.fixture
 def of_tests() -> bool:
-    """Whether statements of the test itself are recorded."""
+    """Return True if the test's own statements are recorded."""
     return False
 
 
 @pytest.fixture
 async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
-    """Records the locks of each transaction from here on."""
+    """Record the locks of each transaction from now on."""
     found = Recorder(of_tests=of_tests)
     async with as_owner(town.gateway) as owner:
         await found.install(owner)
@@ -104,7 +104,7 @@ async def test_code_paths_lock_in_the_order_of_the_tables(town: Town, daraja: Da
     for path in RarePaths(town, daraja).all():
         await path
     assert list(recorder.wrong) == []
-    # An order that is not looked at is none.
+    # Only recorded paths can prove an order.
     assert RANKS.keys() & {TURN, *recorder.catalogue.primary} == recorder.seen
     assert set(unplayed(recorder, town.gateway.db.columns)) - UNPLAYED.keys() == set()
     assert {name for name in recorder.unranked if not name.startswith("sim_")} == PLAIN.keys()
@@ -114,12 +114,12 @@ _PARAMETER = re.compile(r"\$\d+")
 
 
 def _text(sql: str) -> str:
-    """A statement without its spaces and the numbers of its parameters: deferred writes are sent as one statement."""
+    """Normalise spaces and parameter numbers: deferred writes are sent as one statement."""
     return _PARAMETER.sub("$", " ".join(sql.split()))
 
 
 def unplayed(recorder: Recorder, columns: Columns) -> Iterator[str]:
-    """The statements of the product that lock rows, and the functions that build such a query, that no path ran."""
+    """Return the product's locking statements and query-building functions that no path ran."""
     ran = "\n".join(map(_text, recorder.statements))
     for name, sql in statements():
         if tables_of(sql) & RANKS.keys() and not any(_text(one) in ran for one in (sql, columns.spell_out(sql))):
@@ -133,7 +133,7 @@ def unplayed(recorder: Recorder, columns: Columns) -> Iterator[str]:
 
 
 def builders(path: Path) -> Iterator[tuple[str, str]]:
-    """The functions of a module that build an UPDATE, DELETE or INSERT with Piccolo, each with the table."""
+    """Yield the functions of a module that build an UPDATE, DELETE or INSERT with Piccolo, with the table."""
     for function in ast.walk(parsed(path)):
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef):
             for node in ast.walk(function):
@@ -145,13 +145,13 @@ def builders(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def module_of(path: Path) -> ModuleType:
-    """The module of a file that is shipped."""
+    """Return the module of a shipped file."""
     name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
     return importlib.import_module(name.removesuffix(".__init__"))
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """The statements that modules of the product name, by these names."""
+    """Return the statements that modules of the product name, by name."""
     for path in shipped_modules():
         name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
         if name.endswith(("__main__", "pytest_plugin")) or "simulator" in name:
@@ -173,7 +173,7 @@ def test_statement_on_several_rows_locks_them_in_order(recorder: Recorder) -> No
                 assert not clause.waits or is_sorted, name
 
 
-# -- violations are found ----------------------------------------------------------------------------------------------
+# -- violations are found -----------------------------------------------------------------------------------------
 
 TWO = "SELECT payment_id FROM payment WHERE payment_id = ANY($1::uuid[])"
 MARK = "UPDATE payment SET updated_at = now()"
@@ -321,9 +321,7 @@ CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION
 """Two statements that update two payments each are in the middle of it at the same time."""
 
 
-async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(
-    town: Town, daraja: Daraja
-) -> None:
+async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: Town, daraja: Daraja) -> None:
     """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""
     paths, db = Paths(town, daraja), town.gateway.db
     ids = [(await paths.pay())["id"] for _ in range(4)]

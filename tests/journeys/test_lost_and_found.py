@@ -1,4 +1,4 @@
-"""Money whose news was lost, and money that goes back: found again by asking, told once, never sent twice."""
+"""Protects recovery and refunds: lost results are found by queries, delivered once, and no refund is sent twice."""
 
 import asyncio
 from typing import Any
@@ -10,36 +10,36 @@ from mpesa_gateway_refunds.queries import RefundQueries
 from tests.conftest import Town
 
 SILENT = "254700000007"
-"""Pays, and Daraja never calls back."""
+"""Pays, and Daraja sends no callback."""
 
 SAYS_ANOTHER_AMOUNT = "254700000011"
-"""Pays what was asked for, and the callback says one shilling more."""
+"""Pays the requested amount, and the callback reports one shilling more."""
 
 VANISHES = "254700000021"
-"""Pays, and neither the push's answer nor a callback ever says so."""
+"""Pays, and neither an acknowledgement nor a callback arrives."""
 
 pytestmark = pytest.mark.usefixtures("initiated")
 
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """Questions are asked soon."""
+    """Status queries run soon."""
     return values | {"payments": {"ask_after": [1], "expire_after": 60}, "simulator": {"callback_delay": 0.05}}
 
 
 async def habit(town: Town, **habits: str) -> None:
-    """Make Daraja misbehave."""
+    """Make the simulator misbehave."""
     assert (await town.api.call("PATCH", "/simulator/control/habits", habits)).status == 200
 
 
 async def paid(town: Town, key: str = "a", phone: str = "254711000001", amount: int = 500, **more: Any) -> Any:
-    """A payment that has been completed."""
+    """Return a completed payment."""
     made = (await town.api.pay(phone, amount, key=key, **more)).data
     return await town.api.settled(made["id"], "completed")
 
 
 async def refunded(town: Town, refund_id: str, status: str) -> Any:
-    """A refund once it has this status."""
+    """Return a refund once it has this status."""
 
     async def look() -> Any:
         found = (await town.api.call("GET", f"/v1/refunds/{refund_id}")).data
@@ -49,7 +49,7 @@ async def refunded(town: Town, refund_id: str, status: str) -> Any:
 
 
 async def reconcile(town: Town, body: dict[str, Any] | None = None) -> Answer:
-    """A run over the last two hours."""
+    """Run a reconciliation over the last two hours."""
     return await town.api.call("POST", "/v1/payments/mpesa/reconcile", body or {})
 
 
@@ -177,7 +177,7 @@ async def test_statement_line_fitting_two_payments_matches_neither(town: Town) -
     await town.api.call("POST", "/simulator/control/ledger", money)
     run = (await reconcile(town)).data
     assert (run["ambiguous"], run["recovered"]) == (1, 0)
-    # A status query shows the payer's whole number, and decides.
+    # A status query shows the payer's whole number, which decides.
     payment = await town.api.settled(first["id"], "completed")
     assert payment["timeline"][-1]["cause"] == "status_query"
     assert (await town.api.call("GET", f"/v1/payments/{second['id']}")).data["status"] == "pending"
@@ -185,7 +185,7 @@ async def test_statement_line_fitting_two_payments_matches_neither(town: Town) -
 
 
 async def test_ambiguous_line_is_resolved_within_one_account_only(town: Town) -> None:
-    """M-Pesa's answer about a receipt shows the payer and the amount, and not the account that the line named."""
+    """M-Pesa's result about a receipt shows the payer and the amount, not the account number of the statement line."""
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     await habit(town, pullquery="partial_msisdn", transactionstatus="late")
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600, "late_delay": 600})
@@ -195,7 +195,7 @@ async def test_ambiguous_line_is_resolved_within_one_account_only(town: Town) ->
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
     assert (await reconcile(town)).data["ambiguous"] == 1
-    # Before the answer comes, the payment that it would have found is paid with other money.
+    # Before the result arrives, other money completes the payment that it would have matched.
     prompt = f"/simulator/control/pushes/{first['provider_ref']}/answer"
     assert (await town.api.call("POST", prompt, {"answer": "pay"})).status == 200
     await town.api.settled(first["id"], "completed")

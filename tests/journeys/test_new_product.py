@@ -1,4 +1,4 @@
-"""A new product is one folder and one line of configuration: no file of the kernel or of a plugin names it."""
+"""Protects extensibility: a new product is one folder and one line of configuration."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ REGISTER = "/mpesa/c2b/v2/registerurl"
 
 @dataclass(frozen=True)
 class Office:
-    """A gateway with the product, a shop that sells tickets, and the Daraja that it asks."""
+    """A gateway with the product, a merchant that sells tickets, and a Daraja stand-in."""
 
     gateway: Gateway
     base: str
@@ -33,18 +33,18 @@ class Office:
     daraja: Scripted
 
     async def sells(self, number: str) -> str:
-        """Sell a ticket; gives the path at which Safaricom is to ask about it."""
+        """Sell a ticket and return the path that Safaricom posts its validation request to."""
         assert (await self.api.call("POST", "/v1/tickets", {"number": number})).status == 201
         url: str = json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]
         return urlsplit(url).path
 
     async def asks(self, path: str, number: str, receipt: str) -> Answer:
-        """Ask whether money for this account number is to be taken, as Safaricom does."""
+        """Post a validation request for this account number, as Safaricom does."""
         return await self.api.call("POST", path, {"TransID": receipt, "BillRefNumber": number})
 
 
 async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Hand out tokens, and take every registration."""
+    """Issue tokens and accept every registration."""
     if asked.path.startswith("/oauth/"):
         write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
     else:
@@ -53,7 +53,7 @@ async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
 
 @pytest.fixture
 async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Office]:
-    """The product's folder is installed, and its name stands in ``plugins``: nothing else was done."""
+    """Install the product's folder and add its name to ``plugins``, the only two steps."""
     info = tmp_path / "tickets-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tickets\nVersion: 1.0\n")
@@ -80,7 +80,7 @@ async def test_new_product_answers_a_validation_request(office: Office) -> None:
     )
     assert [tuple(row) for row in kept] == [("ticket", 0, True), ("ticket", 1, True)]
     assert (await office.api.call("POST", path, {"Body": {}})).status == 422
-    # At the specification's address, the sandbox takes results from Safaricom's addresses only.
+    # At the specification's address, the sandbox accepts results from Safaricom's addresses only.
     assert (await office.asks("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
 
 

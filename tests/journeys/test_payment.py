@@ -1,4 +1,4 @@
-"""A payment from the wish to the webhook, through real HTTP, Postgres, Valkey, a worker and the simulator."""
+"""Protects a payment from request to webhook, with real HTTP, Postgres, Valkey, a worker and the simulator."""
 
 import pytest
 from standardwebhooks import Webhook
@@ -107,7 +107,7 @@ async def test_expired_token_is_replaced_and_the_push_sent_once(town: Town) -> N
     phone = "254711000002"
     first = await town.api.pay("254711000003", key="a")
     assert first.status == 201
-    # Somebody else fetches a token with our keys: ours is invalid from now on.
+    # Another client fetches a token with our credentials: ours becomes invalid.
     await town.gateway.db.execute("UPDATE sim_token SET token = 'another'")
     second = await town.api.pay(phone, key="b")
     assert second.status == 201
@@ -124,7 +124,7 @@ async def test_pending_prompt_waits_and_a_duplicate_callback_changes_nothing(tow
     for _ in range(3):
         again = await town.api.call("POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/callback")
         assert again.data == {"status": 200}
-    # Valkey forgets: Postgres' constraint decides alone.
+    # Valkey is empty: only Postgres' constraint decides.
     await town.gateway.valkey.flushdb()
     await town.api.call("POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/callback")
     assert await town.told(1) == ["payment.completed"]

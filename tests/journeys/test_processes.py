@@ -1,4 +1,4 @@
-"""Separate processes, as in production: two APIs, a worker and Daraja, started by command line and killed at will."""
+"""Protects two APIs, a worker and the simulator as separate processes that are killed and restarted."""
 
 import asyncio
 import signal
@@ -84,7 +84,7 @@ async def test_retries_in_two_processes_with_busy_daraja_send_one_prompt(
             ids: set[str] = set()
 
             async def insist(number: int) -> None:
-                # As a shop does whose buyer waits: again and again, until there is a payment.
+                # Retry until there is a payment, as a shop does for a waiting buyer.
                 while True:
                     answer = await (first, second)[number % 2].pay("254700000020", 50, key="one")
                     statuses.add(answer.status)
@@ -122,7 +122,7 @@ async def test_processes_killed_in_the_middle_finish_the_payment(
             for process in site.running:
                 process.kill()
                 process.wait()
-            # The payer pays while nobody is there to hear of it.
+            # The payer pays while no process runs.
             site.start_simulator()
             await until_up(f"{site.simulator}/health/live")
             phone = Api(site.simulator, None)
@@ -158,7 +158,7 @@ async def test_worker_stopped_finishes_its_jobs_and_exits_zero(
             await receiver.wait_for(1)
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(worker.wait, 20) == 0
-            # The attempt that was under way was finished and written down, not repeated.
+            # The running attempt was finished and recorded, not repeated.
             log = (await api.call("GET", f"/v1/webhooks/logs?payment_id={made.data['id']}")).data
             assert [(row["status"], row["attempts"]) for row in log] == [("delivered", 1)]
             assert len(receiver.received) == 1

@@ -1,7 +1,7 @@
-"""After everything that can happen to a merchant: no secret anywhere, and no phone number where none is needed.
+"""Protects secrets and phone numbers: no stored, logged or returned text contains one outside the documented places.
 
-The processes are those that a host runs, two of each kind: one writes its log as JSON, the other for people, both at
-debug level. Everything that they kept, wrote and answered is then searched.
+Two APIs and two workers run as a host runs them, one of each with JSON logs and one with text logs, all at debug level.
+Everything that they stored, logged and returned is searched.
 """
 
 import base64
@@ -50,25 +50,25 @@ PLUGINS = "credentials,callbacks,transactions,payments,refunds,reconciliation,we
 
 
 def random_secret(size: int = 40) -> str:
-    """A secret that nothing else contains."""
+    """Return a secret that no other text contains."""
     return secrets.token_hex(size // 2)
 
 
 @dataclass
 class Story:
-    """What was kept secret, and what was heard on the way."""
+    """The secrets of the journey, and all output."""
 
     secret: dict[str, str] = field(default_factory=dict[str, str])
     heard: list[tuple[str, Answer]] = field(default_factory=list[tuple[str, Answer]])
 
     def keeps(self, name: str, value: str) -> str:
-        """Note a secret."""
+        """Record a secret."""
         self.secret[name] = value
         return value
 
 
 class Shop:
-    """Calls one process after the other, and keeps what they say."""
+    """Calls the processes in turn and records their answers."""
 
     def __init__(self, bases: list[str], key: str | None, story: Story) -> None:
         self._apis = [Api(base, key) for base in bases]
@@ -78,7 +78,7 @@ class Shop:
     async def says(
         self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str
     ) -> Answer:
-        """One request. ``Idempotency_Key="a"`` becomes a header."""
+        """Send one request. ``Idempotency_Key="a"`` becomes a header."""
         self._turn += 1
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = await self._apis[self._turn % 2].call(method, path, body, raw=raw, headers=named)
@@ -86,12 +86,12 @@ class Shop:
         return answer
 
     async def pays(self, who: str, amount: Any = 500, **more: Any) -> Answer:
-        """Ask a payer for money."""
+        """Create a payment."""
         body = {"amount": amount, "phone": PAYERS[who]} | more
         return await self.says("POST", "/v1/payments", body, Idempotency_Key=f"{who}-{amount}-{self._turn}")
 
     async def settled(self, payment: Mapping[str, Any]) -> Any:
-        """The payment, once it has ended or is held."""
+        """Return the payment once it has ended or needs review."""
 
         async def look() -> Any:
             found = (await self.says("GET", f"/v1/payments/{payment['id']}")).data
@@ -106,7 +106,7 @@ class Shop:
 
 @dataclass(frozen=True)
 class Site:
-    """The processes, what they keep their things in, and a look into it."""
+    """The processes, their stores, and database access."""
 
     host: Host
     bases: list[str]
@@ -117,12 +117,12 @@ class Site:
     gateway: Gateway
 
     async def breaks(self, *statements: str) -> None:
-        """Change the gateway's tables so that something goes wrong."""
+        """Change the gateway's tables so that statements fail."""
         for statement in statements:
             await self.gateway.db.execute(statement)
 
     async def at_daraja(self, sql: str) -> list[str]:
-        """The first column of a query on the simulator's own database."""
+        """Return the first column of a query on the simulator's database."""
         connection = await asyncpg.connect(self.daraja_url, server_settings={"search_path": "mpesa"})
         try:
             return [row[0] for row in await connection.fetch(sql)]
@@ -132,7 +132,7 @@ class Site:
 
 @asynccontextmanager
 async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[Site]:
-    """Two that serve, two that work, and Daraja, which keeps its things elsewhere."""
+    """Return two APIs, two workers and the simulator, which has its own database."""
     with empty_database(servers) as database_url, empty_database(servers) as daraja_url:
         ports, daraja = [free_port(), free_port()], free_port()
         keyspaces = [empty_keyspace(servers), empty_keyspace(servers)]
@@ -186,7 +186,7 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
 
 
 async def everything_happens(town: Site, story: Story, receiver: Receiver) -> None:
-    """From the first key to the last fault."""
+    """Run the whole journey, from the first key to the last fault."""
     gateway = town.gateway
     merchant = await gateway.merchants.create("Duka", actor="test")
     _, key = await gateway.api_keys.create(
@@ -240,7 +240,7 @@ async def credentials_are_stored(town: Site, shop: Shop, story: Story) -> None:
         "nominated_number": NOMINATED,
     }
     assert (await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})).status == 200
-    # What is wrong with a secret is said without the secret.
+    # An error about a secret does not contain the secret.
     for name in names:
         spoilt = mpesa | {name: mpesa[name] + " \u00e9"}
         answer = await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": spoilt})
@@ -373,7 +373,7 @@ async def strangers_call_back(town: Site, stranger: Shop, phone: Api, payment: A
 
 
 async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
-    """Postgres refuses rows, and says which: its errors quote them whole."""
+    """Let Postgres reject rows with errors that quote them whole."""
     await town.breaks(
         "ALTER TABLE payment ADD CONSTRAINT trap_1 CHECK (amount <> 13) NOT VALID",
         "ALTER TABLE payment ADD CONSTRAINT trap_2 CHECK (status <> 'failed' OR amount <> 14) NOT VALID",
@@ -428,7 +428,7 @@ async def operators_look(town: Site, story: Story) -> None:
         await session.close()
 
 
-# -- what is searched --------------------------------------------------------------------------------------------------
+# -- the search ---------------------------------------------------------------------------------------------------
 
 
 async def rows_of(url: str) -> AsyncGenerator[tuple[str, str]]:
@@ -443,8 +443,8 @@ async def rows_of(url: str) -> AsyncGenerator[tuple[str, str]]:
         assert len(columns) > 150
         for schema, table, column in columns:
             where = f"{table}.{column}"
-            # bytea as the text that it may hold, everything else as Postgres writes it.
-            rows = await connection.fetch(f'SELECT "{column}" AS value FROM "{schema}"."{table}"')  # noqa: S608 - the catalogue's
+            # bytea decoded as text, everything else as Postgres writes it.
+            rows = await connection.fetch(f'SELECT "{column}" AS value FROM "{schema}"."{table}"')  # noqa: S608 - names from the catalogue
             for row in rows:
                 value = row["value"]
                 if value is not None:
@@ -454,7 +454,7 @@ async def rows_of(url: str) -> AsyncGenerator[tuple[str, str]]:
 
 
 async def keys_of(url: str) -> AsyncGenerator[tuple[str, str]]:
-    """Every key of Valkey, and all that it holds."""
+    """Return every key of Valkey with its content."""
     client: Any = valkey.asyncio.from_url(url)  # type: ignore[no-untyped-call]
     try:
         async for key in client.scan_iter("*"):
@@ -462,7 +462,7 @@ async def keys_of(url: str) -> AsyncGenerator[tuple[str, str]]:
             yield name, name
             kind = (await client.type(key)).decode()
             if kind == "none":
-                # It has expired, or a worker that goes on has deleted it, since its name was given.
+                # The key expired, or a worker deleted it, after the scan returned it.
                 continue
             read = {"string": "get", "hash": "hgetall", "list": "lrange", "set": "smembers", "zset": "zrange"}[kind]
             part = (0, -1) if kind in {"list", "zset"} else ()
@@ -472,8 +472,8 @@ async def keys_of(url: str) -> AsyncGenerator[tuple[str, str]]:
 
 
 def forms_of(secret: str) -> Iterator[str]:
-    """A secret as it may stand somewhere: any twelve characters of it in a row, in hex, in base64, in a URL."""
-    # Of an API key, the first part tells which one it is, and is shown.
+    """Yield the searched forms of a secret: any twelve characters in a row, plain, in hex, base64 and URL encoding."""
+    # The first part of an API key identifies it and is shown.
     core = secret[24:] if secret.startswith("sk_") else secret.removeprefix("whsec_")
     assert len(core) >= 20, secret
     yield from (core[start : start + 12] for start in range(len(core) - 16))
@@ -481,23 +481,23 @@ def forms_of(secret: str) -> Iterator[str]:
     yield text.hex()
     yield quote(core, safe="")
     for before in range(3):
-        # base64 of anything that has it at this offset; what is at the ends depends on its neighbours.
+        # base64 of a text with the secret at this offset; the first and last characters depend on its neighbours.
         yield base64.b64encode(b"\x00" * before + text)[4 if before else 0 : -4].decode()
 
 
 def finds(text: str, needles: Mapping[str, str]) -> set[str]:
-    """Which secrets a text holds, by their names."""
+    """Return the names of the secrets in a text."""
     return {name for needle, name in needles.items() if needle in text}
 
 
 def phones_in(text: str) -> set[str]:
-    """Which payers' numbers a text shows whole, in whichever form."""
+    """Return the payers' numbers that a text shows whole, in any form."""
     numbers = [*PAYERS.values(), NOMINATED]
     return {number for number in numbers if re.search(rf"(?<![0-9a-f]){number[-9:]}(?![0-9])|{number}", text)}
 
 
 def documented_columns() -> set[str]:
-    """The columns that docs/security.md says hold phone numbers, each with its reason."""
+    """Return the columns that docs/security.md lists as holding phone numbers, each with its reason."""
     page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
     section = page.partition("### Where a phone number stands")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| .{20,} \|$", section, re.MULTILINE))
@@ -505,7 +505,7 @@ def documented_columns() -> set[str]:
 
 @pytest.fixture
 async def told(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Story, Site, list[Received]]]:
-    """The whole story, with everything standing still."""
+    """The finished journey, with all processes stopped."""
     story = Story()
 
     async with receiving() as receiver, site(servers, tmp_path, story) as town:
@@ -532,7 +532,7 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     needles = {form: name for name, secret in story.secret.items() for form in forms_of(secret)}
     assert len(story.secret) > 30
 
-    # The logs: neither.
+    # Logs contain no secret and no number.
     logs = sorted(town.host.folder.glob("*.log"))
     assert [log.name for log in logs] == [
         "serve.console.log",
@@ -547,13 +547,13 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
         assert finds(text, needles) == set(), log.name
         assert phones_in(text) == set(), log.name
     everything = "".join(log.read_text(encoding="utf-8") for log in logs)
-    # They were written at all, and of the accidents too.
+    # The logs are not empty, and the faults were logged.
     for word in ("unexpected_error", "CheckViolationError", "callback_refused", "delivery_failed", "JobFailed"):
         assert word in everything, word
     assert "Failing row contains" in everything
     assert "2547****001" in everything
 
-    # Valkey: neither.
+    # Valkey contains no secret and no number.
     count = 0
     for url in town.valkey_urls:
         async for where, text in keys_of(url):
@@ -562,11 +562,11 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
             assert phones_in(text) == set(), (where, text)
     assert count > 20
 
-    # Postgres: no secret, and numbers where docs/security.md says why.
+    # Postgres contains no secret, and numbers only in the columns that docs/security.md lists.
     seen: dict[str, set[str]] = {}
     async for where, text in rows_of(town.database_url):
         if where == "webhook_endpoint.url":
-            # Where the merchant wants to be called is the merchant's, whatever they put into it.
+            # A merchant's webhook URL is stored as entered.
             assert finds(text, needles) == {"what a merchant put into a webhook's address"}
             continue
         assert finds(text, needles) == set(), where
@@ -576,12 +576,12 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     assert set(seen) - documented == set()
     assert {"payment.phone", "callback.body", "event.body", "shortcode.nominated_number"} <= set(seen)
     columns = {where async for where, _ in rows_of(town.database_url)}
-    # The claim is settled by now, the events hold nothing that their webhooks do not, M-Pesa was not asked about a line
-    # of the statement that names a payer, and no report of this journey names one.
+    # The claim is settled, the events contain only what their webhooks contain, no status query concerned a statement
+    # line with a payer, and no report of this journey names one.
     unused = {"payment.claim", "event.payload", "statement_note.payer", "transaction.payer_name"}
     assert documented - columns <= unused
 
-    # Answers: no secret but where it was shown once, and in refusals no number either.
+    # Answers contain a secret only where it is shown once, and rejections contain no number.
     refused = 0
     for asked, answer in story.heard:
         text = json.dumps(answer.body) + str(dict(answer.headers))

@@ -1,4 +1,4 @@
-"""The example's shop: a buyer's way from the shelf to "Paid", and everything that may happen on it."""
+"""Protects the example shop: a buyer's way from the product page to "Paid", with every error on it."""
 
 import asyncio
 import re
@@ -30,11 +30,11 @@ class Buyer:
         return answer.text or ""
 
     async def sends(self, path: str, **fields: str) -> niquests.Response:
-        """A form, as it is sent, with what it leads to."""
+        """Submit a form and return the page that it leads to."""
         return await self._session.post(self.base + path, data=fields)
 
     async def buys(self, phone: str, item: str = "chapati", order_id: str | None = None) -> str:
-        """Fill the form; gives the order's path."""
+        """Submit the order form and return the order's path."""
         found = re.search(r'name="order_id" value="([0-9a-f]{32})"', await self.sees("/"))
         assert found is not None
         page = await self.sends("/orders", order_id=order_id or found[1], item=item, phone=phone)
@@ -43,7 +43,7 @@ class Buyer:
         return str(page.url).removeprefix(self.base)
 
     async def reads(self, path: str, words: str) -> str:
-        """The order's page, once it says so."""
+        """Return the order's page once it contains this text."""
 
         async def said() -> str:
             page = await self.sees(path)
@@ -76,7 +76,7 @@ async def test_shop_order_is_paid(values: dict[str, Any], tmp_path: Path, prefix
         assert order.receipt is not None
         assert f"Paid, receipt {order.receipt}" in page
         assert "KES 60" in page
-        # The same form again is the same order, and nobody is asked again.
+        # The same form submitted again is the same order and sends no second prompt.
         assert await buyer.buys("0712 345 678", order_id=order.order_id) == path
         assert orders.find(order.order_id) == order
 
@@ -124,7 +124,7 @@ async def test_shop_invalid_input_and_unknown_order_are_reported(values: dict[st
 
 
 def test_shop_late_money_needs_review(tmp_path: Path) -> None:
-    """The first attempt's money arrives after the second one's: both receipts are in the book, once."""
+    """The first attempt's money arrives after the second one's: both receipts are recorded once."""
     with closing(Orders(tmp_path / "orders.sqlite")) as orders:
         orders.place("one", "chai")
         orders.has_failed("one", 1, "timeout")

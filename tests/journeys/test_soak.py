@@ -1,4 +1,4 @@
-"""What ``just soak`` concludes from what it measures: percentiles, what grows and what jumps, what was impolite."""
+"""Protects the conclusions of ``just soak``: percentiles, growth, jumps and refusals."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from mpesa_gateway.testing.receiver import receiving
 
 def test_percentile_is_a_measured_value() -> None:
     values = [float(number) for number in range(1, 101)]
-    random.Random(1).shuffle(values)  # noqa: S311 - an order, nothing secret
+    random.Random(1).shuffle(values)  # noqa: S311 - an order, not a secret
     assert [percentile(values, share) for share in (0.5, 0.95, 0.99, 1.0)] == [50, 95, 99, 100]
     assert percentile([7.0], 0.5) == percentile([7.0], 0.99) == 7
     with pytest.raises(ValueError, match="nothing to measure"):
@@ -24,8 +24,8 @@ def test_percentile_is_a_measured_value() -> None:
 
 
 def line(per_second: float, start: float = 100.0, noise: float = 1.0) -> list[tuple[float, float]]:
-    """Ten minutes, a sample every five seconds."""
-    rng = random.Random(2)  # noqa: S311 - noise, nothing secret
+    """Return ten minutes of samples, one every five seconds."""
+    rng = random.Random(2)  # noqa: S311 - noise, not a secret
     return [(second, start + second * per_second + rng.uniform(-noise, noise)) for second in range(0, 600, 5)]
 
 
@@ -74,7 +74,9 @@ PLAIN = b"Service Unavailable"
     ("headers", "body", "is_impolite"),
     [(b"Retry-After: 0\r\n", ENVELOPE, False), (b"", ENVELOPE, True), (b"Retry-After: 1\r\n", PLAIN, True)],
 )
-async def test_refusal_without_retry_after_is_counted_as_failure(headers: bytes, body: bytes, *, is_impolite: bool) -> None:
+async def test_refusal_without_retry_after_or_envelope_is_impolite(
+    headers: bytes, body: bytes, *, is_impolite: bool
+) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
@@ -85,7 +87,7 @@ async def test_refusal_without_retry_after_is_counted_as_failure(headers: bytes,
 
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     client = Client([server.sockets[0].getsockname()[1]], "key")
-    load = Load(client, random.Random(3), lambda: False)  # noqa: S311 - who comes, nothing secret
+    load = Load(client, random.Random(3), lambda: False)  # noqa: S311 - the order of clients, not a secret
     phase = await load.flow(40.0, 0.2, is_patient=False)
     server.close()
     assert phase.offered > 0

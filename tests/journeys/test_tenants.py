@@ -1,7 +1,6 @@
-"""Merchants side by side: every route, called with another's ids, with each right missing, and with keys that are none.
+"""Protects merchants from each other: every route, with ids of another merchant, missing scopes and invalid keys.
 
-The tables of this file name every operation of the route table. A new one fails here until somebody has said what
-keeps it from showing one merchant what belongs to another.
+The tables of this file name every operation of the route table. A new operation fails here until it is in one of them.
 """
 
 import json
@@ -35,7 +34,7 @@ THEIRS = {
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
 }
-"""They are given the id of an object, in their path or body: another merchant's is not found."""
+"""Operations with an object's id in path or body: an object of another merchant is not found."""
 
 OWN = (
     "GET /v1/merchant/me",
@@ -61,7 +60,7 @@ OWN = (
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
 )
-"""They are about the caller's own things alone; in this order, so that those that change them come last."""
+"""Operations on the caller's own data, ordered so that those which change it come last."""
 
 HOSTS = {
     "GET /v1/admin/merchants",
@@ -76,7 +75,7 @@ HOSTS = {
     "POST /v1/admin/callbacks/{callback_id}/replay",
     "POST /v1/admin/refunds/{refund_id}/resolve",
 }
-"""They are the host's, who looks after all merchants: no merchant's key opens them."""
+"""Operations of the host: a merchant's key is rejected."""
 
 OPEN = {
     "GET /health/live": "says that the process answers",
@@ -92,7 +91,7 @@ OPEN = {
     "GET /schema/{path}": "nothing",
     "GET /web/{digest}/{name}": "the files that our own pages share",
 }
-"""They take no key, for this reason. So do Daraja's stand-in and the operators' pages, whose own tests say why."""
+"""Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
 ELSEWHERE = ("/simulator", "/ops")
 
@@ -111,7 +110,7 @@ def test_tenant_tables_name_every_operation() -> None:
 
 @dataclass(frozen=True)
 class Merchant:
-    """A shop with something of everything, and how to call with its key."""
+    """A merchant with one object of each kind, and calls with its key."""
 
     gateway: Gateway
     api: Api
@@ -121,7 +120,7 @@ class Merchant:
     async def says(
         self, each: Operation, ids: dict[str, str], body: Any = None, *, query: str = "", key: str = ""
     ) -> Said:
-        """Call an operation with this merchant's API key, and a new Idempotency-Key where none is given."""
+        """Call an operation with this merchant's API key, and a new Idempotency-Key by default."""
         key = key or self.gateway.ids.new("key")
         headers = [(b"x-api-key", (self.api.key or "").encode()), (b"idempotency-key", key.encode())]
         target = "/".join(ids[part[1:-1]] if part.startswith("{") else part for part in each.path.split("/"))
@@ -139,7 +138,7 @@ async def call(
 
 @asynccontextmanager
 async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> AsyncGenerator[Merchant]:
-    """A merchant to whom everything has happened that can be looked at."""
+    """Return a merchant with an object of every kind that can be read."""
     async with receiving() as receiver, shop(gateway, base, webhook_url=receiver.url) as api:
         credentials = INITIATED | {
             "mpesa": INITIATED["mpesa"] | {"shortcode": shortcode, "consumer_key": f"consumer-{shortcode}"}
@@ -222,21 +221,21 @@ BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
     },
 }
-"""Bodies of those that take one: what is another's in them is given by ``ids``."""
+"""Bodies of operations; ``ids`` are the ids of another merchant in them."""
 
 
 def never(ids: dict[str, str]) -> dict[str, str]:
-    """Ids like these, of nothing at all."""
+    """Return well-formed ids that do not exist."""
     return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
 
 
 def without_id(said: Said) -> tuple[int, Any]:
-    """An answer, all but its request id."""
+    """Return an answer without its request id."""
     return said.status, {name: value for name, value in said.json.items() if name != "request_id"}
 
 
 async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[str]]:
-    """Every row that belongs to a merchant, in every table; when a key was last used is nobody's secret."""
+    """Return every row of a merchant in every table, without the last use of its keys."""
     tables = await gateway.db.fetch(
         "SELECT table_name FROM information_schema.columns "
         "WHERE table_schema = current_schema() AND column_name = 'merchant_id' ORDER BY table_name"
@@ -245,7 +244,7 @@ async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[st
     for row in tables:
         name = row["table_name"]
         rows = await gateway.db.fetch(
-            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each "  # noqa: S608 - from the catalogue
+            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each "  # noqa: S608 - names from the catalogue
             "WHERE merchant_id = $1 ORDER BY 1",
             merchant_id,
         )
@@ -261,20 +260,20 @@ async def test_objects_of_another_merchant_are_not_found(street: Street) -> None
         each = operation(name)
         mixtures = [one.ids]
         if "line_id" in each.parameters:
-            # Their own line, and a payment that is not theirs.
+            # Their own statement line, and a payment of another merchant.
             mixtures.append(one.ids | {"line_id": other.ids["line_id"]})
         for ids in mixtures:
             body = BODIES[name](other, ids) if each.body else None
             said = await other.says(each, ids, body)
             assert (said.status, said.codes) == (404, ["NOT_FOUND"]), (name, said)
             assert is_refusal(said)
-            # And nothing tells it from what was never there.
+            # The answer equals the answer for an id that never existed.
             missing = never(ids) if ids is one.ids else ids | {"payment_id": never(ids)["payment_id"]}
             body = BODIES[name](other, missing) if each.body else None
             assert without_id(await other.says(each, missing, body)) == without_id(said), name
     assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
     for name in sorted(THEIRS):
-        # They are there for whom they belong to.
+        # The owner finds them.
         own = await one.says(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
         assert own.status != 404, (name, own)
 
@@ -317,14 +316,14 @@ async def test_lists_and_settings_show_the_own_merchant_only(street: Street) -> 
             assert said.status < 300, (name, said)
             text = said.body.decode()
             if name == "POST /v1/payments":
-                # The key is as another merchant's, and the request too: it is a payment of its own all the same.
+                # The same idempotency key and request of another merchant make a separate payment.
                 assert said.json["data"]["id"] not in set(one.ids.values())
                 assert said.json["data"]["merchant_id"] == other.ids["merchant_id"]
                 text = text.replace(one.ids["phone"], "").replace(one.ids["key"], "").replace("of-600111", "")
             elif "count=true" in query:
                 assert said.json["meta"]["total"] == len(said.json["data"])
             shown = {found for found, value in secret.items() if value in text}
-            # What was asked for may be said again by nobody.
+            # No other key can repeat the request.
             assert shown == set(), (name, query, shown)
     assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
 
@@ -436,7 +435,7 @@ ASKS_DARAJA = {
     "POST /v1/payments/mpesa/pull/register",
     "POST /v1/payments/mpesa/reconcile",
 }
-"""They call Daraja with the stored credentials."""
+"""Operations that call Daraja with the stored credentials."""
 
 
 async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) -> None:
@@ -450,7 +449,7 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) ->
     bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
     for name in sorted(ASKS_DARAJA):
         said = await live.says(operation(name), one.ids, bodies.get(name))
-        # The sandbox's objects are not there for it, and for new ones live has no credentials.
+        # The key does not find sandbox objects, and live has no credentials for new ones.
         about = bodies.get(name) if name in bodies and "payment_id" in bodies[name] else None
         is_about_one = about is not None or "{" in name
         expected = (404, ["NOT_FOUND"]) if is_about_one else (422, ["PROVIDER_NOT_CONFIGURED"])

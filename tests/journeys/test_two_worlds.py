@@ -1,4 +1,4 @@
-"""Sandbox and live never meet: every route, called with a key of the other env, finds nothing and changes nothing."""
+"""Protects the separation of sandbox and live: a key of one env finds and changes nothing of the other."""
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.as_owner
 BOTH_WORLDS = {
     "POST /v1/admin/merchants/{merchant_id}/deactivate": "a merchant is one and the same in both worlds",
 }
-"""Operations that are about what belongs to no world; a test of its own says what they may do."""
+"""Operations on data without an env; a test of its own covers each."""
 
 
 NOT_MISSING = {
@@ -36,12 +36,12 @@ NOT_MISSING = {
     "GET /v1/admin/merchants/{merchant_id}/keys",
     "POST /v1/admin/merchants/{merchant_id}/keys",
 }
-"""Operations with an id of a merchant, who is in both worlds."""
+"""Operations with the id of a merchant, which exists in both envs."""
 
 
 @get("/v1/leaks/{payment_id:str}")
 async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[str]:
-    """Forgets to look at the env."""
+    """A route that ignores the env."""
     row = await gateway.db.fetchval(
         "SELECT payment_id FROM payment WHERE merchant_id = $1 AND payment_id = $2", caller.merchant_id, payment_id
     )
@@ -50,14 +50,14 @@ async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: Na
 
 @get("/v1/leaks")
 async def lists_any(caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[list[str]]:
-    """Forgets to look at the env."""
+    """A list that ignores the env."""
     rows = await gateway.db.fetch("SELECT payment_id FROM payment WHERE merchant_id = $1", caller.merchant_id)
     return Success(data=[row["payment_id"] for row in rows])
 
 
 @post("/v1/leaks/{thing_id:str}", status_code=404)
 async def changes_any(thing_id: FromPath[str], caller: PaymentsWrite, gateway: NamedDependency[Any]) -> Success[str]:
-    """Says that it found nothing, and changes it."""
+    """A route that returns 404 and changes the object."""
     await gateway.db.execute(
         "UPDATE refund SET updated_at = now() WHERE merchant_id = $1 AND refund_id = $2", caller.merchant_id, thing_id
     )
@@ -69,7 +69,7 @@ LEAKY = Plugin(name="leaky", summary="Leaks.", requires=("payments",), routes=(s
 
 @dataclass(frozen=True)
 class Worlds:
-    """A merchant who has everything in both worlds, and a key with every right for each."""
+    """A merchant with every object in both envs, and a key with every scope for each."""
 
     gateway: Gateway
     base: str
@@ -77,7 +77,7 @@ class Worlds:
     keys: dict[Env, str]
 
     async def walk(self, env: Env) -> Walk:
-        """Walk with the key of one env through what is in the other."""
+        """Call every operation with the key of one env and the ids of the other."""
         walk = Walk(self.gateway, self.keys[env], env, self.merchant_id)
         await walk.go(BOTH_WORLDS)
         return walk
@@ -90,7 +90,7 @@ async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
         running_gateway(values, plugins=(LEAKY,)) as (gateway, base),
         merchant(gateway, base, "600111", "254711000111") as one,
     ):
-        # Nobody works any more: whatever changes from here on was changed by a request.
+        # No worker runs any more: every later change was made by a request.
         worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
         assert worker is not None
         worker.cancel()
@@ -106,7 +106,7 @@ async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
 
 
 def without_leaky(leaks: list[str]) -> list[str]:
-    """What leaked but for the routes that are meant to."""
+    """Return the leaks except the ones of the deliberately leaky routes."""
     return [leak for leak in leaks if "/v1/leaks" not in leak]
 
 
@@ -114,11 +114,11 @@ async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(worlds
     for env in ENVS:
         walk = await worlds.walk(env)
         assert without_leaky(walk.leaks) == []
-        # The walk notices what a route shows, what it lists and what it changes without a word.
+        # The walk finds a route that shows, a route that lists and a route that changes silently.
         assert any("GET /v1/leaks/{payment_id} shows pay_" in leak for leak in walk.leaks), walk.leaks
         assert any("GET /v1/leaks shows pay_" in leak for leak in walk.leaks), walk.leaks
         assert any("POST /v1/leaks/{thing_id} changed refund" in leak for leak in walk.leaks), walk.leaks
-        # The routes that it walks are those of the table; those that take an id answer that there is no such thing.
+        # The walk covers the whole route table; routes with an id answer 404.
         assert len(walk.statuses) > 40
         found = {name.rpartition(" ")[0] for name in walk.statuses if "{" in name and not name.endswith("404")}
         assert {name for name in found if "/v1/leaks" not in name} <= NOT_MISSING
@@ -141,7 +141,7 @@ async def test_lists_and_exports_show_the_env_of_the_key_only(worlds: Worlds) ->
 
 
 async def answers_its_own(worlds: Worlds, env: Env) -> None:
-    """Every list and export, asked with the key of one env."""
+    """Call every list and export with the key of one env."""
     api = Api(worlds.base, worlds.keys[env])
     for path, where in LISTS.items():
         page = await api.call("GET", f"{path}?limit=100")
@@ -192,7 +192,7 @@ UNIQUE_ACROSS_ENVS = {
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
     "transaction_subject": "a payment, refund or payout is of one env",
 }
-"""Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
+"""Unique indexes without the env of their row, with the reason. Indexes on one id column need none."""
 
 _WITHOUT_ENV = """
 SELECT pg_class.relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
@@ -228,11 +228,11 @@ BENT = [
     ("UPDATE transaction SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
     ("UPDATE reconciliation_run SET env = 'live'", "reconciliation.env_is_its_runs"),
 ]
-"""Statements that move a row to another env than its parent's, and the invariant that notices."""
+"""Statements that move a row to another env than its parent's, and the invariant that finds it."""
 
 
 class Undone(Exception):
-    """Ends a transaction, so that nothing of it stays."""
+    """Rolls back a transaction."""
 
 
 async def test_row_with_another_env_than_its_parent_is_found(worlds: Worlds) -> None:

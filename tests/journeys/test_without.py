@@ -1,4 +1,4 @@
-"""Every plugin can be left out as far as the others let it: what remains starts on a database of its own, and works."""
+"""Protects plugin independence: a gateway works with every subset of plugins that their requirements allow."""
 
 from collections.abc import Generator
 from functools import cache
@@ -17,14 +17,14 @@ from tests.ledger import broken
 INSTALLED: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
 
 ONLOOKERS = tuple(name for name, plugin in INSTALLED.items() if not (plugin.routes or plugin.jobs or plugin.tables))
-"""Those that bring nothing that another could miss: they are tried alone and beside all, not with every subset."""
+"""Plugins that provide no port: tested alone and with all others, not in every subset."""
 
 ALL = {name: plugin for name, plugin in INSTALLED.items() if name not in ONLOOKERS}
 
 
 @cache
 def allowed() -> list[tuple[str, ...]]:
-    """Every subset of the plugins in which nobody misses what it requires; onlookers only alone and beside all."""
+    """Return every subset of plugins with its requirements met; ``ONLOOKERS`` only alone and with all others."""
     subsets = [
         names
         for size in range(len(ALL) + 1)
@@ -35,20 +35,20 @@ def allowed() -> list[tuple[str, ...]]:
 
 
 Trio = tuple[tuple[str, bool], ...]
-"""Three plugins, and of each whether it is enabled."""
+"""Three plugins, each with whether it is enabled."""
 
 
 @cache
 def trios(names: tuple[str, ...]) -> frozenset[Trio]:
-    """Which of any three plugins are enabled together in a gateway with these plugins, and which are not."""
+    """Return the trios of enabled and disabled plugins that a gateway with these plugins covers."""
     return frozenset(tuple((name, name in names) for name in three) for three in combinations(ALL, 3))
 
 
 @cache
 def served() -> list[tuple[str, ...]]:
-    """The subsets that are served: nothing, everything, onlookers, and the fewest others that show each allowed trio.
+    """Return the subsets to serve: empty, all, onlookers, and the fewest others that cover each allowed trio.
 
-    A fault that takes up to three plugins, each enabled or left out, shows in one of them. All subsets are assembled.
+    A fault of up to three plugins, each enabled or disabled, shows in one of them. All subsets are assembled.
     """
     chosen = [(), tuple(ALL), ONLOOKERS, (*ALL, *ONLOOKERS)]
     left = {trio for names in allowed() for trio in trios(names)} - {trio for names in chosen for trio in trios(names)}
@@ -61,7 +61,7 @@ def served() -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def shared_url(servers: Servers) -> Generator[str]:
-    """One database, in which each gateway has a schema of its own."""
+    """Return one database, in which each gateway has its own schema."""
     with empty_database(servers) as url:
         yield url
 
