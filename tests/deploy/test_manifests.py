@@ -1,4 +1,4 @@
-"""Each tool's own linter, or the schema of what it reads, takes the files under deploy/: `just deploy-check`."""
+"""Protects deploy/: each file passes the linter or schema of its tool (`just deploy-check`)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from compose_spec import PyCompose
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = ("1.29", "1.34")
-"""The oldest and the newest release that the manifests are held to."""
+"""The oldest and the newest Kubernetes release that the manifests are checked against."""
 
 QUADLET = {
     "Unit": {"Description", "Requires", "Wants", "After"},
@@ -46,11 +46,11 @@ QUADLET = {
     "Service": {"Restart", "TimeoutStartSec", "TimeoutStopSec", "Type", "RemainAfterExit"},
     "Install": {"WantedBy"},
 }
-"""What podman-systemd.unit(5) knows of podman 5.0 on, as far as it is used here."""
+"""The keys of podman-systemd.unit(5) since podman 5.0, as far as they are used here."""
 
 
 def filled(text: str) -> str:
-    """The file with its variables filled in, as compose does before it reads it: defaults, and what must be given."""
+    """Return the file with its variables substituted as compose does: defaults and required values."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
     text, count = re.subn(r"\$\{MPESA_GATEWAY_PUBLIC_URL:\?[^}]*\}", "https://pay.example.co.ke", text)
     assert count == 1
@@ -76,7 +76,7 @@ def test_compose_file_matches_its_schema() -> None:
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object for Kubernetes, with the file that it stands in."""
+    """Yield every Kubernetes object with its file."""
     for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):
         for each in yaml.safe_load_all(path.read_text()):
             if each["kind"] != "Kustomization":
@@ -133,12 +133,12 @@ def test_kubernetes_selectors_match_their_pods() -> None:
 
 
 def units() -> list[Path]:
-    """The units of systemd."""
+    """Return the systemd units."""
     return sorted((DEPLOY / "systemd").glob("*.service"))
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to completion."""
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -146,7 +146,7 @@ def test_systemd_units_pass_verification(tmp_path: Path) -> None:
     copies = []
     for path in units():
         copy = tmp_path / path.name
-        # What they start is not installed here.
+        # The programs that they start are not installed here.
         copy.write_text(path.read_text().replace("/opt/mpesa-gateway/bin/mpesa-gateway", shutil.which("true") or ""))
         copies.append(copy)
     assert len(copies) == 3
@@ -158,13 +158,13 @@ def test_systemd_units_pass_verification(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", units(), ids=lambda path: path.name)
 def test_systemd_unit_exposure_is_low(path: Path) -> None:
-    """Systemd's own measure of what a unit could do to the machine, in tenths: 0 is nothing, 100 is everything."""
+    """`systemd-analyze security`, in tenths: 0 is no exposure, 100 is full exposure."""
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", path)
     assert done.returncode == 0, done.stdout[-300:]
 
 
 def quadlets() -> list[Path]:
-    """The units that podman's generator turns into those of systemd."""
+    """Return the units that podman's generator converts to systemd units."""
     return sorted(path for path in (DEPLOY / "quadlet").iterdir() if path.suffix != ".example")
 
 

@@ -1,4 +1,4 @@
-"""nginx and Caddy as deploy/ has them, before a real gateway: who calls is known, and only Safaricom calls back."""
+"""Protects the nginx and Caddy configuration: client addresses are correct, and only Safaricom posts callbacks."""
 
 import asyncio
 import http.client
@@ -30,7 +30,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE = 30.0
 
 SAFARICOM, NEIGHBOUR, STRANGER = "127.0.0.1", "127.0.0.8", "127.0.0.7"
-"""Who calls: our simulator; one whom the proxy lets through and the gateway does not know; one whom neither knows."""
+"""Client addresses: our simulator; one that the proxy allows and the gateway does not; one that neither allows."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Front:
         key: str | None = None,
         secure: bool = False,
     ) -> tuple[int, Any]:
-        """One request from an address of this machine, which may say in X-Forwarded-For that it is another."""
+        """Send one request from an address of this machine, with an optional forged X-Forwarded-For."""
         headers = {"Content-Type": "application/json"}
         headers |= {} if says is None else {"X-Forwarded-For": says}
         headers |= {} if key is None else {"X-API-Key": key}
@@ -81,7 +81,7 @@ class Front:
 
 
 def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
-    """What starts nginx with our file, on a plain port and one with TLS."""
+    """Return the command that starts nginx with our file, on a plain port and a TLS port."""
     secure = free_port()
     issued = issue(folder / "chain.pem")
     (folder / "key.pem").write_bytes(issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -112,7 +112,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
 
 
 def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
-    """What starts Caddy with our file, on a plain port: the certificate it would fetch is out in the Internet."""
+    """Return the command that starts Caddy with our file on a plain port: a certificate would need the Internet."""
     text = (DEPLOY / "caddy/Caddyfile").read_text()
     original = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "caddy/Caddyfile")]
     environ = {"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -134,7 +134,7 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
 async def front(
     request: pytest.FixtureRequest, database_url: str, valkey_url: str, tmp_path: Path
 ) -> AsyncGenerator[Front]:
-    """The proxy, running in front of a gateway that trusts it and takes callbacks from Safaricom's address only."""
+    """The proxy in front of a gateway that trusts it and accepts callbacks from Safaricom's address only."""
     port = free_port()
     values = gateway_values(
         database_url,
@@ -173,7 +173,7 @@ async def _running(command: list[str], folder: Path) -> AsyncGenerator[None]:
 
 
 async def refused(gateway: Gateway) -> list[tuple[str, str]]:
-    """From whom callbacks were refused, and why."""
+    """Return the addresses of rejected callbacks, with the reason."""
     rows = await gateway.db.fetch("SELECT source, reason FROM refused_callback ORDER BY at, refused_id")
     return [(row["source"], row["reason"]) for row in rows]
 
@@ -204,7 +204,7 @@ async def test_proxy_logs_contain_no_callback_secret(front: Front) -> None:
         for path in PATHS:
             for method in ("POST", "GET", "PUT"):
                 await front.call(method, path, source=source, body={"Body": {}})
-    # What a proxy says of a gateway that is away.
+    # The proxy's answer without a gateway.
     await front.gateway.stop()
     said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
     assert "/v1/cb/stk/s-mer_" in said
@@ -225,7 +225,7 @@ async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> No
             await front.call(method, path, source=STRANGER, key=key)
 
     await ask_all()
-    # What a proxy says of a gateway that is away.
+    # The proxy's answer without a gateway.
     await front.gateway.stop()
     await ask_all()
     said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
@@ -251,21 +251,21 @@ async def test_proxied_client_address_cannot_be_forged(front: Front) -> None:
 @pytest.mark.parametrize("path", ["/v1/cb/stk/sometoken", "/v1/webhooks/mpesa", "/v1/webhooks/mpesa/sometoken"])
 async def test_proxied_callback_from_another_network_is_rejected(front: Front, path: str) -> None:
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
-    # The proxy keeps strangers out, whatever they say of themselves: the gateway does not even hear of them.
+    # The proxy rejects unknown addresses, with any forged header: the request does not reach the gateway.
     status, said = await front.call("POST", path, source=STRANGER, says=SAFARICOM, body=body)
     assert status == 403
     assert not isinstance(said, dict)
     assert await refused(front.gateway) == []
-    # Whom the proxy lets through is looked at again, by the address that it really has.
+    # The gateway checks the real address of requests that the proxy allows.
     for says in (None, SAFARICOM):
         await front.call("POST", path, source=NEIGHBOUR, says=says, body=body)
     assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
     assert {reason for _, reason in await refused(front.gateway)} == {"source"}
     assert len(await refused(front.gateway)) == 2
-    # A GET is the gateway's own to refuse, for everybody: that is how the doctor sees that the path leads to it.
+    # The gateway itself rejects a GET from any address: the doctor uses it to test the path.
     status, said = await front.call("GET", path, source=STRANGER)
     assert (status, said["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
-    # What merchants call beside it is open to all.
+    # The paths for merchants are open to every address.
     assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
 
 
@@ -290,11 +290,11 @@ async def test_proxied_body_over_the_limit_is_rejected(front: Front) -> None:
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
 async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrade: str) -> None:
-    """Whatever becomes of the answer to the first, a callback in its body would be refused, and kept, with our name."""
+    """A smuggled callback in the body of the first request would be rejected and stored with our name."""
     evil = smuggling.forged()
     last = b"GET /health/live HTTP/1.1\r\nHost: pay.example.co.ke\r\nConnection: close\r\n\r\n"
     wrong = f"X-API-Key: sk_test_{'0' * 48}"
-    # In one segment with the head, right after it, and when the first request has been answered.
+    # In the same segment as the head, directly after it, and after the first answer.
     for pause in (None, *([0.0, 0.001, 0.003, 0.01] * 3), 0.1):
         for key in ([], [wrong]):
             head = smuggling.post("Connection: Upgrade", f"Upgrade: {upgrade}", f"Content-Length: {len(evil)}", *key)
@@ -302,13 +302,13 @@ async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrad
             answer = await asyncio.to_thread(_send, front.port, *segments, pause=pause or 0.0)
             assert re.match(rb"HTTP/1.1 4(01|29) ", answer), answer
             assert answer.count(b"HTTP/1.1 ") <= 2
-    # What would have come before this one has come.
+    # Earlier requests have arrived by now.
     await front.call("POST", "/v1/cb/stk/sometoken", source=NEIGHBOUR, body={"Body": {}})
     assert [source for source, _ in await refused(front.gateway)] == [NEIGHBOUR]
 
 
 def _send(port: int, *segments: bytes, pause: float) -> bytes:
-    """What is answered to these segments, so many seconds apart, until the connection ends."""
+    """Return the answer to these segments, sent this many seconds apart, until the connection ends."""
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -322,14 +322,14 @@ def _send(port: int, *segments: bytes, pause: float) -> bytes:
 
 
 def test_ingress_controller_log_format_has_no_address() -> None:
-    """Its format is the cluster's, and has the whole request line: the token of a callback, and filters."""
+    """The cluster's log format has the whole request line: the token of a callback, and filters."""
     ingresses = (DEPLOY / "kubernetes/ingress.yaml").read_text().split("\n---\n")
     assert len(ingresses) == 2
     assert ['enable-access-log: "false"' in ingress for ingress in ingresses] == [True, True]
 
 
 def test_nginx_error_log_contains_no_whole_address() -> None:
-    """A line about a gateway that is away has the request line: one setting for the whole server keeps it out."""
+    """An upstream error line has the request line: one server-wide setting suppresses it."""
     conf = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
     assert re.findall(r"^( *)error_log \S+ (\w+);", conf, re.MULTILINE) == [("  ", "crit")]
 

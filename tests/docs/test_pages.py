@@ -1,4 +1,4 @@
-"""Whatever code a page shows is run, as it stands there, by somebody who reads that page from its top."""
+"""Protects the documentation: every code block of a page runs as shown, in order."""
 
 import re
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ SHOWING = [page for page in pages() if blocks(page)]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The quickstart's gateway, which runs while the pages are read."""
+    """The quickstart's gateway, running while the pages are tested."""
     folder = tmp_path_factory.mktemp("docs")
     machine = made(folder / "machine")
     copied(folder / "checkout")
     try:
-        machine.up("--port", "0")  # whoever else starts an `up` here at this moment looks at 8000
+        machine.up("--port", "0")  # another `up` on this machine may use 8000
         yield Demo(machine, folder / "checkout", machine.url, machine.key)
     finally:
         machine.stops_everything()

@@ -1,4 +1,4 @@
-"""Public libraries that verify webhooks, on what the gateway delivers."""
+"""Protects webhook signatures: public libraries verify the gateway's deliveries."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent / "verifiers"
 
 
 async def delivered(town: Town, api: Api) -> dict[str, Any]:
-    """A test webhook as the shop received it, with the secret that it was signed with."""
+    """A test webhook as the shop received it, with its signing secret."""
     set_up = await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})
     assert (await api.call("POST", "/v1/merchant/webhook/test")).status == 200
     one = town.receiver.of("webhook.test")[-1]

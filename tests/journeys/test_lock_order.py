@@ -209,7 +209,7 @@ async def test_lock_out_of_order_is_found(
 ) -> None:
     paths, db = Paths(town, daraja), town.gateway.db
     first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
-    # In the table it stands after the other one now.
+    # Now after the other one in the order of the tables.
     await db.execute(f"{MARK} WHERE payment_id = $1", first)
     lock: dict[str, tuple[str, list[str]]] = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
     async with db.transaction():
@@ -235,12 +235,12 @@ async def test_unordered_insert_is_found(town: Town, recorder: Recorder) -> None
     assert [one.partition(":")[0] for one in recorder.wrong] == ["rows of outgoing_receipt are inserted in no order"]
 
 
-# -- all against each other --------------------------------------------------------------------------------------------
+# -- all paths concurrently ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def quick_to_see(database_url: str) -> None:
-    """Postgres looks for a deadlock at once, on every connection that is made from here on."""
+    """Set a short deadlock_timeout for every connection from now on."""
     connection = await asyncpg.connect(database_url)
     name = database_url.rpartition("/")[2]
     await connection.execute(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '20ms'")
@@ -258,10 +258,10 @@ DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_data
 
 
 async def deadlocks_of(database_url: str) -> int:
-    """How many deadlocks Postgres has counted in a database; ends all connections to it."""
+    """Return the deadlocks that Postgres has counted in a database; ends all connections to it."""
     connection = await asyncpg.connect(database_url)
     try:
-        # A connection reports what it has counted after a while, or when it ends.
+        # A connection reports its counts after a while, or when it ends.
         ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
         while await connection.fetchval(RUNNING, ended):  # noqa: ASYNC110 - Postgres has no event for it
             await asyncio.sleep(0.05)
@@ -318,11 +318,11 @@ SLOWLY = """
 CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
 CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION slowly();
 """
-"""Two statements that update two payments each are in the middle of it at the same time."""
+"""Two statements that each update two payments overlap."""
 
 
 async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: Town, daraja: Daraja) -> None:
-    """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""
+    """The batches have different payments: only the receipts, which are unique, make one wait for the other."""
     paths, db = Paths(town, daraja), town.gateway.db
     ids = [(await paths.pay())["id"] for _ in range(4)]
     async with as_owner(town.gateway) as owner:
@@ -339,6 +339,6 @@ async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: T
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)
-    # One of them is first, and the other one's receipts have been used.
+    # One of them is first; the receipts of the other one are then used.
     assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2

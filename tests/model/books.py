@@ -1,4 +1,4 @@
-"""What must be so in the gateway's books, held against the simulator's ledger: always, and once all has settled."""
+"""Invariants of the gateway's books against the simulator's ledger: at any time, and once settled."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,8 +20,8 @@ WITH {truth(has_worlds=True)}, forged AS (
         sum(amount) AS in_all
     FROM sim_reversal GROUP BY original
 )
-"""  # noqa: S608 - our own
-"""``forged``: paid payments about which a liar has spoken. Reversals by hand, on the portal, are called portal-…"""
+"""  # noqa: S608 - constants of this file
+"""``forged``: paid payments with a forged callback. Receipts of reversals on the portal start with portal-…"""
 
 _EXCUSED = {
     "nothing": " AND payment_id NOT IN (SELECT payment_id FROM forged)",
@@ -131,7 +131,7 @@ ALWAYS: dict[str, str] = {
         WHERE k.state = 'released' AND r.reversal <> 'unsent'
     """,
 }
-"""What must select nothing, whatever has happened and whatever is under way."""
+"""Queries that return no row at any time."""
 
 SETTLED: dict[str, str] = {
     "lost: the payer paid, and the payment is not paid": """
@@ -176,15 +176,15 @@ SETTLED: dict[str, str] = {
     "stuck: a reconciliation": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
     "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
 }
-"""What must select nothing once Daraja is well, every sweep has run, and people have decided what is left to them."""
+"""Queries that return no row once Daraja is healthy, every sweep has run, and operators have decided open cases."""
 
 
 def _all(checks: dict[str, str]) -> str:
     selects = [
-        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', what::text FROM ({sql}) found (what)"  # noqa: S608 - our own
+        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', what::text FROM ({sql}) found (what)"  # noqa: S608 - constants of this file
         for sentence, sql in checks.items()
     ]
-    # What a check does not need must be named all the same: Postgres wants to know the type of each value.
+    # Postgres needs the type of each value, so a check names unused parameters too.
     needs = "SELECT '', '' WHERE $1::text[] IS NULL OR $3::text[] IS NULL OR $4::text[] IS NULL"
     return _TRUTH + "\nUNION ALL\n".join([needs, *selects])
 
@@ -194,10 +194,10 @@ _ALWAYS, _SETTLED = _all(ALWAYS), _all(SETTLED)
 
 @dataclass
 class Known:
-    """What the model knows beside the ledger.
+    """The model's knowledge in addition to the ledger.
 
-    ``forged``: payments about which a liar has spoken; ``assigned``: those that a person put a line on, with no
-    evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
+    ``forged``: payments with a forged callback; ``assigned``: payments with a statement line assigned by a person
+    and no evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
     """
 
     forged: set[str] = field(default_factory=set[str])
@@ -206,7 +206,7 @@ class Known:
 
 
 async def wrong(db: Any, now: datetime, known: Known, *, has_settled: bool = False) -> list[Any]:
-    """Everything that is not as it must be: the sentence, and what it is about. ``db`` is anything that fetches."""
+    """Return every violation: the sentence and its object. ``db`` is any object with ``fetch``."""
     values = (sorted(known.forged), now, sorted(known.assigned), sorted(known.acknowledged))
     return [tuple(row) for row in await db.fetch(_SETTLED if has_settled else _ALWAYS, *values)]
 
@@ -219,14 +219,14 @@ FROM statement_note n JOIN transaction l USING (transaction_id)
     JOIN push ON push.checkout_request_id = t.checkout_request_id
     JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
 WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
-"""  # noqa: S608 - our own
-"""Statement lines that fit several payments, and the payment whose push moved the money."""
+"""  # noqa: S608 - constants of this file
+"""Statement lines that match several payments, and the payment whose push moved the money."""
 
 HELD_WITH_A_RECEIPT = """
 SELECT merchant_id, env, received_receipt FROM payment
 WHERE status = 'pending' AND mismatch = 'unconfirmed' AND received_receipt IS NOT NULL
 """
-"""Payments whose reported success M-Pesa neither confirmed nor denied in time: a person asks about the receipt."""
+"""Payments whose reported success M-Pesa neither confirmed nor denied in time: an operator queries the receipt."""
 
 MAY_BE_ASSIGNED = f"""
 WITH {truth(has_worlds=True)}
@@ -238,6 +238,8 @@ SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id A
             WHEN 'partial' THEN left(moved.phone, 6) = left(p.phone, 6) AND right(moved.phone, 3) = right(p.phone, 3)
             ELSE moved.phone = p.phone END)
 FROM payment p, sim_transaction moved WHERE p.payment_id = id_uuid($1) AND moved.receipt = $2
-"""  # noqa: S608 - our own
-"""Whether nothing that a statement shows speaks against a person's decision: the money was made for no other payment,
-came in, is of this world, receiver and amount, and its payer can be the payment's."""
+"""  # noqa: S608 - constants of this file
+"""True if no statement speaks against the assignment.
+
+The money was sent for no other payment, came in, has this env, receiver and amount, and its payer can be the payment's.
+"""

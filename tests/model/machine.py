@@ -1,4 +1,4 @@
-"""The model: merchants, payers, Daraja, workers and accidents in any order, and what must be so after each of them."""
+"""The model: merchants, payers, Daraja, workers and faults in any order, with invariants checked after each step."""
 
 import asyncio
 import sys
@@ -48,7 +48,7 @@ _STATUS_OF = {
     "reversed": "reversed",
     "partially_reversed": "partially_reversed",
 }
-"""Steps of a timeline that are moves, and where each leads."""
+"""Timeline steps that change the status, with the new status."""
 
 _MOVES = {
     "pending": {"completed", "failed"},
@@ -56,7 +56,7 @@ _MOVES = {
     "completed": {"reversed", "partially_reversed"},
     "partially_reversed": {"partially_reversed", "reversed"},
 }
-"""The moves that a payment may make, as the contract has them."""
+"""The allowed status changes of a payment."""
 
 _SEEN = """
 SELECT json_build_object(
@@ -102,15 +102,15 @@ UNION SELECT DISTINCT 'money: ' || kind FROM sim_transaction
 """
 
 _PATIENCE = 30
-"""Rounds in which everything has to settle once all is well."""
+"""Rounds within which everything settles once all parts are healthy."""
 
 _SOON = 250
-"""Looks, 20 ms apart, within which a webhook has to come while Daraja hangs."""
+"""Polls, 20 ms apart, within which a webhook arrives while Daraja hangs."""
 
 
 @dataclass
 class Asked:
-    """What a shop asked for with a key, and the payment or refund that came of it, once one is known.
+    """A shop's request with an idempotency key, and the resulting payment or refund once known.
 
     ``amount`` is in KES, None for a whole refund; ``of`` is the payment that a refund is of.
     """
@@ -130,7 +130,7 @@ class Money(RuleBasedStateMachine):
 
     stage: ClassVar[Stage]
     reached: ClassVar[Counter[str]] = Counter()
-    """How many examples came to each kind of end: what the model does not reach, it does not test."""
+    """The number of examples that reached each kind of end: unreached ends are untested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Money(RuleBasedStateMachine):
         self.timelines: dict[str, list[str]] = {}
 
     def run(self, work: Awaitable[Any]) -> None:
-        """One step: let the loop turn until this is done, and look at the books."""
+        """Run one step to its end and check the books."""
 
         async def do() -> None:
             await work
@@ -162,7 +162,7 @@ class Money(RuleBasedStateMachine):
         bought=purchases,
     )
     def begin(self, seed: int, confirm: str, other: str, strangers: int, bought: list[tuple[int, str, bool]]) -> None:
-        """Two new shops with their first customers, and a Daraja that has heard of none of them."""
+        """Two new shops with their first payments, and an empty Daraja."""
         self.confirm = confirm
         self.stage.run(self.stage.begin(seed, confirm, strangers, other))
         self.wire = self.stage.connect(self._perform, self._arrived)
@@ -206,7 +206,7 @@ class Money(RuleBasedStateMachine):
         self.somebody_buys(shop, amount, phone, is_told=is_told)
 
     def somebody_buys(self, shop: int, amount: int, phone: str, *, is_told: bool) -> None:
-        """All goes well, to the payer's PIN or to the callback."""
+        """A payment succeeds, up to the payer's PIN or the callback."""
         self.run(self._buy(self._new(shop, amount, phone), is_told))
 
     @precondition(lambda self: self.payments)
@@ -217,14 +217,14 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_live)
     @rule()
     def go_live(self) -> None:
-        """The first shop gets the live world beside the sandbox, which it keeps."""
+        """The first shop gets a live env and keeps its sandbox."""
         self.is_live = True
         self.run(self.stage.go_live(self.stage.shops[0]))
 
     @precondition(lambda self: self.is_live and self.payments)
     @rule(nth=which)
     def repeat_a_request_in_the_other_world(self, nth: int) -> None:
-        """The same key and body with the key of the other world: another payment."""
+        """The same key and body with the API key of the other env: another payment."""
         first = _pick(self.payments, nth)
         other: Env = "live" if first.env == "sandbox" else "sandbox"
         if first.shop == 0 and not any((one.key, one.env) == (first.key, other) for one in self.payments):
@@ -240,14 +240,14 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.payments)
     @rule()
     def move_to_another_shortcode(self) -> None:
-        """The first shop stores another paybill while payments of the old one are open."""
+        """The first shop stores another paybill while payments of the old one are pending."""
         changes = {"shortcode": MOVED}
         self.run(_refusable(self.stage.configure(self.stage.shops[0], "sandbox", changes)))
 
     @precondition(lambda self: self.seen["lines"] and self.seen["payments"])
     @rule(nth=which, other=which)
     def assign_a_line(self, nth: int, other: int) -> None:
-        """A merchant says that a line which belongs to no payment pays one of its own."""
+        """A merchant assigns an unmatched line to one of its payments."""
         line = _pick(self.seen["lines"], nth)
         own = [one for one in self.seen["payments"] if (one["merchant"], one["env"]) == (line["merchant"], line["env"])]
         if own:
@@ -279,7 +279,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(shop=st.integers(0, 1), plan=plans)
     def three_ask_at_once(self, shop: int, plan: Plan) -> None:
-        """Three payments whose acknowledgements come together; what befalls one must not harm the others."""
+        """Three payments with concurrent acknowledgements; a fault of one must not affect the others."""
         three = [self._new(shop, 70, phone) for phone in (PHONES[0], PHONES[1], SILENT)]
         self.wire.plan("stkpush", plan)
         self.run(_at_once(self._request(asked) for asked in three))
@@ -296,7 +296,7 @@ class Money(RuleBasedStateMachine):
         payment = _pick(self.seen["payments"], which_payment)
         ledger = self.seen["ledger"]
         if not is_by_receipt or ledger:
-            # Any receipt: of a stranger, a payout, a reversal, another shop.
+            # Any receipt: of another payer, a payout, a reversal, another shop.
             what = ledger[nth * 5 % len(ledger)] if is_by_receipt else payment["id"]
             self.run(self._check(payment, what, habit, plan))
 
@@ -327,7 +327,7 @@ class Money(RuleBasedStateMachine):
     ) -> None:
         payment = _pick([payment for payment in self.seen["payments"] if _is_paid(payment)], nth)
         shop = self.stage.shop_of(payment["merchant"]).number
-        # Without a key, the amount is whole or the call says which part: each call is one more.
+        # Without an idempotency key each call with an amount is one more refund.
         key = f"r{len(self.refunds)}" if has_key or amount is not None else ""
         asked = Asked(key, shop, payment["env"], amount, of=payment["id"])
         if key:
@@ -404,7 +404,7 @@ class Money(RuleBasedStateMachine):
 
     @rule(habit=st.sampled_from(CALLBACK_HABITS), token=st.sampled_from(OAUTH_HABITS))
     def daraja_spells_otherwise(self, habit: str, token: str) -> None:
-        """From now on, what Daraja posts is written so, and tokens are answered so."""
+        """From now on Daraja's callbacks and token answers have this variant."""
 
         async def work() -> None:
             await self.stage.set_habit("callback", habit)
@@ -421,7 +421,7 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.seen["pushes"])
     @rule(nth=which)
     def forge_a_callback(self, nth: int) -> None:
-        """Somebody who has learned a callback's address lies: about the amount, or where it is asked back, at all."""
+        """A forged callback at a leaked address, with a wrong amount or, if confirmed by query, any content."""
         self.run(self._forge(_pick(self.seen["pushes"], nth)))
 
     # -- reconciliation -------------------------------------------------------------------------------------------
@@ -434,13 +434,13 @@ class Money(RuleBasedStateMachine):
         shop=st.sampled_from((None, 0, 1)),
     )
     def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool, shop: int | None = None) -> None:
-        """One shop reads its statement, or both do; one receipt may be on none yet."""
+        """One shop or both run a reconciliation; one receipt may be missing from all statements."""
         paid = self.seen["paid"]
         self.wire.hidden = frozenset({_pick(paid, nth)} if hides and paid else ())
         self.run(self._reconcile(habit, plan, self.stage.shops if shop is None else [self.stage.shops[shop]]))
         self.wire.hidden = frozenset()
 
-    # -- time, workers, accidents ---------------------------------------------------------------------------------
+    # -- time, workers, faults ----------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.stage.clock.now() - self.reconciled_at < timedelta(hours=30))
     @rule(seconds=st.sampled_from((1, 30, 61, 155, 320, 901, 3600, 6 * 3600)))
@@ -469,7 +469,7 @@ class Money(RuleBasedStateMachine):
 
     @rule()
     def daraja_hangs(self) -> None:
-        """Questions take connections and answer nothing, and more are due than a worker has slots."""
+        """Queries to Daraja hang, and more are due than a worker has slots."""
         self.run(self._hang())
 
     @rule(accident=st.sampled_from(Accident), status=st.sampled_from((200, 302, 404, 410, 500)))
@@ -492,7 +492,7 @@ class Money(RuleBasedStateMachine):
     def _check_moves(self, payment: dict[str, Any]) -> None:
         steps: list[str] = payment["steps"]
         before = self.timelines.get(payment["id"], [])
-        # An acknowledgement that is written late has its place before what came after it.
+        # An acknowledgement recorded late is listed before the steps that followed it.
         rest = iter(steps)
         assert all(step in rest for step in before), "what happened has been changed"
         self.timelines[payment["id"]] = steps
@@ -504,7 +504,7 @@ class Money(RuleBasedStateMachine):
         assert now == payment["status"], f"{payment['id']} is {payment['status']}, and its steps say {now}"
 
     def teardown(self) -> None:
-        """All is well again: everything settles, and the books are those of M-Pesa."""
+        """All parts are healthy again: everything settles, and the books equal M-Pesa's."""
         if self.has_begun and sys.exception() is None:
             self.stage.run(self._settle())
 
@@ -525,7 +525,7 @@ class Money(RuleBasedStateMachine):
             await self._sweep()
             await stage.product.work()
             await self._decide()
-            # The last reconciliation has to come after the last prompt has ended.
+            # The last reconciliation must follow the end of the last prompt.
             is_due = number >= 3 and number % 3 == 0
             if is_due and not await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True):
                 break
@@ -540,7 +540,7 @@ class Money(RuleBasedStateMachine):
             await self.stage.product.cron(name)
 
     async def _decide(self) -> None:
-        """What is left to people, who look at M-Pesa's portal."""
+        """Decide the cases left to operators, from M-Pesa's portal."""
         stage = self.stage
         for row in await stage.db.fetch(
             "SELECT refund_id, env FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
@@ -586,7 +586,7 @@ class Money(RuleBasedStateMachine):
             ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (asked.key, asked.env)}
             assert asked.made is None or asked.made in ids, "lost: a payment that a merchant was told of"
 
-    # -- how it is done -------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _new(self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox") -> Asked:
         asked = Asked(f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference)
@@ -628,7 +628,7 @@ class Money(RuleBasedStateMachine):
         assert not strangers, f"a list of {env} shows what is of the other world, or of another merchant: {strangers}"
 
     async def _assign(self, line: dict[str, Any], payment: dict[str, Any]) -> None:
-        """Being refused is fine; being believed is so only where no evidence speaks against it."""
+        """Assign a line: a rejection is accepted, a success only without evidence against it."""
         stage = self.stage
         before = payment["status"], payment["receipt"]
         may_be = await stage.db.fetchval(books.MAY_BE_ASSIGNED, payment["id"], line["receipt"])
@@ -641,7 +641,7 @@ class Money(RuleBasedStateMachine):
         assert may_be or not is_taken, "invented: a merchant was believed against the evidence"
 
     async def _hang(self) -> None:
-        """A new payment's webhook is sent, and what is over expires, while every question to Daraja hangs."""
+        """A new payment's webhook is sent, and due payments expire, while every query to Daraja hangs."""
         stage = self.stage
         for phone in PHONES[:3]:
             await self._request(self._new(0, 70, phone))
@@ -664,7 +664,7 @@ class Money(RuleBasedStateMachine):
         await stage.product.work()
 
     async def _until_told(self, payment_id: str) -> None:
-        """Wait a moment for the webhook about a completed payment. Raises AssertionError."""
+        """Wait for the webhook about a completed payment. Raises AssertionError."""
         for _ in range(_SOON):
             if any(payment_id.encode() in one.body for one in self.stage.receiver.received):
                 return
@@ -680,7 +680,7 @@ class Money(RuleBasedStateMachine):
             asked.made,
         )
         if row is None:
-            # The token was no longer valid, and no new one was to be had.
+            # The token had expired, and no new one was available.
             return
         await stage.answer(row["checkout_request_id"], "pay")
         if is_told:
@@ -807,7 +807,7 @@ class Money(RuleBasedStateMachine):
         assert await world.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
 
     async def _deliver_and_die(self) -> None:
-        """A worker is killed between the merchant's answer and its own note of it."""
+        """Kill a worker between the merchant's answer and its record."""
         stage = self.stage
         due = [
             row["delivery_id"]
@@ -827,7 +827,7 @@ class Money(RuleBasedStateMachine):
         stage.receiver.answer = None
 
     async def _perform(self, act: Act) -> None:
-        """What happens while a call is under way."""
+        """Perform an act during a call."""
         stage = self.stage
         if act in {Act.PAY, Act.CANCEL}:
             row = await stage.db.fetchrow(
@@ -850,7 +850,7 @@ class Money(RuleBasedStateMachine):
             await (self._request(asked) if what == "payment" else self._ask_back(asked))
 
     async def _arrived(self, operation: str, body: Any) -> None:
-        """Note which refund a reversal was sent for, as M-Pesa's people would find it in their own records."""
+        """Record the refund of a reversal, as M-Pesa's own records show it."""
         if operation != "reversal":
             return
         refund_id = self.stage.product.subject(body["ResultURL"])
@@ -870,12 +870,12 @@ def _is_paid(payment: dict[str, Any]) -> bool:
 
 
 async def _at_once(works: Iterable[Awaitable[Any]]) -> None:
-    """Do all of this side by side."""
+    """Run these concurrently."""
     await asyncio.gather(*works)
 
 
 async def _mortal(work: Awaitable[Any]) -> None:
-    """Do this, unless the process dies, or Postgres goes away."""
+    """Run this unless the process dies or Postgres is unavailable."""
     try:
         await work
     except ProcessDied:
@@ -885,7 +885,7 @@ async def _mortal(work: Awaitable[Any]) -> None:
 
 
 async def _refusable(work: Awaitable[Any]) -> None:
-    """Do this; being refused for what the object is, or by Daraja, is fine, and so is the process's death."""
+    """Run this; a rejection by state or by Daraja is accepted, and so is the process's death."""
     try:
         await _mortal(work)
     except NotConfigured:

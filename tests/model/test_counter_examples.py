@@ -1,4 +1,4 @@
-"""The shortest stories that the model has found: each was wrong once, and is told again step by step."""
+"""Protects against regressions of the model's findings: the shortest failing examples, replayed step by step."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,12 +12,12 @@ from tests.model.wire import Act, Fate, Plan
 PAYER, ASKS, PAYS_UNSEEN, NEVER = "254711000101", "254700000020", "254700000021", "254700000006"
 
 pytestmark = pytest.mark.as_owner
-"""The stage moves the sequences of a simulator, which only the owner of its tables can."""
+"""The stage changes the sequences of a simulator, which requires the owner of its tables."""
 
 
 @pytest.fixture
 def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:
-    """A gateway to play on."""
+    """The environment of the model."""
     with Stage(database_url, valkey_url) as stage:
         Money.stage = stage
         yield stage
@@ -46,7 +46,7 @@ def _reconciles(money: Money, shop: int | None = None) -> None:
 
 
 def key_used_again_in_live() -> Money:
-    """A1: the key of a sandbox payment, sent again with the live key."""
+    """A1: the idempotency key of a sandbox payment, repeated with the live API key."""
     money = _begin()
     money.somebody_buys(0, 70, PAYER, is_told=True)
     money.go_live()
@@ -56,7 +56,7 @@ def key_used_again_in_live() -> Money:
 
 
 def sandbox_events_after_going_live() -> Money:
-    """A2, A4: both worlds have an endpoint, and each hears of its own."""
+    """A2, A4: both envs have an endpoint, and each receives its own events."""
     money = _begin()
     money.go_live()
     money.somebody_buys(0, 70, PAYER, is_told=True)
@@ -64,7 +64,7 @@ def sandbox_events_after_going_live() -> Money:
 
 
 def reversal_asked_about() -> Money:
-    """B3: the receipt of a refund's reversal, while another payment of the amount is open."""
+    """B3: a status query about the receipt of a refund's reversal, while another payment of the amount is pending."""
     money = _begin()
     money.somebody_buys(0, 70, PAYER, is_told=True)
     money.refund(nth=0, amount=None, has_key=True, habit="before_ack", initiator="testapi", plan=Plan(), times=1)
@@ -75,7 +75,7 @@ def reversal_asked_about() -> Money:
 
 
 def strangers_at_a_till() -> Money:
-    """B4, B7: hidden and like payers, payouts and portal reversals on a till's statement."""
+    """B4, B7: masked and similar payers, payouts and portal reversals on a till's statement."""
     money = _begin("till", strangers=4)
     for _ in range(6):
         _asks(money, PAYER, shop=1)
@@ -86,7 +86,7 @@ def strangers_at_a_till() -> Money:
 
 
 def same_payer_hours_later() -> Money:
-    """B6: the push was cancelled, and the payer buys at the till hours later."""
+    """B6: the push was cancelled, and the payer pays at the till hours later."""
     money = _begin("till")
     _asks(money, PAYER, shop=1)
     money.answer_a_prompt(nth=0, answer="cancel")
@@ -98,14 +98,14 @@ def same_payer_hours_later() -> Money:
 
 
 def reference_with_outer_spaces() -> Money:
-    """B8: M-Pesa echoes the reference as it was sent, or without its spaces."""
+    """B8: M-Pesa echoes the reference unchanged, or without its spaces."""
     money = _begin()
     _asks(money, PAYS_UNSEEN, reference="x9 ")
     return money
 
 
 def paid_by_hand_without_a_prompt() -> Money:
-    """The prompt never reached M-Pesa, and the payer types the payment's own reference: the money is the payment's."""
+    """The prompt did not reach M-Pesa, and the payer types the payment's reference: the money is the payment's."""
     money = _begin()
     _asks(money, PAYER, fate=Fate.NEVER_ARRIVED)
     money.time_passes(seconds=2 * 3600)
@@ -124,7 +124,7 @@ def query_about_another_push() -> Money:
 
 
 def neighbours_line_assigned() -> Money:
-    """C1: a line of the merchant that shares the paybill, assigned to a payment of one's own."""
+    """C1: a line of the merchant that shares the paybill, assigned to an own payment."""
     money = _begin()
     _asks(money, SILENT, shop=1)
     _asks(money, ASKS)
@@ -136,7 +136,7 @@ def neighbours_line_assigned() -> Money:
 
 
 def retry_after_a_move() -> Money:
-    """D1: nothing was sent, another shortcode is stored, and the same key comes again."""
+    """D1: the push was not sent, another shortcode is stored, and the same key is repeated."""
     money = _begin()
     _asks(money, PAYER, fault="500.003.02")
     money.move_to_another_shortcode()
@@ -145,7 +145,7 @@ def retry_after_a_move() -> Money:
 
 
 def paid_after_a_move() -> Money:
-    """D4: a payment is open when another shortcode is stored, and its callback is lost."""
+    """D4: a payment is pending when another shortcode is stored, and its callback is lost."""
     money = _begin()
     _asks(money, SILENT)
     money.move_to_another_shortcode()
@@ -154,7 +154,7 @@ def paid_after_a_move() -> Money:
 
 
 def acknowledgement_without_postgres() -> Money:
-    """E2: the connection to Postgres ends when the acknowledgement comes, and no callback follows."""
+    """E2: the connection to Postgres ends when the acknowledgement arrives, and no callback follows."""
     money = _begin()
     _asks(money, SILENT, fate=Fate.NO_POSTGRES)
     money.time_passes(seconds=61)
@@ -162,7 +162,7 @@ def acknowledgement_without_postgres() -> Money:
 
 
 def answer_without_postgres() -> Money:
-    """The connection to Postgres ends when the answer to an STK query comes: the job fails, the payment stays due."""
+    """The connection to Postgres ends when the answer to an STK query arrives: the job fails, the payment stays due."""
     money = _begin()
     _asks(money, SILENT)
     money.time_passes(seconds=61)
@@ -172,7 +172,7 @@ def answer_without_postgres() -> Money:
 
 
 def reversed_on_the_portal() -> Money:
-    """E7: M-Pesa says that a payment was reversed, which the gateway did not ask for."""
+    """E7: M-Pesa reports a reversal that the gateway did not request."""
     money = _begin()
     money.somebody_buys(0, 70, PAYER, is_told=True)
     money.reverse_on_the_portal(nth=0, amount=70)
@@ -181,7 +181,7 @@ def reversed_on_the_portal() -> Money:
 
 
 def endpoint_removed() -> Money:
-    """E8: an endpoint is removed while a delivery is owed, and set again."""
+    """E8: an endpoint is removed while a delivery is pending, and set again."""
     money = _begin()
     money.somebody_buys(0, 70, PAYER, is_told=True)
     money.it_happens(accident=Accident.ENDPOINT_REMOVED, status=200)
@@ -196,7 +196,7 @@ def questions_that_hang() -> Money:
 
 
 def chunk_that_cannot_be_read() -> Money:
-    """F4, D14: the library raises something unexpected."""
+    """F4, D14: the HTTP library raises an unexpected error."""
     money = _begin()
     _asks(money, NEVER)
     money.time_passes(seconds=61)
@@ -242,6 +242,6 @@ def test_counter_examples_keep_the_books_correct() -> None:
     for story in STORIES:
         try:
             story().teardown()
-        except Exception as problem:  # noqa: BLE001 - whatever goes wrong in one story, the others are told too
+        except Exception as problem:  # noqa: BLE001 - an error of one example must not skip the others
             wrong[story.__name__] = repr(problem)[:300]
     assert wrong == {}, "".join(f"\n{name}: {problem}" for name, problem in wrong.items())

@@ -1,6 +1,6 @@
-"""Whatever happens, in whatever order: no money is lost, doubled or invented, and the merchant hears of it.
+"""Protects money: in any order of events none is lost, doubled or invented, and the merchant is notified.
 
-`just model` plays many long examples, shrinks what it finds, and says what was reached.
+`just model` runs many long examples, shrinks failures, and reports coverage.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.model.stage import Stage
 from tests.model.wire import Plan
 
 EXAMPLES = int(os.environ.get("MPESA_GATEWAY_TEST_EXAMPLES") or "0")
-"""How many examples a long run plays; without it, a few short ones, and no time is spent on making them shorter."""
+"""The number of examples of a long run; the default is a few short ones without shrinking."""
 
 SETTINGS = settings(
     max_examples=EXAMPLES or 6,
@@ -36,12 +36,12 @@ SETTINGS = settings(
 )
 
 pytestmark = pytest.mark.as_owner
-"""The stage moves the sequences of a simulator, which only the owner of its tables can."""
+"""The stage changes the sequences of a simulator, which requires the owner of its tables."""
 
 
 @pytest.fixture
 def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:
-    """A gateway to play on."""
+    """The environment of the model."""
     with Stage(database_url, valkey_url) as stage:
         Money.stage = stage
         yield stage
@@ -103,7 +103,7 @@ SABOTAGE: dict[str, str] = {
             created_at, updated_at, shortcode_id)
         SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at,
             created_at, created_at, shortcode_id FROM refund
-    """,  # noqa: S608 - an id of ours
+    """,  # noqa: S608 - an id of this test
     "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
     "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
     "refunds: what is set aside is not what is under way": """
@@ -130,7 +130,7 @@ SABOTAGE: dict[str, str] = {
     "stuck: it is looked at too late": "UPDATE payment SET due_at = due_at + interval '1 day' WHERE status = 'pending'",
     "keys: free to send again what has been sent": "UPDATE idempotency_key SET state = 'released'",
 }
-"""For each thing that must always be so: what a fault in the gateway could have left in the database."""
+"""For each invariant, the changes that a fault of the gateway could leave in the database."""
 
 SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
     "lost: the payer paid, and the payment is not paid": """
@@ -149,7 +149,7 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
             shortcode, payment_id, id_text(payment_id), created_at, 'answered',
             created_at, 'Reversed', 'reversed' FROM payment;
         DELETE FROM event WHERE kind = 'payment.reversed'
-    """,  # noqa: S608 - an id of ours
+    """,  # noqa: S608 - an id of this test
     "lost: money that stands nowhere": """
         INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
         FROM sim_transaction LIMIT 1
@@ -173,12 +173,12 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
             started_at, lease_until, receiver_id)
         SELECT {literal("run")}, merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour',
             created_at, created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
-    """,  # noqa: S608 - an id of ours
+    """,  # noqa: S608 - an id of this test
     "stuck: a callback that nobody has used": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL
     """,
 }
-"""The same for what must be so once all has settled; ``SELECT 1`` where that is not so before."""
+"""Changes for the invariants of settled books; ``SELECT 1`` for one that fails before."""
 
 
 @pytest.mark.parametrize("has_settled", [False, True])
@@ -193,12 +193,12 @@ def test_books_with_an_error_are_found(stage: Stage, has_settled: bool) -> None:
     assert set(sabotage) == set(checks)
 
     async def look(statement: str) -> set[str]:
-        """What the books show after this, all of which is undone."""
+        """Return the violations after this change, which is rolled back."""
         async with stage.db.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
             await connection.execute("SET LOCAL session_replication_role = replica")
-            # The ledger that is forged is the sandbox's; the judge reads both, through views.
+            # The forged ledger is the sandbox's; the verifier reads both through views.
             await connection.execute(re.sub(r"(?<![.\w])sim_", "sandbox_daraja.sim_", statement))
             wrong = await books.wrong(connection, stage.clock.now(), money.known, has_settled=has_settled)
             await transaction.rollback()

@@ -1,4 +1,4 @@
-"""Each thing that a pooler in transaction mode takes away from whoever relies on it, and how we do without."""
+"""Protects the gateway behind a pooler in transaction mode, which keeps no session state."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ from tests.pooler.conftest import Bouncing, prepare_role
 
 @asynccontextmanager
 async def connected(url: str, direct_url: str | None, pool_max: int = 1) -> AsyncGenerator[Database]:
-    """A database for the length of the block."""
+    """Yield a database for the length of the block."""
     direct = None if direct_url is None else Secret(direct_url)
     db = Database(DatabaseConfig(url=Secret(url), direct_url=direct, pool_max=pool_max))
     await db.start()
@@ -39,7 +39,7 @@ async def test_prepared_query_works_on_another_server_connection(pooled_url: str
         first, *rest = tuple(await db.fetchrow(where, "one") or ())
         assert rest == ["mpesa", "one"]
         async with other.transaction():
-            # It holds the connection that the question was asked on.
+            # It occupies the server connection of the first query.
             assert await other.fetchval("SELECT pg_backend_pid()") == first
             for ask in (db.fetch, db.fetch_planned):
                 (row,) = await ask(where, "two")
@@ -51,9 +51,7 @@ async def test_prepared_query_works_on_another_server_connection(pooled_url: str
         assert await db.fetchval("SELECT sum(amount) FROM till") == 6
 
 
-async def test_concurrent_queries_on_few_connections_get_their_own_rows(
-    pooled_url: str, database_url: str
-) -> None:
+async def test_concurrent_queries_on_few_connections_get_their_own_rows(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url, 20) as db:
         async with db.session() as direct:
             await direct.execute(
@@ -132,7 +130,7 @@ async def test_migration_through_a_pooler_is_rejected(pooled_url: str) -> None:
 
 
 async def seen(values: dict[str, Any]) -> dict[str, Observation]:
-    """What the doctor sees of Postgres."""
+    """Return the doctor's observations about Postgres."""
     gateway = Gateway(GatewayConfig.from_values(values))
     db = Database(gateway.config.database)
     try:

@@ -1,4 +1,4 @@
-"""Separate processes behind one PgBouncer, as on several machines: from the push to the webhook, nothing is lost."""
+"""Protects separate processes behind one PgBouncer: from push to webhook, no payment is lost."""
 
 import asyncio
 from pathlib import Path
@@ -38,7 +38,7 @@ async def test_processes_behind_pgbouncer_share_a_few_connections(
             heard = [webhook.json["data"]["payment_id"] for webhook in receiver.received]
             assert sorted(heard) == sorted(ids)
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == _PAYMENTS
-            # Those that listen have connections of their own, past the pooler.
+            # Listeners have direct connections that bypass the pooler.
             shared = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND application_name = 'mpesa-gateway' AND query NOT LIKE 'LISTEN%'"

@@ -1,4 +1,4 @@
-"""Commands: each with its arguments and options, as ``--help`` has them."""
+"""Commands: each with its arguments and options, as in ``--help``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _PROGRAM = "mpesa-gateway"
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
+    """Return the page."""
     own = [(command, "") for command in cli.commands.values()]
     brought = [(command, plugin.name) for plugin in plugins for command in plugin.commands]
     return document(

@@ -1,4 +1,4 @@
-"""Errors: each code with its statuses and what to do, then M-Pesa's own codes as this gateway reads them."""
+"""Errors: each code with its statuses and next step, then M-Pesa's own codes as this gateway classifies them."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 _ELSEWHERE = {
     Code.METHOD_NOT_ALLOWED: [(405, "This address does not take this method.")],
 }
-"""What no class of ours refuses: the router does."""
+"""Errors that the router raises, without a class of ours."""
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     return document(
         "# Errors",
         NOTE,
@@ -62,12 +62,12 @@ def _classes(kind: type[Refused] = Refused) -> Iterator[type[Refused]]:
 
 
 def _said(each: Code) -> list[tuple[int, str]]:
-    """The statuses that a code comes with, and when."""
+    """Return the statuses of a code, with their occasions."""
     found = [
         (kind.status, prose(kind.__doc__).partition("\n\n")[0])
         for kind in _classes()
         if kind.code is each and kind not in {HungUp, CallbackRefused}
-        # What only an operator's browser meets is said on the page that it shows.
+        # Errors in an operator's browser are explained on the page itself.
         if not kind.__module__.startswith("mpesa_gateway_ops")
     ]
     return sorted(set(found)) + _ELSEWHERE.get(each, [])

@@ -1,4 +1,4 @@
-"""Events: those that merchants hear of with a body each, and those for hosts and plugins with their fields."""
+"""Events: webhook events with an example body each, and internal events with their fields."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _AT = datetime(2026, 11, 23, 10, 15, 12, tzinfo=UTC)
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
+    """Return the page."""
     kinds = [kind for plugin in plugins for kind in plugin.publishes]
     public = [kind for kind in kinds if issubclass(kind, PublicEvent)]
     return document(

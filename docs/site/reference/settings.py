@@ -1,4 +1,4 @@
-"""Settings: each with what config/gateway.toml says of it, and what its type says."""
+"""Settings: each with its comment in config/gateway.toml and its type."""
 
 import re
 import tomllib
@@ -20,11 +20,11 @@ _SECTION = re.compile(r"^(?:# )?\[(?P<name>[a-z_]+)\]$")
 _SETTING = re.compile(r"^(?P<mark># )?(?P<name>[a-z_]+) = (?P<value>.+)$")
 
 _UNITS = ("seconds", "minutes", "hours", "days", "bytes")
-"""Units that a setting's name may end in."""
+"""Units at the end of a setting's name."""
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
+    """Return the page."""
     said = dict(_said(_FILE.read_text(encoding="utf-8")))
     sections = [
         _section(field.name, field.type, said)
@@ -78,7 +78,7 @@ def _kind(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _describe(kind: inspect.Type) -> tuple[str, str]:
-    """A type in words, and its unit."""
+    """Return a type in words, with its unit."""
     unit = ""
     if isinstance(kind, inspect.Metadata):
         unit = str(cast("dict[str, Any]", kind.extra or {}).get("unit", ""))
@@ -125,7 +125,7 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _said(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Each setting of the file with the comment above it, and its value as it stands there."""
+    """Yield each setting of the file with the comment above it and its literal value."""
     section, comment, is_list = "", list[str](), False
     for line in text.splitlines():
         if is_list:

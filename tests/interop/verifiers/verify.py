@@ -1,4 +1,4 @@
-"""Verify a webhook with the public Python libraries: each accepts it, and refuses another body."""
+"""Verify a webhook with the public Python libraries: each accepts it and rejects another body."""
 
 import json
 import sys
