@@ -1,7 +1,7 @@
-"""Attackers, each in a process of its own, at one address of loopback or at 200: ``python -m bench.attack.attackers``.
+"""Attackers, each in its own process, from one loopback address or 200: ``python -m bench.attack.attackers``.
 
-An attacker prints ``ready`` once all of its connections have been opened, or after eight seconds. It goes on until its
-time is over or its requests are used up, and prints what was answered, as JSON.
+An attacker prints ``ready`` once all of its connections are open, or after eight seconds. It stops when its time or its
+requests are used up, and prints the counts of the answers as JSON.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ import uvloop
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 MOST_REQUESTS = 100_000
-"""Requests of one attacker."""
+"""The most requests of one attacker."""
 
 _SET_UP = 8.0
-"""Seconds that opening all connections may take."""
+"""Seconds within which all connections have to be open."""
 
 _AGAIN = 0.05
-"""Seconds before a connection that has ended is opened anew."""
+"""Seconds before a closed connection is reopened."""
 
 _KEY = "sk_test_" + "0" * 48
 
 
 class Target:
-    """The server that is attacked, until the time is over."""
+    """The attacked server, until the time is over."""
 
     def __init__(self, port: int, seconds: float, addresses: int) -> None:
         self.port = port
@@ -43,18 +43,18 @@ class Target:
         self._until = math.inf
         self._set_up = 0
         self.answers: Counter[str] = Counter()
-        # 127.0.0.1 is the honest merchant's.
+        # 127.0.0.1 belongs to the honest merchant.
         many = [f"127.1.{number // 200}.{number % 200 + 1}" for number in range(addresses)]
         self._sources = itertools.cycle(["127.0.0.2"] if addresses == 1 else many)
         self._requests = itertools.count()
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is time left."""
+        """Return True while there is time left."""
         return asyncio.get_running_loop().time() < self._until
 
     async def connect(self, receive_buffer: int = 0) -> Line:
-        """A new connection; ``receive_buffer`` bounds what the operating system takes for it, in bytes."""
+        """Open a connection; ``receive_buffer`` limits the operating system's buffer, in bytes."""
         line = socket.socket()
         try:
             line.settimeout(0)
@@ -68,11 +68,11 @@ class Target:
             raise
 
     def is_set_up(self) -> None:
-        """One more connection does what it is for."""
+        """Count a connection that is in place."""
         self._set_up += 1
 
     async def again_and_again(self, once: Callable[[], Awaitable[None]], times: int, pause: float = _AGAIN) -> None:
-        """Do it so many times at once, from anew whenever it ends or the server hangs up."""
+        """Run this many concurrent copies, each restarted when it ends or the server disconnects."""
 
         async def loop() -> None:
             while self.goes_on:
@@ -80,7 +80,7 @@ class Target:
                     await once()
                 except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
                     self.answers["hung up"] += 1
-                # So bounded, the flood is what is measured, and not how fast this program connects.
+                # This limit keeps the flood, and not the connection rate of this program, as the measured load.
                 await asyncio.sleep(pause)
 
         tasks = [asyncio.create_task(loop()) for _ in range(times)]
@@ -96,7 +96,7 @@ class Target:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def asks(self, request: bytes) -> None:
-        """Send a request over and over on one connection."""
+        """Send a request repeatedly on one connection."""
         reader, writer = await self.connect()
         try:
             while self.goes_on and next(self._requests) < MOST_REQUESTS:
@@ -116,7 +116,7 @@ class Target:
             writer.close()
 
     async def holds(self, sent: bytes, drip: bytes = b"", *, is_answered: bool = False) -> None:
-        """Send something, then nothing or one byte now and then, until the server hangs up."""
+        """Send some bytes, then nothing or one byte now and then, until the server disconnects."""
         reader, writer = await self.connect()
         try:
             writer.write(sent)
@@ -138,7 +138,7 @@ class Target:
 
 
 def request(line: str, *headers: str, body: bytes = b"", length: int | None = None) -> bytes:
-    """A request; ``length`` promises another number of bytes than ``body`` has."""
+    """Return a request; ``length`` declares another number of bytes than ``body`` has."""
     size = len(body) if length is None else length
     sized = [f"Content-Length: {size}"] if size else []
     return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, *sized, "", ""]).encode() + body
@@ -233,7 +233,7 @@ async def upgrades(target: Target) -> None:
 
 @dataclass(frozen=True)
 class Attack:
-    """One flood. ``is_proxied``: whether it is tried through the proxies as well."""
+    """One flood. ``is_proxied``: it also runs through the proxies."""
 
     name: str
     run: Callable[[Target], Awaitable[None]]
@@ -242,12 +242,12 @@ class Attack:
 
     @property
     def has_bar(self) -> bool:
-        """Whether one address is the cause: then an honest merchant has to keep its rate."""
+        """Return True for a flood from one address: an honest merchant then has to keep its rate."""
         return self.addresses == 1
 
     @property
     def text(self) -> str:
-        """What it does."""
+        """Return the description."""
         said = (self.run.__doc__ or "").rstrip(".")
         return said if self.has_bar else f"{said}, from {self.addresses} addresses"
 
@@ -273,9 +273,9 @@ ATTACKS = (
 
 
 def attacking(attack: Coroutine[Any, Any, Mapping[str, int]]) -> None:
-    """Run an attack as a process of its own, and print what was answered.
+    """Run an attack in its own process and print the counts of the answers.
 
-    An attacker's processor is its own, and not the gateway's: here it gets what the others leave.
+    An attacker has its own machine in reality: here it runs at the lowest priority.
     """
     os.nice(19)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

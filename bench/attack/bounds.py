@@ -1,7 +1,7 @@
-"""What a server bounds by itself: heads, idle connections, clients that read nothing, connections, its own stop.
+"""Limits that a server enforces itself: heads, idle connections, deaf clients, connections, its own stop.
 
-The application behind it can bound none of these. Each is tried against the recorder, with every bound set to SECONDS
-or CONNECTIONS where the server has one.
+The application behind it can enforce none of these. Each is tested with the recorder, with every limit set to SECONDS
+or CONNECTIONS if the server has one.
 """
 
 import signal
@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 SECONDS = 3.0
-"""Every time that can be set, in seconds."""
+"""The value of every time limit, in seconds."""
 
 CONNECTIONS = 200
-"""The bound of connections, where there is one."""
+"""The limit of connections."""
 
 _PATIENCE = 4 * SECONDS
 _GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -32,7 +32,7 @@ def _connect(port: int, receive_buffer: int = 0) -> socket.socket:
 
 
 def _closes(line: socket.socket, drip: bytes = b"") -> float | None:
-    """Seconds until the server closes the connection, None for one that stays open."""
+    """Return the seconds until the server closes the connection, or None if it stays open."""
     began = time.monotonic()
     line.settimeout(0.25)
     while time.monotonic() - began < _PATIENCE:
@@ -82,7 +82,7 @@ def huge_head(port: int) -> tuple[bool, str]:
 
 
 def deaf(port: int) -> tuple[bool, str]:
-    """A client that reads nothing of its answer is let go."""
+    """A client that reads nothing of its answer is disconnected."""
     with _connect(port, 4096) as line:
         line.sendall(_GET % b"large" * 3)
         began = time.monotonic()
@@ -152,7 +152,7 @@ def stops(port: int, process: "subprocess.Popen[bytes]") -> tuple[bool, str]:
 
 
 def run(port: int, process: "subprocess.Popen[bytes]", say: Callable[[str], None]) -> Mapping[str, tuple[bool, str]]:
-    """Try everything, and stop the server at the end. Gives what each bound came to."""
+    """Run all checks, and stop the server at the end. Returns the result of each."""
     with ThreadPoolExecutor(len(TOGETHER)) as pool:
         waits = {_name(check): pool.submit(check, port) for check in TOGETHER}
         found = {name: wait.result() for name, wait in waits.items()}

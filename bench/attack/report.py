@@ -1,4 +1,4 @@
-"""The report of one run, as Markdown: the tables of docs/security.md."""
+"""The report of one run in Markdown: the tables of docs/security.md."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ from bench.attack.smuggling import Verdict
 from bench.attack.windows import QUIET, Outcome, Window
 
 BEGIN, END = "<!-- just attack: begin -->", "<!-- just attack: end -->"
-"""Between these lines of a page stands the report of the last full run."""
+"""The lines of a page between which the report of the last full run is written."""
 
 
 class Report:
-    """What was tried against each server, and what it came to."""
+    """The trials against each server, with their results."""
 
     def __init__(self, servers: Sequence[str], plan: Plan, *, is_quick: bool) -> None:
         self._servers = servers
@@ -31,22 +31,22 @@ class Report:
         self._hosts: dict[str, Sequence[Outcome]] = {}
 
     def add_smuggling(self, server: str, found: Mapping[str, Sequence[Verdict]]) -> None:
-        """Add the verdicts of a server, by route."""
+        """Add the verdicts of a server by route."""
         self._smuggling[server] = found
 
     def add_bounds(self, server: str, found: Mapping[str, tuple[bool, str]]) -> None:
-        """Add what each bound of a server came to."""
+        """Add the results of a server's limits."""
         self._bounds[server] = found
 
     def add_outcomes(self, server: str, floods: Sequence[Outcome], hosts: Sequence[Outcome]) -> None:
-        """Add what floods, and merchants with misbehaving webhook hosts, came to."""
+        """Add the outcomes of floods and of misbehaving webhook hosts."""
         self._floods[server] = floods
         self._hosts[server] = hosts
 
     def is_withstood(self, server: str) -> bool:
-        """Whether the server let nothing through, held its bounds, outlived every attack, and met every bar.
+        """Return True if the server let no attack through, enforced its limits, stayed alive and met every bar.
 
-        A quick run does not ask for the bars.
+        A quick run ignores the bars.
         """
         verdicts = [one.problem is None for each in self._smuggling.get(server, {}).values() for one in each]
         held = [is_held for is_held, _ in self._bounds.get(server, {}).values()]
@@ -55,7 +55,7 @@ class Report:
         return all([*verdicts, *held, *withstood])
 
     def markdown(self, took: float) -> str:
-        """The whole report."""
+        """Return the whole report."""
         parts = [self._conditions(took)]
         if self._smuggling:
             parts.append(self._smuggled())

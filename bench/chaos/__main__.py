@@ -1,7 +1,7 @@
-"""``python -m bench.chaos``: a steady flow of money through a site where everything breaks, and the books afterwards.
+"""``python -m bench.chaos``: a steady flow of payments while every part of the site breaks, then a check of the books.
 
-Exits with 1 when anything was lost, doubled, invented or left untold. The seed decides which faults come and how long
-they last; the machine decides the rest, so a seed is a place to start looking and no recording.
+Exits with 1 if money was lost, doubled, invented or not reported. The seed decides the faults and their lengths; the
+machine's timing differs, so a seed does not repeat a run exactly.
 """
 
 import json
@@ -42,7 +42,7 @@ from mpesa_gateway.config import LogsConfig
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--keep", is_flag=True, help="Keep the folder with all logs and data.")
 def chaos(runs: int, seed: int | None, report: Path | None, *, keep: bool, **told: Any) -> None:
-    """Break everything around a gateway at work, and compare its books with what really happened."""
+    """Break every part around a running gateway, and compare its books with the simulator's ledger."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     logs.configure(LogsConfig(format="console", level="error"))
     console = Console()
@@ -97,7 +97,7 @@ def _show(console: Console, result: Result) -> None:
 
 
 def command(seed: int, runs: int, options: Options) -> str:
-    """The command that repeats these runs."""
+    """Return the command that repeats these runs."""
     told = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
     usual = Options(seed=seed)
     for name in ("seconds", "rate", "misbehave", "strangers", "at_once", "pace", "settle"):

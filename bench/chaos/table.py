@@ -1,4 +1,4 @@
-"""``python -m bench.chaos.table report.json …``: the figures of reports, as docs/reliability.md has them."""
+"""``python -m bench.chaos.table report.json …``: the figures of reports as tables for docs/reliability.md."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 WRONG = ("lost", "doubled", "invented", "untold", "stuck", "altered", "unexplained")
-"""What may be wrong, by its first word."""
+"""Kinds of violations, by the first word of the sentence."""
 
 _LONGEST = "money moved to merchant told, longest (s)"
 _MEDIAN = "money moved to merchant told, median (s)"
@@ -36,7 +36,7 @@ _SUMS = (
 
 
 def table(reports: Iterable[dict[str, Any]]) -> str:
-    """The figures as Markdown: two tables, and the commands that repeat them."""
+    """Return the figures as Markdown: two tables, and the commands that repeat them."""
     reports = list(reports)
     runs: list[dict[str, Any]] = [run for report in reports for run in report["runs"]]
     sums: Counter[str] = Counter()

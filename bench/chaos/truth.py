@@ -1,14 +1,14 @@
-"""What really happened, from the simulator's ledger alone: which money was made for which payment.
+"""The truth about money, from the simulator's ledger alone: which money was sent for which payment.
 
-The judges of the model test, the chaos run and the soak share these queries. They are rules of their own: nothing here,
-and in no judge, calls the code that the product matches money with (tests/house/test_judges.py).
+The model test, the chaos run and the soak share these queries. They are independent rules: no verifier calls the
+product's matching code (tests/house/test_judges.py).
 """
 
 FINAL = ("1", "2", "3", "4", "8", "17", "1001", "1025", "1031", "1032", "2001", "2028", "8006")
-"""Result codes that are M-Pesa's last word about a push."""
+"""Result codes that are final about a push."""
 
 OWN_REFERENCE = 12
-"""Characters of a reference that a payment has to itself."""
+"""Characters of a reference that only one payment has."""
 
 _TRUTH = """
 push AS (
@@ -81,7 +81,7 @@ TAKEN: dict[str, str] = {
 ONE_RECEIPT = "doubled: one receipt on two payments"
 
 CHECKS: dict[str, str] = {
-    sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - our own words
+    sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - constants of this file
     for sentence, what in TAKEN.items()
 } | {
     ONE_RECEIPT: """
@@ -89,13 +89,13 @@ CHECKS: dict[str, str] = {
         GROUP BY env, receipt HAVING count(*) > 1
     """
 }
-"""What must select nothing at any moment, after `truth`."""
+"""Queries that return no row at any moment, after `truth`."""
 
 
 def truth(*, has_worlds: bool) -> str:
-    """The common table expressions ``push``, ``paid``, ``made_for`` and ``taken``, without ``WITH``.
+    """Return the common table expressions ``push``, ``paid``, ``made_for`` and ``taken``, without ``WITH``.
 
-    ``has_worlds``: whether the simulator's tables have a column ``env``, as views over two simulators do.
+    ``has_worlds``: the simulator's tables have a column ``env``, as views over two simulators do.
     """
     return _TRUTH.format(
         same_world="AND moved.env = push.env" if has_worlds else "",

@@ -51,7 +51,7 @@ OUR_OWN: dict[str, str] = {
         UNION ALL SELECT event_id FROM event_task WHERE done_at IS NULL AND due_at IS NULL
     """,
 }
-"""What the ledger cannot ask: it knows neither the simulator nor what is sent in chaos."""
+"""Checks outside the ledger's invariants, which know neither the simulator nor the requests of a run."""
 
 _WORDS = {
     "payments.receipt_pays_once": "doubled",
@@ -59,7 +59,7 @@ _WORDS = {
     "payments.success_counts": "lost",
     "refunds.sums_are_the_payments": "lost",
 }
-"""What it would be called if one of the ledger's invariants were broken; any other is ``untold``."""
+"""The kind of a violation of a ledger invariant; ``untold`` for any other."""
 
 ALWAYS: dict[str, str] = OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
@@ -67,7 +67,7 @@ ALWAYS: dict[str, str] = OUR_OWN | {
     for invariant in plugin.invariants
     if invariant.grace is None
 }
-"""What must select nothing at any moment, however much is broken."""
+"""Queries that return no row at any moment, under any fault."""
 
 AT_LAST: dict[str, str] = {
     "lost: money that moved and no payment is completed with it": """
@@ -97,7 +97,7 @@ AT_LAST: dict[str, str] = {
     "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
     "stuck: a reconciliation that has not ended": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
 }
-"""What must select nothing once all has settled."""
+"""Queries that return no row once all has settled."""
 
 STILL_OPEN = """
 SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NULL)
@@ -112,7 +112,7 @@ SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NU
     + (SELECT count(*) FROM sim_transaction t WHERE kind = 'push'
         AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt))
 """
-"""How much is under way: zero once all has settled."""
+"""The pending work: zero once all has settled."""
 
 LEFT_TO_A_PERSON = """
 SELECT DISTINCT ON (r.payment_id) r.refund_id,
@@ -121,7 +121,7 @@ SELECT DISTINCT ON (r.payment_id) r.refund_id,
 FROM refund r WHERE r.status = 'pending' AND r.attention IS NOT NULL
 ORDER BY r.payment_id, r.created_at
 """
-"""Refunds whose reversal nobody answers for, one of each payment, and whether the simulator's ledger has it."""
+"""Refunds without a reversal result, one of each payment, and whether the simulator's ledger has the reversal."""
 
 LINES_LEFT_TO_A_PERSON = f"""
 WITH {_TRUTH}
@@ -130,8 +130,8 @@ FROM statement_note n JOIN transaction l USING (transaction_id)
 JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
 JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
 WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
-"""  # noqa: S608 - our own
-"""Statement lines that fit several payments, and the payment whose push moved the money."""
+"""  # noqa: S608 - constants of this file
+"""Statement lines that match several payments, and the payment whose push moved the money."""
 
 _FIGURES: dict[str, str] = {
     "payments": "SELECT count(*) FROM payment",
@@ -171,7 +171,7 @@ _FIGURES: dict[str, str] = {
 
 
 class Buyers(Protocol):
-    """Who bought: what they wished for by Idempotency-Key, and what they were answered."""
+    """The buyers: their requests by Idempotency-Key, and the answers."""
 
     wishes: dict[str, Wish]
     payments: dict[str, str | None]
@@ -182,28 +182,28 @@ class Buyers(Protocol):
 
 @dataclass
 class Findings:
-    """What was found wrong (a sentence, and up to five examples), and the figures of the run."""
+    """The violations (a sentence, and up to five examples), and the figures of the run."""
 
     wrong: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     figures: dict[str, float] = field(default_factory=dict[str, float])
     counts: Counter[str] = field(default_factory=Counter[str])
-    """How much is wrong, by the first word of the sentence: lost, doubled, invented, untold, stuck."""
+    """The number of violations by the first word of the sentence: lost, doubled, invented, untold, stuck."""
 
     def note(self, sentence: str, examples: Sequence[Any]) -> None:
-        """Note what is wrong, if there are examples of it."""
+        """Record a violation if there are examples of it."""
         if examples:
             self.wrong[f"{sentence} ({len(examples)})"] = [str(example) for example in examples[:5]]
             self.counts[sentence.partition(":")[0]] += len(examples)
 
 
 async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
-    """Note what each query selects. Raises what asyncpg raises when Postgres is away."""
+    """Record the rows of each query. Raises asyncpg's error when Postgres is unavailable."""
     for sentence, sql in checks.items():
         findings.note(sentence, [row[0] for row in await gateway.db.fetch(sql)])
 
 
 async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings:
-    """Look for everything that must not be, once all has settled."""
+    """Run every check, once all has settled."""
     findings = Findings()
     await look(gateway, ALWAYS | AT_LAST, findings)
     for name, sql in _FIGURES.items():
@@ -219,7 +219,7 @@ async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings
 
 
 async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
-    """What phones were asked is what buyers wanted, once for each Idempotency-Key: each buyer has its own number."""
+    """The prompts equal the requests, once for each Idempotency-Key: each buyer has its own number."""
     keys = {wish.phone: key for key, wish in shop.wishes.items()}
     prompts = await gateway.db.fetch("SELECT phone, amount FROM sim_push")
     asked = Counter(row["phone"] for row in prompts)
@@ -235,7 +235,7 @@ async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> 
 
 
 async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
-    """What merchants were answered is what is in the books."""
+    """The answers to merchants equal the books."""
     findings.note("doubled: one key was answered with two objects", shop.conflicts)
     findings.note("unexplained: an answer that nothing broken explains", shop.unexplained)
     rows = await gateway.db.fetch("SELECT idempotency_key, id_text(payment_id) AS payment_id FROM payment")
@@ -253,7 +253,7 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
 
 
 async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
-    """Every event reached the merchant, under one id and in the same words, signed; and how long the longest took."""
+    """Every event reached the merchant, under one id with identical bytes, signed; records the longest delay."""
     taken = endpoint.taken()
     rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, body FROM event WHERE is_public")
     bodies = {row["event_id"]: row["body"].encode() for row in rows}
