@@ -1,4 +1,4 @@
-"""What is rarer than a payment: a statement of 10,000 lines, an export of everything, the start of a process."""
+"""Rare operations: a statement of 10,000 lines, an export of everything, the start of a process."""
 
 import asyncio
 import json
@@ -13,13 +13,13 @@ from bench.speed.seed import Shop, connect, id_stem
 from bench.speed.site import Contestant, Site
 
 _PATIENCE = 300.0
-"""Seconds after which a run that has not ended is given up."""
+"""Timeout of a run in seconds."""
 
 _LOOK = 0.2
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two samples of a process's memory."""
 
-# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 how many: payments whose callback
-# was lost, and that their reference, which is ours, tells.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 number: payments with a lost
+# callback that their reference identifies.
 _LOST = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
@@ -41,9 +41,9 @@ ORDER BY payment_id DESC LIMIT $2
 
 
 async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> dict[str, Any]:
-    """Seconds for a statement of so many lines: six in ten known, three of lost callbacks, one of nobody's.
+    """Return the seconds of a statement of this many lines: six in ten known, three of lost callbacks, one unmatched.
 
-    Raises RuntimeError when a line turned out to be something else.
+    Raises RuntimeError for an unexpected finding.
     """
     stem, mark = id_stem(), secrets.token_hex(3).upper()
     connection = await connect(site.database("gateway"), "mpesa")
@@ -81,7 +81,7 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
 
 
 def _line(receipt: str, amount: int, phone: str, reference: str) -> dict[str, str]:
-    """A row as Pull gives it, of this moment in Nairobi."""
+    """Return a row as Pull returns it, with the current time in Nairobi."""
     return {
         "transactionId": receipt,
         "trxDate": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() + 3 * 3600)),
@@ -95,9 +95,9 @@ def _line(receipt: str, amount: int, phone: str, reference: str) -> dict[str, st
 
 
 async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
-    """All payments as CSV: seconds, and megabytes of the process that streams them, before, at most and after.
+    """Export all payments as CSV: returns the seconds, and the process's megabytes before, at most and after.
 
-    Raises RuntimeError when the answer does not come to its end.
+    Raises RuntimeError for an incomplete answer.
     """
     before = gateway.memory()
     most, total, tail, began = before, 0, b"", time.perf_counter()
@@ -126,7 +126,7 @@ async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
 
 
 async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any]:
-    """Seconds from the start of a process until it takes connections, and the megabytes that it keeps then."""
+    """Return the seconds until a new process accepts connections, and its megabytes then."""
     seconds: list[float] = []
     memory: list[float] = []
     for _ in range(times):
@@ -142,7 +142,7 @@ async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any
 
 
 async def worker_memory(site: Site, patience: float = 30) -> float:
-    """Megabytes that a worker keeps once it works."""
+    """Return the megabytes of a running worker."""
     log = site.folder / "worker.log"
     said = log.stat().st_size if log.exists() else 0
     worker = await asyncio.to_thread(site.worker)

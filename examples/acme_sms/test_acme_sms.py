@@ -1,4 +1,4 @@
-"""A buyer who has paid is texted, once, whatever the provider and the queue do meanwhile."""
+"""Protects the plugin's promise: a completed payment sends one text, with any fault of provider or queue."""
 
 from datetime import timedelta
 from importlib.metadata import entry_points
@@ -20,13 +20,13 @@ BUYER = "254711000001"
 
 
 async def state(api: Api) -> tuple[str, int]:
-    """How the shop's one text stands, and after how many attempts."""
+    """Return the status of the shop's one text, and its number of attempts."""
     (text,) = (await api.call("GET", "/v1/sms")).data
     return text["state"], text["attempts"]
 
 
 async def becomes(api: Api, expected: tuple[str, int]) -> None:
-    """Wait until the shop's one text stands so."""
+    """Wait until the shop's one text has this state."""
 
     async def does() -> bool:
         return bool((await api.call("GET", "/v1/sms")).data) and await state(api) == expected
@@ -49,7 +49,7 @@ async def test_completed_payment_sends_one_text(
     assert text.headers["authorization"] == "Bearer key-of-the-shop"
     assert text.headers["idempotency-key"] == event.payment_id == made["id"]
     assert len(await simulator.ledger(BUYER, 10)) == 1
-    # Heard again, sent again, swept again: once is enough.
+    # A repeated event, a repeated job and a sweep send no second text.
     await plugin.subscribers[0].handler(event, gateway)
     for job in plugin.jobs:
         await job.fn(gateway, **({"payment_id": made["id"]} if job.cron is None else {}))
@@ -63,7 +63,7 @@ async def test_text_with_the_provider_down_is_retried_and_dropped(
     provider.status = 503
     made = (await shop_api.pay(BUYER, key="order")).data
     await becomes(shop_api, ("owed", 1))
-    # Nothing is due before its time.
+    # A sweep sends no text before it is due.
     await gateway.jobs.enqueue("acme_sms.sweep")
     await plugin.jobs[0].fn(gateway, payment_id=made["id"])
     assert await state(shop_api) == ("owed", 1)

@@ -1,4 +1,4 @@
-"""A payment from start to end with a Python client that was generated from the OpenAPI document: docs/clients.md.
+"""A payment from start to end with a Python client generated from the OpenAPI document: docs/clients.md.
 
 ``GATEWAY`` is the address of the gateway, ``KEY`` an API key. Run it with the simulator or in the sandbox.
 """
@@ -30,7 +30,7 @@ PATIENCE = 60
 
 
 class Refused(Exception):
-    """What the gateway did not do, and why."""
+    """The gateway rejected a request; the message has the reason."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__("; ".join(f"{problem.code}: {problem.message}" for problem in failure.errors))
@@ -38,13 +38,13 @@ class Refused(Exception):
 
 
 def expect(truth: bool, what: object) -> None:
-    """Raise unless it is so."""
+    """Raise RuntimeError if the condition is false."""
     if not truth:
         raise RuntimeError(what)
 
 
 def good(answer: T | Failure | None) -> T:
-    """The answer, if it is a good one. Raises Refused."""
+    """Return a successful answer. Raises Refused for any other."""
     if isinstance(answer, Failure):
         raise Refused(answer)
     if answer is None:
@@ -53,7 +53,7 @@ def good(answer: T | Failure | None) -> T:
 
 
 def pay(client: AuthenticatedClient, phone: str, amount: int) -> PaymentWithTimeline:
-    """Ask for money and wait until it is there."""
+    """Create a payment and wait until it is completed."""
     key = f"order-{uuid.uuid4()}"
     body = CreatePayment(amount=amount, phone=phone, reference="order 1041")
     payment = good(create_payment.sync(client=client, idempotency_key=key, body=body)).data
@@ -70,7 +70,7 @@ def pay(client: AuthenticatedClient, phone: str, amount: int) -> PaymentWithTime
 
 
 def completed(client: AuthenticatedClient) -> list[str]:
-    """The ids of all completed payments, read page by page."""
+    """Return the ids of all completed payments, page by page."""
     ids: list[str] = []
     page = good(list_payments.sync(client=client, status=PaymentStatus.COMPLETED, limit=1))
     ids += [payment.id for payment in page.data]
@@ -82,7 +82,7 @@ def completed(client: AuthenticatedClient) -> list[str]:
 
 
 def refund(client: AuthenticatedClient, payment_id: str) -> None:
-    """Send all of a payment back and wait until it is gone."""
+    """Refund a whole payment and wait for the result."""
     body = CreateRefund(payment_id=payment_id, reason="ordered twice")
     wanted = good(create_refund.sync(client=client, idempotency_key=f"refund-{payment_id}", body=body)).data
     for _ in range(PATIENCE):
@@ -96,7 +96,7 @@ def refund(client: AuthenticatedClient, payment_id: str) -> None:
 
 
 def main() -> None:
-    """The whole story."""
+    """Run all steps."""
     with AuthenticatedClient(
         base_url=os.environ["GATEWAY"], token=os.environ["KEY"], prefix="", auth_header_name="X-API-Key"
     ) as client:

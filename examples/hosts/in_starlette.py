@@ -12,7 +12,7 @@ from examples.hosts.theatre import Theatre
 
 
 def application(theatre: Theatre, prefix: str) -> Starlette:
-    """The theatre with its gateway mounted below ``prefix``."""
+    """Return the theatre with its gateway mounted below ``prefix``."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
