@@ -85,6 +85,10 @@ async def test_rejected_push_fails_the_payment_with_the_reason(town: Town) -> No
     again = await town.api.pay(PHONES + "015", key="refused")
     assert (again.status, again.data["status"], again.data["failure_reason"]) == (200, "failed", "rejected_by_provider")
     assert again.headers["Idempotent-Replayed"] == "true"
+    assert refused.error["id"] == again.data["id"]
+    said = refused.error["provider"]["errorMessage"]
+    assert said in refused.error["message"]
+    assert again.data["result_desc"].endswith(said)
 
 
 async def test_unsent_push_retried_with_the_same_key_sends_one_prompt(town: Town) -> None:

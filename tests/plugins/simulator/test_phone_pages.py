@@ -51,7 +51,7 @@ async def test_the_phone_on_the_table_asks_takes_the_pin_and_shows_receipt_and_b
         page = await browser.opens()
         assert page.status == 200
         assert page.untidy == []
-        assert "in your hand" in page.words
+        assert "manual Each prompt" in page.words
         assert "KES 25,000" in page.words
         made = await asked(town, browser, ASKS, 750)
         page = await browser.opens()
@@ -85,9 +85,9 @@ async def test_a_phone_in_the_hand_can_do_everything_but_pay(
     town: Town, fields: dict[str, str], balance: int, reason: str, message: str
 ) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        assert "by itself" in (await browser.opens(f"?phone={MINE}")).words
+        assert "automatic This phone" in (await browser.opens(f"?phone={MINE}")).words
         page = await held(browser, MINE, balance=balance)
-        assert "in your hand" in page.words
+        assert "manual Each prompt" in page.words
         made = await asked(town, browser, MINE)
         page = await touched(browser, MINE, **fields)
         assert message in page.words
@@ -95,7 +95,7 @@ async def test_a_phone_in_the_hand_can_do_everything_but_pay(
         assert page.form("/hold").fields["balance"] == [str(balance)]
         # Let go of, it pays by itself again.
         page = await browser.submits(page, "/let-go")
-        assert "by itself" in page.words
+        assert "automatic This phone" in page.words
         again = (await town.api.pay(MINE, 100, key="again")).data
         await town.api.settled(again["id"], "completed")
 
@@ -256,7 +256,7 @@ async def test_delays_are_turned_and_what_cannot_be_is_refused(town: Town) -> No
         ):
             action = page.form(ending)
             refused = await browser.sends(action.action, action.fields | fields)
-            assert (refused.status, "Not done" in refused.words) == (422, True), fields
+            assert (refused.status, "Rejected" in refused.words) == (422, True), fields
         assert (await browser.opens("?phone=12")).status == 422
         assert (await browser.sends("/let-go", {"phone": "12"})).status == 422
 
