@@ -33,7 +33,7 @@ def tag(prefix: str) -> str:
 
 
 def _spelt(sql: str, start: datetime) -> str:
-    """Return a statement with its placeholders replaced: ids begin with their row's time, in the year from ``start``."""
+    """Return a statement with placeholders replaced: ids begin with the row's time, in the year from ``start``."""
     at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
     milliseconds = "floor(extract(epoch FROM AT) * 1000)::bigint"
     made = f"(lpad(to_hex({milliseconds}), 12, '0') || '{{}}' || lpad(to_hex(n), 16, '0'))::uuid"

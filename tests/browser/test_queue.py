@@ -1,4 +1,4 @@
-"""SAQ's pages in a browser: drawn in our frame without a fault of axe or the policy, and a button that acts."""
+"""Protects SAQ's pages in a browser: in our frame, without findings of axe or the CSP, with a working button."""
 
 import pytest
 from playwright.async_api import Browser, expect
