@@ -49,7 +49,7 @@ class Target:
         self._requests = itertools.count()
 
     @property
-    def goes_on(self) -> bool:
+    def has_time(self) -> bool:
         """Return True while there is time left."""
         return asyncio.get_running_loop().time() < self._until
 
@@ -67,15 +67,15 @@ class Target:
             line.close()
             raise
 
-    def is_set_up(self) -> None:
+    def count_connection(self) -> None:
         """Count a connection that is in place."""
         self._set_up += 1
 
-    async def again_and_again(self, once: Callable[[], Awaitable[None]], times: int, pause: float = _AGAIN) -> None:
+    async def repeat(self, once: Callable[[], Awaitable[None]], times: int, pause: float = _AGAIN) -> None:
         """Run this many concurrent copies, each restarted when it ends or the server disconnects."""
 
         async def loop() -> None:
-            while self.goes_on:
+            while self.has_time:
                 try:
                     await once()
                 except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
@@ -95,27 +95,27 @@ class Target:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def asks(self, request: bytes) -> None:
+    async def send_repeatedly(self, request: bytes) -> None:
         """Send a request repeatedly on one connection."""
         reader, writer = await self.connect()
         try:
-            while self.goes_on and next(self._requests) < MOST_REQUESTS:
+            while self.has_time and next(self._requests) < MOST_REQUESTS:
                 writer.write(request)
                 await writer.drain()
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.answers[head[9:12].decode("latin-1")] += 1
-                self.is_set_up()
+                self.count_connection()
                 lines = head.lower().split(b"\r\n")
                 length = next((line[15:] for line in lines if line.startswith(b"content-length:")), b"0")
                 await reader.readexactly(int(length))
                 if b"connection: close" in lines:
                     return
-            if self.goes_on:
+            if self.has_time:
                 await asyncio.sleep(self._seconds)
         finally:
             writer.close()
 
-    async def holds(self, sent: bytes, drip: bytes = b"", *, is_answered: bool = False) -> None:
+    async def send_and_hold(self, sent: bytes, drip: bytes = b"", *, is_answered: bool = False) -> None:
         """Send some bytes, then nothing or one byte now and then, until the server disconnects."""
         reader, writer = await self.connect()
         try:
@@ -123,7 +123,7 @@ class Target:
             await writer.drain()
             if is_answered:
                 await reader.readuntil(b"\r\n\r\n")
-            self.is_set_up()
+            self.count_connection()
             if drip:
                 closed = asyncio.create_task(reader.read())
                 while not closed.done():
@@ -146,37 +146,37 @@ def request(line: str, *headers: str, body: bytes = b"", length: int | None = No
 
 async def idle(target: Target) -> None:
     """2,000 connections that send nothing."""
-    await target.again_and_again(lambda: target.holds(b""), 2000)
+    await target.repeat(lambda: target.send_and_hold(b""), 2000)
 
 
 async def idle_kept(target: Target) -> None:
     """2,000 kept connections, after one request each."""
-    await target.again_and_again(lambda: target.holds(request("GET /health/live"), is_answered=True), 2000)
+    await target.repeat(lambda: target.send_and_hold(request("GET /health/live"), is_answered=True), 2000)
 
 
 async def slow_heads(target: Target) -> None:
     """500 heads that come byte by byte."""
     head = b"POST /v1/payments HTTP/1.1\r\nHost: x\r\nX-A: "
-    await target.again_and_again(lambda: target.holds(head, b"x"), 500)
+    await target.repeat(lambda: target.send_and_hold(head, b"x"), 500)
 
 
 async def slow_logins(target: Target) -> None:
     """420 login bodies that come byte by byte."""
     form = "Content-Type: application/x-www-form-urlencoded"
     half = request("POST /ops/login", form, body=b"username=a", length=4000)
-    await target.again_and_again(lambda: target.holds(half, b"x"), 420)
+    await target.repeat(lambda: target.send_and_hold(half, b"x"), 420)
 
 
 async def half_bodies(target: Target) -> None:
     """1,000 halves of a body, and then nothing."""
     half = request("POST /v1/payments", f"X-API-Key: {_KEY}", body=b"{" + b" " * 500, length=60_000)
-    await target.again_and_again(lambda: target.holds(half), 1000)
+    await target.repeat(lambda: target.send_and_hold(half), 1000)
 
 
 async def huge_heads(target: Target) -> None:
     """Heads of 1 MiB on 20 connections, 100 a second at most: what a line of 1 Gbit/s carries."""
     head = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: " + b"x" * 1_048_576
-    await target.again_and_again(lambda: target.holds(head), 20, pause=0.2)
+    await target.repeat(lambda: target.send_and_hold(head), 20, pause=0.2)
 
 
 async def deaf(target: Target) -> None:
@@ -187,22 +187,22 @@ async def deaf(target: Target) -> None:
         try:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(request("GET /schema/openapi.json") * 20)
-            target.is_set_up()
+            target.count_connection()
             await asyncio.sleep(30)
         finally:
             writer.transport.abort()
 
-    await target.again_and_again(once, 100)
+    await target.repeat(once, 100)
 
 
 async def without_key(target: Target) -> None:
     """Calls without a key on 118 kept connections, up to 100,000."""
-    await target.again_and_again(lambda: target.asks(request("GET /v1/payments")), 118)
+    await target.repeat(lambda: target.send_repeatedly(request("GET /v1/payments")), 118)
 
 
 async def wrong_keys(target: Target) -> None:
     """Calls with a well-formed wrong key on 50 kept connections."""
-    await target.again_and_again(lambda: target.asks(request("GET /v1/payments", f"X-API-Key: {_KEY}")), 50)
+    await target.repeat(lambda: target.send_repeatedly(request("GET /v1/payments", f"X-API-Key: {_KEY}")), 50)
 
 
 async def logins(target: Target) -> None:
@@ -210,25 +210,25 @@ async def logins(target: Target) -> None:
     form = "Content-Type: application/x-www-form-urlencoded"
     origin = f"Origin: http://127.0.0.1:{target.port}"
     guess = request("POST /ops/login", form, origin, body=b"username=admin&password=guessed-at-random")
-    await target.again_and_again(lambda: target.asks(guess), 20)
+    await target.repeat(lambda: target.send_repeatedly(guess), 20)
 
 
 async def documents(target: Target) -> None:
     """30 clients that ask for the API's description."""
-    await target.again_and_again(lambda: target.asks(request("GET /schema")), 30)
+    await target.repeat(lambda: target.send_repeatedly(request("GET /schema")), 30)
 
 
 async def forged_callbacks(target: Target) -> None:
     """Forged callbacks on 50 kept connections."""
     body = b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}'
     sent = request("POST /v1/cb/stk/forged", "Content-Type: application/json", body=body)
-    await target.again_and_again(lambda: target.asks(sent), 50)
+    await target.repeat(lambda: target.send_repeatedly(sent), 50)
 
 
 async def upgrades(target: Target) -> None:
     """Requests with Upgrade and a body on 50 kept connections."""
     sent = request("POST /v1/payments", "Connection: Upgrade", "Upgrade: h2c", body=b"{}")
-    await target.again_and_again(lambda: target.asks(sent), 50)
+    await target.repeat(lambda: target.send_repeatedly(sent), 50)
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ class Attack:
     @property
     def text(self) -> str:
         """Return the description."""
-        said = (self.run.__doc__ or "").rstrip(".")
-        return said if self.has_bar else f"{said}, from {self.addresses} addresses"
+        text = (self.run.__doc__ or "").rstrip(".")
+        return text if self.has_bar else f"{text}, from {self.addresses} addresses"
 
 
 ATTACKS = (

@@ -132,8 +132,8 @@ class Report:
         ]
         for name in dict.fromkeys(name for found in self._bounds.values() for name in found):
             cells = [
-                said if is_held else f"**{said}**"
-                for is_held, said in (found.get(name, (True, "")) for found in self._bounds.values())
+                text if is_held else f"**{text}**"
+                for is_held, text in (found.get(name, (True, "")) for found in self._bounds.values())
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -145,9 +145,9 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
 
 
 def _table(title: str, bar: float, server: str, outcomes: Sequence[Outcome]) -> str:
-    whose = "" if server == "gateway" else f" ({server})"
+    suffix = "" if server == "gateway" else f" ({server})"
     lines = [
-        f"{title}{whose}; the bar is {bar:g}:",
+        f"{title}{suffix}; the bar is {bar:g}:",
         "",
         "| attack | route | share | creates/s, without → with | slowest, ms | refused | gateway | attacker | |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",

@@ -25,8 +25,8 @@ def proxy_version(proxy: str) -> str:
     """Return the name and version of an installed proxy."""
     command = {"nginx": ["nginx", "-v"], "caddy": ["caddy", "version"]}[proxy]
     done = subprocess.run(command, env={"PATH": _PATH}, check=False, capture_output=True, text=True)
-    said = (done.stdout + done.stderr).split()
-    return f"{proxy} {said[-1].rpartition('/')[2] if proxy == 'nginx' else said[0]}"
+    words = (done.stdout + done.stderr).split()
+    return f"{proxy} {words[-1].rpartition('/')[2] if proxy == 'nginx' else words[0]}"
 
 
 @contextmanager

@@ -375,7 +375,7 @@ def _lines(record: Path) -> list[dict[str, Any]]:
 
 def _send(port: int, segments: Sequence[bytes]) -> tuple[int, ...]:
     """Send the segments; returns the status codes."""
-    said = b""
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -385,12 +385,12 @@ def _send(port: int, segments: Sequence[bytes]) -> tuple[int, ...]:
                 line.sendall(segment)
             line.settimeout(_SILENCE)
             while part := line.recv(65_536):
-                said += part
-                if said.count(b"\r\n\r\n") >= 200:
+                answer += part
+                if answer.count(b"\r\n\r\n") >= 200:
                     break
         except OSError:
             pass
-    return tuple(int(part[:3]) for part in said.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit())
+    return tuple(int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit())
 
 
 def _flush(port: int, record: Path, path: str) -> None:

@@ -142,7 +142,7 @@ class Measurement:
             for outcome in outcomes:
                 if number < outcome.trial.rounds:
                     before = await self._round(outcome, before)
-                    say(f"  {_told(outcome)}")
+                    say(f"  {_summary(outcome)}")
         return outcomes
 
     async def _round(self, outcome: Outcome, before: Window) -> Window:
@@ -182,9 +182,9 @@ class Measurement:
         return window, json.loads(output.splitlines()[-1])
 
     async def _window(self, seconds: float, attackers: Sequence[int]) -> Window:
-        before, began = self._spent(attackers), time.monotonic()
+        before, start = self._spent(attackers), time.monotonic()
         creates = await self._merchant.create(seconds)
-        return Window(creates, self._spent(attackers).cores(before, time.monotonic() - began))
+        return Window(creates, self._spent(attackers).cores(before, time.monotonic() - start))
 
     def _spent(self, attackers: Sequence[int]) -> Spent:
         return Spent.now(self._site.pid, self._site.database, list(attackers))
@@ -199,7 +199,7 @@ async def _until_ready(process: "subprocess.Popen[bytes]") -> None:
         raise RuntimeError(f"the attacker did not start: {(line + process.stdout.read()).decode()}")
 
 
-def _told(outcome: Outcome) -> str:
+def _summary(outcome: Outcome) -> str:
     before, during, after = outcome.rounds[-1]
     rates = " ".join(f"{one.creates.per_second:.1f}" for one in (before, during, after))
     cores = " ".join(f"{one.cores.gateway:.2f}" for one in (before, during, after))

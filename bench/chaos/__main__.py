@@ -41,12 +41,12 @@ from mpesa_gateway.config import LogsConfig
 @click.option("--settle", type=click.IntRange(1), default=240, show_default=True, help="Seconds to settle afterwards.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--keep", is_flag=True, help="Keep the folder with all logs and data.")
-def chaos(runs: int, seed: int | None, report: Path | None, *, keep: bool, **told: Any) -> None:
+def chaos(runs: int, seed: int | None, report: Path | None, *, keep: bool, **values: Any) -> None:
     """Break every part around a running gateway, and compare its books with the simulator's ledger."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     logs.configure(LogsConfig(format="console", level="error"))
     console = Console()
-    results = [_run(console, Options(seed=seed + number, **told), keep=keep) for number in range(runs)]
+    results = [_run(console, Options(seed=seed + number, **values), keep=keep) for number in range(runs)]
     if report is not None:
         content = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,14 +98,14 @@ def _show(console: Console, result: Result) -> None:
 
 def command(seed: int, runs: int, options: Options) -> str:
     """Return the command that repeats these runs."""
-    told = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
+    words = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
     usual = Options(seed=seed)
     for name in ("seconds", "rate", "misbehave", "strangers", "at_once", "pace", "settle"):
         if getattr(options, name) != getattr(usual, name):
-            told += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
+            words += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
     for name in options.only:
-        told += ["--only", name]
-    return shlex.join(told)
+        words += ["--only", name]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

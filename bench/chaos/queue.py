@@ -35,7 +35,7 @@ async def _at_work_in(queue: GatewayQueue) -> dict[str, int]:
         pipe.lrange(queue.namespace("queued"), 0, -1)
         # Score 0: due at once; a later score is scheduled and will be queued when due.
         pipe.zrangebyscore(queue.namespace("incomplete"), 0, 0)
-        active, queued, owed = await pipe.execute()
-    names = [name.decode() for name in {*active, *(set(owed) - set(queued))}]
+        active, queued, incomplete = await pipe.execute()
+    names = [name.decode() for name in {*active, *(set(incomplete) - set(queued))}]
     jobs = await queue.jobs(map(queue.job_key_from_id, names)) if names else []
     return {name: 0 if job is None else job.started for name, job in zip(names, jobs, strict=True)}

@@ -110,8 +110,8 @@ class Run:
         """Return a payment with an open prompt: its id and its CheckoutRequestID."""
         self._payments += 1
         headers = {"X-API-Key": key, "Idempotency-Key": f"bench-{self._payments}"}
-        said = await call(port, "POST", "/v1/payments", headers, b'{"amount": 500, "phone": "254708374149"}')
-        made = json.loads(said)["data"]
+        answer = await call(port, "POST", "/v1/payments", headers, b'{"amount": 500, "phone": "254708374149"}')
+        made = json.loads(answer)["data"]
         return made["id"], made["provider_ref"]
 
     async def _measure(self, port: int, key: str, count: int) -> Took:
@@ -127,9 +127,9 @@ class Run:
                 "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
             }
             path = "/" + self._daraja.pushed[handle].split("/", 3)[3]
-            began = time.perf_counter()
+            start = time.perf_counter()
             await call(port, "POST", path, {}, json.dumps({"Body": {"stkCallback": callback}}).encode())
-            took.append((await self._daraja.webhook(payment_id, _PATIENCE) - began) * 1000)
+            took.append((await self._daraja.webhook(payment_id, _PATIENCE) - start) * 1000)
         ordered = sorted(took)
         return Took(count, statistics.median(ordered), ordered[max(0, -(-count * 99 // 100) - 1)], ordered[-1])
 
@@ -164,8 +164,8 @@ async def _store(port: int, key: str, hook: int, *, may_pull: bool) -> None:
     headers = {"X-API-Key": key}
     body = json.dumps(INITIATED if may_pull else SANDBOX).encode()
     await call(port, "PUT", "/v1/merchant/providers", headers, body)
-    where = json.dumps({"webhook_url": f"http://127.0.0.1:{hook}/hook"}).encode()
-    await call(port, "PUT", "/v1/merchant/webhook", headers, where)
+    endpoint = json.dumps({"webhook_url": f"http://127.0.0.1:{hook}/hook"}).encode()
+    await call(port, "PUT", "/v1/merchant/webhook", headers, endpoint)
 
 
 @click.command()

@@ -29,7 +29,7 @@ class HangingDaraja:
         """Open queries, by path."""
         self.pushed: dict[str, str] = {}
         """The callback address of each push, by its CheckoutRequestID."""
-        self.heard: dict[str, float] = {}
+        self.arrived: dict[str, float] = {}
         """The arrival of each payment's webhook on the clock of ``time.perf_counter``."""
         self._number = 0
         self._arrived = asyncio.Event()
@@ -37,10 +37,10 @@ class HangingDaraja:
     async def webhook(self, payment_id: str, patience: float) -> float:
         """Return the arrival of a payment's webhook. Raises TimeoutError after ``patience`` seconds."""
         async with asyncio.timeout(patience):
-            while payment_id not in self.heard:
+            while payment_id not in self.arrived:
                 self._arrived.clear()
                 await self._arrived.wait()
-        return self.heard[payment_id]
+        return self.arrived[payment_id]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -60,7 +60,7 @@ class HangingDaraja:
 
     async def _answer(self, path: str, body: bytes) -> Any:
         if path == "/hook":
-            self.heard.setdefault(json.loads(body)["data"]["payment_id"], time.perf_counter())
+            self.arrived.setdefault(json.loads(body)["data"]["payment_id"], time.perf_counter())
             self._arrived.set()
             return {}
         if path == "/mpesa/stkpush/v1/processrequest":

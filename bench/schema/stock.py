@@ -49,12 +49,12 @@ async def fill(settings: dict[str, str], base: str) -> Stock:
             known = await _trade(api)
         finally:
             await api.close()
-        told = await gateway.db.fetch("SELECT callback_url FROM sim_push UNION SELECT callback_url FROM sim_result")
+        rows = await gateway.db.fetch("SELECT callback_url FROM sim_push UNION SELECT callback_url FROM sim_result")
     known |= {
         "merchant_id": [other.merchant_id for other in others],
         "key_id": [key.key_id for key in keys],
     }
-    known["token"] = sorted(row["callback_url"].rpartition("/")[2] for row in told)
+    known["token"] = sorted(row["callback_url"].rpartition("/")[2] for row in rows)
     return Stock(secret.reveal(), merchant.merchant_id, known)
 
 

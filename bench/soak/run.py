@@ -138,10 +138,10 @@ class Soak:
         await self._soak(site, chaos, load)
         await self._overload(site, gateway, load)
         self._say("settling")
-        began = time.monotonic()
+        start = time.monotonic()
         is_settled = await settle(gateway, chaos, self._options.settle)
         books = await verify(gateway, endpoint, load)
-        self._result.figures["books"] = books.figures | {"seconds to settle": round(time.monotonic() - began, 1)}
+        self._result.figures["books"] = books.figures | {"seconds to settle": round(time.monotonic() - start, 1)}
         for sentence, examples in books.wrong.items():
             self._findings.note(sentence, examples)
         if not is_settled:
@@ -164,9 +164,9 @@ class Soak:
         await load.flow(rate, 5, is_patient=False)
         while True:
             self._say(f"ramp: {rate:.0f} calls a second")
-            began = time.monotonic()
+            start = time.monotonic()
             phase = await load.flow(rate, self._options.step, is_patient=False)
-            took = time.monotonic() - began
+            took = time.monotonic() - start
             waits = [one for ones in phase.seconds.values() for one in ones]
             spoilt = 1 - phase.served / phase.offered
             slow = percentile(waits, 0.95) if waits else float("inf")
@@ -209,7 +209,7 @@ class Soak:
             "seconds": seconds,
             "share of tries that failed or were refused": _share(phase),
             "calls given up": phase.given_up,
-            **_said(phase),
+            **_answers(phase),
             "while nothing was broken": _waits(phase.in_peace),
             "all the time": _waits(phase.seconds),
         }
@@ -241,16 +241,16 @@ class Soak:
         await asyncio.sleep(5)
         rate = self._result.capacity * 3
         self._say(f"overload: {rate:.0f} calls a second")
-        began = gateway.clock.now()
+        start = gateway.clock.now()
         counted = time.monotonic()
         phase = await load.flow(rate, self._options.overload, is_patient=False)
         took = time.monotonic() - counted
         ended = gateway.clock.now()
         recovered = await self._recover(load)
         at_gateway = await asyncio.to_thread(
-            seconds_of, [api.log for api in site.apis], "/v1/cb/{kind}/{token}", began, ended
+            seconds_of, [api.log for api in site.apis], "/v1/cb/{kind}/{token}", start, ended
         )
-        rows = await gateway.db.fetch(_CALLBACKS, began, ended)
+        rows = await gateway.db.fetch(_CALLBACKS, start, ended)
         waits = [row["seconds"] for row in rows]
         refused = [row["status"] for row in rows if row["status"] != 200]
         self._result.figures["overload"] = {
@@ -259,7 +259,7 @@ class Soak:
             "served a second": round(phase.served / took, 1),
             "share of calls refused": round(phase.refused / phase.offered, 3),
             "unanswered": phase.answers[0],
-            **_said(phase),
+            **_answers(phase),
             "calls that were served": _waits(phase.seconds),
             "callbacks": len(rows),
             "callbacks not taken": len(refused),
@@ -278,7 +278,7 @@ class Soak:
 
     async def _recover(self, load: Load) -> float | None:
         """Return the seconds until the usual load is served quickly again, or None."""
-        began, in_a_row = time.monotonic(), 0
+        start, in_a_row = time.monotonic(), 0
         for _ in range(30):
             phase = await load.flow(self._result.capacity * 0.5, 1, is_patient=False)
             waits = [one for ones in phase.seconds.values() for one in ones]
@@ -286,7 +286,7 @@ class Soak:
             in_a_row = in_a_row + 1 if is_well else 0
             self._say(f"recovering: {in_a_row} seconds well")
             if in_a_row == _RECOVERED:
-                return round(max(0.0, time.monotonic() - began - _RECOVERED), 1)
+                return round(max(0.0, time.monotonic() - start - _RECOVERED), 1)
         return None
 
     def _polite(self, phase: Phase) -> None:
@@ -295,12 +295,12 @@ class Soak:
 
 async def _drained(gateway: Gateway) -> float:
     """Return the seconds until no work is overdue."""
-    began = time.monotonic()
-    while time.monotonic() - began < _DRAINS_WITHIN:
+    start = time.monotonic()
+    while time.monotonic() - start < _DRAINS_WITHIN:
         if not await gateway.db.fetchval(_DUE):
             break
         await asyncio.sleep(0.2)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def _share(phase: Phase) -> float:
@@ -309,7 +309,7 @@ def _share(phase: Phase) -> float:
     return round(1 - well / tries, 4) if tries else 0.0
 
 
-def _said(phase: Phase) -> dict[str, int]:
+def _answers(phase: Phase) -> dict[str, int]:
     return {f"answers {status}": count for status, count in sorted(phase.answers.items())}
 
 

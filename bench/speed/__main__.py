@@ -236,7 +236,7 @@ class Run:
     def _about(self) -> dict[str, Any]:
         return {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _said(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
+            "commit": _output(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
             "python": platform.python_version(),
             "machine": _machine(),
             "payments": self._payments,
@@ -290,7 +290,7 @@ class Run:
         self._console.print(f"{datetime.now(UTC):%H:%M:%S} {text}", highlight=False)
 
 
-def _said(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

@@ -86,8 +86,8 @@ async def _cost(connection: Any, sql: str, *values: Any) -> tuple[float, list[st
     """Return the least milliseconds of a few executions, and the indexes used."""
     best, indexes = float("inf"), list[str]()
     for _ in range(_TRIES):
-        said = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + sql, *values)
-        plan = json.loads(said)[0]
+        explained = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + sql, *values)
+        plan = json.loads(explained)[0]
         if plan["Execution Time"] < best:
             best, indexes = plan["Execution Time"], sorted(set(_indexes(plan["Plan"])))
     return best, indexes

@@ -221,7 +221,7 @@ class Pgbench:
         file = self._site.folder / f"pgbench-{name}.sql"
         file.write_text(script, encoding="utf-8")
         before = self._site.cpu()
-        said = await _said(
+        output = await _output(
             [
                 str(self._site.postgres.binaries() / "pgbench"),
                 "--no-vacuum",
@@ -237,10 +237,10 @@ class Pgbench:
             ]
         )
         after = self._site.cpu()
-        tps = _TPS.search(said)
+        tps = _TPS.search(output)
         took = sorted(_times(self._site.folder, f"pgbench-{name}-times"))
-        if tps is None or not took or _FAILED.search(said):
-            raise RuntimeError(f"pgbench said: {said[-500:]}")
+        if tps is None or not took or _FAILED.search(output):
+            raise RuntimeError(f"pgbench said: {output[-500:]}")
         return {
             "rate": float(tps[1]),
             "p50_ms": took[len(took) // 2],
@@ -257,7 +257,7 @@ def _times(folder: Path, prefix: str) -> Iterator[float]:
         file.unlink()
 
 
-async def _said(command: list[str]) -> str:
+async def _output(command: list[str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=Path(command[0]).parent
     )

@@ -217,13 +217,13 @@ async def load(
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    said, _ = await process.communicate(json.dumps(job).encode())
+    output, _ = await process.communicate(json.dumps(job).encode())
     if process.returncode != 0:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(said)
-    odd = {status: count for status, count in found["statuses"].items() if int(status) not in expect}
-    if odd:
-        raise RuntimeError(f"unexpected answers {odd}, such as {found['example']}")
+    found: dict[str, Any] = json.loads(output)
+    unexpected = {status: count for status, count in found["statuses"].items() if int(status) not in expect}
+    if unexpected:
+        raise RuntimeError(f"unexpected answers {unexpected}, such as {found['example']}")
     return found
 
 

@@ -16,7 +16,7 @@ from bench.speed.site import Contestant, Site
 _PATIENCE = 300.0
 """Timeout of a run in seconds."""
 
-_LOOK = 0.2
+_INTERVAL = 0.2
 """Seconds between two samples of a process's memory."""
 
 # $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 number: payments with a lost
@@ -60,15 +60,15 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
     rows += [_line(f"U{mark}{number}", 77, "254799999999", "") for number in range(nobodys)]
     await call(site.double, "POST", "/statement", body=json.dumps(rows).encode())
     key = {"X-API-Key": shop.key}
-    began = time.perf_counter()
+    start = time.perf_counter()
     run = json.loads(await call(gateway.ports[0], "POST", "/v1/payments/mpesa/reconcile", key, b"{}"))["data"]
     while run["status"] == "running":
-        if time.perf_counter() - began > _PATIENCE:
+        if time.perf_counter() - start > _PATIENCE:
             raise RuntimeError("the reconciliation has not ended")
         await asyncio.sleep(0.05)
-        said = await call(gateway.ports[0], "GET", f"/v1/payments/mpesa/reconciliations/{run['id']}", key)
-        run = json.loads(said)["data"]
-    seconds = time.perf_counter() - began
+        answer = await call(gateway.ports[0], "GET", f"/v1/payments/mpesa/reconciliations/{run['id']}", key)
+        run = json.loads(answer)["data"]
+    seconds = time.perf_counter() - start
     found = {name: run[name] for name in ("status", "lines", "already_known", "recovered", "not_found")}
     expected = {
         "status": "completed",
@@ -102,16 +102,16 @@ async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
     Raises RuntimeError for an incomplete answer.
     """
     before = gateway.memory()
-    most, total, tail, began = before, 0, b"", time.perf_counter()
-    looked = began
+    most, total, tail, start = before, 0, b"", time.perf_counter()
+    sampled_at = start
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports[0])
     try:
         writer.write(request("GET", "/v1/payments/export", {"X-API-Key": shop.key, "Connection": "close"}))
         while chunk := await reader.read(1 << 18):
             total += len(chunk)
             tail = (tail + chunk)[-5:]
-            if time.perf_counter() - looked > _LOOK:
-                looked = time.perf_counter()
+            if time.perf_counter() - sampled_at > _INTERVAL:
+                sampled_at = time.perf_counter()
                 most = max(most, gateway.memory())
     finally:
         writer.close()
@@ -119,7 +119,7 @@ async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
         raise RuntimeError("the export broke off")
     after = gateway.memory()
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "megabytes": total / 1e6,
         "memory_before_mb": before,
         "memory_at_most_mb": max(most, after),
@@ -132,11 +132,11 @@ async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any
     seconds: list[float] = []
     memory: list[float] = []
     for _ in range(times):
-        began = time.perf_counter()
+        start = time.perf_counter()
         contestant = await asyncio.to_thread(begin)
         try:
             await call(contestant.ports[0], "GET", "/health/live")
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
             memory.append(contestant.memory())
         finally:
             await asyncio.to_thread(contestant.stop)
@@ -146,11 +146,11 @@ async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any
 async def worker_memory(site: Site, patience: float = 30) -> float:
     """Return the megabytes of a running worker."""
     log = site.folder / "worker.log"
-    said = log.stat().st_size if log.exists() else 0
+    position = log.stat().st_size if log.exists() else 0
     worker = await asyncio.to_thread(site.worker)
     try:
         until = time.monotonic() + patience
-        while b"Working" not in log.read_bytes()[said:]:
+        while b"Working" not in log.read_bytes()[position:]:
             if time.monotonic() > until:
                 raise RuntimeError(f"the worker did not start: see {log}")
             await asyncio.sleep(0.05)

@@ -84,15 +84,15 @@ def completed(client: AuthenticatedClient) -> list[str]:
 def refund(client: AuthenticatedClient, payment_id: str) -> None:
     """Refund a whole payment and wait for the result."""
     body = CreateRefund(payment_id=payment_id, reason="ordered twice")
-    wanted = good(create_refund.sync(client=client, idempotency_key=f"refund-{payment_id}", body=body)).data
+    created = good(create_refund.sync(client=client, idempotency_key=f"refund-{payment_id}", body=body)).data
     for _ in range(PATIENCE):
-        found = good(get_refund.sync(wanted.id, client=client)).data
+        found = good(get_refund.sync(created.id, client=client)).data
         if found.status is not RefundStatus.PENDING:
             expect(found.status is RefundStatus.COMPLETED, found.advice)
             print(f"{found.id}: {found.amount} {found.currency} went back")
             return
         time.sleep(1)
-    raise TimeoutError(f"{wanted.id} is still pending")
+    raise TimeoutError(f"{created.id} is still pending")
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ def application(theatre: Theatre, prefix: str) -> Starlette:
             yield
 
     async def sell(request: Request) -> JSONResponse:
-        wanted = await request.json()
-        return JSONResponse(await theatre.sells(int(wanted["seat"]), str(wanted["phone"])), 201)
+        body = await request.json()
+        return JSONResponse(await theatre.sells(int(body["seat"]), str(body["phone"])), 201)
 
     async def show(request: Request) -> JSONResponse:
         found = await theatre.shows(request.path_params["ticket_id"])

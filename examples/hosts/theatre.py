@@ -56,16 +56,16 @@ class Theatre:
 
         Raises ValueError for an invalid phone number.
         """
-        wanted = Msisdn.parse(phone)
+        msisdn = Msisdn.parse(phone)
         ticket = Ticket(ticket_id=secrets.token_hex(8), seat=seat)
         await ticket.save()
-        asked = await self.gateway.port(Payments).request(
+        created = await self.gateway.port(Payments).request(
             self.merchant_id,
             "sandbox",
-            PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),
+            PaymentRequest(amount=Kes(PRICE), phone=msisdn, metadata={"ticket": ticket.ticket_id}),
             idempotency_key=ticket.ticket_id,
         )
-        return {"ticket": ticket.ticket_id, "payment": asked.payment.id}
+        return {"ticket": ticket.ticket_id, "payment": created.payment.id}
 
     async def shows(self, ticket_id: str) -> dict[str, Any] | None:
         """Return a ticket, with its receipt once it is paid, or None for an unknown id."""

@@ -184,22 +184,22 @@ class Shop:
 
     async def _ask(self, request: Request, order: Order, phone: Msisdn) -> Response:
         if order.state == "asked":
-            wanted = PaymentRequest(
+            body = PaymentRequest(
                 amount=Kes(order.amount),
                 phone=phone,
                 description=GOODS[order.item][0][:13],
                 metadata={"order": order.order_id, "attempt": str(order.attempt)},
             )
             try:
-                asked = await self._gateway.port(Payments).request(
-                    self.merchant_id, "sandbox", wanted, idempotency_key=order.key
+                created = await self._gateway.port(Payments).request(
+                    self.merchant_id, "sandbox", body, idempotency_key=order.key
                 )
             except Refused as refused:
                 # Nothing was sent, or M-Pesa rejected it: the buyer may retry, and gets one prompt.
                 self._orders.was_not_asked(order.order_id, order.attempt, refused.message)
             else:
-                if asked.payment.failure_reason is not None:
-                    self._orders.has_failed(order.order_id, order.attempt, asked.payment.failure_reason)
+                if created.payment.failure_reason is not None:
+                    self._orders.has_failed(order.order_id, order.attempt, created.payment.failure_reason)
         return RedirectResponse(f"{_root(request)}/orders/{order.order_id}", 303)
 
     async def order(self, request: Request, order_id: str) -> Response:

@@ -19,5 +19,5 @@ def is_ours(headers: dict[str, str], body: bytes, secret: str, now: float) -> bo
         return False
     digest = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
     expected = f"sha256={digest}".encode()
-    given = [headers.get(name, "") for name in ("x-payments-signature", "x-payments-signature-previous")]
-    return any(hmac.compare_digest(expected, one.encode("utf-8", "surrogateescape")) for one in given)
+    signatures = [headers.get(name, "") for name in ("x-payments-signature", "x-payments-signature-previous")]
+    return any(hmac.compare_digest(expected, one.encode("utf-8", "surrogateescape")) for one in signatures)

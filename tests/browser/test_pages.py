@@ -27,7 +27,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """If set, the tests replace the screenshots in docs/."""
 
 
-async def kept(page: Page, name: str) -> None:
+async def save_screenshot(page: Page, name: str) -> None:
     """Replace a screenshot in docs/ if requested."""
     if SCREENSHOTS:
         await page.screenshot(path=Path(ROOT, "docs", "screenshots", f"{name}.png"))
@@ -47,7 +47,7 @@ async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
     if scripts:
         await expect(page.locator("input[name=pin]")).to_be_focused()
         await expect(page.locator("[role=status]")).to_contain_text("M-PESA asks")
-        await kept(page, f"simulator-prompt-{size[0]}")
+        await save_screenshot(page, f"simulator-prompt-{size[0]}")
     await page.locator("input[name=pin]").press_sequentially("1234")
     await page.keyboard.press("Enter")
     payment = await town.api.settled(made["id"], "completed")
@@ -56,7 +56,7 @@ async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
     if scripts:
         await expect(page.locator("#lines")).to_contain_text("← called back")
         await page.locator("#lines summary").first.click()
-        await kept(page, f"simulator-paid-{size[0]}")
+        await save_screenshot(page, f"simulator-paid-{size[0]}")
     assert not await overflows(page)
     await signs_in(page, amina)
     await page.goto(f"{amina}/payments/{made['id']}")
@@ -132,7 +132,7 @@ async def test_main_pages_have_no_axe_violations(
         if await overflows(page):
             found[link].append("wider than the screen")
         if not dark and link in shown:
-            await kept(page, f"{shown[link]}-{size[0]}")
+            await save_screenshot(page, f"{shown[link]}-{size[0]}")
     for path in ("queue/", "queue/queues/mpesa-daraja"):
         await page.goto(f"{amina}/{path}")
         await expect(page.locator("table").first).to_be_visible()
@@ -150,8 +150,8 @@ async def _with_data(town: Town) -> list[str]:
     await api.settled(paid["id"], "completed")
     failed = (await api.pay("254700000001", 110, key="failed")).data
     await api.settled(failed["id"], "failed")
-    asked = {"payment_id": paid["id"], "amount": 392}
-    refund = (await api.call("POST", "/v1/refunds", asked, headers={"Idempotency-Key": "refund"})).data
+    body = {"payment_id": paid["id"], "amount": 392}
+    refund = (await api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "refund"})).data
     walk_in = {"phone": "254799000111", "amount": 700, "shortcode": "174379", "reference": "WALKIN"}
     await api.call("POST", "/simulator/control/ledger", walk_in)
     run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data

@@ -48,14 +48,14 @@ class Front:
         path: str,
         *,
         source: str,
-        says: str | None = None,
+        forwarded_for: str | None = None,
         body: Any = None,
         key: str | None = None,
         secure: bool = False,
     ) -> tuple[int, Any]:
         """Send one request from an address of this machine, with an optional forged X-Forwarded-For."""
         headers = {"Content-Type": "application/json"}
-        headers |= {} if says is None else {"X-Forwarded-For": says}
+        headers |= {} if forwarded_for is None else {"X-Forwarded-For": forwarded_for}
         headers |= {} if key is None else {"X-API-Key": key}
         return await asyncio.to_thread(self._call, method, path, source, headers, body, secure)
 
@@ -206,9 +206,9 @@ async def test_proxy_logs_contain_no_callback_secret(front: Front) -> None:
                 await front.call(method, path, source=source, body={"Body": {}})
     # The proxy's answer without a gateway.
     await front.gateway.stop()
-    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
-    assert "/v1/cb/stk/s-mer_" in said
-    assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
+    text = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/cb/stk/s-mer_" in text
+    assert [secret for secret in ("89abcdef", "01234567") if secret in text] == []
 
 
 async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> None:
@@ -228,23 +228,23 @@ async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> No
     # The proxy's answer without a gateway.
     await front.gateway.stop()
     await ask_all()
-    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
-    assert "/v1/payments" in said
-    assert [secret for secret in (phone, key, key[-40:]) if secret in said] == []
+    text = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    assert "/v1/payments" in text
+    assert [secret for secret in (phone, key, key[-40:]) if secret in text] == []
 
 
 async def test_proxied_client_address_cannot_be_forged(front: Front) -> None:
-    asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
+    token = challenge.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
-        for says in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
-            path = f"/health/live?challenge={asked}"
-            status, body = await front.call("GET", path, source=source, says=says)
+        for forwarded_for in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
+            path = f"/health/live?challenge={token}"
+            status, body = await front.call("GET", path, source=source, forwarded_for=forwarded_for)
             assert status == 200
             seen = body["data"]["seen"]
-            assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), says
+            assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), forwarded_for
             assert (seen["peer_is_trusted"], seen["was_forwarded"]) == (True, True)
     if front.secure is not None:
-        status, body = await front.call("GET", path, source=STRANGER, says=SAFARICOM, secure=True)
+        status, body = await front.call("GET", path, source=STRANGER, forwarded_for=SAFARICOM, secure=True)
         assert (status, body["data"]["seen"]["client"]) == (200, STRANGER)
 
 
@@ -252,19 +252,19 @@ async def test_proxied_client_address_cannot_be_forged(front: Front) -> None:
 async def test_proxied_callback_from_another_network_is_rejected(front: Front, path: str) -> None:
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
     # The proxy rejects unknown addresses, with any forged header: the request does not reach the gateway.
-    status, said = await front.call("POST", path, source=STRANGER, says=SAFARICOM, body=body)
+    status, answer = await front.call("POST", path, source=STRANGER, forwarded_for=SAFARICOM, body=body)
     assert status == 403
-    assert not isinstance(said, dict)
+    assert not isinstance(answer, dict)
     assert await refused(front.gateway) == []
     # The gateway checks the real address of requests that the proxy allows.
-    for says in (None, SAFARICOM):
-        await front.call("POST", path, source=NEIGHBOUR, says=says, body=body)
+    for forwarded_for in (None, SAFARICOM):
+        await front.call("POST", path, source=NEIGHBOUR, forwarded_for=forwarded_for, body=body)
     assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
     assert {reason for _, reason in await refused(front.gateway)} == {"source"}
     assert len(await refused(front.gateway)) == 2
     # The gateway itself rejects a GET from any address: the doctor uses it to test the path.
-    status, said = await front.call("GET", path, source=STRANGER)
-    assert (status, said["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
+    status, answer = await front.call("GET", path, source=STRANGER)
+    assert (status, answer["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
     # The paths for merchants are open to every address.
     assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
 
@@ -273,8 +273,8 @@ async def test_proxied_failed_keys_count_for_the_client_address(front: Front) ->
     tries = front.gateway.config.limits.auth_failures
     wrong = "sk_test_" + "0" * 48
 
-    async def guesses(source: str, says: str | None = None) -> int:
-        return (await front.call("GET", "/v1/payments", source=source, says=says, key=wrong))[0]
+    async def guesses(source: str, forwarded_for: str | None = None) -> int:
+        return (await front.call("GET", "/v1/payments", source=source, forwarded_for=forwarded_for, key=wrong))[0]
 
     for number in range(tries + 1):
         assert await guesses(STRANGER, f"203.0.113.{number}") in {401, 429}
@@ -309,7 +309,7 @@ async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrad
 
 def _send(port: int, *segments: bytes, pause: float) -> bytes:
     """Return the answer to these segments, sent this many seconds apart, until the connection ends."""
-    said = b""
+    text = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(ConnectionError):
@@ -317,8 +317,8 @@ def _send(port: int, *segments: bytes, pause: float) -> bytes:
                 line.sendall(segment)
                 time.sleep(pause)
             while part := line.recv(65_536):
-                said += part
-    return said
+                text += part
+    return text
 
 
 def test_ingress_controller_log_format_has_no_address() -> None:

@@ -53,9 +53,9 @@ class Shell:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.write(f". {pasted} >{output} 2>&1 <{self._keyboard}; echo done\n".encode())
-        said = await asyncio.wait_for(self._bash.stdout.readline(), patience)
+        status = await asyncio.wait_for(self._bash.stdout.readline(), patience)
         printed = _text(output)
-        if said != b"done\n":
+        if status != b"done\n":
             raise Broken(f"a line of these failed:\n{text}\nThey printed:\n{printed}")
         return printed
 

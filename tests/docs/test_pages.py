@@ -40,18 +40,18 @@ async def test_page_blocks_run_as_shown(page: str, demo: Demo, tmp_path: Path) -
 def test_block_table_names_only_existing_blocks() -> None:
     unused = [
         (page, how.begins)
-        for page, said in PAGES.items()
-        for how in said.hows
-        if not any(said.how(block) is how for block in (blocks(page) if page in SHOWING else []))
+        for page, entry in PAGES.items()
+        for how in entry.hows
+        if not any(entry.how(block) is how for block in (blocks(page) if page in SHOWING else []))
     ]
     assert unused == []
 
 
 def test_blocks_run_by_another_test_are_used_there() -> None:
     ran: dict[Job, list[str]] = {job: [] for job in Job}
-    for page, said in PAGES.items():
+    for page, entry in PAGES.items():
         for block in blocks(page):
-            if job := said.how(block).job:
+            if job := entry.how(block).job:
                 ran[job].append(block.text)
     run, again, demo = sorted(ran[Job.NEWCOMER], key=len, reverse=True)
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,8 +67,8 @@ def test_blocks_run_by_another_test_are_used_there() -> None:
 
 @pytest.mark.parametrize("page", [page for page in pages() if page != "CHANGELOG.md"])
 def test_inline_commands_exist(page: str) -> None:
-    said = [call for code in spoken_code(ROOT / page) if code.startswith(f"{OURS} ") for call in words(code)]
-    assert [problem for call in said if (problem := unknown(call))] == []
+    entry = [call for code in spoken_code(ROOT / page) if code.startswith(f"{OURS} ") for call in words(code)]
+    assert [problem for call in entry if (problem := unknown(call))] == []
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ async def test_page_blocks_share_one_terminal(demo: Demo, tmp_path: Path) -> Non
     ],
 )
 def test_block_table_naming_a_missing_test_is_found(text: str, fault: str) -> None:
-    (said,) = complaints(text)
-    assert fault in said
+    (entry,) = complaints(text)
+    assert fault in entry
     assert complaints("curl -sS 'https://pay.example.co.ke/v1/payments?limit=5' && mpesa-gateway doctor --live") == []

@@ -96,8 +96,8 @@ def test_report_replaces_the_text_between_the_marks(tmp_path: Path) -> None:
 
 def test_processor_time_includes_child_processes() -> None:
     burn = "import time\nwhile time.process_time() < 0.1: pass"
-    before, began = Spent.now(None, None, []), spent(os.getpid())
+    before, start = Spent.now(None, None, []), spent(os.getpid())
     inner = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"]
     subprocess.run(inner, check=True)
-    assert spent(os.getpid()) - began >= 0.08
+    assert spent(os.getpid()) - start >= 0.08
     assert Spent.now(None, None, []).cores(before, 1.0).gateway == 0.0

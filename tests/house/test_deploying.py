@@ -226,7 +226,7 @@ def test_documented_podman_command_has_the_settings_and_secrets_of_the_units(tmp
         "MPESA_GATEWAY_X=$(touch nothing) `id` a b"
     )
 
-    def told(*arguments: str) -> dict[str, str]:
+    def started_with(*arguments: str) -> dict[str, str]:
         environ = {"PATH": "/usr/bin:/bin", "GATEWAY_ETC": str(tmp_path), "GATEWAY_PROGRAM": "/usr/bin/env"}
         done = subprocess.run(
             [DEPLOY / "systemd/mpesa-gateway", *arguments], env=environ, capture_output=True, text=True, check=True
@@ -234,7 +234,7 @@ def test_documented_podman_command_has_the_settings_and_secrets_of_the_units(tmp
         parts = [line.partition("=") for line in done.stdout.splitlines()]
         return {name: value for name, _, value in parts}
 
-    found = told()
+    found = started_with()
     unit = files()["systemd/mpesa-gateway-api.service"]
     secrets = {name: value for name, value in found.items() if name.endswith("_FILE")}
     assert set(secrets) == set(re.findall(r"^Environment=(\w+_FILE)=", unit, re.MULTILINE))

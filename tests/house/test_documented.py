@@ -78,11 +78,11 @@ def test_settings_all_appear_in_the_default_file() -> None:
 
 
 def test_default_file_values_equal_the_defaults() -> None:
-    told = documented()
+    values = documented()
     wrong = {
-        name: (told[name], default)
+        name: (values[name], default)
         for name, default in declared().items()
-        if default is not None and name in told and msgspec.json.decode(msgspec.json.encode(default)) != told[name]
+        if default is not None and name in values and msgspec.json.decode(msgspec.json.encode(default)) != values[name]
     }
     assert wrong == {}
 

@@ -42,13 +42,13 @@ async def test_guide_files_run_as_printed_complete_a_payment(
                 assert (await api.call("GET", "/health/ready")).status == 200
                 merchant = (await api.call("GET", "/v1/merchant/me")).data["id"]
                 query = f"merchant={merchant}&phone=0712345678&amount=500"
-                asked = (await niquests.apost(f"{base}/orders/1/pay?{query}")).json()
+                payment = (await niquests.apost(f"{base}/orders/1/pay?{query}")).json()
 
                 async def receipts() -> dict[str, str]:
                     found: dict[str, str] = (await niquests.aget(f"{base}/payments-made")).json()
                     return found
 
                 made = await eventually(receipts)
-                assert made == {asked["payment"]: (await api.settled(asked["payment"], "completed"))["receipt"]}
+                assert made == {payment["payment"]: (await api.settled(payment["payment"], "completed"))["receipt"]}
         finally:
             del sys.modules["shop"]

@@ -28,9 +28,9 @@ def test_requirements_are_pinned_and_urllib3_future_is_built(name: str) -> None:
 def test_separate_environments_are_pinned(name: str) -> None:
     pins = lines(f"{name}.txt")
     assert [line for line in pins if not PIN.match(line)] == []
-    wanted = {name_of(line) for line in lines(f"{name}.in") if not line.startswith(("#", "-c "))}
-    assert wanted
-    assert wanted <= {line.partition("==")[0] for line in pins}
+    required = {name_of(line) for line in lines(f"{name}.in") if not line.startswith(("#", "-c "))}
+    assert required
+    assert required <= {line.partition("==")[0] for line in pins}
 
 
 def test_schemathesis_environment_has_the_original_urllib3() -> None:
@@ -46,11 +46,11 @@ def test_test_requirements_include_the_run_requirements() -> None:
 @pytest.mark.parametrize(("name", "groups"), [("run.txt", []), ("test.txt", ["test", "lint", "tools"])])
 def test_dependencies_are_all_pinned(name: str, groups: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"]]
-    wanted += [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
-    wanted += [line for group in groups for line in project["dependency-groups"][group]]
+    required = [*project["project"]["dependencies"]]
+    required += [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
+    required += [line for group in groups for line in project["dependency-groups"][group]]
     pinned = {line.partition("==")[0] for line in lines(name)}
-    assert {name_of(line) for line in wanted} <= pinned
+    assert {name_of(line) for line in required} <= pinned
 
 
 def name_of(requirement: str) -> str:

@@ -91,8 +91,8 @@ async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict
             page = await browser.opens("/thanks")
             assert page.untidy == []
             assert page.link(f"/ops/payments/{made.data['id']}")
-            told = await browser.submits(page, "/back")
-            assert "Taken back. Thanks Nobody has been thanked." in told.words
+            answer = await browser.submits(page, "/back")
+            assert "Taken back. Thanks Nobody has been thanked." in answer.words
         assert await thanks(api) == []
 
 

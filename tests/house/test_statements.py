@@ -37,10 +37,10 @@ def test_long_positional_insert_is_found(statement: str, is_found: bool) -> None
 def test_bind_call_names_equal_the_statement_parameters() -> None:
     wrong, seen = list[str](), 0
     for path in shipped_modules():
-        for line, statement, given in binds(parsed(path), modules_of(path)):
+        for line, statement, bound in binds(parsed(path), modules_of(path)):
             seen += 1
-            if given != set(statement.names):
-                wrong.append(f"{name_of(path)}:{line}: {sorted(given ^ set(statement.names))}")
+            if bound != set(statement.names):
+                wrong.append(f"{name_of(path)}:{line}: {sorted(bound ^ set(statement.names))}")
     assert wrong == []
     assert seen > 3
 

@@ -66,8 +66,8 @@ async def test_payment_against_daraja_mock_completes(values: dict[str, Any]) -> 
             (push,) = [one["body"] for one in log if one["path"].endswith("/stkpush/v1/processrequest")]
             assert (push["Amount"], push["PhoneNumber"]) == (250, PHONE)
             # Its answer to an STK query names a push of its own: that is no evidence about ours.
-            asked = (await api.call("POST", f"/v1/payments/{made['id']}/query")).data
-            assert asked["status"] == "pending"
+            queried = (await api.call("POST", f"/v1/payments/{made['id']}/query")).data
+            assert queried["status"] == "pending"
             # It posts no callbacks; this one equals Daraja's.
             items = {"Amount": 250.0, "MpesaReceiptNumber": "UKN4A1B2C3", "PhoneNumber": int(PHONE)}
             callback = {

@@ -43,13 +43,13 @@ async def shell(line: str, folder: Path, **variables: str) -> str:
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0, said.decode()[-4000:]
-    return said.decode()
+    assert process.returncode == 0, output.decode()[-4000:]
+    return output.decode()
 
 
 def path_with(*folders: Path | str) -> str:
@@ -57,9 +57,9 @@ def path_with(*folders: Path | str) -> str:
     return ":".join([*map(str, folders), environments.own()["PATH"]])
 
 
-async def is_paid(town: Town, said: str) -> None:
+async def is_paid(town: Town, output: str) -> None:
     """Assert that the program printed a completed payment."""
-    payment_id, status = said.split()[-2:]
+    payment_id, status = output.split()[-2:]
     assert status == "pending"
     assert (await town.api.settled(payment_id, "completed"))["amount"] == "500.00"
 

@@ -19,13 +19,13 @@ async def delivered(town: Town, api: Api) -> dict[str, Any]:
 
 
 async def test_webhook_is_verified_by_python_libraries(town: Town) -> None:
-    told = await delivered(town, town.api)
-    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=told)
+    webhook = await delivered(town, town.api)
+    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=webhook)
     assert accepted == ["standardwebhooks", "svix"]
 
 
 async def test_webhook_is_verified_by_javascript_libraries(town: Town) -> None:
-    told = await delivered(town, town.api)
+    webhook = await delivered(town, town.api)
     command = [environments.installed("node"), str(HERE / "verify.cjs")]
-    accepted = await environments.run(*command, told=told, cwd=environments.node("verifiers"))
+    accepted = await environments.run(*command, told=webhook, cwd=environments.node("verifiers"))
     assert accepted == ["standardwebhooks", "svix"]

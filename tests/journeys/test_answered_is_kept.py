@@ -51,10 +51,10 @@ class Sender:
             while waiting:
                 number, path = waiting.pop()
                 receipt = f"TKN{number:07}"
-                said = json.dumps(stk_callback(f"ws_CO_{number}", receipt=receipt)).encode()
+                body = json.dumps(stk_callback(f"ws_CO_{number}", receipt=receipt)).encode()
                 try:
                     answer = await session.post(
-                        self.base + path, data=said, headers={"Content-Type": "application/json"}, timeout=20
+                        self.base + path, data=body, headers={"Content-Type": "application/json"}, timeout=20
                     )
                     self.answers[receipt] = answer.status_code or 0
                 except niquests.exceptions.RequestException:
@@ -74,14 +74,14 @@ class Sender:
         return {receipt for receipt, status in self.answers.items() if status == 200}
 
 
-async def kept(gateway: Gateway) -> Counter[str]:
+async def stored(gateway: Gateway) -> Counter[str]:
     """Return the receipts in the inbox."""
     rows = await gateway.db.fetch("SELECT body FROM callback")
     return Counter(_receipt(json.loads(row["body"])) for row in rows)
 
 
-def _receipt(said: Any) -> str:
-    items = said["Body"]["stkCallback"]["CallbackMetadata"]["Item"]
+def _receipt(body: Any) -> str:
+    items = body["Body"]["stkCallback"]["CallbackMetadata"]["Item"]
     return next(str(item["Value"]) for item in items if item["Name"] == "MpesaReceiptNumber")
 
 
@@ -97,7 +97,7 @@ async def test_stopped_process_loses_no_acknowledged_callback(
             await sender.send(lambda: process.send_signal(signal.SIGTERM))
             assert await asyncio.to_thread(process.wait, 20) == 0
             assert set(sender.answers.values()) <= {200, 503, 0}
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert sender.accepted - set(found) == set()
             assert set(found.values()) == {1}
             assert len(sender.accepted) >= ENOUGH
@@ -120,12 +120,12 @@ async def test_killed_postgres_loses_no_acknowledged_callback(valkey_url: str) -
             await sender.send(crash)
             assert set(sender.answers.values()) <= {200, 503}
             assert 503 in sender.answers.values()
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert sender.accepted - set(found) == set()
             # Rejected callbacks are sent again, and each is then stored once.
             first, again = sender.accepted, Sender(base, sender.paths)
             await again.send(lambda: None)
             assert set(again.answers.values()) == {200}
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert (set(found), set(found.values())) == (set(again.answers), {1})
             assert first <= set(found)

@@ -84,9 +84,9 @@ async def test_audited_actions_record_actor_address_and_change(town: Town) -> No
             "auth.limited": (None, "unknown", None),
         }
         assert set(expected) <= set(found), set(expected) - set(found)
-        for action, (whose, who, what) in expected.items():
+        for action, (owner, who, what) in expected.items():
             entry = found[action]
-            assert (entry["merchant_id"], entry["actor"]) == (whose, who), action
+            assert (entry["merchant_id"], entry["actor"]) == (owner, who), action
             assert what is None or entry["subject_id"] == what, action
             assert entry["detail"]["from"] == "127.0.0.1", action
         assert found["scope.denied"]["detail"]["scope"] == "payments:write"
@@ -98,7 +98,7 @@ async def test_audited_actions_record_actor_address_and_change(town: Town) -> No
         own = await eventually(lambda: audited(api))
         assert {entry["merchant_id"] for entry in own} == {merchant_id}
         assert {entry["action"] for entry in own} >= {
-            action for action, (whose, *_) in expected.items() if whose == merchant_id
+            action for action, (owner, *_) in expected.items() if owner == merchant_id
         }
     assert await gateway.audit.verify() >= len(entries)
 

@@ -104,10 +104,10 @@ def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signal
 
 async def test_chaos_faults_lose_double_or_invent_no_payment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.chaos.site.launch", forked)
-    said: list[str] = []
+    progress: list[str] = []
     options = Options(seed=7, seconds=12, rate=3.0, pace=0.3, at_once=3, settle=240)
-    result = await Run(folder, options, said.append).play()
-    assert result.wrong == {}, said
+    result = await Run(folder, options, progress.append).play()
+    assert result.wrong == {}, progress
     assert result.counts == {}
     assert result.figures["payments"] > 0
     assert result.figures["completed"] > 0
@@ -235,10 +235,10 @@ NAMES = {
 """Subqueries for the rows that the forgeries below change."""
 
 
-def copy(of: str, where: str, **changes: str) -> str:
+def copy(of: str, condition: str, **changes: str) -> str:
     """Return SQL that copies a row with changes."""
-    given = ", ".join(f"'{name}', {value}" for name, value in changes.items())
-    return f"{_COPY.format(of=of, given=given)} WHERE {where}"
+    columns = ", ".join(f"'{name}', {value}" for name, value in changes.items())
+    return f"{_COPY.format(of=of, given=columns)} WHERE {condition}"
 
 
 _COPY = (
@@ -503,7 +503,7 @@ async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: di
         # Each check must be able to fail; the ledger's invariants have counter-tests of their own.
         assert set(OUR_OWN | AT_LAST) - seen == {"invented: paid with money of the other world"}
         for forgery, (mishear, sentence) in MISHEARD.items():
-            heard = Books(
+            changed_books = Books(
                 books.gateway,
                 replace(books.endpoint, deliveries=list(books.endpoint.deliveries), strayed=[]),
                 replace(
@@ -515,8 +515,8 @@ async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: di
                     unexplained=[],
                 ),
             )
-            mishear(heard)
-            found = sentences(await verify(heard.gateway, heard.endpoint, heard.shop))
+            mishear(changed_books)
+            found = sentences(await verify(changed_books.gateway, changed_books.endpoint, changed_books.shop))
             assert sentence in found, forgery
         assert (await verify(books.gateway, books.endpoint, books.shop)).wrong == {}
 
@@ -527,15 +527,15 @@ async def test_stuck_jobs_are_found_and_progressing_jobs_are_not(values: dict[st
         assert await stuck_jobs(gateway, 1.0) == []
         active = Job("payments.sweep", queue=queue, key="stuck", status=Status.ACTIVE, started=5)
         moving = Job("payments.sweep", queue=queue, key="moving", status=Status.ACTIVE, started=5)
-        owed = Job("payments.sweep", queue=queue, key="cron:payments.sweep", status=Status.QUEUED)
+        incomplete = Job("payments.sweep", queue=queue, key="cron:payments.sweep", status=Status.QUEUED)
         redis: Any = queue.redis
-        for job in (active, moving, owed):
+        for job in (active, moving, incomplete):
             await redis.set(job.id, queue.serialize(job))
         await redis.lpush(queue.namespace("active"), active.id, moving.id)
         # Present in the list of due jobs, and in no list that a worker claims from.
-        await redis.zadd(queue.namespace("incomplete"), {owed.id: 0})
+        await redis.zadd(queue.namespace("incomplete"), {incomplete.id: 0})
         looking = asyncio.create_task(stuck_jobs(gateway, 2.0))
         await asyncio.sleep(0.6)
         moving.started = 6
         await redis.set(moving.id, queue.serialize(moving))
-        assert await looking == sorted([active.id, owed.id])
+        assert await looking == sorted([active.id, incomplete.id])

@@ -55,9 +55,9 @@ def another_machine(tmp_path: Path) -> Iterator[Machine]:
     machine.stops_everything()
 
 
-def pasted_lines(said: str) -> str:
+def pasted_lines(output: str) -> str:
     """Return the lines that `up` prints for copying."""
-    return "\n".join(line for line in said.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
+    return "\n".join(line for line in output.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
 
 
 def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
@@ -75,11 +75,11 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
 
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
-    stored, asked, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
+    stored, payment, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
     assert stored["data"]["config_summary"]["passkey"] == "****c919"
-    assert asked["data"]["status"] == "pending"
+    assert payment["data"]["status"] == "pending"
     assert found["data"]["status"] == "completed"
-    assert [payment["id"] for payment in listed["data"]] == [asked["data"]["id"]]
+    assert [payment["id"] for payment in listed["data"]] == [payment["data"]["id"]]
     assert in_hand["data"]["status"] == "pending"
 
     played = machine.types("demo", "--data", str(machine.data))
@@ -90,10 +90,10 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     assert logged_secrets(machine, key[0]) == []
     lines = [json.loads(line) for line in (machine.data / "logs/api.log").read_text().splitlines() if line[:1] == "{"]
     (created,) = [
-        line for line in lines if line["event"] == "request" and line.get("payment_id") == asked["data"]["id"]
+        line for line in lines if line["event"] == "request" and line.get("payment_id") == payment["data"]["id"]
         if (line["method"], line["route"], line["status"]) == ("POST", "/v1/payments", 201)
     ]  # fmt: skip
-    assert created["merchant_id"] == asked["data"]["merchant_id"]
+    assert created["merchant_id"] == payment["data"]["merchant_id"]
     assert created["request_id"].startswith("req_")
 
     process.send_signal(signal.SIGINT)
@@ -107,7 +107,7 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
     *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
-    assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
+    assert payment["data"]["id"] in [payment["id"] for payment in listed["data"]]
 
 
 def test_up_on_a_used_folder_or_port_fails(machine: Machine, running: "subprocess.Popen[str]") -> None:
@@ -150,9 +150,9 @@ def test_up_restarts_its_killed_servers(machine: Machine, running: "subprocess.P
         ).stdout
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    said = log.read_text()
-    assert "Postgres ended by itself: started again" in said
-    assert "Valkey ended by itself: started again" in said
+    output = log.read_text()
+    assert "Postgres ended by itself: started again" in output
+    assert "Valkey ended by itself: started again" in output
     running.terminate()
     assert running.wait(PATIENCE) == 0
     assert machine.processes() == {}
@@ -206,7 +206,7 @@ async def test_up_tree_killed_during_a_demo_loses_nothing(another_machine: Machi
     machine.up()
     api = Api(machine.url, machine.key)
     assert (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).status == 200
-    asked = (await api.pay("254700000020", 321, key="kill")).data
+    payment = (await api.pay("254700000020", 321, key="kill")).data
     machine.kills_everything_during_a_demo()
 
     process = machine.up()
@@ -215,11 +215,11 @@ async def test_up_tree_killed_during_a_demo_loses_nothing(another_machine: Machi
     for prompt in (await phones.call("GET", "/simulator/control/pushes?state=open")).data:
         path = f"/simulator/control/pushes/{prompt['checkout_request_id']}/answer"
         assert (await phones.call("POST", path, {"answer": "pay"})).status == 200
-    ended = await api.settled(asked["id"], "completed", patience=PATIENCE)
-    (prompt,) = (await phones.call("GET", f"/simulator/control/pushes?reference={asked['reference']}")).data
+    ended = await api.settled(payment["id"], "completed", patience=PATIENCE)
+    (prompt,) = (await phones.call("GET", f"/simulator/control/pushes?reference={payment['reference']}")).data
     assert ended["receipt"] in {prompt["receipt"], None}
     again = await api.pay("254700000020", 321, key="kill")
-    assert (again.status, again.data["id"]) == (200, asked["id"])
+    assert (again.status, again.data["id"]) == (200, payment["id"])
     # The demo's own payments are included: all money that moved is in the books.
     ledger = (await phones.call("GET", "/simulator/control/ledger")).data
     url = tomllib.loads((machine.data / "run/gateway.toml").read_text())["database"]["url"]

@@ -211,9 +211,9 @@ async def test_push_after_a_disconnect_and_a_stop_is_recorded(
             await simulator.call("PATCH", "/simulator/control/knobs", {"slow_answer": 3, "callback_delay": 60})
             await simulator.close()
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-            wish = PaymentRequest(amount=Kes(5), phone=Msisdn(SLOW))
+            request = PaymentRequest(amount=Kes(5), phone=Msisdn(SLOW))
             payments = gateway.services.get(Payments)
-            paying = asyncio.create_task(payments.request(merchant_id, "sandbox", wish, idempotency_key="one"))
+            paying = asyncio.create_task(payments.request(merchant_id, "sandbox", request, idempotency_key="one"))
             await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
             paying.cancel()
             await gateway.stop()
@@ -271,7 +271,7 @@ async def apply(gateway: Gateway, statements: list[str]) -> None:
     assert await migrate(gateway.db, [*earlier, *added]) == added
 
 
-async def live_a_day(town: Town, day: str) -> None:
+async def call_everything(town: Town, day: str) -> None:
     """Call a bit of every merchant operation."""
     api = town.api
     paid = (await api.pay("254711000001", 500, key=f"paid-{day}", metadata={"order": "7"})).data
@@ -316,14 +316,14 @@ async def status_of_ready(town: Town) -> tuple[int, dict[str, Any]]:
 @pytest.mark.usefixtures("initiated")
 async def test_release_on_a_schema_with_additions_serves_and_restarts(town: Town) -> None:
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
-    await live_a_day(town, "before")
+    await call_everything(town, "before")
     await add_what_a_release_may_add(town.gateway)
     assert await status_of_ready(town) == (200, {"ok": True})
-    await live_a_day(town, "meanwhile")
+    await call_everything(town, "meanwhile")
     # A process of the old release that crashes now is restarted.
     await town.gateway.stop()
     await town.gateway.start()
-    await live_a_day(town, "afterwards")
+    await call_everything(town, "afterwards")
     assert await town.gateway.db.fetchval("SELECT bool_and(NOT next_flag AND next_word IS NULL) FROM payment")
 
 

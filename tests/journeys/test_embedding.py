@@ -56,11 +56,11 @@ async def test_mounted_gateway_completes_a_payment(host: Host, values: dict[str,
         base = f"http://127.0.0.1:{at.getsockname()[1]}/pay"
         values |= {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}}
         gateway = Gateway(GatewayConfig.from_values(values))
-        heard: asyncio.Queue[PaymentCompleted] = asyncio.Queue()
+        received: asyncio.Queue[PaymentCompleted] = asyncio.Queue()
 
         @gateway.on(PaymentCompleted)
         async def fulfil(event: PaymentCompleted) -> None:
-            await heard.put(event)
+            await received.put(event)
 
         async with (
             serving(host(gateway, "/pay", gateway.lifespan), at),
@@ -72,17 +72,17 @@ async def test_mounted_gateway_completes_a_payment(host: Host, values: dict[str,
             made = await api.pay("254711000070", 70, key="mounted")
             assert made.headers["Location"] == f"{base}/v1/payments/{made.data['id']}"
             paid = await api.settled(made.data["id"], "completed")
-            event = await asyncio.wait_for(heard.get(), 15)
+            event = await asyncio.wait_for(received.get(), 15)
             assert (event.payment_id, event.receipt) == (paid["id"], paid["receipt"])
             await receiver.wait_for(1)
 
             merchant_id = paid["merchant_id"]
-            wanted = PaymentRequest(amount=Kes(71), phone=Msisdn.parse("0711000071"))
+            request = PaymentRequest(amount=Kes(71), phone=Msisdn.parse("0711000071"))
             direct = await gateway.services.get(Payments).request(
-                merchant_id, "sandbox", wanted, idempotency_key="direct"
+                merchant_id, "sandbox", request, idempotency_key="direct"
             )
             assert (direct.payment.status, direct.is_replay) == ("pending", False)
-            again = await gateway.port(Payments).request(merchant_id, "sandbox", wanted, idempotency_key="direct")
+            again = await gateway.port(Payments).request(merchant_id, "sandbox", request, idempotency_key="direct")
             assert (again.payment.id, again.is_replay) == (direct.payment.id, True)
 
 

@@ -71,7 +71,7 @@ class Victim:
         )
         return url.removeprefix(self.town.base)
 
-    def lie(self, kind: str, receipt: str = "FORGED0001") -> dict[str, Any]:
+    def forged_body(self, kind: str, receipt: str = "FORGED0001") -> dict[str, Any]:
         """Return a forged body."""
         if kind == "stk":
             return stk_callback(self.pending["provider_ref"], receipt=receipt)
@@ -110,7 +110,7 @@ async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
     before = await victim.state()
     expected: list[tuple[str, str]] = []
     for kind in KINDS:
-        lie, path = victim.lie(kind), victim.path(kind)
+        forged_body, path = victim.forged_body(kind), victim.path(kind)
         other: str = "pull" if kind == "stk" else "stk"
         tries: list[tuple[int, str, str, dict[str, str]]] = [
             (404, "token", broken(path), {}),
@@ -124,7 +124,7 @@ async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
         if kind in SPECIFIED:
             tries.append((403, "source", SPECIFIED[kind], {}))
         for status, reason, where, headers in tries:
-            answer = await victim.post(kind, lie, where, **headers)
+            answer = await victim.post(kind, forged_body, where, **headers)
             assert (answer.status, answer.error["code"]) == (status, "CALLBACK_REFUSED"), (kind, where)
             if where != victim.path(kind, "live"):
                 # A sandbox key does not see callbacks about live payments.
@@ -147,7 +147,7 @@ async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
 
 async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: Town) -> None:
     victim = await Victim.of(town)
-    assert (await victim.post("stk", victim.lie("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
+    assert (await victim.post("stk", victim.forged_body("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert entry["detail"] == {
         "env": "sandbox",
@@ -163,13 +163,13 @@ async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: 
 async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: Town) -> None:
     victim = await Victim.of(town)
     for kind in ("stk", "status", "reversal"):
-        lie = victim.lie(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
+        forged_body = victim.forged_body(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
         if kind == "status":
             # The STK callback has completed the payment: the status query finds its own receipt and changes nothing.
-            lie = victim.lie(kind, receipt="TRUE000000")
-        assert (await victim.post(kind, lie)).status == 200
+            forged_body = victim.forged_body(kind, receipt="TRUE000000")
+        assert (await victim.post(kind, forged_body)).status == 200
         before = await victim.state()
-        answers = await asyncio.gather(*(victim.post(kind, lie) for _ in range(5)))
+        answers = await asyncio.gather(*(victim.post(kind, forged_body) for _ in range(5)))
         assert [answer.body for answer in answers] == [{"ResultCode": 0, "ResultDesc": "Accepted"}] * 5
         after = await victim.state()
         repeats = [row.pop("repeats") for row in after["callback"] if row["kind"] == kind]
@@ -198,7 +198,7 @@ async def test_callback_at_address_of_the_other_env_changes_nothing(
     monkeypatch.setattr(CallbackVerifier, "_check_listed", let_in)
     before = await victim.state()
     for kind in KINDS:
-        answer = await victim.post(kind, victim.lie(kind), victim.path(kind, "live"))
+        answer = await victim.post(kind, victim.forged_body(kind), victim.path(kind, "live"))
         if kind != "pull":
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
     after = await victim.state()
@@ -214,24 +214,24 @@ async def test_callback_at_address_of_another_merchant_changes_nothing(town: Tow
         before = await victim.state()
         for kind in ("stk", "status", "reversal"):
             # Their own address, with a body about our request.
-            lie = victim.lie(kind)
+            forged_body = victim.forged_body(kind)
             if kind != "stk":
                 handle = await town.gateway.db.fetchval(
                     "SELECT originator_conversation_id FROM refund WHERE refund_id = $1", victim.refund["id"]
                 )
-                lie["Result"]["OriginatorConversationID"] = handle
-            answer = await forger.post(kind, lie)
+                forged_body["Result"]["OriginatorConversationID"] = handle
+            answer = await forger.post(kind, forged_body)
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
             # Their own address, with our subject inserted.
             mine, theirs = victim.subject(kind), forger.subject(kind)
             strange = forger.path(kind).replace(theirs[4:], mine[4:])
             if strange != forger.path(kind):
-                assert (await forger.post(kind, victim.lie(kind), strange)).status == 404
+                assert (await forger.post(kind, victim.forged_body(kind), strange)).status == 404
             # A token for their merchant and our request, which no supported path issues.
             url = town.gateway.services.get(Callbacks).url_for(
                 kind, env="sandbox", merchant_id=forger.paid["merchant_id"], subject_id=mine
             )
-            answer = await api.call("POST", url.removeprefix(town.base), victim.lie(kind))
+            answer = await api.call("POST", url.removeprefix(town.base), victim.forged_body(kind))
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
         assert await victim.state() == before
     assert len(daraja.of("reversal")) == 2

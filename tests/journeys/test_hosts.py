@@ -44,7 +44,7 @@ class Open:
     prefix: str
     http: niquests.AsyncSession
 
-    async def asks(self, method: str, path: str, **more: Any) -> niquests.Response:
+    async def request(self, method: str, path: str, **more: Any) -> niquests.Response:
         answer: niquests.Response = await self.http.request(method, self.base + path, allow_redirects=False, **more)
         return answer
 
@@ -52,7 +52,7 @@ class Open:
         """Return the ticket once it has a receipt."""
 
         async def seen() -> dict[str, Any] | None:
-            found: dict[str, Any] = (await self.asks("GET", f"/tickets/{ticket_id}")).json()
+            found: dict[str, Any] = (await self.request("GET", f"/tickets/{ticket_id}")).json()
             return found if found["receipt"] else None
 
         found = await eventually(seen)
@@ -99,14 +99,14 @@ async def test_host_app_sells_a_seat_through_the_mounted_gateway(
     before = (logging.getLogger().handlers[:], logging.getLogger().level, structlog.is_configured())
     environ = dict(os.environ)
     async with opened(application, values, theatres_url, prefix) as it:
-        sold = await it.asks("POST", "/tickets", json={"seat": 12, "phone": "0711000001"})
+        sold = await it.request("POST", "/tickets", json={"seat": 12, "phone": "0711000001"})
         assert sold.status_code == 201, sold.text
         ticket = await it.paid(sold.json()["ticket"])
         gateway = it.theatre.gateway
         receipt = await gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", sold.json()["payment"])
         assert (ticket["seat"], ticket["receipt"]) == (12, receipt)
 
-        document = (await it.asks("GET", f"{prefix}/schema/openapi.json")).json()
+        document = (await it.request("GET", f"{prefix}/schema/openapi.json")).json()
         assert document["servers"] == [{"url": it.base + prefix}]
         assert "/v1/payments" in document["paths"]
         # The addresses of the OpenAPI document are the gateway's.
@@ -132,17 +132,17 @@ async def test_host_login_protects_the_operator_pages_only(
     async with opened(application, values, theatres_url, prefix) as it:
         page = {"Accept": "text/html"}
         for path in ("/ops", "/ops/", "/ops/payments", "/%6fps/payments"):
-            turned = await it.asks("GET", prefix + path, headers=page)
+            turned = await it.request("GET", prefix + path, headers=page)
             assert (turned.status_code, turned.headers["location"]) == (303, "/stage-door"), path
         # The gateway's passwords are not accepted here.
         await it.theatre.gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         login = {"name": "amina", "password": PASSWORD.reveal()}
-        await it.asks("POST", f"{prefix}/ops/login", data=login, headers=page)
-        assert (await it.asks("GET", f"{prefix}/ops", headers=page)).status_code == 303
-        assert (await it.asks("GET", f"{prefix}/health/live")).status_code == 200
+        await it.request("POST", f"{prefix}/ops/login", data=login, headers=page)
+        assert (await it.request("GET", f"{prefix}/ops", headers=page)).status_code == 303
+        assert (await it.request("GET", f"{prefix}/health/live")).status_code == 200
 
         badge = page | {"Cookie": f"theme=dark; badge={it.theatre.staff_password}"}
-        shown = await it.asks("GET", f"{prefix}/ops", headers=badge)
+        shown = await it.request("GET", f"{prefix}/ops", headers=badge)
         assert shown.status_code == 200
         assert "manager" in (shown.text or "")
 
@@ -153,9 +153,9 @@ async def test_workers_outside_the_host_run_its_handlers(
 ) -> None:
     values |= {"worker": {"in_process": False}}
     async with opened(application, values, theatres_url, "/payments") as it:
-        sold = (await it.asks("POST", "/tickets", json={"seat": 7, "phone": "0711000001"})).json()
+        sold = (await it.request("POST", "/tickets", json={"seat": 7, "phone": "0711000001"})).json()
         await eventually(lambda: is_completed(it, sold["payment"]))
-        assert (await it.asks("GET", f"/tickets/{sold['ticket']}")).json()["receipt"] is None
+        assert (await it.request("GET", f"/tickets/{sold['ticket']}")).json()["receipt"] is None
         config = it.theatre.gateway.config
         assert config.database.url is not None
         assert config.valkey.url is not None

@@ -128,8 +128,8 @@ $$
 
 async def used_by(connection: "asyncpg.Connection[Any]", sql: str) -> set[str] | None:
     """Return the indexes in a statement's plan, or None for an incomplete statement."""
-    said = await connection.fetchval("SELECT pg_temp.explained($1)", sql)
-    return None if said is None else set(_indexes(json.loads(said)[0]["Plan"]))
+    plan = await connection.fetchval("SELECT pg_temp.explained($1)", sql)
+    return None if plan is None else set(_indexes(json.loads(plan)[0]["Plan"]))
 
 
 def _indexes(node: dict[str, Any], *, is_limited: bool = False) -> Iterator[str]:

@@ -24,8 +24,8 @@ async def call_back(gateway: Gateway, api: Api, payment: Any) -> None:
     url = gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
-    said = stk_callback(payment["provider_ref"], 0, receipt="TKN4A1B2C3")
-    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+    body = stk_callback(payment["provider_ref"], 0, receipt="TKN4A1B2C3")
+    assert (await api.call("POST", url.removeprefix(api.base), body)).status == 200
 
 
 async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
@@ -114,8 +114,8 @@ async def _paid(gateway: Gateway, api: Api, key: str) -> str:
     url = gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
-    said = stk_callback(made["provider_ref"], 0, receipt=f"R{made['provider_ref'].replace('_', '').upper():0>9}")
-    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+    body = stk_callback(made["provider_ref"], 0, receipt=f"R{made['provider_ref'].replace('_', '').upper():0>9}")
+    assert (await api.call("POST", url.removeprefix(api.base), body)).status == 200
     return str(made["id"])
 
 

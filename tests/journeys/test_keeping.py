@@ -73,13 +73,13 @@ async def paid(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
     return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
 
 
-async def told(town: Town) -> None:
+async def wait_for_deliveries(town: Town) -> None:
     """Wait until all webhooks are delivered."""
 
-    async def is_told() -> bool:
+    async def are_delivered() -> bool:
         return not await town.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
 
-    await eventually(is_told)
+    await eventually(are_delivered)
 
 
 async def erase(town: Town, **options: Any) -> Erasure:
@@ -87,7 +87,7 @@ async def erase(town: Town, **options: Any) -> Erasure:
     return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
 
 
-async def standing(town: Town, *, but: str = "") -> list[str]:
+async def rows_with_number(town: Town, *, but: str = "") -> list[str]:
     """Return the rows that contain the number, or Daraja's masked form of it."""
     db, found = town.gateway.db, list[str]()
     others = str(UUID(bytes=uuid_of(but)))
@@ -108,25 +108,25 @@ async def a_payment_with_everything(town: Town) -> dict[str, Any]:
         description="711000001",
         metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
     )
-    asked = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    query = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
     body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
     refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "back"})).data
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 1
 
     async def is_done() -> bool:
-        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
         found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
         return (check["state"], found["status"]) == ("answered", "completed")
 
     await eventually(is_done)
-    await told(town)
+    await wait_for_deliveries(town)
     # The merchant's answer to the webhook.
     await town.gateway.db.execute("UPDATE delivery SET answer = 'thanks, 254711000001' WHERE ms IS NOT NULL")
     found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found
 
 
-async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
+async def set_checkout_id(town: Town, payment: dict[str, Any]) -> str:
     """Set a checkout id that ends in the payer's number, as Daraja's do, and a callback address with it."""
     name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
     for change in (
@@ -157,8 +157,8 @@ async def failed(town: Town, key: str) -> dict[str, Any]:
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     payment = (await town.api.pay(PAYER, 500, key=key)).data
     await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
-    said = stk_callback(payment["provider_ref"], 1037)
-    assert (await town.api.call("POST", await address(town, payment), said)).status == 200
+    body = stk_callback(payment["provider_ref"], 1037)
+    assert (await town.api.call("POST", await address(town, payment), body)).status == 200
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
     return await town.api.settled(payment["id"], "failed")
 
@@ -170,7 +170,7 @@ async def address(town: Town, payment: dict[str, Any]) -> str:
     return url.removeprefix(town.base)
 
 
-async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
+async def post_rejected_callbacks(town: Town, payment: dict[str, Any]) -> None:
     """Post two rejected callbacks: one to an unknown address, one to a payment's own without a usable body."""
     address: str = await town.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", payment["provider_ref"]
@@ -196,8 +196,8 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
     # A second attempt is stored in a row of its own, and so is the first one then.
     delivery_id = await db.fetchval("SELECT delivery_id FROM delivery ORDER BY delivery_id LIMIT 1")
     assert (await town.api.call("POST", f"/v1/webhooks/logs/{delivery_id}/replay")).data["status"] == "pending"
-    await told(town)
-    await stranger_posts(town, payment)
+    await wait_for_deliveries(town)
+    await post_rejected_callbacks(town, payment)
     await town.api.call("PATCH", "/simulator/control/habits", {"pullquery": "partial_msisdn"})
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
     for phone in ("254711000018", "254711999018"):
@@ -274,14 +274,14 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
     money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "0711000001"}
     await town.api.call("POST", "/simulator/control/ledger", money)
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
-    await told(town)
-    await stranger_posts(town, payment)
-    await as_daraja_names_it(town, payment)
+    await wait_for_deliveries(town)
+    await post_rejected_callbacks(town, payment)
+    await set_checkout_id(town, payment)
     later(town, timedelta(hours=60))
     await receive_unmatched(town, 8)
     await receive_unmatched(town, 9)
     before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
-    tables = {line.partition(":")[0] for line in await standing(town)}
+    tables = {line.partition(":")[0] for line in await rows_with_number(town)}
     assert tables == {
         "payment",
         "callback",
@@ -294,7 +294,7 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
 
     rehearsed = await erase(town, is_rehearsal=True)
     assert (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows == []
-    assert {line.partition(":")[0] for line in await standing(town)} == tables
+    assert {line.partition(":")[0] for line in await rows_with_number(town)} == tables
     done = await erase(town)
     assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
     assert done.erased == {
@@ -306,7 +306,7 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
         "transactions": 3,
         "attempts at delivery": 2,
     }
-    assert await standing(town) == []
+    assert await rows_with_number(town) == []
     assert [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)] == before
 
     shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
@@ -332,10 +332,10 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     db = town.gateway.db
     settled = await paid(town.api, PAYER, "settled")
     refunding = await paid(town.api, PAYER, "refunding")
-    owed = await paid(town.api, PAYER, "owed")
+    undelivered = await paid(town.api, PAYER, "owed")
     await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
-    await told(town)
+    await wait_for_deliveries(town)
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     pending = (await town.api.pay(PAYER, key="pending")).data
     await db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
@@ -343,7 +343,7 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     await db.execute("UPDATE refund SET due_at = due_at + interval '10 days'")
     await db.execute(
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = '2030-01-01' WHERE payment_id = $1",
-        owed["id"],
+        undelivered["id"],
     )
     later(town, timedelta(hours=60))
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
@@ -352,10 +352,10 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
     done = await erase(town)
     why = {left.subject_id: left.why for left in done.left}
     assert done.cases == 1
-    assert set(why) == {refunding["id"], owed["id"], pending["id"], recent["id"]}
+    assert set(why) == {refunding["id"], undelivered["id"], pending["id"], recent["id"]}
     assert why[pending["id"]] == "the payment is pending"
     assert why[refunding["id"]] == "a refund is under way"
-    assert "has not been delivered yet" in why[owed["id"]]
+    assert "has not been delivered yet" in why[undelivered["id"]]
     assert "too recent" in why[recent["id"]]
     rows = await db.fetch("SELECT payment_id, phone FROM payment")
     assert {row["payment_id"] for row in rows if row["phone"] == "erased"} == {settled["id"]}
@@ -367,7 +367,7 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
 
 async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
     busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
-    await told(town)
+    await wait_for_deliveries(town)
     later(town, timedelta(hours=60))
     schema = {"search_path": town.gateway.config.database.schema}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
@@ -381,7 +381,7 @@ async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
         phones = await other.fetch("SELECT payment_id FROM payment WHERE phone = 'erased'")
         assert [row["payment_id"] for row in phones] == [free["id"]]
     await other.close()
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
 
 
 async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
@@ -390,7 +390,7 @@ async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
     async def find(_: Runtime, __: str, ___: Number, after: str) -> list[str]:
         return [] if after else ["own_1"]
 
-    async def gives_way(gateway: Runtime, _: Case) -> str:
+    async def yields(gateway: Runtime, _: Case) -> str:
         sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
         ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
         return f"gives way: {0 < ours < postgres}"
@@ -398,7 +398,7 @@ async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
     async def erases(_: Runtime, __: Case) -> dict[str, int]:
         return {}
 
-    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))
+    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=yields),))
     async with running_gateway(values, plugins=(own,)) as (gateway, _):
         await gateway.merchants.create("Duka", actor="test")
         done = await Privacy(gateway).erase(PAYER, actor="test")
@@ -411,40 +411,40 @@ async def test_erasure_keeps_a_recent_unmatched_callback(town: Town) -> None:
     done = await erase(town)
     assert (done.erased["callbacks"], len(done.left)) == (1, 1)
     assert "is too recent" in done.left[0].why
-    assert len(await standing(town)) == 1
+    assert len(await rows_with_number(town)) == 1
 
 
 @pytest.mark.parametrize("confirm", ["never", "always"])
 async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
     payment = await failed(town, "late")
-    await told(town)
+    await wait_for_deliveries(town)
     later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
     prompt = payment["provider_ref"]
     assert (await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})).status == 200
     shown = await town.api.settled(payment["id"], "completed")
     assert (shown["phone"], shown["mismatch"]) == ("erased", None)
-    await told(town)
+    await wait_for_deliveries(town)
     assert await broken(town.gateway) == {}
     # The callback has stored the number again, also in Daraja's checkout id: it is erased once it is old enough.
     assert (await erase(town)).cases == 0
-    assert {row.partition(":")[0] for row in await standing(town)} == {
+    assert {row.partition(":")[0] for row in await rows_with_number(town)} == {
         "callback",
         "event",
         "payment",
         "transaction",
     }
     later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
 
 
 async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> None:
     payment = await failed(town, "late")
-    name = await as_daraja_names_it(town, payment)
-    await told(town)
+    name = await set_checkout_id(town, payment)
+    await wait_for_deliveries(town)
     later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     path = await address(town, payment)
     for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
         # Money reported at the payment's own address is never rejected: it needs review.
@@ -462,12 +462,12 @@ async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
     mine = await paid(town.api, PAYER, "mine")
     async with shop(town.gateway, town.base) as api:
         theirs = await paid(api, PAYER, "theirs")
-    await told(town)
+    await wait_for_deliveries(town)
     later(town, timedelta(days=10))
     early = town.gateway.clock.now() - timedelta(days=11)
     assert (await erase(town, before=early)).cases == 0
     assert (await erase(town, merchant_id=mine["merchant_id"])).cases == 1
-    assert await standing(town, but=theirs["merchant_id"]) == []
+    assert await rows_with_number(town, but=theirs["merchant_id"]) == []
     assert (await erase(town)).cases == 1
     with pytest.raises(NotFound):
         await erase(town, merchant_id="mer_nobody")
@@ -476,7 +476,7 @@ async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
 async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Town) -> None:
     key = "order of 0711000001"
     payment = await paid(town.api, PAYER, key)
-    await told(town)
+    await wait_for_deliveries(town)
     later(town, timedelta(hours=60))
     (left,) = (await erase(town)).left
     assert left.subject_id == payment["id"]
@@ -490,7 +490,7 @@ async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Tow
 
 async def test_late_callback_for_an_erased_payment_is_no_mismatch(town: Town) -> None:
     payment = await paid(town.api, PAYER, "order")
-    await told(town)
+    await wait_for_deliveries(town)
     later(town, timedelta(hours=60))
     assert (await erase(town)).cases == 1
     prompt = payment["provider_ref"]
@@ -525,8 +525,8 @@ def test_number_is_found_in_every_form_and_only_the_number(text: str, cleaned: s
 
 def test_json_with_the_number_removed_is_otherwise_unchanged() -> None:
     body = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":254711000001}],"b":null,"c":"x"}'
-    wanted = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
-    assert Number(PAYER).without_in_json(body) == wanted
+    expected = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
+    assert Number(PAYER).without_in_json(body) == expected
     untouched = '{"a": 1.50,  "b": "254711000002"}'
     assert Number(PAYER).without_in_json(untouched) == untouched
     assert Number(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"

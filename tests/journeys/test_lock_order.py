@@ -220,8 +220,8 @@ async def test_lock_out_of_order_is_found(
                 continue
             statement, ids = lock.get(sql, (sql, [first, second]))
             await db.fetch(statement, *([ids] if "$1" in statement else []))
-    said = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
-    assert said == found
+    wrong = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
+    assert wrong == found
 
 
 @pytest.mark.parametrize("of_tests", [True])

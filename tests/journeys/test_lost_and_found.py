@@ -59,8 +59,8 @@ async def test_lost_callback_is_replaced_by_stk_query_and_a_later_receipt(
     payment = await paid(town, phone=SILENT)
     assert payment["receipt"] is None
     assert payment["timeline"][-1]["cause"] == "stk_query"
-    asked = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
-    assert (asked["ResponseCode"], asked["payment_id"]) == ("0", payment["id"])
+    query = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    assert (query["ResponseCode"], query["payment_id"]) == ("0", payment["id"])
 
     async def look() -> Any:
         return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["receipt"]
@@ -68,7 +68,7 @@ async def test_lost_callback_is_replaced_by_stk_query_and_a_later_receipt(
     receipt = await eventually(look)
     (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
     assert entry["receipt"] == receipt
-    check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+    check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
     assert (check["state"], check["finding"]) == ("answered", "already_known")
     assert len(await town.receiver.wait_for(1)) == 1
 
@@ -218,5 +218,5 @@ async def test_refund_of_a_retired_shortcode_is_queried_with_its_credentials(tow
     await db.execute("UPDATE refund SET due_at = now() - interval '1 s' WHERE refund_id = $1", refund_id)
     assert await town.gateway.services.get(RefundQueries).ask(refund_id)
     assert await db.fetchval("SELECT due_at > now() + interval '90 s' FROM refund WHERE refund_id = $1", refund_id)
-    asked = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
-    assert (asked.status, asked.data["id"]) == (200, refund_id)
+    query = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
+    assert (query.status, query.data["id"]) == (200, refund_id)

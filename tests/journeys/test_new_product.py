@@ -32,13 +32,13 @@ class Office:
     api: Api
     daraja: Scripted
 
-    async def sells(self, number: str) -> str:
+    async def sell(self, number: str) -> str:
         """Sell a ticket and return the path that Safaricom posts its validation request to."""
         assert (await self.api.call("POST", "/v1/tickets", {"number": number})).status == 201
         url: str = json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]
         return urlsplit(url).path
 
-    async def asks(self, path: str, number: str, receipt: str) -> Answer:
+    async def validate(self, path: str, number: str, receipt: str) -> Answer:
         """Post a validation request for this account number, as Safaricom does."""
         return await self.api.call("POST", path, {"TransID": receipt, "BillRefNumber": number})
 
@@ -67,13 +67,13 @@ async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_new_product_answers_a_validation_request(office: Office) -> None:
-    path = await office.sells("A7")
+    path = await office.sell("A7")
     assert path.startswith("/v1/cb/ticket/")
-    sold = await office.asks(path, "A7", "TKN0000001")
+    sold = await office.validate(path, "A7", "TKN0000001")
     assert (sold.status, sold.body) == (200, {"ResultCode": "0", "ResultDesc": "Accepted"})
-    unsold = await office.asks(path, "B9", "TKN0000002")
+    unsold = await office.validate(path, "B9", "TKN0000002")
     assert (unsold.status, unsold.body) == (200, {"ResultCode": "C2B00012", "ResultDesc": "Rejected"})
-    assert (await office.asks(path, "A7", "TKN0000001")).body == sold.body
+    assert (await office.validate(path, "A7", "TKN0000001")).body == sold.body
     assert await office.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
     kept = await office.gateway.db.fetch(
         "SELECT kind, repeats, applied_at IS NOT NULL AS used FROM callback ORDER BY 2"
@@ -81,7 +81,7 @@ async def test_new_product_answers_a_validation_request(office: Office) -> None:
     assert [tuple(row) for row in kept] == [("ticket", 0, True), ("ticket", 1, True)]
     assert (await office.api.call("POST", path, {"Body": {}})).status == 422
     # At the specification's address, the sandbox accepts results from Safaricom's addresses only.
-    assert (await office.asks("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
+    assert (await office.validate("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
 
 
 async def test_new_product_route_needs_its_scope(office: Office) -> None:
@@ -102,7 +102,7 @@ async def test_new_product_route_needs_its_scope(office: Office) -> None:
 
 
 async def test_new_product_page_shows_its_table_and_resolves_its_ids(office: Office) -> None:
-    await office.sells("A7")
+    await office.sell("A7")
     await office.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
     ticket_id = await office.gateway.db.fetchval("SELECT ticket_id FROM ticket")
     async with signed_in(f"{office.base}/ops") as browser:

@@ -30,8 +30,8 @@ async def test_payment_completes_and_the_webhook_is_signed(town: Town) -> None:
     event = Webhook(secret).verify(webhook.body, webhook.headers)
     assert event["type"] == webhook.headers["x-event-type"] == "payment.completed"
     assert event["id"] == webhook.headers["webhook-id"]
-    wanted = {"payment_id": paid["id"], "amount": "500.00", "status": "completed", "receipt": paid["receipt"]}
-    assert wanted.items() <= event["data"].items()
+    expected = {"payment_id": paid["id"], "amount": "500.00", "status": "completed", "receipt": paid["receipt"]}
+    assert expected.items() <= event["data"].items()
     assert event["data"]["metadata"] == {"cart": "7"}
 
 
@@ -86,9 +86,9 @@ async def test_rejected_push_fails_the_payment_with_the_reason(town: Town) -> No
     assert (again.status, again.data["status"], again.data["failure_reason"]) == (200, "failed", "rejected_by_provider")
     assert again.headers["Idempotent-Replayed"] == "true"
     assert refused.error["id"] == again.data["id"]
-    said = refused.error["provider"]["errorMessage"]
-    assert said in refused.error["message"]
-    assert again.data["result_desc"].endswith(said)
+    message = refused.error["provider"]["errorMessage"]
+    assert message in refused.error["message"]
+    assert again.data["result_desc"].endswith(message)
 
 
 async def test_unsent_push_retried_with_the_same_key_sends_one_prompt(town: Town) -> None:

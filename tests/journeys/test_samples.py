@@ -147,7 +147,7 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"simulator": {"callback_delay": 3600, "prompt_timeout": 3600}}
 
 
-async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
+async def pending_payment(town: Town, phone: str = PHONE) -> tuple[str, str]:
     """Return a payment of KES 500 with the samples' id, and its callback path."""
     made = (await town.api.pay(phone, 500, key="sample")).data
     await town.gateway.db.execute(
@@ -172,7 +172,7 @@ async def payment(town: Town, payment_id: str) -> Any:
 @initiated
 @pytest.mark.parametrize("name", STK)
 async def test_stk_callbacks_end_their_payments_as_documented(town: Town, name: str) -> None:
-    payment_id, url = await asked(town)
+    payment_id, url = await pending_payment(town)
     answer = await town.api.call("POST", url, raw=SAMPLES[name])
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
     found = await payment(town, payment_id)
@@ -182,7 +182,7 @@ async def test_stk_callbacks_end_their_payments_as_documented(town: Town, name: 
 
 async def completed(town: Town) -> Any:
     """Return a payment completed with the samples' receipt."""
-    payment_id, url = await asked(town)
+    payment_id, url = await pending_payment(town)
     await town.api.call("POST", url, raw=SAMPLES["stk_callback_success"])
     for operation in ("reversal", "transactionstatus"):
         await town.api.call("PATCH", "/simulator/control/habits", {operation: "never"})
@@ -277,8 +277,8 @@ async def test_push_answers_are_an_ack_or_the_documented_fault(name: str) -> Non
     if name == "error_firewall_page":
         assert caught.value.provider is None
         return
-    said = msgspec.json.decode(SAMPLES[name])
-    code = said["errorCode"] if "errorCode" in said else said["fault"]["detail"]["errorcode"]
+    sample = msgspec.json.decode(SAMPLES[name])
+    code = sample["errorCode"] if "errorCode" in sample else sample["fault"]["detail"]["errorcode"]
     assert caught.value.provider["errorCode"] == code
     assert caught.value.mitigation
 
@@ -326,7 +326,7 @@ def test_registration_answers_have_a_normalised_code(name: str) -> None:
 
 @initiated
 async def test_bodies_of_another_kind_are_rejected_and_stored_whole(town: Town) -> None:
-    _, url = await asked(town)
+    _, url = await pending_payment(town)
     for name in C2B:
         assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
     rows = await town.gateway.db.fetch("SELECT original FROM refused_callback ORDER BY at, refused_id")
@@ -476,7 +476,7 @@ async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) 
         paid = await completed(town)
         await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")
         await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
-        await asked_again(town)
+        await another_payment(town)
         row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
     assert row is not None
     merchant_id = row["merchant_id"]
@@ -502,6 +502,6 @@ async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) 
     assert [(found["kind"], found["body"]) for found in stuck] == []
 
 
-async def asked_again(town: Town) -> None:
+async def another_payment(town: Town) -> None:
     """Return one more pending payment."""
     await town.api.pay("254711000002", 500, key="another")

@@ -59,9 +59,9 @@ class Story:
     """The secrets of the journey, and all output."""
 
     secret: dict[str, str] = field(default_factory=dict[str, str])
-    heard: list[tuple[str, Answer]] = field(default_factory=list[tuple[str, Answer]])
+    answers: list[tuple[str, Answer]] = field(default_factory=list[tuple[str, Answer]])
 
-    def keeps(self, name: str, value: str) -> str:
+    def keep(self, name: str, value: str) -> str:
         """Record a secret."""
         self.secret[name] = value
         return value
@@ -75,26 +75,26 @@ class Shop:
         self._story = story
         self._turn = 0
 
-    async def says(
+    async def call(
         self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str
     ) -> Answer:
         """Send one request. ``Idempotency_Key="a"`` becomes a header."""
         self._turn += 1
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         answer = await self._apis[self._turn % 2].call(method, path, body, raw=raw, headers=named)
-        self._story.heard.append((f"{method} {path}", answer))
+        self._story.answers.append((f"{method} {path}", answer))
         return answer
 
-    async def pays(self, who: str, amount: Any = 500, **more: Any) -> Answer:
+    async def pay(self, phone: str, amount: Any = 500, **more: Any) -> Answer:
         """Create a payment."""
-        body = {"amount": amount, "phone": PAYERS[who]} | more
-        return await self.says("POST", "/v1/payments", body, Idempotency_Key=f"{who}-{amount}-{self._turn}")
+        body = {"amount": amount, "phone": PAYERS[phone]} | more
+        return await self.call("POST", "/v1/payments", body, Idempotency_Key=f"{phone}-{amount}-{self._turn}")
 
     async def settled(self, payment: Mapping[str, Any]) -> Any:
         """Return the payment once it has ended or needs review."""
 
         async def look() -> Any:
-            found = (await self.says("GET", f"/v1/payments/{payment['id']}")).data
+            found = (await self.call("GET", f"/v1/payments/{payment['id']}")).data
             return found if found["status"] != "pending" or found["mismatch"] else None
 
         return await eventually(look)
@@ -116,7 +116,7 @@ class Site:
     valkey_urls: list[str]
     gateway: Gateway
 
-    async def breaks(self, *statements: str) -> None:
+    async def add_rejecting_triggers(self, *statements: str) -> None:
         """Change the gateway's tables so that statements fail."""
         for statement in statements:
             await self.gateway.db.execute(statement)
@@ -136,7 +136,7 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
     with empty_database(servers) as database_url, empty_database(servers) as daraja_url:
         ports, daraja = [free_port(), free_port()], free_port()
         keyspaces = [empty_keyspace(servers), empty_keyspace(servers)]
-        master = story.keeps("master key", generate())
+        master = story.keep("master key", generate())
         (folder / "certificate.pem").write_bytes(make_certificate(SystemClock().now()))
         shared = {"LOGS__LEVEL": "debug", "SECURITY__MASTER_KEY": master}
         ours = shared | {
@@ -164,7 +164,7 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
         host = Host(folder, ours)
         try:
             host.gets("migrate")
-            operator = story.keeps("operator's password", random_secret())
+            operator = story.keep("operator's password", random_secret())
             assert host.types("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
             for form, port in zip(("json", "console"), ports, strict=True):
                 host.variables = ours | {"LOGS__FORMAT": form}
@@ -185,7 +185,7 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
             host.stops_everything()
 
 
-async def everything_happens(town: Site, story: Story, receiver: Receiver) -> None:
+async def run_journey(town: Site, story: Story, receiver: Receiver) -> None:
     """Run the whole journey, from the first key to the last fault."""
     gateway = town.gateway
     merchant = await gateway.merchants.create("Duka", actor="test")
@@ -195,77 +195,77 @@ async def everything_happens(town: Site, story: Story, receiver: Receiver) -> No
     _, admin_key = await gateway.api_keys.create(
         merchant.merchant_id, name="admin", scopes=gateway.scopes.all, env="sandbox", actor="test"
     )
-    story.keeps("API key", key.reveal())
-    story.keeps("admin's API key", admin_key.reveal())
+    story.keep("API key", key.reveal())
+    story.keep("admin's API key", admin_key.reveal())
     shop, host, stranger = (Shop(town.bases, each, story) for each in (key.reveal(), admin_key.reveal(), None))
     phone = Api(town.simulator, None)
     try:
-        await keys_are_made(host, stranger, story)
-        await credentials_are_stored(town, shop, story)
-        await webhooks_are_set(shop, story, receiver)
-        payment = await payments_end_in_every_way(town, shop, phone)
-        await money_goes_back_and_is_asked_about(town, shop, phone, payment)
-        await strangers_call_back(town, stranger, phone, payment)
-        await everything_breaks(town, shop, stranger, receiver)
-        await operators_look(town, story)
+        await create_keys(host, stranger, story)
+        await store_credentials(town, shop, story)
+        await set_webhooks(shop, story, receiver)
+        payment = await end_payments_in_every_way(town, shop, phone)
+        await refund_and_query(town, shop, phone, payment)
+        await post_forged_callbacks(town, stranger, phone, payment)
+        await break_statements(town, shop, stranger, receiver)
+        await view_pages(town, story)
         for path in ("/v1/events", "/v1/webhooks/logs", "/v1/payments", "/v1/audit/logs", "/v1/refunds"):
-            assert (await shop.says("GET", path)).status == 200
+            assert (await shop.call("GET", path)).status == 200
         for path in ("/v1/admin/callbacks", "/v1/admin/callbacks/refused", "/v1/audit/logs", "/v1/admin/merchants"):
-            assert (await host.says("GET", path)).status == 200
+            assert (await host.call("GET", path)).status == 200
     finally:
         for each in (shop, host, stranger, phone):
             await each.close()
 
 
-async def keys_are_made(host: Shop, stranger: Shop, story: Story) -> None:
-    made = (await host.says("POST", "/v1/admin/merchants", {"name": "Another"})).data
+async def create_keys(host: Shop, stranger: Shop, story: Story) -> None:
+    made = (await host.call("POST", "/v1/admin/merchants", {"name": "Another"})).data
     path = f"/v1/admin/merchants/{made['merchant_id']}/keys"
-    key = await host.says("POST", path, {"name": "till", "scopes": ["payments:read"]})
-    text = story.keeps("a key made over HTTP", key.data["api_key"])
-    story.heard.remove((f"POST {path}", key))
+    key = await host.call("POST", path, {"name": "till", "scopes": ["payments:read"]})
+    text = story.keep("a key made over HTTP", key.data["api_key"])
+    story.answers.remove((f"POST {path}", key))
     for shown in (text, text[:-1] + "x", "sk_live_" + text[8:], f"Bearer {text}"):
         for path in ("/v1/payments", "/v1/merchant/me"):
-            await stranger.says("GET", path, X_API_Key=shown)
+            await stranger.call("GET", path, X_API_Key=shown)
     key_id = key.data["key"]["key_id"]
     path = f"/v1/admin/merchants/{made['merchant_id']}/keys/{key_id}/revoke"
-    assert (await host.says("POST", path, {"confirm": key_id})).status == 200
+    assert (await host.call("POST", path, {"confirm": key_id})).status == 200
 
 
-async def credentials_are_stored(town: Site, shop: Shop, story: Story) -> None:
+async def store_credentials(town: Site, shop: Shop, story: Story) -> None:
     names = ("consumer_key", "consumer_secret", "passkey", "initiator_password")
-    mpesa = {name: story.keeps(name, random_secret()) for name in names} | {
+    mpesa = {name: story.keep(name, random_secret()) for name in names} | {
         "env": "sandbox",
         "shortcode": "600777",
         "initiator": "testapi",
         "nominated_number": NOMINATED,
     }
-    assert (await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})).status == 200
+    assert (await shop.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})).status == 200
     # An error about a secret does not contain the secret.
     for name in names:
         spoilt = mpesa | {name: mpesa[name] + " \u00e9"}
-        answer = await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": spoilt})
+        answer = await shop.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": spoilt})
         assert (answer.status, answer.error["field"]) == (422, f"mpesa.{name}")
         body = {
             "provider": "mpesa",
             "mpesa": mpesa | {"env": mpesa[name], "shortcode": [mpesa[name]], "more": mpesa[name]},
         }
-        assert (await shop.says("PUT", "/v1/merchant/providers", body)).status == 422
+        assert (await shop.call("PUT", "/v1/merchant/providers", body)).status == 422
     whole = json.dumps({"provider": "mpesa", "mpesa": mpesa}).encode()
     for raw in (whole[:-5], whole + b"}", whole.replace(b'"mpesa": {', b'"mpesa": [{')):
-        assert (await shop.says("PUT", "/v1/merchant/providers", raw=raw)).status == 422
-    await shop.says("PUT", "/v1/merchant/providers", raw=whole, Content_Type="text/plain")
-    await shop.says("PUT", "/v1/merchant/nothing", raw=whole)
-    assert (await shop.says("POST", "/v1/merchant/providers/mpesa/verify")).data["ok"]
+        assert (await shop.call("PUT", "/v1/merchant/providers", raw=raw)).status == 422
+    await shop.call("PUT", "/v1/merchant/providers", raw=whole, Content_Type="text/plain")
+    await shop.call("PUT", "/v1/merchant/nothing", raw=whole)
+    assert (await shop.call("POST", "/v1/merchant/providers/mpesa/verify")).data["ok"]
     (credential,) = await town.gateway.db.fetch(
         "SELECT merchant_id, env, number, security_credential FROM shortcode JOIN receiver USING (env, receiver_id)"
     )
-    whose = (credential["merchant_id"], "mpesa", credential["env"], credential["number"], "security_credential")
-    opened = town.gateway.sealer.open(credential["security_credential"], aad=whose)
-    story.keeps("security credential", opened)
+    subject = (credential["merchant_id"], "mpesa", credential["env"], credential["number"], "security_credential")
+    opened = town.gateway.sealer.open(credential["security_credential"], aad=subject)
+    story.keep("security credential", opened)
 
 
-async def webhooks_are_set(shop: Shop, story: Story, receiver: Receiver) -> None:
-    token = story.keeps("what a merchant put into a webhook's address", random_secret())
+async def set_webhooks(shop: Shop, story: Story, receiver: Receiver) -> None:
+    token = story.keep("what a merchant put into a webhook's address", random_secret())
     url = f"{receiver.url}/{token}?key={token}"
     for number, (method, path, body) in enumerate(
         (
@@ -274,63 +274,63 @@ async def webhooks_are_set(shop: Shop, story: Story, receiver: Receiver) -> None
             ("PUT", "/v1/merchant/webhook", {"webhook_url": url}),
         )
     ):
-        answer = await shop.says(method, path, body)
-        story.keeps(f"webhook secret {number}", answer.data["webhook_secret"])
-        story.heard.remove((f"{method} {path}", answer))
-    assert (await shop.says("POST", "/v1/merchant/webhook/test")).data["delivered"]
-    refused = await shop.says("PUT", "/v1/merchant/webhook", {"webhook_url": f"https://10.0.0.1/{token}"})
+        answer = await shop.call(method, path, body)
+        story.keep(f"webhook secret {number}", answer.data["webhook_secret"])
+        story.answers.remove((f"{method} {path}", answer))
+    assert (await shop.call("POST", "/v1/merchant/webhook/test")).data["delivered"]
+    refused = await shop.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"https://10.0.0.1/{token}"})
     assert refused.status == 422
 
 
-async def payments_end_in_every_way(town: Site, shop: Shop, phone: Api) -> Any:
-    paid = await shop.settled((await shop.pays("pays", 500)).data)
+async def end_payments_in_every_way(town: Site, shop: Shop, phone: Api) -> Any:
+    paid = await shop.settled((await shop.pay("pays", 500)).data)
     assert paid["status"] == "completed"
-    assert (await shop.settled((await shop.pays("cancels", 501)).data))["status"] == "failed"
-    assert (await shop.settled((await shop.pays("pays another amount", 502)).data))["mismatch"]["of"] == "amount"
-    assert (await shop.settled((await shop.pays("loses the ack", 503)).data))["status"] == "completed"
-    assert (await shop.pays("is refused", 504)).status == 502
-    assert (await shop.pays("meets spike arrest", 505)).status == 503
-    assert (await shop.pays("meets an internal error", 506)).status in {201, 502, 503}
-    assert (await shop.pays("is asked for by name", 507, reference="x" * 40)).status == 422
+    assert (await shop.settled((await shop.pay("cancels", 501)).data))["status"] == "failed"
+    assert (await shop.settled((await shop.pay("pays another amount", 502)).data))["mismatch"]["of"] == "amount"
+    assert (await shop.settled((await shop.pay("loses the ack", 503)).data))["status"] == "completed"
+    assert (await shop.pay("is refused", 504)).status == 502
+    assert (await shop.pay("meets spike arrest", 505)).status == 503
+    assert (await shop.pay("meets an internal error", 506)).status in {201, 502, 503}
+    assert (await shop.pay("is asked for by name", 507, reference="x" * 40)).status == 422
     for operation in ("oauth", "stkpush"):
         for fault in ("400.002.02", "400.008.01", "404.001.03", "500.001.1001", "500.003.02", "500.003.1001"):
             order = {"operation": operation, "fault": fault, "times": 2}
             assert (await phone.call("POST", "/simulator/control/faults", order)).status == 200
             if operation == "oauth":
                 await town.gateway.valkey.flushdb()
-                await shop.says("POST", "/v1/merchant/providers/mpesa/verify")
-            await shop.pays("pays", 508)
+                await shop.call("POST", "/v1/merchant/providers/mpesa/verify")
+            await shop.pay("pays", 508)
             await phone.call("POST", "/simulator/control/faults", order | {"times": 0})
     return paid
 
 
-async def money_goes_back_and_is_asked_about(town: Site, shop: Shop, phone: Api, payment: Any) -> None:
-    asked = (await shop.says("POST", f"/v1/payments/mpesa/check-status/{payment['receipt']}")).data
+async def refund_and_query(town: Site, shop: Shop, phone: Api, payment: Any) -> None:
+    query = (await shop.call("POST", f"/v1/payments/mpesa/check-status/{payment['receipt']}")).data
 
     async def answered() -> bool:
-        found = (await shop.says("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+        found = (await shop.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
         return bool(found["state"] == "answered")
 
     await eventually(answered)
     first_part = {"payment_id": payment["id"], "amount": 100}
-    refund = (await shop.says("POST", "/v1/refunds", first_part, Idempotency_Key="a first part")).data
+    refund = (await shop.call("POST", "/v1/refunds", first_part, Idempotency_Key="a first part")).data
 
     async def refunded() -> bool:
-        return bool((await shop.says("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed")
+        return bool((await shop.call("GET", f"/v1/refunds/{refund['id']}")).data["status"] == "completed")
 
     await eventually(refunded)
     await phone.call("PATCH", "/simulator/control/habits", {"reversal": "timeout", "transactionstatus": "text_code"})
     part = {"payment_id": payment["id"], "amount": 7}
-    assert (await shop.says("POST", "/v1/refunds", part, Idempotency_Key="a part")).status == 201
+    assert (await shop.call("POST", "/v1/refunds", part, Idempotency_Key="a part")).status == 201
     walk_in = {"phone": PAYERS["walks in"], "amount": 77, "shortcode": "600777", "reference": PAYERS["walks in"]}
     assert (await phone.call("POST", "/simulator/control/ledger", walk_in)).status == 200
-    assert (await shop.says("POST", "/v1/payments/mpesa/pull/register")).status == 200
-    run = (await shop.says("POST", "/v1/payments/mpesa/reconcile", {})).data
+    assert (await shop.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+    run = (await shop.call("POST", "/v1/payments/mpesa/reconcile", {})).data
     assert run["status"] == "completed"
-    rows = (await shop.says("GET", f"/v1/payments/mpesa/reconciliations/{run['id']}")).data["rows"]
+    rows = (await shop.call("GET", f"/v1/payments/mpesa/reconciliations/{run['id']}")).data["rows"]
     line = next(row for row in rows if row["finding"] == "not_found")
     path = f"/v1/payments/mpesa/statement-lines/{line['id']}/assign"
-    assert (await shop.says("POST", path, {"payment_id": payment["id"]})).status == 409
+    assert (await shop.call("POST", path, {"payment_id": payment["id"]})).status == 409
     assert town.gateway.is_running
 
 
@@ -350,7 +350,7 @@ def stk(amount: int, receipt: str, phone: str, code: int = 0, **more: str) -> di
     }
 
 
-async def strangers_call_back(town: Site, stranger: Shop, phone: Api, payment: Any) -> None:
+async def post_forged_callbacks(town: Site, stranger: Shop, phone: Api, payment: Any) -> None:
     handle = payment["provider_ref"]
     forged = await phone.call("POST", f"/simulator/control/pushes/{handle}/forge", {"amount": 9, "signature": "AAAA"})
     assert forged.data["status"] in {401, 403, 404, 422}
@@ -364,44 +364,44 @@ async def strangers_call_back(town: Site, stranger: Shop, phone: Api, payment: A
             {"phone": payer, "note": f"call {payer}"},
             stk(9, "FORGED0001", payer, CheckoutRequestID=f"ws_CO_{payer}"),
         ):
-            assert (await stranger.says("POST", path, body, X_Mpesa_Signature="AAAA")).status < 500
-            await stranger.says("POST", path, body)
-        await stranger.says("POST", path, raw=f"not JSON, but {payer}".encode())
+            assert (await stranger.call("POST", path, body, X_Mpesa_Signature="AAAA")).status < 500
+            await stranger.call("POST", path, body)
+        await stranger.call("POST", path, raw=f"not JSON, but {payer}".encode())
     for path in (f"/v1/payments/{payer}", f"/v1/payments?phone={payer}", f"/{payer}", f"/v1/webhooks/mpesa/{payer}/x"):
-        await stranger.says("GET", path)
-        await stranger.says("POST", path, {})
+        await stranger.call("GET", path)
+        await stranger.call("POST", path, {})
 
 
-async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
+async def break_statements(town: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
     """Let Postgres reject rows with errors that quote them whole."""
-    await town.breaks(
+    await town.add_rejecting_triggers(
         "ALTER TABLE payment ADD CONSTRAINT trap_1 CHECK (amount <> 13) NOT VALID",
         "ALTER TABLE payment ADD CONSTRAINT trap_2 CHECK (status <> 'failed' OR amount <> 14) NOT VALID",
         "ALTER TABLE shortcode ADD CONSTRAINT trap CHECK (account_reference <> 'trap') NOT VALID",
         "ALTER TABLE callback ADD CONSTRAINT trap CHECK (result_code <> '77') NOT VALID",
         "ALTER TABLE attempt ADD CONSTRAINT trap CHECK (status <> 418) NOT VALID",
     )
-    broken = await shop.pays("pays", 13, metadata={"order": "13"})
+    broken = await shop.pay("pays", 13, metadata={"order": "13"})
     assert (broken.status, broken.error["code"]) == (500, "INTERNAL_ERROR")
-    left = await shop.pays("cancels", 14)
+    left = await shop.pay("cancels", 14)
     assert left.status == 201
     mpesa = dict.fromkeys(("consumer_key", "consumer_secret", "passkey"), "x" * 20)
     mpesa |= {"env": "sandbox", "shortcode": "600777", "account_reference": "trap", "nominated_number": NOMINATED}
-    answer = await shop.says("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})
+    answer = await shop.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})
     assert answer.status == 500
     right = urlsplit((await town.at_daraja("SELECT callback_url FROM sim_push ORDER BY created_at DESC"))[0]).path
     trap = stk(14, "TRAP000001", PAYERS["pays"], 77, CheckoutRequestID=left.data["provider_ref"])
-    assert (await stranger.says("POST", right, trap)).status == 500
+    assert (await stranger.call("POST", right, trap)).status == 500
     receiver.status = 418
-    assert (await shop.settled((await shop.pays("pays", 15)).data))["status"] == "completed"
+    assert (await shop.settled((await shop.pay("pays", 15)).data))["status"] == "completed"
 
     async def failed() -> bool:
         return await town.gateway.jobs.queues["daraja"].count_failed() > 0
 
     await eventually(failed, 60)
-    await town.breaks("ALTER TABLE attempt DROP CONSTRAINT trap")
+    await town.add_rejecting_triggers("ALTER TABLE attempt DROP CONSTRAINT trap")
     receiver.status = 500
-    assert (await shop.settled((await shop.pays("pays", 16)).data))["status"] == "completed"
+    assert (await shop.settled((await shop.pay("pays", 16)).data))["status"] == "completed"
 
     async def tried() -> bool:
         return bool(await town.gateway.db.fetchval("SELECT count(*) > 2 FROM attempt WHERE status = 500"))
@@ -410,21 +410,21 @@ async def everything_breaks(town: Site, shop: Shop, stranger: Shop, receiver: Re
     receiver.status = 200
 
 
-async def operators_look(town: Site, story: Story) -> None:
+async def view_pages(town: Site, story: Story) -> None:
     for base in town.bases:
         session = niquests.AsyncSession(retries=0)
         session.trust_env = False
         origin = {"Origin": base, "Accept": "text/html"}
-        right, wrong = story.secret["operator's password"], story.keeps("a wrong password", random_secret())
+        right, wrong = story.secret["operator's password"], story.keep("a wrong password", random_secret())
         for password in (wrong, right):
             fields = {"name": "amina", "password": password}
-            said = await session.post(f"{base}/ops/login", data=fields, headers=origin, allow_redirects=False)
-            assert said.status_code == (303 if password is right else 401)
+            answer = await session.post(f"{base}/ops/login", data=fields, headers=origin, allow_redirects=False)
+            assert answer.status_code == (303 if password is right else 401)
         (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]
-        story.keeps(f"operator's session at {base}", str(cookie))
+        story.keep(f"operator's session at {base}", str(cookie))
         for page in ("/ops", "/ops/queue/", "/ops/queue/api/queues", "/ops/queue/api/queues/mpesa-daraja"):
-            said = await session.get(base + page, headers={"Accept": "text/html"})
-            assert said.status_code == 200, page
+            answer = await session.get(base + page, headers={"Accept": "text/html"})
+            assert answer.status_code == 200, page
         await session.close()
 
 
@@ -442,13 +442,13 @@ async def rows_of(url: str) -> AsyncGenerator[tuple[str, str]]:
         )
         assert len(columns) > 150
         for schema, table, column in columns:
-            where = f"{table}.{column}"
+            place = f"{table}.{column}"
             # bytea decoded as text, everything else as Postgres writes it.
             rows = await connection.fetch(f'SELECT "{column}" AS value FROM "{schema}"."{table}"')  # noqa: S608 - names from the catalogue
             for row in rows:
                 value = row["value"]
                 if value is not None:
-                    yield where, value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                    yield place, value.decode("latin-1") if isinstance(value, bytes) else str(value)
     finally:
         await connection.close()
 
@@ -504,31 +504,31 @@ def documented_columns() -> set[str]:
 
 
 @pytest.fixture
-async def told(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Story, Site, list[Received]]]:
+async def journey(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Story, Site, list[Received]]]:
     """The finished journey, with all processes stopped."""
     story = Story()
 
     async with receiving() as receiver, site(servers, tmp_path, story) as town:
         receiver.says = lambda one: one.body
-        await everything_happens(town, story, receiver)
+        await run_journey(town, story, receiver)
         for name in ("api_key_pepper", "callback_tokens", "cursors"):
-            story.keeps(f"the gateway's own {name}", base64.b64encode(town.gateway.vault.secret(name)).decode())
+            story.keep(f"the gateway's own {name}", base64.b64encode(town.gateway.vault.secret(name)).decode())
         for number, token in enumerate(await town.at_daraja("SELECT token FROM sim_token")):
-            story.keeps(f"access token {number}", token)
+            story.keep(f"access token {number}", token)
         for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_push")):
-            story.keeps(f"callback token {number}", url.rpartition(".")[2])
+            story.keep(f"callback token {number}", url.rpartition(".")[2])
         for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_result")):
-            story.keeps(f"result token {number}", url.rpartition(".")[2])
+            story.keep(f"result token {number}", url.rpartition(".")[2])
         for name, url in (("Postgres", town.database_url), ("Valkey", town.valkey_urls[0])):
-            story.keeps(f"password of {name}", str(urlsplit(url).password))
+            story.keep(f"password of {name}", str(urlsplit(url).password))
         town.host.stops_everything()
         yield story, town, receiver.received
 
 
 async def test_secrets_and_phone_numbers_appear_in_no_other_place(
-    told: tuple[Story, Site, list[Received]],
+    journey: tuple[Story, Site, list[Received]],
 ) -> None:
-    story, town, webhooks = told
+    story, town, webhooks = journey
     needles = {form: name for name, secret in story.secret.items() for form in forms_of(secret)}
     assert len(story.secret) > 30
 
@@ -556,26 +556,26 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     # Valkey contains no secret and no number.
     count = 0
     for url in town.valkey_urls:
-        async for where, text in keys_of(url):
+        async for place, text in keys_of(url):
             count += 1
-            assert finds(text, needles) == set(), where
-            assert phones_in(text) == set(), (where, text)
+            assert finds(text, needles) == set(), place
+            assert phones_in(text) == set(), (place, text)
     assert count > 20
 
     # Postgres contains no secret, and numbers only in the columns that docs/security.md lists.
     seen: dict[str, set[str]] = {}
-    async for where, text in rows_of(town.database_url):
-        if where == "webhook_endpoint.url":
+    async for place, text in rows_of(town.database_url):
+        if place == "webhook_endpoint.url":
             # A merchant's webhook URL is stored as entered.
             assert finds(text, needles) == {"what a merchant put into a webhook's address"}
             continue
-        assert finds(text, needles) == set(), where
+        assert finds(text, needles) == set(), place
         for number in phones_in(text):
-            seen.setdefault(where, set()).add(number)
+            seen.setdefault(place, set()).add(number)
     documented = documented_columns()
     assert set(seen) - documented == set()
     assert {"payment.phone", "callback.body", "event.body", "shortcode.nominated_number"} <= set(seen)
-    columns = {where async for where, _ in rows_of(town.database_url)}
+    columns = {place async for place, _ in rows_of(town.database_url)}
     # The claim is settled, the events contain only what their webhooks contain, no status query concerned a statement
     # line with a payer, and no report of this journey names one.
     unused = {"payment.claim", "event.payload", "statement_note.payer", "transaction.payer_name"}
@@ -583,13 +583,13 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
 
     # Answers contain a secret only where it is shown once, and rejections contain no number.
     refused = 0
-    for asked, answer in story.heard:
+    for query, answer in story.answers:
         text = json.dumps(answer.body) + str(dict(answer.headers))
         found = finds(text, needles) - {"what a merchant put into a webhook's address"}
-        assert found == set(), (asked, found)
+        assert found == set(), (query, found)
         if answer.status >= 400:
             refused += 1
-            assert phones_in(text) == set(), (asked, text)
+            assert phones_in(text) == set(), (query, text)
     assert refused > 60
     for webhook in webhooks:
         text = webhook.body.decode() + str(webhook.headers)

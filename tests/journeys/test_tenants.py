@@ -117,7 +117,7 @@ class Merchant:
     receiver: Receiver
     ids: dict[str, str]
 
-    async def says(
+    async def call_operation(
         self, each: Operation, ids: dict[str, str], body: Any = None, *, query: str = "", key: str = ""
     ) -> Said:
         """Call an operation with this merchant's API key, and a new Idempotency-Key by default."""
@@ -229,9 +229,9 @@ def never(ids: dict[str, str]) -> dict[str, str]:
     return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
 
 
-def without_id(said: Said) -> tuple[int, Any]:
+def without_id(answer: Said) -> tuple[int, Any]:
     """Return an answer without its request id."""
-    return said.status, {name: value for name, value in said.json.items() if name != "request_id"}
+    return answer.status, {name: value for name, value in answer.json.items() if name != "request_id"}
 
 
 async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[str]]:
@@ -264,17 +264,17 @@ async def test_objects_of_another_merchant_are_not_found(street: Street) -> None
             mixtures.append(one.ids | {"line_id": other.ids["line_id"]})
         for ids in mixtures:
             body = BODIES[name](other, ids) if each.body else None
-            said = await other.says(each, ids, body)
-            assert (said.status, said.codes) == (404, ["NOT_FOUND"]), (name, said)
-            assert is_refusal(said)
+            answer = await other.call_operation(each, ids, body)
+            assert (answer.status, answer.codes) == (404, ["NOT_FOUND"]), (name, answer)
+            assert is_refusal(answer)
             # The answer equals the answer for an id that never existed.
             missing = never(ids) if ids is one.ids else ids | {"payment_id": never(ids)["payment_id"]}
             body = BODIES[name](other, missing) if each.body else None
-            assert without_id(await other.says(each, missing, body)) == without_id(said), name
+            assert without_id(await other.call_operation(each, missing, body)) == without_id(answer), name
     assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
     for name in sorted(THEIRS):
         # The owner finds them.
-        own = await one.says(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
+        own = await one.call_operation(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
         assert own.status != 404, (name, own)
 
 
@@ -309,19 +309,19 @@ async def test_lists_and_settings_show_the_own_merchant_only(street: Street) -> 
         each = operation(name)
         fields = () if each.query is None else each.query.__struct_fields__
         for query in QUERIES:
-            asked = query.format(**one.ids)
+            query_string = query.format(**one.ids)
             if query and query[1:].partition("=")[0] not in fields:
                 continue
-            said = await other.says(each, {}, OWN_BODIES.get(name), query=asked, key=one.ids["key"])
-            assert said.status < 300, (name, said)
-            text = said.body.decode()
+            answer = await other.call_operation(each, {}, OWN_BODIES.get(name), query=query_string, key=one.ids["key"])
+            assert answer.status < 300, (name, answer)
+            text = answer.body.decode()
             if name == "POST /v1/payments":
                 # The same idempotency key and request of another merchant make a separate payment.
-                assert said.json["data"]["id"] not in set(one.ids.values())
-                assert said.json["data"]["merchant_id"] == other.ids["merchant_id"]
+                assert answer.json["data"]["id"] not in set(one.ids.values())
+                assert answer.json["data"]["merchant_id"] == other.ids["merchant_id"]
                 text = text.replace(one.ids["phone"], "").replace(one.ids["key"], "").replace("of-600111", "")
             elif "count=true" in query:
-                assert said.json["meta"]["total"] == len(said.json["data"])
+                assert answer.json["meta"]["total"] == len(answer.json["data"])
             shown = {found for found, value in secret.items() if value in text}
             # No other key can repeat the request.
             assert shown == set(), (name, query, shown)
@@ -344,9 +344,9 @@ async def test_cursor_of_another_merchant_pages_the_own_list(street: Street) -> 
 async def test_host_operations_with_a_merchant_key_are_rejected(street: Street) -> None:
     for name in sorted(HOSTS):
         for ids in (street.one.ids, street.other.ids):
-            said = await street.other.says(operation(name), ids, {})
-            assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
-            assert "admin" in said.json["errors"][0]["message"]
+            answer = await street.other.call_operation(operation(name), ids, {})
+            assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
+            assert "admin" in answer.json["errors"][0]["message"]
 
 
 SCOPED = [each for each in operations() if each.scope is not None]
@@ -367,10 +367,10 @@ async def test_missing_scope_is_named_before_any_lookup(values: dict[str, Any]) 
                 for each in lacking:
                     bodies: tuple[Any, ...] = (None, {}, "nonsense")
                     for body in bodies:
-                        said = await call(gateway, each, target_of(each), headers, body)
-                        assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
-                        assert f" {missing.name}:" in said.json["errors"][0]["message"]
-                        assert is_refusal(said)
+                        answer = await call(gateway, each, target_of(each), headers, body)
+                        assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
+                        assert f" {missing.name}:" in answer.json["errors"][0]["message"]
+                        assert is_refusal(answer)
                 for each in SCOPED:
                     if each.scope is not missing and each.method == "GET":
                         assert (await call(gateway, each, target_of(each), headers)).status != 403, each
@@ -393,8 +393,8 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
         _, _, expired = await key(expires_at=clock.now() + timedelta(seconds=10))
         deactivated_of, _, deactivated = await key()
         for text in (good, revoked, expired, deactivated):
-            said = await call(gateway, operation("GET /v1/payments"), "/v1/payments", [(b"x-api-key", text.encode())])
-            assert said.status == 200
+            answer = await call(gateway, operation("GET /v1/payments"), "/v1/payments", [(b"x-api-key", text.encode())])
+            assert answer.status == 200
         await gateway.api_keys.revoke(revoked_of, revoked_id, actor="test")
         await gateway.merchants.deactivate(deactivated_of, actor="test")
         clock.advance(timedelta(seconds=11))
@@ -414,8 +414,8 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
             assert (bare.status, bare.codes) == (401, ["AUTH_INVALID_KEY"]), each
             assert is_refusal(bare)
             for text in malformed:
-                said = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
-                assert without_id(said) == without_id(bare), (each, text)
+                answer = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
+                assert without_id(answer) == without_id(bare), (each, text)
             answers = {
                 what: without_id(await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], "x"))
                 for what, text in shown.items()
@@ -445,22 +445,22 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) ->
     )
     live = Merchant(street.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
     before = await everything_of(street.gateway, one.ids["merchant_id"])
-    asked = await street.gateway.db.fetchval("SELECT count(*) FROM sim_push")
+    pushes = await street.gateway.db.fetchval("SELECT count(*) FROM sim_push")
     bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
     for name in sorted(ASKS_DARAJA):
-        said = await live.says(operation(name), one.ids, bodies.get(name))
+        answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
         # The key does not find sandbox objects, and live has no credentials for new ones.
         about = bodies.get(name) if name in bodies and "payment_id" in bodies[name] else None
         is_about_one = about is not None or "{" in name
         expected = (404, ["NOT_FOUND"]) if is_about_one else (422, ["PROVIDER_NOT_CONFIGURED"])
-        assert (said.status, said.codes) == expected, (name, said)
-        assert is_about_one or "no M-Pesa credentials for live" in said.json["errors"][0]["message"], name
+        assert (answer.status, answer.codes) == expected, (name, answer)
+        assert is_about_one or "no M-Pesa credentials for live" in answer.json["errors"][0]["message"], name
     for body in (INITIATED, INITIATED | {"mpesa": INITIATED["mpesa"] | {"env": "live"}}):
-        said = await live.says(operation("PUT /v1/merchant/providers"), {}, body)
-        assert (said.status, said.codes[0]) == (422, "VALIDATION_ERROR")
-        assert "mpesa.env" in [problem["field"] for problem in said.json["errors"]]
-    said = await live.says(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
-    assert (said.status, said.json["errors"][0]["field"]) == (422, "webhook_url")
+        answer = await live.call_operation(operation("PUT /v1/merchant/providers"), {}, body)
+        assert (answer.status, answer.codes[0]) == (422, "VALIDATION_ERROR")
+        assert "mpesa.env" in [problem["field"] for problem in answer.json["errors"]]
+    answer = await live.call_operation(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
+    assert (answer.status, answer.json["errors"][0]["field"]) == (422, "webhook_url")
     await live.api.close()
     assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
-    assert await street.gateway.db.fetchval("SELECT count(*) FROM sim_push") == asked
+    assert await street.gateway.db.fetchval("SELECT count(*) FROM sim_push") == pushes

@@ -143,9 +143,9 @@ async def test_lists_and_exports_show_the_env_of_the_key_only(worlds: Worlds) ->
 async def answers_its_own(worlds: Worlds, env: Env) -> None:
     """Call every list and export with the key of one env."""
     api = Api(worlds.base, worlds.keys[env])
-    for path, where in LISTS.items():
+    for path, column in LISTS.items():
         page = await api.call("GET", f"{path}?limit=100")
-        shown = [row.get("env") if where == "env" else row["detail"].get("env", env) for row in page.data]
+        shown = [row.get("env") if column == "env" else row["detail"].get("env", env) for row in page.data]
         assert shown, path
         assert set(shown) == {env}, path
         if path != "/v1/admin/callbacks":
@@ -161,8 +161,8 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
     for path in ("/v1/payments/export", "/v1/refunds/export"):
-        said = await ask(worlds.gateway.asgi, "GET", path.encode(), ((b"x-api-key", worlds.keys[env].encode()),))
-        head, *lines = said.body.decode().splitlines()
+        answer = await ask(worlds.gateway.asgi, "GET", path.encode(), ((b"x-api-key", worlds.keys[env].encode()),))
+        head, *lines = answer.body.decode().splitlines()
         column = head.split(",").index("env")
         assert lines, path
         assert {line.split(",")[column] for line in lines} == {env}
@@ -239,13 +239,13 @@ class Undone(Exception):
 
 async def test_row_with_another_env_than_its_parent_is_found(worlds: Worlds) -> None:
     db = worlds.gateway.db
-    asked = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(worlds.gateway)}
+    invariants = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(worlds.gateway)}
     for statement, name in BENT:
         with suppress(Undone):
             async with db.transaction():
                 await db.execute("SET LOCAL session_replication_role = replica")
                 await db.execute(f"{statement} WHERE env = 'sandbox'")
-                assert await db.fetch(asked[name]), (statement, name)
+                assert await db.fetch(invariants[name]), (statement, name)
                 raise Undone
 
 

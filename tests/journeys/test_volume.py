@@ -47,7 +47,7 @@ async def test_thousand_payments_complete_with_a_thousand_webhooks(values: dict[
         assert {(row["receipt"], row["amount"], row["phone"]) for row in payments} == {
             (row["receipt"], row["amount"], row["phone"]) for row in ledger
         }
-        told = Counter(one.json["data"]["payment_id"] for one in receiver.received)
-        assert told == dict.fromkeys((row["payment_id"] for row in payments), 1)
+        webhooks = Counter(one.json["data"]["payment_id"] for one in receiver.received)
+        assert webhooks == dict.fromkeys((row["payment_id"] for row in payments), 1)
         assert len({one.headers["webhook-id"] for one in receiver.received}) == PAYMENTS
         assert await gateway.db.fetchval("SELECT count(*) FROM event WHERE is_public") == PAYMENTS

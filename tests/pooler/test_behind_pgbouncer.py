@@ -32,17 +32,17 @@ async def connected(url: str, direct_url: str | None, pool_max: int = 1) -> Asyn
 
 
 async def test_prepared_query_works_on_another_server_connection(pooled_url: str, database_url: str) -> None:
-    where = "SELECT pg_backend_pid(), current_schema(), $1::text AS said"
+    query = "SELECT pg_backend_pid(), current_schema(), $1::text AS said"
     async with connected(pooled_url, database_url) as db, connected(pooled_url, database_url) as other:
         async with db.session() as direct:
             await direct.execute("CREATE SCHEMA mpesa; CREATE TABLE mpesa.till (amount int)")
-        first, *rest = tuple(await db.fetchrow(where, "one") or ())
+        first, *rest = tuple(await db.fetchrow(query, "one") or ())
         assert rest == ["mpesa", "one"]
         async with other.transaction():
             # It occupies the server connection of the first query.
             assert await other.fetchval("SELECT pg_backend_pid()") == first
             for ask in (db.fetch, db.fetch_planned):
-                (row,) = await ask(where, "two")
+                (row,) = await ask(query, "two")
                 assert row[0] != first
                 assert tuple(row)[1:] == ("mpesa", "two")
             await db.executemany("INSERT INTO till VALUES ($1)", [(1,), (2,)])
@@ -72,8 +72,8 @@ async def test_concurrent_queries_on_few_connections_get_their_own_rows(pooled_u
 
 async def test_notifications_arrive_over_the_direct_connection(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url) as db:
-        changes, heard = Changes(db), list[str]()
-        changes.on("key", heard.append)
+        changes, received = Changes(db), list[str]()
+        changes.on("key", received.append)
         await changes.start()
         try:
 
@@ -83,10 +83,10 @@ async def test_notifications_arrive_over_the_direct_connection(pooled_url: str, 
             await eventually(is_listening, 10)
             await db.execute("SELECT pg_notify('mpesa_changed', 'key:one')")
 
-            async def has_heard() -> bool:
-                return heard == ["one"]
+            async def has_received() -> bool:
+                return received == ["one"]
 
-            await eventually(has_heard, 10)
+            await eventually(has_received, 10)
         finally:
             await changes.stop()
 
@@ -98,10 +98,10 @@ async def test_concurrent_migrations_leave_no_lock_and_no_setting(pooled_url: st
         assert sorted(map(len, applied)) == [0, len(gateway.migrations)]
         assert await pending(one, gateway.migrations) == []
 
-        async def has_let_go() -> bool:
+        async def has_released() -> bool:
             return bool(await one.fetchval("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"))
 
-        await eventually(has_let_go, 10)
+        await eventually(has_released, 10)
         assert await one.fetchval("SELECT current_setting('statement_timeout')") == "30s"
 
 
@@ -147,12 +147,12 @@ async def test_doctor_reports_pooler_problems(database_url: str, servers: Any, b
         return found.level, f"{found.text} {found.fix}"
 
     url = bouncing()
-    for settings, says in (
+    for settings, expected in (
         ({"url": url}, "database.direct_url"),
         ({"url": url, "direct_url": database_url}, "ALTER ROLE"),
     ):
         assert (await level(**settings))[0] is Level.PROBLEM
-        assert says in (await level(**settings))[1]
+        assert expected in (await level(**settings))[1]
     await prepare_role(database_url, timeouts=False)
     url = bouncing()
     without = await level(url=url, direct_url=database_url)
@@ -161,14 +161,14 @@ async def test_doctor_reports_pooler_problems(database_url: str, servers: Any, b
     await prepare_role(database_url)
     url = bouncing()
     assert (await level(url=url, direct_url=database_url))[0] is Level.OK
-    for wrong, says in (
+    for wrong, expected in (
         (url, "a pooler too"),
         (servers.database_url, "different databases"),
         ("postgresql://127.0.0.1:1/shop", "cannot be reached"),
     ):
         found = await level(url=url, direct_url=wrong)
         assert found[0] is Level.PROBLEM
-        assert says in found[1]
+        assert expected in found[1]
 
 
 async def test_doctor_without_a_pooler_reports_none(database_url: str) -> None:

@@ -35,8 +35,8 @@ async def test_processes_behind_pgbouncer_share_a_few_connections(
             for payment_id in ids:
                 await second.settled(payment_id, "completed", patience=60)
             await receiver.wait_for(_PAYMENTS, patience=60)
-            heard = [webhook.json["data"]["payment_id"] for webhook in receiver.received]
-            assert sorted(heard) == sorted(ids)
+            received = [webhook.json["data"]["payment_id"] for webhook in receiver.received]
+            assert sorted(received) == sorted(ids)
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == _PAYMENTS
             # Listeners have direct connections that bypass the pooler.
             shared = (

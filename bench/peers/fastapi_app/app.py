@@ -145,10 +145,10 @@ def _shown(payment: Payment) -> Shown:
 
 @app.post("/create", status_code=201)
 async def create(
-    asked: Asked, response: Response, db: Session, idempotency_key: Annotated[str, Header(min_length=1)]
+    wanted: Asked, response: Response, db: Session, idempotency_key: Annotated[str, Header(min_length=1)]
 ) -> Shown:
     """Create a payment and push it."""
-    payment = Payment(idempotency_key=idempotency_key, amount=asked.amount, phone=asked.phone)
+    payment = Payment(idempotency_key=idempotency_key, amount=wanted.amount, phone=wanted.phone)
     db.add(payment)
     try:
         await db.commit()

@@ -69,12 +69,12 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _help(option: click.Option, context: click.Context) -> str:
-    said = prose(option.help)
+    text = prose(option.help)
     extra: Any = option.get_help_extra(context)
     if extra.get("default"):
-        said += f" Default `{extra['default']}`."
+        text += f" Default `{extra['default']}`."
     if extra.get("range"):
-        said += f" Range: {extra['range']}."
+        text += f" Range: {extra['range']}."
     if extra.get("required"):
-        said += " Required."
-    return said.strip()
+        text += " Required."
+    return text.strip()

@@ -61,7 +61,7 @@ def _classes(kind: type[Refused] = Refused) -> Iterator[type[Refused]]:
         yield from _classes(each)
 
 
-def _said(each: Code) -> list[tuple[int, str]]:
+def _statuses(each: Code) -> list[tuple[int, str]]:
     """Return the statuses of a code, with their occasions."""
     found = [
         (kind.status, prose(kind.__doc__).partition("\n\n")[0])
@@ -75,12 +75,12 @@ def _said(each: Code) -> list[tuple[int, str]]:
 
 def _rows() -> Iterator[tuple[str, str, str]]:
     for each in Code:
-        statuses = ", ".join(dict.fromkeys(str(status) for status, _ in _said(each)))
+        statuses = ", ".join(dict.fromkeys(str(status) for status, _ in _statuses(each)))
         yield f"[`{each.value}`](#{each.value.lower()})", statuses, NEXT_STEPS[each]
 
 
 def _code(each: Code) -> str:
-    lines = "\n".join(f"- {status}: {text}" for status, text in _said(each))
+    lines = "\n".join(f"- {status}: {text}" for status, text in _statuses(each))
     return document(f"### {each.value}", sentence(NEXT_STEPS[each]), lines)
 
 

@@ -25,14 +25,14 @@ _UNITS = ("seconds", "minutes", "hours", "days", "bytes")
 
 def page(plugins: Sequence[Plugin]) -> str:
     """Return the page."""
-    said = dict(_said(_FILE.read_text(encoding="utf-8")))
+    comments = dict(_commented(_FILE.read_text(encoding="utf-8")))
     sections = [
-        _section(field.name, field.type, said)
+        _section(field.name, field.type, comments)
         for field in msgspec.structs.fields(GatewayConfig)
         if _is_struct(field.type)
     ]
-    sections += [_section(each.name, each.settings, said) for each in plugins if each.settings is not NoSettings]
-    top = [_setting("", field, said) for field in msgspec.structs.fields(GatewayConfig) if _is_plain(field)]
+    sections += [_section(each.name, each.settings, comments) for each in plugins if each.settings is not NoSettings]
+    top = [_setting("", field, comments) for field in msgspec.structs.fields(GatewayConfig) if _is_plain(field)]
     return document("# Settings", NOTE, _opening(), "## At the top", *top, *sections)
 
 
@@ -48,16 +48,16 @@ def _opening() -> str:
     )
 
 
-def _section(name: str, kind: type[msgspec.Struct], said: dict[str, tuple[str, str]]) -> str:
-    fields = [_setting(name, field, said) for field in msgspec.structs.fields(kind)]
+def _section(name: str, kind: type[msgspec.Struct], comments: dict[str, tuple[str, str]]) -> str:
+    fields = [_setting(name, field, comments) for field in msgspec.structs.fields(kind)]
     text = prose(kind.__doc__).removeprefix(f"`[{name}]`.").strip()
     first = text.partition("\n\n")[0]
     return document(f"## [{name}]", first if first[:1].isupper() else "", *fields)
 
 
-def _setting(section: str, field: msgspec.structs.FieldInfo, said: dict[str, tuple[str, str]]) -> str:
+def _setting(section: str, field: msgspec.structs.FieldInfo, comments: dict[str, tuple[str, str]]) -> str:
     path = f"{section}.{field.name}".strip(".")
-    meaning, example = said[path]
+    meaning, example = comments[path]
     variable = ENVIRONMENT + path.upper().replace(".", "__")
     facts = [f"{_kind(field)}. {_default(field, example)}."]
     return document(f"### {path}", meaning, f"{' '.join(facts)} In the environment: `{variable}`.")
@@ -124,7 +124,7 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
     return " and".join(parts)
 
 
-def _said(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
+def _commented(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each setting of the file with the comment above it and its literal value."""
     section, comment, is_list = "", list[str](), False
     for line in text.splitlines():
