@@ -29,12 +29,12 @@ from tests.certificates import issue
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE = 30.0
 
-SAFARICOM, NEIGHBOUR, STRANGER = "127.0.0.1", "127.0.0.8", "127.0.0.7"
+SAFARICOM, ALLOWED_BY_PROXY, UNKNOWN_ADDRESS = "127.0.0.1", "127.0.0.8", "127.0.0.7"
 """Client addresses: our simulator; one that the proxy allows and the gateway does not; one that neither allows."""
 
 
 @dataclass
-class Front:
+class ProxiedGateway:
     """A proxy in front of a gateway."""
 
     gateway: Gateway
@@ -91,7 +91,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
         ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
         ("/etc/ssl/pay.example.co.ke/fullchain.pem", str(issued.path)),
         ("/etc/ssl/pay.example.co.ke/privkey.pem", str(folder / "key.pem")),
-        ("allow 196.201.214.200;", f"allow {SAFARICOM};\n      allow {NEIGHBOUR};"),
+        ("allow 196.201.214.200;", f"allow {SAFARICOM};\n      allow {ALLOWED_BY_PROXY};"),
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -122,7 +122,7 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
         ("\n{\n", "\n{\n\tadmin off\n"),
         ("\npay.example.co.ke {", f"\nhttp://:{port} {{\n\tbind 127.0.0.1"),
         ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
-        ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
+        ("196.201.214.200 ", f"{SAFARICOM} {ALLOWED_BY_PROXY} "),
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -131,9 +131,9 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
 
 
 @pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
-async def front(
+async def proxied(
     request: pytest.FixtureRequest, database_url: str, valkey_url: str, tmp_path: Path
-) -> AsyncGenerator[Front]:
+) -> AsyncGenerator[ProxiedGateway]:
     """The proxy in front of a gateway that trusts it and accepts callbacks from Safaricom's address only."""
     port = free_port()
     values = gateway_values(
@@ -146,7 +146,7 @@ async def front(
     async with running_gateway(values) as (gateway, base):
         upstream = int(base.rpartition(":")[2])
         command, secure = request.param(tmp_path, port, upstream)
-        found = Front(gateway, port, secure, tmp_path)
+        found = ProxiedGateway(gateway, port, secure, tmp_path)
         async with _running(command, tmp_path):
 
             async def is_up() -> bool:
@@ -178,13 +178,13 @@ async def refused(gateway: Gateway) -> list[tuple[str, str]]:
     return [(row["source"], row["reason"]) for row in rows]
 
 
-async def test_proxied_payment_and_callback_complete(front: Front) -> None:
-    async with shop(front.gateway, f"http://127.0.0.1:{front.port}") as api:
+async def test_proxied_payment_and_callback_complete(proxied: ProxiedGateway) -> None:
+    async with shop(proxied.gateway, f"http://127.0.0.1:{proxied.port}") as api:
         payment = (await api.pay("254700000000", key="through the proxy")).data
         settled = await api.settled(payment["id"], "completed")
     assert [step["cause"] for step in settled["timeline"]][-1] == "callback"
-    assert await front.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
-    assert await refused(front.gateway) == []
+    assert await proxied.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
+    assert await refused(proxied.gateway) == []
 
 
 TOKEN = "s-mer_01jd00000000000000000000ab-pay_01jd00000000000000000000ab.0123456789abcdef0123456789abcdef"
@@ -199,19 +199,19 @@ PATHS = (
 )
 
 
-async def test_proxy_logs_contain_no_callback_secret(front: Front) -> None:
-    for source in (SAFARICOM, STRANGER):
+async def test_proxy_logs_contain_no_callback_secret(proxied: ProxiedGateway) -> None:
+    for source in (SAFARICOM, UNKNOWN_ADDRESS):
         for path in PATHS:
             for method in ("POST", "GET", "PUT"):
-                await front.call(method, path, source=source, body={"Body": {}})
+                await proxied.call(method, path, source=source, body={"Body": {}})
     # The proxy's answer without a gateway.
-    await front.gateway.stop()
-    text = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    await proxied.gateway.stop()
+    text = "".join(path.read_text(errors="replace") for path in sorted(proxied.folder.glob("*.log")))
     assert "/v1/cb/stk/s-mer_" in text
     assert [secret for secret in ("89abcdef", "01234567") if secret in text] == []
 
 
-async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> None:
+async def test_proxy_logs_contain_no_key_and_no_phone_number(proxied: ProxiedGateway) -> None:
     key, phone = "sk_test_" + "0123456789abcdef" * 3, "254700000123"
 
     async def ask_all() -> None:
@@ -222,74 +222,74 @@ async def test_proxy_logs_contain_no_key_and_no_phone_number(front: Front) -> No
             ("GET", f"/v1/refunds?payment_id={key}"),
             ("POST", f"/v1/payments?phone={phone}"),
         ):
-            await front.call(method, path, source=STRANGER, key=key)
+            await proxied.call(method, path, source=UNKNOWN_ADDRESS, key=key)
 
     await ask_all()
     # The proxy's answer without a gateway.
-    await front.gateway.stop()
+    await proxied.gateway.stop()
     await ask_all()
-    text = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
+    text = "".join(path.read_text(errors="replace") for path in sorted(proxied.folder.glob("*.log")))
     assert "/v1/payments" in text
     assert [secret for secret in (phone, key, key[-40:]) if secret in text] == []
 
 
-async def test_proxied_client_address_cannot_be_forged(front: Front) -> None:
-    token = challenge.ask(front.gateway.vault, b"0123456789abcdef")
-    for source in (SAFARICOM, NEIGHBOUR, STRANGER):
+async def test_proxied_client_address_cannot_be_forged(proxied: ProxiedGateway) -> None:
+    token = challenge.ask(proxied.gateway.vault, b"0123456789abcdef")
+    for source in (SAFARICOM, ALLOWED_BY_PROXY, UNKNOWN_ADDRESS):
         for forwarded_for in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
             path = f"/health/live?challenge={token}"
-            status, body = await front.call("GET", path, source=source, forwarded_for=forwarded_for)
+            status, body = await proxied.call("GET", path, source=source, forwarded_for=forwarded_for)
             assert status == 200
             seen = body["data"]["seen"]
             assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), forwarded_for
             assert (seen["peer_is_trusted"], seen["was_forwarded"]) == (True, True)
-    if front.secure is not None:
-        status, body = await front.call("GET", path, source=STRANGER, forwarded_for=SAFARICOM, secure=True)
-        assert (status, body["data"]["seen"]["client"]) == (200, STRANGER)
+    if proxied.secure is not None:
+        status, body = await proxied.call("GET", path, source=UNKNOWN_ADDRESS, forwarded_for=SAFARICOM, secure=True)
+        assert (status, body["data"]["seen"]["client"]) == (200, UNKNOWN_ADDRESS)
 
 
 @pytest.mark.parametrize("path", ["/v1/cb/stk/sometoken", "/v1/webhooks/mpesa", "/v1/webhooks/mpesa/sometoken"])
-async def test_proxied_callback_from_another_network_is_rejected(front: Front, path: str) -> None:
+async def test_proxied_callback_from_another_network_is_rejected(proxied: ProxiedGateway, path: str) -> None:
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
     # The proxy rejects unknown addresses, with any forged header: the request does not reach the gateway.
-    status, answer = await front.call("POST", path, source=STRANGER, forwarded_for=SAFARICOM, body=body)
+    status, answer = await proxied.call("POST", path, source=UNKNOWN_ADDRESS, forwarded_for=SAFARICOM, body=body)
     assert status == 403
     assert not isinstance(answer, dict)
-    assert await refused(front.gateway) == []
+    assert await refused(proxied.gateway) == []
     # The gateway checks the real address of requests that the proxy allows.
     for forwarded_for in (None, SAFARICOM):
-        await front.call("POST", path, source=NEIGHBOUR, forwarded_for=forwarded_for, body=body)
-    assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
-    assert {reason for _, reason in await refused(front.gateway)} == {"source"}
-    assert len(await refused(front.gateway)) == 2
+        await proxied.call("POST", path, source=ALLOWED_BY_PROXY, forwarded_for=forwarded_for, body=body)
+    assert {source for source, _ in await refused(proxied.gateway)} == {ALLOWED_BY_PROXY}
+    assert {reason for _, reason in await refused(proxied.gateway)} == {"source"}
+    assert len(await refused(proxied.gateway)) == 2
     # The gateway itself rejects a GET from any address: the doctor uses it to test the path.
-    status, answer = await front.call("GET", path, source=STRANGER)
+    status, answer = await proxied.call("GET", path, source=UNKNOWN_ADDRESS)
     assert (status, answer["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
     # The paths for merchants are open to every address.
-    assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
+    assert (await proxied.call("GET", "/v1/webhooks/logs", source=UNKNOWN_ADDRESS))[0] == 401
 
 
-async def test_proxied_failed_keys_count_for_the_client_address(front: Front) -> None:
-    tries = front.gateway.config.limits.auth_failures
+async def test_proxied_failed_keys_count_for_the_client_address(proxied: ProxiedGateway) -> None:
+    tries = proxied.gateway.config.limits.auth_failures
     wrong = "sk_test_" + "0" * 48
 
     async def guesses(source: str, forwarded_for: str | None = None) -> int:
-        return (await front.call("GET", "/v1/payments", source=source, forwarded_for=forwarded_for, key=wrong))[0]
+        return (await proxied.call("GET", "/v1/payments", source=source, forwarded_for=forwarded_for, key=wrong))[0]
 
     for number in range(tries + 1):
-        assert await guesses(STRANGER, f"203.0.113.{number}") in {401, 429}
-    assert await guesses(STRANGER, "203.0.113.99") == 429
-    assert await guesses(NEIGHBOUR) == 401
+        assert await guesses(UNKNOWN_ADDRESS, f"203.0.113.{number}") in {401, 429}
+    assert await guesses(UNKNOWN_ADDRESS, "203.0.113.99") == 429
+    assert await guesses(ALLOWED_BY_PROXY) == 401
 
 
-async def test_proxied_body_over_the_limit_is_rejected(front: Front) -> None:
-    body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
-    async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
-        assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
+async def test_proxied_body_over_the_limit_is_rejected(proxied: ProxiedGateway) -> None:
+    body = {"amount": 10, "phone": "254700000000", "description": "x" * proxied.gateway.config.http.max_body_bytes}
+    async with shop(proxied.gateway, f"http://127.0.0.1:{proxied.port}", is_configured=False) as api:
+        assert (await proxied.call("POST", "/v1/payments", source=ALLOWED_BY_PROXY, body=body, key=api.key))[0] == 413
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
-async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrade: str) -> None:
+async def test_proxied_upgrade_body_is_no_smuggled_callback(proxied: ProxiedGateway, upgrade: str) -> None:
     """A smuggled callback in the body of the first request would be rejected and stored with our name."""
     evil = smuggling.forged()
     last = b"GET /health/live HTTP/1.1\r\nHost: pay.example.co.ke\r\nConnection: close\r\n\r\n"
@@ -299,12 +299,12 @@ async def test_proxied_upgrade_body_is_no_smuggled_callback(front: Front, upgrad
         for key in ([], [wrong]):
             head = smuggling.post("Connection: Upgrade", f"Upgrade: {upgrade}", f"Content-Length: {len(evil)}", *key)
             segments = (head + evil, last) if pause is None else (head, evil, last)
-            answer = await asyncio.to_thread(_send, front.port, *segments, pause=pause or 0.0)
+            answer = await asyncio.to_thread(_send, proxied.port, *segments, pause=pause or 0.0)
             assert re.match(rb"HTTP/1.1 4(01|29) ", answer), answer
             assert answer.count(b"HTTP/1.1 ") <= 2
     # Earlier requests have arrived by now.
-    await front.call("POST", "/v1/cb/stk/sometoken", source=NEIGHBOUR, body={"Body": {}})
-    assert [source for source, _ in await refused(front.gateway)] == [NEIGHBOUR]
+    await proxied.call("POST", "/v1/cb/stk/sometoken", source=ALLOWED_BY_PROXY, body={"Body": {}})
+    assert [source for source, _ in await refused(proxied.gateway)] == [ALLOWED_BY_PROXY]
 
 
 def _send(port: int, *segments: bytes, pause: float) -> bytes:

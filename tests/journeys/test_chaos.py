@@ -133,7 +133,7 @@ class Books:
     async def judged(self, *changes: str) -> Findings:
         """Return the verifier's complaints after manual changes with constraints and triggers disabled."""
         findings = Findings()
-        with suppress(Undone):
+        with suppress(RolledBack):
             async with self.gateway.db.transaction():
                 await self.gateway.db.execute(UNGUARD)
                 for change in changes:
@@ -141,7 +141,7 @@ class Books:
                     tag = await self.gateway.db.execute(sql)
                     assert not tag.endswith(" 0"), f"changed nothing: {sql}"
                 findings = await verify(self.gateway, self.endpoint, self.shop)
-                raise Undone
+                raise RolledBack
         return findings
 
 
@@ -149,7 +149,7 @@ SAYS_NO = "254700000001"
 """A simulated phone whose owner cancels."""
 
 
-class Undone(Exception):
+class RolledBack(Exception):
     """Rolls back a change."""
 
 

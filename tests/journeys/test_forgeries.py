@@ -186,7 +186,7 @@ async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: 
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
 
 
-def let_in(_: CallbackVerifier, __: str) -> None:
+def every_address_allowed(_: CallbackVerifier, __: str) -> None:
     """Every address is on the allowlist."""
 
 
@@ -195,7 +195,7 @@ async def test_callback_at_address_of_the_other_env_changes_nothing(
 ) -> None:
     """No supported path creates such an address: this is the last check if one did."""
     victim = await Victim.of(town)
-    monkeypatch.setattr(CallbackVerifier, "_check_listed", let_in)
+    monkeypatch.setattr(CallbackVerifier, "_check_listed", every_address_allowed)
     before = await victim.state()
     for kind in KINDS:
         answer = await victim.post(kind, victim.forged_body(kind), victim.path(kind, "live"))

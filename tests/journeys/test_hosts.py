@@ -36,7 +36,7 @@ PREFIXES = pytest.mark.parametrize("prefix", ["/payments", "/m/pesa"])
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenTheatre:
     """A running host application, and a browser without cookies."""
 
     theatre: Theatre
@@ -70,7 +70,7 @@ def theatres_url(servers: Servers) -> Generator[str]:
 @asynccontextmanager
 async def opened(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
-) -> AsyncGenerator[Open]:
+) -> AsyncGenerator[OpenTheatre]:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         values |= {"public_url": base + prefix, "daraja": {"sandbox_url": f"{base}{prefix}/simulator"}}
@@ -79,7 +79,7 @@ async def opened(
             http = niquests.AsyncSession()
             http.trust_env = False
             try:
-                yield Open(theatre, base, prefix, http)
+                yield OpenTheatre(theatre, base, prefix, http)
             finally:
                 await http.close()
 
@@ -187,7 +187,7 @@ def worker_with(environ: dict[str, str]) -> Forked:
         return forks.start(words, folder=ROOT, environ=others | environ, log=nothing.fileno())
 
 
-async def is_completed(it: Open, payment_id: str) -> bool:
+async def is_completed(it: OpenTheatre, payment_id: str) -> bool:
     query = "SELECT status FROM payment WHERE payment_id = $1"
     return bool(await it.theatre.gateway.db.fetchval(query, payment_id) == "completed")
 

@@ -63,12 +63,12 @@ async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
         yield Town(gateway, base, api, receiver)
 
 
-def later(town: Town, by: timedelta) -> None:
+def advance_clock(town: Town, by: timedelta) -> None:
     """Advance the clock."""
     cast(SetClock, town.gateway.clock).advance(by)
 
 
-async def paid(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
+async def completed_payment(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
     """Return a completed payment."""
     return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
 
@@ -98,9 +98,9 @@ async def rows_with_number(town: Town, *, but: str = "") -> list[str]:
     return found
 
 
-async def a_payment_with_everything(town: Town) -> dict[str, Any]:
+async def payment_with_every_row(town: Town) -> dict[str, Any]:
     """Return a payment with queries, a statement line and a partial refund, and the number in every free field."""
-    payment = await paid(
+    payment = await completed_payment(
         town.api,
         PAYER,
         "order 1",
@@ -152,7 +152,7 @@ async def receive_unmatched(town: Town, days: int) -> None:
     )
 
 
-async def failed(town: Town, key: str) -> dict[str, Any]:
+async def failed_payment(town: Town, key: str) -> dict[str, Any]:
     """Return a payment failed by a result "no answer" while its prompt is still open."""
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     payment = (await town.api.pay(PAYER, 500, key=key)).data
@@ -180,7 +180,7 @@ async def post_rejected_callbacks(town: Town, payment: dict[str, Any]) -> None:
     assert (await town.api.call("POST", address.removeprefix(town.base), body)).status == 422
 
 
-async def counts(town: Town) -> dict[str, int]:
+async def count_rows(town: Town) -> dict[str, int]:
     """Return the number of rows in each table."""
     tables = await town.gateway.db.fetch(TABLES)
     return {
@@ -192,7 +192,7 @@ async def counts(town: Town) -> dict[str, int]:
 
 async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: Town) -> None:
     db = town.gateway.db
-    payment = await a_payment_with_everything(town)
+    payment = await payment_with_every_row(town)
     # A second attempt is stored in a row of its own, and so is the first one then.
     delivery_id = await db.fetchval("SELECT delivery_id FROM delivery ORDER BY delivery_id LIMIT 1")
     assert (await town.api.call("POST", f"/v1/webhooks/logs/{delivery_id}/replay")).data["status"] == "pending"
@@ -208,22 +208,22 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
     await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
     await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
-    before = await counts(town)
+    before = await count_rows(town)
     assert min(before[name] for name in GOES) > 0
 
     # The two unanswered prompts stay pending.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
     assert not any((await Retention(town.gateway).forget()).values())
-    now = await counts(town)
+    now = await count_rows(town)
     assert [name for name in before if now[name] < before[name]] == []
-    later(town, timedelta(days=3653))
+    advance_clock(town, timedelta(days=3653))
     async with as_owner(town.gateway) as owner:
         # The audit log expires by Postgres' clock, which the test does not move.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
     await Retention(town.gateway).forget()
-    after = await counts(town)
+    after = await count_rows(town)
     assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert await db.fetchval("SELECT count(answer) FROM delivery") == 0
@@ -249,7 +249,7 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
     assert (refund.status, refund.headers["Idempotent-Replayed"]) == (200, "true")
     refused = await town.api.call("POST", "/v1/refunds", body | {"amount": 50}, headers=headers)
     assert (refused.status, refused.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
-    now = await counts(town)
+    now = await count_rows(town)
     assert (now["payment"], now["refund"], now["idempotency_key"]) == (after["payment"], after["refund"], 0)
 
 
@@ -268,16 +268,16 @@ GOES = {
 
 async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: Town) -> None:
     db = town.gateway.db
-    payment = await a_payment_with_everything(town)
-    await paid(town.api, PAYER, "order 2", metadata={"a": "b"})
-    await paid(town.api, OTHER, "order 3")
+    payment = await payment_with_every_row(town)
+    await completed_payment(town.api, PAYER, "order 2", metadata={"a": "b"})
+    await completed_payment(town.api, OTHER, "order 3")
     money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "0711000001"}
     await town.api.call("POST", "/simulator/control/ledger", money)
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
     await wait_for_deliveries(town)
     await post_rejected_callbacks(town, payment)
     await set_checkout_id(town, payment)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     await receive_unmatched(town, 8)
     await receive_unmatched(town, 9)
     before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
@@ -330,9 +330,9 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
 
 async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> None:
     db = town.gateway.db
-    settled = await paid(town.api, PAYER, "settled")
-    refunding = await paid(town.api, PAYER, "refunding")
-    undelivered = await paid(town.api, PAYER, "owed")
+    settled = await completed_payment(town.api, PAYER, "settled")
+    refunding = await completed_payment(town.api, PAYER, "refunding")
+    undelivered = await completed_payment(town.api, PAYER, "owed")
     await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
     await wait_for_deliveries(town)
@@ -345,9 +345,9 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = '2030-01-01' WHERE payment_id = $1",
         undelivered["id"],
     )
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
-    recent = await paid(town.api, PAYER, "recent")
+    recent = await completed_payment(town.api, PAYER, "recent")
 
     done = await erase(town)
     why = {left.subject_id: left.why for left in done.left}
@@ -366,9 +366,9 @@ async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> No
 
 
 async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
-    busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
+    busy, free = await completed_payment(town.api, PAYER, "busy"), await completed_payment(town.api, PAYER, "free")
     await wait_for_deliveries(town)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     schema = {"search_path": town.gateway.config.database.schema}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
     await read_ids(other)
@@ -416,9 +416,9 @@ async def test_erasure_keeps_a_recent_unmatched_callback(town: Town) -> None:
 
 @pytest.mark.parametrize("confirm", ["never", "always"])
 async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
-    payment = await failed(town, "late")
+    payment = await failed_payment(town, "late")
     await wait_for_deliveries(town)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
     prompt = payment["provider_ref"]
@@ -435,15 +435,15 @@ async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
         "payment",
         "transaction",
     }
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
 
 
 async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> None:
-    payment = await failed(town, "late")
+    payment = await failed_payment(town, "late")
     name = await set_checkout_id(town, payment)
     await wait_for_deliveries(town)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     path = await address(town, payment)
     for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
@@ -459,11 +459,11 @@ async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> 
 
 
 async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
-    mine = await paid(town.api, PAYER, "mine")
+    mine = await completed_payment(town.api, PAYER, "mine")
     async with shop(town.gateway, town.base) as api:
-        theirs = await paid(api, PAYER, "theirs")
+        theirs = await completed_payment(api, PAYER, "theirs")
     await wait_for_deliveries(town)
-    later(town, timedelta(days=10))
+    advance_clock(town, timedelta(days=10))
     early = town.gateway.clock.now() - timedelta(days=11)
     assert (await erase(town, before=early)).cases == 0
     assert (await erase(town, merchant_id=mine["merchant_id"])).cases == 1
@@ -475,9 +475,9 @@ async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
 
 async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Town) -> None:
     key = "order of 0711000001"
-    payment = await paid(town.api, PAYER, key)
+    payment = await completed_payment(town.api, PAYER, key)
     await wait_for_deliveries(town)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     (left,) = (await erase(town)).left
     assert left.subject_id == payment["id"]
     assert "Idempotency-Key" in left.why
@@ -489,9 +489,9 @@ async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Tow
 
 
 async def test_late_callback_for_an_erased_payment_is_no_mismatch(town: Town) -> None:
-    payment = await paid(town.api, PAYER, "order")
+    payment = await completed_payment(town.api, PAYER, "order")
     await wait_for_deliveries(town)
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     assert (await erase(town)).cases == 1
     prompt = payment["provider_ref"]
     again = await town.api.call("POST", f"/simulator/control/pushes/{prompt}/callback")

@@ -24,7 +24,7 @@ REGISTER = "/mpesa/c2b/v2/registerurl"
 
 
 @dataclass(frozen=True)
-class Office:
+class TicketSite:
     """A gateway with the product, a merchant that sells tickets, and a Daraja stand-in."""
 
     gateway: Gateway
@@ -52,7 +52,9 @@ async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.fixture
-async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Office]:
+async def ticket_site(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[TicketSite]:
     """Install the product's folder and add its name to ``plugins``, the only two steps."""
     info = tmp_path / "tickets-1.0.dist-info"
     info.mkdir()
@@ -63,59 +65,61 @@ async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     async with scripted(as_daraja) as daraja:
         values["daraja"] = {"sandbox_url": daraja.base}
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-            yield Office(gateway, base, api, daraja)
+            yield TicketSite(gateway, base, api, daraja)
 
 
-async def test_new_product_answers_a_validation_request(office: Office) -> None:
-    path = await office.sell("A7")
+async def test_new_product_answers_a_validation_request(ticket_site: TicketSite) -> None:
+    path = await ticket_site.sell("A7")
     assert path.startswith("/v1/cb/ticket/")
-    sold = await office.validate(path, "A7", "TKN0000001")
+    sold = await ticket_site.validate(path, "A7", "TKN0000001")
     assert (sold.status, sold.body) == (200, {"ResultCode": "0", "ResultDesc": "Accepted"})
-    unsold = await office.validate(path, "B9", "TKN0000002")
+    unsold = await ticket_site.validate(path, "B9", "TKN0000002")
     assert (unsold.status, unsold.body) == (200, {"ResultCode": "C2B00012", "ResultDesc": "Rejected"})
-    assert (await office.validate(path, "A7", "TKN0000001")).body == sold.body
-    assert await office.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
-    kept = await office.gateway.db.fetch(
+    assert (await ticket_site.validate(path, "A7", "TKN0000001")).body == sold.body
+    assert await ticket_site.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
+    kept = await ticket_site.gateway.db.fetch(
         "SELECT kind, repeats, applied_at IS NOT NULL AS used FROM callback ORDER BY 2"
     )
     assert [tuple(row) for row in kept] == [("ticket", 0, True), ("ticket", 1, True)]
-    assert (await office.api.call("POST", path, {"Body": {}})).status == 422
+    assert (await ticket_site.api.call("POST", path, {"Body": {}})).status == 422
     # At the specification's address, the sandbox accepts results from Safaricom's addresses only.
-    assert (await office.validate("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
+    assert (await ticket_site.validate("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
 
 
-async def test_new_product_route_needs_its_scope(office: Office) -> None:
+async def test_new_product_route_needs_its_scope(ticket_site: TicketSite) -> None:
     sale = ("POST", "/v1/tickets", {"number": "A7"})
-    async with shop(office.gateway, office.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
+    async with shop(ticket_site.gateway, ticket_site.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
         refused = await other.call(*sale)
         assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
         assert TICKETS_WRITE.name in refused.error["message"]
-    async with shop(office.gateway, office.base, scopes=(ADMIN,), is_configured=False) as admin:
-        merchant_id = (await office.api.call("GET", "/v1/merchant/me")).data["id"]
+    async with shop(ticket_site.gateway, ticket_site.base, scopes=(ADMIN,), is_configured=False) as admin:
+        merchant_id = (await ticket_site.api.call("GET", "/v1/merchant/me")).data["id"]
         keys = f"/v1/admin/merchants/{merchant_id}/keys"
         made = (await admin.call("POST", keys, {"name": "till", "scopes": ["tickets:write"]})).data["api_key"]
         listed = await admin.call("GET", "/v1/admin/callbacks?kind=ticket")
         assert (listed.status, listed.data) == (200, [])
-    till = Api(office.base, made)
+    till = Api(ticket_site.base, made)
     assert (await till.call(*sale)).status == 201
     await till.close()
 
 
-async def test_new_product_page_shows_its_table_and_resolves_its_ids(office: Office) -> None:
-    await office.sell("A7")
-    await office.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-    ticket_id = await office.gateway.db.fetchval("SELECT ticket_id FROM ticket")
-    async with signed_in(f"{office.base}/ops") as browser:
+async def test_new_product_page_shows_its_table_and_resolves_its_ids(ticket_site: TicketSite) -> None:
+    await ticket_site.sell("A7")
+    await ticket_site.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    ticket_id = await ticket_site.gateway.db.fetchval("SELECT ticket_id FROM ticket")
+    async with signed_in(f"{ticket_site.base}/ops") as browser:
         page = await browser.opens("/tickets")
         assert page.untidy == []
         assert "A7, asked about 0 times" in page.words
         assert page.link(f"/ops/tickets/{ticket_id}")
-        merchants = await browser.opens(f"/merchants/{(await office.api.call('GET', '/v1/merchant/me')).data['id']}")
+        merchants = await browser.opens(
+            f"/merchants/{(await ticket_site.api.call('GET', '/v1/merchant/me')).data['id']}"
+        )
         assert "tickets:write" in merchants.words
 
 
-async def test_new_product_is_in_the_openapi_document_and_the_metrics(office: Office) -> None:
-    document = document_of(office.gateway.asgi.litestar)
+async def test_new_product_is_in_the_openapi_document_and_the_metrics(ticket_site: TicketSite) -> None:
+    document = document_of(ticket_site.gateway.asgi.litestar)
     assert "tickets:write" in document["components"]["schemas"]["Scope"]["enum"]
     assert "tickets:write" in document["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["default"]
     assert document["paths"]["/v1/tickets"]["post"]["x-scope"] == "tickets:write"
@@ -124,7 +128,7 @@ async def test_new_product_is_in_the_openapi_document_and_the_metrics(office: Of
     answered = neutral["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     assert answered[1] == {"type": "object", "required": ["ResultCode", "ResultDesc"]}
     assert "anyOf" not in str(document["paths"]["/v1/webhooks/mpesa"]["post"]["responses"]["200"])
-    value_of = office.gateway.metrics.registry.get_sample_value
+    value_of = ticket_site.gateway.metrics.registry.get_sample_value
     assert value_of("mpesa_callbacks_total", {"kind": "ticket", "verdict": "accepted", "reason": ""}) is not None
     call = {"env": "sandbox", "operation": "ticket_register", "outcome": "ok", "code": ""}
     assert value_of("mpesa_daraja_calls_total", call) is not None

@@ -131,7 +131,7 @@ class Site:
 
 
 @asynccontextmanager
-async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[Site]:
+async def running_site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[Site]:
     """Return two APIs, two workers and the simulator, which has its own database."""
     with empty_database(servers) as database_url, empty_database(servers) as daraja_url:
         ports, daraja = [free_port(), free_port()], free_port()
@@ -185,9 +185,9 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
             host.stops_everything()
 
 
-async def run_journey(town: Site, story: Story, receiver: Receiver) -> None:
+async def run_journey(site: Site, story: Story, receiver: Receiver) -> None:
     """Run the whole journey, from the first key to the last fault."""
-    gateway = town.gateway
+    gateway = site.gateway
     merchant = await gateway.merchants.create("Duka", actor="test")
     _, key = await gateway.api_keys.create(
         merchant.merchant_id, name="test", scopes=gateway.scopes.of_merchants, env="sandbox", actor="test"
@@ -197,17 +197,17 @@ async def run_journey(town: Site, story: Story, receiver: Receiver) -> None:
     )
     story.keep("API key", key.reveal())
     story.keep("admin's API key", admin_key.reveal())
-    shop, host, stranger = (Shop(town.bases, each, story) for each in (key.reveal(), admin_key.reveal(), None))
-    phone = Api(town.simulator, None)
+    shop, host, stranger = (Shop(site.bases, each, story) for each in (key.reveal(), admin_key.reveal(), None))
+    phone = Api(site.simulator, None)
     try:
         await create_keys(host, stranger, story)
-        await store_credentials(town, shop, story)
+        await store_credentials(site, shop, story)
         await set_webhooks(shop, story, receiver)
-        payment = await end_payments_in_every_way(town, shop, phone)
-        await refund_and_query(town, shop, phone, payment)
-        await post_forged_callbacks(town, stranger, phone, payment)
-        await break_statements(town, shop, stranger, receiver)
-        await view_pages(town, story)
+        payment = await end_payments_in_every_way(site, shop, phone)
+        await refund_and_query(site, shop, phone, payment)
+        await post_forged_callbacks(site, stranger, phone, payment)
+        await break_statements(site, shop, stranger, receiver)
+        await view_pages(site, story)
         for path in ("/v1/events", "/v1/webhooks/logs", "/v1/payments", "/v1/audit/logs", "/v1/refunds"):
             assert (await shop.call("GET", path)).status == 200
         for path in ("/v1/admin/callbacks", "/v1/admin/callbacks/refused", "/v1/audit/logs", "/v1/admin/merchants"):
@@ -231,7 +231,7 @@ async def create_keys(host: Shop, stranger: Shop, story: Story) -> None:
     assert (await host.call("POST", path, {"confirm": key_id})).status == 200
 
 
-async def store_credentials(town: Site, shop: Shop, story: Story) -> None:
+async def store_credentials(site: Site, shop: Shop, story: Story) -> None:
     names = ("consumer_key", "consumer_secret", "passkey", "initiator_password")
     mpesa = {name: story.keep(name, random_secret()) for name in names} | {
         "env": "sandbox",
@@ -256,11 +256,11 @@ async def store_credentials(town: Site, shop: Shop, story: Story) -> None:
     await shop.call("PUT", "/v1/merchant/providers", raw=whole, Content_Type="text/plain")
     await shop.call("PUT", "/v1/merchant/nothing", raw=whole)
     assert (await shop.call("POST", "/v1/merchant/providers/mpesa/verify")).data["ok"]
-    (credential,) = await town.gateway.db.fetch(
+    (credential,) = await site.gateway.db.fetch(
         "SELECT merchant_id, env, number, security_credential FROM shortcode JOIN receiver USING (env, receiver_id)"
     )
     subject = (credential["merchant_id"], "mpesa", credential["env"], credential["number"], "security_credential")
-    opened = town.gateway.sealer.open(credential["security_credential"], aad=subject)
+    opened = site.gateway.sealer.open(credential["security_credential"], aad=subject)
     story.keep("security credential", opened)
 
 
@@ -282,7 +282,7 @@ async def set_webhooks(shop: Shop, story: Story, receiver: Receiver) -> None:
     assert refused.status == 422
 
 
-async def end_payments_in_every_way(town: Site, shop: Shop, phone: Api) -> Any:
+async def end_payments_in_every_way(site: Site, shop: Shop, phone: Api) -> Any:
     paid = await shop.settled((await shop.pay("pays", 500)).data)
     assert paid["status"] == "completed"
     assert (await shop.settled((await shop.pay("cancels", 501)).data))["status"] == "failed"
@@ -297,14 +297,14 @@ async def end_payments_in_every_way(town: Site, shop: Shop, phone: Api) -> Any:
             order = {"operation": operation, "fault": fault, "times": 2}
             assert (await phone.call("POST", "/simulator/control/faults", order)).status == 200
             if operation == "oauth":
-                await town.gateway.valkey.flushdb()
+                await site.gateway.valkey.flushdb()
                 await shop.call("POST", "/v1/merchant/providers/mpesa/verify")
             await shop.pay("pays", 508)
             await phone.call("POST", "/simulator/control/faults", order | {"times": 0})
     return paid
 
 
-async def refund_and_query(town: Site, shop: Shop, phone: Api, payment: Any) -> None:
+async def refund_and_query(site: Site, shop: Shop, phone: Api, payment: Any) -> None:
     query = (await shop.call("POST", f"/v1/payments/mpesa/check-status/{payment['receipt']}")).data
 
     async def answered() -> bool:
@@ -331,7 +331,7 @@ async def refund_and_query(town: Site, shop: Shop, phone: Api, payment: Any) -> 
     line = next(row for row in rows if row["finding"] == "not_found")
     path = f"/v1/payments/mpesa/statement-lines/{line['id']}/assign"
     assert (await shop.call("POST", path, {"payment_id": payment["id"]})).status == 409
-    assert town.gateway.is_running
+    assert site.gateway.is_running
 
 
 def stk(amount: int, receipt: str, phone: str, code: int = 0, **more: str) -> dict[str, Any]:
@@ -350,12 +350,12 @@ def stk(amount: int, receipt: str, phone: str, code: int = 0, **more: str) -> di
     }
 
 
-async def post_forged_callbacks(town: Site, stranger: Shop, phone: Api, payment: Any) -> None:
+async def post_forged_callbacks(site: Site, stranger: Shop, phone: Api, payment: Any) -> None:
     handle = payment["provider_ref"]
     forged = await phone.call("POST", f"/simulator/control/pushes/{handle}/forge", {"amount": 9, "signature": "AAAA"})
     assert forged.data["status"] in {401, 403, 404, 422}
     await phone.call("POST", f"/simulator/control/pushes/{handle}/forge", {"amount": 9})
-    addresses = await town.at_daraja("SELECT callback_url FROM sim_push")
+    addresses = await site.at_daraja("SELECT callback_url FROM sim_push")
     right = urlsplit(addresses[0]).path
     payer = PAYERS["walks in"]
     for path in ("/v1/webhooks/mpesa", f"/v1/cb/stk/{payer}", right[:-3] + "xxx", right):
@@ -372,9 +372,9 @@ async def post_forged_callbacks(town: Site, stranger: Shop, phone: Api, payment:
         await stranger.call("POST", path, {})
 
 
-async def break_statements(town: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
+async def break_statements(site: Site, shop: Shop, stranger: Shop, receiver: Receiver) -> None:
     """Let Postgres reject rows with errors that quote them whole."""
-    await town.add_rejecting_triggers(
+    await site.add_rejecting_triggers(
         "ALTER TABLE payment ADD CONSTRAINT trap_1 CHECK (amount <> 13) NOT VALID",
         "ALTER TABLE payment ADD CONSTRAINT trap_2 CHECK (status <> 'failed' OR amount <> 14) NOT VALID",
         "ALTER TABLE shortcode ADD CONSTRAINT trap CHECK (account_reference <> 'trap') NOT VALID",
@@ -389,29 +389,29 @@ async def break_statements(town: Site, shop: Shop, stranger: Shop, receiver: Rec
     mpesa |= {"env": "sandbox", "shortcode": "600777", "account_reference": "trap", "nominated_number": NOMINATED}
     answer = await shop.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": mpesa})
     assert answer.status == 500
-    right = urlsplit((await town.at_daraja("SELECT callback_url FROM sim_push ORDER BY created_at DESC"))[0]).path
+    right = urlsplit((await site.at_daraja("SELECT callback_url FROM sim_push ORDER BY created_at DESC"))[0]).path
     trap = stk(14, "TRAP000001", PAYERS["pays"], 77, CheckoutRequestID=left.data["provider_ref"])
     assert (await stranger.call("POST", right, trap)).status == 500
     receiver.status = 418
     assert (await shop.settled((await shop.pay("pays", 15)).data))["status"] == "completed"
 
     async def failed() -> bool:
-        return await town.gateway.jobs.queues["daraja"].count_failed() > 0
+        return await site.gateway.jobs.queues["daraja"].count_failed() > 0
 
     await eventually(failed, 60)
-    await town.add_rejecting_triggers("ALTER TABLE attempt DROP CONSTRAINT trap")
+    await site.add_rejecting_triggers("ALTER TABLE attempt DROP CONSTRAINT trap")
     receiver.status = 500
     assert (await shop.settled((await shop.pay("pays", 16)).data))["status"] == "completed"
 
     async def tried() -> bool:
-        return bool(await town.gateway.db.fetchval("SELECT count(*) > 2 FROM attempt WHERE status = 500"))
+        return bool(await site.gateway.db.fetchval("SELECT count(*) > 2 FROM attempt WHERE status = 500"))
 
     await eventually(tried, 60)
     receiver.status = 200
 
 
-async def view_pages(town: Site, story: Story) -> None:
-    for base in town.bases:
+async def view_pages(site: Site, story: Story) -> None:
+    for base in site.bases:
         session = niquests.AsyncSession(retries=0)
         session.trust_env = False
         origin = {"Origin": base, "Accept": "text/html"}
@@ -508,32 +508,32 @@ async def journey(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Stor
     """The finished journey, with all processes stopped."""
     story = Story()
 
-    async with receiving() as receiver, site(servers, tmp_path, story) as town:
+    async with receiving() as receiver, running_site(servers, tmp_path, story) as site:
         receiver.says = lambda one: one.body
-        await run_journey(town, story, receiver)
+        await run_journey(site, story, receiver)
         for name in ("api_key_pepper", "callback_tokens", "cursors"):
-            story.keep(f"the gateway's own {name}", base64.b64encode(town.gateway.vault.secret(name)).decode())
-        for number, token in enumerate(await town.at_daraja("SELECT token FROM sim_token")):
+            story.keep(f"the gateway's own {name}", base64.b64encode(site.gateway.vault.secret(name)).decode())
+        for number, token in enumerate(await site.at_daraja("SELECT token FROM sim_token")):
             story.keep(f"access token {number}", token)
-        for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_push")):
+        for number, url in enumerate(await site.at_daraja("SELECT callback_url FROM sim_push")):
             story.keep(f"callback token {number}", url.rpartition(".")[2])
-        for number, url in enumerate(await town.at_daraja("SELECT callback_url FROM sim_result")):
+        for number, url in enumerate(await site.at_daraja("SELECT callback_url FROM sim_result")):
             story.keep(f"result token {number}", url.rpartition(".")[2])
-        for name, url in (("Postgres", town.database_url), ("Valkey", town.valkey_urls[0])):
+        for name, url in (("Postgres", site.database_url), ("Valkey", site.valkey_urls[0])):
             story.keep(f"password of {name}", str(urlsplit(url).password))
-        town.host.stops_everything()
-        yield story, town, receiver.received
+        site.host.stops_everything()
+        yield story, site, receiver.received
 
 
 async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     journey: tuple[Story, Site, list[Received]],
 ) -> None:
-    story, town, webhooks = journey
+    story, site, webhooks = journey
     needles = {form: name for name, secret in story.secret.items() for form in forms_of(secret)}
     assert len(story.secret) > 30
 
     # Logs contain no secret and no number.
-    logs = sorted(town.host.folder.glob("*.log"))
+    logs = sorted(site.host.folder.glob("*.log"))
     assert [log.name for log in logs] == [
         "serve.console.log",
         "serve.json.log",
@@ -555,7 +555,7 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
 
     # Valkey contains no secret and no number.
     count = 0
-    for url in town.valkey_urls:
+    for url in site.valkey_urls:
         async for place, text in keys_of(url):
             count += 1
             assert finds(text, needles) == set(), place
@@ -564,7 +564,7 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
 
     # Postgres contains no secret, and numbers only in the columns that docs/security.md lists.
     seen: dict[str, set[str]] = {}
-    async for place, text in rows_of(town.database_url):
+    async for place, text in rows_of(site.database_url):
         if place == "webhook_endpoint.url":
             # A merchant's webhook URL is stored as entered.
             assert finds(text, needles) == {"what a merchant put into a webhook's address"}
@@ -575,7 +575,7 @@ async def test_secrets_and_phone_numbers_appear_in_no_other_place(
     documented = documented_columns()
     assert set(seen) - documented == set()
     assert {"payment.phone", "callback.body", "event.body", "shortcode.nominated_number"} <= set(seen)
-    columns = {place async for place, _ in rows_of(town.database_url)}
+    columns = {place async for place, _ in rows_of(site.database_url)}
     # The claim is settled, the events contain only what their webhooks contain, no status query concerned a statement
     # line with a payer, and no report of this journey names one.
     unused = {"payment.claim", "event.payload", "statement_note.payer", "transaction.payer_name"}

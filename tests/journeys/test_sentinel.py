@@ -23,7 +23,7 @@ _SERVICE = "till"
 _BEFORE, _AFTER = 10, 20
 
 
-class Watched:
+class SentinelServers:
     """A primary, a replica and three Sentinels, all on loopback."""
 
     def __init__(self, folder: Path) -> None:
@@ -80,11 +80,11 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path) -> Generator[Watched]:
+def sentinel_servers(folder: Path) -> Generator[SentinelServers]:
     """Yield five processes and stop them at the end of the block."""
     home = folder / "valkeys"
     home.mkdir()
-    found = Watched(home)
+    found = SentinelServers(home)
     try:
         found.start()
         yield found
@@ -96,7 +96,7 @@ def watched(folder: Path) -> Generator[Watched]:
 
 async def test_sentinel_failover_under_load_loses_no_payment(database_url: str, tmp_path: Path) -> None:
     with (
-        watched(tmp_path) as valkeys,
+        sentinel_servers(tmp_path) as valkeys,
         # No server listens on this port: only the Sentinels know Valkey's address.
         running_site(database_url, f"valkey://:{_PASSWORD}@127.0.0.1:1/0", tmp_path) as site,
     ):

@@ -196,7 +196,7 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
 
 
 @dataclass(frozen=True)
-class Street:
+class TwoMerchants:
     """Two merchants of one gateway."""
 
     gateway: Gateway
@@ -205,14 +205,14 @@ class Street:
 
 
 @pytest.fixture
-async def street(values: dict[str, Any]) -> AsyncGenerator[Street]:
+async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
     values["simulator"]["callback_delay"] = 0.05
     async with (
         running_gateway(values) as (gateway, base),
         merchant(gateway, base, "600111", "254711000111") as one,
         merchant(gateway, base, "600222", "254722000222") as other,
     ):
-        yield Street(gateway, one, other)
+        yield TwoMerchants(gateway, one, other)
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
@@ -224,7 +224,7 @@ BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
 """Bodies of operations; ``ids`` are the ids of another merchant in them."""
 
 
-def never(ids: dict[str, str]) -> dict[str, str]:
+def missing_ids(ids: dict[str, str]) -> dict[str, str]:
     """Return well-formed ids that do not exist."""
     return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
 
@@ -253,9 +253,9 @@ async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[st
     return found
 
 
-async def test_objects_of_another_merchant_are_not_found(street: Street) -> None:
-    one, other = street.one, street.other
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
+async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     for name in sorted(THEIRS):
         each = operation(name)
         mixtures = [one.ids]
@@ -268,10 +268,10 @@ async def test_objects_of_another_merchant_are_not_found(street: Street) -> None
             assert (answer.status, answer.codes) == (404, ["NOT_FOUND"]), (name, answer)
             assert is_refusal(answer)
             # The answer equals the answer for an id that never existed.
-            missing = never(ids) if ids is one.ids else ids | {"payment_id": never(ids)["payment_id"]}
+            missing = missing_ids(ids) if ids is one.ids else ids | {"payment_id": missing_ids(ids)["payment_id"]}
             body = BODIES[name](other, missing) if each.body else None
             assert without_id(await other.call_operation(each, missing, body)) == without_id(answer), name
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
     for name in sorted(THEIRS):
         # The owner finds them.
         own = await one.call_operation(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
@@ -301,9 +301,9 @@ QUERIES = (
 )
 
 
-async def test_lists_and_settings_show_the_own_merchant_only(street: Street) -> None:
-    one, other = street.one, street.other
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
+async def test_lists_and_settings_show_the_own_merchant_only(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     secret = {name: value for name, value in one.ids.items() if name != "receipt"}
     for name in OWN:
         each = operation(name)
@@ -325,26 +325,26 @@ async def test_lists_and_settings_show_the_own_merchant_only(street: Street) -> 
             shown = {found for found, value in secret.items() if value in text}
             # No other key can repeat the request.
             assert shown == set(), (name, query, shown)
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
 
 
-async def test_cursor_of_another_merchant_pages_the_own_list(street: Street) -> None:
+async def test_cursor_of_another_merchant_pages_the_own_list(merchants: TwoMerchants) -> None:
     for number in range(3):
-        await street.one.api.pay("254711000111", 5, key=f"more-{number}")
+        await merchants.one.api.pay("254711000111", 5, key=f"more-{number}")
     for path in ("/v1/payments", "/v1/events", "/v1/webhooks/logs", "/v1/audit/logs"):
-        page = await street.one.api.call("GET", f"{path}?limit=1")
+        page = await merchants.one.api.call("GET", f"{path}?limit=1")
         cursor = page.body["meta"]["next_cursor"]
         assert cursor, path
-        answer = await street.other.api.call("GET", f"{path}?cursor={cursor}")
+        answer = await merchants.other.api.call("GET", f"{path}?cursor={cursor}")
         assert answer.status == 200
         text = json.dumps(answer.body)
-        assert not [name for name, value in street.one.ids.items() if name != "receipt" and value in text]
+        assert not [name for name, value in merchants.one.ids.items() if name != "receipt" and value in text]
 
 
-async def test_host_operations_with_a_merchant_key_are_rejected(street: Street) -> None:
+async def test_host_operations_with_a_merchant_key_are_rejected(merchants: TwoMerchants) -> None:
     for name in sorted(HOSTS):
-        for ids in (street.one.ids, street.other.ids):
-            answer = await street.other.call_operation(operation(name), ids, {})
+        for ids in (merchants.one.ids, merchants.other.ids):
+            answer = await merchants.other.call_operation(operation(name), ids, {})
             assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
             assert "admin" in answer.json["errors"][0]["message"]
 
@@ -438,14 +438,14 @@ ASKS_DARAJA = {
 """Operations that call Daraja with the stored credentials."""
 
 
-async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) -> None:
-    one = street.one
-    _, secret = await street.gateway.api_keys.create(
-        one.ids["merchant_id"], name="live", scopes=street.gateway.scopes.all, env="live", actor="test"
+async def test_live_key_of_a_sandbox_merchant_changes_nothing(merchants: TwoMerchants) -> None:
+    one = merchants.one
+    _, secret = await merchants.gateway.api_keys.create(
+        one.ids["merchant_id"], name="live", scopes=merchants.gateway.scopes.all, env="live", actor="test"
     )
-    live = Merchant(street.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
-    pushes = await street.gateway.db.fetchval("SELECT count(*) FROM sim_push")
+    live = Merchant(merchants.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
+    pushes = await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push")
     bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
     for name in sorted(ASKS_DARAJA):
         answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
@@ -462,5 +462,5 @@ async def test_live_key_of_a_sandbox_merchant_changes_nothing(street: Street) ->
     answer = await live.call_operation(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
     assert (answer.status, answer.json["errors"][0]["field"]) == (422, "webhook_url")
     await live.api.close()
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
-    assert await street.gateway.db.fetchval("SELECT count(*) FROM sim_push") == pushes
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
+    assert await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push") == pushes

@@ -25,13 +25,13 @@ from tests.worlds import OTHER, Walk, mirror
 
 pytestmark = pytest.mark.as_owner
 
-BOTH_WORLDS = {
+WITHOUT_ENV = {
     "POST /v1/admin/merchants/{merchant_id}/deactivate": "a merchant is one and the same in both worlds",
 }
 """Operations on data without an env; a test of its own covers each."""
 
 
-NOT_MISSING = {
+ABOUT_MERCHANTS = {
     "GET /v1/admin/merchants/{merchant_id}",
     "GET /v1/admin/merchants/{merchant_id}/keys",
     "POST /v1/admin/merchants/{merchant_id}/keys",
@@ -68,7 +68,7 @@ LEAKY = Plugin(name="leaky", summary="Leaks.", requires=("payments",), routes=(s
 
 
 @dataclass(frozen=True)
-class Worlds:
+class EnvSite:
     """A merchant with every object in both envs, and a key with every scope for each."""
 
     gateway: Gateway
@@ -79,12 +79,12 @@ class Worlds:
     async def walk(self, env: Env) -> Walk:
         """Call every operation with the key of one env and the ids of the other."""
         walk = Walk(self.gateway, self.keys[env], env, self.merchant_id)
-        await walk.go(BOTH_WORLDS)
+        await walk.go(WITHOUT_ENV)
         return walk
 
 
 @pytest.fixture
-async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
+async def env_site(values: dict[str, Any]) -> AsyncGenerator[EnvSite]:
     values["simulator"]["callback_delay"] = 0.05
     async with (
         running_gateway(values, plugins=(LEAKY,)) as (gateway, base),
@@ -102,7 +102,7 @@ async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
             )
             keys[env] = secret.reveal()
         await mirror(gateway, merchant_id)
-        yield Worlds(gateway, base, merchant_id, keys)
+        yield EnvSite(gateway, base, merchant_id, keys)
 
 
 def without_leaky(leaks: list[str]) -> list[str]:
@@ -110,9 +110,9 @@ def without_leaky(leaks: list[str]) -> list[str]:
     return [leak for leak in leaks if "/v1/leaks" not in leak]
 
 
-async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(worlds: Worlds) -> None:
+async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(env_site: EnvSite) -> None:
     for env in ENVS:
-        walk = await worlds.walk(env)
+        walk = await env_site.walk(env)
         assert without_leaky(walk.leaks) == []
         # The walk finds a route that shows, a route that lists and a route that changes silently.
         assert any("GET /v1/leaks/{payment_id} shows pay_" in leak for leak in walk.leaks), walk.leaks
@@ -121,7 +121,7 @@ async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(worlds
         # The walk covers the whole route table; routes with an id answer 404.
         assert len(walk.statuses) > 40
         found = {name.rpartition(" ")[0] for name in walk.statuses if "{" in name and not name.endswith("404")}
-        assert {name for name in found if "/v1/leaks" not in name} <= NOT_MISSING
+        assert {name for name in found if "/v1/leaks" not in name} <= ABOUT_MERCHANTS
 
 
 LISTS = {
@@ -135,14 +135,14 @@ LISTS = {
 }
 
 
-async def test_lists_and_exports_show_the_env_of_the_key_only(worlds: Worlds) -> None:
+async def test_lists_and_exports_show_the_env_of_the_key_only(env_site: EnvSite) -> None:
     for env in ENVS:
-        await answers_its_own(worlds, env)
+        await check_own_env(env_site, env)
 
 
-async def answers_its_own(worlds: Worlds, env: Env) -> None:
+async def check_own_env(env_site: EnvSite, env: Env) -> None:
     """Call every list and export with the key of one env."""
-    api = Api(worlds.base, worlds.keys[env])
+    api = Api(env_site.base, env_site.keys[env])
     for path, column in LISTS.items():
         page = await api.call("GET", f"{path}?limit=100")
         shown = [row.get("env") if column == "env" else row["detail"].get("env", env) for row in page.data]
@@ -153,7 +153,7 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
             assert counted.body["meta"]["total"] >= len(shown), path
         if len(shown) > 1:
             cursor = (await api.call("GET", f"{path}?limit=1")).body["meta"]["next_cursor"]
-            other = Api(worlds.base, worlds.keys[OTHER[env]])
+            other = Api(env_site.base, env_site.keys[OTHER[env]])
             answer = await other.call("GET", f"{path}?cursor={cursor}")
             await other.close()
             if path != "/v1/audit/logs":
@@ -161,7 +161,7 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
     for path in ("/v1/payments/export", "/v1/refunds/export"):
-        answer = await ask(worlds.gateway.asgi, "GET", path.encode(), ((b"x-api-key", worlds.keys[env].encode()),))
+        answer = await ask(env_site.gateway.asgi, "GET", path.encode(), ((b"x-api-key", env_site.keys[env].encode()),))
         head, *lines = answer.body.decode().splitlines()
         column = head.split(",").index("env")
         assert lines, path
@@ -169,10 +169,10 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
     await api.close()
 
 
-async def test_objects_show_their_env_and_rows_have_the_env_of_their_parent(worlds: Worlds) -> None:
-    assert await broken(worlds.gateway) == {}
+async def test_objects_show_their_env_and_rows_have_the_env_of_their_parent(env_site: EnvSite) -> None:
+    assert await broken(env_site.gateway) == {}
     for env in ENVS:
-        api = Api(worlds.base, worlds.keys[env])
+        api = Api(env_site.base, env_site.keys[env])
         for path in ("/v1/payments", "/v1/refunds", "/v1/webhooks/logs", "/v1/payments/mpesa/reconciliations"):
             row = (await api.call("GET", path)).data[0]
             assert (await api.call("GET", f"{path}/{row['id']}")).data["env"] == env
@@ -204,15 +204,15 @@ WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indi
 """
 
 
-async def test_unique_values_are_unique_per_env(worlds: Worlds) -> None:
-    found = await worlds.gateway.db.fetch(_WITHOUT_ENV)
+async def test_unique_values_are_unique_per_env(env_site: EnvSite) -> None:
+    found = await env_site.gateway.db.fetch(_WITHOUT_ENV)
     assert {row["relname"] for row in found} == set(UNIQUE_ACROSS_ENVS)
 
 
-async def test_sandbox_admin_key_changes_no_live_merchant(worlds: Worlds) -> None:
-    path = f"/v1/admin/merchants/{worlds.merchant_id}"
-    api = Api(worlds.base, worlds.keys["sandbox"])
-    assert (await api.call("POST", f"{path}/deactivate", {"confirm": worlds.merchant_id})).status == 409
+async def test_sandbox_admin_key_changes_no_live_merchant(env_site: EnvSite) -> None:
+    path = f"/v1/admin/merchants/{env_site.merchant_id}"
+    api = Api(env_site.base, env_site.keys["sandbox"])
+    assert (await api.call("POST", f"{path}/deactivate", {"confirm": env_site.merchant_id})).status == 409
     answer = await api.call("POST", f"{path}/keys", {"name": "till", "env": "live"})
     assert (answer.status, answer.error["field"]) == (422, "env")
     made = await api.call("POST", f"{path}/keys", {"name": "till"})
@@ -221,7 +221,7 @@ async def test_sandbox_admin_key_changes_no_live_merchant(worlds: Worlds) -> Non
     await api.close()
 
 
-BENT = [
+CHANGED_ENVS = [
     ("UPDATE refund SET env = 'live', reversal_receipt = NULL, idempotency_key = NULL", "refunds.fits_its_payment"),
     ("UPDATE status_check SET env = 'live'", "payments.env_is_its_payments"),
     ("UPDATE idempotency_key SET env = 'live', key = key || 'x'", "payments.env_is_its_payments"),
@@ -233,24 +233,24 @@ BENT = [
 """Statements that move a row to another env than its parent's, and the invariant that finds it."""
 
 
-class Undone(Exception):
+class RolledBack(Exception):
     """Rolls back a transaction."""
 
 
-async def test_row_with_another_env_than_its_parent_is_found(worlds: Worlds) -> None:
-    db = worlds.gateway.db
-    invariants = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(worlds.gateway)}
-    for statement, name in BENT:
-        with suppress(Undone):
+async def test_row_with_another_env_than_its_parent_is_found(env_site: EnvSite) -> None:
+    db = env_site.gateway.db
+    invariants = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(env_site.gateway)}
+    for statement, name in CHANGED_ENVS:
+        with suppress(RolledBack):
             async with db.transaction():
                 await db.execute("SET LOCAL session_replication_role = replica")
                 await db.execute(f"{statement} WHERE env = 'sandbox'")
                 assert await db.fetch(invariants[name]), (statement, name)
-                raise Undone
+                raise RolledBack
 
 
-async def test_row_with_another_env_than_its_parent_is_rejected_by_postgres(worlds: Worlds) -> None:
-    db = worlds.gateway.db
+async def test_row_with_another_env_than_its_parent_is_rejected_by_postgres(env_site: EnvSite) -> None:
+    db = env_site.gateway.db
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",
         (
