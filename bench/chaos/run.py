@@ -108,16 +108,16 @@ class Run:
             )
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            self._say("all is mended: settling")
+            self._say("all faults undone: settling")
             began = time.monotonic()
             is_settled = await settle(gateway, chaos, self._options.settle)
             findings = await verify(gateway, endpoint, shop)
             findings.figures["seconds to settle"] = round(time.monotonic() - began, 1)
             if not is_settled:
                 findings.note("stuck: not settled in time", [f"{self._options.settle} s"])
-            self._say("looking for stuck jobs")
+            self._say("checking for stuck jobs")
             findings.note("stuck: a job that stays in the queue", await stuck_jobs(gateway, _STUCK))
-            findings.note("unexplained: a process that did not end well when told to", site.ended_badly)
+            findings.note("unexplained: a process that did not stop cleanly", site.ended_badly)
             for sentence, examples in meanwhile.wrong.items():
                 findings.note(f"{sentence}, while it went on", examples)
             findings.figures |= meanwhile.figures | {"processes that ended by themselves": site.revived}
@@ -134,7 +134,7 @@ class Run:
     @staticmethod
     async def _watch(gateway: Gateway, findings: Findings) -> None:
         """Check the permanent invariants repeatedly, whenever Postgres is available."""
-        findings.figures["looks into the books meanwhile"] = 0
+        findings.figures["checks of the books during faults"] = 0
         while True:
             await asyncio.sleep(_LOOKS)
             try:
@@ -144,4 +144,4 @@ class Run:
                     await look(gateway, ALWAYS, findings)
             except _AWAY:
                 continue
-            findings.figures["looks into the books meanwhile"] += 1
+            findings.figures["checks of the books during faults"] += 1

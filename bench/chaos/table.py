@@ -10,8 +10,8 @@ from typing import Any
 WRONG = ("lost", "doubled", "invented", "untold", "stuck", "altered", "unexplained")
 """Kinds of violations, by the first word of the sentence."""
 
-_LONGEST = "money moved to merchant told, longest (s)"
-_MEDIAN = "money moved to merchant told, median (s)"
+_LONGEST = "money moved to webhook delivered, longest (s)"
+_MEDIAN = "money moved to webhook delivered, median (s)"
 
 _SUMS = (
     "payments",
@@ -51,7 +51,7 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
         ("faults injected", f"{faults.total():,}, of {len(faults)} kinds"),
         *((name, f"{sums[name]:,}") for name in _SUMS),
         *((f"**{name}**", f"**{wrong[name]:,}**") for name in WRONG),
-        ("longest time from money moved to merchant told", f"{max(run['figures'][_LONGEST] for run in runs)} s"),
+        ("longest time from money moved to webhook delivered", f"{max(run['figures'][_LONGEST] for run in runs)} s"),
         ("the same, highest median of a run", f"{max(run['figures'][_MEDIAN] for run in runs)} s"),
         ("longest time to settle afterwards", f"{max(run['figures']['seconds to settle'] for run in runs)} s"),
     ]

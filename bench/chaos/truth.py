@@ -74,7 +74,7 @@ TAKEN: dict[str, str] = {
     "invented: paid with money that left": "money that left",
     "invented: paid with another amount": "another amount",
     "doubled: paid with the money of another payment": "another payment",
-    "invented: paid with the money of a stranger": "a stranger",
+    "invented: paid with money of another payer": "a stranger",
 }
 """Each way in which money can be on the wrong payment, and its name in ``taken``."""
 

@@ -32,7 +32,7 @@ OUR_OWN: dict[str, str] = {
         SELECT original FROM sim_reversal JOIN sim_transaction t ON t.receipt = original
         GROUP BY original, t.amount HAVING sum(sim_reversal.amount) > t.amount
     """,
-    "untold: an event that says another amount or receipt than the payment": """
+    "untold: an event with another amount or receipt than the payment": """
         SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
         WHERE (e.body::jsonb->'data'->>'amount')::numeric <> p.amount OR (e.kind = 'payment.completed'
             AND e.body::jsonb->'data'->>'receipt' IS NOT NULL
@@ -42,7 +42,7 @@ OUR_OWN: dict[str, str] = {
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
         WHERE e.is_public AND d.delivery_id IS NULL
     """,
-    "stuck: a row that nothing will ever look at again": """
+    "stuck: a row that no job will process": """
         SELECT payment_id FROM payment
         WHERE (status = 'pending' OR claim IS NOT NULL) AND due_at IS NULL AND mismatch IS NULL
         UNION ALL SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL
@@ -80,7 +80,7 @@ AT_LAST: dict[str, str] = {
         WHERE p.status IN ('completed', 'reversed', 'partially_reversed')
             AND NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt)
     """,
-    "lost: what went back is not what the payment says": """
+    "lost: the reversed amount differs from the payment's": """
         SELECT p.payment_id FROM payment p WHERE p.refunded <> (
             SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = p.receipt)
     """,
@@ -94,7 +94,7 @@ AT_LAST: dict[str, str] = {
     "stuck: a delivery that was not taken": "SELECT delivery_id FROM delivery WHERE status <> 'delivered'",
     "stuck: a claim that nothing decided": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",
     "stuck: a subscriber that has not run": "SELECT event_id FROM event_task WHERE done_at IS NULL",
-    "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
+    "stuck: a callback that no handler has processed": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
     "stuck: a reconciliation that has not ended": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
 }
 """Queries that return no row once all has settled."""
@@ -227,7 +227,7 @@ async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> 
         "doubled: two prompts for one Idempotency-Key", [keys.get(phone) for phone, times in asked.items() if times > 1]
     )
     findings.note(
-        "invented: a prompt that nobody asked for",
+        "invented: a prompt without a request",
         [row["phone"] for row in prompts if keys.get(row["phone"]) is None]
         + [key for row in prompts if (key := keys.get(row["phone"])) and shop.wishes[key].amount != row["amount"]],
     )
@@ -241,13 +241,13 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
     rows = await gateway.db.fetch("SELECT idempotency_key, id_text(payment_id) AS payment_id FROM payment")
     known = {row["idempotency_key"]: row["payment_id"] for row in rows}
     findings.note(
-        "lost: a payment that a merchant was told of",
+        "lost: a payment that a merchant got as an answer",
         [key for key, payment_id in shop.payments.items() if payment_id is not None and known.get(key) != payment_id],
     )
     rows = await gateway.db.fetch("SELECT idempotency_key, id_text(refund_id) AS refund_id FROM refund")
     known = {row["idempotency_key"]: row["refund_id"] for row in rows}
     findings.note(
-        "lost: a refund that a merchant was told of",
+        "lost: a refund that a merchant got as an answer",
         [key for key, refund_id in shop.refunds.items() if refund_id is not None and known.get(key) != refund_id],
     )
 
@@ -267,7 +267,7 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
         [one.webhook_id for one in endpoint.deliveries if one.webhook_id not in bodies],
     )
     findings.note(
-        "untold: a webhook that says something else than its event",
+        "untold: a webhook that differs from its event",
         [one.webhook_id for one in endpoint.deliveries if bodies.get(one.webhook_id, one.body) != one.body],
     )
     findings.note(
@@ -282,5 +282,5 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
     waits = sorted(taken[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in taken)
     findings.figures["deliveries received"] = len(endpoint.deliveries)
     if waits:
-        findings.figures["money moved to merchant told, median (s)"] = round(waits[len(waits) // 2], 2)
-        findings.figures["money moved to merchant told, longest (s)"] = round(waits[-1], 2)
+        findings.figures["money moved to webhook delivered, median (s)"] = round(waits[len(waits) // 2], 2)
+        findings.figures["money moved to webhook delivered, longest (s)"] = round(waits[-1], 2)

@@ -270,9 +270,9 @@ class Soak:
         self._polite(phase)
         self._findings.note("overload: a callback that was not taken", refused)
         if not phase.refused:
-            self._findings.note("overload: nobody was refused: it was none", [f"{rate:.0f} calls a second"])
+            self._findings.note("overload: no call was refused, so there was none", [f"{rate:.0f} calls a second"])
         if phase.answers[0]:
-            self._findings.note("overload: calls that nobody answered", [phase.answers[0]])
+            self._findings.note("overload: unanswered calls", [phase.answers[0]])
         if recovered is None or recovered > _RECOVERS_WITHIN:
             self._findings.note("overload: no recovery within seconds", [recovered])
 
@@ -290,7 +290,7 @@ class Soak:
         return None
 
     def _polite(self, phase: Phase) -> None:
-        self._findings.note("unexplained: a refusal that says nothing, or not when to come back", phase.impolite)
+        self._findings.note("unexplained: a refusal without a reason or Retry-After", phase.impolite)
 
 
 async def _drained(gateway: Gateway) -> float:

@@ -266,7 +266,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET amount = amount + 1 WHERE payment_id = {one}"],
         {
             "invented: paid with another amount",
-            "untold: an event that says another amount or receipt than the payment",
+            "untold: an event with another amount or receipt than the payment",
         },
     ),
     "a receipt on the wrong payment": (
@@ -278,7 +278,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             "doubled: paid with the money of another payment",
             "invented: a payment that is completed and no money moved",
             "lost: money that moved and no payment is completed with it",
-            "untold: an event that says another amount or receipt than the payment",
+            "untold: an event with another amount or receipt than the payment",
         },
     ),
     "one receipt for two payments": (
@@ -290,7 +290,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             """UPDATE sim_transaction SET checkout_request_id = NULL, kind = 'pay_bill', phone = '254799000001',
             reference = 'ANOTHER' WHERE receipt = {receipt}""",
         ],
-        {"invented: paid with the money of a stranger"},
+        {"invented: paid with money of another payer"},
     ),
     "a payment that is paid with a payout": (
         [
@@ -324,11 +324,11 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "a prompt on somebody else's phone": (
         ["UPDATE sim_push SET phone = '254799999999' WHERE checkout_request_id = {push}"],
-        {"invented: a prompt that nobody asked for"},
+        {"invented: a prompt without a request"},
     ),
     "a prompt for more": (
         ["UPDATE sim_push SET amount = amount + 1 WHERE receipt = {receipt}"],
-        {"invented: a prompt that nobody asked for"},
+        {"invented: a prompt without a request"},
     ),
     "a reversal too many": (
         [
@@ -337,7 +337,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ],
         {
             "doubled: more went back than came in",
-            "lost: what went back is not what the payment says",
+            "lost: the reversed amount differs from the payment's",
             "doubled: completed refunds and reversals differ in number",
         },
     ),
@@ -373,7 +373,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "an event that was changed": (
         ["""UPDATE event SET body = replace(body, '"amount"', '"Amount"') WHERE event_id = {told}"""],
-        {"untold: a webhook that says something else than its event"},
+        {"untold: a webhook that differs from its event"},
     ),
     "a payment that stands elsewhere": (
         ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
@@ -399,12 +399,12 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             "UPDATE payment SET claim = '{{}}' WHERE payment_id = {one}",
         ],
         {
-            "stuck: a row that nothing will ever look at again",
+            "stuck: a row that no job will process",
             "stuck: a payment that is still pending",
             "stuck: a refund that is still pending",
             "stuck: a delivery that was not taken",
             "stuck: a claim that nothing decided",
-            "stuck: a callback that nobody has used",
+            "stuck: a callback that no handler has processed",
         },
     ),
     "a subscriber that has not run": (
@@ -452,7 +452,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
     ),
     "other words": (
         lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, body=b"{}")),
-        "untold: a webhook that says something else than its event",
+        "untold: a webhook that differs from its event",
     ),
     "no signature": (
         lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, is_signed=False)),
@@ -464,11 +464,11 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
     ),
     "a payment that is not there": (
         lambda books: books.shop.payments.update({"buy-0": "pay_gone"}),
-        "lost: a payment that a merchant was told of",
+        "lost: a payment that a merchant got as an answer",
     ),
     "a refund that is not there": (
         lambda books: books.shop.refunds.update({"refund-x": "rfd_gone"}),
-        "lost: a refund that a merchant was told of",
+        "lost: a refund that a merchant got as an answer",
     ),
     "two answers for one key": (
         lambda books: books.shop.conflicts.append("buy-0"),
@@ -480,7 +480,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
     ),
     "a prompt that was not wished for": (
         lambda books: books.shop.wishes.update({"buy-0": Wish("254700000000", 1)}),
-        "invented: a prompt that nobody asked for",
+        "invented: a prompt without a request",
     ),
 }
 """Errors seen by the merchant or its buyers, and the expected complaint."""

@@ -37,11 +37,11 @@ ALWAYS: dict[str, str] = {
         SELECT payment_id FROM push JOIN payment p USING (payment_id)
         WHERE p.env <> push.env OR p.shortcode NOT IN (push.shortcode, push.receiver)
     """,
-    "invented: paid, and nobody has paid": """
+    "invented: paid without money": """
         SELECT payment_id FROM paid p WHERE receipt IS NULL
             AND NOT EXISTS (SELECT 1 FROM push WHERE push.payment_id = p.payment_id AND push.result_code = '0')
     """,
-    "lost: M-Pesa said that it was paid, and nothing came of it": """
+    "lost: M-Pesa reported success, and the payment is not completed": """
         SELECT p.payment_id FROM payment p JOIN push USING (payment_id)
             JOIN callback c ON c.subject_id = p.payment_id AND c.verdict = 'applied' AND c.result_code = '0'
         WHERE push.result_code = '0' AND p.status IN ('pending', 'failed') AND p.mismatch IS NULL AND p.claim IS NULL
@@ -50,15 +50,15 @@ ALWAYS: dict[str, str] = {
         SELECT p.payment_id FROM payment p JOIN refund r USING (payment_id) WHERE r.status <> 'failed'
         GROUP BY p.payment_id, p.amount HAVING sum(r.amount) > p.amount
     """,
-    "refunds: more went back than the books say": """
+    "refunds: more was reversed than recorded": """
         SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
         WHERE w.by_us > p.refunded + p.refund_reserved
     """,
-    "refunds: the books say that more went back than did": """
+    "refunds: less was reversed than recorded": """
         SELECT p.payment_id FROM payment p LEFT JOIN went_back w ON w.original = p.receipt
         WHERE p.refunded > COALESCE(w.in_all, 0)
     """,
-    "refunds: what is set aside is not what is under way": """
+    "refunds: the reserved amount differs from the pending refunds": """
         SELECT p.payment_id FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
             LEFT JOIN went_back w ON w.original = p.receipt
         GROUP BY p.payment_id, p.refund_reserved, p.refunded, w.in_all, w.by_us
@@ -84,7 +84,7 @@ ALWAYS: dict[str, str] = {
         WHERE s.steps <> (
             SELECT count(*) FROM event e WHERE e.subject_id = s.payment_id AND e.kind = 'payment.' || s.change)
     """,
-    "events: an event without the change that it tells of": """
+    "events: an event without its change": """
         SELECT e.event_id FROM event e
         WHERE e.kind IN ('payment.completed', 'payment.failed', 'payment.reversed') AND NOT EXISTS (
             SELECT 1 FROM payment_timeline s WHERE s.payment_id = e.subject_id AND s.at = e.occurred_at
@@ -104,7 +104,7 @@ ALWAYS: dict[str, str] = {
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
         WHERE e.is_public GROUP BY e.event_id HAVING count(d.delivery_id) <> 1
     """,
-    "stuck: nobody will look at it again": """
+    "stuck: no job will process it": """
         SELECT payment_id FROM payment WHERE (status = 'pending' OR claim IS NOT NULL) AND due_at IS NULL
             AND (mismatch IS NULL OR claim IS NOT NULL)
         UNION ALL SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL
@@ -112,7 +112,7 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at IS NULL
         UNION ALL SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until IS NULL
     """,
-    "stuck: it is looked at too late": """
+    "stuck: it is processed too late": """
         -- A payment that expired is asked about again for two days.
         SELECT payment_id FROM payment, clock
         WHERE due_at > now + CASE status WHEN 'pending' THEN interval '16 minutes' ELSE interval '48 hours' END
@@ -141,14 +141,14 @@ SETTLED: dict[str, str] = {
         SELECT push.payment_id FROM push JOIN payment p USING (payment_id)
         WHERE push.checkout_request_id = ANY($4::text[]) AND p.checkout_request_id IS NULL
     """,
-    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
+    "untold: M-Pesa reported a reversal on its portal, and no event followed": """
         SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
             JOIN status_check c ON c.payment_id = p.payment_id AND c.state = 'answered'
                 AND c.transaction_status = 'Reversed'
         WHERE w.by_us = 0 AND NOT EXISTS (SELECT 1 FROM event e WHERE e.subject_id = p.payment_id
             AND e.kind NOT IN ('payment.created', 'payment.completed', 'payment.failed'))
     """,
-    "lost: money that stands nowhere": """
+    "lost: money that is not recorded": """
         SELECT t.receipt FROM sim_transaction t
         WHERE t.party = '' AND NOT t.is_out
             AND NOT EXISTS (SELECT 1 FROM transaction x WHERE x.env = t.env AND x.direction = 'in'
@@ -159,12 +159,12 @@ SETTLED: dict[str, str] = {
         WHERE NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt AND t.amount = p.amount)
             AND payment_id NOT IN (SELECT payment_id FROM forged)
     """,
-    "refunds: what went back is not what the books say": """
+    "refunds: the reversed amount differs from the recorded one": """
         SELECT p.payment_id FROM payment p LEFT JOIN went_back w ON w.original = p.receipt
         WHERE COALESCE(w.by_us, 0) > p.refunded OR p.refunded > COALESCE(w.in_all, 0)
             OR (COALESCE(w.by_us, 0) = COALESCE(w.in_all, 0) AND p.refunded <> COALESCE(w.in_all, 0))
     """,
-    "stuck: a payment that nobody ends": """
+    "stuck: a payment that never ends": """
         SELECT payment_id FROM payment p WHERE status = 'pending' AND NOT (
             mismatch IS NOT NULL AND (payment_id IN (SELECT id_uuid(unnest($1::text[])))
                 OR EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.received_receipt)))
@@ -174,7 +174,7 @@ SETTLED: dict[str, str] = {
     "stuck: a delivery": "SELECT delivery_id FROM delivery WHERE status <> 'delivered'",
     "stuck: a subscriber": "SELECT event_id FROM event_task WHERE done_at IS NULL",
     "stuck: a reconciliation": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
-    "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
+    "stuck: a callback that no handler has processed": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
 }
 """Queries that return no row once Daraja is healthy, every sweep has run, and operators have decided open cases."""
 

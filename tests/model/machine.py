@@ -584,7 +584,7 @@ class Money(RuleBasedStateMachine):
         assert set(stage.fulfilled) == paid
         for asked in self.payments:
             ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (asked.key, asked.env)}
-            assert asked.made is None or asked.made in ids, "lost: a payment that a merchant was told of"
+            assert asked.made is None or asked.made in ids, "lost: a payment that a merchant got as an answer"
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
