@@ -23,9 +23,9 @@ def page(plugins: Sequence[Plugin]) -> str:
         f"```text\n{_PROGRAM} [OPTIONS] COMMAND [ARGS]...\n```",
         "Each has `--help`. These options come before the command:",
         _options(cli, click.Context(cli, info_name=_PROGRAM)),
-        "What is refused ends with a sentence on stderr: exit status 2 where the command line or the settings are to "
-        "be mended, 1 for everything else. Commands of plugins are there while the plugin is enabled. The same "
-        "commands are found as `litestar mpesa …` where a host mounts the gateway in Litestar.",
+        "A failed command prints a sentence on stderr and exits with 2 for an error in the command line or the "
+        "settings, with 1 for any other. Commands of plugins exist while the plugin is enabled. With the gateway "
+        "mounted in a Litestar application, the same commands are available as `litestar mpesa …`.",
         *(part for command, plugin in own + brought for part in _command(command, _PROGRAM, plugin)),
     )
 
@@ -34,7 +34,7 @@ def _command(command: click.Command, path: str, plugin: str) -> Iterator[str]:
     name = f"{path} {command.name}"
     level = "#" * min(len(name.split()), 4)
     context = click.Context(command, info_name=name)
-    brought = f" Brought by the plugin `{plugin}`." if plugin else ""
+    brought = f" Part of the plugin `{plugin}`." if plugin else ""
     yield f"{level} {name}"
     yield prose(command.help) + brought
     if isinstance(command, click.Group):

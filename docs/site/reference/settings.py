@@ -39,12 +39,12 @@ def page(plugins: Sequence[Plugin]) -> str:
 def _opening() -> str:
     others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(ELSEWHERE))
     return (
-        "All that can be set, as [config/gateway.toml](../../config/gateway.toml) has it. The file is TOML; "
-        "environment variables go over it. A list may be written with commas or as JSON, and with `_FILE` at its end a "
-        f"variable names a file that the value is read from. {others} are no settings: they say where the file is, and "
-        "where `up` keeps its data.\n\n"
-        "An unknown setting stops the start, and so does a value that cannot be; `mpesa-gateway config check` says "
-        "which, `mpesa-gateway config show` what all of it comes to."
+        "All settings, in the order of [config/gateway.toml](../../config/gateway.toml). The file is TOML; environment "
+        "variables override it. A list in a variable is comma-separated or JSON, and a variable that ends in `_FILE` "
+        f"names a file with the value. {others} are no settings: they are the paths of the file and of the data "
+        "folder of `up`.\n\n"
+        "An unknown setting or an invalid value stops the start; `mpesa-gateway config check` names it, and "
+        "`mpesa-gateway config show` prints the effective settings."
     )
 
 
