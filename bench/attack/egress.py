@@ -29,7 +29,7 @@ _PAYMENT_EVERY = 4.0
 """Seconds between two payments of one merchant."""
 
 SCENARIOS = {
-    "healthy": "hosts that behave well, beside windows without any: what the calls themselves cost",
+    "healthy": "healthy hosts, compared with windows without any: the cost of the calls themselves",
     "slow-dns": "hosts whose DNS answers after 20 s",
     "many-names": "the same, with a new name for every test",
     "hang": "hosts that never answer",

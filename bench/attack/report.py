@@ -64,9 +64,9 @@ class Report:
         if any(self._floods.values()) or any(self._hosts.values()):
             parts.append(self._measured())
         for title, bar, found in (
-            ("**Floods**, from one address of loopback unless another number is said", BAR, self._floods),
+            ("**Floods**, from one address of loopback unless stated otherwise", BAR, self._floods),
             (
-                "**Webhook hosts** of four other merchants, beside windows in which their hosts behave well",
+                "**Webhook hosts** of four other merchants, compared with windows with healthy hosts",
                 EGRESS_BAR,
                 self._hosts,
             ),
@@ -93,7 +93,7 @@ class Report:
             f"*share* is its creates per second in a window of {plan.seconds:g} s with the attack, over the mean of",
             f"the windows of {plan.control:g} s without it before and after. Shown are the median of {plan.rounds}",
             "rounds, which are minutes apart, and the least and the most of them. *Slowest* is the 99th percentile of",
-            "its answers. The cores are those that the gateway computed on, with its worker and the simulator in the",
+            "its answers. The cores are those of the gateway, with its worker and the simulator in the",
             "same process, and the attacker with its hosts, at the lowest priority.",
         ]
         if noise:
@@ -108,7 +108,7 @@ class Report:
     def _smuggled(self) -> str:
         routes = list(dict.fromkeys(route for found in self._smuggling.values() for route in found))
         lines = [
-            "**Smuggling**: cases that were not withstood, of those tried. The judge counts the requests that reached",
+            "**Smuggling**: successful attacks of all cases. The verdict counts the requests that reached",
             "the application.",
             "",
             f"| server | {' | '.join(routes)} |",
@@ -125,7 +125,7 @@ class Report:
     def _bounded(self) -> str:
         lines = [
             f"**Bounds** that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
-            "where the server has such a setting.",
+            "if the server has such a setting.",
             "",
             f"| | {' | '.join(self._bounds)} |",
             f"|---|{'---|' * len(self._bounds)}",

@@ -30,13 +30,17 @@ from mpesa_gateway.config import LogsConfig
 
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with the next seed.")
-@click.option("--seconds", type=click.IntRange(1), default=120, show_default=True, help="How long the faults go on.")
+@click.option("--seconds", type=click.IntRange(1), default=120, show_default=True, help="Duration of the faults.")
 @click.option("--rate", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Payments a second.")
 @click.option("--seed", type=int, help="Decides faults and buyers; without it, one is drawn and printed.")
-@click.option("--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of odd phones.")
+@click.option(
+    "--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of misbehaving phones."
+)
 @click.option("--strangers", type=click.FloatRange(0, 20), default=4.0, show_default=True, help="For each of ours.")
 @click.option("--at-once", type=click.IntRange(1, 8), default=3, show_default=True, help="Faults at the same time.")
-@click.option("--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="How long all wait.")
+@click.option(
+    "--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="Factor of all waiting times."
+)
 @click.option("--only", multiple=True, type=click.Choice(sorted(FAULTS)), help="These faults and no others.")
 @click.option("--settle", type=click.IntRange(1), default=240, show_default=True, help="Seconds to settle afterwards.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")

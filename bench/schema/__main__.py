@@ -112,7 +112,7 @@ def _try(site: Site, python: Path, folder: Path, options: tuple[str, ...]) -> li
         click.echo(f"refused {times} times, since {why}")
     for each in BEYOND:
         if each.why not in needed:
-            click.echo(f"never refused, so look whether beyond.py needs it: {each.why}")
+            click.echo(f"never needed, check the entry in beyond.py: {each.why}")
     problems += [f"in the log: {line[:2000]}" for line in site.mishaps[:20]]
     if site.audit() != 0:
         problems.append("the books do not agree")

@@ -21,7 +21,7 @@ class Beyond:
 
 BEYOND: tuple[Beyond, ...] = (
     Beyond(
-        "a cursor is a place in a list, which only the page before can give",
+        "a cursor is a position in a list, which only the previous page contains",
         frozenset(
             {
                 "GET /v1/admin/merchants",
@@ -65,7 +65,7 @@ BEYOND: tuple[Beyond, ...] = (
         frozenset({"callback_url", "mpesa.result_url", "mpesa.timeout_url"}),
     ),
     Beyond(
-        "credentials are of the environment of the API key that asks",
+        "credentials belong to the env of the calling API key",
         frozenset({"PUT /v1/merchant/providers"}),
         frozenset({"mpesa.env"}),
     ),

@@ -9,11 +9,11 @@ PER_PAYMENT = {
     "attempt": "each try at a delivery",
     "callback": "what Safaricom sent, as it came",
     "delivery": "the event, for one endpoint",
-    "event": "what is told to merchants, with its body",
+    "event": "an event for merchants, with its body",
     "event_task": "what a plugin has to do about an event",
     "idempotency_key": "which request the payment came from",
     "payment": "the payment",
-    "payment_step": "steps of the timeline that the payment's own columns do not say",
+    "payment_step": "steps of the timeline that the payment's own columns lack",
     "transaction": "the money that moved, one row for each receipt",
     "transaction_witness": "the second and later witness of that money",
 }

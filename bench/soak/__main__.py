@@ -27,7 +27,9 @@ from mpesa_gateway.config import LogsConfig
 
 
 @click.command()
-@click.option("--seconds", type=click.IntRange(10), default=600, show_default=True, help="How long 70 % are carried.")
+@click.option(
+    "--seconds", type=click.IntRange(10), default=600, show_default=True, help="Duration at 70 % of the capacity."
+)
 @click.option("--share", type=click.FloatRange(0.05, 1), default=0.7, show_default=True, help="Of the capacity.")
 @click.option("--step", type=click.IntRange(2), default=12, show_default=True, help="Seconds of each step of the ramp.")
 @click.option("--overload", type=click.IntRange(0), default=20, show_default=True, help="Seconds of overload; 0: none.")

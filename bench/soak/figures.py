@@ -35,7 +35,7 @@ def trend(samples: Sequence[tuple[float, float]]) -> Trend:
     not count. Raises ValueError for fewer than eight samples.
     """
     if len(samples) < 8:
-        raise ValueError("too few samples to tell")
+        raise ValueError("too few samples")
     counted = samples[len(samples) // 2 :]
     slopes = [
         (later[1] - earlier[1]) / (later[0] - earlier[0])

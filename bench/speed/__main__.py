@@ -50,12 +50,12 @@ OPERATIONS = (
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often everybody has a turn.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="How long a turn counts.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each contestant.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Seconds of a round.")
 @click.option("--clients", type=click.IntRange(1), default=32, show_default=True, help="Connections at a time.")
 @click.option("--payments", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stored before.")
 @click.option("--only", multiple=True, type=click.Choice(OPERATIONS), help="These operations and no others.")
-@click.option("--peers/--no-peers", default=True, help="Whether the peers take part.")
+@click.option("--peers/--no-peers", default=True, help="Include the peers.")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Keep the databases here for next time.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--quick", is_flag=True, help="A few seconds of everything, to see that it works: not for its figures.")

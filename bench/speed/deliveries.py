@@ -173,7 +173,7 @@ class DeliveryRounds:
         until = time.perf_counter() + _PATIENCE
         while await self._hooks() < hooks:
             if time.perf_counter() > until or worker.processes[0].poll() is not None:
-                raise RuntimeError("the worker has not delivered what is owed: see worker.log")
+                raise RuntimeError("the worker has not delivered everything: see worker.log")
             await asyncio.sleep(0.02)
 
     async def _clear(self) -> None:

@@ -240,7 +240,7 @@ class Pgbench:
         tps = _TPS.search(output)
         took = sorted(_times(self._site.folder, f"pgbench-{name}-times"))
         if tps is None or not took or _FAILED.search(output):
-            raise RuntimeError(f"pgbench said: {output[-500:]}")
+            raise RuntimeError(f"pgbench printed: {output[-500:]}")
         return {
             "rate": float(tps[1]),
             "p50_ms": took[len(took) // 2],

@@ -48,7 +48,7 @@ def good(answer: T | Failure | None) -> T:
     if isinstance(answer, Failure):
         raise Refused(answer)
     if answer is None:
-        raise RuntimeError("an answer that the document does not tell of")
+        raise RuntimeError("an answer that the document does not contain")
     return answer
 
 

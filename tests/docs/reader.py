@@ -169,7 +169,7 @@ async def _follow(block: Block, how: How, shell: Shell, checkout: Path, demo: De
         READERS[block.language](block.text)
     else:
         raise Broken(
-            f"nobody runs or reads {block.language or 'code without a language'!r}: name one of "
+            f"no test runs or checks {block.language or 'code without a language'!r}: name one of "
             f"{', '.join((*RUN, *READERS))} behind the fence, or teach tests/docs another"
         )
     if not re.search(how.says, printed):

@@ -91,8 +91,8 @@ def test_inline_commands_exist(page: str) -> None:
         ("text", 'curl -X PATCH "$BASE/v1/payments"', "no gateway answers PATCH /v1/payments"),
         ("text", "mpesa-gateway merchant create [OPTIONS] NAME", "No such command 'merchant'"),
         ("text", "mpesa-gateway doctor --live", "write sh behind the fence"),
-        ("ruby", "puts 1", "nobody runs or reads 'ruby'"),
-        ("", "mpesa-gateway doctor", "nobody runs or reads 'code without a language'"),
+        ("ruby", "puts 1", "no test runs or checks 'ruby'"),
+        ("", "mpesa-gateway doctor", "no test runs or checks 'code without a language'"),
     ],
 )
 async def test_broken_block_is_found(language: str, text: str, fault: str, demo: Demo, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_deployment_settings_all_parse() -> None:
     plain = {name: value for name, value in variables.items() if not name.endswith("__URL_FILE")}
     config = GatewayConfig.load(ROOT / "config/gateway.toml", plain)
     assert config.public_url == "https://pay.example.co.ke"
-    assert config.http.drain > 2 * 3, "readiness is asked every 3 s, and twice"
+    assert config.http.drain > 2 * 3, "readiness is probed every 3 s, and twice"
 
 
 def test_deployment_commands_all_exist() -> None:

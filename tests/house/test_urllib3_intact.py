@@ -7,7 +7,7 @@ from importlib import metadata
 
 FIX = (
     "niquests' fork has replaced urllib3 in this environment (docs/embedding-urllib3.md). pip may have reused a wheel "
-    "that it built earlier without URLLIB3_NO_OVERRIDE=1: `pip cache remove urllib3_future`, then make .venv anew."
+    "that it built earlier without URLLIB3_NO_OVERRIDE=1: `pip cache remove urllib3_future`, then rebuild .venv."
 )
 
 SEEN = """
@@ -33,5 +33,5 @@ def test_urllib3_is_the_original() -> None:
 
 def test_urllib3_future_installs_no_file_named_urllib3() -> None:
     files = metadata.files("urllib3-future") or []
-    assert files, "urllib3-future must say what it installed"
+    assert files, "urllib3-future must list its files"
     assert not [str(file) for file in files if file.parts[0] == "urllib3" or file.suffix == ".pth"], FIX

@@ -258,7 +258,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET status = 'failed', receipt = NULL WHERE payment_id = {one}"],
         {"lost: money that moved and no payment is completed with it"},
     ),
-    "money that nobody has written down": (
+    "money without a record": (
         [copy("sim_transaction", "kept.receipt = {receipt}", receipt="'NEW0000001'")],
         {"lost: money that moved and no payment is completed with it"},
     ),
@@ -285,7 +285,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET receipt = {receipt} WHERE payment_id = {another}"],
         {"doubled: A receipt pays for one payment, not so", "doubled: one receipt on two payments"},
     ),
-    "a payment that is paid with a stranger's money": (
+    "a payment that is paid with another payer's money": (
         [
             """UPDATE sim_transaction SET checkout_request_id = NULL, kind = 'pay_bill', phone = '254799000001',
             reference = 'ANOTHER' WHERE receipt = {receipt}""",
@@ -322,7 +322,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         [copy("sim_push", "kept.receipt = {receipt}", checkout_request_id="'ws_CO_copy'", reference="'ANOTHER'")],
         {"doubled: two prompts for one Idempotency-Key"},
     ),
-    "a prompt on somebody else's phone": (
+    "a prompt on another phone": (
         ["UPDATE sim_push SET phone = '254799999999' WHERE checkout_request_id = {push}"],
         {"invented: a prompt without a request"},
     ),
@@ -375,7 +375,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["""UPDATE event SET body = replace(body, '"amount"', '"Amount"') WHERE event_id = {told}"""],
         {"untold: a webhook that differs from its event"},
     ),
-    "a payment that stands elsewhere": (
+    "a payment with another status": (
         ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
         {
             "untold: A payment's status is what its timeline says, not so",
@@ -386,11 +386,11 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET mismatch = 'amount' WHERE payment_id = {one}"],
         {"untold: Money that is not what was asked for was told to the merchant, not so"},
     ),
-    "a refund that nobody heard of": (
+    "a refund without a webhook": (
         ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
         {"untold: A refund that went through has exactly one event payment.reversed, not so"},
     ),
-    "rows that nothing looks at": (
+    "rows that no job processes": (
         [
             "UPDATE payment SET status = 'pending', due_at = NULL WHERE payment_id = {failed}",
             "UPDATE refund SET status = 'pending', due_at = NULL, attention = NULL WHERE refund_id = {refund}",

@@ -34,12 +34,12 @@ BUILT: dict[str, str] = {
     "payment_tally_counted": "the newest count, by the builder",
     "ops_session_operator": "an operator's sessions, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
-    "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
+    "refused_callback_of_strangers": "partial: the rejected callbacks over the limit, in order",
     "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
     "sim_push_created": "the simulator's newest pushes, by the builder",
-    "statement_note_payer": "answers that show a payer who is erased, by the builder",
-    "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
-    "transaction_loose_payer": "money of nothing from a payer who is erased, by the builder",
+    "statement_note_payer": "answers with an erased payer, by the builder",
+    "status_check_originator": "LOCK_CHECK_BY_HANDLE, planned with a known handle",
+    "transaction_loose_payer": "unmatched money of an erased payer, by the builder",
 }
 """Indexes that no generic plan of a constant statement uses, and the statement built at run time that does."""
 

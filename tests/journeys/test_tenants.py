@@ -78,8 +78,8 @@ HOSTS = {
 """Operations of the host: a merchant's key is rejected."""
 
 OPEN = {
-    "GET /health/live": "says that the process answers",
-    "GET /health/ready": "says how the gateway's parts are",
+    "GET /health/live": "the process answers",
+    "GET /health/ready": "the state of the gateway's parts",
     "POST /v1/webhooks/mpesa": "callbacks: the sender's address is the proof",
     "POST /v1/webhooks/mpesa/{token}": "callbacks: the token is the proof",
     "POST /v1/webhooks/mpesa/{subject}/{ending}": "callbacks: the sender's address is the proof",

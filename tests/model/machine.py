@@ -531,7 +531,7 @@ class Money(RuleBasedStateMachine):
                 break
         await self._look()
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True)
-        assert not wrong, f"all is well again, and the books are not: {wrong}"
+        assert not wrong, f"all parts are healthy again, and the books are not: {wrong}"
         await self._check_webhooks()
         self.reached.update(row[0] for row in await stage.db.fetch(_REACHED))
 
@@ -575,7 +575,7 @@ class Money(RuleBasedStateMachine):
         told: set[str] = set()
         for one in stage.receiver.received:
             event = events[one.headers["webhook-id"]]
-            assert event["body"].encode() == one.body, "one event was told in two ways"
+            assert event["body"].encode() == one.body, "one event has two bodies"
             where = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
             assert one.path.endswith(where), f"untold: an event of {where} was told at {one.path}"
             told.add(event["event_id"])
@@ -625,7 +625,7 @@ class Money(RuleBasedStateMachine):
     async def _list(self, shop: int, env: Env) -> None:
         listed = await self.stage.product.listed(self.stage.shops[shop].callers[env])
         strangers = {one.made for one in self.payments if (one.shop, one.env) != (shop, env)} & set(listed)
-        assert not strangers, f"a list of {env} shows what is of the other world, or of another merchant: {strangers}"
+        assert not strangers, f"a list of {env} shows payments of the other env, or of another merchant: {strangers}"
 
     async def _assign(self, line: dict[str, Any], payment: dict[str, Any]) -> None:
         """Assign a line: a rejection is accepted, a success only without evidence against it."""

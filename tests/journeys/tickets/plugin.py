@@ -155,7 +155,7 @@ plugin = Plugin(
             path="ticket/question",
             read=_read,
             event=TicketAsked,
-            schema={"type": "object", "description": "Whether money for an account number is to be taken."},
+            schema={"type": "object", "description": "Accept or reject money for an account number."},
             answer=_answer,
             answer_schema={"type": "object", "required": ["ResultCode", "ResultDesc"]},
         ),
