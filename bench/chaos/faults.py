@@ -15,7 +15,7 @@ import niquests
 import valkey.asyncio
 from valkey.exceptions import ValkeyError
 
-from bench.chaos.merchant import Endpoint, Mood
+from bench.chaos.merchant import Endpoint, Mode
 from bench.chaos.site import Process, Site
 
 RESULT_HABITS = (
@@ -244,7 +244,7 @@ async def valkey_killed(chaos: Chaos) -> None:
     """SIGKILL of Valkey, which comes back with its data."""
     await _kill(chaos.site.standalone.valkey.pid)
     await chaos.lasts(0.2, 4)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("valkey")
@@ -253,7 +253,7 @@ async def valkey_lost(chaos: Chaos) -> None:
     await _kill(chaos.site.standalone.valkey.pid)
     chaos.site.forget_valkey()
     await chaos.lasts(0.2, 4)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("valkey")
@@ -278,7 +278,7 @@ async def postgres_killed(chaos: Chaos) -> None:
     """SIGKILL of Postgres."""
     await _kill(chaos.site.standalone.postgres.pid)
     await chaos.lasts(0.2, 2)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("postgres")
@@ -493,10 +493,10 @@ async def callbacks_forged(chaos: Chaos) -> None:
         await chaos.control("POST", path, {"signature": "Zm9yZ2Vk"})
 
 
-async def _mood(chaos: Chaos, mood: Mood) -> None:
-    chaos.endpoint.mood = mood
+async def _set_mode(chaos: Chaos, mode: Mode) -> None:
+    chaos.endpoint.mode = mode
     await chaos.lasts(2, 8)
-    chaos.endpoint.mood = "well"
+    chaos.endpoint.mode = "well"
 
 
 @fault("merchant")
@@ -511,25 +511,25 @@ async def merchant_down(chaos: Chaos) -> None:
 @fault("merchant")
 async def merchant_slow(chaos: Chaos) -> None:
     """The merchant's endpoint answers late, sometimes after our timeout."""
-    await _mood(chaos, "slow")
+    await _set_mode(chaos, "slow")
 
 
 @fault("merchant")
 async def merchant_answers_500(chaos: Chaos) -> None:
     """The merchant's endpoint answers 500."""
-    await _mood(chaos, "500")
+    await _set_mode(chaos, "500")
 
 
 @fault("merchant")
 async def merchant_redirects(chaos: Chaos) -> None:
     """The merchant's endpoint answers with a redirect."""
-    await _mood(chaos, "redirects")
+    await _set_mode(chaos, "redirects")
 
 
 @fault("merchant")
 async def merchant_hangs(chaos: Chaos) -> None:
     """The merchant's endpoint stops in the middle of its answer."""
-    await _mood(chaos, "hangs")
+    await _set_mode(chaos, "hangs")
 
 
 _SWEEPERS = (
@@ -589,7 +589,7 @@ async def _kill(pid: int | None) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _mend(chaos: Chaos) -> None:
+async def _restart_stores(chaos: Chaos) -> None:
     """Restart Postgres and Valkey until both run."""
     servers = (chaos.site.standalone.postgres, chaos.site.standalone.valkey)
     while any(server.pid is None for server in servers):
@@ -598,7 +598,7 @@ async def _mend(chaos: Chaos) -> None:
         await asyncio.sleep(0.1)
 
 
-async def rage(
+async def inject_faults(
     chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 3, rest: tuple[float, float] = (0, 1.5)
 ) -> None:
     """Inject faults, ``at_once`` at a time, never two in the same area, until stopped.

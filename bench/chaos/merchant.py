@@ -13,7 +13,7 @@ from bench.chaos.proxy import Wire
 
 _PATH = "/webhooks"
 
-Mood = Literal["well", "slow", "500", "redirects", "hangs"]
+Mode = Literal["well", "slow", "500", "redirects", "hangs"]
 """Modes of the endpoint; ``hangs`` stops in the middle of its status line, or of its body: a 2xx counts by then."""
 
 
@@ -35,9 +35,9 @@ class Endpoint:
 
     rng: random.Random
     secrets: list[str] = field(default_factory=list[str])
-    mood: Mood = "well"
+    mode: Mode = "well"
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
-    strayed: list[str] = field(default_factory=list[str])
+    other_requests: list[str] = field(default_factory=list[str])
     """Other requests, such as the target of a redirect, which must not be followed."""
     _port: int = 0
     _server: asyncio.Server | None = None
@@ -61,7 +61,7 @@ class Endpoint:
         if self._server is not None:
             self._server.close()
 
-    def taken(self) -> dict[str, Delivery]:
+    def delivered(self) -> dict[str, Delivery]:
         """Return the first delivery answered 2xx, by webhook-id."""
         found: dict[str, Delivery] = {}
         for delivery in self.deliveries:
@@ -77,7 +77,7 @@ class Endpoint:
                 headers = {name.strip().lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 if head[0].split(" ")[:2] != ["POST", _PATH]:
-                    self.strayed.append(head[0])
+                    self.other_requests.append(head[0])
                     return
                 if not await self._answer(headers, body, writer):
                     return
@@ -88,11 +88,11 @@ class Endpoint:
 
     async def _answer(self, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer according to the mode; returns whether the connection stays open."""
-        mood = self.mood
-        if mood == "slow":
+        mode = self.mode
+        if mode == "slow":
             await asyncio.sleep(self.rng.uniform(0.5, 5.0))
-        status = {"500": 500, "redirects": 302}.get(mood, 200)
-        if mood == "hangs":
+        status = {"500": 500, "redirects": 302}.get(mode, 200)
+        if mode == "hangs":
             is_taken = self.rng.random() < 0.5
             self._keep(headers, body, is_taken=is_taken)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it" if is_taken else b"HTTP/1.1 20")

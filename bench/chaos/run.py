@@ -11,13 +11,13 @@ from typing import Any
 import asyncpg
 import niquests
 
-from bench.chaos.faults import FAULTS, rage
+from bench.chaos.faults import FAULTS, inject_faults
 from bench.chaos.merchant import Endpoint
 from bench.chaos.opening import open_shop, settle
 from bench.chaos.queue import stuck_jobs
 from bench.chaos.shoppers import Shoppers
 from bench.chaos.site import Site
-from bench.chaos.verify import ALWAYS, Findings, look, verify
+from bench.chaos.verify import ALWAYS, Findings, run_checks, verify
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import UNREACHABLE
@@ -104,7 +104,7 @@ class Run:
             meanwhile = Findings()
             watching = asyncio.create_task(self._watch(gateway, meanwhile))
             await asyncio.gather(
-                shop.flow(self._options.rate, is_over), rage(chaos, names, is_over, self._options.at_once)
+                shop.flow(self._options.rate, is_over), inject_faults(chaos, names, is_over, self._options.at_once)
             )
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -141,7 +141,7 @@ class Run:
                 # One snapshot for all figures, so that a difference is real.
                 async with gateway.db.transaction():
                     await gateway.db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    await look(gateway, ALWAYS, findings)
+                    await run_checks(gateway, ALWAYS, findings)
             except _AWAY:
                 continue
             findings.figures["checks of the books during faults"] += 1

@@ -19,7 +19,7 @@ _EXPLAINED = frozenset({0, 200, 201, 409, 429, 502, 503})
 
 
 @dataclass(frozen=True)
-class Wish:
+class Purchase:
     """A buyer's request: the payer's number, unique to this buyer, and the amount in KES."""
 
     phone: str
@@ -39,7 +39,7 @@ class Shoppers:
     http: niquests.AsyncSession
     pace: float = 1.0
     """Factor of all waiting times."""
-    wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
+    purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
     answers: Counter[int] = field(default_factory=Counter[int])
@@ -60,9 +60,9 @@ class Shoppers:
     async def _buy(self) -> None:
         number = len(self.payments)
         key, amount = f"buy-{number}", self.rng.randint(1, 2000)
-        wish = self.wishes[key] = Wish(f"2547{11_000_000 + number}", amount)
+        purchase = self.purchases[key] = Purchase(f"2547{11_000_000 + number}", amount)
         shop = self.api_keys[number % len(self.api_keys)]
-        body = {"amount": amount, "phone": wish.phone, "metadata": {"order": key}}
+        body = {"amount": amount, "phone": purchase.phone, "metadata": {"order": key}}
         # Some buyers press the button twice.
         times = 2 if self.rng.random() < 0.15 else 1
         self.payments[key] = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.chaos.merchant import Endpoint
-from bench.chaos.shoppers import Wish
+from bench.chaos.shoppers import Purchase
 from bench.chaos.truth import CHECKS, truth
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.audit import BrokenChain
@@ -173,7 +173,7 @@ _FIGURES: dict[str, str] = {
 class Buyers(Protocol):
     """The buyers: their requests by Idempotency-Key, and the answers."""
 
-    wishes: dict[str, Wish]
+    purchases: dict[str, Purchase]
     payments: dict[str, str | None]
     refunds: dict[str, str | None]
     conflicts: list[str]
@@ -196,7 +196,7 @@ class Findings:
             self.counts[sentence.partition(":")[0]] += len(examples)
 
 
-async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
+async def run_checks(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
     """Record the rows of each query. Raises asyncpg's error when Postgres is unavailable."""
     for sentence, sql in checks.items():
         findings.note(sentence, [row[0] for row in await gateway.db.fetch(sql)])
@@ -205,7 +205,7 @@ async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> 
 async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings:
     """Run every check, once all has settled."""
     findings = Findings()
-    await look(gateway, ALWAYS | AT_LAST, findings)
+    await run_checks(gateway, ALWAYS | AT_LAST, findings)
     for name, sql in _FIGURES.items():
         findings.figures[name] = int(await gateway.db.fetchval(sql))
     await _check_prompts(findings, gateway, shop)
@@ -220,16 +220,17 @@ async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings
 
 async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
     """The prompts equal the requests, once for each Idempotency-Key: each buyer has its own number."""
-    keys = {wish.phone: key for key, wish in shop.wishes.items()}
+    keys = {purchase.phone: key for key, purchase in shop.purchases.items()}
     prompts = await gateway.db.fetch("SELECT phone, amount FROM sim_push")
-    asked = Counter(row["phone"] for row in prompts)
+    prompted = Counter(row["phone"] for row in prompts)
     findings.note(
-        "doubled: two prompts for one Idempotency-Key", [keys.get(phone) for phone, times in asked.items() if times > 1]
+        "doubled: two prompts for one Idempotency-Key",
+        [keys.get(phone) for phone, times in prompted.items() if times > 1],
     )
     findings.note(
         "invented: a prompt without a request",
         [row["phone"] for row in prompts if keys.get(row["phone"]) is None]
-        + [key for row in prompts if (key := keys.get(row["phone"])) and shop.wishes[key].amount != row["amount"]],
+        + [key for row in prompts if (key := keys.get(row["phone"])) and shop.purchases[key].amount != row["amount"]],
     )
     findings.figures["prompts"] = len(prompts)
 
@@ -254,10 +255,10 @@ async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> 
 
 async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
     """Every event reached the merchant, under one id with identical bytes, signed; records the longest delay."""
-    taken = endpoint.taken()
+    delivered = endpoint.delivered()
     rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, body FROM event WHERE is_public")
     bodies = {row["event_id"]: row["body"].encode() for row in rows}
-    findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in taken])
+    findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in delivered])
     findings.note(
         "untold: a webhook-id that is not its event's",
         [one.webhook_id for one in endpoint.deliveries if one.event.get("id") != one.webhook_id],
@@ -273,13 +274,13 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
     findings.note(
         "untold: a webhook that is not signed", [one.webhook_id for one in endpoint.deliveries if not one.is_signed]
     )
-    findings.note("unexplained: a request at another address of the merchant's", endpoint.strayed)
+    findings.note("unexplained: a request at another address of the merchant's", endpoint.other_requests)
     moved = await gateway.db.fetch(
         "SELECT id_text(e.event_id) AS event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
         "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed' WHERE t.kind = 'push'"
     )
-    waits = sorted(taken[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in taken)
+    waits = sorted(delivered[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in delivered)
     findings.figures["deliveries received"] = len(endpoint.deliveries)
     if waits:
         findings.figures["money moved to webhook delivered, median (s)"] = round(waits[len(waits) // 2], 2)

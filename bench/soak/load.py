@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from bench.chaos.shoppers import Wish
+from bench.chaos.shoppers import Purchase
 from bench.soak.client import Answer, Client
 from mpesa_gateway.http.envelope import Failure
 
@@ -47,7 +47,7 @@ class Load:
     client: Client
     rng: random.Random
     is_broken: Callable[[], bool]
-    wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
+    purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
     conflicts: list[str] = field(default_factory=list[str])
@@ -95,10 +95,10 @@ class Load:
         return self._known[-1 - self.rng.randrange(min(len(self._known), 500))]
 
     async def _buy(self, phase: Phase, tries: int) -> None:
-        number = len(self.wishes)
-        key, wish = f"buy-{number}", Wish(f"2547{10_000_000 + number}", self.rng.randint(1, 2000))
-        self.wishes[key], self.payments[key] = wish, None
-        body = {"amount": wish.amount, "phone": wish.phone}
+        number = len(self.purchases)
+        key, purchase = f"buy-{number}", Purchase(f"2547{10_000_000 + number}", self.rng.randint(1, 2000))
+        self.purchases[key], self.payments[key] = purchase, None
+        body = {"amount": purchase.amount, "phone": purchase.phone}
         answer = await self._ask(phase, tries, "pay", "POST", "/v1/payments", body, key)
         if answer is not None:
             made = answer.json["data"]["id"]

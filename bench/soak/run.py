@@ -10,7 +10,7 @@ from typing import Any
 
 import niquests
 
-from bench.chaos.faults import FAULTS, Chaos, rage
+from bench.chaos.faults import FAULTS, Chaos, inject_faults
 from bench.chaos.merchant import Endpoint
 from bench.chaos.opening import open_shop, settle
 from bench.chaos.queue import stuck_jobs
@@ -198,7 +198,9 @@ class Soak:
         names = sorted(name for name, (area, _) in FAULTS.items() if area not in {"api", "worker"})
         names = [name for name in names if name not in left_out]
         watching = asyncio.create_task(watch.look())
-        breaking = asyncio.create_task(rage(chaos, names, lambda: time.monotonic() > until, at_once=1, rest=(4, 12)))
+        breaking = asyncio.create_task(
+            inject_faults(chaos, names, lambda: time.monotonic() > until, at_once=1, rest=(4, 12))
+        )
         phase = await load.flow(rate, seconds, is_patient=True)
         await breaking
         watching.cancel()

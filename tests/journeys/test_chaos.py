@@ -20,7 +20,7 @@ from bench.chaos.faults import FAULTS
 from bench.chaos.merchant import Endpoint
 from bench.chaos.queue import stuck_jobs
 from bench.chaos.run import Options, Run
-from bench.chaos.shoppers import Shoppers, Wish
+from bench.chaos.shoppers import Purchase, Shoppers
 from bench.chaos.table import table
 from bench.chaos.verify import AT_LAST, OUR_OWN, STILL_OPEN, Findings, verify
 from mpesa_gateway.app import Gateway
@@ -202,7 +202,7 @@ async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
             # A fixed number of payments: a time limit would produce too few on a busy machine.
             await buyers.flow(12.0, lambda: len(buyers.payments) >= 48)
             # One payer who cancels: otherwise only chance makes a payment fail.
-            buyers.wishes["no"] = Wish(SAYS_NO, 1)
+            buyers.purchases["no"] = Purchase(SAYS_NO, 1)
 
             async def has_asked() -> Any:
                 answer = await api.pay(SAYS_NO, 1, key="no")
@@ -459,7 +459,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
         "untold: a webhook that is not signed",
     ),
     "a redirect that was followed": (
-        lambda books: books.endpoint.strayed.append("GET /elsewhere HTTP/1.1"),
+        lambda books: books.endpoint.other_requests.append("GET /elsewhere HTTP/1.1"),
         "unexplained: a request at another address of the merchant's",
     ),
     "a payment that is not there": (
@@ -479,7 +479,7 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
         "unexplained: an answer that nothing broken explains",
     ),
     "a prompt that was not wished for": (
-        lambda books: books.shop.wishes.update({"buy-0": Wish("254700000000", 1)}),
+        lambda books: books.shop.purchases.update({"buy-0": Purchase("254700000000", 1)}),
         "invented: a prompt without a request",
     ),
 }
@@ -505,12 +505,12 @@ async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: di
         for forgery, (mishear, sentence) in MISHEARD.items():
             changed_books = Books(
                 books.gateway,
-                replace(books.endpoint, deliveries=list(books.endpoint.deliveries), strayed=[]),
+                replace(books.endpoint, deliveries=list(books.endpoint.deliveries), other_requests=[]),
                 replace(
                     books.shop,
                     payments=dict(books.shop.payments),
                     refunds=dict(books.shop.refunds),
-                    wishes=dict(books.shop.wishes),
+                    purchases=dict(books.shop.purchases),
                     conflicts=[],
                     unexplained=[],
                 ),

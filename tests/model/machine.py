@@ -36,7 +36,7 @@ from tests.model.choices import (
 )
 from tests.model.product import NO_PAYMENT, POSTGRES_AWAY, RECONCILE, REFUSED, SWEEPS, NotConfigured, OtherBody
 from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Shop, Stage
-from tests.model.wire import Act, Plan, ProcessDied, live
+from tests.model.wire import Act, Plan, ProcessDied, start_process
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ _SOON = 250
 
 
 @dataclass
-class Asked:
+class ShopRequest:
     """A shop's request with an idempotency key, and the resulting payment or refund once known.
 
     ``amount`` is in KES, None for a whole refund; ``of`` is the payment that a refund is of.
@@ -136,9 +136,9 @@ class Money(RuleBasedStateMachine):
         super().__init__()
         self.has_begun = self.is_live = False
         self.confirm = "never"
-        self.payments: list[Asked] = []
-        self.refunds: list[Asked] = []
-        self.under_way: tuple[str, Asked] | None = None
+        self.payments: list[ShopRequest] = []
+        self.refunds: list[ShopRequest] = []
+        self.under_way: tuple[str, ShopRequest] | None = None
         self.known = books.Known()
         self.by_hand = 0
         self.reconciled_at = self.stage.clock.now()
@@ -150,7 +150,7 @@ class Money(RuleBasedStateMachine):
 
         async def do() -> None:
             await work
-            await self._look()
+            await self._check_books()
 
         self.stage.run(do())
 
@@ -168,10 +168,10 @@ class Money(RuleBasedStateMachine):
         self.wire = self.stage.connect(self._perform, self._arrived)
         self.known.acknowledged = self.wire.acknowledged
         self.reconciled_at = self.stage.clock.now()
-        self.stage.run(self._look())
+        self.stage.run(self._check_books())
         self.has_begun = True
-        for amount, phone, is_told in bought:
-            self.somebody_buys(0, amount, phone, is_told=is_told)
+        for amount, phone, is_delivered in bought:
+            self.complete_a_payment(0, amount, phone, is_delivered=is_delivered)
 
     # -- merchants ------------------------------------------------------------------------------------------------
 
@@ -197,17 +197,17 @@ class Money(RuleBasedStateMachine):
         wants_live: bool = False,
         ack: str = "normal",
     ) -> None:
-        asked = self._new(shop, amount, phone, reference, "live" if wants_live and shop == 0 else "sandbox")
-        self.run(self._with_ack(ack, self._with_fault("stkpush", fault, plan, self._request(asked))))
+        request = self._new(shop, amount, phone, reference, "live" if wants_live and shop == 0 else "sandbox")
+        self.run(self._with_ack(ack, self._with_fault("stkpush", fault, plan, self._request(request))))
 
     @rule(shop=st.integers(0, 1), purchase=purchase)
-    def another_buys(self, shop: int, purchase: tuple[int, str, bool]) -> None:
-        amount, phone, is_told = purchase
-        self.somebody_buys(shop, amount, phone, is_told=is_told)
+    def request_a_payment_by_another_payer(self, shop: int, purchase: tuple[int, str, bool]) -> None:
+        amount, phone, is_delivered = purchase
+        self.complete_a_payment(shop, amount, phone, is_delivered=is_delivered)
 
-    def somebody_buys(self, shop: int, amount: int, phone: str, *, is_told: bool) -> None:
+    def complete_a_payment(self, shop: int, amount: int, phone: str, *, is_delivered: bool) -> None:
         """A payment succeeds, up to the payer's PIN or the callback."""
-        self.run(self._buy(self._new(shop, amount, phone), is_told))
+        self.run(self._buy(self._new(shop, amount, phone), is_delivered))
 
     @precondition(lambda self: self.payments)
     @rule(nth=which, plan=plans, fault=st.none() | st.sampled_from(PUSH_FAULTS))
@@ -223,14 +223,14 @@ class Money(RuleBasedStateMachine):
 
     @precondition(lambda self: self.is_live and self.payments)
     @rule(nth=which)
-    def repeat_a_request_in_the_other_world(self, nth: int) -> None:
+    def repeat_a_request_in_the_other_env(self, nth: int) -> None:
         """The same key and body with the API key of the other env: another payment."""
         first = _pick(self.payments, nth)
         other: Env = "live" if first.env == "sandbox" else "sandbox"
         if first.shop == 0 and not any((one.key, one.env) == (first.key, other) for one in self.payments):
-            asked = Asked(first.key, 0, other, first.amount, first.phone, first.reference)
-            self.payments.append(asked)
-            self.run(self._request(asked))
+            request = ShopRequest(first.key, 0, other, first.amount, first.phone, first.reference)
+            self.payments.append(request)
+            self.run(self._request(request))
 
     @rule(shop=st.integers(0, 1), wants_live=st.booleans())
     def list_payments(self, shop: int, wants_live: bool) -> None:
@@ -256,10 +256,12 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.payments)
     @rule(nth=which)
     def repeat_a_key_with_another_body(self, nth: int) -> None:
-        asked = _pick(self.payments, nth)
-        if asked.env == "live" and not self.is_live:
+        request = _pick(self.payments, nth)
+        if request.env == "live" and not self.is_live:
             return
-        other = Asked(asked.key, asked.shop, asked.env, (asked.amount or 0) + 1, asked.phone, asked.reference)
+        other = ShopRequest(
+            request.key, request.shop, request.env, (request.amount or 0) + 1, request.phone, request.reference
+        )
 
         async def work() -> None:
             try:
@@ -268,21 +270,21 @@ class Money(RuleBasedStateMachine):
                 return
             raise AssertionError("a key was taken for another payment")
 
-        if asked.made is not None:
+        if request.made is not None:
             self.run(work())
 
     @rule(nth=which, is_new=st.booleans(), plan=plans)
     def request_three_times_at_once(self, nth: int, is_new: bool, plan: Plan) -> None:
-        asked = self._new(0, 70, PHONES[0]) if is_new or not self.payments else _pick(self.payments, nth)
+        request = self._new(0, 70, PHONES[0]) if is_new or not self.payments else _pick(self.payments, nth)
         self.wire.plan("stkpush", plan)
-        self.run(_at_once(self._request(asked) for _ in range(3)))
+        self.run(_at_once(self._request(request) for _ in range(3)))
 
     @rule(shop=st.integers(0, 1), plan=plans)
-    def three_ask_at_once(self, shop: int, plan: Plan) -> None:
+    def request_three_payments_at_once(self, shop: int, plan: Plan) -> None:
         """Three payments with concurrent acknowledgements; a fault of one must not affect the others."""
         three = [self._new(shop, 70, phone) for phone in (PHONES[0], PHONES[1], SILENT)]
         self.wire.plan("stkpush", plan)
-        self.run(_at_once(self._request(asked) for asked in three))
+        self.run(_at_once(self._request(request) for request in three))
 
     @precondition(lambda self: self.seen["payments"])
     @rule(
@@ -292,7 +294,7 @@ class Money(RuleBasedStateMachine):
         is_by_receipt=st.booleans(),
         habit=st.sampled_from(STATUS_HABITS),
     )
-    def ask_for_a_status(self, nth: int, which_payment: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
+    def query_a_receipt(self, nth: int, which_payment: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
         payment = _pick(self.seen["payments"], which_payment)
         ledger = self.seen["ledger"]
         if not is_by_receipt or ledger:
@@ -307,9 +309,9 @@ class Money(RuleBasedStateMachine):
         fault=st.none() | st.sampled_from(QUERY_FAULTS),
         habit=st.just("normal") | st.sampled_from(QUERY_HABITS),
     )
-    def ask_about_a_payment(self, nth: int, plan: Plan, fault: str | None, habit: str = "normal") -> None:
+    def query_a_payment(self, nth: int, plan: Plan, fault: str | None, habit: str = "normal") -> None:
         payment = _pick(self.seen["payments"], nth)
-        ask = _refusable(self.stage.product.ask_now(self._caller(payment), payment["id"]))
+        ask = _refusable(self.stage.product.query_payment(self._caller(payment), payment["id"]))
         self.run(self._with_habit("stkquery", habit, plan, self._with_fault("stkquery", fault, plan, ask)))
 
     @precondition(lambda self: any(_is_paid(payment) for payment in self.seen["payments"]))
@@ -329,10 +331,10 @@ class Money(RuleBasedStateMachine):
         shop = self.stage.shop_of(payment["merchant"]).number
         # Without an idempotency key each call with an amount is one more refund.
         key = f"r{len(self.refunds)}" if has_key or amount is not None else ""
-        asked = Asked(key, shop, payment["env"], amount, of=payment["id"])
+        request = ShopRequest(key, shop, payment["env"], amount, of=payment["id"])
         if key:
-            self.refunds.append(asked)
-        self.run(self._reverse(asked, habit, initiator, plan, times))
+            self.refunds.append(request)
+        self.run(self._reverse(request, habit, initiator, plan, times))
 
     @precondition(lambda self: self.refunds)
     @rule(nth=which, plan=plans, habit=st.sampled_from(REVERSAL_HABITS))
@@ -341,9 +343,9 @@ class Money(RuleBasedStateMachine):
 
     @precondition(lambda self: self.seen["refunds"])
     @rule(nth=which, plan=plans, habit=st.sampled_from(STATUS_HABITS))
-    def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
+    def query_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
         refund = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.product.ask_about_refund(self._caller(refund), refund["id"]))
+        ask = _refusable(self.stage.product.query_refund(self._caller(refund), refund["id"]))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------
@@ -363,7 +365,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_callback(self, nth: int) -> None:
         self.run(
-            self.stage.in_worlds(
+            self.stage.in_each_env(
                 "UPDATE sim_callback SET due_at = NULL WHERE callback_id = $1", _pick(self.seen["owed"], nth)
             )
         )
@@ -382,7 +384,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_result(self, nth: int) -> None:
         self.run(
-            self.stage.in_worlds(
+            self.stage.in_each_env(
                 "UPDATE sim_result SET due_at = NULL WHERE result_id = $1", _pick(self.seen["results owed"], nth)
             )
         )
@@ -403,7 +405,7 @@ class Money(RuleBasedStateMachine):
         self.run(self._walk_in(nth, amount, phone, reference, minutes))
 
     @rule(habit=st.sampled_from(CALLBACK_HABITS), token=st.sampled_from(OAUTH_HABITS))
-    def daraja_spells_otherwise(self, habit: str, token: str) -> None:
+    def change_daraja_formats(self, habit: str, token: str) -> None:
         """From now on Daraja's callbacks and token answers have this variant."""
 
         async def work() -> None:
@@ -448,7 +450,7 @@ class Money(RuleBasedStateMachine):
         self.run(self.stage.pass_time(seconds))
 
     @rule(name=st.sampled_from(SWEEPS))
-    def a_cron_fires(self, name: str) -> None:
+    def run_a_cron(self, name: str) -> None:
         self.run(self.stage.product.cron(name))
 
     @rule(
@@ -457,7 +459,7 @@ class Money(RuleBasedStateMachine):
         habit=st.sampled_from(STATUS_HABITS),
         query=st.just("normal") | st.sampled_from(QUERY_HABITS),
     )
-    def workers_work(self, stkquery: Plan, status: Plan, habit: str, query: str = "normal") -> None:
+    def run_workers(self, stkquery: Plan, status: Plan, habit: str, query: str = "normal") -> None:
         async def work() -> None:
             await self._sweep()
             await self.stage.product.work()
@@ -465,7 +467,7 @@ class Money(RuleBasedStateMachine):
         self.wire.plan("stkquery", stkquery)
         work_all = self._with_habit("transactionstatus", habit, status, _mortal(work()))
         self.run(self._with_habit("stkquery", query, stkquery, work_all))
-        self.wire.mend()
+        self.wire.remove_faults()
 
     @rule()
     def daraja_hangs(self) -> None:
@@ -473,12 +475,12 @@ class Money(RuleBasedStateMachine):
         self.run(self._hang())
 
     @rule(accident=st.sampled_from(Accident), status=st.sampled_from((200, 302, 404, 410, 500)))
-    def it_happens(self, accident: Accident, status: int) -> None:
+    def inject_an_accident(self, accident: Accident, status: int) -> None:
         self.run(self._happen(accident, status))
 
     # -- after every step -----------------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _check_books(self) -> None:
         stage = self.stage
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known)
         assert not wrong, f"the books are wrong: {wrong}"
@@ -510,12 +512,12 @@ class Money(RuleBasedStateMachine):
 
     async def _settle(self) -> None:
         stage = self.stage
-        self.wire.mend()
-        await stage.in_worlds("DELETE FROM sim_fault; DELETE FROM sim_habit")
+        self.wire.remove_faults()
+        await stage.in_each_env("DELETE FROM sim_fault; DELETE FROM sim_habit")
         stage.receiver.status, stage.receiver.answer = 200, None
         for shop in stage.shops:
             for env in shop.fields:
-                await stage.become(shop, env, "testapi")
+                await stage.store_initiator(shop, env, "testapi")
                 await stage.product.register(shop.callers[env])
         for number in range(_PATIENCE):
             if number % 3 == 0:
@@ -529,7 +531,7 @@ class Money(RuleBasedStateMachine):
             is_due = number >= 3 and number % 3 == 0
             if is_due and not await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True):
                 break
-        await self._look()
+        await self._check_books()
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True)
         assert not wrong, f"all parts are healthy again, and the books are not: {wrong}"
         await self._check_webhooks()
@@ -572,43 +574,47 @@ class Money(RuleBasedStateMachine):
             "WHERE e.is_public"
         )
         events = {row["event_id"]: row for row in rows}
-        told: set[str] = set()
+        delivered: set[str] = set()
         for one in stage.receiver.received:
             event = events[one.headers["webhook-id"]]
             assert event["body"].encode() == one.body, "one event has two bodies"
-            where = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
-            assert one.path.endswith(where), f"untold: an event of {where} was told at {one.path}"
-            told.add(event["event_id"])
-        assert told == set(events), "untold: an event that no endpoint took"
+            path = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
+            assert one.path.endswith(path), f"untold: an event of {path} was told at {one.path}"
+            delivered.add(event["event_id"])
+        assert delivered == set(events), "untold: an event that no endpoint took"
         paid = {payment["id"] for payment in self.seen["payments"] if "completed" in payment["steps"]}
         assert set(stage.fulfilled) == paid
-        for asked in self.payments:
-            ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (asked.key, asked.env)}
-            assert asked.made is None or asked.made in ids, "lost: a payment that a merchant got as an answer"
+        for request in self.payments:
+            ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (request.key, request.env)}
+            assert request.made is None or request.made in ids, "lost: a payment that a merchant got as an answer"
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _new(self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox") -> Asked:
-        asked = Asked(f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference)
-        self.payments.append(asked)
-        return asked
+    def _new(
+        self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox"
+    ) -> ShopRequest:
+        request = ShopRequest(
+            f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference
+        )
+        self.payments.append(request)
+        return request
 
     def _caller(self, row: dict[str, Any]) -> Any:
         return self.stage.caller(row["merchant"], row["env"])
 
-    async def _call_request(self, asked: Asked) -> tuple[str, int, str]:
-        body: dict[str, Any] = {"amount": asked.amount, "phone": asked.phone}
-        if asked.reference is not None:
-            body["reference"] = asked.reference
-        caller = self.stage.shops[asked.shop].callers[asked.env]
-        return await self.stage.product.request(caller, body, asked.key)
+    async def _call_request(self, request: ShopRequest) -> tuple[str, int, str]:
+        body: dict[str, Any] = {"amount": request.amount, "phone": request.phone}
+        if request.reference is not None:
+            body["reference"] = request.reference
+        caller = self.stage.shops[request.shop].callers[request.env]
+        return await self.stage.product.request(caller, body, request.key)
 
-    async def _request(self, asked: Asked) -> None:
-        self.under_way = ("payment", asked)
+    async def _request(self, request: ShopRequest) -> None:
+        self.under_way = ("payment", request)
         try:
-            made, amount, phone = await self._call_request(asked)
+            made, amount, phone = await self._call_request(request)
         except ProcessDied:
-            live()
+            start_process()
             return
         except NotConfigured as problem:
             raise AssertionError(f"a world that is configured is not: {problem}") from None
@@ -616,11 +622,11 @@ class Money(RuleBasedStateMachine):
             return
         finally:
             self.under_way = None
-        assert (amount, phone) == (asked.amount, asked.phone)
-        assert asked.made in {None, made}, "doubled: one key, two payments"
-        others = [one for one in self.payments if one.made == made and one.env != asked.env]
+        assert (amount, phone) == (request.amount, request.phone)
+        assert request.made in {None, made}, "doubled: one key, two payments"
+        others = [one for one in self.payments if one.made == made and one.env != request.env]
         assert not others, "one payment for two worlds"
-        asked.made = made
+        request.made = made
 
     async def _list(self, shop: int, env: Env) -> None:
         listed = await self.stage.product.listed(self.stage.shops[shop].callers[env])
@@ -651,19 +657,19 @@ class Money(RuleBasedStateMachine):
         await stage.product.cron(RECONCILE)
         self.wire.hang("stkquery", "pullquery")
         try:
-            async with stage.product.at_work():
-                asked = self._new(0, 500, PHONES[0])
-                await self._buy(asked, is_told=True)
-                row = await stage.db.fetchrow("SELECT status FROM payment WHERE payment_id = $1", asked.made)
+            async with stage.product.running_workers():
+                request = self._new(0, 500, PHONES[0])
+                await self._buy(request, is_delivered=True)
+                row = await stage.db.fetchrow("SELECT status FROM payment WHERE payment_id = $1", request.made)
                 if row is not None and row["status"] == "completed":
                     await self._sweep()
-                    await self._until_told(asked.made or "")
-                self.wire.mend()
+                    await self._wait_for_webhook(request.made or "")
+                self.wire.remove_faults()
         finally:
-            self.wire.mend()
+            self.wire.remove_faults()
         await stage.product.work()
 
-    async def _until_told(self, payment_id: str) -> None:
+    async def _wait_for_webhook(self, payment_id: str) -> None:
         """Wait for the webhook about a completed payment. Raises AssertionError."""
         for _ in range(_SOON):
             if any(payment_id.encode() in one.body for one in self.stage.receiver.received):
@@ -671,19 +677,19 @@ class Money(RuleBasedStateMachine):
             await asyncio.sleep(0.02)
         raise AssertionError("stuck: a webhook waits behind a question to Daraja that hangs")
 
-    async def _buy(self, asked: Asked, is_told: bool) -> None:
+    async def _buy(self, request: ShopRequest, is_delivered: bool) -> None:
         stage = self.stage
-        await self._request(asked)
+        await self._request(request)
         row = await stage.db.fetchrow(
             "SELECT checkout_request_id FROM payment WHERE payment_id = $1 AND status = 'pending' "
             "AND checkout_request_id IS NOT NULL",
-            asked.made,
+            request.made,
         )
         if row is None:
             # The token had expired, and no new one was available.
             return
         await stage.answer(row["checkout_request_id"], "pay")
-        if is_told:
+        if is_delivered:
             await stage.call_back_all()
 
     async def _happen(self, accident: Accident, status: int) -> None:
@@ -703,33 +709,33 @@ class Money(RuleBasedStateMachine):
             await stage.product.work()
             await stage.product.set_endpoint(caller, stage.endpoint_of(0, "sandbox"))
         else:
-            await stage.in_worlds("UPDATE sim_token SET token = 'another-' || number || consumer_key")
+            await stage.in_each_env("UPDATE sim_token SET token = 'another-' || number || consumer_key")
             if accident is Accident.NO_TOKEN:
                 await stage.set_fault("oauth", "500.003.02")
 
-    async def _reverse(self, asked: Asked, habit: str, initiator: str, plan: Plan, times: int) -> None:
-        shop = self.stage.shops[asked.shop]
-        await self.stage.become(shop, asked.env, initiator)
-        ask = _at_once(self._ask_back(asked) for _ in range(times))
+    async def _reverse(self, request: ShopRequest, habit: str, initiator: str, plan: Plan, times: int) -> None:
+        shop = self.stage.shops[request.shop]
+        await self.stage.store_initiator(shop, request.env, initiator)
+        ask = _at_once(self._request_refund(request) for _ in range(times))
         await self._with_habit("reversal", habit, plan, ask)
-        await self.stage.become(shop, asked.env, "testapi")
+        await self.stage.store_initiator(shop, request.env, "testapi")
 
-    async def _ask_back(self, asked: Asked) -> None:
-        if asked.key:
-            self.under_way = ("refund", asked)
-        caller = self.stage.shops[asked.shop].callers[asked.env]
+    async def _request_refund(self, request: ShopRequest) -> None:
+        if request.key:
+            self.under_way = ("refund", request)
+        caller = self.stage.shops[request.shop].callers[request.env]
         try:
-            made = await self.stage.product.refund(caller, asked.of, asked.amount, asked.key or None)
+            made = await self.stage.product.refund(caller, request.of, request.amount, request.key or None)
         except ProcessDied:
-            live()
+            start_process()
             return
         except REFUSED:
             return
         finally:
             self.under_way = None
-        if asked.key:
-            assert asked.made in {None, made}, "doubled: one key, two refunds"
-            asked.made = made
+        if request.key:
+            assert request.made in {None, made}, "doubled: one key, two refunds"
+            request.made = made
 
     async def _check(self, payment: dict[str, Any], what: str, habit: str, plan: Plan) -> None:
         ask = _refusable(self.stage.product.check(self._caller(payment), what))
@@ -767,7 +773,7 @@ class Money(RuleBasedStateMachine):
         self.wire.plan(operation, plan)
         await work
         self.wire.plan(operation, Plan())
-        await self.stage.in_worlds("DELETE FROM sim_fault WHERE operation = $1", operation)
+        await self.stage.in_each_env("DELETE FROM sim_fault WHERE operation = $1", operation)
 
     async def _call_back(self, callback_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.call_back(callback_id) for _ in range(times)))
@@ -800,11 +806,11 @@ class Money(RuleBasedStateMachine):
         )
 
     async def _forge(self, checkout_request_id: str) -> None:
-        world = await self.stage.world_of(checkout_request_id)
-        push = await world.prompts.find(checkout_request_id)
+        simulated = await self.stage.env_with_push(checkout_request_id)
+        push = await simulated.prompts.find(checkout_request_id)
         self.known.forged.add(self.stage.product.subject(push["callback_url"]))
         amount = push["amount"] if self.confirm == "always" else push["amount"] + 7
-        assert await world.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
+        assert await simulated.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
 
     async def _deliver_and_die(self) -> None:
         """Kill a worker between the merchant's answer and its record."""
@@ -844,10 +850,10 @@ class Money(RuleBasedStateMachine):
         elif act is Act.FLUSH:
             await stage.gateway.valkey.flushdb()
         elif act is Act.ASK:
-            await stage.product.ask_due(stage.clock.now())
+            await stage.product.run_due_work(stage.clock.now())
         elif self.under_way is not None:
-            what, asked = self.under_way
-            await (self._request(asked) if what == "payment" else self._ask_back(asked))
+            what, request = self.under_way
+            await (self._request(request) if what == "payment" else self._request_refund(request))
 
     async def _arrived(self, operation: str, body: Any) -> None:
         """Record the refund of a reversal, as M-Pesa's own records show it."""
@@ -879,7 +885,7 @@ async def _mortal(work: Awaitable[Any]) -> None:
     try:
         await work
     except ProcessDied:
-        live()
+        start_process()
     except POSTGRES_AWAY:
         return
 

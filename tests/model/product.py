@@ -137,7 +137,7 @@ class Product:
         # The verifier's rules are read from the settings once.
         self._results._moves._rules = settings.rules
 
-    def forget(self) -> None:
+    def clear_caches(self) -> None:
         """Clear the caches in memory."""
         self.gateway.daraja._tokens._tokens.clear()
 
@@ -176,7 +176,7 @@ class Product:
         page = await self._payments.page(caller.merchant_id, caller.env, PaymentQuery(limit=200))
         return [one.id for one in page.data]
 
-    async def ask_now(self, caller: Caller, payment_id: str) -> None:
+    async def query_payment(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
         await self._queries.ask_now(caller.merchant_id, caller.env, payment_id)
 
@@ -192,7 +192,7 @@ class Product:
         )
         return made.id
 
-    async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
+    async def query_refund(self, caller: Caller, refund_id: str) -> None:
         """POST /v1/refunds/{id}/query."""
         await self._refund_queries.ask_now(caller.merchant_id, caller.env, refund_id)
 
@@ -251,7 +251,7 @@ class Product:
                     await worker.process()
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncGenerator[None]:
+    async def running_workers(self) -> AsyncGenerator[None]:
         """Run workers with all of their slots for the length of the block."""
         is_over = False
 
@@ -277,7 +277,7 @@ class Product:
         """Send these deliveries."""
         await self._deliveries.deliver(delivery_ids)
 
-    async def ask_due(self, now: datetime) -> None:
+    async def run_due_work(self, now: datetime) -> None:
         """Run all due work without the queue."""
         await self._expiry.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):

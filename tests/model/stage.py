@@ -31,7 +31,7 @@ from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.validation import ReversalRequest
 from tests.model.product import REFUSED, Product
-from tests.model.wire import Act, MortalDatabase, Wire, live
+from tests.model.wire import Act, KillableDatabase, Wire, start_process
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class HandClock:
     def now(self) -> datetime:
         return self._at
 
-    def put_back(self) -> None:
+    def reset(self) -> None:
         """Reset to the start."""
         self._at = DAWN
 
@@ -108,7 +108,7 @@ class Answering:
 
 
 @dataclass
-class World:
+class SimulatedEnv:
     """Daraja of one env: a simulator in its own schema."""
 
     env: Env
@@ -150,7 +150,7 @@ class Stage:
         self._stack = AsyncExitStack()
         self._random = SeededBytes()
         self.clock = HandClock()
-        self.worlds: dict[Env, World] = {}
+        self.envs: dict[Env, SimulatedEnv] = {}
         self.shops: list[Shop] = []
         self.swallowed: list[str] = []
         """Unexpected errors that were only logged."""
@@ -181,7 +181,7 @@ class Stage:
 
         async def do() -> T:
             # The process that died in the previous step was another one.
-            live()
+            start_process()
             return await work
 
         return self._runner.run(do())
@@ -202,14 +202,14 @@ class Stage:
         await connection.close()
         self.receiver: Receiver = await self._stack.enter_async_context(receiving())
         for env in ENVS:
-            self.worlds[env] = await self._open_daraja(env)
+            self.envs[env] = await self._open_daraja(env)
         at = self._stack.enter_context(listening())
         values = gateway_values(
             database_url,
             valkey_url,
             plugins=[name for name in PLUGINS if name != "simulator"],
             public_url=_PUBLIC,
-            daraja={"sandbox_url": f"{self.worlds['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
+            daraja={"sandbox_url": f"{self.envs['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
             worker={"in_process": False, "daraja": 2, "deliveries": 2, "maintenance": 2},
             callbacks={"allowlist": ["127.0.0.1"]},
             refunds={"ask_after": [60, 300]},
@@ -218,20 +218,20 @@ class Stage:
         )
         self.gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=self._random)
         self.gateway.on(PaymentCompleted)(self._fulfil)
-        cast(Any, self.gateway.db).__class__ = MortalDatabase
+        cast(Any, self.gateway.db).__class__ = KillableDatabase
         await self._serve(self.gateway, at)
-        self.db = cast(MortalDatabase, self.gateway.db)
+        self.db = cast(KillableDatabase, self.gateway.db)
         self.product = Product(self.gateway)
         self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
-        for world in self.worlds.values():
-            world.caller._session = cast(Any, Answering(world.caller._session, base))
+        for simulated in self.envs.values():
+            simulated.caller._session = cast(Any, Answering(simulated.caller._session, base))
         self._session = self.gateway.daraja._session
         await self._stack.enter_async_context(self.product.queued())
         await self._show_both_ledgers()
         self._wipe = await _forgetting(self.gateway)
 
-    async def _open_daraja(self, env: Env) -> World:
+    async def _open_daraja(self, env: Env) -> SimulatedEnv:
         """Serve a simulator that does nothing by itself: it posts callbacks on request."""
         database_url, valkey_url = self._urls
         at = self._stack.enter_context(listening())
@@ -258,7 +258,7 @@ class Stage:
                 await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
             # Pushes of both envs to one phone in one second have different ids.
             await gateway.db.execute("ALTER SEQUENCE sim_handle START 501 RESTART")
-        return World(env, gateway, base, await _forgetting(gateway))
+        return SimulatedEnv(env, gateway, base, await _forgetting(gateway))
 
     async def _show_both_ledgers(self) -> None:
         for table in _SIMULATED:
@@ -291,7 +291,7 @@ class Stage:
         self, perform: Callable[[Act], Awaitable[None]], arrived: Callable[[str, Any], Awaitable[None]]
     ) -> Wire:
         """Replace the wire between the gateway and Daraja."""
-        ways = {_LIVE_DARAJA: f"{self.worlds['live'].base}/simulator"}
+        ways = {_LIVE_DARAJA: f"{self.envs['live'].base}/simulator"}
         wire = Wire(self._session, self.db, perform, arrived, ways)
         self.gateway.daraja._session = cast(Any, wire)
         return wire
@@ -302,13 +302,13 @@ class Stage:
         The first has the paybill; the ``other`` shares it (``neighbour``), or has a ``till`` of its own.
         """
         self._random.begin(seed)
-        self.clock.put_back()
+        self.clock.reset()
         await _wipe(self.gateway, self._wipe)
-        for number, world in enumerate(self.worlds.values()):
-            await _wipe(world.gateway, world.wipe)
-            await world.controls.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
+        for number, simulated in enumerate(self.envs.values()):
+            await _wipe(simulated.gateway, simulated.wipe)
+            await simulated.controls.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
         await self.gateway.valkey.flushdb()
-        self.product.forget()
+        self.product.clear_caches()
         self.product.confirm(confirm)
         self.db.breaks = 0
         self.receiver.received.clear()
@@ -341,7 +341,7 @@ class Stage:
         """Return a shop's webhook address in one env: a live merchant may have none that leads to this machine."""
         return f"{_SHOP}/{number}/{env}"
 
-    async def become(self, shop: Shop, env: Env, initiator: str) -> None:
+    async def store_initiator(self, shop: Shop, env: Env, initiator: str) -> None:
         """Store credentials with this initiator: its name decides how the simulator ends reversals."""
         await self.product.store_credentials(shop.callers[env], shop.fields[env] | {"initiator": initiator})
 
@@ -355,51 +355,51 @@ class Stage:
 
     # -- Daraja and payers --------------------------------------------------------------------------------------------
 
-    async def in_worlds(self, sql: str, *values: Any) -> None:
+    async def in_each_env(self, sql: str, *values: Any) -> None:
         """Change the tables of both simulators."""
-        for world in self.worlds.values():
-            await world.gateway.db.execute(sql, *values)
+        for simulated in self.envs.values():
+            await simulated.gateway.db.execute(sql, *values)
 
     async def set_habit(self, operation: str, habit: str) -> None:
         """Change the behaviour of an operation in both envs."""
-        for world in self.worlds.values():
-            await world.controls.set_habit(operation, habit)
+        for simulated in self.envs.values():
+            await simulated.controls.set_habit(operation, habit)
 
     async def set_fault(self, operation: str, fault: str) -> None:
         """Answer the next request of an operation with a fault, in each env."""
-        for world in self.worlds.values():
-            await world.controls.set_fault(operation, fault, 1)
+        for simulated in self.envs.values():
+            await simulated.controls.set_fault(operation, fault, 1)
 
-    async def world_of(self, checkout_request_id: str) -> World:
+    async def env_with_push(self, checkout_request_id: str) -> SimulatedEnv:
         """Return the env with this push."""
         env = await self.db.fetchval("SELECT env FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
-        return self.worlds[env]
+        return self.envs[env]
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:
         """A payer answers an open prompt."""
-        await (await self.world_of(checkout_request_id)).prompts.answer(checkout_request_id, answer)
+        await (await self.env_with_push(checkout_request_id)).prompts.answer(checkout_request_id, answer)
 
     async def pass_time(self, seconds: float) -> None:
         """Advance time and expire unanswered prompts."""
         self.clock.advance(seconds)
-        for world in self.worlds.values():
-            await world.prompts.end_due()
+        for simulated in self.envs.values():
+            await simulated.prompts.end_due()
 
     async def call_back(self, callback_id: int) -> int:
         """Post this callback, due or not; returns the HTTP status of the answer."""
-        world = self.worlds["live" if callback_id >= _LIVE_IDS else "sandbox"]
-        (row,) = await world.gateway.db.fetch(
+        simulated = self.envs["live" if callback_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await simulated.gateway.db.fetch(
             "SELECT callback_id, body, encoding, tries, callback_url FROM sim_callback "
             "JOIN sim_push USING (checkout_request_id) WHERE callback_id = $1",
             callback_id,
         )
-        return await world.caller._send(row)
+        return await simulated.caller._send(row)
 
     async def send_result(self, result_id: int) -> int:
         """Post this result, due or not; returns the HTTP status of the answer."""
-        world = self.worlds["live" if result_id >= _LIVE_IDS else "sandbox"]
-        (row,) = await world.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
-        return await world.caller._send_result(row)
+        simulated = self.envs["live" if result_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await simulated.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
+        return await simulated.caller._send_result(row)
 
     async def call_back_all(self) -> None:
         """Post every due callback."""
@@ -418,7 +418,7 @@ class Stage:
 
     async def pay_by_hand(self, env: Env, **money: Any) -> str:
         """Pay without a prompt; returns the receipt."""
-        return await self.worlds[env].prompts.add_money(**money)
+        return await self.envs[env].prompts.add_money(**money)
 
     async def reverse_on_the_portal(self, receipt: str, amount: int, number: int) -> None:
         """Reverse a transaction on M-Pesa's portal, outside the gateway."""
@@ -433,7 +433,7 @@ class Stage:
             result_url="",
             timeout_url="",
         )
-        await self.worlds[row["env"]].gateway.services.get(Results)._carry_out(request, f"portal-{number}")
+        await self.envs[row["env"]].gateway.services.get(Results)._carry_out(request, f"portal-{number}")
 
 
 async def _forgetting(gateway: Gateway) -> str:

@@ -48,9 +48,9 @@ def _reconciles(money: Money, shop: int | None = None) -> None:
 def key_used_again_in_live() -> Money:
     """A1: the idempotency key of a sandbox payment, repeated with the live API key."""
     money = _begin()
-    money.somebody_buys(0, 70, PAYER, is_told=True)
+    money.complete_a_payment(0, 70, PAYER, is_delivered=True)
     money.go_live()
-    money.repeat_a_request_in_the_other_world(nth=0)
+    money.repeat_a_request_in_the_other_env(nth=0)
     money.list_payments(shop=0, wants_live=True)
     return money
 
@@ -59,22 +59,22 @@ def sandbox_events_after_going_live() -> Money:
     """A2, A4: both envs have an endpoint, and each receives its own events."""
     money = _begin()
     money.go_live()
-    money.somebody_buys(0, 70, PAYER, is_told=True)
+    money.complete_a_payment(0, 70, PAYER, is_delivered=True)
     return money
 
 
-def reversal_asked_about() -> Money:
+def queried_reversal() -> Money:
     """B3: a status query about the receipt of a refund's reversal, while another payment of the amount is pending."""
     money = _begin()
-    money.somebody_buys(0, 70, PAYER, is_told=True)
+    money.complete_a_payment(0, 70, PAYER, is_delivered=True)
     money.refund(nth=0, amount=None, has_key=True, habit="before_ack", initiator="testapi", plan=Plan(), times=1)
     _asks(money, ASKS)
     for nth in range(2):
-        money.ask_for_a_status(nth=nth, which_payment=0, plan=Plan(), is_by_receipt=True, habit="before_ack")
+        money.query_a_receipt(nth=nth, which_payment=0, plan=Plan(), is_by_receipt=True, habit="before_ack")
     return money
 
 
-def strangers_at_a_till() -> Money:
+def unrelated_payers_at_a_till() -> Money:
     """B4, B7: masked and similar payers, payouts and portal reversals on a till's statement."""
     money = _begin("till", strangers=4)
     for _ in range(6):
@@ -119,7 +119,7 @@ def query_about_another_push() -> Money:
     money = _begin()
     _asks(money, PAYER)
     money.answer_a_prompt(nth=0, answer="cancel")
-    money.ask_about_a_payment(nth=0, plan=Plan(), fault=None, habit="other_handle")
+    money.query_a_payment(nth=0, plan=Plan(), fault=None, habit="other_handle")
     return money
 
 
@@ -167,28 +167,28 @@ def answer_without_postgres() -> Money:
     _asks(money, SILENT)
     money.time_passes(seconds=61)
     answer = Plan(Fate.NO_POSTGRES, (Act.CANCEL, Act.PAY))
-    money.workers_work(habit="parameters_list", query="does_not_exist", status=Plan(), stkquery=answer)
+    money.run_workers(habit="parameters_list", query="does_not_exist", status=Plan(), stkquery=answer)
     return money
 
 
 def reversed_on_the_portal() -> Money:
     """E7: M-Pesa reports a reversal that the gateway did not request."""
     money = _begin()
-    money.somebody_buys(0, 70, PAYER, is_told=True)
+    money.complete_a_payment(0, 70, PAYER, is_delivered=True)
     money.reverse_on_the_portal(nth=0, amount=70)
-    money.ask_for_a_status(nth=0, which_payment=0, plan=Plan(), is_by_receipt=False, habit="before_ack")
+    money.query_a_receipt(nth=0, which_payment=0, plan=Plan(), is_by_receipt=False, habit="before_ack")
     return money
 
 
 def endpoint_removed() -> Money:
     """E8: an endpoint is removed while a delivery is pending, and set again."""
     money = _begin()
-    money.somebody_buys(0, 70, PAYER, is_told=True)
-    money.it_happens(accident=Accident.ENDPOINT_REMOVED, status=200)
+    money.complete_a_payment(0, 70, PAYER, is_delivered=True)
+    money.inject_an_accident(accident=Accident.ENDPOINT_REMOVED, status=200)
     return money
 
 
-def questions_that_hang() -> Money:
+def queries_that_hang() -> Money:
     """F1, F2: STK query and Pull hang while a payment is completed."""
     money = _begin()
     money.daraja_hangs()
@@ -200,7 +200,7 @@ def chunk_that_cannot_be_read() -> Money:
     money = _begin()
     _asks(money, NEVER)
     money.time_passes(seconds=61)
-    money.workers_work(stkquery=Plan(Fate.BROKEN_CHUNK), status=Plan(), habit="normal")
+    money.run_workers(stkquery=Plan(Fate.BROKEN_CHUNK), status=Plan(), habit="normal")
     _asks(money, PAYER, fate=Fate.BROKEN_CHUNK)
     return money
 
@@ -209,16 +209,16 @@ def bodies_that_are_no_clean_json() -> Money:
     """D13: a Latin-1 byte, a raw tab, a lone surrogate, a BOM."""
     money = _begin()
     for habit in ("latin1", "raw_tab", "lone_surrogate", "bom"):
-        money.daraja_spells_otherwise(habit=habit, token="normal")
-        money.somebody_buys(0, 70, PAYER, is_told=True)
+        money.change_daraja_formats(habit=habit, token="normal")
+        money.complete_a_payment(0, 70, PAYER, is_delivered=True)
     return money
 
 
 STORIES: tuple[Callable[[], Money], ...] = (
     key_used_again_in_live,
     sandbox_events_after_going_live,
-    reversal_asked_about,
-    strangers_at_a_till,
+    queried_reversal,
+    unrelated_payers_at_a_till,
     same_payer_hours_later,
     reference_with_outer_spaces,
     paid_by_hand_without_a_prompt,
@@ -230,7 +230,7 @@ STORIES: tuple[Callable[[], Money], ...] = (
     answer_without_postgres,
     reversed_on_the_portal,
     endpoint_removed,
-    questions_that_hang,
+    queries_that_hang,
     chunk_that_cannot_be_read,
     bodies_that_are_no_clean_json,
 )

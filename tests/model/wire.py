@@ -34,13 +34,13 @@ class ProcessDied(BaseException):
 _is_dead: ContextVar[bool] = ContextVar("is_dead", default=False)
 
 
-def die() -> NoReturn:
+def kill_process() -> NoReturn:
     """End the calling process, as SIGKILL would. Raises ProcessDied."""
     _is_dead.set(True)
     raise ProcessDied
 
 
-def live() -> None:
+def start_process() -> None:
     """Continue as another process."""
     _is_dead.set(False)
 
@@ -49,7 +49,7 @@ CONNECTION_ENDED = "connection was closed in the middle of operation"
 """asyncpg's message about a closed connection."""
 
 
-class MortalDatabase(Database):
+class KillableDatabase(Database):
     """A database that rejects calls of a dead process: clean-up code after an exception has no effect."""
 
     breaks = 0
@@ -132,7 +132,7 @@ class Wire:
     def __init__(
         self,
         session: Any,
-        db: MortalDatabase,
+        db: KillableDatabase,
         perform: Callable[[Act], Awaitable[None]],
         arrived: Callable[[str, Any], Awaitable[None]],
         ways: Mapping[str, str],
@@ -158,17 +158,17 @@ class Wire:
         """Plan the next call of an operation."""
         self._plans[operation] = plan
 
-    def mend(self) -> None:
+    def remove_faults(self) -> None:
         """Remove all faults."""
         self._plans.clear()
         self.hidden = frozenset()
-        self.hang_up()
+        self.end_hanging()
 
     def hang(self, *operations: str) -> None:
-        """Let these operations accept connections and answer nothing until `hang_up`."""
+        """Let these operations accept connections and answer nothing until `end_hanging`."""
         self._hanging, self._hangs = asyncio.Event(), frozenset(operations)
 
-    def hang_up(self) -> None:
+    def end_hanging(self) -> None:
         """End hanging calls with a timeout."""
         self._hangs = frozenset()
         if self._hanging is not None:
@@ -219,14 +219,14 @@ class Wire:
         if fate is Fate.NEVER_ARRIVED:
             raise niquests.exceptions.ReadTimeout
         if fate is Fate.DIES_BEFORE:
-            die()
+            kill_process()
 
     @staticmethod
     def _meet_after(fate: Fate) -> None:
         if fate is Fate.ANSWER_LOST:
             raise niquests.exceptions.ReadTimeout
         if fate is Fate.DIES_AFTER:
-            die()
+            kill_process()
         if fate is Fate.BROKEN_CHUNK:
             raise ValueError("invalid literal for int() with base 16: b'ZZ'")
 
