@@ -593,7 +593,7 @@ async def _restart_stores(chaos: Chaos) -> None:
     """Restart Postgres and Valkey until both run."""
     servers = (chaos.site.standalone.postgres, chaos.site.standalone.valkey)
     while any(server.pid is None for server in servers):
-        for sentence in await asyncio.to_thread(chaos.site.standalone.mend):
+        for sentence in await asyncio.to_thread(chaos.site.standalone.repair):
             chaos.say(sentence)
         await asyncio.sleep(0.1)
 

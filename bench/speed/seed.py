@@ -15,12 +15,12 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.ids import Ids, id_of, uuid_of
+from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoints import EndpointService
 
 _ACTOR = "cli:bench"
 
@@ -190,7 +190,7 @@ async def open_shop(values: dict[str, Any], webhook_url: str) -> Shop:
 async def _configure(gateway: Gateway, caller: Caller, webhook_url: str) -> None:
     provider = msgspec.convert(INITIATED, SetProvider)
     await gateway.services.get(CredentialStore).store(caller, provider)
-    await gateway.services.get(Endpoints).set_url(caller, webhook_url)
+    await gateway.services.get(EndpointService).set_url(caller, webhook_url)
 
 
 async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:

@@ -9,8 +9,8 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from mpesa_gateway.testing.serving import INITIATED
-from mpesa_gateway_payments.tally import PaymentTally
-from mpesa_gateway_simulator.diary import Diary
+from mpesa_gateway_payments.stats import PaymentTally
+from mpesa_gateway_simulator.exchange_log import Diary
 from tests.browser.conftest import DESK, SLIM, clipped, opened, overflows, signs_in, violations
 from tests.conftest import Town
 from tests.house.tree import ROOT

@@ -16,7 +16,7 @@ OUTSIDE_HTTP = {
     ("Deliveries", "start"),
     ("Deliveries", "stop"),
     # A developer's command that opens no transaction.
-    ("Listener", "forward"),
+    ("DevListener", "forward"),
 }
 
 

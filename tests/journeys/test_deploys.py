@@ -12,7 +12,7 @@ import pytest
 
 from bench.chaos.balancer import Balancer
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate
+from mpesa_gateway.db.migrator import Migration, MigrationError, migrate
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
@@ -156,7 +156,7 @@ async def test_push_interrupted_by_a_kill_is_not_repeated_and_completes(
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
-        site.values["payments"] = {"hold": 3}
+        site.values["payments"] = {"create_lease": 3}
         site.start_api(0)
         victim = site.start_api(1)
         await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
@@ -333,5 +333,5 @@ async def test_release_on_a_schema_with_removals_is_not_ready(town: Town) -> Non
     assert (status, migrations["ok"]) == (503, False)
     assert "took away what it needs): run the newer release" in migrations["detail"]
     await town.gateway.stop()
-    with pytest.raises(MigrationRefused, match="ahead of this release"):
+    with pytest.raises(MigrationError, match="ahead of this release"):
         await town.gateway.start()

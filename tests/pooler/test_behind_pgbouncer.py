@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level
 from mpesa_gateway.config import DatabaseConfig, GatewayConfig
-from mpesa_gateway.db.changes import Changes
-from mpesa_gateway.db.engine import Database, PoolerInBetween, SearchPathLost
+from mpesa_gateway.db.engine import Database, PoolerDetected, SearchPathLost
+from mpesa_gateway.db.invalidation import InvalidationListener
 from mpesa_gateway.db.migrator import migrate, pending
-from mpesa_gateway.doctor.postgres import look_at_postgres
-from mpesa_gateway.observation import Examination, Level, Observation
+from mpesa_gateway.doctor.postgres import check_postgres
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually, gateway_values
 from tests.pooler.conftest import Bouncing, prepare_role
@@ -72,7 +72,7 @@ async def test_concurrent_queries_on_few_connections_get_their_own_rows(pooled_u
 
 async def test_notifications_arrive_over_the_direct_connection(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url) as db:
-        changes, received = Changes(db), list[str]()
+        changes, received = InvalidationListener(db), list[str]()
         changes.on("key", received.append)
         await changes.start()
         try:
@@ -110,7 +110,7 @@ async def test_concurrent_migrations_leave_no_lock_and_no_setting(pooled_url: st
 )
 async def test_undeclared_pooler_is_rejected(database_url: str, bouncing: Bouncing, ignores: str) -> None:
     await prepare_role(database_url)
-    with pytest.raises(PoolerInBetween, match=r"database\.direct_url"):
+    with pytest.raises(PoolerDetected, match=r"database\.direct_url"):
         async with connected(bouncing(ignores=ignores), None):
             pass
 
@@ -125,17 +125,17 @@ async def test_tables_of_another_schema_are_not_read(database_url: str, bouncing
 
 async def test_migration_through_a_pooler_is_rejected(pooled_url: str) -> None:
     async with connected(pooled_url, pooled_url) as db:
-        with pytest.raises(PoolerInBetween):
+        with pytest.raises(PoolerDetected):
             await migrate(db, [])
 
 
-async def seen(values: dict[str, Any]) -> dict[str, Observation]:
+async def seen(values: dict[str, Any]) -> dict[str, CheckResult]:
     """Return the doctor's observations about Postgres."""
     gateway = Gateway(GatewayConfig.from_values(values))
     db = Database(gateway.config.database)
     try:
-        examination = Examination(now=gateway.clock.now(), is_live=True)
-        return {found.name: found async for found in look_at_postgres(gateway, db, examination)}
+        examination = CheckContext(now=gateway.clock.now(), is_live=True)
+        return {found.name: found async for found in check_postgres(gateway, db, examination)}
     finally:
         if db.is_running:
             await db.stop()

@@ -11,7 +11,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.daraja import fault
 from tests.plugins.credentials.two_worlds import (
     PHONE,
@@ -170,7 +170,7 @@ async def test_an_operator_moves_the_ownership(worlds: Worlds) -> None:
     sources = await worlds.gateway.services.get(Credentials).statement_sources()
     assert [source.merchant_id for source in sources] == [two.merchant_id]
     formers = await default_shortcode(worlds.gateway, one.merchant_id, "live")
-    assert await worlds.gateway.services.get(Reconciliation).run_due(formers) is False
+    assert await worlds.gateway.services.get(ReconciliationService).run_due(formers) is False
 
 
 async def test_an_owner_is_a_merchant_with_credentials_for_the_number(worlds: Worlds) -> None:

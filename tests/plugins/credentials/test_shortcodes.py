@@ -18,7 +18,7 @@ from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.service import CredentialStore
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.plugins.credentials.two_worlds import PHONE, PROVIDERS, SPIKE_ARREST, Worlds, paid_for, put, two_worlds
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -185,7 +185,7 @@ async def test_a_retired_shortcode_is_asked_about_and_read_on(worlds: Worlds, ho
     assert (await shop.live.call("POST", f"/v1/payments/{payment['id']}/query")).status == 200
     credentials = worlds.gateway.services.get(Credentials)
     (source,) = [source for source in await credentials.statement_sources() if source.is_retired]
-    assert await worlds.gateway.services.get(Reconciliation).run_due(source.shortcode_id)
+    assert await worlds.gateway.services.get(ReconciliationService).run_due(source.shortcode_id)
     assert [one["ShortCode"] for one in worlds.live.of("pullquery")] == [till or "600001"]
 
 

@@ -21,13 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs.site.reference.metrics import collected, counted
 from docs.site.reference.product import plugins
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
+from mpesa_gateway.config import QUEUES, ConfigError, GatewayConfig
+from mpesa_gateway.correlation import current_request_id, use_request_id
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.env import ENVS
 from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
-from mpesa_gateway.origin import asked_by, current_request_id
-from mpesa_gateway.plugin import Job, Plugin, PluginRefused
+from mpesa_gateway.plugin import Job, Plugin, PluginError
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
@@ -37,9 +37,9 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_metrics.worker_server import serve_beside_worker
+from mpesa_gateway_payments import stats_sql
 from mpesa_gateway_payments import tables as payments
-from mpesa_gateway_payments import tally_sql
-from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
 from mpesa_gateway_webhooks import tables as webhooks
@@ -135,7 +135,7 @@ async def journey(watched: Watched) -> None:
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).status in {200, 201, 202}
     await watched.receiver.wait_for(2)
-    await watched.gateway.services.get(PaymentTally).count()
+    await watched.gateway.services.get(PaymentStatsReader).count()
 
     async def is_counted() -> bool:
         return await watched.value("mpesa_webhook_attempts_total", outcome="delivered") >= 2
@@ -161,7 +161,7 @@ async def test_a_journey_is_counted_as_it_was(watched: Watched) -> None:
     assert seen("mpesa_callbacks_total", kind="stk", verdict="accepted") == 2
     assert seen("mpesa_callbacks_total", kind="stk", verdict="refused", reason="token") == 1
     for env in ENVS:
-        assert seen("mpesa_webhooks_owed", env=env) == seen("mpesa_webhooks_oldest_owed_seconds", env=env) == 0
+        assert seen("mpesa_webhooks_pending", env=env) == seen("mpesa_webhooks_oldest_pending_seconds", env=env) == 0
     assert seen("mpesa_daraja_calls_total", operation="stk_push", outcome="ok", code="") == 2
     assert seen("mpesa_daraja_calls_total", operation="stk_push", outcome="fault", code="500.003.02") == 1
     assert seen("mpesa_daraja_call_seconds_count", env="sandbox", operation="stk_push") == 3
@@ -171,7 +171,7 @@ async def test_a_journey_is_counted_as_it_was(watched: Watched) -> None:
     assert 0 <= seen("mpesa_daraja_token_age_seconds") < 300
     assert seen("mpesa_postgres_up") == seen("mpesa_valkey_up") == 1
     assert [seen("mpesa_workers", queue=queue) for queue in QUEUES] == [1] * len(QUEUES)
-    assert seen("mpesa_migrations_pending") == seen("mpesa_readings_failed") == 0
+    assert seen("mpesa_migrations_pending") == seen("mpesa_collectors_failed") == 0
     assert seen("mpesa_reconciliation_runs_total", status="completed") == 1
     assert seen("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1
     assert seen("mpesa_build_info") == 1
@@ -186,7 +186,12 @@ async def test_what_waits_in_the_sandbox_is_not_counted_as_live(watched: Watched
     for number, (verdict, env) in enumerate(product(("waiting", "unmatched"), ("sandbox", None))):
         await db.execute(CALLBACK, identifier("cbk", number), verdict, env, *subject)
     samples = await watched.samples()
-    counts = ("mpesa_payments_open", "mpesa_payments_held", "mpesa_callbacks_waiting", "mpesa_callbacks_unmatched")
+    counts = (
+        "mpesa_payments_open",
+        "mpesa_payments_needing_review",
+        "mpesa_callbacks_waiting",
+        "mpesa_callbacks_unmatched",
+    )
     seen = {env: [value(samples, name, env=env) for name in counts] for env in ENVS}
     # A callback whose env is not known may be of either.
     assert seen == {"sandbox": [1, 1, 2, 2], "live": [0, 0, 1, 1]}
@@ -341,17 +346,17 @@ def unstarted(values: dict[str, Any], **metrics: Any) -> Gateway:
 def test_a_token_that_can_be_guessed_is_refused_when_the_settings_are_checked(
     values: dict[str, Any], token: str
 ) -> None:
-    with pytest.raises(ConfigRefused, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
+    with pytest.raises(ConfigError, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
         GatewayConfig.from_values(values | {"metrics": {"token": token}}).section("metrics", MetricsSettings)
     assert unstarted(values, token="sixteen letters!").settings(MetricsSettings).token is not None
 
 
 def test_nobody_reads_where_the_settings_do_not_say_who(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigRefused, match=r"set `metrics\.token`"):
+    with pytest.raises(ConfigError, match=r"set `metrics\.token`"):
         unstarted(values).services.get(metrics_plugin.provides[0][0])
-    with pytest.raises(ConfigRefused, match=r"`metrics\.token` is empty"):
+    with pytest.raises(ConfigError, match=r"`metrics\.token` is empty"):
         unstarted(values, token="").services.get(metrics_plugin.provides[0][0])
-    with pytest.raises(ConfigRefused, match=r"setting `metrics\.networks`: `x` is no address"):
+    with pytest.raises(ConfigError, match=r"setting `metrics\.networks`: `x` is no address"):
         unstarted(values, networks=["x"]).services.get(metrics_plugin.provides[0][0])
 
 
@@ -389,7 +394,7 @@ def test_metrics_two_plugins_with_one_name_are_refused(values: dict[str, Any]) -
         return Counter("mpesa_jobs_total", "A test.", registry=registry)
 
     host = Plugin(name="counting", summary="Counts.", metrics=define)
-    with pytest.raises(PluginRefused, match=r"two metrics have the same name \(mpesa_jobs"):
+    with pytest.raises(PluginError, match=r"two metrics have the same name \(mpesa_jobs"):
         Gateway(GatewayConfig.from_values(values), plugins=(host,))
 
 
@@ -452,7 +457,7 @@ async def test_exposition_one_collector_fails_others_are_shown_and_kept(
             samples = read(await scrape(base))
             assert value(samples, "mpesa_test_looks") == 1
             assert not any(name == "mpesa_test_broken" for name, _, _ in samples)
-            assert value(samples, "mpesa_readings_failed") == 1
+            assert value(samples, "mpesa_collectors_failed") == 1
             assert value(samples, "mpesa_postgres_up") == 1
             assert value(samples, "mpesa_payments_open") == 0
     assert looks == 1
@@ -496,8 +501,8 @@ async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (tally_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
-    "reasons by hour": (tally_sql.TALLIED_REASONS, (timedelta(hours=1),)),
+    "payments by hour": (stats_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
+    "reasons by hour": (stats_sql.TALLIED_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
@@ -542,7 +547,7 @@ async def test_a_requests_id_goes_with_it_into_the_jobs_that_it_leads_to(watched
 
     host = Plugin(name="asking", summary="Asks.", jobs=(Job(first, timeout=5), Job(second, timeout=5)))
     async with running_gateway(watched_values, plugins=(host,)) as (gateway, _):
-        with asked_by("the-callers-own-id"):
+        with use_request_id("the-callers-own-id"):
             await gateway.jobs.enqueue("asking.first")
 
         async def both() -> bool:

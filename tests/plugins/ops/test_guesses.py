@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.call_slots import Slot, use_slot
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.concurrency import Place, holding
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http.vouching import Voucher
-from mpesa_gateway.pages import Role
+from mpesa_gateway.http.known_callers import KnownCallerCheck
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway
-from mpesa_gateway_ops import guesses, operators
+from mpesa_gateway_ops import login_limits, operators
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Sessions
@@ -140,7 +140,7 @@ async def test_a_device_cookie_of_another_account_or_a_forged_or_old_one_is_none
         for number in range(7):
             await home.guess("baraka", f"198.51.100.{number}")
         assert await home.guess("baraka", password=PASSWORD, device=device) == "in"
-        home.clock.advance(guesses.DEVICE_LIFETIME + timedelta(seconds=1))
+        home.clock.advance(login_limits.DEVICE_LIFETIME + timedelta(seconds=1))
         for number in range(7):
             await home.guess("baraka", f"192.0.2.{number}", device=device)
         assert await home.guess("baraka", password=PASSWORD, device=device) == "TooManyFailures"
@@ -177,7 +177,7 @@ async def test_a_signed_in_browser_is_not_slowed_with_strangers(values: dict[str
         sessions = home.gateway.services.get(Sessions)
         assert sessions.was_open(Secret(cookie.value))
         assert not sessions.was_open(Secret("0" * 64))
-        voucher = next(one for one in home.gateway.contributed(Voucher) if one.below == ("/ops",))
+        voucher = next(one for one in home.gateway.contributed(KnownCallerCheck) if one.below == ("/ops",))
 
         def vouches(text: str) -> bool:
             return voucher.vouches(home.gateway, {"headers": [(b"cookie", text.encode())]}, "203.0.113.1")
@@ -204,16 +204,16 @@ async def test_one_password_is_hashed_at_a_time_outside_the_places_of_calls_and_
         return False
 
     monkeypatch.setattr(operators, "_verify", verify)
-    monkeypatch.setattr(guesses, "_PAUSE", 0.0)
+    monkeypatch.setattr(login_limits, "_PAUSE", 0.0)
     async with pages(values, limits={"auth_failures": 100, "account_failures": 100}) as home:
-        gate = Gate()
-        with holding(Place(gate)):
+        slots = HeldSlots()
+        with use_slot(Slot(slots)):
             tasks = [asyncio.create_task(home.guess("amina", f"2001:db8:0:{number:x}::1")) for number in range(20)]
             await asyncio.to_thread(started.wait, 10)
             done, _ = await asyncio.wait(tasks, timeout=0.1)
             # One is judged, eight wait, eleven are told to come back.
             assert sorted(task.result() for task in done) == ["ServiceUnavailable"] * 11
-            assert gate.held == 0
+            assert slots.held == 0
             one_address = [asyncio.create_task(home.guess("amina", "2001:db8:0:1::9")) for _ in range(2)]
             assert set(await asyncio.gather(*one_address)) == {"ServiceUnavailable"}
             over.set()
@@ -241,17 +241,17 @@ async def test_a_limited_guess_takes_no_turn(values: dict[str, Any], monkeypatch
         assert await other == "WrongPassword"
 
 
-class Gate:
-    """Counts the places that are held."""
+class HeldSlots:
+    """Counts the slots that are held."""
 
     held = 1
 
-    def leave(self) -> None:
-        """One is left."""
+    def release(self) -> None:
+        """Count one slot less."""
         self.held -= 1
 
-    def return_to(self) -> None:
-        """One is taken again."""
+    def reacquire(self) -> None:
+        """Count one slot more."""
         self.held += 1
 
     def end(self, *, is_working: bool) -> None:

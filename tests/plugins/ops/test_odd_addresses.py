@@ -3,8 +3,8 @@
 import re
 from urllib.parse import quote
 
-from mpesa_gateway.http.html import moved
-from mpesa_gateway.pages import Role
+from mpesa_gateway.http.templating import redirect
+from mpesa_gateway.ops_contract import Role
 from tests.plugins.ops.conftest import Desk
 from tests.routes import operations
 
@@ -54,9 +54,9 @@ async def test_no_page_and_no_act_fails_for_what_stands_in_its_address(desk: Des
 
 def test_whatever_an_address_holds_it_can_stand_in_a_header() -> None:
     for text in ("/ops/😀", "/ops/\r\nSet-Cookie: a=b", "/ops/\x00", "/ops/\ud800", "/ops/é?a=b&c=%20#d"):
-        location = moved(text).headers["Location"]
+        location = redirect(text).headers["Location"]
         assert location.isascii()
         assert location.isprintable()
         assert " " not in location
-    assert moved("/ops/a?b=%20&c=1#d").headers["Location"] == "/ops/a?b=%20&c=1#d"
-    assert moved("/ops/😀").headers["Location"] == quote("/ops/😀")
+    assert redirect("/ops/a?b=%20&c=1#d").headers["Location"] == "/ops/a?b=%20&c=1#d"
+    assert redirect("/ops/😀").headers["Location"] == quote("/ops/😀")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually, shop
-from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from tests.browsing import Page
 from tests.plugins.ops.conftest import Desk
 
@@ -296,7 +296,7 @@ async def test_the_overview_draws_how_payments_do(desk: Desk) -> None:
         await paid(desk, "254711000001", amount=1200, key="a")
         await paid(desk, "254711000002", amount=300, key="b")
         await paid(desk, "254700000001", amount=50, key="c")
-        await desk.gateway.services.get(PaymentTally).count()
+        await desk.gateway.services.get(PaymentStatsReader).count()
         page = await browser.opens("")
         assert page.untidy == []
         for words in (

@@ -10,8 +10,8 @@ import pytest
 
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_simulator.habits import ACK_HABITS, CALLBACK_HABITS, OAUTH_HABITS, QUERY_HABITS
-from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
+from mpesa_gateway_simulator.misbehaviour import ACK_HABITS, CALLBACK_HABITS, OAUTH_HABITS, QUERY_HABITS
+from mpesa_gateway_simulator.validation import FAULTS, Fault, NotJson
 from tests.plugins.simulator.line import PUSH, QUICK, TOKEN, basic, daraja
 from tests.plugins.simulator.test_results import PHONE, Asking, parameters
 
@@ -43,7 +43,7 @@ def test_every_code_and_every_text_of_a_code_can_be_played() -> None:
 
 
 def test_the_proxies_in_front_answer_at_every_status_that_was_seen() -> None:
-    garbage = {name: fault for name, fault in FAULTS.items() if isinstance(fault, Garbage)}
+    garbage = {name: fault for name, fault in FAULTS.items() if isinstance(fault, NotJson)}
     arrests = {one.status for one in garbage.values() if "policies.ratelimit.SpikeArrestViolation" in one.body}
     assert arrests == {429, 500}
     assert {one.status for one in garbage.values() if "keymanagement.service" in one.body} == {401}
@@ -53,7 +53,7 @@ def test_the_proxies_in_front_answer_at_every_status_that_was_seen() -> None:
 def test_the_bodies_that_were_captured_are_played_word_for_word() -> None:
     samples = Path(__file__).parents[2] / "samples"
     said = [{"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)]
-    said += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, Garbage) and "fault" in one.body]
+    said += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, NotJson) and "fault" in one.body]
     for path in sorted(samples.glob("error_*.json")):
         body = json.loads(path.read_text())
         body.pop("requestId", None)

@@ -12,9 +12,9 @@ import pytest
 from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway
-from mpesa_gateway_simulator.chance import receipt_of
-from mpesa_gateway_simulator.front import DARAJA, OWN, ROOT
 from mpesa_gateway_simulator.plugin import plugin
+from mpesa_gateway_simulator.root_routes import DARAJA, OWN, ROOT
+from mpesa_gateway_simulator.seeded_random import receipt_of
 from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, signed
 from tests.plugins.simulator.test_results import PHONE, PULL, REGISTER, REVERSAL, SHORTCODE, STATUS, Asking, parameters
 

@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, ExchangeLog
 from tests.browsing import Browser, Page
 from tests.conftest import Town
 
@@ -287,7 +287,7 @@ async def test_the_page_loads_our_own_files_only(town: Town) -> None:
 
 
 def test_the_log_shows_amounts_as_they_were_said_and_no_secret() -> None:
-    diary = Diary(SystemClock(), Pulse())
+    diary = ExchangeLog(SystemClock(), ChangeSignal())
     diary.received(
         "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}
     )

@@ -10,15 +10,15 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.receiver import receiving
-from mpesa_gateway_simulator.population import (
+from mpesa_gateway_simulator.bystanders import (
     OTHER_SHOP,
     OUTGOING,
     PULL_TYPES,
     REVERSAL_TYPE,
     Movement,
     Push,
+    bystanders_of,
     shown_payer,
-    strangers_around,
 )
 from tests.plugins.simulator.line import QUICK, daraja
 from tests.plugins.simulator.test_results import PHONE, SHORTCODE, Asking, parameters
@@ -34,7 +34,7 @@ def a_push(*, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> Push:
 def town(pushes: int = 400, *, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> list[Movement]:
     """The strangers of many pushes."""
     push = a_push(is_till=is_till, reference=reference)
-    return [one for number in range(pushes) for one in strangers_around(push, 3.0, number.to_bytes(2, "big"))]
+    return [one for number in range(pushes) for one in bystanders_of(push, 3.0, number.to_bytes(2, "big"))]
 
 
 def is_close(one: Movement) -> bool:
@@ -84,10 +84,10 @@ def test_nobody_at_the_receiver_types_the_pushs_own_account() -> None:
 
 def test_a_seed_is_one_population_and_a_share_of_a_stranger_is_a_chance() -> None:
     push = a_push()
-    assert strangers_around(push, 3.0, b"seed") == strangers_around(push, 3.0, b"seed")
-    assert strangers_around(push, 3.0, b"seed") != strangers_around(push, 3.0, b"other")
-    assert strangers_around(push, 0.0, b"seed") == []
-    counts = [len(strangers_around(push, 0.5, number.to_bytes(2, "big"))) for number in range(400)]
+    assert bystanders_of(push, 3.0, b"seed") == bystanders_of(push, 3.0, b"seed")
+    assert bystanders_of(push, 3.0, b"seed") != bystanders_of(push, 3.0, b"other")
+    assert bystanders_of(push, 0.0, b"seed") == []
+    counts = [len(bystanders_of(push, 0.5, number.to_bytes(2, "big"))) for number in range(400)]
     assert set(counts) == {0, 1}
     assert 150 < sum(counts) < 250
 

@@ -502,7 +502,7 @@ async def test_live_traffic_that_is_led_to_a_simulator_gets_no_token_and_sends_n
             description="D",
         )
         with pytest.raises(NotSent):
-            await gateway.daraja.ask(STK_PUSH, live, push)
+            await gateway.daraja.call(STK_PUSH, live, push)
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 0
 
 
