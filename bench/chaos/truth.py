@@ -12,7 +12,7 @@ OWN_REFERENCE = 12
 
 _TRUTH = """
 push AS (
-    -- Tokens spell two letters otherwise, so that no address has a word that M-Pesa filters.
+    -- Tokens replace two letters, so that no address contains a word that M-Pesa filters.
     SELECT *,
         id_uuid('pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{{26}})'), 'io', 'xm')) AS payment_id
     FROM sim_push
@@ -23,7 +23,7 @@ push AS (
     SELECT push.payment_id, moved.receipt
     FROM sim_transaction moved JOIN push ON push.checkout_request_id = moved.checkout_request_id {same_world}
     UNION
-    -- Money that came by hand, with the account number that no other push has.
+    -- Money paid by hand, with an account number that no other push has.
     SELECT push.payment_id, moved.receipt
     FROM push JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.amount = push.amount {same_world}
         AND upper(btrim(moved.reference)) = upper(btrim(push.reference))
@@ -37,8 +37,8 @@ push AS (
     WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL AND length(btrim(payment.reference)) = {own_reference}
         AND NOT EXISTS (SELECT 1 FROM push WHERE push.payment_id = payment.payment_id)
     UNION
-    -- Money of the same payer by hand, for the same amount and account, around the prompt: nothing tells it from what
-    -- the prompt asked for, unless M-Pesa had said for good that the prompt was refused.
+    -- Money of the same payer by hand, for the same amount and account, around the prompt: it cannot be distinguished
+    -- from the prompted money, unless a final result said that the prompt was rejected.
     SELECT push.payment_id, moved.receipt
     FROM push JOIN payment ON payment.payment_id = push.payment_id
         JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.phone = push.phone
@@ -50,7 +50,7 @@ push AS (
             SELECT 1 FROM sim_callback said WHERE said.checkout_request_id = push.checkout_request_id
                 AND said.last_status = 200 AND said.answered_at < payment.completed_at))
 ), taken AS (
-    -- Each receipt that a payment is paid with, and what it is in truth.
+    -- Each receipt of a payment, and its true origin.
     SELECT paid.payment_id, paid.receipt, CASE
         WHEN EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = paid.payment_id
             AND made_for.receipt = paid.receipt AND moved.amount = paid.amount) THEN 'right'

@@ -58,7 +58,7 @@ def pay(client: AuthenticatedClient, phone: str, amount: int) -> PaymentWithTime
     body = CreatePayment(amount=amount, phone=phone, reference="order 1041")
     payment = good(create_payment.sync(client=client, idempotency_key=key, body=body)).data
     again = good(create_payment.sync(client=client, idempotency_key=key, body=body)).data
-    expect(again.id == payment.id, "the same key is the same payment")
+    expect(again.id == payment.id, "the same key returns the same payment")
     for _ in range(PATIENCE):
         found = good(get_payment.sync(payment.id, client=client)).data
         if found.status is not PaymentStatus.PENDING:
@@ -89,7 +89,7 @@ def refund(client: AuthenticatedClient, payment_id: str) -> None:
         found = good(get_refund.sync(created.id, client=client)).data
         if found.status is not RefundStatus.PENDING:
             expect(found.status is RefundStatus.COMPLETED, found.advice)
-            print(f"{found.id}: {found.amount} {found.currency} went back")
+            print(f"{found.id}: {found.amount} {found.currency} refunded")
             return
         time.sleep(1)
     raise TimeoutError(f"{created.id} is still pending")
@@ -101,7 +101,7 @@ def main() -> None:
         base_url=os.environ["GATEWAY"], token=os.environ["KEY"], prefix="", auth_header_name="X-API-Key"
     ) as client:
         endpoint = SetWebhook(webhook_url=os.environ.get("WEBHOOK_URL", "http://127.0.0.1:8080/mpesa"))
-        print(f"webhooks go to {good(set_webhook.sync(client=client, body=endpoint)).data.webhook_url}")
+        print(f"webhooks are sent to {good(set_webhook.sync(client=client, body=endpoint)).data.webhook_url}")
         first, second = pay(client, "254711000001", 500), pay(client, "254711000002", 250)
         newest, older = completed(client)[:2]
         expect((newest, older) == (second.id, first.id), "the list has the newest first")
@@ -115,7 +115,7 @@ def main() -> None:
         except Refused as problem:
             (bad,) = problem.failure.errors
             expect(bad.code is ErrorCode.VALIDATION_ERROR and bad.field == "phone", problem)
-            print(f"refused, as it should be: {bad.field} {bad.message} ({problem.failure.request_id})")
+            print(f"rejected as expected: {bad.field} {bad.message} ({problem.failure.request_id})")
         else:
             raise RuntimeError("a number that is none was taken")
 

@@ -8,10 +8,10 @@ from bench.chaos.truth import CHECKS, TAKEN, truth
 
 _TRUTH = f"""
 WITH {truth(has_worlds=True)}, forged AS (
-    -- A liar may plant a receipt, which no query confirms; never money.
+    -- A forger may invent a receipt, which no query confirms, but no money.
     SELECT payment_id FROM push WHERE payment_id IN (SELECT id_uuid(unnest($1::text[]))) AND result_code = '0'
 ), by_hand AS (
-    -- Lines that a merchant or an operator put on a payment, which no evidence spoke against.
+    -- Lines assigned to a payment by a merchant or an operator, without evidence against it.
     SELECT id_uuid(unnest($3::text[])) AS payment_id
 ), clock AS (
     SELECT $2::timestamptz AS now
@@ -63,7 +63,7 @@ ALWAYS: dict[str, str] = {
             LEFT JOIN went_back w ON w.original = p.receipt
         GROUP BY p.payment_id, p.refund_reserved, p.refunded, w.in_all, w.by_us
         HAVING p.refund_reserved <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'pending'), 0)
-            -- What went back on M-Pesa's portal is in the books once M-Pesa has said so.
+            -- Reversals on M-Pesa's portal are in the books once M-Pesa has reported them.
             OR p.refunded - COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
                 NOT BETWEEN 0 AND COALESCE(w.in_all - w.by_us, 0)
     """,
@@ -113,7 +113,7 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until IS NULL
     """,
     "stuck: it is processed too late": """
-        -- A payment that expired is asked about again for two days.
+        -- An expired payment is queried for two more days.
         SELECT payment_id FROM payment, clock
         WHERE due_at > now + CASE status WHEN 'pending' THEN interval '16 minutes' ELSE interval '48 hours' END
         UNION ALL SELECT refund_id FROM refund, clock WHERE due_at > now + interval '16 minutes'
