@@ -153,13 +153,14 @@ class Up:
         was_told = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
         state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_told}
         write_state(self._data, state)
+        # Before the API is ready: a program that waits for it may create merchants of its own.
+        may_create = self._wishes.shop and not has_live
+        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
         children = self._children(config, embedded, undo)
         supervisor = Supervisor(list(children.values()), self._say, standalone.repair, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
-        may_create = self._wishes.shop and not has_live
-        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
         Banner(
             config=config,
             data=self._data,

@@ -33,7 +33,9 @@ FORBIDDEN = frozenset(
 )
 """Modules that decide how a report of money is matched."""
 
-FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "Recovery", "judge", "may_be", "take_money", "visible_pattern"})
+FORBIDDEN_NAMES = frozenset(
+    {"Evidence", "Match", "StatementMatching", "judge", "may_be", "take_money", "visible_pattern"}
+)
 """Names of the product's matching code, from any module."""
 
 

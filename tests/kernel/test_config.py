@@ -226,7 +226,7 @@ def test_the_environment_goes_over_the_file_setting_by_setting(tmp_path: Path) -
     file = tmp_path / "gateway.toml"
     file.write_text(
         "public_url = 'https://file.example'\nplugins = ['credentials']\n"
-        "[http]\nport = 9000\nhost = '0.0.0.0'\n[payments]\nhold = 99\nexpire_after = 5\n"
+        "[http]\nport = 9000\nhost = '0.0.0.0'\n[payments]\ncreate_lease = 99\nexpire_after = 5\n"
     )
     config = load({"HTTP__PORT": "9001", "PAYMENTS__CREATE_LEASE": "98"}, file)
     assert (config.http.port, config.http.host, config.plugins) == (9001, "0.0.0.0", ("credentials",))  # noqa: S104

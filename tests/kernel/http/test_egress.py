@@ -721,7 +721,7 @@ async def test_post_with_unexpected_error_is_failed_attempt(
     async def fail(*_: Any, **__: Any) -> None:
         raise kind("unexpected")
 
-    monkeypatch.setattr("mpesa_gateway.http.outbound.Outbound.post", fail)
+    monkeypatch.setattr("mpesa_gateway.http.outbound.OutboundClient.post", fail)
     async with egress() as one, scripted(always(202)) as server:
         assert await fails(one, server.base) == "bad_answer"
 

@@ -30,8 +30,8 @@ SLEEP = shutil.which("sleep") or "sleep"
 OWNER = """
 import sys, time
 from pathlib import Path
-from mpesa_gateway.standalone.data_folder import Standalone
-standalone = Standalone(Path(sys.argv[1]))
+from mpesa_gateway.standalone.data_folder import DataFolder
+standalone = DataFolder(Path(sys.argv[1]))
 standalone.start()
 print(standalone.postgres.url, standalone.valkey.url, standalone.postgres.pid, standalone.valkey.pid, flush=True)
 time.sleep(300)
