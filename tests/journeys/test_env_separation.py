@@ -19,7 +19,7 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from tests.asgi import ask
-from tests.journeys.test_tenants import merchant
+from tests.journeys.test_merchant_separation import merchant
 from tests.ledger import broken
 from tests.worlds import OTHER, Walk, mirror
 
