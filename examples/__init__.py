@@ -1,1 +1,1 @@
-"""The gateway in other people's systems."""
+"""Examples of the gateway in other systems."""

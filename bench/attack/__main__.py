@@ -1,4 +1,4 @@
-"""``just attack``: the whole suite, or a part of it; ends by itself, speaks to loopback only, and prints one report."""
+"""``just attack``: runs the whole suite or a part of it on loopback only, and prints one report."""
 
 import argparse
 import signal
@@ -18,18 +18,18 @@ from bench.attack.routes import ROUTES, is_installed, through, wait_until_listen
 from mpesa_gateway.standalone.process import free_port, launch, stop
 
 CANDIDATES = ("gateway", "granian", "uvicorn", "uvicorn-h11")
-"""``gateway`` is the server as it ships. The others are for comparison: bare, by their own settings."""
+"""``gateway`` is the server as shipped. The others are for comparison, with their own settings only."""
 
 QUICK = ("idle-kept", "half-bodies", "no-key", "logins", "slow-dns", "chunks")
-"""What ``--quick`` tries of floods and of webhook hosts."""
+"""The floods and webhook hosts of ``--quick``."""
 
 PARTS = ("smuggling", "bounds", "floods", "egress")
 
 
 def main() -> int:
-    """Run what the arguments ask for; returns the exit status: 1 when something was not withstood or a bar not met.
+    """Run the selected parts; returns the exit status: 1 if an attack succeeded or a bar was missed.
 
-    ``--quick`` measures too briefly for bars: a share that is below one does not fail it.
+    ``--quick`` measures too briefly for bars: a share below one does not fail it.
     """
     options = _parser().parse_args()
     servers = options.server or ["gateway"]
@@ -64,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     names = [attack.name for attack in ATTACKS]
     parser = argparse.ArgumentParser(prog="just attack", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two minutes: for CI")
-    parser.add_argument("--server", action="append", choices=CANDIDATES, help="what is attacked (default: gateway)")
+    parser.add_argument("--server", action="append", choices=CANDIDATES, help="the server to attack (default: gateway)")
     parser.add_argument("--route", action="append", choices=ROUTES, help="the way to it (default: all)")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part (default: all)")
     parser.add_argument("--skip", action="append", default=[], choices=PARTS, help="leave a part out")
     parser.add_argument("--case", default="", help="only the smuggling cases whose name contains this")
-    parser.add_argument("--flood", action="append", choices=names, help="these floods, by each route that is asked for")
+    parser.add_argument("--flood", action="append", choices=names, help="these floods, by each selected route")
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="these webhook hosts")
     parser.add_argument("--seconds", type=float, help="of each window with an attack (default: 8)")
     parser.add_argument("--control", type=float, help="of each window without (default: 5)")
@@ -97,7 +97,7 @@ def _plan(options: argparse.Namespace, parts: Sequence[str], routes: Sequence[st
 
 @contextmanager
 def _recording(server: str, folder: Path) -> Generator[tuple[int, "subprocess.Popen[bytes]", Path]]:
-    """The recorder behind a server: its port, its process, and the file of what reached it."""
+    """Yield the port, the process and the file of a server with the recorder behind it."""
     folder.mkdir()
     record, log, port = folder / "reached.jsonl", folder / "log", free_port()
     record.touch()
@@ -118,7 +118,7 @@ def _recording(server: str, folder: Path) -> Generator[tuple[int, "subprocess.Po
 def _smuggle(
     server: str, routes: Sequence[str], cases: Sequence[smuggling.Case], folder: Path, say: Callable[[str], None]
 ) -> dict[str, list[smuggling.Verdict]]:
-    """Every case by every route."""
+    """Run every case by every route."""
     found: dict[str, list[smuggling.Verdict]] = {}
     with _recording(server, folder) as (port, _, record):
         for route in routes:
@@ -129,7 +129,7 @@ def _smuggle(
 
 
 def _try_bounds(server: str, folder: Path, say: Callable[[str], None]) -> Mapping[str, tuple[bool, str]]:
-    """Every bound, directly."""
+    """Test every bound directly."""
     say(f"{server}: bounds")
     with _recording(server, folder) as (port, process, _):
         return bounds.run(port, process, say)

@@ -1,7 +1,7 @@
-"""What a server bounds by itself: heads, idle connections, clients that read nothing, connections, its own stop.
+"""Limits that a server enforces itself: heads, idle connections, deaf clients, connections, its own stop.
 
-The application behind it can bound none of these. Each is tried against the recorder, with every bound set to SECONDS
-or CONNECTIONS where the server has one.
+The application behind it can enforce none of these. Each is tested with the recorder, with every limit set to SECONDS
+or CONNECTIONS if the server has one.
 """
 
 import signal
@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 SECONDS = 3.0
-"""Every time that can be set, in seconds."""
+"""The value of every time limit, in seconds."""
 
 CONNECTIONS = 200
-"""The bound of connections, where there is one."""
+"""The limit of connections."""
 
 _PATIENCE = 4 * SECONDS
 _GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -32,10 +32,10 @@ def _connect(port: int, receive_buffer: int = 0) -> socket.socket:
 
 
 def _closes(line: socket.socket, drip: bytes = b"") -> float | None:
-    """Seconds until the server closes the connection, None for one that stays open."""
-    began = time.monotonic()
+    """Return the seconds until the server closes the connection, or None if it stays open."""
+    start = time.monotonic()
     line.settimeout(0.25)
-    while time.monotonic() - began < _PATIENCE:
+    while time.monotonic() - start < _PATIENCE:
         try:
             if drip:
                 line.sendall(drip)
@@ -45,25 +45,25 @@ def _closes(line: socket.socket, drip: bytes = b"") -> float | None:
             continue
         except OSError:
             pass
-        return time.monotonic() - began
+        return time.monotonic() - start
     return None
 
 
-def _said(seconds: float | None) -> tuple[bool, str]:
+def _verdict(seconds: float | None) -> tuple[bool, str]:
     return (False, "stays open") if seconds is None else (True, f"closed after {seconds:.1f} s")
 
 
 def silent(port: int) -> tuple[bool, str]:
     """A connection that sends nothing is closed."""
     with _connect(port) as line:
-        return _said(_closes(line))
+        return _verdict(_closes(line))
 
 
 def dripping_head(port: int) -> tuple[bool, str]:
     """A head that comes byte by byte is cut off."""
     with _connect(port) as line:
         line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ")
-        return _said(_closes(line, b"x"))
+        return _verdict(_closes(line, b"x"))
 
 
 def huge_head(port: int) -> tuple[bool, str]:
@@ -82,17 +82,17 @@ def huge_head(port: int) -> tuple[bool, str]:
 
 
 def deaf(port: int) -> tuple[bool, str]:
-    """A client that reads nothing of its answer is let go."""
+    """A client that reads nothing of its answer is disconnected."""
     with _connect(port, 4096) as line:
         line.sendall(_GET % b"large" * 3)
-        began = time.monotonic()
-        while time.monotonic() - began < _PATIENCE:
+        start = time.monotonic()
+        while time.monotonic() - start < _PATIENCE:
             time.sleep(0.25)
             try:
                 line.sendall(b"\r\n")
             except OSError:
-                return _said(time.monotonic() - began)
-    return _said(None)
+                return _verdict(time.monotonic() - start)
+    return _verdict(None)
 
 
 def crowded(port: int) -> tuple[bool, str]:
@@ -101,13 +101,13 @@ def crowded(port: int) -> tuple[bool, str]:
         for _ in range(CONNECTIONS + 20):
             with suppress(OSError):
                 stack.enter_context(_connect(port))
-        began = time.monotonic()
+        start = time.monotonic()
         answer = b""
         with suppress(OSError):
             line = stack.enter_context(_connect(port))
             line.sendall(_GET % b"")
             answer = line.recv(65_536)
-        took = time.monotonic() - began
+        took = time.monotonic() - start
     is_answered = answer.startswith(b"HTTP/1.1 200")
     return is_answered and took < 1, f"answered after {took:.1f} s" if is_answered else "not answered"
 
@@ -136,7 +136,7 @@ def stops(port: int, process: "subprocess.Popen[bytes]") -> tuple[bool, str]:
         idle.recv(65_536)
         busy.sendall(_GET % b"slow")
         time.sleep(0.3)
-        began = time.monotonic()
+        start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         answer = b""
         with suppress(OSError):
@@ -145,22 +145,22 @@ def stops(port: int, process: "subprocess.Popen[bytes]") -> tuple[bool, str]:
             process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             return False, "goes on"
-        took = time.monotonic() - began
+        took = time.monotonic() - start
     if answer != b"HTTP/1.1 200":
         return False, f"the request is not answered; ended after {took:.1f} s"
     return True, f"answered; ended after {took:.1f} s"
 
 
 def run(port: int, process: "subprocess.Popen[bytes]", say: Callable[[str], None]) -> Mapping[str, tuple[bool, str]]:
-    """Try everything, and stop the server at the end. Gives what each bound came to."""
+    """Run all checks, and stop the server at the end. Returns the result of each."""
     with ThreadPoolExecutor(len(TOGETHER)) as pool:
         waits = {_name(check): pool.submit(check, port) for check in TOGETHER}
         found = {name: wait.result() for name, wait in waits.items()}
     found[_name(crowded)] = crowded(port)
     found[_name(stops)] = stops(port, process)
-    for name, (is_held, said) in found.items():
+    for name, (is_held, text) in found.items():
         if not is_held:
-            say(f"  not so: {name}: {said}")
+            say(f"  not so: {name}: {text}")
     return found
 
 

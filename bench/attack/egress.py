@@ -1,7 +1,7 @@
-"""Merchants whose webhook hosts misbehave, in a process of their own: ``python -m bench.attack.egress``.
+"""Merchants with misbehaving webhook hosts, in a process of their own: ``python -m bench.attack.egress``.
 
-Each sets its webhook, has it tested again and again, and creates payments whose events are owed to it. Like an attacker
-of ``attackers``, the process prints ``ready`` once it has begun, and ends by itself.
+Each sets its webhook, tests it repeatedly, and creates payments with events for it. Like an attacker of ``attackers``,
+the process prints ``ready`` once it has begun, and ends by itself.
 """
 
 import asyncio
@@ -14,20 +14,22 @@ from bench.attack.attackers import attacking
 from bench.soak.client import Client
 
 ATTACKERS = 4
-"""Merchants that attack."""
+"""The number of attacking merchants."""
 
 AT_ONCE = 4
-"""Tests that each of them has begun at a time: as many as one merchant may."""
+"""Concurrent webhook tests of each: the limit of one merchant."""
 
 _PAUSE = 3.0
-"""Seconds between the answer to a test and the next one: at most five tests a second in all, four times what the limit
-of four merchants admits (``webhooks.tests_per_minute``)."""
+"""Seconds between the answer to a test and the next one.
+
+At most five tests a second in total, four times the limit of four merchants (``webhooks.tests_per_minute``).
+"""
 
 _PAYMENT_EVERY = 4.0
 """Seconds between two payments of one merchant."""
 
 SCENARIOS = {
-    "healthy": "hosts that behave well, beside windows without any: what the calls themselves cost",
+    "healthy": "healthy hosts, compared with windows without any: the cost of the calls themselves",
     "slow-dns": "hosts whose DNS answers after 20 s",
     "many-names": "the same, with a new name for every test",
     "hang": "hosts that never answer",
@@ -51,7 +53,7 @@ def _address(scenario: str, web: int, merchant: int, count: int = 0) -> str:
 
 
 async def attack(scenario: str, port: int, seconds: float, web: int, keys: Sequence[str]) -> dict[str, int]:
-    """Attack for so long; returns how often each answer came to a test. The webhooks are removed at the end."""
+    """Attack for some seconds; returns the counts of the answers. The webhooks are removed at the end."""
     answers = Counter[str]()
     clients = [Client([port], key) for key in keys]
 

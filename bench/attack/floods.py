@@ -1,4 +1,4 @@
-"""Every trial against one gateway: floods by each route, and merchants whose webhook hosts misbehave."""
+"""All trials against one gateway: floods by each route, and merchants with misbehaving webhook hosts."""
 
 import json
 import signal
@@ -18,36 +18,36 @@ from bench.attack.windows import Measurement, Outcome, Trial
 from mpesa_gateway.standalone.process import launch, stop
 
 BAR = 0.7
-"""Share of its creates that an honest merchant keeps where one address attacks."""
+"""Share of its creates that an honest merchant keeps during an attack from one address."""
 
 EGRESS_BAR = 0.9
-"""Share that it keeps while other merchants' webhook hosts or names misbehave: of what it has while they behave."""
+"""Share that it keeps while other merchants' webhook hosts or names misbehave, relative to healthy ones."""
 
 HEALTHY = "healthy"
-"""The trial whose hosts behave well, beside windows without any: what the calls themselves cost."""
+"""The trial with healthy hosts, compared with windows without any: the cost of the calls themselves."""
 
 NOTHING = "nothing"
-"""The trial without any attack: the noise of the measurement."""
+"""The trial without an attack: the noise of the measurement."""
 
 _ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried. ``seconds`` is the length of windows with an attack, ``control`` of those without."""
+    """The trials of a run. ``seconds`` is the length of windows with an attack, ``control`` of those without."""
 
     attacks: Sequence[str]
     scenarios: Sequence[str]
     routes: Sequence[str]
     all_by: Sequence[str]
-    """Routes by which all of the attacks are tried; by others, those that are marked for it."""
+    """Routes that all attacks run by; other routes get the marked ones only."""
     seconds: float
     control: float
     rounds: int
 
 
 def flood_trials(plan: Plan, route: str) -> list[Trial]:
-    """The floods by one route; directly, after one trial without any."""
+    """Return the floods by one route; the direct route starts with a trial without an attack."""
     found = [Trial(NOTHING, "nothing: the noise of this measurement", route, None)] if route == "direct" else []
     for attack in ATTACKS:
         if attack.name in plan.attacks and (attack.is_proxied or route in plan.all_by):
@@ -57,7 +57,7 @@ def flood_trials(plan: Plan, route: str) -> list[Trial]:
 
 
 def egress_trials(plan: Plan, web: int, keys: Sequence[str]) -> list[Trial]:
-    """The misbehaving webhook hosts. ``web`` is their port, ``keys`` are their merchants'."""
+    """Return the trials with misbehaving webhook hosts. ``web`` is their port, ``keys`` are their merchants' keys."""
     return [
         Trial(name, text, "direct", partial(_scenario, name, web, keys), None if name == HEALTHY else EGRESS_BAR)
         for name, text in egress.SCENARIOS.items()
@@ -74,7 +74,7 @@ def _scenario(name: str, web: int, keys: Sequence[str], port: int, seconds: floa
 
 
 def run(candidate: str, plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[list[Outcome], list[Outcome]]:
-    """Try everything against one candidate; returns what floods and webhook hosts came to."""
+    """Run all trials against one candidate; returns the outcomes of floods and of webhook hosts."""
     folder.mkdir(parents=True)
     floods, hosts = list[Outcome](), list[Outcome]()
     with _hostile() as (process, ports):
@@ -101,7 +101,7 @@ def run(candidate: str, plan: Plan, folder: Path, say: Callable[[str], None]) ->
 
 @contextmanager
 def _hostile() -> Generator[tuple["subprocess.Popen[bytes]", Mapping[str, int]]]:
-    """The process of the webhook hosts, and its ports, for the length of the block."""
+    """Run the webhook hosts; yields their ports."""
     process = launch(
         [sys.executable, "-m", "bench.attack.hostile"],
         output=subprocess.PIPE,

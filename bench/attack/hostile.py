@@ -1,6 +1,6 @@
-"""A name server and webhook hosts that misbehave, in a process of their own: ``python -m bench.attack.hostile``.
+"""A misbehaving name server and webhook hosts, in a process of their own: ``python -m bench.attack.hostile``.
 
-It prints the ports of both as JSON, and goes on until it is stopped. The first part of a path says what its answer is.
+It prints the ports of both as JSON and runs until it is stopped. The first part of a path selects the answer.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ _ANSWERS = {
     "redirect": b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /redirect\r\nContent-Length: 0\r\n\r\n",
     "huge-head": _OK + b"X-A: " + b"x" * 10_000_000,
 }
-"""What is sent in one go; the connection is closed then."""
+"""Answers sent at once, after which the connection is closed."""
 
 
 class _SlowDns(asyncio.DatagramProtocol):
-    """Says after 20 seconds that no name exists."""
+    """Answers after 20 seconds that the name does not exist."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -54,7 +54,7 @@ async def _hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
 
 
 async def _answer_well(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # The connection is kept, as a healthy host does.
+    # The connection is kept, as by a healthy host.
     writer.write(_HEALTHY)
     while await reader.readuntil(b"\r\n\r\n"):
         writer.write(_HEALTHY)

@@ -1,4 +1,4 @@
-"""The gateway that is attacked, and the honest merchant that goes on creating payments at it."""
+"""The attacked gateway, and an honest merchant that creates payments on it."""
 
 import asyncio
 import os
@@ -13,43 +13,43 @@ from bench.soak.client import Client
 from mpesa_gateway.testing.serving import SANDBOX
 
 CLIENTS = 4
-"""Connections of the honest merchant. Each sends the next create once the last one was answered."""
+"""Connections of the honest merchant. Each sends its next create after the previous answer."""
 
 _PAUSE = 0.1
-"""Seconds that the merchant waits after a create that was not answered at all."""
+"""Seconds that the merchant waits after a create without an answer."""
 
 
 class Attacked(Site):
-    """A gateway with its worker and the simulator in one process, served by one candidate with the default bounds."""
+    """A gateway with its worker and the simulator in one process, served by one candidate with the default limits."""
 
     def __init__(self, folder: Path, candidate: str, name_server: int) -> None:
-        """``name_server`` is the port of the DNS server that it asks."""
+        """``name_server`` is the port of its DNS server."""
         super().__init__(folder)
         self._candidate = candidate
         self._name_server = name_server
 
     def read(self, *words: str) -> str:
-        """What one of our commands prints. Raises CalledProcessError."""
+        """Return the output of one of our commands. Raises CalledProcessError."""
         done = subprocess.run(self._command(*words), env=self._environ(), check=True, capture_output=True, text=True)
         return done.stdout
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return the port of the gateway."""
         return int(self.base.rpartition(":")[2])
 
     @property
     def pid(self) -> int | None:
-        """The gateway's process."""
+        """Return the gateway's process id."""
         return None if self._process is None else self._process.pid
 
     @property
     def database(self) -> int | None:
-        """The process of Postgres."""
+        """Return the process id of Postgres."""
         return self._standalone.postgres.pid
 
     def open_shop(self, name: str) -> str:
-        """A merchant that can create payments; returns its API key."""
+        """Create a merchant with credentials; returns its API key."""
         merchant = self.read("merchants", "create", name).split()[-1]
         secret = self.read("apikeys", "create", merchant, "--name", "attack").split()[-1]
         answer = asyncio.run(Client([self.port], secret).call("PUT", "/v1/merchant/providers", SANDBOX))
@@ -63,15 +63,15 @@ class Attacked(Site):
         return super()._command(*words)
 
     def _settings(self) -> dict[str, str]:
-        """Everything enabled with its own bounds. Not limited are the merchants' calls and their tests of webhooks.
+        """Every limit at its default, except the merchants' calls and webhook tests.
 
-        Those limits hold for one merchant: the few that attack stand for many.
+        These limits apply to one merchant: the few attackers represent many.
         """
         settings = super()._settings()
         del settings["LIMITS__AUTH_FAILURES"]
         return settings | {
             "WORKER__IN_PROCESS": "true",
-            # The honest merchant and the proxies: the addresses of attackers are seen through a proxy too.
+            # The honest merchant and the proxies: addresses of attackers must be visible through a proxy too.
             "SECURITY__TRUSTED_PROXIES": "127.0.0.1/32",
             "DNS__SERVERS": f"127.0.0.1:{self._name_server}",
             "WEBHOOKS__TESTS_PER_MINUTE": "100000",
@@ -80,7 +80,7 @@ class Attacked(Site):
 
 @dataclass(frozen=True)
 class Creates:
-    """What the honest merchant got in one window. ``slowest`` is the 99th percentile of its answers, in seconds."""
+    """The honest merchant's results in one window. ``slowest`` is the 99th percentile in seconds."""
 
     per_second: float
     refused: int
@@ -88,20 +88,20 @@ class Creates:
 
 
 class Merchant:
-    """An honest merchant that creates payments as fast as they are answered, on ``CLIENTS`` kept connections."""
+    """An honest merchant that creates payments continuously on ``CLIENTS`` kept connections."""
 
     def __init__(self, port: int, key: str) -> None:
-        """For one event loop: it keeps its connections."""
+        """Bound to one event loop by its connections."""
         self._client = Client([port], key)
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
         self._count = 0
 
     async def is_answered(self) -> None:
-        """Wait for one answer: the burst of requests with which an attack begins has been worked off."""
+        """Wait for one answer: the initial burst of the attack has then been processed."""
         await self._client.call("GET", "/v1/merchant/me")
 
     async def create(self, seconds: float) -> Creates:
-        """Create for so long. What is answered later does not count; after a refusal it waits as it is told."""
+        """Create payments for some seconds. Later answers do not count; after a refusal it waits for Retry-After."""
         until = time.monotonic() + seconds
         times: list[float] = []
         refused = 0

@@ -1,4 +1,4 @@
-"""Processor time by process tree, and what programs of others took: whether the machine was quiet."""
+"""Processor time by process tree, and of other programs: a check that the machine was quiet."""
 
 import os
 from contextlib import suppress
@@ -9,13 +9,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def spent(pid: int | None) -> float:
-    """Seconds of processor time of a process and its descendants, those that have ended included; 0.0 for None."""
+    """Return the processor seconds of a process and its descendants, exited ones included; 0.0 for None."""
     ticks, waiting = 0, [] if pid is None else [pid]
     while waiting:
         one = waiting.pop()
         with suppress(OSError, IndexError):
             text = Path(f"/proc/{one}/stat").read_text(encoding="ascii", errors="replace")
-            # utime, stime, and of children that were waited for, cutime and cstime.
+            # utime, stime, and of reaped children cutime and cstime.
             ticks += sum(map(int, text.rpartition(")")[2].split()[11:15]))
             for task in Path(f"/proc/{one}/task").iterdir():
                 waiting += map(int, (task / "children").read_text(encoding="ascii").split())
@@ -23,14 +23,14 @@ def spent(pid: int | None) -> float:
 
 
 def machine() -> float:
-    """Seconds that all programs of this machine have computed since its start. Interrupts do not count."""
+    """Return the processor seconds of all programs since the machine's start, without interrupts."""
     user, nice, system = Path("/proc/stat").read_text(encoding="ascii").split()[1:4]
     return (int(user) + int(nice) + int(system)) / _TICKS
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Processor seconds at one moment or, as a difference, of a while. ``ours`` is this process with all it started."""
+    """Processor seconds at one moment or, as a difference, of a period. ``ours`` is this process with its children."""
 
     gateway: float
     database: float
@@ -40,11 +40,11 @@ class Spent:
 
     @classmethod
     def now(cls, gateway: int | None, database: int | None, attackers: list[int]) -> "Spent":
-        """What these processes have spent so far."""
+        """Return the seconds of these processes so far."""
         return cls(spent(gateway), spent(database), sum(map(spent, attackers)), spent(os.getpid()), machine())
 
     def cores(self, before: "Spent", seconds: float) -> "Cores":
-        """The cores that each computed on since ``before``, ``seconds`` ago."""
+        """Return the cores in use since ``before``, ``seconds`` ago."""
         others = (self.machine - before.machine) - (self.ours - before.ours)
         return Cores(
             (self.gateway - before.gateway) / seconds,
@@ -56,7 +56,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Cores:
-    """Cores that each computed on in one window. ``others`` are programs that have no part in the measurement."""
+    """Cores in use in one window. ``others`` are programs outside the measurement."""
 
     gateway: float
     database: float

@@ -1,7 +1,7 @@
-"""The application behind an attacked server: it appends each request that reaches it to a file, and answers 200.
+"""The application behind an attacked server: it appends each received request to a file and answers 200.
 
-The file is what the judge counts. A candidate is one way to serve an ASGI application on a port of loopback:
-``python -m bench.attack.recorder <candidate> <port> <file>``. With ``-`` in its place the application is the gateway.
+The verdict counts the lines of the file. A candidate is one way to serve an ASGI application on a port of loopback:
+``python -m bench.attack.recorder <candidate> <port> <file>``. With ``-`` as the file the application is the gateway.
 """
 
 import asyncio
@@ -27,7 +27,6 @@ class Recorder:
         self._file = file.open("a", buffering=1, encoding="utf-8")
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Record one request."""
         if scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
                 await send({"type": "lifespan.startup.complete"})
@@ -62,7 +61,7 @@ class Recorder:
 
 
 def serve(candidate: str, app: Any, port: int, *, is_gateway: bool) -> None:
-    """Serve the application until SIGTERM; the gateway itself with default bounds, the recorder with tight ones."""
+    """Serve the application until SIGTERM; the gateway with default limits, the recorder with tight ones."""
     bounds = HttpConfig() if is_gateway else HttpConfig(head_timeout=SECONDS, stall_timeout=SECONDS)
     connections = bounds.connections if is_gateway else CONNECTIONS
     if candidate == "granian":
@@ -79,7 +78,7 @@ def serve(candidate: str, app: Any, port: int, *, is_gateway: bool) -> None:
 
 
 async def _serve_by_granian(app: Any, port: int, bounds: HttpConfig, connections: int) -> None:
-    # `pip install granian`: it is no dependency, and only this candidate needs it.
+    # `pip install granian`: only this candidate needs it, and it is no dependency.
     constants, http, embed = map(import_module, ("granian.constants", "granian.http", "granian.server.embed"))
     server = embed.Server(
         app,

@@ -1,4 +1,4 @@
-"""The report of one run, as Markdown: the tables of docs/security.md."""
+"""The report of one run in Markdown: the tables of docs/security.md."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ from bench.attack.smuggling import Verdict
 from bench.attack.windows import QUIET, Outcome, Window
 
 BEGIN, END = "<!-- just attack: begin -->", "<!-- just attack: end -->"
-"""Between these lines of a page stands the report of the last full run."""
+"""The lines of a page between which the report of the last full run is written."""
 
 
 class Report:
-    """What was tried against each server, and what it came to."""
+    """The trials against each server, with their results."""
 
     def __init__(self, servers: Sequence[str], plan: Plan, *, is_quick: bool) -> None:
         self._servers = servers
@@ -31,22 +31,22 @@ class Report:
         self._hosts: dict[str, Sequence[Outcome]] = {}
 
     def add_smuggling(self, server: str, found: Mapping[str, Sequence[Verdict]]) -> None:
-        """Add the verdicts of a server, by route."""
+        """Add the verdicts of a server by route."""
         self._smuggling[server] = found
 
     def add_bounds(self, server: str, found: Mapping[str, tuple[bool, str]]) -> None:
-        """Add what each bound of a server came to."""
+        """Add the results of a server's limits."""
         self._bounds[server] = found
 
     def add_outcomes(self, server: str, floods: Sequence[Outcome], hosts: Sequence[Outcome]) -> None:
-        """Add what floods, and merchants with misbehaving webhook hosts, came to."""
+        """Add the outcomes of floods and of misbehaving webhook hosts."""
         self._floods[server] = floods
         self._hosts[server] = hosts
 
     def is_withstood(self, server: str) -> bool:
-        """Whether the server let nothing through, held its bounds, outlived every attack, and met every bar.
+        """Return True if the server let no attack through, enforced its limits, stayed alive and met every bar.
 
-        A quick run does not ask for the bars.
+        A quick run ignores the bars.
         """
         verdicts = [one.problem is None for each in self._smuggling.get(server, {}).values() for one in each]
         held = [is_held for is_held, _ in self._bounds.get(server, {}).values()]
@@ -55,7 +55,7 @@ class Report:
         return all([*verdicts, *held, *withstood])
 
     def markdown(self, took: float) -> str:
-        """The whole report."""
+        """Return the whole report."""
         parts = [self._conditions(took)]
         if self._smuggling:
             parts.append(self._smuggled())
@@ -64,9 +64,9 @@ class Report:
         if any(self._floods.values()) or any(self._hosts.values()):
             parts.append(self._measured())
         for title, bar, found in (
-            ("**Floods**, from one address of loopback unless another number is said", BAR, self._floods),
+            ("**Floods**, from one address of loopback unless stated otherwise", BAR, self._floods),
             (
-                "**Webhook hosts** of four other merchants, beside windows in which their hosts behave well",
+                "**Webhook hosts** of four other merchants, compared with windows with healthy hosts",
                 EGRESS_BAR,
                 self._hosts,
             ),
@@ -93,7 +93,7 @@ class Report:
             f"*share* is its creates per second in a window of {plan.seconds:g} s with the attack, over the mean of",
             f"the windows of {plan.control:g} s without it before and after. Shown are the median of {plan.rounds}",
             "rounds, which are minutes apart, and the least and the most of them. *Slowest* is the 99th percentile of",
-            "its answers. The cores are those that the gateway computed on, with its worker and the simulator in the",
+            "its answers. The cores are those of the gateway, with its worker and the simulator in the",
             "same process, and the attacker with its hosts, at the lowest priority.",
         ]
         if noise:
@@ -108,7 +108,7 @@ class Report:
     def _smuggled(self) -> str:
         routes = list(dict.fromkeys(route for found in self._smuggling.values() for route in found))
         lines = [
-            "**Smuggling**: cases that were not withstood, of those tried. The judge counts the requests that reached",
+            "**Smuggling**: successful attacks of all cases. The verdict counts the requests that reached",
             "the application.",
             "",
             f"| server | {' | '.join(routes)} |",
@@ -125,15 +125,15 @@ class Report:
     def _bounded(self) -> str:
         lines = [
             f"**Bounds** that only the server can hold. Times are set to {SECONDS:g} s, connections to {CONNECTIONS},",
-            "where the server has such a setting.",
+            "if the server has such a setting.",
             "",
             f"| | {' | '.join(self._bounds)} |",
             f"|---|{'---|' * len(self._bounds)}",
         ]
         for name in dict.fromkeys(name for found in self._bounds.values() for name in found):
             cells = [
-                said if is_held else f"**{said}**"
-                for is_held, said in (found.get(name, (True, "")) for found in self._bounds.values())
+                text if is_held else f"**{text}**"
+                for is_held, text in (found.get(name, (True, "")) for found in self._bounds.values())
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -145,9 +145,9 @@ def _cell(verdicts: Sequence[Verdict]) -> str:
 
 
 def _table(title: str, bar: float, server: str, outcomes: Sequence[Outcome]) -> str:
-    whose = "" if server == "gateway" else f" ({server})"
+    suffix = "" if server == "gateway" else f" ({server})"
     lines = [
-        f"{title}{whose}; the bar is {bar:g}:",
+        f"{title}{suffix}; the bar is {bar:g}:",
         "",
         "| attack | route | share | creates/s, without → with | slowest, ms | refused | gateway | attacker | |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",

@@ -1,4 +1,4 @@
-"""The ways to a server: directly, or through a proxy with the files of deploy/ or ingress-nginx's usual settings."""
+"""Routes to a server: direct, or through a proxy with the files of deploy/ or ingress-nginx's default settings."""
 
 import shutil
 import signal
@@ -17,21 +17,21 @@ _PATIENCE = 15.0
 
 
 def is_installed(route: str) -> bool:
-    """Whether the route's proxy is on this machine."""
+    """Return True if the route's proxy is installed."""
     return route == "direct" or shutil.which("caddy" if route == "caddy" else "nginx", path=_PATH) is not None
 
 
 def proxy_version(proxy: str) -> str:
-    """The name and version of an installed proxy."""
+    """Return the name and version of an installed proxy."""
     command = {"nginx": ["nginx", "-v"], "caddy": ["caddy", "version"]}[proxy]
     done = subprocess.run(command, env={"PATH": _PATH}, check=False, capture_output=True, text=True)
-    said = (done.stdout + done.stderr).split()
-    return f"{proxy} {said[-1].rpartition('/')[2] if proxy == 'nginx' else said[0]}"
+    words = (done.stdout + done.stderr).split()
+    return f"{proxy} {words[-1].rpartition('/')[2] if proxy == 'nginx' else words[0]}"
 
 
 @contextmanager
 def through(route: str, upstream: int, folder: Path) -> Generator[int]:
-    """Run the route's proxy before the server at this port. Yields the port to attack."""
+    """Run the route's proxy in front of the server at this port. Yields the port to attack."""
     if route == "direct":
         yield upstream
         return
@@ -50,7 +50,7 @@ def through(route: str, upstream: int, folder: Path) -> Generator[int]:
 
 
 def wait_until_listening(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait until the port accepts connections. Raises RuntimeError when the process ends or takes too long."""
+    """Wait until the port accepts connections. Raises RuntimeError if the process ends or takes too long."""
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -77,8 +77,8 @@ http {{
 }}
 """
 
-# What ingress-nginx writes for one Ingress with its default settings: kept connections to the pods, HTTP/1.1, and the
-# client's Upgrade passed on.
+# ingress-nginx's output for one Ingress with default settings: kept connections to the pods, HTTP/1.1, and the client's
+# Upgrade passed on.
 _INGRESS = """
 map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
 upstream upstream_balancer {{

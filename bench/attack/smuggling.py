@@ -1,7 +1,7 @@
-"""Request smuggling: bytes that a server could take for a second request. The judge counts what reached the app.
+"""Request smuggling: bytes that a server could parse as a second request. The verdict counts the requests at the app.
 
-Each case says which requests it may contain. A request that reached the application beyond them, or a forged callback
-(``FORGED`` in its path), is a failure, whatever the server answered.
+Each case lists the requests it may contain. Any other request that reaches the application, or a forged callback
+(``FORGED`` in its path), is a failure, independent of the server's answer.
 """
 
 import json
@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import Any
 
 FORGED = "/v1/cb/stk/forged"
-"""The callback that no case may get through."""
+"""The callback that must not get through."""
 
 PROXIED = frozenset({"nginx", "caddy", "ingress"})
 
 _WAIT = 0.2
-"""Seconds between segments, so that the server reads each one by itself."""
+"""Seconds between segments, so that the server reads each one separately."""
 
 _SILENCE = 1.0
-"""Seconds without a byte after which a connection is taken as having said everything."""
+"""Seconds without a byte after which a connection counts as complete."""
 
 _AT_ONCE = 16
-"""Cases that are tried at a time."""
+"""Concurrent cases."""
 
 _TAG = b"X-Case: 0000"
-"""In every request of a case, with its number: what is recorded belongs to one case. Its length never changes."""
+"""A header in every request of a case, with its number, which relates records to cases. Its length is constant."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One attack. ``segments`` are sent one after the other on one connection.
 
-    ``allowed`` are the paths that may reach the application, at most once each and in this order. ``must`` says that
-    all of them have to, with ``body`` as the body of the first: the request is one that honest clients send.
+    ``allowed`` are the paths that may reach the application, at most once each and in this order. With ``must`` all
+    of them have to, with ``body`` as the body of the first: honest clients send such a request.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Case:
     body: bytes | None = None
     must: bool = False
     routes: frozenset[str] = field(default_factory=frozenset[str])
-    """Where the case is tried; everywhere when empty."""
+    """Routes of the case; empty for all."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a case came to: ``problem`` is None when it was withstood."""
+    """The result of a case: ``problem`` is None if the attack failed."""
 
     case: str
     problem: str | None
@@ -60,7 +60,7 @@ class Verdict:
 
 
 def forged() -> bytes:
-    """A callback as an attacker writes it, with an address of Safaricom's in X-Forwarded-For."""
+    """Return a forged callback with an address of Safaricom's in X-Forwarded-For."""
     body = b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}'
     return (
         b"POST "
@@ -73,18 +73,18 @@ def forged() -> bytes:
 
 
 def post(*headers: str, path: str = "/v1/payments", method: str = "POST", version: str = "HTTP/1.1") -> bytes:
-    """A head of an otherwise honest request."""
+    """Return the head of an otherwise honest request."""
     lines = [f"{method} {path} {version}", "Host: pay.example.co.ke", _TAG.decode(), *headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def chunked(*parts: bytes, extension: bytes = b"", last: bytes = b"0\r\n\r\n") -> bytes:
-    """A body in chunks."""
+    """Return a chunked body."""
     return b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts) + last
 
 
 def cases() -> list[Case]:
-    """All attacks, and honest requests that are near to one."""
+    """Return all attacks, and honest requests similar to one."""
     return [case for part in (_upgrades, _lengths, _codings, _chunks, _heads, _honest) for case in part()]
 
 
@@ -96,7 +96,7 @@ def _case(name: str, *segments: bytes, **more: Any) -> Case:
 
 
 def _upgrades() -> Generator[Case]:
-    """The body of a request whose Upgrade is not taken must be its body, and nothing else."""
+    """The body of a request with a rejected Upgrade must remain its body."""
     evil = forged()
     length = f"Content-Length: {len(evil)}"
     for upgrade, extra in (
@@ -122,7 +122,7 @@ def _upgrades() -> Generator[Case]:
     yield _case("Upgrade in lower case", post("connection: upgrade", "upgrade: H2C", length), evil)
     yield _case("Upgrade and an empty value", post("Connection: Upgrade", "Upgrade: ", length), evil)
     yield _case("Upgrade with HTTP/1.0", post(*h2c, length, version="HTTP/1.0"), evil)
-    # Wherever the body is cut, what comes next starts with empty lines: a parser skips them before a request.
+    # The next request starts with empty lines wherever the body is cut: a parser skips them.
     padded = b"\r\n" * 28_000 + evil
     long = post(*h2c, f"Content-Length: {len(padded)}")
     yield _case("Upgrade, a callback after many empty lines", long + padded)
@@ -130,7 +130,7 @@ def _upgrades() -> Generator[Case]:
     kept = post(*h2c, length, path="/v1/second")
     yield _case("Upgrade on a kept connection", post("Content-Length: 2") + b"{}", kept, evil, allowed=TWO)
     yield _case("Expect and Upgrade", post("Expect: 100-continue", *h2c, length), evil)
-    # An application that is asked for no path at all has nothing there.
+    # An application without a path has no such route.
     connect = post(length, method="CONNECT", path="pay.example.co.ke:80")
     yield _case("CONNECT", connect, evil, allowed=("",))
     yield _case("CONNECT with a path", post(length, method="CONNECT"), evil)
@@ -140,7 +140,7 @@ _ZERO = b"0\r\n\r\n"
 
 
 def _lengths() -> Generator[Case]:
-    """Two lengths, or one that can be read in two ways."""
+    """Two lengths, or one with two readings."""
     evil = forged()
     length = f"Content-Length: {len(evil)}"
     headers: tuple[str, ...]
@@ -190,7 +190,7 @@ _CODINGS = (
 
 
 def _codings() -> Generator[Case]:
-    """Transfer codings that one reader takes for chunked and the next does not."""
+    """Transfer codings that one parser treats as chunked and the next does not."""
     evil = forged()
     length = f"Content-Length: {len(evil)}"
     te = "Transfer-Encoding: chunked"
@@ -209,7 +209,7 @@ def _codings() -> Generator[Case]:
 
 
 def _chunks() -> Generator[Case]:
-    """Chunks whose end can be seen in two places."""
+    """Chunks with two possible ends."""
     evil = forged()
     second = post("Content-Length: 0", path="/v1/second")
     te = post("Transfer-Encoding: chunked")
@@ -244,7 +244,7 @@ def _chunks() -> Generator[Case]:
 
 
 def _heads() -> Generator[Case]:
-    """Heads that are read as another head by the next reader."""
+    """Heads that the next parser reads as another head."""
     evil = forged()
     length = f"Content-Length: {len(evil)}"
     start = b"POST /v1/payments HTTP/1.1\r\n"
@@ -311,7 +311,7 @@ def _honest() -> Generator[Case]:
 
 
 def run(port: int, record: Path, route: str, chosen: Sequence[Case], say: Callable[[str], None]) -> list[Verdict]:
-    """Send every case to this port and judge each by what the application recorded in the file."""
+    """Send every case to this port and judge each by the application's records."""
     tried = {number: case for number, case in enumerate(chosen, 1) if not case.routes or route in case.routes}
     before = len(_lines(record))
 
@@ -331,7 +331,7 @@ def run(port: int, record: Path, route: str, chosen: Sequence[Case], say: Callab
         Verdict(case.name, judge(case, reached[number]), len(reached[number]), answers[number])
         for number, case in tried.items()
     ]
-    # The HTTP/2 preface is a head of its own, that Caddy passes on as `PRI *`.
+    # The HTTP/2 preface is a head of its own, which Caddy passes on as `PRI *`.
     others = [line for number, lines in reached.items() if number not in tried for line in lines]
     stray = [line["path"] for line in others if (line["method"], line["path"]) != ("PRI", "*")]
     if stray:
@@ -343,13 +343,13 @@ def run(port: int, record: Path, route: str, chosen: Sequence[Case], say: Callab
 
 
 def _number(line: Mapping[str, Any]) -> int:
-    """The number of the case that a recorded request belongs to, 0 for none."""
+    """Return the number of the case of a recorded request, 0 for none."""
     found = [value for name, value in line["headers"] if name.lower() == "x-case" and value.isdigit()]
     return int(found[0]) if found else 0
 
 
 def judge(case: Case, reached: Sequence[dict[str, Any]]) -> str | None:
-    """Why a case was not withstood, None when it was."""
+    """Return the reason of a successful attack, or None."""
     if any(FORGED in line["path"] for line in reached):
         return "the forged callback reached the application"
     paths = [line["path"] for line in reached]
@@ -374,8 +374,8 @@ def _lines(record: Path) -> list[dict[str, Any]]:
 
 
 def _send(port: int, segments: Sequence[bytes]) -> tuple[int, ...]:
-    """Send the segments; gives the statuses that came back."""
-    said = b""
+    """Send the segments; returns the status codes."""
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -385,16 +385,16 @@ def _send(port: int, segments: Sequence[bytes]) -> tuple[int, ...]:
                 line.sendall(segment)
             line.settimeout(_SILENCE)
             while part := line.recv(65_536):
-                said += part
-                if said.count(b"\r\n\r\n") >= 200:
+                answer += part
+                if answer.count(b"\r\n\r\n") >= 200:
                     break
         except OSError:
             pass
-    return tuple(int(part[:3]) for part in said.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit())
+    return tuple(int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit())
 
 
 def _flush(port: int, record: Path, path: str) -> None:
-    """Wait until a request of our own has been recorded: what was sent before it has been recorded as well."""
+    """Wait until a request of our own is recorded: earlier ones are then recorded as well."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
         try:

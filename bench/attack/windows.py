@@ -1,8 +1,8 @@
-"""What an honest merchant still gets done during an attack: windows with and without it take turns.
+"""The honest merchant's rate during an attack, in windows with and without it that take turns.
 
-Before and after each window with an attack is one without. Its share is the rate in it over the mean of those two, so
-that a machine that slows down or speeds up meanwhile changes both. A trial's share is the median of its rounds, which
-are minutes apart; between them the other trials have theirs.
+Each window with an attack is between two without. Its share is its rate over the mean of those two, so a change of the
+machine's speed changes both. A trial's share is the median of its rounds, which are minutes apart; the other trials run
+between them.
 """
 
 import asyncio
@@ -23,21 +23,20 @@ from bench.attack.processor import Cores, Spent
 from mpesa_gateway.standalone.process import launch, stop
 
 QUIET = 0.2
-"""Cores that other programs may take in a window. With more, what was measured is the machine as well."""
+"""Cores that other programs may use in a window. Above it, the measurement includes the machine."""
 
 _SETTLE, _END = 1.0, 0.5
-"""Seconds after an attack has begun, and after it has ended, until a window begins."""
+"""Seconds between the start or the end of an attack and a window."""
 
 _PATIENCE = 30.0
-"""Seconds that an attacker has to begin, and to end."""
+"""Seconds for an attacker to start, and to end."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One attack by one route. ``command`` starts the attacker, against a port, for so many seconds; None: nobody.
+    """One attack by one route. ``command`` starts the attacker with a port and a time in seconds; None for no attack.
 
-    ``bar`` is the share that the honest merchant has to keep, None for no bar. ``rounds`` is how often it is tried at
-    most.
+    ``bar`` is the share that the honest merchant has to keep, None for no bar. ``rounds`` is the most repetitions.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Window:
-    """What the honest merchant got, and the cores that everything took meanwhile."""
+    """The honest merchant's results and the cores in use in one window."""
 
     creates: Creates
     cores: Cores
@@ -58,7 +57,7 @@ class Window:
 
 @dataclass
 class Outcome:
-    """What one trial came to: for each round the window before, that with the attack, and the one after."""
+    """The result of one trial: for each round the window before, the one with the attack, and the one after."""
 
     trial: Trial
     rounds: list[tuple[Window, Window, Window]] = field(default_factory=list[tuple[Window, Window, Window]])
@@ -67,35 +66,35 @@ class Outcome:
 
     @property
     def shares(self) -> list[float]:
-        """Of each round, creates per second with the attack as a share of those beside it."""
+        """Return each round's creates per second with the attack as a share of the other windows."""
         return [_ratio(during, before, after) for before, during, after in self.rounds]
 
     @property
     def share(self) -> float:
-        """The median of the rounds."""
+        """Return the median of the rounds."""
         return statistics.median(self.shares)
 
     @property
     def is_withstood(self) -> bool:
-        """Whether the gateway still serves, and the bar was met where there is one."""
+        """Return True if the gateway still serves and any bar was met."""
         return self.is_alive and (self.trial.bar is None or self.share >= self.trial.bar)
 
     @property
     def refused(self) -> int:
-        """Creates of the honest merchant that were refused or not answered during the attack."""
+        """Return the honest merchant's creates that were refused or unanswered during the attack."""
         return sum(during.creates.refused for _, during, _ in self.rounds)
 
     def without(self, read: Callable[[Window], float]) -> float:
-        """A figure's median over the windows beside the attack."""
+        """Return a figure's median over the windows without the attack."""
         return statistics.median(read(one) for before, _, after in self.rounds for one in (before, after))
 
     def during(self, read: Callable[[Window], float]) -> float:
-        """A figure's median over the windows with the attack."""
+        """Return a figure's median over the windows with the attack."""
         return statistics.median(read(one) for _, one, _ in self.rounds)
 
     @property
     def others(self) -> float:
-        """The most cores that other programs took in any of its windows."""
+        """Return the most cores of other programs in any of its windows."""
         return max(one.cores.others for each in self.rounds for one in each)
 
 
@@ -117,9 +116,9 @@ class Measurement:
         control: float,
         beside: Callable[[int, float], list[str]] | None = None,
     ) -> None:
-        """``hosts`` are processes of the attackers that run all the time; the times of windows are in seconds.
+        """``hosts`` are attackers' processes that run all the time; the times of windows are in seconds.
 
-        ``beside`` starts what runs in the windows without an attack: others who behave well. None: nobody.
+        ``beside`` starts the healthy processes of windows without an attack, or is None.
         """
         self._site = site
         self._port = port
@@ -130,12 +129,12 @@ class Measurement:
         self._beside = beside
 
     def run(self, trials: Sequence[Trial], rounds: int, say: Callable[[str], None]) -> list[Outcome]:
-        """Every trial once in each round."""
+        """Run every trial once in each round."""
         return uvloop.run(self._run(trials, rounds, say))
 
     async def _run(self, trials: Sequence[Trial], rounds: int, say: Callable[[str], None]) -> list[Outcome]:
         outcomes = [Outcome(trial) for trial in trials]
-        # A first window warms everything up.
+        # The first window is a warm-up.
         if not (await self._merchant.create(self._control)).per_second:
             raise RuntimeError("the honest merchant creates nothing without any attack")
         before = await self._without()
@@ -143,7 +142,7 @@ class Measurement:
             for outcome in outcomes:
                 if number < outcome.trial.rounds:
                     before = await self._round(outcome, before)
-                    say(f"  {_told(outcome)}")
+                    say(f"  {_summary(outcome)}")
         return outcomes
 
     async def _round(self, outcome: Outcome, before: Window) -> Window:
@@ -162,7 +161,7 @@ class Measurement:
         return after
 
     async def _without(self) -> Window:
-        """A window without an attack."""
+        """Return a window without an attack."""
         if self._beside is None:
             return await self._window(self._control, ())
         window, _ = await self._attacked(self._beside(self._port, _SETTLE + self._control), self._control)
@@ -183,9 +182,9 @@ class Measurement:
         return window, json.loads(output.splitlines()[-1])
 
     async def _window(self, seconds: float, attackers: Sequence[int]) -> Window:
-        before, began = self._spent(attackers), time.monotonic()
+        before, start = self._spent(attackers), time.monotonic()
         creates = await self._merchant.create(seconds)
-        return Window(creates, self._spent(attackers).cores(before, time.monotonic() - began))
+        return Window(creates, self._spent(attackers).cores(before, time.monotonic() - start))
 
     def _spent(self, attackers: Sequence[int]) -> Spent:
         return Spent.now(self._site.pid, self._site.database, list(attackers))
@@ -200,7 +199,7 @@ async def _until_ready(process: "subprocess.Popen[bytes]") -> None:
         raise RuntimeError(f"the attacker did not start: {(line + process.stdout.read()).decode()}")
 
 
-def _told(outcome: Outcome) -> str:
+def _summary(outcome: Outcome) -> str:
     before, during, after = outcome.rounds[-1]
     rates = " ".join(f"{one.creates.per_second:.1f}" for one in (before, during, after))
     cores = " ".join(f"{one.cores.gateway:.2f}" for one in (before, during, after))

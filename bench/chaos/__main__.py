@@ -1,7 +1,7 @@
-"""``python -m bench.chaos``: a steady flow of money through a site where everything breaks, and the books afterwards.
+"""``python -m bench.chaos``: a steady flow of payments while every part of the site breaks, then a check of the books.
 
-Exits with 1 when anything was lost, doubled, invented or left untold. The seed decides which faults come and how long
-they last; the machine decides the rest, so a seed is a place to start looking and no recording.
+Exits with 1 if money was lost, doubled, invented or not reported. The seed decides the faults and their lengths; the
+machine's timing differs, so a seed does not repeat a run exactly.
 """
 
 import json
@@ -30,23 +30,27 @@ from mpesa_gateway.config import LogsConfig
 
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with the next seed.")
-@click.option("--seconds", type=click.IntRange(1), default=120, show_default=True, help="How long the faults go on.")
+@click.option("--seconds", type=click.IntRange(1), default=120, show_default=True, help="Duration of the faults.")
 @click.option("--rate", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Payments a second.")
 @click.option("--seed", type=int, help="Decides faults and buyers; without it, one is drawn and printed.")
-@click.option("--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of odd phones.")
+@click.option(
+    "--misbehave", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="Share of misbehaving phones."
+)
 @click.option("--strangers", type=click.FloatRange(0, 20), default=4.0, show_default=True, help="For each of ours.")
 @click.option("--at-once", type=click.IntRange(1, 8), default=3, show_default=True, help="Faults at the same time.")
-@click.option("--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="How long all wait.")
+@click.option(
+    "--pace", type=click.FloatRange(0.1, 10), default=1.0, show_default=True, help="Factor of all waiting times."
+)
 @click.option("--only", multiple=True, type=click.Choice(sorted(FAULTS)), help="These faults and no others.")
 @click.option("--settle", type=click.IntRange(1), default=240, show_default=True, help="Seconds to settle afterwards.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--keep", is_flag=True, help="Keep the folder with all logs and data.")
-def chaos(runs: int, seed: int | None, report: Path | None, *, keep: bool, **told: Any) -> None:
-    """Break everything around a gateway at work, and compare its books with what really happened."""
+def chaos(runs: int, seed: int | None, report: Path | None, *, keep: bool, **values: Any) -> None:
+    """Break every part around a running gateway, and compare its books with the simulator's ledger."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     logs.configure(LogsConfig(format="console", level="error"))
     console = Console()
-    results = [_run(console, Options(seed=seed + number, **told), keep=keep) for number in range(runs)]
+    results = [_run(console, Options(seed=seed + number, **values), keep=keep) for number in range(runs)]
     if report is not None:
         content = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,15 +101,15 @@ def _show(console: Console, result: Result) -> None:
 
 
 def command(seed: int, runs: int, options: Options) -> str:
-    """The command that repeats these runs."""
-    told = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
+    """Return the command that repeats these runs."""
+    words = ["just", "chaos", "--seed", str(seed), "--runs", str(runs)]
     usual = Options(seed=seed)
     for name in ("seconds", "rate", "misbehave", "strangers", "at_once", "pace", "settle"):
         if getattr(options, name) != getattr(usual, name):
-            told += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
+            words += [f"--{name.replace('_', '-')}", f"{getattr(options, name):g}"]
     for name in options.only:
-        told += ["--only", name]
-    return shlex.join(told)
+        words += ["--only", name]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A reverse proxy before two APIs: it asks each whether it is ready, and sends nothing new to one that is not."""
+"""A reverse proxy for two APIs that sends new requests to ready ones only."""
 
 import asyncio
 from contextlib import suppress
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass
 class Balancer:
-    """HTTP/1.1 on a free port. Like most, it asks on a new connection each time, and repeats nothing by itself."""
+    """HTTP/1.1 on a free port. It probes on a new connection each time, and repeats no request by itself."""
 
     ports: list[int]
     every: float = 0.1
-    """Seconds between two looks at /health/ready."""
+    """Seconds between two probes of /health/ready."""
     lost: list[str] = field(default_factory=list[str])
-    """Requests that were sent on and not answered: there should be none."""
+    """Requests forwarded without an answer: expected to be empty."""
     ready: set[int] = field(default_factory=set[int])
     port: int = 0
     _turn: int = 0
@@ -23,11 +23,11 @@ class Balancer:
 
     @property
     def base(self) -> str:
-        """Where it is."""
+        """Return its base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listen, and begin to look after the APIs."""
+        """Listen, and start to probe the APIs."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         for port in self.ports:
@@ -35,7 +35,7 @@ class Balancer:
             self._tasks.add(task)
 
     async def stop(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         if self._server is not None:
             self._server.close()
         for task in self._tasks:
@@ -72,7 +72,7 @@ class Balancer:
             writer.close()
 
     async def _pass_on(self, head: bytes, body: bytes) -> bytes:
-        """The answer of a ready API, empty where it gave none."""
+        """Return the answer of a ready API, or an empty text."""
         lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
         lines = [line for line in lines if not line.lower().startswith(b"connection:")]
         request = b"\r\n".join([*lines, b"Connection: close", b"", body])
@@ -89,7 +89,7 @@ class Balancer:
         if not answer:
             self.lost.append(f"{lines[0].decode('latin-1')}: {reason}")
             return b""
-        # Ours, towards the client, stays open.
+        # The connection to the client stays open.
         start, _, rest = answer.partition(b"\r\n\r\n")
         kept = [line for line in start.split(b"\r\n") if not line.lower().startswith(b"connection:")]
         return b"\r\n".join(kept) + b"\r\n\r\n" + rest

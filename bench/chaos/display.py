@@ -1,4 +1,4 @@
-"""What goes on, for whoever looks: one moving line on a terminal, one line for each step elsewhere."""
+"""Progress output: one moving line on a terminal, one line for each step elsewhere."""
 
 import time
 from typing import Self
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 
 class Display:
-    """The line, or the lines."""
+    """The output."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class Display:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Show what goes on now."""
+        """Show the current step."""
         self._progress.update(self._task, description=text)
         if not self._console.is_terminal and text.partition(":")[0] != self._line:
             self._line = text.partition(":")[0]

@@ -1,4 +1,4 @@
-"""What can go wrong: each fault begins, lasts, and is mended, at moments that a seed decides."""
+"""The faults: each starts, lasts and is undone at moments that a seed decides."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ import niquests
 import valkey.asyncio
 from valkey.exceptions import ValkeyError
 
-from bench.chaos.merchant import Endpoint, Mood
+from bench.chaos.merchant import Endpoint, Mode
 from bench.chaos.site import Process, Site
 
 RESULT_HABITS = (
@@ -74,17 +74,17 @@ _UNREADABLE = ("bad_redirect", "switching_101", "not_gzip", "html_200", "empty_2
 _BROKEN_CHUNK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{"
 _SPELLINGS = ("latin1", "raw_tab", "lone_surrogate", "bom", "float_code", "float_numbers", "exponent_amount")
 _OPERATIONS = ("oauth", "stkquery", "transactionstatus", "reversal", "pullquery")
-"""Besides pushes, which meet every fault that is ordered."""
+"""Operations other than pushes, which meet every configured fault."""
 
 _MANY = 100_000
 
 _PATIENCE = 90
-"""Seconds that the simulator gets to take a knob's new position."""
+"""Seconds within which the simulator has to accept a control."""
 
 
 @dataclass
 class Chaos:
-    """Everything that a fault needs, and the count of what was done."""
+    """The context of every fault, and the counts of faults."""
 
     site: Site
     endpoint: Endpoint
@@ -93,19 +93,19 @@ class Chaos:
     merchant_ids: tuple[str, ...]
     shortcode_ids: tuple[str, ...]
     api_keys: tuple[str, ...]
-    """Of the merchants that sell: one with a paybill, one that shares it, and one with a till."""
+    """The keys of the merchants: one with a paybill, one that shares it, and one with a till."""
     operator_key: str
     crons: tuple[str, ...]
     say: Callable[[str], None]
     pace: float = 1.0
-    """How long faults last, in proportion to how long they should."""
+    """Factor of all fault durations."""
     counts: Counter[str] = field(default_factory=Counter[str])
     busy: set[str] = field(default_factory=set[str])
 
     async def control(self, method: str, path: str, body: Any = None) -> Any:
-        """Turn one of the simulator's knobs: again and again while its Postgres is away.
+        """Set a control of the simulator, repeatedly while its Postgres is unavailable.
 
-        A fault that cannot be mended would never end, and one that was never injected must not count.
+        A fault that is not undone would never end, and one that was never injected must not count.
         """
         async with asyncio.timeout(_PATIENCE):
             while True:
@@ -122,14 +122,14 @@ class Chaos:
                 await asyncio.sleep(0.2)
 
     async def pushes(self, query: str) -> list[dict[str, Any]]:
-        """Pushes as the simulator lists them."""
+        """Return pushes as the simulator lists them."""
         found: list[dict[str, Any]] = await self.control("GET", f"/pushes{query}")
         return found
 
     async def ask(
         self, method: str, path: str, body: Any = None, *, as_operator: bool = False, merchant: int | None = None
     ) -> None:
-        """Call the gateway as each merchant or as one of them, or as the operator; whatever it answers is fine."""
+        """Call the gateway as each merchant, as one, or as the operator; every answer is accepted."""
         keys = self.api_keys if merchant is None else (self.api_keys[merchant],)
         keys = (self.operator_key,) if as_operator else keys
         await asyncio.gather(*(self._ask(key, method, path, body) for key in keys))
@@ -140,7 +140,7 @@ class Chaos:
             await self.http.request(method, self.site.base + path, json=body, headers=headers, timeout=20)
 
     async def lasts(self, least: float, most: float) -> None:
-        """Let the fault be for a while."""
+        """Keep the fault for a while."""
         await asyncio.sleep(self.rng.uniform(least, most) * self.pace)
 
 
@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {}
 
 
 def fault(area: str) -> Callable[[Fault], Fault]:
-    """Register a fault: it breaks something, lets that be for a while, and mends it."""
+    """Register a fault: it breaks a part, waits, and repairs it."""
 
     def register(made: Fault) -> Fault:
         FAULTS[made.__name__] = (area, made)
@@ -185,7 +185,7 @@ async def worker_killed(chaos: Chaos) -> None:
 
 @fault("api")
 async def api_stopped_dead(chaos: Chaos) -> None:
-    """SIGSTOP of an API process: it sleeps through its timeouts and leases and goes on as if nothing were."""
+    """SIGSTOP of an API process: it sleeps through its timeouts and leases, then continues."""
     process = chaos.rng.choice(chaos.site.apis)
     process.pause()
     await chaos.lasts(1, 15)
@@ -219,7 +219,7 @@ async def worker_replaced(chaos: Chaos) -> None:
 
 @fault("api")
 async def api_clock_skewed(chaos: Chaos) -> None:
-    """An API process whose clock is wrong."""
+    """An API process with a wrong clock."""
     process = chaos.rng.choice(chaos.site.apis)
     process.kill()
     await _replace(chaos, process, CHAOS_SKEW=str(chaos.rng.choice((-90, -20, 20, 90))))
@@ -230,7 +230,7 @@ async def api_clock_skewed(chaos: Chaos) -> None:
 
 @fault("worker")
 async def worker_clock_skewed(chaos: Chaos) -> None:
-    """A worker whose clock is wrong."""
+    """A worker with a wrong clock."""
     process = chaos.rng.choice(chaos.site.workers)
     process.kill()
     await _replace(chaos, process, CHAOS_SKEW=str(chaos.rng.choice((-90, -20, 20, 90))))
@@ -244,7 +244,7 @@ async def valkey_killed(chaos: Chaos) -> None:
     """SIGKILL of Valkey, which comes back with its data."""
     await _kill(chaos.site.standalone.valkey.pid)
     await chaos.lasts(0.2, 4)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("valkey")
@@ -253,7 +253,7 @@ async def valkey_lost(chaos: Chaos) -> None:
     await _kill(chaos.site.standalone.valkey.pid)
     chaos.site.forget_valkey()
     await chaos.lasts(0.2, 4)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("valkey")
@@ -278,7 +278,7 @@ async def postgres_killed(chaos: Chaos) -> None:
     """SIGKILL of Postgres."""
     await _kill(chaos.site.standalone.postgres.pid)
     await chaos.lasts(0.2, 2)
-    await _mend(chaos)
+    await _restart_stores(chaos)
 
 
 @fault("postgres")
@@ -304,7 +304,7 @@ async def postgres_backends_terminated(chaos: Chaos) -> None:
 
 @fault("daraja")
 async def daraja_slow(chaos: Chaos) -> None:
-    """Daraja answers late, at times later than we wait."""
+    """Daraja answers late, sometimes after our timeout."""
     chaos.site.to_daraja.delay = chaos.rng.uniform(0.5, 9)
     await chaos.lasts(2, 6)
     chaos.site.to_daraja.delay = 0.0
@@ -312,7 +312,7 @@ async def daraja_slow(chaos: Chaos) -> None:
 
 @fault("daraja")
 async def daraja_resets(chaos: Chaos) -> None:
-    """Daraja takes requests, and the connection is reset before the answer."""
+    """Daraja accepts requests, and the connection is reset before the answer."""
     chaos.site.to_daraja.cut_share = chaos.rng.uniform(0.2, 1)
     chaos.site.to_daraja.cut()
     await chaos.lasts(1, 5)
@@ -322,7 +322,7 @@ async def daraja_resets(chaos: Chaos) -> None:
 
 @fault("daraja")
 async def daraja_away(chaos: Chaos) -> None:
-    """Nobody listens at Daraja's address."""
+    """No server listens at Daraja's address."""
     chaos.site.to_daraja.refuse()
     chaos.site.to_daraja.cut()
     await chaos.lasts(1, 5)
@@ -330,7 +330,7 @@ async def daraja_away(chaos: Chaos) -> None:
 
 
 async def _answer_with(chaos: Chaos, code: str) -> None:
-    """Let every push meet an error of Daraja's for a while, and every request of another operation too."""
+    """Answer every push with an error of Daraja's for a while, and every request of another operation too."""
     operations = ("stkpush", chaos.rng.choice(_OPERATIONS))
     for operation in operations:
         await chaos.control("POST", "/faults", {"operation": operation, "fault": code, "times": _MANY})
@@ -341,37 +341,37 @@ async def _answer_with(chaos: Chaos, code: str) -> None:
 
 @fault("simulator")
 async def daraja_answers_500(chaos: Chaos) -> None:
-    """Daraja answers with an internal error, and nobody can tell whether anything was done."""
+    """Daraja answers with an internal error, which leaves the outcome unknown."""
     await _answer_with(chaos, "500.003.1001")
 
 
 @fault("simulator")
 async def daraja_spike_arrest(chaos: Chaos) -> None:
-    """Daraja refuses for its spike arrest."""
+    """Daraja rejects with a spike arrest."""
     await _answer_with(chaos, "500.003.02")
 
 
 @fault("simulator")
 async def daraja_refuses(chaos: Chaos) -> None:
-    """Daraja refuses otherwise: a quota, a bad request, a token that is no longer valid, a busy subscriber."""
+    """Daraja rejects for other reasons: a quota, a bad request, an expired token, a busy subscriber."""
     await _answer_with(chaos, chaos.rng.choice(_OTHER_FAULTS))
 
 
 @fault("simulator")
 async def proxies_refuse(chaos: Chaos) -> None:
-    """What stands in front of Daraja refuses: spike arrest, quota, a firewall's page, a token that it does not know."""
+    """The proxies in front of Daraja reject: spike arrest, quota, a firewall's page, an unknown token."""
     await _answer_with(chaos, chaos.rng.choice(_PROXIES))
 
 
 @fault("simulator")
 async def answers_cannot_be_read(chaos: Chaos) -> None:
-    """Daraja answers with what no client can read, and nothing was done."""
+    """Daraja does nothing and sends an unreadable answer."""
     await _answer_with(chaos, chaos.rng.choice(_UNREADABLE))
 
 
 @fault("daraja")
 async def chunks_broken(chaos: Chaos) -> None:
-    """Daraja takes requests, and answers with a chunk that cannot be read."""
+    """Daraja executes requests, and answers with an unreadable chunk."""
     chaos.site.to_daraja.garble = _BROKEN_CHUNK
     await chaos.lasts(1, 4)
     chaos.site.to_daraja.garble = None
@@ -379,7 +379,7 @@ async def chunks_broken(chaos: Chaos) -> None:
 
 
 async def _habits(chaos: Chaos, **habits: str) -> None:
-    """Let operations misbehave for a while."""
+    """Apply behaviours to operations for a while."""
     await chaos.control("PATCH", "/habits", habits)
     await chaos.lasts(2, 6)
     await chaos.control("PATCH", "/habits", dict.fromkeys(habits, "normal"))
@@ -387,13 +387,13 @@ async def _habits(chaos: Chaos, **habits: str) -> None:
 
 @fault("spelling")
 async def bodies_spelt_otherwise(chaos: Chaos) -> None:
-    """Callbacks and results are no clean JSON in UTF-8, or have their numbers as floats."""
+    """Callbacks and results are no clean JSON in UTF-8, or have floats for integers."""
     await _habits(chaos, callback=chaos.rng.choice(_SPELLINGS))
 
 
 @fault("answers")
 async def answers_spelt_otherwise(chaos: Chaos) -> None:
-    """Tokens, acknowledgements and STK queries are answered oddly, and say something that is not in any table."""
+    """Tokens, acknowledgements and STK queries have unusual forms and undocumented values."""
     await _habits(
         chaos,
         oauth=chaos.rng.choice(("expires_huge", "expires_number", "expires_float", "expires_text", "token_line_break")),
@@ -404,7 +404,7 @@ async def answers_spelt_otherwise(chaos: Chaos) -> None:
 
 @fault("simulator")
 async def results_misbehave(chaos: Chaos) -> None:
-    """Results of status queries and reversals are lost, late, doubled, early or odd; and Pull answers oddly."""
+    """Results of status queries and reversals are lost, late, doubled, early or unusual, and so are Pull answers."""
     habits = {
         "reversal": chaos.rng.choice(RESULT_HABITS),
         "transactionstatus": chaos.rng.choice(RESULT_HABITS),
@@ -416,7 +416,7 @@ async def results_misbehave(chaos: Chaos) -> None:
 
 
 async def _phones(chaos: Chaos, behaviour: str) -> None:
-    """Let every phone, and Daraja with it, behave in one way for a while."""
+    """Apply one behaviour to every phone, and to Daraja, for a while."""
     await chaos.control("PATCH", "/habits", {"stkpush": behaviour})
     await chaos.lasts(2, 5)
     await chaos.control("PATCH", "/habits", {"stkpush": "normal"})
@@ -424,49 +424,49 @@ async def _phones(chaos: Chaos, behaviour: str) -> None:
 
 @fault("callbacks")
 async def accepted_but_500(chaos: Chaos) -> None:
-    """Daraja takes each push and answers with HTTP 500 and a page."""
+    """Daraja executes each push and answers with HTTP 500 and a page."""
     await _phones(chaos, "ack_lost")
 
 
 @fault("callbacks")
 async def accepted_but_500_and_never_called_back(chaos: Chaos) -> None:
-    """The same, and no callback ever comes: only the statement knows."""
+    """The same without callbacks: only the statement shows the payment."""
     await _phones(chaos, "vanishes")
 
 
 @fault("callbacks")
 async def callbacks_doubled(chaos: Chaos) -> None:
-    """Each callback comes twice."""
+    """Each callback is posted twice."""
     await _phones(chaos, "calls_back_twice")
 
 
 @fault("callbacks")
 async def callbacks_late(chaos: Chaos) -> None:
-    """Each callback comes late."""
+    """Each callback is late."""
     await _phones(chaos, "pays_late")
 
 
 @fault("callbacks")
 async def callbacks_before_ack(chaos: Chaos) -> None:
-    """Each callback comes before its push is answered."""
+    """Each callback is posted before its push is acknowledged."""
     await _phones(chaos, "calls_back_first")
 
 
 @fault("callbacks")
 async def callbacks_lost(chaos: Chaos) -> None:
-    """No callback comes."""
+    """No callback is posted."""
     await _phones(chaos, "pays_silently")
 
 
 @fault("callbacks")
 async def callbacks_with_wrong_amount(chaos: Chaos) -> None:
-    """Each callback says another amount than was paid."""
+    """Each callback reports another amount than was paid."""
     await _phones(chaos, "wrong_amount")
 
 
 @fault("callbacks")
 async def callbacks_reordered(chaos: Chaos) -> None:
-    """Callbacks overtake each other, copies of the same one too."""
+    """Callbacks arrive out of order, with copies."""
     await chaos.control("PATCH", "/knobs", {"callback_jitter": 5.0})
     await _phones(chaos, "calls_back_twice")
     await chaos.control("PATCH", "/knobs", {"callback_jitter": 0.0})
@@ -474,7 +474,7 @@ async def callbacks_reordered(chaos: Chaos) -> None:
 
 @fault("callbacks")
 async def callbacks_repeated(chaos: Chaos) -> None:
-    """Old callbacks come once more, out of order."""
+    """Old callbacks are posted again, out of order."""
     pushes = await chaos.pushes("?state=ended&limit=200")
     for push in chaos.rng.sample(pushes, min(len(pushes), 10)):
         for _ in range(chaos.rng.randint(1, 3)):
@@ -483,7 +483,7 @@ async def callbacks_repeated(chaos: Chaos) -> None:
 
 @fault("callbacks")
 async def callbacks_forged(chaos: Chaos) -> None:
-    """Somebody who knows addresses posts what M-Pesa never said: with wrong signatures, about other payments."""
+    """Forged callbacks at known addresses: with wrong signatures, about other payments."""
     pushes = await chaos.pushes("?limit=100")
     for push in chaos.rng.sample(pushes, min(len(pushes), 5)):
         other = chaos.rng.choice(pushes)["checkout_request_id"]
@@ -493,15 +493,15 @@ async def callbacks_forged(chaos: Chaos) -> None:
         await chaos.control("POST", path, {"signature": "Zm9yZ2Vk"})
 
 
-async def _mood(chaos: Chaos, mood: Mood) -> None:
-    chaos.endpoint.mood = mood
+async def _set_mode(chaos: Chaos, mode: Mode) -> None:
+    chaos.endpoint.mode = mode
     await chaos.lasts(2, 8)
-    chaos.endpoint.mood = "well"
+    chaos.endpoint.mode = "well"
 
 
 @fault("merchant")
 async def merchant_down(chaos: Chaos) -> None:
-    """Nobody listens at the merchant's endpoint."""
+    """No server listens at the merchant's endpoint."""
     chaos.endpoint.wire.refuse()
     chaos.endpoint.wire.cut()
     await chaos.lasts(2, 8)
@@ -510,26 +510,26 @@ async def merchant_down(chaos: Chaos) -> None:
 
 @fault("merchant")
 async def merchant_slow(chaos: Chaos) -> None:
-    """The merchant's endpoint answers late, sometimes later than we wait."""
-    await _mood(chaos, "slow")
+    """The merchant's endpoint answers late, sometimes after our timeout."""
+    await _set_mode(chaos, "slow")
 
 
 @fault("merchant")
 async def merchant_answers_500(chaos: Chaos) -> None:
     """The merchant's endpoint answers 500."""
-    await _mood(chaos, "500")
+    await _set_mode(chaos, "500")
 
 
 @fault("merchant")
 async def merchant_redirects(chaos: Chaos) -> None:
     """The merchant's endpoint answers with a redirect."""
-    await _mood(chaos, "redirects")
+    await _set_mode(chaos, "redirects")
 
 
 @fault("merchant")
 async def merchant_hangs(chaos: Chaos) -> None:
     """The merchant's endpoint stops in the middle of its answer."""
-    await _mood(chaos, "hangs")
+    await _set_mode(chaos, "hangs")
 
 
 _SWEEPERS = (
@@ -544,13 +544,13 @@ _SWEEPERS = (
 
 @fault("twice")
 async def two_sweepers_at_once(chaos: Chaos) -> None:
-    """Every sweeper twice at the same moment, besides the regular ones."""
+    """Two concurrent runs of every sweeper, in addition to the regular ones."""
     await _wake(chaos, (name for name in _SWEEPERS for _ in range(2)))
 
 
 @fault("twice")
 async def two_reconciliations_at_once(chaos: Chaos) -> None:
-    """Two reconciliations that the merchant asks for, and two in the queue, at the same moment."""
+    """Two concurrent reconciliations by API, and two in the queue."""
     await asyncio.gather(
         *(chaos.ask("POST", "/v1/payments/mpesa/reconcile", {}) for _ in range(2)),
         *(
@@ -562,12 +562,12 @@ async def two_reconciliations_at_once(chaos: Chaos) -> None:
 
 @fault("twice")
 async def two_crons_at_once(chaos: Chaos) -> None:
-    """Every cron fires twice at the same moment, as on two schedulers that do not know of each other."""
+    """Two concurrent runs of every cron, as with two independent schedulers."""
     await _wake(chaos, (name for name in chaos.crons for _ in range(2)))
 
 
 async def _wake(chaos: Chaos, names: Iterable[str], *, queue: str = "maintenance", **kwargs: str) -> None:
-    """Put jobs on their queue, all at once; one that Valkey is not there for is left out."""
+    """Enqueue jobs concurrently; jobs are skipped while Valkey is unavailable."""
     from saq.queue.redis import RedisQueue  # noqa: PLC0415 - SAQ takes half a second to import
 
     client: Any = valkey.asyncio.from_url(chaos.site.standalone.valkey.url)  # type: ignore[no-untyped-call]
@@ -589,8 +589,8 @@ async def _kill(pid: int | None) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _mend(chaos: Chaos) -> None:
-    """Start Postgres and Valkey again until both run."""
+async def _restart_stores(chaos: Chaos) -> None:
+    """Restart Postgres and Valkey until both run."""
     servers = (chaos.site.standalone.postgres, chaos.site.standalone.valkey)
     while any(server.pid is None for server in servers):
         for sentence in await asyncio.to_thread(chaos.site.standalone.repair):
@@ -598,14 +598,14 @@ async def _mend(chaos: Chaos) -> None:
         await asyncio.sleep(0.1)
 
 
-async def rage(
+async def inject_faults(
     chaos: Chaos, names: list[str], until: Callable[[], bool], at_once: int = 3, rest: tuple[float, float] = (0, 1.5)
 ) -> None:
-    """Break one thing after the other, ``at_once`` at a time, never two in the same area, until told to stop.
+    """Inject faults, ``at_once`` at a time, never two in the same area, until stopped.
 
-    ``rest`` is how long nothing new is broken after each, at least and at most, in seconds.
+    ``rest`` is the pause after each in seconds, minimum and maximum.
 
-    They are dealt from a shuffled deck: each comes once before any comes again, whatever the seed.
+    Faults are drawn from a shuffled deck: each occurs once before any is repeated, with every seed.
     """
     deck: list[str] = []
 

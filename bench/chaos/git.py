@@ -1,4 +1,4 @@
-"""Which commit runs, for reports."""
+"""The tested commit, for reports."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def commit() -> str:
-    """The commit that runs, with ``-dirty`` where files are changed; empty outside a clone."""
+    """Return the tested commit, with ``-dirty`` for changed files, or an empty text outside a clone."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
         cwd=ROOT,

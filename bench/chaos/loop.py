@@ -1,4 +1,4 @@
-"""Runs a bench on the event loop that the gateway serves on: a slow one would be what is measured."""
+"""Runs a bench on the gateway's event loop implementation: a slower one would distort the measurement."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,6 +10,6 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; gives what it gives."""
+    """Run to the end; returns the result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)

@@ -1,4 +1,4 @@
-"""The merchant's endpoint: keeps every delivery with its time, and fails in every way that endpoints fail."""
+"""The merchant's endpoint: records every delivery with its time, and fails in every way of real endpoints."""
 
 import asyncio
 import random
@@ -13,13 +13,13 @@ from bench.chaos.proxy import Wire
 
 _PATH = "/webhooks"
 
-Mood = Literal["well", "slow", "500", "redirects", "hangs"]
-"""How the endpoint behaves; ``hangs`` stops in the middle of its status line, or of its body: a 2xx counts by then."""
+Mode = Literal["well", "slow", "500", "redirects", "hangs"]
+"""Modes of the endpoint; ``hangs`` stops in the middle of its status line, or of its body: a 2xx counts by then."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One POST: when it came (seconds since 1970), its id, its event, its bytes, and whether it was answered 2xx."""
+    """One POST: its time (seconds since 1970), id, event, bytes, and whether it was answered 2xx."""
 
     at: float
     webhook_id: str
@@ -31,40 +31,38 @@ class Delivery:
 
 @dataclass
 class Endpoint:
-    """A server on a free port, for all merchants of a run. Add each one's secret once that is known."""
+    """A server on a free port for all merchants of a run. Each merchant's secret is added once known."""
 
     rng: random.Random
     secrets: list[str] = field(default_factory=list[str])
-    mood: Mood = "well"
+    mode: Mode = "well"
     deliveries: list[Delivery] = field(default_factory=list[Delivery])
-    strayed: list[str] = field(default_factory=list[str])
-    """What was asked for besides, such as where a redirect leads: nobody should follow one."""
+    other_requests: list[str] = field(default_factory=list[str])
+    """Other requests, such as the target of a redirect, which must not be followed."""
     _port: int = 0
     _server: asyncio.Server | None = None
 
     def __post_init__(self) -> None:
         self.wire = Wire(lambda: [self._port], self.rng)
-        """The way to it, which can be refused."""
+        """The wire to it, which can be refused."""
 
     @property
     def url(self) -> str:
-        """Where webhooks are to be sent."""
+        """Return the webhook URL."""
         return f"http://127.0.0.1:{self.wire.port}{_PATH}"
 
     async def start(self) -> None:
-        """Listen."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self._port = self._server.sockets[0].getsockname()[1]
         await self.wire.start()
 
     async def stop(self) -> None:
-        """Stop listening."""
         await self.wire.stop()
         if self._server is not None:
             self._server.close()
 
-    def taken(self) -> dict[str, Delivery]:
-        """The first delivery that was answered 2xx, by webhook-id."""
+    def delivered(self) -> dict[str, Delivery]:
+        """Return the first delivery answered 2xx, by webhook-id."""
         found: dict[str, Delivery] = {}
         for delivery in self.deliveries:
             if delivery.is_taken:
@@ -79,7 +77,7 @@ class Endpoint:
                 headers = {name.strip().lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 if head[0].split(" ")[:2] != ["POST", _PATH]:
-                    self.strayed.append(head[0])
+                    self.other_requests.append(head[0])
                     return
                 if not await self._answer(headers, body, writer):
                     return
@@ -89,19 +87,19 @@ class Endpoint:
             writer.close()
 
     async def _answer(self, headers: dict[str, str], body: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Answer as the mood is; gives whether the connection stays open."""
-        mood = self.mood
-        if mood == "slow":
+        """Answer according to the mode; returns whether the connection stays open."""
+        mode = self.mode
+        if mode == "slow":
             await asyncio.sleep(self.rng.uniform(0.5, 5.0))
-        status = {"500": 500, "redirects": 302}.get(mood, 200)
-        if mood == "hangs":
+        status = {"500": 500, "redirects": 302}.get(mode, 200)
+        if mode == "hangs":
             is_taken = self.rng.random() < 0.5
             self._keep(headers, body, is_taken=is_taken)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it" if is_taken else b"HTTP/1.1 20")
             await writer.drain()
             await asyncio.sleep(6)
             return False
-        # Kept before it is answered, as a careful merchant does; it counts as taken from then on.
+        # Recorded before the answer, as a careful merchant does; it counts as delivered from then on.
         self._keep(headers, body, is_taken=status == 200)
         extra = "Location: /elsewhere\r\n" if status == 302 else ""
         writer.write(f"HTTP/1.1 {status} Said\r\n{extra}Content-Length: 2\r\n\r\nok".encode())

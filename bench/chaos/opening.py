@@ -1,4 +1,4 @@
-"""How a run begins and ends: a merchant that is ready to sell, and the wait until nothing is under way any more."""
+"""Start and end of a run: merchants with credentials, and the wait until no work is pending."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ _ACTOR = "cli:chaos"
 
 _TILL = {"shortcode": "600638", "till_number": "5123456"}
 SHOPS: dict[str, dict[str, str]] = {"Paybill": {}, "Neighbour": {}, "Till": _TILL}
-"""The merchants that sell, and what each has otherwise: two share the sandbox's paybill, and one has a till."""
+"""The merchants with their differences: two share the sandbox's paybill, and one has a till."""
 
 
 async def open_shop(
@@ -30,7 +30,7 @@ async def open_shop(
     rng: random.Random,
     say: Callable[[str], None],
 ) -> Chaos:
-    """Merchants that are ready to sell, and all that the faults need."""
+    """Create the merchants and the context of the faults."""
     shops = [await _open_one(gateway, site, endpoint, http, name, fields) for name, fields in SHOPS.items()]
     _, operator_key = await gateway.api_keys.create(
         shops[0][0], name="operator", scopes=[ADMIN], env="sandbox", actor=_ACTOR
@@ -57,7 +57,7 @@ async def _open_one(
     name: str,
     fields: dict[str, str],
 ) -> tuple[str, str]:
-    """A new merchant, ready to sell: its id and its API key."""
+    """Create a merchant with credentials; returns its id and API key."""
     merchant = await gateway.merchants.create(name, actor=_ACTOR)
     _, key = await gateway.api_keys.create(
         merchant.merchant_id, name="chaos", scopes=gateway.scopes.of_merchants, env="sandbox", actor=_ACTOR
@@ -78,7 +78,7 @@ async def _open_one(
 
 
 async def settle(gateway: Gateway, chaos: Chaos, patience: float) -> bool:
-    """Reconcile and wait until nothing is under way any more; gives whether that came within ``patience`` seconds."""
+    """Reconcile and wait until no work is pending; returns whether that took at most ``patience`` seconds."""
     await chaos.control("PATCH", "/knobs", {"chaos": 0})
     until = time.monotonic() + patience
     while time.monotonic() < until:
@@ -93,7 +93,7 @@ async def settle(gateway: Gateway, chaos: Chaos, patience: float) -> bool:
 
 
 async def _decide(gateway: Gateway, chaos: Chaos) -> None:
-    """Play the people who look at M-Pesa's portal: they end refunds without an answer, and assign ambiguous lines."""
+    """Act as the operators who use M-Pesa's portal: they end refunds without an answer, and assign ambiguous lines."""
     for row in await gateway.db.fetch(LINES_LEFT_TO_A_PERSON):
         merchant = chaos.merchant_ids.index(row["merchant_id"])
         path = f"/v1/payments/mpesa/statement-lines/{row['line_id']}/assign"

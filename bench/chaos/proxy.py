@@ -1,4 +1,4 @@
-"""A wire between two processes that can be cut, delayed and refused: TCP on loopback, nothing read, nothing changed."""
+"""A TCP wire between two processes that can be cut, delayed and refused; bytes pass unchanged."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ _CHUNK = 65536
 
 
 class Wire:
-    """Listens on a free port and passes connections on to whoever ``targets`` names, in turn."""
+    """Listens on a free port and forwards connections to the ``targets`` in turn."""
 
     def __init__(self, targets: Callable[[], list[int]], rng: random.Random) -> None:
         self._targets = targets
@@ -23,21 +23,20 @@ class Wire:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.port = 0
         self.delay = 0.0
-        """Seconds by which each answer is late."""
+        """Delay of each answer in seconds."""
         self.garble: bytes | None = None
-        """What answers begin with instead, before the connection ends: bytes that are no HTTP."""
+        """Bytes that are no HTTP, sent instead of an answer before the connection ends."""
         self.cut_share = 0.0
-        """The share of connections that are cut once the first bytes of an answer are on their way."""
+        """The share of connections that are cut once the first bytes of an answer are sent."""
 
     async def start(self) -> None:
-        """Listen."""
-        # Bound and never listening: while nobody listens, the port is still ours, and connecting to it is refused.
+        # Bound without listening: the port stays reserved, and connections to it are refused.
         self._holder = _bound(0)
         self.port = self._holder.getsockname()[1]
         await self.admit()
 
     async def stop(self) -> None:
-        """Stop, and cut what is open."""
+        """Stop, and close open connections."""
         self.refuse()
         self.cut()
         for task in self._tasks:
@@ -47,7 +46,7 @@ class Wire:
             self._holder.close()
 
     def refuse(self) -> None:
-        """Let nobody listen: whoever connects is refused. What is open stays open."""
+        """Refuse new connections. Open ones stay open."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -63,7 +62,7 @@ class Wire:
             writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """The next target that answers."""
+        """Return a connection to the next target that answers."""
         ports = self._targets()
         for _ in ports:
             self._turn += 1
@@ -121,7 +120,7 @@ class Wire:
 
 
 def _bound(port: int) -> socket.socket:
-    """A socket on this port of the loopback interface, or on a free one for 0, that others of ours may share."""
+    """Return a socket on this port of loopback, or on a free one for 0, that our processes may share."""
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     found.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""One run: the site, who buys, who breaks, who looks on, and the books afterwards."""
+"""One run: the site, buyers, faults, checks during the run, and the books afterwards."""
 
 import asyncio
 import random
@@ -11,30 +11,30 @@ from typing import Any
 import asyncpg
 import niquests
 
-from bench.chaos.faults import FAULTS, rage
+from bench.chaos.faults import FAULTS, inject_faults
 from bench.chaos.merchant import Endpoint
 from bench.chaos.opening import open_shop, settle
 from bench.chaos.queue import stuck_jobs
 from bench.chaos.shoppers import Shoppers
 from bench.chaos.site import Site
-from bench.chaos.verify import ALWAYS, Findings, look, verify
+from bench.chaos.verify import ALWAYS, Findings, run_checks, verify
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import UNREACHABLE
 
 _AWAY: tuple[type[BaseException], ...] = (*UNREACHABLE, asyncpg.PostgresError)
-"""What asking Postgres may meet while it is broken."""
+"""Errors of Postgres queries while it is broken."""
 
 _LOOKS = 5.0
-"""Seconds between two looks into the books while everything breaks."""
+"""Seconds between two checks of the books during faults."""
 
 _STUCK = 60.0
-"""Seconds that a job may be at work once all has settled: more than a dead worker's heartbeat and two sweeps."""
+"""Seconds that a job may run once all has settled: more than a dead worker's heartbeat and two sweeps."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told. Times are in seconds, ``rate`` in payments a second."""
+    """Options of a run. Times are in seconds, ``rate`` in payments a second."""
 
     seed: int
     seconds: int = 120
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run. ``left_out`` are faults that could not be injected here, ``wrong`` is what must not be."""
+    """The result of a run. ``left_out`` are faults that could not be injected here, ``wrong`` are violations."""
 
     options: Options
     faults: dict[str, int]
@@ -59,28 +59,28 @@ class Result:
     wrong: dict[str, list[str]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same as plain values."""
         return asdict(self)
 
 
 class Run:
-    """One run in a folder of its own. ``say`` is told what goes on."""
+    """One run in its own folder. ``say`` gets progress messages."""
 
     def __init__(self, folder: Path, options: Options, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._options = options
         self._say = say
-        self._rng = random.Random(options.seed)  # noqa: S311 - a seed is the point
+        self._rng = random.Random(options.seed)  # noqa: S311 - a seed, not a secret
 
     async def play(self) -> Result:
-        """Run it all."""
+        """Run everything."""
         site, endpoint = Site(self._folder, self._rng, self._options.pace), Endpoint(self._rng)
         await endpoint.start()
         try:
             self._say("starting")
             await site.start()
             names = sorted(self._options.only or FAULTS)
-            # Only root may mount the little disk that is filled.
+            # Only root may mount the small disk that is filled.
             left_out = [name for name in names if name == "valkey_disk_full" and not site.has_own_disk]
             return await self._break(site, endpoint, [name for name in names if name not in left_out], left_out)
         finally:
@@ -104,20 +104,20 @@ class Run:
             meanwhile = Findings()
             watching = asyncio.create_task(self._watch(gateway, meanwhile))
             await asyncio.gather(
-                shop.flow(self._options.rate, is_over), rage(chaos, names, is_over, self._options.at_once)
+                shop.flow(self._options.rate, is_over), inject_faults(chaos, names, is_over, self._options.at_once)
             )
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            self._say("all is mended: settling")
+            self._say("all faults undone: settling")
             began = time.monotonic()
             is_settled = await settle(gateway, chaos, self._options.settle)
             findings = await verify(gateway, endpoint, shop)
             findings.figures["seconds to settle"] = round(time.monotonic() - began, 1)
             if not is_settled:
                 findings.note("stuck: not settled in time", [f"{self._options.settle} s"])
-            self._say("looking for stuck jobs")
+            self._say("checking for stuck jobs")
             findings.note("stuck: a job that stays in the queue", await stuck_jobs(gateway, _STUCK))
-            findings.note("unexplained: a process that did not end well when told to", site.ended_badly)
+            findings.note("unexplained: a process that did not stop cleanly", site.ended_badly)
             for sentence, examples in meanwhile.wrong.items():
                 findings.note(f"{sentence}, while it went on", examples)
             findings.figures |= meanwhile.figures | {"processes that ended by themselves": site.revived}
@@ -133,15 +133,15 @@ class Run:
 
     @staticmethod
     async def _watch(gateway: Gateway, findings: Findings) -> None:
-        """What must hold at any moment is looked at again and again, whenever Postgres can be asked."""
-        findings.figures["looks into the books meanwhile"] = 0
+        """Check the permanent invariants repeatedly, whenever Postgres is available."""
+        findings.figures["checks of the books during faults"] = 0
         while True:
             await asyncio.sleep(_LOOKS)
             try:
-                # One snapshot for all, so that a difference is one.
+                # One snapshot for all figures, so that a difference is real.
                 async with gateway.db.transaction():
                     await gateway.db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    await look(gateway, ALWAYS, findings)
+                    await run_checks(gateway, ALWAYS, findings)
             except _AWAY:
                 continue
-            findings.figures["looks into the books meanwhile"] += 1
+            findings.figures["checks of the books during faults"] += 1

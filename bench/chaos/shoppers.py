@@ -1,4 +1,4 @@
-"""A steady flow of payments and refunds, asked for by clients that try again as a careful merchant's program does."""
+"""A steady flow of payments and refunds from clients that retry as a careful merchant's program does."""
 
 import asyncio
 import random
@@ -10,17 +10,17 @@ from typing import Any
 import niquests
 
 _TRY_AGAIN = frozenset({0, 409, 429, 500, 502, 503, 504})
-"""Statuses, and 0 for no answer, after which the same request with the same key is sent again."""
+"""Statuses, and 0 for no answer, after which the same request with the same key is repeated."""
 
 _TRIES = 40
 
 _EXPLAINED = frozenset({0, 200, 201, 409, 429, 502, 503})
-"""Statuses, and 0 for no answer, that payments and refunds may meet while things are broken."""
+"""Statuses, and 0 for no answer, that payments and refunds may get during faults."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a buyer asked for: the payer's number, which no other buyer has, and the amount in KES."""
+class Purchase:
+    """A buyer's request: the payer's number, unique to this buyer, and the amount in KES."""
 
     phone: str
     amount: int
@@ -28,9 +28,9 @@ class Wish:
 
 @dataclass
 class Shoppers:
-    """Who buys. What was asked for is kept by its Idempotency-Key, with the payment that came of it, if one did.
+    """The buyers. Requests are stored by their Idempotency-Key, with the resulting payment, if any.
 
-    ``api_keys`` are those of the merchants that sell; each buyer goes to one of them.
+    ``api_keys`` are the merchants' keys; each buyer uses one of them.
     """
 
     base: str
@@ -38,18 +38,18 @@ class Shoppers:
     rng: random.Random
     http: niquests.AsyncSession
     pace: float = 1.0
-    """How long they wait, in proportion to the usual."""
-    wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
+    """Factor of all waiting times."""
+    purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
     answers: Counter[int] = field(default_factory=Counter[int])
     conflicts: list[str] = field(default_factory=list[str])
-    """Keys that were answered with two different payments: there must be none."""
+    """Keys with two different payments: expected to be empty."""
     unexplained: list[str] = field(default_factory=list[str])
-    """Answers that nothing which was broken explains: there must be none."""
+    """Answers that no fault explains: expected to be empty."""
 
     async def flow(self, rate: float, until: Callable[[], bool]) -> None:
-        """Ask for ``rate`` payments a second, and refund one in five of those that are paid."""
+        """Create ``rate`` payments a second, and refund one in five of the completed ones."""
         tasks: set[asyncio.Task[None]] = set()
         while not until():
             tasks.add(asyncio.create_task(self._buy()))
@@ -60,10 +60,10 @@ class Shoppers:
     async def _buy(self) -> None:
         number = len(self.payments)
         key, amount = f"buy-{number}", self.rng.randint(1, 2000)
-        wish = self.wishes[key] = Wish(f"2547{11_000_000 + number}", amount)
+        purchase = self.purchases[key] = Purchase(f"2547{11_000_000 + number}", amount)
         shop = self.api_keys[number % len(self.api_keys)]
-        body = {"amount": amount, "phone": wish.phone, "metadata": {"order": key}}
-        # Some press the button twice.
+        body = {"amount": amount, "phone": purchase.phone, "metadata": {"order": key}}
+        # Some buyers press the button twice.
         times = 2 if self.rng.random() < 0.15 else 1
         self.payments[key] = None
         await asyncio.gather(*(self._request("/v1/payments", shop, key, body, self.payments) for _ in range(times)))
@@ -81,7 +81,7 @@ class Shoppers:
             await self._refund(payment_id, shop, number, amount)
 
     async def _is_paid(self, payment_id: str, shop: str) -> bool:
-        """Wait a while for the payment to be paid, and its receipt to be known."""
+        """Wait a while for the payment to complete with a receipt."""
         for _ in range(15):
             answer = await self._call("GET", f"/v1/payments/{payment_id}", shop)
             if answer[0] == 200 and answer[1]["data"]["receipt"] is not None:

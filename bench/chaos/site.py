@@ -1,4 +1,4 @@
-"""The site that is broken: two APIs, two workers, Daraja, Postgres and Valkey, each a process of its own."""
+"""The site under test: two APIs, two workers, the simulator, Postgres and Valkey, each in its own process."""
 
 import asyncio
 import math
@@ -33,12 +33,12 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = ["credentials", "callbacks", "transactions", "payments", "refunds", "reconciliation", "webhooks"]
 
 _DISK, _ROOMY_DISK = 32, 512
-"""Megabytes of the disk that Valkey gets to itself, where we may mount one; at full speed, its log needs the second."""
+"""Megabytes of Valkey's own disk, if we may mount one; at full speed, its log needs the second."""
 
 
 @dataclass
 class Process:
-    """One of our processes: how it is started, and what runs."""
+    """One of our processes: its command and its current instance."""
 
     name: str
     start: Callable[[dict[str, str]], "subprocess.Popen[bytes]"]
@@ -47,16 +47,15 @@ class Process:
     running: "subprocess.Popen[bytes] | None" = None
     _read_from: int = 0
     wanted: dict[str, str] | None = None
-    """The environment, besides the usual, of a process that is to run; None for one that was told to end."""
+    """Additional environment of a process that should run; None for a stopped one."""
 
     def begin(self, **environ: str) -> None:
-        """Start it."""
         self.wanted = environ
         self._read_from = self.log.stat().st_size if self.log.exists() else 0
         self.running = self.start(environ)
 
     def is_up(self) -> bool:
-        """Whether it answers, or, where it serves nobody, has said that it works."""
+        """Return True if it answers, or, without a server, has logged that it works."""
         if self.port:
             return _answers(f"http://127.0.0.1:{self.port}/health/live")
         with self.log.open("rb") as log:
@@ -64,28 +63,28 @@ class Process:
             return b"Working\n" in log.read()
 
     def has_gone(self) -> bool:
-        """Whether it ended and nobody told it to."""
+        """Return True if it ended without being stopped."""
         return self.wanted is not None and self.running is not None and self.running.poll() is not None
 
     def kill(self) -> None:
-        """End it without a word."""
+        """SIGKILL."""
         self.wanted = None
         if self.running is not None:
             self.running.kill()
             self.running.wait()
 
     def pause(self) -> None:
-        """Stop its time."""
+        """SIGSTOP."""
         if self.running is not None:
             self.running.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let its time go on."""
+        """SIGCONT."""
         if self.running is not None:
             self.running.send_signal(signal.SIGCONT)
 
     def end(self, patience: float = 40) -> int:
-        """Ask it to stop, and wait; gives its exit code."""
+        """Stop it and wait; returns its exit code."""
         self.wanted = None
         if self.running is None:
             return 0
@@ -95,9 +94,9 @@ class Process:
 
 
 class Site:
-    """Everything that runs, in one folder. ``pace`` is how long everybody waits, in proportion to the usual.
+    """All processes, in one folder. ``pace`` is a factor of all waiting times.
 
-    ``is_measured`` leaves out the wire to Postgres, through which nothing goes at full speed: it cannot be cut then.
+    ``is_measured`` leaves out the wire to Postgres, which cannot carry full speed: it cannot be cut then.
     """
 
     def __init__(self, folder: Path, rng: random.Random, pace: float = 1.0, *, is_measured: bool = False) -> None:
@@ -115,24 +114,24 @@ class Site:
         self.to_postgres = Wire(lambda: [self.standalone.postgres.port], rng)
         self.has_own_disk = False
         self.revived = 0
-        """How often a process had ended by itself and was started again."""
+        """The number of restarts of processes that had ended by themselves."""
         self.ended_badly: list[str] = []
-        """Processes that did not end by themselves, and well, when they were told to."""
+        """Processes that did not stop in time with exit code 0."""
         self._tending: asyncio.Task[None] | None = None
 
     @property
     def processes(self) -> list[Process]:
-        """Ours, Postgres and Valkey left out."""
+        """Return our processes, without Postgres and Valkey."""
         return [self.simulator, *self.apis, *self.workers]
 
     @property
     def base(self) -> str:
-        """Where merchants and Daraja reach the gateway."""
+        """Return the gateway's address for merchants and Daraja."""
         return f"http://127.0.0.1:{self.front.port}"
 
     @property
     def daraja(self) -> str:
-        """The simulator itself, past the wire that is broken."""
+        """Return the simulator's address, without the breakable wire."""
         return f"http://127.0.0.1:{self.simulator.port}"
 
     async def start(self) -> None:
@@ -152,7 +151,7 @@ class Site:
         self._tending = asyncio.create_task(self._tend())
 
     async def stop(self) -> None:
-        """Stop everything, whatever state it is in."""
+        """Stop everything, in any state."""
         if self._tending is not None:
             self._tending.cancel()
         for process in reversed(self.processes):
@@ -166,13 +165,13 @@ class Site:
             await asyncio.to_thread(subprocess.run, ["umount", str(self.valkey_folder)], check=False)
 
     async def end(self, process: Process) -> None:
-        """Ask a process to stop, wait until it has, and note how it ended."""
+        """Stop a process, wait for its end, and record how it ended."""
         code = await asyncio.to_thread(process.end)
         if code != 0:
             self.ended_badly.append(f"{process.name} ended with {code}")
 
     async def is_up(self, process: Process, patience: float = 60) -> None:
-        """Wait until a process does its work. Raises TimeoutError."""
+        """Wait until a process works. Raises TimeoutError."""
         until = time.monotonic() + patience
         while not await asyncio.to_thread(process.is_up):
             if time.monotonic() > until:
@@ -180,7 +179,7 @@ class Site:
             await asyncio.sleep(0.1)
 
     async def _tend(self) -> None:
-        """Start again what ended by itself, as systemd or an orchestrator does: without Postgres, none starts."""
+        """Restart exited processes, as systemd or an orchestrator does: without Postgres, none starts."""
         while True:
             for process in self.processes:
                 if process.has_gone():
@@ -190,22 +189,22 @@ class Site:
 
     @property
     def valkey_folder(self) -> Path:
-        """Where Valkey keeps its log."""
+        """Return the folder of Valkey's log."""
         return self.folder / "data" / "valkey"
 
     def fill_disk(self) -> None:
-        """Leave no room on Valkey's disk."""
+        """Fill Valkey's disk."""
         with suppress(OSError), (self.valkey_folder / "ballast").open("wb") as file:
             while True:
                 file.write(b"\0" * 65536)
                 file.flush()
 
     def empty_disk(self) -> None:
-        """Make room again."""
+        """Free Valkey's disk."""
         (self.valkey_folder / "ballast").unlink(missing_ok=True)
 
     def forget_valkey(self) -> None:
-        """Delete what a stopped Valkey has stored."""
+        """Delete the files of a stopped Valkey."""
         shutil.rmtree(self.valkey_folder / "appendonlydir", ignore_errors=True)
 
     def _mount(self) -> None:
@@ -237,7 +236,7 @@ class Site:
         return Process(name, start, log, port)
 
     def _seconds(self, usual: float) -> int:
-        """A time that the gateway waits, whole seconds."""
+        """Return a timeout of the gateway in whole seconds."""
         return max(1, math.ceil(usual * self._pace))
 
     def _database_url(self) -> str:

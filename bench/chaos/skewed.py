@@ -1,4 +1,4 @@
-"""``mpesa-gateway`` with a clock that is wrong by CHAOS_SKEW seconds: what a machine without time service runs."""
+"""``mpesa-gateway`` with a clock that is wrong by CHAOS_SKEW seconds, as on a machine without time service."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def _wrong_time() -> float:
 
 
 clock.SystemClock.now = _wrong_now  # type: ignore[method-assign]
-# What the queue asks; monotonic clocks are not changed, as they would not be on such a machine.
+# The clock of the queue; monotonic clocks are unchanged, as they would be on such a machine.
 time.time = _wrong_time
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m bench.chaos.table report.json …``: the figures of reports, as docs/reliability.md has them."""
+"""``python -m bench.chaos.table report.json …``: the figures of reports as tables for docs/reliability.md."""
 
 import json
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 WRONG = ("lost", "doubled", "invented", "untold", "stuck", "altered", "unexplained")
-"""What may be wrong, by its first word."""
+"""Kinds of violations, by the first word of the sentence."""
 
-_LONGEST = "money moved to merchant told, longest (s)"
-_MEDIAN = "money moved to merchant told, median (s)"
+_LONGEST = "money moved to webhook delivered, longest (s)"
+_MEDIAN = "money moved to webhook delivered, median (s)"
 
 _SUMS = (
     "payments",
@@ -36,7 +36,7 @@ _SUMS = (
 
 
 def table(reports: Iterable[dict[str, Any]]) -> str:
-    """The figures as Markdown: two tables, and the commands that repeat them."""
+    """Return the figures as Markdown: two tables, and the commands that repeat them."""
     reports = list(reports)
     runs: list[dict[str, Any]] = [run for report in reports for run in report["runs"]]
     sums: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
         ("faults injected", f"{faults.total():,}, of {len(faults)} kinds"),
         *((name, f"{sums[name]:,}") for name in _SUMS),
         *((f"**{name}**", f"**{wrong[name]:,}**") for name in WRONG),
-        ("longest time from money moved to merchant told", f"{max(run['figures'][_LONGEST] for run in runs)} s"),
+        ("longest time from money moved to webhook delivered", f"{max(run['figures'][_LONGEST] for run in runs)} s"),
         ("the same, highest median of a run", f"{max(run['figures'][_MEDIAN] for run in runs)} s"),
         ("longest time to settle afterwards", f"{max(run['figures']['seconds to settle'] for run in runs)} s"),
     ]

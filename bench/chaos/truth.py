@@ -1,18 +1,18 @@
-"""What really happened, from the simulator's ledger alone: which money was made for which payment.
+"""The truth about money, from the simulator's ledger alone: which money was sent for which payment.
 
-The judges of the model test, the chaos run and the soak share these queries. They are rules of their own: nothing here,
-and in no judge, calls the code that the product matches money with (tests/house/test_judges.py).
+The model test, the chaos run and the soak share these queries. They are independent rules: no verifier calls the
+product's matching code (tests/house/test_judges.py).
 """
 
 FINAL = ("1", "2", "3", "4", "8", "17", "1001", "1025", "1031", "1032", "2001", "2028", "8006")
-"""Result codes that are M-Pesa's last word about a push."""
+"""Result codes that are final about a push."""
 
 OWN_REFERENCE = 12
-"""Characters of a reference that a payment has to itself."""
+"""Characters of a reference that only one payment has."""
 
 _TRUTH = """
 push AS (
-    -- Tokens spell two letters otherwise, so that no address has a word that M-Pesa filters.
+    -- Tokens replace two letters, so that no address contains a word that M-Pesa filters.
     SELECT *,
         id_uuid('pay_' || translate(substring(callback_url FROM 'pay_([0-9a-z]{{26}})'), 'io', 'xm')) AS payment_id
     FROM sim_push
@@ -23,7 +23,7 @@ push AS (
     SELECT push.payment_id, moved.receipt
     FROM sim_transaction moved JOIN push ON push.checkout_request_id = moved.checkout_request_id {same_world}
     UNION
-    -- Money that came by hand, with the account number that no other push has.
+    -- Money paid by hand, with an account number that no other push has.
     SELECT push.payment_id, moved.receipt
     FROM push JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.amount = push.amount {same_world}
         AND upper(btrim(moved.reference)) = upper(btrim(push.reference))
@@ -37,8 +37,8 @@ push AS (
     WHERE NOT moved.is_out AND moved.checkout_request_id IS NULL AND length(btrim(payment.reference)) = {own_reference}
         AND NOT EXISTS (SELECT 1 FROM push WHERE push.payment_id = payment.payment_id)
     UNION
-    -- Money of the same payer by hand, for the same amount and account, around the prompt: nothing tells it from what
-    -- the prompt asked for, unless M-Pesa had said for good that the prompt was refused.
+    -- Money of the same payer by hand, for the same amount and account, around the prompt: it cannot be distinguished
+    -- from the prompted money, unless a final result said that the prompt was rejected.
     SELECT push.payment_id, moved.receipt
     FROM push JOIN payment ON payment.payment_id = push.payment_id
         JOIN sim_transaction moved ON moved.shortcode = push.receiver AND moved.phone = push.phone
@@ -50,7 +50,7 @@ push AS (
             SELECT 1 FROM sim_callback said WHERE said.checkout_request_id = push.checkout_request_id
                 AND said.last_status = 200 AND said.answered_at < payment.completed_at))
 ), taken AS (
-    -- Each receipt that a payment is paid with, and what it is in truth.
+    -- Each receipt of a payment, and its true origin.
     SELECT paid.payment_id, paid.receipt, CASE
         WHEN EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = paid.payment_id
             AND made_for.receipt = paid.receipt AND moved.amount = paid.amount) THEN 'right'
@@ -74,14 +74,14 @@ TAKEN: dict[str, str] = {
     "invented: paid with money that left": "money that left",
     "invented: paid with another amount": "another amount",
     "doubled: paid with the money of another payment": "another payment",
-    "invented: paid with the money of a stranger": "a stranger",
+    "invented: paid with money of another payer": "a stranger",
 }
 """Each way in which money can be on the wrong payment, and its name in ``taken``."""
 
 ONE_RECEIPT = "doubled: one receipt on two payments"
 
 CHECKS: dict[str, str] = {
-    sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - our own words
+    sentence: f"SELECT payment_id FROM taken WHERE is_of = '{what}'"  # noqa: S608 - constants of this file
     for sentence, what in TAKEN.items()
 } | {
     ONE_RECEIPT: """
@@ -89,13 +89,13 @@ CHECKS: dict[str, str] = {
         GROUP BY env, receipt HAVING count(*) > 1
     """
 }
-"""What must select nothing at any moment, after `truth`."""
+"""Queries that return no row at any moment, after `truth`."""
 
 
 def truth(*, has_worlds: bool) -> str:
-    """The common table expressions ``push``, ``paid``, ``made_for`` and ``taken``, without ``WITH``.
+    """Return the common table expressions ``push``, ``paid``, ``made_for`` and ``taken``, without ``WITH``.
 
-    ``has_worlds``: whether the simulator's tables have a column ``env``, as views over two simulators do.
+    ``has_worlds``: the simulator's tables have a column ``env``, as views over two simulators do.
     """
     return _TRUTH.format(
         same_world="AND moved.env = push.env" if has_worlds else "",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.chaos.merchant import Endpoint
-from bench.chaos.shoppers import Wish
+from bench.chaos.shoppers import Purchase
 from bench.chaos.truth import CHECKS, truth
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.audit import BrokenChain
@@ -32,7 +32,7 @@ OUR_OWN: dict[str, str] = {
         SELECT original FROM sim_reversal JOIN sim_transaction t ON t.receipt = original
         GROUP BY original, t.amount HAVING sum(sim_reversal.amount) > t.amount
     """,
-    "untold: an event that says another amount or receipt than the payment": """
+    "untold: an event with another amount or receipt than the payment": """
         SELECT e.event_id FROM event e JOIN payment p ON p.payment_id = e.subject_id
         WHERE (e.body::jsonb->'data'->>'amount')::numeric <> p.amount OR (e.kind = 'payment.completed'
             AND e.body::jsonb->'data'->>'receipt' IS NOT NULL
@@ -42,7 +42,7 @@ OUR_OWN: dict[str, str] = {
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
         WHERE e.is_public AND d.delivery_id IS NULL
     """,
-    "stuck: a row that nothing will ever look at again": """
+    "stuck: a row that no job will process": """
         SELECT payment_id FROM payment
         WHERE (status = 'pending' OR claim IS NOT NULL) AND due_at IS NULL AND mismatch IS NULL
         UNION ALL SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL
@@ -51,7 +51,7 @@ OUR_OWN: dict[str, str] = {
         UNION ALL SELECT event_id FROM event_task WHERE done_at IS NULL AND due_at IS NULL
     """,
 }
-"""What the ledger cannot ask: it knows neither the simulator nor what is sent in chaos."""
+"""Checks outside the ledger's invariants, which know neither the simulator nor the requests of a run."""
 
 _WORDS = {
     "payments.receipt_pays_once": "doubled",
@@ -59,7 +59,7 @@ _WORDS = {
     "payments.success_counts": "lost",
     "refunds.sums_are_the_payments": "lost",
 }
-"""What it would be called if one of the ledger's invariants were broken; any other is ``untold``."""
+"""The kind of a violation of a ledger invariant; ``untold`` for any other."""
 
 ALWAYS: dict[str, str] = OUR_OWN | {
     f"{_WORDS.get(f'{plugin.name}.{invariant.name}', 'untold')}: {invariant.sentence}, not so": invariant.sql
@@ -67,7 +67,7 @@ ALWAYS: dict[str, str] = OUR_OWN | {
     for invariant in plugin.invariants
     if invariant.grace is None
 }
-"""What must select nothing at any moment, however much is broken."""
+"""Queries that return no row at any moment, under any fault."""
 
 AT_LAST: dict[str, str] = {
     "lost: money that moved and no payment is completed with it": """
@@ -80,7 +80,7 @@ AT_LAST: dict[str, str] = {
         WHERE p.status IN ('completed', 'reversed', 'partially_reversed')
             AND NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt)
     """,
-    "lost: what went back is not what the payment says": """
+    "lost: the reversed amount differs from the payment's": """
         SELECT p.payment_id FROM payment p WHERE p.refunded <> (
             SELECT COALESCE(sum(amount), 0) FROM sim_reversal WHERE original = p.receipt)
     """,
@@ -94,10 +94,10 @@ AT_LAST: dict[str, str] = {
     "stuck: a delivery that was not taken": "SELECT delivery_id FROM delivery WHERE status <> 'delivered'",
     "stuck: a claim that nothing decided": "SELECT payment_id FROM payment WHERE claim IS NOT NULL",
     "stuck: a subscriber that has not run": "SELECT event_id FROM event_task WHERE done_at IS NULL",
-    "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
+    "stuck: a callback that no handler has processed": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
     "stuck: a reconciliation that has not ended": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
 }
-"""What must select nothing once all has settled."""
+"""Queries that return no row once all has settled."""
 
 STILL_OPEN = """
 SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NULL)
@@ -112,7 +112,7 @@ SELECT (SELECT count(*) FROM payment WHERE status = 'pending' OR claim IS NOT NU
     + (SELECT count(*) FROM sim_transaction t WHERE kind = 'push'
         AND NOT EXISTS (SELECT 1 FROM payment p WHERE p.receipt = t.receipt))
 """
-"""How much is under way: zero once all has settled."""
+"""The pending work: zero once all has settled."""
 
 LEFT_TO_A_PERSON = """
 SELECT DISTINCT ON (r.payment_id) r.refund_id,
@@ -121,7 +121,7 @@ SELECT DISTINCT ON (r.payment_id) r.refund_id,
 FROM refund r WHERE r.status = 'pending' AND r.attention IS NOT NULL
 ORDER BY r.payment_id, r.created_at
 """
-"""Refunds whose reversal nobody answers for, one of each payment, and whether the simulator's ledger has it."""
+"""Refunds without a reversal result, one of each payment, and whether the simulator's ledger has the reversal."""
 
 LINES_LEFT_TO_A_PERSON = f"""
 WITH {_TRUTH}
@@ -130,8 +130,8 @@ FROM statement_note n JOIN transaction l USING (transaction_id)
 JOIN sim_transaction t ON t.receipt = l.receipt JOIN push USING (checkout_request_id)
 JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
 WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
-"""  # noqa: S608 - our own
-"""Statement lines that fit several payments, and the payment whose push moved the money."""
+"""  # noqa: S608 - constants of this file
+"""Statement lines that match several payments, and the payment whose push moved the money."""
 
 _FIGURES: dict[str, str] = {
     "payments": "SELECT count(*) FROM payment",
@@ -171,9 +171,9 @@ _FIGURES: dict[str, str] = {
 
 
 class Buyers(Protocol):
-    """Who bought: what they wished for by Idempotency-Key, and what they were answered."""
+    """The buyers: their requests by Idempotency-Key, and the answers."""
 
-    wishes: dict[str, Wish]
+    purchases: dict[str, Purchase]
     payments: dict[str, str | None]
     refunds: dict[str, str | None]
     conflicts: list[str]
@@ -182,30 +182,30 @@ class Buyers(Protocol):
 
 @dataclass
 class Findings:
-    """What was found wrong (a sentence, and up to five examples), and the figures of the run."""
+    """The violations (a sentence, and up to five examples), and the figures of the run."""
 
     wrong: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     figures: dict[str, float] = field(default_factory=dict[str, float])
     counts: Counter[str] = field(default_factory=Counter[str])
-    """How much is wrong, by the first word of the sentence: lost, doubled, invented, untold, stuck."""
+    """The number of violations by the first word of the sentence: lost, doubled, invented, untold, stuck."""
 
     def note(self, sentence: str, examples: Sequence[Any]) -> None:
-        """Note what is wrong, if there are examples of it."""
+        """Record a violation if there are examples of it."""
         if examples:
             self.wrong[f"{sentence} ({len(examples)})"] = [str(example) for example in examples[:5]]
             self.counts[sentence.partition(":")[0]] += len(examples)
 
 
-async def look(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
-    """Note what each query selects. Raises what asyncpg raises when Postgres is away."""
+async def run_checks(gateway: Gateway, checks: dict[str, str], findings: Findings) -> None:
+    """Record the rows of each query. Raises asyncpg's error when Postgres is unavailable."""
     for sentence, sql in checks.items():
         findings.note(sentence, [row[0] for row in await gateway.db.fetch(sql)])
 
 
 async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings:
-    """Look for everything that must not be, once all has settled."""
+    """Run every check, once all has settled."""
     findings = Findings()
-    await look(gateway, ALWAYS | AT_LAST, findings)
+    await run_checks(gateway, ALWAYS | AT_LAST, findings)
     for name, sql in _FIGURES.items():
         findings.figures[name] = int(await gateway.db.fetchval(sql))
     await _check_prompts(findings, gateway, shop)
@@ -219,45 +219,46 @@ async def verify(gateway: Gateway, endpoint: Endpoint, shop: Buyers) -> Findings
 
 
 async def _check_prompts(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
-    """What phones were asked is what buyers wanted, once for each Idempotency-Key: each buyer has its own number."""
-    keys = {wish.phone: key for key, wish in shop.wishes.items()}
+    """The prompts equal the requests, once for each Idempotency-Key: each buyer has its own number."""
+    keys = {purchase.phone: key for key, purchase in shop.purchases.items()}
     prompts = await gateway.db.fetch("SELECT phone, amount FROM sim_push")
-    asked = Counter(row["phone"] for row in prompts)
+    prompted = Counter(row["phone"] for row in prompts)
     findings.note(
-        "doubled: two prompts for one Idempotency-Key", [keys.get(phone) for phone, times in asked.items() if times > 1]
+        "doubled: two prompts for one Idempotency-Key",
+        [keys.get(phone) for phone, times in prompted.items() if times > 1],
     )
     findings.note(
-        "invented: a prompt that nobody asked for",
+        "invented: a prompt without a request",
         [row["phone"] for row in prompts if keys.get(row["phone"]) is None]
-        + [key for row in prompts if (key := keys.get(row["phone"])) and shop.wishes[key].amount != row["amount"]],
+        + [key for row in prompts if (key := keys.get(row["phone"])) and shop.purchases[key].amount != row["amount"]],
     )
     findings.figures["prompts"] = len(prompts)
 
 
 async def _check_answers(findings: Findings, gateway: Gateway, shop: Buyers) -> None:
-    """What merchants were answered is what is in the books."""
+    """The answers to merchants equal the books."""
     findings.note("doubled: one key was answered with two objects", shop.conflicts)
     findings.note("unexplained: an answer that nothing broken explains", shop.unexplained)
     rows = await gateway.db.fetch("SELECT idempotency_key, id_text(payment_id) AS payment_id FROM payment")
     known = {row["idempotency_key"]: row["payment_id"] for row in rows}
     findings.note(
-        "lost: a payment that a merchant was told of",
+        "lost: a payment that a merchant got as an answer",
         [key for key, payment_id in shop.payments.items() if payment_id is not None and known.get(key) != payment_id],
     )
     rows = await gateway.db.fetch("SELECT idempotency_key, id_text(refund_id) AS refund_id FROM refund")
     known = {row["idempotency_key"]: row["refund_id"] for row in rows}
     findings.note(
-        "lost: a refund that a merchant was told of",
+        "lost: a refund that a merchant got as an answer",
         [key for key, refund_id in shop.refunds.items() if refund_id is not None and known.get(key) != refund_id],
     )
 
 
 async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endpoint) -> None:
-    """Every event reached the merchant, under one id and in the same words, signed; and how long the longest took."""
-    taken = endpoint.taken()
+    """Every event reached the merchant, under one id with identical bytes, signed; records the longest delay."""
+    delivered = endpoint.delivered()
     rows = await gateway.db.fetch("SELECT id_text(event_id) AS event_id, body FROM event WHERE is_public")
     bodies = {row["event_id"]: row["body"].encode() for row in rows}
-    findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in taken])
+    findings.note("untold: an event that the merchant never took", [one for one in bodies if one not in delivered])
     findings.note(
         "untold: a webhook-id that is not its event's",
         [one.webhook_id for one in endpoint.deliveries if one.event.get("id") != one.webhook_id],
@@ -267,20 +268,20 @@ async def _check_deliveries(findings: Findings, gateway: Gateway, endpoint: Endp
         [one.webhook_id for one in endpoint.deliveries if one.webhook_id not in bodies],
     )
     findings.note(
-        "untold: a webhook that says something else than its event",
+        "untold: a webhook that differs from its event",
         [one.webhook_id for one in endpoint.deliveries if bodies.get(one.webhook_id, one.body) != one.body],
     )
     findings.note(
         "untold: a webhook that is not signed", [one.webhook_id for one in endpoint.deliveries if not one.is_signed]
     )
-    findings.note("unexplained: a request at another address of the merchant's", endpoint.strayed)
+    findings.note("unexplained: a request at another address of the merchant's", endpoint.other_requests)
     moved = await gateway.db.fetch(
         "SELECT id_text(e.event_id) AS event_id, extract(epoch FROM t.at)::float8 AS at FROM sim_transaction t "
         "JOIN payment p ON p.receipt = t.receipt "
         "JOIN event e ON e.subject_id = p.payment_id AND e.kind = 'payment.completed' WHERE t.kind = 'push'"
     )
-    waits = sorted(taken[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in taken)
+    waits = sorted(delivered[row["event_id"]].at - row["at"] for row in moved if row["event_id"] in delivered)
     findings.figures["deliveries received"] = len(endpoint.deliveries)
     if waits:
-        findings.figures["money moved to merchant told, median (s)"] = round(waits[len(waits) // 2], 2)
-        findings.figures["money moved to merchant told, longest (s)"] = round(waits[-1], 2)
+        findings.figures["money moved to webhook delivered, median (s)"] = round(waits[len(waits) // 2], 2)
+        findings.figures["money moved to webhook delivered, longest (s)"] = round(waits[-1], 2)

@@ -35,21 +35,21 @@ PYTHON = ROOT / ".bench/venv-clients"
 NODE = ROOT / ".bench/node-clients"
 
 PACKAGE = "mpesa_gateway_client"
-"""What the generated Python client is called."""
+"""The name of the generated Python client."""
 
 TIMEOUT = 300.0
-"""Seconds for one tool, after which something hangs."""
+"""Timeout of one tool in seconds."""
 
 
 @click.command()
 def clients() -> None:
-    """Make clients of the OpenAPI document, and let them make a payment."""
+    """Generate clients from the OpenAPI document, and make a payment with each."""
     logs.configure(LogsConfig(format="console", level="error"))
     with ThreadPoolExecutor() as pool:
         for made in [pool.submit(_python), pool.submit(_node)]:
             made.result()
     folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-clients-"))
-    # Postgres may run as another user, who must be able to pass through.
+    # Postgres may run as another user, who must be able to traverse the folder.
     folder.chmod(0o711)
     site = Site(folder)
     try:
@@ -64,7 +64,7 @@ def clients() -> None:
 
 
 def _try(site: Site, folder: Path) -> list[str]:
-    """All clients, one after the other; gives what went wrong."""
+    """Run all clients one after the other; returns the failures."""
     document = folder / "openapi.json"
     site.run("openapi", "--out", str(document))
     key = asyncio.run(_open_shop(site.settings, site.base))
@@ -87,7 +87,7 @@ def _try(site: Site, folder: Path) -> list[str]:
 
 
 async def _open_shop(settings: Mapping[str, str], base: str) -> str:
-    """A merchant with credentials that the simulator takes; gives a key that may do everything."""
+    """Create a merchant with credentials; returns a key with every scope."""
     gateway = Gateway(GatewayConfig.load(None, {ENVIRONMENT + name: value for name, value in settings.items()}))
     async with gateway.running():
         merchant = await gateway.merchants.create("Duka la Amina", actor="bench")
@@ -103,7 +103,7 @@ async def _open_shop(settings: Mapping[str, str], base: str) -> str:
 
 
 def shown_code(language: str, word: str = "") -> str:
-    """The first block in a language, with this word in it, that the page about clients shows."""
+    """Return the first code block in a language, with this word in it, of the page about clients."""
     fenced = rf"^```{language}\n(.*?)^```$"
     found: list[str] = re.findall(fenced, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return next(text for text in found if word in text)
@@ -116,12 +116,12 @@ def _use_python(document: Path, folder: Path, shop: Mapping[str, str]) -> None:
         shutil.copy(EXAMPLES / name, work)
     tools = PYTHON / "bin"
     made = ["--path", str(document), "--meta", "none", "--output-path", PACKAGE, "--config", "generator.yaml"]
-    # Whatever of the document it cannot take is a failure.
+    # Any unsupported part of the document is a failure.
     _run([str(tools / "openapi-python-client"), "generate", *made, "--fail-on-warning"], work)
     cache = ["--cache-dir", str(PYTHON / "mypy-cache")]
     _run([str(tools / "mypy"), *cache, "--config-file", "mypy.ini", PACKAGE, "first_payment.py"], work)
     _run([str(tools / "python"), "first_payment.py"], work, shop)
-    # As the page says: an empty folder, its commands, its file.
+    # As on the page: an empty folder, its commands, its file.
     empty = folder / "python-shown"
     empty.mkdir()
     shutil.copy(document, empty / "openapi.json")
@@ -182,7 +182,7 @@ def _node() -> None:
 
 
 def _made_from(source: Path, folder: Path, make: Callable[[], None]) -> None:
-    """Make an environment anew when what it is made from has changed."""
+    """Rebuild an environment when its requirements have changed."""
     mark = folder / "made-from"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     if not mark.exists() or mark.read_text(encoding="utf-8") != digest:

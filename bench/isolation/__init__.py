@@ -1,1 +1,1 @@
-"""How long a webhook takes, and whether payments expire in time, while every question to M-Pesa hangs."""
+"""Webhook delay and payment expiry while every call to M-Pesa hangs."""

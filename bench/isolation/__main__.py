@@ -1,7 +1,7 @@
-"""``python -m bench.isolation``: webhooks and expiry while STK query and Pull take questions and never answer.
+"""``python -m bench.isolation``: webhooks and expiry while STK query and Pull hang.
 
-Measures a new payment's webhook, from its callback on, first idle and then with everything hanging: what counts is the
-ratio within one run.
+Measures the time from a payment's callback to its webhook, first idle and then with every query hanging: the result is
+the ratio within one run.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from mpesa_gateway.testing.serving import INITIATED, SANDBOX, eventually
 
 _ACTOR = "cli:bench"
 MERCHANTS, DUE, EXPIRING = 25, 60, 200
-"""Merchants to reconcile, payments to ask about, and payments whose time ends, while everything hangs."""
+"""Merchants to reconcile, payments to query, and payments that expire, while every query hangs."""
 
 _LATE_P99, _FLOOR = 1.0, 0.1
-"""Seconds: what 99 in 100 webhooks may take, and what half of them may take on a quick machine."""
+"""Seconds: the limit of the 99th percentile, and of the median on a fast machine."""
 
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Took:
-    """Milliseconds that webhooks took."""
+    """Webhook delays in milliseconds."""
 
     webhooks: int
     p50_ms: float
@@ -48,7 +48,7 @@ class Took:
 
 
 class IsolationSite(Site):
-    """The servers and the gateway, with a Daraja of this process."""
+    """The servers and the gateway, with a Daraja in this process."""
 
     def start(self) -> None:
         """Start Postgres and Valkey."""
@@ -57,7 +57,7 @@ class IsolationSite(Site):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The defaults, and no question by itself before the hour is over."""
+        """The defaults, without scheduled queries within the hour."""
         return super().values | {"payments": {"query_after": [3600], "expire_after": 7200}}
 
 
@@ -71,7 +71,7 @@ class Run:
         self._payments = 0
 
     async def play(self) -> dict[str, Any]:
-        """Run it; gives the figures. Raises TimeoutError when something does not happen at all."""
+        """Run it; returns the figures. Raises TimeoutError for an event that does not occur."""
         async with Gateway(GatewayConfig.from_values(self._site.values)).running() as gateway:
             keys = [await self._merchant(gateway) for _ in range(MERCHANTS + 1)]
             api, worker = await asyncio.to_thread(self._site.gateway, 1), await asyncio.to_thread(self._site.worker)
@@ -107,11 +107,11 @@ class Run:
         return secret.reveal()
 
     async def _pay(self, port: int, key: str) -> tuple[str, str]:
-        """A payment whose prompt is out: its id, and its CheckoutRequestID."""
+        """Return a payment with an open prompt: its id and its CheckoutRequestID."""
         self._payments += 1
         headers = {"X-API-Key": key, "Idempotency-Key": f"bench-{self._payments}"}
-        said = await call(port, "POST", "/v1/payments", headers, b'{"amount": 500, "phone": "254708374149"}')
-        made = json.loads(said)["data"]
+        answer = await call(port, "POST", "/v1/payments", headers, b'{"amount": 500, "phone": "254708374149"}')
+        made = json.loads(answer)["data"]
         return made["id"], made["provider_ref"]
 
     async def _measure(self, port: int, key: str, count: int) -> Took:
@@ -127,14 +127,14 @@ class Run:
                 "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
             }
             path = "/" + self._daraja.pushed[handle].split("/", 3)[3]
-            began = time.perf_counter()
+            start = time.perf_counter()
             await call(port, "POST", path, {}, json.dumps({"Body": {"stkCallback": callback}}).encode())
-            took.append((await self._daraja.webhook(payment_id, _PATIENCE) - began) * 1000)
+            took.append((await self._daraja.webhook(payment_id, _PATIENCE) - start) * 1000)
         ordered = sorted(took)
         return Took(count, statistics.median(ordered), ordered[max(0, -(-count * 99 // 100) - 1)], ordered[-1])
 
     async def _hang(self, gateway: Gateway, port: int, keys: list[str]) -> float:
-        """Make everything due, with nothing answered; gives by how many seconds the last payment expired late."""
+        """Make everything due, with queries hanging; returns the delay of the last expiry in seconds."""
         due = [await self._pay(port, keys[1 + number % MERCHANTS]) for number in range(DUE)]
         ending = [await self._pay(port, keys[1 + number % MERCHANTS]) for number in range(EXPIRING)]
         self._daraja.hangs = True
@@ -164,8 +164,8 @@ async def _store(port: int, key: str, hook: int, *, may_pull: bool) -> None:
     headers = {"X-API-Key": key}
     body = json.dumps(INITIATED if may_pull else SANDBOX).encode()
     await call(port, "PUT", "/v1/merchant/providers", headers, body)
-    where = json.dumps({"webhook_url": f"http://127.0.0.1:{hook}/hook"}).encode()
-    await call(port, "PUT", "/v1/merchant/webhook", headers, where)
+    endpoint = json.dumps({"webhook_url": f"http://127.0.0.1:{hook}/hook"}).encode()
+    await call(port, "PUT", "/v1/merchant/webhook", headers, endpoint)
 
 
 @click.command()
@@ -173,7 +173,7 @@ async def _store(port: int, key: str, hook: int, *, may_pull: bool) -> None:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--quick", is_flag=True, help="A few of everything, to see that it works: not for its figures.")
 def isolation(webhooks: int, report: Path | None, *, quick: bool) -> None:
-    """Measure webhooks and expiry while M-Pesa takes questions and never answers."""
+    """Measure webhooks and expiry while queries to M-Pesa hang."""
     logs.configure(LogsConfig(format="console", level="error"))
     folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-bench-"))
     try:

@@ -1,4 +1,4 @@
-"""A Daraja that takes pushes at once and, when told to, answers no question any more; it takes webhooks too."""
+"""A Daraja that accepts pushes at once and, on request, answers no query; it also receives webhooks."""
 
 import asyncio
 import json
@@ -20,27 +20,27 @@ _QUESTIONS = {"/mpesa/stkpushquery/v1/query", "/pulltransactions/v1/query"}
 
 
 class HangingDaraja:
-    """Serves on one port. ``hangs`` says whether questions are taken and never answered."""
+    """Serves on one port. With ``hangs`` queries are accepted and never answered."""
 
     def __init__(self) -> None:
         self.port = 0
         self.hangs = False
         self.hanging = dict.fromkeys(_QUESTIONS, 0)
-        """Questions that are open at this moment, by their path."""
+        """Open queries, by path."""
         self.pushed: dict[str, str] = {}
-        """Where the callback of each push goes, by its CheckoutRequestID."""
-        self.heard: dict[str, float] = {}
-        """When the webhook of each payment arrived, by the payment, on the clock of ``time.perf_counter``."""
+        """The callback address of each push, by its CheckoutRequestID."""
+        self.arrived: dict[str, float] = {}
+        """The arrival of each payment's webhook on the clock of ``time.perf_counter``."""
         self._number = 0
         self._arrived = asyncio.Event()
 
     async def webhook(self, payment_id: str, patience: float) -> float:
-        """When the webhook of a payment arrived. Raises TimeoutError after ``patience`` seconds."""
+        """Return the arrival of a payment's webhook. Raises TimeoutError after ``patience`` seconds."""
         async with asyncio.timeout(patience):
-            while payment_id not in self.heard:
+            while payment_id not in self.arrived:
                 self._arrived.clear()
                 await self._arrived.wait()
-        return self.heard[payment_id]
+        return self.arrived[payment_id]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -60,7 +60,7 @@ class HangingDaraja:
 
     async def _answer(self, path: str, body: bytes) -> Any:
         if path == "/hook":
-            self.heard.setdefault(json.loads(body)["data"]["payment_id"], time.perf_counter())
+            self.arrived.setdefault(json.loads(body)["data"]["payment_id"], time.perf_counter())
             self._arrived.set()
             return {}
         if path == "/mpesa/stkpush/v1/processrequest":
@@ -79,7 +79,7 @@ class HangingDaraja:
 
 @asynccontextmanager
 async def playing() -> AsyncGenerator[HangingDaraja]:
-    """Such a Daraja on a free port of the loopback interface."""
+    """Run such a Daraja on a free port of loopback."""
     daraja = HangingDaraja()
     tasks: set[asyncio.Task[None]] = set()
 

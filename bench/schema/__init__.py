@@ -1,1 +1,1 @@
-"""The API tried by its own description: schemathesis asks a served gateway for what its OpenAPI document promises."""
+"""Property tests of the API: schemathesis checks a running gateway against its OpenAPI document."""

@@ -1,8 +1,8 @@
-"""``python -m bench.schema``: every call of the OpenAPI document, with what it allows and with what it does not.
+"""``python -m bench.schema``: every call of the OpenAPI document, with valid and invalid input.
 
-Schemathesis lives in an environment of its own, since it needs the real urllib3; the first run makes it from
-``requirements/schemathesis.txt``. Exits with 1 when an answer is not what the document says, the log has an error that
-nobody expected, the gateway holds much more memory than before, or the books do not agree afterwards.
+Schemathesis has an environment of its own, since it needs the original urllib3; the first run creates it from
+``requirements/schemathesis.txt``. Exits with 1 when an answer violates the document, the log has an unexpected error,
+the gateway's memory has grown a lot, or the books do not agree afterwards.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ LAST = (
     "PATCH /simulator/control/habits",
     "POST /simulator/control/reset",
 )
-"""What comes after all else: it changes what the other calls stand on, so that those could but fail."""
+"""Operations that run last: they change objects that the other calls need."""
 
 MOST_GROWTH = 64.0
-"""MiB that the gateway may hold more after thousands of calls than before the first: a leak of 20 KiB a call shows."""
+"""MiB by which the gateway's memory may grow during thousands of calls: a leak of 20 KiB a call shows."""
 
 TIMEOUT = 900.0
-"""Seconds for one pass, after which something hangs."""
+"""Timeout of one pass in seconds."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def schema(options: tuple[str, ...]) -> None:
-    """Try the API by its own description. OPTIONS go to `schemathesis run`: `--max-examples 200` looks longer."""
+    """Test the API by its own description. OPTIONS go to `schemathesis run`: `--max-examples 200` tests longer."""
     logs.configure(LogsConfig(format="console", level="error"))
     folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-schema-"))
-    # Postgres may run as another user, who must be able to pass through.
+    # Postgres may run as another user, who must be able to traverse the folder.
     folder.chmod(0o711)
     site = Site(folder)
     try:
@@ -69,7 +69,7 @@ def schema(options: tuple[str, ...]) -> None:
 
 
 def _environment() -> Path:
-    """The Python of schemathesis' environment, made from its pins when they have changed."""
+    """Return the Python of schemathesis' environment, rebuilt when its pins change."""
     python, mark = FOLDER / "bin/python", FOLDER / "made-from"
     digest = hashlib.sha256(PINS.read_bytes()).hexdigest()
     if not mark.exists() or mark.read_text(encoding="utf-8") != digest:
@@ -81,7 +81,7 @@ def _environment() -> Path:
 
 
 def _try(site: Site, python: Path, folder: Path, options: tuple[str, ...]) -> list[str]:
-    """All passes and what is to hold after them; gives what does not."""
+    """Run all passes and the checks after them; returns the failures."""
     stock = asyncio.run(fill(site.settings, site.base))
     config = folder / "schemathesis.toml"
     tables = [f"[dictionaries.{name}]\nvalues = {json.dumps(values)}\n" for name, values in stock.known.items()]
@@ -112,7 +112,7 @@ def _try(site: Site, python: Path, folder: Path, options: tuple[str, ...]) -> li
         click.echo(f"refused {times} times, since {why}")
     for each in BEYOND:
         if each.why not in needed:
-            click.echo(f"never refused, so look whether beyond.py needs it: {each.why}")
+            click.echo(f"never needed, check the entry in beyond.py: {each.why}")
     problems += [f"in the log: {line[:2000]}" for line in site.mishaps[:20]]
     if site.audit() != 0:
         problems.append("the books do not agree")

@@ -1,7 +1,7 @@
-"""Refusals of what the OpenAPI document allows that are right, each with the reason that no schema of ours can say.
+"""Correct rejections of input that the OpenAPI document allows, each with a reason that no schema can express.
 
-Nothing else is excluded. An entry counts for the calls, the code and the fields that it names, and a run says how often
-it was needed.
+There are no other exclusions. An entry applies to its calls, code and fields, and a run reports how often it was
+needed.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Beyond:
-    """A 400 or 422 of these calls, with this code, for one of these fields (None where it is for none)."""
+    """A 400 or 422 of these calls, with this code, for one of these fields (None for no field)."""
 
     why: str
     calls: frozenset[str]
@@ -21,7 +21,7 @@ class Beyond:
 
 BEYOND: tuple[Beyond, ...] = (
     Beyond(
-        "a cursor is a place in a list, which only the page before can give",
+        "a cursor is a position in a list, which only the previous page contains",
         frozenset(
             {
                 "GET /v1/admin/merchants",
@@ -65,7 +65,7 @@ BEYOND: tuple[Beyond, ...] = (
         frozenset({"callback_url", "mpesa.result_url", "mpesa.timeout_url"}),
     ),
     Beyond(
-        "credentials are of the environment of the API key that asks",
+        "credentials belong to the env of the calling API key",
         frozenset({"PUT /v1/merchant/providers"}),
         frozenset({"mpesa.env"}),
     ),
@@ -102,7 +102,7 @@ BEYOND: tuple[Beyond, ...] = (
 
 
 def beyond(call: str, problem: Mapping[str, Any]) -> Beyond | None:
-    """The entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), None without one."""
+    """Return the entry for one of the ``errors`` of an answer to this call (``POST /v1/payments``), or None."""
     for each in BEYOND:
         if call in each.calls and each.code == problem["code"] and problem.get("field") in each.fields:
             return each

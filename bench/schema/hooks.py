@@ -1,4 +1,4 @@
-"""What schemathesis asks us while it runs, in its own environment: what to send otherwise, and what is a fault."""
+"""Hooks of schemathesis, in its own environment: changed requests, and the definition of a failure."""
 
 import importlib
 import itertools
@@ -10,10 +10,10 @@ from typing import Any, cast
 from bench.schema.beyond import beyond
 
 USED = "SCHEMA_USED"
-"""The environment variable with the file that says which exclusions were needed: the reason of each, one a line."""
+"""The environment variable with the file for the needed exclusions: the reason of each, one a line."""
 
 MERCHANT = "SCHEMA_MERCHANT"
-"""The one with the identifier of the merchant that asks, who shall stay in business."""
+"""The environment variable with the id of the calling merchant, which must stay active."""
 
 _LONGEST_KEY = 240
 """Characters of an Idempotency-Key that leave room for a number."""
@@ -23,9 +23,9 @@ _keys = itertools.count()
 
 
 def go_further(_: Any, case: Any, __: Any) -> None:
-    """Let every other good request be one that goes through: with an unused Idempotency-Key, and with what it confirms.
+    """Make every other valid request succeed: with an unused Idempotency-Key, and the confirmation it needs.
 
-    Chance would hardly ever find either, and the others keep what chance has chosen.
+    Random generation would hardly find either; the other requests stay random.
     """
     if case.meta is None or not case.meta.generation.mode.is_positive or next(_numbers) % 2:
         return
@@ -38,7 +38,7 @@ def go_further(_: Any, case: Any, __: Any) -> None:
 
 
 def is_a_fault(_: Any, failure: Any, case: Any, response: Any) -> bool:
-    """Whether a failure is one: all are, but a refusal for what no schema can say and for nothing else besides."""
+    """Return True for a failure, except a rejection that only excluded errors explain."""
     if failure.code != "ST202" or response.status_code not in {400, 422}:
         return True
     found = [beyond(case.operation.label, problem) for problem in json.loads(response.content)["errors"]]
@@ -50,7 +50,7 @@ def is_a_fault(_: Any, failure: Any, case: Any, response: Any) -> bool:
     return False
 
 
-# Only the environment of its own has it.
+# Installed only in schemathesis' environment.
 schemathesis: Any = importlib.import_module("schemathesis")
 schemathesis.hook("before_call")(go_further)
 schemathesis.hook("filter_failure")(is_a_fault)

@@ -1,4 +1,4 @@
-"""The gateway that is tried: a process of its own with every plugin, real servers, and the simulator as its Daraja."""
+"""The tested gateway: its own process with every plugin, real servers, and the simulator as its Daraja."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ from mpesa_gateway.standalone.process import free_port, launch, stop, tail
 from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 PATIENCE = 60.0
-"""Seconds for the gateway to serve."""
+"""Seconds for the gateway to start."""
 
 
 class Site:
-    """A gateway at work in a folder, from ``start`` to ``close``."""
+    """A running gateway in a folder, from ``start`` to ``close``."""
 
     def __init__(self, folder: Path) -> None:
         self._standalone = DataFolder(folder / "data")
@@ -34,7 +34,7 @@ class Site:
         self.settings: dict[str, str] = {}
 
     def start(self) -> None:
-        """Start it all. Raises RuntimeError when it does not serve."""
+        """Start everything. Raises RuntimeError if it does not serve."""
         self._standalone.start()
         self._certificate.write_bytes(make_certificate(SystemClock().now()))
         port = free_port()
@@ -54,40 +54,39 @@ class Site:
             time.sleep(0.2)
 
     def close(self) -> None:
-        """Stop it all."""
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,), 15)
         self._standalone.stop()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process that was started is the one that still answers."""
+        """Return True if the started process is the one that still answers."""
         return self._process is not None and self._process.poll() is None and self._answers()
 
     @property
     def memory(self) -> float:
-        """What the serving process holds at this moment, in MiB."""
+        """Return the memory of the serving process in MiB."""
         pid = 0 if self._process is None else self._process.pid
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
 
     @property
     def mishaps(self) -> list[str]:
-        """The lines of its log about errors that nobody expected."""
+        """Return the log lines about unexpected errors."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if "unexpected_error" in line or "Traceback" in line]
 
     def run(self, *words: str) -> None:
-        """One of our commands, with this gateway's settings. Raises CalledProcessError."""
+        """Run one of our commands with this gateway's settings. Raises CalledProcessError."""
         subprocess.run(self._command(*words), env=self._environ(), check=True)
 
     def audit(self) -> int:
-        """Whether the books agree: the exit status of ``doctor --ledger``, which prints what it asked."""
+        """Return the exit status of ``doctor --ledger``, which prints its checks."""
         return subprocess.run(self._command("doctor", "--ledger"), env=self._environ(), check=False).returncode
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.base}/health/live", timeout=5) as answer:  # noqa: S310 - our own
+            with urllib.request.urlopen(f"{self.base}/health/live", timeout=5) as answer:  # noqa: S310 - our own server
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -100,7 +99,7 @@ class Site:
         return others | {ENVIRONMENT + name: value for name, value in self.settings.items()}
 
     def _settings(self) -> dict[str, str]:
-        """Everything enabled, and no limit in the way."""
+        """Every plugin enabled, and no limit."""
         return {
             "PLUGINS": ",".join(sorted(point.name for point in entry_points(group=GROUP))),
             "PUBLIC_URL": self.base,

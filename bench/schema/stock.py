@@ -1,4 +1,4 @@
-"""What is there before the first call: some shops, payments, a refund, a check, a statement, and what follows them."""
+"""The objects before the first call: shops, payments, a refund, a status query, a statement and their results."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually
 from mpesa_gateway_payments.scopes import PAYMENTS_READ
 
 PATIENCE = 60.0
-"""Seconds for each thing to come about."""
+"""Timeout of each step in seconds."""
 
 _OTHERS = 6
-"""Merchants besides the one that asks: one after the other goes out of business."""
+"""Merchants other than the calling one, closed one after the other."""
 
 _NOBODY = "http://127.0.0.1:9/nobody"
-"""A webhook address where nothing listens: its deliveries stay owed."""
+"""A webhook address without a server: its deliveries stay pending."""
 
 
 @dataclass(frozen=True)
 class Stock:
-    """A key that may do anything, whose it is, and the identifiers of what there is, by their names in paths."""
+    """A key with every scope, its merchant, and the ids of the objects, by their names in paths."""
 
     key: str
     merchant_id: str
@@ -28,7 +28,7 @@ class Stock:
 
 
 async def fill(settings: dict[str, str], base: str) -> Stock:
-    """Make it all."""
+    """Create everything."""
     gateway = Gateway(GatewayConfig.load(None, {ENVIRONMENT + name: value for name, value in settings.items()}))
     async with gateway.running():
         merchant = await gateway.merchants.create("Schemathesis", actor="bench")
@@ -49,12 +49,12 @@ async def fill(settings: dict[str, str], base: str) -> Stock:
             known = await _trade(api)
         finally:
             await api.close()
-        told = await gateway.db.fetch("SELECT callback_url FROM sim_push UNION SELECT callback_url FROM sim_result")
+        rows = await gateway.db.fetch("SELECT callback_url FROM sim_push UNION SELECT callback_url FROM sim_result")
     known |= {
         "merchant_id": [other.merchant_id for other in others],
         "key_id": [key.key_id for key in keys],
     }
-    known["token"] = sorted(row["callback_url"].rpartition("/")[2] for row in told)
+    known["token"] = sorted(row["callback_url"].rpartition("/")[2] for row in rows)
     return Stock(secret.reveal(), merchant.merchant_id, known)
 
 

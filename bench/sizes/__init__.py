@@ -1,1 +1,1 @@
-"""What a completed payment costs in Postgres."""
+"""The storage of a completed payment in Postgres."""

@@ -1,7 +1,7 @@
-"""``python -m bench.sizes``: what a completed STK payment costs in Postgres, in bytes by table, index and TOAST.
+"""``python -m bench.sizes``: the storage of a completed STK payment in bytes by table, index and TOAST.
 
-Payments are made by the product itself, and the rows that they leave are copied until so many are stored. Exits with 1
-when a table grows with payments and `measure.PER_PAYMENT` does not say what for.
+The product makes some payments, and their rows are copied until the requested number is stored. Exits with 1 when a
+table grows with payments and is missing in `measure.PER_PAYMENT`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from bench.sizes.measure import PER_PAYMENT, Table, count_indexes, count_rows, g
 from bench.sizes.site import SCHEMA, SizesSite, shop_of
 
 COARSE = 5_000
-"""Payments below which their own tables are too small to measure: an index has at least a page of 8 kB."""
+"""The number of payments below which their tables are too small to measure: an index has at least a page of 8 kB."""
 
 _QUICK = (40, 200)
 
@@ -43,7 +43,7 @@ _QUICK = (40, 200)
 @click.option("--plain", is_flag=True, help="A short Idempotency-Key, the merchant's own reference, no metadata.")
 @click.option("--quick", is_flag=True, help="200 payments, to see that it works: not for its figures.")
 def sizes(payments: int, through: int, report: Path | None, *, plain: bool, quick: bool) -> None:
-    """Measure what a completed STK payment costs in Postgres."""
+    """Measure the storage of a completed STK payment in Postgres."""
     console = Console()
     if quick:
         through, payments = _QUICK
@@ -67,7 +67,7 @@ class Run:
         self._console = console
 
     async def play(self, through: int, copies: int) -> dict[str, Any]:
-        """Make ``through`` payments, measure them, store ``copies`` times as many, and measure those."""
+        """Make ``through`` payments, measure them, store ``copies`` times as many, and measure again."""
         site = self._site
         await asyncio.to_thread(site.start)
         try:
@@ -153,7 +153,7 @@ def _sum(tables: dict[str, Table]) -> int:
 
 
 def _each(table: Table, payments: int) -> dict[str, Any]:
-    """A table's figures per payment; ``columns`` are bytes in a row."""
+    """Return a table's figures per payment; ``columns`` are bytes in a row."""
     found = asdict(table)
     index_bytes = sum(table.indexes.values())
     return {

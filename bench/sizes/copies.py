@@ -1,7 +1,7 @@
-"""Multiplies the rows that real payments left: the same columns, with ids, handles, receipts and times of their own.
+"""Multiplies the rows of real payments: the same columns, with new ids, handles, receipts and times.
 
-The rows are read and written as `COPY` writes them, so that nothing here knows a table. A word that names one payment
-or one of its rows is replaced everywhere in a copy, in bodies as well.
+The rows are read and written in the format of `COPY`, without knowledge of any table. A word that names one payment or
+one of its rows is replaced everywhere in a copy, in bodies as well.
 """
 
 import math
@@ -20,7 +20,7 @@ _SPREAD = timedelta(days=365)
 """The time over which the copies are spread."""
 
 _PAYERS = 200_000
-"""Phone numbers that the copies' payments are spread over."""
+"""The number of phone numbers in the copies."""
 
 _WORD = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
 _ID = re.compile(r"[a-z]{3}_[0-9a-hjkmnp-tv-z]{26}")
@@ -40,7 +40,7 @@ _NUMBERS = {"int2", "int4", "int8"}
 
 
 class Copy:
-    """One copy of the sample: its number from 0, and by how much its times differ from those of the sample."""
+    """One copy of the sample: its number from 0, and the offset of its times."""
 
     def __init__(self, number: int, shift: timedelta) -> None:
         self.number = number
@@ -50,12 +50,12 @@ class Copy:
         self._masks = {size: int.from_bytes(digest[:size], "big") for size in range(65)}
 
     def differ(self, number: int, size: int) -> int:
-        """Another number of ``size`` bytes for each number: chance stays chance."""
+        """Return another number of ``size`` bytes for each number, equally random."""
         return number ^ self._masks[size]
 
 
 class Word(ABC):
-    """A piece of a row that each copy has a value of its own for."""
+    """A part of a row with a different value in each copy."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -63,18 +63,18 @@ class Word(ABC):
         self._value = ""
 
     def of(self, copy: Copy) -> str:
-        """The value in this copy, computed once for each."""
+        """Return the value in this copy, computed once for each."""
         if self._number != copy.number:
             self._number, self._value = copy.number, self._renew(copy)
         return self._value
 
     @abstractmethod
     def _renew(self, copy: Copy) -> str:
-        """The value in this copy."""
+        """Return the value in this copy."""
 
 
 class _Id(Word):
-    """``pay_…``: 48 bits of milliseconds, and chance, which stays: no two copies have the same milliseconds."""
+    """``pay_…``: 48 bits of milliseconds, and random bits, which stay: no two copies have the same milliseconds."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -89,7 +89,7 @@ class _Id(Word):
 
 
 class _TimedUuid(Word):
-    """An id of ours as `uuid`: 48 bits of milliseconds, 16 bits that name its kind, 64 bits of chance, which stay."""
+    """An id of ours as `uuid`: 48 bits of milliseconds, 16 bits of its kind, 64 random bits, which stay."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -101,7 +101,7 @@ class _TimedUuid(Word):
 
 
 class _Hexadecimal(Word):
-    """Hexadecimal digits that mean nothing: a random UUID, a MerchantRequestID."""
+    """Hexadecimal digits without a meaning: a random UUID, a MerchantRequestID."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -128,16 +128,16 @@ class _Checkout(Word):
     def __init__(self, text: str, phone: Word) -> None:
         super().__init__(text)
         self._phone = phone
-        self._at = datetime.strptime(text[6:20], "%d%m%Y%H%M%S")  # noqa: DTZ007 - formatted again as it was read
+        self._at = datetime.strptime(text[6:20], "%d%m%Y%H%M%S")  # noqa: DTZ007 - formatted again in the same zone
 
     def _renew(self, copy: Copy) -> str:
         return f"ws_CO_{self._at + copy.shift:%d%m%Y%H%M%S}{self.text[20:23]}{self._phone.of(copy)[3:]}"
 
 
 class _Counted(Word):
-    """A handle of another form: distinct for each word and copy, and in no order.
+    """A handle of another form: distinct for each word and copy, unordered.
 
-    A receipt begins with year, month and day, which are in order; M-Pesa's own are also in order within a day.
+    A receipt begins with year, month and day, which are ordered; M-Pesa's own are also ordered within a day.
     """
 
     def __init__(self, text: str, place: int, places: int) -> None:
@@ -201,7 +201,7 @@ class _Bytes(Word):
 
 
 def _mixed(number: int, bits: int) -> int:
-    """A permutation of the numbers of so many bits, which looks like chance."""
+    """Return a pseudo-random permutation of the numbers of this many bits."""
     mask = (1 << bits) - 1
     number = (number + 0x5DEECE66D) & mask
     for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
@@ -212,7 +212,7 @@ def _mixed(number: int, bits: int) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its type, and whether an index or a unique index has it."""
+    """A column of a table: its type, and whether an index or a unique index contains it."""
 
     name: str
     type: str
@@ -222,7 +222,7 @@ class Column:
 
 @dataclass
 class Rows:
-    """The sample's rows of one table, as COPY writes them."""
+    """The sample's rows of one table, in the format of COPY."""
 
     columns: Sequence[Column]
     fields: list[list[str]] = field(default_factory=list[list[str]])
@@ -240,7 +240,7 @@ ORDER BY a.attnum
 
 
 async def read_rows(connection: Any, table: str) -> Rows:
-    """All rows of a table, oldest place first."""
+    """Return all rows of a table in physical order."""
     found = Rows([Column(*row) for row in await connection.fetch(_COLUMNS, SCHEMA, table)])
     names = ", ".join(f'"{column.name}"' for column in found.columns)
     content = bytearray()
@@ -248,14 +248,14 @@ async def read_rows(connection: Any, table: str) -> Rows:
     async def keep(data: bytes) -> None:
         content.extend(data)
 
-    query = f'SELECT {names} FROM "{table}" ORDER BY tableoid, ctid'  # noqa: S608 - names of the catalog
+    query = f'SELECT {names} FROM "{table}" ORDER BY tableoid, ctid'  # noqa: S608 - names from the catalogue
     await connection.copy_from_query(query, output=keep)
     found.fields = [line.split("\t") for line in content.decode().split("\n")[:-1]]
     return found
 
 
 def words_of(tables: Mapping[str, Rows]) -> set[str]:
-    """Every word and every whole field of these rows."""
+    """Return every word and every whole field of these rows."""
     found: set[str] = set()
     for rows in tables.values():
         for fields in rows.fields:
@@ -266,7 +266,7 @@ def words_of(tables: Mapping[str, Rows]) -> set[str]:
 
 
 class Templates:
-    """The sample's rows with the places where copies differ. ``known`` are words that are not any payment's own."""
+    """The sample's rows with the places that differ by copy. ``known`` are words that belong to no payment."""
 
     def __init__(self, sample: Mapping[str, Rows], known: set[str], now: datetime) -> None:
         self._sample = sample
@@ -282,7 +282,7 @@ class Templates:
         self._places = {text: place for place, text in enumerate(sorted(self._handles | self._receipts()))}
 
     async def write(self, connection: Any, table: str, copies: int) -> None:
-        """Insert the copies of a table's rows in the order of their times, the newest at the sample's own time."""
+        """Insert the copies of a table's rows ordered by time, the newest at the sample's own time."""
         each = _SPREAD / copies
 
         async def content() -> AsyncGenerator[bytes]:
@@ -293,14 +293,14 @@ class Templates:
         await connection.copy_to_table(table, source=content(), columns=columns, schema_name=SCHEMA)
 
     def lines(self, table: str, copy: Copy) -> bytes:
-        """One copy of a table's rows, as COPY reads them."""
+        """Return one copy of a table's rows in the format of COPY."""
         if table not in self._templates:
             self._templates[table] = self._prepare(self._sample[table])
         lines = [text % tuple([word.of(copy) for word in words]) for text, words in self._templates[table]]
         return "".join(lines).encode()
 
     def _prepare(self, rows: Rows) -> list[tuple[str, list[Word]]]:
-        """Each row as a text with ``%s`` for each word that a copy replaces, and these words."""
+        """Return each row as a text with ``%s`` for each replaced word, and these words."""
         spans = [self._span(rows, place) for place in range(len(rows.columns))]
         templates: list[tuple[str, list[Word]]] = []
         for fields in rows.fields:
@@ -364,7 +364,7 @@ class Templates:
         return {text for text in self._whole if _RECEIPT.fullmatch(text) and text not in self._known}
 
     def _distinct_handles(self) -> set[str]:
-        """The values of text columns in unique indexes of which nearly each row has another."""
+        """Return the values of text columns in unique indexes that differ in nearly each row."""
         found: set[str] = set()
         for rows in self._sample.values():
             for place, column in enumerate(rows.columns):
@@ -375,7 +375,7 @@ class Templates:
         return found
 
     def _span(self, rows: Rows, place: int) -> int:
-        """By how much a copy's numbers differ from those of the copy before; 0 where they are the same."""
+        """Return the difference of a number between consecutive copies; 0 if it is constant."""
         column = rows.columns[place]
         if not column.is_unique or column.type not in _NUMBERS:
             return 0
@@ -395,9 +395,9 @@ def _is_distinct(rows: Rows, values: set[str]) -> bool:
 
 
 async def multiply(connection: Any, templates: Templates, tables: Sequence[str], copies: int) -> None:
-    """Replace the rows of these tables by ``copies`` copies of the sample, with all their indexes in place.
+    """Replace the rows of these tables by ``copies`` copies of the sample, with all indexes in place.
 
-    Foreign keys and triggers are off meanwhile; unique indexes are not.
+    Foreign keys and triggers are disabled during the copy; unique indexes are not.
     """
     async with connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")

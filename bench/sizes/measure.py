@@ -1,4 +1,4 @@
-"""What tables take on disk, by the catalog: heap, TOAST and each index, in bytes."""
+"""Table sizes on disk from the catalogue: heap, TOAST and each index, in bytes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,18 +9,18 @@ PER_PAYMENT = {
     "attempt": "each try at a delivery",
     "callback": "what Safaricom sent, as it came",
     "delivery": "the event, for one endpoint",
-    "event": "what is told to merchants, with its body",
+    "event": "an event for merchants, with its body",
     "event_task": "what a plugin has to do about an event",
     "idempotency_key": "which request the payment came from",
     "payment": "the payment",
-    "payment_step": "steps of the timeline that the payment's own columns do not say",
+    "payment_step": "steps of the timeline that the payment's own columns lack",
     "transaction": "the money that moved, one row for each receipt",
     "transaction_witness": "the second and later witness of that money",
 }
-"""The tables that may grow with each payment, each with what its rows are for."""
+"""The tables that may grow with each payment, each with the purpose of its rows."""
 
 GROWS = 0.05
-"""Rows per payment from which on a table counts."""
+"""Rows per payment from which a table counts."""
 
 _LEAST = 10
 """Rows below which a table does not count: some have one for each hour."""
@@ -30,7 +30,7 @@ SELECT relname FROM pg_class
 WHERE relnamespace = $1::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY relname
 """
 
-# Partitions count for the table that they belong to; there are no partitions of partitions.
+# Partitions count for their table; there are no partitions of partitions.
 _HEAPS = """
 SELECT root.relname AS name, sum(pg_table_size(c.oid) - toast.bytes)::bigint AS heap, sum(toast.bytes)::bigint AS toast,
     min(COALESCE(substring(array_to_string(c.reloptions, ',') FROM 'fillfactor=([0-9]+)'), '100'))::int AS fill_factor,
@@ -77,27 +77,27 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """Everything of it."""
+        """Return the total."""
         return self.heap + self.toast + sum(self.indexes.values())
 
 
 async def count_rows(connection: Any) -> dict[str, int]:
-    """How many rows each table of the schema has."""
+    """Return the number of rows in each table of the schema."""
     names = [row[0] for row in await connection.fetch(_TABLES, SCHEMA)]
-    return {name: await connection.fetchval(f'SELECT count(*) FROM "{name}"') for name in names}  # noqa: S608 - a name
+    return {name: await connection.fetchval(f'SELECT count(*) FROM "{name}"') for name in names}  # noqa: S608 - a name from the catalogue
 
 
 def growing(before: dict[str, int], after: dict[str, int], payments: int) -> list[str]:
-    """The tables that have got at least `GROWS` rows for each payment."""
+    """Return the tables with at least `GROWS` rows for each payment."""
     return [name for name, rows in after.items() if rows - before.get(name, 0) >= max(_LEAST, payments * GROWS)]
 
 
 async def measure(connection: Any, tables: list[str]) -> dict[str, Table]:
-    """Vacuum these tables, and return what they take."""
+    """Vacuum these tables, and return their sizes."""
     found: dict[str, Table] = {}
     for name in tables:
         await connection.execute(f'VACUUM (ANALYZE) "{name}"')
-        rows = await connection.fetchval(f'SELECT count(*) FROM "{name}"')  # noqa: S608 - a name of the catalog
+        rows = await connection.fetchval(f'SELECT count(*) FROM "{name}"')  # noqa: S608 - a name from the catalogue
         found[name] = Table(rows, columns=await _columns(connection, name, rows))
     for row in await connection.fetch(_HEAPS, SCHEMA):
         if table := found.get(row["name"]):
@@ -110,7 +110,7 @@ async def measure(connection: Any, tables: list[str]) -> dict[str, Table]:
 
 
 async def count_indexes(connection: Any) -> int:
-    """How many indexes all tables of the schema have; an index of a table by month counts once."""
+    """Return the number of indexes in the schema; an index of a partitioned table counts once."""
     return len(await connection.fetch(_INDEXES, SCHEMA))
 
 
@@ -118,5 +118,5 @@ async def _columns(connection: Any, name: str, rows: int) -> dict[str, float]:
     columns = [row[0] for row in await connection.fetch(_COLUMNS, SCHEMA, name)]
     means = ", ".join(f'avg(COALESCE(pg_column_size("{column}"), 0))::float8 AS "{column}"' for column in columns)
     sample = " TABLESAMPLE SYSTEM (5)" if rows > 100_000 else ""
-    row = await connection.fetchrow(f'SELECT {means} FROM "{name}"{sample}')  # noqa: S608 - names of the catalog
+    row = await connection.fetchrow(f'SELECT {means} FROM "{name}"{sample}')  # noqa: S608 - names from the catalogue
     return {column: round(row[column] or 0.0, 1) for column in columns}

@@ -1,4 +1,4 @@
-"""The product at work: an API, a worker and the simulator as processes, and a shop whose payments are all paid."""
+"""The running product: an API, a worker and the simulator as processes, and a shop whose payments all complete."""
 
 import asyncio
 import json
@@ -24,23 +24,23 @@ from mpesa_gateway.standalone.process import free_port, write_private
 from mpesa_gateway.standalone.sample_credentials import SANDBOX_PASSKEY, SANDBOX_SHORTCODE
 
 SCHEMA = "mpesa"
-"""The schema that the gateway keeps its tables in."""
+"""The schema of the gateway's tables."""
 
 CLIENTS = 4
-"""Payments that are requested at a time."""
+"""Concurrent payments."""
 
 _PATIENCE = 300.0
 """Seconds without a webhook after which payments count as stuck."""
 
 _LONG = 300.0
-"""Seconds that processes wait for each other."""
+"""Timeout between processes in seconds."""
 
 _QUIET = 2.0
-"""Seconds in which the worker writes what follows a webhook's answer."""
+"""Seconds within which the worker writes its records after a webhook's answer."""
 
 _POSTGRES = {
     "max_wal_size": "2GB",
-    # The copies are written in the transaction that empties their tables, and need no log.
+    # The copies are written in the transaction that empties their tables, which needs no WAL.
     "wal_level": "minimal",
     "max_wal_senders": 0,
 }
@@ -73,10 +73,10 @@ class SizesSite(Site):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The defaults, with callbacks sent straight to the API.
+        """The defaults, with callbacks sent directly to the API.
 
-        On a busy machine answers and callbacks are late. Nothing times out and no payment is asked about within the
-        hour, as what counts is a payment that goes as it should.
+        On a busy machine answers and callbacks are late. No timeout and no status query occurs within the hour:
+        only the ordinary course of a payment is measured.
         """
         changed = {
             "public_url": f"http://127.0.0.1:{self.api_port}",
@@ -91,7 +91,7 @@ class SizesSite(Site):
         return super().values | changed
 
     async def create_databases(self) -> None:
-        """Make the two databases. Raises asyncpg.DuplicateDatabaseError where they are."""
+        """Create the two databases. Raises asyncpg.DuplicateDatabaseError if they exist."""
         connection = await asyncpg.connect(self.postgres.url)
         try:
             for name in ("gateway", "simulator"):
@@ -121,7 +121,7 @@ class SizesSite(Site):
         super()._wait(contestant, port, patience)
 
     def say(self, *arguments: str) -> str:
-        """What a command of the gateway prints as JSON. Raises subprocess.CalledProcessError."""
+        """Return the JSON output of a command of the gateway. Raises subprocess.CalledProcessError."""
         environ = {CONFIG_VARIABLE: str(self.config_path), "PATH": os.defpath}
         done = subprocess.run(
             self._command(*arguments, "--json"),
@@ -145,10 +145,10 @@ class Shop:
         self._random = random.Random(1)  # noqa: S311 - amounts and phones, the same in each run
         self._others: dict[str, int] = {}
         self.paid: set[str] = set()
-        """The payments that a ``payment.completed`` webhook named."""
+        """The payments with a ``payment.completed`` webhook."""
 
     def hear(self, line: bytes, body: bytes) -> bytes:
-        """Take a webhook."""
+        """Receive a webhook."""
         event: dict[str, Any] = json.loads(body) if line.startswith(b"POST") else {}
         kind = str(event.get("type"))
         if kind == "payment.completed":
@@ -158,7 +158,7 @@ class Shop:
         return response(b"{}")
 
     async def open(self) -> None:
-        """Make the merchant, its key, its credentials and its endpoint."""
+        """Create the merchant, its key, its credentials and its endpoint."""
         made = json.loads(await asyncio.to_thread(self._site.say, "merchants", "create", "Sizes"))
         made = json.loads(await asyncio.to_thread(self._site.say, "apikeys", "create", made["merchant_id"]))
         self._key = made["key"]
@@ -168,7 +168,10 @@ class Shop:
             await call(self._site.api_port, "PUT", f"/v1/merchant/{path}", headers, json.dumps(content).encode())
 
     async def sell(self, count: int) -> None:
-        """Have ``count`` payments requested, paid and delivered. Raises RuntimeError when one is not."""
+        """Create ``count`` payments and wait until they are completed and delivered.
+
+        Raises RuntimeError on a failure.
+        """
         numbers = iter(range(count))
         await asyncio.gather(*(self._client(numbers) for _ in range(CLIENTS)))
         seen, since = -1, time.monotonic()
@@ -193,7 +196,7 @@ class Shop:
                     own = {"reference": key}
                 body = {
                     "amount": self._random.randint(10, 5000),
-                    # Above the numbers that the simulator gives a behaviour of their own.
+                    # Above the numbers with a special behaviour in the simulator.
                     "phone": f"2547{self._random.randrange(10**7, 10**8)}",
                 } | own
                 headers = {"X-API-Key": self._key, "Idempotency-Key": key}
@@ -206,10 +209,10 @@ class Shop:
 
 @asynccontextmanager
 async def shop_of(site: SizesSite, *, is_plain: bool) -> AsyncGenerator[Shop]:
-    """A merchant that is ready to sell, and its server, for the length of the block.
+    """Yield a merchant with credentials and its server for the length of the block.
 
-    Its payments have a key of 36 characters, metadata and a reference of ours. Those of a plain one have a key of 12
-    characters, which is their reference too, and no metadata.
+    Its payments have a key of 36 characters, metadata and a generated reference. A plain merchant's have a key of 12
+    characters, which is also the reference, and no metadata.
     """
     port = free_port()
     shop = Shop(site, port, is_plain=is_plain)

@@ -1,1 +1,1 @@
-"""Finds out what this machine can carry, lets it carry 70 % for long while things break, and then far too much."""
+"""Measures the capacity of this machine, runs at 70 % of it with faults, and then overloads it."""

@@ -1,6 +1,6 @@
-"""``python -m bench.soak``: what this machine carries, 70 % of it for long with faults, three times as much, the books.
+"""``python -m bench.soak``: the capacity of this machine, 70 % of it with faults, three times as much, the books.
 
-Exits with 1 when anything was lost, grew, was refused without a word, or did not recover within seconds.
+Exits with 1 when money was lost, a resource grew, a refusal had no Retry-After, or recovery took too long.
 """
 
 import json
@@ -27,7 +27,9 @@ from mpesa_gateway.config import LogsConfig
 
 
 @click.command()
-@click.option("--seconds", type=click.IntRange(10), default=600, show_default=True, help="How long 70 % are carried.")
+@click.option(
+    "--seconds", type=click.IntRange(10), default=600, show_default=True, help="Duration at 70 % of the capacity."
+)
 @click.option("--share", type=click.FloatRange(0.05, 1), default=0.7, show_default=True, help="Of the capacity.")
 @click.option("--step", type=click.IntRange(2), default=12, show_default=True, help="Seconds of each step of the ramp.")
 @click.option("--overload", type=click.IntRange(0), default=20, show_default=True, help="Seconds of overload; 0: none.")
@@ -37,7 +39,7 @@ from mpesa_gateway.config import LogsConfig
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--keep", is_flag=True, help="Keep the folder with all logs and data.")
 def soak(seed: int | None, report: Path | None, *, keep: bool, **told: Any) -> None:
-    """Measure the capacity of this machine, hold 70 % of it while things break, and then offer three times as much."""
+    """Measure the capacity of this machine, run at 70 % of it with faults, and then offer three times as much."""
     options = Options(seed=random.SystemRandom().randrange(10**6) if seed is None else seed, **told)
     logs.configure(LogsConfig(format="console", level="error"))
     console = Console()

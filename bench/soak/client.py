@@ -1,4 +1,4 @@
-"""A client that costs next to nothing: HTTP/1.1 on kept connections, so that the load and not its maker is measured."""
+"""A cheap HTTP/1.1 client on kept connections, so that the load and not its generator is measured."""
 
 import asyncio
 import time
@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 
 _PATIENCE = 30.0
-"""Seconds that an answer may take before it counts as none."""
+"""Timeout of an answer in seconds."""
 
 
 _KEPT = 10.0
-"""Seconds that a connection is kept without use, as most clients do."""
+"""Seconds that an idle connection is kept, as most clients do."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: 0 for nothing. ``seconds`` is how long it took."""
+    """An answer: status 0 for none. ``seconds`` is its duration."""
 
     status: int
     headers: dict[str, str]
@@ -27,7 +27,7 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The body, decoded; None for one that is no JSON."""
+        """Return the decoded body, or None for one that is no JSON."""
         try:
             return msgspec.json.decode(self.body)
         except msgspec.DecodeError:
@@ -38,7 +38,7 @@ _Idle = tuple[float, asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Client:
-    """Calls the APIs at these ports, one after the other; one that refuses the connection is passed over."""
+    """Calls the APIs at these ports in turn; one that refuses the connection is skipped."""
 
     def __init__(self, ports: list[int], api_key: str) -> None:
         self._ports = ports
@@ -47,7 +47,7 @@ class Client:
         self._idle: dict[int, deque[_Idle]] = defaultdict(deque)
 
     async def call(self, method: str, path: str, body: Any = None, key: str = "") -> Answer:
-        """One request; whatever goes wrong is an answer with status 0."""
+        """Send one request; every error is an answer with status 0."""
         content = b"" if body is None else msgspec.json.encode(body)
         lines = [
             f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {len(content)}\r\nX-API-Key: ".encode(),
@@ -84,7 +84,7 @@ class Client:
     def _keep(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         now, idle = time.monotonic(), self._idle[port]
         idle.append((now, reader, writer))
-        # The one that was used last is taken first, so those at the other end are what a busy moment left behind.
+        # The most recently used connection comes first; the oldest ones remain from a busy moment.
         while idle[0][0] < now - _KEPT:
             idle.popleft()[2].close()
 
@@ -106,7 +106,7 @@ class Client:
         raise problem or OSError("no port")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         for idle in self._idle.values():
             for _, _, writer in idle:
                 writer.close()

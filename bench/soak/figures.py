@@ -1,4 +1,4 @@
-"""Percentiles of waiting times, and whether something grows: a straight line through what was measured."""
+"""Percentiles of waiting times, and growth: a straight line through measurements."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` (0 to 1) of all do not exceed (nearest rank). Raises ValueError for none."""
+    """Return the value that ``share`` (0 to 1) of all do not exceed (nearest rank). Raises ValueError for none."""
     if not values:
         raise ValueError("there is nothing to measure")
     ordered = sorted(values)
@@ -16,26 +16,26 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Trend:
-    """How something developed: its middle value, and by how much it grew, in its own unit."""
+    """A development: its median, and its growth, in its own unit."""
 
     median: float
     growth: float
-    """What the line gained from the first to the last moment that counts."""
+    """The line's growth from the first to the last counted moment."""
     per_hour: float
 
     def is_flat(self, slack: float, share: float = 0.05) -> bool:
-        """Whether it grew by no more than ``slack``, or by that share of itself."""
+        """Return True if it grew by at most ``slack``, or by that share of itself."""
         return self.growth <= max(slack, share * self.median)
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend:
-    """The line through (seconds, value): the slopes between all pairs, their median (Theil and Sen).
+    """Return the line through (seconds, value): the median of the slopes between all pairs (Theil and Sen).
 
-    A few outliers, such as a restarted server's first moments, do not bend it. The first half is warming up and does
+    A few outliers, such as a restarted server's first moments, do not bend it. The first half is warm-up and does
     not count. Raises ValueError for fewer than eight samples.
     """
     if len(samples) < 8:
-        raise ValueError("too few samples to tell")
+        raise ValueError("too few samples")
     counted = samples[len(samples) // 2 :]
     slopes = [
         (later[1] - earlier[1]) / (later[0] - earlier[0])

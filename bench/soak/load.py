@@ -1,4 +1,4 @@
-"""The load: buyers who come at a given rate whatever the answers are, as the world does, and how long they waited."""
+"""The load: buyers arrive at a fixed rate independent of the answers, and their waiting times are measured."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from bench.chaos.shoppers import Wish
+from bench.chaos.shoppers import Purchase
 from bench.soak.client import Answer, Client
 from mpesa_gateway.http.envelope import Failure
 
@@ -20,34 +20,34 @@ _TRIES = 6
 
 @dataclass
 class Phase:
-    """What happened between two moments: how long each operation took, and how each try was answered."""
+    """The results between two moments: the duration of each operation, and the answer to each try."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict[str, list[float]](list))
-    """By operation, of the calls that were answered as they should be."""
+    """Durations by operation, of successful calls."""
     in_peace: dict[str, list[float]] = field(default_factory=lambda: defaultdict[str, list[float]](list))
-    """The same, of calls during which nothing was broken."""
+    """The same, of calls without a fault during them."""
     answers: Counter[int] = field(default_factory=Counter[int])
     offered: int = 0
     served: int = 0
     given_up: int = 0
-    """Calls that were not answered as they should be however often they were tried."""
+    """Calls that failed after all tries."""
     impolite: list[str] = field(default_factory=list[str])
-    """Refusals without Retry-After, or that are not in the envelope: there must be none."""
+    """Refusals without Retry-After or outside the envelope: expected to be empty."""
 
     @property
     def refused(self) -> int:
-        """Tries that were answered 429 or 503."""
+        """Return the number of tries answered 429 or 503."""
         return sum(self.answers[status] for status in _REFUSED)
 
 
 @dataclass
 class Load:
-    """Buyers. What they wished for and were answered is kept as the judge of the books wants it."""
+    """The buyers. Requests and answers are recorded in the form of the verifier."""
 
     client: Client
     rng: random.Random
     is_broken: Callable[[], bool]
-    wishes: dict[str, Wish] = field(default_factory=dict[str, Wish])
+    purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])
     payments: dict[str, str | None] = field(default_factory=dict[str, str | None])
     refunds: dict[str, str | None] = field(default_factory=dict[str, str | None])
     conflicts: list[str] = field(default_factory=list[str])
@@ -56,9 +56,9 @@ class Load:
     _known: list[str] = field(default_factory=list[str])
 
     async def flow(self, rate: float, seconds: float, *, is_patient: bool) -> Phase:
-        """Come ``rate`` times a second for so long, evenly; gives what happened, once all are answered.
+        """Start ``rate`` buyers a second for some seconds, evenly; returns the results once all are answered.
 
-        Patient ones try again what was refused, with the same key, as they are told.
+        Patient buyers retry refused calls with the same key after Retry-After.
         """
         self.phase = phase = Phase()
         loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ class Load:
         tasks: set[asyncio.Task[None]] = set()
         number = 0
         while (now := loop.time() - began) < seconds:
-            # All who are due by now: a late wake-up must not make the load lighter.
+            # All buyers due by now: a late wake-up must not reduce the load.
             while number < now * rate:
                 number += 1
                 phase.offered += 1
@@ -91,14 +91,14 @@ class Load:
             await self._ask(phase, tries, "whoami", "GET", "/v1/merchant/me")
 
     def _one(self) -> str:
-        """One of the last payments."""
+        """Return one of the last payments."""
         return self._known[-1 - self.rng.randrange(min(len(self._known), 500))]
 
     async def _buy(self, phase: Phase, tries: int) -> None:
-        number = len(self.wishes)
-        key, wish = f"buy-{number}", Wish(f"2547{10_000_000 + number}", self.rng.randint(1, 2000))
-        self.wishes[key], self.payments[key] = wish, None
-        body = {"amount": wish.amount, "phone": wish.phone}
+        number = len(self.purchases)
+        key, purchase = f"buy-{number}", Purchase(f"2547{10_000_000 + number}", self.rng.randint(1, 2000))
+        self.purchases[key], self.payments[key] = purchase, None
+        body = {"amount": purchase.amount, "phone": purchase.phone}
         answer = await self._ask(phase, tries, "pay", "POST", "/v1/payments", body, key)
         if answer is not None:
             made = answer.json["data"]["id"]
@@ -116,14 +116,14 @@ class Load:
     async def _ask(
         self, phase: Phase, tries: int, name: str, method: str, path: str, body: object = None, key: str = ""
     ) -> Answer | None:
-        """Call, and call again as told; None when that was in vain."""
+        """Call and retry; returns None if all tries failed."""
         was_broken = self.is_broken()
         answer: Answer | None = None
         for number in range(tries):
             answer = await self.client.call(method, path, body, key)
             phase.answers[answer.status] += 1
             self._judge(phase, path, answer)
-            # A refund of what is not paid, or that another has just refunded, is refused rightly.
+            # A refund of an unpaid or fully refunded payment is rejected correctly.
             if answer.status in {200, 201, 502} or (name == "refund" and _is_conflict(answer)):
                 phase.served += 1
                 phase.seconds[name].append(answer.seconds)

@@ -1,4 +1,4 @@
-"""Reads from the APIs' own logs how long they took over each request, as seen where it was served."""
+"""Durations of requests from the APIs' own logs, measured at the server."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -9,7 +9,7 @@ import msgspec
 
 
 def seconds_of(logs: list[Path], route: str, since: datetime, until: datetime) -> list[float]:
-    """How long requests to a route took that were taken (2xx) and ended between two moments, in seconds."""
+    """Return the durations in seconds of a route's successful requests that ended between two moments."""
     return [
         line["ms"] / 1000
         for log in logs
@@ -24,7 +24,7 @@ def seconds_of(logs: list[Path], route: str, since: datetime, until: datetime) -
 def _lines(log: Path) -> Iterator[dict[str, Any]]:
     with log.open("rb") as file:
         for line in file:
-            # Others write there too: what a process says when it starts, and tracebacks of a crash.
+            # The file also has start-up messages, and tracebacks of a crash.
             if line.startswith(b"{"):
                 try:
                     yield msgspec.json.decode(line, type=dict[str, Any])

@@ -1,4 +1,4 @@
-"""One soak: how much is carried, most of it for long while things break, far too much for a moment, and the books."""
+"""One soak: the capacity, most of it with faults for long, a short overload, and the books."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ from typing import Any
 
 import niquests
 
-from bench.chaos.faults import FAULTS, Chaos, rage
+from bench.chaos.faults import FAULTS, Chaos, inject_faults
 from bench.chaos.merchant import Endpoint
 from bench.chaos.opening import open_shop, settle
 from bench.chaos.queue import stuck_jobs
@@ -25,35 +25,35 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 
 _STEP = 1.25
-"""How much more each step of the ramp offers than the one before."""
+"""Growth of the offered load per step."""
 
 _SLOW = 1.0
-"""Seconds that one in twenty calls may take at most while the load counts as carried."""
+"""Seconds for the 95th percentile while the load counts as carried."""
 
 _SPOILT = 0.01
-"""The share of tries that may be refused or fail while it does."""
+"""The share of tries that may be refused or fail then."""
 
 _BEHIND = 2.0
-"""Seconds after the last answer of a step within which all that it caused must be done: callbacks, events, webhooks."""
+"""Seconds after the last answer of a step within which its callbacks, events and webhooks must be done."""
 
 _DRAINS_WITHIN = 60.0
 
 _RECOVERED = 3
-"""Seconds in a row without a refusal, and quick, after which an overload is over."""
+"""Consecutive seconds without a refusal and with fast answers that end an overload."""
 
 _RECOVERS_WITHIN = 10
-"""Seconds within which it must be."""
+"""Seconds within which an overload must end."""
 
 _STUCK = 60.0
 
 _STRANGERS = 4.0
-"""Strangers' transactions for each push."""
+"""Transactions without a payment of ours for each push."""
 
 _MEMORY_SLACK = 6.0
-"""MiB by which the memory of a process may grow in the half that counts."""
+"""MiB by which the memory of a process may grow in the second half."""
 
 _CONNECTION_SLACK = 5.0
-"""Connections or open files by which it may."""
+"""Growth limit of connections or open files."""
 
 _DUE = """
 SELECT (SELECT count(*) FROM delivery WHERE status = 'pending' AND due_at <= now())
@@ -61,19 +61,19 @@ SELECT (SELECT count(*) FROM delivery WHERE status = 'pending' AND due_at <= now
     + (SELECT count(*) FROM callback WHERE verdict = 'waiting')
     + (SELECT count(*) FROM sim_callback WHERE due_at <= now())
 """
-"""How much should have been done by now and is not."""
+"""The overdue work."""
 
 _CALLBACKS = """
 SELECT c.last_status AS status, extract(epoch FROM c.answered_at - p.ended_at)::float8 AS seconds
 FROM sim_callback c JOIN sim_push p USING (checkout_request_id)
 WHERE p.behaviour = 'pays' AND c.answered_at IS NOT NULL AND p.created_at BETWEEN $1 AND $2
 """
-"""How callbacks about ordinary phones fared: the last answer, and how long after the money had moved."""
+"""Callbacks about ordinary phones: the last answer, and its delay after the money moved."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a soak is told. Times are in seconds; a ``capacity`` that is given (calls a second) is not measured."""
+    """Options of a soak. Times are in seconds; a given ``capacity`` (calls a second) is not measured."""
 
     seed: int
     seconds: int = 600
@@ -86,7 +86,7 @@ class Options:
 
 @dataclass
 class Result:
-    """What came of it, phase by phase, and what must not be."""
+    """The result by phase, and the violations."""
 
     options: Options
     capacity: float = 0.0
@@ -96,23 +96,23 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the same as plain values."""
         return asdict(self)
 
 
 class Soak:
-    """One soak in a folder of its own. ``say`` is told what goes on."""
+    """One soak in its own folder. ``say`` gets progress messages."""
 
     def __init__(self, folder: Path, options: Options, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._options = options
         self._say = say
-        self._rng = random.Random(options.seed)  # noqa: S311 - a seed is the point
+        self._rng = random.Random(options.seed)  # noqa: S311 - a seed, not a secret
         self._result = Result(options)
         self._findings = Findings()
 
     async def play(self) -> Result:
-        """Run it all."""
+        """Run everything."""
         site, endpoint = Site(self._folder, self._rng, is_measured=True), Endpoint(self._rng)
         await endpoint.start()
         try:
@@ -138,35 +138,35 @@ class Soak:
         await self._soak(site, chaos, load)
         await self._overload(site, gateway, load)
         self._say("settling")
-        began = time.monotonic()
+        start = time.monotonic()
         is_settled = await settle(gateway, chaos, self._options.settle)
         books = await verify(gateway, endpoint, load)
-        self._result.figures["books"] = books.figures | {"seconds to settle": round(time.monotonic() - began, 1)}
+        self._result.figures["books"] = books.figures | {"seconds to settle": round(time.monotonic() - start, 1)}
         for sentence, examples in books.wrong.items():
             self._findings.note(sentence, examples)
         if not is_settled:
             self._findings.note("stuck: not settled in time", [f"{self._options.settle} s"])
         self._findings.note("stuck: a job that stays in the queue", await stuck_jobs(gateway, _STUCK))
 
-    # -- how much can be carried ----------------------------------------------------------------------------------
+    # -- capacity -----------------------------------------------------------------------------------------------------
 
     async def _ramp(self, gateway: Gateway, load: Load) -> None:
-        """Offer more and more until it is answered late, or leaves work behind; the step before is the capacity.
+        """Increase the load until answers are slow or work remains; the step before is the capacity.
 
-        Answers alone say little: for some seconds a machine can take more than it ever works off.
+        Answers alone do not suffice: for some seconds a machine accepts more than it ever completes.
         """
         if self._options.capacity is not None:
             self._result.capacity = self._options.capacity
             await load.flow(self._options.capacity / 4, 3, is_patient=False)
             return
         rate, steps = 20.0, dict[str, Any]()
-        # The first calls of all find nothing ready: caches, connections, statements.
+        # The first calls find cold caches, connections and statements.
         await load.flow(rate, 5, is_patient=False)
         while True:
             self._say(f"ramp: {rate:.0f} calls a second")
-            began = time.monotonic()
+            start = time.monotonic()
             phase = await load.flow(rate, self._options.step, is_patient=False)
-            took = time.monotonic() - began
+            took = time.monotonic() - start
             waits = [one for ones in phase.seconds.values() for one in ones]
             spoilt = 1 - phase.served / phase.offered
             slow = percentile(waits, 0.95) if waits else float("inf")
@@ -184,21 +184,23 @@ class Soak:
         self._result.figures["ramp"] = {"capacity (calls/s)": round(self._result.capacity, 1), "steps": steps}
         await asyncio.sleep(3)
 
-    # -- most of it, for long -------------------------------------------------------------------------------------
+    # -- 70 % for long ------------------------------------------------------------------------------------------------
 
     async def _soak(self, site: Site, chaos: Chaos, load: Load) -> None:
-        """70 % of it, while things break: nothing may grow, and nothing be lost."""
+        """70 % of the capacity with faults: no growth and no loss."""
         rate, seconds = self._result.capacity * self._options.share, self._options.seconds
         watch = Watch(site, max(1.0, seconds / 120))
         until = time.monotonic() + seconds
-        # No process is replaced: the memory of one that lives for a minute says nothing.
+        # No process is replaced: the memory of a young process shows nothing.
         left_out = {"postgres_refuses_connections"}
         if not site.has_own_disk:
             left_out.add("valkey_disk_full")
         names = sorted(name for name, (area, _) in FAULTS.items() if area not in {"api", "worker"})
         names = [name for name in names if name not in left_out]
         watching = asyncio.create_task(watch.look())
-        breaking = asyncio.create_task(rage(chaos, names, lambda: time.monotonic() > until, at_once=1, rest=(4, 12)))
+        breaking = asyncio.create_task(
+            inject_faults(chaos, names, lambda: time.monotonic() > until, at_once=1, rest=(4, 12))
+        )
         phase = await load.flow(rate, seconds, is_patient=True)
         await breaking
         watching.cancel()
@@ -209,7 +211,7 @@ class Soak:
             "seconds": seconds,
             "share of tries that failed or were refused": _share(phase),
             "calls given up": phase.given_up,
-            **_said(phase),
+            **_answers(phase),
             "while nothing was broken": _waits(phase.in_peace),
             "all the time": _waits(phase.seconds),
         }
@@ -232,25 +234,25 @@ class Soak:
                 self._findings.note(f"growing: {name}", [f"{line.growth:+.1f} on {line.median:.1f}"])
         return found
 
-    # -- far too much ---------------------------------------------------------------------------------------------
+    # -- overload -----------------------------------------------------------------------------------------------------
 
     async def _overload(self, site: Site, gateway: Gateway, load: Load) -> None:
-        """Three times the capacity: an honest no to most, callbacks before all, and soon as if nothing had been."""
+        """Three times the capacity: most calls are refused, callbacks have priority, and recovery is quick."""
         if not self._options.overload:
             return
         await asyncio.sleep(5)
         rate = self._result.capacity * 3
         self._say(f"overload: {rate:.0f} calls a second")
-        began = gateway.clock.now()
+        start = gateway.clock.now()
         counted = time.monotonic()
         phase = await load.flow(rate, self._options.overload, is_patient=False)
         took = time.monotonic() - counted
         ended = gateway.clock.now()
         recovered = await self._recover(load)
         at_gateway = await asyncio.to_thread(
-            seconds_of, [api.log for api in site.apis], "/v1/cb/{kind}/{token}", began, ended
+            seconds_of, [api.log for api in site.apis], "/v1/cb/{kind}/{token}", start, ended
         )
-        rows = await gateway.db.fetch(_CALLBACKS, began, ended)
+        rows = await gateway.db.fetch(_CALLBACKS, start, ended)
         waits = [row["seconds"] for row in rows]
         refused = [row["status"] for row in rows if row["status"] != 200]
         self._result.figures["overload"] = {
@@ -259,7 +261,7 @@ class Soak:
             "served a second": round(phase.served / took, 1),
             "share of calls refused": round(phase.refused / phase.offered, 3),
             "unanswered": phase.answers[0],
-            **_said(phase),
+            **_answers(phase),
             "calls that were served": _waits(phase.seconds),
             "callbacks": len(rows),
             "callbacks not taken": len(refused),
@@ -270,15 +272,15 @@ class Soak:
         self._polite(phase)
         self._findings.note("overload: a callback that was not taken", refused)
         if not phase.refused:
-            self._findings.note("overload: nobody was refused: it was none", [f"{rate:.0f} calls a second"])
+            self._findings.note("overload: no call was refused, so there was none", [f"{rate:.0f} calls a second"])
         if phase.answers[0]:
-            self._findings.note("overload: calls that nobody answered", [phase.answers[0]])
+            self._findings.note("overload: unanswered calls", [phase.answers[0]])
         if recovered is None or recovered > _RECOVERS_WITHIN:
             self._findings.note("overload: no recovery within seconds", [recovered])
 
     async def _recover(self, load: Load) -> float | None:
-        """Seconds until the usual load is served quickly again; None when it is not."""
-        began, in_a_row = time.monotonic(), 0
+        """Return the seconds until the usual load is served quickly again, or None."""
+        start, in_a_row = time.monotonic(), 0
         for _ in range(30):
             phase = await load.flow(self._result.capacity * 0.5, 1, is_patient=False)
             waits = [one for ones in phase.seconds.values() for one in ones]
@@ -286,21 +288,21 @@ class Soak:
             in_a_row = in_a_row + 1 if is_well else 0
             self._say(f"recovering: {in_a_row} seconds well")
             if in_a_row == _RECOVERED:
-                return round(max(0.0, time.monotonic() - began - _RECOVERED), 1)
+                return round(max(0.0, time.monotonic() - start - _RECOVERED), 1)
         return None
 
     def _polite(self, phase: Phase) -> None:
-        self._findings.note("unexplained: a refusal that says nothing, or not when to come back", phase.impolite)
+        self._findings.note("unexplained: a refusal without a reason or Retry-After", phase.impolite)
 
 
 async def _drained(gateway: Gateway) -> float:
-    """Seconds until nothing is left that should have been done."""
-    began = time.monotonic()
-    while time.monotonic() - began < _DRAINS_WITHIN:
+    """Return the seconds until no work is overdue."""
+    start = time.monotonic()
+    while time.monotonic() - start < _DRAINS_WITHIN:
         if not await gateway.db.fetchval(_DUE):
             break
         await asyncio.sleep(0.2)
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def _share(phase: Phase) -> float:
@@ -309,7 +311,7 @@ def _share(phase: Phase) -> float:
     return round(1 - well / tries, 4) if tries else 0.0
 
 
-def _said(phase: Phase) -> dict[str, int]:
+def _answers(phase: Phase) -> dict[str, int]:
     return {f"answers {status}": count for status, count in sorted(phase.answers.items())}
 
 

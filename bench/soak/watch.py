@@ -1,4 +1,4 @@
-"""Looks at every process from outside, again and again: memory, open files, connections to Postgres and Valkey."""
+"""Samples every process from outside: memory, open files, connections to Postgres and Valkey."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from bench.chaos.site import Site
 
 
 class Watch:
-    """What was seen, as (seconds, value) by name. Memory is in MiB."""
+    """The samples as (seconds, value) by name. Memory is in MiB."""
 
     def __init__(self, site: Site, every: float) -> None:
         self._site = site
@@ -24,13 +24,13 @@ class Watch:
         self.seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     async def look(self) -> None:
-        """Look until cancelled."""
+        """Sample until cancelled."""
         while True:
             for process in self._site.processes:
                 running = process.running
                 if running is not None:
                     self._note_process(process.name, running.pid)
-            # A server that is away at this moment has no connections to count.
+            # A server that is down has no connections to count.
             with suppress(asyncpg.PostgresError, OSError, TimeoutError):
                 await self._ask_postgres()
             with suppress(ValkeyError, OSError, TimeoutError):

@@ -1,1 +1,1 @@
-"""How fast the gateway is, beside what limits it and what others do: measured in rounds that take turns."""
+"""The gateway's speed compared with its limits and its peers, in rounds that take turns."""

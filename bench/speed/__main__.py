@@ -1,6 +1,6 @@
-"""``python -m bench.speed``: how fast the gateway is, beside its limits and its peers, in rounds that take turns.
+"""``python -m bench.speed``: the gateway's speed compared with its limits and its peers, in rounds that take turns.
 
-Prints a table and writes every figure as JSON. What is asserted is only that every answer was right, never how fast.
+Prints a table and writes every figure as JSON. It asserts the correctness of every answer, never the speed.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from mpesa_gateway import logs
 from mpesa_gateway.config import LogsConfig
 
 LINES = 10_000
-"""Of a statement."""
+"""The lines of the statement."""
 
 OPERATIONS = (
     "lists",
@@ -46,16 +46,16 @@ OPERATIONS = (
     "export",
     "start-up",
 )
-"""In this order: lists and pages are looked at before the rounds have put other payments on top of them."""
+"""In this order: lists and pages are measured before the rounds add other payments."""
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often everybody has a turn.")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="How long a turn counts.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of each contestant.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Seconds of a round.")
 @click.option("--clients", type=click.IntRange(1), default=32, show_default=True, help="Connections at a time.")
 @click.option("--payments", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stored before.")
 @click.option("--only", multiple=True, type=click.Choice(OPERATIONS), help="These operations and no others.")
-@click.option("--peers/--no-peers", default=True, help="Whether the peers take part.")
+@click.option("--peers/--no-peers", default=True, help="Include the peers.")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Keep the databases here for next time.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
 @click.option("--quick", is_flag=True, help="A few seconds of everything, to see that it works: not for its figures.")
@@ -71,7 +71,7 @@ def speed(
     peers: bool,
     quick: bool,
 ) -> None:
-    """Measure the gateway beside its limits and its peers."""
+    """Measure the gateway, its limits and its peers."""
     logs.configure(LogsConfig(format="console", level="error"))
     console = Console()
     if quick:
@@ -89,7 +89,7 @@ def speed(
 
 
 class Run:
-    """One run: the site, the contests, and what came out."""
+    """One run: the site, the contests, and the results."""
 
     def __init__(self, folder: Path, console: Console, effort: Effort, payments: int, *, has_peers: bool) -> None:
         self._site = Site(folder)
@@ -99,7 +99,7 @@ class Run:
         self._has_peers = has_peers
 
     async def play(self, operations: tuple[str, ...]) -> dict[str, Any]:
-        """Run it all; gives the report."""
+        """Run everything; returns the report."""
         site = self._site
         found: dict[str, Any] = {"run": self._about(), "contests": {}}
         site.start()
@@ -128,7 +128,7 @@ class Run:
     async def _work(
         self, operations: tuple[str, ...], gateway: Contestant, shop: seed.Shop, found: dict[str, Any]
     ) -> None:
-        """What has no rivals and is done in one go, as often as there are rounds."""
+        """Run the measurements without peers, as often as there are rounds."""
         rounds = range(self._effort.rounds)
         if "reconciliation" in operations:
             lines = min(LINES, self._payments)
@@ -215,7 +215,7 @@ class Run:
         return made
 
     async def _prepare(self) -> seed.Shop:
-        """Make and fill the databases, or find them as an earlier run has left them."""
+        """Create and fill the databases, or reuse the ones of an earlier run."""
         site, remembered = self._site, self._site.folder / "shop.json"
         if remembered.exists():
             return seed.Shop(**json.loads(remembered.read_text(encoding="ascii")))
@@ -236,7 +236,7 @@ class Run:
     def _about(self) -> dict[str, Any]:
         return {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _said(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
+            "commit": _output(["git", "describe", "--always", "--dirty", "--abbrev=12"]),
             "python": platform.python_version(),
             "machine": _machine(),
             "payments": self._payments,
@@ -290,7 +290,7 @@ class Run:
         self._console.print(f"{datetime.now(UTC):%H:%M:%S} {text}", highlight=False)
 
 
-def _said(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

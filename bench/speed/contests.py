@@ -1,4 +1,4 @@
-"""What is measured: for each operation the requests that each contestant gets, and the rounds that take turns."""
+"""The operations: for each one the requests for each contestant, and the rounds that take turns."""
 
 import json
 import secrets
@@ -24,25 +24,25 @@ Measure = Callable[[], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard everybody is asked: for how long each round goes on, over how many connections."""
+    """The load: the seconds of a round and the number of connections."""
 
     rounds: int
     seconds: float
     clients: int
     most: int
-    """Requests that one round can need at most: that many are prepared."""
+    """The most requests that one round can need: this many are prepared."""
 
 
 @dataclass
 class Contest:
-    """One operation, and who takes part in it."""
+    """One operation and its contestants."""
 
     name: str
     entrants: dict[str, Measure] = field(default_factory=dict[str, Measure])
     rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
 
     async def play(self, rounds: int, say: Callable[[str], None]) -> None:
-        """Let everybody take turns. The order turns too, so that nobody always follows the same one."""
+        """Run the rounds. The order rotates, so that no contestant always follows the same one."""
         names = list(self.entrants)
         for number in range(rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -51,7 +51,7 @@ class Contest:
                 say(f"{self.name}, round {number + 1}: {name} {result['rate']:,.0f}/s, p50 {result['p50_ms']:.2f} ms")
 
     def summary(self) -> dict[str, Any]:
-        """Median, least and most of each, and the median of our ratio to each within the rounds."""
+        """Return median, minimum and maximum of each, and the median of our ratio to each within the rounds."""
         found: dict[str, Any] = {}
         ours = self.rounds.get("gateway", [])
         for name, rounds in self.rounds.items():
@@ -75,7 +75,7 @@ class Contest:
 
 
 class Contests:
-    """Prepares requests and rows for each round, and makes the contests."""
+    """Prepares requests and rows for each round, and builds the contests."""
 
     def __init__(self, site: Site, shop: Shop, effort: Effort) -> None:
         self._site = site
@@ -105,7 +105,7 @@ class Contests:
     # -- create ---------------------------------------------------------------------------------------------------
 
     def create(self, contestant: Contestant, path: str, *, clients: int = 0) -> Measure:
-        """Payments, each under a key of its own."""
+        """Return requests for payments, each with its own key."""
 
         async def measure() -> dict[str, Any]:
             return await self._load(self._creates(path), contestant, 201, clients=clients)
@@ -122,7 +122,7 @@ class Contests:
     # -- callbacks ------------------------------------------------------------------------------------------------
 
     def gateway_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
-        """Callbacks for pending payments, at the addresses that our own pushes hand out."""
+        """Return callbacks for pending payments, at addresses as our own pushes contain."""
 
         async def measure() -> dict[str, Any]:
             stem = id_stem()
@@ -138,7 +138,7 @@ class Contests:
             yield request("POST", f"/v1/cb/stk/{token}", {}, _result(f"ws_CO_{stem}{number}", f"{stem}{number}"))
 
     def thin_callback(self, contestant: Contestant, *, clients: int = 0) -> Measure:
-        """Callbacks for the thin raw app, by its payment's id."""
+        """Return callbacks for the thin app, by its payment's id."""
 
         async def measure() -> dict[str, Any]:
             stem = id_stem()
@@ -152,7 +152,7 @@ class Contests:
         return measure
 
     def peer_callback(self, contestant: Contestant) -> Measure:
-        """Callbacks for a peer, by their CheckoutRequestID."""
+        """Return callbacks for a peer, by their CheckoutRequestID."""
 
         async def measure() -> dict[str, Any]:
             stem = id_stem()
@@ -175,7 +175,7 @@ class Contests:
     # -- reading --------------------------------------------------------------------------------------------------
 
     def read(self, contestant: Contestant, paths: list[str], *, clients: int = 0) -> Measure:
-        """GETs, over and over."""
+        """Return repeated GETs."""
 
         async def measure() -> dict[str, Any]:
             requests = (request("GET", path, {"X-API-Key": self._shop.key}) for path in paths)
@@ -184,7 +184,7 @@ class Contests:
         return measure
 
     def read_own(self, contestant: Contestant, paths: list[str]) -> Measure:
-        """GETs about the seeded payments: ``{payment_id}`` and ``{cursor}``, deep in the list, stand for such."""
+        """Return GETs for the seeded payments: ``{payment_id}`` and ``{cursor}``, deep in the list, are replaced."""
 
         async def measure() -> dict[str, Any]:
             connection: asyncpg.Connection[Any] = await connect(self._site.database("gateway"), "mpesa")
@@ -209,11 +209,11 @@ SELECT payment_id FROM (
     SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = 'sandbox' ORDER BY payment_id DESC LIMIT 99900
 ) AS newest ORDER BY payment_id LIMIT 1
 """
-"""The last before page 1,000, or of all where there are fewer."""
+"""The last row before page 1,000, or of all with fewer rows."""
 
 
 def _result(checkout_request_id: str, seed: str) -> bytes:
-    """A successful result as Daraja posts it. The receipt is made from the end of the seed."""
+    """Return a successful result as Daraja posts it. The receipt contains the end of the seed."""
     receipt = ("B" + seed[16:22] + seed[-8:]).upper()
     items = {
         "Amount": 500.0,

@@ -1,4 +1,4 @@
-"""What one worker delivers: webhooks a second to healthy endpoints, alone and with dead ones among them."""
+"""The throughput of one worker: webhooks a second to healthy endpoints, with and without dead ones."""
 
 import asyncio
 import time
@@ -19,16 +19,16 @@ from mpesa_gateway_webhooks.endpoints import EndpointService
 _ACTOR = "cli:bench"
 
 DEAD = 5
-"""Of a hundred endpoints: some refuse connections, some take them and never answer, some answer after seconds."""
+"""Of a hundred endpoints: some refuse connections, some never answer, some answer after seconds."""
 
 _WARM_UP = 200
-"""Deliveries that a worker has made before the clock runs, so that starting is not in it."""
+"""Deliveries of a worker before the measurement, which exclude its start."""
 
 _PATIENCE = 120.0
-"""Seconds after which a round that has not ended is given up."""
+"""Timeout of a round in seconds."""
 
-# $1 the ids' common part in hexadecimal, $2 how many, $3 the merchants: an event and its delivery each, to each
-# merchant in turn.
+# $1 the ids' common part in hexadecimal, $2 the number, $3 the merchants: one event and delivery each, to each merchant
+# in turn.
 _OWED = f"""
 WITH made AS (
     SELECT n, ($1 || lpad(n::text, 8, '0'))::uuid AS payment_id,
@@ -46,14 +46,14 @@ INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, even
 SELECT delivery_id, event_id, endpoint_id, merchant_id, env, 'payment.completed', payment_id, now(), now()
 FROM made JOIN webhook_endpoint USING (merchant_id) WHERE is_active
 RETURNING delivery_id
-"""  # noqa: S608 - digits of ours
+"""  # noqa: S608 - digits of this file
 
 _OF_ROUND = f"""
 delivery_id BETWEEN (overlay($1 PLACING '{tag("dlv")}' FROM 13) || '00000000')::uuid
     AND (overlay($1 PLACING '{tag("dlv")}' FROM 13) || 'ffffffff')::uuid AND url LIKE '%/hook'
 """
 
-# $1 the ids' common part: how long after they were due those that were taken had been taken.
+# $1 the ids' common part: the delay of delivered rows after they were due.
 _TOOK = f"""
 SELECT count(*) FILTER (WHERE status = 'delivered') AS delivered,
     coalesce(percentile_disc(0.5) WITHIN GROUP (ORDER BY delivered_at - delivery.created_at), '0') AS p50,
@@ -61,7 +61,7 @@ SELECT count(*) FILTER (WHERE status = 'delivered') AS delivered,
 FROM delivery JOIN webhook_endpoint USING (endpoint_id) WHERE {_OF_ROUND}
 """  # noqa: S608 - the clause above
 
-# What the dead are still owed is taken away, so that no round has anything of the one before it.
+# Pending deliveries of dead endpoints are deleted, so that no round affects the next.
 _CLEAR = """
 WITH cleared AS (
     UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
@@ -80,7 +80,7 @@ class _Crowd:
 
 
 class DeliveryRounds:
-    """Makes the rounds: what is owed, a worker of its own, and the clock."""
+    """Runs the rounds: the deliveries, a new worker, and the clock."""
 
     def __init__(self, site: Site, count: int) -> None:
         """``count`` deliveries to healthy endpoints in each round."""
@@ -89,7 +89,7 @@ class DeliveryRounds:
         self._crowd: _Crowd | None = None
 
     def deliver(self, *, has_dead: bool, each: int) -> Measure:
-        """Deliveries to healthy endpoints, ``each`` in a job; to dead ones as well, or to none."""
+        """Send to healthy endpoints, ``each`` deliveries in a job, with or without dead endpoints."""
 
         async def measure() -> dict[str, Any]:
             async with Gateway(GatewayConfig.from_values(self._site.values)).running() as gateway:
@@ -131,7 +131,7 @@ class DeliveryRounds:
         }
 
     def _dead(self, number: int) -> tuple[int, str]:
-        """Where nothing listens, where nothing is ever answered, where the answer takes seconds: in turn."""
+        """Return addresses without a server, without an answer, and with a late answer, in turn."""
         return ((1, "/refused"), (self._site.double, "/silent"), (self._site.double, "/slow"))[number % 3]
 
     async def _merchant(self, gateway: Gateway, host: str, port: int, path: str) -> str:
@@ -142,7 +142,7 @@ class DeliveryRounds:
 
     async def _owe(self, gateway: Gateway, stem: str, count: int, merchants: list[str], each: int) -> None:
         ids = [row["delivery_id"] for row in await self._ask(_OWED, stem, count, merchants)]
-        # As they are woken where events happen: at once, and on the queue one after the other.
+        # Enqueued as after events: at once, in order.
         for start in range(0, len(ids), each):
             await gateway.jobs.enqueue(DELIVER, delivery_ids=ids[start : start + each])
 
@@ -154,7 +154,10 @@ class DeliveryRounds:
         return int(row[0])
 
     async def _noted(self, stem: str, healthy: int) -> tuple[float, float]:
-        """Milliseconds until half of them, and 99 in 100, were noted as taken. Raises RuntimeError when one is not."""
+        """Return the median and the 99th percentile of the delay, in milliseconds.
+
+        Raises RuntimeError for a missing delivery.
+        """
         until = time.perf_counter() + _PATIENCE
         while time.perf_counter() < until:
             (row,) = await self._ask(_TOOK, stem)
@@ -170,7 +173,7 @@ class DeliveryRounds:
         until = time.perf_counter() + _PATIENCE
         while await self._hooks() < hooks:
             if time.perf_counter() > until or worker.processes[0].poll() is not None:
-                raise RuntimeError("the worker has not delivered what is owed: see worker.log")
+                raise RuntimeError("the worker has not delivered everything: see worker.log")
             await asyncio.sleep(0.02)
 
     async def _clear(self) -> None:

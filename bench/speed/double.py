@@ -1,8 +1,8 @@
-"""An instant Daraja, a process of its own, which takes every push at once; and the merchants' servers besides.
+"""A fast Daraja in its own process, which accepts every push at once, and the merchants' servers.
 
-``/hook`` answers webhooks at once, ``/slow`` after seconds, ``/silent`` never: an endpoint that is down in the worst
-way. A statement is put there with ``POST /statement`` and given in pages of 100. The load generator's ceiling
-is read on ``/``.
+``/hook`` answers webhooks at once, ``/slow`` after seconds, ``/silent`` never: the worst kind of dead endpoint. A
+statement is stored with ``POST /statement`` and returned in pages of 100. The load generator's maximum is measured on
+``/``.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from bench.speed.wire import Late, Served, response
 _TOKEN = response(b'{"access_token": "the-token-of-the-double", "expires_in": "3599"}')
 _OK = response(b"{}")
 HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 101))
-"""Addresses of this machine's own, so that each merchant's server is another host."""
+"""Loopback addresses, so that each merchant's server is another host."""
 
 _SLOW = Late(_OK, 8.0)
 _PAGE = 100
@@ -29,10 +29,10 @@ _OFFSET = re.compile(rb'"OffSetValue":\s*"?([0-9]+)')
 
 
 class Double:
-    """What the double remembers."""
+    """The state of the double."""
 
     def __init__(self) -> None:
-        # No two runs on one database may give the same ids.
+        # Ids must differ between runs on one database.
         self._numbers = itertools.count(time.time_ns())
         self.hooks = 0
         self.statement: list[Any] = []

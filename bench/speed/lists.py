@@ -1,4 +1,4 @@
-"""What lists cost Postgres: each filter alone and in the combinations that people use, first page and page 1,000."""
+"""The cost of lists in Postgres: each filter alone and in common combinations, first page and page 1,000."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
 
 _SHOWN = 101
-"""Rows that a page of 100 reads: one more tells whether there is a next one."""
+"""Rows read for a page of 100: one more shows whether there is a next page."""
 
 _DEEP = 99_900
 """Rows on the 999 pages before page 1,000."""
@@ -25,7 +25,7 @@ WHERE merchant_id = $1 AND receipt IS NOT NULL ORDER BY payment_id LIMIT 1 OFFSE
 
 
 def cases(known: Any) -> dict[str, dict[str, str]]:
-    """Filters by what they stand for, about a payment that exists."""
+    """Return filters by name, for an existing payment."""
     week = {"since": _text(known["created_at"]), "until": _text(known["created_at"] + timedelta(days=7))}
     searches = {
         f"search: {name}": {"search": known[name]}
@@ -58,7 +58,7 @@ def cases(known: Any) -> dict[str, dict[str, str]]:
 
 
 async def explain(url: str, shop: Shop) -> list[dict[str, Any]]:
-    """For each case: milliseconds of the first page and of page 1,000 (None where there is none), and the indexes."""
+    """Return for each case the milliseconds of the first page and of page 1,000 (or None), and the indexes."""
     connection = await connect(url, "mpesa")
     try:
         known = await connection.fetchrow(_SOME_PAYMENT, shop.merchant_id)
@@ -68,7 +68,7 @@ async def explain(url: str, shop: Shop) -> list[dict[str, Any]]:
             found = conditions(shop.merchant_id, "sandbox", filters)
             first, indexes = await _cost(connection, *PAYMENTS.select(found, _SHOWN))
             deep = None
-            # As deep as page 1,000 of 100, or not at all where there is less.
+            # Page 1,000 of 100 rows, or none with fewer rows.
             sql, *values = PAYMENTS.select(found, _DEEP)
             after = await connection.fetchval(
                 f"SELECT payment_id FROM ({sql}) AS before OFFSET {_DEEP - 1}",  # noqa: S608 - our clause
@@ -83,11 +83,11 @@ async def explain(url: str, shop: Shop) -> list[dict[str, Any]]:
 
 
 async def _cost(connection: Any, sql: str, *values: Any) -> tuple[float, list[str]]:
-    """The least milliseconds of a few executions, and the indexes that served them."""
+    """Return the least milliseconds of a few executions, and the indexes used."""
     best, indexes = float("inf"), list[str]()
     for _ in range(_TRIES):
-        said = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + sql, *values)
-        plan = json.loads(said)[0]
+        explained = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + sql, *values)
+        plan = json.loads(explained)[0]
         if plan["Execution Time"] < best:
             best, indexes = plan["Execution Time"], sorted(set(_indexes(plan["Plan"])))
     return best, indexes

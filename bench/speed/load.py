@@ -1,7 +1,7 @@
-"""The load generator, a process of its own: sends prepared requests over kept connections, one at a time on each.
+"""The load generator, its own process: sends prepared requests on kept connections, one at a time on each.
 
-Told what to do by a JSON object on stdin, says what it saw by one on stdout. The requests stand in a file, each after
-its length: nothing is put together while the clock runs. Also a module of functions for whoever starts it.
+A JSON object on stdin is the order, one on stdout the result. The requests are in a file, each after its length: none
+is built while the clock runs. Also a module of functions for its callers.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _LENGTH = struct.Struct(">I")
 
 
 def request(method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-    """A whole HTTP/1.1 request."""
+    """Return a whole HTTP/1.1 request."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {value}" for name, value in headers.items())]
     if body or method != "GET":
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -31,14 +31,14 @@ def request(method: str, path: str, headers: Mapping[str, str], body: bytes = b"
 
 
 def write_requests(path: Path, requests: Iterable[bytes]) -> None:
-    """Keep requests where the load generator finds them."""
+    """Write requests for the load generator."""
     with path.open("wb") as file:
         for one in requests:
             file.write(_LENGTH.pack(len(one)) + one)
 
 
 async def call(port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> bytes:
-    """The body of a good answer. Raises RuntimeError for any other, OSError where nobody listens."""
+    """Return the body of a successful answer. Raises RuntimeError for any other, OSError without a server."""
     _, connection = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", port)
     try:
         status = await connection.send(request(method, path, headers or {}, body))
@@ -63,7 +63,7 @@ def _read_requests(path: Path) -> list[bytes]:
 class _Load:
     def __init__(self, job: dict[str, Any]) -> None:
         found = _read_requests(Path(job["requests"]))
-        # Requests that may be repeated go round; those that may not are used up.
+        # Repeatable requests are cycled; others are used once.
         self.source: Iterator[bytes] = cycle(found) if job["repeat"] else iter(found)
         self.job = job
         self.counted: list[float] = []
@@ -100,10 +100,10 @@ class _Load:
         self.began = time.perf_counter()
         self.from_ = self.began + self.job["warm_up"]
         self.until = self.from_ + self.job["seconds"]
-        # An answer that never comes must not be waited for for ever.
+        # A missing answer must not block the round.
         async with asyncio.timeout(self.job["warm_up"] + self.job["seconds"] + 30):
             await asyncio.gather(*(self.client(ports[n % len(ports)]) for n in range(self.job["clients"])))
-        # A source that ran dry ended the round early: what was counted was counted until then.
+        # An exhausted source ended the round early: the count covers the time until then.
         seconds = min(time.perf_counter(), self.until) - self.from_
         ordered = sorted(self.counted) or [0.0]
         return {
@@ -118,7 +118,7 @@ class _Load:
 
 
 def main() -> None:
-    """Do what stdin says."""
+    """Execute the order on stdin."""
     job = json.loads(sys.stdin.read())
     with contextlib.closing(uvloop.new_event_loop()) as loop:
         sys.stdout.write(json.dumps(loop.run_until_complete(_Load(job).run())))

@@ -1,4 +1,4 @@
-"""What the operators' pages weigh, and how long they take, with everything stored that is stored."""
+"""Size and duration of the operator pages on a full database."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ WHERE merchant_id = $1 AND receipt IS NOT NULL ORDER BY payment_id LIMIT 1 OFFSE
 
 
 async def look(values: dict[str, Any], url: str, shop: Shop, base: str) -> list[dict[str, Any]]:
-    """Every page of the menu, lists with filters, and a payment's page: milliseconds (median, most), and kilobytes.
+    """Return milliseconds (median, maximum) and kilobytes of the menu's pages, filtered lists, and a payment's page.
 
     ``values`` are the settings of the gateway that is served at ``base``, ``url`` its database's address.
     """
@@ -55,7 +55,7 @@ async def look(values: dict[str, Any], url: str, shop: Shop, base: str) -> list[
 
 
 def _menu(page: str) -> list[str]:
-    """Where the menu's entries lead, below the pages' own address."""
+    """Return the targets of the menu, relative to the pages' base."""
     menu = re.search(r"<nav[^>]*>(.*?)</nav>", page, re.DOTALL)
     if menu is None:
         raise RuntimeError("the page has no menu")

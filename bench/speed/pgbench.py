@@ -1,4 +1,4 @@
-"""What Postgres allows: pgbench with exactly our SQL, one payment at a time, at the same number of connections."""
+"""The limit set by Postgres: pgbench with exactly our SQL, one payment at a time, with as many connections."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ _BODY = "repeat('x', 450)"
 
 
 def _filled(sql: str, values: Sequence[str]) -> str:
-    """A statement with SQL in the places of its parameters, on one line as pgbench wants it."""
+    """Return a statement with SQL in place of its parameters, on one line as pgbench requires."""
     text = _PARAMETER.sub(lambda found: f"({values[int(found[1]) - 1]})", sql)
     lines = (line for line in text.splitlines() if not line.strip().startswith("--"))
     return " ".join(" ".join(lines).split()) + ";"
@@ -40,7 +40,7 @@ def _uuid(identifier: str) -> str:
 
 
 def create_script(merchant_id: str) -> str:
-    """What a create does to Postgres: its row, its key and its mark before the push, its acknowledgement after it."""
+    """Return the statements of a create: row, key and mark before the push, acknowledgement after it."""
     number, merchant = "lpad((:n)::text, 19, '0')", _uuid(merchant_id)
     payment_id = f"('{id_stem()[:16]}' || lpad(to_hex((:n)::bigint), 16, '0'))::uuid"
     due = _one("now() + interval '10 minutes'", "timestamptz")
@@ -87,7 +87,7 @@ def create_script(merchant_id: str) -> str:
 
 
 def callback_script(merchant_id: str, stem: str, each: int) -> str:
-    """What a callback does to Postgres: one look, and one statement that ends the payment and tells of it."""
+    """Return the statements of a callback: one SELECT, and one statement that ends the payment and stores its event."""
     digits, merchant = f"lpad((:client_id * {each} + :k)::text, 8, '0')", _one(_uuid(merchant_id), "uuid")
     number = f"'{stem}' || {digits}"
 
@@ -206,11 +206,11 @@ class Pgbench:
         self._most = effort.most
 
     async def create(self) -> dict[str, Any]:
-        """Creates, each of a payment of its own."""
+        """Run creates, each of a new payment."""
         return await self._run("create", create_script(self._shop.merchant_id))
 
     async def callback(self) -> dict[str, Any]:
-        """Callbacks, each for a pending payment of its own."""
+        """Run callbacks, each for another pending payment."""
         stem = id_stem()
         connection = await connect(self._site.database("gateway"), "mpesa")
         try:
@@ -223,7 +223,7 @@ class Pgbench:
         file = self._site.folder / f"pgbench-{name}.sql"
         file.write_text(script, encoding="utf-8")
         before = self._site.cpu()
-        said = await _said(
+        output = await _output(
             [
                 str(self._site.postgres.binaries() / "pgbench"),
                 "--no-vacuum",
@@ -239,10 +239,10 @@ class Pgbench:
             ]
         )
         after = self._site.cpu()
-        tps = _TPS.search(said)
+        tps = _TPS.search(output)
         took = sorted(_times(self._site.folder, f"pgbench-{name}-times"))
-        if tps is None or not took or _FAILED.search(said):
-            raise RuntimeError(f"pgbench said: {said[-500:]}")
+        if tps is None or not took or _FAILED.search(output):
+            raise RuntimeError(f"pgbench printed: {output[-500:]}")
         return {
             "rate": float(tps[1]),
             "p50_ms": took[len(took) // 2],
@@ -252,14 +252,14 @@ class Pgbench:
 
 
 def _times(folder: Path, prefix: str) -> Iterator[float]:
-    """The milliseconds that each transaction took, from the files that pgbench wrote, which are not kept."""
+    """Return the milliseconds of each transaction from pgbench's log files, which are deleted."""
     for file in folder.glob(f"{prefix}.*"):
         for line in file.read_text(encoding="ascii").splitlines():
             yield int(line.split()[2]) / 1000
         file.unlink()
 
 
-async def _said(command: list[str]) -> str:
+async def _output(command: list[str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=Path(command[0]).parent
     )

@@ -1,4 +1,4 @@
-"""Puts payments into the databases by SQL, each with all that a finished payment leaves: a million in two minutes."""
+"""Inserts finished payments by SQL with all of their rows: a million in two minutes."""
 
 import re
 import secrets
@@ -28,19 +28,19 @@ _ID = re.compile(r"ID\[([a-z]{3})\]")
 
 
 def tag(prefix: str) -> str:
-    """The four hexadecimal digits that spell a prefix in the identifiers that begin with it."""
+    """Return the four hexadecimal digits of a prefix in the identifiers that begin with it."""
     return uuid_of(Ids.least(prefix, datetime.fromtimestamp(0, UTC))).hex()[12:16]
 
 
 def _spelt(sql: str, start: datetime) -> str:
-    """A statement below with what stands for it: ids begin with their row's time AT, in the year from ``start``."""
+    """Return a statement with placeholders replaced: ids begin with the row's time, in the year from ``start``."""
     at = f"(timestamptz '{start.isoformat()}' + n * (interval '365 days' / $2::bigint))"
     milliseconds = "floor(extract(epoch FROM AT) * 1000)::bigint"
     made = f"(lpad(to_hex({milliseconds}), 12, '0') || '{{}}' || lpad(to_hex(n), 16, '0'))::uuid"
     return _ID.sub(lambda found: made.format(tag(found[1])), sql).replace("AT", at)
 
 
-# $1 merchant, $2 how many.
+# $1 merchant, $2 number of payments.
 _SEED: Sequence[tuple[str, str]] = (
     (
         "payment",
@@ -109,7 +109,7 @@ FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoin
     ),
 )
 
-# $1 merchant, $2 the ids' common part in hexadecimal, $3 how many: payments whose push Daraja has taken a moment ago.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 number: payments with a push acknowledged a moment ago.
 SEED_PENDING = """
 WITH made AS (
     INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
@@ -147,16 +147,16 @@ SELECT gen_random_uuid(), 'seed-' || n, 500, '2547' || lpad(n::text, 8, '0'), 'c
 
 @dataclass(frozen=True)
 class Shop:
-    """The merchant that is measured."""
+    """The measured merchant."""
 
     merchant_id: str
     key: str
     callback_secret: str
-    """What callback tokens are made with, in hexadecimal."""
+    """The key of callback tokens, in hexadecimal."""
 
 
 async def connect(url: str, schema: str | None = None) -> Any:
-    """A connection for seeding, with ids as text: what it writes need not survive a crash at once."""
+    """Return a connection for seeding, with ids as text and without synchronous commit."""
     settings = {"search_path": schema} if schema else {}
     settings |= {"synchronous_commit": "off", "timezone": "UTC"}
     connection: asyncpg.Connection[Any] = await asyncpg.connect(url, server_settings=settings)
@@ -165,7 +165,7 @@ async def connect(url: str, schema: str | None = None) -> Any:
 
 
 async def create_database(url: str, name: str) -> bool:
-    """Make a database where there is none; gives whether it was made."""
+    """Create a database if missing; returns True if it was created."""
     connection = await connect(url)
     try:
         if await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
@@ -177,7 +177,7 @@ async def create_database(url: str, name: str) -> bool:
 
 
 async def open_shop(values: dict[str, Any], webhook_url: str) -> Shop:
-    """A merchant that is ready to sell, in a gateway of these settings, which is migrated for it."""
+    """Create a merchant with credentials in a gateway with these settings, after its migrations."""
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
         _, key = await gateway.api_keys.create(
@@ -195,10 +195,10 @@ async def _configure(gateway: Gateway, caller: Caller, webhook_url: str) -> None
 
 
 async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:
-    """That many finished payments of one merchant, with their keys, callbacks, events and deliveries."""
+    """Insert this many finished payments of one merchant, with their keys, callbacks, events and deliveries."""
     connection = await connect(url, "mpesa")
     try:
-        # The rows are right by construction; checking each against its parents would take most of the time.
+        # The rows are consistent by construction; checking each foreign key would take most of the time.
         await connection.execute("SET session_replication_role = replica; SET maintenance_work_mem = '512MB'")
         start = datetime.now(UTC) - timedelta(days=365)
         for table, sql in _SEED:
@@ -229,10 +229,10 @@ async def seed_plain(url: str, statements: Sequence[tuple[str, tuple[Any, ...]]]
 
 
 def id_stem() -> str:
-    """The common part of the payments' ids of one round, which no other round has: 24 of a UUID's 32 digits."""
+    """Return a common part of the payments' ids, unique to a round: 24 of a UUID's 32 digits."""
     return f"{time.time_ns() // 1_000_000:012x}{tag('pay')}{secrets.token_hex(4)}"
 
 
 def nth_id(stem: str, number: int) -> str:
-    """The id that ``number``, of eight digits, makes of a stem."""
+    """Return the id for ``number``, of eight digits, and a stem."""
     return id_of(bytes.fromhex(f"{stem}{number:08}"))

@@ -1,4 +1,4 @@
-"""The site that is measured: Postgres and Valkey, an instant Daraja, and every contestant in two processes."""
+"""The measured site: Postgres and Valkey, a fast Daraja, and every contestant in two processes."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,13 @@ from mpesa_gateway.standalone.valkey import EmbeddedValkey
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".bench"
-"""Where the peers' virtual environments are made."""
+"""The folder of the peers' virtual environments."""
 
 PLUGINS = ("credentials", "callbacks", "transactions", "payments", "refunds", "reconciliation", "webhooks", "ops")
 PROCESSES = 2
 
 SETTINGS: Mapping[str, object] = {
-    # Room for a million payments; the same server for everybody. fsync and synchronous_commit stay on.
+    # Memory for a million payments; one server for all contestants. fsync and synchronous_commit stay on.
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",
@@ -39,28 +39,28 @@ SETTINGS: Mapping[str, object] = {
 
 @dataclass
 class Contestant:
-    """One that is measured: its processes, and the ports that they listen on."""
+    """A contestant: its processes and their ports."""
 
     name: str
     ports: tuple[int, ...]
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list["subprocess.Popen[bytes]"])
 
     def cpu(self) -> float:
-        """Seconds that its processes have computed so far."""
+        """Return the processor seconds of its processes so far."""
         return sum(computed(process.pid) for process in self.processes)
 
     def memory(self) -> float:
-        """Megabytes that one of its processes keeps in memory (proportional set size), the largest."""
+        """Return the megabytes of its largest process (proportional set size)."""
         return max(_proportional(process.pid) for process in self.processes)
 
     def stop(self) -> None:
-        """End its processes."""
+        """Stop its processes."""
         for process in self.processes:
             stop(process, (signal.SIGTERM,), 40)
 
 
 class Site:
-    """Everything that runs, in one folder."""
+    """All processes, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,7 +87,7 @@ class Site:
         self.postgres.stop()
 
     def cpu(self) -> dict[str, float]:
-        """Seconds that what everybody shares has computed so far."""
+        """Return the processor seconds of the shared servers so far."""
         servers = {
             "postgres": self.postgres.pid,
             "valkey": self.valkey.pid,
@@ -96,12 +96,12 @@ class Site:
         return {name: computed(pid) for name, pid in servers.items() if pid is not None}
 
     def database(self, name: str) -> str:
-        """The address of one contestant's database."""
+        """Return the URL of one contestant's database."""
         return self.postgres.url.rpartition("/")[0] + f"/{name}"
 
     @property
     def values(self) -> dict[str, Any]:
-        """The gateway's settings: the defaults, but for where things are and limits that do not stand in the way."""
+        """Return the gateway's settings: the defaults, except for addresses and higher limits."""
         key = self.folder / "master.key"
         if not key.exists():
             write_private(key, generate())
@@ -111,27 +111,27 @@ class Site:
             "valkey": {"url": self.valkey.url},
             "security": {"master_key_file": str(key)},
             "daraja": {"sandbox_url": f"http://127.0.0.1:{self.double}"},
-            # Every call is still counted against them, in Valkey.
+            # Every call is still counted in Valkey.
             "limits": {"requests_per_second": 1_000_000, "burst": 2_000_000},
         }
 
     def gateway(self, processes: int = PROCESSES) -> Contestant:
-        """The gateway's API processes."""
+        """Return the gateway's API processes."""
         return self._begin("gateway", self._command("serve", "--port"), tuple(free_port() for _ in range(processes)))
 
     def worker(self) -> Contestant:
-        """One worker of the gateway."""
+        """Return one worker of the gateway."""
         return self._begin("worker", self._command("worker"), (0,))
 
     def thin(self) -> Contestant:
-        """The thin raw app."""
+        """Return the thin app."""
         environ = {"THIN_DATABASE": self.database("thin"), "THIN_DARAJA": f"http://127.0.0.1:{self.double}"}
         return self._begin(
             "thin", [sys.executable, "-m", "bench.speed.thin"], tuple(free_port() for _ in range(PROCESSES)), environ
         )
 
     def fastapi(self, database: str) -> Contestant:
-        """The peer with FastAPI, SQLAlchemy and httpx."""
+        """Return the peer with FastAPI, SQLAlchemy and httpx."""
         python = _environment("fastapi")
         environ = self._peer(database)
         _run([python, "-m", "bench.peers.fastapi_app.app"], environ)
@@ -140,7 +140,7 @@ class Site:
         return self._begin("fastapi", command, tuple(free_port() for _ in range(PROCESSES)), environ)
 
     def django(self, database: str) -> Contestant:
-        """The peer with Django and django-daraja."""
+        """Return the peer with Django and django-daraja."""
         python = _environment("django")
         environ = self._peer(database)
         _run([python, "-m", "bench.peers.django_daraja_app.app"], environ)
@@ -158,7 +158,7 @@ class Site:
     def _begin(
         self, name: str, command: Sequence[str], ports: tuple[int, ...], environ: Mapping[str, str] | None = None
     ) -> Contestant:
-        """Start a contestant's processes, the port last on each command line or where ``{port}`` stands."""
+        """Start a contestant's processes, with the port last on each command line or in place of ``{port}``."""
         contestant = Contestant(name, ports)
         ours = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT)}
         ours |= {CONFIG_VARIABLE: str(self.config_path), "PYTHONPATH": str(ROOT)} | dict(environ or {})
@@ -171,7 +171,7 @@ class Site:
                 contestant.processes.append(
                     launch(line, output=output, death_signal=signal.SIGKILL, env=ours, cwd=self.folder)
                 )
-            # The first one may migrate; the next one must find it done.
+            # The first one may migrate before the next one starts.
             if port:
                 self._wait(contestant, port)
         return contestant
@@ -199,7 +199,7 @@ async def load(
     repeat: bool = False,
     warm_up: float = 0.5,
 ) -> dict[str, Any]:
-    """One round of the load generator. Raises RuntimeError when an answer was not among ``expect``."""
+    """Run one round of the load generator. Raises RuntimeError for an answer not in ``expect``."""
     job = {
         "requests": str(requests),
         "ports": list(ports),
@@ -217,18 +217,18 @@ async def load(
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    said, _ = await process.communicate(json.dumps(job).encode())
+    output, _ = await process.communicate(json.dumps(job).encode())
     if process.returncode != 0:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(said)
-    odd = {status: count for status, count in found["statuses"].items() if int(status) not in expect}
-    if odd:
-        raise RuntimeError(f"unexpected answers {odd}, such as {found['example']}")
+    found: dict[str, Any] = json.loads(output)
+    unexpected = {status: count for status, count in found["statuses"].items() if int(status) not in expect}
+    if unexpected:
+        raise RuntimeError(f"unexpected answers {unexpected}, such as {found['example']}")
     return found
 
 
 def _environment(peer: str) -> str:
-    """The Python of a peer's virtual environment, made from its pins the first time."""
+    """Return the Python of a peer's virtual environment, created from its pins at first use."""
     folder = ENVIRONMENTS / f"venv-{peer}"
     python = folder / "bin" / "python"
     if not python.exists():
@@ -243,13 +243,13 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> None:
 
 
 def computed(pid: int) -> float:
-    """Seconds of processor time of a process and its children, those that have ended included."""
+    """Return the processor seconds of a process and its children, exited ones included."""
     pids = [pid, *_children(pid)]
     ticks = 0
     for one in pids:
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{one}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-            # utime and stime of each; cutime and cstime, of children that have ended, of the first.
+            # utime and stime of each; of the first also cutime and cstime, of exited children.
             ticks += sum(map(int, fields[11 : 15 if one == pid else 13]))
     return ticks / os.sysconf("SC_CLK_TCK")
 

@@ -1,7 +1,7 @@
-"""A thin raw app, the floor that the gateway is held to: Litestar and asyncpg, one INSERT, one UPDATE, nothing else.
+"""A thin app, the lower bound for the gateway: Litestar and asyncpg, one INSERT and one UPDATE.
 
-No keys, no limits, no idempotency, no events, no deliveries, no log. Its push goes to the same double.
-Served as the gateway is: uvicorn with uvloop and httptools.
+No keys, limits, idempotency, events, deliveries or logs. Its push goes to the same double. Served as the gateway is:
+uvicorn with uvloop and httptools.
 """
 
 import itertools
@@ -54,7 +54,7 @@ _numbers = itertools.count(1)
 
 
 class Asked(msgspec.Struct):
-    """What a shop asks for."""
+    """The request of a shop."""
 
     amount: int
     phone: str
@@ -97,7 +97,7 @@ async def callback(payment_id: FromPath[str], data: JSONBody[dict[str, Any]], st
 
 @get("/bare")
 async def bare() -> dict[str, bool]:
-    """Nothing: what Litestar and uvicorn cost."""
+    """An empty answer: the cost of Litestar and uvicorn."""
     return {"success": True}
 
 

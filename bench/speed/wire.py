@@ -1,4 +1,4 @@
-"""HTTP/1.1 over raw asyncio, as little of it as a benchmark needs: what is measured is the other side."""
+"""Minimal HTTP/1.1 on asyncio for benchmarks: the other side is measured."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,14 +11,14 @@ Handler = Callable[[bytes, bytes], "bytes | Late | None"]
 
 @dataclass(frozen=True)
 class Late:
-    """A response that is given after a while, in seconds."""
+    """A response after a delay in seconds."""
 
     response: bytes
     after: float
 
 
 def response(body: bytes, status: bytes = b"200 OK") -> bytes:
-    """A whole JSON response."""
+    """Return a whole JSON response."""
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\nContent-Length: "
     return head + str(len(body)).encode() + b"\r\n\r\n" + body
 
@@ -32,12 +32,11 @@ class Served(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where answers go."""
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that has come in whole."""
+        """Answer every complete request."""
         self._buffer += data
         while True:
             end = self._buffer.find(b"\r\n\r\n")
@@ -68,7 +67,7 @@ def _content_length(head: bytes, end: int) -> int:
 
 
 class Client(asyncio.Protocol):
-    """One kept connection: sends a request, waits for its answer, and says its status."""
+    """One kept connection: sends a request, waits for its answer, and returns its status."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -78,18 +77,17 @@ class Client(asyncio.Protocol):
         self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where requests go."""
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not inherit from asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Whoever waits for an answer hears that none comes."""
+        """Fail the pending request."""
         self.is_closed = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(exc or ConnectionResetError("closed"))
 
     def data_received(self, data: bytes) -> None:
-        """Hand over the answer once it is whole."""
+        """Complete the pending request once its answer is whole."""
         self._buffer = self._buffer + data if self._buffer else data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -104,7 +102,7 @@ class Client(asyncio.Protocol):
             self._waiting.set_result(status)
 
     async def send(self, request: bytes) -> int:
-        """The status of the answer; its body is in ``body``. Raises OSError when the connection breaks."""
+        """Return the status of the answer; its body is in ``body``. Raises OSError when the connection breaks."""
         if self._transport is None or self.is_closed:
             raise ConnectionResetError("not connected")
         self._waiting = asyncio.get_running_loop().create_future()
@@ -112,6 +110,6 @@ class Client(asyncio.Protocol):
         return await self._waiting
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()

@@ -1,4 +1,4 @@
-"""What is rarer than a payment: a statement of 10,000 lines, an export of everything, the start of a process."""
+"""Rare operations: a statement of 10,000 lines, an export of everything, the start of a process."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from bench.speed.seed import Shop, connect, id_stem
 from bench.speed.site import Contestant, Site
 
 _PATIENCE = 300.0
-"""Seconds after which a run that has not ended is given up."""
+"""Timeout of a run in seconds."""
 
-_LOOK = 0.2
-"""Seconds between two looks at a process's memory."""
+_INTERVAL = 0.2
+"""Seconds between two samples of a process's memory."""
 
-# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 how many: payments whose callback
-# was lost, and that their reference, which is ours, tells.
+# $1 merchant, $2 the ids' common part in hexadecimal, $3 that of the references, $4 number: payments with a lost
+# callback that their reference identifies.
 _LOST = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
@@ -43,9 +43,9 @@ ORDER BY payment_id DESC LIMIT $2
 
 
 async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> dict[str, Any]:
-    """Seconds for a statement of so many lines: six in ten known, three of lost callbacks, one of nobody's.
+    """Return the seconds of a statement of this many lines: six in ten known, three of lost callbacks, one unmatched.
 
-    Raises RuntimeError when a line turned out to be something else.
+    Raises RuntimeError for an unexpected finding.
     """
     stem, mark = id_stem(), "".join(secrets.choice(ascii_uppercase) for _ in range(6))
     connection = await connect(site.database("gateway"), "mpesa")
@@ -60,15 +60,15 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
     rows += [_line(f"U{mark}{number}", 77, "254799999999", "") for number in range(nobodys)]
     await call(site.double, "POST", "/statement", body=json.dumps(rows).encode())
     key = {"X-API-Key": shop.key}
-    began = time.perf_counter()
+    start = time.perf_counter()
     run = json.loads(await call(gateway.ports[0], "POST", "/v1/payments/mpesa/reconcile", key, b"{}"))["data"]
     while run["status"] == "running":
-        if time.perf_counter() - began > _PATIENCE:
+        if time.perf_counter() - start > _PATIENCE:
             raise RuntimeError("the reconciliation has not ended")
         await asyncio.sleep(0.05)
-        said = await call(gateway.ports[0], "GET", f"/v1/payments/mpesa/reconciliations/{run['id']}", key)
-        run = json.loads(said)["data"]
-    seconds = time.perf_counter() - began
+        answer = await call(gateway.ports[0], "GET", f"/v1/payments/mpesa/reconciliations/{run['id']}", key)
+        run = json.loads(answer)["data"]
+    seconds = time.perf_counter() - start
     found = {name: run[name] for name in ("status", "lines", "already_known", "recovered", "not_found")}
     expected = {
         "status": "completed",
@@ -83,7 +83,7 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
 
 
 def _line(receipt: str, amount: int, phone: str, reference: str) -> dict[str, str]:
-    """A row as Pull gives it, of this moment in Nairobi."""
+    """Return a row as Pull returns it, with the current time in Nairobi."""
     return {
         "transactionId": receipt,
         "trxDate": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() + 3 * 3600)),
@@ -97,21 +97,21 @@ def _line(receipt: str, amount: int, phone: str, reference: str) -> dict[str, st
 
 
 async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
-    """All payments as CSV: seconds, and megabytes of the process that streams them, before, at most and after.
+    """Export all payments as CSV: returns the seconds, and the process's megabytes before, at most and after.
 
-    Raises RuntimeError when the answer does not come to its end.
+    Raises RuntimeError for an incomplete answer.
     """
     before = gateway.memory()
-    most, total, tail, began = before, 0, b"", time.perf_counter()
-    looked = began
+    most, total, tail, start = before, 0, b"", time.perf_counter()
+    sampled_at = start
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports[0])
     try:
         writer.write(request("GET", "/v1/payments/export", {"X-API-Key": shop.key, "Connection": "close"}))
         while chunk := await reader.read(1 << 18):
             total += len(chunk)
             tail = (tail + chunk)[-5:]
-            if time.perf_counter() - looked > _LOOK:
-                looked = time.perf_counter()
+            if time.perf_counter() - sampled_at > _INTERVAL:
+                sampled_at = time.perf_counter()
                 most = max(most, gateway.memory())
     finally:
         writer.close()
@@ -119,7 +119,7 @@ async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
         raise RuntimeError("the export broke off")
     after = gateway.memory()
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start,
         "megabytes": total / 1e6,
         "memory_before_mb": before,
         "memory_at_most_mb": max(most, after),
@@ -128,15 +128,15 @@ async def export(shop: Shop, gateway: Contestant) -> dict[str, Any]:
 
 
 async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any]:
-    """Seconds from the start of a process until it takes connections, and the megabytes that it keeps then."""
+    """Return the seconds until a new process accepts connections, and its megabytes then."""
     seconds: list[float] = []
     memory: list[float] = []
     for _ in range(times):
-        began = time.perf_counter()
+        start = time.perf_counter()
         contestant = await asyncio.to_thread(begin)
         try:
             await call(contestant.ports[0], "GET", "/health/live")
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
             memory.append(contestant.memory())
         finally:
             await asyncio.to_thread(contestant.stop)
@@ -144,13 +144,13 @@ async def start_up(begin: Callable[[], Contestant], times: int) -> dict[str, Any
 
 
 async def worker_memory(site: Site, patience: float = 30) -> float:
-    """Megabytes that a worker keeps once it works."""
+    """Return the megabytes of a running worker."""
     log = site.folder / "worker.log"
-    said = log.stat().st_size if log.exists() else 0
+    position = log.stat().st_size if log.exists() else 0
     worker = await asyncio.to_thread(site.worker)
     try:
         until = time.monotonic() + patience
-        while b"Working" not in log.read_bytes()[said:]:
+        while b"Working" not in log.read_bytes()[position:]:
             if time.monotonic() > until:
                 raise RuntimeError(f"the worker did not start: see {log}")
             await asyncio.sleep(0.05)

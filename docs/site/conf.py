@@ -1,6 +1,6 @@
 """Sphinx's configuration for `just docs`: the pages under docs/ and the Markdown pages elsewhere that they link to.
 
-docs/index.md lists all pages. The sidebar is made from its headings and lists.
+docs/index.md lists all pages. Its headings and lists are the source of the sidebar.
 """
 
 import re
@@ -40,7 +40,7 @@ _ENTRY = re.compile(r"^- \[(?P<text>[^\]]+)\]\((?P<target>[^)#]+)\)", re.MULTILI
 
 
 def _add_toctrees(_: Any, name: str, source: list[str]) -> None:
-    """Add a hidden toctree for each section of docs/index.md. A folder stands for all of its pages."""
+    """Add a hidden toctree for each section of docs/index.md. A folder includes all of its pages."""
     if name != root_doc:
         return
     trees: list[str] = []

@@ -1,4 +1,4 @@
-"""A gateway with the plugin enabled, and a provider of SMS that really listens."""
+"""Fixtures: a gateway with the plugin enabled, and a local SMS provider."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,7 +12,7 @@ pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
 @pytest.fixture
 async def provider() -> AsyncGenerator[Receiver]:
-    """The provider of SMS, on this machine: what it was sent, and what it answers."""
+    """A local SMS provider that records requests and returns a configured answer."""
     async with receiving() as found:
         yield found
 

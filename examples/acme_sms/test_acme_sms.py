@@ -1,4 +1,4 @@
-"""A buyer who has paid is texted, once, whatever the provider and the queue do meanwhile."""
+"""Protects the plugin's promise: a completed payment sends one text, with any fault of provider or queue."""
 
 from datetime import timedelta
 from importlib.metadata import entry_points
@@ -20,13 +20,13 @@ BUYER = "254711000001"
 
 
 async def state(api: Api) -> tuple[str, int]:
-    """How the shop's one text stands, and after how many attempts."""
+    """Return the status of the shop's one text, and its number of attempts."""
     (text,) = (await api.call("GET", "/v1/sms")).data
     return text["state"], text["attempts"]
 
 
 async def becomes(api: Api, expected: tuple[str, int]) -> None:
-    """Wait until the shop's one text stands so."""
+    """Wait until the shop's one text has this state."""
 
     async def does() -> bool:
         return bool((await api.call("GET", "/v1/sms")).data) and await state(api) == expected
@@ -34,7 +34,7 @@ async def becomes(api: Api, expected: tuple[str, int]) -> None:
     await eventually(does)
 
 
-async def test_a_buyer_who_has_paid_is_texted_once(
+async def test_completed_payment_sends_one_text(
     shop_api: Api, provider: Receiver, published: PublishedEvents, simulator: Prompts, gateway: Gateway
 ) -> None:
     made = (await shop_api.pay(BUYER, 250, key="order")).data
@@ -49,7 +49,7 @@ async def test_a_buyer_who_has_paid_is_texted_once(
     assert text.headers["authorization"] == "Bearer key-of-the-shop"
     assert text.headers["idempotency-key"] == event.payment_id == made["id"]
     assert len(await simulator.ledger(BUYER, 10)) == 1
-    # Heard again, sent again, swept again: once is enough.
+    # A repeated event, a repeated job and a sweep send no second text.
     await plugin.subscribers[0].handler(event, gateway)
     for job in plugin.jobs:
         await job.fn(gateway, **({"payment_id": made["id"]} if job.cron is None else {}))
@@ -57,13 +57,13 @@ async def test_a_buyer_who_has_paid_is_texted_once(
     assert await state(shop_api) == ("sent", 1)
 
 
-async def test_a_provider_that_is_down_is_asked_again_and_at_last_given_up(
+async def test_text_with_the_provider_down_is_retried_and_dropped(
     shop_api: Api, provider: Receiver, frozen_clock: SetClock, gateway: Gateway
 ) -> None:
     provider.status = 503
     made = (await shop_api.pay(BUYER, key="order")).data
     await becomes(shop_api, ("owed", 1))
-    # Nothing is due before its time.
+    # A sweep sends no text before it is due.
     await gateway.jobs.enqueue("acme_sms.sweep")
     await plugin.jobs[0].fn(gateway, payment_id=made["id"])
     assert await state(shop_api) == ("owed", 1)
@@ -74,7 +74,7 @@ async def test_a_provider_that_is_down_is_asked_again_and_at_last_given_up(
     assert len(provider.received) == 2
 
 
-async def test_a_provider_that_comes_back_is_told(
+async def test_text_with_the_provider_back_is_sent(
     shop_api: Api, provider: Receiver, frozen_clock: SetClock, gateway: Gateway
 ) -> None:
     provider.answer = lambda _, number: 503 if number == 1 else 202
@@ -85,7 +85,7 @@ async def test_a_provider_that_comes_back_is_told(
     await becomes(shop_api, ("sent", 2))
 
 
-async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, published: PublishedEvents) -> None:
+async def test_failed_payment_sends_no_text(shop_api: Api, provider: Receiver, published: PublishedEvents) -> None:
     made = (await shop_api.pay("254700000001", key="order")).data
     assert (await shop_api.settled(made["id"]))["status"] == "failed"
     assert published.of(PaymentCompleted) == []
@@ -93,15 +93,15 @@ async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, 
     assert provider.received == []
 
 
-async def test_the_key_of_the_provider_shows_itself_nowhere(gateway: Gateway) -> None:
+async def test_provider_key_appears_in_no_output(gateway: Gateway) -> None:
     assert "key-of-the-shop" not in repr(msgspec.to_builtins(gateway.settings(plugin.settings), enc_hook=repr))
 
 
-def test_it_is_found_by_its_one_entry_point() -> None:
+def test_plugin_is_found_by_its_entry_point() -> None:
     (point,) = (each for each in entry_points(group="mpesa_gateway.plugins") if each.name == "acme_sms")
     assert point.load() is plugin
 
 
-def test_its_migrations_stop_nobodys_traffic() -> None:
+def test_migrations_block_no_traffic() -> None:
     assert plugin.tables is not None
     assert complaints(find(plugin.name, plugin.tables.migrations)) == []

@@ -1,1 +1,1 @@
-"""A payment from start to end with clients that are generated from the OpenAPI document: docs/clients.md."""
+"""A payment from start to end with clients generated from the OpenAPI document: docs/clients.md."""

@@ -1,4 +1,4 @@
-"""A payment from start to end with a Python client that was generated from the OpenAPI document: docs/clients.md.
+"""A payment from start to end with a Python client generated from the OpenAPI document: docs/clients.md.
 
 ``GATEWAY`` is the address of the gateway, ``KEY`` an API key. Run it with the simulator or in the sandbox.
 """
@@ -30,7 +30,7 @@ PATIENCE = 60
 
 
 class Refused(Exception):
-    """What the gateway did not do, and why."""
+    """The gateway rejected a request; the message has the reason."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__("; ".join(f"{problem.code}: {problem.message}" for problem in failure.errors))
@@ -38,27 +38,27 @@ class Refused(Exception):
 
 
 def expect(truth: bool, what: object) -> None:
-    """Raise unless it is so."""
+    """Raise RuntimeError if the condition is false."""
     if not truth:
         raise RuntimeError(what)
 
 
 def good(answer: T | Failure | None) -> T:
-    """The answer, if it is a good one. Raises Refused."""
+    """Return a successful answer. Raises Refused for any other."""
     if isinstance(answer, Failure):
         raise Refused(answer)
     if answer is None:
-        raise RuntimeError("an answer that the document does not tell of")
+        raise RuntimeError("an answer that the document does not contain")
     return answer
 
 
 def pay(client: AuthenticatedClient, phone: str, amount: int) -> PaymentWithTimeline:
-    """Ask for money and wait until it is there."""
+    """Create a payment and wait until it is completed."""
     key = f"order-{uuid.uuid4()}"
     body = CreatePayment(amount=amount, phone=phone, reference="order 1041")
     payment = good(create_payment.sync(client=client, idempotency_key=key, body=body)).data
     again = good(create_payment.sync(client=client, idempotency_key=key, body=body)).data
-    expect(again.id == payment.id, "the same key is the same payment")
+    expect(again.id == payment.id, "the same key returns the same payment")
     for _ in range(PATIENCE):
         found = good(get_payment.sync(payment.id, client=client)).data
         if found.status is not PaymentStatus.PENDING:
@@ -70,7 +70,7 @@ def pay(client: AuthenticatedClient, phone: str, amount: int) -> PaymentWithTime
 
 
 def completed(client: AuthenticatedClient) -> list[str]:
-    """The ids of all completed payments, read page by page."""
+    """Return the ids of all completed payments, page by page."""
     ids: list[str] = []
     page = good(list_payments.sync(client=client, status=PaymentStatus.COMPLETED, limit=1))
     ids += [payment.id for payment in page.data]
@@ -82,26 +82,26 @@ def completed(client: AuthenticatedClient) -> list[str]:
 
 
 def refund(client: AuthenticatedClient, payment_id: str) -> None:
-    """Send all of a payment back and wait until it is gone."""
+    """Refund a whole payment and wait for the result."""
     body = CreateRefund(payment_id=payment_id, reason="ordered twice")
-    wanted = good(create_refund.sync(client=client, idempotency_key=f"refund-{payment_id}", body=body)).data
+    created = good(create_refund.sync(client=client, idempotency_key=f"refund-{payment_id}", body=body)).data
     for _ in range(PATIENCE):
-        found = good(get_refund.sync(wanted.id, client=client)).data
+        found = good(get_refund.sync(created.id, client=client)).data
         if found.status is not RefundStatus.PENDING:
             expect(found.status is RefundStatus.COMPLETED, found.advice)
-            print(f"{found.id}: {found.amount} {found.currency} went back")
+            print(f"{found.id}: {found.amount} {found.currency} refunded")
             return
         time.sleep(1)
-    raise TimeoutError(f"{wanted.id} is still pending")
+    raise TimeoutError(f"{created.id} is still pending")
 
 
 def main() -> None:
-    """The whole story."""
+    """Run all steps."""
     with AuthenticatedClient(
         base_url=os.environ["GATEWAY"], token=os.environ["KEY"], prefix="", auth_header_name="X-API-Key"
     ) as client:
         endpoint = SetWebhook(webhook_url=os.environ.get("WEBHOOK_URL", "http://127.0.0.1:8080/mpesa"))
-        print(f"webhooks go to {good(set_webhook.sync(client=client, body=endpoint)).data.webhook_url}")
+        print(f"webhooks are sent to {good(set_webhook.sync(client=client, body=endpoint)).data.webhook_url}")
         first, second = pay(client, "254711000001", 500), pay(client, "254711000002", 250)
         newest, older = completed(client)[:2]
         expect((newest, older) == (second.id, first.id), "the list has the newest first")
@@ -115,7 +115,7 @@ def main() -> None:
         except Refused as problem:
             (bad,) = problem.failure.errors
             expect(bad.code is ErrorCode.VALIDATION_ERROR and bad.field == "phone", problem)
-            print(f"refused, as it should be: {bad.field} {bad.message} ({problem.failure.request_id})")
+            print(f"rejected as expected: {bad.field} {bad.message} ({problem.failure.request_id})")
         else:
             raise RuntimeError("a number that is none was taken")
 

@@ -1,1 +1,1 @@
-"""One theatre in three frameworks: what a host does with a gateway inside its own application."""
+"""One theatre in three frameworks: a host application with the gateway mounted inside."""

@@ -1,7 +1,7 @@
-"""The theatre as its servers run it, with workers beside it that run its handlers too.
+"""The theatre on servers, with separate workers that run its handlers too.
 
-`uvicorn examples.hosts.from_environment:app --no-proxy-headers` and, as often as there is work for,
-`mpesa-gateway worker --gateway examples.hosts.from_environment:gateway`.
+`uvicorn examples.hosts.from_environment:app --no-proxy-headers` and one or more `mpesa-gateway worker --gateway
+examples.hosts.from_environment:gateway`.
 """
 
 import os

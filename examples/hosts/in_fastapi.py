@@ -11,14 +11,14 @@ from examples.hosts.theatre import Theatre
 
 
 class Sale(BaseModel):
-    """What a buyer sends."""
+    """The form of a buyer."""
 
     seat: int
     phone: str
 
 
 def application(theatre: Theatre, prefix: str) -> FastAPI:
-    """The theatre with its gateway mounted below ``prefix``."""
+    """Return the theatre with its gateway mounted below ``prefix``."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:

@@ -1,4 +1,4 @@
-"""The theatre in Litestar, which takes the gateway as a plugin."""
+"""The theatre in Litestar, with the gateway as a Litestar plugin."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,18 +15,18 @@ from mpesa_gateway.litestar_host import GatewayPlugin
 
 @dataclass
 class Sale:
-    """What a buyer sends."""
+    """The form of a buyer."""
 
     seat: int
     phone: str
 
 
 def application(theatre: Theatre, prefix: str) -> Litestar:
-    """The theatre with its gateway mounted below ``prefix``."""
+    """Return the theatre with its gateway mounted below ``prefix``."""
 
     @asynccontextmanager
     async def opening(_: Litestar) -> AsyncGenerator[None]:
-        # Litestar's plugins come first: the gateway runs by now, and until after this has ended.
+        # Litestar enters plugins first: the gateway is running here, and stops after this.
         await theatre.opens()
         yield
 
@@ -45,6 +45,6 @@ def application(theatre: Theatre, prefix: str) -> Litestar:
         [sell, show],
         plugins=[GatewayPlugin(theatre.gateway, prefix)],
         lifespan=[opening],
-        # Litestar would set up the root logger: that is for the theatre to do, as it likes.
+        # Litestar would configure the root logger, which belongs to the theatre.
         logging_config=None,
     )

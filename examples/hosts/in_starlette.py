@@ -12,7 +12,7 @@ from examples.hosts.theatre import Theatre
 
 
 def application(theatre: Theatre, prefix: str) -> Starlette:
-    """The theatre with its gateway mounted below ``prefix``."""
+    """Return the theatre with its gateway mounted below ``prefix``."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -21,8 +21,8 @@ def application(theatre: Theatre, prefix: str) -> Starlette:
             yield
 
     async def sell(request: Request) -> JSONResponse:
-        wanted = await request.json()
-        return JSONResponse(await theatre.sells(int(wanted["seat"]), str(wanted["phone"])), 201)
+        body = await request.json()
+        return JSONResponse(await theatre.sells(int(body["seat"]), str(body["phone"])), 201)
 
     async def show(request: Request) -> JSONResponse:
         found = await theatre.shows(request.path_params["ticket_id"])

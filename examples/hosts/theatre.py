@@ -1,4 +1,4 @@
-"""A theatre that sells seats: a table in its own Postgres, by its own Piccolo, and a gateway that it asks for money."""
+"""A theatre that sells seats: a table in its own Postgres, with its own Piccolo engine, and a gateway for payments."""
 
 import secrets
 from typing import Any
@@ -19,11 +19,11 @@ from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.events import PaymentCompleted
 
 PRICE = 500
-"""What a seat costs, in KES."""
+"""The price of a seat in KES."""
 
 
 class Ticket(Table, tablename="ticket"):
-    """A seat that somebody wants. The theatre's own table, in its own database, with nothing of the gateway's in it."""
+    """A requested seat, in the theatre's own table and database, which contain nothing of the gateway."""
 
     ticket_id = Text(primary_key=True)
     seat = Integer()
@@ -31,19 +31,19 @@ class Ticket(Table, tablename="ticket"):
 
 
 class Theatre:
-    """Sells seats. ``database_url`` is the theatre's own database; ``merchant_id`` is whose till the money goes to."""
+    """Sells seats. ``database_url`` is the theatre's own database; ``merchant_id`` is the merchant that is paid."""
 
     def __init__(self, gateway: Gateway, database_url: str) -> None:
         self.gateway = gateway
         self.merchant_id = ""
         self.staff_password = secrets.token_urlsafe()
         self._engine = PostgresEngine(config={"dsn": database_url})
-        Ticket._meta.db = self._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - or a piccolo_conf.py
+        Ticket._meta.db = self._engine  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - instead of a piccolo_conf.py
         gateway.on(PaymentCompleted)(self.seat_is_paid)
         gateway.port(OperatorLogin).signed_in_by(self.is_staff)
 
     async def opens(self) -> None:
-        """Called once the gateway runs: the theatre's table, and the theatre as the gateway knows it."""
+        """Called once the gateway runs: creates the theatre's table and its merchant."""
         await Ticket.create_table(if_not_exists=True)
         known = (await self.gateway.merchants.page(1)).rows
         merchant = known[0] if known else await self.gateway.merchants.create("Theatre", actor="theatre")
@@ -52,32 +52,35 @@ class Theatre:
         self.merchant_id = merchant.merchant_id
 
     async def sells(self, seat: int, phone: str) -> dict[str, Any]:
-        """Write the ticket down, then ask for its money: no HTTP in between. Raises ValueError for no phone number."""
-        wanted = Msisdn.parse(phone)
+        """Store the ticket, then request its payment, without HTTP in between.
+
+        Raises ValueError for an invalid phone number.
+        """
+        msisdn = Msisdn.parse(phone)
         ticket = Ticket(ticket_id=secrets.token_hex(8), seat=seat)
         await ticket.save()
-        asked = await self.gateway.port(Payments).request(
+        created = await self.gateway.port(Payments).request(
             self.merchant_id,
             "sandbox",
-            PaymentRequest(amount=Kes(PRICE), phone=wanted, metadata={"ticket": ticket.ticket_id}),
+            PaymentRequest(amount=Kes(PRICE), phone=msisdn, metadata={"ticket": ticket.ticket_id}),
             idempotency_key=ticket.ticket_id,
         )
-        return {"ticket": ticket.ticket_id, "payment": asked.payment.id}
+        return {"ticket": ticket.ticket_id, "payment": created.payment.id}
 
     async def shows(self, ticket_id: str) -> dict[str, Any] | None:
-        """A ticket, with its receipt once it is paid; None for one that there is not."""
+        """Return a ticket, with its receipt once it is paid, or None for an unknown id."""
         found: dict[str, Any] | None = await Ticket.select().where(Ticket.ticket_id == ticket_id).first()
         return found
 
     async def seat_is_paid(self, event: PaymentCompleted) -> None:
-        """Heard at least once, after commit, in a worker: the second time changes nothing."""
+        """Called at least once, after commit, in a worker: the second call changes nothing."""
         ticket_id = event.metadata.get("ticket", "")
         await Ticket.update({Ticket.receipt: event.receipt}).where(
             (Ticket.ticket_id == ticket_id) & Ticket.receipt.is_null()
         )
 
     async def is_staff(self, scope: Any) -> HostOperator | None:
-        """Asked about every request to the operators' pages: who has the theatre's badge is its manager there."""
+        """Called for every request to the operator pages: a person with the theatre's badge is a manager there."""
         badge = f"badge={self.staff_password}".encode()
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         has_it = any(secrets.compare_digest(badge, each.strip()) for line in cookies for each in line.split(b";"))

@@ -1,1 +1,1 @@
-"""A tiny shop whose buyers pay by M-Pesa."""
+"""A small shop with M-Pesa payments."""

@@ -1,4 +1,4 @@
-"""Opens the shop on servers of its own and simulated phones: `python -m examples.shop [FOLDER]`."""
+"""Runs the shop with servers of its own and simulated phones: `python -m examples.shop [FOLDER]`."""
 
 import socket
 import sys
@@ -27,7 +27,7 @@ SANDBOX = MpesaFields(
 
 
 def settings(folder: Path, base: str, database_url: str, valkey_url: str) -> GatewayConfig:
-    """A gateway mounted in the shop, which works its own queue and is its own M-Pesa."""
+    """Return settings of a mounted gateway that runs its own worker and simulator."""
     key = folder / "master.key"
     if not key.exists():
         write_private(key, generate())
@@ -46,7 +46,7 @@ def settings(folder: Path, base: str, database_url: str, valkey_url: str) -> Gat
 
 
 async def our_merchant(gateway: Gateway) -> str:
-    """The shop as the gateway knows it, made and given its credentials the first time."""
+    """Return the shop's merchant id; the first call creates the merchant with its credentials."""
     known = (await gateway.merchants.page(1)).rows
     merchant = known[0] if known else await gateway.merchants.create("Duka", actor="shop")
     caller = Caller(merchant.merchant_id, "", frozenset(), "sandbox", by="shop")
@@ -55,7 +55,7 @@ async def our_merchant(gateway: Gateway) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says where the shop is once it is open."""
+    """uvicorn's server, which prints the shop's address once it listens."""
 
     def __init__(self, config: uvicorn.Config, base: str) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""A shop in FastAPI whose buyers pay through a mounted gateway, and see it as soon as the money has moved."""
+"""A shop in FastAPI with a mounted gateway: buyers see a payment as soon as it completes."""
 
 import re
 import secrets
@@ -26,7 +26,7 @@ GOODS: Mapping[str, tuple[str, int]] = {
     "chapati": ("Chapati, two", 60),
     "unga": ("Unga wa dola, 2 kg", 210),
 }
-"""What is sold, and for how many KES."""
+"""The goods, with their price in KES."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -46,7 +46,7 @@ _NAME = re.compile(r"[0-9a-f]{32}\Z")
 
 @dataclass(frozen=True)
 class Order:
-    """Something that somebody wants to buy. ``amount`` is in KES."""
+    """An order of a buyer. ``amount`` is in KES."""
 
     order_id: str
     item: str
@@ -58,23 +58,23 @@ class Order:
 
     @property
     def key(self) -> str:
-        """What makes asking for this attempt's money twice the same as once."""
+        """The idempotency key of this payment attempt."""
         return f"{self.order_id}-{self.attempt}"
 
 
 class Orders:
-    """The shop's own book, apart from the gateway's."""
+    """The shop's own table, separate from the gateway's."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(_TABLES)
 
     def close(self) -> None:
-        """Close the book."""
+        """Close the connection."""
         self._db.close()
 
     def place(self, order_id: str, item: str) -> Order:
-        """Write an order down; the same one again is the one that there is."""
+        """Store an order; an existing one with the same name is returned."""
         amount = GOODS[item][1]
         self._db.execute(
             "INSERT INTO orders (order_id, item, amount) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
@@ -83,7 +83,7 @@ class Orders:
         return self.find(order_id)
 
     def find(self, order_id: str) -> Order:
-        """Raises HTTPException (404) for one that nobody placed."""
+        """Raises HTTPException (404) for an unknown order."""
         columns = "order_id, item, amount, attempt, state, receipt, reason"
         row = self._db.execute(f"SELECT {columns} FROM orders WHERE order_id = ?", (order_id,)).fetchone()  # noqa: S608
         if row is None:
@@ -91,7 +91,7 @@ class Orders:
         return Order(*row)
 
     def again(self, order_id: str, attempt: int) -> Order:
-        """Another attempt where the last one failed, the same one where nothing was sent; pressing twice makes one."""
+        """Return a new attempt after a failed one, or the same after an unsent one; a second click adds none."""
         self._db.execute(
             "UPDATE orders SET state = 'asked', attempt = attempt + (state = 'failed'), reason = NULL"
             " WHERE order_id = ? AND attempt = ? AND state IN ('failed', 'unsent')",
@@ -100,14 +100,14 @@ class Orders:
         return self.find(order_id)
 
     def was_not_asked(self, order_id: str, attempt: int, reason: str) -> None:
-        """The gateway would not, or could not, ask for the money."""
+        """Record that the gateway rejected or could not send the request."""
         self._db.execute(
             "UPDATE orders SET state = 'unsent', reason = ? WHERE order_id = ? AND attempt = ? AND state = 'asked'",
             (reason, order_id, attempt),
         )
 
     def is_paid(self, order_id: str, receipt: str, amount: str) -> None:
-        """Money came: it pays the order, or it is more than the order needed."""
+        """Record a receipt: it pays the order, or is more than the order needed."""
         self._db.execute(
             "UPDATE orders SET state = 'paid', receipt = ?, reason = NULL WHERE order_id = ? AND receipt IS NULL",
             (receipt, order_id),
@@ -119,7 +119,7 @@ class Orders:
         )
 
     def has_failed(self, order_id: str, attempt: int, reason: str) -> None:
-        """This attempt came to nothing."""
+        """Record a failed attempt."""
         self._db.execute(
             "UPDATE orders SET state = 'failed', reason = ?"
             " WHERE order_id = ? AND attempt = ? AND state IN ('asked', 'unsent')",
@@ -127,42 +127,42 @@ class Orders:
         )
 
     def too_much(self) -> list[tuple[str, str, str]]:
-        """Receipts of money to give back, with the order and the amount."""
+        """Return the receipts to refund, with the order and the amount."""
         return list(self._db.execute("SELECT receipt, order_id, amount FROM too_much ORDER BY receipt"))
 
 
 class Shop:
-    """The shop's pages, and what it hears from its gateway."""
+    """The shop's pages and event handlers."""
 
     def __init__(self, gateway: Gateway, orders: Orders) -> None:
         self._gateway = gateway
         self._orders = orders
         self.merchant_id = ""
-        """Whose credentials the money is asked for with."""
+        """The merchant that is paid."""
         loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
         self._pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
-    # -- what is heard --------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
     async def paid(self, event: PaymentCompleted) -> None:
-        """Money has moved."""
+        """A payment was completed."""
         if "order" in event.metadata and event.receipt is not None:
             self._orders.is_paid(event.metadata["order"], event.receipt, event.amount)
 
     async def failed(self, event: PaymentFailed) -> None:
-        """An attempt came to nothing."""
+        """A payment failed."""
         if "order" in event.metadata:
             reason = event.failure_reason or "other"
             self._orders.has_failed(event.metadata["order"], int(event.metadata["attempt"]), reason)
 
-    # -- what is shown and done -----------------------------------------------------------------------------------
+    # -- pages and actions --------------------------------------------------------------------------------------------
 
     async def shelf(self, request: Request) -> Response:
-        """What there is to buy. The form has the name of an order, so that sending it twice buys once."""
+        """The product page. The form contains the order's name, so that sending it twice buys once."""
         return self._shelf(request, secrets.token_hex(16))
 
     async def buy(self, request: Request) -> Response:
-        """Place the order, ask for its money, and go on to its page."""
+        """Place the order, request its payment, and redirect to its page."""
         form = await _form(request)
         order_id, item = form.get("order_id", ""), form.get("item", "")
         if _NAME.match(order_id) is None or item not in GOODS:
@@ -174,7 +174,7 @@ class Shop:
         return await self._ask(request, self._orders.place(order_id, item), phone)
 
     async def again(self, request: Request, order_id: str) -> Response:
-        """Ask for the money of an order once more, after an attempt that came to nothing."""
+        """Request the payment of an order again, after a failed attempt."""
         form = await _form(request)
         try:
             phone, attempt = Msisdn.parse(form.get("phone", "")), int(form.get("attempt", ""))
@@ -184,30 +184,30 @@ class Shop:
 
     async def _ask(self, request: Request, order: Order, phone: Msisdn) -> Response:
         if order.state == "asked":
-            wanted = PaymentRequest(
+            body = PaymentRequest(
                 amount=Kes(order.amount),
                 phone=phone,
                 description=GOODS[order.item][0][:13],
                 metadata={"order": order.order_id, "attempt": str(order.attempt)},
             )
             try:
-                asked = await self._gateway.port(Payments).request(
-                    self.merchant_id, "sandbox", wanted, idempotency_key=order.key
+                created = await self._gateway.port(Payments).request(
+                    self.merchant_id, "sandbox", body, idempotency_key=order.key
                 )
             except ApiError as refused:
-                # Nothing was sent, or M-Pesa said no: the buyer may try again, and is asked for the money once.
+                # Nothing was sent, or M-Pesa rejected it: the buyer may retry, and gets one prompt.
                 self._orders.was_not_asked(order.order_id, order.attempt, refused.message)
             else:
-                if asked.payment.failure_reason is not None:
-                    self._orders.has_failed(order.order_id, order.attempt, asked.payment.failure_reason)
+                if created.payment.failure_reason is not None:
+                    self._orders.has_failed(order.order_id, order.attempt, created.payment.failure_reason)
         return RedirectResponse(f"{_root(request)}/orders/{order.order_id}", 303)
 
     async def order(self, request: Request, order_id: str) -> Response:
-        """How an order stands."""
+        """The page of an order."""
         return self._order(request, self._orders.find(order_id))
 
     async def state(self, order_id: str) -> Response:
-        """The same for the page's script, which looks every second."""
+        """The status for the page's script, which polls every second."""
         order = self._orders.find(order_id)
         return JSONResponse({"state": order.state, "attempt": order.attempt}, headers={"Cache-Control": "no-store"})
 
@@ -230,7 +230,7 @@ def _root(request: Request) -> str:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form."""
+    """Return the fields of a form."""
     sent = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
     return {name: values[0] for name, values in sent.items()}
 
@@ -238,9 +238,9 @@ async def _form(request: Request) -> dict[str, str]:
 def application(
     gateway: Gateway, orders: Orders, opens: Callable[[Gateway], Awaitable[str]], *, prefix: str = "/payments"
 ) -> FastAPI:
-    """The shop with the gateway mounted below ``prefix``.
+    """Return the shop with the gateway mounted below ``prefix``.
 
-    ``opens`` gives the merchant whose shop it is, once the gateway runs. ``orders`` are closed with the shop.
+    ``opens`` returns the shop's merchant id, once the gateway runs. ``orders`` are closed with the shop.
     """
     shop = Shop(gateway, orders)
     gateway.on(PaymentCompleted)(shop.paid)

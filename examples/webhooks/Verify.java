@@ -1,4 +1,4 @@
-// Whether a webhook came from the gateway: the whole check, to be copied into a shop that is written in Java.
+// Verification of a webhook's signature, complete and ready to copy into an application in Java.
 
 import java.nio.charset.StandardCharsets;
 import java.security.GeneralSecurityException;
@@ -16,7 +16,7 @@ public final class Verify {
     private Verify() {}
 
     /**
-     * Whether {@code body}, exactly as it was received, was signed with {@code secret}. {@code headers} have
+     * Returns true if {@code body}, exactly as received, was signed with {@code secret}. {@code headers} have
      * lower-case names; {@code now} is in seconds since 1970. For a day after a secret was replaced, the old one
      * signs in a header of its own.
      */
@@ -32,6 +32,6 @@ public final class Verify {
         byte[] expected = ("sha256=" + HexFormat.of().formatHex(mac.doFinal(body))).getBytes(StandardCharsets.UTF_8);
         return Stream.of("x-payments-signature", "x-payments-signature-previous")
                 .map(name -> headers.getOrDefault(name, "").getBytes(StandardCharsets.UTF_8))
-                .anyMatch(given -> MessageDigest.isEqual(expected, given));
+                .anyMatch(signature -> MessageDigest.isEqual(expected, signature));
     }
 }

@@ -1,1 +1,1 @@
-"""How a shop makes sure that a webhook came from the gateway, in five languages."""
+"""Verification of webhook signatures, in five languages."""

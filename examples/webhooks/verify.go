@@ -1,4 +1,4 @@
-// Whether a webhook came from the gateway: the whole check, to be copied into a shop that is written in Go.
+// Verification of a webhook's signature, complete and ready to copy into an application in Go.
 
 package main
 
@@ -13,7 +13,7 @@ import (
 // Seconds that a webhook may be old, or a clock wrong.
 const tolerance = 300
 
-// IsOurs tells whether body, exactly as it was received, was signed with secret. now is in seconds since 1970.
+// IsOurs returns true if body, exactly as received, was signed with secret. now is in seconds since 1970.
 // For a day after a secret was replaced, the old one signs in a header of its own.
 func IsOurs(header http.Header, body []byte, secret string, now int64) bool {
 	timestamp := header.Get("X-Payments-Timestamp")

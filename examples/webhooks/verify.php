@@ -1,9 +1,9 @@
 <?php
-// Whether a webhook came from the gateway: the whole check, to be copied into a shop that is written in PHP.
+// Verification of a webhook's signature, complete and ready to copy into an application in PHP.
 
 const TOLERANCE = 300; // seconds that a webhook may be old, or a clock wrong
 
-// $body is file_get_contents('php://input'); $headers is array_change_key_case(getallheaders()), so with lower-case
+// $body is file_get_contents('php://input'); $headers is array_change_key_case(getallheaders()), with lower-case
 // names; $now is time(). For a day after a secret was replaced, the old one signs in a header of its own.
 function is_ours(array $headers, string $body, string $secret, int $now): bool
 {

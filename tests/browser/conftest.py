@@ -1,4 +1,4 @@
-"""Pages in a real browser: Debian's Chromium, which `apt-get install chromium` brings."""
+"""Fixtures: pages in Chromium (`apt-get install chromium`)."""
 
 import os
 import shutil
@@ -15,16 +15,16 @@ from tests.conftest import Town
 
 DESK = (1280, 800)
 SLIM = (390, 844)
-"""A screen on a desk and one in a hand, in pixels."""
+"""The size of a desktop screen and of a phone's, in pixels."""
 
 
 @pytest.fixture
 async def chromium() -> AsyncGenerator[Browser]:
-    """The browser itself."""
+    """A running Chromium."""
     path = shutil.which("chromium")
     if path is None:
         pytest.fail("there is no `chromium`: apt-get install chromium")
-    # Chromium's own sandbox needs a user who is not root.
+    # Chromium's own sandbox does not work for root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=arguments)
@@ -35,7 +35,7 @@ async def chromium() -> AsyncGenerator[Browser]:
 async def opened(
     chromium: Browser, size: tuple[int, int] = DESK, *, scripts: bool = True, dark: bool = False
 ) -> tuple[Page, list[str]]:
-    """An empty page of this size, and what goes wrong on it: errors of scripts, and what the policy has refused."""
+    """Yield an empty page of this size, and its errors: of scripts, and violations of the CSP."""
     context = await chromium.new_context(
         viewport={"width": size[0], "height": size[1]},
         java_script_enabled=scripts,
@@ -44,12 +44,12 @@ async def opened(
     )
     page, wrong = await context.new_page(), list[str]()
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     return page, wrong
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe finds on a page that keeps somebody from using it: the rule, and where it is broken."""
+    """Return axe's serious findings on a page: the rule and the elements."""
     found = await Axe().run(page)
     return [
         f"{each['id']}: {node['html'][:200]} {node.get('failureSummary', '')}"
@@ -59,7 +59,7 @@ async def violations(page: Page) -> list[str]:
 
 
 async def overflows(page: Page) -> bool:
-    """Whether the page is wider than the screen."""
+    """Return True if the page is wider than the screen."""
     return bool(await page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
 
 
@@ -77,14 +77,14 @@ _CLIPPED = """
 
 
 async def clipped(page: Page) -> list[str]:
-    """The fields of filters and the figures that are wider than their place."""
+    """Return the filter fields and figures that are wider than their box."""
     found: list[str] = await page.evaluate(_CLIPPED)
     return found
 
 
 @pytest.fixture
 async def amina(town: Town) -> str:
-    """An operator who may do everything; gives the address of the operators' pages."""
+    """Create an operator with every right; returns the URL of the operator pages."""
     await town.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
     return f"{town.base}/ops"
 

@@ -1,4 +1,4 @@
-"""A payment with one's own finger, from the prompt to the operators' page; and every main page, looked at by axe."""
+"""Protects the pages in a browser: a payment from the phone's prompt to its page, and axe's rules on every page."""
 
 import os
 import re
@@ -18,24 +18,24 @@ from tests.house.tree import ROOT
 ASKS = "254700000020"
 
 WIDTHS = (360, 390, 768, 1280)
-"""Widths of screens, in pixels, on which no page scrolls sideways."""
+"""Screen widths in pixels at which no page scrolls sideways."""
 
 LOOK = os.environ.get("LOOK")
-"""A folder: set, every page is drawn into it."""
+"""A folder for screenshots of every page, if set."""
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
-"""Set, it makes the tests draw anew what docs/ shows."""
+"""If set, the tests replace the screenshots in docs/."""
 
 
-async def kept(page: Page, name: str) -> None:
-    """Draw the page for docs/ when that is asked for."""
+async def save_screenshot(page: Page, name: str) -> None:
+    """Replace a screenshot in docs/ if requested."""
     if SCREENSHOTS:
         await page.screenshot(path=Path(ROOT, "docs", "screenshots", f"{name}.png"))
 
 
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "plain"])
-async def test_a_prompt_shows_by_itself_and_the_pin_completes_the_payment(
+async def test_phone_page_shows_the_prompt_and_the_pin_completes_it(
     town: Town, amina: str, chromium: Browser, size: tuple[int, int], scripts: bool
 ) -> None:
     page, wrong = await opened(chromium, size, scripts=scripts)
@@ -47,7 +47,7 @@ async def test_a_prompt_shows_by_itself_and_the_pin_completes_the_payment(
     if scripts:
         await expect(page.locator("input[name=pin]")).to_be_focused()
         await expect(page.locator("[role=status]")).to_contain_text("M-PESA asks")
-        await kept(page, f"simulator-prompt-{size[0]}")
+        await save_screenshot(page, f"simulator-prompt-{size[0]}")
     await page.locator("input[name=pin]").press_sequentially("1234")
     await page.keyboard.press("Enter")
     payment = await town.api.settled(made["id"], "completed")
@@ -56,7 +56,7 @@ async def test_a_prompt_shows_by_itself_and_the_pin_completes_the_payment(
     if scripts:
         await expect(page.locator("#lines")).to_contain_text("← called back")
         await page.locator("#lines summary").first.click()
-        await kept(page, f"simulator-paid-{size[0]}")
+        await save_screenshot(page, f"simulator-paid-{size[0]}")
     assert not await overflows(page)
     await signs_in(page, amina)
     await page.goto(f"{amina}/payments/{made['id']}")
@@ -65,7 +65,7 @@ async def test_a_prompt_shows_by_itself_and_the_pin_completes_the_payment(
     assert wrong == []
 
 
-async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: Town, chromium: Browser) -> None:
+async def test_phone_page_update_keeps_typed_input_and_the_log_position(town: Town, chromium: Browser) -> None:
     page, wrong = await opened(chromium)
     await page.goto(f"{town.base}/simulator")
     await town.api.pay(ASKS, key="order")
@@ -94,7 +94,7 @@ async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: T
     assert wrong == []
 
 
-async def test_where_there_is_no_stream_the_phone_asks(town: Town, chromium: Browser) -> None:
+async def test_phone_page_without_a_stream_polls(town: Town, chromium: Browser) -> None:
     page, _ = await opened(chromium)
     await page.route("**/simulator/changes", lambda route: route.abort())
     await page.goto(f"{town.base}/simulator")
@@ -104,7 +104,7 @@ async def test_where_there_is_no_stream_the_phone_asks(town: Town, chromium: Bro
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
-async def test_axe_finds_nothing_on_the_main_pages(
+async def test_main_pages_have_no_axe_violations(
     town: Town, amina: str, chromium: Browser, size: tuple[int, int], dark: bool
 ) -> None:
     assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
@@ -132,7 +132,7 @@ async def test_axe_finds_nothing_on_the_main_pages(
         if await overflows(page):
             found[link].append("wider than the screen")
         if not dark and link in shown:
-            await kept(page, f"{shown[link]}-{size[0]}")
+            await save_screenshot(page, f"{shown[link]}-{size[0]}")
     for path in ("queue/", "queue/queues/mpesa-daraja"):
         await page.goto(f"{amina}/{path}")
         await expect(page.locator("table").first).to_be_visible()
@@ -142,7 +142,7 @@ async def test_axe_finds_nothing_on_the_main_pages(
 
 
 async def _with_data(town: Town) -> list[str]:
-    """Make one of everything that the operators' pages show; returns the pages that no menu leads to."""
+    """Create one object of each kind on the operator pages; returns the pages that are not in the menu."""
     api = town.api
     assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
@@ -150,8 +150,8 @@ async def _with_data(town: Town) -> list[str]:
     await api.settled(paid["id"], "completed")
     failed = (await api.pay("254700000001", 110, key="failed")).data
     await api.settled(failed["id"], "failed")
-    asked = {"payment_id": paid["id"], "amount": 392}
-    refund = (await api.call("POST", "/v1/refunds", asked, headers={"Idempotency-Key": "refund"})).data
+    body = {"payment_id": paid["id"], "amount": 392}
+    refund = (await api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "refund"})).data
     walk_in = {"phone": "254799000111", "amount": 700, "shortcode": "174379", "reference": "WALKIN"}
     await api.call("POST", "/simulator/control/ledger", walk_in)
     run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
@@ -183,7 +183,7 @@ async def _look(page: Page, name: str, width: int) -> None:
         await page.screenshot(path=Path(LOOK or "", f"{name[:40]}-{width}-{scheme}.png"), full_page=True)
 
 
-async def test_no_page_is_wider_than_the_screen(town: Town, amina: str, chromium: Browser) -> None:
+async def test_pages_fit_the_width_of_the_screen(town: Town, amina: str, chromium: Browser) -> None:
     pages = await _with_data(town)
     page, _ = await opened(chromium)
     await signs_in(page, amina)

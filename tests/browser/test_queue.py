@@ -1,4 +1,4 @@
-"""SAQ's pages in a browser: drawn in our frame without a fault of axe or the policy, and a button that acts."""
+"""Protects SAQ's pages in a browser: in our frame, without findings of axe or the CSP, with a working button."""
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -22,7 +22,7 @@ async def test_queue_pages_are_framed_and_readable(
     await signs_in(page, amina)
     found: list[str] = []
 
-    async def reads(path: str, *words: str) -> None:
+    async def check_page(path: str, *words: str) -> None:
         await page.goto(f"{amina}/{path}")
         for each in words:
             await expect(page.locator("main")).to_contain_text(each)
@@ -30,11 +30,11 @@ async def test_queue_pages_are_framed_and_readable(
         assert not await overflows(page), path
         found.extend(f"{path}: {each}" for each in await violations(page))
 
-    await reads("queue", "Queues", "mpesa-maintenance")
-    await reads(f"queue/queues/{queue.name}", "Workers", "Jobs", "payments.sweep", "scheduled")
-    await reads("failed", "RuntimeError", "the endpoint is away")
+    await check_page("queue", "Queues", "mpesa-maintenance")
+    await check_page(f"queue/queues/{queue.name}", "Workers", "Jobs", "payments.sweep", "scheduled")
+    await check_page("failed", "RuntimeError", "the endpoint is away")
     await page.locator("main section a").first.click()
-    await reads(f"queue/queues/{queue.name}/jobs/{failed.key}", "RuntimeError: the endpoint is away", "failed")
+    await check_page(f"queue/queues/{queue.name}/jobs/{failed.key}", "RuntimeError: the endpoint is away", "failed")
     assert found == []
     await page.get_by_role("button", name="Retry").click()
     await expect(page.locator("[data-queue] [data-tone]").first).to_have_text("complete")

@@ -1,4 +1,4 @@
-"""The API reference in a real browser: no request leaves the gateway, the policy blocks nothing, a call can be sent."""
+"""Protects the API reference in a browser: all requests go to the gateway, the CSP allows them, a call can be sent."""
 
 import pytest
 from playwright.async_api import Browser, expect
@@ -9,7 +9,7 @@ from tests.conftest import Town
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
-async def test_reference_requests_only_the_gateway_and_the_policy_blocks_nothing(
+async def test_reference_page_requests_only_the_gateway_and_violates_no_csp(
     town: Town, chromium: Browser, size: tuple[int, int], dark: bool
 ) -> None:
     page, wrong = await opened(chromium, size, dark=dark)
@@ -31,7 +31,7 @@ async def test_reference_requests_only_the_gateway_and_the_policy_blocks_nothing
     assert wrong == []
 
 
-async def test_reference_sends_a_call_with_the_key(town: Town, chromium: Browser) -> None:
+async def test_reference_page_sends_a_call_with_the_key(town: Town, chromium: Browser) -> None:
     page, wrong = await opened(chromium)
     await page.goto(f"{town.base}/schema")
     await page.get_by_placeholder("QUxM").first.fill(town.api.key or "", timeout=30_000)

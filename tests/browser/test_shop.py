@@ -1,4 +1,4 @@
-"""The example's shop in a real browser: from "Pay with M-Pesa" to "Paid", live, and without scripts by reloading."""
+"""Protects the example shop in a browser: from "Pay with M-Pesa" to "Paid", live, and by reload without scripts."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.journeys.test_shop import open_shop
 
 @pytest.mark.parametrize("size", [DESK, SLIM], ids=["desk", "slim"])
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "plain"])
-async def test_a_buyer_sees_it_as_soon_as_the_money_has_moved(
+async def test_shop_page_shows_the_payment_without_reload(
     values: dict[str, Any], tmp_path: Path, chromium: Browser, size: tuple[int, int], scripts: bool
 ) -> None:
     values["simulator"] = {"callback_delay": 1.0}
@@ -35,7 +35,9 @@ async def test_a_buyer_sees_it_as_soon_as_the_money_has_moved(
         assert wrong == []
 
 
-async def test_who_has_too_little_money_tries_again(values: dict[str, Any], tmp_path: Path, chromium: Browser) -> None:
+async def test_shop_payment_lacking_funds_can_be_retried(
+    values: dict[str, Any], tmp_path: Path, chromium: Browser
+) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, _):
         page, wrong = await opened(chromium, SLIM)
         await page.goto(f"{buyer.base}/")

@@ -1,4 +1,4 @@
-"""Each tool's own linter, or the schema of what it reads, takes the files under deploy/: `just deploy-check`."""
+"""Protects deploy/: each file passes the linter or schema of its tool (`just deploy-check`)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from compose_spec import PyCompose
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = ("1.29", "1.34")
-"""The oldest and the newest release that the manifests are held to."""
+"""The oldest and the newest Kubernetes release that the manifests are checked against."""
 
 QUADLET = {
     "Unit": {"Description", "Requires", "Wants", "After"},
@@ -46,18 +46,18 @@ QUADLET = {
     "Service": {"Restart", "TimeoutStartSec", "TimeoutStopSec", "Type", "RemainAfterExit"},
     "Install": {"WantedBy"},
 }
-"""What podman-systemd.unit(5) knows of podman 5.0 on, as far as it is used here."""
+"""The keys of podman-systemd.unit(5) since podman 5.0, as far as they are used here."""
 
 
 def filled(text: str) -> str:
-    """The file with its variables filled in, as compose does before it reads it: defaults, and what must be given."""
+    """Return the file with its variables substituted as compose does: defaults and required values."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
     text, count = re.subn(r"\$\{MPESA_GATEWAY_PUBLIC_URL:\?[^}]*\}", "https://pay.example.co.ke", text)
     assert count == 1
     return text.replace("$$", "$")
 
 
-def test_compose_is_as_its_specification_has_it() -> None:
+def test_compose_file_matches_its_schema() -> None:
     values = yaml.safe_load(filled((DEPLOY / "compose.yaml").read_text()))
     services = PyCompose.from_json(json.dumps(values)).service_names()
     assert set(services) == {"postgres", "valkey", "migrate", "api", "worker"}
@@ -76,7 +76,7 @@ def test_compose_is_as_its_specification_has_it() -> None:
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object for Kubernetes, with the file that it stands in."""
+    """Yield every Kubernetes object with its file."""
     for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):
         for each in yaml.safe_load_all(path.read_text()):
             if each["kind"] != "Kustomization":
@@ -84,7 +84,7 @@ def objects() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("release", KUBERNETES)
-def test_kubernetes_knows_every_field(release: str) -> None:
+def test_kubernetes_manifests_match_their_schema(release: str) -> None:
     kinds = []
     for _, each in objects():
         kubernetes_validate.validate(each, release, strict=True)
@@ -106,14 +106,14 @@ def test_kubernetes_knows_every_field(release: str) -> None:
         kubernetes_validate.validate(deployment, release, strict=True)
 
 
-def test_the_kustomization_names_its_files() -> None:
+def test_kustomization_names_every_manifest() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())
     files = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")}
     assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
     assert [image["name"] for image in kustomization["images"]] == ["mpesa-gateway"]
 
 
-def test_what_selects_finds_its_pods() -> None:
+def test_kubernetes_selectors_match_their_pods() -> None:
     pods = [
         each["spec"]["template"]["metadata"]["labels"] for _, each in objects() if each["kind"] in {"Deployment", "Job"}
     ]
@@ -133,20 +133,20 @@ def test_what_selects_finds_its_pods() -> None:
 
 
 def units() -> list[Path]:
-    """The units of systemd."""
+    """Return the systemd units."""
     return sorted((DEPLOY / "systemd").glob("*.service"))
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to completion."""
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_systemd_takes_its_units(tmp_path: Path) -> None:
+def test_systemd_units_pass_verification(tmp_path: Path) -> None:
     copies = []
     for path in units():
         copy = tmp_path / path.name
-        # What they start is not installed here.
+        # The programs that they start are not installed here.
         copy.write_text(path.read_text().replace("/opt/mpesa-gateway/bin/mpesa-gateway", shutil.which("true") or ""))
         copies.append(copy)
     assert len(copies) == 3
@@ -157,18 +157,18 @@ def test_systemd_takes_its_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", units(), ids=lambda path: path.name)
-def test_a_unit_is_kept_in_its_sandbox(path: Path) -> None:
-    """Systemd's own measure of what a unit could do to the machine, in tenths: 0 is nothing, 100 is everything."""
+def test_systemd_unit_exposure_is_low(path: Path) -> None:
+    """`systemd-analyze security`, in tenths: 0 is no exposure, 100 is full exposure."""
     done = run("systemd-analyze", "security", "--offline=true", "--threshold=20", path)
     assert done.returncode == 0, done.stdout[-300:]
 
 
 def quadlets() -> list[Path]:
-    """The units that podman's generator turns into those of systemd."""
+    """Return the units that podman's generator converts to systemd units."""
     return sorted(path for path in (DEPLOY / "quadlet").iterdir() if path.suffix != ".example")
 
 
-def test_quadlet_knows_every_key() -> None:
+def test_quadlet_files_have_known_keys_only() -> None:
     assert {path.suffix for path in quadlets()} == {".container", ".network", ".volume"}
     for path in quadlets():
         section = ""
@@ -180,7 +180,7 @@ def test_quadlet_knows_every_key() -> None:
                 assert line.partition("=")[0] in QUADLET[section], (path.name, line)
 
 
-def test_quadlets_refer_to_one_another() -> None:
+def test_quadlet_references_exist() -> None:
     names = {path.name for path in quadlets()}
     services = {name.replace(".container", ".service") for name in names}
     for path in quadlets():
@@ -189,7 +189,7 @@ def test_quadlets_refer_to_one_another() -> None:
                 assert word in names | services, (path.name, key, word)
 
 
-def test_systemd_takes_what_is_its_own_in_them(tmp_path: Path) -> None:
+def test_quadlet_systemd_sections_pass_verification(tmp_path: Path) -> None:
     copies = []
     for path in quadlets():
         if path.suffix == ".container":

@@ -1,4 +1,4 @@
-"""nginx and Caddy as deploy/ has them, before a real gateway: who calls is known, and only Safaricom calls back."""
+"""Protects the nginx and Caddy configuration: client addresses are correct, and only Safaricom posts callbacks."""
 
 import asyncio
 import http.client
@@ -29,12 +29,12 @@ from tests.certificates import issue
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE = 30.0
 
-SAFARICOM, NEIGHBOUR, STRANGER = "127.0.0.1", "127.0.0.8", "127.0.0.7"
-"""Who calls: our simulator; one whom the proxy lets through and the gateway does not know; one whom neither knows."""
+SAFARICOM, ALLOWED_BY_PROXY, UNKNOWN_ADDRESS = "127.0.0.1", "127.0.0.8", "127.0.0.7"
+"""Client addresses: our simulator; one that the proxy allows and the gateway does not; one that neither allows."""
 
 
 @dataclass
-class Front:
+class ProxiedGateway:
     """A proxy in front of a gateway."""
 
     gateway: Gateway
@@ -48,14 +48,14 @@ class Front:
         path: str,
         *,
         source: str,
-        says: str | None = None,
+        forwarded_for: str | None = None,
         body: Any = None,
         key: str | None = None,
         secure: bool = False,
     ) -> tuple[int, Any]:
-        """One request from an address of this machine, which may say in X-Forwarded-For that it is another."""
+        """Send one request from an address of this machine, with an optional forged X-Forwarded-For."""
         headers = {"Content-Type": "application/json"}
-        headers |= {} if says is None else {"X-Forwarded-For": says}
+        headers |= {} if forwarded_for is None else {"X-Forwarded-For": forwarded_for}
         headers |= {} if key is None else {"X-API-Key": key}
         return await asyncio.to_thread(self._call, method, path, source, headers, body, secure)
 
@@ -81,7 +81,7 @@ class Front:
 
 
 def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
-    """What starts nginx with our file, on a plain port and one with TLS."""
+    """Return the command that starts nginx with our file, on a plain port and a TLS port."""
     secure = free_port()
     issued = issue(folder / "chain.pem")
     (folder / "key.pem").write_bytes(issued.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -91,7 +91,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
         ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
         ("/etc/ssl/pay.example.co.ke/fullchain.pem", str(issued.path)),
         ("/etc/ssl/pay.example.co.ke/privkey.pem", str(folder / "key.pem")),
-        ("allow 196.201.214.200;", f"allow {SAFARICOM};\n      allow {NEIGHBOUR};"),
+        ("allow 196.201.214.200;", f"allow {SAFARICOM};\n      allow {ALLOWED_BY_PROXY};"),
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -112,7 +112,7 @@ def nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
 
 
 def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int, ssl.SSLContext] | None]:
-    """What starts Caddy with our file, on a plain port: the certificate it would fetch is out in the Internet."""
+    """Return the command that starts Caddy with our file on a plain port: a certificate would need the Internet."""
     text = (DEPLOY / "caddy/Caddyfile").read_text()
     original = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "caddy/Caddyfile")]
     environ = {"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -122,7 +122,7 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
         ("\n{\n", "\n{\n\tadmin off\n"),
         ("\npay.example.co.ke {", f"\nhttp://:{port} {{\n\tbind 127.0.0.1"),
         ("reverse_proxy 127.0.0.1:8000 {", f"reverse_proxy 127.0.0.1:{upstream} {{"),
-        ("196.201.214.200 ", f"{SAFARICOM} {NEIGHBOUR} "),
+        ("196.201.214.200 ", f"{SAFARICOM} {ALLOWED_BY_PROXY} "),
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
@@ -131,10 +131,10 @@ def caddy(folder: Path, port: int, upstream: int) -> tuple[list[str], tuple[int,
 
 
 @pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
-async def front(
+async def proxied(
     request: pytest.FixtureRequest, database_url: str, valkey_url: str, tmp_path: Path
-) -> AsyncGenerator[Front]:
-    """The proxy, running in front of a gateway that trusts it and takes callbacks from Safaricom's address only."""
+) -> AsyncGenerator[ProxiedGateway]:
+    """The proxy in front of a gateway that trusts it and accepts callbacks from Safaricom's address only."""
     port = free_port()
     values = gateway_values(
         database_url,
@@ -146,7 +146,7 @@ async def front(
     async with running_gateway(values) as (gateway, base):
         upstream = int(base.rpartition(":")[2])
         command, secure = request.param(tmp_path, port, upstream)
-        found = Front(gateway, port, secure, tmp_path)
+        found = ProxiedGateway(gateway, port, secure, tmp_path)
         async with _running(command, tmp_path):
 
             async def is_up() -> bool:
@@ -173,18 +173,18 @@ async def _running(command: list[str], folder: Path) -> AsyncGenerator[None]:
 
 
 async def refused(gateway: Gateway) -> list[tuple[str, str]]:
-    """From whom callbacks were refused, and why."""
+    """Return the addresses of rejected callbacks, with the reason."""
     rows = await gateway.db.fetch("SELECT source, reason FROM refused_callback ORDER BY at, refused_id")
     return [(row["source"], row["reason"]) for row in rows]
 
 
-async def test_a_payment_and_its_callback_go_through(front: Front) -> None:
-    async with shop(front.gateway, f"http://127.0.0.1:{front.port}") as api:
+async def test_proxied_payment_and_callback_complete(proxied: ProxiedGateway) -> None:
+    async with shop(proxied.gateway, f"http://127.0.0.1:{proxied.port}") as api:
         payment = (await api.pay("254700000000", key="through the proxy")).data
         settled = await api.settled(payment["id"], "completed")
     assert [step["cause"] for step in settled["timeline"]][-1] == "callback"
-    assert await front.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
-    assert await refused(front.gateway) == []
+    assert await proxied.gateway.db.fetchval("SELECT source FROM callback") == SAFARICOM
+    assert await refused(proxied.gateway) == []
 
 
 TOKEN = "s-mer_01jd00000000000000000000ab-pay_01jd00000000000000000000ab.0123456789abcdef0123456789abcdef"
@@ -199,19 +199,19 @@ PATHS = (
 )
 
 
-async def test_no_part_of_a_tokens_secret_is_in_a_log(front: Front) -> None:
-    for source in (SAFARICOM, STRANGER):
+async def test_proxy_logs_contain_no_callback_secret(proxied: ProxiedGateway) -> None:
+    for source in (SAFARICOM, UNKNOWN_ADDRESS):
         for path in PATHS:
             for method in ("POST", "GET", "PUT"):
-                await front.call(method, path, source=source, body={"Body": {}})
-    # What a proxy says of a gateway that is away.
-    await front.gateway.stop()
-    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
-    assert "/v1/cb/stk/s-mer_" in said
-    assert [secret for secret in ("89abcdef", "01234567") if secret in said] == []
+                await proxied.call(method, path, source=source, body={"Body": {}})
+    # The proxy's answer without a gateway.
+    await proxied.gateway.stop()
+    text = "".join(path.read_text(errors="replace") for path in sorted(proxied.folder.glob("*.log")))
+    assert "/v1/cb/stk/s-mer_" in text
+    assert [secret for secret in ("89abcdef", "01234567") if secret in text] == []
 
 
-async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
+async def test_proxy_logs_contain_no_key_and_no_phone_number(proxied: ProxiedGateway) -> None:
     key, phone = "sk_test_" + "0123456789abcdef" * 3, "254700000123"
 
     async def ask_all() -> None:
@@ -222,94 +222,94 @@ async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
             ("GET", f"/v1/refunds?payment_id={key}"),
             ("POST", f"/v1/payments?phone={phone}"),
         ):
-            await front.call(method, path, source=STRANGER, key=key)
+            await proxied.call(method, path, source=UNKNOWN_ADDRESS, key=key)
 
     await ask_all()
-    # What a proxy says of a gateway that is away.
-    await front.gateway.stop()
+    # The proxy's answer without a gateway.
+    await proxied.gateway.stop()
     await ask_all()
-    said = "".join(path.read_text(errors="replace") for path in sorted(front.folder.glob("*.log")))
-    assert "/v1/payments" in said
-    assert [secret for secret in (phone, key, key[-40:]) if secret in said] == []
+    text = "".join(path.read_text(errors="replace") for path in sorted(proxied.folder.glob("*.log")))
+    assert "/v1/payments" in text
+    assert [secret for secret in (phone, key, key[-40:]) if secret in text] == []
 
 
-async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
-    asked = self_probe.ask(front.gateway.vault, b"0123456789abcdef")
-    for source in (SAFARICOM, NEIGHBOUR, STRANGER):
-        for says in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
-            path = f"/health/live?challenge={asked}"
-            status, body = await front.call("GET", path, source=source, says=says)
+async def test_proxied_client_address_cannot_be_forged(proxied: ProxiedGateway) -> None:
+    token = self_probe.ask(proxied.gateway.vault, b"0123456789abcdef")
+    for source in (SAFARICOM, ALLOWED_BY_PROXY, UNKNOWN_ADDRESS):
+        for forwarded_for in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
+            path = f"/health/live?challenge={token}"
+            status, body = await proxied.call("GET", path, source=source, forwarded_for=forwarded_for)
             assert status == 200
             seen = body["data"]["seen"]
-            assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), says
+            assert (seen["client"], seen["peer"]) == (source, "127.0.0.1"), forwarded_for
             assert (seen["peer_is_trusted"], seen["was_forwarded"]) == (True, True)
-    if front.secure is not None:
-        status, body = await front.call("GET", path, source=STRANGER, says=SAFARICOM, secure=True)
-        assert (status, body["data"]["seen"]["client"]) == (200, STRANGER)
+    if proxied.secure is not None:
+        status, body = await proxied.call("GET", path, source=UNKNOWN_ADDRESS, forwarded_for=SAFARICOM, secure=True)
+        assert (status, body["data"]["seen"]["client"]) == (200, UNKNOWN_ADDRESS)
 
 
 @pytest.mark.parametrize("path", ["/v1/cb/stk/sometoken", "/v1/webhooks/mpesa", "/v1/webhooks/mpesa/sometoken"])
-async def test_callbacks_come_from_safaricom_only(front: Front, path: str) -> None:
+async def test_proxied_callback_from_another_network_is_rejected(proxied: ProxiedGateway, path: str) -> None:
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 0}}}
-    # The proxy keeps strangers out, whatever they say of themselves: the gateway does not even hear of them.
-    status, said = await front.call("POST", path, source=STRANGER, says=SAFARICOM, body=body)
+    # The proxy rejects unknown addresses, with any forged header: the request does not reach the gateway.
+    status, answer = await proxied.call("POST", path, source=UNKNOWN_ADDRESS, forwarded_for=SAFARICOM, body=body)
     assert status == 403
-    assert not isinstance(said, dict)
-    assert await refused(front.gateway) == []
-    # Whom the proxy lets through is looked at again, by the address that it really has.
-    for says in (None, SAFARICOM):
-        await front.call("POST", path, source=NEIGHBOUR, says=says, body=body)
-    assert {source for source, _ in await refused(front.gateway)} == {NEIGHBOUR}
-    assert {reason for _, reason in await refused(front.gateway)} == {"source"}
-    assert len(await refused(front.gateway)) == 2
-    # A GET is the gateway's own to refuse, for everybody: that is how the doctor sees that the path leads to it.
-    status, said = await front.call("GET", path, source=STRANGER)
-    assert (status, said["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
-    # What merchants call beside it is open to all.
-    assert (await front.call("GET", "/v1/webhooks/logs", source=STRANGER))[0] == 401
+    assert not isinstance(answer, dict)
+    assert await refused(proxied.gateway) == []
+    # The gateway checks the real address of requests that the proxy allows.
+    for forwarded_for in (None, SAFARICOM):
+        await proxied.call("POST", path, source=ALLOWED_BY_PROXY, forwarded_for=forwarded_for, body=body)
+    assert {source for source, _ in await refused(proxied.gateway)} == {ALLOWED_BY_PROXY}
+    assert {reason for _, reason in await refused(proxied.gateway)} == {"source"}
+    assert len(await refused(proxied.gateway)) == 2
+    # The gateway itself rejects a GET from any address: the doctor uses it to test the path.
+    status, answer = await proxied.call("GET", path, source=UNKNOWN_ADDRESS)
+    assert (status, answer["errors"][0]["code"]) == (405, "METHOD_NOT_ALLOWED")
+    # The paths for merchants are open to every address.
+    assert (await proxied.call("GET", "/v1/webhooks/logs", source=UNKNOWN_ADDRESS))[0] == 401
 
 
-async def test_failed_keys_are_counted_for_the_address_that_has_them(front: Front) -> None:
-    tries = front.gateway.config.limits.auth_failures
+async def test_proxied_failed_keys_count_for_the_client_address(proxied: ProxiedGateway) -> None:
+    tries = proxied.gateway.config.limits.auth_failures
     wrong = "sk_test_" + "0" * 48
 
-    async def guesses(source: str, says: str | None = None) -> int:
-        return (await front.call("GET", "/v1/payments", source=source, says=says, key=wrong))[0]
+    async def guesses(source: str, forwarded_for: str | None = None) -> int:
+        return (await proxied.call("GET", "/v1/payments", source=source, forwarded_for=forwarded_for, key=wrong))[0]
 
     for number in range(tries + 1):
-        assert await guesses(STRANGER, f"203.0.113.{number}") in {401, 429}
-    assert await guesses(STRANGER, "203.0.113.99") == 429
-    assert await guesses(NEIGHBOUR) == 401
+        assert await guesses(UNKNOWN_ADDRESS, f"203.0.113.{number}") in {401, 429}
+    assert await guesses(UNKNOWN_ADDRESS, "203.0.113.99") == 429
+    assert await guesses(ALLOWED_BY_PROXY) == 401
 
 
-async def test_what_is_too_large_is_refused(front: Front) -> None:
-    body = {"amount": 10, "phone": "254700000000", "description": "x" * front.gateway.config.http.max_body_bytes}
-    async with shop(front.gateway, f"http://127.0.0.1:{front.port}", is_configured=False) as api:
-        assert (await front.call("POST", "/v1/payments", source=NEIGHBOUR, body=body, key=api.key))[0] == 413
+async def test_proxied_body_over_the_limit_is_rejected(proxied: ProxiedGateway) -> None:
+    body = {"amount": 10, "phone": "254700000000", "description": "x" * proxied.gateway.config.http.max_body_bytes}
+    async with shop(proxied.gateway, f"http://127.0.0.1:{proxied.port}", is_configured=False) as api:
+        assert (await proxied.call("POST", "/v1/payments", source=ALLOWED_BY_PROXY, body=body, key=api.key))[0] == 413
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
-async def test_the_body_of_an_upgrade_is_a_body_and_no_callback(front: Front, upgrade: str) -> None:
-    """Whatever becomes of the answer to the first, a callback in its body would be refused, and kept, with our name."""
+async def test_proxied_upgrade_body_is_no_smuggled_callback(proxied: ProxiedGateway, upgrade: str) -> None:
+    """A smuggled callback in the body of the first request would be rejected and stored with our name."""
     evil = smuggling.forged()
     last = b"GET /health/live HTTP/1.1\r\nHost: pay.example.co.ke\r\nConnection: close\r\n\r\n"
     wrong = f"X-API-Key: sk_test_{'0' * 48}"
-    # In one segment with the head, right after it, and when the first request has been answered.
+    # In the same segment as the head, directly after it, and after the first answer.
     for pause in (None, *([0.0, 0.001, 0.003, 0.01] * 3), 0.1):
         for key in ([], [wrong]):
             head = smuggling.post("Connection: Upgrade", f"Upgrade: {upgrade}", f"Content-Length: {len(evil)}", *key)
             segments = (head + evil, last) if pause is None else (head, evil, last)
-            answer = await asyncio.to_thread(_send, front.port, *segments, pause=pause or 0.0)
+            answer = await asyncio.to_thread(_send, proxied.port, *segments, pause=pause or 0.0)
             assert re.match(rb"HTTP/1.1 4(01|29) ", answer), answer
             assert answer.count(b"HTTP/1.1 ") <= 2
-    # What would have come before this one has come.
-    await front.call("POST", "/v1/cb/stk/sometoken", source=NEIGHBOUR, body={"Body": {}})
-    assert [source for source, _ in await refused(front.gateway)] == [NEIGHBOUR]
+    # Earlier requests have arrived by now.
+    await proxied.call("POST", "/v1/cb/stk/sometoken", source=ALLOWED_BY_PROXY, body={"Body": {}})
+    assert [source for source, _ in await refused(proxied.gateway)] == [ALLOWED_BY_PROXY]
 
 
 def _send(port: int, *segments: bytes, pause: float) -> bytes:
-    """What is answered to these segments, so many seconds apart, until the connection ends."""
-    said = b""
+    """Return the answer to these segments, sent this many seconds apart, until the connection ends."""
+    text = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(ConnectionError):
@@ -317,29 +317,29 @@ def _send(port: int, *segments: bytes, pause: float) -> bytes:
                 line.sendall(segment)
                 time.sleep(pause)
             while part := line.recv(65_536):
-                said += part
-    return said
+                text += part
+    return text
 
 
-def test_the_ingress_controller_logs_no_addresses() -> None:
-    """Its format is the cluster's, and has the whole request line: the token of a callback, and filters."""
+def test_ingress_controller_log_format_has_no_address() -> None:
+    """The cluster's log format has the whole request line: the token of a callback, and filters."""
     ingresses = (DEPLOY / "kubernetes/ingress.yaml").read_text().split("\n---\n")
     assert len(ingresses) == 2
     assert ['enable-access-log: "false"' in ingress for ingress in ingresses] == [True, True]
 
 
-def test_nginx_writes_no_whole_address_to_its_error_log() -> None:
-    """A line about a gateway that is away has the request line: one setting for the whole server keeps it out."""
+def test_nginx_error_log_contains_no_whole_address() -> None:
+    """An upstream error line has the request line: one server-wide setting suppresses it."""
     conf = (DEPLOY / "nginx/mpesa-gateway.conf").read_text()
     assert re.findall(r"^( *)error_log \S+ (\w+);", conf, re.MULTILINE) == [("  ", "crit")]
 
 
-def test_nginx_takes_what_the_gateway_takes() -> None:
+def test_nginx_body_limit_covers_the_gateways_limit() -> None:
     (limit,) = re.findall(r"client_max_body_size (\d+)k;", (DEPLOY / "nginx/mpesa-gateway.conf").read_text())
     assert int(limit) * 1024 == HttpConfig().max_body_bytes
 
 
-def test_proxies_hand_on_callbacks_that_the_gateway_takes_and_somewhat_larger_ones() -> None:
+def test_proxy_callback_limit_exceeds_the_gateways_limit() -> None:
     conf, ingress = (DEPLOY / "nginx/mpesa-gateway.conf").read_text(), (DEPLOY / "kubernetes/ingress.yaml").read_text()
     for limits in (
         re.findall(r"client_max_body_size (\d+)m;", conf),

@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the code that they show."""
+"""The pages of the documentation and their code blocks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ READER = MarkdownIt("commonmark").enable("table")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: the page it stands on, the line that it begins in, what it is written in, and what it says."""
+    """A code block: its page, first line, language and text."""
 
     page: str
     line: int
@@ -26,13 +26,13 @@ class Block:
 
 
 def pages() -> list[str]:
-    """Every page that somebody reads to use the gateway, by its path; decisions tell of what was, not what to type."""
+    """Return every page for users of the gateway by path; decision records are excluded."""
     names = [name for name, _ in text_files() if name.endswith(".md")]
     return [name for name in names if not name.startswith("docs/adr/")]
 
 
 def blocks(page: str, text: str | None = None) -> list[Block]:
-    """The blocks of a page, in order. Code that is only indented is a block without a language."""
+    """Yield the blocks of a page in order. Indented code is a block without a language."""
     text = (ROOT / page).read_text(encoding="utf-8") if text is None else text
     found: list[Block] = []
     for token in READER.parse(text):
@@ -43,7 +43,7 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
 
 
 def spoken_code(page: Path) -> Iterator[str]:
-    """What stands in backticks in the sentences of a page."""
+    """Yield the inline code of a page's sentences."""
     for token in READER.parse(page.read_text(encoding="utf-8")):
         yield from (child.content for child in _children(token) if child.type == "code_inline")
 

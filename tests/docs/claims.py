@@ -1,4 +1,4 @@
-"""What can be told of code without running it: whether our commands, calls, files and settings are as it says."""
+"""Checks of code without running it: its commands, calls, files and settings exist."""
 
 import configparser
 import json
@@ -27,16 +27,16 @@ from tests.routes import operations
 
 OURS = "mpesa-gateway"
 GUESTS = {"acme_sms": "examples/acme_sms"}
-"""Plugins that pages configure and that are not installed here, with the folder that they are imported from."""
+"""Plugins in the pages' settings that are not installed here, with the folder to import them from."""
 
 
 def commands() -> dict[str, click.Command]:
-    """All that can follow `mpesa-gateway`, with what every plugin brings."""
+    """Return the `mpesa-gateway` command with every plugin's commands."""
     return {**cli.commands, **{str(one.name): one for plugin in plugins() for one in plugin.commands}}
 
 
 def misused(call: Sequence[str]) -> str | None:
-    """What click says against a call of `mpesa-gateway`, None where it would begin to work."""
+    """Return click's error about a call of `mpesa-gateway`, or None if the call is valid."""
     try:
         command, rest = _found(call)
         if not isinstance(command, click.Group):
@@ -49,7 +49,7 @@ def misused(call: Sequence[str]) -> str | None:
 
 
 def unknown(call: Sequence[str]) -> str | None:
-    """The same for a call in a sentence, which may leave out what a command needs: are its words ours?"""
+    """Return the error about a call in a sentence, which may omit required parameters."""
     try:
         command, rest = _found(call)
         for word in rest:
@@ -60,7 +60,7 @@ def unknown(call: Sequence[str]) -> str | None:
 
 
 def _found(call: Sequence[str]) -> tuple[click.Command, list[str]]:
-    """The command that a call leads to, and what it is given. Raises UsageError where there is none."""
+    """Return the command of a call and its arguments. Raises UsageError for an unknown command."""
     command: click.Command = cli
     rest = list(call[1:])
     while isinstance(command, click.Group) and rest:
@@ -77,7 +77,7 @@ def _found(call: Sequence[str]) -> tuple[click.Command, list[str]]:
 
 
 def _option(command: click.Command, word: str) -> bool:
-    """Whether this word is an option whose value is the next word. Raises NoSuchOption for one that there is not."""
+    """Return True if this word is an option with a separate value. Raises NoSuchOption for an unknown one."""
     name, _, value = word.partition("=")
     if not name.startswith("--") or name == "--help":
         return False
@@ -88,7 +88,7 @@ def _option(command: click.Command, word: str) -> bool:
 
 
 def complaints(text: str, folder: Path = ROOT) -> list[str]:
-    """What is wrong with lines of shell that are run elsewhere, as seen from a checkout."""
+    """Yield the errors in shell lines that are run elsewhere, as seen from a checkout."""
     reads = ["bash", "-n", "-c", text]
     parsed = subprocess.run(reads, capture_output=True, text=True, check=False)
     if parsed.returncode != 0:
@@ -97,7 +97,7 @@ def complaints(text: str, folder: Path = ROOT) -> list[str]:
 
 
 def noted(call: Sequence[str], folder: Path) -> list[str]:
-    """What is wrong with the call that a stand-in has noted: all the files that it names are there by then."""
+    """Yield the errors in a recorded call of a stand-in; every file that it names exists by then."""
     missing = [word for word in call if re.fullmatch(r"[\w./-]*/[\w./-]+", word) and not (folder / word).exists()]
     return [*_against(call, folder), *(f"`{' '.join(call)}`: there is no {word}" for word in missing)]
 
@@ -117,7 +117,7 @@ def _against(call: Sequence[str], folder: Path) -> Iterator[str]:
 
 
 def _ours(call: Sequence[str]) -> Sequence[str]:
-    """The call of our command in this one, variables before it or in a container; empty where there is none."""
+    """Return our command in this call, after variables or in a container, or an empty list."""
     for number, word in enumerate(call):
         if word.rpartition("/")[2] == OURS:
             before = call[:number]
@@ -127,7 +127,7 @@ def _ours(call: Sequence[str]) -> Sequence[str]:
 
 
 def wrong_calls(call: Sequence[str]) -> Iterator[str]:
-    """Calls of the API by curl that no gateway answers."""
+    """Yield the API calls by curl that no route matches."""
     method = "POST" if any(word in {"-d", "--data", "--json"} for word in call) else "GET"
     for option, value in pairwise(call):
         method = value if option in {"-X", "--request"} else method
@@ -143,7 +143,7 @@ def _fits(pattern: str, path: str) -> bool:
 
 
 def _toml(text: str) -> None:
-    """What is said of uv is what we do ourselves; what is a configuration is one that the gateway takes."""
+    """Check TOML: uv settings equal ours, and a gateway configuration loads."""
     values = tomllib.loads(text)
     if "tool" in values:
         ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def _html(text: str) -> None:
 
 
 def _text(text: str) -> None:
-    """What is printed; or how a call looks, if there is such a call: of curl, or `mpesa-gateway … [OPTIONS]`."""
+    """Check program output, or a usage line of curl or `mpesa-gateway … [OPTIONS]`."""
     if text.startswith("curl "):
         problems = [problem for call in words(text) for problem in wrong_calls(call)]
     elif text.startswith(f"{OURS} "):
@@ -203,4 +203,4 @@ READERS: dict[str, Callable[[str], Any]] = {
     "html": _html,
     "text": _text,
 }
-"""Languages of which nothing can be run, and what a block in each has to stand. ``text`` is what a program prints."""
+"""Languages that are never run, with the check of each block. ``text`` is program output."""

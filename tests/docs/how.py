@@ -1,8 +1,8 @@
-"""What the pages need beside a checkout and a running gateway: the one table of everything that is not simply run.
+"""The one table of blocks that need more than a checkout and a running gateway.
 
-A block of ``sh`` is pasted into the terminal of somebody who has done what the quickstart says: an `up` is running, its
-commands are on the PATH, `$URL` is the API's address and `$KEY` the demo merchant's key, whose credentials are stored.
-A block of ``python`` is run as a file there, one of ``sql`` by the role `mpesa` in a database `shop`.
+A block of ``sh`` is pasted into a terminal in which the quickstart was followed: an `up` is running, its commands are
+on the PATH, `$URL` is the API's address and `$KEY` the demo merchant's key, whose credentials are stored. A block of
+``python`` is run as a file there, one of ``sql`` by the role `mpesa` in a database `shop`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.docs.shell import PATIENCE
 
 
 class Job(Enum):
-    """Where blocks are run that bring packages, or all of this: jobs of `.ci/run`."""
+    """Jobs of `.ci/run` that run blocks with installations, or all tests."""
 
     NEWCOMER = "a newcomer's first payment"
     INSTALLING = "what the docs install"
@@ -24,21 +24,21 @@ class Job(Enum):
 
 @dataclass(frozen=True)
 class How:
-    """How one block is run. ``begins`` is how it begins."""
+    """How one block is run. ``begins`` is the start of its text."""
 
     begins: str
     job: Job | None = None
     before: str = ""
-    """Code in the block's own language: what its reader has by then."""
+    """Code in the block's language, run before it."""
     after: str = ""
-    """Code in the block's own language: what must be so afterwards."""
+    """Code in the block's language that checks the result."""
     patience: float = PATIENCE
     typed: str = ""
-    """What the reader answers to what is asked."""
+    """The answers typed at prompts."""
     ready: str = ""
-    """What a program says that runs until Ctrl-C, and is left running in another terminal; a regular expression."""
+    """A regular expression for the output of a program that is then left running in another terminal."""
     says: str = ""
-    """What is printed, in the end; a regular expression."""
+    """A regular expression for the output at the end."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ class Page:
 
     hows: tuple[How, ...] = ()
     program: str = ""
-    """Where the reader's own program listens, as the page has it; ours listens in its place. It has had a webhook
-    before: the file webhook.json holds its secret, headers and body."""
+    """The address of the reader's own program on the page; a stand-in listens there.
+
+    It has received a webhook: the file webhook.json contains its secret, headers and body.
+    """
 
     def how(self, block: Block) -> How:
-        """How a block is run: simply, where nothing is said."""
+        """Return the entry of a block, or the default."""
         return next((one for one in self.hows if block.text.startswith(one.begins)), How(""))
 
 
@@ -91,7 +93,7 @@ for section, name in (("database", "url"), ("valkey", "url"), ("security", "mast
 ITS_SETTINGS = """
 Path("gateway.toml").write_text("")
 """
-"""The page's own file stands above it: tests/house/test_embedding_guide.py has both."""
+"""The page shows a file of its own above: tests/house/test_embedding_guide.py tests both."""
 
 IS_SERVED = """
 import asyncio
@@ -112,7 +114,7 @@ asyncio.run(look())
 INSTALLS = 1200.0
 
 URLLIB3 = r"(^|\n)\d+\.\d+\.\d{1,2}\n$"
-"""The version of the real one: the fork's end in a number of 900 and more."""
+"""A version of the original urllib3: the fork's patch level is 900 or more."""
 
 WHOSE_URLLIB3 = 'python -c "import niquests, urllib3; print(urllib3.__version__)"'
 
@@ -122,7 +124,7 @@ pip uninstall -q --yes urllib3-future
 pip install -q --no-binary urllib3-future urllib3-future
 {WHOSE_URLLIB3} | grep '[.]9..$'
 """
-"""The mishap that the page mends: the fork was built without the variable, and has taken urllib3's place."""
+"""The state that the page repairs: the fork was built without the variable and has replaced urllib3."""
 
 PAGES = {
     "README.md": Page(
@@ -209,4 +211,4 @@ PAGES = {
         )
     ),
 }
-"""Every page whose blocks are not all simply run. An entry that fits no block is an error."""
+"""Every page with blocks that need an entry. An entry that matches no block is an error."""

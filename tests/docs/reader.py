@@ -1,4 +1,4 @@
-"""Somebody who reads a page from its top, and does what it shows."""
+"""Runs a page's blocks in order, as its reader would."""
 
 import ast
 import asyncio
@@ -39,13 +39,13 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".bench", ".hypothesis", ".
 
 
 def copied(checkout: Path) -> None:
-    """Copy what a checkout has into this new folder."""
+    """Copy the files of a checkout into this new folder."""
     shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The `up` that pages are read beside, its API, the key of its one merchant, and a checkout to copy."""
+    """A running `up` for the pages, its API, the key of its one merchant, and a checkout to copy."""
 
     machine: Machine
     checkout: Path
@@ -54,13 +54,13 @@ class Demo:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What is set in the reader's terminal."""
+        """Return the environment of the reader's terminal."""
         ours = {"MPESA_GATEWAY_DATA": str(self.machine.data), "URL": self.url, "KEY": self.key}
         environ = self.machine.environ
         return environ | ours | {"PATH": f"{forks.command()}{os.pathsep}{environ['PATH']}"}
 
     async def is_as_it_was(self) -> None:
-        """Undo what a page before has changed: `up`'s own credentials are stored, and there is no webhook."""
+        """Undo the changes of a previous page: store `up`'s credentials, remove the webhook."""
         api = Api(self.url, self.key)
         stored = await api.call("PUT", "/v1/merchant/providers", CREDENTIALS)
         removed = await api.call("DELETE", "/v1/merchant/webhook")
@@ -70,14 +70,14 @@ class Demo:
 
     @asynccontextmanager
     async def program(self, checkout: Path) -> AsyncGenerator[Receiver]:
-        """The reader's own program, to which a webhook has come."""
+        """Run the reader's own program, which has received a webhook."""
         api = Api(self.url, self.key)
         async with receiving() as receiver:
             secret = (await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": receiver.url})).data[
                 "webhook_secret"
             ]
             assert (await api.call("POST", "/v1/merchant/webhook/test")).data
-            # Events of payments that an earlier page made may come beside it.
+            # Events of payments that an earlier page made may arrive, too.
             one = (await receiver.wait_for(1))[0]
             webhook = {"secret": secret, "headers": one.headers, "body": one.body.decode()}
             (checkout / "webhook.json").write_text(json.dumps(webhook), encoding="utf-8")
@@ -86,7 +86,7 @@ class Demo:
 
     @asynccontextmanager
     async def shop_database(self) -> AsyncGenerator[asyncpg.Connection]:
-        """A database `shop` beside the gateway's own, with the tables of one; the role `mpesa` owns both."""
+        """Create a database `shop` with the tables of one; the role `mpesa` owns it."""
         config = GatewayConfig.load(self.machine.data / RUNNING_CONFIG, {})
         assert config.database.url is not None
         parts = urlsplit(config.database.url.reveal())
@@ -118,9 +118,9 @@ async def read(
     demo: Demo | None = None,
     jobs: Collection[Job] = (),
 ) -> None:
-    """Do all that a page shows, in ``folder``. Blocks for the ``jobs`` are run too, those for others only looked at.
+    """Run all blocks of a page in ``folder``. Blocks for the ``jobs`` are run, those for other jobs only checked.
 
-    Raises Broken, with page and line, for a block that does not do what its page says.
+    Raises Broken, with page and line, for a block that does not have the shown effect.
     """
     checkout = folder / "checkout"
     if any(block.language in RUN for block in blocks):
@@ -169,7 +169,7 @@ async def _follow(block: Block, how: How, shell: Shell, checkout: Path, demo: De
         READERS[block.language](block.text)
     else:
         raise Broken(
-            f"nobody runs or reads {block.language or 'code without a language'!r}: name one of "
+            f"no test runs or checks {block.language or 'code without a language'!r}: name one of "
             f"{', '.join((*RUN, *READERS))} behind the fence, or teach tests/docs another"
         )
     if not re.search(how.says, printed):
@@ -177,7 +177,7 @@ async def _follow(block: Block, how: How, shell: Shell, checkout: Path, demo: De
 
 
 def _look_at(block: Block, checkout: Path) -> None:
-    """What is run elsewhere, and may be in a language that is run only there."""
+    """Check a block that is run elsewhere, perhaps in a language that is run only there."""
     if block.language == "sh":
         _refuse(complaints(block.text, checkout))
     elif block.language == "python":
@@ -191,7 +191,7 @@ def _refuse(problems: Sequence[str]) -> None:
 
 @contextmanager
 def _named(block: Block) -> Generator[None]:
-    """What goes wrong in a block is said with its page and line."""
+    """Add page and line to the error of a block."""
     try:
         yield
     except Exception as problem:

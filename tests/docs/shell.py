@@ -1,4 +1,4 @@
-"""A reader's terminal: what the pages show is pasted into one bash, in a folder where it can do no harm."""
+"""A reader's terminal: bash in a folder that isolates it from the machine."""
 
 import asyncio
 import os
@@ -11,25 +11,25 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 240.0
-"""Seconds that a block may take, unless it brings packages."""
+"""Timeout of a block in seconds, without installations."""
 
 ENGINES = ("docker", "podman", "kubectl", "systemctl", "useradd")
-"""What works on the whole machine, or needs a server of its own: a stand-in takes note of how each is called."""
+"""Commands that change the machine or need a server: stand-ins record their calls."""
 
 STAND_IN = """#!/bin/sh
 { printf '%s\\n' "${0##*/}" "$@"; echo; } >>"${0%/*}/calls"
 """
 
 ELSEWHERE = re.compile(r"(?<![\w./~$}-])/(?=(?:etc|opt)\b)")
-"""Folders of the machine, which lie in the reader's folder instead."""
+"""Folders of the machine that are redirected into the reader's folder."""
 
 
 class Broken(AssertionError):
-    """A block did not do what its page says. The text says which, and what came instead."""
+    """A block did not have the shown effect. The text names the block and the result."""
 
 
 class Shell:
-    """One terminal. Its variables last from block to block, and the first line that fails ends it."""
+    """One terminal. Its variables last from block to block, and the first failing line ends it."""
 
     def __init__(self, bash: Process, folder: Path, environ: Mapping[str, str], tools: Path) -> None:
         self._bash = bash
@@ -42,25 +42,25 @@ class Shell:
         self._left: list[tuple[Process, Path]] = []
 
     def here(self, text: str) -> str:
-        """The same lines, with the machine's own folders in the reader's."""
+        """Return the lines with the machine's folders redirected."""
         return ELSEWHERE.sub(f"{self._tools.parent}/", text)
 
     async def paste(self, text: str, *, typed: str = "", patience: float = PATIENCE) -> str:
-        """Paste lines, and type what they ask for; gives all that they print. Raises Broken where one fails."""
+        """Paste lines and type answers; returns all output. Raises Broken if a line fails."""
         pasted, output = self._tools / "pasted", self._tools / "output"
         pasted.write_text(self.here(text), encoding="utf-8")
         os.write(self._typing, typed.encode())
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.write(f". {pasted} >{output} 2>&1 <{self._keyboard}; echo done\n".encode())
-        said = await asyncio.wait_for(self._bash.stdout.readline(), patience)
+        status = await asyncio.wait_for(self._bash.stdout.readline(), patience)
         printed = _text(output)
-        if said != b"done\n":
+        if status != b"done\n":
             raise Broken(f"a line of these failed:\n{text}\nThey printed:\n{printed}")
         return printed
 
     async def leave_running(self, text: str, until: str) -> None:
-        """Paste a line into another terminal, whose program runs until Ctrl-C, and wait for what it says first."""
+        """Run a line in another terminal until Ctrl-C, and wait for its first output."""
         output = self._tools / f"left-{len(self._left)}"
         with output.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
@@ -71,7 +71,7 @@ class Shell:
         await self.reads(until)
 
     async def reads(self, expected: str) -> None:
-        """Wait until what was left running last has printed something that fits. Raises Broken where it ends before."""
+        """Wait until the program left running last has printed a match. Raises Broken if it exits first."""
         process, output = self._left[-1]
         async with asyncio.timeout(PATIENCE):
             while not re.search(expected, _text(output)):
@@ -80,15 +80,15 @@ class Shell:
                 await asyncio.sleep(0.05)
 
     def calls(self) -> list[list[str]]:
-        """How the stand-ins were called since the last look."""
+        """Return the calls of the stand-ins since the last call."""
         file = self._tools / "calls"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         file.unlink(missing_ok=True)
         return [call.split("\n") for call in text.split("\n\n") if call]
 
     async def close(self) -> None:
-        """Press Ctrl-C where something runs, and leave. Raises Broken for a program that does not end by that."""
-        with suppress(ProcessLookupError):  # it has ended at a line that failed
+        """Press Ctrl-C in every program and exit. Raises Broken for a program that does not end."""
+        with suppress(ProcessLookupError):  # it has exited after a failed line
             self._bash.terminate()
         await self._bash.wait()
         try:
@@ -100,12 +100,12 @@ class Shell:
 
 
 def _prepared(tools: Path, path: str) -> dict[str, str]:
-    """Fill the folder; gives what the terminal's environment has for it."""
+    """Fill the folder; returns additions to the terminal's environment."""
     (tools / "home").mkdir(parents=True)
     for name in ENGINES:
         (tools / name).write_text(STAND_IN, encoding="utf-8")
         (tools / name).chmod(0o755)
-    # An answer that is no success fails curl, and so the line.
+    # An error status fails curl, and so the line.
     (tools / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n", encoding="utf-8")
     return {"PATH": f"{tools}{os.pathsep}{path}", "CURL_HOME": str(tools), "HOME": str(tools / "home")}
 
@@ -129,7 +129,7 @@ async def _interrupt(process: Process, output: Path) -> None:
 
 @asynccontextmanager
 async def terminal(folder: Path, tools: Path, environ: Mapping[str, str]) -> AsyncGenerator[Shell]:
-    """A terminal in this folder; ``tools``, a new folder beside it, holds what is needed to watch."""
+    """Yield a terminal in this folder; ``tools`` is a new folder for the stand-ins."""
     environ = {**environ, **_prepared(tools, environ["PATH"])}
     bash = await asyncio.create_subprocess_exec(
         "bash", "-euo", "pipefail", cwd=folder, env=environ, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
@@ -142,7 +142,7 @@ async def terminal(folder: Path, tools: Path, environ: Mapping[str, str]) -> Asy
 
 
 def words(text: str) -> list[list[str]]:
-    """The simple commands of some lines of shell, each as its words, as far as they can be told apart."""
+    """Return the simple commands of some shell lines, each as its words."""
     lexer = shlex.shlex(re.sub(r"\\\n\s*|(?:^|\s)#.*", " ", text), posix=True, punctuation_chars="();<>|&\n")
     lexer.whitespace = " \t"
     lexer.whitespace_split = True

@@ -1,4 +1,4 @@
-"""Whatever code a page shows is run, as it stands there, by somebody who reads that page from its top."""
+"""Protects the documentation: every code block of a page runs as shown, in order."""
 
 import re
 from collections.abc import Iterator
@@ -20,38 +20,38 @@ SHOWING = [page for page in pages() if blocks(page)]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The quickstart's gateway, which runs while the pages are read."""
+    """The quickstart's gateway, running while the pages are tested."""
     folder = tmp_path_factory.mktemp("docs")
     machine = made(folder / "machine")
     copied(folder / "checkout")
     try:
-        machine.up("--port", "0")  # whoever else starts an `up` here at this moment looks at 8000
+        machine.up("--port", "0")  # another `up` on this machine may use 8000
         yield Demo(machine, folder / "checkout", machine.url, machine.key)
     finally:
         machine.stops_everything()
 
 
 @pytest.mark.parametrize("page", SHOWING)
-async def test_what_a_page_shows_is_so(page: str, demo: Demo, tmp_path: Path) -> None:
+async def test_page_blocks_run_as_shown(page: str, demo: Demo, tmp_path: Path) -> None:
     await demo.is_as_it_was()
     await read(blocks(page), PAGES.get(page, Page()), tmp_path, demo.environ, demo=demo)
 
 
-def test_the_table_says_nothing_of_blocks_that_are_not_there() -> None:
+def test_block_table_names_only_existing_blocks() -> None:
     unused = [
         (page, how.begins)
-        for page, said in PAGES.items()
-        for how in said.hows
-        if not any(said.how(block) is how for block in (blocks(page) if page in SHOWING else []))
+        for page, entry in PAGES.items()
+        for how in entry.hows
+        if not any(entry.how(block) is how for block in (blocks(page) if page in SHOWING else []))
     ]
     assert unused == []
 
 
-def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
+def test_blocks_run_by_another_test_are_used_there() -> None:
     ran: dict[Job, list[str]] = {job: [] for job in Job}
-    for page, said in PAGES.items():
+    for page, entry in PAGES.items():
         for block in blocks(page):
-            if job := said.how(block).job:
+            if job := entry.how(block).job:
                 ran[job].append(block.text)
     run, again, demo = sorted(ran[Job.NEWCOMER], key=len, reverse=True)
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,9 +66,9 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if page != "CHANGELOG.md"])
-def test_commands_in_sentences_exist(page: str) -> None:
-    said = [call for code in spoken_code(ROOT / page) if code.startswith(f"{OURS} ") for call in words(code)]
-    assert [problem for call in said if (problem := unknown(call))] == []
+def test_inline_commands_exist(page: str) -> None:
+    entry = [call for code in spoken_code(ROOT / page) if code.startswith(f"{OURS} ") for call in words(code)]
+    assert [problem for call in entry if (problem := unknown(call))] == []
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_commands_in_sentences_exist(page: str) -> None:
         ("text", 'curl -X PATCH "$BASE/v1/payments"', "no gateway answers PATCH /v1/payments"),
         ("text", "mpesa-gateway merchant create [OPTIONS] NAME", "No such command 'merchant'"),
         ("text", "mpesa-gateway doctor --live", "write sh behind the fence"),
-        ("ruby", "puts 1", "nobody runs or reads 'ruby'"),
-        ("", "mpesa-gateway doctor", "nobody runs or reads 'code without a language'"),
+        ("ruby", "puts 1", "no test runs or checks 'ruby'"),
+        ("", "mpesa-gateway doctor", "no test runs or checks 'code without a language'"),
     ],
 )
-async def test_a_broken_block_is_found(language: str, text: str, fault: str, demo: Demo, tmp_path: Path) -> None:
+async def test_broken_block_is_found(language: str, text: str, fault: str, demo: Demo, tmp_path: Path) -> None:
     lines = "\n  ".join([f"```{language}", *text.split("\n"), "```"])
     shown = blocks("docs/new.md", f"# New\n\nDo this:\n\n- so:\n\n  {lines}\n")
     with pytest.raises(Broken, match=rf"(?s)^docs/new\.md:8: .*{fault}"):
         await read(shown, Page(), tmp_path, demo.environ, demo=demo)
 
 
-async def test_a_page_is_one_terminal(demo: Demo, tmp_path: Path) -> None:
+async def test_page_blocks_share_one_terminal(demo: Demo, tmp_path: Path) -> None:
     shown = blocks("docs/new.md", "```sh\nNAME=duka\n```\n```sh\n[ $NAME = duka ]\n```\n    indented\n")
     assert [block.language for block in shown] == ["sh", "sh", ""]
     await read(shown[:2], Page(), tmp_path, demo.environ, demo=demo)
@@ -118,7 +118,7 @@ async def test_a_page_is_one_terminal(demo: Demo, tmp_path: Path) -> None:
         ("if true", "syntax error"),
     ],
 )
-def test_what_is_run_elsewhere_is_looked_at(text: str, fault: str) -> None:
-    (said,) = complaints(text)
-    assert fault in said
+def test_block_table_naming_a_missing_test_is_found(text: str, fault: str) -> None:
+    (entry,) = complaints(text)
+    assert fault in entry
     assert complaints("curl -sS 'https://pay.example.co.ke/v1/payments?limit=5' && mpesa-gateway doctor --live") == []

@@ -1,4 +1,4 @@
-"""An import-linter contract: no circle of imports is longer than it may be, imports for type checkers included."""
+"""Import-linter contract that limits the size of import cycles, imports for type checkers included."""
 
 from typing import cast
 
@@ -7,12 +7,11 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class SmallCircles(Contract):
-    """No more than ``at_most`` modules import each other, directly or by way of others."""
+    """At most ``at_most`` modules import each other, directly or through others."""
 
     at_most = fields.IntegerField()
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002 - import-linter's shape
-        """Find the sets of modules that all reach each other."""
         at_most = cast("int", self.at_most)
         reached = {module: _reached_from(module, graph) for module in graph.modules}
         circles = {
@@ -26,7 +25,6 @@ class SmallCircles(Contract):
         )
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        """Name the modules of each circle."""
         for circle in check.metadata["circles"]:
             output.print_error(f"{len(circle)} modules import each other: {', '.join(circle)}")
 

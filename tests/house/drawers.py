@@ -1,4 +1,4 @@
-"""An import-linter contract: plugins meet in the drawers that a plugin opens to others, and nowhere else."""
+"""Import-linter contract that limits imports between plugins to their public modules."""
 
 from typing import cast
 
@@ -7,13 +7,12 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class PublicDrawers(Contract):
-    """Modules of one package may import, of the other packages, only the modules called ``drawers``."""
+    """Modules of one package may import only the modules called ``drawers`` of the other packages."""
 
     packages = fields.SetField(subfield=fields.StringField())
     drawers = fields.SetField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002 - import-linter's shape
-        """Look at every direct import between two of the packages."""
         # import-linter turns its field declarations into plain sets on each contract.
         packages, drawers = cast("tuple[set[str], set[str]]", (self.packages, self.drawers))
         reached = [
@@ -26,7 +25,6 @@ class PublicDrawers(Contract):
         return ContractCheck(kept=not reached, metadata={"reached": reached})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        """Name each import that reaches too far."""
         for line in check.metadata["reached"]:
             output.print_error(line)
 

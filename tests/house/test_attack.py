@@ -1,4 +1,4 @@
-"""How `just attack` judges: shares beside their own controls, bars in a full run only, the load of others shown."""
+"""Protects the verdicts of `just attack`: shares relative to controls, bars in full runs only, load of the machine."""
 
 import os
 import subprocess
@@ -32,13 +32,13 @@ def outcome(*rounds: tuple[float, float, float], bar: float | None = BAR, others
     ("rounds", "shares", "share"),
     [
         ([(40, 20, 40)], [0.5], 0.5),
-        # The machine became twice as fast in the middle: the attack cost nothing.
+        # The machine became twice as fast during the round: the attack cost nothing.
         ([(20, 30, 40)], [1.0], 1.0),
         ([(40, 40, 40), (40, 8, 40), (40, 36, 40)], [1.0, 0.2, 0.9], 0.9),
         ([(0, 10, 0)], [0.0], 0.0),
     ],
 )
-def test_share_is_the_median_of_rounds_beside_their_own_controls(
+def test_attack_share_is_the_median_over_rounds_with_controls(
     rounds: Sequence[tuple[float, float, float]], shares: Sequence[float], share: float
 ) -> None:
     found = outcome(*rounds)
@@ -52,7 +52,7 @@ def report(found: Outcome, *, is_quick: bool = False) -> Report:
     return made
 
 
-def test_a_bar_that_is_missed_fails_a_full_run_only() -> None:
+def test_attack_share_below_the_bar_fails_full_runs_only() -> None:
     below = outcome((40, 27, 40))
     assert not report(below).is_withstood("gateway")
     assert "**below**" in report(below).markdown(60)
@@ -61,19 +61,19 @@ def test_a_bar_that_is_missed_fails_a_full_run_only() -> None:
     assert report(outcome((40, 1, 40), bar=None)).is_withstood("gateway")
 
 
-def test_a_server_that_ended_fails_every_run() -> None:
+def test_attacked_server_that_exits_fails_every_run() -> None:
     for is_quick in (True, False):
         dead = outcome((40, 40, 40))
         dead.is_alive = False
         assert not report(dead, is_quick=is_quick).is_withstood("gateway")
 
 
-def test_a_loaded_machine_is_told() -> None:
+def test_report_on_a_loaded_machine_says_measure_again() -> None:
     assert "measure again" in report(outcome((40, 40, 40), others=0.5)).markdown(60)
     assert "measure again" not in report(outcome((40, 40, 40), others=0.1)).markdown(60)
 
 
-def test_every_attack_of_one_address_and_every_host_has_its_bar() -> None:
+def test_attacks_from_one_address_and_hostile_hosts_all_have_a_bar() -> None:
     direct = {one.name: one for one in flood_trials(PLAN, "direct")}
     assert direct.keys() == {"nothing"} | {one.name for one in ATTACKS}
     assert {one.name for one in ATTACKS if direct[one.name].bar is None} == {
@@ -84,7 +84,7 @@ def test_every_attack_of_one_address_and_every_host_has_its_bar() -> None:
     assert {one.name for one in hosts if one.bar == EGRESS_BAR} == SCENARIOS.keys() - {"healthy"}
 
 
-def test_a_report_replaces_what_stands_between_the_marks(tmp_path: Path) -> None:
+def test_report_replaces_the_text_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     write(page, "new\n")
@@ -94,10 +94,10 @@ def test_a_report_replaces_what_stands_between_the_marks(tmp_path: Path) -> None
     assert (tmp_path / "other.md").read_text(encoding="utf-8") == "new\n"
 
 
-def test_processor_time_is_that_of_the_whole_tree() -> None:
+def test_processor_time_includes_child_processes() -> None:
     burn = "import time\nwhile time.process_time() < 0.1: pass"
-    before, began = Spent.now(None, None, []), spent(os.getpid())
+    before, start = Spent.now(None, None, []), spent(os.getpid())
     inner = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"]
     subprocess.run(inner, check=True)
-    assert spent(os.getpid()) - began >= 0.08
+    assert spent(os.getpid()) - start >= 0.08
     assert Spent.now(None, None, []).cores(before, 1.0).gateway == 0.0

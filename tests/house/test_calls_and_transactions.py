@@ -1,4 +1,4 @@
-"""A public method that calls M-Pesa or a merchant's server refuses an open transaction of its caller."""
+"""Protects against network calls in an open transaction: public methods that send raise in one."""
 
 import ast
 from collections.abc import Iterator
@@ -9,24 +9,23 @@ import pytest
 from tests.house.tree import ROOT
 
 CALLS = frozenset({"ask", "verify"})
-"""What ``gateway.daraja``, or a service's ``_daraja()``, can be asked to send."""
+"""Methods of ``gateway.daraja``, or of a service's ``_daraja()``, that send."""
 
 OUTSIDE_HTTP = {
-    # Deliveries are sent by tasks of their own, which no caller waits for, and recorded by themselves.
+    # Deliveries are sent and recorded by background tasks that no caller awaits.
     ("Deliveries", "start"),
     ("Deliveries", "stop"),
-    # A command of a developer, which opens no transaction.
+    # A developer's command that opens no transaction.
     ("DevListener", "forward"),
 }
 
 
 def functions(node: ast.ClassDef) -> dict[str, ast.AsyncFunctionDef | ast.FunctionDef]:
-    """The methods of a class by name."""
     return {one.name: one for one in node.body if isinstance(one, ast.AsyncFunctionDef | ast.FunctionDef)}
 
 
 def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method: the word before the last dot, and the name."""
+    """Yield the last two words of each ``x.y.name``, ``x._y().name`` and ``self.name`` in a method."""
     for one in ast.walk(node):
         if isinstance(one, ast.Attribute):
             if isinstance(one.value, ast.Call) and isinstance(one.value.func, ast.Attribute):
@@ -38,7 +37,7 @@ def attributes(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def calls_out(node: ast.AST) -> bool:
-    """Whether a method itself sends something."""
+    """Return True if a method itself sends a request."""
     return any(
         (before == "daraja" and name in CALLS) or (before == "egress" and name == "post")
         for before, name in attributes(node)
@@ -46,12 +45,12 @@ def calls_out(node: ast.AST) -> bool:
 
 
 def refuses(node: ast.AST) -> bool:
-    """Whether a method refuses an open transaction."""
+    """Return True if a method raises in an open transaction."""
     return any(name == "refuse_transaction" for _, name in attributes(node))
 
 
 def unguarded(source: str) -> list[str]:
-    """The public methods in a module that send something, by themselves or through others of the class, unguarded."""
+    """Return the public methods that send, directly or through methods of the class, without the guard."""
     found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.ClassDef):
@@ -73,11 +72,11 @@ def unguarded(source: str) -> list[str]:
 
 
 def modules() -> list[Path]:
-    """The modules of the plugins, the simulator apart: it plays Daraja."""
+    """Return the modules of the plugins except the simulator, which plays Daraja."""
     return [path for path in sorted((ROOT / "plugins").rglob("*.py")) if "simulator" not in str(path)]
 
 
-def test_public_methods_that_send_refuse_an_open_transaction() -> None:
+def test_sending_methods_in_an_open_transaction_raise() -> None:
     found = [f"{path.name}: {one}" for path in modules() for one in unguarded(path.read_text(encoding="utf-8"))]
     assert found == []
     guarded = [path.name for path in modules() if "refuse_transaction" in path.read_text(encoding="utf-8")]
@@ -97,7 +96,7 @@ def test_public_methods_that_send_refuse_an_open_transaction() -> None:
         ("await self._gateway.daraja.token_until(1)", []),
     ],
 )
-def test_an_unguarded_method_is_found(body: str, expected: list[str]) -> None:
+def test_sending_method_without_the_guard_is_found(body: str, expected: list[str]) -> None:
     source = (
         f"class A:\n async def send(self):\n  {body}\n"
         " async def _other(self):\n  await self._gateway.daraja.ask(1)\n"

@@ -1,4 +1,4 @@
-"""A service is given what it works with: it looks up no port of its own, and takes no whole gateway."""
+"""Protects constructor injection: a class resolves no port and takes no whole gateway."""
 
 import ast
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ COMPOSES = {
 """Modules whose classes may resolve ports."""
 
 ABOVE = ("mpesa_gateway/commands/", "mpesa_gateway/doctor/", "mpesa_gateway/standalone/", "mpesa_gateway/testing/")
-"""Folders above the composition, where a gateway is what is worked with."""
+"""Folders above the composition, which work with a whole gateway."""
 
 
-def test_no_class_resolves_a_port() -> None:
+def test_classes_resolve_no_port() -> None:
     seen = [
         f"{name_of(path)}:{line}"
         for path in shipped_modules()
@@ -26,7 +26,7 @@ def test_no_class_resolves_a_port() -> None:
     assert seen == []
 
 
-def test_no_class_below_the_composition_takes_a_gateway() -> None:
+def test_classes_below_the_composition_take_no_gateway() -> None:
     seen = [
         f"{name_of(path)}:{line}"
         for path in shipped_modules()
@@ -44,18 +44,17 @@ def test_no_class_below_the_composition_takes_a_gateway() -> None:
         "class A:\n def do(self):\n  return self._runtime.port_if_provided(B)",
     ],
 )
-def test_a_lookup_in_a_class_is_found(code: str) -> None:
+def test_port_lookup_in_a_class_is_found(code: str) -> None:
     assert list(_lookups(ast.parse(code))) == [3]
 
 
-def test_an_import_of_the_gateway_is_found() -> None:
+def test_gateway_import_is_found() -> None:
     code = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n from mpesa_gateway.app import Gateway"
     assert list(_gateways(ast.parse(code))) == [3]
     assert list(_gateways(ast.parse("from mpesa_gateway.runtime import Runtime"))) == []
 
 
 def _lookups(tree: ast.Module) -> Iterator[int]:
-    """The lines on which methods resolve a port."""
     for kind in ast.walk(tree):
         if isinstance(kind, ast.ClassDef):
             for node in ast.walk(kind):
@@ -70,7 +69,6 @@ def _resolves(called: ast.Attribute) -> bool:
 
 
 def _gateways(tree: ast.Module) -> Iterator[int]:
-    """The lines that import ``Gateway``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "mpesa_gateway.app":
             yield node.lineno

@@ -1,4 +1,4 @@
-"""How `just sizes` multiplies rows: what names a payment is new in each copy and keeps its form, the rest stays."""
+"""Protects how `just sizes` copies rows: names of payments are new and keep their form, other values stay."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -39,7 +39,7 @@ def _row(number: int) -> list[str]:
     ]
 
 
-def test_each_copy_has_names_of_its_own_in_the_same_form() -> None:
+def test_copies_have_distinct_names_of_the_same_form() -> None:
     sample = [_row(number) for number in range(1, 4)]
     templates = Templates({"payment": Rows(_COLUMNS, sample)}, {"mer_01m8nx7brvrkhg9zqx3x1mmeh0"}, _NOW)
     lines = [
@@ -62,7 +62,7 @@ def test_each_copy_has_names_of_its_own_in_the_same_form() -> None:
     assert [row[4][:3] for row in rows[::3]] == ["UKQ", "UKR", "UKS", "UKT", "UKU"]
 
 
-def test_a_table_counts_when_its_rows_grow_with_payments() -> None:
+def test_tables_that_grow_with_payments_are_copied() -> None:
     before = {"payment": 5, "hour": 1, "merchant": 1}
     after = {"payment": 205, "hour": 3, "merchant": 1, "step": 20}
     assert growing(before, after, 200) == ["payment", "step"]

@@ -1,4 +1,4 @@
-"""The files under deploy/ agree with the gateway: its settings, commands, port, user, allowlist and times."""
+"""Protects deploy/: settings, commands, port, user, allowlist and timeouts agree with the gateway."""
 
 import re
 import subprocess
@@ -20,12 +20,12 @@ COMMAND = re.compile(
 
 
 def files() -> dict[str, str]:
-    """What stands in each file, by its name below deploy/; secrets that somebody has made here are left out."""
+    """Return the text of each file by its name below deploy/, without secrets created on this machine."""
     found = [path for path in sorted(DEPLOY.rglob("*")) if path.is_file() and "secrets" not in path.parts]
     return {path.relative_to(DEPLOY).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
 
-def test_every_setting_that_is_named_exists() -> None:
+def test_deployment_settings_all_exist() -> None:
     known = set(declared())
     named = {
         (name, variable)
@@ -45,15 +45,15 @@ def _path(variable: str) -> str:
     return variable.lower().replace("__", ".")
 
 
-def test_what_is_set_can_be_read() -> None:
+def test_deployment_settings_all_parse() -> None:
     variables = dict(re.findall(rf"({ENVIRONMENT}[A-Z0-9_]+)=(\S+)", files()["kubernetes/kustomization.yaml"]))
     plain = {name: value for name, value in variables.items() if not name.endswith("__URL_FILE")}
     config = GatewayConfig.load(ROOT / "config/gateway.toml", plain)
     assert config.public_url == "https://pay.example.co.ke"
-    assert config.http.drain > 2 * 3, "readiness is asked every 3 s, and twice"
+    assert config.http.drain > 2 * 3, "readiness is probed every 3 s, and twice"
 
 
-def test_every_command_exists() -> None:
+def test_deployment_commands_all_exist() -> None:
     used = {name: COMMAND.findall(text) for name, text in files().items()}
     words = {word for found in used.values() for word in found}
     assert words == {"migrate", "serve", "worker"}
@@ -63,7 +63,7 @@ def test_every_command_exists() -> None:
         assert {word for name in ours for word in used[name]} == words
 
 
-def test_the_port_is_the_images() -> None:
+def test_deployment_port_is_the_port_of_the_image() -> None:
     port = str(GatewayConfig().http.port)
     image = (ROOT / "Containerfile").read_text(encoding="utf-8")
     assert f"EXPOSE {port}\n" in image
@@ -75,7 +75,7 @@ def test_the_port_is_the_images() -> None:
     assert f"reverse_proxy 127.0.0.1:{port} " in found["caddy/Caddyfile"]
 
 
-def test_nothing_runs_as_root() -> None:
+def test_deployment_processes_do_not_run_as_root() -> None:
     (user,) = re.findall(r"^USER (\d+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
     for name, text in files().items():
         if name.startswith("kubernetes/") and "containers:" in text:
@@ -89,13 +89,13 @@ def test_nothing_runs_as_root() -> None:
 @pytest.mark.parametrize(
     "name", ["nginx/mpesa-gateway.conf", "caddy/Caddyfile", "kubernetes/ingress.yaml", "kubernetes/network-policy.yaml"]
 )
-def test_the_allowlist_is_the_gateways(name: str) -> None:
+def test_proxy_allowlist_equals_the_gateways(name: str) -> None:
     found = ADDRESS.findall(files()[name])
     assert sorted(found) == sorted(CallbacksSettings().allowlist)
 
 
-def test_the_allowlist_is_that_of_the_page() -> None:
-    """The page says which addresses are on it, and why those that only one list has are not."""
+def test_proxy_allowlist_equals_the_documented_list() -> None:
+    """The page lists the addresses and gives the reason for those on one list only."""
     page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
     listed = CallbacksSettings().allowlist
     assert "begins with the fourteen that integrations publish" in page
@@ -106,8 +106,8 @@ def test_the_allowlist_is_that_of_the_page() -> None:
     assert not {f"196.201.212{end}" for end in left_out.split(", ")} & set(listed)
 
 
-def test_what_stops_is_given_its_time() -> None:
-    """A call to Daraja may take its whole time, and 5 seconds more; a worker its grace."""
+def test_deployment_stop_timeout_exceeds_the_drain_time() -> None:
+    """A call to Daraja may take its timeout and 5 seconds more, and a worker its grace period."""
     config = GatewayConfig()
     serving, working = config.daraja.timeout + 5, config.worker.grace
     found = files()
@@ -126,7 +126,7 @@ def test_what_stops_is_given_its_time() -> None:
         assert int(pod) > least + (int(drain) if name == "api" else 0)
 
 
-def test_nothing_has_a_default_password() -> None:
+def test_deployment_files_contain_no_password() -> None:
     for name, text in files().items():
         for line in text.splitlines():
             if "PASSWORD" in line and not name.endswith("secret.example.yaml") and "make-secrets" not in name:
@@ -138,7 +138,7 @@ def test_nothing_has_a_default_password() -> None:
     ], "make-secrets alone writes addresses, with the passwords that it made"
 
 
-def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
+def test_secret_script_run_twice_keeps_its_valid_secrets(tmp_path: Path) -> None:
     def made(folder: str) -> dict[str, str]:
         subprocess.run([DEPLOY / "make-secrets", tmp_path / folder], check=True, capture_output=True)
         return {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / folder).iterdir()}
@@ -162,13 +162,13 @@ def test_secrets_are_made_once_and_can_be_used(tmp_path: Path) -> None:
     assert first["postgres_password"].strip() not in config.database.url.reveal()
     assert first["postgres_password"].strip() in first["owner_url"]
     assert f"requirepass {first['valkey_password'].strip()}\n" in first["valkey.conf"]
-    # As `docker compose` and `podman secret create` hand them over, one service reads what another was given.
+    # `docker compose` and `podman secret create` pass secrets this way: one service reads the value of another.
     for name in ("postgres_password", "database_url", "owner_url", "valkey_url", "master_key", "valkey.conf"):
         quadlet = f"mpesa-gateway-{name.replace('_', '-').replace('.', '-')}"
         assert any(f"Secret={quadlet},type=mount,target={name}" in text for text in files().values()), name
 
 
-def test_what_migrates_alone_is_given_the_owner() -> None:
+def test_migration_unit_connects_as_the_owner() -> None:
     named = {
         name for name, text in files().items() if "OWNER_URL_FILE" in text and not name.startswith("kubernetes/kust")
     }
@@ -185,16 +185,15 @@ def test_what_migrates_alone_is_given_the_owner() -> None:
     assert re.findall(r"^  (\w+):$", before, re.MULTILINE)[-1] == "migrate"
 
 
-def test_a_unit_that_waits_for_health_has_a_check_of_its_own() -> None:
-    """An image in OCI's format, which is Podman's default, has none."""
+def test_unit_notified_by_health_has_a_health_check() -> None:
+    """An image in the OCI format, the default of Podman, has no health check."""
     for name, text in files().items():
         if "Notify=healthy" in text:
             assert "\nHealthCmd=" in text, name
     assert "podman build --format docker" in (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
 
 
-def test_a_command_runs_where_the_settings_and_secrets_are() -> None:
-    """What the page says to type, in each way to deploy."""
+def test_documented_command_runs_with_settings_and_secrets() -> None:
     page, found = (ROOT / "docs/deploying.md").read_text(encoding="utf-8"), files()
     secrets = {f"{ENVIRONMENT}{name}_FILE" for name in ("DATABASE__URL", "VALKEY__URL", "SECURITY__MASTER_KEY")}
 
@@ -218,7 +217,7 @@ def test_a_command_runs_where_the_settings_and_secrets_are() -> None:
     assert "sudo mpesa-gateway doctor" in page
 
 
-def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Path) -> None:
+def test_documented_podman_command_has_the_settings_and_secrets_of_the_units(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     for name in ("database_url", "owner_url", "valkey_url", "master_key"):
         (tmp_path / "secrets" / name).write_text(name)
@@ -227,7 +226,7 @@ def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Pat
         "MPESA_GATEWAY_X=$(touch nothing) `id` a b"
     )
 
-    def told(*arguments: str) -> dict[str, str]:
+    def started_with(*arguments: str) -> dict[str, str]:
         environ = {"PATH": "/usr/bin:/bin", "GATEWAY_ETC": str(tmp_path), "GATEWAY_PROGRAM": "/usr/bin/env"}
         done = subprocess.run(
             [DEPLOY / "systemd/mpesa-gateway", *arguments], env=environ, capture_output=True, text=True, check=True
@@ -235,7 +234,7 @@ def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Pat
         parts = [line.partition("=") for line in done.stdout.splitlines()]
         return {name: value for name, _, value in parts}
 
-    found = told()
+    found = started_with()
     unit = files()["systemd/mpesa-gateway-api.service"]
     secrets = {name: value for name, value in found.items() if name.endswith("_FILE")}
     assert set(secrets) == set(re.findall(r"^Environment=(\w+_FILE)=", unit, re.MULTILINE))
@@ -244,6 +243,6 @@ def test_a_command_beside_the_units_has_their_settings_and_secrets(tmp_path: Pat
     assert found["MPESA_GATEWAY_LOGS__LEVEL"] == "debug"
     assert found["MPESA_GATEWAY_X"] == "$(touch nothing) `id` a b"
     assert found["MPESA_GATEWAY_SECURITY__TRUSTED_PROXIES"] == "127.0.0.1,::1"
-    # `env migrate` looks for a program of that name: what it is told shows what it would have been given.
+    # `env migrate` starts a program of that name: a stub records the arguments and environment it gets.
     text = (DEPLOY / "systemd/mpesa-gateway").read_text(encoding="utf-8")
     assert '"${1:-}" = migrate' in text

@@ -1,4 +1,4 @@
-"""What is declared is documented: every setting, error code, event, scope and command is found where hosts look."""
+"""Protects the reference: every setting, error code, event, scope and command is documented."""
 
 import ast
 import re
@@ -22,27 +22,26 @@ from mpesa_gateway.plugin import Plugin, scopes_of
 from tests.house.tree import PACKAGES, ROOT, parsed, shipped_modules
 
 OBSERVED = re.compile(r"[a-z_]+\.[a-z_]+\Z")
-"""The name of something that the doctor sees: a group and a thing, ``postgres.durable``."""
+"""The name of a doctor observation: a group and an object, ``postgres.durable``."""
 
-# In gateway.toml a setting without default, and the section of a plugin that is not enabled, stand as comments.
+# gateway.toml shows a setting without default, and the section of a disabled plugin, as comments.
 SETTING = re.compile(r"^(?:# )?(?P<setting>\[[a-z_.]+\]|[a-z_]+ = .+)$")
 
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """All plugins of this repository, enabled or not."""
     return tuple(import_module(f"{package.name}.plugin").plugin for package in PACKAGES[1:])
 
 
 @cache
 def docs() -> str:
-    """The text of all pages that a host or merchant reads."""
+    """Return the text of all pages for hosts and merchants."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
     return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def declared() -> dict[str, Any]:
-    """Every setting by its path, with its default; None for none."""
+    """Return every setting by its path, with its default or None."""
     found: dict[str, Any] = {}
 
     def walk(kind: type[msgspec.Struct], path: str) -> None:
@@ -60,7 +59,7 @@ def declared() -> dict[str, Any]:
 
 
 def documented() -> dict[str, Any]:
-    """Every setting of config/gateway.toml by its path, with its value, those that stand there as comments too."""
+    """Return every setting of config/gateway.toml by its path with its value, commented settings included."""
     lines = (ROOT / "config/gateway.toml").read_text(encoding="utf-8").splitlines()
     text = "\n".join(match["setting"] if (match := SETTING.match(line)) else line for line in lines)
     return dict(_flat(tomllib.loads(text)))
@@ -74,27 +73,27 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def test_every_setting_is_in_the_default_file() -> None:
+def test_settings_all_appear_in_the_default_file() -> None:
     assert set(documented()) == set(declared())
 
 
-def test_the_default_file_tells_the_defaults() -> None:
-    told = documented()
+def test_default_file_values_equal_the_defaults() -> None:
+    values = documented()
     wrong = {
-        name: (told[name], default)
+        name: (values[name], default)
         for name, default in declared().items()
-        if default is not None and name in told and msgspec.json.decode(msgspec.json.encode(default)) != told[name]
+        if default is not None and name in values and msgspec.json.decode(msgspec.json.encode(default)) != values[name]
     }
     assert wrong == {}
 
 
-def test_the_default_file_changes_nothing() -> None:
+def test_default_file_loaded_changes_no_setting() -> None:
     without = GatewayConfig.from_values({})
     loaded = GatewayConfig.load(ROOT / "config/gateway.toml", {})
     assert msgspec.structs.replace(loaded, sections={}) == without
 
 
-def test_every_setting_has_its_prose() -> None:
+def test_settings_all_have_a_description() -> None:
     lines = (ROOT / "config/gateway.toml").read_text(encoding="utf-8").splitlines()
     mute = [
         line
@@ -105,7 +104,7 @@ def test_every_setting_has_its_prose() -> None:
     assert mute == []
 
 
-def test_no_setting_takes_a_number_that_cannot_be() -> None:
+def test_settings_out_of_range_are_rejected() -> None:
     kinds = [field.type for field in msgspec.structs.fields(GatewayConfig) if _is_struct(field.type)]
     taken: list[str] = []
     for kind in [*kinds, *(plugin.settings for plugin in plugins())]:
@@ -126,30 +125,30 @@ def _numbers(kind: Any) -> bool:
     return kind in {int, float} or any(_numbers(part) for part in get_args(kind))
 
 
-def test_every_error_code_is_documented() -> None:
+def test_error_codes_are_all_documented() -> None:
     assert [code.value for code in Code if not re.search(rf"\b{code.value}\b", docs())] == []
 
 
-def test_every_event_is_documented() -> None:
+def test_events_are_all_documented() -> None:
     kinds = {event.kind for plugin in plugins() for event in plugin.publishes if issubclass(event, PublicEvent)}
     assert kinds
     assert {kind for kind in kinds if f"`{kind}`" not in docs()} == set()
 
 
-def test_every_invariant_is_documented() -> None:
+def test_invariants_are_all_documented() -> None:
     named = {f"kernel.{invariant.name}" for invariant in INVARIANTS} | {"kernel.audit_chain"}
     named |= {f"{plugin.name}.{invariant.name}" for plugin in plugins() for invariant in plugin.invariants}
     assert {name for name in named if f"`{name}`" not in docs()} == set()
 
 
-def test_every_line_of_the_doctor_is_documented() -> None:
+def test_doctor_lines_are_all_documented() -> None:
     named = set(_observed())
     assert len(named) > 50
     assert {name for name in named if f"`{name}`" not in docs()} == set()
 
 
 def _observed() -> Iterator[str]:
-    """The names of what checks see, as they stand in the code; one name for each environment where it is put in."""
+    """Yield the observation names in the source, once per environment where the name contains it."""
     for path in shipped_modules():
         if path.parent.name != "doctor" and path.name != "doctor.py":
             continue
@@ -162,12 +161,12 @@ def _observed() -> Iterator[str]:
                 yield node.value
 
 
-def test_every_scope_is_documented() -> None:
+def test_scopes_are_all_documented() -> None:
     scopes = {scope.name for scope in scopes_of(plugins()).all}
     assert {scope for scope in scopes if f"`{scope}`" not in docs()} == set()
 
 
-def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
+def test_id_prefixes_are_declared_by_the_owner_of_the_table() -> None:
     declared = {"mpesa_gateway": {prefix.name for prefix in KERNEL_PREFIXES}}
     declared |= {f"mpesa_gateway_{each.name}": {prefix.name for prefix in each.id_prefixes} for each in plugins()}
     made: dict[str, set[str]] = {}
@@ -181,7 +180,7 @@ def test_every_id_prefix_that_the_code_makes_is_declared_by_its_owner() -> None:
     assert set().union(*made.values()) | {"key", "req"} == set().union(*declared.values())
 
 
-def test_every_command_is_documented() -> None:
+def test_commands_are_all_documented() -> None:
     own = _commands(cli, "mpesa-gateway")
     brought = [f"mpesa-gateway {command.name}" for plugin in plugins() for command in plugin.commands]
     assert {name for name in [*own, *brought] if name not in docs()} == set()

@@ -1,4 +1,4 @@
-"""The guide for hosts: its two files are put into an empty folder, served, and a payment is taken with them."""
+"""Protects the embedding guide: its two files, put into an empty folder and served, complete a payment."""
 
 import re
 import sys
@@ -17,12 +17,12 @@ FILE = re.compile(r"^`(?P<name>[\w./]+)`[^\n]*\n\n```\w+\n(?P<text>.*?)^```$", r
 FILES = {found["name"]: found["text"] for found in FILE.finditer(GUIDE)}
 
 
-def test_every_code_block_says_which_file_it_is() -> None:
+def test_guide_blocks_all_name_their_file() -> None:
     assert set(FILES) == {"gateway.toml", "shop.py"}
     assert GUIDE.count("\n```\n") == len(FILES)
 
 
-async def test_the_guides_files_take_a_payment(
+async def test_guide_files_run_as_printed_complete_a_payment(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with listening() as at:
@@ -42,13 +42,13 @@ async def test_the_guides_files_take_a_payment(
                 assert (await api.call("GET", "/health/ready")).status == 200
                 merchant = (await api.call("GET", "/v1/merchant/me")).data["id"]
                 query = f"merchant={merchant}&phone=0712345678&amount=500"
-                asked = (await niquests.apost(f"{base}/orders/1/pay?{query}")).json()
+                payment = (await niquests.apost(f"{base}/orders/1/pay?{query}")).json()
 
                 async def receipts() -> dict[str, str]:
                     found: dict[str, str] = (await niquests.aget(f"{base}/payments-made")).json()
                     return found
 
                 made = await eventually(receipts)
-                assert made == {asked["payment"]: (await api.settled(asked["payment"], "completed"))["receipt"]}
+                assert made == {payment["payment"]: (await api.settled(payment["payment"], "completed"))["receipt"]}
         finally:
             del sys.modules["shop"]

@@ -1,4 +1,4 @@
-"""Nothing that was written here is unfinished, or belongs to one machine only."""
+"""Protects the repository against unfinished work and paths of one machine."""
 
 import re
 
@@ -22,17 +22,17 @@ MACHINE = {
 
 
 @pytest.mark.parametrize("what", UNFINISHED)
-def test_nothing_is_unfinished(what: str) -> None:
+def test_files_contain_no_unfinished_marks(what: str) -> None:
     assert found(UNFINISHED[what], (".py", ".sql", ".toml", "justfile", "Containerfile", "run")) == []
 
 
 @pytest.mark.parametrize("what", MACHINE)
-def test_nothing_belongs_to_one_machine(what: str) -> None:
+def test_files_contain_no_path_of_one_machine(what: str) -> None:
     assert found(MACHINE[what], ("",)) == []
 
 
 def found(pattern: str, endings: tuple[str, ...]) -> list[str]:
-    """Where a pattern matches, as ``file:line: text``."""
+    """Return the matches of a pattern as ``file:line: text``."""
     regex = re.compile(pattern)
     return [
         f"{name}:{number}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""Each fault that was found names the test that guards it, on the page of its subject, and the test exists."""
+"""Protects the fault tables: each fault names the existing test that guards against it."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import pytest
 from tests.house.tree import ROOT, parsed
 
 PAGES = {"docs/reliability.md": 80, "docs/security.md": 95, "docs/interop.md": 60}
-"""The pages with tables, and how many faults each has at least."""
+"""The pages with tables, and the minimum number of faults on each."""
 
 HEADING = "## Every fault that was found and the test that guards it"
 ROW = re.compile(r"^\| (?P<fault>[^|]+) \| (?P<test>[^|]+) \| (?P<broken>[^|]+) \|$")
@@ -17,7 +17,7 @@ HEADS = ("fault", "---")
 
 
 def guards(page: str) -> list[tuple[str, str, str]]:
-    """The fault, path and test of each row of the tables. Raises ValueError for a row that names no test."""
+    """Return the fault, path and test of each row. Raises ValueError for a row that names no test."""
     section = page.partition(HEADING)[2].partition("\n## ")[0]
     found: list[tuple[str, str, str]] = []
     for line in section.splitlines():
@@ -32,7 +32,6 @@ def guards(page: str) -> list[tuple[str, str, str]]:
 
 
 def missing(rows: list[tuple[str, str, str]]) -> list[str]:
-    """The tests that do not exist."""
     return [f"{path}::{name}" for _, path, name in rows if not _exists(path, name)]
 
 
@@ -51,12 +50,12 @@ def test_guards_named_for_each_fault_exist(page: str, least: int) -> None:
     assert missing(rows) == []
 
 
-def test_each_fault_stands_once() -> None:
+def test_faults_are_listed_once() -> None:
     faults = [fault for page in PAGES for fault, _, _ in guards((ROOT / page).read_text(encoding="utf-8"))]
     assert len(faults) == len(set(faults))
 
 
-def test_no_page_has_a_table_that_is_not_looked_at() -> None:
+def test_fault_tables_on_other_pages_are_found() -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "docs").rglob("*.md")
@@ -65,7 +64,7 @@ def test_no_page_has_a_table_that_is_not_looked_at() -> None:
     assert found == set(PAGES)
 
 
-def test_guards_of_a_test_that_is_gone_are_found() -> None:
+def test_guard_naming_a_missing_test_is_found() -> None:
     row = "| x | `tests/house/test_guards.py::test_no` | y |"
     page = f"{HEADING}\n| fault | test | broken on purpose |\n|---|---|---|\n{row}\n"
     assert missing(guards(page)) == ["tests/house/test_guards.py::test_no"]

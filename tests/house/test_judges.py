@@ -1,4 +1,4 @@
-"""The judges of the model test, the chaos run and the soak decide by rules of their own, never by the product's."""
+"""Protects the independence of the judges of the model, chaos and soak tests: they import no judged module."""
 
 import ast
 from collections.abc import Iterable
@@ -31,14 +31,14 @@ FORBIDDEN = frozenset(
         "mpesa_gateway_refunds.result_codes",
     }
 )
-"""Modules that decide what a report of money means."""
+"""Modules that decide how a report of money is matched."""
 
 FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "judge", "may_be", "take_money", "visible_pattern"})
-"""Names of the product's matching code, wherever they are imported from."""
+"""Names of the product's matching code, from any module."""
 
 
 def imported(source: str) -> Iterable[tuple[str, str]]:
-    """Every module that a source imports, and each name from it; no name for a module as a whole."""
+    """Yield every imported module and each name imported from it; the name is empty for a whole module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -47,7 +47,6 @@ def imported(source: str) -> Iterable[tuple[str, str]]:
 
 
 def violations(source: str) -> list[str]:
-    """What a judge may not import."""
     return [
         f"{module} {name}".strip()
         for module, name in imported(source)
@@ -58,7 +57,7 @@ def violations(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", JUDGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_judge_imports_what_it_judges(path: Path) -> None:
+def test_judges_import_no_judged_module(path: Path) -> None:
     assert violations(path.read_text(encoding="utf-8")) == []
 
 
@@ -73,9 +72,9 @@ def test_no_judge_imports_what_it_judges(path: Path) -> None:
         "def late():\n    from mpesa_gateway_payments.api import Match",
     ],
 )
-def test_an_import_of_matching_code_is_found(source: str) -> None:
+def test_judge_importing_matching_code_is_found(source: str) -> None:
     assert violations(source) != []
 
 
-def test_a_judge_may_call_services_and_read_their_words() -> None:
+def test_judge_calling_services_is_accepted() -> None:
     assert violations("from mpesa_gateway_payments.service import PaymentService\nfrom tests.model import books") == []

@@ -1,4 +1,4 @@
-"""Every link between the pages of the documentation leads somewhere: to a file that is there, and a heading in it."""
+"""Protects the links between documentation pages: the file and the heading exist."""
 
 import re
 from pathlib import Path
@@ -16,18 +16,18 @@ HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
 
 
 def prose(page: Path) -> str:
-    """A page without its code."""
+    """Return a page without its code blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def anchors(page: Path) -> set[str]:
-    """What its headings are called in addresses, as the usual hosts of Markdown make them."""
+    """Return the anchors of the headings, as GitHub and GitLab generate them."""
     words = (re.sub(r"[^\w\- ]", "", match["text"].lower()) for match in HEADING.finditer(prose(page)))
     return {text.strip().replace(" ", "-") for text in words}
 
 
 def broken(page: Path) -> list[str]:
-    """Links of a page that lead nowhere. Those to other places in the Internet are not followed."""
+    """Return the broken links of a page. External links are not followed."""
     found: list[str] = []
     for match in LINK.finditer(CODE.sub("", prose(page))):
         path, _, anchor = match["target"].partition("#")
@@ -41,13 +41,11 @@ def broken(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links(page: Path) -> None:
-    """Nobody is led to a page or heading that is not there."""
+def test_links_lead_to_existing_pages_and_headings(page: Path) -> None:
     assert broken(page) == []
 
 
-def test_a_broken_link_is_seen(tmp_path: Path) -> None:
-    """The check sees what it is for, and leaves code and other places alone."""
+def test_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# One *heading*\n[a](#one-heading) [b](#two) [c](none.md) [d](https://example.com/x) `[e](code.md)`\n",

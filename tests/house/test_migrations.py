@@ -1,4 +1,4 @@
-"""Migrations take nothing away that the release before needs, and stop nobody's traffic; what was released stays."""
+"""Protects running releases: migrations remove nothing they need, block no traffic, and do not change once released."""
 
 from importlib import import_module
 
@@ -10,38 +10,36 @@ from mpesa_gateway.testing.migrations import complaints
 from tests.house.tree import PACKAGES, ROOT
 
 RELEASED = ROOT / "tests/house/released_migrations.txt"
-"""What hosts have applied: ``owner/file digest``, one a line, written by ``.ci/released`` with each release."""
+"""Released migrations: ``owner/file digest``, one a line, written by ``.ci/released`` with each release."""
 
 BEFORE = Migration("shop", 1, "0001_shop.sql", "CREATE TABLE sale (sale_id text, amount integer, note text);")
 
 
 def all_migrations() -> dict[str, list[Migration]]:
-    """Every migration of this repository, by owner."""
     plugins: list[Plugin] = [import_module(f"{package.name}.plugin").plugin for package in PACKAGES[1:]]
     found = {"kernel": find("kernel", "mpesa_gateway.db.migrations")}
     return found | {one.name: find(one.name, one.tables.migrations) for one in plugins if one.tables is not None}
 
 
 def released() -> dict[str, str]:
-    """The digest of each released migration, by ``owner/file``."""
     lines = [line for line in RELEASED.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return dict(line.split(" ") for line in lines)
 
 
-def test_what_was_released_is_never_changed() -> None:
+def test_released_migrations_are_unchanged() -> None:
     present = {f"{one.owner}/{one.name}": one.digest for ours in all_migrations().values() for one in ours}
     assert {name: present.get(name) for name in released()} == released()
 
 
 @pytest.mark.parametrize("owner", sorted(all_migrations()))
-def test_the_release_before_can_go_on_beside_it(owner: str) -> None:
+def test_migrations_leave_the_previous_release_working(owner: str) -> None:
     ours = all_migrations()[owner]
     known = released()
     assert complaints(ours, live=[one for one in ours if f"{owner}/{one.name}" in known]) == []
 
 
 def complained(sql: str) -> list[str]:
-    """The rules that a migration of a table in use breaks."""
+    """Return the rules that a migration of a table in use violates."""
     second = Migration("shop", 2, "0002_more.sql", sql)
     return [text.split(": ")[1] for text in complaints([BEFORE, second], live=[BEFORE])]
 
@@ -99,29 +97,29 @@ IS_FINE = [
 
 
 @pytest.mark.parametrize("sql", TAKES_AWAY)
-def test_what_takes_something_away_is_refused_unless_it_says_why(sql: str) -> None:
+def test_destructive_statement_without_a_reason_is_rejected(sql: str) -> None:
     assert complained(sql) not in ([], ["syntax-error"])
     assert complained(f"-- contract: release 1.4 is the last that wrote it\n{sql}") == []
     assert complained(f"-- contract:\n{sql}") == complained(sql)
 
 
 @pytest.mark.parametrize("sql", STOPS)
-def test_what_stops_the_traffic_is_refused_whatever_it_says(sql: str) -> None:
+def test_blocking_statement_is_rejected_even_with_a_reason(sql: str) -> None:
     assert complained(sql) not in ([], ["syntax-error"])
     assert complained(f"-- contract: it is quick\n{sql}") == complained(sql)
 
 
 @pytest.mark.parametrize("sql", IS_FINE)
-def test_what_only_adds_is_fine(sql: str) -> None:
+def test_additive_statement_is_accepted(sql: str) -> None:
     assert complained(sql) == []
 
 
 @pytest.mark.parametrize("sql", STOPS)
-def test_before_the_first_release_there_is_no_traffic(sql: str) -> None:
+def test_blocking_statement_before_the_first_release_is_accepted(sql: str) -> None:
     assert complaints([BEFORE, Migration("shop", 2, "0002_more.sql", sql)]) == []
 
 
-def test_a_column_becomes_required_in_three_steps() -> None:
+def test_not_null_in_three_steps_is_accepted() -> None:
     steps = (
         "ALTER TABLE sale ADD CONSTRAINT sale_has_note CHECK (note IS NOT NULL) NOT VALID",
         "ALTER TABLE sale VALIDATE CONSTRAINT sale_has_note",
@@ -132,5 +130,5 @@ def test_a_column_becomes_required_in_three_steps() -> None:
     assert len(complaints([BEFORE, files[2]], live=[BEFORE])) == 1
 
 
-def test_a_file_that_postgres_could_not_read_is_refused() -> None:
+def test_migration_with_a_syntax_error_is_rejected() -> None:
     assert complained("ALTER TABLE sale VALIDATE positive") == ["syntax-error"]

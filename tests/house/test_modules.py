@@ -1,43 +1,43 @@
-"""Every module says what it is for, is named after it, and is given its time and chance."""
+"""Protects the style of modules: a docstring, a name with a purpose, and clock and randomness as arguments."""
 
 import ast
 
 from tests.house.tree import name_of, parsed, shipped_modules
 
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager", "types"}
-"""File names that say nothing about the one reason to open the file."""
+"""File names that state no purpose."""
 
 CLOCKS = {
     "datetime.now": "mpesa_gateway/clock.py",
     "datetime.utcnow": None,
     "datetime.today": None,
     "date.today": None,
-    # SAQ compares `scheduled` with the machine's clock, so that is what it must be told in.
+    # SAQ compares `scheduled` with the system clock.
     "time.time": "mpesa_gateway/queues.py",
 }
-"""Calls that ask the machine for the time, and the only module that may make them."""
+"""Calls that read the system clock, and the only module that may make them."""
 
 CHANCE = {"random", "uuid", "secrets"}
 
 MAY_ROLL = {
-    "mpesa_gateway/ids.py": "identifiers: the source of chance that everything else is given",
+    "mpesa_gateway/ids.py": "identifiers: the default source of randomness",
     "mpesa_gateway/standalone/": "passwords of the embedded servers, names of temporary files",
     "mpesa_gateway/security/sealing.py": "nonces and master keys, which no test may choose",
     "plugins/mpesa_gateway_simulator/bystanders.py": "what a seed of the simulator's own chance leads to",
-    "plugins/mpesa_gateway_webhooks/attempts.py": "the jitter between attempts; the rule that uses it is given it",
+    "plugins/mpesa_gateway_webhooks/attempts.py": "the jitter between attempts, passed to the rule",
 }
 
 
-def test_a_module_opens_with_a_sentence() -> None:
+def test_module_docstring_is_a_sentence() -> None:
     speechless = [name_of(path) for path in shipped_modules() if not _is_sentence(ast.get_docstring(parsed(path)))]
     assert speechless == []
 
 
-def test_a_module_is_named_after_its_reason() -> None:
+def test_module_name_states_a_purpose() -> None:
     assert [name_of(path) for path in shipped_modules() if path.stem in NAMELESS] == []
 
 
-def test_time_is_passed_in() -> None:
+def test_product_code_reads_no_system_clock() -> None:
     seen = [
         f"{name_of(path)}:{node.lineno}: {call}"
         for path in shipped_modules()
@@ -47,8 +47,8 @@ def test_time_is_passed_in() -> None:
     assert seen == []
 
 
-def test_no_logger_is_handed_an_exception() -> None:
-    """A renderer that gets one may show the variables of each frame: logs.trace writes it as masked text."""
+def test_log_calls_pass_no_exception() -> None:
+    """A log renderer may print the variables of each frame: logs.trace writes an exception as masked text."""
     seen = [
         f"{name_of(path)}:{node.lineno}"
         for path in shipped_modules()
@@ -59,7 +59,7 @@ def test_no_logger_is_handed_an_exception() -> None:
     assert seen == []
 
 
-def test_chance_is_passed_in() -> None:
+def test_product_code_uses_no_global_random() -> None:
     seen = {
         name_of(path)
         for path in shipped_modules()

@@ -1,4 +1,4 @@
-"""The wheel holds all that a host needs, and declares all that it imports."""
+"""Protects the wheel: it contains every file that a host needs and declares every package it imports."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ for name in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this tree."""
+    """Return the wheel built from this tree."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -45,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+def test_wheel_contains_every_file_of_the_packages(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         path.relative_to(package.parent).as_posix()
@@ -58,21 +58,21 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert any(name.endswith(".sql") for name in held)
 
 
-def test_everything_in_the_wheel_can_be_imported(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_modules_can_all_be_imported(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     command = [sys.executable, "-c", LOAD_EVERYTHING, str(tmp_path), *sorted(OWN)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_every_plugin_has_an_entry_point_of_its_own_name() -> None:
+def test_plugins_have_an_entry_point_of_their_name() -> None:
     points = PROJECT["entry-points"]["mpesa_gateway.plugins"]
     assert points == {
         name.removeprefix("mpesa_gateway_"): f"{name}.plugin:plugin" for name in sorted(OWN - {"mpesa_gateway"})
     }
 
 
-def test_what_is_imported_is_declared() -> None:
+def test_imported_packages_are_declared() -> None:
     providers = metadata.packages_distributions()
     missing = [
         f"{name_of(path)}: {module}"
@@ -83,7 +83,7 @@ def test_what_is_imported_is_declared() -> None:
     assert missing == []
 
 
-def test_what_is_declared_is_used() -> None:
+def test_declared_packages_are_used() -> None:
     providers = metadata.packages_distributions()
     used = {
         _plain(provider)
@@ -92,7 +92,7 @@ def test_what_is_declared_is_used() -> None:
         for provider in providers.get(module, [])
     }
     idle = {_plain(text) for text in PROJECT["dependencies"]} - used
-    # What SAQ's queue imports, at the version that it works with. uvicorn's parser is named where it is chosen.
+    # Imports of SAQ's queue, pinned to the version it works with. uvicorn imports its parser by name.
     assert idle <= {"redis"}
 
 
@@ -104,13 +104,13 @@ def _declared_for(path: Path) -> set[str]:
     if "mpesa_gateway_traces" in path.parts:
         return declared | {_plain(text) for text in PROJECT["optional-dependencies"]["otel"]}
     if "testing" in path.parts:
-        # Only pytest loads these, in an environment for tests.
+        # Only pytest loads these, in a test environment.
         return declared | standalone | {"pytest", "pytest-asyncio"}
     return declared
 
 
 def _imported(tree: ast.Module) -> set[str]:
-    """The first words of the names of all modules that are imported anywhere in this one, for types or not."""
+    """Return the top-level names of all imported modules, imports for types included."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -121,17 +121,17 @@ def _imported(tree: ast.Module) -> set[str]:
 
 
 def _named(tree: ast.Module) -> set[str]:
-    """Text constants, since uvicorn takes the names of its loop and parser as text."""
+    """Return text constants: uvicorn takes the names of its loop and parser as text."""
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def _plain(requirement: str) -> str:
-    """A distribution's name as the index compares it."""
+    """Return a distribution's name in normalised form."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]).lower()
 
 
-def test_the_server_is_used_by_its_public_names_below_an_upper_bound() -> None:
-    """What a release of uvicorn changes inside itself must not change what is taken for a request."""
+def test_server_package_is_bounded_and_used_by_public_names() -> None:
+    """A change of uvicorn's internals must not change how requests are parsed."""
     (bound,) = [text for text in PROJECT["dependencies"] if _plain(text) == "uvicorn"]
     assert re.fullmatch(r"uvicorn>=[0-9.]+,<[0-9.]+", bound)
     used: set[str] = set()
@@ -143,14 +143,14 @@ def test_the_server_is_used_by_its_public_names_below_an_upper_bound() -> None:
                 used |= {alias.name for alias in node.names if alias.name.partition(".")[0] == "uvicorn"}
             elif isinstance(node, ast.ClassDef):
                 used |= {base for base in map(ast.unparse, node.bases) if base.startswith("uvicorn.")}
-    # Its settings, its server, its supervisor of processes, and the exit status of a start that failed.
+    # Its settings, server, process supervisor, and the exit status of a failed start.
     public = {"Config", "Server", "config.STARTUP_FAILURE", "supervisors.Multiprocess"}
     assert used == {"uvicorn", *(f"uvicorn.{name}" for name in public)}
 
 
-def test_older_python_is_refused_with_the_version_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_python_is_rejected_with_the_required_version(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = ROOT / "requirements/supported_python.py"
-    # It is read by any Python 3: no syntax of 3.11 comes before the check.
+    # Any Python 3 must be able to parse the file: no syntax of 3.11 precedes the check.
     compile(backend.read_text(encoding="utf-8"), str(backend), "exec", dont_inherit=True)
     ast.parse(backend.read_text(encoding="utf-8"), feature_version=(3, 7))
     monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))

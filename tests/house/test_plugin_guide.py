@@ -1,4 +1,4 @@
-"""The guide for writers of plugins: its code is taken from the page, put where it says, and does what it promises."""
+"""Protects the plugin guide: its code, copied from the page, works as described."""
 
 import re
 import subprocess
@@ -28,17 +28,17 @@ from tests.looking import levels, seen_by
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 
 FILE = re.compile(r"^`(?P<name>[\w./]+)`[^\n]*\n\n```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-"""A code block, and the line above it that says which file it is."""
+"""A code block and the line above it that names the file."""
 
 
 def files() -> dict[str, str]:
-    """The files that the guide shows, by name."""
+    """Return the files of the guide by name."""
     return {found["name"]: found["text"] for found in FILE.finditer(GUIDE.read_text(encoding="utf-8"))}
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in which somebody has done what the guide says, and that Python imports from."""
+    """Return a folder with the guide's steps done, on Python's import path."""
     for name, text in files().items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def plugin(site: Path) -> Plugin:
-    """The guide's plugin, as a host's code imports it."""
+    """Return the guide's plugin as a host imports it."""
     assert (site / "my_thanks" / "plugin.py").is_file()
     found = import_module("my_thanks.plugin").plugin
     assert isinstance(found, Plugin)
@@ -61,12 +61,12 @@ def plugin(site: Path) -> Plugin:
 
 
 async def thanks(api: Api) -> list[str]:
-    """What the guide's route answers."""
+    """Return the answer of the guide's route."""
     found: list[str] = (await api.call("GET", "/v1/thanks")).data
     return found
 
 
-async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_shows_thanks_to_the_merchant_only(values: dict[str, Any], plugin: Plugin) -> None:
     values["thanks"] = {"words": "merci"}
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         assert await thanks(api) == []
@@ -81,7 +81,7 @@ async def test_a_payment_is_thanked_for_where_only_its_merchant_sees_it(values: 
             assert "payments:read" in refused.error["message"]
 
 
-async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         made = await api.pay("254711000001", key="order")
@@ -91,12 +91,12 @@ async def test_its_page_shows_its_thanks_and_an_admin_takes_them_back(values: di
             page = await browser.opens("/thanks")
             assert page.untidy == []
             assert page.link(f"/ops/payments/{made.data['id']}")
-            told = await browser.submits(page, "/back")
-            assert "Taken back. Thanks Nobody has been thanked." in told.words
+            answer = await browser.submits(page, "/back")
+            assert "Taken back. Thanks Nobody has been thanked." in answer.words
         assert await thanks(api) == []
 
 
-async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_checks_run_in_the_doctor(values: dict[str, Any], plugin: Plugin) -> None:
     (check,) = plugin.checks
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "note"}
@@ -112,7 +112,7 @@ async def test_the_doctor_says_what_it_looks_at_and_asks_its_books(values: dict[
         assert await broken(gateway) == {"thanks.paid_first": (unpaid,)}
 
 
-async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_event_repeated_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
         made = await api.pay("254711000001", key="order")
         await api.settled(made.data["id"], "completed")
@@ -120,7 +120,7 @@ async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], pl
         assert name == "my_thanks.plugin.thank"
 
         async def undone() -> str | None:
-            """What the outbox has done with the event is forgotten, once it has done it."""
+            """Clear the outbox's record of the handled event, so that it is handled again."""
             event_id: str | None = await gateway.db.fetchval(
                 "UPDATE event_task SET done_at = NULL WHERE subscriber = $1 AND done_at IS NOT NULL RETURNING event_id",
                 name,
@@ -133,9 +133,7 @@ async def test_hearing_of_a_payment_twice_thanks_once(values: dict[str, Any], pl
         assert await thanks(api) == [f"asante {made.data['id']}"]
 
 
-async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_gives(
-    values: dict[str, Any], plugin: Plugin
-) -> None:
+async def test_guide_plugin_table_and_job_have_the_documented_names(values: dict[str, Any], plugin: Plugin) -> None:
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
         applied = await gateway.db.fetch("SELECT number, name FROM migration WHERE owner = 'thanks'")
         assert [tuple(row) for row in applied] == [(1, "0001_thanks.sql")]
@@ -157,7 +155,7 @@ async def test_its_table_is_made_and_its_job_run_by_the_name_that_the_guide_give
         await eventually(is_forgotten)
 
 
-def test_the_guides_files_make_a_wheel_that_names_the_plugin(site: Path) -> None:
+def test_guide_files_build_a_wheel_with_the_entry_point(site: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
     subprocess.run(command, cwd=site, check=True, capture_output=True, text=True)
     (wheel,) = (site / "dist").glob("my_thanks-*.whl")
@@ -171,7 +169,7 @@ def test_the_guides_files_make_a_wheel_that_names_the_plugin(site: Path) -> None
     assert "Requires-Dist: mpesa-gateway" in held.read(metadata).decode()
 
 
-def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
+def test_guide_plugin_is_loaded_by_its_entry_point(site: Path) -> None:
     points = tomllib.loads(files()["pyproject.toml"])["project"]["entry-points"]["mpesa_gateway.plugins"]
     info = site / "my_thanks-1.0.dist-info"
     info.mkdir()
@@ -182,7 +180,7 @@ def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
     assert loaded[-1] is import_module("my_thanks.plugin").plugin
 
 
-def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
+def test_guide_plugin_settings_and_needs_are_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
     with pytest.raises(ConfigError, match=r"unknown setting `thanks\.word`.*\(known: words\)"):
         Gateway(GatewayConfig.from_values(values | {"thanks": {"word": "merci"}}), plugins=(plugin,))
     with pytest.raises(ConfigError, match=r"unknown section `\[thanks\]`"):
@@ -191,14 +189,14 @@ def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[
         load(["credentials"], [plugin])
 
 
-async def test_imported_and_not_enabled_it_does_nothing(values: dict[str, Any], plugin: Plugin) -> None:
+async def test_guide_plugin_imported_but_disabled_does_nothing(values: dict[str, Any], plugin: Plugin) -> None:
     assert plugin.name == "thanks"
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
         assert (await api.call("GET", "/v1/thanks")).status == 404
         assert await gateway.db.fetchval("SELECT to_regclass('thank')") is None
 
 
-def test_every_code_block_says_which_file_it_is() -> None:
+def test_guide_blocks_all_name_their_file() -> None:
     assert set(files()) == {
         "my_thanks/plugin.py",
         "my_thanks/migrations/0001_thanks.sql",

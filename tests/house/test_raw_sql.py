@@ -1,4 +1,4 @@
-"""Piccolo's builder is the default; each raw statement stands under a comment that states why it is raw."""
+"""Protects the use of Piccolo's query builder: each raw statement states the reason in a comment."""
 
 import ast
 import re
@@ -31,19 +31,18 @@ REASONS: dict[str, re.Pattern[str] | None] = {
     "function": re.compile(r"\bSELECT\s+\w+\s*\("),
     "catalog": re.compile(r"\bpg_\w+|\bcurrent_\w+|\bto_regclass\b|\bSET (LOCAL )?\w+|information_schema"),
 }
-"""The accepted reasons, each with what a statement shows of it; None where its text cannot show it.
+"""The accepted reasons, each with a pattern of the statement; None if its text cannot show the reason.
 
 A ``declared`` statement is a value of a plugin, such as an invariant. A ``hot path`` runs for each request, callback,
-delivery or look-up of a key: Piccolo's builder costs about half of asyncpg's speed.
-``own connection``: no table is bound to it. ``join``: Piccolo joins along its foreign keys, and these tables declare
-none.
+delivery or key lookup: Piccolo's builder costs about half of asyncpg's speed. ``own connection``: no table is bound to
+it. ``join``: Piccolo joins along foreign keys, and these tables declare none.
 """
 
 NOT_YET: frozenset[str] = frozenset()
-"""Files whose statements have not been looked at yet. No file is added."""
+"""Files with unreviewed statements. No file is added."""
 
 LEAST_BUILT = 112
-"""Builder queries that there are at least."""
+"""The minimum number of builder queries."""
 
 _STATEMENT = re.compile(
     r"\s*(--[^\n]*\n\s*)*\(?\s*"
@@ -54,14 +53,14 @@ _BUILDS = {"select", "insert", "update", "delete", "exists", "count", "objects"}
 
 
 class Line(NamedTuple):
-    """A statement, or a reason where ``reason`` is not None."""
+    """A statement, or a reason if ``reason`` is not None."""
 
     number: int
     statement: str
     reason: str | None
 
 
-def test_every_raw_statement_stands_under_its_reason() -> None:
+def test_raw_statements_all_state_a_reason() -> None:
     found = [
         f"{name_of(path)}:{problem}"
         for path in shipped_modules()
@@ -71,12 +70,12 @@ def test_every_raw_statement_stands_under_its_reason() -> None:
     assert found == []
 
 
-def test_a_file_whose_statements_state_their_reason_leaves_the_list() -> None:
+def test_raw_sql_list_contains_no_file_with_reasons() -> None:
     texts = {name_of(path): path.read_text(encoding="utf-8") for path in shipped_modules()}
     assert [name for name in sorted(NOT_YET) if name not in texts or not problems(texts[name])] == []
 
 
-def test_builder_queries_are_not_fewer() -> None:
+def test_builder_queries_do_not_decrease() -> None:
     assert sum(built(parsed(path)) for path in shipped_modules()) >= LEAST_BUILT
 
 
@@ -91,7 +90,7 @@ def test_builder_queries_are_not_fewer() -> None:
         ('# raw SQL: lock\nA = f"DELETE FROM {b} WHERE c = $1"', "2: not shown"),
     ],
 )
-def test_a_statement_without_its_reason_is_found(text: str, problem: str) -> None:
+def test_raw_statement_without_a_reason_is_found(text: str, problem: str) -> None:
     assert any(found.startswith(problem) for found in problems(text))
 
 
@@ -104,7 +103,7 @@ def test_a_statement_without_its_reason_is_found(text: str, problem: str) -> Non
         '# raw SQL: join\n# raw SQL: lock\nA = "SELECT a FROM b JOIN c"\nB = "SELECT a FROM b FOR UPDATE"',
     ],
 )
-def test_a_statement_under_its_reason_is_no_problem(text: str) -> None:
+def test_raw_statement_with_a_reason_is_accepted(text: str) -> None:
     assert problems(text) == []
 
 
@@ -114,9 +113,9 @@ def test_builder_queries_are_counted() -> None:
 
 
 def problems(text: str) -> list[str]:
-    """What is wrong with a file's raw statements, each with its line.
+    """Return the problems of a file's raw statements, each with its line.
 
-    The reasons of a statement are those of the last comments before it that no other statement separates.
+    The reasons of a statement are in the last comments before it that no other statement separates.
     """
     found: list[str] = []
     stated: list[Line] = []
@@ -152,7 +151,7 @@ def _shows(statement: str, reason: str | None) -> bool:
 
 
 def reasons(text: str) -> Iterator[Line]:
-    """The reasons that the comments of a file state."""
+    """Yield the reasons in the comments of a file."""
     for token in tokenize.generate_tokens(StringIO(text).readline):
         marker = _MARKER.match(token.string) if token.type == tokenize.COMMENT else None
         if marker is not None:
@@ -160,7 +159,7 @@ def reasons(text: str) -> Iterator[Line]:
 
 
 def statements(module: ast.Module) -> Iterator[Line]:
-    """The texts of a file that are SQL statements."""
+    """Yield the SQL statements of a file."""
     parts = {
         id(part)
         for node in ast.walk(module)
@@ -181,7 +180,7 @@ def _text(node: ast.AST) -> str:
 
 
 def built(module: ast.Module) -> int:
-    """How many queries of a file are built on a table class."""
+    """Return the number of queries built on a table class."""
     return sum(
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

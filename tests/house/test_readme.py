@@ -1,4 +1,4 @@
-"""The README's commands are those that CI runs, and its links lead somewhere."""
+"""Protects the README: its commands are the ones that CI runs, and its links exist."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
         ("test", "requirements/test.txt", ".venv/bin/python -m pytest"),
     ],
 )
-def test_a_command_is_one_line_that_needs_python_only(mark: str, requirements: str, ending: str) -> None:
+def test_readme_command_is_one_line_of_plain_python(mark: str, requirements: str, ending: str) -> None:
     printed = subprocess.run([ROOT / ".ci/readme-command", mark], capture_output=True, text=True, check=True).stdout
     (line,) = printed.splitlines()
     assert line in README.splitlines()
@@ -29,11 +29,11 @@ def test_a_command_is_one_line_that_needs_python_only(mark: str, requirements: s
     assert line.endswith(f" && {ending}")
 
 
-def test_an_unknown_mark_is_refused() -> None:
+def test_readme_command_with_an_unknown_mark_fails() -> None:
     assert subprocess.run([ROOT / ".ci/readme-command", "sing"], capture_output=True, check=False).returncode != 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
+def test_page_links_lead_to_existing_files(page: Path) -> None:
     links = LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""docs/reference is what `just reference` generates from the code."""
+"""Protects docs/reference: its pages equal the output of `just reference`."""
 
 from pathlib import Path
 
@@ -35,19 +35,19 @@ def test_outdated_finds_changed_missing_and_extra_pages_and_write_repairs_them(t
         ("scopes.md", {f"## {scope}" for scope in whole_gateway().scopes.all}),
     ],
 )
-def test_nothing_is_left_out(name: str, headings: set[str]) -> None:
+def test_reference_pages_have_a_heading_for_each_entry(name: str, headings: set[str]) -> None:
     assert len(headings) > 9
     assert headings - set(pages()[name].splitlines()) == set()
 
 
-def test_every_code_has_a_next_step_and_every_scope_a_meaning() -> None:
+def test_error_codes_have_a_next_step_and_scopes_a_meaning() -> None:
     assert set(NEXT_STEPS) == set(Code)
     assert all(scope.meaning for scope in whole_gateway().scopes.all)
 
 
-def test_a_docstring_becomes_prose() -> None:
+def test_prose_of_a_docstring_is_unwrapped() -> None:
     assert prose("One ``word``\n    and another.\n\n    The rest.\n    ") == "One `word` and another.\n\nThe rest."
 
 
-def test_a_table_keeps_its_cells_apart() -> None:
+def test_table_cell_with_a_bar_is_escaped() -> None:
     assert table(["a", "b"], [("`x|y`", "z")]) == "| a | b |\n|---|---|\n| `x\\|y` | z |"

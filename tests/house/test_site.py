@@ -1,4 +1,4 @@
-"""docs/index.md, from which the site's sidebar is made, lists every page of the documentation."""
+"""Protects docs/index.md, the source of the sidebar: it lists every page."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Files and classes are split by subject: a file has at most 400 lines, a class at most 20 methods."""
+"""Protects the size of files and classes: at most 400 lines and 20 methods, or a stated reason."""
 
 import ast
 import re
@@ -19,37 +19,37 @@ LONG_FILES: Mapping[str, str] = {
     "mpesa_gateway/http/protocol.py": "one reader of requests, byte by byte, and its refusals",
     "mpesa_gateway/security/audit.py": "writing, reading, cutting and checking one chain of hashes",
 }
-"""Files over the limit, each with the reason why it is one subject."""
+"""Files over the limit, with the reason."""
 
 CROWDED: Mapping[str, str] = {
     "mpesa_gateway/app.py: Gateway": "the facade of hosts, with the parts' life behind it",
 }
-"""Classes over the limit whose docstring gives no reason."""
+"""Classes over the limit whose docstring states no reason."""
 
 _REASON = f"Over {MOST_METHODS} methods: "
-"""How a docstring begins to give the reason."""
+"""The start of a reason in a docstring."""
 
 
-def test_a_file_is_no_longer_than_one_subject() -> None:
+def test_files_over_the_line_limit_are_listed() -> None:
     long = {name_of(path) for path in shipped_modules() if _lines(path) > MOST_LINES}
     assert long - LONG_FILES.keys() == set()
     assert LONG_FILES.keys() - long == set()
 
 
-def test_a_class_with_many_methods_says_why() -> None:
+def test_classes_over_the_method_limit_state_a_reason() -> None:
     found = {f"{name_of(path)}: {name}" for path in shipped_modules() for name in crowded(parsed(path))}
     assert found - CROWDED.keys() == set()
     assert CROWDED.keys() - found == set()
 
 
-def test_a_crowded_class_is_found() -> None:
+def test_class_over_the_method_limit_is_found() -> None:
     methods = "".join(f"    def m{number}(self): ...\n" for number in range(MOST_METHODS + 1))
     assert list(crowded(ast.parse(f"class A:\n{methods}"))) == ["A"]
     assert list(crowded(ast.parse(f'class A:\n    """Many. {_REASON}one for each event."""\n{methods}'))) == []
 
 
 def crowded(module: ast.Module) -> Iterator[str]:
-    """The classes with too many methods whose docstring gives no reason."""
+    """Yield the classes over the limit whose docstring states no reason."""
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
             count = sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body)

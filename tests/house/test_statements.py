@@ -1,4 +1,4 @@
-"""An INSERT with many values binds them by name, and a call names what its statement has."""
+"""Protects SQL parameters: long INSERTs bind by name, and calls name the parameters of their statement."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ MOST_POSITIONAL = 8
 _NUMBERED = re.compile(r"\$(\d+)")
 
 
-def test_no_insert_takes_more_than_eight_values_by_position() -> None:
+def test_inserts_bind_at_most_eight_values_by_position() -> None:
     assert [f"{name_of(path)}:{line}" for path in shipped_modules() for line in long_inserts(parsed(path))] == []
 
 
@@ -30,23 +30,23 @@ def test_no_insert_takes_more_than_eight_values_by_position() -> None:
         ('Named("INSERT INTO a VALUES ($one, $two)")', False),
     ],
 )
-def test_a_long_insert_is_found(statement: str, is_found: bool) -> None:
+def test_long_positional_insert_is_found(statement: str, is_found: bool) -> None:
     assert bool(list(long_inserts(ast.parse(f"A = {statement}")))) is is_found
 
 
-def test_a_call_names_what_its_statement_has() -> None:
+def test_bind_call_names_equal_the_statement_parameters() -> None:
     wrong, seen = list[str](), 0
     for path in shipped_modules():
-        for line, statement, given in binds(parsed(path), modules_of(path)):
+        for line, statement, bound in binds(parsed(path), modules_of(path)):
             seen += 1
-            if given != set(statement.names):
-                wrong.append(f"{name_of(path)}:{line}: {sorted(given ^ set(statement.names))}")
+            if bound != set(statement.names):
+                wrong.append(f"{name_of(path)}:{line}: {sorted(bound ^ set(statement.names))}")
     assert wrong == []
     assert seen > 3
 
 
 def modules_of(path: Path) -> Mapping[str, str]:
-    """The modules that a file imports from packages of ours, by the name that they have in it."""
+    """Return the modules imported from our packages by their local name."""
     return {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in ast.walk(parsed(path))
@@ -56,7 +56,7 @@ def modules_of(path: Path) -> Mapping[str, str]:
 
 
 def binds(module: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int, Named, set[str]]]:
-    """Each ``module.STATEMENT.bind(name=…)`` whose names are all written out: its line, statement and names."""
+    """Yield the line, statement and names of each ``module.STATEMENT.bind(name=…)`` with literal names."""
     for node in ast.walk(module):
         match node:
             case ast.Call(
@@ -71,7 +71,7 @@ def binds(module: ast.Module, modules: Mapping[str, str]) -> Iterator[tuple[int,
 
 
 def long_inserts(module: ast.Module) -> Iterator[int]:
-    """The lines of texts that insert more than ``MOST_POSITIONAL`` numbered parameters."""
+    """Yield the lines of INSERT statements with more than ``MOST_POSITIONAL`` numbered parameters."""
     for node in ast.walk(module):
         text = _text(node)
         if "INSERT INTO" in text and max(map(int, _NUMBERED.findall(text)), default=0) > MOST_POSITIONAL:

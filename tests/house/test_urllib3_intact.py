@@ -1,4 +1,4 @@
-"""Installing the gateway leaves the environment's urllib3 alone, although niquests brings a fork of it."""
+"""Protects the environment's urllib3: niquests' fork does not replace it."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from importlib import metadata
 
 FIX = (
     "niquests' fork has replaced urllib3 in this environment (docs/embedding-urllib3.md). pip may have reused a wheel "
-    "that it built earlier without URLLIB3_NO_OVERRIDE=1: `pip cache remove urllib3_future`, then make .venv anew."
+    "that it built earlier without URLLIB3_NO_OVERRIDE=1: `pip cache remove urllib3_future`, then rebuild .venv."
 )
 
 SEEN = """
@@ -22,7 +22,7 @@ print(json.dumps({
 """
 
 
-def test_urllib3_is_the_real_one() -> None:
+def test_urllib3_is_the_original() -> None:
     seen = json.loads(subprocess.run([sys.executable, "-c", SEEN], capture_output=True, text=True, check=True).stdout)
     assert seen["urllib3"][0] == metadata.version("urllib3"), FIX
     assert seen["fork"][0] == metadata.version("urllib3-future")
@@ -31,7 +31,7 @@ def test_urllib3_is_the_real_one() -> None:
     assert seen["pool manager"] == "urllib3_future", "niquests must find its fork under the fork's own name"
 
 
-def test_the_fork_installed_nothing_under_the_name_urllib3() -> None:
+def test_urllib3_future_installs_no_file_named_urllib3() -> None:
     files = metadata.files("urllib3-future") or []
-    assert files, "urllib3-future must say what it installed"
+    assert files, "urllib3-future must list its files"
     assert not [str(file) for file in files if file.parts[0] == "urllib3" or file.suffix == ".pth"], FIX

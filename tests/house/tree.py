@@ -1,4 +1,4 @@
-"""Where the files of this repository are, for tests that look at the code itself."""
+"""The files of this repository, for tests of the code itself."""
 
 import ast
 from collections.abc import Iterator
@@ -8,18 +8,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PACKAGES = (ROOT / "mpesa_gateway", *sorted((ROOT / "plugins").glob("mpesa_gateway_*")))
-"""The packages that are shipped: the kernel, then the plugins."""
+"""The shipped packages: the kernel, then the plugins."""
 
 _NOT_OURS = {".git", ".venv", ".bench", "data", "dist", "__pycache__", "node_modules"}
 
 
 def shipped_modules() -> list[Path]:
-    """Every Python file of the kernel and the plugins."""
     return [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 
 
 def text_files() -> Iterator[tuple[str, str]]:
-    """The name and text of every file that somebody wrote: no caches, no data, nothing binary."""
+    """Yield the name and text of every source file, without caches, data and binary files."""
     for path in sorted(_walk(ROOT)):
         try:
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
@@ -39,10 +38,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 @cache
 def parsed(path: Path) -> ast.Module:
-    """A module's syntax tree."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def name_of(path: Path) -> str:
-    """A file's path from the root, for messages and test ids."""
+    """Return a file's path relative to the root."""
     return path.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""What the pages show that brings packages: run in a virtual environment for each page (`just installing`)."""
+"""Protects the documented installation: its blocks run in a virtual environment per page (`just installing`)."""
 
 import os
 import sys
@@ -16,12 +16,12 @@ INSTALLING = [name for name, page in PAGES.items() if any(how.job is Job.INSTALL
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pip keeps what it builds, so that it takes nothing from this machine's and leaves nothing there."""
+    """Set pip's cache folder, separate from this machine's."""
     return tmp_path_factory.mktemp("pip")
 
 
 @pytest.mark.parametrize("name", INSTALLING)
-async def test_what_a_page_installs_works(name: str, cache: Path, tmp_path: Path) -> None:
+async def test_documented_installation_works(name: str, cache: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     ours = ("MPESA_GATEWAY_", "URLLIB3_NO_OVERRIDE", "VIRTUAL_ENV", "PYTHON")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}

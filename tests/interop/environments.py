@@ -1,4 +1,4 @@
-"""Environments for other people's code: one for each, in .bench/interop, made anew when its pins have changed."""
+"""Environments for third-party code: one for each in .bench/interop, rebuilt when its pins change."""
 
 import asyncio
 import hashlib
@@ -18,14 +18,14 @@ PINS: dict[str, Any] = tomllib.loads((HERE / "pins.toml").read_text(encoding="ut
 FOLDER = ROOT / ".bench/interop"
 
 INSTALLING = 300.0
-"""Seconds for one environment."""
+"""Timeout of one installation in seconds."""
 
 RUNNING = 60.0
-"""Seconds for one program."""
+"""Timeout of one program in seconds."""
 
 
 def python(name: str) -> str:
-    """The interpreter of an environment with what ``[python]`` pins under this name."""
+    """Return the interpreter of an environment with the pins of ``[python]`` under this name."""
     pins: list[str] = PINS["python"][name]
     folder = FOLDER / f"python-{name}"
 
@@ -39,7 +39,7 @@ def python(name: str) -> str:
 
 
 def node(name: str) -> Path:
-    """A folder whose ``node_modules`` hold what ``[node]`` pins under this name."""
+    """Return a folder whose ``node_modules`` contain the pins of ``[node]`` under this name."""
     pins: dict[str, str] = PINS["node"][name]
     folder = FOLDER / f"node-{name}"
 
@@ -54,7 +54,7 @@ def node(name: str) -> Path:
 
 
 def installed(name: str) -> str:
-    """A program of this machine. Raises FileNotFoundError that says how it gets there."""
+    """Return a program of this machine. Raises FileNotFoundError that says how to install it."""
     found = shutil.which(name)
     if found is None:
         raise FileNotFoundError(f"there is no `{name}`: see `just interop`")
@@ -62,7 +62,7 @@ def installed(name: str) -> str:
 
 
 async def run(*command: str, told: Any = None, cwd: Path | None = None, **variables: str) -> Any:
-    """Run a program with JSON on its standard input; gives the JSON that it prints last. Raises AssertionError."""
+    """Run a program with JSON on its standard input; returns its last JSON output. Raises AssertionError."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
@@ -84,7 +84,7 @@ async def run(*command: str, told: Any = None, cwd: Path | None = None, **variab
 
 
 def own() -> dict[str, str]:
-    """The environment of this process without what belongs to the gateway and to its virtual environment."""
+    """Return this process's environment without the variables of the gateway and its virtual environment."""
     ours = ("MPESA_GATEWAY_", "URLLIB3_NO_OVERRIDE", "VIRTUAL_ENV", "PYTHON")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 

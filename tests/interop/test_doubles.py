@@ -1,4 +1,4 @@
-"""Doubles of Daraja that others publish, under the gateway."""
+"""Protects interoperability with public doubles of Daraja."""
 
 import asyncio
 import os
@@ -28,12 +28,12 @@ def log():
 
 app.run(port=int(sys.argv[1]))
 """
-"""daraja-mock with its log of requests over HTTP: it posts no callback, so that the test has to know the address."""
+"""daraja-mock with its request log over HTTP: it posts no callback, so the test needs the callback's address."""
 
 
 @asynccontextmanager
 async def daraja_mock() -> AsyncGenerator[str]:
-    """daraja-mock in a process of its own; gives its address."""
+    """Yield the base URL of daraja-mock in a process of its own."""
     with listening() as found:
         port = found.getsockname()[1]
     command = [environments.python("daraja-mock"), "-I", "-c", SERVE, str(port)]
@@ -56,7 +56,7 @@ async def daraja_mock() -> AsyncGenerator[str]:
         await process.wait()
 
 
-async def test_payment_is_completed_against_daraja_mock(values: dict[str, Any]) -> None:
+async def test_payment_against_daraja_mock_completes(values: dict[str, Any]) -> None:
     async with daraja_mock() as base:
         values["daraja"] = {"sandbox_url": base}
         async with running_gateway(values) as (gateway, address), shop(gateway, address) as api:
@@ -65,10 +65,10 @@ async def test_payment_is_completed_against_daraja_mock(values: dict[str, Any]) 
             log = (await niquests.aget(base + "/test/log")).json()["requests"]
             (push,) = [one["body"] for one in log if one["path"].endswith("/stkpush/v1/processrequest")]
             assert (push["Amount"], push["PhoneNumber"]) == (250, PHONE)
-            # Its answer to an STK query names a push of its own making: that is no evidence for ours.
-            asked = (await api.call("POST", f"/v1/payments/{made['id']}/query")).data
-            assert asked["status"] == "pending"
-            # It posts no callbacks; this one is as Daraja would send it.
+            # Its answer to an STK query names a push of its own: that is no evidence about ours.
+            queried = (await api.call("POST", f"/v1/payments/{made['id']}/query")).data
+            assert queried["status"] == "pending"
+            # It posts no callbacks; this one equals Daraja's.
             items = {"Amount": 250.0, "MpesaReceiptNumber": "UKN4A1B2C3", "PhoneNumber": int(PHONE)}
             callback = {
                 "MerchantRequestID": "29115-34620561-1",

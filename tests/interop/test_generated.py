@@ -1,4 +1,4 @@
-"""Clients that openapi-generator makes of the document: what docs/clients.md shows, followed in an empty folder."""
+"""Protects generated clients: the steps of docs/clients.md work in an empty folder."""
 
 import asyncio
 import json
@@ -18,22 +18,22 @@ SHOWN = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PYTHON_MADE, PYTHON, GO_MADE, GO = (text for _, text in SHOWN[:4])
 
 PATIENCE = 240.0
-"""Seconds for one command: the generator starts a JVM, and Go compiles two hundred files."""
+"""Timeout of one command in seconds: the generator starts a JVM, and Go compiles two hundred files."""
 
 HAS_JAVA, HAS_GO = shutil.which("java") is not None, shutil.which("go") is not None
-"""Both are large: their tests are there where they are (conftest.py says so)."""
+"""Both are large: their tests are skipped without them (conftest.py reports it)."""
 
 
 @pytest.fixture
 def folder(town: Town, tmp_path: Path) -> Path:
-    """An empty folder with nothing but the document."""
+    """Return an empty folder with the OpenAPI document."""
     document = document_of(town.gateway.asgi.litestar)
     (tmp_path / "openapi.json").write_text(json.dumps(document), encoding="utf-8")
     return tmp_path
 
 
 async def shell(line: str, folder: Path, **variables: str) -> str:
-    """What a line prints, run by a shell in this folder. Raises AssertionError where it fails."""
+    """Return the output of a shell line in this folder. Raises AssertionError on failure."""
     process = await asyncio.create_subprocess_shell(
         f"set -eu\n{line}",
         cwd=folder,
@@ -43,32 +43,32 @@ async def shell(line: str, folder: Path, **variables: str) -> str:
     )
     try:
         async with asyncio.timeout(PATIENCE):
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0, said.decode()[-4000:]
-    return said.decode()
+    assert process.returncode == 0, output.decode()[-4000:]
+    return output.decode()
 
 
 def path_with(*folders: Path | str) -> str:
-    """A PATH that begins with these folders."""
+    """Return a PATH that begins with these folders."""
     return ":".join([*map(str, folders), environments.own()["PATH"]])
 
 
-async def is_paid(town: Town, said: str) -> None:
-    """Assert that what the program printed is a payment that is paid."""
-    payment_id, status = said.split()[-2:]
+async def is_paid(town: Town, output: str) -> None:
+    """Assert that the program printed a completed payment."""
+    payment_id, status = output.split()[-2:]
     assert status == "pending"
     assert (await town.api.settled(payment_id, "completed"))["amount"] == "500.00"
 
 
 if HAS_JAVA:
 
-    async def test_openapi_generators_python_client_pays(town: Town, folder: Path) -> None:
+    async def test_generated_python_client_makes_a_payment(town: Town, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
-        # The environment has the generator and what its clients import: nothing is fetched.
+        # The environment contains the generator and the imports of its clients: no download.
         commands = [line for line in PYTHON_MADE.splitlines() if not line.startswith("pip install")]
         (folder / "pay.py").write_text(PYTHON, encoding="utf-8")
         shop = {"GATEWAY": town.base, "KEY": str(town.api.key), "PATH": path_with(tools)}
@@ -78,7 +78,7 @@ if HAS_JAVA:
 
 if HAS_JAVA and HAS_GO:
 
-    async def test_openapi_generators_go_client_compiles_and_pays(town: Town, folder: Path) -> None:
+    async def test_generated_go_client_compiles_and_makes_a_payment(town: Town, folder: Path) -> None:
         tools = Path(environments.python("openapi-generator-cli")).parent
         cache = environments.FOLDER / "go-cache"
         shop = {"GATEWAY": town.base, "KEY": str(town.api.key), "PATH": path_with(tools), "GOFLAGS": "-mod=mod"}

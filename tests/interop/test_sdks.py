@@ -1,4 +1,4 @@
-"""SDKs that others publish, against the simulator: push, callback, query, status and reversal, by their own READMEs."""
+"""Protects the simulator's fidelity: public SDKs push, query and reverse by their own READMEs."""
 
 import base64
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent / "sdks"
 
 @dataclass(frozen=True)
 class Sdk:
-    """An SDK, and what of Daraja it offers besides the push."""
+    """An SDK, and the operations it has in addition to the push."""
 
     name: str
     offers: frozenset[str]
@@ -29,7 +29,7 @@ class Sdk:
 
     @property
     def program(self) -> Path:
-        """What calls it."""
+        """Return its program."""
         return HERE / f"sdk_{self.name.replace('-', '_')}{'.cjs' if self.is_node else '.py'}"
 
     async def run(self, phase: str, base: str, told: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +44,9 @@ class Sdk:
 
 
 ALL = frozenset({"query", "status", "reversal"})
-# Not every SDK reads every result as Daraja writes it. Of a status query daraja-sdk-py requires a value of each
-# parameter, where `TransactionReason` has none; mpesakit requires a list in the place of the object `ResultParameters`.
-# Of a reversal mpesakit requires text in the place of numbers.
+# Not every SDK parses every result of Daraja. In a status query daraja-sdk-py requires a value of each parameter, and
+# `TransactionReason` has none; mpesakit requires a list instead of the object `ResultParameters`. In a reversal
+# mpesakit requires text instead of numbers.
 SDKS = (
     Sdk("daraja-sdk-py", ALL | {"callback", "pull register", "pull", "reversal result"}),
     Sdk("mpesakit", ALL | {"callback"}),
@@ -58,7 +58,7 @@ SDKS = (
 
 
 async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, Any]]:
-    """What has been posted to a path, once it is so much."""
+    """Return the bodies posted to a path once there are this many."""
 
     def posted() -> list[dict[str, Any]]:
         return [one.json for one in receiver.received if one.path.endswith(path)]
@@ -71,7 +71,7 @@ async def bodies(receiver: Receiver, path: str, count: int) -> list[dict[str, An
 
 
 @pytest.mark.parametrize("sdk", SDKS, ids=lambda sdk: sdk.name)
-async def test_sdk_pushes_asks_and_reverses(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
+async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, Any], tmp_path: Path) -> None:
     certificate = issue(tmp_path / "sandbox.cer")
     now = datetime.now(EAT)
     told: dict[str, Any] = {
@@ -111,11 +111,11 @@ async def test_sdk_pushes_asks_and_reverses(sdk: Sdk, values: dict[str, Any], tm
 
 
 async def results_of(after: dict[str, Any], receiver: Receiver) -> list[dict[str, Any]]:
-    """The results of what has been asked."""
+    """Return the results of the queries."""
     return await bodies(receiver, "/result", len({"status", "reversal"} & after.keys()))
 
 
 async def is_returned(line: Line) -> None:
-    """Assert that the money has gone back."""
+    """Assert that the payment was reversed."""
     (entry,) = await line.control("GET", "ledger")
     assert (entry["amount"], entry["returned"]) == (250, 250)

@@ -1,4 +1,4 @@
-"""Public libraries that verify webhooks, on what the gateway delivers."""
+"""Protects webhook signatures: public libraries verify the gateway's deliveries."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,21 @@ HERE = Path(__file__).parent / "verifiers"
 
 
 async def delivered(town: Town, api: Api) -> dict[str, Any]:
-    """A test webhook as the shop received it, with the secret that it was signed with."""
+    """A test webhook as the shop received it, with its signing secret."""
     set_up = await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})
     assert (await api.call("POST", "/v1/merchant/webhook/test")).status == 200
     one = town.receiver.of("webhook.test")[-1]
     return {"secret": set_up.data["webhook_secret"], "body": one.body.decode(), "headers": one.headers}
 
 
-async def test_python_libraries_verify_a_webhook(town: Town) -> None:
-    told = await delivered(town, town.api)
-    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=told)
+async def test_webhook_is_verified_by_python_libraries(town: Town) -> None:
+    webhook = await delivered(town, town.api)
+    accepted = await environments.run(environments.python("verifiers"), "-I", str(HERE / "verify.py"), told=webhook)
     assert accepted == ["standardwebhooks", "svix"]
 
 
-async def test_javascript_libraries_verify_a_webhook(town: Town) -> None:
-    told = await delivered(town, town.api)
+async def test_webhook_is_verified_by_javascript_libraries(town: Town) -> None:
+    webhook = await delivered(town, town.api)
     command = [environments.installed("node"), str(HERE / "verify.cjs")]
-    accepted = await environments.run(*command, told=told, cwd=environments.node("verifiers"))
+    accepted = await environments.run(*command, told=webhook, cwd=environments.node("verifiers"))
     assert accepted == ["standardwebhooks", "svix"]

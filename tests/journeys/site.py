@@ -1,6 +1,6 @@
-"""Processes of one gateway, started by command line as in production: for journeys that kill and replace them.
+"""Processes of one gateway, started by command line, for journeys that kill and replace them.
 
-They are forks of a process that has imported the command: tests.forking.
+They are forked from a process that has imported the command: tests.forking.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.forking import Forked, forks
 
 
 def _environ(values: dict[str, Any], folder: Path) -> dict[str, str]:
-    """The environment of a process with these settings, and nobody else's."""
+    """Return the environment of a process with these settings and no other gateway variables."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)}
     for section, value in values.items():
         if isinstance(value, dict):
@@ -62,7 +62,6 @@ class Site:
         self.running: list[Forked] = []
 
     def start(self, *arguments: str, **changes: Any) -> Forked:
-        """Start ``mpesa-gateway`` with these arguments."""
         with (self.folder / "log").open("ab") as output:
             environ = _environ(self.values | changes, self.folder)
             process = forks.start(arguments, folder=self.folder, environ=environ, log=output.fileno())
@@ -70,30 +69,27 @@ class Site:
         return process
 
     def start_simulator(self) -> Forked:
-        """Start Daraja."""
+        """Start the simulator."""
         return self.start("serve", "--port", str(self.simulator_port), plugins=["simulator"])
 
     def start_api(self, number: int) -> Forked:
-        """Start one of the two APIs."""
         return self.start("serve", "--port", str(self.ports[number]))
 
     def start_worker(self) -> Forked:
-        """Start a worker."""
         return self.start("worker")
 
     def stop(self) -> None:
-        """Stop everything."""
         for process in self.running:
             stop(cast("subprocess.Popen[bytes]", process), (signal.SIGTERM,), 15)
 
     @property
     def simulator(self) -> str:
-        """Daraja's address."""
+        """Return the simulator's base URL."""
         return f"http://127.0.0.1:{self.simulator_port}"
 
 
 async def until_up(url: str, patience: float = 30.0) -> None:
-    """Wait until this address answers 200. Raises TimeoutError after ``patience`` seconds."""
+    """Wait until this URL returns 200. Raises TimeoutError after ``patience`` seconds."""
     async with asyncio.timeout(patience), niquests.AsyncSession() as session:
         while True:
             try:
@@ -106,7 +102,7 @@ async def until_up(url: str, patience: float = 30.0) -> None:
 
 @contextmanager
 def running_site(database_url: str, valkey_url: str, folder: Path) -> Generator[Site]:
-    """A site that is stopped at the end of the block."""
+    """Yield a site and stop it at the end of the block."""
     site = Site(gateway_values(database_url, valkey_url), folder)
     try:
         yield site
@@ -116,6 +112,6 @@ def running_site(database_url: str, valkey_url: str, folder: Path) -> Generator[
 
 @asynccontextmanager
 async def books(site: Site) -> AsyncGenerator[Gateway]:
-    """A look into the database, and the right to make merchants."""
+    """Read access to the database, and an admin key."""
     async with Gateway(GatewayConfig.from_values(site.values)).running() as gateway:
         yield gateway

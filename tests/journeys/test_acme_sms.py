@@ -1,4 +1,4 @@
-"""Somebody else's plugin, installed as the package that it is: found, enabled, and tested by its own tests."""
+"""Protects third-party plugins: acme_sms, installed as a package, is found, enabled and passes its tests."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PACKAGE = ROOT / "examples" / "acme_sms"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the package is installed into, built from its sources as pip builds them."""
+    """Return a folder with the package installed from its sources by pip."""
     folder = tmp_path_factory.mktemp("site")
     command = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(folder)]
     done = subprocess.run([sys.executable, *command, str(PACKAGE)], capture_output=True, text=True, check=False)
@@ -29,7 +29,7 @@ def environment(site: Path, **variables: str) -> dict[str, str]:
     return ours | {"PYTHONPATH": str(site)} | variables
 
 
-def test_what_is_installed_is_the_package_and_one_entry_point(site: Path) -> None:
+def test_acme_sms_installs_one_package_and_one_entry_point(site: Path) -> None:
     (info,) = site.glob("*.dist-info")
     lines = (info / "entry_points.txt").read_text(encoding="utf-8").split("\n")
     assert [line for line in lines if line] == ["[mpesa_gateway.plugins]", "acme_sms = acme_sms.plugin:plugin"]
@@ -38,7 +38,7 @@ def test_what_is_installed_is_the_package_and_one_entry_point(site: Path) -> Non
 
 
 @pytest.mark.parametrize("is_enabled", [False, True])
-def test_the_command_lists_it_with_what_it_provides_and_needs(site: Path, tmp_path: Path, *, is_enabled: bool) -> None:
+def test_plugins_command_lists_acme_sms_and_its_ports(site: Path, tmp_path: Path, *, is_enabled: bool) -> None:
     names = "credentials,callbacks,transactions,payments" + (",acme_sms" if is_enabled else "")
     environ = environment(site, MPESA_GATEWAY_PLUGINS=names)
     done = forks.run(("plugins", "--json"), folder=tmp_path, environ=environ, reads="", patience=60)
@@ -67,7 +67,7 @@ def test_the_command_lists_it_with_what_it_provides_and_needs(site: Path, tmp_pa
 SETTINGS = ("url", "api_key", "sender", "words", "timeout", "pause", "give_up_after")
 
 
-def test_its_own_tests_pass_on_what_is_installed(site: Path, tmp_path: Path) -> None:
+def test_acme_sms_installed_passes_its_tests(site: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-c", str(PACKAGE / "pyproject.toml"), str(PACKAGE)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Who did what, from where: every action that matters leaves an entry, and each merchant sees its own."""
+"""Protects the audit log: each sensitive action leaves an entry, and each merchant sees only its own."""
 
 import asyncio
 from typing import Any
@@ -14,18 +14,18 @@ PAYS = "254711000001"
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """A key may not call often, and a stranger may not guess often."""
+    """Low rate limits for keys and for failed sign-ins."""
     values["limits"] = {"auth_failures": 2, "requests_per_second": 50, "burst": 200}
     values["simulator"] = {"callback_delay": 0.05}
     return values
 
 
-async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what(town: Town) -> None:
+async def test_audited_actions_record_actor_address_and_change(town: Town) -> None:
     api, gateway = town.api, town.gateway
     me = (await api.call("GET", "/v1/merchant/me")).data
     merchant_id, key_id = me["id"], me["key"]["id"]
 
-    # Credentials, webhook, money, and what is sent again.
+    # Credentials, webhooks, money and resent deliveries.
     await api.call("PUT", "/v1/merchant/providers", INITIATED)
     await api.call("POST", "/v1/payments/mpesa/pull/register")
     await api.call("POST", "/v1/merchant/webhook/rotate")
@@ -56,7 +56,7 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
         await api.call("DELETE", "/v1/merchant/providers/mpesa")
         while not await is_held_back(api):
             pass
-        # Strangers last: from here on nobody who fails gets an answer from this address.
+        # Unauthenticated calls come last: afterwards this address is over its failure limit.
         for _ in range(3):
             await weak.call("GET", "/v1/payments")
         await weak.close()
@@ -84,9 +84,9 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
             "auth.limited": (None, "unknown", None),
         }
         assert set(expected) <= set(found), set(expected) - set(found)
-        for action, (whose, who, what) in expected.items():
+        for action, (owner, who, what) in expected.items():
             entry = found[action]
-            assert (entry["merchant_id"], entry["actor"]) == (whose, who), action
+            assert (entry["merchant_id"], entry["actor"]) == (owner, who), action
             assert what is None or entry["subject_id"] == what, action
             assert entry["detail"]["from"] == "127.0.0.1", action
         assert found["scope.denied"]["detail"]["scope"] == "payments:write"
@@ -94,30 +94,29 @@ async def test_every_action_that_matters_leaves_an_entry_with_who_where_and_what
         text = str(entries)
         for secret in (api.key or "", made["api_key"], INITIATED["mpesa"]["consumer_secret"], PAYS):
             assert secret not in text
-        # Its own entries are what a merchant sees.
-        # Once its key may call again.
+        # A merchant sees its own entries once its key is under the rate limit again.
         own = await eventually(lambda: audited(api))
         assert {entry["merchant_id"] for entry in own} == {merchant_id}
         assert {entry["action"] for entry in own} >= {
-            action for action, (whose, *_) in expected.items() if whose == merchant_id
+            action for action, (owner, *_) in expected.items() if owner == merchant_id
         }
     assert await gateway.audit.verify() >= len(entries)
 
 
 async def is_held_back(api: Api) -> bool:
-    """Whether it has called too often by now: a busy machine may answer so slowly that it has not."""
+    """Return True once the key is over its rate limit: a slow machine may never reach it."""
     answers = await asyncio.gather(*(api.call("GET", "/v1/merchant/me") for _ in range(260)))
     return any(answer.status == 429 for answer in answers)
 
 
 async def audited(api: Api) -> Any:
-    """A merchant's own entries; none while its key is limited."""
+    """Return a merchant's entries, or none while its key is limited."""
     answer = await api.call("GET", "/v1/audit/logs?limit=100")
     return None if answer.status == 429 else answer.data
 
 
 async def deliveries(api: Api, payment_id: str) -> Any:
-    """What has been delivered about a payment's completion."""
+    """Return the deliveries about the payment's completion."""
     found = (await api.call("GET", f"/v1/webhooks/logs?payment_id={payment_id}")).data
     return [one for one in found if one["status"] == "delivered" and one["event_type"] == "payment.completed"]
 
@@ -128,7 +127,7 @@ async def _merchant_of(gateway: Any, api: Api) -> str:
     return merchant_id
 
 
-async def test_a_key_without_audit_read_sees_nothing_of_the_log(town: Town) -> None:
+async def test_audit_log_without_the_scope_is_rejected(town: Town) -> None:
     scopes = tuple(scope for scope in town.gateway.scopes.of_merchants if scope is not AUDIT_READ)
     async with shop(town.gateway, town.base, scopes=scopes, is_configured=False) as api:
         answer = await api.call("GET", "/v1/audit/logs")

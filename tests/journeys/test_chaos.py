@@ -1,4 +1,4 @@
-"""``just chaos`` in short; and its judge, who must see every way in which books can be wrong."""
+"""Protects ``just chaos``: a short run passes, and its verifier finds every kind of error in the books."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ from bench.chaos.faults import FAULTS
 from bench.chaos.merchant import Endpoint
 from bench.chaos.queue import stuck_jobs
 from bench.chaos.run import Options, Run
-from bench.chaos.shoppers import Shoppers, Wish
+from bench.chaos.shoppers import Purchase, Shoppers
 from bench.chaos.table import table
 from bench.chaos.verify import AT_LAST, OUR_OWN, STILL_OPEN, Findings, verify
 from mpesa_gateway.app import Gateway
@@ -77,24 +77,24 @@ LISTED = {
         "bodies_spelt_otherwise",
     },
 }
-"""What has to be survived, and the faults that are it."""
+"""The required faults, and the faults of the run that implement them."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that Postgres may pass through, as another user too."""
+    """Return a folder that Postgres can traverse as another user."""
     found = Path(tempfile.mkdtemp(prefix="mpesa-gateway-tests-chaos-"))
     found.chmod(0o711)
     yield found
     shutil.rmtree(found, ignore_errors=True)
 
 
-def test_every_fault_that_has_to_be_survived_is_there() -> None:
+def test_chaos_faults_are_all_declared() -> None:
     assert {name for names in LISTED.values() for name in names} <= set(FAULTS)
 
 
 def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signals, env: dict[str, str]) -> Any:
-    """Start one of the processes: as a fork of one that has imported it, where it is our own command."""
+    """Start a process; our own command is forked from a process that has imported it."""
     interpreter, _, module, *arguments = command
     if module != "mpesa_gateway.cli":
         return launch(command, output=output, death_signal=death_signal, env=env)
@@ -102,14 +102,12 @@ def forked(command: list[str], *, output: IO[bytes], death_signal: signal.Signal
     return forks.start(arguments, folder=Path.cwd(), environ=env, log=output.fileno())
 
 
-async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_chaos_faults_lose_double_or_invent_no_payment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.chaos.site.launch", forked)
-    said: list[str] = []
+    progress: list[str] = []
     options = Options(seed=7, seconds=12, rate=3.0, pace=0.3, at_once=3, settle=240)
-    result = await Run(folder, options, said.append).play()
-    assert result.wrong == {}, said
+    result = await Run(folder, options, progress.append).play()
+    assert result.wrong == {}, progress
     assert result.counts == {}
     assert result.figures["payments"] > 0
     assert result.figures["completed"] > 0
@@ -121,21 +119,21 @@ async def test_whatever_breaks_no_payment_is_lost_doubled_or_invented(
     assert all(f"| `{name}` | {times} |" in shown for name, times in result.faults.items())
 
 
-# -- the judge ----------------------------------------------------------------------------------------------------
+# -- the verifier -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Books:
-    """Everything that the judge looks at, of a run in which nothing went wrong."""
+    """All input of the verifier, from a run without errors."""
 
     gateway: Gateway
     endpoint: Endpoint
     shop: Shoppers
 
     async def judged(self, *changes: str) -> Findings:
-        """What is found once the books have been changed by hand, with all that guards them out of the way."""
+        """Return the verifier's complaints after manual changes with constraints and triggers disabled."""
         findings = Findings()
-        with suppress(Undone):
+        with suppress(RolledBack):
             async with self.gateway.db.transaction():
                 await self.gateway.db.execute(UNGUARD)
                 for change in changes:
@@ -143,7 +141,7 @@ class Books:
                     tag = await self.gateway.db.execute(sql)
                     assert not tag.endswith(" 0"), f"changed nothing: {sql}"
                 findings = await verify(self.gateway, self.endpoint, self.shop)
-                raise Undone
+                raise RolledBack
         return findings
 
 
@@ -151,8 +149,8 @@ SAYS_NO = "254700000001"
 """A simulated phone whose owner cancels."""
 
 
-class Undone(Exception):
-    """The end of a change that was never meant."""
+class RolledBack(Exception):
+    """Rolls back a change."""
 
 
 UNGUARD = """
@@ -183,8 +181,8 @@ $$
 
 @asynccontextmanager
 async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
-    """The books of a quiet afternoon: payments, refusals and refunds, everybody told."""
-    rng = random.Random(1)  # noqa: S311 - a seed is the point
+    """Books of a quiet run: payments, rejections and refunds, with every webhook delivered."""
+    rng = random.Random(1)  # noqa: S311 - a fixed seed, not a secret
     endpoint = Endpoint(rng)
     await endpoint.start()
     values |= {"simulator": {"callback_delay": 0.05, "chaos": 0.3, "late_delay": 1.0, "seed": 3}}
@@ -201,10 +199,10 @@ async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
             endpoint.secrets.append(set_up.data["webhook_secret"])
             http.trust_env = False
             buyers = Shoppers(base, (api.key or "",), rng, http, pace=0.2)
-            # So many, however long it takes: a busy machine would manage too few for all that is looked for.
+            # A fixed number of payments: a time limit would produce too few on a busy machine.
             await buyers.flow(12.0, lambda: len(buyers.payments) >= 48)
-            # And one who says no: of those above, only chance would make a payment fail for good.
-            buyers.wishes["no"] = Wish(SAYS_NO, 1)
+            # One payer who cancels: otherwise only chance makes a payment fail.
+            buyers.purchases["no"] = Purchase(SAYS_NO, 1)
 
             async def has_asked() -> Any:
                 answer = await api.pay(SAYS_NO, 1, key="no")
@@ -234,13 +232,13 @@ NAMES = {
     "callback": "(SELECT callback_id FROM callback ORDER BY callback_id LIMIT 1)",
     "run": "(SELECT run_id FROM reconciliation_run ORDER BY run_id LIMIT 1)",
 }
-"""Rows that the forgeries below speak of."""
+"""Subqueries for the rows that the forgeries below change."""
 
 
-def copy(of: str, where: str, **changes: str) -> str:
-    """SQL that writes a row once more, with changes."""
-    given = ", ".join(f"'{name}', {value}" for name, value in changes.items())
-    return f"{_COPY.format(of=of, given=given)} WHERE {where}"
+def copy(of: str, condition: str, **changes: str) -> str:
+    """Return SQL that copies a row with changes."""
+    columns = ", ".join(f"'{name}', {value}" for name, value in changes.items())
+    return f"{_COPY.format(of=of, given=columns)} WHERE {condition}"
 
 
 _COPY = (
@@ -260,7 +258,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET status = 'failed', receipt = NULL WHERE payment_id = {one}"],
         {"lost: money that moved and no payment is completed with it"},
     ),
-    "money that nobody has written down": (
+    "money without a record": (
         [copy("sim_transaction", "kept.receipt = {receipt}", receipt="'NEW0000001'")],
         {"lost: money that moved and no payment is completed with it"},
     ),
@@ -268,7 +266,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET amount = amount + 1 WHERE payment_id = {one}"],
         {
             "invented: paid with another amount",
-            "untold: an event that says another amount or receipt than the payment",
+            "untold: an event with another amount or receipt than the payment",
         },
     ),
     "a receipt on the wrong payment": (
@@ -280,19 +278,19 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             "doubled: paid with the money of another payment",
             "invented: a payment that is completed and no money moved",
             "lost: money that moved and no payment is completed with it",
-            "untold: an event that says another amount or receipt than the payment",
+            "untold: an event with another amount or receipt than the payment",
         },
     ),
     "one receipt for two payments": (
         ["UPDATE payment SET receipt = {receipt} WHERE payment_id = {another}"],
         {"doubled: A receipt pays for one payment, not so", "doubled: one receipt on two payments"},
     ),
-    "a payment that is paid with a stranger's money": (
+    "a payment that is paid with another payer's money": (
         [
             """UPDATE sim_transaction SET checkout_request_id = NULL, kind = 'pay_bill', phone = '254799000001',
             reference = 'ANOTHER' WHERE receipt = {receipt}""",
         ],
-        {"invented: paid with the money of a stranger"},
+        {"invented: paid with money of another payer"},
     ),
     "a payment that is paid with a payout": (
         [
@@ -324,13 +322,13 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         [copy("sim_push", "kept.receipt = {receipt}", checkout_request_id="'ws_CO_copy'", reference="'ANOTHER'")],
         {"doubled: two prompts for one Idempotency-Key"},
     ),
-    "a prompt on somebody else's phone": (
+    "a prompt on another phone": (
         ["UPDATE sim_push SET phone = '254799999999' WHERE checkout_request_id = {push}"],
-        {"invented: a prompt that nobody asked for"},
+        {"invented: a prompt without a request"},
     ),
     "a prompt for more": (
         ["UPDATE sim_push SET amount = amount + 1 WHERE receipt = {receipt}"],
-        {"invented: a prompt that nobody asked for"},
+        {"invented: a prompt without a request"},
     ),
     "a reversal too many": (
         [
@@ -339,7 +337,7 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ],
         {
             "doubled: more went back than came in",
-            "lost: what went back is not what the payment says",
+            "lost: the reversed amount differs from the payment's",
             "doubled: completed refunds and reversals differ in number",
         },
     ),
@@ -375,9 +373,9 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "an event that was changed": (
         ["""UPDATE event SET body = replace(body, '"amount"', '"Amount"') WHERE event_id = {told}"""],
-        {"untold: a webhook that says something else than its event"},
+        {"untold: a webhook that differs from its event"},
     ),
-    "a payment that stands elsewhere": (
+    "a payment with another status": (
         ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
         {
             "untold: A payment's status agrees with its timeline, not so",
@@ -388,11 +386,11 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         ["UPDATE payment SET mismatch = 'amount' WHERE payment_id = {one}"],
         {"untold: Every mismatch of a payment was published to its merchant, not so"},
     ),
-    "a refund that nobody heard of": (
+    "a refund without a webhook": (
         ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],
         {"untold: A refund that went through has exactly one event payment.reversed, not so"},
     ),
-    "rows that nothing looks at": (
+    "rows that no job processes": (
         [
             "UPDATE payment SET status = 'pending', due_at = NULL WHERE payment_id = {failed}",
             "UPDATE refund SET status = 'pending', due_at = NULL, attention = NULL WHERE refund_id = {refund}",
@@ -401,12 +399,12 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
             "UPDATE payment SET claim = '{{}}' WHERE payment_id = {one}",
         ],
         {
-            "stuck: a row that nothing will ever look at again",
+            "stuck: a row that no job will process",
             "stuck: a payment that is still pending",
             "stuck: a refund that is still pending",
             "stuck: a delivery that was not taken",
             "stuck: a claim that nothing decided",
-            "stuck: a callback that nobody has used",
+            "stuck: a callback that no handler has processed",
         },
     ),
     "a subscriber that has not run": (
@@ -426,16 +424,16 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
         {"altered: the audit log's chain is broken"},
     ),
 }
-"""What somebody, or a bug, could do to the books, and the least that must be said about it."""
+"""Changes to the books by a person or a bug, and the minimum set of complaints about each."""
 
 
 def sentences(findings: Findings) -> set[str]:
-    """What was found wrong, without how often."""
+    """Return the complaints without their counts."""
     return {sentence.rpartition(" (")[0] for sentence in findings.wrong}
 
 
 def changed(deliveries: list[Any], **changes: Any) -> list[Any]:
-    """The deliveries, the first one with changes."""
+    """Return the deliveries with changes to the first."""
     return [replace(deliveries[0], **changes), *deliveries[1:]]
 
 
@@ -454,23 +452,23 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
     ),
     "other words": (
         lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, body=b"{}")),
-        "untold: a webhook that says something else than its event",
+        "untold: a webhook that differs from its event",
     ),
     "no signature": (
         lambda books: setattr(books.endpoint, "deliveries", changed(books.endpoint.deliveries, is_signed=False)),
         "untold: a webhook that is not signed",
     ),
     "a redirect that was followed": (
-        lambda books: books.endpoint.strayed.append("GET /elsewhere HTTP/1.1"),
+        lambda books: books.endpoint.other_requests.append("GET /elsewhere HTTP/1.1"),
         "unexplained: a request at another address of the merchant's",
     ),
     "a payment that is not there": (
         lambda books: books.shop.payments.update({"buy-0": "pay_gone"}),
-        "lost: a payment that a merchant was told of",
+        "lost: a payment that a merchant got as an answer",
     ),
     "a refund that is not there": (
         lambda books: books.shop.refunds.update({"refund-x": "rfd_gone"}),
-        "lost: a refund that a merchant was told of",
+        "lost: a refund that a merchant got as an answer",
     ),
     "two answers for one key": (
         lambda books: books.shop.conflicts.append("buy-0"),
@@ -481,14 +479,14 @@ MISHEARD: dict[str, tuple[Callable[[Books], None], str]] = {
         "unexplained: an answer that nothing broken explains",
     ),
     "a prompt that was not wished for": (
-        lambda books: books.shop.wishes.update({"buy-0": Wish("254700000000", 1)}),
-        "invented: a prompt that nobody asked for",
+        lambda books: books.shop.purchases.update({"buy-0": Purchase("254700000000", 1)}),
+        "invented: a prompt without a request",
     ),
 }
-"""What the merchant or its buyers could have met, and what must be said about it."""
+"""Errors seen by the merchant or its buyers, and the expected complaint."""
 
 
-async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: dict[str, Any]) -> None:
+async def test_verifier_accepts_correct_books_and_finds_every_forgery(values: dict[str, Any]) -> None:
     async with kept_books(values) as books:
         good = await verify(books.gateway, books.endpoint, books.shop)
         assert good.wrong == {}
@@ -502,42 +500,42 @@ async def test_the_judge_finds_nothing_in_good_books_and_every_forgery(values: d
             if not expected <= found:
                 missed[forgery] = expected - found
         assert missed == {}
-        # A check that nothing can fail is none; the ledger's invariants have bent books of their own.
+        # Each check must be able to fail; the ledger's invariants have counter-tests of their own.
         assert set(OUR_OWN | AT_LAST) - seen == {"invented: paid with money of the other world"}
         for forgery, (mishear, sentence) in MISHEARD.items():
-            heard = Books(
+            changed_books = Books(
                 books.gateway,
-                replace(books.endpoint, deliveries=list(books.endpoint.deliveries), strayed=[]),
+                replace(books.endpoint, deliveries=list(books.endpoint.deliveries), other_requests=[]),
                 replace(
                     books.shop,
                     payments=dict(books.shop.payments),
                     refunds=dict(books.shop.refunds),
-                    wishes=dict(books.shop.wishes),
+                    purchases=dict(books.shop.purchases),
                     conflicts=[],
                     unexplained=[],
                 ),
             )
-            mishear(heard)
-            found = sentences(await verify(heard.gateway, heard.endpoint, heard.shop))
+            mishear(changed_books)
+            found = sentences(await verify(changed_books.gateway, changed_books.endpoint, changed_books.shop))
             assert sentence in found, forgery
         assert (await verify(books.gateway, books.endpoint, books.shop)).wrong == {}
 
 
-async def test_jobs_that_stay_in_the_queue_are_found_and_those_that_go_on_are_not(values: dict[str, Any]) -> None:
+async def test_stuck_jobs_are_found_and_progressing_jobs_are_not(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         queue = gateway.jobs.queues["maintenance"]
         assert await stuck_jobs(gateway, 1.0) == []
         active = Job("payments.sweep", queue=queue, key="stuck", status=Status.ACTIVE, started=5)
         moving = Job("payments.sweep", queue=queue, key="moving", status=Status.ACTIVE, started=5)
-        owed = Job("payments.sweep", queue=queue, key="cron:payments.sweep", status=Status.QUEUED)
+        incomplete = Job("payments.sweep", queue=queue, key="cron:payments.sweep", status=Status.QUEUED)
         redis: Any = queue.redis
-        for job in (active, moving, owed):
+        for job in (active, moving, incomplete):
             await redis.set(job.id, queue.serialize(job))
         await redis.lpush(queue.namespace("active"), active.id, moving.id)
-        # On the list of what is owed at once, and on no list that anybody takes it from.
-        await redis.zadd(queue.namespace("incomplete"), {owed.id: 0})
+        # Present in the list of due jobs, and in no list that a worker claims from.
+        await redis.zadd(queue.namespace("incomplete"), {incomplete.id: 0})
         looking = asyncio.create_task(stuck_jobs(gateway, 2.0))
         await asyncio.sleep(0.6)
         moving.started = 6
         await redis.set(moving.id, queue.serialize(moving))
-        assert await looking == sorted([active.id, owed.id])
+        assert await looking == sorted([active.id, incomplete.id])

@@ -1,6 +1,6 @@
-"""A machine's life: the demo, `up`, the printed lines, Ctrl-C, and `up` again; and what a kill -9 leaves behind.
+"""Protects `demo` and `up`: the printed lines work, Ctrl-C and kill -9 leave no process and no loss.
 
-An `up` takes several seconds of CPU, so tests share a machine: each finds it as it needs it, running or stopped.
+An `up` takes several seconds of CPU, so tests share a machine, in a running or stopped state.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tests.machine import PATIENCE, Machine, made
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine whose folders the database server's own user may pass through."""
+    """A machine with folders that the database server's own user can traverse."""
     machine = made(tmp_path_factory.mktemp("demo") / "machine")
     yield machine
     machine.stops_everything()
@@ -33,13 +33,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def running(machine: Machine) -> "subprocess.Popen[str]":
-    """The `up` of the machine, started where none runs."""
+    """The machine's `up`, started if none runs."""
     return machine.running or machine.up()
 
 
 @pytest.fixture
 def stopped(machine: Machine) -> Machine:
-    """The machine, on which an `up` has run and has been stopped."""
+    """The machine after an `up` has run and stopped."""
     if not machine.data.exists():
         machine.up()
     machine.stops_everything()
@@ -49,25 +49,25 @@ def stopped(machine: Machine) -> Machine:
 
 @pytest.fixture
 def another_machine(tmp_path: Path) -> Iterator[Machine]:
-    """A machine of this test's own."""
+    """A machine for one test."""
     machine = made(tmp_path / "machine")
     yield machine
     machine.stops_everything()
 
 
-def pasted_lines(said: str) -> str:
-    """The lines that `up` prints to be copied."""
-    return "\n".join(line for line in said.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
+def pasted_lines(output: str) -> str:
+    """Return the lines that `up` prints for copying."""
+    return "\n".join(line for line in output.splitlines() if re.match(r"(KEY|ANSWER|PAYMENT)=|curl |sleep ", line))
 
 
-def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
+def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
     assert "All 14 steps passed" in played.stdout
     assert machine.processes() == {}
 
     process = machine.up()
-    # The `up` of the demo made the key and printed to a file.
+    # The demo's `up` created the key and printed to a file.
     assert "The master key is in" in machine.said
     key = re.findall(r"sk_test_\w+", machine.said)
     assert len(key) == 1
@@ -75,11 +75,11 @@ def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -
 
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
-    stored, asked, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
+    stored, payment, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
     assert stored["data"]["config_summary"]["passkey"] == "****c919"
-    assert asked["data"]["status"] == "pending"
+    assert payment["data"]["status"] == "pending"
     assert found["data"]["status"] == "completed"
-    assert [payment["id"] for payment in listed["data"]] == [asked["data"]["id"]]
+    assert [payment["id"] for payment in listed["data"]] == [payment["data"]["id"]]
     assert in_hand["data"]["status"] == "pending"
 
     played = machine.types("demo", "--data", str(machine.data))
@@ -90,10 +90,10 @@ def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -
     assert logged_secrets(machine, key[0]) == []
     lines = [json.loads(line) for line in (machine.data / "logs/api.log").read_text().splitlines() if line[:1] == "{"]
     (created,) = [
-        line for line in lines if line["event"] == "request" and line.get("payment_id") == asked["data"]["id"]
+        line for line in lines if line["event"] == "request" and line.get("payment_id") == payment["data"]["id"]
         if (line["method"], line["route"], line["status"]) == ("POST", "/v1/payments", 201)
     ]  # fmt: skip
-    assert created["merchant_id"] == asked["data"]["merchant_id"]
+    assert created["merchant_id"] == payment["data"]["merchant_id"]
     assert created["request_id"].startswith("req_")
 
     process.send_signal(signal.SIGINT)
@@ -107,10 +107,10 @@ def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
     *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
-    assert asked["data"]["id"] in [payment["id"] for payment in listed["data"]]
+    assert payment["data"]["id"] in [payment["id"] for payment in listed["data"]]
 
 
-def test_a_folder_has_one_owner_and_a_port_one_listener(machine: Machine, running: "subprocess.Popen[str]") -> None:
+def test_up_on_a_used_folder_or_port_fails(machine: Machine, running: "subprocess.Popen[str]") -> None:
     second = machine.types("up", "--data", str(machine.data))
     assert second.returncode == 1
     assert f"is in use by process {running.pid}" in second.stderr
@@ -122,7 +122,7 @@ def test_a_folder_has_one_owner_and_a_port_one_listener(machine: Machine, runnin
     assert third.stderr == f"mpesa-gateway: port {port} is in use: stop what listens there, or choose another --port\n"
 
 
-def test_the_demo_fails_when_a_step_is_not_so(machine: Machine, running: "subprocess.Popen[str]") -> None:
+def test_demo_with_a_failing_step_exits_nonzero(machine: Machine, running: "subprocess.Popen[str]") -> None:
     assert running.poll() is None
     worker = next(pid for pid, command in machine.processes().items() if command.endswith("mpesa_gateway.cli worker"))
     os.kill(worker, signal.SIGSTOP)
@@ -137,9 +137,7 @@ def test_the_demo_fails_when_a_step_is_not_so(machine: Machine, running: "subpro
     )
 
 
-def test_up_starts_its_own_servers_again_when_they_are_killed(
-    machine: Machine, running: "subprocess.Popen[str]"
-) -> None:
+def test_up_restarts_its_killed_servers(machine: Machine, running: "subprocess.Popen[str]") -> None:
     log = machine.log
     for file in ("postgres/postmaster.pid", "valkey/pid"):
         os.kill(int((machine.data / file).read_text().split()[0]), signal.SIGKILL)
@@ -152,15 +150,15 @@ def test_up_starts_its_own_servers_again_when_they_are_killed(
         ).stdout
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    said = log.read_text()
-    assert "Postgres ended by itself: started again" in said
-    assert "Valkey ended by itself: started again" in said
+    output = log.read_text()
+    assert "Postgres ended by itself: started again" in output
+    assert "Valkey ended by itself: started again" in output
     running.terminate()
     assert running.wait(PATIENCE) == 0
     assert machine.processes() == {}
 
 
-def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(stopped: Machine) -> None:
+def test_up_without_the_right_master_key_fails_and_creates_none(stopped: Machine) -> None:
     machine = stopped
     file = machine.data / "master.key"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -182,7 +180,7 @@ def test_without_the_right_master_key_it_does_not_start_and_makes_no_other(stopp
     machine.up()
 
 
-def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine, running: "subprocess.Popen[str]") -> None:
+def test_up_killed_leaves_no_process_and_restarts(machine: Machine, running: "subprocess.Popen[str]") -> None:
     url = machine.url
     running.kill()
     running.wait()
@@ -203,26 +201,26 @@ def test_kill_9_leaves_nothing_behind_and_it_starts_again(machine: Machine, runn
     assert machine.processes() == {}
 
 
-async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(another_machine: Machine) -> None:
+async def test_up_tree_killed_during_a_demo_loses_nothing(another_machine: Machine) -> None:
     machine = another_machine
     machine.up()
     api = Api(machine.url, machine.key)
     assert (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).status == 200
-    asked = (await api.pay("254700000020", 321, key="kill")).data
+    payment = (await api.pay("254700000020", 321, key="kill")).data
     machine.kills_everything_during_a_demo()
 
     process = machine.up()
-    # The payers, who know nothing of all that, answer their prompts.
+    # The payers answer their prompts.
     phones = Api(re.findall(r"simulated phones: (http://[^/\s]+)", machine.said)[0], None)
     for prompt in (await phones.call("GET", "/simulator/control/pushes?state=open")).data:
         path = f"/simulator/control/pushes/{prompt['checkout_request_id']}/answer"
         assert (await phones.call("POST", path, {"answer": "pay"})).status == 200
-    ended = await api.settled(asked["id"], "completed", patience=PATIENCE)
-    (prompt,) = (await phones.call("GET", f"/simulator/control/pushes?reference={asked['reference']}")).data
+    ended = await api.settled(payment["id"], "completed", patience=PATIENCE)
+    (prompt,) = (await phones.call("GET", f"/simulator/control/pushes?reference={payment['reference']}")).data
     assert ended["receipt"] in {prompt["receipt"], None}
     again = await api.pay("254700000020", 321, key="kill")
-    assert (again.status, again.data["id"]) == (200, asked["id"])
-    # The demo's own payments too: whatever money moved is in the books.
+    assert (again.status, again.data["id"]) == (200, payment["id"])
+    # The demo's own payments are included: all money that moved is in the books.
     ledger = (await phones.call("GET", "/simulator/control/ledger")).data
     url = tomllib.loads((machine.data / "run/gateway.toml").read_text())["database"]["url"]
 
@@ -243,7 +241,7 @@ async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(an
 
 
 async def left_by_the_demo(machine: Machine) -> tuple[int, int, int]:
-    """Refused callbacks, statement lines for a person, and deliveries that are owed."""
+    """Return the counts of rejected callbacks, statement lines for review, and pending deliveries."""
     books = await asyncpg.connect(tomllib.loads((machine.data / "run/gateway.toml").read_text())["database"]["url"])
     try:
         row = await books.fetchrow(
@@ -259,7 +257,7 @@ async def left_by_the_demo(machine: Machine) -> tuple[int, int, int]:
 
 
 def logged_secrets(machine: Machine, key: str) -> list[str]:
-    """What stands in the logs and must not: keys, secrets, whole phone numbers."""
+    """Return keys, secrets and whole phone numbers in the logs."""
     written = "\n".join(file.read_text() for file in (machine.data / "logs").iterdir())
     assert "gateway_started" in written
     forbidden = [

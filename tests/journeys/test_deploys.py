@@ -1,4 +1,4 @@
-"""Deploys: processes that are replaced one by one lose no request, hand their jobs on, and push nobody twice."""
+"""Protects rolling deploys: processes replaced one by one lose no request, requeue their jobs and repeat no push."""
 
 import asyncio
 import signal
@@ -24,15 +24,15 @@ from tests.journeys.site import Site, books, running_site, until_up
 pytestmark = pytest.mark.as_owner
 
 SLOW = "254700000017"
-"""Pays, and its push is answered slowly."""
+"""Pays, with a slow answer to its push."""
 
 DRAIN = 4
-"""Seconds that a stopping API goes on serving: time enough for a proxy that looks ten times a second."""
+"""Seconds that a stopping API continues to serve, long enough for a proxy that probes ten times a second."""
 
 
 @asynccontextmanager
 async def balanced(site: Site) -> AsyncGenerator[Balancer]:
-    """A proxy before both APIs, once it has found them ready."""
+    """Return a proxy in front of both APIs once both are ready."""
     balancer = Balancer(site.ports)
     await balancer.start()
     try:
@@ -43,7 +43,7 @@ async def balanced(site: Site) -> AsyncGenerator[Balancer]:
 
 
 async def ready(balancer: Balancer, count: int) -> None:
-    """Wait until the proxy sends requests to so many APIs."""
+    """Wait until the proxy sends requests to this many APIs."""
 
     async def are_ready() -> bool:
         return len(balancer.ready) == count
@@ -52,7 +52,7 @@ async def ready(balancer: Balancer, count: int) -> None:
 
 
 class Customers:
-    """Buy without a pause until told to stop, and keep what they were answered."""
+    """Buyers that create payments until stopped and store the answers."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -61,7 +61,7 @@ class Customers:
         self.statuses: set[int] = set()
 
     async def shop(self, number: int) -> None:
-        """Buy one thing after the other, and look at each."""
+        """Create one payment after another and read each."""
         bought = 0
         while not self.is_over:
             made = await self.api.pay(f"2547{11_000_000 + number * 10_000 + bought}", 5, key=f"{number}-{bought}")
@@ -72,9 +72,7 @@ class Customers:
             await asyncio.sleep(0.05)
 
 
-async def test_replaced_one_by_one_under_load_behind_a_proxy_no_request_is_lost(
-    database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+async def test_rolling_deploy_under_load_loses_no_request(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.values["http"] = {"drain": DRAIN}
         site.start_simulator()
@@ -106,12 +104,12 @@ async def test_replaced_one_by_one_under_load_behind_a_proxy_no_request_is_lost(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == len(customers.payments)
 
 
-async def test_a_worker_that_is_told_to_stop_hands_on_what_it_cannot_finish(
+async def test_worker_stopped_with_unfinished_jobs_requeues_them(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
-        # One whole call may take so long that only a job that is handed on can be done in the time of this test.
+        # The timeout of a whole call is long: only a requeued job can finish within this test.
         site.values |= {"webhooks": {"timeout": 15}, "worker": {"grace": 1}}
         site.start_api(0)
         worker = site.start_worker()
@@ -141,7 +139,7 @@ async def test_a_worker_that_is_told_to_stop_hands_on_what_it_cannot_finish(
 
 
 async def interrupted(site: Site, gateway: Gateway, api: Api, victim: Any, number: signal.Signals) -> Any:
-    """Ask for a payment, and signal the API that serves it while M-Pesa thinks; gives what the client was answered."""
+    """Create a payment and signal the API that serves it during the push; returns the client's answer."""
     slow = Api(site.simulator, None)
     await slow.call("PATCH", "/simulator/control/knobs", {"slow_answer": 5, "callback_delay": 8})
     await slow.close()
@@ -153,7 +151,7 @@ async def interrupted(site: Site, gateway: Gateway, api: Api, victim: Any, numbe
     return (await asyncio.gather(paying, return_exceptions=True))[0]
 
 
-async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_money_arrives(
+async def test_push_interrupted_by_a_kill_is_not_repeated_and_completes(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -168,7 +166,7 @@ async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_mo
                 await interrupted(site, gateway, there, victim, signal.SIGKILL), niquests.exceptions.RequestException
             )
             await there.close()
-            # Nobody knows what became of it: the same key is not a second push, neither at once nor later.
+            # The result of the push is unknown: the same key sends no second push, then or later.
             statuses = set[int]()
 
             async def is_answered() -> Any:
@@ -184,9 +182,7 @@ async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_mo
             assert await gateway.db.fetchval("SELECT receipt FROM sim_transaction") == paid["receipt"]
 
 
-async def test_a_push_that_a_stop_interrupts_is_finished_first(
-    database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+async def test_push_in_flight_at_a_stop_is_finished_first(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
         site.start_api(0)
@@ -203,7 +199,7 @@ async def test_a_push_that_a_stop_interrupts_is_finished_first(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_a_caller_that_hangs_up_and_a_gateway_that_stops_do_not_tear_a_push_from_its_record(
+async def test_push_after_a_disconnect_and_a_stop_is_recorded(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -215,9 +211,9 @@ async def test_a_caller_that_hangs_up_and_a_gateway_that_stops_do_not_tear_a_pus
             await simulator.call("PATCH", "/simulator/control/knobs", {"slow_answer": 3, "callback_delay": 60})
             await simulator.close()
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-            wish = PaymentRequest(amount=Kes(5), phone=Msisdn(SLOW))
+            request = PaymentRequest(amount=Kes(5), phone=Msisdn(SLOW))
             payments = gateway.services.get(Payments)
-            paying = asyncio.create_task(payments.request(merchant_id, "sandbox", wish, idempotency_key="one"))
+            paying = asyncio.create_task(payments.request(merchant_id, "sandbox", request, idempotency_key="one"))
             await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
             paying.cancel()
             await gateway.stop()
@@ -227,18 +223,18 @@ async def test_a_caller_that_hangs_up_and_a_gateway_that_stops_do_not_tear_a_pus
 
 
 async def api_list(api: Api) -> list[dict[str, Any]]:
-    """All payments, from another process."""
+    """Return all payments, read through another process."""
     found: list[dict[str, Any]] = (await api.call("GET", "/v1/payments")).data
     return found
 
 
 async def timeline(api: Api, payment_id: str) -> list[dict[str, Any]]:
-    """What happened to a payment, from another process."""
+    """Return a payment's timeline, read through another process."""
     found: list[dict[str, Any]] = (await api.call("GET", f"/v1/payments/{payment_id}")).data["timeline"]
     return found
 
 
-# -- the release before, on what the next one has made of the database --------------------------------------------
+# -- the previous release on the schema of the next one -----------------------------------------------------------
 
 
 TABLES = """
@@ -248,7 +244,7 @@ WHERE relnamespace = 'mpesa'::regnamespace AND relkind IN ('r', 'p') AND NOT rel
 
 
 async def add_what_a_release_may_add(gateway: Gateway) -> None:
-    """Columns on every table, a table, an index and a rule, as the next release's migrations would."""
+    """Add columns to every table, a table, an index and a constraint, as the next release's migrations may."""
     tables = await gateway.db.fetch(TABLES)
     add = "ADD COLUMN next_word text, ADD COLUMN next_flag boolean NOT NULL DEFAULT false"
     await apply(
@@ -264,7 +260,7 @@ async def add_what_a_release_may_add(gateway: Gateway) -> None:
 
 
 async def apply(gateway: Gateway, statements: list[str]) -> None:
-    """The migrations of a release after this one."""
+    """Apply the migrations of the next release."""
     newest = await gateway.db.fetchval("SELECT max(number) FROM migration WHERE owner = 'payments'")
     added = [
         Migration("payments", number, f"{number:04}_next.sql", sql)
@@ -275,8 +271,8 @@ async def apply(gateway: Gateway, statements: list[str]) -> None:
     assert await migrate(gateway.db, [*earlier, *added]) == added
 
 
-async def live_a_day(town: Town, day: str) -> None:
-    """A bit of everything that a merchant does."""
+async def call_everything(town: Town, day: str) -> None:
+    """Call a bit of every merchant operation."""
     api = town.api
     paid = (await api.pay("254711000001", 500, key=f"paid-{day}", metadata={"order": "7"})).data
     failed = (await api.pay("254700000001", 5, key=f"failed-{day}")).data
@@ -312,26 +308,26 @@ async def live_a_day(town: Town, day: str) -> None:
 
 
 async def status_of_ready(town: Town) -> tuple[int, dict[str, Any]]:
-    """What a proxy is told, and what about the migrations."""
+    """Return the status of /health/ready and its part about migrations."""
     answer = await town.api.call("GET", "/health/ready")
     return answer.status, answer.body["data"]["parts"]["migrations"]
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_a_release_goes_on_and_starts_anew_on_a_database_that_the_next_one_has_added_to(town: Town) -> None:
+async def test_release_on_a_schema_with_additions_serves_and_restarts(town: Town) -> None:
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
-    await live_a_day(town, "before")
+    await call_everything(town, "before")
     await add_what_a_release_may_add(town.gateway)
     assert await status_of_ready(town) == (200, {"ok": True})
-    await live_a_day(town, "meanwhile")
-    # A process of the old release that crashed now, and is started again.
+    await call_everything(town, "meanwhile")
+    # A process of the old release that crashes now is restarted.
     await town.gateway.stop()
     await town.gateway.start()
-    await live_a_day(town, "afterwards")
+    await call_everything(town, "afterwards")
     assert await town.gateway.db.fetchval("SELECT bool_and(NOT next_flag AND next_word IS NULL) FROM payment")
 
 
-async def test_a_release_is_not_ready_on_a_database_that_the_next_one_has_taken_something_from(town: Town) -> None:
+async def test_release_on_a_schema_with_removals_is_not_ready(town: Town) -> None:
     await apply(town.gateway, ["-- contract: nobody reads it any more\nALTER TABLE payment DROP COLUMN received_phone"])
     status, migrations = await status_of_ready(town)
     assert (status, migrations["ok"]) == (503, False)

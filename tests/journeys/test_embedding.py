@@ -1,4 +1,4 @@
-"""The gateway inside somebody else's application: mounted at a prefix, its lifespan composed, its events heard."""
+"""Protects embedding: a gateway mounted at a prefix of another application, with its lifespan and events."""
 
 import asyncio
 from collections.abc import Callable
@@ -51,16 +51,16 @@ EVERY_HOST = pytest.mark.parametrize("host", [_starlette, _fastapi, _litestar, _
 
 
 @HOSTS
-async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: dict[str, Any]) -> None:
+async def test_mounted_gateway_completes_a_payment(host: Host, values: dict[str, Any]) -> None:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}/pay"
         values |= {"public_url": base, "daraja": {"sandbox_url": base + "/simulator"}}
         gateway = Gateway(GatewayConfig.from_values(values))
-        heard: asyncio.Queue[PaymentCompleted] = asyncio.Queue()
+        received: asyncio.Queue[PaymentCompleted] = asyncio.Queue()
 
         @gateway.on(PaymentCompleted)
         async def fulfil(event: PaymentCompleted) -> None:
-            await heard.put(event)
+            await received.put(event)
 
         async with (
             serving(host(gateway, "/pay", gateway.lifespan), at),
@@ -72,22 +72,22 @@ async def test_a_payment_is_made_through_a_mounted_gateway(host: Host, values: d
             made = await api.pay("254711000070", 70, key="mounted")
             assert made.headers["Location"] == f"{base}/v1/payments/{made.data['id']}"
             paid = await api.settled(made.data["id"], "completed")
-            event = await asyncio.wait_for(heard.get(), 15)
+            event = await asyncio.wait_for(received.get(), 15)
             assert (event.payment_id, event.receipt) == (paid["id"], paid["receipt"])
             await receiver.wait_for(1)
 
             merchant_id = paid["merchant_id"]
-            wanted = PaymentRequest(amount=Kes(71), phone=Msisdn.parse("0711000071"))
+            request = PaymentRequest(amount=Kes(71), phone=Msisdn.parse("0711000071"))
             direct = await gateway.services.get(Payments).request(
-                merchant_id, "sandbox", wanted, idempotency_key="direct"
+                merchant_id, "sandbox", request, idempotency_key="direct"
             )
             assert (direct.payment.status, direct.is_replay) == ("pending", False)
-            again = await gateway.port(Payments).request(merchant_id, "sandbox", wanted, idempotency_key="direct")
+            again = await gateway.port(Payments).request(merchant_id, "sandbox", request, idempotency_key="direct")
             assert (again.payment.id, again.is_replay) == (direct.payment.id, True)
 
 
 @HOSTS
-async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: dict[str, Any]) -> None:
+async def test_mounted_gateway_without_lifespan_says_so(host: Host, values: dict[str, Any]) -> None:
     with listening() as at:
         gateway = Gateway(GatewayConfig.from_values(values))
         async with serving(host(gateway, "/pay", None), at) as base:
@@ -102,14 +102,14 @@ async def test_a_host_that_forgot_the_lifespan_is_told_so(host: Host, values: di
 
 @EVERY_HOST
 @pytest.mark.parametrize("prefix", ["/payments", "/a/b"])
-async def test_operator_signs_in_and_acts_below_the_prefix(host: Host, values: dict[str, Any], prefix: str) -> None:
+async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: dict[str, Any], prefix: str) -> None:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}{prefix}"
         ops = base + "/ops"
         gateway = Gateway(GatewayConfig.from_values(values | {"public_url": base}))
         async with serving(host(gateway, prefix, gateway.lifespan), at), Browser(ops) as browser:
             await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-            # With a slash at the end and without one: each leads to the same login.
+            # With and without a trailing slash the same login is shown.
             for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
                 turned = await browser.opens(path)
                 assert (turned.status, turned.url) == (200, f"{ops}/login"), path
@@ -125,7 +125,7 @@ async def test_operator_signs_in_and_acts_below_the_prefix(host: Host, values: d
             made = await browser.submits(page, "/merchants", name="Duka la Zuri")
             assert (made.status, "Duka la Zuri" in made.words) == (200, True)
             assert made.url.startswith(f"{ops}/merchants/mer_")
-            # The same page by its address with a slash has links that lead to the same places.
+            # The page at the address with a slash has links to the same places.
             slashed = await browser.opens(f"{ops}/merchants/")
             assert slashed.form("/merchants").action == f"{ops}/merchants"
             out = await browser.submits(made, "/logout")

@@ -1,4 +1,4 @@
-"""A callback's address has leaked: with `payments.confirm`, what a stranger posts costs one query and no money."""
+"""Protects `payments.confirm`: a forged callback at a leaked address costs one status query and moves no money."""
 
 from typing import Any
 
@@ -13,34 +13,34 @@ ASKS = "254700000020"
 
 @pytest.fixture(params=["always", "mismatch"])
 def values(values: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What M-Pesa is asked about before it counts."""
+    """Results that M-Pesa has to confirm."""
     return values | {"payments": {"confirm": request.param, "query_after": [1]}}
 
 
 async def prompted(town: Town, amount: int = 500) -> tuple[str, str]:
-    """A payment whose prompt is open: its id, and the prompt's."""
+    """Return a payment with an open prompt: its id and the checkout request id."""
     made = (await town.api.pay(ASKS, amount, key="order")).data
     return made["id"], made["provider_ref"]
 
 
 async def forge(town: Town, checkout_request_id: str, amount: int) -> None:
-    """Somebody who has learned the address claims that this was paid."""
+    """Post a forged success at the leaked address."""
     path = f"/simulator/control/pushes/{checkout_request_id}/forge"
     assert (await town.api.call("POST", path, {"amount": amount})).data == {"status": 200}
 
 
 async def sweep(town: Town) -> None:
-    """Have M-Pesa asked about what is due."""
+    """Run the due status queries."""
     await town.gateway.services.get(StkQueries).wake_due()
 
 
 async def steps(town: Town, payment_id: str) -> list[str]:
-    """What has happened to a payment."""
+    """Return the steps of a payment's timeline."""
     found = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
     return [step["kind"] for step in found["timeline"]]
 
 
-async def test_a_success_that_nobody_earned_waits_for_m_pesas_word_and_is_refuted(town: Town) -> None:
+async def test_forged_success_refuted_by_mpesa_does_not_complete(town: Town) -> None:
     payment_id, prompt = await prompted(town)
     await forge(town, prompt, 501)
     assert (await steps(town, payment_id))[-1] == "confirming"
@@ -51,14 +51,14 @@ async def test_a_success_that_nobody_earned_waits_for_m_pesas_word_and_is_refute
     assert [one.headers["x-event-type"] for one in await town.receiver.wait_for(1)] == ["payment.failed"]
 
 
-async def test_what_a_callback_said_is_what_counts_once_m_pesa_confirms_it(town: Town) -> None:
+async def test_success_confirmed_by_mpesa_keeps_the_values_of_the_callback(town: Town) -> None:
     made = (await town.api.pay("254711000001", 500, key="order")).data
     paid = await town.api.settled(made["id"], "completed")
     (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
     assert (paid["receipt"], paid["amount"]) == (entry["receipt"], "500.00")
 
 
-async def test_neither_confirmed_nor_denied_in_time_is_held_for_a_person(town: Town) -> None:
+async def test_success_unconfirmed_in_time_needs_review(town: Town) -> None:
     payment_id, prompt = await prompted(town)
     await forge(town, prompt, 501)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now(), due_at = now()")

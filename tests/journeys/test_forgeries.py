@@ -1,4 +1,4 @@
-"""Forged callbacks of every kind: refused, kept, shown to the operator and to the shop, and nothing moves."""
+"""Protects against forged callbacks: each is rejected, stored, shown to operator and merchant, and changes nothing."""
 
 import asyncio
 from typing import Any
@@ -20,12 +20,12 @@ SPECIFIED: dict[str, str] = {
     "reversal": "/v1/webhooks/mpesa/reversal/result",
     "reversal-timeout": "/v1/webhooks/mpesa/reversal/timeout",
 }
-"""The specification's addresses, which carry no token."""
+"""The addresses of the specification, without a token."""
 
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nobody is asked about anything."""
+    """No status queries."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "payments": {"query_after": [3600], "expire_after": 7200},
@@ -34,7 +34,7 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 
 class Victim:
-    """A shop with a payment that waits, a paid one, a check and a refund: what a forger would like to move."""
+    """A merchant with a pending payment, a completed one, a status query and a refund: the targets of a forger."""
 
     def __init__(self, town: Town) -> None:
         self.town = town
@@ -45,7 +45,6 @@ class Victim:
 
     @classmethod
     async def of(cls, town: Town, receipt: str = RECEIPT) -> "Victim":
-        """Set it up."""
         victim = cls(town)
         assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         victim.pending = (await town.api.pay("254711000001", 500, key="pending")).data
@@ -57,7 +56,7 @@ class Victim:
         return victim
 
     def subject(self, kind: str) -> str:
-        """What a callback of this kind would be about."""
+        """Return the id that a callback of this kind refers to."""
         subjects = {"status": self.check and self.check["check_id"], "reversal": self.refund and self.refund["id"]}
         if kind == "pull":
             return str(self.paid["merchant_id"])
@@ -66,14 +65,14 @@ class Victim:
         return str(subjects[kind.partition("-")[0]])
 
     def path(self, kind: str, env: Env = "sandbox", subject_id: str | None = None) -> str:
-        """Where Daraja would post it."""
+        """Return the path that Daraja posts to."""
         url = self.town.gateway.services.get(Callbacks).url_for(
             kind, env=env, merchant_id=self.paid["merchant_id"], subject_id=subject_id or self.subject(kind)
         )
         return url.removeprefix(self.town.base)
 
-    def lie(self, kind: str, receipt: str = "FORGED0001") -> dict[str, Any]:
-        """What a forger would have us believe."""
+    def forged_body(self, kind: str, receipt: str = "FORGED0001") -> dict[str, Any]:
+        """Return a forged body."""
         if kind == "stk":
             return stk_callback(self.pending["provider_ref"], receipt=receipt)
         if kind == "status":
@@ -83,11 +82,10 @@ class Victim:
         return result(1)
 
     async def post(self, kind: str, body: Any, path: str | None = None, **headers: str) -> Any:
-        """Post it."""
         return await self.town.api.call("POST", path or self.path(kind), body, headers=headers)
 
     async def state(self) -> dict[str, Any]:
-        """Everything that a forger could have moved."""
+        """Return everything that a forged callback could change."""
         db = self.town.gateway.db
         return {
             table: [dict(row) for row in await db.fetch(f"SELECT * FROM {table} ORDER BY 1")]  # noqa: S608
@@ -99,40 +97,40 @@ KINDS: tuple[str, ...] = ("stk", "status", "status-timeout", "reversal", "revers
 
 
 def broken(path: str) -> str:
-    """The address with another last letter."""
+    """Return the path with another last letter."""
     return path[:-1] + ("0" if path[-1] != "0" else "1")
 
 
-async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_moves_nothing(
+async def test_forged_callback_of_any_kind_is_rejected_and_changes_nothing(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A flood is counted and not kept, and this is one.
+    # Above this rate forgeries are counted and not stored.
     monkeypatch.setattr("mpesa_gateway_callbacks.refusals._STORED_A_SECOND", 1000)
     victim = await Victim.of(town)
     before = await victim.state()
     expected: list[tuple[str, str]] = []
     for kind in KINDS:
-        lie, path = victim.lie(kind), victim.path(kind)
+        forged_body, path = victim.forged_body(kind), victim.path(kind)
         other: str = "pull" if kind == "stk" else "stk"
         tries: list[tuple[int, str, str, dict[str, str]]] = [
             (404, "token", broken(path), {}),
             (404, "token", path.rpartition("/")[0] + "/nonsense", {}),
-            # A token that is right, for another kind of callback; those of results open at every result address.
+            # A valid token for another callback kind; tokens of results are valid at every result address.
             (404, "token", victim.path(other).replace(f"/cb/{other}/", f"/cb/{kind}/"), {}),
-            # Live money is told by Safaricom's own addresses only, and no header makes this machine one of them.
+            # Live callbacks are accepted from Safaricom's addresses only, and no header makes this machine one of them.
             (403, "source", victim.path(kind, "live"), {"X-Forwarded-For": "196.201.214.200"}),
             (401, "signature", path, {"X-Mpesa-Signature": "Zm9yZ2Vk"}),
         ]
         if kind in SPECIFIED:
             tries.append((403, "source", SPECIFIED[kind], {}))
         for status, reason, where, headers in tries:
-            answer = await victim.post(kind, lie, where, **headers)
+            answer = await victim.post(kind, forged_body, where, **headers)
             assert (answer.status, answer.error["code"]) == (status, "CALLBACK_REFUSED"), (kind, where)
             if where != victim.path(kind, "live"):
-                # A sandbox key does not see what came about live payments.
+                # A sandbox key does not see callbacks about live payments.
                 expected.append((kind, reason))
         if not kind.endswith("-timeout"):
-            # Anything at a timeout address is a timeout.
+            # Any body at a timeout address is a timeout.
             answer = await town.api.call("POST", path, raw=b"not a callback at all")
             assert answer.status == 422
             expected.append((kind, "shape"))
@@ -147,9 +145,9 @@ async def test_whatever_is_wrong_with_it_a_callback_of_any_kind_is_refused_and_m
         assert (await town.api.call("GET", "/v1/admin/callbacks/refused")).status == 403
 
 
-async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no_other(town: Town) -> None:
+async def test_rejected_callback_is_in_the_audit_log_of_its_merchant_only(town: Town) -> None:
     victim = await Victim.of(town)
-    assert (await victim.post("stk", victim.lie("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
+    assert (await victim.post("stk", victim.forged_body("stk"), **{"X-Mpesa-Signature": "Zm9yZ2Vk"})).status == 401
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert entry["detail"] == {
         "env": "sandbox",
@@ -162,16 +160,16 @@ async def test_what_is_refused_stands_in_the_audit_log_of_its_merchant_and_of_no
         assert (await other.call("GET", "/v1/audit/logs?action=callback.refused")).data == []
 
 
-async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothing(town: Town) -> None:
+async def test_replayed_callback_gets_the_same_answer_and_changes_nothing(town: Town) -> None:
     victim = await Victim.of(town)
     for kind in ("stk", "status", "reversal"):
-        lie = victim.lie(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
+        forged_body = victim.forged_body(kind, receipt=f"TRUE00000{KINDS.index(kind)}")
         if kind == "status":
-            # The STK callback has completed the payment: the check learns nothing new from its own receipt.
-            lie = victim.lie(kind, receipt="TRUE000000")
-        assert (await victim.post(kind, lie)).status == 200
+            # The STK callback has completed the payment: the status query finds its own receipt and changes nothing.
+            forged_body = victim.forged_body(kind, receipt="TRUE000000")
+        assert (await victim.post(kind, forged_body)).status == 200
         before = await victim.state()
-        answers = await asyncio.gather(*(victim.post(kind, lie) for _ in range(5)))
+        answers = await asyncio.gather(*(victim.post(kind, forged_body) for _ in range(5)))
         assert [answer.body for answer in answers] == [{"ResultCode": 0, "ResultDesc": "Accepted"}] * 5
         after = await victim.state()
         repeats = [row.pop("repeats") for row in after["callback"] if row["kind"] == kind]
@@ -182,23 +180,25 @@ async def test_a_replayed_callback_is_answered_like_the_first_and_changes_nothin
             row.pop("repeats", None)
         assert after == before
     repeated = (await town.api.call("GET", "/v1/audit/logs?action=callback.repeated&limit=100")).data
-    # One of each stands there in a while; the callbacks themselves say how often each came again.
+    # One entry of each kind per interval; the callbacks themselves count the repetitions.
     assert [entry["detail"]["kind"] for entry in repeated] == ["reversal", "status", "stk"]
     kinds = [one.headers["x-event-type"] for one in await town.receiver.wait_for(3)]
     assert sorted(kinds) == ["payment.completed", "payment.completed", "payment.reversed"]
 
 
-def let_in(_: CallbackVerifier, __: str) -> None:
-    """Every address is listed."""
+def every_address_allowed(_: CallbackVerifier, __: str) -> None:
+    """Every address is on the allowlist."""
 
 
-async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No honest path makes such an address: it is the last line where one did."""
+async def test_callback_at_address_of_the_other_env_changes_nothing(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No supported path creates such an address: this is the last check if one did."""
     victim = await Victim.of(town)
-    monkeypatch.setattr(CallbackVerifier, "_check_listed", let_in)
+    monkeypatch.setattr(CallbackVerifier, "_check_listed", every_address_allowed)
     before = await victim.state()
     for kind in KINDS:
-        answer = await victim.post(kind, victim.lie(kind), victim.path(kind, "live"))
+        answer = await victim.post(kind, victim.forged_body(kind), victim.path(kind, "live"))
         if kind != "pull":
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
     after = await victim.state()
@@ -207,33 +207,31 @@ async def test_an_address_of_the_other_env_moves_nothing(town: Town, monkeypatch
     }
 
 
-async def test_another_merchants_address_moves_nothing_of_ours_and_ours_nothing_of_theirs(
-    town: Town, daraja: Daraja
-) -> None:
+async def test_callback_at_address_of_another_merchant_changes_nothing(town: Town, daraja: Daraja) -> None:
     victim = await Victim.of(town)
     async with shop(town.gateway, town.base) as api:
         forger = await Victim.of(Town(town.gateway, town.base, api, town.receiver), receipt="OTHER00001")
         before = await victim.state()
         for kind in ("stk", "status", "reversal"):
-            # Their own address, telling of our request.
-            lie = victim.lie(kind)
+            # Their own address, with a body about our request.
+            forged_body = victim.forged_body(kind)
             if kind != "stk":
                 handle = await town.gateway.db.fetchval(
                     "SELECT originator_conversation_id FROM refund WHERE refund_id = $1", victim.refund["id"]
                 )
-                lie["Result"]["OriginatorConversationID"] = handle
-            answer = await forger.post(kind, lie)
+                forged_body["Result"]["OriginatorConversationID"] = handle
+            answer = await forger.post(kind, forged_body)
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
-            # Their own address, with our subject put in by hand.
+            # Their own address, with our subject inserted.
             mine, theirs = victim.subject(kind), forger.subject(kind)
             strange = forger.path(kind).replace(theirs[4:], mine[4:])
             if strange != forger.path(kind):
-                assert (await forger.post(kind, victim.lie(kind), strange)).status == 404
-            # A token that we made for their merchant and our request, which no honest path makes.
+                assert (await forger.post(kind, victim.forged_body(kind), strange)).status == 404
+            # A token for their merchant and our request, which no supported path issues.
             url = town.gateway.services.get(Callbacks).url_for(
                 kind, env="sandbox", merchant_id=forger.paid["merchant_id"], subject_id=mine
             )
-            answer = await api.call("POST", url.removeprefix(town.base), victim.lie(kind))
+            answer = await api.call("POST", url.removeprefix(town.base), victim.forged_body(kind))
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
         assert await victim.state() == before
     assert len(daraja.of("reversal")) == 2

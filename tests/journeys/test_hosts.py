@@ -1,4 +1,4 @@
-"""The example's theatre in each framework and at two prefixes: paid for, beside its own database and login."""
+"""Protects the host example in each framework at two prefixes, with its own database and login."""
 
 import asyncio
 import logging
@@ -36,23 +36,23 @@ PREFIXES = pytest.mark.parametrize("prefix", ["/payments", "/m/pesa"])
 
 
 @dataclass(frozen=True)
-class Open:
-    """A theatre that is open, and a browser without cookies."""
+class OpenTheatre:
+    """A running host application, and a browser without cookies."""
 
     theatre: Theatre
     base: str
     prefix: str
     http: niquests.AsyncSession
 
-    async def asks(self, method: str, path: str, **more: Any) -> niquests.Response:
+    async def request(self, method: str, path: str, **more: Any) -> niquests.Response:
         answer: niquests.Response = await self.http.request(method, self.base + path, allow_redirects=False, **more)
         return answer
 
     async def paid(self, ticket_id: str) -> dict[str, Any]:
-        """The ticket, once it has a receipt."""
+        """Return the ticket once it has a receipt."""
 
         async def seen() -> dict[str, Any] | None:
-            found: dict[str, Any] = (await self.asks("GET", f"/tickets/{ticket_id}")).json()
+            found: dict[str, Any] = (await self.request("GET", f"/tickets/{ticket_id}")).json()
             return found if found["receipt"] else None
 
         found = await eventually(seen)
@@ -62,7 +62,7 @@ class Open:
 
 @pytest.fixture
 def theatres_url(servers: Servers) -> Generator[str]:
-    """The theatre's own database."""
+    """Return the URL of the host's own database."""
     with empty_database(servers) as url:
         yield url
 
@@ -70,7 +70,7 @@ def theatres_url(servers: Servers) -> Generator[str]:
 @asynccontextmanager
 async def opened(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
-) -> AsyncGenerator[Open]:
+) -> AsyncGenerator[OpenTheatre]:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         values |= {"public_url": base + prefix, "daraja": {"sandbox_url": f"{base}{prefix}/simulator"}}
@@ -79,7 +79,7 @@ async def opened(
             http = niquests.AsyncSession()
             http.trust_env = False
             try:
-                yield Open(theatre, base, prefix, http)
+                yield OpenTheatre(theatre, base, prefix, http)
             finally:
                 await http.close()
 
@@ -93,31 +93,31 @@ async def tables_of(url: str) -> set[str]:
 
 @HOSTS
 @PREFIXES
-async def test_a_seat_is_sold_paid_and_shown_beside_the_hosts_own_things(
+async def test_host_app_sells_a_seat_through_the_mounted_gateway(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
 ) -> None:
     before = (logging.getLogger().handlers[:], logging.getLogger().level, structlog.is_configured())
     environ = dict(os.environ)
     async with opened(application, values, theatres_url, prefix) as it:
-        sold = await it.asks("POST", "/tickets", json={"seat": 12, "phone": "0711000001"})
+        sold = await it.request("POST", "/tickets", json={"seat": 12, "phone": "0711000001"})
         assert sold.status_code == 201, sold.text
         ticket = await it.paid(sold.json()["ticket"])
         gateway = it.theatre.gateway
         receipt = await gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", sold.json()["payment"])
         assert (ticket["seat"], ticket["receipt"]) == (12, receipt)
 
-        document = (await it.asks("GET", f"{prefix}/schema/openapi.json")).json()
+        document = (await it.request("GET", f"{prefix}/schema/openapi.json")).json()
         assert document["servers"] == [{"url": it.base + prefix}]
         assert "/v1/payments" in document["paths"]
-        # What is at the document's addresses is the gateway.
+        # The addresses of the OpenAPI document are the gateway's.
         listed = await niquests.aget(document["servers"][0]["url"] + "/v1/payments")
         assert (listed.status_code, listed.json()["errors"][0]["code"]) == (401, "AUTH_INVALID_KEY")
 
-        # Each database has its owner's tables and nothing else.
+        # Each database contains its owner's tables only.
         assert await tables_of(theatres_url) == {"public.ticket"}
         assert {name.partition(".")[0] for name in await tables_of(values["database"]["url"])} == {"mpesa"}
         assert await Ticket.count() == 1
-    # The gateway has stopped, and the host's Piccolo goes on.
+    # The gateway has stopped, and the host's Piccolo engine still works.
     assert await Ticket.count() == 1
     assert (logging.getLogger().handlers[:], logging.getLogger().level, structlog.is_configured()) == before
     assert dict(os.environ) == environ
@@ -125,37 +125,37 @@ async def test_a_seat_is_sold_paid_and_shown_beside_the_hosts_own_things(
 
 @HOSTS
 @PREFIXES
-async def test_the_hosts_own_login_stands_before_the_operators_pages_and_nothing_else(
+async def test_host_login_protects_the_operator_pages_only(
     application: Application, values: dict[str, Any], theatres_url: str, prefix: str
 ) -> None:
     values["ops"] = {"login_url": "/stage-door"}
     async with opened(application, values, theatres_url, prefix) as it:
         page = {"Accept": "text/html"}
         for path in ("/ops", "/ops/", "/ops/payments", "/%6fps/payments"):
-            turned = await it.asks("GET", prefix + path, headers=page)
+            turned = await it.request("GET", prefix + path, headers=page)
             assert (turned.status_code, turned.headers["location"]) == (303, "/stage-door"), path
-        # The gateway's own passwords open nothing here.
+        # The gateway's passwords are not accepted here.
         await it.theatre.gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         login = {"name": "amina", "password": PASSWORD.reveal()}
-        await it.asks("POST", f"{prefix}/ops/login", data=login, headers=page)
-        assert (await it.asks("GET", f"{prefix}/ops", headers=page)).status_code == 303
-        assert (await it.asks("GET", f"{prefix}/health/live")).status_code == 200
+        await it.request("POST", f"{prefix}/ops/login", data=login, headers=page)
+        assert (await it.request("GET", f"{prefix}/ops", headers=page)).status_code == 303
+        assert (await it.request("GET", f"{prefix}/health/live")).status_code == 200
 
         badge = page | {"Cookie": f"theme=dark; badge={it.theatre.staff_password}"}
-        shown = await it.asks("GET", f"{prefix}/ops", headers=badge)
+        shown = await it.request("GET", f"{prefix}/ops", headers=badge)
         assert shown.status_code == 200
         assert "manager" in (shown.text or "")
 
 
 @pytest.mark.parametrize("application", [in_starlette.application, in_fastapi.application, in_litestar.application])
-async def test_workers_beside_the_host_run_its_handlers(
+async def test_workers_outside_the_host_run_its_handlers(
     application: Application, values: dict[str, Any], theatres_url: str
 ) -> None:
     values |= {"worker": {"in_process": False}}
     async with opened(application, values, theatres_url, "/payments") as it:
-        sold = (await it.asks("POST", "/tickets", json={"seat": 7, "phone": "0711000001"})).json()
+        sold = (await it.request("POST", "/tickets", json={"seat": 7, "phone": "0711000001"})).json()
         await eventually(lambda: is_completed(it, sold["payment"]))
-        assert (await it.asks("GET", f"/tickets/{sold['ticket']}")).json()["receipt"] is None
+        assert (await it.request("GET", f"/tickets/{sold['ticket']}")).json()["receipt"] is None
         config = it.theatre.gateway.config
         assert config.database.url is not None
         assert config.valkey.url is not None
@@ -180,19 +180,19 @@ async def test_workers_beside_the_host_run_its_handlers(
 
 
 def worker_with(environ: dict[str, str]) -> Forked:
-    """A worker of the theatre, as its host starts it, with these variables and none of ours besides."""
+    """Start a worker as the host does, with these variables and no other gateway variables."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
     words = ("worker", "--gateway", "examples.hosts.from_environment:gateway")
     with Path(os.devnull).open("wb") as nothing:
         return forks.start(words, folder=ROOT, environ=others | environ, log=nothing.fileno())
 
 
-async def is_completed(it: Open, payment_id: str) -> bool:
+async def is_completed(it: OpenTheatre, payment_id: str) -> bool:
     query = "SELECT status FROM payment WHERE payment_id = $1"
     return bool(await it.theatre.gateway.db.fetchval(query, payment_id) == "completed")
 
 
 @pytest.mark.parametrize("path", ["payments", "/", "/payments/", ""])
-def test_a_path_that_litestar_would_mount_nothing_at_is_refused(values: dict[str, Any], path: str) -> None:
+def test_mount_path_that_litestar_cannot_serve_is_rejected(values: dict[str, Any], path: str) -> None:
     with pytest.raises(ValueError, match="begins with a slash and does not end with one"):
         GatewayPlugin(Gateway(GatewayConfig.from_values(values)), path)

@@ -1,4 +1,4 @@
-"""Each index serves a statement of the product: one that none can use costs every write and helps no reader."""
+"""Protects write speed: each index is used by a statement of the product."""
 
 import ast
 import importlib
@@ -34,14 +34,14 @@ BUILT: dict[str, str] = {
     "payment_tally_counted": "the newest count, by the builder",
     "ops_session_operator": "an operator's sessions, by the builder",
     "refused_callback_became": "foreign key: a callback is deleted once no refused one names it",
-    "refused_callback_of_strangers": "partial: the strangers' callbacks beyond those that are kept, in order",
+    "refused_callback_of_strangers": "partial: the rejected callbacks over the limit, in order",
     "shortcode_to_wipe": "retired shortcodes whose secrets are due to be wiped, by the builder",
     "sim_push_created": "the simulator's newest pushes, by the builder",
-    "statement_note_payer": "answers that show a payer who is erased, by the builder",
-    "status_check_originator": "LOCK_CHECK_BY_HANDLE, where it is planned for a handle that is given",
-    "transaction_loose_payer": "money of nothing from a payer who is erased, by the builder",
+    "statement_note_payer": "answers with an erased payer, by the builder",
+    "status_check_originator": "LOCK_CHECK_BY_HANDLE, planned with a known handle",
+    "transaction_loose_payer": "unmatched money of an erased payer, by the builder",
 }
-"""Indexes that serve what a generic plan of a written statement does not show, and what that is."""
+"""Indexes that no generic plan of a constant statement uses, and the statement built at run time that does."""
 
 FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
@@ -65,7 +65,7 @@ FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (LINES, reconciliation.UNRESOLVED),
     (reconciliation.RUN_LINES, "run_id = '' AND reconciliation_line.finding = ''"),
 )
-"""What lists are filtered by, one at a time."""
+"""The filters of lists, one at a time."""
 
 INDEXES = """
 SELECT index.oid::regclass::text AS name, indrelid::regclass::text AS of_table
@@ -89,7 +89,7 @@ _STATEMENT = re.compile(r"\s*(SELECT|WITH|UPDATE|DELETE|INSERT)\b.*\b(FROM|INTO|
 
 
 def written() -> Iterator[str]:
-    """Every statement of the product: the constants of its modules, and the texts within its functions."""
+    """Yield every statement of the product: constants of its modules and texts in its functions."""
     for path in shipped_modules():
         values: list[Any] = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
         if "SELECT" in path.read_text(encoding="utf-8"):
@@ -102,7 +102,7 @@ def written() -> Iterator[str]:
 
 
 def listed() -> Iterator[str]:
-    """Every list, of one merchant and of all, without a filter and with each."""
+    """Yield every list, for one merchant and for all, without a filter and with each."""
     lists = dict.fromkeys(listing for listing, _ in FILTERS) | {reconciliation.RUNS: None}
     for listing, text in [*FILTERS, *((listing, "true") for listing in lists)]:
         for merchant_id in ("mer_1", None) if listing.of_merchants else (None,):
@@ -123,17 +123,17 @@ EXCEPTION WHEN others THEN
 END
 $$
 """
-"""The plan of a statement with parameters, which asyncpg would want the values of."""
+"""The plan of a statement with parameters; asyncpg would require their values."""
 
 
 async def used_by(connection: "asyncpg.Connection[Any]", sql: str) -> set[str] | None:
-    """The indexes that a statement is planned with; None for what is no whole statement."""
-    said = await connection.fetchval("SELECT pg_temp.explained($1)", sql)
-    return None if said is None else set(_indexes(json.loads(said)[0]["Plan"]))
+    """Return the indexes in a statement's plan, or None for an incomplete statement."""
+    plan = await connection.fetchval("SELECT pg_temp.explained($1)", sql)
+    return None if plan is None else set(_indexes(json.loads(plan)[0]["Plan"]))
 
 
 def _indexes(node: dict[str, Any], *, is_limited: bool = False) -> Iterator[str]:
-    """The indexes that are looked up in, or read in their order up to a limit: not those that are read whole."""
+    """Yield indexes used for a condition or in order up to a limit, without full index scans."""
     if "Index Name" in node and ("Index Cond" in node or is_limited):
         yield node["Index Name"]
     for inner in node.get("Plans", ()):
@@ -141,13 +141,13 @@ def _indexes(node: dict[str, Any], *, is_limited: bool = False) -> Iterator[str]
 
 
 async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: str, statements: list[str]) -> bool:
-    """Whether a statement is planned with an index where the table has no other but its constraints'."""
+    """Return True if a statement is planned with the index while the table has no other except its constraints'."""
     transaction = connection.transaction()
     await transaction.start()
     try:
         for other in await connection.fetch(OTHERS, table, name):
             await connection.execute(f"DROP INDEX {other['name']}")
-        # Of a table by month, plans name the indexes of its partitions.
+        # Plans on a partitioned table name the indexes of its partitions.
         names = {row["name"] for row in await connection.fetch(PARTS, name)}
         for sql in statements:
             if re.search(rf"\b{table}\b", sql) and names & (await used_by(connection, sql) or set()):
@@ -157,13 +157,13 @@ async def can_be_used(connection: "asyncpg.Connection[Any]", name: str, table: s
         await transaction.rollback()
 
 
-async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str, Any]) -> None:
+async def test_indexes_are_each_used_by_a_statement(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         connection = await gateway.db.connect()
         try:
             await connection.execute(EXPLAINED)
-            # Small tables are read whole because that is cheaper.
+            # Postgres reads small tables whole.
             await connection.execute("SET enable_seqscan = off")
             plans = {sql: await used_by(connection, sql) for sql in sorted({*written(), *listed()})}
             statements = [sql for sql, used in plans.items() if used is not None]
@@ -177,7 +177,7 @@ async def test_no_index_is_without_a_statement_that_can_use_it(values: dict[str,
             }
             surprising = sorted(unused ^ set(BUILT))
             assert not surprising, " ".join(surprising)
-            # The eyes with which that is seen: an index that no statement asks for.
+            # Counter-test: an index without a statement is found.
             await connection.execute("CREATE INDEX payment_useless ON payment (description)")
             assert not await can_be_used(connection, "payment_useless", "payment", statements)
         finally:

@@ -1,4 +1,4 @@
-"""While every question to M-Pesa hangs, webhooks go out and payments expire."""
+"""Protects webhooks and expiry: both continue while every call to M-Pesa hangs."""
 
 import asyncio
 from base64 import b64encode
@@ -16,16 +16,16 @@ from tests.daraja import Daraja, stk_callback
 
 PHONE = "254711000001"
 SLOTS = 3
-"""Jobs that may ask Daraja at the same time here."""
+"""Daraja jobs that may run concurrently in this test."""
 
 
 async def call_back(gateway: Gateway, api: Api, payment: Any) -> None:
-    """M-Pesa tells that a payment was paid."""
+    """Post the callback of a completed payment."""
     url = gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
-    said = stk_callback(payment["provider_ref"], 0, receipt="TKN4A1B2C3")
-    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+    body = stk_callback(payment["provider_ref"], 0, receipt="TKN4A1B2C3")
+    assert (await api.call("POST", url.removeprefix(api.base), body)).status == 200
 
 
 async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
@@ -35,7 +35,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
         "daraja": {"sandbox_url": daraja.base, "timeout": 300},
         "payments": {"query_after": [1], "expire_after": 3600},
         "worker": {"in_process": True, "grace": 0, "daraja": SLOTS, "deliveries": 2, "maintenance": 3},
-        # No bound of its own: the queue alone keeps its runs from the slots of others.
+        # No limit of its own: the queue alone keeps its runs out of the slots of others.
         "reconciliation": {"max_concurrent": 100},
     }
     daraja.hold("stkquery")
@@ -54,7 +54,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
             return await queue.count("active") == SLOTS and len(daraja.of("stkquery")) >= SLOTS
 
         await eventually(all_hang, 30)
-        # Pull, too: its jobs wait behind them.
+        # Pull jobs wait in the same queue.
         await gateway.jobs.enqueue("reconciliation.reconcile_all")
         await eventually(lambda: _waits(queue), 30)
 
@@ -71,7 +71,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
 
 
 @pytest.mark.parametrize("operation", ["oauth", "reversal"])
-async def test_token_or_reversal_that_hangs_for_one_merchant_delays_only_that_merchant(
+async def test_hanging_token_or_reversal_delays_only_its_merchant(
     values: dict[str, Any], daraja: Daraja, operation: str
 ) -> None:
     values |= {"daraja": {"sandbox_url": daraja.base, "timeout": 60}, "worker": {"in_process": False}}
@@ -87,7 +87,7 @@ async def test_token_or_reversal_that_hangs_for_one_merchant_delays_only_that_me
         await store(slow, "FIRST")
         await store(quick, "QUICK")
         paid = {api: [await _paid(gateway, api, f"{number}") for number in range(12)] for api in (slow, quick)}
-        # The same number with other keys, of which there is no token yet.
+        # The same number with other credentials, which have no token yet.
         await store(slow, "SLOW")
         basic = b64encode(b"consumer-key-SLOW:consumer-secret-SLOW").decode()
         go = daraja.hold(operation, basic if operation == "oauth" else "600001")
@@ -103,19 +103,19 @@ async def test_token_or_reversal_that_hangs_for_one_merchant_delays_only_that_me
         assert not all(one.done() for one in waiting)
         go.set()
         answers = await asyncio.gather(*waiting)
-        # Beyond the bound of calls of one account: refused as not sent, to be tried again.
+        # Over the call limit of one shortcode: rejected as not sent, and retried.
         assert {one.status for one in answers} <= {201, 503}
         assert any(one.status == 201 for one in answers)
 
 
 async def _paid(gateway: Gateway, api: Api, key: str) -> str:
-    """A payment that was paid; returns its id."""
+    """Return the id of a completed payment."""
     made = (await api.pay(PHONE, 500, key=key)).data
     url = gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
-    said = stk_callback(made["provider_ref"], 0, receipt=f"R{made['provider_ref'].replace('_', '').upper():0>9}")
-    assert (await api.call("POST", url.removeprefix(api.base), said)).status == 200
+    body = stk_callback(made["provider_ref"], 0, receipt=f"R{made['provider_ref'].replace('_', '').upper():0>9}")
+    assert (await api.call("POST", url.removeprefix(api.base), body)).status == 200
     return str(made["id"])
 
 
@@ -127,7 +127,7 @@ async def _waits(queue: Any) -> bool:
     return bool(await queue.count("queued"))
 
 
-async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, Any]) -> None:
+async def test_worker_with_named_queues_serves_only_those(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": True, "grace": 0, "queues": ["maintenance", "deliveries"]}
     async with running_gateway(values) as (gateway, _):
 
@@ -151,7 +151,7 @@ async def test_worker_serves_only_the_queues_that_it_is_told(values: dict[str, A
             await worker.queue.disconnect()
 
 
-async def test_a_cron_that_takes_long_leaves_a_slot_for_each_other(values: dict[str, Any]) -> None:
+async def test_slow_cron_leaves_a_slot_for_each_other_cron(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False, "maintenance": 1}
     async with running_gateway(values) as (gateway, _):
         (worker,) = gateway.worker(["maintenance"]).workers.values()

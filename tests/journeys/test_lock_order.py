@@ -1,4 +1,4 @@
-"""Every transaction locks rows in one order, and no two wait for each other: docs/reliability.md."""
+"""Protects against deadlocks: every transaction locks rows in one order (docs/reliability.md)."""
 
 import ast
 import asyncio
@@ -28,10 +28,10 @@ from tests.paths import Paths
 from tests.rare_paths import RarePaths
 
 ROUNDS = int(os.environ.get("MPESA_GATEWAY_TEST_ROUNDS", "40"))
-"""`just deadlocks 10000` plays 10,000."""
+"""`just deadlocks 10000` runs 10,000."""
 
 SHARE = 200
-"""Rounds of one database: with many more rows each round would take longer."""
+"""Rounds on one database: each round takes longer with more rows."""
 
 _ALONE = "alone in its transaction, and its order is read from its text"
 _LIVE = "live receivers only: locks one receiver, then one shortcode, then the audit log"
@@ -56,7 +56,7 @@ UNPLAYED = {
     "plugins/mpesa_gateway_payments/erasure.py: _erase": "the case's checks and steps are locked before, by NOWAIT",
     "plugins/mpesa_gateway_credentials/service.py: _wipe": "locks one merchant, then one shortcode, then the audit log",
 }
-"""Statements that lock rows, and functions that build such a query, that no path plays, and why that is no gap."""
+"""Statements that lock rows, and functions that build such queries, that no path runs, with the reason."""
 
 PLAIN = {
     "audit_checkpoint": "written by audit_cut() alone, which one process at a time runs",
@@ -70,12 +70,12 @@ PLAIN = {
     "refused_callback": "inserted, and locked without waiting",
     "webhook_former_address": "inserted while its endpoint is locked",
 }
-"""Tables without a place in the order, and why they need none."""
+"""Tables without a place in the order, with the reason."""
 
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Payments and refunds are asked about on demand only."""
+    """Status queries run on demand only."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "refunds": {"query_after": [3600]},
@@ -85,13 +85,13 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
 
 @pytest.fixture
 def of_tests() -> bool:
-    """Whether statements of the test itself are recorded."""
+    """Return True if the test's own statements are recorded."""
     return False
 
 
 @pytest.fixture
 async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
-    """Records the locks of each transaction from here on."""
+    """Record the locks of each transaction from now on."""
     found = Recorder(of_tests=of_tests)
     async with as_owner(town.gateway) as owner:
         await found.install(owner)
@@ -101,11 +101,11 @@ async def recorder(town: Town, of_tests: bool) -> AsyncGenerator[Recorder]:
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_every_path_locks_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
+async def test_code_paths_lock_in_the_order_of_the_tables(town: Town, daraja: Daraja, recorder: Recorder) -> None:
     for path in RarePaths(town, daraja).all():
         await path
     assert list(recorder.wrong) == []
-    # An order that is not looked at is none.
+    # Only recorded paths can prove an order.
     assert RANKS.keys() & {TURN, *recorder.catalogue.primary} == recorder.seen
     assert set(unplayed(recorder, town.gateway.db.columns)) - UNPLAYED.keys() == set()
     assert {name for name in recorder.unranked if not name.startswith("sim_")} == PLAIN.keys()
@@ -115,12 +115,12 @@ _PARAMETER = re.compile(r"\$\d+")
 
 
 def _text(sql: str) -> str:
-    """A statement without its spaces and the numbers of its parameters: deferred writes are sent as one statement."""
+    """Normalise spaces and parameter numbers: deferred writes are sent as one statement."""
     return _PARAMETER.sub("$", " ".join(sql.split()))
 
 
 def unplayed(recorder: Recorder, columns: StarExpansion) -> Iterator[str]:
-    """The statements of the product that lock rows, and the functions that build such a query, that no path ran."""
+    """Return the product's locking statements and query-building functions that no path ran."""
     ran = "\n".join(map(_text, recorder.statements))
     for name, sql in statements():
         if tables_of(sql) & RANKS.keys() and not any(_text(one) in ran for one in (sql, columns.spell_out(sql))):
@@ -134,7 +134,7 @@ def unplayed(recorder: Recorder, columns: StarExpansion) -> Iterator[str]:
 
 
 def builders(path: Path) -> Iterator[tuple[str, str]]:
-    """The functions of a module that build an UPDATE, DELETE or INSERT with Piccolo, each with the table."""
+    """Yield the functions of a module that build an UPDATE, DELETE or INSERT with Piccolo, with the table."""
     for function in ast.walk(parsed(path)):
         if isinstance(function, ast.AsyncFunctionDef | ast.FunctionDef):
             for node in ast.walk(function):
@@ -146,13 +146,13 @@ def builders(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def module_of(path: Path) -> ModuleType:
-    """The module of a file that is shipped."""
+    """Return the module of a shipped file."""
     name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
     return importlib.import_module(name.removesuffix(".__init__"))
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """The statements that modules of the product name, by these names."""
+    """Return the statements that modules of the product name, by name."""
     for path in shipped_modules():
         name = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("plugins/").replace("/", ".")
         if name.endswith(("__main__", "pytest_plugin")) or "simulator" in name:
@@ -163,7 +163,7 @@ def statements() -> Iterator[tuple[str, str]]:
                 yield f"{name}.{constant}", sql
 
 
-def test_statement_about_several_rows_locks_them_in_order(recorder: Recorder) -> None:
+def test_statement_on_several_rows_locks_them_in_order(recorder: Recorder) -> None:
     found = dict(statements())
     assert [name for name, sql in found.items() if unsorted_changes(sql, recorder.catalogue)] == []
     assert len(found) > 60
@@ -174,7 +174,7 @@ def test_statement_about_several_rows_locks_them_in_order(recorder: Recorder) ->
                 assert not clause.waits or is_sorted, name
 
 
-# -- violations are found ----------------------------------------------------------------------------------------------
+# -- violations are found -----------------------------------------------------------------------------------------
 
 TWO = "SELECT payment_id FROM payment WHERE payment_id = ANY($1::uuid[])"
 MARK = "UPDATE payment SET updated_at = now()"
@@ -210,7 +210,7 @@ async def test_lock_out_of_order_is_found(
 ) -> None:
     paths, db = Paths(town, daraja), town.gateway.db
     first, second = sorted([(await paths.pay())["id"] for _ in range(2)])
-    # In the table it stands after the other one now.
+    # Now after the other one in the order of the tables.
     await db.execute(f"{MARK} WHERE payment_id = $1", first)
     lock: dict[str, tuple[str, list[str]]] = {"FIRST": (tables.LOCK, [first]), "SECOND": (tables.LOCK, [second])}
     async with db.transaction():
@@ -220,12 +220,12 @@ async def test_lock_out_of_order_is_found(
                 continue
             statement, ids = lock.get(sql, (sql, [first, second]))
             await db.fetch(statement, *([ids] if "$1" in statement else []))
-    said = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
-    assert said == found
+    wrong = [one.partition(":")[0].replace(f"('{UUID(bytes=uuid_of(first))}',)", "FIRST") for one in recorder.wrong]
+    assert wrong == found
 
 
 @pytest.mark.parametrize("of_tests", [True])
-async def test_rows_inserted_in_no_order_are_found(town: Town, recorder: Recorder) -> None:
+async def test_unordered_insert_is_found(town: Town, recorder: Recorder) -> None:
     sql = """
     INSERT INTO outgoing_receipt (env, receipt, noted_at)
     SELECT 'sandbox', t.receipt, now() FROM unnest($1::text[]) AS t(receipt)
@@ -236,12 +236,12 @@ async def test_rows_inserted_in_no_order_are_found(town: Town, recorder: Recorde
     assert [one.partition(":")[0] for one in recorder.wrong] == ["rows of outgoing_receipt are inserted in no order"]
 
 
-# -- all against each other --------------------------------------------------------------------------------------------
+# -- all paths concurrently ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def quick_to_see(database_url: str) -> None:
-    """Postgres looks for a deadlock at once, on every connection that is made from here on."""
+    """Set a short deadlock_timeout for every connection from now on."""
     connection = await asyncpg.connect(database_url)
     name = database_url.rpartition("/")[2]
     await connection.execute(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '20ms'")
@@ -259,10 +259,10 @@ DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_data
 
 
 async def deadlocks_of(database_url: str) -> int:
-    """How many deadlocks Postgres has counted in a database; ends all connections to it."""
+    """Return the deadlocks that Postgres has counted in a database; ends all connections to it."""
     connection = await asyncpg.connect(database_url)
     try:
-        # A connection reports what it has counted after a while, or when it ends.
+        # A connection reports its counts after a while, or when it ends.
         ended = [row["pid"] for row in await connection.fetch(END_OTHERS)]
         while await connection.fetchval(RUNNING, ended):  # noqa: ASYNC110 - Postgres has no event for it
             await asyncio.sleep(0.05)
@@ -275,7 +275,7 @@ async def deadlocks_of(database_url: str) -> int:
     ("seed", "rounds"), [(7 + at, min(SHARE, ROUNDS - at * SHARE)) for at in range(-(-ROUNDS // SHARE))]
 )
 @pytest.mark.usefixtures("quick_to_see", "initiated")
-async def test_all_paths_against_each_other_end_without_a_deadlock(
+async def test_code_paths_run_concurrently_cause_no_deadlock(
     town: Town,
     daraja: Daraja,
     database_url: str,
@@ -319,13 +319,11 @@ SLOWLY = """
 CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
 CREATE TRIGGER a_slow_one BEFORE UPDATE ON payment FOR EACH ROW EXECUTE FUNCTION slowly();
 """
-"""Two statements that update two payments each are in the middle of it at the same time."""
+"""Two statements that each update two payments overlap."""
 
 
-async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_a_deadlock(
-    town: Town, daraja: Daraja
-) -> None:
-    """The payments of each batch are others: only the receipts, which are unique, make one wait for the other."""
+async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: Town, daraja: Daraja) -> None:
+    """The batches have different payments: only the receipts, which are unique, make one wait for the other."""
     paths, db = Paths(town, daraja), town.gateway.db
     ids = [(await paths.pay())["id"] for _ in range(4)]
     async with as_owner(town.gateway) as owner:
@@ -342,6 +340,6 @@ async def test_two_batches_with_the_same_receipts_in_opposite_order_end_without_
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)
-    # One of them is first, and the other one's receipts have been used.
+    # One of them is first; the receipts of the other one are then used.
     assert [type(one) for one in found if one is not None] == [asyncpg.UniqueViolationError]
     assert await db.fetchval("SELECT count(*) FROM payment WHERE receipt IS NOT NULL") == 2

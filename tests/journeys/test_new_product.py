@@ -1,4 +1,4 @@
-"""A new product is one folder and one line of configuration: no file of the kernel or of a plugin names it."""
+"""Protects extensibility: a new product is one folder and one line of configuration."""
 
 import asyncio
 import json
@@ -24,27 +24,27 @@ REGISTER = "/mpesa/c2b/v2/registerurl"
 
 
 @dataclass(frozen=True)
-class Office:
-    """A gateway with the product, a shop that sells tickets, and the Daraja that it asks."""
+class TicketSite:
+    """A gateway with the product, a merchant that sells tickets, and a Daraja stand-in."""
 
     gateway: Gateway
     base: str
     api: Api
     daraja: Scripted
 
-    async def sells(self, number: str) -> str:
-        """Sell a ticket; gives the path at which Safaricom is to ask about it."""
+    async def sell(self, number: str) -> str:
+        """Sell a ticket and return the path that Safaricom posts its validation request to."""
         assert (await self.api.call("POST", "/v1/tickets", {"number": number})).status == 201
         url: str = json.loads(self.daraja.of(REGISTER)[-1].body)["ValidationURL"]
         return urlsplit(url).path
 
-    async def asks(self, path: str, number: str, receipt: str) -> Answer:
-        """Ask whether money for this account number is to be taken, as Safaricom does."""
+    async def validate(self, path: str, number: str, receipt: str) -> Answer:
+        """Post a validation request for this account number, as Safaricom does."""
         return await self.api.call("POST", path, {"TransID": receipt, "BillRefNumber": number})
 
 
 async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Hand out tokens, and take every registration."""
+    """Issue tokens and accept every registration."""
     if asked.path.startswith("/oauth/"):
         write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
     else:
@@ -52,8 +52,10 @@ async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 @pytest.fixture
-async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Office]:
-    """The product's folder is installed, and its name stands in ``plugins``: nothing else was done."""
+async def ticket_site(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[TicketSite]:
+    """Install the product's folder and add its name to ``plugins``, the only two steps."""
     info = tmp_path / "tickets-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tickets\nVersion: 1.0\n")
@@ -63,59 +65,61 @@ async def office(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     async with scripted(as_daraja) as daraja:
         values["daraja"] = {"sandbox_url": daraja.base}
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-            yield Office(gateway, base, api, daraja)
+            yield TicketSite(gateway, base, api, daraja)
 
 
-async def test_safaricom_asks_and_the_product_answers(office: Office) -> None:
-    path = await office.sells("A7")
+async def test_new_product_answers_a_validation_request(ticket_site: TicketSite) -> None:
+    path = await ticket_site.sell("A7")
     assert path.startswith("/v1/cb/ticket/")
-    sold = await office.asks(path, "A7", "TKN0000001")
+    sold = await ticket_site.validate(path, "A7", "TKN0000001")
     assert (sold.status, sold.body) == (200, {"ResultCode": "0", "ResultDesc": "Accepted"})
-    unsold = await office.asks(path, "B9", "TKN0000002")
+    unsold = await ticket_site.validate(path, "B9", "TKN0000002")
     assert (unsold.status, unsold.body) == (200, {"ResultCode": "C2B00012", "ResultDesc": "Rejected"})
-    assert (await office.asks(path, "A7", "TKN0000001")).body == sold.body
-    assert await office.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
-    kept = await office.gateway.db.fetch(
+    assert (await ticket_site.validate(path, "A7", "TKN0000001")).body == sold.body
+    assert await ticket_site.gateway.db.fetchval("SELECT asked FROM ticket WHERE number = 'A7'") == 1
+    kept = await ticket_site.gateway.db.fetch(
         "SELECT kind, repeats, applied_at IS NOT NULL AS used FROM callback ORDER BY 2"
     )
     assert [tuple(row) for row in kept] == [("ticket", 0, True), ("ticket", 1, True)]
-    assert (await office.api.call("POST", path, {"Body": {}})).status == 422
-    # At the specification's address, the sandbox takes results from Safaricom's addresses only.
-    assert (await office.asks("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
+    assert (await ticket_site.api.call("POST", path, {"Body": {}})).status == 422
+    # At the specification's address, the sandbox accepts results from Safaricom's addresses only.
+    assert (await ticket_site.validate("/v1/webhooks/mpesa/ticket/question", "A7", "TKN0000003")).status == 403
 
 
-async def test_its_scope_opens_its_route_and_no_other_does(office: Office) -> None:
+async def test_new_product_route_needs_its_scope(ticket_site: TicketSite) -> None:
     sale = ("POST", "/v1/tickets", {"number": "A7"})
-    async with shop(office.gateway, office.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
+    async with shop(ticket_site.gateway, ticket_site.base, scopes=(MERCHANT_READ,), is_configured=False) as other:
         refused = await other.call(*sale)
         assert (refused.status, refused.error["code"]) == (403, "AUTH_INSUFFICIENT_SCOPE")
         assert TICKETS_WRITE.name in refused.error["message"]
-    async with shop(office.gateway, office.base, scopes=(ADMIN,), is_configured=False) as admin:
-        merchant_id = (await office.api.call("GET", "/v1/merchant/me")).data["id"]
+    async with shop(ticket_site.gateway, ticket_site.base, scopes=(ADMIN,), is_configured=False) as admin:
+        merchant_id = (await ticket_site.api.call("GET", "/v1/merchant/me")).data["id"]
         keys = f"/v1/admin/merchants/{merchant_id}/keys"
         made = (await admin.call("POST", keys, {"name": "till", "scopes": ["tickets:write"]})).data["api_key"]
         listed = await admin.call("GET", "/v1/admin/callbacks?kind=ticket")
         assert (listed.status, listed.data) == (200, [])
-    till = Api(office.base, made)
+    till = Api(ticket_site.base, made)
     assert (await till.call(*sale)).status == 201
     await till.close()
 
 
-async def test_its_page_shows_its_table_and_its_ids_lead_there(office: Office) -> None:
-    await office.sells("A7")
-    await office.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-    ticket_id = await office.gateway.db.fetchval("SELECT ticket_id FROM ticket")
-    async with signed_in(f"{office.base}/ops") as browser:
+async def test_new_product_page_shows_its_table_and_resolves_its_ids(ticket_site: TicketSite) -> None:
+    await ticket_site.sell("A7")
+    await ticket_site.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
+    ticket_id = await ticket_site.gateway.db.fetchval("SELECT ticket_id FROM ticket")
+    async with signed_in(f"{ticket_site.base}/ops") as browser:
         page = await browser.opens("/tickets")
         assert page.untidy == []
         assert "A7, asked about 0 times" in page.words
         assert page.link(f"/ops/tickets/{ticket_id}")
-        merchants = await browser.opens(f"/merchants/{(await office.api.call('GET', '/v1/merchant/me')).data['id']}")
+        merchants = await browser.opens(
+            f"/merchants/{(await ticket_site.api.call('GET', '/v1/merchant/me')).data['id']}"
+        )
         assert "tickets:write" in merchants.words
 
 
-async def test_the_document_and_the_figures_know_it(office: Office) -> None:
-    document = document_of(office.gateway.asgi.litestar)
+async def test_new_product_is_in_the_openapi_document_and_the_metrics(ticket_site: TicketSite) -> None:
+    document = document_of(ticket_site.gateway.asgi.litestar)
     assert "tickets:write" in document["components"]["schemas"]["Scope"]["enum"]
     assert "tickets:write" in document["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["default"]
     assert document["paths"]["/v1/tickets"]["post"]["x-scope"] == "tickets:write"
@@ -124,13 +128,13 @@ async def test_the_document_and_the_figures_know_it(office: Office) -> None:
     answered = neutral["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
     assert answered[1] == {"type": "object", "required": ["ResultCode", "ResultDesc"]}
     assert "anyOf" not in str(document["paths"]["/v1/webhooks/mpesa"]["post"]["responses"]["200"])
-    value_of = office.gateway.metrics.registry.get_sample_value
+    value_of = ticket_site.gateway.metrics.registry.get_sample_value
     assert value_of("mpesa_callbacks_total", {"kind": "ticket", "verdict": "accepted", "reason": ""}) is not None
     call = {"env": "sandbox", "operation": "ticket_register", "outcome": "ok", "code": ""}
     assert value_of("mpesa_daraja_calls_total", call) is not None
 
 
-async def test_without_its_line_nothing_of_it_is_there(values: dict[str, Any]) -> None:
+async def test_new_product_disabled_leaves_no_trace(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
         assert "tickets:write" not in gateway.scopes.names
         assert (await api.call("POST", "/v1/tickets", {"number": "A7"})).status == 404

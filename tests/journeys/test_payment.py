@@ -1,4 +1,4 @@
-"""A payment from the wish to the webhook, through real HTTP, Postgres, Valkey, a worker and the simulator."""
+"""Protects a payment from request to webhook, with real HTTP, Postgres, Valkey, a worker and the simulator."""
 
 import pytest
 from standardwebhooks import Webhook
@@ -9,7 +9,7 @@ from tests.conftest import Town
 PHONES = "254700000"
 
 
-async def test_a_payment_completes_and_the_webhook_is_ours(town: Town) -> None:
+async def test_payment_completes_and_the_webhook_is_signed(town: Town) -> None:
     secret = (await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})).data[
         "webhook_secret"
     ]
@@ -30,8 +30,8 @@ async def test_a_payment_completes_and_the_webhook_is_ours(town: Town) -> None:
     event = Webhook(secret).verify(webhook.body, webhook.headers)
     assert event["type"] == webhook.headers["x-event-type"] == "payment.completed"
     assert event["id"] == webhook.headers["webhook-id"]
-    wanted = {"payment_id": paid["id"], "amount": "500.00", "status": "completed", "receipt": paid["receipt"]}
-    assert wanted.items() <= event["data"].items()
+    expected = {"payment_id": paid["id"], "amount": "500.00", "status": "completed", "receipt": paid["receipt"]}
+    assert expected.items() <= event["data"].items()
     assert event["data"]["metadata"] == {"cart": "7"}
 
 
@@ -50,7 +50,7 @@ async def test_a_payment_completes_and_the_webhook_is_ours(town: Town) -> None:
         ("014", "completed", None),
     ],
 )
-async def test_each_simulated_phone_ends_its_payment_as_documented(
+async def test_simulated_phones_end_their_payments_as_documented(
     town: Town, digits: str, status: str, reason: str | None
 ) -> None:
     made = await town.api.pay(PHONES + digits, key=digits)
@@ -59,7 +59,7 @@ async def test_each_simulated_phone_ends_its_payment_as_documented(
     assert await town.told(1) == [f"payment.{status}"]
 
 
-async def test_an_accepted_push_whose_answer_is_lost_is_never_repeated_and_still_completes(town: Town) -> None:
+async def test_push_with_a_lost_ack_is_not_repeated_and_completes(town: Town) -> None:
     made = await town.api.pay(PHONES + "014", key="lost")
     assert (made.status, made.data["provider_ref"]) == (201, None)
     paid = await town.api.settled(made.data["id"], "completed")
@@ -68,7 +68,7 @@ async def test_an_accepted_push_whose_answer_is_lost_is_never_repeated_and_still
     assert len(pushes) == 1
 
 
-async def test_a_wrong_amount_is_held_flagged_and_told_and_never_completes(town: Town) -> None:
+async def test_wrong_amount_is_flagged_as_mismatch_and_never_completes(town: Town) -> None:
     made = await town.api.pay(PHONES + "011", 700, key="wrong")
     (webhook,) = await town.receiver.wait_for(1)
     assert webhook.headers["x-event-type"] == "payment.mismatched"
@@ -77,7 +77,7 @@ async def test_a_wrong_amount_is_held_flagged_and_told_and_never_completes(town:
     assert (held["status"], held["mismatch"]["of"], held["receipt"]) == ("pending", "amount", None)
 
 
-async def test_a_refusal_fails_the_payment_and_says_why(town: Town) -> None:
+async def test_rejected_push_fails_the_payment_with_the_reason(town: Town) -> None:
     refused = await town.api.pay(PHONES + "015", key="refused")
     assert refused.status == 502
     assert refused.error["code"] == "PROVIDER_REJECTED"
@@ -86,12 +86,12 @@ async def test_a_refusal_fails_the_payment_and_says_why(town: Town) -> None:
     assert (again.status, again.data["status"], again.data["failure_reason"]) == (200, "failed", "rejected_by_provider")
     assert again.headers["Idempotent-Replayed"] == "true"
     assert refused.error["id"] == again.data["id"]
-    said = refused.error["provider"]["errorMessage"]
-    assert said in refused.error["message"]
-    assert again.data["result_desc"].endswith(said)
+    message = refused.error["provider"]["errorMessage"]
+    assert message in refused.error["message"]
+    assert again.data["result_desc"].endswith(message)
 
 
-async def test_when_nothing_was_sent_the_same_key_may_try_again_and_sends_one_prompt(town: Town) -> None:
+async def test_unsent_push_retried_with_the_same_key_sends_one_prompt(town: Town) -> None:
     phone = "254711000001"
     fault = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
     await town.api.call("POST", "/simulator/control/faults", fault)
@@ -107,18 +107,18 @@ async def test_when_nothing_was_sent_the_same_key_may_try_again_and_sends_one_pr
     assert listed.body["meta"]["total"] == 1
 
 
-async def test_an_expired_token_is_replaced_and_the_push_sent_once(town: Town) -> None:
+async def test_expired_token_is_replaced_and_the_push_sent_once(town: Town) -> None:
     phone = "254711000002"
     first = await town.api.pay("254711000003", key="a")
     assert first.status == 201
-    # Somebody else fetches a token with our keys: ours is invalid from now on.
+    # Another client fetches a token with our credentials: ours becomes invalid.
     await town.gateway.db.execute("UPDATE sim_token SET token = 'another'")
     second = await town.api.pay(phone, key="b")
     assert second.status == 201
     assert len((await town.api.call("GET", f"/simulator/control/pushes?phone={phone}")).data) == 1
 
 
-async def test_a_prompt_waits_for_its_answer_and_a_duplicate_callback_changes_nothing(town: Town) -> None:
+async def test_pending_prompt_waits_and_a_duplicate_callback_changes_nothing(town: Town) -> None:
     made = await town.api.pay(PHONES + "020", key="asks")
     (prompt,) = (await town.api.call("GET", "/simulator/control/pushes?state=open")).data
     assert prompt["amount"] == 500
@@ -128,14 +128,14 @@ async def test_a_prompt_waits_for_its_answer_and_a_duplicate_callback_changes_no
     for _ in range(3):
         again = await town.api.call("POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/callback")
         assert again.data == {"status": 200}
-    # Valkey forgets: Postgres' constraint decides alone.
+    # Valkey is empty: only Postgres' constraint decides.
     await town.gateway.valkey.flushdb()
     await town.api.call("POST", f"/simulator/control/pushes/{prompt['checkout_request_id']}/callback")
     assert await town.told(1) == ["payment.completed"]
     assert (await town.api.call("GET", f"/v1/payments/{made.data['id']}")).data == paid
 
 
-async def test_another_merchant_sees_nothing(town: Town) -> None:
+async def test_payment_of_another_merchant_is_not_found(town: Town) -> None:
     made = await town.api.pay("254711000009", key="mine")
     await town.api.settled(made.data["id"])
     await town.receiver.wait_for(1)

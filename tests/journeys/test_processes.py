@@ -1,4 +1,4 @@
-"""Separate processes, as in production: two APIs, a worker and Daraja, started by command line and killed at will."""
+"""Protects two APIs, a worker and the simulator as separate processes that are killed and restarted."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, eventually, shop
 from tests.journeys.site import books, running_site, until_up
 
 
-async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_and_one_prompt(
+async def test_idempotency_key_in_two_processes_makes_one_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -32,7 +32,7 @@ async def test_fifty_requests_with_one_key_over_two_processes_make_one_payment_a
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_refunds_over_two_processes_never_exceed_the_payment(
+async def test_refunds_in_two_processes_never_exceed_the_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -68,7 +68,7 @@ async def test_refunds_over_two_processes_never_exceed_the_payment(
             assert await gateway.db.fetchval("SELECT status FROM payment") == "partially_reversed"
 
 
-async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make_one_prompt(
+async def test_retries_in_two_processes_with_busy_daraja_send_one_prompt(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -84,7 +84,7 @@ async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make
             ids: set[str] = set()
 
             async def insist(number: int) -> None:
-                # As a shop does whose buyer waits: again and again, until there is a payment.
+                # Retry until there is a payment, as a shop does for a waiting buyer.
                 while True:
                     answer = await (first, second)[number % 2].pay("254700000020", 50, key="one")
                     statuses.add(answer.status)
@@ -105,7 +105,7 @@ async def test_a_busy_daraja_and_fifty_impatient_callers_over_two_processes_make
                 await api.close()
 
 
-async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
+async def test_processes_killed_in_the_middle_finish_the_payment(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -122,7 +122,7 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
             for process in site.running:
                 process.kill()
                 process.wait()
-            # The payer pays while nobody is there to hear of it.
+            # The payer pays while no process runs.
             site.start_simulator()
             await until_up(f"{site.simulator}/health/live")
             phone = Api(site.simulator, None)
@@ -140,7 +140,7 @@ async def test_killed_in_the_middle_everything_goes_on_and_the_payment_finishes(
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_ends_well(
+async def test_worker_stopped_finishes_its_jobs_and_exits_zero(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -158,7 +158,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_jobs_and_ends_well(
             await receiver.wait_for(1)
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(worker.wait, 20) == 0
-            # The attempt that was under way was finished and written down, not repeated.
+            # The running attempt was finished and recorded, not repeated.
             log = (await api.call("GET", f"/v1/webhooks/logs?payment_id={made.data['id']}")).data
             assert [(row["status"], row["attempts"]) for row in log] == [("delivered", 1)]
             assert len(receiver.received) == 1

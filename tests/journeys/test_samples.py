@@ -1,4 +1,4 @@
-"""Every sample of Daraja's own JSON is answered as the documentation says, and no mutilated one breaks anything."""
+"""Protects the parsing of Daraja's JSON: each sample has the documented effect, a mutilated one causes no error."""
 
 import asyncio
 import random
@@ -61,7 +61,7 @@ STK = {
     "stk_callback_2001": ("failed", None, "wrong_pin"),
     "stk_callback_SFC_IC0003": ("failed", None, "rejected_by_provider"),
 }
-"""What each STK callback makes of a payment: its status, its receipt, its failure_reason or what does not fit."""
+"""Each STK callback's effect on a payment: status, receipt, failure_reason or mismatch."""
 
 STATUS = {
     "status_result_completed": ("answered", "already_known"),
@@ -72,7 +72,7 @@ STATUS = {
     "status_result_outgoing": ("answered", "contradicted"),
     "timeout": ("timed_out", None),
 }
-"""What each status result makes of a check on a completed payment: its state, and what it finds."""
+"""Each status result's effect on a query about a completed payment: its state and finding."""
 
 REVERSAL = {
     "reversal_result_success": ("completed", "reversed"),
@@ -82,7 +82,7 @@ REVERSAL = {
     "reversal_result_21": ("failed", "initiator_not_allowed"),
     "reversal_result_2001": ("failed", "initiator_invalid"),
 }
-"""What each reversal result makes of a refund: its status and outcome."""
+"""Each reversal result's effect on a refund: status and outcome."""
 
 ANSWERS: dict[str, Any] = {
     "error_400_002_02": (400, Rejected),
@@ -103,7 +103,7 @@ ANSWERS: dict[str, Any] = {
     "error_500_003_1001": (500, OutcomeUnknown),
     "stk_ack": (200, None),
 }
-"""What each answer to a push is, with the HTTP status that it comes under: an ack, or a fault."""
+"""Each answer to a push with its HTTP status: an acknowledgement, or a fault."""
 
 QUERIES = {
     "stk_query_paid": (200, "paid"),
@@ -118,7 +118,7 @@ PULLS = {
 }
 PULLS_OF_NOTHING = {"pull_query_nothing_500": 500}
 C2B_ANSWERS = {"c2b_register_ack": "0", "c2b_register_ack_zeros": "0", "c2b_register_already": None}
-"""What each answer to a C2B registration has as its code, in the one form."""
+"""The normalised code of each answer to a C2B registration."""
 
 C2B = (
     "c2b_confirmation_digest_under_mask",
@@ -127,7 +127,7 @@ C2B = (
     "c2b_confirmation_v2_masked",
     "c2b_validation",
 )
-"""Bodies of a kind that nothing here waits for: refused, and kept whole."""
+"""Bodies of a kind that no request waits for: rejected, and stored whole."""
 
 REGISTRATIONS = {"pull_register": "1000", "pull_register_again": "1001"}
 
@@ -135,7 +135,7 @@ initiated = pytest.mark.usefixtures("initiated")
 """For tests with a gateway. Most need none."""
 
 
-def test_every_sample_is_tried() -> None:
+def test_samples_are_all_tested() -> None:
     known = {*STK, *STATUS, *REVERSAL, *ANSWERS, *QUERIES, *PULLS, *REGISTRATIONS, "oauth"}
     known |= {*PULLS_OF_NOTHING, *C2B, *C2B_ANSWERS}
     assert known == set(SAMPLES)
@@ -143,12 +143,12 @@ def test_every_sample_is_tried() -> None:
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """Nobody pays or answers by himself."""
+    """The simulator's payers do not answer by themselves."""
     return values | {"simulator": {"callback_delay": 3600, "prompt_timeout": 3600}}
 
 
-async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
-    """A payment of KES 500 that Daraja has given the samples' id, and the address of its callback."""
+async def pending_payment(town: Town, phone: str = PHONE) -> tuple[str, str]:
+    """Return a payment of KES 500 with the samples' id, and its callback path."""
     made = (await town.api.pay(phone, 500, key="sample")).data
     await town.gateway.db.execute(
         "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1", made["id"], HANDLE
@@ -157,7 +157,7 @@ async def asked(town: Town, phone: str = PHONE) -> tuple[str, str]:
 
 
 def address(town: Town, kind: str, subject_id: str, merchant_id: str) -> str:
-    """Where Daraja posts a callback of this kind about this request."""
+    """Return the path of a callback of this kind about this request."""
     url = town.gateway.services.get(Callbacks).url_for(
         kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
     )
@@ -165,14 +165,14 @@ def address(town: Town, kind: str, subject_id: str, merchant_id: str) -> str:
 
 
 async def payment(town: Town, payment_id: str) -> Any:
-    """The payment as it is."""
+    """Return the current payment."""
     return (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
 
 
 @initiated
 @pytest.mark.parametrize("name", STK)
-async def test_each_stk_callback_ends_its_payment_as_documented(town: Town, name: str) -> None:
-    payment_id, url = await asked(town)
+async def test_stk_callbacks_end_their_payments_as_documented(town: Town, name: str) -> None:
+    payment_id, url = await pending_payment(town)
     answer = await town.api.call("POST", url, raw=SAMPLES[name])
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
     found = await payment(town, payment_id)
@@ -181,8 +181,8 @@ async def test_each_stk_callback_ends_its_payment_as_documented(town: Town, name
 
 
 async def completed(town: Town) -> Any:
-    """A payment with the samples' receipt."""
-    payment_id, url = await asked(town)
+    """Return a payment completed with the samples' receipt."""
+    payment_id, url = await pending_payment(town)
     await town.api.call("POST", url, raw=SAMPLES["stk_callback_success"])
     for operation in ("reversal", "transactionstatus"):
         await town.api.call("PATCH", "/simulator/control/habits", {operation: "never"})
@@ -191,7 +191,7 @@ async def completed(town: Town) -> Any:
 
 @initiated
 @pytest.mark.parametrize("name", STATUS)
-async def test_each_status_result_is_understood_as_documented(town: Town, name: str) -> None:
+async def test_status_results_are_parsed_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")).data
     await town.gateway.db.execute("UPDATE status_check SET originator_conversation_id = NULL, conversation_id = NULL")
@@ -205,7 +205,7 @@ async def test_each_status_result_is_understood_as_documented(town: Town, name: 
 
 @initiated
 @pytest.mark.parametrize("name", REVERSAL)
-async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, name: str) -> None:
+async def test_reversal_results_end_their_refunds_as_documented(town: Town, name: str) -> None:
     paid = await completed(town)
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})).data
     await town.gateway.db.execute("UPDATE refund SET originator_conversation_id = NULL, conversation_id = NULL")
@@ -217,14 +217,14 @@ async def test_each_reversal_result_ends_its_refund_as_documented(town: Town, na
     assert (await payment(town, paid["id"]))["status"] == expected
 
 
-# -- what Daraja answers ------------------------------------------------------------------------------------------
+# -- Daraja's answers ---------------------------------------------------------------------------------------------
 
 Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 CREDENTIALS = DarajaCredentials("sandbox", Secret("key"), Secret("secret"), "174379", Secret("passkey"))
 
 
 async def client_against(status: int, body: bytes, call: Callable[[DarajaClient], Awaitable[Any]]) -> Any:
-    """What the client makes of an answer."""
+    """Return a client against a server with one fixed answer."""
 
     async def answer(one: Asked, writer: asyncio.StreamWriter) -> None:
         if one.path.startswith("/oauth"):
@@ -238,7 +238,7 @@ async def client_against(status: int, body: bytes, call: Callable[[DarajaClient]
 
 
 async def client_that_asks(answer: Answering, call: Callable[[DarajaClient], Awaitable[Any]]) -> Any:
-    """What the client makes of a server."""
+    """Return a client against a server."""
     async with scripted(answer) as server:
         config = DarajaConfig(sandbox_url=server.base)
         client = DarajaClient(
@@ -252,7 +252,7 @@ async def client_that_asks(answer: Answering, call: Callable[[DarajaClient], Awa
 
 
 async def push(client: DarajaClient) -> Any:
-    """One push."""
+    """Send one push."""
     request = StkPush(
         amount=Kes(500),
         phone=Msisdn(PHONE),
@@ -264,7 +264,7 @@ async def push(client: DarajaClient) -> Any:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_each_answer_to_a_push_is_an_ack_or_the_right_fault(name: str) -> None:
+async def test_push_answers_are_an_ack_or_the_documented_fault(name: str) -> None:
     status, expected = ANSWERS[name]
     if expected is None:
         ack = await client_against(status, SAMPLES[name], push)
@@ -277,8 +277,8 @@ async def test_each_answer_to_a_push_is_an_ack_or_the_right_fault(name: str) -> 
     if name == "error_firewall_page":
         assert caught.value.provider is None
         return
-    said = msgspec.json.decode(SAMPLES[name])
-    code = said["errorCode"] if "errorCode" in said else said["fault"]["detail"]["errorcode"]
+    sample = msgspec.json.decode(SAMPLES[name])
+    code = sample["errorCode"] if "errorCode" in sample else sample["fault"]["detail"]["errorcode"]
     assert caught.value.provider["errorCode"] == code
     assert caught.value.mitigation
 
@@ -292,11 +292,11 @@ FROM_OAUTH = {
     "error_firewall_page": (403, NotSent),
     "error_proxy_spike_arrest": (429, NotSent),
 }
-"""The same bodies where a token is asked for: only Daraja's own JSON blames the keys."""
+"""The same bodies as answers to a token request: only Daraja's own JSON blames the credentials."""
 
 
 @pytest.mark.parametrize("name", FROM_OAUTH)
-async def test_each_answer_without_a_token_blames_the_keys_only_where_daraja_does(name: str) -> None:
+async def test_token_answers_blame_the_credentials_only_if_daraja_does(name: str) -> None:
     status, expected = FROM_OAUTH[name]
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
@@ -307,7 +307,7 @@ async def test_each_answer_without_a_token_blames_the_keys_only_where_daraja_doe
 
 
 @pytest.mark.parametrize("name", PULLS_OF_NOTHING)
-async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
+async def test_empty_statements_are_an_empty_page(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
         PULLS_OF_NOTHING[name],
@@ -318,15 +318,15 @@ async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", C2B_ANSWERS)
-def test_each_answer_to_a_registration_has_its_code_in_one_form(name: str) -> None:
+def test_registration_answers_have_a_normalised_code(name: str) -> None:
     content = read_json_leniently(SAMPLES[name])
     assert read_code(content, "ResponseCode") == C2B_ANSWERS[name]
     assert (read_fault_body(content).code is None) == (C2B_ANSWERS[name] is not None)
 
 
 @initiated
-async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -> None:
-    _, url = await asked(town)
+async def test_bodies_of_another_kind_are_rejected_and_stored_whole(town: Town) -> None:
+    _, url = await pending_payment(town)
     for name in C2B:
         assert (await town.api.call("POST", url, raw=SAMPLES[name])).status == 422, name
     rows = await town.gateway.db.fetch("SELECT original FROM refused_callback ORDER BY at, refused_id")
@@ -334,7 +334,7 @@ async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -
 
 
 @pytest.mark.parametrize("name", QUERIES)
-async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -> None:
+async def test_stk_query_answers_yield_the_status_of_the_push(name: str) -> None:
     status, expected = QUERIES[name]
     found = await client_against(
         status, SAMPLES[name], lambda client: client.call(STK_QUERY, CREDENTIALS, StkQuery(HANDLE))
@@ -344,7 +344,7 @@ async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -
 
 
 @pytest.mark.parametrize("name", PULLS)
-async def test_each_statement_is_read(name: str) -> None:
+async def test_statements_are_parsed(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
         200, SAMPLES[name], lambda client: client.call(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0))
@@ -358,7 +358,7 @@ async def test_each_statement_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REGISTRATIONS)
-async def test_being_registered_already_is_fine(name: str) -> None:
+async def test_registration_repeated_is_accepted(name: str) -> None:
     code, text = await client_against(
         200,
         SAMPLES[name],
@@ -369,7 +369,7 @@ async def test_being_registered_already_is_fine(name: str) -> None:
     assert (code, bool(text)) == (REGISTRATIONS[name], True)
 
 
-async def test_an_ack_of_a_question_has_daratjas_names() -> None:
+async def test_status_query_ack_has_the_field_names_of_daraja() -> None:
     body = msgspec.json.encode(
         {"OriginatorConversationID": "o", "ConversationID": "c", "ResponseCode": "0", "ResponseDescription": "Taken"}
     )
@@ -389,7 +389,7 @@ async def test_an_ack_of_a_question_has_daratjas_names() -> None:
     assert (ack.originator_conversation_id, ack.conversation_id, ack.response_description) == ("o", "c", "Taken")
 
 
-# -- mutilated ones -----------------------------------------------------------------------------------------------
+# -- mutilated samples --------------------------------------------------------------------------------------------
 
 ODD: tuple[Any, ...] = (
     None,
@@ -427,7 +427,7 @@ CALLBACKS = sorted({*STK, *STATUS, *REVERSAL})
 
 
 def places(content: Any) -> list[tuple[Any, Any]]:
-    """Every container in the content with each of its keys or indexes."""
+    """Yield every container in the content with each of its keys or indexes."""
     found: list[tuple[Any, Any]] = []
     waiting: list[Any] = [content]
     while waiting:
@@ -441,7 +441,7 @@ def places(content: Any) -> list[tuple[Any, Any]]:
 
 
 def mutilated(chance: random.Random) -> bytes:
-    """A sample with one to four things wrong with it."""
+    """Return a sample with one to four errors."""
     content = msgspec.json.decode(SAMPLES[chance.choice(CALLBACKS)])
     for _ in range(chance.randint(1, 4)):
         spots = places(content)
@@ -467,16 +467,16 @@ def mutilated(chance: random.Random) -> bytes:
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(seed=st.integers(0, 2**64))
-async def test_two_thousand_mutilated_callbacks_break_nothing(town: Town, seed: int) -> None:
-    """A hundred bodies for each of twenty seeds, each to any kind of address of a request that is there."""
-    chance = random.Random(seed)  # noqa: S311 - the same mistakes for the same seed, not secrets
+async def test_mutilated_callbacks_cause_no_server_error(town: Town, seed: int) -> None:
+    """A hundred bodies for each of twenty seeds, each to an address of any kind of an existing request."""
+    chance = random.Random(seed)  # noqa: S311 - a fixed seed for the same mutations, not a secret
     db = town.gateway.db
     row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
     if row is None:
         paid = await completed(town)
         await town.api.call("POST", f"/v1/payments/mpesa/check-status/{paid['receipt']}")
         await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
-        await asked_again(town)
+        await another_payment(town)
         row = await db.fetchrow("SELECT payment_id, merchant_id FROM payment LIMIT 1")
     assert row is not None
     merchant_id = row["merchant_id"]
@@ -497,11 +497,11 @@ async def test_two_thousand_mutilated_callbacks_break_nothing(town: Town, seed: 
         )
         for answer, (url, body) in zip(answers, posted[start:], strict=False):
             assert answer.status in {200, 403, 413, 422}, (answer.body, url, body)
-    # What was accepted was also understood: a subscriber that fails leaves its callback waiting.
+    # Every accepted callback was also parsed: a failing subscriber leaves its callback pending.
     stuck = await db.fetch("SELECT kind, body FROM callback WHERE verdict = 'waiting'")
     assert [(found["kind"], found["body"]) for found in stuck] == []
 
 
-async def asked_again(town: Town) -> None:
-    """One more payment, which nobody has ended yet."""
+async def another_payment(town: Town) -> None:
+    """Return one more pending payment."""
     await town.api.pay("254711000002", 500, key="another")

@@ -1,4 +1,4 @@
-"""The Valkey that all use dies for good under payments, Sentinel puts its replica in its place, and none is lost."""
+"""Protects payments during a Sentinel failover: the primary is killed, its replica takes over, no payment is lost."""
 
 import asyncio
 import shutil
@@ -23,7 +23,7 @@ _SERVICE = "till"
 _BEFORE, _AFTER = 10, 20
 
 
-class Watched:
+class SentinelServers:
     """A primary, a replica and three Sentinels, all on loopback."""
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,6 @@ class Watched:
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Start all five."""
         common = f'requirepass {_PASSWORD}\nprimaryauth {_PASSWORD}\nsave ""\nrepl-diskless-sync-delay 0\n'
         self.primary = self._launch("primary", self.primary_port, common)
         self._launch("replica", self.replica_port, f"{common}replicaof 127.0.0.1 {self.primary_port}\n")
@@ -57,7 +56,7 @@ class Watched:
         return process
 
     async def is_watched(self) -> bool:
-        """Whether each Sentinel knows the replica and the two others, and the replica has all that the primary has."""
+        """Return True once each Sentinel knows the replica and the others, and the replica is in sync."""
         for port in self.sentinel_ports:
             client: Any = valkey.asyncio.Valkey(port=port)
             try:
@@ -71,7 +70,7 @@ class Watched:
         return (await self.replication())["master_link_status"] == "up"
 
     async def replication(self) -> dict[str, object]:
-        """What the replica says of itself."""
+        """Return the replica's replication info."""
         client: Any = valkey.asyncio.Valkey(port=self.replica_port, password=_PASSWORD)
         try:
             found: dict[str, object] = await client.info("replication")
@@ -81,11 +80,11 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path) -> Generator[Watched]:
-    """Five processes that are stopped at the end of the block."""
+def sentinel_servers(folder: Path) -> Generator[SentinelServers]:
+    """Yield five processes and stop them at the end of the block."""
     home = folder / "valkeys"
     home.mkdir()
-    found = Watched(home)
+    found = SentinelServers(home)
     try:
         found.start()
         yield found
@@ -95,10 +94,10 @@ def watched(folder: Path) -> Generator[Watched]:
         shutil.rmtree(home)
 
 
-async def test_the_primary_is_killed_under_payments_and_none_is_lost(database_url: str, tmp_path: Path) -> None:
+async def test_sentinel_failover_under_load_loses_no_payment(database_url: str, tmp_path: Path) -> None:
     with (
-        watched(tmp_path) as valkeys,
-        # Nobody listens there: only the Sentinels know where Valkey is.
+        sentinel_servers(tmp_path) as valkeys,
+        # No server listens on this port: only the Sentinels know Valkey's address.
         running_site(database_url, f"valkey://:{_PASSWORD}@127.0.0.1:1/0", tmp_path) as site,
     ):
         site.values["valkey"] |= {
@@ -134,7 +133,7 @@ async def test_the_primary_is_killed_under_payments_and_none_is_lost(database_ur
                 return (await valkeys.replication())["role"] == "master"
 
             while not await is_promoted():
-                # A shop does not know of it, and goes on.
+                # A shop does not notice and continues.
                 await pay(len(made))
                 await asyncio.sleep(0.2)
             await pay(len(made))
@@ -144,5 +143,5 @@ async def test_the_primary_is_killed_under_payments_and_none_is_lost(database_ur
             assert {webhook.json["data"]["payment_id"] for webhook in receiver.received} == set(made)
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == len(made) == len(set(made))
             assert (await gateway.valkey.info("server"))["tcp_port"] == valkeys.replica_port
-            # The worker is heard of again, at the new primary.
+            # The worker sends heartbeats to the new primary.
             await until_up(f"{site.bases[0]}/health/ready", 60)

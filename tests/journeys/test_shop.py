@@ -1,4 +1,4 @@
-"""The example's shop: a buyer's way from the shelf to "Paid", and everything that may happen on it."""
+"""Protects the example shop: a buyer's way from the product page to "Paid", with every error on it."""
 
 import asyncio
 import re
@@ -24,32 +24,32 @@ class Buyer:
         self.base = base
         self._session = session
 
-    async def sees(self, path: str) -> str:
+    async def get(self, path: str) -> str:
         answer = await self._session.get(self.base + path)
         assert answer.status_code == 200, answer.text
         return answer.text or ""
 
-    async def sends(self, path: str, **fields: str) -> niquests.Response:
-        """A form, as it is sent, with what it leads to."""
+    async def post(self, path: str, **fields: str) -> niquests.Response:
+        """Submit a form and return the page that it leads to."""
         return await self._session.post(self.base + path, data=fields)
 
-    async def buys(self, phone: str, item: str = "chapati", order_id: str | None = None) -> str:
-        """Fill the form; gives the order's path."""
-        found = re.search(r'name="order_id" value="([0-9a-f]{32})"', await self.sees("/"))
+    async def buy(self, phone: str, item: str = "chapati", order_id: str | None = None) -> str:
+        """Submit the order form and return the order's path."""
+        found = re.search(r'name="order_id" value="([0-9a-f]{32})"', await self.get("/"))
         assert found is not None
-        page = await self.sends("/orders", order_id=order_id or found[1], item=item, phone=phone)
+        page = await self.post("/orders", order_id=order_id or found[1], item=item, phone=phone)
         assert page.status_code == 200, page.text
         assert str(page.url).startswith(f"{self.base}/orders/")
         return str(page.url).removeprefix(self.base)
 
-    async def reads(self, path: str, words: str) -> str:
-        """The order's page, once it says so."""
+    async def wait_for_text(self, path: str, words: str) -> str:
+        """Return the order's page once it contains this text."""
 
-        async def said() -> str:
-            page = await self.sees(path)
+        async def shown() -> str:
+            page = await self.get(path)
             return page if words in page else ""
 
-        return await eventually(said)
+        return await eventually(shown)
 
 
 @asynccontextmanager
@@ -68,63 +68,63 @@ async def open_shop(values: dict[str, Any], folder: Path, prefix: str) -> AsyncG
 
 
 @pytest.mark.parametrize("prefix", ["/payments", "/m/pesa"])
-async def test_from_the_shelf_to_paid(values: dict[str, Any], tmp_path: Path, prefix: str) -> None:
+async def test_shop_order_is_paid(values: dict[str, Any], tmp_path: Path, prefix: str) -> None:
     async with open_shop(values, tmp_path, prefix) as (buyer, orders, _):
-        path = await buyer.buys("0712 345 678")
-        page = await buyer.reads(path, "Paid, receipt ")
+        path = await buyer.buy("0712 345 678")
+        page = await buyer.wait_for_text(path, "Paid, receipt ")
         order = orders.find(path.removeprefix("/orders/"))
         assert order.receipt is not None
         assert f"Paid, receipt {order.receipt}" in page
         assert "KES 60" in page
-        # The same form again is the same order, and nobody is asked again.
-        assert await buyer.buys("0712 345 678", order_id=order.order_id) == path
+        # The same form submitted again is the same order and sends no second prompt.
+        assert await buyer.buy("0712 345 678", order_id=order.order_id) == path
         assert orders.find(order.order_id) == order
 
 
-async def test_pressing_twice_at_once_asks_once(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_pay_pressed_twice_sends_one_prompt(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, gateway):
         order_id = "ab" * 16
-        paths = await asyncio.gather(*(buyer.buys("0712345678", order_id=order_id) for _ in range(5)))
+        paths = await asyncio.gather(*(buyer.buy("0712345678", order_id=order_id) for _ in range(5)))
         assert set(paths) == {f"/orders/{order_id}"}
-        await buyer.reads(paths[0], "Paid, receipt ")
+        await buyer.wait_for_text(paths[0], "Paid, receipt ")
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_who_cancels_may_try_again_and_pays_once(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_payment_cancelled_and_retried_is_paid_once(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, orders, gateway):
-        path = await buyer.buys("0700000001")
-        await buyer.reads(path, "Not paid: cancelled by user")
-        wrong = await buyer.sends(f"{path}/again", attempt="1", phone="12")
+        path = await buyer.buy("0700000001")
+        await buyer.wait_for_text(path, "Not paid: cancelled by user")
+        wrong = await buyer.post(f"{path}/again", attempt="1", phone="12")
         assert wrong.status_code == 422
         assert "Try again" in (wrong.text or "")
         for _ in range(2):
-            await buyer.sends(f"{path}/again", attempt="1", phone="0712345678")
-        await buyer.reads(path, "Paid, receipt ")
+            await buyer.post(f"{path}/again", attempt="1", phone="0712345678")
+        await buyer.wait_for_text(path, "Paid, receipt ")
         assert orders.find(path.removeprefix("/orders/")).attempt == 2
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 2
         assert orders.too_much() == []
 
 
-async def test_a_push_that_mpesa_would_not_take_says_so(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_push_rejected_by_mpesa_shows_the_reason(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, _):
-        path = await buyer.buys("0700000015")
-        page = await buyer.reads(path, "Try again")
+        path = await buyer.buy("0700000015")
+        page = await buyer.wait_for_text(path, "Try again")
         assert "✕" in page
 
 
-async def test_what_cannot_be_read_is_told_and_what_is_not_there_too(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_shop_invalid_input_and_unknown_order_are_reported(values: dict[str, Any], tmp_path: Path) -> None:
     async with open_shop(values, tmp_path, "/payments") as (buyer, _, _):
-        page = await buyer.sends("/orders", order_id="cd" * 16, item="unga", phone="12345")
+        page = await buyer.post("/orders", order_id="cd" * 16, item="unga", phone="12345")
         assert page.status_code == 422
         assert f'value="{"cd" * 16}"' in (page.text or "")
         assert 'value="unga" checked' in (page.text or "")
-        assert (await buyer.sends("/orders", order_id="x", item="unga", phone="0712345678")).status_code == 422
-        assert (await buyer.sends("/orders", order_id="cd" * 16, item="gold", phone="0712345678")).status_code == 422
-        assert (await buyer.sends(f"/orders/{'cd' * 16}/again", attempt="1", phone="0712345678")).status_code == 404
+        assert (await buyer.post("/orders", order_id="x", item="unga", phone="0712345678")).status_code == 422
+        assert (await buyer.post("/orders", order_id="cd" * 16, item="gold", phone="0712345678")).status_code == 422
+        assert (await buyer.post(f"/orders/{'cd' * 16}/again", attempt="1", phone="0712345678")).status_code == 404
 
 
-def test_money_that_comes_late_is_kept_for_a_person(tmp_path: Path) -> None:
-    """The first attempt's money arrives after the second one's: both receipts are in the book, once."""
+def test_shop_late_money_needs_review(tmp_path: Path) -> None:
+    """The first attempt's money arrives after the second one's: both receipts are recorded once."""
     with closing(Orders(tmp_path / "orders.sqlite")) as orders:
         orders.place("one", "chai")
         orders.has_failed("one", 1, "timeout")

@@ -1,4 +1,4 @@
-"""A busy shop: a thousand payments, each completed once, each told once."""
+"""Protects a busy shop: a thousand payments complete once each, with one webhook each."""
 
 import asyncio
 from collections import Counter
@@ -16,10 +16,10 @@ SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
     AND NOT EXISTS (SELECT FROM delivery WHERE status = 'pending')
     AND NOT EXISTS (SELECT FROM sim_callback WHERE due_at IS NOT NULL)
 """
-"""Whether every event has been handled, every webhook taken, and every callback made."""
+"""True once every event is handled, every webhook acknowledged and every callback processed."""
 
 
-async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webhooks(values: dict[str, Any]) -> None:
+async def test_thousand_payments_complete_with_a_thousand_webhooks(values: dict[str, Any]) -> None:
     async with (
         receiving() as receiver,
         running_gateway(values) as (gateway, base),
@@ -29,7 +29,7 @@ async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webho
         async def pay(number: int) -> None:
             order: dict[str, Any] = {"phone": f"25471{number:07}", "amount": 1 + number, "key": f"order-{number}"}
             made = await api.pay(**order)
-            # A busy gateway does nothing and says so: a shop then sends the same key again.
+            # A busy gateway rejects the request without an effect: a shop retries with the same key.
             for _ in range(AGAIN):
                 if made.status == 503:
                     made = await api.pay(**order)
@@ -38,7 +38,7 @@ async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webho
         for start in range(0, PAYMENTS, AT_ONCE):
             await asyncio.gather(*map(pay, range(start, start + AT_ONCE)))
         await receiver.wait_for(PAYMENTS, patience=200)
-        # Nothing more is owed to anybody.
+        # No delivery or job is pending.
         await eventually(lambda: gateway.db.fetchval(DONE), 60)
 
         payments = await gateway.db.fetch("SELECT payment_id, amount, phone, receipt, status FROM payment")
@@ -47,7 +47,7 @@ async def test_a_thousand_payments_are_a_thousand_completed_and_a_thousand_webho
         assert {(row["receipt"], row["amount"], row["phone"]) for row in payments} == {
             (row["receipt"], row["amount"], row["phone"]) for row in ledger
         }
-        told = Counter(one.json["data"]["payment_id"] for one in receiver.received)
-        assert told == dict.fromkeys((row["payment_id"] for row in payments), 1)
+        webhooks = Counter(one.json["data"]["payment_id"] for one in receiver.received)
+        assert webhooks == dict.fromkeys((row["payment_id"] for row in payments), 1)
         assert len({one.headers["webhook-id"] for one in receiver.received}) == PAYMENTS
         assert await gateway.db.fetchval("SELECT count(*) FROM event WHERE is_public") == PAYMENTS

@@ -1,4 +1,4 @@
-"""What must be so in the gateway's books, held against the simulator's ledger: always, and once all has settled."""
+"""Invariants of the gateway's books against the simulator's ledger: at any time, and once settled."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,10 +8,10 @@ from bench.chaos.truth import CHECKS, TAKEN, truth
 
 _TRUTH = f"""
 WITH {truth(has_worlds=True)}, forged AS (
-    -- A liar may plant a receipt, which no query confirms; never money.
+    -- A forger may invent a receipt, which no query confirms, but no money.
     SELECT payment_id FROM push WHERE payment_id IN (SELECT id_uuid(unnest($1::text[]))) AND result_code = '0'
 ), by_hand AS (
-    -- Lines that a merchant or an operator put on a payment, which no evidence spoke against.
+    -- Lines assigned to a payment by a merchant or an operator, without evidence against it.
     SELECT id_uuid(unnest($3::text[])) AS payment_id
 ), clock AS (
     SELECT $2::timestamptz AS now
@@ -20,8 +20,8 @@ WITH {truth(has_worlds=True)}, forged AS (
         sum(amount) AS in_all
     FROM sim_reversal GROUP BY original
 )
-"""  # noqa: S608 - our own
-"""``forged``: paid payments about which a liar has spoken. Reversals by hand, on the portal, are called portal-…"""
+"""  # noqa: S608 - constants of this file
+"""``forged``: paid payments with a forged callback. Receipts of reversals on the portal start with portal-…"""
 
 _EXCUSED = {
     "nothing": " AND payment_id NOT IN (SELECT payment_id FROM forged)",
@@ -37,11 +37,11 @@ ALWAYS: dict[str, str] = {
         SELECT payment_id FROM push JOIN payment p USING (payment_id)
         WHERE p.env <> push.env OR p.shortcode NOT IN (push.shortcode, push.receiver)
     """,
-    "invented: paid, and nobody has paid": """
+    "invented: paid without money": """
         SELECT payment_id FROM paid p WHERE receipt IS NULL
             AND NOT EXISTS (SELECT 1 FROM push WHERE push.payment_id = p.payment_id AND push.result_code = '0')
     """,
-    "lost: M-Pesa said that it was paid, and nothing came of it": """
+    "lost: M-Pesa reported success, and the payment is not completed": """
         SELECT p.payment_id FROM payment p JOIN push USING (payment_id)
             JOIN callback c ON c.subject_id = p.payment_id AND c.verdict = 'applied' AND c.result_code = '0'
         WHERE push.result_code = '0' AND p.status IN ('pending', 'failed') AND p.mismatch IS NULL AND p.claim IS NULL
@@ -50,20 +50,20 @@ ALWAYS: dict[str, str] = {
         SELECT p.payment_id FROM payment p JOIN refund r USING (payment_id) WHERE r.status <> 'failed'
         GROUP BY p.payment_id, p.amount HAVING sum(r.amount) > p.amount
     """,
-    "refunds: more went back than the books say": """
+    "refunds: more was reversed than recorded": """
         SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
         WHERE w.by_us > p.refunded + p.refund_reserved
     """,
-    "refunds: the books say that more went back than did": """
+    "refunds: less was reversed than recorded": """
         SELECT p.payment_id FROM payment p LEFT JOIN went_back w ON w.original = p.receipt
         WHERE p.refunded > COALESCE(w.in_all, 0)
     """,
-    "refunds: what is set aside is not what is under way": """
+    "refunds: the reserved amount differs from the pending refunds": """
         SELECT p.payment_id FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
             LEFT JOIN went_back w ON w.original = p.receipt
         GROUP BY p.payment_id, p.refund_reserved, p.refunded, w.in_all, w.by_us
         HAVING p.refund_reserved <> COALESCE(sum(r.amount) FILTER (WHERE r.status = 'pending'), 0)
-            -- What went back on M-Pesa's portal is in the books once M-Pesa has said so.
+            -- Reversals on M-Pesa's portal are in the books once M-Pesa has reported them.
             OR p.refunded - COALESCE(sum(r.amount) FILTER (WHERE r.status = 'completed'), 0)
                 NOT BETWEEN 0 AND COALESCE(w.in_all - w.by_us, 0)
     """,
@@ -84,7 +84,7 @@ ALWAYS: dict[str, str] = {
         WHERE s.steps <> (
             SELECT count(*) FROM event e WHERE e.subject_id = s.payment_id AND e.kind = 'payment.' || s.change)
     """,
-    "events: an event without the change that it tells of": """
+    "events: an event without its change": """
         SELECT e.event_id FROM event e
         WHERE e.kind IN ('payment.completed', 'payment.failed', 'payment.reversed') AND NOT EXISTS (
             SELECT 1 FROM payment_timeline s WHERE s.payment_id = e.subject_id AND s.at = e.occurred_at
@@ -104,7 +104,7 @@ ALWAYS: dict[str, str] = {
         SELECT e.event_id FROM event e LEFT JOIN delivery d USING (event_id)
         WHERE e.is_public GROUP BY e.event_id HAVING count(d.delivery_id) <> 1
     """,
-    "stuck: nobody will look at it again": """
+    "stuck: no job will process it": """
         SELECT payment_id FROM payment WHERE (status = 'pending' OR claim IS NOT NULL) AND due_at IS NULL
             AND (mismatch IS NULL OR claim IS NOT NULL)
         UNION ALL SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL
@@ -112,8 +112,8 @@ ALWAYS: dict[str, str] = {
         UNION ALL SELECT callback_id FROM callback WHERE verdict = 'waiting' AND due_at IS NULL
         UNION ALL SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until IS NULL
     """,
-    "stuck: it is looked at too late": """
-        -- A payment that expired is asked about again for two days.
+    "stuck: it is processed too late": """
+        -- An expired payment is queried for two more days.
         SELECT payment_id FROM payment, clock
         WHERE due_at > now + CASE status WHEN 'pending' THEN interval '16 minutes' ELSE interval '48 hours' END
         UNION ALL SELECT refund_id FROM refund, clock WHERE due_at > now + interval '16 minutes'
@@ -131,7 +131,7 @@ ALWAYS: dict[str, str] = {
         WHERE k.state = 'released' AND r.reversal <> 'unsent'
     """,
 }
-"""What must select nothing, whatever has happened and whatever is under way."""
+"""Queries that return no row at any time."""
 
 SETTLED: dict[str, str] = {
     "lost: the payer paid, and the payment is not paid": """
@@ -141,14 +141,14 @@ SETTLED: dict[str, str] = {
         SELECT push.payment_id FROM push JOIN payment p USING (payment_id)
         WHERE push.checkout_request_id = ANY($4::text[]) AND p.checkout_request_id IS NULL
     """,
-    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": """
+    "untold: M-Pesa reported a reversal on its portal, and no event followed": """
         SELECT p.payment_id FROM payment p JOIN went_back w ON w.original = p.receipt
             JOIN status_check c ON c.payment_id = p.payment_id AND c.state = 'answered'
                 AND c.transaction_status = 'Reversed'
         WHERE w.by_us = 0 AND NOT EXISTS (SELECT 1 FROM event e WHERE e.subject_id = p.payment_id
             AND e.kind NOT IN ('payment.created', 'payment.completed', 'payment.failed'))
     """,
-    "lost: money that stands nowhere": """
+    "lost: money that is not recorded": """
         SELECT t.receipt FROM sim_transaction t
         WHERE t.party = '' AND NOT t.is_out
             AND NOT EXISTS (SELECT 1 FROM transaction x WHERE x.env = t.env AND x.direction = 'in'
@@ -159,12 +159,12 @@ SETTLED: dict[str, str] = {
         WHERE NOT EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.receipt AND t.amount = p.amount)
             AND payment_id NOT IN (SELECT payment_id FROM forged)
     """,
-    "refunds: what went back is not what the books say": """
+    "refunds: the reversed amount differs from the recorded one": """
         SELECT p.payment_id FROM payment p LEFT JOIN went_back w ON w.original = p.receipt
         WHERE COALESCE(w.by_us, 0) > p.refunded OR p.refunded > COALESCE(w.in_all, 0)
             OR (COALESCE(w.by_us, 0) = COALESCE(w.in_all, 0) AND p.refunded <> COALESCE(w.in_all, 0))
     """,
-    "stuck: a payment that nobody ends": """
+    "stuck: a payment that never ends": """
         SELECT payment_id FROM payment p WHERE status = 'pending' AND NOT (
             mismatch IS NOT NULL AND (payment_id IN (SELECT id_uuid(unnest($1::text[])))
                 OR EXISTS (SELECT 1 FROM sim_transaction t WHERE t.receipt = p.received_receipt)))
@@ -174,17 +174,17 @@ SETTLED: dict[str, str] = {
     "stuck: a delivery": "SELECT delivery_id FROM delivery WHERE status <> 'delivered'",
     "stuck: a subscriber": "SELECT event_id FROM event_task WHERE done_at IS NULL",
     "stuck: a reconciliation": "SELECT run_id FROM reconciliation_run WHERE status = 'running'",
-    "stuck: a callback that nobody has used": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
+    "stuck: a callback that no handler has processed": "SELECT callback_id FROM callback WHERE verdict <> 'applied'",
 }
-"""What must select nothing once Daraja is well, every sweep has run, and people have decided what is left to them."""
+"""Queries that return no row once Daraja is healthy, every sweep has run, and operators have decided open cases."""
 
 
 def _all(checks: dict[str, str]) -> str:
     selects = [
-        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', what::text FROM ({sql}) found (what)"  # noqa: S608 - our own
+        f"SELECT '{sentence.replace(chr(39), chr(39) * 2)}', what::text FROM ({sql}) found (what)"  # noqa: S608 - constants of this file
         for sentence, sql in checks.items()
     ]
-    # What a check does not need must be named all the same: Postgres wants to know the type of each value.
+    # Postgres needs the type of each value, so a check names unused parameters too.
     needs = "SELECT '', '' WHERE $1::text[] IS NULL OR $3::text[] IS NULL OR $4::text[] IS NULL"
     return _TRUTH + "\nUNION ALL\n".join([needs, *selects])
 
@@ -194,10 +194,10 @@ _ALWAYS, _SETTLED = _all(ALWAYS), _all(SETTLED)
 
 @dataclass
 class Known:
-    """What the model knows beside the ledger.
+    """The model's knowledge in addition to the ledger.
 
-    ``forged``: payments about which a liar has spoken; ``assigned``: those that a person put a line on, with no
-    evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
+    ``forged``: payments with a forged callback; ``assigned``: payments with a statement line assigned by a person
+    and no evidence against it; ``acknowledged``: pushes whose acknowledgement arrived.
     """
 
     forged: set[str] = field(default_factory=set[str])
@@ -206,7 +206,7 @@ class Known:
 
 
 async def wrong(db: Any, now: datetime, known: Known, *, has_settled: bool = False) -> list[Any]:
-    """Everything that is not as it must be: the sentence, and what it is about. ``db`` is anything that fetches."""
+    """Return every violation: the sentence and its object. ``db`` is any object with ``fetch``."""
     values = (sorted(known.forged), now, sorted(known.assigned), sorted(known.acknowledged))
     return [tuple(row) for row in await db.fetch(_SETTLED if has_settled else _ALWAYS, *values)]
 
@@ -219,14 +219,14 @@ FROM statement_note n JOIN transaction l USING (transaction_id)
     JOIN push ON push.checkout_request_id = t.checkout_request_id
     JOIN payment p ON p.payment_id = push.payment_id AND p.merchant_id = n.merchant_id
 WHERE n.finding = 'ambiguous' AND n.payment_id IS NULL
-"""  # noqa: S608 - our own
-"""Statement lines that fit several payments, and the payment whose push moved the money."""
+"""  # noqa: S608 - constants of this file
+"""Statement lines that match several payments, and the payment whose push moved the money."""
 
 HELD_WITH_A_RECEIPT = """
 SELECT merchant_id, env, received_receipt FROM payment
 WHERE status = 'pending' AND mismatch = 'unconfirmed' AND received_receipt IS NOT NULL
 """
-"""Payments whose reported success M-Pesa neither confirmed nor denied in time: a person asks about the receipt."""
+"""Payments whose reported success M-Pesa neither confirmed nor denied in time: an operator queries the receipt."""
 
 MAY_BE_ASSIGNED = f"""
 WITH {truth(has_worlds=True)}
@@ -238,6 +238,8 @@ SELECT EXISTS (SELECT 1 FROM made_for WHERE made_for.payment_id = p.payment_id A
             WHEN 'partial' THEN left(moved.phone, 6) = left(p.phone, 6) AND right(moved.phone, 3) = right(p.phone, 3)
             ELSE moved.phone = p.phone END)
 FROM payment p, sim_transaction moved WHERE p.payment_id = id_uuid($1) AND moved.receipt = $2
-"""  # noqa: S608 - our own
-"""Whether nothing that a statement shows speaks against a person's decision: the money was made for no other payment,
-came in, is of this world, receiver and amount, and its payer can be the payment's."""
+"""  # noqa: S608 - constants of this file
+"""True if no statement speaks against the assignment.
+
+The money was sent for no other payment, came in, has this env, receiver and amount, and its payer can be the payment's.
+"""

@@ -1,4 +1,4 @@
-"""What there is to choose from at each step: who, how much, and what goes wrong."""
+"""The choices at each step: objects, amounts and faults."""
 
 from enum import Enum
 
@@ -9,11 +9,11 @@ from tests.model.wire import Act, Fate, Plan
 
 PHONES = (
     *("254711000101", "254711000102", "254711000103"),
-    # These behave by themselves: see docs/simulator.md.
+    # These act by themselves: see docs/simulator.md.
     *(f"254700000{digits}" for digits in ("006", "007", "010", "011", "012", "013", "014", "015", "018", "020", "021")),
 )
 SILENT = "254700000007"
-"""Pays, and Daraja never calls back."""
+"""Pays, and Daraja sends no callback."""
 
 REFERENCES = (None, None, None, "RENT", "x9 ")
 PUSH_FAULTS = (
@@ -45,7 +45,7 @@ def _normal_first(known: frozenset[str]) -> tuple[str, ...]:
 
 STATUS_HABITS = _normal_first(misbehaviour.STATUS_HABITS)
 REVERSAL_HABITS = _normal_first(misbehaviour.REVERSAL_HABITS)
-# An endless statement, and one that does not say what its rows are, have tests of their own: here each row counts.
+# An endless statement and one without row types have tests of their own: here each row counts.
 PULL_HABITS = _normal_first(misbehaviour.PULL_HABITS - {"endless", "no_type"})
 QUERY_HABITS = _normal_first(misbehaviour.QUERY_HABITS)
 CALLBACK_HABITS = _normal_first(misbehaviour.CALLBACK_HABITS)
@@ -55,7 +55,7 @@ INITIATORS = ("testapi", "testapi", "no_role", "bad_credential", "locked", "not_
 
 
 class Accident(Enum):
-    """What happens by itself."""
+    """A fault."""
 
     VALKEY = "Valkey is emptied"
     TOKEN = "another process has fetched a token, and ours is no longer valid"
@@ -72,7 +72,7 @@ class Accident(Enum):
 acts = st.lists(st.sampled_from(Act), max_size=2).map(tuple)
 plans = st.just(Plan()) | st.builds(Plan, st.sampled_from(Fate), acts, acts)
 which = st.integers(0, 7)
-"""One of many, counted from the newest."""
+"""An index, counted from the newest."""
 
 purchase = st.tuples(st.sampled_from((70, 500)), st.sampled_from(PHONES[:3]), st.booleans())
 purchases = st.lists(purchase, min_size=1, max_size=3)

@@ -1,4 +1,4 @@
-"""The model: merchants, payers, Daraja, workers and accidents in any order, and what must be so after each of them."""
+"""The model: merchants, payers, Daraja, workers and faults in any order, with invariants checked after each step."""
 
 import asyncio
 import sys
@@ -36,7 +36,7 @@ from tests.model.choices import (
 )
 from tests.model.product import NO_PAYMENT, POSTGRES_AWAY, RECONCILE, REFUSED, SWEEPS, NotConfigured, OtherBody
 from tests.model.stage import DAWN, ENVS, MOVED, REFUSED_BODY, Shop, Stage
-from tests.model.wire import Act, Plan, ProcessDied, live
+from tests.model.wire import Act, Plan, ProcessDied, start_process
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ _STATUS_OF = {
     "reversed": "reversed",
     "partially_reversed": "partially_reversed",
 }
-"""Steps of a timeline that are moves, and where each leads."""
+"""Timeline steps that change the status, with the new status."""
 
 _MOVES = {
     "pending": {"completed", "failed"},
@@ -56,7 +56,7 @@ _MOVES = {
     "completed": {"reversed", "partially_reversed"},
     "partially_reversed": {"partially_reversed", "reversed"},
 }
-"""The moves that a payment may make, as the contract has them."""
+"""The allowed status changes of a payment."""
 
 _SEEN = """
 SELECT json_build_object(
@@ -102,15 +102,15 @@ UNION SELECT DISTINCT 'money: ' || kind FROM sim_transaction
 """
 
 _PATIENCE = 30
-"""Rounds in which everything has to settle once all is well."""
+"""Rounds within which everything settles once all parts are healthy."""
 
 _SOON = 250
-"""Looks, 20 ms apart, within which a webhook has to come while Daraja hangs."""
+"""Polls, 20 ms apart, within which a webhook arrives while Daraja hangs."""
 
 
 @dataclass
-class Asked:
-    """What a shop asked for with a key, and the payment or refund that came of it, once one is known.
+class ShopRequest:
+    """A shop's request with an idempotency key, and the resulting payment or refund once known.
 
     ``amount`` is in KES, None for a whole refund; ``of`` is the payment that a refund is of.
     """
@@ -130,15 +130,15 @@ class Money(RuleBasedStateMachine):
 
     stage: ClassVar[Stage]
     reached: ClassVar[Counter[str]] = Counter()
-    """How many examples came to each kind of end: what the model does not reach, it does not test."""
+    """The number of examples that reached each kind of end: unreached ends are untested."""
 
     def __init__(self) -> None:
         super().__init__()
         self.has_begun = self.is_live = False
         self.confirm = "never"
-        self.payments: list[Asked] = []
-        self.refunds: list[Asked] = []
-        self.under_way: tuple[str, Asked] | None = None
+        self.payments: list[ShopRequest] = []
+        self.refunds: list[ShopRequest] = []
+        self.under_way: tuple[str, ShopRequest] | None = None
         self.known = books.Known()
         self.by_hand = 0
         self.reconciled_at = self.stage.clock.now()
@@ -146,11 +146,11 @@ class Money(RuleBasedStateMachine):
         self.timelines: dict[str, list[str]] = {}
 
     def run(self, work: Awaitable[Any]) -> None:
-        """One step: let the loop turn until this is done, and look at the books."""
+        """Run one step to its end and check the books."""
 
         async def do() -> None:
             await work
-            await self._look()
+            await self._check_books()
 
         self.stage.run(do())
 
@@ -162,16 +162,16 @@ class Money(RuleBasedStateMachine):
         bought=purchases,
     )
     def begin(self, seed: int, confirm: str, other: str, strangers: int, bought: list[tuple[int, str, bool]]) -> None:
-        """Two new shops with their first customers, and a Daraja that has heard of none of them."""
+        """Two new shops with their first payments, and an empty Daraja."""
         self.confirm = confirm
         self.stage.run(self.stage.begin(seed, confirm, strangers, other))
         self.wire = self.stage.connect(self._perform, self._arrived)
         self.known.acknowledged = self.wire.acknowledged
         self.reconciled_at = self.stage.clock.now()
-        self.stage.run(self._look())
+        self.stage.run(self._check_books())
         self.has_begun = True
-        for amount, phone, is_told in bought:
-            self.somebody_buys(0, amount, phone, is_told=is_told)
+        for amount, phone, is_delivered in bought:
+            self.complete_a_payment(0, amount, phone, is_delivered=is_delivered)
 
     # -- merchants ------------------------------------------------------------------------------------------------
 
@@ -197,17 +197,17 @@ class Money(RuleBasedStateMachine):
         wants_live: bool = False,
         ack: str = "normal",
     ) -> None:
-        asked = self._new(shop, amount, phone, reference, "live" if wants_live and shop == 0 else "sandbox")
-        self.run(self._with_ack(ack, self._with_fault("stkpush", fault, plan, self._request(asked))))
+        request = self._new(shop, amount, phone, reference, "live" if wants_live and shop == 0 else "sandbox")
+        self.run(self._with_ack(ack, self._with_fault("stkpush", fault, plan, self._request(request))))
 
     @rule(shop=st.integers(0, 1), purchase=purchase)
-    def another_buys(self, shop: int, purchase: tuple[int, str, bool]) -> None:
-        amount, phone, is_told = purchase
-        self.somebody_buys(shop, amount, phone, is_told=is_told)
+    def request_a_payment_by_another_payer(self, shop: int, purchase: tuple[int, str, bool]) -> None:
+        amount, phone, is_delivered = purchase
+        self.complete_a_payment(shop, amount, phone, is_delivered=is_delivered)
 
-    def somebody_buys(self, shop: int, amount: int, phone: str, *, is_told: bool) -> None:
-        """All goes well, to the payer's PIN or to the callback."""
-        self.run(self._buy(self._new(shop, amount, phone), is_told))
+    def complete_a_payment(self, shop: int, amount: int, phone: str, *, is_delivered: bool) -> None:
+        """A payment succeeds, up to the payer's PIN or the callback."""
+        self.run(self._buy(self._new(shop, amount, phone), is_delivered))
 
     @precondition(lambda self: self.payments)
     @rule(nth=which, plan=plans, fault=st.none() | st.sampled_from(PUSH_FAULTS))
@@ -217,20 +217,20 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_live)
     @rule()
     def go_live(self) -> None:
-        """The first shop gets the live world beside the sandbox, which it keeps."""
+        """The first shop gets a live env and keeps its sandbox."""
         self.is_live = True
         self.run(self.stage.go_live(self.stage.shops[0]))
 
     @precondition(lambda self: self.is_live and self.payments)
     @rule(nth=which)
-    def repeat_a_request_in_the_other_world(self, nth: int) -> None:
-        """The same key and body with the key of the other world: another payment."""
+    def repeat_a_request_in_the_other_env(self, nth: int) -> None:
+        """The same key and body with the API key of the other env: another payment."""
         first = _pick(self.payments, nth)
         other: Env = "live" if first.env == "sandbox" else "sandbox"
         if first.shop == 0 and not any((one.key, one.env) == (first.key, other) for one in self.payments):
-            asked = Asked(first.key, 0, other, first.amount, first.phone, first.reference)
-            self.payments.append(asked)
-            self.run(self._request(asked))
+            request = ShopRequest(first.key, 0, other, first.amount, first.phone, first.reference)
+            self.payments.append(request)
+            self.run(self._request(request))
 
     @rule(shop=st.integers(0, 1), wants_live=st.booleans())
     def list_payments(self, shop: int, wants_live: bool) -> None:
@@ -240,14 +240,14 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.payments)
     @rule()
     def move_to_another_shortcode(self) -> None:
-        """The first shop stores another paybill while payments of the old one are open."""
+        """The first shop stores another paybill while payments of the old one are pending."""
         changes = {"shortcode": MOVED}
         self.run(_refusable(self.stage.configure(self.stage.shops[0], "sandbox", changes)))
 
     @precondition(lambda self: self.seen["lines"] and self.seen["payments"])
     @rule(nth=which, other=which)
     def assign_a_line(self, nth: int, other: int) -> None:
-        """A merchant says that a line which belongs to no payment pays one of its own."""
+        """A merchant assigns an unmatched line to one of its payments."""
         line = _pick(self.seen["lines"], nth)
         own = [one for one in self.seen["payments"] if (one["merchant"], one["env"]) == (line["merchant"], line["env"])]
         if own:
@@ -256,10 +256,12 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.payments)
     @rule(nth=which)
     def repeat_a_key_with_another_body(self, nth: int) -> None:
-        asked = _pick(self.payments, nth)
-        if asked.env == "live" and not self.is_live:
+        request = _pick(self.payments, nth)
+        if request.env == "live" and not self.is_live:
             return
-        other = Asked(asked.key, asked.shop, asked.env, (asked.amount or 0) + 1, asked.phone, asked.reference)
+        other = ShopRequest(
+            request.key, request.shop, request.env, (request.amount or 0) + 1, request.phone, request.reference
+        )
 
         async def work() -> None:
             try:
@@ -268,21 +270,21 @@ class Money(RuleBasedStateMachine):
                 return
             raise AssertionError("a key was taken for another payment")
 
-        if asked.made is not None:
+        if request.made is not None:
             self.run(work())
 
     @rule(nth=which, is_new=st.booleans(), plan=plans)
     def request_three_times_at_once(self, nth: int, is_new: bool, plan: Plan) -> None:
-        asked = self._new(0, 70, PHONES[0]) if is_new or not self.payments else _pick(self.payments, nth)
+        request = self._new(0, 70, PHONES[0]) if is_new or not self.payments else _pick(self.payments, nth)
         self.wire.plan("stkpush", plan)
-        self.run(_at_once(self._request(asked) for _ in range(3)))
+        self.run(_at_once(self._request(request) for _ in range(3)))
 
     @rule(shop=st.integers(0, 1), plan=plans)
-    def three_ask_at_once(self, shop: int, plan: Plan) -> None:
-        """Three payments whose acknowledgements come together; what befalls one must not harm the others."""
+    def request_three_payments_at_once(self, shop: int, plan: Plan) -> None:
+        """Three payments with concurrent acknowledgements; a fault of one must not affect the others."""
         three = [self._new(shop, 70, phone) for phone in (PHONES[0], PHONES[1], SILENT)]
         self.wire.plan("stkpush", plan)
-        self.run(_at_once(self._request(asked) for asked in three))
+        self.run(_at_once(self._request(request) for request in three))
 
     @precondition(lambda self: self.seen["payments"])
     @rule(
@@ -292,11 +294,11 @@ class Money(RuleBasedStateMachine):
         is_by_receipt=st.booleans(),
         habit=st.sampled_from(STATUS_HABITS),
     )
-    def ask_for_a_status(self, nth: int, which_payment: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
+    def query_a_receipt(self, nth: int, which_payment: int, plan: Plan, is_by_receipt: bool, habit: str) -> None:
         payment = _pick(self.seen["payments"], which_payment)
         ledger = self.seen["ledger"]
         if not is_by_receipt or ledger:
-            # Any receipt: of a stranger, a payout, a reversal, another shop.
+            # Any receipt: of another payer, a payout, a reversal, another shop.
             what = ledger[nth * 5 % len(ledger)] if is_by_receipt else payment["id"]
             self.run(self._check(payment, what, habit, plan))
 
@@ -307,9 +309,9 @@ class Money(RuleBasedStateMachine):
         fault=st.none() | st.sampled_from(QUERY_FAULTS),
         habit=st.just("normal") | st.sampled_from(QUERY_HABITS),
     )
-    def ask_about_a_payment(self, nth: int, plan: Plan, fault: str | None, habit: str = "normal") -> None:
+    def query_a_payment(self, nth: int, plan: Plan, fault: str | None, habit: str = "normal") -> None:
         payment = _pick(self.seen["payments"], nth)
-        ask = _refusable(self.stage.product.ask_now(self._caller(payment), payment["id"]))
+        ask = _refusable(self.stage.product.query_payment(self._caller(payment), payment["id"]))
         self.run(self._with_habit("stkquery", habit, plan, self._with_fault("stkquery", fault, plan, ask)))
 
     @precondition(lambda self: any(_is_paid(payment) for payment in self.seen["payments"]))
@@ -327,12 +329,12 @@ class Money(RuleBasedStateMachine):
     ) -> None:
         payment = _pick([payment for payment in self.seen["payments"] if _is_paid(payment)], nth)
         shop = self.stage.shop_of(payment["merchant"]).number
-        # Without a key, the amount is whole or the call says which part: each call is one more.
+        # Without an idempotency key each call with an amount is one more refund.
         key = f"r{len(self.refunds)}" if has_key or amount is not None else ""
-        asked = Asked(key, shop, payment["env"], amount, of=payment["id"])
+        request = ShopRequest(key, shop, payment["env"], amount, of=payment["id"])
         if key:
-            self.refunds.append(asked)
-        self.run(self._reverse(asked, habit, initiator, plan, times))
+            self.refunds.append(request)
+        self.run(self._reverse(request, habit, initiator, plan, times))
 
     @precondition(lambda self: self.refunds)
     @rule(nth=which, plan=plans, habit=st.sampled_from(REVERSAL_HABITS))
@@ -341,9 +343,9 @@ class Money(RuleBasedStateMachine):
 
     @precondition(lambda self: self.seen["refunds"])
     @rule(nth=which, plan=plans, habit=st.sampled_from(STATUS_HABITS))
-    def ask_about_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
+    def query_a_refund(self, nth: int, plan: Plan, habit: str) -> None:
         refund = _pick(self.seen["refunds"], nth)
-        ask = _refusable(self.stage.product.ask_about_refund(self._caller(refund), refund["id"]))
+        ask = _refusable(self.stage.product.query_refund(self._caller(refund), refund["id"]))
         self.run(self._with_habit("transactionstatus", habit, plan, ask))
 
     # -- payers and Daraja ----------------------------------------------------------------------------------------
@@ -363,7 +365,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_callback(self, nth: int) -> None:
         self.run(
-            self.stage.in_worlds(
+            self.stage.in_each_env(
                 "UPDATE sim_callback SET due_at = NULL WHERE callback_id = $1", _pick(self.seen["owed"], nth)
             )
         )
@@ -382,7 +384,7 @@ class Money(RuleBasedStateMachine):
     @rule(nth=which)
     def lose_a_result(self, nth: int) -> None:
         self.run(
-            self.stage.in_worlds(
+            self.stage.in_each_env(
                 "UPDATE sim_result SET due_at = NULL WHERE result_id = $1", _pick(self.seen["results owed"], nth)
             )
         )
@@ -403,8 +405,8 @@ class Money(RuleBasedStateMachine):
         self.run(self._walk_in(nth, amount, phone, reference, minutes))
 
     @rule(habit=st.sampled_from(CALLBACK_HABITS), token=st.sampled_from(OAUTH_HABITS))
-    def daraja_spells_otherwise(self, habit: str, token: str) -> None:
-        """From now on, what Daraja posts is written so, and tokens are answered so."""
+    def change_daraja_formats(self, habit: str, token: str) -> None:
+        """From now on Daraja's callbacks and token answers have this variant."""
 
         async def work() -> None:
             await self.stage.set_habit("callback", habit)
@@ -421,7 +423,7 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.seen["pushes"])
     @rule(nth=which)
     def forge_a_callback(self, nth: int) -> None:
-        """Somebody who has learned a callback's address lies: about the amount, or where it is asked back, at all."""
+        """A forged callback at a leaked address, with a wrong amount or, if confirmed by query, any content."""
         self.run(self._forge(_pick(self.seen["pushes"], nth)))
 
     # -- reconciliation -------------------------------------------------------------------------------------------
@@ -434,13 +436,13 @@ class Money(RuleBasedStateMachine):
         shop=st.sampled_from((None, 0, 1)),
     )
     def reconcile(self, habit: str, plan: Plan, nth: int, hides: bool, shop: int | None = None) -> None:
-        """One shop reads its statement, or both do; one receipt may be on none yet."""
+        """One shop or both run a reconciliation; one receipt may be missing from all statements."""
         paid = self.seen["paid"]
         self.wire.hidden = frozenset({_pick(paid, nth)} if hides and paid else ())
         self.run(self._reconcile(habit, plan, self.stage.shops if shop is None else [self.stage.shops[shop]]))
         self.wire.hidden = frozenset()
 
-    # -- time, workers, accidents ---------------------------------------------------------------------------------
+    # -- time, workers, faults ----------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.stage.clock.now() - self.reconciled_at < timedelta(hours=30))
     @rule(seconds=st.sampled_from((1, 30, 61, 155, 320, 901, 3600, 6 * 3600)))
@@ -448,7 +450,7 @@ class Money(RuleBasedStateMachine):
         self.run(self.stage.pass_time(seconds))
 
     @rule(name=st.sampled_from(SWEEPS))
-    def a_cron_fires(self, name: str) -> None:
+    def run_a_cron(self, name: str) -> None:
         self.run(self.stage.product.cron(name))
 
     @rule(
@@ -457,7 +459,7 @@ class Money(RuleBasedStateMachine):
         habit=st.sampled_from(STATUS_HABITS),
         query=st.just("normal") | st.sampled_from(QUERY_HABITS),
     )
-    def workers_work(self, stkquery: Plan, status: Plan, habit: str, query: str = "normal") -> None:
+    def run_workers(self, stkquery: Plan, status: Plan, habit: str, query: str = "normal") -> None:
         async def work() -> None:
             await self._sweep()
             await self.stage.product.work()
@@ -465,20 +467,20 @@ class Money(RuleBasedStateMachine):
         self.wire.plan("stkquery", stkquery)
         work_all = self._with_habit("transactionstatus", habit, status, _mortal(work()))
         self.run(self._with_habit("stkquery", query, stkquery, work_all))
-        self.wire.mend()
+        self.wire.remove_faults()
 
     @rule()
     def daraja_hangs(self) -> None:
-        """Questions take connections and answer nothing, and more are due than a worker has slots."""
+        """Queries to Daraja hang, and more are due than a worker has slots."""
         self.run(self._hang())
 
     @rule(accident=st.sampled_from(Accident), status=st.sampled_from((200, 302, 404, 410, 500)))
-    def it_happens(self, accident: Accident, status: int) -> None:
+    def inject_an_accident(self, accident: Accident, status: int) -> None:
         self.run(self._happen(accident, status))
 
     # -- after every step -----------------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _check_books(self) -> None:
         stage = self.stage
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known)
         assert not wrong, f"the books are wrong: {wrong}"
@@ -492,7 +494,7 @@ class Money(RuleBasedStateMachine):
     def _check_moves(self, payment: dict[str, Any]) -> None:
         steps: list[str] = payment["steps"]
         before = self.timelines.get(payment["id"], [])
-        # An acknowledgement that is written late has its place before what came after it.
+        # An acknowledgement recorded late is listed before the steps that followed it.
         rest = iter(steps)
         assert all(step in rest for step in before), "what happened has been changed"
         self.timelines[payment["id"]] = steps
@@ -504,18 +506,18 @@ class Money(RuleBasedStateMachine):
         assert now == payment["status"], f"{payment['id']} is {payment['status']}, and its steps say {now}"
 
     def teardown(self) -> None:
-        """All is well again: everything settles, and the books are those of M-Pesa."""
+        """All parts are healthy again: everything settles, and the books equal M-Pesa's."""
         if self.has_begun and sys.exception() is None:
             self.stage.run(self._settle())
 
     async def _settle(self) -> None:
         stage = self.stage
-        self.wire.mend()
-        await stage.in_worlds("DELETE FROM sim_fault; DELETE FROM sim_habit")
+        self.wire.remove_faults()
+        await stage.in_each_env("DELETE FROM sim_fault; DELETE FROM sim_habit")
         stage.receiver.status, stage.receiver.answer = 200, None
         for shop in stage.shops:
             for env in shop.fields:
-                await stage.become(shop, env, "testapi")
+                await stage.store_initiator(shop, env, "testapi")
                 await stage.product.register(shop.callers[env])
         for number in range(_PATIENCE):
             if number % 3 == 0:
@@ -525,13 +527,13 @@ class Money(RuleBasedStateMachine):
             await self._sweep()
             await stage.product.work()
             await self._decide()
-            # The last reconciliation has to come after the last prompt has ended.
+            # The last reconciliation must follow the end of the last prompt.
             is_due = number >= 3 and number % 3 == 0
             if is_due and not await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True):
                 break
-        await self._look()
+        await self._check_books()
         wrong = await books.wrong(stage.db, stage.clock.now(), self.known, has_settled=True)
-        assert not wrong, f"all is well again, and the books are not: {wrong}"
+        assert not wrong, f"all parts are healthy again, and the books are not: {wrong}"
         await self._check_webhooks()
         self.reached.update(row[0] for row in await stage.db.fetch(_REACHED))
 
@@ -540,7 +542,7 @@ class Money(RuleBasedStateMachine):
             await self.stage.product.cron(name)
 
     async def _decide(self) -> None:
-        """What is left to people, who look at M-Pesa's portal."""
+        """Decide the cases left to operators, from M-Pesa's portal."""
         stage = self.stage
         for row in await stage.db.fetch(
             "SELECT refund_id, env FROM refund WHERE status = 'pending' AND attention IS NOT NULL"
@@ -572,43 +574,47 @@ class Money(RuleBasedStateMachine):
             "WHERE e.is_public"
         )
         events = {row["event_id"]: row for row in rows}
-        told: set[str] = set()
+        delivered: set[str] = set()
         for one in stage.receiver.received:
             event = events[one.headers["webhook-id"]]
-            assert event["body"].encode() == one.body, "one event was told in two ways"
-            where = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
-            assert one.path.endswith(where), f"untold: an event of {where} was told at {one.path}"
-            told.add(event["event_id"])
-        assert told == set(events), "untold: an event that no endpoint took"
+            assert event["body"].encode() == one.body, "one event has two bodies"
+            path = f"/{stage.shop_of(event['merchant_id']).number}/{event['env']}"
+            assert one.path.endswith(path), f"untold: an event of {path} was told at {one.path}"
+            delivered.add(event["event_id"])
+        assert delivered == set(events), "untold: an event that no endpoint took"
         paid = {payment["id"] for payment in self.seen["payments"] if "completed" in payment["steps"]}
         assert set(stage.fulfilled) == paid
-        for asked in self.payments:
-            ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (asked.key, asked.env)}
-            assert asked.made is None or asked.made in ids, "lost: a payment that a merchant was told of"
+        for request in self.payments:
+            ids = {one["id"] for one in self.seen["payments"] if (one["key"], one["env"]) == (request.key, request.env)}
+            assert request.made is None or request.made in ids, "lost: a payment that a merchant got as an answer"
 
-    # -- how it is done -------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _new(self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox") -> Asked:
-        asked = Asked(f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference)
-        self.payments.append(asked)
-        return asked
+    def _new(
+        self, shop: int, amount: int, phone: str, reference: str | None = None, env: Env = "sandbox"
+    ) -> ShopRequest:
+        request = ShopRequest(
+            f"k{len(self.payments)}", shop, env if self.is_live else "sandbox", amount, phone, reference
+        )
+        self.payments.append(request)
+        return request
 
     def _caller(self, row: dict[str, Any]) -> Any:
         return self.stage.caller(row["merchant"], row["env"])
 
-    async def _call_request(self, asked: Asked) -> tuple[str, int, str]:
-        body: dict[str, Any] = {"amount": asked.amount, "phone": asked.phone}
-        if asked.reference is not None:
-            body["reference"] = asked.reference
-        caller = self.stage.shops[asked.shop].callers[asked.env]
-        return await self.stage.product.request(caller, body, asked.key)
+    async def _call_request(self, request: ShopRequest) -> tuple[str, int, str]:
+        body: dict[str, Any] = {"amount": request.amount, "phone": request.phone}
+        if request.reference is not None:
+            body["reference"] = request.reference
+        caller = self.stage.shops[request.shop].callers[request.env]
+        return await self.stage.product.request(caller, body, request.key)
 
-    async def _request(self, asked: Asked) -> None:
-        self.under_way = ("payment", asked)
+    async def _request(self, request: ShopRequest) -> None:
+        self.under_way = ("payment", request)
         try:
-            made, amount, phone = await self._call_request(asked)
+            made, amount, phone = await self._call_request(request)
         except ProcessDied:
-            live()
+            start_process()
             return
         except NotConfigured as problem:
             raise AssertionError(f"a world that is configured is not: {problem}") from None
@@ -616,19 +622,19 @@ class Money(RuleBasedStateMachine):
             return
         finally:
             self.under_way = None
-        assert (amount, phone) == (asked.amount, asked.phone)
-        assert asked.made in {None, made}, "doubled: one key, two payments"
-        others = [one for one in self.payments if one.made == made and one.env != asked.env]
+        assert (amount, phone) == (request.amount, request.phone)
+        assert request.made in {None, made}, "doubled: one key, two payments"
+        others = [one for one in self.payments if one.made == made and one.env != request.env]
         assert not others, "one payment for two worlds"
-        asked.made = made
+        request.made = made
 
     async def _list(self, shop: int, env: Env) -> None:
         listed = await self.stage.product.listed(self.stage.shops[shop].callers[env])
         strangers = {one.made for one in self.payments if (one.shop, one.env) != (shop, env)} & set(listed)
-        assert not strangers, f"a list of {env} shows what is of the other world, or of another merchant: {strangers}"
+        assert not strangers, f"a list of {env} shows payments of the other env, or of another merchant: {strangers}"
 
     async def _assign(self, line: dict[str, Any], payment: dict[str, Any]) -> None:
-        """Being refused is fine; being believed is so only where no evidence speaks against it."""
+        """Assign a line: a rejection is accepted, a success only without evidence against it."""
         stage = self.stage
         before = payment["status"], payment["receipt"]
         may_be = await stage.db.fetchval(books.MAY_BE_ASSIGNED, payment["id"], line["receipt"])
@@ -641,7 +647,7 @@ class Money(RuleBasedStateMachine):
         assert may_be or not is_taken, "invented: a merchant was believed against the evidence"
 
     async def _hang(self) -> None:
-        """A new payment's webhook is sent, and what is over expires, while every question to Daraja hangs."""
+        """A new payment's webhook is sent, and due payments expire, while every query to Daraja hangs."""
         stage = self.stage
         for phone in PHONES[:3]:
             await self._request(self._new(0, 70, phone))
@@ -651,39 +657,39 @@ class Money(RuleBasedStateMachine):
         await stage.product.cron(RECONCILE)
         self.wire.hang("stkquery", "pullquery")
         try:
-            async with stage.product.at_work():
-                asked = self._new(0, 500, PHONES[0])
-                await self._buy(asked, is_told=True)
-                row = await stage.db.fetchrow("SELECT status FROM payment WHERE payment_id = $1", asked.made)
+            async with stage.product.running_workers():
+                request = self._new(0, 500, PHONES[0])
+                await self._buy(request, is_delivered=True)
+                row = await stage.db.fetchrow("SELECT status FROM payment WHERE payment_id = $1", request.made)
                 if row is not None and row["status"] == "completed":
                     await self._sweep()
-                    await self._until_told(asked.made or "")
-                self.wire.mend()
+                    await self._wait_for_webhook(request.made or "")
+                self.wire.remove_faults()
         finally:
-            self.wire.mend()
+            self.wire.remove_faults()
         await stage.product.work()
 
-    async def _until_told(self, payment_id: str) -> None:
-        """Wait a moment for the webhook about a completed payment. Raises AssertionError."""
+    async def _wait_for_webhook(self, payment_id: str) -> None:
+        """Wait for the webhook about a completed payment. Raises AssertionError."""
         for _ in range(_SOON):
             if any(payment_id.encode() in one.body for one in self.stage.receiver.received):
                 return
             await asyncio.sleep(0.02)
         raise AssertionError("stuck: a webhook waits behind a question to Daraja that hangs")
 
-    async def _buy(self, asked: Asked, is_told: bool) -> None:
+    async def _buy(self, request: ShopRequest, is_delivered: bool) -> None:
         stage = self.stage
-        await self._request(asked)
+        await self._request(request)
         row = await stage.db.fetchrow(
             "SELECT checkout_request_id FROM payment WHERE payment_id = $1 AND status = 'pending' "
             "AND checkout_request_id IS NOT NULL",
-            asked.made,
+            request.made,
         )
         if row is None:
-            # The token was no longer valid, and no new one was to be had.
+            # The token had expired, and no new one was available.
             return
         await stage.answer(row["checkout_request_id"], "pay")
-        if is_told:
+        if is_delivered:
             await stage.call_back_all()
 
     async def _happen(self, accident: Accident, status: int) -> None:
@@ -703,33 +709,33 @@ class Money(RuleBasedStateMachine):
             await stage.product.work()
             await stage.product.set_endpoint(caller, stage.endpoint_of(0, "sandbox"))
         else:
-            await stage.in_worlds("UPDATE sim_token SET token = 'another-' || number || consumer_key")
+            await stage.in_each_env("UPDATE sim_token SET token = 'another-' || number || consumer_key")
             if accident is Accident.NO_TOKEN:
                 await stage.set_fault("oauth", "500.003.02")
 
-    async def _reverse(self, asked: Asked, habit: str, initiator: str, plan: Plan, times: int) -> None:
-        shop = self.stage.shops[asked.shop]
-        await self.stage.become(shop, asked.env, initiator)
-        ask = _at_once(self._ask_back(asked) for _ in range(times))
+    async def _reverse(self, request: ShopRequest, habit: str, initiator: str, plan: Plan, times: int) -> None:
+        shop = self.stage.shops[request.shop]
+        await self.stage.store_initiator(shop, request.env, initiator)
+        ask = _at_once(self._request_refund(request) for _ in range(times))
         await self._with_habit("reversal", habit, plan, ask)
-        await self.stage.become(shop, asked.env, "testapi")
+        await self.stage.store_initiator(shop, request.env, "testapi")
 
-    async def _ask_back(self, asked: Asked) -> None:
-        if asked.key:
-            self.under_way = ("refund", asked)
-        caller = self.stage.shops[asked.shop].callers[asked.env]
+    async def _request_refund(self, request: ShopRequest) -> None:
+        if request.key:
+            self.under_way = ("refund", request)
+        caller = self.stage.shops[request.shop].callers[request.env]
         try:
-            made = await self.stage.product.refund(caller, asked.of, asked.amount, asked.key or None)
+            made = await self.stage.product.refund(caller, request.of, request.amount, request.key or None)
         except ProcessDied:
-            live()
+            start_process()
             return
         except REFUSED:
             return
         finally:
             self.under_way = None
-        if asked.key:
-            assert asked.made in {None, made}, "doubled: one key, two refunds"
-            asked.made = made
+        if request.key:
+            assert request.made in {None, made}, "doubled: one key, two refunds"
+            request.made = made
 
     async def _check(self, payment: dict[str, Any], what: str, habit: str, plan: Plan) -> None:
         ask = _refusable(self.stage.product.check(self._caller(payment), what))
@@ -767,7 +773,7 @@ class Money(RuleBasedStateMachine):
         self.wire.plan(operation, plan)
         await work
         self.wire.plan(operation, Plan())
-        await self.stage.in_worlds("DELETE FROM sim_fault WHERE operation = $1", operation)
+        await self.stage.in_each_env("DELETE FROM sim_fault WHERE operation = $1", operation)
 
     async def _call_back(self, callback_id: int, times: int) -> None:
         statuses = await asyncio.gather(*(self.stage.call_back(callback_id) for _ in range(times)))
@@ -800,14 +806,14 @@ class Money(RuleBasedStateMachine):
         )
 
     async def _forge(self, checkout_request_id: str) -> None:
-        world = await self.stage.world_of(checkout_request_id)
-        push = await world.prompts.find(checkout_request_id)
+        simulated = await self.stage.env_with_push(checkout_request_id)
+        push = await simulated.prompts.find(checkout_request_id)
         self.known.forged.add(self.stage.product.subject(push["callback_url"]))
         amount = push["amount"] if self.confirm == "always" else push["amount"] + 7
-        assert await world.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
+        assert await simulated.caller.forge(checkout_request_id, checkout_request_id, amount, None) == 200
 
     async def _deliver_and_die(self) -> None:
-        """A worker is killed between the merchant's answer and its own note of it."""
+        """Kill a worker between the merchant's answer and its record."""
         stage = self.stage
         due = [
             row["delivery_id"]
@@ -827,7 +833,7 @@ class Money(RuleBasedStateMachine):
         stage.receiver.answer = None
 
     async def _perform(self, act: Act) -> None:
-        """What happens while a call is under way."""
+        """Perform an act during a call."""
         stage = self.stage
         if act in {Act.PAY, Act.CANCEL}:
             row = await stage.db.fetchrow(
@@ -844,13 +850,13 @@ class Money(RuleBasedStateMachine):
         elif act is Act.FLUSH:
             await stage.gateway.valkey.flushdb()
         elif act is Act.ASK:
-            await stage.product.ask_due(stage.clock.now())
+            await stage.product.run_due_work(stage.clock.now())
         elif self.under_way is not None:
-            what, asked = self.under_way
-            await (self._request(asked) if what == "payment" else self._ask_back(asked))
+            what, request = self.under_way
+            await (self._request(request) if what == "payment" else self._request_refund(request))
 
     async def _arrived(self, operation: str, body: Any) -> None:
-        """Note which refund a reversal was sent for, as M-Pesa's people would find it in their own records."""
+        """Record the refund of a reversal, as M-Pesa's own records show it."""
         if operation != "reversal":
             return
         refund_id = self.stage.product.subject(body["ResultURL"])
@@ -870,22 +876,22 @@ def _is_paid(payment: dict[str, Any]) -> bool:
 
 
 async def _at_once(works: Iterable[Awaitable[Any]]) -> None:
-    """Do all of this side by side."""
+    """Run these concurrently."""
     await asyncio.gather(*works)
 
 
 async def _mortal(work: Awaitable[Any]) -> None:
-    """Do this, unless the process dies, or Postgres goes away."""
+    """Run this unless the process dies or Postgres is unavailable."""
     try:
         await work
     except ProcessDied:
-        live()
+        start_process()
     except POSTGRES_AWAY:
         return
 
 
 async def _refusable(work: Awaitable[Any]) -> None:
-    """Do this; being refused for what the object is, or by Daraja, is fine, and so is the process's death."""
+    """Run this; a rejection by state or by Daraja is accepted, and so is the process's death."""
     try:
         await _mortal(work)
     except NotConfigured:

@@ -1,6 +1,6 @@
-"""The one place where the model calls the product: what changes a signature changes this file and no other."""
+"""The one adapter between the model and the product: a changed signature changes only this file."""
 
-# The adapter looks behind every door: that is what makes each step one of the model's.
+# The adapter uses private methods: this keeps the model's steps small.
 # pyright: reportPrivateUsage=false
 
 import asyncio
@@ -44,10 +44,10 @@ from tests.model.wire import CONNECTION_ENDED
 POSTGRES_AWAY: tuple[type[Exception], ...] = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 
 REFUSED: tuple[type[Exception], ...] = (Conflict, NotFound, ProviderRejected, Unavailable, *POSTGRES_AWAY)
-"""What a call may be refused with: what the object is, Daraja's no, or a Postgres that is away."""
+"""Accepted rejections of a call: the state of the object, Daraja's answer, Postgres unavailable."""
 
 NO_PAYMENT: tuple[type[Exception], ...] = (KeyInProgress, ProviderRejected, Unavailable, Conflict, *POSTGRES_AWAY)
-"""Why a request for a payment makes none, or does not say which."""
+"""Errors of a payment request that creates no payment, or an unknown one."""
 
 NotConfigured = ProviderNotConfigured
 OtherBody = KeyMismatch
@@ -61,13 +61,13 @@ SWEEPS = (
     "webhooks.hand_over",
     "kernel.sweep_events",
 )
-"""The crons that hand over what is due."""
+"""The crons that enqueue due work."""
 
 RECONCILE = "reconciliation.reconcile_all"
 
 
 class Elsewhere:
-    """The way out to merchants' endpoints: the addresses of the model's shops lead to its own receiver."""
+    """The sender for webhooks: the model's endpoint addresses lead to its own receiver."""
 
     def __init__(self, egress: Any, host: str, base: str) -> None:
         self._egress, self._host, self._base = egress, host, base
@@ -78,7 +78,6 @@ class Elsewhere:
     async def post(
         self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
     ) -> Any:
-        """As the real one does, once the address leads to loopback."""
         is_ours = url.startswith(self._host)
         at = self._base + url.removeprefix(self._host) if is_ours else url
         return await self._egress.post(
@@ -87,7 +86,7 @@ class Elsewhere:
 
 
 class Product:
-    """A merchant's and an operator's view of the gateway under test, and what its workers do."""
+    """A merchant's and an operator's view of the gateway under test, and its workers."""
 
     def __init__(self, gateway: Gateway) -> None:
         services = gateway.services
@@ -111,7 +110,7 @@ class Product:
 
     @asynccontextmanager
     async def queued(self) -> AsyncGenerator[None]:
-        """The queues, connected for the length of the block."""
+        """Connect the queues for the length of the block."""
         for worker in self._workers:
             await worker.queue.connect()
         try:
@@ -121,12 +120,12 @@ class Product:
                 await worker.queue.disconnect()
 
     async def count_failed(self) -> int:
-        """How many jobs have failed; those whose connection to Postgres the model ended do not count."""
+        """Return the number of failed jobs, without those whose connection to Postgres the model ended."""
         failed = [job for worker in self._workers for job in await worker.queue.failed_jobs(0, 100)]
         return sum(CONNECTION_ENDED not in (job.error or "") for job in failed)
 
     def reach_through(self, host: str, base: str) -> None:
-        """Send what goes to ``host`` to ``base``."""
+        """Send requests for ``host`` to ``base``."""
         sender = self._deliveries._sender
         sender.egress = cast(Any, Elsewhere(sender.egress, host, base))
 
@@ -135,17 +134,17 @@ class Product:
         settings = msgspec.structs.replace(self._payments._settings, confirm=when)
         for part in (self._payments, self._queries):
             part._settings = settings
-        # The judge's rules are read from the settings once.
+        # The verifier's rules are read from the settings once.
         self._results._moves._rules = settings.rules
 
-    def forget(self) -> None:
-        """Forget what is kept in memory beside Postgres."""
+    def clear_caches(self) -> None:
+        """Clear the caches in memory."""
         self.gateway.daraja._tokens._tokens.clear()
 
     # -- merchants ------------------------------------------------------------------------------------------------
 
     async def open(self, name: str) -> dict[Env, Caller]:
-        """A new merchant, and its callers in both worlds."""
+        """Return a new merchant with its callers in both envs."""
         merchant = await self.gateway.merchants.create(name, actor="model")
         scopes = frozenset(map(str, self.gateway.scopes.of_merchants))
         return {
@@ -177,7 +176,7 @@ class Product:
         page = await self._payments.page(caller.merchant_id, caller.env, PaymentQuery(limit=200))
         return [one.id for one in page.data]
 
-    async def ask_now(self, caller: Caller, payment_id: str) -> None:
+    async def query_payment(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
         await self._queries.ask_now(caller.merchant_id, caller.env, payment_id)
 
@@ -193,7 +192,7 @@ class Product:
         )
         return made.id
 
-    async def ask_about_refund(self, caller: Caller, refund_id: str) -> None:
+    async def query_refund(self, caller: Caller, refund_id: str) -> None:
         """POST /v1/refunds/{id}/query."""
         await self._refund_queries.ask_now(caller.merchant_id, caller.env, refund_id)
 
@@ -202,7 +201,7 @@ class Product:
         await self._registrations.register(caller)
 
     async def reconcile(self, caller: Caller) -> None:
-        """A regular run of each of this merchant's receivers, those that it has left included."""
+        """Run a regular reconciliation of each receiver of this merchant, past ones included."""
         rows = await self.db.fetch(
             "SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 AND env = $2 ORDER BY 1",
             caller.merchant_id,
@@ -216,21 +215,21 @@ class Product:
         await self._settling.assign(caller, line_id, payment_id)
 
     async def replay(self, caller: Caller, since: datetime) -> None:
-        """Have every delivery sent again that was not taken."""
+        """Resend every failed delivery."""
         for status in ("dead", "pending"):
             await self._deliveries.replay_many(caller, ReplayMany(since=since, status=cast(Any, status)))
 
     # -- operators ------------------------------------------------------------------------------------------------
 
     async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
-        """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
+        """An operator decides the payment of a line, from M-Pesa's portal."""
         line = await self.db.fetchrow("SELECT amount, amount_text FROM statement WHERE line_id = $1", line_id)
         confirmed = "" if line is None else amount_to_confirm(line)
         decided = Decided(reason="seen", confirmed_amount=confirmed)
         await self._settling.assign(caller, line_id, payment_id, by_operator=decided)
 
     async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
-        """An operator, who has seen M-Pesa's portal, says what became of a refund."""
+        """An operator decides the outcome of a refund, from M-Pesa's portal."""
         outcome = "completed" if went_back else "failed"
         resolution = Resolution(outcome=cast(Any, outcome), confirm=refund_id, note="seen")
         await self._refund_endings.resolve(env, refund_id, resolution, "model")
@@ -238,11 +237,11 @@ class Product:
     # -- workers --------------------------------------------------------------------------------------------------
 
     async def cron(self, name: str) -> None:
-        """One cron fires."""
+        """Run one cron."""
         await self.gateway.jobs_by_name[name].fn(self.gateway)
 
     async def work(self) -> None:
-        """Workers take what is on the queues until they are empty."""
+        """Run workers until the queues are empty."""
         is_busy = True
         while is_busy:
             is_busy = False
@@ -252,12 +251,12 @@ class Product:
                     await worker.process()
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncGenerator[None]:
-        """Workers at work, with all of their slots, for the length of the block."""
+    async def running_workers(self) -> AsyncGenerator[None]:
+        """Run workers with all of their slots for the length of the block."""
         is_over = False
 
         async def slot(worker: Any) -> None:
-            # SAQ takes a cancellation for the job's own, and goes on.
+            # SAQ takes a cancellation for the job's own and continues.
             while not is_over:
                 await worker.process()
 
@@ -278,8 +277,8 @@ class Product:
         """Send these deliveries."""
         await self._deliveries.deliver(delivery_ids)
 
-    async def ask_due(self, now: datetime) -> None:
-        """What a worker would do about everything that is due, without the queue."""
+    async def run_due_work(self, now: datetime) -> None:
+        """Run all due work without the queue."""
         await self._expiry.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
             await self._queries.ask(row["payment_id"])
@@ -287,7 +286,7 @@ class Product:
             await self._refund_queries.ask(row["refund_id"])
 
     def subject(self, address: str) -> str:
-        """What an address that the gateway handed to Daraja is about."""
+        """Return the subject of a callback address."""
         kind, _, token = address.partition("/v1/cb/")[2].partition("/")
         found = read_token(self.gateway.vault.secret(CALLBACK_TOKENS), kind, token)
         assert found is not None
@@ -295,9 +294,9 @@ class Product:
 
 
 async def _give_up_active(queue: Any) -> None:
-    """End jobs that a slot had taken when it was cancelled, as the next worker does once their time is over.
+    """End jobs that a cancelled slot had claimed, as the next worker does once their time is over.
 
-    No time passes for SAQ here. What a job was about is due again by Postgres.
+    SAQ's clock does not advance here. A job's subject is due again by Postgres.
     """
     names = [name.decode() for name in await queue.redis.lrange(queue.namespace("active"), 0, -1)]
     jobs: list[Any] = await queue.jobs(map(queue.job_key_from_id, names)) if names else []
@@ -307,7 +306,7 @@ async def _give_up_active(queue: Any) -> None:
 
 
 def _json(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A body as the edge reads it: the amount as it was written."""
+    """Parse a body as the HTTP layer does: amounts keep their digits."""
     return {name: msgspec.Raw(str(value).encode()) if name == "amount" else value for name, value in body.items()}
 
 

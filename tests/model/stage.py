@@ -1,6 +1,6 @@
-"""What the model plays on: the real gateway, its Postgres, Valkey and worker, and a Daraja for each world."""
+"""The environment of the model: the real gateway, its Postgres, Valkey and worker, and a simulator for each env."""
 
-# The stage looks behind every door: that is what makes each step one of the model's.
+# The stage uses private methods: this keeps the model's steps small.
 # pyright: reportPrivateUsage=false
 
 import asyncio
@@ -31,64 +31,63 @@ from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
 from mpesa_gateway_simulator.validation import ReversalRequest
 from tests.model.product import REFUSED, Product
-from tests.model.wire import Act, MortalDatabase, Wire, live
+from tests.model.wire import Act, KillableDatabase, Wire, start_process
 
 T = TypeVar("T")
 
 DAWN = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
-"""When every example begins."""
+"""The start of every example."""
 
 ENVS: tuple[Env, ...] = ("sandbox", "live")
 
 PAYBILL, TILL, STORE, MOVED = "174379", "5123456", "600638", "600639"
-"""The paybill that two merchants share, a till with its store number, and where a merchant moves to."""
+"""The paybill that two merchants share, a till with its store number, and the paybill of a later move."""
 
 _KEPT = frozenset({"migration", "gateway_secret", "merchant", "api_key", "audit_entry"})
 _LONGEST_PROMPT = 45
 
 REFUSED_BODY = "lost: a body that Daraja posted was not taken"
 _PUBLIC, _SHOP, _LIVE_DARAJA = "https://gateway.test", "https://live.shop.test", "https://live.daraja.test"
-"""Addresses that lead to loopback: the live world is https, and no name of it exists."""
+"""Addresses that lead to loopback: live is https, and its host names do not exist."""
 
 _LIVE_IDS = 1_000_000
-"""Where the numbers of the live Daraja's callbacks and results begin, so that a number belongs to one world."""
+"""The first ids of the live simulator's callbacks and results: an id belongs to one env."""
 
 _SIMULATED = ("sim_push", "sim_callback", "sim_transaction", "sim_reversal", "sim_result", "sim_registration")
-"""What the judge reads of both worlds' simulators, as views with the column ``env``."""
+"""Tables of both simulators, as views with the column ``env``, for the verifier."""
 
 
 class HandClock:
-    """A clock that is set by hand."""
+    """A clock set by the test."""
 
     def __init__(self) -> None:
         self._at = DAWN
 
     def now(self) -> datetime:
-        """Where it stands, in UTC."""
         return self._at
 
-    def put_back(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Reset to the start."""
         self._at = DAWN
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self._at += timedelta(seconds=seconds)
 
 
 class SeededBytes:
-    """Bytes that a seed decides, so that an example can be repeated; the last four never come again in one run."""
+    """Seeded random bytes, so that an example can be repeated; the last four are unique in one run."""
 
     def __init__(self) -> None:
         self._drawn = 0
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Begin an example."""
+        """Start an example."""
         self._seed, self._since = seed, 0
 
     def __call__(self, size: int) -> bytes:
-        """``size`` bytes, 32 at most."""
+        """Return ``size`` bytes, 32 at most."""
         self._drawn, self._since = self._drawn + 1, self._since + 1
         some = hashlib.sha256(f"{self._seed}|{self._since}".encode()).digest()
         tail = self._drawn.to_bytes(4, "big") if size >= 8 else b""
@@ -96,7 +95,7 @@ class SeededBytes:
 
 
 class Answering:
-    """A simulator's way to the gateway: its public address leads to where it listens."""
+    """A simulator's HTTP session: the gateway's public address leads to its local port."""
 
     def __init__(self, session: Any, base: str) -> None:
         self._session, self._base = session, base
@@ -105,13 +104,12 @@ class Answering:
         return getattr(self._session, name)
 
     async def post(self, url: str, **options: Any) -> Any:
-        """As niquests' sessions have it."""
         return await self._session.post(url.replace(_PUBLIC, self._base, 1), **options)
 
 
 @dataclass
-class World:
-    """Daraja as one world has it: a simulator in a schema of its own."""
+class SimulatedEnv:
+    """Daraja of one env: a simulator in its own schema."""
 
     env: Env
     gateway: Gateway
@@ -120,23 +118,23 @@ class World:
 
     @property
     def caller(self) -> CallbackCaller:
-        """Calls back."""
+        """The sender of callbacks."""
         return self.gateway.services.get(CallbackCaller)
 
     @property
     def prompts(self) -> Prompts:
-        """The phones' prompts."""
+        """The open prompts."""
         return self.gateway.services.get(Prompts)
 
     @property
     def controls(self) -> Controls:
-        """What it is told to do."""
+        """The simulator's controls."""
         return self.gateway.services.get(Controls)
 
 
 @dataclass
 class Shop:
-    """A merchant: who calls in each world, and the credentials that are stored there."""
+    """A merchant: its caller and its stored credentials in each env."""
 
     number: int
     callers: Mapping[Env, Caller]
@@ -144,7 +142,7 @@ class Shop:
 
 
 class Stage:
-    """One gateway for all examples. ``run`` is the only way in: between two steps the loop stands still."""
+    """One gateway for all examples. ``run`` is the only entry: between two steps the event loop does not run."""
 
     def __init__(self, database_url: str, valkey_url: str) -> None:
         self._urls = (database_url, valkey_url)
@@ -152,14 +150,14 @@ class Stage:
         self._stack = AsyncExitStack()
         self._random = SeededBytes()
         self.clock = HandClock()
-        self.worlds: dict[Env, World] = {}
+        self.envs: dict[Env, SimulatedEnv] = {}
         self.shops: list[Shop] = []
         self.swallowed: list[str] = []
-        """What went wrong unexpectedly and was only logged."""
+        """Unexpected errors that were only logged."""
         self.fulfilled: list[str] = []
-        """Payments that the host's own subscriber has heard of."""
+        """Payments that the host's own subscriber received."""
         self.reversals: dict[str, str] = {}
-        """Which refund each reversal in the simulator's ledger was sent for, by the reversal's receipt."""
+        """The refund of each reversal in the simulator's ledger, by the reversal's receipt."""
 
     def __enter__(self) -> Self:
         self._runner.__enter__()
@@ -179,11 +177,11 @@ class Stage:
             self._runner.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Let the loop turn until this is done."""
+        """Run the event loop until this is done."""
 
         async def do() -> T:
-            # The process that died in the step before was another one.
-            live()
+            # The process that died in the previous step was another one.
+            start_process()
             return await work
 
         return self._runner.run(do())
@@ -193,25 +191,25 @@ class Stage:
             self.swallowed.append(f"{event.get('event')}: {sys.exception()!r}")
         raise structlog.DropEvent
 
-    # -- beginning ------------------------------------------------------------------------------------------------
+    # -- set-up -------------------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         database_url, valkey_url = self._urls
         connection: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
         name = await connection.fetchval("SELECT current_database()")
-        # Nothing pulls the plug here, so that no commit need wait for the disk.
+        # No test simulates a power failure, so commits need not wait for the disk.
         await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         await connection.close()
         self.receiver: Receiver = await self._stack.enter_async_context(receiving())
         for env in ENVS:
-            self.worlds[env] = await self._open_daraja(env)
+            self.envs[env] = await self._open_daraja(env)
         at = self._stack.enter_context(listening())
         values = gateway_values(
             database_url,
             valkey_url,
             plugins=[name for name in PLUGINS if name != "simulator"],
             public_url=_PUBLIC,
-            daraja={"sandbox_url": f"{self.worlds['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
+            daraja={"sandbox_url": f"{self.envs['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
             worker={"in_process": False, "daraja": 2, "deliveries": 2, "maintenance": 2},
             callbacks={"allowlist": ["127.0.0.1"]},
             refunds={"query_after": [60, 300]},
@@ -220,21 +218,21 @@ class Stage:
         )
         self.gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=self._random)
         self.gateway.on(PaymentCompleted)(self._fulfil)
-        cast(Any, self.gateway.db).__class__ = MortalDatabase
+        cast(Any, self.gateway.db).__class__ = KillableDatabase
         await self._serve(self.gateway, at)
-        self.db = cast(MortalDatabase, self.gateway.db)
+        self.db = cast(KillableDatabase, self.gateway.db)
         self.product = Product(self.gateway)
         self.product.reach_through(_SHOP, self.receiver.url)
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
-        for world in self.worlds.values():
-            world.caller._session = cast(Any, Answering(world.caller._session, base))
+        for simulated in self.envs.values():
+            simulated.caller._session = cast(Any, Answering(simulated.caller._session, base))
         self._session = self.gateway.daraja._session
         await self._stack.enter_async_context(self.product.queued())
         await self._show_both_ledgers()
         self._wipe = await _forgetting(self.gateway)
 
-    async def _open_daraja(self, env: Env) -> World:
-        """A simulator, served, which does nothing by itself: it calls back when the model says so."""
+    async def _open_daraja(self, env: Env) -> SimulatedEnv:
+        """Serve a simulator that does nothing by itself: it posts callbacks on request."""
         database_url, valkey_url = self._urls
         at = self._stack.enter_context(listening())
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
@@ -249,7 +247,7 @@ class Stage:
             simulator={"callback_delay": _LONGEST_PROMPT, "prompt_timeout": _LONGEST_PROMPT, "slow_answer": 0},
         )
         gateway = Gateway(GatewayConfig.from_values(values), clock=self.clock, random_bytes=SeededBytes())
-        # Simulators in processes of their own would slow down every step of the model.
+        # Simulators in separate processes would slow down every step.
         with patch("mpesa_gateway.app.single_gateway", return_value=nullcontext()):
             await self._serve(gateway, at)
         dispatcher = gateway.services.get(CallbackCaller)._dispatcher
@@ -258,17 +256,17 @@ class Stage:
         if env == "live":
             for table, column in (("sim_callback", "callback_id"), ("sim_result", "result_id")):
                 await gateway.db.execute(f"ALTER TABLE {table} ALTER COLUMN {column} RESTART WITH {_LIVE_IDS}")
-            # The two worlds' pushes to one phone in one second have handles of their own.
+            # Pushes of both envs to one phone in one second have different ids.
             await gateway.db.execute("ALTER SEQUENCE sim_handle START 501 RESTART")
-        return World(env, gateway, base, await _forgetting(gateway))
+        return SimulatedEnv(env, gateway, base, await _forgetting(gateway))
 
     async def _show_both_ledgers(self) -> None:
         for table in _SIMULATED:
-            selects = [f"SELECT '{env}' AS env, * FROM {env}_daraja.{table}" for env in ENVS]  # noqa: S608 - our words
+            selects = [f"SELECT '{env}' AS env, * FROM {env}_daraja.{table}" for env in ENVS]  # noqa: S608 - constants of this file
             await self.db.execute(f"CREATE VIEW {table} AS {' UNION ALL '.join(selects)}")
 
     async def _serve(self, gateway: Gateway, at: Any) -> None:
-        """Serve a gateway. Connections last: the loop stands still between steps."""
+        """Serve a gateway. Connections come last: the event loop stops between steps."""
         config = uvicorn.Config(
             gateway.asgi, log_config=None, access_log=False, proxy_headers=False, timeout_keep_alive=10_000
         )
@@ -292,25 +290,25 @@ class Stage:
     def connect(
         self, perform: Callable[[Act], Awaitable[None]], arrived: Callable[[str, Any], Awaitable[None]]
     ) -> Wire:
-        """Put a new wire between the gateway and Daraja; see there."""
-        ways = {_LIVE_DARAJA: f"{self.worlds['live'].base}/simulator"}
+        """Replace the wire between the gateway and Daraja."""
+        ways = {_LIVE_DARAJA: f"{self.envs['live'].base}/simulator"}
         wire = Wire(self._session, self.db, perform, arrived, ways)
         self.gateway.daraja._session = cast(Any, wire)
         return wire
 
     async def begin(self, seed: int, confirm: str, strangers: float, other: str) -> None:
-        """A new example: nothing has happened yet, and two shops have just opened.
+        """Start a new example: no payments, two new shops.
 
         The first has the paybill; the ``other`` shares it (``neighbour``), or has a ``till`` of its own.
         """
         self._random.begin(seed)
-        self.clock.put_back()
+        self.clock.reset()
         await _wipe(self.gateway, self._wipe)
-        for number, world in enumerate(self.worlds.values()):
-            await _wipe(world.gateway, world.wipe)
-            await world.controls.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
+        for number, simulated in enumerate(self.envs.values()):
+            await _wipe(simulated.gateway, simulated.wipe)
+            await simulated.controls.set_knobs({"seed": seed + number * _LIVE_IDS, "strangers": strangers})
         await self.gateway.valkey.flushdb()
-        self.product.forget()
+        self.product.clear_caches()
         self.product.confirm(confirm)
         self.db.breaks = 0
         self.receiver.received.clear()
@@ -327,7 +325,7 @@ class Stage:
             await self.configure(shop, "sandbox", fields)
 
     async def configure(self, shop: Shop, env: Env, changes: Mapping[str, Any]) -> None:
-        """Store a shop's credentials of one world, and enable Pull for them, if Daraja answers."""
+        """Store a shop's credentials of one env, and register Pull for them if Daraja answers."""
         fields = INITIATED["mpesa"] | {"env": env, "consumer_key": f"key-{shop.number}-{env}"} | dict(changes)
         await self.product.store_credentials(shop.callers[env], fields)
         shop.fields[env] = fields
@@ -335,76 +333,76 @@ class Stage:
             await self.product.register(shop.callers[env])
 
     async def go_live(self, shop: Shop) -> None:
-        """A shop that has the sandbox only gets the live world beside it."""
+        """Add the live env to a shop with sandbox only."""
         await self.configure(shop, "live", {})
         await self.product.set_endpoint(shop.callers["live"], self.endpoint_of(shop.number, "live"))
 
     def endpoint_of(self, number: int, env: Env) -> str:
-        """The webhook address of a shop in one world: beside a live merchant none may lead to this machine."""
+        """Return a shop's webhook address in one env: a live merchant may have none that leads to this machine."""
         return f"{_SHOP}/{number}/{env}"
 
-    async def become(self, shop: Shop, env: Env, initiator: str) -> None:
-        """Store the credentials with this initiator: its name decides how the simulator ends reversals."""
+    async def store_initiator(self, shop: Shop, env: Env, initiator: str) -> None:
+        """Store credentials with this initiator: its name decides how the simulator ends reversals."""
         await self.product.store_credentials(shop.callers[env], shop.fields[env] | {"initiator": initiator})
 
     def caller(self, merchant_id: str, env: Env) -> Caller:
-        """This merchant's caller in one world."""
+        """Return this merchant's caller in one env."""
         return next(s.callers[env] for s in self.shops if s.callers[env].merchant_id == merchant_id)
 
     def shop_of(self, merchant_id: str) -> Shop:
-        """The shop of this merchant."""
+        """Return the shop of this merchant."""
         return next(shop for shop in self.shops if shop.callers["sandbox"].merchant_id == merchant_id)
 
-    # -- what Daraja and payers do --------------------------------------------------------------------------------
+    # -- Daraja and payers --------------------------------------------------------------------------------------------
 
-    async def in_worlds(self, sql: str, *values: Any) -> None:
-        """Change the simulators' tables of both worlds."""
-        for world in self.worlds.values():
-            await world.gateway.db.execute(sql, *values)
+    async def in_each_env(self, sql: str, *values: Any) -> None:
+        """Change the tables of both simulators."""
+        for simulated in self.envs.values():
+            await simulated.gateway.db.execute(sql, *values)
 
     async def set_habit(self, operation: str, habit: str) -> None:
-        """Change how an operation behaves, in both worlds."""
-        for world in self.worlds.values():
-            await world.controls.set_habit(operation, habit)
+        """Change the behaviour of an operation in both envs."""
+        for simulated in self.envs.values():
+            await simulated.controls.set_habit(operation, habit)
 
     async def set_fault(self, operation: str, fault: str) -> None:
-        """Answer the next request of an operation with a fault, in each world."""
-        for world in self.worlds.values():
-            await world.controls.set_fault(operation, fault, 1)
+        """Answer the next request of an operation with a fault, in each env."""
+        for simulated in self.envs.values():
+            await simulated.controls.set_fault(operation, fault, 1)
 
-    async def world_of(self, checkout_request_id: str) -> World:
-        """The world that has this push."""
+    async def env_with_push(self, checkout_request_id: str) -> SimulatedEnv:
+        """Return the env with this push."""
         env = await self.db.fetchval("SELECT env FROM sim_push WHERE checkout_request_id = $1", checkout_request_id)
-        return self.worlds[env]
+        return self.envs[env]
 
     async def answer(self, checkout_request_id: str, answer: str) -> None:
-        """A finger answers an open prompt."""
-        await (await self.world_of(checkout_request_id)).prompts.answer(checkout_request_id, answer)
+        """A payer answers an open prompt."""
+        await (await self.env_with_push(checkout_request_id)).prompts.answer(checkout_request_id, answer)
 
     async def pass_time(self, seconds: float) -> None:
-        """Time passes, and prompts that are not answered end."""
+        """Advance time and expire unanswered prompts."""
         self.clock.advance(seconds)
-        for world in self.worlds.values():
-            await world.prompts.end_due()
+        for simulated in self.envs.values():
+            await simulated.prompts.end_due()
 
     async def call_back(self, callback_id: int) -> int:
-        """Daraja makes this call, owed or not; gives the HTTP status that it was answered with."""
-        world = self.worlds["live" if callback_id >= _LIVE_IDS else "sandbox"]
-        (row,) = await world.gateway.db.fetch(
+        """Post this callback, due or not; returns the HTTP status of the answer."""
+        simulated = self.envs["live" if callback_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await simulated.gateway.db.fetch(
             "SELECT callback_id, body, encoding, tries, callback_url FROM sim_callback "
             "JOIN sim_push USING (checkout_request_id) WHERE callback_id = $1",
             callback_id,
         )
-        return await world.caller._send(row)
+        return await simulated.caller._send(row)
 
     async def send_result(self, result_id: int) -> int:
-        """Daraja sends this result, owed or not; gives the HTTP status that it was answered with."""
-        world = self.worlds["live" if result_id >= _LIVE_IDS else "sandbox"]
-        (row,) = await world.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
-        return await world.caller._send_result(row)
+        """Post this result, due or not; returns the HTTP status of the answer."""
+        simulated = self.envs["live" if result_id >= _LIVE_IDS else "sandbox"]
+        (row,) = await simulated.gateway.db.fetch("SELECT * FROM sim_result WHERE result_id = $1", result_id)
+        return await simulated.caller._send_result(row)
 
     async def call_back_all(self) -> None:
-        """Daraja makes every call that it owes."""
+        """Post every due callback."""
         for callback_id in await self._owed("callback"):
             assert await self.call_back(callback_id) == 200, REFUSED_BODY
         for result_id in await self._owed("result"):
@@ -414,16 +412,16 @@ class Stage:
         return [
             row[0]
             for row in await self.db.fetch(
-                f"SELECT {what}_id FROM sim_{what} WHERE due_at IS NOT NULL ORDER BY 1"  # noqa: S608 - one of two words
+                f"SELECT {what}_id FROM sim_{what} WHERE due_at IS NOT NULL ORDER BY 1"  # noqa: S608 - one of two constants
             )
         ]
 
     async def pay_by_hand(self, env: Env, **money: Any) -> str:
-        """Somebody pays without a prompt; gives the receipt."""
-        return await self.worlds[env].prompts.add_money(**money)
+        """Pay without a prompt; returns the receipt."""
+        return await self.envs[env].prompts.add_money(**money)
 
     async def reverse_on_the_portal(self, receipt: str, amount: int, number: int) -> None:
-        """A person sends money back by hand, past the gateway."""
+        """Reverse a transaction on M-Pesa's portal, outside the gateway."""
         row = await self.db.fetchrow("SELECT env, shortcode FROM sim_transaction WHERE receipt = $1", receipt)
         if row is None:
             return
@@ -435,18 +433,18 @@ class Stage:
             result_url="",
             timeout_url="",
         )
-        await self.worlds[row["env"]].gateway.services.get(Results)._carry_out(request, f"portal-{number}")
+        await self.envs[row["env"]].gateway.services.get(Results)._carry_out(request, f"portal-{number}")
 
 
 async def _forgetting(gateway: Gateway) -> str:
-    """SQL that empties every table that examples write to, those that refer to others first."""
+    """Return SQL that empties every table that examples write to, referring tables first."""
     rows = await gateway.db.fetch(
         "SELECT relname, ARRAY(SELECT confrelid::regclass::text FROM pg_constraint WHERE conrelid = pg_class.oid "
         "AND contype = 'f' AND confrelid <> conrelid) AS above FROM pg_class "
         "WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
     )
     above = {row["relname"]: set(row["above"]) - _KEPT for row in rows if row["relname"] not in _KEPT}
-    # For so few rows this is quicker than TRUNCATE, which makes new files.
+    # For few rows this is faster than TRUNCATE, which creates new files.
     order: Sequence[str] = list(reversed(list(TopologicalSorter(above).static_order())))
     restart = ["ALTER SEQUENCE sim_chance RESTART", "ALTER SEQUENCE sim_handle RESTART"] if "sim_push" in above else []
     return "; ".join([*(f"DELETE FROM {name}" for name in order), *restart])  # noqa: S608
@@ -454,6 +452,6 @@ async def _forgetting(gateway: Gateway) -> str:
 
 async def _wipe(gateway: Gateway, statements: str) -> None:
     async with gateway.db.transaction():
-        # Nothing of this is ever deleted: with this, no trigger is asked.
+        # These tables reject deletion: this setting disables the triggers.
         await gateway.db.execute("SET LOCAL session_replication_role = replica")
         await gateway.db.execute(statements)

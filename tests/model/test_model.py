@@ -1,6 +1,6 @@
-"""Whatever happens, in whatever order: no money is lost, doubled or invented, and the merchant hears of it.
+"""Protects money: in any order of events none is lost, doubled or invented, and the merchant is notified.
 
-`just model` plays many long examples, shrinks what it finds, and says what was reached.
+`just model` runs many long examples, shrinks failures, and reports coverage.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.model.stage import Stage
 from tests.model.wire import Plan
 
 EXAMPLES = int(os.environ.get("MPESA_GATEWAY_TEST_EXAMPLES") or "0")
-"""How many examples a long run plays; without it, a few short ones, and no time is spent on making them shorter."""
+"""The number of examples of a long run; the default is a few short ones without shrinking."""
 
 SETTINGS = settings(
     max_examples=EXAMPLES or 6,
@@ -36,18 +36,18 @@ SETTINGS = settings(
 )
 
 pytestmark = pytest.mark.as_owner
-"""The stage moves the sequences of a simulator, which only the owner of its tables can."""
+"""The stage changes the sequences of a simulator, which requires the owner of its tables."""
 
 
 @pytest.fixture
 def stage(database_url: str, valkey_url: str) -> Iterator[Stage]:
-    """A gateway to play on."""
+    """The environment of the model."""
     with Stage(database_url, valkey_url) as stage:
         Money.stage = stage
         yield stage
 
 
-def test_no_money_is_lost_doubled_or_invented(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_of_random_actions_keeps_the_books_correct(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     run_state_machine_as_test(Money, settings=SETTINGS)
     stage.run(stage.gateway.audit.verify())
     if EXAMPLES:
@@ -83,7 +83,7 @@ SABOTAGE: dict[str, str] = {
         UPDATE payment SET receipt = (SELECT receipt FROM sim_transaction WHERE amount = payment.amount
             AND receipt <> payment.receipt LIMIT 1) WHERE status = 'completed' AND amount = 70
     """,
-    "invented: paid with the money of a stranger": """
+    "invented: paid with money of another payer": """
         UPDATE sim_transaction SET checkout_request_id = NULL, phone = '254799000001', kind = 'pay_bill',
             reference = 'ANOTHER'
     """,
@@ -91,10 +91,10 @@ SABOTAGE: dict[str, str] = {
         DROP INDEX payment_receipt;
         UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE status <> 'pending'
     """,
-    "invented: paid, and nobody has paid": """
+    "invented: paid without money": """
         UPDATE payment SET receipt = NULL; UPDATE sim_push SET result_code = '1032' WHERE state = 'ended'
     """,
-    "lost: M-Pesa said that it was paid, and nothing came of it": """
+    "lost: M-Pesa reported success, and the payment is not completed": """
         UPDATE payment SET status = 'failed', failure_reason = 'other', receipt = NULL, completed_at = NULL
         WHERE status = 'completed'
     """,
@@ -103,17 +103,17 @@ SABOTAGE: dict[str, str] = {
             created_at, updated_at, shortcode_id)
         SELECT {literal("rfd")}, merchant_id, payment_id, env, payment_amount, payment_amount, receipt, created_at,
             created_at, created_at, shortcode_id FROM refund
-    """,  # noqa: S608 - an id of ours
-    "refunds: more went back than the books say": "UPDATE sim_reversal SET amount = amount + 1",
-    "refunds: the books say that more went back than did": "UPDATE sim_reversal SET amount = amount - 1",
-    "refunds: what is set aside is not what is under way": """
+    """,  # noqa: S608 - an id of this test
+    "refunds: more was reversed than recorded": "UPDATE sim_reversal SET amount = amount + 1",
+    "refunds: less was reversed than recorded": "UPDATE sim_reversal SET amount = amount - 1",
+    "refunds: the reserved amount differs from the pending refunds": """
         UPDATE payment SET refund_reserved = 7 WHERE status = 'completed'
     """,
     "refunds: one reversal was sent twice": """
         INSERT INTO sim_reversal SELECT 'AAAAAAAAAA', original, 1, 'twice', at FROM sim_reversal
     """,
     "events: a change of status without exactly one event": "DELETE FROM event WHERE kind = 'payment.completed'",
-    "events: an event without the change that it tells of": """
+    "events: an event without its change": """
         UPDATE event SET occurred_at = occurred_at - interval '1 second' WHERE kind = 'payment.completed'
     """,
     "events: a refund that failed, and not exactly one event": """
@@ -123,14 +123,14 @@ SABOTAGE: dict[str, str] = {
         UPDATE event SET body = jsonb_set(body::jsonb, '{data,amount}', '"1.00"')::text WHERE is_public
     """,
     "events: not exactly one delivery": "DELETE FROM attempt; DELETE FROM delivery",
-    "stuck: nobody will look at it again": """
+    "stuck: no job will process it": """
         ALTER TABLE callback DROP CONSTRAINT callback_check1;
         UPDATE callback SET verdict = 'waiting', applied_at = NULL, due_at = NULL
     """,
-    "stuck: it is looked at too late": "UPDATE payment SET due_at = due_at + interval '1 day' WHERE status = 'pending'",
+    "stuck: it is processed too late": "UPDATE payment SET due_at = due_at + interval '1 day' WHERE status = 'pending'",
     "keys: free to send again what has been sent": "UPDATE idempotency_key SET state = 'released'",
 }
-"""For each thing that must always be so: what a fault in the gateway could have left in the database."""
+"""For each invariant, the changes that a fault of the gateway could leave in the database."""
 
 SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
     "lost: the payer paid, and the payment is not paid": """
@@ -141,7 +141,7 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
         ALTER TABLE payment DROP CONSTRAINT IF EXISTS payment_accepted_has_its_ids;
         UPDATE payment SET checkout_request_id = NULL
     """,
-    "untold: M-Pesa said that money was sent back on its portal, and nothing followed": f"""
+    "untold: M-Pesa reported a reversal on its portal, and no event followed": f"""
         UPDATE sim_reversal SET originator_conversation_id = 'portal-1';
         INSERT INTO status_check (check_id, merchant_id, env, shortcode, payment_id, asked_for, created_at, state,
             finished_at, transaction_status, finding)
@@ -149,16 +149,16 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
             shortcode, payment_id, id_text(payment_id), created_at, 'answered',
             created_at, 'Reversed', 'reversed' FROM payment;
         DELETE FROM event WHERE kind = 'payment.reversed'
-    """,  # noqa: S608 - an id of ours
-    "lost: money that stands nowhere": """
+    """,  # noqa: S608 - an id of this test
+    "lost: money that is not recorded": """
         INSERT INTO sim_transaction SELECT 'AAAAAAAAAA', NULL, phone, amount, shortcode, reference, at
         FROM sim_transaction LIMIT 1
     """,
     "invented: paid, and the money is not in M-Pesa's ledger": """
         DROP INDEX payment_receipt; UPDATE payment SET receipt = 'AAAAAAAAAA' WHERE refunded = 0 AND receipt IS NOT NULL
     """,
-    "refunds: what went back is not what the books say": "UPDATE sim_reversal SET amount = amount + 1",
-    "stuck: a payment that nobody ends": "SELECT 1",
+    "refunds: the reversed amount differs from the recorded one": "UPDATE sim_reversal SET amount = amount + 1",
+    "stuck: a payment that never ends": "SELECT 1",
     "stuck: a success that is neither confirmed nor denied": """
         UPDATE payment SET claim = '{}' WHERE status = 'pending'
     """,
@@ -173,16 +173,16 @@ SABOTAGE_OF_THE_SETTLED: dict[str, str] = {
             started_at, lease_until, receiver_id)
         SELECT {literal("run")}, merchant_id, env, '174379', 'cron', created_at, created_at + interval '1 hour',
             created_at, created_at, (SELECT receiver_id FROM receiver ORDER BY receiver_id LIMIT 1) FROM refund
-    """,  # noqa: S608 - an id of ours
-    "stuck: a callback that nobody has used": """
+    """,  # noqa: S608 - an id of this test
+    "stuck: a callback that no handler has processed": """
         UPDATE callback SET verdict = 'unmatched', applied_at = NULL
     """,
 }
-"""The same for what must be so once all has settled; ``SELECT 1`` where that is not so before."""
+"""Changes for the invariants of settled books; ``SELECT 1`` for one that fails before."""
 
 
 @pytest.mark.parametrize("has_settled", [False, True])
-def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
+def test_books_with_an_error_are_found(stage: Stage, has_settled: bool) -> None:
     money = Money()
     bought = [(500, "254711000101", True), (70, "254711000102", True), (70, "254711000103", True)]
     money.begin(seed=1, confirm="never", other="neighbour", strangers=0, bought=bought)
@@ -193,12 +193,12 @@ def test_the_books_show_what_is_wrong(stage: Stage, has_settled: bool) -> None:
     assert set(sabotage) == set(checks)
 
     async def look(statement: str) -> set[str]:
-        """What the books show after this, all of which is undone."""
+        """Return the violations after this change, which is rolled back."""
         async with stage.db.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
             await connection.execute("SET LOCAL session_replication_role = replica")
-            # The ledger that is forged is the sandbox's; the judge reads both, through views.
+            # The forged ledger is the sandbox's; the verifier reads both through views.
             await connection.execute(re.sub(r"(?<![.\w])sim_", "sandbox_daraja.sim_", statement))
             wrong = await books.wrong(connection, stage.clock.now(), money.known, has_settled=has_settled)
             await transaction.rollback()

@@ -24,39 +24,39 @@ OPERATIONS: dict[str, str] = {
     "pullregister": "/pulltransactions/v1/register",
     "pullquery": "/pulltransactions/v1/query",
 }
-"""The simulator's names of Daraja's operations, and where each is asked for."""
+"""The simulator's names of Daraja's operations, with their paths."""
 
 
 class ProcessDied(BaseException):
-    """The process that was calling is gone: nothing of it runs any more, and what it had not committed never was."""
+    """The calling process died: none of its code runs any more, and its open transaction is rolled back."""
 
 
 _is_dead: ContextVar[bool] = ContextVar("is_dead", default=False)
 
 
-def die() -> NoReturn:
-    """End the process that is calling, as SIGKILL would. Raises ProcessDied."""
+def kill_process() -> NoReturn:
+    """End the calling process, as SIGKILL would. Raises ProcessDied."""
     _is_dead.set(True)
     raise ProcessDied
 
 
-def live() -> None:
-    """Go on as another process."""
+def start_process() -> None:
+    """Continue as another process."""
     _is_dead.set(False)
 
 
 CONNECTION_ENDED = "connection was closed in the middle of operation"
-"""What asyncpg says of a connection that has ended."""
+"""asyncpg's message about a closed connection."""
 
 
-class MortalDatabase(Database):
-    """The way to Postgres, which whoever has died goes no more: what cleans up behind an exception is not done."""
+class KillableDatabase(Database):
+    """A database that rejects calls of a dead process: clean-up code after an exception has no effect."""
 
     breaks = 0
-    """How many of the next connections turn out to be broken."""
+    """The number of coming connections that are broken."""
 
     def _check(self) -> None:
-        """Raises ProcessDied for the dead, and what asyncpg raises for a connection that has just ended."""
+        """Raise ProcessDied for a dead process, or asyncpg's error for a closed connection."""
         if _is_dead.get():
             raise ProcessDied
         if self.breaks:
@@ -65,7 +65,6 @@ class MortalDatabase(Database):
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Any]:
-        """A connection, for the living."""
         if _is_dead.get():
             raise ProcessDied
         async with super().connection() as connection:
@@ -73,14 +72,13 @@ class MortalDatabase(Database):
 
     @asynccontextmanager
     async def _acquire(self) -> AsyncGenerator[Any]:
-        """A connection of the pool, for the living: what was put off is not written after death."""
+        """Return a connection of the pool for a live process: deferred writes are lost with a dead one."""
         self._check()
         async with super()._acquire() as connection:
             yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """A transaction, for the living."""
         if _is_dead.get():
             raise ProcessDied
         async with super().transaction():
@@ -88,7 +86,7 @@ class MortalDatabase(Database):
 
 
 class Fate(Enum):
-    """What becomes of one call."""
+    """The fate of one call."""
 
     FINE = "fine"
     NEVER_CONNECTED = "never connected"
@@ -105,7 +103,7 @@ class Fate(Enum):
 
 
 class Act(Enum):
-    """What others do while a call is under way."""
+    """Concurrent act of others during a call."""
 
     PAY = "the payer pays and Daraja calls back"
     CANCEL = "the payer cancels and Daraja calls back"
@@ -121,7 +119,7 @@ class Act(Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call will go."""
+    """The plan of one call."""
 
     fate: Fate = Fate.FINE
     before: tuple[Act, ...] = ()
@@ -129,19 +127,19 @@ class Plan:
 
 
 class Wire:
-    """Stands where the Daraja client's HTTP session stood, and passes on what it is not told to break."""
+    """The Daraja client's HTTP session, which passes on every call without a planned fault."""
 
     def __init__(
         self,
         session: Any,
-        db: MortalDatabase,
+        db: KillableDatabase,
         perform: Callable[[Act], Awaitable[None]],
         arrived: Callable[[str, Any], Awaitable[None]],
         ways: Mapping[str, str],
     ) -> None:
-        """``perform`` does an act; ``arrived`` hears of each call that reached Daraja, its operation and body.
+        """``perform`` runs an act; ``arrived`` is called with the operation and body of each call that reached Daraja.
 
-        ``ways`` are where addresses lead that do not exist.
+        ``ways`` map addresses that do not exist to local ones.
         """
         self._ways = ways
         self._session = session
@@ -150,28 +148,28 @@ class Wire:
         self._arrived = arrived
         self._plans: dict[str, Plan] = {}
         self.hidden: frozenset[str] = frozenset()
-        """Receipts that the statement does not show yet."""
+        """Receipts missing from the statement so far."""
         self.acknowledged: set[str] = set()
-        """CheckoutRequestIDs of pushes whose acknowledgement reached a process that went on."""
+        """CheckoutRequestIDs of pushes whose acknowledgement reached a live process."""
         self._hanging: asyncio.Event | None = None
         self._hangs: frozenset[str] = frozenset()
 
     def plan(self, operation: str, plan: Plan) -> None:
-        """Say how the next call of an operation will go."""
+        """Plan the next call of an operation."""
         self._plans[operation] = plan
 
-    def mend(self) -> None:
-        """From now on everything goes well."""
+    def remove_faults(self) -> None:
+        """Remove all faults."""
         self._plans.clear()
         self.hidden = frozenset()
-        self.hang_up()
+        self.end_hanging()
 
     def hang(self, *operations: str) -> None:
-        """Let these operations take connections and answer nothing until `hang_up`."""
+        """Let these operations accept connections and answer nothing until `end_hanging`."""
         self._hanging, self._hangs = asyncio.Event(), frozenset(operations)
 
-    def hang_up(self) -> None:
-        """End what hangs: each call meets a timeout."""
+    def end_hanging(self) -> None:
+        """End hanging calls with a timeout."""
         self._hangs = frozenset()
         if self._hanging is not None:
             self._hanging.set()
@@ -181,8 +179,7 @@ class Wire:
         await self._session.close()
 
     async def request(self, method: str, url: str, **options: Any) -> Any:
-        """As niquests' sessions have it."""
-        # The intent is committed before the call, and no connection to Postgres is held while others take their time.
+        # The intent is committed before the call, and no connection to Postgres is held during it.
         assert not self._db.in_transaction, f"{url} is called inside a transaction"
         operation = next(name for name, path in OPERATIONS.items() if path in url)
         if operation in self._hangs and self._hanging is not None:
@@ -194,7 +191,7 @@ class Wire:
         self._meet_before(plan.fate)
         response = await self._session.request(method, self._way(url), **options)
         if self._way(url) != url:
-            # A simulator plays the live world here, and the gateway refuses one that says so.
+            # The live env is played by a simulator, which the gateway rejects by its header.
             response.headers.pop(SIMULATED, None)
         await self._arrived(operation, options.get("json"))
         for act in plan.after:
@@ -222,14 +219,14 @@ class Wire:
         if fate is Fate.NEVER_ARRIVED:
             raise niquests.exceptions.ReadTimeout
         if fate is Fate.DIES_BEFORE:
-            die()
+            kill_process()
 
     @staticmethod
     def _meet_after(fate: Fate) -> None:
         if fate is Fate.ANSWER_LOST:
             raise niquests.exceptions.ReadTimeout
         if fate is Fate.DIES_AFTER:
-            die()
+            kill_process()
         if fate is Fate.BROKEN_CHUNK:
             raise ValueError("invalid literal for int() with base 16: b'ZZ'")
 
@@ -243,12 +240,12 @@ class Wire:
 def _answer(body: bytes) -> niquests.Response:
     made = niquests.Response()
     made.status_code = 200
-    made._content = body  # pyright: ignore[reportPrivateUsage] - the library has no other way to make one
+    made._content = body  # pyright: ignore[reportPrivateUsage] - the library has no public constructor
     return made
 
 
 def _without(body: bytes, receipts: frozenset[str]) -> bytes:
-    """A statement without the rows of these receipts."""
+    """Return a statement without the rows of these receipts."""
     try:
         page = msgspec.json.decode(body)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""A PgBouncer in transaction mode in front of the test's database: `apt-get install pgbouncer`."""
+"""Fixtures: a PgBouncer in transaction mode in front of the test's database (`apt-get install pgbouncer`)."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ import pytest
 from mpesa_gateway.standalone.process import free_port, launch, stop
 
 POOL = 3
-"""Connections to Postgres that all processes share."""
+"""Connections to Postgres shared by all processes."""
 
 Bouncing: TypeAlias = Callable[..., str]
 
 
 @contextmanager
 def bouncer(database_url: str, *, ignores: str = "extra_float_digits", connect_query: str = "") -> Generator[str]:
-    """PgBouncer's address of this database, for the length of the block."""
+    """Yield the PgBouncer URL of this database for the length of the block."""
     binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
         pytest.fail("there is no `pgbouncer`: apt-get install pgbouncer")
@@ -82,7 +82,7 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
 
 @pytest.fixture
 def bouncing(database_url: str) -> Generator[Bouncing]:
-    """Start a PgBouncer that is stopped after the test, with the given changes; gives its address."""
+    """Start a PgBouncer with these changes, stopped after the test; returns its URL."""
     with ExitStack() as stack:
 
         def start(*, ignores: str = "extra_float_digits", connect_query: str = "") -> str:
@@ -92,7 +92,7 @@ def bouncing(database_url: str) -> Generator[Bouncing]:
 
 
 async def prepare_role(database_url: str, *, timeouts: bool = True) -> None:
-    """What docs/scaling.md tells hosts to run, once, in Postgres."""
+    """The statements of docs/scaling.md that hosts run once in Postgres."""
     connection = await asyncpg.connect(database_url)
     names = ["statement_timeout", "idle_in_transaction_session_timeout"] if timeouts else []
     settings = {"search_path": "mpesa"} | dict.fromkeys(names, "'30s'")
@@ -105,6 +105,6 @@ async def prepare_role(database_url: str, *, timeouts: bool = True) -> None:
 
 @pytest.fixture
 async def pooled_url(database_url: str, bouncing: Bouncing) -> str:
-    """The test's database through PgBouncer, all of it as docs/scaling.md describes it."""
+    """Return the test's database through PgBouncer, set up as in docs/scaling.md."""
     await prepare_role(database_url)
     return bouncing()

@@ -1,4 +1,4 @@
-"""Each thing that a pooler in transaction mode takes away from whoever relies on it, and how we do without."""
+"""Protects the gateway behind a pooler in transaction mode, which keeps no session state."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ from tests.pooler.conftest import Bouncing, prepare_role
 
 @asynccontextmanager
 async def connected(url: str, direct_url: str | None, pool_max: int = 1) -> AsyncGenerator[Database]:
-    """A database for the length of the block."""
+    """Yield a database for the length of the block."""
     direct = None if direct_url is None else Secret(direct_url)
     db = Database(DatabaseConfig(url=Secret(url), direct_url=direct, pool_max=pool_max))
     await db.start()
@@ -31,18 +31,18 @@ async def connected(url: str, direct_url: str | None, pool_max: int = 1) -> Asyn
         await db.stop()
 
 
-async def test_what_was_asked_on_one_connection_is_asked_again_on_another(pooled_url: str, database_url: str) -> None:
-    where = "SELECT pg_backend_pid(), current_schema(), $1::text AS said"
+async def test_prepared_query_works_on_another_server_connection(pooled_url: str, database_url: str) -> None:
+    query = "SELECT pg_backend_pid(), current_schema(), $1::text AS said"
     async with connected(pooled_url, database_url) as db, connected(pooled_url, database_url) as other:
         async with db.session() as direct:
             await direct.execute("CREATE SCHEMA mpesa; CREATE TABLE mpesa.till (amount int)")
-        first, *rest = tuple(await db.fetchrow(where, "one") or ())
+        first, *rest = tuple(await db.fetchrow(query, "one") or ())
         assert rest == ["mpesa", "one"]
         async with other.transaction():
-            # It holds the connection that the question was asked on.
+            # It occupies the server connection of the first query.
             assert await other.fetchval("SELECT pg_backend_pid()") == first
             for ask in (db.fetch, db.fetch_planned):
-                (row,) = await ask(where, "two")
+                (row,) = await ask(query, "two")
                 assert row[0] != first
                 assert tuple(row)[1:] == ("mpesa", "two")
             await db.executemany("INSERT INTO till VALUES ($1)", [(1,), (2,)])
@@ -51,9 +51,7 @@ async def test_what_was_asked_on_one_connection_is_asked_again_on_another(pooled
         assert await db.fetchval("SELECT sum(amount) FROM till") == 6
 
 
-async def test_many_at_once_on_few_connections_take_turns_and_get_their_own_answers(
-    pooled_url: str, database_url: str
-) -> None:
+async def test_concurrent_queries_on_few_connections_get_their_own_rows(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url, 20) as db:
         async with db.session() as direct:
             await direct.execute(
@@ -72,10 +70,10 @@ async def test_many_at_once_on_few_connections_take_turns_and_get_their_own_answ
         assert await db.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
-async def test_changes_are_heard_past_the_pooler(pooled_url: str, database_url: str) -> None:
+async def test_notifications_arrive_over_the_direct_connection(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url) as db:
-        changes, heard = InvalidationListener(db), list[str]()
-        changes.on("key", heard.append)
+        changes, received = InvalidationListener(db), list[str]()
+        changes.on("key", received.append)
         await changes.start()
         try:
 
@@ -85,39 +83,39 @@ async def test_changes_are_heard_past_the_pooler(pooled_url: str, database_url: 
             await eventually(is_listening, 10)
             await db.execute("SELECT pg_notify('mpesa_changed', 'key:one')")
 
-            async def has_heard() -> bool:
-                return heard == ["one"]
+            async def has_received() -> bool:
+                return received == ["one"]
 
-            await eventually(has_heard, 10)
+            await eventually(has_received, 10)
         finally:
             await changes.stop()
 
 
-async def test_two_that_migrate_at_once_leave_no_lock_and_no_setting_behind(pooled_url: str, database_url: str) -> None:
+async def test_concurrent_migrations_leave_no_lock_and_no_setting(pooled_url: str, database_url: str) -> None:
     gateway = Gateway(GatewayConfig.from_values(gateway_values(database_url, "valkey://127.0.0.1:1")))
     async with connected(pooled_url, database_url) as one, connected(pooled_url, database_url) as two:
         applied = await asyncio.gather(migrate(one, gateway.migrations), migrate(two, gateway.migrations))
         assert sorted(map(len, applied)) == [0, len(gateway.migrations)]
         assert await pending(one, gateway.migrations) == []
 
-        async def has_let_go() -> bool:
+        async def has_released() -> bool:
             return bool(await one.fetchval("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"))
 
-        await eventually(has_let_go, 10)
+        await eventually(has_released, 10)
         assert await one.fetchval("SELECT current_setting('statement_timeout')") == "30s"
 
 
 @pytest.mark.parametrize(
     "ignores", ["extra_float_digits", "search_path, statement_timeout, idle_in_transaction_session_timeout"]
 )
-async def test_a_pooler_that_nobody_told_us_of_is_refused(database_url: str, bouncing: Bouncing, ignores: str) -> None:
+async def test_undeclared_pooler_is_rejected(database_url: str, bouncing: Bouncing, ignores: str) -> None:
     await prepare_role(database_url)
     with pytest.raises(PoolerDetected, match=r"database\.direct_url"):
         async with connected(bouncing(ignores=ignores), None):
             pass
 
 
-async def test_no_table_is_looked_for_in_a_schema_that_is_not_ours(database_url: str, bouncing: Bouncing) -> None:
+async def test_tables_of_another_schema_are_not_read(database_url: str, bouncing: Bouncing) -> None:
     with pytest.raises(SearchPathLost, match="SET search_path = mpesa"):
         async with connected(bouncing(), database_url):
             pass
@@ -125,14 +123,14 @@ async def test_no_table_is_looked_for_in_a_schema_that_is_not_ours(database_url:
         assert await db.fetchval("SELECT current_setting('search_path')") == "mpesa"
 
 
-async def test_nothing_is_migrated_through_a_pooler(pooled_url: str) -> None:
+async def test_migration_through_a_pooler_is_rejected(pooled_url: str) -> None:
     async with connected(pooled_url, pooled_url) as db:
         with pytest.raises(PoolerDetected):
             await migrate(db, [])
 
 
 async def seen(values: dict[str, Any]) -> dict[str, CheckResult]:
-    """What the doctor sees of Postgres."""
+    """Return the doctor's observations about Postgres."""
     gateway = Gateway(GatewayConfig.from_values(values))
     db = Database(gateway.config.database)
     try:
@@ -143,18 +141,18 @@ async def seen(values: dict[str, Any]) -> dict[str, CheckResult]:
             await db.stop()
 
 
-async def test_the_doctor_tells_what_a_pooler_breaks(database_url: str, servers: Any, bouncing: Bouncing) -> None:
+async def test_doctor_reports_pooler_problems(database_url: str, servers: Any, bouncing: Bouncing) -> None:
     async def level(**database: Any) -> tuple[Level, str]:
         found = (await seen(gateway_values(database_url, "valkey://127.0.0.1:1", database=database)))["postgres.pooler"]
         return found.level, f"{found.text} {found.fix}"
 
     url = bouncing()
-    for settings, says in (
+    for settings, expected in (
         ({"url": url}, "database.direct_url"),
         ({"url": url, "direct_url": database_url}, "ALTER ROLE"),
     ):
         assert (await level(**settings))[0] is Level.PROBLEM
-        assert says in (await level(**settings))[1]
+        assert expected in (await level(**settings))[1]
     await prepare_role(database_url, timeouts=False)
     url = bouncing()
     without = await level(url=url, direct_url=database_url)
@@ -163,15 +161,15 @@ async def test_the_doctor_tells_what_a_pooler_breaks(database_url: str, servers:
     await prepare_role(database_url)
     url = bouncing()
     assert (await level(url=url, direct_url=database_url))[0] is Level.OK
-    for wrong, says in (
+    for wrong, expected in (
         (url, "a pooler too"),
         (servers.database_url, "different databases"),
         ("postgresql://127.0.0.1:1/shop", "cannot be reached"),
     ):
         found = await level(url=url, direct_url=wrong)
         assert found[0] is Level.PROBLEM
-        assert says in found[1]
+        assert expected in found[1]
 
 
-async def test_without_a_pooler_the_doctor_says_nothing_of_one(database_url: str) -> None:
+async def test_doctor_without_a_pooler_reports_none(database_url: str) -> None:
     assert "postgres.pooler" not in await seen(gateway_values(database_url, "valkey://127.0.0.1:1"))

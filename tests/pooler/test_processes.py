@@ -1,4 +1,4 @@
-"""Separate processes behind one PgBouncer, as on several machines: from the push to the webhook, nothing is lost."""
+"""Protects separate processes behind one PgBouncer: from push to webhook, no payment is lost."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.pooler.conftest import POOL
 _PAYMENTS = 40
 
 
-async def test_payments_over_two_apis_and_a_worker_share_a_few_connections(
+async def test_processes_behind_pgbouncer_share_a_few_connections(
     pooled_url: str, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(pooled_url, valkey_url, tmp_path) as site:
@@ -35,10 +35,10 @@ async def test_payments_over_two_apis_and_a_worker_share_a_few_connections(
             for payment_id in ids:
                 await second.settled(payment_id, "completed", patience=60)
             await receiver.wait_for(_PAYMENTS, patience=60)
-            heard = [webhook.json["data"]["payment_id"] for webhook in receiver.received]
-            assert sorted(heard) == sorted(ids)
+            received = [webhook.json["data"]["payment_id"] for webhook in receiver.received]
+            assert sorted(received) == sorted(ids)
             assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == _PAYMENTS
-            # Those that listen have connections of their own, past the pooler.
+            # Listeners have direct connections that bypass the pooler.
             shared = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND application_name = 'mpesa-gateway' AND query NOT LIKE 'LISTEN%'"

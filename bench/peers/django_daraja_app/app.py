@@ -39,7 +39,7 @@ settings.configure(
 )
 django.setup()
 
-from django.core.management import call_command  # noqa: E402 - Django wants to be set up first
+from django.core.management import call_command  # noqa: E402 - Django has to be set up first
 from django.core.wsgi import get_wsgi_application  # noqa: E402
 from django.db import IntegrityError, connection, models, transaction  # noqa: E402
 from django.http import HttpRequest, JsonResponse  # noqa: E402
@@ -49,12 +49,12 @@ from django.views.decorators.csrf import csrf_exempt  # noqa: E402
 from django.views.decorators.http import require_POST  # noqa: E402
 from django_daraja.mpesa import core, utils  # noqa: E402
 
-# The package knows Safaricom's addresses only.
+# The package contains Safaricom's addresses only.
 core.api_base_url = utils.api_base_url = lambda: os.environ["PEER_DARAJA"] + "/"
 
 
 class Payment(models.Model):
-    """A merchant wants an amount from a payer."""
+    """A payment."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     idempotency_key = models.CharField(max_length=255, unique=True)
@@ -68,7 +68,7 @@ class Payment(models.Model):
     updated_at = models.DateTimeField(auto_now=True)
 
     class Meta:
-        """Where it is kept."""
+        """The app label of the table."""
 
         app_label = "django_daraja"
         db_table = "payment"
@@ -91,7 +91,7 @@ def _shown(payment: Payment, status: int) -> JsonResponse:
 @csrf_exempt
 @require_POST
 def create(request: HttpRequest) -> JsonResponse:
-    """Take a payment and push it."""
+    """Create a payment and push it."""
     body = json.loads(request.body)
     key = request.headers.get("Idempotency-Key")
     if not key or not isinstance(body.get("amount"), int) or not str(body.get("phone", "")).startswith("254"):
@@ -111,7 +111,7 @@ def create(request: HttpRequest) -> JsonResponse:
 @csrf_exempt
 @require_POST
 def callback(request: HttpRequest) -> JsonResponse:
-    """Take a callback."""
+    """Store a callback."""
     result = core.MpesaClient().parse_stk_result(request.body)
     with transaction.atomic():
         payment = Payment.objects.select_for_update().get(checkout_request_id=result["CheckoutRequestID"])
@@ -129,7 +129,7 @@ application = get_wsgi_application()
 
 
 def make_tables() -> None:
-    """Make the package's tables and ours, where they are not there yet."""
+    """Create the package's tables and ours if missing."""
     call_command("migrate", verbosity=0)
     if Payment._meta.db_table in connection.introspection.table_names():
         return

@@ -31,7 +31,7 @@ class Base(DeclarativeBase):
 
 
 class Payment(Base):
-    """A merchant wants an amount from a payer."""
+    """A payment."""
 
     __tablename__ = "payment"
 
@@ -48,14 +48,14 @@ class Payment(Base):
 
 
 class Asked(BaseModel):
-    """What a shop asks for."""
+    """The request of a shop."""
 
     amount: int = Field(ge=1, le=250_000)
     phone: str = Field(pattern=r"^254[17][0-9]{8}$")
 
 
 class Shown(BaseModel):
-    """A payment as the shop sees it."""
+    """A payment in the API."""
 
     id: uuid.UUID
     amount: int
@@ -76,7 +76,7 @@ class Daraja:
         self._lock = asyncio.Lock()
 
     async def token(self) -> str:
-        """The token, fetched anew before it ends."""
+        """Return the token, renewed before it expires."""
         async with self._lock:
             if time.monotonic() > self._until:
                 answer = await self.client.get(
@@ -87,7 +87,7 @@ class Daraja:
             return self._token
 
     async def push(self, payment: Payment) -> str:
-        """Send the prompt; gives the CheckoutRequestID."""
+        """Send the prompt; returns the CheckoutRequestID."""
         timestamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         answer = await self.client.post(
             "/mpesa/stkpush/v1/processrequest",
@@ -114,7 +114,7 @@ daraja = Daraja()
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-    """Close what is open at the end."""
+    """Close the connections at the end."""
     yield
     await daraja.client.aclose()
     await engine.dispose()
@@ -124,7 +124,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 async def session() -> AsyncGenerator[AsyncSession]:
-    """A session for one request."""
+    """Return a session for one request."""
     async with sessions() as found:
         yield found
 
@@ -145,10 +145,10 @@ def _shown(payment: Payment) -> Shown:
 
 @app.post("/create", status_code=201)
 async def create(
-    asked: Asked, response: Response, db: Session, idempotency_key: Annotated[str, Header(min_length=1)]
+    wanted: Asked, response: Response, db: Session, idempotency_key: Annotated[str, Header(min_length=1)]
 ) -> Shown:
-    """Take a payment and push it."""
-    payment = Payment(idempotency_key=idempotency_key, amount=asked.amount, phone=asked.phone)
+    """Create a payment and push it."""
+    payment = Payment(idempotency_key=idempotency_key, amount=wanted.amount, phone=wanted.phone)
     db.add(payment)
     try:
         await db.commit()
@@ -167,7 +167,7 @@ async def create(
 
 @app.post("/callback")
 async def callback(body: dict[str, Any], db: Session) -> dict[str, Any]:
-    """Take a callback."""
+    """Store a callback."""
     result = body["Body"]["stkCallback"]
     items = {item["Name"]: item.get("Value") for item in result.get("CallbackMetadata", {}).get("Item", [])}
     found = await db.scalar(
@@ -185,7 +185,7 @@ async def callback(body: dict[str, Any], db: Session) -> dict[str, Any]:
 
 
 async def make_tables() -> None:
-    """Make the tables."""
+    """Create the tables."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
 

@@ -1,4 +1,4 @@
-"""Commands: each with its arguments and options, as ``--help`` has them."""
+"""Commands: each with its arguments and options, as in ``--help``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _PROGRAM = "mpesa-gateway"
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
+    """Return the page."""
     own = [(command, "") for command in cli.commands.values()]
     brought = [(command, plugin.name) for plugin in plugins for command in plugin.commands]
     return document(
@@ -23,9 +23,9 @@ def page(plugins: Sequence[Plugin]) -> str:
         f"```text\n{_PROGRAM} [OPTIONS] COMMAND [ARGS]...\n```",
         "Each has `--help`. These options come before the command:",
         _options(cli, click.Context(cli, info_name=_PROGRAM)),
-        "What is refused ends with a sentence on stderr: exit status 2 where the command line or the settings are to "
-        "be mended, 1 for everything else. Commands of plugins are there while the plugin is enabled. The same "
-        "commands are found as `litestar mpesa …` where a host mounts the gateway in Litestar.",
+        "A failed command prints a sentence on stderr and exits with 2 for an error in the command line or the "
+        "settings, with 1 for any other. Commands of plugins exist while the plugin is enabled. With the gateway "
+        "mounted in a Litestar application, the same commands are available as `litestar mpesa …`.",
         *(part for command, plugin in own + brought for part in _command(command, _PROGRAM, plugin)),
     )
 
@@ -34,7 +34,7 @@ def _command(command: click.Command, path: str, plugin: str) -> Iterator[str]:
     name = f"{path} {command.name}"
     level = "#" * min(len(name.split()), 4)
     context = click.Context(command, info_name=name)
-    brought = f" Brought by the plugin `{plugin}`." if plugin else ""
+    brought = f" Part of the plugin `{plugin}`." if plugin else ""
     yield f"{level} {name}"
     yield prose(command.help) + brought
     if isinstance(command, click.Group):
@@ -69,12 +69,12 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _help(option: click.Option, context: click.Context) -> str:
-    said = prose(option.help)
+    text = prose(option.help)
     extra: Any = option.get_help_extra(context)
     if extra.get("default"):
-        said += f" Default `{extra['default']}`."
+        text += f" Default `{extra['default']}`."
     if extra.get("range"):
-        said += f" Range: {extra['range']}."
+        text += f" Range: {extra['range']}."
     if extra.get("required"):
-        said += " Required."
-    return said.strip()
+        text += " Required."
+    return text.strip()

@@ -1,4 +1,4 @@
-"""Errors: each code with its statuses and what to do, then M-Pesa's own codes as this gateway reads them."""
+"""Errors: each code with its statuses and next step, then M-Pesa's own codes as this gateway classifies them."""
 
 from collections.abc import Iterator
 
@@ -12,46 +12,46 @@ from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 _ELSEWHERE = {
     Code.METHOD_NOT_ALLOWED: [(405, "This address does not take this method.")],
 }
-"""What no class of ours refuses: the router does."""
+"""Errors that the router raises, without a class of ours."""
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     return document(
         "# Errors",
         NOTE,
-        "A refused call is answered with one entry of `errors` for each thing that is wrong: its `code`, a `message` "
-        "that says what to do, the `field` where there is one, and `retryable` where the same call may succeed later. "
-        "The codes are a closed list; a program decides by them and never by the message.",
-        table(["code", "HTTP", "what to do"], _rows()),
-        "## Each of them",
+        "The answer to a rejected call has one entry in `errors` for each error: its `code`, a `message` with the next "
+        "step, the `field` if the error is about one, and `retryable` if the same call may succeed later. "
+        "The codes are a closed list; programs use the code, never the message.",
+        table(["code", "HTTP", "next step"], _rows()),
+        "## Codes",
         *(_code(each) for each in Code),
-        "## What M-Pesa said",
-        "A payment's `result_code` is M-Pesa's own. These are known; a callback with any other fails the payment for "
-        "reason `other`, with M-Pesa's text in `result_desc`. *Final* says whether a failure is M-Pesa's last word: "
-        "after one that is not, money can still arrive.",
+        "## Results of M-Pesa",
+        "A payment's `result_code` is M-Pesa's own. A callback with a code that is not listed fails the payment with "
+        "reason `other` and M-Pesa's text in `result_desc`. After a failure that is not *final*, money can still "
+        "arrive.",
         "### Payments",
         table(
-            ["result_code", "means", "`failure_reason`", "what to do", "final"],
+            ["result_code", "meaning", "`failure_reason`", "next step", "final"],
             (
                 (code(each), row.meaning, code(row.failure_reason), row.advice, "yes" if row.is_final else "no")
                 for each, row in STK_RESULTS.items()
             ),
         ),
         "### Refunds",
-        "A refund with any other code stays pending until a person has looked at it: an unknown code does not prove "
-        "that no money went back.",
+        "A refund with any other code stays pending until an operator decides it: an unknown code does not prove "
+        "that no money was reversed.",
         table(
-            ["result_code", "means", "`outcome`", "what to do"],
+            ["result_code", "meaning", "`outcome`", "next step"],
             (
                 (code(each), row.meaning, code(row.word), row.advice or "nothing")
                 for each, row in REVERSAL_RESULTS.items()
             ),
         ),
         "### Faults",
-        "What Daraja answers instead of taking a request, as `provider` shows it. *Sent* says whether the request was "
-        "carried out all the same; where that is unknown it is never repeated by itself.",
-        table(["errorCode", "message", "means", "sent", "what to do"], _faults()),
+        "Daraja's answers to a rejected request, as in `provider`. The column *sent* shows whether the request had an "
+        "effect; if that is unknown, the gateway never repeats it.",
+        table(["errorCode", "message", "meaning", "sent", "next step"], _faults()),
     )
 
 
@@ -61,13 +61,13 @@ def _classes(kind: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
         yield from _classes(each)
 
 
-def _said(each: Code) -> list[tuple[int, str]]:
-    """The statuses that a code comes with, and when."""
+def _statuses(each: Code) -> list[tuple[int, str]]:
+    """Return the statuses of a code, with their occasions."""
     found = [
         (kind.status, prose(kind.__doc__).partition("\n\n")[0])
         for kind in _classes()
         if kind.code is each and kind not in {ClientDisconnected, CallbackRejected}
-        # What only an operator's browser meets is said on the page that it shows.
+        # Errors in an operator's browser are explained on the page itself.
         if not kind.__module__.startswith("mpesa_gateway_ops")
     ]
     return sorted(set(found)) + _ELSEWHERE.get(each, [])
@@ -75,12 +75,12 @@ def _said(each: Code) -> list[tuple[int, str]]:
 
 def _rows() -> Iterator[tuple[str, str, str]]:
     for each in Code:
-        statuses = ", ".join(dict.fromkeys(str(status) for status, _ in _said(each)))
+        statuses = ", ".join(dict.fromkeys(str(status) for status, _ in _statuses(each)))
         yield f"[`{each.value}`](#{each.value.lower()})", statuses, NEXT_STEPS[each]
 
 
 def _code(each: Code) -> str:
-    lines = "\n".join(f"- {status}: {text}" for status, text in _said(each))
+    lines = "\n".join(f"- {status}: {text}" for status, text in _statuses(each))
     return document(f"### {each.value}", sentence(NEXT_STEPS[each]), lines)
 
 

@@ -1,4 +1,4 @@
-"""Events: those that merchants hear of with a body each, and those for hosts and plugins with their fields."""
+"""Events: webhook events with an example body each, and internal events with their fields."""
 
 import json
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ _AT = datetime(2026, 11, 23, 10, 15, 12, tzinfo=UTC)
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
+    """Return the page."""
     kinds = [kind for plugin in plugins for kind in plugin.publishes]
     public = [kind for kind in kinds if issubclass(kind, PublicEvent)]
     return document(
         "# Events",
         NOTE,
-        "What happened, each event once, in the past tense. [Webhooks](../webhooks.md) says how they are sent and how "
-        "to verify them; `GET /v1/events` gives the same bodies to whoever asks.",
+        "Each event is stored once, in the past tense. [Webhooks](../webhooks.md) describes delivery and verification; "
+        "`GET /v1/events` returns the same bodies.",
         "## For merchants",
         *(_public(kind) for kind in sorted(public, key=lambda kind: kind.kind)),
         "## For plugins and hosts",
-        "`gateway.on(…)` and a plugin's `on(…)` hear of all the above as values of these classes, and of what follows, "
-        "which no webhook carries. Every event has `event_id`, `occurred_at`, `merchant_id`, `env` (None for what "
-        "belongs to no env) and `subject_id`, the id of what it is about.",
+        "Handlers of `gateway.on(…)` and a plugin's `on(…)` receive all events above as values of these classes, and "
+        "the following ones, which are not sent as webhooks. Every event has `event_id`, `occurred_at`, `merchant_id`, "
+        "`env` (None without one) and `subject_id`, the id of its subject.",
         *(_inner(kind) for kind in sorted(kinds, key=lambda kind: kind.kind) if kind not in public),
     )
 

@@ -28,7 +28,7 @@ def outdated(folder: Path) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    """Write every page and delete those that are no longer generated."""
+    """Write every page and delete files that are no longer generated."""
     folder.mkdir(exist_ok=True)
     for name in outdated(folder):
         text = pages().get(name)

@@ -1,4 +1,4 @@
-"""What is described: the kernel with every plugin of this project, enabled, and never started."""
+"""The documented product: the kernel with every plugin of this project enabled, never started."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ DISTRIBUTION = "mpesa-gateway"
 
 @cache
 def plugins() -> tuple[Plugin, ...]:
-    """The plugins that come with the project, in the order of the default settings, the optional ones last."""
+    """Return the project's plugins in the order of the default settings, optional ones last."""
     found = {name: point for name, point in installed().items() if point.distribution == DISTRIBUTION}
     usual = [name for name in GatewayConfig().plugins if name in found]
     return tuple(found[name].load() for name in [*usual, *sorted(found.keys() - set(usual))])
@@ -20,6 +20,6 @@ def plugins() -> tuple[Plugin, ...]:
 
 @cache
 def gateway() -> Gateway:
-    """A gateway with all of them, which nobody starts."""
+    """Return a gateway with all plugins, not started."""
     values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=[plugin.name for plugin in plugins()])
     return Gateway(GatewayConfig.from_values(values))

@@ -1,4 +1,4 @@
-"""Settings: each with what config/gateway.toml says of it, and what its type says."""
+"""Settings: each with its comment in config/gateway.toml and its type."""
 
 import re
 import tomllib
@@ -20,44 +20,44 @@ _SECTION = re.compile(r"^(?:# )?\[(?P<name>[a-z_]+)\]$")
 _SETTING = re.compile(r"^(?P<mark># )?(?P<name>[a-z_]+) = (?P<value>.+)$")
 
 _UNITS = ("seconds", "minutes", "hours", "days", "bytes")
-"""Units that a setting's name may end in."""
+"""Units at the end of a setting's name."""
 
 
 def page(plugins: Sequence[Plugin]) -> str:
-    """The whole page."""
-    said = dict(_said(_FILE.read_text(encoding="utf-8")))
+    """Return the page."""
+    comments = dict(_commented(_FILE.read_text(encoding="utf-8")))
     sections = [
-        _section(field.name, field.type, said)
+        _section(field.name, field.type, comments)
         for field in msgspec.structs.fields(GatewayConfig)
         if _is_struct(field.type)
     ]
-    sections += [_section(each.name, each.settings, said) for each in plugins if each.settings is not NoSettings]
-    top = [_setting("", field, said) for field in msgspec.structs.fields(GatewayConfig) if _is_plain(field)]
+    sections += [_section(each.name, each.settings, comments) for each in plugins if each.settings is not NoSettings]
+    top = [_setting("", field, comments) for field in msgspec.structs.fields(GatewayConfig) if _is_plain(field)]
     return document("# Settings", NOTE, _opening(), "## At the top", *top, *sections)
 
 
 def _opening() -> str:
     others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(ELSEWHERE))
     return (
-        "All that can be set, as [config/gateway.toml](../../config/gateway.toml) has it. The file is TOML; "
-        "environment variables go over it. A list may be written with commas or as JSON, and with `_FILE` at its end a "
-        f"variable names a file that the value is read from. {others} are no settings: they say where the file is, and "
-        "where `up` keeps its data.\n\n"
-        "An unknown setting stops the start, and so does a value that cannot be; `mpesa-gateway config check` says "
-        "which, `mpesa-gateway config show` what all of it comes to."
+        "All settings, in the order of [config/gateway.toml](../../config/gateway.toml). The file is TOML; environment "
+        "variables override it. A list in a variable is comma-separated or JSON, and a variable that ends in `_FILE` "
+        f"names a file with the value. {others} are no settings: they are the paths of the file and of the data "
+        "folder of `up`.\n\n"
+        "An unknown setting or an invalid value stops the start; `mpesa-gateway config check` names it, and "
+        "`mpesa-gateway config show` prints the effective settings."
     )
 
 
-def _section(name: str, kind: type[msgspec.Struct], said: dict[str, tuple[str, str]]) -> str:
-    fields = [_setting(name, field, said) for field in msgspec.structs.fields(kind)]
+def _section(name: str, kind: type[msgspec.Struct], comments: dict[str, tuple[str, str]]) -> str:
+    fields = [_setting(name, field, comments) for field in msgspec.structs.fields(kind)]
     text = prose(kind.__doc__).removeprefix(f"`[{name}]`.").strip()
     first = text.partition("\n\n")[0]
     return document(f"## [{name}]", first if first[:1].isupper() else "", *fields)
 
 
-def _setting(section: str, field: msgspec.structs.FieldInfo, said: dict[str, tuple[str, str]]) -> str:
+def _setting(section: str, field: msgspec.structs.FieldInfo, comments: dict[str, tuple[str, str]]) -> str:
     path = f"{section}.{field.name}".strip(".")
-    meaning, example = said[path]
+    meaning, example = comments[path]
     variable = ENVIRONMENT + path.upper().replace(".", "__")
     facts = [f"{_kind(field)}. {_default(field, example)}."]
     return document(f"### {path}", meaning, f"{' '.join(facts)} In the environment: `{variable}`.")
@@ -78,7 +78,7 @@ def _kind(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _describe(kind: inspect.Type) -> tuple[str, str]:
-    """A type in words, and its unit."""
+    """Return a type in words, with its unit."""
     unit = ""
     if isinstance(kind, inspect.Metadata):
         unit = str(cast("dict[str, Any]", kind.extra or {}).get("unit", ""))
@@ -124,8 +124,8 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
     return " and".join(parts)
 
 
-def _said(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Each setting of the file with the comment above it, and its value as it stands there."""
+def _commented(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield each setting of the file with the comment above it and its literal value."""
     section, comment, is_list = "", list[str](), False
     for line in text.splitlines():
         if is_list:

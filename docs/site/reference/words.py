@@ -1,28 +1,28 @@
-"""Small pieces of Markdown, and docstrings as Markdown."""
+"""Markdown elements, and docstrings as Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
 from inspect import cleandoc
 
 NOTE = "<!-- Written by `just reference` from the code: change the text there. -->"
-"""What stands at the top of each page."""
+"""The note at the top of each page."""
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as Markdown: its literals have two backticks, its lines are for the code."""
+    """Return a docstring as Markdown: single backticks, one line per paragraph."""
     text = cleandoc(docstring or "").replace("``", "`").replace("\b\n", "")
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def sentence(text: str) -> str:
-    """The same, with a capital and a full stop."""
+    """Return the same with a capital and a full stop."""
     text = text.strip()
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?", ":")) else ".")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; empty where there are no rows."""
+    """Return a table, or an empty text without rows."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     if not lines:
         return ""
@@ -30,10 +30,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    """Text as code; nothing where there is none."""
+    """Return text as code, or an empty text."""
     return f"`{text}`" if text else ""
 
 
 def document(*parts: str) -> str:
-    """A page of these parts, one blank line between them."""
+    """Join the parts of a page with one blank line between them."""
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"

@@ -1,1 +1,1 @@
-"""Owns the text message that a buyer gets once their payment has arrived: what is owed, what was sent, what was not."""
+"""Sends a text message to a buyer for each completed payment, and records its state."""

@@ -1,4 +1,4 @@
-"""The plugin, declared."""
+"""The plugin's declaration."""
 
 from acme_sms.routes import list_texts
 from acme_sms.settings import SmsSettings
@@ -11,7 +11,7 @@ from mpesa_gateway_payments.events import PaymentCompleted
 
 
 async def text_the_buyer(event: PaymentCompleted, gateway: Runtime) -> None:
-    """After commit, at least once."""
+    """Store a pending text for a completed payment. Called after commit, at least once."""
     await gateway.port(Texts).owe(event)
 
 
@@ -21,7 +21,7 @@ async def send(gateway: Runtime, *, payment_id: str) -> None:
 
 
 async def sweep(gateway: Runtime) -> None:
-    """Send what is owed and due."""
+    """Send all due texts."""
     await gateway.port(Texts).sweep()
 
 

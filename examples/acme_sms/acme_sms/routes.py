@@ -1,4 +1,4 @@
-"""What merchants see of their buyers' texts."""
+"""The merchants' API of texts."""
 
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from mpesa_gateway_payments.scopes import PaymentsRead
 
 
 class TextView(msgspec.Struct, frozen=True):
-    """A text as a merchant sees it."""
+    """A text in the API."""
 
     payment_id: str
     state: str

@@ -1,4 +1,4 @@
-"""What a host can set about texts."""
+"""The settings of the plugin."""
 
 import msgspec
 

@@ -1,11 +1,11 @@
-"""What is remembered of each text. Whom it went to is not: the payment knows, for as long as it may."""
+"""The table of texts. It has no phone number: that stays with the payment, which may be erased."""
 
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
 
 class TextRow(Table, tablename="acme_sms_text"):
-    """One text for one payment; the migration says the rest."""
+    """One text for one payment; the migration has its constraints."""
 
     payment_id = Text(primary_key=True)
     merchant_id = Text()
@@ -21,7 +21,7 @@ UPDATE acme_sms_text SET attempts = attempts + 1, due_at = $3
 WHERE payment_id = $1 AND state = 'owed' AND due_at <= $2
 RETURNING merchant_id, attempts
 """
-"""Take a text that is due, for as long as an attempt may take: whoever comes second finds nothing."""
+"""Claim a due text for the length of an attempt: a second worker finds none."""
 
 END = "UPDATE acme_sms_text SET state = $2, sent_at = $3 WHERE payment_id = $1 AND state = 'owed'"
 

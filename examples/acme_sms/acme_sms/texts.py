@@ -1,4 +1,4 @@
-"""Owes a text for each payment that has arrived, and sends it: at least once, under one idempotency key."""
+"""Stores a pending text for each completed payment and sends it at least once, with one idempotency key."""
 
 import asyncio
 from datetime import timedelta
@@ -24,11 +24,11 @@ BATCH = 100
 
 
 class NotTaken(Exception):
-    """The provider did not take the text. The message says why, without the number."""
+    """The provider rejected the text. The message has the reason, without the number."""
 
 
 class Texts:
-    """Runs as long as the gateway does: ``start`` and ``stop`` are the gateway's to call."""
+    """The service of texts. The gateway calls ``start`` and ``stop``."""
 
     def __init__(self, settings: SmsSettings, *, db: Database, clock: Clock, jobs: Jobs, payments: Payments) -> None:
         self._settings = settings
@@ -39,7 +39,7 @@ class Texts:
         self._http: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        """Make the session. No connection yet."""
+        """Create the HTTP session, without a connection."""
         self._http = niquests.AsyncSession(disable_http3=True, retries=0)
         self._http.trust_env = False
 
@@ -50,7 +50,7 @@ class Texts:
             self._http = None
 
     async def owe(self, event: "PaymentCompleted") -> None:
-        """Write down that a text is owed: the same event again owes nothing more."""
+        """Store a pending text. The same event again changes nothing."""
         row = TextRow(
             payment_id=event.payment_id,
             merchant_id=event.merchant_id,
@@ -62,7 +62,7 @@ class Texts:
         await self._jobs.enqueue("acme_sms.send", payment_id=event.payment_id)
 
     async def send(self, payment_id: str) -> None:
-        """Send the text of a payment if it is owed and due. What fails is due again later, until it is given up."""
+        """Send the text of a payment if it is due. A failed attempt is retried later, up to a limit."""
         now = self._clock.now()
         again = now + timedelta(seconds=self._settings.timeout + self._settings.pause)
         claimed = await self._db.fetchrow(CLAIM, payment_id, now, again)
@@ -79,12 +79,12 @@ class Texts:
         await self._db.execute(END, payment_id, "sent", self._clock.now())
 
     async def sweep(self) -> None:
-        """Wake the job for every text that is due: what a crash, or an empty queue, has left behind."""
+        """Enqueue a job for every due text, such as one left by a crash or an empty queue."""
         for row in await self._db.fetch(DUE, self._clock.now(), BATCH):
             await self._jobs.enqueue("acme_sms.send", payment_id=row["payment_id"])
 
     async def list(self, merchant_id: str, env: Env) -> "list[TextRow]":
-        """A merchant's newest texts of one env."""
+        """Return a merchant's newest texts of one env."""
         query = TextRow.objects().where(TextRow.merchant_id == merchant_id, TextRow.env == env)
         texts: list[TextRow] = await self._db.run(query.order_by(TextRow.payment_id, ascending=False).limit(BATCH))
         return texts
@@ -96,7 +96,7 @@ class Texts:
             raise RuntimeError("the gateway has not been started")
         words = self._settings.words.format(amount=payment.amount, receipt=payment.receipt or "on its way")
         try:
-            # A timeout of the library's own bounds each read, not the whole call.
+            # The library's own timeout applies to each read, not to the whole call.
             async with asyncio.timeout(self._settings.timeout):
                 answer = await self._http.post(
                     self._settings.url,

@@ -6,7 +6,7 @@ const from = createRequire(`${process.cwd()}/`)
 const [phase, base] = process.argv.slice(2)
 const told = JSON.parse(readFileSync(0, 'utf8'))
 from('mpesa-api/lib/routes').routes.sandbox = base
-// It takes the host of its base URL and no port.
+// It uses the host of its base URL and no port.
 require('node:http').globalAgent.defaultPort = new URL(base).port
 const { Mpesa } = from('mpesa-api')
 
@@ -27,7 +27,7 @@ async function main() {
         BusinessShortCode: 174379,
         Amount: 250,
         PartyA: '254712345678',
-        // The README says that it defaults to the shortcode; release 3.0.2 sends nothing, which Daraja refuses.
+        // The README says that it defaults to the shortcode; release 3.0.2 sends nothing, which Daraja rejects.
         PartyB: '174379',
         PhoneNumber: '254712345678',
         CallBackURL: `${told.url}/callback`,

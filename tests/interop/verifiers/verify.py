@@ -1,4 +1,4 @@
-"""Verify a webhook with the public Python libraries: each accepts it, and refuses another body."""
+"""Verify a webhook with the public Python libraries: each accepts it and rejects another body."""
 
 import json
 import sys
@@ -6,13 +6,13 @@ import sys
 import standardwebhooks
 import svix
 
-told = json.load(sys.stdin)
+delivery = json.load(sys.stdin)
 accepted = []
 for name, library in {"standardwebhooks": standardwebhooks, "svix": svix}.items():
-    webhook = library.Webhook(told["secret"])
-    webhook.verify(told["body"], told["headers"])
+    webhook = library.Webhook(delivery["secret"])
+    webhook.verify(delivery["body"], delivery["headers"])
     try:
-        webhook.verify(told["body"].replace("webhook.test", "webhook.tost"), told["headers"])
+        webhook.verify(delivery["body"].replace("webhook.test", "webhook.tost"), delivery["headers"])
     except library.WebhookVerificationError:
         accepted.append(name)
 print(json.dumps(accepted))

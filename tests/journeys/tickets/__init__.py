@@ -1,1 +1,1 @@
-"""A product of a host's own: Safaricom asks it whether a ticket exists, before the money for it is taken."""
+"""A host's own product: Safaricom validates a ticket number before it accepts the money."""

@@ -1,4 +1,4 @@
-"""The product, declared: a scope, an operation, a callback kind with its answer, a table and a page."""
+"""The product's declaration: a scope, an operation, a callback kind with its answer, a table and a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TicketsWrite = Annotated[Caller, INJECTED, TICKETS_WRITE]
 
 
 class Ticket(Table, tablename="ticket"):
-    """A ticket that was sold; the migration says the rest."""
+    """A sold ticket; the migration has its constraints."""
 
     ticket_id = Text(primary_key=True)
     merchant_id = Text()
@@ -40,7 +40,7 @@ class Ticket(Table, tablename="ticket"):
 
 
 class TicketAsked(CallbackEvent, frozen=True, kw_only=True):
-    """Safaricom asks whether money for this account number is to be taken."""
+    """Safaricom's validation request for this account number."""
 
     kind: ClassVar[str] = "ticket.asked"
 
@@ -69,7 +69,7 @@ async def _answer(gateway: Runtime, asked: TicketAsked) -> Mapping[str, Any]:
 
 
 async def count(questions: Sequence[TicketAsked], gateway: Runtime) -> None:
-    """In the transaction that keeps the callback: each question counts once."""
+    """Count each validation request once, in the transaction that stores the callback."""
     for asked in questions:
         await gateway.db.execute(
             "UPDATE ticket SET asked = asked + 1 WHERE merchant_id = $1 AND env = $2 AND number = $3",
@@ -82,12 +82,11 @@ async def count(questions: Sequence[TicketAsked], gateway: Runtime) -> None:
 
 @dataclass(frozen=True)
 class Registration:
-    """Ask us before money is taken, at this address."""
+    """Registration of our validation address."""
 
     validation_url: str
 
     def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         return {"ShortCode": credentials.receiver, "ResponseType": "Cancelled", "ValidationURL": self.validation_url}
 
 
@@ -110,7 +109,7 @@ class TicketCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TicketView(msgspec.Struct, frozen=True):
-    """A ticket as a merchant sees it."""
+    """A ticket in the API."""
 
     id: str
     number: str
@@ -120,7 +119,6 @@ class TicketView(msgspec.Struct, frozen=True):
 async def sell_ticket(
     data: JSONBody[TicketCreate], caller: TicketsWrite, gateway: RuntimeDependency
 ) -> Success[TicketView]:
-    """Sell a ticket, and let Safaricom ask about it."""
     credentials = await gateway.port(Credentials).get(caller.merchant_id, caller.env)
     url = gateway.port(Callbacks).url_for(
         "ticket", env=caller.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
@@ -157,7 +155,7 @@ plugin = Plugin(
             path="ticket/question",
             read=_read,
             event=TicketAsked,
-            schema={"type": "object", "description": "Whether money for an account number is to be taken."},
+            schema={"type": "object", "description": "Accept or reject money for an account number."},
             answer=_answer,
             answer_schema={"type": "object", "required": ["ResultCode", "ResultDesc"]},
         ),

@@ -1,1 +1,1 @@
-"""The table of texts, step by step."""
+"""Migrations of the table of texts."""

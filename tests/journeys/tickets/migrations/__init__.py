@@ -1,1 +1,1 @@
-"""The tables of the tickets."""
+"""Migrations of the tickets product."""

@@ -1,4 +1,4 @@
-"""Imports go one way: plugins call down through public drawers, and the kernel knows no plugin."""
+"""Protects the direction of imports: plugins call down through public modules, and the kernel imports no plugin."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_imports_keep_to_the_arrows() -> None:
+def test_imports_follow_the_layers() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout
 
@@ -47,7 +47,7 @@ def test_imports_keep_to_the_arrows() -> None:
         ("plugins/mpesa_gateway_payments/__init__.py", "mpesa_gateway_callbacks"),
     ],
 )
-def test_an_import_against_the_arrows_is_found(module: str, reach: str, tmp_path: Path) -> None:
+def test_import_against_the_layers_is_found(module: str, reach: str, tmp_path: Path) -> None:
     _copy(tmp_path)
     with (tmp_path / module).open("a", encoding="utf-8") as file:
         file.write(f"import {reach}\n")
@@ -57,7 +57,7 @@ def test_an_import_against_the_arrows_is_found(module: str, reach: str, tmp_path
     assert reach in done.stdout
 
 
-def test_a_new_module_of_the_kernel_without_a_layer_is_found(tmp_path: Path) -> None:
+def test_kernel_module_without_a_layer_is_found(tmp_path: Path) -> None:
     _copy(tmp_path)
     (tmp_path / "mpesa_gateway" / "somewhere.py").write_text('"""A module."""\n', encoding="utf-8")
     done = lint_imports(tmp_path)
@@ -65,7 +65,7 @@ def test_a_new_module_of_the_kernel_without_a_layer_is_found(tmp_path: Path) -> 
     assert "somewhere" in done.stdout
 
 
-def test_a_circle_of_three_files_is_found_also_for_type_checkers(tmp_path: Path) -> None:
+def test_import_cycle_of_three_for_type_checkers_is_found(tmp_path: Path) -> None:
     _copy(tmp_path)
     circle = {"money": "phone", "phone": "secret", "secret": "money"}
     for module, reach in circle.items():

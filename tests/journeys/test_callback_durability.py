@@ -1,4 +1,4 @@
-"""A callback that was answered 200 is in Postgres, whatever ends at that moment: the process, or Postgres."""
+"""Protects acknowledged callbacks: one answered 200 is in Postgres, even if the process or Postgres is killed then."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ from tests.own_postgres import database_of, running_postgres
 from tests.plugins.callbacks.test_callbacks import ASKS
 
 MANY, AT_ONCE, ENOUGH = 400, 40, 60
-"""Callbacks, how many are sent at a time, and after how many answers the end comes."""
+"""The number of callbacks, the concurrency, and the number of answers before the kill."""
 
 
 def addresses(gateway: Gateway, merchant_id: str) -> list[str]:
-    """The paths of callbacks about requests that the gateway does not know yet: each waits in the inbox."""
+    """Return callback paths of requests unknown to the gateway: each callback waits in the inbox."""
     dispatcher = gateway.services.get(CallbackDispatcher)
     urls = [
         dispatcher.url_for("stk", env="sandbox", merchant_id=merchant_id, subject_id=gateway.ids.new("pay"))
@@ -34,15 +34,15 @@ def addresses(gateway: Gateway, merchant_id: str) -> list[str]:
 
 
 class Sender:
-    """Sends callbacks as Safaricom does, many at a time, and notes how each was answered."""
+    """Sends callbacks concurrently, as Safaricom does, and records the status of each answer."""
 
     def __init__(self, base: str, paths: list[str]) -> None:
         self.base, self.paths = base, paths
         self.answers: dict[str, int] = {}
-        """By receipt; 0 where there was no answer."""
+        """HTTP status by receipt; 0 without an answer."""
 
     async def send(self, after: Callable[[], Awaitable[None] | None]) -> None:
-        """Send all of them; do something when so many were accepted."""
+        """Send all callbacks and run an action after a number of acknowledgements."""
         waiting = list(enumerate(self.paths))
         has_happened = False
 
@@ -51,10 +51,10 @@ class Sender:
             while waiting:
                 number, path = waiting.pop()
                 receipt = f"TKN{number:07}"
-                said = json.dumps(stk_callback(f"ws_CO_{number}", receipt=receipt)).encode()
+                body = json.dumps(stk_callback(f"ws_CO_{number}", receipt=receipt)).encode()
                 try:
                     answer = await session.post(
-                        self.base + path, data=said, headers={"Content-Type": "application/json"}, timeout=20
+                        self.base + path, data=body, headers={"Content-Type": "application/json"}, timeout=20
                     )
                     self.answers[receipt] = answer.status_code or 0
                 except niquests.exceptions.RequestException:
@@ -70,22 +70,22 @@ class Sender:
 
     @property
     def accepted(self) -> set[str]:
-        """The receipts of those that were answered 200."""
+        """Return the receipts answered with 200."""
         return {receipt for receipt, status in self.answers.items() if status == 200}
 
 
-async def kept(gateway: Gateway) -> Counter[str]:
-    """The receipts that are in the inbox."""
+async def stored(gateway: Gateway) -> Counter[str]:
+    """Return the receipts in the inbox."""
     rows = await gateway.db.fetch("SELECT body FROM callback")
     return Counter(_receipt(json.loads(row["body"])) for row in rows)
 
 
-def _receipt(said: Any) -> str:
-    items = said["Body"]["stkCallback"]["CallbackMetadata"]["Item"]
+def _receipt(body: Any) -> str:
+    items = body["Body"]["stkCallback"]["CallbackMetadata"]["Item"]
     return next(str(item["Value"]) for item in items if item["Name"] == "MpesaReceiptNumber")
 
 
-async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
+async def test_stopped_process_loses_no_acknowledged_callback(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
@@ -97,13 +97,13 @@ async def test_process_that_is_told_to_stop_loses_no_callback_that_it_answered(
             await sender.send(lambda: process.send_signal(signal.SIGTERM))
             assert await asyncio.to_thread(process.wait, 20) == 0
             assert set(sender.answers.values()) <= {200, 503, 0}
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert sender.accepted - set(found) == set()
             assert set(found.values()) == {1}
             assert len(sender.accepted) >= ENOUGH
 
 
-async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url: str) -> None:
+async def test_killed_postgres_loses_no_acknowledged_callback(valkey_url: str) -> None:
     with running_postgres() as primary, database_of(primary) as url:
         values = gateway_values(url, valkey_url) | {"worker": {"in_process": False}}
         async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
@@ -112,7 +112,7 @@ async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url
 
             async def crash() -> None:
                 assert primary.pid is not None
-                # At once: nothing is flushed, no connection is told.
+                # Immediate shutdown: nothing is flushed, no connection is notified.
                 os.kill(primary.pid, signal.SIGQUIT)
                 await asyncio.to_thread(primary.stop)
                 await asyncio.to_thread(primary.start)
@@ -120,12 +120,12 @@ async def test_postgres_that_dies_takes_no_callback_that_was_answered(valkey_url
             await sender.send(crash)
             assert set(sender.answers.values()) <= {200, 503}
             assert 503 in sender.answers.values()
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert sender.accepted - set(found) == set()
-            # What was not accepted is sent again, and then each is kept once.
+            # Rejected callbacks are sent again, and each is then stored once.
             first, again = sender.accepted, Sender(base, sender.paths)
             await again.send(lambda: None)
             assert set(again.answers.values()) == {200}
-            found = await kept(gateway)
+            found = await stored(gateway)
             assert (set(found), set(found.values())) == (set(again.answers), {1})
             assert first <= set(found)

@@ -1,7 +1,6 @@
-"""Merchants side by side: every route, called with another's ids, with each right missing, and with keys that are none.
+"""Protects merchants from each other: every route, with ids of another merchant, missing scopes and invalid keys.
 
-The tables of this file name every operation of the route table. A new one fails here until somebody has said what
-keeps it from showing one merchant what belongs to another.
+The tables of this file name every operation of the route table. A new operation fails here until it is in one of them.
 """
 
 import json
@@ -35,7 +34,7 @@ THEIRS = {
     "POST /v1/webhooks/logs/{delivery_id}/replay",
     "GET /v1/events/{event_id}",
 }
-"""They are given the id of an object, in their path or body: another merchant's is not found."""
+"""Operations with an object's id in path or body: an object of another merchant is not found."""
 
 OWN = (
     "GET /v1/merchant/me",
@@ -61,7 +60,7 @@ OWN = (
     "PUT /v1/merchant/providers",
     "DELETE /v1/merchant/providers/mpesa",
 )
-"""They are about the caller's own things alone; in this order, so that those that change them come last."""
+"""Operations on the caller's own data, ordered so that those which change it come last."""
 
 HOSTS = {
     "GET /v1/admin/merchants",
@@ -76,11 +75,11 @@ HOSTS = {
     "POST /v1/admin/callbacks/{callback_id}/replay",
     "POST /v1/admin/refunds/{refund_id}/resolve",
 }
-"""They are the host's, who looks after all merchants: no merchant's key opens them."""
+"""Operations of the host: a merchant's key is rejected."""
 
 OPEN = {
-    "GET /health/live": "says that the process answers",
-    "GET /health/ready": "says how the gateway's parts are",
+    "GET /health/live": "the process answers",
+    "GET /health/ready": "the state of the gateway's parts",
     "POST /v1/webhooks/mpesa": "callbacks: the sender's address is the proof",
     "POST /v1/webhooks/mpesa/{token}": "callbacks: the token is the proof",
     "POST /v1/webhooks/mpesa/{subject}/{ending}": "callbacks: the sender's address is the proof",
@@ -92,12 +91,12 @@ OPEN = {
     "GET /schema/{path}": "nothing",
     "GET /web/{digest}/{name}": "the files that our own pages share",
 }
-"""They take no key, for this reason. So do Daraja's stand-in and the operators' pages, whose own tests say why."""
+"""Operations without a key, with the reason. The simulator and the operator pages have tests of their own."""
 
 ELSEWHERE = ("/simulator", "/ops")
 
 
-def test_the_tables_name_every_operation() -> None:
+def test_tenant_tables_name_every_operation() -> None:
     scoped = {str(each) for each in operations() if each.scope is not None}
     assert scoped == THEIRS | set(OWN) | HOSTS
     assert {str(each) for each in operations() if each.scope is ADMIN} == HOSTS
@@ -111,17 +110,17 @@ def test_the_tables_name_every_operation() -> None:
 
 @dataclass(frozen=True)
 class Merchant:
-    """A shop with something of everything, and how to call with its key."""
+    """A merchant with one object of each kind, and calls with its key."""
 
     gateway: Gateway
     api: Api
     receiver: Receiver
     ids: dict[str, str]
 
-    async def says(
+    async def call_operation(
         self, each: Operation, ids: dict[str, str], body: Any = None, *, query: str = "", key: str = ""
     ) -> Said:
-        """Call an operation with this merchant's API key, and a new Idempotency-Key where none is given."""
+        """Call an operation with this merchant's API key, and a new Idempotency-Key by default."""
         key = key or self.gateway.ids.new("key")
         headers = [(b"x-api-key", (self.api.key or "").encode()), (b"idempotency-key", key.encode())]
         target = "/".join(ids[part[1:-1]] if part.startswith("{") else part for part in each.path.split("/"))
@@ -139,7 +138,7 @@ async def call(
 
 @asynccontextmanager
 async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> AsyncGenerator[Merchant]:
-    """A merchant to whom everything has happened that can be looked at."""
+    """Return a merchant with an object of every kind that can be read."""
     async with receiving() as receiver, shop(gateway, base, webhook_url=receiver.url) as api:
         credentials = INITIATED | {
             "mpesa": INITIATED["mpesa"] | {"shortcode": shortcode, "consumer_key": f"consumer-{shortcode}"}
@@ -197,7 +196,7 @@ async def merchant(gateway: Gateway, base: str, shortcode: str, phone: str) -> A
 
 
 @dataclass(frozen=True)
-class Street:
+class TwoMerchants:
     """Two merchants of one gateway."""
 
     gateway: Gateway
@@ -206,14 +205,14 @@ class Street:
 
 
 @pytest.fixture
-async def street(values: dict[str, Any]) -> AsyncGenerator[Street]:
+async def merchants(values: dict[str, Any]) -> AsyncGenerator[TwoMerchants]:
     values["simulator"]["callback_delay"] = 0.05
     async with (
         running_gateway(values) as (gateway, base),
         merchant(gateway, base, "600111", "254711000111") as one,
         merchant(gateway, base, "600222", "254722000222") as other,
     ):
-        yield Street(gateway, one, other)
+        yield TwoMerchants(gateway, one, other)
 
 
 BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
@@ -222,21 +221,21 @@ BODIES: dict[str, Callable[[Merchant, dict[str, str]], Any]] = {
         "payment_id": own.ids["payment_id"] if ids["line_id"] != own.ids["line_id"] else ids["payment_id"]
     },
 }
-"""Bodies of those that take one: what is another's in them is given by ``ids``."""
+"""Bodies of operations; ``ids`` are the ids of another merchant in them."""
 
 
-def never(ids: dict[str, str]) -> dict[str, str]:
-    """Ids like these, of nothing at all."""
+def missing_ids(ids: dict[str, str]) -> dict[str, str]:
+    """Return well-formed ids that do not exist."""
     return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
 
 
-def without_id(said: Said) -> tuple[int, Any]:
-    """An answer, all but its request id."""
-    return said.status, {name: value for name, value in said.json.items() if name != "request_id"}
+def without_id(answer: Said) -> tuple[int, Any]:
+    """Return an answer without its request id."""
+    return answer.status, {name: value for name, value in answer.json.items() if name != "request_id"}
 
 
 async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[str]]:
-    """Every row that belongs to a merchant, in every table; when a key was last used is nobody's secret."""
+    """Return every row of a merchant in every table, without the last use of its keys."""
     tables = await gateway.db.fetch(
         "SELECT table_name FROM information_schema.columns "
         "WHERE table_schema = current_schema() AND column_name = 'merchant_id' ORDER BY table_name"
@@ -245,7 +244,7 @@ async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[st
     for row in tables:
         name = row["table_name"]
         rows = await gateway.db.fetch(
-            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each "  # noqa: S608 - from the catalogue
+            f"SELECT (to_jsonb(each) - 'last_used_at')::text AS text FROM {name} AS each "  # noqa: S608 - names from the catalogue
             "WHERE merchant_id = $1 ORDER BY 1",
             merchant_id,
         )
@@ -254,28 +253,28 @@ async def everything_of(gateway: Gateway, merchant_id: str) -> dict[str, list[st
     return found
 
 
-async def test_another_merchants_objects_are_not_there(street: Street) -> None:
-    one, other = street.one, street.other
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
+async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     for name in sorted(THEIRS):
         each = operation(name)
         mixtures = [one.ids]
         if "line_id" in each.parameters:
-            # Their own line, and a payment that is not theirs.
+            # Their own statement line, and a payment of another merchant.
             mixtures.append(one.ids | {"line_id": other.ids["line_id"]})
         for ids in mixtures:
             body = BODIES[name](other, ids) if each.body else None
-            said = await other.says(each, ids, body)
-            assert (said.status, said.codes) == (404, ["NOT_FOUND"]), (name, said)
-            assert is_refusal(said)
-            # And nothing tells it from what was never there.
-            missing = never(ids) if ids is one.ids else ids | {"payment_id": never(ids)["payment_id"]}
+            answer = await other.call_operation(each, ids, body)
+            assert (answer.status, answer.codes) == (404, ["NOT_FOUND"]), (name, answer)
+            assert is_refusal(answer)
+            # The answer equals the answer for an id that never existed.
+            missing = missing_ids(ids) if ids is one.ids else ids | {"payment_id": missing_ids(ids)["payment_id"]}
             body = BODIES[name](other, missing) if each.body else None
-            assert without_id(await other.says(each, missing, body)) == without_id(said), name
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+            assert without_id(await other.call_operation(each, missing, body)) == without_id(answer), name
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
     for name in sorted(THEIRS):
-        # They are there for whom they belong to.
-        own = await one.says(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
+        # The owner finds them.
+        own = await one.call_operation(operation(name), one.ids, BODIES[name](one, one.ids) if name in BODIES else None)
         assert own.status != 404, (name, own)
 
 
@@ -302,52 +301,52 @@ QUERIES = (
 )
 
 
-async def test_lists_and_settings_are_the_callers_own(street: Street) -> None:
-    one, other = street.one, street.other
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
+async def test_lists_and_settings_show_the_own_merchant_only(merchants: TwoMerchants) -> None:
+    one, other = merchants.one, merchants.other
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
     secret = {name: value for name, value in one.ids.items() if name != "receipt"}
     for name in OWN:
         each = operation(name)
         fields = () if each.query is None else each.query.__struct_fields__
         for query in QUERIES:
-            asked = query.format(**one.ids)
+            query_string = query.format(**one.ids)
             if query and query[1:].partition("=")[0] not in fields:
                 continue
-            said = await other.says(each, {}, OWN_BODIES.get(name), query=asked, key=one.ids["key"])
-            assert said.status < 300, (name, said)
-            text = said.body.decode()
+            answer = await other.call_operation(each, {}, OWN_BODIES.get(name), query=query_string, key=one.ids["key"])
+            assert answer.status < 300, (name, answer)
+            text = answer.body.decode()
             if name == "POST /v1/payments":
-                # The key is as another merchant's, and the request too: it is a payment of its own all the same.
-                assert said.json["data"]["id"] not in set(one.ids.values())
-                assert said.json["data"]["merchant_id"] == other.ids["merchant_id"]
+                # The same idempotency key and request of another merchant make a separate payment.
+                assert answer.json["data"]["id"] not in set(one.ids.values())
+                assert answer.json["data"]["merchant_id"] == other.ids["merchant_id"]
                 text = text.replace(one.ids["phone"], "").replace(one.ids["key"], "").replace("of-600111", "")
             elif "count=true" in query:
-                assert said.json["meta"]["total"] == len(said.json["data"])
+                assert answer.json["meta"]["total"] == len(answer.json["data"])
             shown = {found for found, value in secret.items() if value in text}
-            # What was asked for may be said again by nobody.
+            # No other key can repeat the request.
             assert shown == set(), (name, query, shown)
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
 
 
-async def test_a_cursor_of_another_merchant_shows_the_callers_own_list(street: Street) -> None:
+async def test_cursor_of_another_merchant_pages_the_own_list(merchants: TwoMerchants) -> None:
     for number in range(3):
-        await street.one.api.pay("254711000111", 5, key=f"more-{number}")
+        await merchants.one.api.pay("254711000111", 5, key=f"more-{number}")
     for path in ("/v1/payments", "/v1/events", "/v1/webhooks/logs", "/v1/audit/logs"):
-        page = await street.one.api.call("GET", f"{path}?limit=1")
+        page = await merchants.one.api.call("GET", f"{path}?limit=1")
         cursor = page.body["meta"]["next_cursor"]
         assert cursor, path
-        answer = await street.other.api.call("GET", f"{path}?cursor={cursor}")
+        answer = await merchants.other.api.call("GET", f"{path}?cursor={cursor}")
         assert answer.status == 200
         text = json.dumps(answer.body)
-        assert not [name for name, value in street.one.ids.items() if name != "receipt" and value in text]
+        assert not [name for name, value in merchants.one.ids.items() if name != "receipt" and value in text]
 
 
-async def test_no_merchants_key_opens_what_is_the_hosts(street: Street) -> None:
+async def test_host_operations_with_a_merchant_key_are_rejected(merchants: TwoMerchants) -> None:
     for name in sorted(HOSTS):
-        for ids in (street.one.ids, street.other.ids):
-            said = await street.other.says(operation(name), ids, {})
-            assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
-            assert "admin" in said.json["errors"][0]["message"]
+        for ids in (merchants.one.ids, merchants.other.ids):
+            answer = await merchants.other.call_operation(operation(name), ids, {})
+            assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), name
+            assert "admin" in answer.json["errors"][0]["message"]
 
 
 SCOPED = [each for each in operations() if each.scope is not None]
@@ -357,7 +356,7 @@ def target_of(each: Operation) -> str:
     return "/".join("x" if part.startswith("{") else part for part in each.path.split("/"))
 
 
-async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_at(values: dict[str, Any]) -> None:
+async def test_missing_scope_is_named_before_any_lookup(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base):
         for missing in gateway.scopes.all:
             rights = tuple(scope for scope in gateway.scopes.all if scope is not missing)
@@ -368,16 +367,16 @@ async def test_each_right_that_a_key_lacks_is_named_and_nothing_else_is_looked_a
                 for each in lacking:
                     bodies: tuple[Any, ...] = (None, {}, "nonsense")
                     for body in bodies:
-                        said = await call(gateway, each, target_of(each), headers, body)
-                        assert (said.status, said.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
-                        assert f" {missing.name}:" in said.json["errors"][0]["message"]
-                        assert is_refusal(said)
+                        answer = await call(gateway, each, target_of(each), headers, body)
+                        assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
+                        assert f" {missing.name}:" in answer.json["errors"][0]["message"]
+                        assert is_refusal(answer)
                 for each in SCOPED:
                     if each.scope is not missing and each.method == "GET":
                         assert (await call(gateway, each, target_of(each), headers)).status != 403, each
 
 
-async def test_a_key_that_is_none_opens_nothing_and_all_are_told_the_same(values: dict[str, Any]) -> None:
+async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[str, Any]) -> None:
     clock = SetClock(SystemClock().now())
     values["limits"]["auth_failures"] = 1_000_000
     async with running_gateway(values, clock=clock) as (gateway, _):
@@ -394,8 +393,8 @@ async def test_a_key_that_is_none_opens_nothing_and_all_are_told_the_same(values
         _, _, expired = await key(expires_at=clock.now() + timedelta(seconds=10))
         deactivated_of, _, deactivated = await key()
         for text in (good, revoked, expired, deactivated):
-            said = await call(gateway, operation("GET /v1/payments"), "/v1/payments", [(b"x-api-key", text.encode())])
-            assert said.status == 200
+            answer = await call(gateway, operation("GET /v1/payments"), "/v1/payments", [(b"x-api-key", text.encode())])
+            assert answer.status == 200
         await gateway.api_keys.revoke(revoked_of, revoked_id, actor="test")
         await gateway.merchants.deactivate(deactivated_of, actor="test")
         clock.advance(timedelta(seconds=11))
@@ -415,8 +414,8 @@ async def test_a_key_that_is_none_opens_nothing_and_all_are_told_the_same(values
             assert (bare.status, bare.codes) == (401, ["AUTH_INVALID_KEY"]), each
             assert is_refusal(bare)
             for text in malformed:
-                said = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
-                assert without_id(said) == without_id(bare), (each, text)
+                answer = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
+                assert without_id(answer) == without_id(bare), (each, text)
             answers = {
                 what: without_id(await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], "x"))
                 for what, text in shown.items()
@@ -436,32 +435,32 @@ ASKS_DARAJA = {
     "POST /v1/payments/mpesa/pull/register",
     "POST /v1/payments/mpesa/reconcile",
 }
-"""They call Daraja with the stored credentials."""
+"""Operations that call Daraja with the stored credentials."""
 
 
-async def test_a_live_key_of_a_sandbox_merchant_moves_nothing(street: Street) -> None:
-    one = street.one
-    _, secret = await street.gateway.api_keys.create(
-        one.ids["merchant_id"], name="live", scopes=street.gateway.scopes.all, env="live", actor="test"
+async def test_live_key_of_a_sandbox_merchant_changes_nothing(merchants: TwoMerchants) -> None:
+    one = merchants.one
+    _, secret = await merchants.gateway.api_keys.create(
+        one.ids["merchant_id"], name="live", scopes=merchants.gateway.scopes.all, env="live", actor="test"
     )
-    live = Merchant(street.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
-    before = await everything_of(street.gateway, one.ids["merchant_id"])
-    asked = await street.gateway.db.fetchval("SELECT count(*) FROM sim_push")
+    live = Merchant(merchants.gateway, Api(one.api.base, secret.reveal()), one.receiver, one.ids)
+    before = await everything_of(merchants.gateway, one.ids["merchant_id"])
+    pushes = await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push")
     bodies = OWN_BODIES | {"POST /v1/refunds": {"payment_id": one.ids["payment_id"]}}
     for name in sorted(ASKS_DARAJA):
-        said = await live.says(operation(name), one.ids, bodies.get(name))
-        # The sandbox's objects are not there for it, and for new ones live has no credentials.
+        answer = await live.call_operation(operation(name), one.ids, bodies.get(name))
+        # The key does not find sandbox objects, and live has no credentials for new ones.
         about = bodies.get(name) if name in bodies and "payment_id" in bodies[name] else None
         is_about_one = about is not None or "{" in name
         expected = (404, ["NOT_FOUND"]) if is_about_one else (422, ["PROVIDER_NOT_CONFIGURED"])
-        assert (said.status, said.codes) == expected, (name, said)
-        assert is_about_one or "no M-Pesa credentials for live" in said.json["errors"][0]["message"], name
+        assert (answer.status, answer.codes) == expected, (name, answer)
+        assert is_about_one or "no M-Pesa credentials for live" in answer.json["errors"][0]["message"], name
     for body in (INITIATED, INITIATED | {"mpesa": INITIATED["mpesa"] | {"env": "live"}}):
-        said = await live.says(operation("PUT /v1/merchant/providers"), {}, body)
-        assert (said.status, said.codes[0]) == (422, "VALIDATION_ERROR")
-        assert "mpesa.env" in [problem["field"] for problem in said.json["errors"]]
-    said = await live.says(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
-    assert (said.status, said.json["errors"][0]["field"]) == (422, "webhook_url")
+        answer = await live.call_operation(operation("PUT /v1/merchant/providers"), {}, body)
+        assert (answer.status, answer.codes[0]) == (422, "VALIDATION_ERROR")
+        assert "mpesa.env" in [problem["field"] for problem in answer.json["errors"]]
+    answer = await live.call_operation(operation("PUT /v1/merchant/webhook"), {}, {"webhook_url": one.receiver.url})
+    assert (answer.status, answer.json["errors"][0]["field"]) == (422, "webhook_url")
     await live.api.close()
-    assert await everything_of(street.gateway, one.ids["merchant_id"]) == before
-    assert await street.gateway.db.fetchval("SELECT count(*) FROM sim_push") == asked
+    assert await everything_of(merchants.gateway, one.ids["merchant_id"]) == before
+    assert await merchants.gateway.db.fetchval("SELECT count(*) FROM sim_push") == pushes

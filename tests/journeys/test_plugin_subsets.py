@@ -1,4 +1,4 @@
-"""Every plugin can be left out as far as the others let it: what remains starts on a database of its own, and works."""
+"""Protects plugin independence: a gateway works with every subset of plugins that their requirements allow."""
 
 from collections.abc import Generator
 from functools import cache
@@ -17,14 +17,14 @@ from tests.ledger import broken
 INSTALLED: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
 
 ONLOOKERS = tuple(name for name, plugin in INSTALLED.items() if not (plugin.routes or plugin.jobs or plugin.tables))
-"""Those that bring nothing that another could miss: they are tried alone and beside all, not with every subset."""
+"""Plugins that provide no port: tested alone and with all others, not in every subset."""
 
 ALL = {name: plugin for name, plugin in INSTALLED.items() if name not in ONLOOKERS}
 
 
 @cache
 def allowed() -> list[tuple[str, ...]]:
-    """Every subset of the plugins in which nobody misses what it requires; onlookers only alone and beside all."""
+    """Return every subset of plugins with its requirements met; ``ONLOOKERS`` only alone and with all others."""
     subsets = [
         names
         for size in range(len(ALL) + 1)
@@ -35,20 +35,20 @@ def allowed() -> list[tuple[str, ...]]:
 
 
 Trio = tuple[tuple[str, bool], ...]
-"""Three plugins, and of each whether it is enabled."""
+"""Three plugins, each with whether it is enabled."""
 
 
 @cache
 def trios(names: tuple[str, ...]) -> frozenset[Trio]:
-    """Which of any three plugins are enabled together in a gateway with these plugins, and which are not."""
+    """Return the trios of enabled and disabled plugins that a gateway with these plugins covers."""
     return frozenset(tuple((name, name in names) for name in three) for three in combinations(ALL, 3))
 
 
 @cache
 def served() -> list[tuple[str, ...]]:
-    """The subsets that are served: nothing, everything, onlookers, and the fewest others that show each allowed trio.
+    """Return the subsets to serve: empty, all, onlookers, and the fewest others that cover each allowed trio.
 
-    A fault that takes up to three plugins, each enabled or left out, shows in one of them. All subsets are assembled.
+    A fault of up to three plugins, each enabled or disabled, shows in one of them. All subsets are assembled.
     """
     chosen = [(), tuple(ALL), ONLOOKERS, (*ALL, *ONLOOKERS)]
     left = {trio for names in allowed() for trio in trios(names)} - {trio for names in chosen for trio in trios(names)}
@@ -61,12 +61,12 @@ def served() -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def shared_url(servers: Servers) -> Generator[str]:
-    """One database, in which each gateway has a schema of its own."""
+    """Return one database, in which each gateway has its own schema."""
     with empty_database(servers) as url:
         yield url
 
 
-def test_there_is_one_of_each_kind() -> None:
+def test_each_kind_of_plugin_is_covered() -> None:
     assert len(allowed()) == len(set(allowed()))
     found = {frozenset(names) for names in allowed()}
     expected = ((), ALL, INSTALLED, ("credentials", "callbacks", "transactions", "payments"), ("ops",))
@@ -75,7 +75,7 @@ def test_there_is_one_of_each_kind() -> None:
     assert ONLOOKERS == ("traces",)
 
 
-def test_every_allowed_trio_of_plugins_is_served() -> None:
+def test_plugin_trios_that_are_allowed_all_serve() -> None:
     assert set(served()) <= set(allowed())
     assert len(served()) == len(set(served())) < len(allowed()) / 3
     assert {trio for names in served() for trio in trios(names)} == {
@@ -84,7 +84,7 @@ def test_every_allowed_trio_of_plugins_is_served() -> None:
 
 
 @pytest.mark.parametrize("names", allowed(), ids=lambda names: "+".join(names) or "nothing")
-def test_a_gateway_is_assembled_of(names: tuple[str, ...]) -> None:
+def test_gateway_with_a_subset_of_plugins_assembles(names: tuple[str, ...]) -> None:
     values = gateway_values("postgresql://nobody@127.0.0.1:1/none", "valkey://127.0.0.1:1/0", plugins=list(names))
     gateway = Gateway(GatewayConfig.from_values(values))
     assert {plugin.name for plugin in gateway.plugins} == set(names)
@@ -92,7 +92,7 @@ def test_a_gateway_is_assembled_of(names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("names", served(), ids=lambda names: "+".join(names) or "nothing")
-async def test_a_gateway_works_with(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
+async def test_gateway_with_a_subset_of_plugins_works(names: tuple[str, ...], shared_url: str, valkey_url: str) -> None:
     schema = f"s{allowed().index(names)}"
     values: dict[str, Any] = gateway_values(shared_url, valkey_url, plugins=list(names), worker={"in_process": False})
     values["database"]["schema"] = schema

@@ -1,4 +1,4 @@
-"""Money whose news was lost, and money that goes back: found again by asking, told once, never sent twice."""
+"""Protects recovery and refunds: lost results are found by queries, delivered once, and no refund is sent twice."""
 
 import asyncio
 from typing import Any
@@ -10,36 +10,36 @@ from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Town
 
 SILENT = "254700000007"
-"""Pays, and Daraja never calls back."""
+"""Pays, and Daraja sends no callback."""
 
 SAYS_ANOTHER_AMOUNT = "254700000011"
-"""Pays what was asked for, and the callback says one shilling more."""
+"""Pays the requested amount, and the callback reports one shilling more."""
 
 VANISHES = "254700000021"
-"""Pays, and neither the push's answer nor a callback ever says so."""
+"""Pays, and neither an acknowledgement nor a callback arrives."""
 
 pytestmark = pytest.mark.usefixtures("initiated")
 
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """Questions are asked soon."""
+    """Status queries run soon."""
     return values | {"payments": {"query_after": [1], "expire_after": 60}, "simulator": {"callback_delay": 0.05}}
 
 
 async def habit(town: Town, **habits: str) -> None:
-    """Make Daraja misbehave."""
+    """Make the simulator misbehave."""
     assert (await town.api.call("PATCH", "/simulator/control/habits", habits)).status == 200
 
 
 async def paid(town: Town, key: str = "a", phone: str = "254711000001", amount: int = 500, **more: Any) -> Any:
-    """A payment that has been completed."""
+    """Return a completed payment."""
     made = (await town.api.pay(phone, amount, key=key, **more)).data
     return await town.api.settled(made["id"], "completed")
 
 
 async def refunded(town: Town, refund_id: str, status: str) -> Any:
-    """A refund once it has this status."""
+    """Return a refund once it has this status."""
 
     async def look() -> Any:
         found = (await town.api.call("GET", f"/v1/refunds/{refund_id}")).data
@@ -49,18 +49,18 @@ async def refunded(town: Town, refund_id: str, status: str) -> Any:
 
 
 async def reconcile(town: Town, body: dict[str, Any] | None = None) -> Answer:
-    """A run over the last two hours."""
+    """Run a reconciliation over the last two hours."""
     return await town.api.call("POST", "/v1/payments/mpesa/reconcile", body or {})
 
 
-async def test_a_payment_whose_callback_is_lost_is_completed_by_stk_query_and_gets_its_receipt_later(
+async def test_lost_callback_is_replaced_by_stk_query_and_a_later_receipt(
     town: Town,
 ) -> None:
     payment = await paid(town, phone=SILENT)
     assert payment["receipt"] is None
     assert payment["timeline"][-1]["cause"] == "stk_query"
-    asked = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
-    assert (asked["ResponseCode"], asked["payment_id"]) == ("0", payment["id"])
+    query = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    assert (query["ResponseCode"], query["payment_id"]) == ("0", payment["id"])
 
     async def look() -> Any:
         return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["receipt"]
@@ -68,12 +68,12 @@ async def test_a_payment_whose_callback_is_lost_is_completed_by_stk_query_and_ge
     receipt = await eventually(look)
     (entry,) = (await town.api.call("GET", "/simulator/control/ledger")).data
     assert entry["receipt"] == receipt
-    check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+    check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
     assert (check["state"], check["finding"]) == ("answered", "already_known")
     assert len(await town.receiver.wait_for(1)) == 1
 
 
-async def test_a_payment_whose_ack_and_callback_are_lost_is_recovered_by_pull(town: Town) -> None:
+async def test_lost_ack_and_callback_are_recovered_by_pull(town: Town) -> None:
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).data["response_code"] == "1000"
     assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).data["response_code"] == "1001"
     made = (await town.api.pay(VANISHES, 700, key="lost")).data
@@ -96,7 +96,7 @@ async def test_a_payment_whose_ack_and_callback_are_lost_is_recovered_by_pull(to
     assert (row["payment_id"], row["finding"]) == (made["id"], "recovered")
 
 
-async def test_a_payment_held_for_its_amount_is_completed_when_the_statement_shows_the_amount_asked_for(
+async def test_mismatch_is_completed_when_the_statement_shows_the_right_amount(
     town: Town,
 ) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
@@ -115,7 +115,7 @@ async def test_a_payment_held_for_its_amount_is_completed_when_the_statement_sho
     assert len(await town.receiver.wait_for(1, kind="payment.completed")) == 1
 
 
-async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) -> None:
+async def test_refund_is_sent_once_and_delivered_as_a_webhook(town: Town) -> None:
     payment = await paid(town)
     body = {"payment_id": payment["id"], "reason": "Out of stock"}
     answers = await asyncio.gather(
@@ -140,7 +140,7 @@ async def test_a_refund_goes_back_once_and_the_merchant_hears_of_it(town: Town) 
     assert entry["returned"] == 500
 
 
-async def test_refunds_never_exceed_the_payment_however_many_are_asked_for_at_once(town: Town) -> None:
+async def test_concurrent_refunds_never_exceed_the_payment(town: Town) -> None:
     payment = await paid(town, amount=100)
     answers = await asyncio.gather(
         *(
@@ -166,7 +166,7 @@ async def test_refunds_never_exceed_the_payment_however_many_are_asked_for_at_on
     assert len(await town.receiver.wait_for(4, kind="payment.reversed")) == 4
 
 
-async def test_two_payments_that_fit_one_line_are_never_guessed_between(town: Town) -> None:
+async def test_statement_line_fitting_two_payments_matches_neither(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     await habit(town, pullquery="partial_msisdn")
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
@@ -177,15 +177,15 @@ async def test_two_payments_that_fit_one_line_are_never_guessed_between(town: To
     await town.api.call("POST", "/simulator/control/ledger", money)
     run = (await reconcile(town)).data
     assert (run["ambiguous"], run["recovered"]) == (1, 0)
-    # A status query shows the payer's whole number, and decides.
+    # A status query shows the payer's whole number, which decides.
     payment = await town.api.settled(first["id"], "completed")
     assert payment["timeline"][-1]["cause"] == "status_query"
     assert (await town.api.call("GET", f"/v1/payments/{second['id']}")).data["status"] == "pending"
     assert (await reconcile(town)).data["already_known"] == 1
 
 
-async def test_what_a_question_decides_between_is_money_for_the_same_account(town: Town) -> None:
-    """M-Pesa's answer about a receipt shows the payer and the amount, and not the account that the line named."""
+async def test_ambiguous_line_is_resolved_within_one_account_only(town: Town) -> None:
+    """M-Pesa's result about a receipt shows the payer and the amount, not the account number of the statement line."""
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     await habit(town, pullquery="partial_msisdn", transactionstatus="late")
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600, "late_delay": 600})
@@ -195,7 +195,7 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
     assert (await reconcile(town)).data["ambiguous"] == 1
-    # Before the answer comes, the payment that it would have found is paid with other money.
+    # Before the result arrives, other money completes the payment that it would have matched.
     prompt = f"/simulator/control/pushes/{first['provider_ref']}/answer"
     assert (await town.api.call("POST", prompt, {"answer": "pay"})).status == 200
     await town.api.settled(first["id"], "completed")
@@ -209,7 +209,7 @@ async def test_what_a_question_decides_between_is_money_for_the_same_account(tow
     assert (await town.api.call("GET", f"/v1/payments/{other['id']}")).data["status"] == "pending"
 
 
-async def test_refund_of_a_retired_shortcode_is_asked_about_with_its_own_credentials(town: Town) -> None:
+async def test_refund_of_a_retired_shortcode_is_queried_with_its_credentials(town: Town) -> None:
     await habit(town, reversal="never")
     payment = await paid(town)
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
@@ -218,5 +218,5 @@ async def test_refund_of_a_retired_shortcode_is_asked_about_with_its_own_credent
     await db.execute("UPDATE refund SET due_at = now() - interval '1 s' WHERE refund_id = $1", refund_id)
     assert await town.gateway.services.get(RefundStatusQueries).ask(refund_id)
     assert await db.fetchval("SELECT due_at > now() + interval '90 s' FROM refund WHERE refund_id = $1", refund_id)
-    asked = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
-    assert (asked.status, asked.data["id"]) == (200, refund_id)
+    query = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
+    assert (query.status, query.data["id"]) == (200, refund_id)

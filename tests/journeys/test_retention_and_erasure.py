@@ -1,4 +1,4 @@
-"""What is kept: the record of money for good, the rest for a while, and a payer's number until they want it erased."""
+"""Protects retention and erasure: the record of money stays, other rows expire, a payer's number can be erased."""
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
@@ -44,13 +44,13 @@ LINES = "SELECT line_id, receipt, amount, finding, payment_id FROM statement ORD
 
 @pytest.fixture
 def confirm() -> str:
-    """Which successes are confirmed before they count."""
+    """Successes that are confirmed before they count."""
     return "never"
 
 
 @pytest.fixture
 async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
-    """Everything that a payment needs, running, with a clock that we set."""
+    """A running gateway with the simulator and a clock set by the test."""
     values["simulator"] = {"callback_delay": 0}
     values["payments"] = {"confirm": confirm}
     async with (
@@ -63,32 +63,32 @@ async def town(values: dict[str, Any], confirm: str) -> AsyncGenerator[Town]:
         yield Town(gateway, base, api, receiver)
 
 
-def later(town: Town, by: timedelta) -> None:
-    """Let time pass."""
+def advance_clock(town: Town, by: timedelta) -> None:
+    """Advance the clock."""
     cast(SetClock, town.gateway.clock).advance(by)
 
 
-async def paid(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
-    """A payment that has been completed."""
+async def completed_payment(api: Api, phone: str, key: str, **more: Any) -> dict[str, Any]:
+    """Return a completed payment."""
     return await api.settled((await api.pay(phone, 500, key=key, **more)).data["id"], "completed")
 
 
-async def told(town: Town) -> None:
-    """Wait until merchants have heard of everything."""
+async def wait_for_deliveries(town: Town) -> None:
+    """Wait until all webhooks are delivered."""
 
-    async def is_told() -> bool:
+    async def are_delivered() -> bool:
         return not await town.gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM delivery WHERE status = 'pending')")
 
-    await eventually(is_told)
+    await eventually(are_delivered)
 
 
 async def erase(town: Town, **options: Any) -> ErasureReport:
-    """What the command does."""
+    """Run the erasure as the command does."""
     return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
 
 
-async def standing(town: Town, *, but: str = "") -> list[str]:
-    """Every row in which the number, or the name that Daraja puts beside it, still stands."""
+async def rows_with_number(town: Town, *, but: str = "") -> list[str]:
+    """Return the rows that contain the number, or Daraja's masked form of it."""
     db, found = town.gateway.db, list[str]()
     others = str(UUID(bytes=uuid_of(but)))
     tables = await db.fetch(TABLES)
@@ -98,9 +98,9 @@ async def standing(town: Town, *, but: str = "") -> list[str]:
     return found
 
 
-async def a_payment_with_everything(town: Town) -> dict[str, Any]:
-    """Paid, asked about, found on a statement, partly refunded, with the number wherever a merchant may put it."""
-    payment = await paid(
+async def payment_with_every_row(town: Town) -> dict[str, Any]:
+    """Return a payment with queries, a statement line and a partial refund, and the number in every free field."""
+    payment = await completed_payment(
         town.api,
         PAYER,
         "order 1",
@@ -108,26 +108,26 @@ async def a_payment_with_everything(town: Town) -> dict[str, Any]:
         description="711000001",
         metadata={"phone": "+254711000001", "note": "Call 0711000001 after five", "other": OTHER},
     )
-    asked = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
+    query = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")).data
     body = {"payment_id": payment["id"], "amount": 100, "reason": "Back to 0711000001"}
     refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "back"})).data
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 1
 
     async def is_done() -> bool:
-        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{asked['check_id']}")).data
+        check = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{query['check_id']}")).data
         found = (await town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
         return (check["state"], found["status"]) == ("answered", "completed")
 
     await eventually(is_done)
-    await told(town)
-    # What the merchant's server answered to the webhook.
+    await wait_for_deliveries(town)
+    # The merchant's answer to the webhook.
     await town.gateway.db.execute("UPDATE delivery SET answer = 'thanks, 254711000001' WHERE ms IS NOT NULL")
     found: dict[str, Any] = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found
 
 
-async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
-    """Give a push the name that Daraja would, which ends in the payer's number; and an address of the merchant's."""
+async def set_checkout_id(town: Town, payment: dict[str, Any]) -> str:
+    """Set a checkout id that ends in the payer's number, as Daraja's do, and a callback address with it."""
     name, db = f"ws_CO_24112026110000123{PAYER[3:]}", town.gateway.db
     for change in (
         "UPDATE payment SET callback_url = 'https://duka.example/' || right($2, 9) WHERE checkout_request_id = $1",
@@ -140,7 +140,7 @@ async def as_daraja_names_it(town: Town, payment: dict[str, Any]) -> str:
 
 
 async def receive_unmatched(town: Town, days: int) -> None:
-    """A callback of so many days ago that nobody could use, and that names the payer."""
+    """Store an unmatched callback of this many days ago that names the payer."""
     at = town.gateway.clock.now() - timedelta(days=days)
     await town.gateway.db.execute(
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
@@ -152,26 +152,26 @@ async def receive_unmatched(town: Town, days: int) -> None:
     )
 
 
-async def failed(town: Town, key: str) -> dict[str, Any]:
-    """A payment of which M-Pesa says that the payer did not answer, while the prompt is still open on their phone."""
+async def failed_payment(town: Town, key: str) -> dict[str, Any]:
+    """Return a payment failed by a result "no answer" while its prompt is still open."""
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     payment = (await town.api.pay(PAYER, 500, key=key)).data
     await town.gateway.db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
-    said = stk_callback(payment["provider_ref"], 1037)
-    assert (await town.api.call("POST", await address(town, payment), said)).status == 200
+    body = stk_callback(payment["provider_ref"], 1037)
+    assert (await town.api.call("POST", await address(town, payment), body)).status == 200
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
     return await town.api.settled(payment["id"], "failed")
 
 
 async def address(town: Town, payment: dict[str, Any]) -> str:
-    """Where Daraja calls back about a payment."""
+    """Return the address that Daraja posts a payment's callback to."""
     callbacks = town.gateway.services.get(Callbacks)
     url = callbacks.url_for("stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"])
     return url.removeprefix(town.base)
 
 
-async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
-    """Callbacks that are refused: one to no address of ours, one to a payment's own that says nothing."""
+async def post_rejected_callbacks(town: Town, payment: dict[str, Any]) -> None:
+    """Post two rejected callbacks: one to an unknown address, one to a payment's own without a usable body."""
     address: str = await town.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", payment["provider_ref"]
     )
@@ -180,8 +180,8 @@ async def stranger_posts(town: Town, payment: dict[str, Any]) -> None:
     assert (await town.api.call("POST", address.removeprefix(town.base), body)).status == 422
 
 
-async def counts(town: Town) -> dict[str, int]:
-    """How many rows there are in each table."""
+async def count_rows(town: Town) -> dict[str, int]:
+    """Return the number of rows in each table."""
     tables = await town.gateway.db.fetch(TABLES)
     return {
         row["relname"]: await town.gateway.db.fetchval(f"SELECT count(*) FROM {row['relname']}")  # noqa: S608
@@ -190,40 +190,40 @@ async def counts(town: Town) -> dict[str, int]:
     }
 
 
-async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone(town: Town) -> None:
+async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: Town) -> None:
     db = town.gateway.db
-    payment = await a_payment_with_everything(town)
-    # A second attempt has a row of its own, and gives one to the first.
+    payment = await payment_with_every_row(town)
+    # A second attempt is stored in a row of its own, and so is the first one then.
     delivery_id = await db.fetchval("SELECT delivery_id FROM delivery ORDER BY delivery_id LIMIT 1")
     assert (await town.api.call("POST", f"/v1/webhooks/logs/{delivery_id}/replay")).data["status"] == "pending"
-    await told(town)
-    await stranger_posts(town, payment)
+    await wait_for_deliveries(town)
+    await post_rejected_callbacks(town, payment)
     await town.api.call("PATCH", "/simulator/control/habits", {"pullquery": "partial_msisdn"})
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 600})
     for phone in ("254711000018", "254711999018"):
         await town.api.pay(phone, 60, key=phone, reference="table 4")
     money = {"phone": "254711000018", "amount": 60, "shortcode": "174379", "reference": "table 4"}
     await town.api.call("POST", "/simulator/control/ledger", money)
-    # Money that no payment explains: its note goes, the transaction stays.
+    # Unmatched money: its note is deleted, the transaction stays.
     await town.api.call("POST", "/simulator/control/ledger", money | {"amount": 61, "reference": "table 5"})
     await town.api.call("PATCH", "/simulator/control/habits", {"transactionstatus": "never"})
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["ambiguous"] == 1
-    before = await counts(town)
+    before = await count_rows(town)
     assert min(before[name] for name in GOES) > 0
 
-    # The two prompts, which nobody has answered, wait on.
+    # The two unanswered prompts stay pending.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
     assert not any((await Retention(town.gateway).delete_expired()).values())
-    now = await counts(town)
+    now = await count_rows(town)
     assert [name for name in before if now[name] < before[name]] == []
-    later(town, timedelta(days=3653))
+    advance_clock(town, timedelta(days=3653))
     async with as_owner(town.gateway) as owner:
-        # The audit log goes by Postgres' own clock, which nobody moves.
+        # The audit log expires by Postgres' clock, which the test does not move.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
     await Retention(town.gateway).delete_expired()
-    after = await counts(town)
+    after = await count_rows(town)
     assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert await db.fetchval("SELECT count(answer) FROM delivery") == 0
@@ -231,7 +231,7 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     assert await town.gateway.audit.verify() == 1
     assert await db.fetchval("SELECT finding FROM statement_note") == "ambiguous"
 
-    # The keys are gone, and still make nothing a second time.
+    # The keys are deleted, and a repeated request still makes no second payment.
     again = await town.api.pay(
         PAYER,
         500,
@@ -249,7 +249,7 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     assert (refund.status, refund.headers["Idempotent-Replayed"]) == (200, "true")
     refused = await town.api.call("POST", "/v1/refunds", body | {"amount": 50}, headers=headers)
     assert (refused.status, refused.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
-    now = await counts(town)
+    now = await count_rows(town)
     assert (now["payment"], now["refund"], now["idempotency_key"]) == (after["payment"], after["refund"], 0)
 
 
@@ -266,22 +266,22 @@ GOES = {
 }
 
 
-async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> None:
+async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: Town) -> None:
     db = town.gateway.db
-    payment = await a_payment_with_everything(town)
-    await paid(town.api, PAYER, "order 2", metadata={"a": "b"})
-    await paid(town.api, OTHER, "order 3")
+    payment = await payment_with_every_row(town)
+    await completed_payment(town.api, PAYER, "order 2", metadata={"a": "b"})
+    await completed_payment(town.api, OTHER, "order 3")
     money = {"phone": PAYER, "amount": 60, "shortcode": "174379", "reference": "0711000001"}
     await town.api.call("POST", "/simulator/control/ledger", money)
     assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["not_found"] == 1
-    await told(town)
-    await stranger_posts(town, payment)
-    await as_daraja_names_it(town, payment)
-    later(town, timedelta(hours=60))
+    await wait_for_deliveries(town)
+    await post_rejected_callbacks(town, payment)
+    await set_checkout_id(town, payment)
+    advance_clock(town, timedelta(hours=60))
     await receive_unmatched(town, 8)
     await receive_unmatched(town, 9)
     before = [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)]
-    tables = {line.partition(":")[0] for line in await standing(town)}
+    tables = {line.partition(":")[0] for line in await rows_with_number(town)}
     assert tables == {
         "payment",
         "callback",
@@ -294,7 +294,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
 
     rehearsed = await erase(town, is_rehearsal=True)
     assert (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows == []
-    assert {line.partition(":")[0] for line in await standing(town)} == tables
+    assert {line.partition(":")[0] for line in await rows_with_number(town)} == tables
     done = await erase(town)
     assert (done.erased, done.cases, done.left) == (rehearsed.erased, 6, [])
     assert done.erased == {
@@ -306,7 +306,7 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
         "transactions": 3,
         "attempts at delivery": 2,
     }
-    assert await standing(town) == []
+    assert await rows_with_number(town) == []
     assert [await db.fetch(sql) for sql in (MONEY, REFUNDS, LINES)] == before
 
     shown = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
@@ -324,18 +324,18 @@ async def test_the_number_goes_everywhere_and_the_money_stays(town: Town) -> Non
     (intent,) = (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows
     assert intent.number < for_merchant.number < for_all.number
     assert await broken(town.gateway) == {}
-    # A second time there is nothing left to do.
+    # A second run has nothing to delete.
     assert (await erase(town)).cases == 0
 
 
-async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> None:
+async def test_erasure_skips_and_names_pending_and_recent_rows(town: Town) -> None:
     db = town.gateway.db
-    settled = await paid(town.api, PAYER, "settled")
-    refunding = await paid(town.api, PAYER, "refunding")
-    owed = await paid(town.api, PAYER, "owed")
+    settled = await completed_payment(town.api, PAYER, "settled")
+    refunding = await completed_payment(town.api, PAYER, "refunding")
+    undelivered = await completed_payment(town.api, PAYER, "owed")
     await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
     refund = (await town.api.call("POST", "/v1/refunds", {"payment_id": refunding["id"]})).data
-    await told(town)
+    await wait_for_deliveries(town)
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 86_400})
     pending = (await town.api.pay(PAYER, key="pending")).data
     await db.execute("UPDATE sim_push SET ends_at = '2030-01-01' WHERE state = 'open'")
@@ -343,32 +343,32 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
     await db.execute("UPDATE refund SET due_at = due_at + interval '10 days'")
     await db.execute(
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = '2030-01-01' WHERE payment_id = $1",
-        owed["id"],
+        undelivered["id"],
     )
-    later(town, timedelta(hours=60))
+    advance_clock(town, timedelta(hours=60))
     await town.api.call("PATCH", "/simulator/control/knobs", {"callback_delay": 0})
-    recent = await paid(town.api, PAYER, "recent")
+    recent = await completed_payment(town.api, PAYER, "recent")
 
     done = await erase(town)
     why = {left.subject_id: left.why for left in done.left}
     assert done.cases == 1
-    assert set(why) == {refunding["id"], owed["id"], pending["id"], recent["id"]}
+    assert set(why) == {refunding["id"], undelivered["id"], pending["id"], recent["id"]}
     assert why[pending["id"]] == "the payment is pending"
     assert why[refunding["id"]] == "a refund is under way"
-    assert "has not been delivered yet" in why[owed["id"]]
+    assert "has not been delivered yet" in why[undelivered["id"]]
     assert "too recent" in why[recent["id"]]
     rows = await db.fetch("SELECT payment_id, phone FROM payment")
     assert {row["payment_id"] for row in rows if row["phone"] == "erased"} == {settled["id"]}
-    # What is under way ends as if nobody had asked.
+    # Pending work ends as without the erasure.
     assert refund["status"] == "pending"
     with pytest.raises(InvalidFields, match="at least 48 hours ago"):
         await erase(town, before=town.gateway.clock.now())
 
 
-async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database_url: str) -> None:
-    busy, free = await paid(town.api, PAYER, "busy"), await paid(town.api, PAYER, "free")
-    await told(town)
-    later(town, timedelta(hours=60))
+async def test_erasure_skips_locked_rows(town: Town, database_url: str) -> None:
+    busy, free = await completed_payment(town.api, PAYER, "busy"), await completed_payment(town.api, PAYER, "free")
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
     schema = {"search_path": town.gateway.config.database.schema}
     other: asyncpg.Connection[Any] = await asyncpg.connect(database_url, server_settings=schema)
     await read_ids(other)
@@ -381,16 +381,16 @@ async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database
         phones = await other.fetch("SELECT payment_id FROM payment WHERE phone = 'erased'")
         assert [row["payment_id"] for row in phones] == [free["id"]]
     await other.close()
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
 
 
-async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
+async def test_erasure_in_a_lock_cycle_yields_before_the_deadlock_timeout(
     values: dict[str, Any],
 ) -> None:
     async def find(_: Runtime, __: str, ___: ErasedNumber, after: str) -> list[str]:
         return [] if after else ["own_1"]
 
-    async def gives_way(gateway: Runtime, _: ErasureCase) -> str:
+    async def yields(gateway: Runtime, _: ErasureCase) -> str:
         sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
         ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
         return f"gives way: {0 < ours < postgres}"
@@ -398,56 +398,56 @@ async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait
     async def erases(_: Runtime, __: ErasureCase) -> dict[str, int]:
         return {}
 
-    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))
+    own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=yields),))
     async with running_gateway(values, plugins=(own,)) as (gateway, _):
         await gateway.merchants.create("Duka", actor="test")
         done = await Privacy(gateway).erase(PAYER, actor="test")
     assert [(left.subject_id, left.why) for left in done.left] == [("own_1", "gives way: True")]
 
 
-async def test_a_recent_callback_that_nobody_could_use_is_left(town: Town) -> None:
+async def test_erasure_keeps_a_recent_unmatched_callback(town: Town) -> None:
     await receive_unmatched(town, 1)
     await receive_unmatched(town, 3)
     done = await erase(town)
     assert (done.erased["callbacks"], len(done.left)) == (1, 1)
     assert "is too recent" in done.left[0].why
-    assert len(await standing(town)) == 1
+    assert len(await rows_with_number(town)) == 1
 
 
 @pytest.mark.parametrize("confirm", ["never", "always"])
-async def test_money_that_comes_after_all_for_an_erased_payment_counts(town: Town) -> None:
-    payment = await failed(town, "late")
-    await told(town)
-    later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
+    payment = await failed_payment(town, "late")
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["phone"] == "erased"
     prompt = payment["provider_ref"]
     assert (await town.api.call("POST", f"/simulator/control/pushes/{prompt}/answer", {"answer": "pay"})).status == 200
     shown = await town.api.settled(payment["id"], "completed")
     assert (shown["phone"], shown["mismatch"]) == ("erased", None)
-    await told(town)
+    await wait_for_deliveries(town)
     assert await broken(town.gateway) == {}
-    # The callback has brought the number again, in Daraja's name of the push too: it goes once it is old enough.
+    # The callback has stored the number again, also in Daraja's checkout id: it is erased once it is old enough.
     assert (await erase(town)).cases == 0
-    assert {row.partition(":")[0] for row in await standing(town)} == {
+    assert {row.partition(":")[0] for row in await rows_with_number(town)} == {
         "callback",
         "event",
         "payment",
         "transaction",
     }
-    later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+    advance_clock(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
 
 
-async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: Town) -> None:
-    payment = await failed(town, "late")
-    name = await as_daraja_names_it(town, payment)
-    await told(town)
-    later(town, timedelta(hours=60))
-    assert ((await erase(town)).cases, await standing(town)) == (1, [])
+async def test_late_success_is_matched_by_the_hashed_checkout_id(town: Town) -> None:
+    payment = await failed_payment(town, "late")
+    name = await set_checkout_id(town, payment)
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
+    assert ((await erase(town)).cases, await rows_with_number(town)) == (1, [])
     path = await address(town, payment)
     for other in (f"ws_CO_24112026110000124{PAYER[3:]}", name + "x", "ws_CO_24112026110000123"):
-        # Money that is reported at the payment's own address is never refused: a person looks at it.
+        # Money reported at the payment's own address is never rejected: it needs review.
         assert (await town.api.call("POST", path, stk_callback(other))).status == 200, other
         assert (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "failed", other
     assert (await town.api.call("POST", path, stk_callback(name, 1032))).status == 200
@@ -458,26 +458,26 @@ async def test_a_late_success_is_known_by_what_is_left_of_the_pushs_name(town: T
     assert (shown["status"], shown["receipt"], shown["provider_ref"]) == ("completed", "TKN4A1B2C3", name)
 
 
-async def test_only_one_merchants_records_and_only_those_before_a_day(town: Town) -> None:
-    mine = await paid(town.api, PAYER, "mine")
+async def test_erasure_is_limited_to_one_merchant_and_a_day(town: Town) -> None:
+    mine = await completed_payment(town.api, PAYER, "mine")
     async with shop(town.gateway, town.base) as api:
-        theirs = await paid(api, PAYER, "theirs")
-    await told(town)
-    later(town, timedelta(days=10))
+        theirs = await completed_payment(api, PAYER, "theirs")
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(days=10))
     early = town.gateway.clock.now() - timedelta(days=11)
     assert (await erase(town, before=early)).cases == 0
     assert (await erase(town, merchant_id=mine["merchant_id"])).cases == 1
-    assert await standing(town, but=theirs["merchant_id"]) == []
+    assert await rows_with_number(town, but=theirs["merchant_id"]) == []
     assert (await erase(town)).cases == 1
     with pytest.raises(NotFound):
         await erase(town, merchant_id="mer_nobody")
 
 
-async def test_a_key_with_the_number_stays_and_its_payment_is_made_once(town: Town) -> None:
+async def test_idempotency_key_survives_erasure_and_repeats_no_payment(town: Town) -> None:
     key = "order of 0711000001"
-    payment = await paid(town.api, PAYER, key)
-    await told(town)
-    later(town, timedelta(hours=60))
+    payment = await completed_payment(town.api, PAYER, key)
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
     (left,) = (await erase(town)).left
     assert left.subject_id == payment["id"]
     assert "Idempotency-Key" in left.why
@@ -488,10 +488,10 @@ async def test_a_key_with_the_number_stays_and_its_payment_is_made_once(town: To
     assert len((await town.api.call("GET", "/simulator/control/pushes")).data) == 1
 
 
-async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) -> None:
-    payment = await paid(town.api, PAYER, "order")
-    await told(town)
-    later(town, timedelta(hours=60))
+async def test_late_callback_for_an_erased_payment_is_no_mismatch(town: Town) -> None:
+    payment = await completed_payment(town.api, PAYER, "order")
+    await wait_for_deliveries(town)
+    advance_clock(town, timedelta(hours=60))
     assert (await erase(town)).cases == 1
     prompt = payment["provider_ref"]
     again = await town.api.call("POST", f"/simulator/control/pushes/{prompt}/callback")
@@ -519,14 +519,14 @@ async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) 
         ("about ws_CO_24112026110000123711000001.", "about ws_CO_24112026110000123erased-1."),
     ],
 )
-def test_the_number_is_found_in_every_form_and_nothing_else_is(text: str, cleaned: str) -> None:
+def test_number_is_found_in_every_form_and_only_the_number(text: str, cleaned: str) -> None:
     assert ErasedNumber(PAYER, "-1").without(text) == cleaned
 
 
-def test_json_stays_as_it_was_written_but_for_the_number() -> None:
+def test_json_with_the_number_removed_is_otherwise_unchanged() -> None:
     body = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":254711000001}],"b":null,"c":"x"}'
-    wanted = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
-    assert ErasedNumber(PAYER).without_in_json(body) == wanted
+    expected = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
+    assert ErasedNumber(PAYER).without_in_json(body) == expected
     untouched = '{"a": 1.50,  "b": "254711000002"}'
     assert ErasedNumber(PAYER).without_in_json(untouched) == untouched
     assert ErasedNumber(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"
