@@ -161,11 +161,12 @@ async def check_own_env(env_site: EnvSite, env: Env) -> None:
     for event in (await api.call("GET", "/v1/events")).data:
         assert event["data"]["env"] == env
     for path in ("/v1/payments/export", "/v1/refunds/export"):
-        answer = await ask(env_site.gateway.asgi, "GET", path.encode(), ((b"x-api-key", env_site.keys[env].encode()),))
-        head, *lines = answer.body.decode().splitlines()
-        column = head.split(",").index("env")
-        assert lines, path
-        assert {line.split(",")[column] for line in lines} == {env}
+        key = ((b"x-api-key", env_site.keys[env].encode()),)
+        exported = await ask(env_site.gateway.asgi, "GET", path.encode(), key)
+        head, *rows = exported.body.decode().splitlines()
+        position = head.split(",").index("env")
+        assert rows, path
+        assert {row.split(",")[position] for row in rows} == {env}
     await api.close()
 
 

@@ -1,4 +1,4 @@
-"""Daraja is asked about what no callback has ended; whatever it says, late, twice or wrongly, moves money once."""
+"""Protects STK queries: each answer, late, repeated or contradictory, completes or fails a payment at most once."""
 
 import asyncio
 from base64 import b64decode
@@ -21,13 +21,13 @@ PHONE = "254711000001"
 
 @pytest.fixture
 def confirm() -> str:
-    """Which successes are confirmed before they count."""
+    """The setting `payments.confirm`."""
     return "never"
 
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, Any]:
-    """Nothing is asked about but on demand."""
+    """STK queries are sent on demand only."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "payments": {"query_after": [3600], "expire_after": 7200, "confirm": confirm},
@@ -36,42 +36,41 @@ def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, An
 
 @pytest.fixture
 def stopped_clock(town: Town, monkeypatch: pytest.MonkeyPatch) -> SetClock:
-    """The gateway's time, which stands from now on: a rest of seconds lasts until the test moves it."""
+    """The gateway's clock, stopped: a pause of seconds lasts until the test advances the clock."""
     clock = SetClock(town.gateway.clock.now())
     monkeypatch.setattr(town.gateway.clock, "now", clock.now)
     return clock
 
 
-async def asked(town: Town, key: str = "a", **more: Any) -> Any:
-    """A payment of KES 500 whose prompt is on the phone."""
+async def create_payment(town: Town, key: str = "a", **more: Any) -> Any:
+    """Create a payment of KES 500 whose prompt was acknowledged."""
     return (await town.api.pay(PHONE, 500, key=key, **more)).data
 
 
-async def call_back(town: Town, payment: Any, code: Any = 0, **said: Any) -> Answer:
-    """Post a callback about this payment to its own address."""
+async def call_back(town: Town, payment: Any, code: Any = 0, **fields: Any) -> Answer:
+    """Post a callback to the payment's own address."""
     url = town.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
-    handle = said.pop("handle", payment["provider_ref"])
-    return await town.api.call("POST", url.removeprefix(town.base), stk_callback(handle, code, **said))
+    handle = fields.pop("handle", payment["provider_ref"])
+    return await town.api.call("POST", url.removeprefix(town.base), stk_callback(handle, code, **fields))
 
 
 async def query(town: Town, payment: Any) -> Any:
-    """Ask M-Pesa now, as the merchant does; gives the payment."""
+    """Send an STK query as the merchant; returns the payment."""
     return (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
 
 
-async def look(town: Town, payment: Any) -> Any:
-    """The payment as it is."""
+async def get_payment(town: Town, payment: Any) -> Any:
     return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
 
 
-async def told(town: Town, count: int) -> list[str]:
-    """The events that the shop has heard of, once there are so many and no more are owed."""
+async def sent_events(town: Town, count: int) -> list[str]:
+    """Return the event types sent to the shop, once there are `count` and none is pending."""
     return await town.told(count)
 
 
-# -- what the query says ------------------------------------------------------------------------------------------
+# -- answers of the STK query ---------------------------------------------------------------------------------------
 
 
 NO_END: tuple[Said, ...] = (
@@ -89,18 +88,18 @@ NO_END: tuple[Said, ...] = (
     (200, []),
     (200, {"ResultCode": None}),
     (200, {"ResultCode": {"a": 1}}),
-    # A success that names no push, another one, or contradicts itself.
+    # A success without a push, of another push, or with a contradiction.
     (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": None}),
     (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": ""}),
     (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": ["ws_CO_1"]}),
     (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": "ws_CO_OTHER"}),
     (200, {"ResponseCode": "1", "ResultCode": "0"}),
 )
-"""Answers to the question how a push stands that say neither yes nor no."""
+"""Answers to an STK query that state neither success nor failure."""
 
 
-async def test_what_is_no_end_leaves_a_payment_pending_and_it_is_asked_about_again(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_stk_query_undecided_answer_leaves_payment_pending_and_due(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     for answer in NO_END:
         daraja.say("stkquery", answer)
         after = await query(town, payment)
@@ -116,19 +115,19 @@ NOT_PUT: tuple[tuple[Said, ...], ...] = (
     (fault("500.003.03", "Error Occurred: Quota Violation"),),
     (fault("404.001.03", "Invalid Access Token", 404), fault("404.001.03", "Invalid Access Token", 404)),
 )
-"""Answers that say that the question was not even taken."""
+"""Answers to a query that Daraja did not accept."""
 
 
 @pytest.mark.parametrize("answers", NOT_PUT)
-async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at_once(
+async def test_stk_query_not_accepted_is_retried_after_the_pause(
     town: Town, daraja: Daraja, stopped_clock: SetClock, answers: tuple[Said, ...]
 ) -> None:
-    payment = await asked(town)
+    payment = await create_payment(town)
     daraja.say("stkquery", *answers)
     assert (await query(town, payment))["status"] == "pending"
     wait = await town.gateway.db.fetchval("SELECT due_at FROM payment") - stopped_clock.now()
     assert timedelta(seconds=5) <= wait <= timedelta(seconds=60), wait
-    # While Daraja rests no question of this merchant is put, whoever wants it.
+    # During the pause no query of this merchant is sent, forced ones included.
     assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
     assert len(daraja.of("stkquery")) == len(answers)
@@ -137,31 +136,29 @@ async def test_a_question_that_daraja_does_not_take_is_put_again_soon_and_not_at
     assert len(daraja.of("stkquery")) == len(answers) + 1
 
 
-async def test_does_not_exist_is_young_ignorance_until_the_window_has_passed(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_stk_query_not_found_is_pending_until_the_payment_expires(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     for _ in range(3):
         daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
         assert (await query(town, payment))["status"] == "pending"
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
     daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
     await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    ended = await look(town, payment)
+    ended = await get_payment(town, payment)
     assert (ended["status"], ended["failure_reason"], ended["timeline"][-1]["kind"]) == ("failed", "expired", "expired")
-    assert await told(town, 1) == ["payment.failed"]
+    assert await sent_events(town, 1) == ["payment.failed"]
 
 
-async def test_ask_schedules_the_last_question_before_the_end_of_the_window(town: Town) -> None:
-    payment = await asked(town)
+async def test_stk_query_near_expiry_schedules_the_last_one_before_it(town: Town) -> None:
+    payment = await create_payment(town)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() + interval '200 seconds'")
     await query(town, payment)
     before = await town.gateway.db.fetchval("SELECT expires_at - due_at FROM payment")
     assert timedelta(seconds=10) < before < timedelta(seconds=60)
 
 
-async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_credentials(
-    town: Town, daraja: Daraja
-) -> None:
-    payment = await asked(town)
+async def test_stk_query_uses_the_payments_shortcode_and_its_newest_credentials(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     newer = INITIATED["mpesa"] | {"passkey": "a-newer-passkey-of-the-same-shortcode"}
     await town.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": newer})
     assert await move_to(town.api, "600001") == {"payments": 1, "refunds": 0}
@@ -172,29 +169,29 @@ async def test_a_question_is_put_with_the_payments_own_shortcode_and_its_newest_
     assert b64decode(sent["Password"]).decode() == signed
 
 
-async def test_credentials_that_were_erased_ask_nothing(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_stk_query_with_erased_credentials_is_not_sent(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     await town.gateway.db.execute(WIPE)
     assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await get_payment(town, payment))["status"] == "pending"
     assert daraja.of("stkquery") == []
 
 
-# -- contradictions -----------------------------------------------------------------------------------------------
+# -- contradictions -------------------------------------------------------------------------------------------------
 
 
-async def test_cancelled_says_the_query_and_then_a_receipt_comes(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_callback_with_receipt_after_failed_query_completes_payment(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     daraja.say("stkquery", stk_result("1032"))
     assert (await query(town, payment))["status"] == "failed"
     await call_back(town, payment, 0)
-    after = await look(town, payment)
+    after = await get_payment(town, payment)
     assert (after["status"], after["receipt"], after["failure_reason"]) == ("completed", "TKN4A1B2C3", None)
-    assert await told(town, 2) == ["payment.completed", "payment.failed"]
+    assert await sent_events(town, 2) == ["payment.completed", "payment.failed"]
 
 
-async def test_a_query_that_was_overtaken_by_the_callback_changes_nothing(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_stk_query_answered_after_the_callback_changes_nothing(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     daraja.say("stkquery", stk_result("1037"))
     go = daraja.hold("stkquery")
     asking = asyncio.create_task(query(town, payment))
@@ -202,10 +199,10 @@ async def test_a_query_that_was_overtaken_by_the_callback_changes_nothing(town: 
     await call_back(town, payment, 0)
     go.set()
     assert (await asking)["status"] == "completed"
-    assert await told(town, 1) == ["payment.completed"]
+    assert await sent_events(town, 1) == ["payment.completed"]
 
 
-# -- confirmation -------------------------------------------------------------------------------------------------
+# -- confirmation ---------------------------------------------------------------------------------------------------
 
 
 REPORTS: tuple[tuple[dict[str, Any], bool], ...] = (
@@ -215,26 +212,26 @@ REPORTS: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"receipt": "UNFIT00001", "phone": 254799999999}, False),
     ({"has_metadata": False}, False),
 )
-"""Reported successes of a payment of KES 500, and whether they say all that was asked for."""
+"""Reported successes of a payment of KES 500; True if the report fits the request."""
 
 
 @pytest.mark.parametrize("confirm", ["never", "mismatch", "always"])
-async def test_which_successes_are_confirmed_before_they_count(town: Town, daraja: Daraja, confirm: str) -> None:
+async def test_callback_success_is_confirmed_as_the_setting_says(town: Town, daraja: Daraja, confirm: str) -> None:
     queries = town.gateway.services.get(StkQueries)
-    for number, (said, fits) in enumerate(REPORTS):
-        # The sweep may come by at any moment: its question waits as well.
+    for number, (fields, fits) in enumerate(REPORTS):
+        # The sweep can run at any time, so its query is blocked too.
         go = daraja.hold("stkquery")
-        payment = await asked(town, key=f"k{number}")
-        assert (await call_back(town, payment, 0, **said)).status == 200
-        after = await look(town, payment)
+        payment = await create_payment(town, key=f"k{number}")
+        assert (await call_back(town, payment, 0, **fields)).status == 200
+        after = await get_payment(town, payment)
         if confirm == "always" or (confirm == "mismatch" and not fits):
-            assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming"), said
+            assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming"), fields
             daraja.say("stkquery", stk_result("0"))
             go.set()
-            # It is due at once; here we do not wait for the sweep that finds it.
+            # The payment is due at once; the test does not wait for the sweep.
             await queries.ask(payment["id"])
             after = await town.api.settled(payment["id"], "completed")
-        assert (after["status"], after["receipt"]) == ("completed", said.get("receipt")), said
+        assert (after["status"], after["receipt"]) == ("completed", fields.get("receipt")), fields
         assert after["timeline"][-1]["cause"] == "callback"
     expected = {"never": 0, "mismatch": 3, "always": 5}[confirm]
     assert len(daraja.of("stkquery")) == expected
@@ -242,13 +239,13 @@ async def test_which_successes_are_confirmed_before_they_count(town: Town, daraj
 
 @pytest.mark.parametrize("confirm", ["never"])
 @pytest.mark.parametrize(("code", "status"), [("0", "completed"), ("1032", "failed")])
-async def test_a_success_whose_receipt_cannot_be_read_counts_once_mpesa_confirms_it(
+async def test_callback_success_with_unreadable_receipt_counts_once_confirmed(
     town: Town, daraja: Daraja, code: str, status: str
 ) -> None:
     go = daraja.hold("stkquery")
-    payment = await asked(town)
+    payment = await create_payment(town)
     await call_back(town, payment, 0, receipt="TKN-\u200b4A1B2C3", phone=254711000001)
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await get_payment(town, payment))["status"] == "pending"
     daraja.say("stkquery", stk_result(code))
     go.set()
     await town.gateway.services.get(StkQueries).ask(payment["id"])
@@ -257,8 +254,8 @@ async def test_a_success_whose_receipt_cannot_be_read_counts_once_mpesa_confirms
 
 
 @pytest.mark.parametrize("confirm", ["always"])
-async def test_a_success_that_mpesa_denies_moves_nothing(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_callback_success_denied_by_the_query_fails_payment(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     daraja.say("stkquery", stk_result("1032", "Request cancelled by user"))
     await call_back(town, payment, 0)
     after = await town.api.settled(payment["id"], "failed")
@@ -267,58 +264,58 @@ async def test_a_success_that_mpesa_denies_moves_nothing(town: Town, daraja: Dar
 
 
 @pytest.mark.parametrize("confirm", ["always"])
-async def test_a_success_that_mpesa_neither_confirms_nor_denies_waits_for_a_person_and_so_does_the_next(
+async def test_callback_success_never_confirmed_needs_review(
     town: Town,
 ) -> None:
-    payment = await asked(town)
+    payment = await create_payment(town)
     await call_back(town, payment, 0)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now()")
     await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
 
-    async def is_held() -> Any:
-        return (await look(town, payment))["mismatch"]
+    async def has_mismatch() -> Any:
+        return (await get_payment(town, payment))["mismatch"]
 
-    assert (await eventually(is_held))["of"] == "unconfirmed"
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await eventually(has_mismatch))["of"] == "unconfirmed"
+    assert (await get_payment(town, payment))["status"] == "pending"
     await call_back(town, payment, 0, receipt="SECOND0001")
-    after = await look(town, payment)
+    after = await get_payment(town, payment)
     assert (after["status"], after["receipt"]) == ("pending", None)
-    assert await told(town, 2) == ["payment.mismatched", "payment.mismatched"]
+    assert await sent_events(town, 2) == ["payment.mismatched", "payment.mismatched"]
 
 
 @pytest.mark.parametrize("confirm", ["always"])
-async def test_a_success_that_nobody_can_be_asked_about_waits_for_a_person(town: Town, daraja: Daraja) -> None:
+async def test_callback_success_of_an_unknown_push_needs_review(town: Town, daraja: Daraja) -> None:
     daraja.say("stkpush", (500, b"<html>"))
-    payment = await asked(town)
+    payment = await create_payment(town)
     assert payment["provider_ref"] is None
     await call_back(town, payment, 0, handle=None)
-    after = await look(town, payment)
+    after = await get_payment(town, payment)
     assert (after["status"], after["mismatch"]["of"]) == ("pending", "unconfirmed")
-    assert await told(town, 1) == ["payment.mismatched"]
+    assert await sent_events(town, 1) == ["payment.mismatched"]
 
 
 @pytest.mark.parametrize("confirm", ["always"])
-async def test_a_forged_success_does_not_swallow_the_true_one(town: Town, daraja: Daraja) -> None:
+async def test_callback_success_after_a_forged_one_is_a_mismatch(town: Town, daraja: Daraja) -> None:
     go = daraja.hold("stkquery")
-    payment = await asked(town)
+    payment = await create_payment(town)
     await call_back(town, payment, 0, receipt="FORGED0001")
     await call_back(town, payment, 0, receipt="TRUE000001")
     daraja.say("stkquery", stk_result("0"))
     go.set()
     await town.api.settled(payment["id"], "completed")
-    # The first was confirmed; the second is offered again and told, since one charge has one receipt.
+    # The first receipt was confirmed. The second is offered again and is a mismatch: one push has one receipt.
     await town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
     await town.gateway.services.get(CallbackDispatcher).sweep()
-    after = await look(town, payment)
+    after = await get_payment(town, payment)
     assert (after["receipt"], after["mismatch"]["received_receipt"]) == ("FORGED0001", "TRUE000001")
-    assert await told(town, 2) == ["payment.completed", "payment.mismatched"]
+    assert await sent_events(town, 2) == ["payment.completed", "payment.mismatched"]
 
 
-# -- who is asked -------------------------------------------------------------------------------------------------
+# -- env and concurrency --------------------------------------------------------------------------------------------
 
 
-async def test_a_live_key_asks_nothing_about_a_sandbox_payment(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_status_query_with_a_key_of_the_other_env_is_not_found(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     _, secret = await town.gateway.api_keys.create(
         payment["merchant_id"], name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"
     )
@@ -334,8 +331,8 @@ async def test_a_live_key_asks_nothing_about_a_sandbox_payment(town: Town, daraj
     assert [sent["PartyA"] for sent in daraja.of("transactionstatus")] == ["174379"]
 
 
-async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_stk_query_by_two_workers_is_sent_once(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     await town.gateway.db.execute("UPDATE payment SET due_at = now() + interval '1 hour'")
     go = daraja.hold("stkquery")
     queries = town.gateway.services.get(StkQueries)
@@ -352,7 +349,7 @@ async def test_two_workers_ask_once(town: Town, daraja: Daraja) -> None:
     assert len(daraja.of("stkquery")) == 1
 
 
-# -- what was not sent ---------------------------------------------------------------------------------------------
+# -- requests that were not sent ------------------------------------------------------------------------------------
 
 SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
 DEAD_TOKEN = fault("401.002.01", "Error Occurred - Invalid Access Token - abc", 401)
@@ -360,7 +357,7 @@ FIREWALL = (403, b"<html><head><title>Request unsuccessful</title></head></html>
 
 
 @pytest.mark.parametrize(
-    ("operation", "said"),
+    ("operation", "replies"),
     [
         ("stkpush", [(429, SPIKE)]),
         ("stkpush", [(500, SPIKE)]),
@@ -371,10 +368,10 @@ FIREWALL = (403, b"<html><head><title>Request unsuccessful</title></head></html>
         ("oauth", [(200, {"access_token": "line\nbreak", "expires_in": "99999999999999999999"})]),
     ],
 )
-async def test_request_not_sent_is_retryable_with_the_same_key(
-    town: Town, daraja: Daraja, operation: str, said: list[Said]
+async def test_push_not_sent_is_retryable_with_the_same_key(
+    town: Town, daraja: Daraja, operation: str, replies: list[Said]
 ) -> None:
-    daraja.say(operation, *said)
+    daraja.say(operation, *replies)
     refused = await town.api.pay(PHONE, 500, key="a")
     assert (refused.status, refused.error["retryable"]) == (503, True)
     assert int(refused.headers["Retry-After"]) > 0
@@ -385,33 +382,33 @@ async def test_request_not_sent_is_retryable_with_the_same_key(
     assert await town.gateway.db.fetchval("SELECT count(*) FROM payment") == 1
 
 
-async def test_request_answered_busy_is_unknown_and_its_late_callback_is_taken(town: Town, daraja: Daraja) -> None:
+async def test_push_answered_busy_is_unknown_and_its_late_callback_completes_it(town: Town, daraja: Daraja) -> None:
     daraja.say("stkpush", fault("500.003.02", "System is busy"))
-    made = await asked(town)
+    made = await create_payment(town)
     assert made["status"] == "pending"
     assert (await town.api.pay(PHONE, 500, key="a")).data["id"] == made["id"]
     assert len(daraja.of("stkpush")) == 1
     assert (await call_back(town, made, handle="ws_CO_busy")).status == 200
-    assert (await look(town, made))["status"] == "completed"
+    assert (await get_payment(town, made))["status"] == "completed"
 
 
 @pytest.mark.usefixtures("stopped_clock")
-async def test_request_refused_by_spike_arrest_rests_the_merchants_questions(town: Town, daraja: Daraja) -> None:
-    made = await asked(town)
+async def test_push_refused_by_spike_arrest_pauses_the_merchants_queries(town: Town, daraja: Daraja) -> None:
+    made = await create_payment(town)
     daraja.say("stkpush", (429, SPIKE))
     assert (await town.api.pay(PHONE, 500, key="b")).status == 503
     await query(town, made)
     assert daraja.of("stkquery") == []
-    # One accepted push ends the rest.
+    # One accepted push ends the pause.
     assert (await town.api.pay(PHONE, 500, key="b")).status == 201
     await query(town, made)
     assert len(daraja.of("stkquery")) == 1
 
 
-async def test_request_acknowledged_without_merchant_request_id_can_be_asked_about(town: Town, daraja: Daraja) -> None:
+async def test_push_acknowledged_without_merchant_request_id_can_be_queried(town: Town, daraja: Daraja) -> None:
     ack = {"CheckoutRequestID": "ws_CO_77", "ResponseCode": 0.0, "ResponseDescription": "Success"}
     daraja.say("stkpush", (200, ack))
-    made = await asked(town)
+    made = await create_payment(town)
     assert (made["status"], made["provider_ref"]) == ("pending", "ws_CO_77")
     daraja.say("stkquery", stk_result("0"))
     assert (await query(town, made))["status"] == "completed"

@@ -1,4 +1,4 @@
-"""What the tables of payments refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the payments' tables: each has a statement that violates it."""
 
 from itertools import product
 
@@ -99,13 +99,13 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_payments.migrations")
 
 
 @pytest.fixture
-async def books(town: Town) -> None:
-    """A payment that waits, one that failed, one that was paid, and one of which a part went back."""
+async def payments_of_each_status(town: Town) -> None:
+    """A pending, a failed, a completed and a partially reversed payment."""
     await town.gateway.merchants.create("Other", actor="test")
     await town.api.pay("254700000020", key="open")
     for key, phone, status in (
@@ -119,14 +119,14 @@ async def books(town: Town) -> None:
     )
 
 
-@pytest.mark.usefixtures("books")
-async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+@pytest.mark.usefixtures("payments_of_each_status")
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     assert await refusals(town.gateway.db, CASES) == {}
 
 
-@pytest.mark.usefixtures("books")
-async def test_the_moves_that_postgres_lets_by_are_those_of_the_rules(town: Town) -> None:
-    """Every move there could be, by whether there is a receipt and the failure was final, tried on such a row."""
+@pytest.mark.usefixtures("payments_of_each_status")
+async def test_moves_allowed_by_postgres_equal_the_allowed_moves(town: Town) -> None:
+    """Tries every move, with and without a receipt and a final failure, on a row of that status."""
     every = list(product(Status, Status, (False, True), (False, True)))
     moves = {
         "payment_moves": [
@@ -136,7 +136,7 @@ async def test_the_moves_that_postgres_lets_by_are_those_of_the_rules(town: Town
         ]
     }
     assert len(moves["payment_moves"]) > 20
-    # What a row of another status needs besides is not what is tried here.
+    # Constraints that tie other columns to the status are not the subject here.
     await town.gateway.db.execute(
         "ALTER TABLE payment DISABLE TRIGGER payment_proof_is_kept; "
         + "".join(f"ALTER TABLE payment DROP CONSTRAINT {name};" for name in await _constraints_on_status(town))

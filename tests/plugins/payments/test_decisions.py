@@ -1,4 +1,4 @@
-"""What a report does to a payment, alone: for every status and every kind of report, and as written in batches."""
+"""Protects decisions about payments: the result of each report for each status, one at a time and in batches."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -69,7 +69,7 @@ def payment(**changes: Any) -> Payment:
 
 
 def callback(code: str = "0", *, handle: str = HANDLE, has_token: bool = True, **changes: Any) -> StkResulted:
-    """An STK callback: of the amount that was asked for, unless it says otherwise."""
+    """An STK callback, with the requested amount by default."""
     is_paid = code == "0"
     values: dict[str, Any] = {
         "merchant_id": "mer_1" if has_token else "",
@@ -90,7 +90,7 @@ def callback(code: str = "0", *, handle: str = HANDLE, has_token: bool = True, *
     return StkResulted(**(values | changes))
 
 
-STANDINGS: dict[str, dict[str, Any]] = {
+STATES: dict[str, dict[str, Any]] = {
     "pending": {},
     "unknown": {"checkout_request_id": None, "charge": "unknown"},
     "released": {"checkout_request_id": None, "charge": "released"},
@@ -134,64 +134,64 @@ RESULTS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("pending", "unknown", "released", "claimed", "failed", "expired", "held"), "completed"),
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "known"),
     },
-    "paid another amount": dict.fromkeys(STANDINGS, "mismatched"),
+    "paid another amount": dict.fromkeys(STATES, "mismatched"),
     "paid, forged": {
         **dict.fromkeys(("pending", "failed", "expired"), "confirming"),
         "claimed": "waiting",
         "held": "mismatched",
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "known"),
-        # Without a token it names no push that we know.
+        # Without a token it names an unknown push.
         **dict.fromkeys(("unknown", "released"), "refused"),
     },
     "paid, other push": {
         **dict.fromkeys(("pending", "unknown", "released", "claimed", "failed", "expired", "held"), "completed"),
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "known"),
     },
-    # Where we know no push of the payment, its address alone says that the callback is about it.
-    "paid, push of another": dict.fromkeys(STANDINGS, "refused") | {"unknown": "completed", "released": "completed"},
-    "paid, other merchant": dict.fromkeys(STANDINGS, "refused"),
-    "failed": dict.fromkeys(STANDINGS, "ignored") | dict.fromkeys(("pending", "unknown", "released"), "failed"),
-    "failed, forged": dict.fromkeys(STANDINGS, "confirming") | dict.fromkeys(("unknown", "released"), "refused"),
-    "failed, other push": dict.fromkeys(STANDINGS, "refused") | {"unknown": "failed", "released": "failed"},
+    # With an unknown push, only the address identifies the payment.
+    "paid, push of another": dict.fromkeys(STATES, "refused") | {"unknown": "completed", "released": "completed"},
+    "paid, other merchant": dict.fromkeys(STATES, "refused"),
+    "failed": dict.fromkeys(STATES, "ignored") | dict.fromkeys(("pending", "unknown", "released"), "failed"),
+    "failed, forged": dict.fromkeys(STATES, "confirming") | dict.fromkeys(("unknown", "released"), "refused"),
+    "failed, other push": dict.fromkeys(STATES, "refused") | {"unknown": "failed", "released": "failed"},
     "unknown with receipt": {
-        **dict.fromkeys(STANDINGS, "mismatched"),
+        **dict.fromkeys(STATES, "mismatched"),
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "ignored"),
     },
     "answered paid": {
         **dict.fromkeys(("pending", "unknown", "released", "claimed", "expired"), "completed"),
-        # M-Pesa's last word was that it failed: without a receipt a person decides.
+        # M-Pesa's last word was a failure: without a receipt an operator decides.
         **dict.fromkeys(("held", "failed"), "mismatched"),
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "known"),
     },
-    "answered failed": dict.fromkeys(STANDINGS, "ignored")
+    "answered failed": dict.fromkeys(STATES, "ignored")
     | dict.fromkeys(("pending", "unknown", "released", "claimed"), "failed"),
     "settled": {
         **dict.fromkeys(("pending", "unknown", "released", "claimed", "failed", "expired", "held"), "completed"),
         **dict.fromkeys(("completed", "unreceipted", "reversed", "partially_reversed"), "known"),
     },
-    "ambiguous": dict.fromkeys(STANDINGS, "ignored"),
-    "mismatched": dict.fromkeys(STANDINGS, "mismatched"),
-    "not paid": dict.fromkeys(STANDINGS, "ignored") | dict.fromkeys(("pending", "unknown", "released"), "failed"),
-    "time up": dict.fromkeys(STANDINGS, "ignored")
+    "ambiguous": dict.fromkeys(STATES, "ignored"),
+    "mismatched": dict.fromkeys(STATES, "mismatched"),
+    "not paid": dict.fromkeys(STATES, "ignored") | dict.fromkeys(("pending", "unknown", "released"), "failed"),
+    "time up": dict.fromkeys(STATES, "ignored")
     | dict.fromkeys(("pending", "unknown", "released"), "failed")
     | {"claimed": "mismatched"},
 }
 
 
-@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("report", REPORTS)
-def test_decide_every_status_and_report_has_the_result_of_the_table(report: str, standing: str) -> None:
-    decisions = decide(payment(**STANDINGS[standing]), REPORTS[report], RULES)
-    assert result_of(decisions) == RESULTS[report][standing], decisions
+def test_decide_every_status_and_report_has_the_result_of_the_table(report: str, state: str) -> None:
+    decisions = decide(payment(**STATES[state]), REPORTS[report], RULES)
+    assert result_of(decisions) == RESULTS[report][state], decisions
 
 
-def test_statuses_and_charges_of_the_table_are_all_there_are() -> None:
-    assert {payment(**values).status for values in STANDINGS.values()} == {status.value for status in Status}
-    assert {payment(**values).charge for values in STANDINGS.values()} <= {charge.value for charge in Charge}
+def test_decision_table_covers_every_status_and_charge() -> None:
+    assert {payment(**values).status for values in STATES.values()} == {status.value for status in Status}
+    assert {payment(**values).charge for values in STATES.values()} <= {charge.value for charge in Charge}
 
 
 def row_of(one: Payment) -> dict[str, Any]:
-    """A payment's row, as far as decisions read and change it."""
+    """The columns of a payment's row that decisions read and write."""
     ended = one.status not in {"pending", "failed"}
     return {
         **{name: getattr(one, name) for name in Payment.__dataclass_fields__ if name != "claim"},
@@ -216,33 +216,33 @@ def row_of(one: Payment) -> dict[str, Any]:
 
 
 def applied(one: Payment, decisions: tuple[Decision, ...]) -> PaymentChange:
-    """What decisions change."""
+    """The change that decisions make."""
     change = PaymentChange(row_of(one))
     for decision in decisions:
         change.apply(decision, NOON)
     return change
 
 
-def standing_with(standing: str, mismatch: str | None, claim: ReportedMoney | None) -> Payment:
-    """One of the table's payments, with a mismatch and a claim."""
+def payment_with(state: str, mismatch: str | None, claim: ReportedMoney | None) -> Payment:
+    """A payment of the table, with a mismatch and a claim."""
     changes: dict[str, Any] = {"mismatch": mismatch, "claim": claim}
-    return payment(**STANDINGS[standing] | {name: value for name, value in changes.items() if value is not None})
+    return payment(**STATES[state] | {name: value for name, value in changes.items() if value is not None})
 
 
-def stating(code: str, handle: str, amount: Kes | None, *, has_token: bool, **changes: Any) -> StkCallback:
-    """A callback that states these."""
+def callback_with(code: str, handle: str, amount: Kes | None, *, has_token: bool, **changes: Any) -> StkCallback:
+    """A callback with these values."""
     text = None if amount is None else str(int(amount))
     return StkCallback(callback(code, has_token=has_token, handle=handle, amount=amount, amount_text=text, **changes))
 
 
 payments = st.builds(
-    standing_with,
-    st.sampled_from(sorted(STANDINGS)),
+    payment_with,
+    st.sampled_from(sorted(STATES)),
     st.sampled_from([None, "phone", "amount", "receipt", "unconfirmed"]),
     st.sampled_from([None, TOLD, ReportedMoney(receipt=OTHER, is_proven=False)]),
 )
 callbacks = st.builds(
-    stating,
+    callback_with,
     st.sampled_from(["0", "1", "1032", "1037", "777", "4999"]),
     st.sampled_from([HANDLE, "ws_CO_2"]),
     st.sampled_from([Kes(500), Kes(50), None]),
@@ -317,13 +317,13 @@ def test_apply_the_same_report_again_publishes_nothing_new(one: Payment, report:
     assert again == []
 
 
-def test_a_receipt_of_another_payment_is_a_mismatch_and_all_else_stays() -> None:
+def test_without_receipt_turns_completion_into_a_mismatch() -> None:
     learnt = LearnHandle("ws_CO_9", None)
     decisions = without_receipt((learnt, DropClaim(), Complete(TOLD, Cause.CALLBACK)))
     assert decisions == (learnt, DropClaim(), Mismatch("receipt", TOLD, Cause.CALLBACK))
 
 
-# -- batches ------------------------------------------------------------------------------------------------------
+# -- batches --------------------------------------------------------------------------------------------------------
 
 FILL = """
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency, phone,
@@ -348,16 +348,16 @@ FROM payment WHERE payment_id = ANY($1::uuid[]) ORDER BY payment_id
 """
 
 
-def named_for(side: str, count: int) -> list[str]:
-    """The ids of so many payments of one side."""
+def payment_ids_of(side: str, count: int) -> list[str]:
+    """The ids of the first `count` payments of one side."""
     return identifiers("pay", range(ord(side) * 100, ord(side) * 100 + count))
 
 
-def reported(number: int, index: int, side: str, merchant_id: str) -> Report:
-    """The report of this number about a payment of one side: the same for both, but for what has to be unique."""
+def report_number(number: int, index: int, side: str, merchant_id: str) -> Report:
+    """Report `number` about a payment of one side: equal for both sides except for unique values."""
     named: dict[str, Any] = {
         "merchant_id": merchant_id,
-        "subject_id": named_for(side, index + 1)[index],
+        "subject_id": payment_ids_of(side, index + 1)[index],
         "handle": f"ws_CO_{side}{index}",
     }
     receipt = f"R{side.upper()}{number:04}{index:02}"
@@ -374,7 +374,7 @@ def reported(number: int, index: int, side: str, merchant_id: str) -> Report:
 
 
 @pytest.mark.as_owner
-async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
+async def test_batch_of_decisions_writes_the_same_as_batches_of_one(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway, chance = town.gateway, random.Random(15)  # noqa: S311 - no secret
@@ -383,7 +383,9 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
     monkeypatch.setattr(moves, "_clock", clock)
     merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
     ids = {
-        side: [row["payment_id"] for row in await db.fetch(FILL, merchant_id, side, named_for(side, 30), clock.now())]
+        side: [
+            row["payment_id"] for row in await db.fetch(FILL, merchant_id, side, payment_ids_of(side, 30), clock.now())
+        ]
         for side in "ab"
     }
 
@@ -392,12 +394,12 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
             wanted = sorted({ids[side][index] for _, index in chosen})
             known = {row["payment_id"]: row for row in await db.fetch(tables.LOCK, wanted)}
             decided = await moves.apply_batch(
-                [(known[ids[side][index]], reported(number, index, side, merchant_id)) for number, index in chosen]
+                [(known[ids[side][index]], report_number(number, index, side, merchant_id)) for number, index in chosen]
             )
         return [result_of(decisions) for decisions in decided]
 
     for round_ in range(15):
-        # Some are about the same payment, and some come twice.
+        # Some reports are about the same payment, and some are repeated.
         chosen = [(round_ * 100 + chance.randrange(20), chance.randrange(30)) for _ in range(10)]
         clock.advance(timedelta(seconds=1))
         together = await take("a", chosen)
@@ -413,11 +415,12 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
 
 @pytest.mark.as_owner
 @pytest.mark.parametrize("code", ["0", "1032"])
-async def test_a_callback_with_the_handle_of_another_payment_is_refused(town: Town, code: str) -> None:
+async def test_callback_with_the_handle_of_another_payment_is_refused(town: Town, code: str) -> None:
     db, results = town.gateway.db, town.gateway.services.get(StkResults)
     merchant_id = (await town.api.pay(PHONE, key="first")).data["merchant_id"]
     known, unknown = [
-        row["payment_id"] for row in await db.fetch(FILL, merchant_id, "c", named_for("c", 2), town.gateway.clock.now())
+        row["payment_id"]
+        for row in await db.fetch(FILL, merchant_id, "c", payment_ids_of("c", 2), town.gateway.clock.now())
     ]
     await db.execute("UPDATE payment SET charge = 'unknown', checkout_request_id = NULL WHERE payment_id = $1", unknown)
     result = callback(code, handle="ws_CO_c0", subject_id=unknown, merchant_id=merchant_id)

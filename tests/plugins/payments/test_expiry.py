@@ -1,4 +1,4 @@
-"""Payments end by their own time, and questions are put shortcode by shortcode, whatever Daraja does."""
+"""Protects expiry and the due STK queries: they run per shortcode and do not depend on Daraja's answers."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -26,7 +26,7 @@ PHONE = "254711000001"
 
 @dataclass(frozen=True)
 class Shops:
-    """A gateway without a worker, and the merchants that use it."""
+    """A gateway without a worker, and its merchants."""
 
     gateway: Gateway
     expiry: Expiry
@@ -34,18 +34,18 @@ class Shops:
     apis: list[Api]
 
     async def pay(self, count: int, api: int = 0) -> list[str]:
-        """Payments whose prompts were acknowledged."""
+        """Create payments whose prompts were acknowledged; returns their ids."""
         made = [await self.apis[api].pay(PHONE, 500, key=f"{api}-{number}") for number in range(count)]
         return [one.data["id"] for one in made]
 
     async def statuses(self) -> list[tuple[str, str | None]]:
-        """Status and failure reason of each payment."""
+        """The status and failure reason of each payment."""
         rows = await self.gateway.db.fetch("SELECT status, failure_reason FROM payment ORDER BY payment_id")
         return [tuple(row) for row in rows]
 
     async def set(self, what: str, *args: Any) -> None:
-        """Change payments."""
-        await self.gateway.db.execute(f"UPDATE payment SET {what}", *args)  # noqa: S608 - the tests' own words
+        """Update all payments."""
+        await self.gateway.db.execute(f"UPDATE payment SET {what}", *args)  # noqa: S608 - the test's own SQL
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def shops(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shops]
 PAST = "expires_at = now() - interval '1 second'"
 
 
-async def test_end_due_expires_payments_while_every_question_hangs(shops: Shops, daraja: Daraja) -> None:
+async def test_end_due_while_every_query_hangs_expires_payments(shops: Shops, daraja: Daraja) -> None:
     await shops.pay(3)
     daraja.hold("stkquery")
     await shops.set("due_at = now() - interval '1 second'")
@@ -96,18 +96,18 @@ WHERE idempotency_key = '0-0'
 """
 
 
-async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for_five(
+async def test_end_due_of_500_payments_uses_as_many_statements_as_of_5(
     shops: Shops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await shops.pay(1)
-    asked: list[str] = []
+    statements: list[str] = []
     for name in ("execute", "fetch", "fetchrow", "fetchval"):
         plain = getattr(asyncpg.Connection, name)
 
         async def run(connection: Any, query: str, *args: Any, _plain: Any = plain, **options: Any) -> Any:
-            # Others are at work: the simulator, which has tables of its own.
+            # The simulator runs at the same time and has tables of its own.
             if "payment" in query and "sim_" not in query:
-                asked.append(query)
+                statements.append(query)
             return await _plain(connection, query, *args, **options)
 
         monkeypatch.setattr(asyncpg.Connection, name, run)
@@ -115,12 +115,12 @@ async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for
     for begin, end in ((1, 5), (6, 504), (505, 10_504)):
         numbers = list(range(begin, end + 1))
         await shops.gateway.db.execute(TEN_THOUSAND, identifiers("pay", numbers), numbers)
-        asked.clear()
+        statements.clear()
         assert await shops.expiry.end_due() == end - begin + 1
-        counts.append(len(asked))
+        counts.append(len(statements))
     few, many, all_of_them = counts
     assert few == many
-    # 500 in each transaction, and one that finds no more.
+    # 500 payments in each transaction, and a last one that finds none.
     assert all_of_them <= 21 * few, counts
     found = await shops.gateway.db.fetch(
         """
@@ -138,10 +138,10 @@ async def test_end_due_takes_as_many_statements_for_five_hundred_payments_as_for
     ]
 
 
-async def test_end_due_holds_what_was_claimed_beside_those_that_expire(shops: Shops) -> None:
+async def test_end_due_with_an_unconfirmed_success_marks_a_mismatch(shops: Shops) -> None:
     claimed, _ = await shops.pay(2)
     claim = 'claim = \'{"receipt": "TKN4A1B2C3"}\''
-    await shops.gateway.db.execute(f"UPDATE payment SET {claim} WHERE payment_id = $1", claimed)  # noqa: S608 - ours
+    await shops.gateway.db.execute(f"UPDATE payment SET {claim} WHERE payment_id = $1", claimed)  # noqa: S608 - the test's own SQL
     await shops.set(PAST)
     assert await shops.expiry.end_due() == 2
     rows = await shops.gateway.db.fetch("SELECT status, mismatch FROM payment ORDER BY payment_id")
@@ -168,7 +168,7 @@ async def test_end_due_skips_locked_payments_and_finds_them_later(shops: Shops) 
     assert await shops.expiry.end_due() == 1
 
 
-async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Shops) -> None:
+async def test_end_due_with_a_failing_payment_ends_the_others(shops: Shops) -> None:
     broken, *_ = await shops.pay(4)
     await shops.gateway.db.execute(
         f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> id_uuid('{broken}'))"
@@ -178,7 +178,7 @@ async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Sho
     assert await shops.statuses() == [("pending", None), *[("failed", "expired")] * 3]
 
 
-async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(shops: Shops, daraja: Daraja) -> None:
+async def test_end_due_of_an_unsent_payment_fails_it_as_not_sent(shops: Shops, daraja: Daraja) -> None:
     daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     unsent = await shops.apis[0].pay(PHONE, 500, key="k")
     assert (unsent.status, "Error Occurred: Spike Arrest Violation" in unsent.error["message"]) == (503, True)
@@ -192,14 +192,14 @@ async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(sh
     assert row["result_desc"].endswith("spike arrest: too many requests: Error Occurred: Spike Arrest Violation")
 
 
-async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> None:
+async def test_end_due_before_expiry_leaves_payments_pending(shops: Shops) -> None:
     await shops.pay(2)
     await shops.set("due_at = now() - interval '1 hour'")
     assert await shops.expiry.end_due() == 0
     assert await shops.statuses() == [("pending", None)] * 2
 
 
-# -- questions -----------------------------------------------------------------------------------------------------
+# -- due queries ----------------------------------------------------------------------------------------------------
 
 
 async def shortcodes(shops: Shops) -> list[str]:
@@ -210,17 +210,17 @@ async def shortcodes(shops: Shops) -> list[str]:
     return [known[merchant_id] for merchant_id in ids]
 
 
-async def test_wake_due_wakes_one_job_for_each_shortcode_however_many_are_due(shops: Shops) -> None:
+async def test_wake_due_enqueues_one_job_per_shortcode(shops: Shops) -> None:
     await shops.pay(12)
     await shops.pay(1, api=1)
     await shops.set("due_at = now() - interval '1 second'")
     for _ in range(3):
         assert await shops.queries.wake_due() == 2
-    # The same shortcodes are not added again and again.
+    # The same shortcodes are enqueued once.
     assert await shops.gateway.jobs.queues["daraja"].count("queued") == 2
 
 
-async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, daraja: Daraja) -> None:
+async def test_ask_due_with_a_hanging_shortcode_delays_no_other(shops: Shops, daraja: Daraja) -> None:
     first, second, _ = await shortcodes(shops)
     await shops.pay(6)
     await shops.pay(3, api=1)
@@ -228,7 +228,7 @@ async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, dara
     go = daraja.hold("stkquery")
     hanging = asyncio.create_task(shops.queries.ask_due(first))
     await daraja.asked_about("stkquery", 2)
-    # A second job of the same shortcode finds no place, claims nothing, and leaves all due.
+    # A second job of the same shortcode finds no free slot, claims nothing and leaves all payments due.
     assert await shops.queries.ask_due(first) == 0
     still_due = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND due_at <= now()"
     assert await shops.gateway.db.fetchval(still_due, first) == 4
@@ -241,7 +241,7 @@ async def test_ask_due_of_a_hanging_shortcode_delays_no_other(shops: Shops, dara
     assert await hanging == 6
 
 
-async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, daraja: Daraja) -> None:
+async def test_ask_due_stops_after_a_query_without_an_answer(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(6)
     await shops.set("due_at = now() - interval '1 second'")
@@ -250,9 +250,7 @@ async def test_ask_due_stops_after_a_question_without_an_answer(shops: Shops, da
     assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
 
 
-async def test_ask_due_with_a_payment_that_cannot_be_changed_asks_about_the_others(
-    shops: Shops, daraja: Daraja
-) -> None:
+async def test_ask_due_with_a_failing_payment_queries_the_others(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     broken, *_ = await shops.pay(5)
     await shops.gateway.db.execute(
@@ -265,7 +263,7 @@ async def test_ask_due_with_a_payment_that_cannot_be_changed_asks_about_the_othe
     assert await shops.statuses() == [("pending", None), *[("failed", "cancelled_by_user")] * 4]
 
 
-async def test_ask_due_goes_on_after_questions_that_daraja_refuses(shops: Shops, daraja: Daraja) -> None:
+async def test_ask_due_continues_after_refused_queries(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(5)
     await shops.set("due_at = now() - interval '1 second'")
@@ -273,9 +271,7 @@ async def test_ask_due_goes_on_after_questions_that_daraja_refuses(shops: Shops,
     assert await shops.queries.ask_due(first) == 5
 
 
-async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_expires(
-    shops: Shops, daraja: Daraja
-) -> None:
+async def test_ask_due_with_an_unreadable_answer_leaves_the_payment_pending(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(1)
     await shops.set("due_at = now() - interval '1 second'")
@@ -286,14 +282,14 @@ async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_
     assert await shops.expiry.end_due() == 1
 
 
-def test_take_bounds_all_and_each_and_silent_accounts_share_a_part() -> None:
+def test_take_limits_the_total_each_account_and_silent_accounts() -> None:
     places = Bulkhead(4, each=2)
     with places.acquire("a") as one, places.acquire("a") as two, places.acquire("a") as three:
         assert (one, two, three) == (True, True, False)
         places.record_answer("b", answered=False)
         places.record_answer("c", answered=False)
         with places.acquire("b") as silent, places.acquire("c") as another, places.acquire("d") as fresh:
-            # One place in four is for those that do not answer.
+            # One slot in four is for accounts that do not answer.
             assert (silent, another, fresh) == (True, False, True)
             with places.acquire("e") as beyond:
                 assert not beyond
@@ -302,10 +298,10 @@ def test_take_bounds_all_and_each_and_silent_accounts_share_a_part() -> None:
             assert again
 
 
-async def test_find_abandoned_with_a_generic_plan_reads_the_index_of_expiry(
+async def test_find_abandoned_with_a_generic_plan_uses_the_expiry_index(
     shops: Shops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The predicate of a partial index has to stay in the text: a generic plan does not know a parameter's value."""
+    """A generic plan does not know a parameter's value, so the predicate of the partial index stays in the text."""
     db, now = shops.gateway.db, shops.gateway.clock.now()
     texts: list[tuple[str, list[Any]]] = []
 

@@ -1,4 +1,4 @@
-"""The list as a CSV file: the same rows as the list, all of them, safe to open, and with memory flat."""
+"""Protects the CSV export: the rows of the list, complete, safe in a spreadsheet, with constant memory."""
 
 import csv
 import io
@@ -27,13 +27,13 @@ FROM unnest($2::uuid[], $3::int[]) AS given(id, i)
 
 
 async def fill(town: Town, merchant_id: str, first: int, last: int) -> None:
-    """Write failed payments with these numbers, the lowest the newest."""
+    """Insert failed payments with these numbers, the lowest the newest."""
     numbers = range(first, last + 1)
     await town.gateway.db.execute(FILL, merchant_id, identifiers("pay", numbers), list(numbers))
 
 
-async def exported(town: Town, query: str = "", path: str = "/v1/payments/export") -> list[dict[str, str]]:
-    """The file, read as a spreadsheet reads it."""
+async def export_rows(town: Town, query: str = "", path: str = "/v1/payments/export") -> list[dict[str, str]]:
+    """The rows of the file, read by a CSV reader."""
     answer = await town.api.download(path + query)
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert answer.headers["content-disposition"].startswith("attachment; filename=")
@@ -45,11 +45,11 @@ async def merchant_of(town: Town) -> str:
     return merchant_id
 
 
-async def test_the_file_has_the_rows_of_the_list_over_several_pages(town: Town) -> None:
+async def test_export_has_the_rows_of_all_pages_of_the_list(town: Town) -> None:
     await fill(town, await merchant_of(town), 1, 2500)
     made = (await town.api.pay("254711000018", 60, key="one", reference="table 4")).data
     await town.api.settled(made["id"], "completed")
-    rows = await exported(town)
+    rows = await export_rows(town)
     assert len({row["id"] for row in rows}) == len(rows) == 2501
     listed = (await town.api.call("GET", "/v1/payments?limit=100")).data
     assert [row["id"] for row in rows[:100]] == [payment["id"] for payment in listed]
@@ -60,16 +60,16 @@ async def test_the_file_has_the_rows_of_the_list_over_several_pages(town: Town) 
     assert (first["failure_reason"], first["metadata"]) == ("", "{}")
 
 
-async def test_its_filters_are_those_of_the_list(town: Town) -> None:
+async def test_export_accepts_the_filters_of_the_list(town: Town) -> None:
     await fill(town, await merchant_of(town), 1, 300)
-    assert len(await exported(town, "?min_amount=51&max_amount=60")) == 30
-    assert [row["reference"] for row in await exported(town, "?reference=ROW7")] == ["ROW7"]
+    assert len(await export_rows(town, "?min_amount=51&max_amount=60")) == 30
+    assert [row["reference"] for row in await export_rows(town, "?reference=ROW7")] == ["ROW7"]
     for query, field in (("?min_amount=many", "min_amount"), ("?limit=5", "limit"), ("?phone=12", "phone")):
         refused = await town.api.call("GET", f"/v1/payments/export{query}")
         assert (refused.status, refused.error["field"]) == (422, field)
 
 
-async def test_another_merchants_rows_are_not_in_it(town: Town) -> None:
+async def test_export_has_no_rows_of_other_merchants(town: Town) -> None:
     await fill(town, await merchant_of(town), 1, 3)
     async with shop(town.gateway, town.base) as other:
         answer = await other.download("/v1/payments/export")
@@ -77,21 +77,21 @@ async def test_another_merchants_rows_are_not_in_it(town: Town) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", " =1", "\n=1", "\uff1d1", "\u00a0+1"])
-def test_nothing_in_it_is_run_by_a_spreadsheet(text: str) -> None:
+def test_export_cell_that_a_spreadsheet_would_run_is_quoted(text: str) -> None:
     assert cell(text) == f"'{text}"
 
 
-async def test_what_a_merchant_wrote_comes_back_whole(town: Town) -> None:
+async def test_export_returns_reference_and_metadata_unchanged(town: Town) -> None:
     written = {"note": 'a "quoted", line'}
     await town.api.pay("254711000018", 60, key="one", reference="=1+1", metadata=written)
-    (row,) = await exported(town)
+    (row,) = await export_rows(town)
     assert (row["reference"], row["metadata"]) == ("'=1+1", '{"note": "a \\"quoted\\", line"}')
 
 
-async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(town: Town) -> None:
+async def test_export_uses_constant_memory_and_releases_its_connection(town: Town) -> None:
     merchant_id = await merchant_of(town)
     await fill(town, merchant_id, 1, 5_000)
-    assert len(await exported(town)) == 5_000
+    assert len(await export_rows(town)) == 5_000
     await fill(town, merchant_id, 5_001, 60_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     count = 0
@@ -105,13 +105,13 @@ async def test_memory_is_flat_and_a_client_that_hangs_up_leaves_nothing_behind(t
         await anext(chunks)
     pool: Any = town.gateway.db.engine.pool
 
-    async def is_given_back() -> bool:
+    async def is_released() -> bool:
         return bool(pool.get_idle_size() == pool.get_size())
 
-    await eventually(is_given_back)
+    await eventually(is_released)
 
 
-async def test_a_file_that_fails_in_the_middle_breaks_off_and_never_looks_whole(town: Town) -> None:
+async def test_export_failing_midway_breaks_the_connection(town: Town) -> None:
     await fill(town, await merchant_of(town), 1, 60_000)
     async with town.api.streaming("/v1/payments/export") as chunks:
         taken = [await anext(chunks)]
@@ -124,7 +124,7 @@ async def test_a_file_that_fails_in_the_middle_breaks_off_and_never_looks_whole(
     assert (await town.api.call("GET", "/v1/payments?limit=1")).status == 200
 
 
-async def test_a_file_that_cannot_even_begin_is_an_answer_like_any_other(town: Town) -> None:
+async def test_export_failing_before_the_first_row_is_an_internal_error(town: Town) -> None:
     await town.gateway.db.execute("ALTER TABLE payment RENAME TO payment_gone")
     answer = await town.api.call("GET", "/v1/payments/export")
     assert (answer.status, answer.error["code"]) == (500, "INTERNAL_ERROR")
@@ -132,11 +132,11 @@ async def test_a_file_that_cannot_even_begin_is_an_answer_like_any_other(town: T
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_refunds_too(town: Town) -> None:
+async def test_export_of_refunds_has_the_rows_of_the_list(town: Town) -> None:
     made = (await town.api.pay("254711000018", 60, key="one")).data
     await town.api.settled(made["id"], "completed")
     part = {"payment_id": made["id"], "amount": 20}
     refund = (await town.api.call("POST", "/v1/refunds", part, headers={"Idempotency-Key": "part"})).data
-    (row,) = await exported(town, f"?payment_id={made['id']}", "/v1/refunds/export")
+    (row,) = await export_rows(town, f"?payment_id={made['id']}", "/v1/refunds/export")
     assert (row["id"], row["amount"], row["payment_id"]) == (refund["id"], "20.00", made["id"])
-    assert await exported(town, "?payment_id=pay_other", "/v1/refunds/export") == []
+    assert await export_rows(town, "?payment_id=pay_other", "/v1/refunds/export") == []

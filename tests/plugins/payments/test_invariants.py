@@ -1,4 +1,4 @@
-"""The books of payments agree while money flows, and where they are bent past Postgres' own rules, it shows."""
+"""Protects the invariants of payments: they hold while money moves, and each violation is reported."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ initiated = pytest.mark.usefixtures("initiated")
 
 PAID, DECLINED, ASKED, ELSEWHERE = "25471100000", "254700000001", "254700000020", "254700000011"
 
-BENDINGS = {
+VIOLATIONS = {
     "payments.change_has_one_event": f"""
         INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, env)
         SELECT {literal("evt", 1)}, 'payment.completed', merchant_id, payment_id, now(), false, '{{}}', env
@@ -84,12 +84,12 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"payments.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"payments.{invariant.name}" for invariant in plugin.invariants}
 
 
 @initiated
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
     wanted = [
         *((f"paid-{number}", f"{PAID}{number:04d}"[:12], "completed") for number in range(1, 15)),
         *((f"declined-{number}", DECLINED, "failed") for number in range(1, 4)),
@@ -104,14 +104,14 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
         "payments.refunds_fit": "refunds.sums_are_the_payments",
         "payments.receipt_pays_once": "payments.receipt_is_its_transaction",
     }
-    assert await each_is_noticed(town.gateway, BENDINGS, also) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS, also) == {}
 
 
 @initiated
-async def test_the_books_agree_at_every_moment_while_money_flows(town: Town) -> None:
-    flowing = asyncio.Event()
+async def test_invariants_hold_while_payments_and_refunds_run(town: Town) -> None:
+    is_done = asyncio.Event()
 
-    async def flow() -> None:
+    async def move_money() -> None:
         for number in range(12):
             phone = (f"{PAID}{number:04d}"[:12], DECLINED, ELSEWHERE)[number % 3]
             made = (await town.api.pay(phone, 300 + number, key=f"flow-{number}")).data
@@ -121,15 +121,15 @@ async def test_the_books_agree_at_every_moment_while_money_flows(town: Town) -> 
                 key = {"Idempotency-Key": f"part-{number}"}
                 assert (await town.api.call("POST", "/v1/refunds", part, headers=key)).status == 201
         await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})
-        flowing.set()
+        is_done.set()
 
-    flow_task = asyncio.create_task(flow())
-    looks = 0
-    while not flowing.is_set():
+    moving = asyncio.create_task(move_money())
+    rounds = 0
+    while not is_done.is_set():
         assert await broken(town.gateway) == {}
-        looks += 1
-        assert not flow_task.done() or flow_task.exception() is None
-    await flow_task
-    assert looks > 1
+        rounds += 1
+        assert not moving.done() or moving.exception() is None
+    await moving
+    assert rounds > 1
     assert await town.gateway.db.fetchval("SELECT count(DISTINCT status) FROM payment") >= 3
     assert await broken(town.gateway) == {}

@@ -1,4 +1,4 @@
-"""The judge alone: what a report of money means, in every case of a table, and for all reports there can be."""
+"""Protects the judge: the verdict about each report of money, in a table of cases and for generated reports."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -54,12 +54,11 @@ DIGEST = sha256(PHONE.encode()).hexdigest()
 
 
 def minutes(count: float) -> datetime:
-    """A time so many minutes after noon."""
     return NOON + timedelta(minutes=count)
 
 
 def payment(**changes: Any) -> Payment:
-    """A pending payment of KES 700 at the paybill, asked for at noon."""
+    """A pending payment of KES 700 at the paybill, created at noon."""
     values: dict[str, Any] = {
         "payment_id": "pay_1",
         "merchant_id": "mer_1",
@@ -77,7 +76,7 @@ def payment(**changes: Any) -> Payment:
 
 
 def line(**changes: Any) -> Evidence:
-    """A line of the paybill's whole statement that states everything about that payment's money."""
+    """A line of the paybill's complete statement that states everything about that payment's money."""
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
         "proof": Proof.WINDOW,
@@ -93,17 +92,17 @@ def line(**changes: Any) -> Evidence:
 
 
 def at_till(**changes: Any) -> Evidence:
-    """The same of a till, whose statement shows no reference."""
+    """The same line of a till, whose statement shows no reference."""
     return line(**{"receiver": TILL, "reference": None} | changes)
 
 
 def status(**changes: Any) -> Evidence:
-    """M-Pesa's answer about a receipt, which never shows the reference."""
+    """M-Pesa's result about a receipt, which never shows the reference."""
     return line(**{"source": Source.STATUS_QUERY, "proof": Proof.ANSWER, "reference": None} | changes)
 
 
 def asked_about(**changes: Any) -> Evidence:
-    """M-Pesa's answer about the conversation of the payment's push."""
+    """M-Pesa's result about the conversation of the payment's push."""
     return status(handle=Handle("pay_1"), **changes)
 
 
@@ -121,7 +120,7 @@ def callback(**changes: Any) -> Evidence:
 
 
 def query(**changes: Any) -> Evidence:
-    """M-Pesa's 0 to our STK query."""
+    """M-Pesa's 0 to the STK query."""
     values: dict[str, Any] = {
         "source": Source.STK_QUERY,
         "proof": Proof.ANSWER,
@@ -131,7 +130,7 @@ def query(**changes: Any) -> Evidence:
 
 
 def rival(**changes: Any) -> Transaction:
-    """Other money of KES 700 at the paybill."""
+    """Another transaction of KES 700 at the paybill."""
     values: dict[str, Any] = {
         "receipt": "OTHER00001",
         "receiver": PAYBILL,
@@ -254,7 +253,7 @@ CASES: list[Case] = [
      [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
     ("at another receiver", line(reference=OWN, receiver=TILL),
      [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
-    # -- our own reference, which its shop has given to a later payment too
+    # -- a reference of our own, which the shop has reused for a later payment
     ("shared, the first cancelled", line(reference=OWN), [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [],
      PaidBy("pay_2", "rule")),
     ("shared, the first paid", line(reference=OWN), [replace(FIRST_OF_TWO, **PAID), SECOND_OF_TWO], [],
@@ -315,7 +314,7 @@ CASES: list[Case] = [
     ("0 of a paid one", query(), [payment(**PAID)], [], AlreadyKnown("pay_1")),
     ("B9 another push", query(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotIncoming()),
     ("no payment", query(), [], [], NotFound()),
-    # -- asked about by its conversation
+    # -- status queries by conversation
     ("by its conversation", status(handle=Handle("pay_1")), [P], [], PaidBy("pay_1", "push")),
     ("three digits by its conversation", asked_about(payer="2547****001"), [P], [], PaidBy("pay_1", "push")),
     ("an hour later", asked_about(time=(minutes(60),)), [P], [], PaidBy("pay_1", "push")),
@@ -374,12 +373,12 @@ def test_judge_confirm_setting_decides_which_callbacks_are_confirmed(
     assert judge(report, [P], rules=Rules(confirm=confirm)) == verdict
 
 
-def test_judge_match_within_bounds_the_rule() -> None:
+def test_judge_match_within_limits_the_rule() -> None:
     assert judge(line(time=(minutes(59),)), [P], rules=Rules(match_within=timedelta(minutes=60))) == BY_RULE
     assert judge(line(time=(minutes(61),)), [P], rules=Rules(match_within=timedelta(minutes=60))) == Ambiguous(ONE)
 
 
-# -- people -------------------------------------------------------------------------------------------------------
+# -- choices of merchants and operators -----------------------------------------------------------------------------
 
 THEIRS = payment(payment_id="pay_2", merchant_id="mer_2")
 CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | NotAssignable, Verdict | NotAssignable]] = [
@@ -426,7 +425,7 @@ def test_judge_choice_table(
     assert judge_choice(report, chosen, others, by_operator=True) == for_operator
 
 
-# -- what a report states -----------------------------------------------------------------------------------------
+# -- reading a report -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -446,7 +445,7 @@ def test_judge_choice_table(
         (None, None),
     ],
 )
-def test_read_kind_knows_what_comes_in(kind: str | None, direction: Direction | None) -> None:
+def test_read_kind_returns_the_direction(kind: str | None, direction: Direction | None) -> None:
     assert read_kind(kind)[0] is direction
 
 
@@ -485,7 +484,7 @@ def test_read_direction_is_in_only_for_our_receiver(creditors: list[str], direct
         (["254711000001 - JANE"], "700-", Direction.OUT),
     ],
 )
-def test_read_direction_is_out_for_money_of_our_own_and_below_zero(
+def test_read_direction_of_our_own_or_negative_money_is_out(
     debtors: list[str], amount: str | None, direction: Direction
 ) -> None:
     assert read_direction(["174379 - SHOP"], {"174379", "600638"}, debtors=debtors, amount=amount) is direction
@@ -503,40 +502,40 @@ def test_read_direction_is_out_for_money_of_our_own_and_below_zero(
         ([], None),
     ],
 )
-def test_read_payer_of_two_numbers_is_neither(parties: list[str], payer: str | None) -> None:
+def test_read_payer_of_two_numbers_is_none(parties: list[str], payer: str | None) -> None:
     assert read_payer(parties) == payer
 
 
 @FAST
-@given(st.datetimes(min_value=datetime(2024, 1, 1), max_value=datetime(2030, 1, 1)))  # noqa: DTZ001 - as it is written
-def test_a_time_without_zone_is_east_african_and_one_with_z_is_read_both_ways(at: datetime) -> None:
+@given(st.datetimes(min_value=datetime(2024, 1, 1), max_value=datetime(2030, 1, 1)))  # noqa: DTZ001 - the text has no zone
+def test_read_moments_without_zone_is_eat_and_with_z_is_both(at: datetime) -> None:
     text = at.replace(microsecond=0).isoformat(sep=" ")
     (alone,) = read_moments(text)
     both = read_moments(text + "Z")
     assert both == (alone, alone + timedelta(hours=3))
     assert read_moments(text + "+03:00") == (alone,)
-    # A reading in the future, or outside the window that was asked for, is none.
+    # A reading in the future, or outside the requested window, is impossible.
     assert possible(both, now=alone + timedelta(hours=1)) == (alone,)
     assert possible(both, now=both[1], since=both[1] - timedelta(hours=2)) == (both[1],)
     assert possible(both, now=both[1]) == both
     assert possible(both, now=both[1] + timedelta(hours=9), since=both[1] + timedelta(hours=1)) == ()
-    # A payment that is known proves which it was.
+    # The time of a known payment proves the zone.
     minute = timedelta(minutes=1)
     assert proven_zone(both, alone - minute, alone + minute) == "eat"
     assert proven_zone(both, both[1] - minute, both[1] + minute) == "utc"
     assert proven_zone(both, alone - timedelta(hours=9), alone - timedelta(hours=8)) is None
-    # Known so late that the wrong reading might fit.
+    # Here the payment was known so late that the wrong reading could match too.
     assert proven_zone(both, alone - minute, alone + timedelta(minutes=60)) is None
     assert proven_zone((alone,), alone - minute, alone + minute) is None
     assert (in_zone(both, "eat"), in_zone(both, "utc"), in_zone(both, None)) == (both[:1], both[1:], both)
 
 
-def test_normalised_compares_text_as_people_read_it() -> None:
+def test_normalised_ignores_space_width_and_case() -> None:
     assert normalised(" Shop \t 1 ") == normalised("SHOP 1") == normalised("\uff33hop\u00a01") == "shop 1"
     assert normalised(" ") is normalised("") is normalised(None) is None
 
 
-# -- for all there can be -----------------------------------------------------------------------------------------
+# -- properties for generated reports -------------------------------------------------------------------------------
 
 REFERENCES = st.sampled_from(["table 4", "TABLE  4 ", "table 5", OWN, ""])
 PHONES = st.sampled_from([PHONE, "254711000002", "254799999001"])
@@ -573,7 +572,7 @@ BOOKS = st.lists(st.sampled_from(["a", "b", "c"]), unique=True).flatmap(
 
 @st.composite
 def reports(draw: st.DrawFn) -> Evidence:
-    """Any report of a statement or a status answer."""
+    """Any report of a statement or a status result."""
     is_status = draw(st.booleans())
     own = [f"OWN{one}" for one in "abc"]
     receiver = draw(RECEIVERS)
@@ -583,7 +582,7 @@ def reports(draw: st.DrawFn) -> Evidence:
         direction=draw(st.sampled_from([Direction.IN, Direction.IN, Direction.IN, Direction.OUT, None])),
         receiver=receiver,
         receipt=draw(st.sampled_from([RECEIPT, "RCPTa", "RCPTb", None])),
-        # Neither a status answer nor a till's statement shows a reference that could be removed.
+        # Neither a status result nor a till's statement shows a reference that could be removed.
         reference=None if is_status or receiver.is_till else draw(st.one_of(REFERENCES, st.sampled_from(own))) or None,
         amount=draw(st.sampled_from([Kes(700), Kes(700), Kes(701), "700.50", None])),
         payer=draw(SHOWN),
@@ -613,7 +612,7 @@ PARTS: tuple[dict[str, Any], ...] = (
     {"receipt": None},
     {"amount": None},
 )
-"""What a report can lack."""
+"""Fields that a report can lack."""
 
 
 def completes(verdict: Verdict) -> str | None:
@@ -623,7 +622,7 @@ def completes(verdict: Verdict) -> str | None:
 
 @FAST
 @given(reports(), BOOKS, MONEY, st.sets(st.sampled_from(range(len(PARTS)))))
-def test_removing_what_a_report_states_never_completes_a_payment_that_the_whole_would_not(
+def test_judge_report_with_fewer_fields_completes_no_other_payment(
     report: Evidence, books: list[Payment], money: list[Transaction], removed: set[int]
 ) -> None:
     whole = completes(judge(report, books, money))
@@ -635,7 +634,7 @@ def test_removing_what_a_report_states_never_completes_a_payment_that_the_whole_
 
 @st.composite
 def true_stories(draw: st.DrawFn) -> tuple[Evidence, Payment]:
-    """A payment that was paid and not told, and a complete report of its money."""
+    """A paid payment without a callback, and a complete report of its money."""
     receiver = draw(RECEIVERS)
     is_ours = draw(st.booleans())
     paid = payment(
@@ -665,7 +664,7 @@ def true_stories(draw: st.DrawFn) -> tuple[Evidence, Payment]:
 
 @FAST
 @given(true_stories())
-def test_a_complete_true_report_always_completes_its_payment(story: tuple[Evidence, Payment]) -> None:
+def test_judge_complete_true_report_completes_its_payment(story: tuple[Evidence, Payment]) -> None:
     report, paid = story
     assert completes(judge(report, [paid])) == "true"
     assert completes(judge(callback(handle=Handle("true", "ws_true")), [paid])) == "true"
@@ -673,7 +672,7 @@ def test_a_complete_true_report_always_completes_its_payment(story: tuple[Eviden
 
 @FAST
 @given(true_stories(), BOOKS, MONEY)
-def test_adding_strangers_changes_a_true_reports_verdict_only_to_ambiguous(
+def test_judge_true_report_among_other_payments_is_the_same_or_ambiguous(
     story: tuple[Evidence, Payment], books: list[Payment], money: list[Transaction]
 ) -> None:
     report, paid = story
@@ -683,7 +682,7 @@ def test_adding_strangers_changes_a_true_reports_verdict_only_to_ambiguous(
 
 @FAST
 @given(reports(), BOOKS, MONEY, st.randoms(use_true_random=False))
-def test_the_order_of_payments_and_transactions_changes_nothing(
+def test_judge_does_not_depend_on_the_order_of_payments_and_transactions(
     report: Evidence, books: list[Payment], money: list[Transaction], random: Any
 ) -> None:
     verdict = judge(report, books, money)
@@ -695,7 +694,7 @@ def test_the_order_of_payments_and_transactions_changes_nothing(
 
 @FAST
 @given(reports(), BOOKS, MONEY, st.integers(-100_000, 100_000))
-def test_moving_everything_in_time_changes_nothing(
+def test_judge_does_not_depend_on_the_date(
     report: Evidence, books: list[Payment], money: list[Transaction], by: int
 ) -> None:
     later = timedelta(minutes=by)
@@ -713,7 +712,7 @@ def test_moving_everything_in_time_changes_nothing(
 
 @FAST
 @given(true_stories(), BOOKS)
-def test_a_report_that_the_wrong_zone_shifts_completes_nothing_by_the_rule(
+def test_judge_report_shifted_by_the_wrong_zone_completes_nothing_by_the_rule(
     story: tuple[Evidence, Payment], books: list[Payment]
 ) -> None:
     report, paid = story
@@ -742,10 +741,10 @@ STATES = st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"
         },
     ),
 )
-def test_money_under_a_shared_reference_is_the_first_payments_only_where_it_can_be_no_others(
+def test_judge_shared_reference_is_the_first_payments_only_if_no_other_fits(
     first: dict[str, Any], second: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    """Otherwise one receipt would complete the first, and what M-Pesa answers about its push the second."""
+    """Otherwise one receipt would complete the first payment, and M-Pesa's answer about its push the second."""
     payments = [replace(FIRST_OF_TWO, **first), replace(SECOND_OF_TWO, **second)]
     report = line(**{"reference": OWN} | changes)
     verdict = judge(report, payments)

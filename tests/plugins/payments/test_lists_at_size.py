@@ -1,4 +1,4 @@
-"""However many payments a merchant has, a page of its list reads little more than it shows, whatever is asked for."""
+"""Protects the payment list at size: each page reads a bounded number of rows for every filter."""
 
 import json
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.as_owner
 
 MANY = 80_000
 SHOWN = 101
-"""Rows that a page of 100 reads: one more tells whether there is a next one."""
+"""Rows that a page of 100 reads: one more shows whether there is a next page."""
 
 DEEP = 20_000
 """Rows before the deep page."""
 
 MOST = 6_000
-"""Rows, in tables and indexes, that a page may look at: what one in fifty matches is found among so many.
+"""The most rows, in tables and indexes, that a page may read: a filter that one row in fifty matches needs so many.
 
-All that half of the filters let through are many times more, so whoever reads them all, or sorts them, is over it.
+A filter that half of the rows match needs many times more if all of them are read or sorted.
 """
 
-# A minute apart, the newest last. One in 50 is of more than 100,000; 80 % are paid, 15 % failed, 2 % pending.
+# One payment a minute, the newest last. One in 50 is over 100,000; 80 % are completed, 15 % failed, 2 % pending.
 FILL = f"""
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcode_id, amount, currency,
     phone, reference,
@@ -58,7 +58,7 @@ FROM (SELECT n, timestamptz '2026-01-01T00:00:00Z' + n * interval '1 minute' AS 
 
 WEEK = {"since": "2026-02-01T00:00:00Z", "until": "2026-02-08T00:00:00Z"}
 KNOWN = 31_000
-"""A payment in the middle: paid, of more than 100,000."""
+"""A completed payment in the middle, over 100,000."""
 KNOWN_ID = identifier("pay", KNOWN, at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=KNOWN))
 OWN = f"OWN{KNOWN:09}".translate(str.maketrans("0123456789", "ABCDEFGHIJ"))
 PHONE = f"2547{(KNOWN * 7919) % 8000:08}"
@@ -115,7 +115,7 @@ FILTERS: dict[str, dict[str, str]] = {
 
 
 async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, after: str | None) -> dict[str, Any]:
-    """How Postgres has read a page."""
+    """The plan with which Postgres read a page."""
     sql, *values = PAYMENTS.select(conditions(merchant_id, "sandbox", filters), SHOWN, after)
     (row,) = await db.fetch_planned("EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + sql, *values)
     plan: dict[str, Any] = json.loads(row[0])[0]["Plan"]
@@ -123,7 +123,7 @@ async def page_plan(db: Database, merchant_id: str, filters: PaymentFilters, aft
 
 
 async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> str | None:
-    """The id of a row far down the list, or half way where the list is shorter; None in an empty one."""
+    """The id of a row 20,000 rows down the list, or of the middle row of a shorter list; None for an empty one."""
     sql, *values = PAYMENTS.select(conditions(merchant_id, "sandbox", filters), DEEP)
     rows = await db.fetch_planned(f"SELECT payment_id FROM ({sql}) AS listed", *values)  # noqa: S608
     if not rows:
@@ -133,27 +133,27 @@ async def deep_in(db: Database, merchant_id: str, filters: PaymentFilters) -> st
 
 
 def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps of a plan."""
+    """The steps of a plan, nested ones included."""
     yield plan
     for inner in plan.get("Plans", ()):
         yield from steps(inner)
 
 
-def looked_at(step: dict[str, Any]) -> float:
-    """Rows that a step has had in its hands, those that it has passed over included."""
+def rows_read(step: dict[str, Any]) -> float:
+    """Rows that a step read, discarded ones included."""
     passed = sum(step.get(f"Rows Removed by {how}", 0) for how in ("Filter", "Index Recheck", "Join Filter"))
     return float((step["Actual Rows"] + passed) * step["Actual Loops"])
 
 
 def complaints(plan: dict[str, Any]) -> list[str]:
-    """What is wrong with how a page was read."""
+    """The faults of a page's plan."""
     found: list[str] = []
     for step in steps(plan):
         kind = step["Node Type"]
         if kind == "Seq Scan" and step["Relation Name"] == "payment":
             found.append("reads the whole table")
-        if (rows := looked_at(step)) > MOST:
-            found.append(f"{kind} {step.get('Index Name', '')} has {rows:.0f} rows in its hands")
+        if (rows := rows_read(step)) > MOST:
+            found.append(f"{kind} {step.get('Index Name', '')} reads {rows:.0f} rows")
     return found
 
 
@@ -168,7 +168,7 @@ SELECT {literal("shc")}, $1, 'sandbox', receiver_id, 'v1.a', 'v1.a', 'v1.a', tru
 """  # noqa: S608 - ids that the test chose
 
 
-async def test_no_page_reads_or_sorts_more_than_a_little(values: dict[str, Any]) -> None:
+async def test_list_page_reads_and_sorts_a_bounded_number_of_rows(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         db = gateway.db
@@ -187,14 +187,14 @@ async def test_no_page_reads_or_sorts_more_than_a_little(values: dict[str, Any])
                 found[f"{name}, deep"] = complaints(await page_plan(db, merchant_id, filters, after))
         assert {name: wrong for name, wrong in found.items() if wrong} == {}
         assert deep_pages > len(FILTERS) / 2
-        # The eyes with which that was seen: a question that no index answers.
+        # Counter-test: the check reports a query that no index serves.
         (row,) = await db.fetch(
             "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) SELECT * FROM payment ORDER BY description LIMIT 1"
         )
         assert len(complaints(json.loads(row[0])[0]["Plan"])) == 2
 
 
-# Another merchant, of whose payments nearly none is paid.
+# Another merchant, with nearly no completed payment.
 UNLUCKY = (
     FILL.replace("2026-01-01", "2025-01-01")
     .replace("'OWN'", "'ODD'")
@@ -204,7 +204,7 @@ UNLUCKY = (
 )
 
 
-async def test_the_status_of_most_payments_is_found_as_soon_where_it_is_rare(values: dict[str, Any]) -> None:
+async def test_list_page_of_a_rare_status_reads_a_bounded_number_of_rows(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         db = gateway.db

@@ -1,4 +1,4 @@
-"""A payment that M-Pesa calls reversed, and that no refund reversed: told, marked, and refunded no more."""
+"""Protects payments reversed on M-Pesa's side without a refund: they are marked, published and not refunded."""
 
 import asyncio
 import random
@@ -33,12 +33,12 @@ initiated = pytest.mark.usefixtures("initiated")
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nothing is asked about but on demand."""
+    """Queries are sent on demand only."""
     return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"query_after": [3600]}}
 
 
 async def call_back(town: Town, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
-    """A callback to the address that was made for its subject."""
+    """Post a callback to the address of its subject."""
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     url = town.gateway.services.get(Callbacks).url_for(
         kind, env="sandbox", merchant_id=merchant_id, subject_id=subject_id
@@ -46,23 +46,23 @@ async def call_back(town: Town, kind: Any, subject_id: str, body: dict[str, Any]
     assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
 
 
-async def paid(town: Town) -> str:
-    """A payment that has been paid; returns its id."""
+async def complete_payment(town: Town) -> str:
+    """Create and complete a payment; returns its id."""
     made = (await town.api.pay("254711000001", 500, key="a")).data
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt=RECEIPT))
     return str(made["id"])
 
 
-async def says(town: Town, status: str, about: str = RECEIPT) -> str:
-    """M-Pesa's answer to a status query; returns the finding."""
+async def query_status(town: Town, status: str, about: str = RECEIPT) -> str:
+    """Send a status query and post M-Pesa's result; returns the finding."""
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{about}")).data
-    await call_back(town, "status", check["check_id"], answered(status))
+    await call_back(town, "status", check["check_id"], status_result(status))
     found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{check['check_id']}")).data
     return str(found["finding"])
 
 
-def answered(status: str) -> dict[str, Any]:
-    """M-Pesa's answer about KES 500 of our payer."""
+def status_result(status: str) -> dict[str, Any]:
+    """M-Pesa's result about KES 500 of the payer."""
     return result(
         0,
         transaction_id="X",
@@ -78,7 +78,7 @@ def answered(status: str) -> dict[str, Any]:
 
 
 def report_of(town: Town, **more: Any) -> Evidence:
-    """A line of KES 500 on a statement that has been read to its end."""
+    """A line of KES 500 on a complete statement."""
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
         "proof": Proof.WINDOW,
@@ -98,23 +98,23 @@ async def settle(town: Town, report: Evidence) -> Settled:
 
 
 async def violations(town: Town, *invariants: Invariant) -> list[str]:
-    """The invariants that do not hold."""
+    """The names of the invariants that do not hold."""
     return [one.name for one in invariants if one.grace is None and await town.gateway.db.fetch(one.sql)]
 
 
-async def told(town: Town) -> list[dict[str, Any]]:
-    """What the merchant was told of reversals."""
+async def reversal_events(town: Town) -> list[dict[str, Any]]:
+    """The data of the `payment.reversed` events."""
     rows = await town.gateway.db.fetch("SELECT body FROM event WHERE kind = 'payment.reversed' ORDER BY event_id")
     return [msgspec.json.decode(row["body"])["data"] for row in rows]
 
 
 @initiated
-async def test_payment_reversed_on_mpesas_side_is_told_and_marked(town: Town, daraja: Daraja) -> None:
-    payment_id = await paid(town)
-    assert await says(town, "Reversed") == "reversed"
+async def test_outside_reversal_marks_the_payment_and_publishes_it(town: Town, daraja: Daraja) -> None:
+    payment_id = await complete_payment(town)
+    assert await query_status(town, "Reversed") == "reversed"
     payment = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
     assert (payment["status"], payment["refunded_amount"]) == ("reversed", "500.00")
-    (event,) = await told(town)
+    (event,) = await reversal_events(town)
     assert (event["origin"], event["refund_id"], event["refund_amount"]) == ("mpesa", None, "500.00")
     webhook = (await town.receiver.wait_for(1, kind="payment.reversed"))[0].json
     assert (webhook["data"]["origin"], webhook["data"]["status"]) == ("mpesa", "reversed")
@@ -123,48 +123,46 @@ async def test_payment_reversed_on_mpesas_side_is_told_and_marked(town: Town, da
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "outside this gateway" in refused.error["message"]
     assert daraja.of("reversal") == []
-    # Once, however often it is said.
-    assert await says(town, "REVERSED ") == "reversed"
-    assert len(await told(town)) == 1
+    # The same result again adds nothing.
+    assert await query_status(town, "REVERSED ") == "reversed"
+    assert len(await reversal_events(town)) == 1
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
 @initiated
 @pytest.mark.parametrize("text", ["Partially Reversed", "partially_reversed", "Reversed Partially", "PartialReversal"])
-async def test_payment_reversed_in_part_on_mpesas_side_takes_no_refund_and_waits_for_a_person(
-    town: Town, text: str
-) -> None:
-    payment_id = await paid(town)
-    assert await says(town, text) == "reversed"
+async def test_outside_reversal_of_a_part_needs_review_and_blocks_refunds(town: Town, text: str) -> None:
+    payment_id = await complete_payment(town)
+    assert await query_status(town, text) == "reversed"
     payment = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
     assert (payment["status"], payment["refunded_amount"]) == ("completed", "0.00")
-    (event,) = await told(town)
+    (event,) = await reversal_events(town)
     assert (event["origin"], event["refund_amount"], event["refunded_amount"]) == ("mpesa", None, "0.00")
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
     refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment_id})
     assert refused.status == 409
-    # And then all of it.
-    assert await says(town, "Reversed") == "reversed"
+    # A later result reverses all of it.
+    assert await query_status(town, "Reversed") == "reversed"
     assert (await town.api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "reversed"
-    assert len(await told(town)) == 2
+    assert len(await reversal_events(town)) == 2
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
 @initiated
 @pytest.mark.parametrize("amount", [None, 200])
-async def test_reversal_of_our_own_is_left_to_its_refund(town: Town, amount: int | None) -> None:
-    payment_id = await paid(town)
+async def test_status_result_reversed_by_our_refund_is_left_to_the_refund(town: Town, amount: int | None) -> None:
+    payment_id = await complete_payment(town)
     body = {"payment_id": payment_id} | ({} if amount is None else {"amount": amount})
     refund = (await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": "r"})).data
     for _ in range(2):
-        assert await says(town, "Reversed") == "reversed"
+        assert await query_status(town, "Reversed") == "reversed"
         row = await town.gateway.db.fetchrow("SELECT * FROM payment")
         assert row is not None
         assert row["reversed_outside"] is None
         if row["status"] == "completed":
             done = result(0, transaction_id="TKN9REV001", says={"OriginalTransactionID": RECEIPT})
             await call_back(town, "reversal", refund["id"], done)
-    (event,) = await told(town)
+    (event,) = await reversal_events(town)
     assert (event["origin"], event["refund_id"]) == ("refund", refund["id"])
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
@@ -172,7 +170,7 @@ async def test_reversal_of_our_own_is_left_to_its_refund(town: Town, amount: int
 
 @initiated
 @pytest.mark.parametrize("has_receipt", [True, False])
-async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_person(
+async def test_callback_with_wrong_amount_after_a_query_completion_needs_review(
     town: Town, daraja: Daraja, has_receipt: bool
 ) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
@@ -188,7 +186,7 @@ async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_perso
 
 
 @initiated
-async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> None:
+async def test_waits_for_a_person_in_sql_and_python_agree(town: Town) -> None:
     columns = (
         "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
         "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside, $5::boolean AS is_mismatch_of_paid"
@@ -219,14 +217,14 @@ async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> 
         (None, "pending"),
     ],
 )
-def test_the_text_of_a_status_is_read_whole(text: str | None, state: str) -> None:
+def test_transaction_state_reads_the_whole_text(text: str | None, state: str) -> None:
     assert transaction_state(text) == state
 
 
 @initiated
 @pytest.mark.parametrize("by", ["conversation", "reference of our own", "receipt that was reported"])
 @pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
-async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told_as_both(
+async def test_outside_reversal_before_completion_publishes_completed_and_reversed(
     town: Town, by: str, status: str
 ) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
@@ -237,16 +235,16 @@ async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told
         checks = town.gateway.services.get(StatusQueryService)
         await checks.ask(made["merchant_id"], "sandbox", RECEIPT, reference=made["reference"])
         check_id = await town.gateway.db.fetchval("SELECT check_id FROM status_check")
-        await call_back(town, "status", check_id, answered(status))
+        await call_back(town, "status", check_id, status_result(status))
     else:
-        assert await says(town, status, about) == "reversed"
+        assert await query_status(town, status, about) == "reversed"
     payment = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
     expected = "reversed" if status == "Reversed" else "completed"
     assert (payment["status"], payment["receipt"]) == (expected, RECEIPT)
     kinds = await town.gateway.db.fetch("SELECT kind FROM event WHERE kind <> 'payment.mismatched' ORDER BY event_id")
     assert [row["kind"] for row in kinds] == ["payment.completed", "payment.reversed"]
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
-    # The statement shows the payment's line: it pays for nothing again.
+    # The statement shows the payment's line, which pays for nothing again.
     settled = await settle(town, report_of(town, receipt=RECEIPT, reference=made["reference"]))
     assert settled.finding == "already_known"
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == expected
@@ -256,37 +254,37 @@ async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told
 @initiated
 @pytest.mark.parametrize("status", ["Reversed", "Partially Reversed"])
 @pytest.mark.parametrize("code", [None, 1037, 1032])
-async def test_receipt_that_mpesa_calls_reversed_completes_no_payment_by_the_rule(
+async def test_statement_line_with_a_reversed_receipt_completes_no_payment(
     town: Town, status: str, code: int | None
 ) -> None:
     made = (await town.api.pay("254711000001", 500, key="a", reference="table 4")).data
     if code is not None:
         await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], code))
-    assert await says(town, status) == "not_ours"
+    assert await query_status(town, status) == "not_ours"
     settled = await settle(town, report_of(town, receipt=RECEIPT, reference="table 4"))
     assert settled.finding == "not_found"
     status_now = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"]
     assert status_now == ("pending" if code is None else "failed")
-    # The payer pays again, and that counts.
+    # The payer pays again, and that transaction counts.
     if code != 1032:
         settled = await settle(town, report_of(town, receipt="TKN4A1B2C4", reference="table 4"))
         assert (settled.finding, settled.payment_id) == ("recovered", made["id"])
-    assert await told(town) == []
+    assert await reversal_events(town) == []
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
 @initiated
-async def test_reversed_receipt_of_another_amount_waits_for_a_person(town: Town) -> None:
+async def test_outside_reversal_of_another_amount_needs_review(town: Town) -> None:
     made = (await town.api.pay("254711000001", 700, key="a")).data
-    assert await says(town, "Reversed", made["id"]) == "mismatched"
+    assert await query_status(town, "Reversed", made["id"]) == "mismatched"
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
 
 
 @initiated
 @pytest.mark.parametrize("report", ["callback", "statement"])
-async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_person(town: Town, report: str) -> None:
-    payment_id = await paid(town)
+async def test_report_of_another_amount_under_a_paid_receipt_needs_review(town: Town, report: str) -> None:
+    payment_id = await complete_payment(town)
     if report == "callback":
         made = (await town.api.call("GET", f"/v1/payments/{payment_id}")).data
         await call_back(town, "stk", payment_id, stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
@@ -301,7 +299,7 @@ async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_pe
 
 
 @initiated
-async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt_is_settled(town: Town) -> None:
+async def test_report_of_the_right_amount_after_a_wrong_one_clears_the_mismatch(town: Town) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
@@ -311,9 +309,9 @@ async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt
 
 
 @initiated
-async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looked_after_the_first(town: Town) -> None:
-    payment_id = await paid(town)
-    desk = town.gateway.services.get(PaymentOperatorService)
+async def test_report_of_a_further_mismatch_after_a_review_needs_review_again(town: Town) -> None:
+    payment_id = await complete_payment(town)
+    operators = town.gateway.services.get(PaymentOperatorService)
     for number, report in enumerate(
         (
             report_of(town, receipt=RECEIPT, amount=Kes(5)),
@@ -323,37 +321,37 @@ async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looke
     ):
         assert (await settle(town, report)).finding == "mismatched"
         assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1, number
-        await desk.resolve(payment_id, "The till was right", actor="operator:test")
-        # Once, however often it is said.
+        await operators.resolve(payment_id, "The till was right", actor="operator:test")
+        # The same report again adds nothing.
         await settle(town, report)
         assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0, number
 
 
-# -- the same receipt from two sides at the same time -------------------------------------------------------------
+# -- the same receipt in two transactions at the same time ----------------------------------------------------------
 
 
-async def asked_about(town: Town, number: int) -> tuple[Any, str, Evidence]:
-    """A payment, a question about the receipt of its money, and the statement line of that money."""
+async def payment_query_and_line(town: Town, number: int) -> tuple[Any, str, Evidence]:
+    """A payment, a status query about its receipt, and the statement line of its money."""
     receipt = f"RACE{number:06}"
     made = (await town.api.pay("254711000001", 500, key=receipt, reference=f"table {number}")).data
     check = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
     return made, check["check_id"], report_of(town, receipt=receipt, reference=f"table {number}")
 
 
-async def is_whole(town: Town, payment_id: str) -> str:
-    """The payment's status: without the money it has no event of it, with it the merchant hears of both."""
+async def checked_status(town: Town, payment_id: str) -> str:
+    """The payment's status, after a check that its events fit: none without the money, both with it."""
     row = await town.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment_id)
     assert row is not None
     kinds = await town.gateway.db.fetch("SELECT kind FROM event WHERE subject_id = $1 ORDER BY event_id", payment_id)
-    said = [one["kind"] for one in kinds]
-    assert said == ([] if row["receipt"] is None else ["payment.completed", "payment.reversed"]), row["status"]
+    events = [one["kind"] for one in kinds]
+    assert events == ([] if row["receipt"] is None else ["payment.completed", "payment.reversed"]), row["status"]
     assert row["status"] == ("pending" if row["receipt"] is None else "reversed")
     return str(row["status"])
 
 
 def reversed_receipt(number: int) -> dict[str, Any]:
-    """M-Pesa's answer that this receipt was reversed."""
-    body = answered("Reversed")
+    """M-Pesa's result that this receipt was reversed."""
+    body = status_result("Reversed")
     parameters: list[dict[str, Any]] = body["Result"]["ResultParameters"]["ResultParameter"]
     next(one for one in parameters if one["Key"] == "ReceiptNo")["Value"] = f"RACE{number:06}"
     return body
@@ -362,23 +360,21 @@ def reversed_receipt(number: int) -> dict[str, Any]:
 @initiated
 @pytest.mark.parametrize("by", ["statement", "callback"])
 @pytest.mark.parametrize("first", ["money", "reversal"])
-async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_both(
-    town: Town, by: str, first: str
-) -> None:
-    made, check_id, report = await asked_about(town, 1)
-    paid = stk_callback(made["provider_ref"], receipt="RACE000001")
+async def test_money_and_its_reversal_in_overlapping_transactions_publish_both(town: Town, by: str, first: str) -> None:
+    made, check_id, report = await payment_query_and_line(town, 1)
+    callback = stk_callback(made["provider_ref"], receipt="RACE000001")
     outside = town.gateway.services.get(ExternalReversals)
     if by == "callback" and first == "reversal":
-        # The callback comes late.
+        # The callback is late.
         await call_back(town, "status", check_id, reversed_receipt(1))
-        await call_back(town, "stk", made["id"], paid)
+        await call_back(town, "stk", made["id"], callback)
     elif by == "callback":
-        await call_back(town, "stk", made["id"], paid)
+        await call_back(town, "stk", made["id"], callback)
         await call_back(town, "status", check_id, reversed_receipt(1))
     elif first == "money":
         async with town.gateway.db.transaction():
             settled = await town.gateway.services.get(StatementMatching).apply(report)
-            # Nothing of it can be seen when M-Pesa's answer is taken.
+            # The uncommitted money is invisible when M-Pesa's result is processed.
             await call_back(town, "status", check_id, reversed_receipt(1))
         assert settled.finding == "recovered"
     else:
@@ -386,26 +382,26 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
             await outside.record("sandbox", "RACE000001", "reversed")
             await asyncio.create_task(settle(town, report), context=Context())
     await outside.apply_recorded()
-    assert await is_whole(town, made["id"]) == "reversed"
+    assert await checked_status(town, made["id"]) == "reversed"
     assert await outside.apply_recorded() == 0
     assert await settle(town, report) == Settled("already_known", made["id"], made["merchant_id"])
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
 @initiated
-async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
+async def test_outside_reversal_of_the_whole_overrides_one_of_a_part(
     town: Town,
 ) -> None:
     outside = town.gateway.services.get(ExternalReversals)
     cases: tuple[tuple[TransactionState, ...], ...] = (("partially_reversed",), ("partially_reversed", "reversed"))
     for number, states in enumerate(cases):
-        made, _, report = await asked_about(town, number)
+        made, _, report = await payment_query_and_line(town, number)
         later: TransactionState = "partially_reversed"
         for state in (*states, later):
             async with town.gateway.db.transaction():
                 await outside.record("sandbox", f"RACE{number:06}", state)
-        paid = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
-        await call_back(town, "stk", made["id"], paid)
+        callback = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
+        await call_back(town, "stk", made["id"], callback)
         await outside.apply_recorded()
         of = await town.gateway.db.fetchval("SELECT reversed_outside FROM payment WHERE payment_id = $1", made["id"])
         assert of == ("part" if len(states) == 1 else "whole")
@@ -413,11 +409,11 @@ async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_th
 
 
 @initiated
-async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:
+async def test_money_and_its_reversal_at_the_same_time_leave_no_half_state(town: Town) -> None:
     chance = random.Random(13)  # noqa: S311 - a test's order
     outside, seen = town.gateway.services.get(ExternalReversals), Counter[str]()
     for number in range(40):
-        made, check_id, report = await asked_about(town, number)
+        made, check_id, report = await payment_query_and_line(town, number)
 
         async def line(report: Evidence = report, pause: float = chance.random() / 100) -> None:
             await asyncio.sleep(pause)
@@ -428,17 +424,17 @@ async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(
 
         await asyncio.gather(line(), answer(), outside.apply_recorded())
         await asyncio.gather(*(outside.apply_recorded() for _ in range(3)))
-        seen[await is_whole(town, made["id"])] += 1
+        seen[await checked_status(town, made["id"])] += 1
     assert seen.total() == 40
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
 @initiated
-async def test_refund_under_way_is_left_to_itself_when_its_payment_was_called_reversed_before(town: Town) -> None:
-    made, check_id, _ = await asked_about(town, 1)
+async def test_outside_reversal_noted_before_a_refund_leaves_the_refund_alone(town: Town) -> None:
+    made, check_id, _ = await payment_query_and_line(town, 1)
     await call_back(town, "status", check_id, reversed_receipt(1))
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt="RACE000001"))
     assert (await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).status == 201
     assert await town.gateway.services.get(ExternalReversals).apply_recorded() == 0
     assert await town.gateway.db.fetchval("SELECT count(*) FROM outgoing_receipt") == 0
-    assert await told(town) == []
+    assert await reversal_events(town) == []

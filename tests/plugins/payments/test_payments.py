@@ -1,4 +1,4 @@
-"""What a payment request may say, how payments are listed, and how one ends that no callback has ended."""
+"""Protects payment requests, the list's filters and pages, and payments that end without a callback."""
 
 import asyncio
 from datetime import timedelta
@@ -24,7 +24,7 @@ from tests.identifiers import identifier
 PHONES = "254700000"
 
 
-async def test_every_bad_field_is_named_at_once(town: Town) -> None:
+async def test_request_with_bad_fields_names_all_of_them(town: Town) -> None:
     answer = await town.api.pay(
         "12",
         "1.5",
@@ -55,33 +55,33 @@ IMMOVABLE: list[Any] = [0, -1, 250_001, "0", "1e3", "NaN", "", "1_000", True, No
 """Amounts that M-Pesa cannot move."""
 
 
-async def test_amounts_that_mpesa_cannot_move_are_refused(town: Town) -> None:
+async def test_request_with_an_impossible_amount_is_refused(town: Town) -> None:
     for number, amount in enumerate(IMMOVABLE):
         answer = await town.api.pay("0711000001", amount, key=f"amount-{number}")
         assert (answer.status, answer.error["field"]) == (422, "amount"), amount
 
 
-async def test_a_large_number_in_json_never_goes_through_a_float(town: Town) -> None:
+async def test_request_amount_is_not_rounded_by_a_float(town: Town) -> None:
     raw = b'{"amount": 250000.0000000000000000001, "phone": "0711000001"}'
     answer = await town.api.call("POST", "/v1/payments", raw=raw, headers={"Idempotency-Key": "precise"})
     assert (answer.status, answer.error["field"]) == (422, "amount")
 
 
 @pytest.mark.parametrize("key", [None, "", "x" * 256])
-async def test_an_idempotency_key_is_required(town: Town, key: str | None) -> None:
+async def test_request_without_a_valid_idempotency_key_is_refused(town: Town, key: str | None) -> None:
     headers = {} if key is None else {"Idempotency-Key": key}
     answer = await town.api.call("POST", "/v1/payments", {"amount": 1, "phone": "0711000001"}, headers=headers)
     assert (answer.status, answer.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
 
 
-async def test_without_credentials_nothing_is_written(town: Town) -> None:
+async def test_request_without_credentials_writes_nothing(town: Town) -> None:
     async with shop(town.gateway, town.base, is_configured=False) as bare:
         answer = await bare.pay("0711000001", key="bare")
         assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
         assert (await bare.call("GET", "/v1/payments?count=true")).body["meta"]["total"] == 0
 
 
-async def test_a_live_key_does_not_pay_with_sandbox_credentials(town: Town) -> None:
+async def test_request_with_a_live_key_does_not_use_sandbox_credentials(town: Town) -> None:
     made = await town.api.pay("0711000001", key="first")
     merchant_id = made.data["merchant_id"]
     _, secret = await town.gateway.api_keys.create(
@@ -93,7 +93,7 @@ async def test_a_live_key_does_not_pay_with_sandbox_credentials(town: Town) -> N
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
 
 
-async def test_a_foreign_callback_url_is_refused_and_our_own_is_taken(town: Town) -> None:
+async def test_request_callback_url_must_be_the_gateways_own(town: Town) -> None:
     foreign = await town.api.pay("0711000001", key="a", callback_url="https://evil.example/cb")
     assert (foreign.status, foreign.error["field"]) == (422, "callback_url")
     own = await town.api.pay(PHONES + "020", key="b", callback_url=f"{town.base}/v1/webhooks/mpesa")
@@ -102,7 +102,7 @@ async def test_a_foreign_callback_url_is_refused_and_our_own_is_taken(town: Town
     assert handed == f"{town.base}/v1/webhooks/mpesa"
 
 
-async def test_while_the_first_request_is_under_way_the_second_waits_its_turn(town: Town) -> None:
+async def test_request_repeated_during_the_first_is_in_progress(town: Town) -> None:
     first = asyncio.create_task(town.api.pay(PHONES + "017", key="slow"))
     await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) FROM sim_push"))
     second = await town.api.pay(PHONES + "017", key="slow")
@@ -114,9 +114,9 @@ async def test_while_the_first_request_is_under_way_the_second_waits_its_turn(to
     assert (await first).status == 201
 
 
-async def test_a_claim_that_crashed_is_answered_with_its_payment_and_never_pushed_again(town: Town) -> None:
+async def test_request_repeated_after_a_crash_returns_the_payment_without_a_push(town: Town) -> None:
     made = await town.api.pay(PHONES + "006", key="crash")
-    # As a crash between the push and its record leaves it, after the lease.
+    # The state after a crash between the push and its record, once the lease has ended.
     await town.gateway.db.execute(
         "UPDATE payment SET charge = 'sending', checkout_request_id = NULL, merchant_request_id = NULL"
     )
@@ -128,7 +128,7 @@ async def test_a_claim_that_crashed_is_answered_with_its_payment_and_never_pushe
     assert await town.gateway.db.fetchval("SELECT count(*) FROM sim_push") == 1
 
 
-async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None:
+async def test_claim_of_one_key_by_100_requests_succeeds_once(town: Town) -> None:
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     db, now = town.gateway.db, town.gateway.clock.now()
 
@@ -155,12 +155,12 @@ async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None
     assert results.count("waits") == 99
 
 
-async def test_a_silent_payment_is_completed_by_asking_and_a_late_callback_brings_the_receipt(town: Town) -> None:
+async def test_query_completes_a_payment_and_a_late_callback_adds_the_receipt(town: Town) -> None:
     made = await town.api.pay(PHONES + "007", key="silent")
     await eventually(lambda: town.gateway.db.fetchval("SELECT receipt FROM sim_transaction"))
-    asked = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
-    assert (asked.data["status"], asked.data["receipt"]) == ("completed", None)
-    assert asked.data["timeline"][-1]["cause"] == "stk_query"
+    queried = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert (queried.data["status"], queried.data["receipt"]) == ("completed", None)
+    assert queried.data["timeline"][-1]["cause"] == "stk_query"
     receipt = await town.gateway.db.fetchval("SELECT receipt FROM sim_transaction")
     url = await town.gateway.db.fetchval("SELECT callback_url FROM sim_push")
     items = [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": receipt}]
@@ -181,15 +181,15 @@ async def test_a_silent_payment_is_completed_by_asking_and_a_late_callback_bring
     assert (again.status, again.error["code"]) == (409, "CONFLICT")
 
 
-async def test_a_payment_whose_prompt_is_open_stays_pending_when_asked(town: Town) -> None:
+async def test_query_of_an_open_prompt_leaves_the_payment_pending(town: Town) -> None:
     made = await town.api.pay(PHONES + "020", key="open")
-    asked = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
-    assert asked.data["status"] == "pending"
+    queried = await town.api.call("POST", f"/v1/payments/{made.data['id']}/query")
+    assert queried.data["status"] == "pending"
     due = await town.gateway.db.fetchval("SELECT due_at - created_at FROM payment")
     assert due == timedelta(seconds=30)
 
 
-async def test_time_ends_what_m_pesa_never_acknowledged(town: Town) -> None:
+async def test_end_due_fails_a_payment_never_acknowledged(town: Town) -> None:
     made = await town.api.pay(PHONES + "018", key="unknown")
     assert made.data["provider_ref"] is None
     await town.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now() - interval '1 second'")
@@ -199,7 +199,7 @@ async def test_time_ends_what_m_pesa_never_acknowledged(town: Town) -> None:
     assert (await town.receiver.wait_for(1))[0].headers["x-event-type"] == "payment.failed"
 
 
-async def test_a_push_whose_fate_is_unknown_ends_when_it_expires_however_long_an_unsent_one_may_wait(
+async def test_unknown_push_fails_at_expire_after_and_not_at_unsent_after(
     values: dict[str, Any],
 ) -> None:
     values |= {"payments": {"expire_after": 2, "unsent_after": 3600}}
@@ -211,7 +211,7 @@ async def test_a_push_whose_fate_is_unknown_ends_when_it_expires_however_long_an
         assert (await api.settled(made.data["id"], patience=60))["failure_reason"] == "expired"
 
 
-async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(town: Town) -> None:
+async def test_end_due_fails_an_unsent_payment_and_its_key_returns_it(town: Town) -> None:
     assert (await town.api.pay(PHONES + "016", key="unsent")).status == 503
     (pending,) = (await town.api.call("GET", "/v1/payments")).data
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
@@ -222,7 +222,7 @@ async def test_what_was_never_sent_nor_repeated_fails_and_its_key_answers_so(tow
     assert (again.status, again.data["status"]) == (200, "failed")
 
 
-async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town) -> None:
+async def test_list_filters_and_pages_return_each_payment_once(town: Town) -> None:
     for number in range(7):
         await town.api.pay(
             f"25471100000{number % 3}", 100 * (number + 1), key=f"k{number}", reference=f"REF{number % 2}"
@@ -258,7 +258,7 @@ async def test_each_filter_alone_and_together_and_pages_without_gaps(town: Town)
     assert seen == [one["id"] for one in (await town.api.call("GET", "/v1/payments")).data]
 
 
-async def test_pages_of_a_window_and_its_export_have_the_same_rows(town: Town) -> None:
+async def test_list_pages_of_a_window_have_its_rows_only(town: Town) -> None:
     for number in range(5):
         await town.api.pay(f"25471100000{number}", 100 + number, key=f"k{number}")
     made = (await town.api.call("GET", "/v1/payments")).data
@@ -272,7 +272,7 @@ async def test_pages_of_a_window_and_its_export_have_the_same_rows(town: Town) -
             break
         cursor = f"&cursor={page.body['meta']['next_cursor']}"
     assert seen == [one["id"] for one in made[1:]]
-    # A cursor that is newer than the window does not widen it.
+    # A cursor newer than the window does not extend it.
     newest = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
     page = await town.api.call("GET", f"/v1/payments?until={made[2]['created_at']}&cursor={newest}")
     assert [one["id"] for one in page.data] == [one["id"] for one in made[3:]]
@@ -293,16 +293,16 @@ UNREADABLE = [
     ("colour=red", "colour"),
     ("limit=1&limit=2", "limit"),
 ]
-"""Queries, and the field that is wrong in each."""
+"""Queries, and the wrong field of each."""
 
 
-async def test_filters_that_cannot_be_read_are_refused_by_name(town: Town) -> None:
+async def test_list_with_an_invalid_filter_names_the_field(town: Town) -> None:
     for query, field in UNREADABLE:
         answer = await town.api.call("GET", f"/v1/payments?{query}")
         assert (answer.status, answer.error["field"]) == (422, field), query
 
 
-async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]) -> None:
+async def test_second_push_to_a_locked_payer_is_a_duplicate_in_progress(values: dict[str, Any]) -> None:
     values["simulator"] |= {"lock_subscriber": True}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         assert (await api.pay(PHONES + "020", key="a")).status == 201
@@ -322,7 +322,7 @@ async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]
         (RefundsSettings, {"query_after": []}),
     ],
 )
-def test_settings_that_would_break_a_payment_later_are_refused_at_once(kind: Any, values: dict[str, Any]) -> None:
+def test_settings_with_invalid_values_are_refused_at_start(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         decode(values, kind, "")
 
@@ -331,7 +331,7 @@ STATUSES = st.sampled_from(list(Status))
 
 
 @given(STATUSES, st.lists(st.tuples(STATUSES, st.booleans()), max_size=12))
-def test_whatever_happens_no_payment_goes_where_no_move_leads(start: Status, wishes: list[tuple[Status, bool]]) -> None:
+def test_moves_follow_the_table_for_any_sequence(start: Status, wishes: list[tuple[Status, bool]]) -> None:
     now = start
     for to, has_receipt in wishes:
         if now.value in sources(to, has_receipt=has_receipt):
@@ -344,14 +344,14 @@ def test_whatever_happens_no_payment_goes_where_no_move_leads(start: Status, wis
         assert now in paid
 
 
-def test_only_proof_of_money_leaves_failed() -> None:
+def test_may_move_from_failed_needs_a_receipt() -> None:
     assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=False)] == []
     assert [to for to in Status if may_move(Status.FAILED, to, has_receipt=True)] == [Status.COMPLETED]
     assert [to for to in Status if may_move(Status.REVERSED, to, has_receipt=True)] == []
 
 
 @given(st.text(alphabet="0123456789abcdefghjkmnpqrstvwxyz", min_size=26, max_size=26))
-def test_a_payments_own_reference_is_twelve_characters_of_its_id(name: str) -> None:
+def test_own_reference_is_twelve_characters_of_the_id(name: str) -> None:
     reference = own_reference("pay_" + name)
     assert len(reference) == 12
     assert reference.isascii()
@@ -391,11 +391,11 @@ def test_a_payments_own_reference_is_twelve_characters_of_its_id(name: str) -> N
         (sha256(b"254711000002").hexdigest(), PhoneMatch.OTHER),
     ],
 )
-def test_a_shown_number_is_compared_as_far_as_it_is_visible(shown: str, likeness: PhoneMatch) -> None:
+def test_compare_uses_the_visible_digits(shown: str, likeness: PhoneMatch) -> None:
     assert compare(shown, "254711000001") is likeness
 
 
-async def test_the_answer_to_a_replay_is_the_payment_as_it_stands(town: Town) -> None:
+async def test_request_replayed_returns_the_current_payment(town: Town) -> None:
     made = await town.api.pay("0711000001", 7, key="replay", metadata={"a": "b"})
     await town.api.settled(made.data["id"], "completed")
     again = await town.api.pay("254711000001", "7.00", key="replay", metadata={"a": "b"})

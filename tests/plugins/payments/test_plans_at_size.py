@@ -1,4 +1,4 @@
-"""What every payment does to Postgres is planned a few times on a connection, and not each time that it is done."""
+"""Protects the plan cache: each hot statement gets a generic plan after five executions on a connection."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ END = join_statements(
         (callbacks.KEEP.sql, 15, True, None),
     )
 )
-"""How callbacks end payments."""
+"""The joined statement with which callbacks end payments."""
 
 HOT = {
     "insert": payments.INSERT.sql,
@@ -41,15 +41,15 @@ HOT = {
 }
 
 AGAIN = 12
-"""How often each is done: Postgres plans the first five for their own values, and then decides."""
+"""Executions of each statement: Postgres plans the first five for their values and then chooses a generic plan."""
 
 _NOTHING: dict[str, Any] = {"int8": 0, "timestamptz": None}
-"""What a statement is given that is not a list."""
+"""The parameter of a statement that is not a list."""
 
 
 @pytest.fixture
 async def plans(values: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Of each statement, how often its plan was kept, and how often it was made."""
+    """The number of generic and custom plans of each statement."""
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         merchant_id = (await api.pay("254708374149", key="first")).data["merchant_id"]
         connection = await gateway.db.connect()
@@ -77,6 +77,6 @@ async def _planned(connection: "asyncpg.Connection[asyncpg.Record]", sql: str) -
     return row["generic_plans"], row["custom_plans"]
 
 
-async def test_the_plans_of_what_is_done_all_day_are_kept(plans: dict[str, tuple[int, int]]) -> None:
+async def test_hot_statements_use_generic_plans_after_five_executions(plans: dict[str, tuple[int, int]]) -> None:
     assert {name: made for name, (_, made) in plans.items() if made > 5} == {}
     assert {kept for kept, _ in plans.values()} == {AGAIN - 5}

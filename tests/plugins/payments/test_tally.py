@@ -1,4 +1,4 @@
-"""What the overview draws: each hour counted once, and again when a payment of it changes."""
+"""Protects the overview's figures: each hour is counted once, and again when one of its payments changes."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -33,11 +33,11 @@ SELECT {expression("pay", "at", "i")}, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode ORDER BY shortcode_id LIMIT 1), 5, 'KES', '254711000001', 'ROW' || i, false,
     'Payment', 'many-' || i, 'failed', 'expired', now(), at, at
 FROM (SELECT i, now() - (30000 - i) * interval '1 minute' AS at FROM generate_series(1, $2::integer) AS i) AS made
-"""  # noqa: S608 - ids that the test chose""
+"""  # noqa: S608 - ids that the test chose
 
 
-class Books:
-    """Payments written as if they had been asked for long ago."""
+class PaymentWriter:
+    """Inserts payments with past times."""
 
     def __init__(self, town: Town, merchant_id: str) -> None:
         self._town = town
@@ -45,7 +45,7 @@ class Books:
         self._number = 0
 
     async def write(self, at: datetime, amount: int, status: str, waits: float = 5, reason: str | None = None) -> str:
-        """One payment; gives its id."""
+        """Insert a payment; returns its id."""
         self._number += 1
         payment_id, is_paid = identifier("pay", self._number, at=at), status == "completed"
         ended = at + timedelta(seconds=waits) if is_paid else None
@@ -55,8 +55,8 @@ class Books:
         return payment_id
 
 
-async def counted(town: Town) -> StatsPeriod:
-    """The figures, counted now."""
+async def count_now(town: Town) -> StatsPeriod:
+    """Count now; returns the figures."""
     tally = town.gateway.services.get(PaymentStatsReader)
     await tally.count()
     found = await tally.read("sandbox")
@@ -64,20 +64,20 @@ async def counted(town: Town) -> StatsPeriod:
     return found
 
 
-async def books(town: Town) -> Books:
-    return Books(town, (await town.api.call("GET", "/v1/merchant/me")).data["id"])
+async def payment_writer(town: Town) -> PaymentWriter:
+    return PaymentWriter(town, (await town.api.call("GET", "/v1/merchant/me")).data["id"])
 
 
-async def test_nothing_is_told_before_the_first_payment(town: Town) -> None:
+async def test_tally_without_payments_is_none(town: Town) -> None:
     tally = town.gateway.services.get(PaymentStatsReader)
     assert await tally.count() == 0
     assert await tally.read("sandbox") is None
 
 
-async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(town: Town) -> None:
+async def test_tally_counts_each_payment_in_one_nairobi_day_and_hour(town: Town) -> None:
     now = town.gateway.clock.now()
     midnight = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
-    desk = await books(town)
+    payments = await payment_writer(town)
     written = (
         (midnight - timedelta(seconds=1), 70, "completed", 12.0, None),
         (now - timedelta(hours=30), 40, "failed", 0, "cancelled_by_user"),
@@ -86,8 +86,8 @@ async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(to
         (now - timedelta(days=20), 50, "failed", 0, "cancelled_by_user"),
     )
     for at, amount, status, waits, reason in written:
-        await desk.write(at, amount, status, waits, reason)
-    found = await counted(town)
+        await payments.write(at, amount, status, waits, reason)
+    found = await count_now(town)
     days = {day.since: day for day in found.days}
     assert [day.since for day in found.days] == [midnight - timedelta(days=number) for number in range(29, -1, -1)]
     assert [hour.since for hour in found.hours] == [
@@ -107,25 +107,24 @@ async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(to
     assert days[midnight - timedelta(days=25)].rate is None
 
 
-async def test_read_returns_the_days_before_and_yesterday_until_the_present_hour(town: Town) -> None:
+async def test_read_returns_earlier_days_and_yesterday_until_this_hour(town: Town) -> None:
     now = town.gateway.clock.now()
     hour = now.replace(minute=0, second=0, microsecond=0)
-    desk = await books(town)
-    await desk.write(now - timedelta(days=40), 30, "completed", 5.0)
-    await desk.write(hour - timedelta(days=1), 70, "completed", 5.0)
-    await desk.write(hour - timedelta(hours=23), 200, "completed", 5.0)
-    found = await counted(town)
+    payments = await payment_writer(town)
+    await payments.write(now - timedelta(days=40), 30, "completed", 5.0)
+    await payments.write(hour - timedelta(days=1), 70, "completed", 5.0)
+    await payments.write(hour - timedelta(hours=23), 200, "completed", 5.0)
+    found = await count_now(town)
     assert (len(found.earlier), sum(day.taken for day in found.earlier)) == (30, 30)
     assert found.earlier[-1].since + timedelta(days=1) == found.days[0].since
     assert found.yesterday_so_far.taken == 70
 
 
-async def test_what_changes_later_is_counted_where_it_was_asked_for(town: Town) -> None:
-    """A payment that comes to its end after the count, and one that goes back."""
+async def test_tally_of_a_payment_changed_later_stays_in_its_hour(town: Town) -> None:
     open_one = (await town.api.pay("254700000006", 55, key="open")).data
     paid = (await town.api.pay("254711000018", 60, key="paid")).data
     await town.api.settled(paid["id"], "completed")
-    first = (await counted(town)).days[-1]
+    first = (await count_now(town)).days[-1]
     assert (first.asked, first.is_open, first.paid, first.taken, first.returned) == (2, 1, 1, 60, 0)
     await town.gateway.db.execute(
         "UPDATE payment SET status = 'failed', failure_reason = 'expired', due_at = NULL, updated_at = $2 "
@@ -133,24 +132,23 @@ async def test_what_changes_later_is_counted_where_it_was_asked_for(town: Town) 
         open_one["id"],
         town.gateway.clock.now(),
     )
-    later = await counted(town)
+    later = await count_now(town)
     assert (later.days[-1].asked, later.days[-1].is_open, later.days[-1].failed) == (2, 0, 1)
     assert later.reasons == [("expired", 1)]
-    # Counting again changes nothing, as often as it is done.
-    assert (await counted(town)).days == later.days
+    # Counting again changes nothing.
+    assert (await count_now(town)).days == later.days
 
 
-async def test_only_hours_in_which_something_changed_are_read_again(town: Town) -> None:
-    desk, tally = await books(town), town.gateway.services.get(PaymentStatsReader)
+async def test_tally_counts_changed_hours_only(town: Town) -> None:
+    payments, tally = await payment_writer(town), town.gateway.services.get(PaymentStatsReader)
     now = town.gateway.clock.now()
     for days in range(5):
-        await desk.write(now - timedelta(days=days), 10, "completed")
+        await payments.write(now - timedelta(days=days), 10, "completed")
     assert await tally.count() == 5
     assert await tally.count() == 1
 
 
-async def test_what_did_not_change_is_not_read(town: Town) -> None:
-    """With many payments stored, by the plan: changed payments by their time, each hour by its merchant's index."""
+async def test_tally_of_many_payments_reads_changed_ones_by_index(town: Town) -> None:
     db, now = town.gateway.db, town.gateway.clock.now()
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     await db.execute(MANY, merchant_id, 30_000)
@@ -159,19 +157,19 @@ async def test_what_did_not_change_is_not_read(town: Town) -> None:
     plan = "\n".join(row[0] for row in rows)
     assert "Seq Scan" not in plan, plan
     assert "Bitmap Index Scan on payment_updated" in plan, plan
-    # Of one merchant, the primary key serves as well as its list.
+    # With one merchant, the primary key serves as well as the list's index.
     assert re.search("using payment_(newest|pkey) on payment payment_1", plan), plan
 
 
 def _tally_sql(now: datetime) -> str:
-    """The statement with its values in place, to be explained."""
+    """The statement with its values in place, for EXPLAIN."""
     stamp = f"'{now.astimezone(UTC).isoformat()}'::timestamptz"
     values: dict[str, Any] = {"$1": stamp, "$2": stamp, "$3": "'{10,20,30,60,120}'"}
     return re.sub(r"\$[123]", lambda found: values[found[0]], stats_sql.TALLY)
 
 
-async def test_the_worker_counts_by_itself(town: Town) -> None:
-    await (await books(town)).write(town.gateway.clock.now(), 10, "completed")
+async def test_tally_job_counts(town: Town) -> None:
+    await (await payment_writer(town)).write(town.gateway.clock.now(), 10, "completed")
     await town.gateway.jobs.enqueue("payments.tally")
 
     async def is_counted() -> bool:

@@ -1,4 +1,4 @@
-"""The timeline of a payment: composed from its own columns, with stored steps for what is not ordinary."""
+"""Protects the payment's timeline: composed from its columns, with stored steps for exceptions only."""
 
 from tests.conftest import Town
 
@@ -10,7 +10,7 @@ async def kinds_and_causes(town: Town, payment_id: str) -> list[tuple[str, str]]
     return [(step["kind"], step["cause"]) for step in timeline]
 
 
-async def stored(town: Town, payment_id: str) -> list[str]:
+async def stored_kinds(town: Town, payment_id: str) -> list[str]:
     rows = await town.gateway.db.fetch(
         "SELECT kind FROM payment_step WHERE payment_id = $1 ORDER BY number", payment_id
     )
@@ -25,7 +25,7 @@ async def test_timeline_of_an_ordinary_payment_stores_no_steps(town: Town) -> No
         ("sent", "ack"),
         ("completed", "callback"),
     }
-    assert await stored(town, made["id"]) == []
+    assert await stored_kinds(town, made["id"]) == []
     timeline = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     completed = next(step for step in timeline if step["kind"] == "completed")
     assert completed == {
@@ -41,4 +41,4 @@ async def test_timeline_of_a_failed_payment_stores_its_failure_alone(town: Town)
     made = (await town.api.pay(DECLINED, key="declined")).data
     await town.api.settled(made["id"], "failed")
     assert ("failed", "callback") in await kinds_and_causes(town, made["id"])
-    assert await stored(town, made["id"]) == ["failed"]
+    assert await stored_kinds(town, made["id"]) == ["failed"]

@@ -1,4 +1,4 @@
-"""One merchant in both worlds: a key, a reference and a receipt can be the same in each, and nothing crosses over."""
+"""Protects the separation of sandbox and live: a key, reference or receipt can be the same in both."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -40,11 +40,10 @@ class Shop:
 
     @property
     def payments(self) -> PaymentService:
-        """The use cases of payments."""
         return self.gateway.services.get(PaymentService)
 
     async def pay(self, env: Env, key: str = "order-1", request: PaymentRequest = WISH) -> tuple[str, bool]:
-        """Ask for the payment of a key: its id, and whether it is a replay."""
+        """Request the payment of a key; returns its id, and True for a replay."""
         made = await self.payments.request(self.merchant_id, env, request, idempotency_key=key)
         assert made.payment.env == env
         return made.payment.id, made.is_replay
@@ -86,36 +85,38 @@ async def test_unknown_merchant_is_not_found(shop: Shop) -> None:
         await shop.gateway.port(Payments).request(without.merchant_id, "sandbox", WISH, idempotency_key="order-1")
 
 
-async def test_one_key_makes_one_payment_in_each_env(shop: Shop) -> None:
+async def test_key_used_in_both_envs_makes_one_payment_in_each(shop: Shop) -> None:
     here, there = await shop.pay("sandbox"), await shop.pay("live")
     assert (here[1], there[1], here[0] == there[0]) == (False, False, False)
     assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
     assert len(shop.daraja.of("stkpush")) == 2
-    # What was noted about the keys is deleted, the payments know theirs.
+    # The keys' rows are deleted, but each payment keeps its key.
     await shop.gateway.db.execute("DELETE FROM idempotency_key")
     assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
     assert len(shop.daraja.of("stkpush")) == 2
 
 
-async def test_a_handle_that_both_envs_give_out_names_a_payment_in_each(shop: Shop) -> None:
+async def test_handle_used_in_both_envs_names_one_payment_in_each(shop: Shop) -> None:
     same = (200, {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_same", "ResponseCode": "0"})
     shop.daraja.say("stkpush", same, same)
     ids = {env: (await shop.pay(env))[0] for env in ENVS}
     db, inbox = shop.gateway.db, shop.gateway.services.get(CallbackInbox)
     assert await db.fetchval("SELECT count(*) FROM payment WHERE checkout_request_id = 'ws_CO_same'") == len(ENVS)
 
-    def said(receipt: str) -> bytes:
+    def callback_body(receipt: str) -> bytes:
         return msgspec.json.encode(stk_callback("ws_CO_same", receipt=receipt, phone=254711000001))
 
-    # Without a token, the callback does not say which of the two it is about.
-    await inbox.receive(CallbackPost("stk", None, said("TKN0000000"), "196.201.214.200"))
+    # Without a token the callback could be about either payment.
+    await inbox.receive(CallbackPost("stk", None, callback_body("TKN0000000"), "196.201.214.200"))
     assert await db.fetchval("SELECT verdict FROM callback") == "waiting"
     assert await db.fetchval("SELECT count(*) FROM payment WHERE status = 'pending'") == len(ENVS)
     for env in ENVS:
         url = shop.gateway.services.get(Callbacks).url_for(
             "stk", env=env, merchant_id=shop.merchant_id, subject_id=ids[env]
         )
-        incoming = CallbackPost("stk", url.rpartition("/")[2], said(f"TKN000000{env[0].upper()}"), "196.201.214.200")
+        incoming = CallbackPost(
+            "stk", url.rpartition("/")[2], callback_body(f"TKN000000{env[0].upper()}"), "196.201.214.200"
+        )
         await inbox.receive(incoming)
     rows = await db.fetch("SELECT env, status, receipt FROM payment ORDER BY env")
     assert [tuple(row) for row in rows] == [
@@ -124,7 +125,7 @@ async def test_a_handle_that_both_envs_give_out_names_a_payment_in_each(shop: Sh
     ]
 
 
-async def test_a_key_that_paid_refunds_nothing_and_the_refusal_names_the_payment(shop: Shop) -> None:
+async def test_refund_with_a_payments_key_is_refused_and_names_the_payment(shop: Shop) -> None:
     payment_id, _ = await shop.pay("sandbox")
     refunds = shop.gateway.services.get(RefundService)
     await shop.gateway.db.execute(
@@ -145,7 +146,7 @@ async def test_a_key_that_paid_refunds_nothing_and_the_refusal_names_the_payment
     assert (await shop.pay("live", "refund-1"))[1] is False
 
 
-async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> None:
+async def test_lists_searches_and_exports_are_of_one_env(shop: Shop) -> None:
     ids = {env: [(await shop.pay(env, f"order-{number}"))[0] for number in range(3)] for env in ENVS}
     for env, other in zip(ENVS, reversed(ENVS), strict=True):
         page = await shop.payments.page(shop.merchant_id, env, PaymentQuery(count=True))
@@ -172,7 +173,7 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
             await shop.gateway.services.get(StkQueries).ask_now(shop.merchant_id, other, ids[env][0])
 
 
-async def test_an_event_says_the_env_of_its_payment_in_its_row_and_twice_in_its_body(shop: Shop) -> None:
+async def test_event_has_the_env_of_its_payment(shop: Shop) -> None:
     payments = {env: (await shop.pay(env))[0] for env in ENVS}
     await shop.gateway.db.execute("UPDATE payment SET expires_at = now()")
     assert await shop.gateway.services.get(Expiry).end_due() == 2

@@ -1,4 +1,4 @@
-"""What the tables of reconciliation refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the reconciliation tables: each has a statement that violates it."""
 
 from tests.conftest import Town
 from tests.constraints import added, refusals
@@ -51,11 +51,11 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_reconciliation.migrations")
 
 
-async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     await town.api.pay("254700000020", key="one")
     await town.gateway.db.execute(ROWS)
     assert await refusals(town.gateway.db, CASES) == {}

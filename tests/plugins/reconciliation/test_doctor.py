@@ -1,4 +1,4 @@
-"""What the doctor sees of a merchant's statements: each thing as it should be, and as it should not."""
+"""Protects the doctor's results about a merchant's statements."""
 
 from datetime import timedelta
 from typing import Any
@@ -17,35 +17,35 @@ from tests.stored import default_shortcode, go_live
 pytestmark = pytest.mark.usefixtures("initiated")
 
 
-async def look(town: Town, **examined: Any) -> dict[str, CheckResult]:
-    """What is seen of the one merchant's statements."""
+async def results_of(town: Town, **examined: Any) -> dict[str, CheckResult]:
+    """The doctor's results for the only merchant's statements."""
     merchant = await only_merchant(town.gateway)
     return await seen_by(check_reconciliation, town.gateway, merchant=merchant, **examined)
 
 
-async def test_registered_and_read(town: Town) -> None:
+async def test_doctor_registered_shortcode_with_a_run_is_ok(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
-    assert levels(await look(town)) == {"reconciliation.registered": "ok"}
+    assert levels(await results_of(town)) == {"reconciliation.registered": "ok"}
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     assert await town.gateway.services.get(ReconciliationService).run_due(
         await default_shortcode(town.gateway, merchant_id)
     )
-    assert levels(await look(town)) == {"reconciliation.registered": "ok", "reconciliation.runs": "ok"}
+    assert levels(await results_of(town)) == {"reconciliation.registered": "ok", "reconciliation.runs": "ok"}
 
 
-async def test_not_registered(town: Town) -> None:
-    found = await look(town)
+async def test_doctor_unregistered_shortcode_is_a_note_and_in_live_a_problem(town: Town) -> None:
+    found = await results_of(town)
     assert levels(found) == {"reconciliation.registered": "note"}
     await go_live(town.gateway)
-    found = await look(town, env="live")
+    found = await results_of(town, env="live")
     assert levels(found) == {"reconciliation.registered": "problem"}
     assert "pull/register" in (found["reconciliation.registered"].fix or "")
 
 
-async def test_not_read_for_a_while(town: Town) -> None:
+async def test_doctor_without_a_recent_run_is_a_warning(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     later = town.gateway.clock.now() + timedelta(hours=2)
-    assert (await look(town, now=later))["reconciliation.runs"].level == "warning"
+    assert (await results_of(town, now=later))["reconciliation.runs"].level == "warning"
     await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})
     await town.gateway.db.execute(
         "UPDATE reconciliation_run SET window_end = now() - interval '1 hour', "
@@ -57,12 +57,12 @@ async def test_not_read_for_a_while(town: Town) -> None:
         "window_start, now(), 'failed', 'M-Pesa is tired', now(), now(), receiver_id FROM reconciliation_run",
         identifier("run", at=town.gateway.clock.now()),
     )
-    found = (await look(town, now=later))["reconciliation.runs"]
+    found = (await results_of(town, now=later))["reconciliation.runs"]
     assert (found.level, "M-Pesa is tired" in found.text) == ("warning", True)
 
 
-async def test_where_nothing_can_be_read_nothing_is_said(town: Town) -> None:
+async def test_doctor_without_a_nominated_number_reports_nothing(town: Town) -> None:
     await town.api.call("PUT", "/v1/merchant/providers", SANDBOX)
-    assert await look(town) == {}
+    assert await results_of(town) == {}
     await town.api.call("DELETE", "/v1/merchant/providers/mpesa")
-    assert await look(town) == {}
+    assert await results_of(town) == {}

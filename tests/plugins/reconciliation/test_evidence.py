@@ -1,4 +1,4 @@
-"""Statement lines complete a payment only where all that they state proves it, page by page where that is certain."""
+"""Protects statement lines: a line completes a payment only with proof, and page by page if that is certain."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -17,11 +17,11 @@ from tests.daraja import Daraja, fault
 from tests.owner import as_owner
 from tests.plugins.reconciliation.test_reconciliation import (
     RUN,
-    answer,
-    asked,
     call_back,
-    look,
+    create_payment,
+    get_payment,
     page,
+    post_status_result,
     row,
     rows_of,
     run,
@@ -34,7 +34,7 @@ BOUGHT = {"transactiontype": "c2b-buy-goods-debit", "reference": ""}
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """No payment is asked about, and a page is asked for again without a pause."""
+    """Queries are sent on demand only, and pages are requested again without a pause."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "payments": {"query_after": [3600], "expire_after": 7200},
@@ -57,8 +57,8 @@ async def till(town: Town) -> AsyncGenerator[Town]:
         yield Town(town.gateway, town.base, api, town.receiver)
 
 
-async def made_ago(town: Town, payment: Any, **ago: float) -> None:
-    """Put the time at which a payment was asked for into the past."""
+async def move_into_past(town: Town, payment: Any, **ago: float) -> None:
+    """Move the creation time of a payment into the past."""
     await town.gateway.db.execute(
         "UPDATE payment SET created_at = created_at - $2::interval WHERE payment_id = $1",
         payment["id"],
@@ -67,73 +67,73 @@ async def made_ago(town: Town, payment: Any, **ago: float) -> None:
 
 
 async def candidates(town: Town, receipt: str) -> list[str]:
-    """The payments that operators are shown for a line."""
+    """The payments that operators see as candidates for a line."""
     line = await town.gateway.db.fetchrow("SELECT * FROM noted_line WHERE receipt = $1", receipt)
     assert line is not None
     return [one.id for one in await town.gateway.services.get(ReconciliationOperatorService).candidates(line)]
 
 
-# -- B4, G3 -------------------------------------------------------------------------------------------------------
+# -- B4, G3 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shown", [None, "9d2c ***** 33fd", "9f86d081884c7d659a2feaa0c55ad015", "2547****001"])
+@pytest.mark.parametrize("phone", [None, "9d2c ***** 33fd", "9f86d081884c7d659a2feaa0c55ad015", "2547****001"])
 @pytest.mark.parametrize("code", [1032, 1037])
-async def test_a_tills_line_that_hides_its_payer_is_asked_about_and_never_guessed(
-    town: Town, daraja: Daraja, shown: str | None, code: int
+async def test_till_line_with_a_hidden_payer_is_queried_and_ambiguous(
+    town: Town, daraja: Daraja, phone: str | None, code: int
 ) -> None:
     async with till(town) as place:
-        payment = await asked(place)
-        # Where the failure was M-Pesa's last word, and where it was not.
+        payment = await create_payment(place)
+        # A final failure and one that is not.
         await call_back(place, payment, code=code)
-        found = await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
+        found = await run(place, daraja, row("TKN4A1B2C3", phone=phone, **BOUGHT))
         assert (found["ambiguous"], found["recovered"]) == (1, 0)
-        # Operators see it though the credentials' own number is the store's.
+        # Operators see it although the credentials' own number is the store's.
         assert await candidates(place, "TKN4A1B2C3") == [payment["id"]]
         (question,) = daraja.of("transactionstatus")
         assert question["TransactionID"] == "TKN4A1B2C3"
-        await answer(place, question, "2547****001")
-        assert (await look(place, payment))["status"] == "failed"
+        await post_status_result(place, question, "2547****001")
+        assert (await get_payment(place, payment))["status"] == "failed"
         assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "ambiguous"
-        # M-Pesa shows no more: it is not asked again, and a person decides.
-        await run(place, daraja, row("TKN4A1B2C3", phone=shown, **BOUGHT))
+        # M-Pesa shows no more: the line is not queried again and needs an operator.
+        await run(place, daraja, row("TKN4A1B2C3", phone=phone, **BOUGHT))
         assert len(daraja.of("transactionstatus")) == 1
 
 
-async def test_a_tills_line_is_decided_by_the_whole_number_that_mpesa_answers_with(town: Town, daraja: Daraja) -> None:
+async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(town: Town, daraja: Daraja) -> None:
     async with till(town) as place:
-        payment, other = await asked(place, 500), await asked(place, 600, key="other")
+        payment, other = await create_payment(place, 500), await create_payment(place, 600, key="other")
         lines = [row("TKN4A1B2C3", 500, phone=None, **BOUGHT), row("TKN4A1B2C4", 600, phone=None, **BOUGHT)]
         assert (await run(place, daraja, *lines))["ambiguous"] == 2
         first, second = sorted(daraja.of("transactionstatus"), key=lambda one: str(one["TransactionID"]))
-        await answer(place, first, "254711000001", CreditPartyName="600638 - STORE")
-        assert (await look(place, payment))["receipt"] == "TKN4A1B2C3"
-        # The payer's, and not to us.
-        await answer(place, second, "254711000001", CreditPartyName="555555 - OTHER SHOP")
-        assert (await look(place, other))["status"] == "pending"
+        await post_status_result(place, first, "254711000001", CreditPartyName="600638 - STORE")
+        assert (await get_payment(place, payment))["receipt"] == "TKN4A1B2C3"
+        # The right payer, but another receiver.
+        await post_status_result(place, second, "254711000001", CreditPartyName="555555 - OTHER SHOP")
+        assert (await get_payment(place, other))["status"] == "pending"
 
 
-async def test_a_paybills_line_that_is_called_a_tills_still_needs_the_reference(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
+async def test_paybill_line_of_a_till_kind_needs_the_reference(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
     bare = row("TKN4A1B2C3", **BOUGHT)
     found = await run(town, daraja, bare)
     assert (found["recovered"], found["ambiguous"]) == (0, 1)
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await get_payment(town, payment))["status"] == "pending"
 
 
-# -- B5, B6, B7 ---------------------------------------------------------------------------------------------------
+# -- B5, B6, B7 -----------------------------------------------------------------------------------------------------
 
 
-async def test_money_from_before_a_payment_was_asked_for_is_not_its(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
+async def test_line_older_than_the_payment_is_not_found(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
     await call_back(town, payment, code=1032)
     before = (datetime.now(UTC) - timedelta(minutes=115)).astimezone(EAT)
     for number, text in enumerate((f"{before:%Y-%m-%d %H:%M:%S}", f"{before:%Y-%m-%dT%H:%M:%S}Z")):
         found = await run(town, daraja, row(f"TKN4A1B2C{number}", reference="table 4", at=text))
         assert (found["not_found"], found["recovered"]) == (1, 0), text
-    assert (await look(town, payment))["status"] == "failed"
+    assert (await get_payment(town, payment))["status"] == "failed"
 
 
-def shown(at: datetime, zone: str) -> str:
+def format_time(at: datetime, zone: str) -> str:
     """A time as a statement writes it."""
     return {
         "none": f"{at.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
@@ -152,86 +152,84 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("zone", ["none", "offset", "Z"])
 @pytest.mark.parametrize("off", OUTSIDE)
-async def test_line_of_a_time_outside_the_window_or_in_the_future_is_not_found(
-    town: Town, daraja: Daraja, off: str, zone: str
-) -> None:
-    """The payment is as old as the money seems to be, so that nothing else contradicts."""
+async def test_line_of_a_time_outside_the_window_is_not_found(town: Town, daraja: Daraja, off: str, zone: str) -> None:
+    """The payment is as old as its money, so that only the window contradicts."""
     at = datetime.now(UTC) + OUTSIDE[off]
     if zone == "Z" and off == "a minute before the window, and the clocks' difference":
-        # Its other reading lies a further three hours back.
+        # Its other reading is three hours earlier.
         assert OUTSIDE[off] < timedelta(0)
-    payment, own = await asked(town, reference="table 4"), await asked(town, 700, key="own")
+    payment, own = await create_payment(town, reference="table 4"), await create_payment(town, 700, key="own")
     if OUTSIDE[off] < timedelta(0):
-        await made_ago(town, payment, seconds=-OUTSIDE[off].total_seconds() + 60)
-    text = shown(at, zone)
+        await move_into_past(town, payment, seconds=-OUTSIDE[off].total_seconds() + 60)
+    text = format_time(at, zone)
     lines = [
         row("TKN4A1B2C3", reference="table 4", at=text),
         row("OWN0000001", 700, reference=own["reference"], at=text),
     ]
     found = await run(town, daraja, *lines)
-    # What names its payment is settled whatever the clock said.
+    # A reference of our own settles a line of any time.
     assert (found["not_found"], found["ambiguous"], found["recovered"]) == (1, 0, 1)
-    assert [(await look(town, one))["status"] for one in (payment, own)] == ["pending", "completed"]
+    assert [(await get_payment(town, one))["status"] for one in (payment, own)] == ["pending", "completed"]
     assert (await candidates(town, "TKN4A1B2C3"), daraja.of("transactionstatus")) == ([], [])
 
 
-async def test_line_outside_one_window_is_judged_anew_in_a_run_whose_window_has_it(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
-    await made_ago(town, payment, hours=3)
+async def test_line_outside_one_window_is_judged_again_in_a_wider_one(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
+    await move_into_past(town, payment, hours=3)
     at = datetime.now(UTC) - timedelta(hours=3) + timedelta(minutes=1)
-    line = row("TKN4A1B2C3", reference="table 4", at=shown(at, "none"))
+    line = row("TKN4A1B2C3", reference="table 4", at=format_time(at, "none"))
     assert (await run(town, daraja, line))["not_found"] == 1
     daraja.answers["pullquery"] = [statement([line])] * 2
     wider = {"start": (datetime.now(UTC) - timedelta(hours=5)).isoformat()}
     assert (await town.api.call("POST", RUN, wider)).data["recovered"] == 1
-    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
 
 
-async def test_window_that_leaves_one_reading_of_a_z_decides_a_line_that_had_two(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
-    await made_ago(town, payment, hours=1)
-    # Written in East Africa Time: as UTC it is two hours ahead, and before that window has a day it is not.
+async def test_line_with_two_readings_of_z_is_decided_by_a_narrower_window(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
+    await move_into_past(town, payment, hours=1)
+    # Written in East Africa Time: as UTC it would be two hours ahead, outside the window of two hours.
     at = datetime.now(UTC) - timedelta(minutes=59)
     line = row("TKN4A1B2C3", reference="table 4", at=f"{at:%Y-%m-%dT%H:%M:%S}Z")
     daraja.answers["pullquery"] = [statement([line])] * 2
     wide = {"start": (datetime.now(UTC) - timedelta(hours=20)).isoformat()}
     assert (await town.api.call("POST", RUN, wide)).data["ambiguous"] == 1
     assert (await run(town, daraja, line))["recovered"] == 1
-    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
 
 
 @pytest.mark.parametrize(("code", "ago"), [(1032, 0), (1037, 100), (2001, 100)])
-async def test_a_later_purchase_of_the_same_payer_completes_no_failed_payment(
+async def test_line_of_a_later_purchase_completes_no_failed_payment(
     town: Town, daraja: Daraja, code: int, ago: int
 ) -> None:
     async with till(town) as place:
-        payment = await asked(place)
+        payment = await create_payment(place)
         await call_back(place, payment, code=code)
-        await made_ago(place, payment, minutes=ago)
+        await move_into_past(place, payment, minutes=ago)
         found = await run(place, daraja, row("TKN4A1B2C3", **BOUGHT))
         assert (found["ambiguous"], found["recovered"]) == (1, 0)
-        assert (await look(place, payment))["status"] == "failed"
+        assert (await get_payment(place, payment))["status"] == "failed"
         assert await candidates(place, "TKN4A1B2C3") == [payment["id"]]
 
 
-# -- times that end in Z ------------------------------------------------------------------------------------------
+# -- times that end in Z --------------------------------------------------------------------------------------------
 
 
 HOURS_AGO = timedelta(hours=5)
 
 
-def written(at: datetime, zone: str) -> str:
-    """A time with a Z as a statement writes it that means East Africa Time, or UTC."""
+def format_z_time(at: datetime, zone: str) -> str:
+    """A time as a statement writes it with a Z, meant as East Africa Time or as UTC."""
     return f"{(at.astimezone(EAT) if zone == 'eat' else at):%Y-%m-%dT%H:%M:%S}Z"
 
 
-async def paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) -> None:
-    """A payment whose receipt a callback brought five hours ago; ``known`` is how long the callback took."""
-    payment = await asked(town, amount, key=receipt)
+async def create_paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) -> None:
+    """A payment of five hours ago with the receipt of a callback; `known` is the delay of the callback."""
+    payment = await create_payment(town, amount, key=receipt)
     await call_back(town, payment, amount=amount, receipt=receipt)
-    await made_ago(town, payment, hours=5)
+    await move_into_past(town, payment, hours=5)
     async with as_owner(town.gateway) as owner:
-        # What is written here is proof of money, which Postgres lets nobody change.
+        # Triggers are off: Postgres refuses to change proof of money.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute(
             "UPDATE payment SET completed_at = created_at + $2::interval WHERE payment_id = $1",
@@ -241,90 +239,90 @@ async def paid_hours_ago(town: Town, receipt: str, amount: int, **known: Any) ->
 
 
 async def run_of_two_days(town: Town, daraja: Daraja, *lines: Any) -> Any:
-    """A run in whose window both readings of a time are possible."""
+    """A run with a window in which both readings of a time are possible."""
     daraja.answers["pullquery"] = [statement(list(lines))] * 2
     window = {"start": (datetime.now(UTC) - timedelta(hours=47)).isoformat()}
     return (await town.api.call("POST", RUN, window)).data
 
 
-async def lost_hours_ago(town: Town, amount: int = 502, **more: Any) -> Any:
-    """A payment of five hours ago that nobody told of."""
-    payment = await asked(town, amount, key=f"lost-{amount}", **{"reference": "table 4"} | more)
-    await made_ago(town, payment, hours=5)
+async def create_lost_hours_ago(town: Town, amount: int = 502, **more: Any) -> Any:
+    """A pending payment of five hours ago."""
+    payment = await create_payment(town, amount, key=f"lost-{amount}", **{"reference": "table 4"} | more)
+    await move_into_past(town, payment, hours=5)
     return payment
 
 
 @pytest.mark.parametrize("zone", ["eat", "utc"])
-async def test_what_a_z_means_is_learnt_from_lines_of_known_payments(town: Town, daraja: Daraja, zone: str) -> None:
-    """Before a known payment proves one, both readings have to agree."""
+async def test_zone_of_z_is_learnt_from_lines_of_known_payments(town: Town, daraja: Daraja, zone: str) -> None:
+    """Both readings have to agree until a known payment proves one."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    lost = await lost_hours_ago(town)
-    line = row("LOST000001", 502, reference="table 4", at=written(at, zone))
+    lost = await create_lost_hours_ago(town)
+    line = row("LOST000001", 502, reference="table 4", at=format_z_time(at, zone))
     found = await run_of_two_days(town, daraja, line)
     assert (found["ambiguous"], found["recovered"]) == (1, 0)
-    await paid_hours_ago(town, "KNOWN00001", 501)
-    known = row("KNOWN00001", 501, reference="", at=written(at, zone))
+    await create_paid_hours_ago(town, "KNOWN00001", 501)
+    known = row("KNOWN00001", 501, reference="", at=format_z_time(at, zone))
     found = await run_of_two_days(town, daraja, known, line)
     assert (found["ambiguous"], found["already_known"], found["recovered"]) == (0, 1, 1)
-    assert (await look(town, lost))["receipt"] == "LOST000001"
+    assert (await get_payment(town, lost))["receipt"] == "LOST000001"
     assert await town.gateway.db.fetchval("SELECT zone FROM noted_line WHERE receipt = 'KNOWN00001'") == zone
 
 
 @pytest.mark.parametrize("means", ["eat", "utc"])
-async def test_money_that_only_the_disproven_reading_fits_is_not_found(town: Town, daraja: Daraja, means: str) -> None:
-    await paid_hours_ago(town, "KNOWN00001", 501)
-    lost = await lost_hours_ago(town)
+async def test_line_that_only_the_disproved_zone_fits_is_not_found(town: Town, daraja: Daraja, means: str) -> None:
+    await create_paid_hours_ago(town, "KNOWN00001", 501)
+    lost = await create_lost_hours_ago(town)
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
     other = "utc" if means == "eat" else "eat"
     lines = [
-        row("KNOWN00001", 501, reference="", at=written(at, means)),
-        # Three hours before or after the payment, read as it has to be.
-        row("STRANGE001", 502, reference="table 4", at=written(at, other)),
+        row("KNOWN00001", 501, reference="", at=format_z_time(at, means)),
+        # Three hours before or after the payment in the proven zone.
+        row("STRANGE001", 502, reference="table 4", at=format_z_time(at, other)),
     ]
     found = await run_of_two_days(town, daraja, *lines)
     assert (found["already_known"], found["recovered"]) == (1, 0)
-    assert (await look(town, lost))["status"] == "pending"
+    assert (await get_payment(town, lost))["status"] == "pending"
 
 
-async def test_what_a_z_means_is_proven_for_each_shortcode_by_itself(town: Town, daraja: Daraja) -> None:
+async def test_zone_of_z_is_proved_for_each_shortcode_alone(town: Town, daraja: Daraja) -> None:
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    await paid_hours_ago(town, "KNOWN00001", 501)
-    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=written(at, "eat")))
+    await create_paid_hours_ago(town, "KNOWN00001", 501)
+    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "eat")))
     async with till(town) as place:
-        lost = await lost_hours_ago(place)
-        line = row("LOST000001", 502, at=written(at, "utc"), **BOUGHT)
+        lost = await create_lost_hours_ago(place)
+        line = row("LOST000001", 502, at=format_z_time(at, "utc"), **BOUGHT)
         found = await run_of_two_days(place, daraja, line)
         assert (found["ambiguous"], found["recovered"]) == (1, 0)
-        await paid_hours_ago(place, "KNOWN00002", 501)
-        known = row("KNOWN00002", 501, at=written(at, "utc"), **BOUGHT)
+        await create_paid_hours_ago(place, "KNOWN00002", 501)
+        known = row("KNOWN00002", 501, at=format_z_time(at, "utc"), **BOUGHT)
         assert (await run_of_two_days(place, daraja, known, line))["recovered"] == 1
-        assert (await look(place, lost))["receipt"] == "LOST000001"
+        assert (await get_payment(place, lost))["receipt"] == "LOST000001"
     zones = await town.gateway.db.fetch("SELECT shortcode, zone FROM noted_line WHERE zone IS NOT NULL")
     assert {(one["shortcode"], one["zone"]) for one in zones} == {("174379", "eat"), ("5123456", "utc")}
 
 
-async def test_proofs_that_contradict_each_other_prove_nothing(town: Town, daraja: Daraja) -> None:
-    """Then both readings have to agree again."""
+async def test_zone_with_contradicting_proofs_is_unknown(town: Town, daraja: Daraja) -> None:
+    """Both readings have to agree again."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    lost = await lost_hours_ago(town)
-    lines: list[Any] = [row("LOST000001", 502, reference="table 4", at=written(at, "eat"))]
+    lost = await create_lost_hours_ago(town)
+    lines: list[Any] = [row("LOST000001", 502, reference="table 4", at=format_z_time(at, "eat"))]
     for number, zone in enumerate(("eat", "utc")):
-        await paid_hours_ago(town, f"KNOWN0000{number}", 600 + number)
-        lines.append(row(f"KNOWN0000{number}", 600 + number, reference="", at=written(at, zone)))
+        await create_paid_hours_ago(town, f"KNOWN0000{number}", 600 + number)
+        lines.append(row(f"KNOWN0000{number}", 600 + number, reference="", at=format_z_time(at, zone)))
     found = await run_of_two_days(town, daraja, *lines)
     assert (found["already_known"], found["ambiguous"], found["recovered"]) == (2, 1, 0)
-    assert (await look(town, lost))["status"] == "pending"
+    assert (await get_payment(town, lost))["status"] == "pending"
 
 
-async def test_a_receipt_that_was_known_late_proves_no_zone(town: Town, daraja: Daraja) -> None:
-    """Three hours lie between the readings: the wrong one may fit a payment that was open for so long."""
+async def test_zone_is_not_proved_by_a_receipt_known_late(town: Town, daraja: Daraja) -> None:
+    """Three hours lie between the readings: the wrong one could fit a payment that was open so long."""
     at = datetime.now(UTC) - HOURS_AGO + timedelta(minutes=1)
-    await paid_hours_ago(town, "KNOWN00001", 501, minutes=185)
-    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=written(at, "utc")))
+    await create_paid_hours_ago(town, "KNOWN00001", 501, minutes=185)
+    await run_of_two_days(town, daraja, row("KNOWN00001", 501, reference="", at=format_z_time(at, "utc")))
     assert await town.gateway.db.fetchval("SELECT zone FROM noted_line") is None
 
 
-# -- what M-Pesa answers about a line -----------------------------------------------------------------------------
+# -- status queries about a line ------------------------------------------------------------------------------------
 
 OF_OTHER_MONEY: dict[str, dict[str, Any]] = {
     "reversed": {"TransactionStatus": "Reversed"},
@@ -338,42 +336,40 @@ OF_OTHER_MONEY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("why", OF_OTHER_MONEY)
-async def test_answer_about_a_line_that_is_of_other_money_completes_nothing(
+async def test_status_result_of_a_line_about_other_money_completes_nothing(
     town: Town, daraja: Daraja, why: str
 ) -> None:
     async with till(town) as place:
-        payment = await asked(place)
+        payment = await create_payment(place)
         line = row("TKN4A1B2C3", phone=None, **BOUGHT)
         await run(place, daraja, line)
         (question,) = daraja.of("transactionstatus")
-        said = {
+        fields = {
             "Amount": "500.00",
             "CreditPartyName": "600638 - STORE",
             "FinalisedTime": f"{datetime.now(EAT):%Y%m%d%H%M%S}",
         }
-        await answer(place, question, "254711000001", **said | OF_OTHER_MONEY[why])
-        assert (await look(place, payment))["status"] == "pending"
-        # It has been answered: a person decides.
+        await post_status_result(place, question, "254711000001", **fields | OF_OTHER_MONEY[why])
+        assert (await get_payment(place, payment))["status"] == "pending"
+        # The line has a result and is not queried again.
         await run(place, daraja, line)
         assert len(daraja.of("transactionstatus")) == 1
 
 
-# -- C1 -----------------------------------------------------------------------------------------------------------
+# -- C1 -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_the_shortcode(
-    town: Town, daraja: Daraja
-) -> None:
+async def test_assign_of_another_merchants_line_is_refused(town: Town, daraja: Daraja) -> None:
     async with shop(town.gateway, town.base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         other = Town(town.gateway, town.base, api, town.receiver)
         theirs = [
-            await asked(other, 4321, key="own"),
-            await asked(other, 4322, key="fits", phone="254722000001", reference="their 1"),
-            await asked(other, 4323, key="hidden", phone="254722000001", reference="ours too"),
+            await create_payment(other, 4321, key="own"),
+            await create_payment(other, 4322, key="fits", phone="254722000001", reference="their 1"),
+            await create_payment(other, 4323, key="hidden", phone="254722000001", reference="ours too"),
         ]
         mine = [
-            await asked(town, amount, key=f"k{amount}", reference=reference)
+            await create_payment(town, amount, key=f"k{amount}", reference=reference)
             for amount, reference in ((4321, "mine"), (4322, "mine"), (4323, "ours too"))
         ]
         lines = [
@@ -386,15 +382,15 @@ async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_th
             path = f"/v1/payments/mpesa/statement-lines/{found[line['transactionId']]['id']}/assign"
             refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
             assert (refused.status, refused.error["code"]) == (409, "CONFLICT"), line
-            assert (await look(town, payment))["status"] == "pending"
-        # The statement completed what it proves, whoever read it.
-        assert [(await look(other, one))["status"] for one in theirs] == ["completed", "completed", "pending"]
-        # An operator decides what a merchant cannot.
+            assert (await get_payment(town, payment))["status"] == "pending"
+        # The statement completed the proved payments of both merchants.
+        assert [(await get_payment(other, one))["status"] for one in theirs] == ["completed", "completed", "pending"]
+        # An operator can assign a line that a merchant cannot.
         line_id = found["WHOSE00003"]["id"]
         caller: Any = await _caller(town, mine[2]["merchant_id"])
         settling = town.gateway.services.get(LineMatching)
         assigned = await settling.assign(caller, line_id, mine[2]["id"], by_operator=Decided(reason="She called"))
-        assert (assigned["finding"], (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
+        assert (assigned["finding"], (await get_payment(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
 
 
 async def _caller(town: Town, merchant_id: str) -> Any:
@@ -406,10 +402,8 @@ async def _caller(town: Town, merchant_id: str) -> Any:
     return Caller()
 
 
-async def test_a_merchant_assigns_a_line_that_fits_two_of_its_payments_and_no_contradiction(
-    town: Town, daraja: Daraja
-) -> None:
-    first, second = [await asked(town, key=key, reference="table 4") for key in ("a", "b")]
+async def test_assign_by_a_merchant_needs_a_fitting_line(town: Town, daraja: Daraja) -> None:
+    first, second = [await create_payment(town, key=key, reference="table 4") for key in ("a", "b")]
     lines = await rows_of(
         town,
         await run(
@@ -428,23 +422,23 @@ async def test_a_merchant_assigns_a_line_that_fits_two_of_its_payments_and_no_co
         assert refused.status == 409, receipt
     path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
     assert (await town.api.call("POST", path, {"payment_id": second["id"]})).data["finding"] == "recovered"
-    assert [(await look(town, one))["status"] for one in (first, second)] == ["pending", "completed"]
+    assert [(await get_payment(town, one))["status"] for one in (first, second)] == ["pending", "completed"]
 
 
-async def test_a_status_answer_about_a_line_of_another_account_completes_nothing(town: Town, daraja: Daraja) -> None:
-    """The payer's own purchase at the paybill: M-Pesa's answer does not show that it was for another account."""
-    payment = await asked(town, reference="table 4")
+async def test_status_query_of_a_line_with_another_reference_is_not_ours(town: Town, daraja: Daraja) -> None:
+    """The payer's own purchase at the paybill: M-Pesa's result does not show its other reference."""
+    payment = await create_payment(town, reference="table 4")
     assert (await run(town, daraja, row("WALKIN0001", reference="walk-in")))["not_found"] == 1
     started = (await town.api.call("POST", "/v1/payments/mpesa/check-status/WALKIN0001")).data
     (question,) = daraja.of("transactionstatus")
     now = f"{datetime.now(EAT):%Y%m%d%H%M%S}"
     says = {"Amount": "500", "CreditPartyName": "174379 - SHOP", "FinalisedTime": now}
-    await answer(town, question, "254711000001", **says)
+    await post_status_result(town, question, "254711000001", **says)
     found = (await town.api.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).data
-    assert (found["finding"], (await look(town, payment))["status"]) == ("not_ours", "pending")
+    assert (found["finding"], (await get_payment(town, payment))["status"]) == ("not_ours", "pending")
 
 
-# -- E3 -----------------------------------------------------------------------------------------------------------
+# -- E3 -------------------------------------------------------------------------------------------------------------
 
 FAILS: dict[str, Callable[[], Any]] = {
     "500": lambda: fault("500.003.1001", "Internal Server Error"),
@@ -455,30 +449,28 @@ FAILS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("how", FAILS)
-async def test_what_is_certain_on_a_page_is_settled_though_a_later_page_fails(
-    town: Town, daraja: Daraja, how: str
-) -> None:
-    own, known = await asked(town, 501, key="own"), await asked(town, 502, key="known")
+async def test_page_before_a_failed_one_settles_certain_lines_only(town: Town, daraja: Daraja, how: str) -> None:
+    own, known = await create_payment(town, 501, key="own"), await create_payment(town, 502, key="known")
     await call_back(town, known, amount=502, receipt="KNOWN00001")
-    by_rule = await asked(town, 503, key="rule", reference="table 4")
-    wrong = await asked(town, 504, key="wrong")
+    by_rule = await create_payment(town, 503, key="rule", reference="table 4")
+    wrong = await create_payment(town, 504, key="wrong")
     rows = [
         row("OWN0000001", 501, reference=own["reference"]),
         row("KNOWN00001", 502),
         row("RULE000001", 503, reference="table 4"),
         row("WRONG00001", 5, reference=wrong["reference"]),
     ]
-    # A page with fewer rows would be the last.
+    # A page with fewer rows would be the last one.
     full = [*rows, *(row(f"FILL{number:06}", 1000 + number) for number in range(96))]
     daraja.say("pullquery", page(*full), *[FAILS[how]()] * 2)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["already_known"], found["recovered"], found["mismatched"]) == ("failed", 1, 1, 1)
-    assert (await look(town, own))["receipt"] == "OWN0000001"
-    assert (await look(town, wrong))["mismatch"]["of"] == "amount"
-    # The rule waits: other money on the next page may fit as well.
-    assert (await look(town, by_rule))["status"] == "pending"
+    assert (await get_payment(town, own))["receipt"] == "OWN0000001"
+    assert (await get_payment(town, wrong))["mismatch"]["of"] == "amount"
+    # The rule waits: money on the next page could fit too.
+    assert (await get_payment(town, by_rule))["status"] == "pending"
     daraja.answers["pullquery"] = []
     daraja.say("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["ambiguous"]) == ("completed", 2)
-    assert (await look(town, by_rule))["status"] == "pending"
+    assert (await get_payment(town, by_rule))["status"] == "pending"

@@ -1,4 +1,4 @@
-"""Runs and statement lines, bent past Postgres' own rules: it shows."""
+"""Protects the invariants of runs and statement lines: each violation is reported."""
 
 import pytest
 
@@ -17,7 +17,7 @@ FROM (SELECT transaction_id, payment.* FROM payment JOIN transaction ON subject_
 WHERE idempotency_key = 'paid-{number}' RETURNING transaction_id
 """
 
-BENDINGS = {
+VIOLATIONS = {
     "reconciliation.lines_fit_their_payments": ";".join(
         NOTE.format(number=number, values=values)
         for number, values in enumerate(
@@ -55,12 +55,12 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"reconciliation.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"reconciliation.{invariant.name}" for invariant in plugin.invariants}
 
 
 @initiated
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     for number in range(1, 5):
         made = await town.api.pay(f"25471100000{number}", 500 + number, key=f"paid-{number}")
@@ -68,4 +68,4 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
     for _ in range(2):
         assert (await town.api.call("POST", "/v1/payments/mpesa/reconcile", {})).data["already_known"] == 4
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}

@@ -1,4 +1,4 @@
-"""Reconciliation: every shape that a statement comes in is read, each line once, and no payment is ever guessed."""
+"""Protects reconciliation: statements in every known form are read, each line once, and no payment is guessed."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ OWN = "a reference of the gateway's own"
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nobody is asked about payments, and a page is asked for again without a pause."""
+    """Queries are sent on demand only, and pages are requested again without a pause."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
         "payments": {"query_after": [3600], "expire_after": 7200},
@@ -43,7 +43,7 @@ async def town(town: Town) -> Town:
 
 
 def row(receipt: str, amount: Any = 500, phone: str | None = "711000001", reference: str = "", **more: Any) -> Any:
-    """A row of a statement, as Pull gives it."""
+    """A row of a statement, as Pull returns it."""
     at = more.pop("at", datetime.now(UTC))
     fields = {
         "transactionId": receipt,
@@ -71,16 +71,16 @@ NOTHING: Said = (200, {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMe
 def statement(rows: list[Any], size: int = 100) -> Callable[[dict[str, Any]], Said]:
     """A statement of these rows, in pages."""
 
-    def answer(body: dict[str, Any]) -> Said:
+    def page_at(body: dict[str, Any]) -> Said:
         offset = int(body["OffSetValue"])
         shown = rows[offset : offset + size]
         return page(*shown) if shown else NOTHING
 
-    return answer
+    return page_at
 
 
 async def run(town: Town, daraja: Daraja, *rows: Any) -> Any:
-    """A run over a statement of these rows; gives it once it has ended."""
+    """Run over a statement of these rows; returns the ended run."""
     daraja.answers["pullquery"] = [statement(list(rows))] * 50
     found = (await town.api.call("POST", RUN, {})).data
     daraja.answers["pullquery"] = []
@@ -93,50 +93,53 @@ async def rows_of(town: Town, found: Any, query: str = "") -> dict[str, Any]:
     return {line["receipt"]: line for line in answer.data["rows"]}
 
 
-async def asked(town: Town, amount: int = 500, phone: str = "254711000001", key: str = "a", **more: Any) -> Any:
-    """A payment whose prompt is on the phone."""
+async def create_payment(
+    town: Town, amount: int = 500, phone: str = "254711000001", key: str = "a", **more: Any
+) -> Any:
+    """Create a payment whose prompt was acknowledged."""
     return (await town.api.pay(phone, amount, key=key, **more)).data
 
 
-async def look(town: Town, payment: Any) -> Any:
-    """The payment as it is."""
+async def get_payment(town: Town, payment: Any) -> Any:
     return (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
 
 
-async def call_back(town: Town, payment: Any, **said: Any) -> None:
-    """M-Pesa's callback about a payment."""
+async def call_back(town: Town, payment: Any, **fields: Any) -> None:
+    """Post a callback to the payment's own address."""
     url = town.gateway.services.get(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=payment["merchant_id"], subject_id=payment["id"]
     )
-    body = stk_callback(payment["provider_ref"], **said)
+    body = stk_callback(payment["provider_ref"], **fields)
     assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
 
 
-async def answer(town: Town, question: dict[str, Any], phone: str, **said: Any) -> None:
-    """M-Pesa's answer to a question about a line: who paid."""
+async def post_status_result(town: Town, question: dict[str, Any], phone: str, **fields: Any) -> None:
+    """Post M-Pesa's result of the status query about a line, with this payer."""
     says = {
         "ReceiptNo": question["TransactionID"],
         "TransactionStatus": "Completed",
         "DebitPartyName": f"{phone} - JANE DOE",
     }
-    body = result(0, says=says | said)
+    body = result(0, says=says | fields)
     assert (await town.api.call("POST", question["ResultURL"].removeprefix(town.base), body)).status == 200
 
 
-# -- registration -------------------------------------------------------------------------------------------------
+# -- registration ---------------------------------------------------------------------------------------------------
 
 
-async def test_registering_once_and_again_is_fine_and_what_is_sent_is_what_daraja_wants(
-    town: Town, daraja: Daraja
-) -> None:
-    said: tuple[tuple[Said, str], ...] = (
+async def test_register_sends_darajas_fields_and_may_be_repeated(town: Town, daraja: Daraja) -> None:
+    replies: tuple[tuple[Said, str], ...] = (
         ((200, {"ResponseStatus": "1000", "ResponseDescription": "registered", "ShortCode": "174379"}), "1000"),
         ((200, {"Response Status": 1001, "ResponseDescription": "already", "ShortCode": "174379"}), "1001"),
     )
-    for one, code in said:
+    for one, code in replies:
         daraja.say("pullregister", one)
         answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
-        assert (answer.status, answer.data["response_code"], answer.data["shortcode"]) == (200, code, "174379")
+        assert (
+            answer.status,
+            answer.data["response_code"],
+            answer.data["shortcode"],
+        ) == (200, code, "174379")
     sent = daraja.of("pullregister")[0]
     assert "/v1/cb/pull/" in sent.pop("CallBackURL")
     assert sent == {"ShortCode": "174379", "RequestType": "Pull", "NominatedNumber": "254708374149"}
@@ -154,7 +157,7 @@ async def test_registering_once_and_again_is_fine_and_what_is_sent_is_what_daraj
         assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == status, refused
 
 
-async def test_without_a_nominated_number_it_is_named(town: Town) -> None:
+async def test_register_without_a_nominated_number_names_the_field(town: Town) -> None:
     await change_credentials(town.gateway, nominated_number=None)
     answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     assert (answer.status, answer.error["code"], answer.error["field"]) == (
@@ -164,7 +167,7 @@ async def test_without_a_nominated_number_it_is_named(town: Town) -> None:
     )
 
 
-async def test_what_pull_posts_by_itself_is_kept_and_nothing_follows(town: Town, daraja: Daraja) -> None:
+async def test_pull_callback_is_stored_and_changes_nothing(town: Town, daraja: Daraja) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     (sent,) = daraja.of("pullregister")
     url = sent["CallBackURL"].removeprefix(town.base)
@@ -173,7 +176,7 @@ async def test_what_pull_posts_by_itself_is_kept_and_nothing_follows(town: Town,
     assert await town.gateway.db.fetchval("SELECT verdict FROM callback WHERE kind = 'pull'") == "applied"
 
 
-# -- reading ------------------------------------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------------------------------
 
 EMPTY: tuple[Said, ...] = (
     NOTHING,
@@ -194,11 +197,11 @@ EMPTY: tuple[Said, ...] = (
 )
 
 
-async def test_nothing_found_in_every_form_is_a_run_without_lines(town: Town, daraja: Daraja) -> None:
-    for said in EMPTY:
-        daraja.say("pullquery", said)
+async def test_run_with_an_empty_statement_in_every_form_has_no_lines(town: Town, daraja: Daraja) -> None:
+    for reply in EMPTY:
+        daraja.say("pullquery", reply)
         found = (await town.api.call("POST", RUN, {})).data
-        assert (found["status"], found["lines"], found["error"]) == ("completed", 0, None), said
+        assert (found["status"], found["lines"], found["error"]) == ("completed", 0, None), reply
     assert len(daraja.of("pullquery")) == len(EMPTY)
 
 
@@ -215,16 +218,14 @@ BROKEN: tuple[tuple[Said, int, str], ...] = (
 )
 
 
-async def test_what_is_no_statement_is_asked_for_again_and_then_the_run_says_why_it_failed(
-    town: Town, daraja: Daraja
-) -> None:
-    for said, times, word in BROKEN:
+async def test_run_with_an_unreadable_page_retries_it_and_fails_with_the_reason(town: Town, daraja: Daraja) -> None:
+    for reply, times, word in BROKEN:
         before = len(daraja.of("pullquery"))
-        daraja.say("pullquery", *[said] * times)
+        daraja.say("pullquery", *[reply] * times)
         found = (await town.api.call("POST", RUN, {})).data
-        assert (found["status"], len(daraja.of("pullquery")) - before) == ("failed", times), said
+        assert (found["status"], len(daraja.of("pullquery")) - before) == ("failed", times), reply
         assert word in found["error"], found
-    # A page that comes at the second asking is as good as any.
+    # A page that is readable at the second try counts.
     daraja.say("pullquery", BROKEN[0][0], page(row("TKN4A1B2C3")), NOTHING)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"]) == ("completed", 1)
@@ -232,18 +233,18 @@ async def test_what_is_no_statement_is_asked_for_again_and_then_the_run_says_why
     assert (listed["meta"]["total"], listed["data"][0]["id"]) == (len(BROKEN) + 1, found["id"])
 
 
-async def test_pages_are_read_to_the_end_each_from_where_the_one_before_ended(town: Town, daraja: Daraja) -> None:
+async def test_run_reads_pages_by_offset_to_the_end(town: Town, daraja: Daraja) -> None:
     found = await run(town, daraja, *(row(f"ROW{number:07}", 1 + number) for number in range(230)))
     assert (found["status"], found["pages"], found["lines"], found["not_found"]) == ("completed", 3, 230, 230)
-    asked = daraja.of("pullquery")
-    # The last page is shorter than a whole one, so nothing follows it.
-    assert [one["OffSetValue"] for one in asked] == ["0", "100", "200"]
-    assert {one["ShortCode"] for one in asked} == {"174379"}
-    start, end = (datetime.strptime(asked[0][name], "%Y-%m-%d %H:%M:%S") for name in ("StartDate", "EndDate"))  # noqa: DTZ007
+    requests = daraja.of("pullquery")
+    # The last page is shorter than a full one, so no request follows.
+    assert [one["OffSetValue"] for one in requests] == ["0", "100", "200"]
+    assert {one["ShortCode"] for one in requests} == {"174379"}
+    start, end = (datetime.strptime(requests[0][name], "%Y-%m-%d %H:%M:%S") for name in ("StartDate", "EndDate"))  # noqa: DTZ007
     assert timedelta(hours=2) <= end - start <= timedelta(hours=2, seconds=2)
     now = datetime.now(EAT).replace(tzinfo=None)
     assert abs(now - end) < timedelta(minutes=2)
-    # The rows come back in pages as well.
+    # The API returns the rows in pages too.
     seen: list[str] = []
     path = f"{RUNS}/{found['id']}?limit=100"
     while path:
@@ -254,27 +255,27 @@ async def test_pages_are_read_to_the_end_each_from_where_the_one_before_ended(to
     assert len(set(seen)) == len(seen) == 230
 
 
-async def test_an_offset_that_is_not_honoured_does_not_loop_for_ever(town: Town, daraja: Daraja) -> None:
+async def test_run_with_an_ignored_offset_ends(town: Town, daraja: Daraja) -> None:
     daraja.answers["pullquery"] = [page(*(row(f"ROW{number:07}") for number in range(100)))] * 50
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], len(daraja.of("pullquery"))) == ("completed", 100, 2)
 
 
-async def test_a_statement_without_an_end_and_without_a_readable_row_is_given_up(town: Town, daraja: Daraja) -> None:
+async def test_run_with_endless_unreadable_pages_fails(town: Town, daraja: Daraja) -> None:
     daraja.answers["pullquery"] = [page(*[{"trxDate": "never"}, "x", 5, None] * 25)] * 50
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], found["pages"]) == ("failed", 0, 10)
     assert "cannot be read to its end" in found["error"]
 
 
-async def test_reconcile_page_shorter_than_a_whole_one_ends_the_statement(town: Town, daraja: Daraja) -> None:
-    # A server that has one more new row at each question would otherwise be asked for ever.
+async def test_run_ends_after_a_page_that_is_not_full(town: Town, daraja: Daraja) -> None:
+    # A server with one more new row for each request would otherwise be queried without end.
     daraja.answers["pullquery"] = [page(row(f"ROW{number:07}")) for number in range(50)]
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], len(daraja.of("pullquery"))) == ("completed", 1, 1)
 
 
-async def test_reconcile_no_transactions_after_whole_pages_ends_the_statement(town: Town, daraja: Daraja) -> None:
+async def test_run_ends_when_no_transactions_follow_full_pages(town: Town, daraja: Daraja) -> None:
     whole = page(*(row(f"ROW{number:07}") for number in range(100)))
     for at, nothing in enumerate(EMPTY):
         daraja.say("pullquery", whole, nothing)
@@ -283,7 +284,7 @@ async def test_reconcile_no_transactions_after_whole_pages_ends_the_statement(to
         assert len(daraja.of("pullquery")) == 2 * (at + 1)
 
 
-async def test_reconcile_unreadable_bytes_and_rows_are_skipped_and_counted(town: Town, daraja: Daraja) -> None:
+async def test_run_skips_and_counts_unreadable_bytes_and_rows(town: Town, daraja: Daraja) -> None:
     rows = [row("ROW0000001", sender="@"), row("ROW0000002", amount="1e2"), {"transactionId": "ROW0000003"}, "x", None]
     content = {"ResponseCode": "0", "Response": [rows]}
     daraja.say("pullquery", (200, json.dumps(content).encode().replace(b'"@"', b'"JOS\xc9 \t"')))
@@ -292,7 +293,7 @@ async def test_reconcile_unreadable_bytes_and_rows_are_skipped_and_counted(town:
     assert (await rows_of(town, found))["ROW0000002"]["amount"] == "100.00"
 
 
-async def test_rows_come_in_several_lists_and_a_malformed_one_spoils_nothing(town: Town, daraja: Daraja) -> None:
+async def test_run_reads_several_lists_of_rows_and_counts_malformed_ones(town: Town, daraja: Daraja) -> None:
     broken: list[Any] = [
         {},
         {"transactionId": "no", "trxDate": "2026-11-23 13:15:12", "amount": "5"},
@@ -307,35 +308,33 @@ async def test_rows_come_in_several_lists_and_a_malformed_one_spoils_nothing(tow
     daraja.say("pullquery", page(lists=lists), NOTHING)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], found["malformed"]) == ("completed", 5, len(broken) - 1)
-    # A time that cannot be read spoils no line either.
+    # A line with an unreadable time is stored.
     timeless = ["ROW0000009", "ROW0000012"]
     assert sorted(await rows_of(town, found)) == ["ROW0000001", "ROW0000002", "ROW0000003", *timeless]
 
 
-async def test_a_line_without_a_readable_time_is_shown_and_only_our_own_reference_settles_it(
-    town: Town, daraja: Daraja
-) -> None:
-    payment, other = await asked(town), await asked(town, key="other", reference="table 4")
+async def test_line_without_a_readable_time_is_settled_by_our_own_reference_only(town: Town, daraja: Daraja) -> None:
+    payment, other = await create_payment(town), await create_payment(town, key="other", reference="table 4")
     lines = [
         row("TIMELESS01", reference=payment["reference"], at="half past nine"),
         row("TIMELESS02", reference="table 4", at="13/13/2026 30:00"),
     ]
     found = await run(town, daraja, *lines)
     assert (found["recovered"], found["not_found"], found["malformed"]) == (1, 1, 0)
-    assert (await look(town, payment))["receipt"] == "TIMELESS01"
-    assert (await look(town, other))["status"] == "pending"
+    assert (await get_payment(town, payment))["receipt"] == "TIMELESS01"
+    assert (await get_payment(town, other))["status"] == "pending"
     shown = (await rows_of(town, found))["TIMELESS02"]
     assert (shown["finding"], shown["at"]) == ("not_found", found["end"])
-    # Once its time can be read it is a line like any other.
+    # With a readable time it is an ordinary line.
     found = await run(town, daraja, row("TIMELESS02", reference="table 4"))
-    assert (await look(town, other))["receipt"] == "TIMELESS02"
+    assert (await get_payment(town, other))["receipt"] == "TIMELESS02"
 
 
 @pytest.mark.parametrize("turned", [False, True])
-async def test_rows_of_one_receipt_that_contradict_each_other_on_a_page_complete_nothing(
+async def test_rows_of_one_receipt_that_contradict_each_other_complete_nothing(
     town: Town, daraja: Daraja, turned: bool
 ) -> None:
-    first, second, third = [await asked(town, key=f"k{number}") for number in range(3)]
+    first, second, third = [await create_payment(town, key=f"k{number}") for number in range(3)]
     pairs = [
         (row("TWOAMOUNTS", 5, reference=first["reference"]), row("TWOAMOUNTS", reference=first["reference"])),
         (row("TWONAMES01", reference=second["reference"]), row("TWONAMES01", reference=third["reference"])),
@@ -344,41 +343,41 @@ async def test_rows_of_one_receipt_that_contradict_each_other_on_a_page_complete
     ]  # fmt: skip
     found = await run(town, daraja, *[one for pair in pairs for one in (reversed(pair) if turned else pair)])
     assert (found["lines"], found["recovered"], found["mismatched"]) == (3, 0, 1)
-    assert {(await look(town, payment))["status"] for payment in (first, second, third)} == {"pending"}
+    assert {(await get_payment(town, payment))["status"] for payment in (first, second, third)} == {"pending"}
     (mismatch,) = await mismatches(town, first)
     assert mismatch == ("amount", "TWOAMOUNTS")
 
 
-async def test_a_line_is_kept_once_however_often_it_is_read(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
+async def test_line_read_repeatedly_is_stored_once(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
     line = row("TKN4A1B2C3", reference="table 4")
     first = await run(town, daraja, line, line, row("WALKIN0001", 7))
     second = await run(town, daraja, row("WALKIN0001", 7), line)
     assert (first["lines"], first["recovered"], first["not_found"]) == (2, 1, 1)
     assert (second["lines"], second["already_known"], second["not_found"]) == (2, 1, 1)
     assert await town.gateway.db.fetchval("SELECT count(*) FROM statement") == 2
-    assert (await look(town, payment))["receipt"] == "TKN4A1B2C3"
+    assert (await get_payment(town, payment))["receipt"] == "TKN4A1B2C3"
     assert (await rows_of(town, first, "?outcome=recovered")).keys() == {"TKN4A1B2C3"}
     assert (await rows_of(town, second, "?outcome=recovered")) == {}
     refused = await town.api.call("GET", f"{RUNS}/{first['id']}?outcome=lost")
     assert (refused.status, refused.error["field"]) == (422, "outcome")
 
 
-# -- findings -----------------------------------------------------------------------------------------------------
+# -- findings -------------------------------------------------------------------------------------------------------
 
 
-async def test_each_finding_and_what_it_does(town: Town, daraja: Daraja) -> None:
-    known = await asked(town, 501, key="known")
+async def test_run_returns_each_finding_with_its_effect(town: Town, daraja: Daraja) -> None:
+    known = await create_payment(town, 501, key="known")
     await call_back(town, known, amount=501, receipt="KNOWN00001")
-    lost = await asked(town, 502, key="lost", reference="table 1")
-    failed = await asked(town, 503, key="failed", reference="table 1")
+    lost = await create_payment(town, 502, key="lost", reference="table 1")
+    failed = await create_payment(town, 503, key="failed", reference="table 1")
     await call_back(town, failed, code=1037)
-    silent = await asked(town, 504, key="silent", reference="table 1")
+    silent = await create_payment(town, 504, key="silent", reference="table 1")
     await call_back(town, silent, has_metadata=False)
-    other_amount = await asked(town, 505, key="other")
-    forged = await asked(town, 506, key="forged")
+    other_amount = await create_payment(town, 505, key="other")
+    forged = await create_payment(town, 506, key="forged")
     await call_back(town, forged, amount=506, receipt="FORGED0001")
-    twins = [await asked(town, 507, key=f"twin{number}", reference="table 4") for number in range(2)]
+    twins = [await create_payment(town, 507, key=f"twin{number}", reference="table 4") for number in range(2)]
     found = await run(
         town,
         daraja,
@@ -414,15 +413,15 @@ async def test_each_finding_and_what_it_does(town: Town, daraja: Daraja) -> None
     assert lines["LOST000001"]["payment_id"] == lost["id"]
     assert lines["LOST000001"]["phone"] in {"711000001", "711****001"}
     for payment, receipt in ((lost, "LOST000001"), (failed, "FAILED0001"), (silent, "SILENT0001")):
-        after = await look(town, payment)
+        after = await get_payment(town, payment)
         assert (after["status"], after["receipt"]) == ("completed", receipt)
-    assert (await look(town, other_amount))["mismatch"]["of"] == "amount"
-    # The receipt of KES 1 was passed off as that of KES 506: somebody has to hear of it.
-    assert (await look(town, forged))["mismatch"]["of"] == "amount"
+    assert (await get_payment(town, other_amount))["mismatch"]["of"] == "amount"
+    # The receipt of KES 1 was reported as that of KES 506: the merchant gets a mismatch.
+    assert (await get_payment(town, forged))["mismatch"]["of"] == "amount"
     mismatched = await town.receiver.wait_for(2, kind="payment.mismatched")
     assert {one.json["data"]["payment_id"] for one in mismatched} == {other_amount["id"], forged["id"]}
     for twin in twins:
-        assert (await look(town, twin))["status"] == "pending"
+        assert (await get_payment(town, twin))["status"] == "pending"
     completed = await town.receiver.wait_for(5, kind="payment.completed")
     assert {lost["id"], failed["id"]} <= {one.json["data"]["payment_id"] for one in completed}
     async with shop(town.gateway, town.base) as other:
@@ -431,12 +430,11 @@ async def test_each_finding_and_what_it_does(town: Town, daraja: Daraja) -> None
 
 
 def shifted(at: datetime, **by: float) -> datetime:
-    """A time a while later."""
     return at + timedelta(**by)
 
 
-async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, daraja: Daraja) -> None:
-    """Each case is a payment of its own amount, and the one row that may be its money."""
+async def test_rule_decides_by_the_fields_of_the_row(town: Town, daraja: Daraja) -> None:
+    """Each case is a payment with its own amount, and the one row that could be its money."""
     now = datetime.now(UTC)
     eat = now.astimezone(EAT)
     cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -476,7 +474,7 @@ async def test_the_rule_sees_as_much_as_the_row_shows_and_no_more(town: Town, da
     rows: list[Any] = []
     for number, (_, payment, line, _) in enumerate(cases):
         wanted = {"reference": "table 4"} | payment
-        made = await asked(town, 100 + number, key=f"k{number}", **wanted)
+        made = await create_payment(town, 100 + number, key=f"k{number}", **wanted)
         if line.get("reference") == OWN:
             line["reference"] = made["reference"].lower()
         rows.append(row(f"CASE{number:06}", 100 + number, **{"reference": wanted["reference"]} | line))
@@ -496,41 +494,40 @@ FROM unnest($2::uuid[]) WITH ORDINALITY AS given(id, i)
 """
 
 
-async def test_a_busy_shop_with_one_price_is_not_guessed_for_nor_overlooked(town: Town, daraja: Daraja) -> None:
-    """Four hundred others have not paid their KES 500 today: the one who did is found among them."""
-    first = await asked(town, key="first", reference="table 4")
+async def test_line_among_400_payments_of_one_amount_is_matched_by_payer(town: Town, daraja: Daraja) -> None:
+    first = await create_payment(town, key="first", reference="table 4")
     await town.gateway.db.execute(FILL, first["merchant_id"], identifiers("pay", range(400)))
-    second = await asked(town, key="second", reference="table 4")
+    second = await create_payment(town, key="second", reference="table 4")
     await town.gateway.db.execute(
         "UPDATE payment SET created_at = now() - interval '10 minutes' WHERE payment_id = $1", first["id"]
     )
-    late = await asked(town, key="late", phone="254711000009", reference="table 4")
+    late = await create_payment(town, key="late", phone="254711000009", reference="table 4")
     rows = [row(f"TKN4A1B2C{number}", phone=f"71100000{end}", reference="table 4") for number, end in ((3, 1), (4, 9))]
     found = await run(town, daraja, *rows)
     lines = await rows_of(town, found)
     assert (lines["TKN4A1B2C3"]["finding"], lines["TKN4A1B2C4"]["finding"]) == ("ambiguous", "recovered")
-    assert (await look(town, late))["receipt"] == "TKN4A1B2C4"
+    assert (await get_payment(town, late))["receipt"] == "TKN4A1B2C4"
     for payment in (first, second):
-        assert (await look(town, payment))["status"] == "pending"
+        assert (await get_payment(town, payment))["status"] == "pending"
 
 
-# -- never guessed ------------------------------------------------------------------------------------------------
+# -- ambiguous lines ------------------------------------------------------------------------------------------------
 
 
-async def test_two_lines_of_one_payer_for_one_payment_are_left_to_a_person(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
+async def test_two_lines_of_one_payer_for_one_payment_are_ambiguous_until_assigned(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
     rows = [row(f"TWICE0000{number}", phone="711***001", reference="table 4") for number in (1, 2)]
     found = await run(town, daraja, *rows)
     assert found["ambiguous"] == 2
-    # M-Pesa is asked about each, once, and says that both are the same payer's.
+    # Each line is queried once, and M-Pesa states the same payer for both.
     questions = daraja.of("transactionstatus")
     assert sorted(one["TransactionID"] for one in questions) == ["TWICE00001", "TWICE00002"]
     for question in questions:
-        await answer(town, question, "254711000001")
-    assert (await look(town, payment))["status"] == "pending"
+        await post_status_result(town, question, "254711000001")
+    assert (await get_payment(town, payment))["status"] == "pending"
     again = await run(town, daraja, *rows)
     assert (again["ambiguous"], len(daraja.of("transactionstatus"))) == (2, 2)
-    # So a person says which one it is.
+    # The merchant assigns one of them.
     lines = await rows_of(town, again)
     path = f"/v1/payments/mpesa/statement-lines/{lines['TWICE00002']['id']}/assign"
     assert (await town.api.call("POST", path, {"payment_id": "pay_" + "0" * 26})).status == 404
@@ -541,7 +538,7 @@ async def test_two_lines_of_one_payer_for_one_payment_are_left_to_a_person(town:
     other = f"/v1/payments/mpesa/statement-lines/{lines['TWICE00001']['id']}/assign"
     refused = await town.api.call("POST", other, {"payment_id": payment["id"]})
     assert (refused.status, "another receipt" in refused.error["message"]) == (409, True)
-    after = await look(town, payment)
+    after = await get_payment(town, payment)
     assert (after["status"], after["receipt"]) == ("completed", "TWICE00002")
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=statement_line.assigned")).data
     assert entry["detail"]["payment_id"] == payment["id"]
@@ -551,49 +548,49 @@ async def test_two_lines_of_one_payer_for_one_payment_are_left_to_a_person(town:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_two_lines_of_two_payers_are_decided_by_their_whole_numbers(
+async def test_two_lines_of_two_payers_are_decided_by_the_status_queries(
     town: Town, daraja: Daraja, order: tuple[int, int]
 ) -> None:
-    payment = await asked(town, reference="table 4")
+    payment = await create_payment(town, reference="table 4")
     payers = ("254711000001", "254799999001")
     rows = [row(f"LINE00000{number}", phone="7***001", reference="table 4") for number in (0, 1)]
     assert (await run(town, daraja, *rows))["ambiguous"] == 2
     questions = sorted(daraja.of("transactionstatus"), key=lambda question: str(question["TransactionID"]))
-    assert (await look(town, payment))["status"] == "pending"
-    await answer(town, questions[order[0]], payers[order[0]])
-    # Who paid the first line does not say who paid the second; that somebody else paid the second says it all.
-    assert (await look(town, payment))["status"] == ("pending" if order[0] == 0 else "completed")
-    await answer(town, questions[order[1]], payers[order[1]])
-    after = await look(town, payment)
+    assert (await get_payment(town, payment))["status"] == "pending"
+    await post_status_result(town, questions[order[0]], payers[order[0]])
+    # The payer of the first line does not decide the second; another payer of the second decides both.
+    assert (await get_payment(town, payment))["status"] == ("pending" if order[0] == 0 else "completed")
+    await post_status_result(town, questions[order[1]], payers[order[1]])
+    after = await get_payment(town, payment)
     assert (after["status"], after["receipt"]) == ("completed", "LINE000000")
     assert after["timeline"][-1]["cause"] == "status_query"
     assert (await run(town, daraja, *rows))["not_found"] == 1
 
 
-async def test_two_payments_for_one_line_are_decided_by_the_payers_whole_number(town: Town, daraja: Daraja) -> None:
-    mine = await asked(town, key="mine", reference="table 4")
-    other = await asked(town, key="other", phone="254799999001", reference="table 4")
+async def test_two_payments_for_one_line_are_decided_by_the_status_query(town: Town, daraja: Daraja) -> None:
+    mine = await create_payment(town, key="mine", reference="table 4")
+    other = await create_payment(town, key="other", phone="254799999001", reference="table 4")
     assert (await run(town, daraja, row("TKN4A1B2C3", phone="7***001", reference="table 4")))["ambiguous"] == 1
     (question,) = daraja.of("transactionstatus")
-    # An answer about another transaction, one that is none, and one that is not the last.
+    # Results about another transaction, without a transaction, and not the last one.
     url = question["ResultURL"].removeprefix(town.base)
     says = {"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed", "DebitPartyName": "254711000001 - JANE"}
     for body in (result(0, says=says), result(2032), result(0, kind=1, says=says | {"ReceiptNo": "TKN4A1B2C3"})):
         assert (await town.api.call("POST", url, body)).status == 200
     timeout = question["QueueTimeOutURL"].removeprefix(town.base)
     assert (await town.api.call("POST", timeout, result(1))).status == 200
-    assert (await look(town, mine))["status"] == "pending"
-    await answer(town, question, "254711000001")
-    assert (await look(town, mine))["receipt"] == "TKN4A1B2C3"
-    assert (await look(town, other))["status"] == "pending"
-    # And again: a repeated answer changes nothing.
-    await answer(town, question, "254711000001", Amount="500")
+    assert (await get_payment(town, mine))["status"] == "pending"
+    await post_status_result(town, question, "254711000001")
+    assert (await get_payment(town, mine))["receipt"] == "TKN4A1B2C3"
+    assert (await get_payment(town, other))["status"] == "pending"
+    # A repeated result changes nothing.
+    await post_status_result(town, question, "254711000001", Amount="500")
     assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "recovered"
 
 
-async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered(town: Town, daraja: Daraja) -> None:
+async def test_status_query_of_a_line_is_repeated_if_refused_or_unanswered(town: Town, daraja: Daraja) -> None:
     for number in range(2):
-        await asked(town, key=f"k{number}", reference="table 4")
+        await create_payment(town, key=f"k{number}", reference="table 4")
     line = row("TKN4A1B2C3", phone="7***001", reference="table 4")
     daraja.say("transactionstatus", fault("500.003.02", "Spike Arrest"))
     for times, lines in ((1, line), (2, line), (2, line)):
@@ -604,35 +601,33 @@ async def test_the_question_is_put_again_when_it_was_not_taken_or_never_answered
     assert len(daraja.of("transactionstatus")) == 3
 
 
-async def test_without_an_initiator_an_ambiguous_line_waits_for_a_person(town: Town, daraja: Daraja) -> None:
+async def test_ambiguous_line_without_an_initiator_is_not_queried(town: Town, daraja: Daraja) -> None:
     await change_credentials(town.gateway, initiator=None, security_credential=None)
     for number in range(2):
-        await asked(town, key=f"k{number}", reference="table 4")
+        await create_payment(town, key=f"k{number}", reference="table 4")
     found = await run(town, daraja, row("TKN4A1B2C3", reference="table 4"))
     assert (found["status"], found["ambiguous"], daraja.of("transactionstatus")) == ("completed", 1, [])
 
 
 async def mismatches(town: Town, payment: Any) -> list[Any]:
-    """What the merchant was told of a payment as ``payment.mismatched``: what of, and the receipt."""
-    told = [
+    """The merchant's `payment.mismatched` events about a payment: mismatch and receipt."""
+    events = [
         event["data"] for event in (await town.api.call("GET", "/v1/events")).data if event["type"].endswith("ched")
     ]
-    return [(said["mismatch"], said["received_receipt"]) for said in told if said["payment_id"] == payment["id"]]
+    return [(one["mismatch"], one["received_receipt"]) for one in events if one["payment_id"] == payment["id"]]
 
 
-async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_no_other_payment(
-    town: Town, daraja: Daraja
-) -> None:
-    """The payer paid twice under the code of the first payment; the second payment is not what they meant."""
-    paid = await asked(town, key="paid")
+async def test_line_under_a_paid_reference_of_ours_is_a_mismatch_of_its_payment(town: Town, daraja: Daraja) -> None:
+    """The payer paid twice under the reference of the first payment, and not for the second payment."""
+    paid = await create_payment(town, key="paid")
     await call_back(town, paid, receipt="FIRST00001")
-    other = await asked(town, key="other")
+    other = await create_payment(town, key="other")
     found = await run(town, daraja, row("SECOND0001", reference=paid["reference"]))
     assert found["mismatched"] == 1
     assert daraja.of("transactionstatus") == []
-    assert (await look(town, other))["status"] == "pending"
-    assert (await look(town, paid))["receipt"] == "FIRST00001"
-    # It is told once, however often it is read; another receipt is told too.
+    assert (await get_payment(town, other))["status"] == "pending"
+    assert (await get_payment(town, paid))["receipt"] == "FIRST00001"
+    # Each receipt is published once, however often its line is read.
     lines = [row(receipt, reference=paid["reference"]) for receipt in ("FIRST00001", "SECOND0001", "THIRD00001")]
     for _ in range(2):
         await run(town, daraja, *lines)
@@ -642,14 +637,14 @@ async def test_money_under_a_reference_of_ours_that_is_paid_already_belongs_to_n
 
 @pytest.mark.parametrize("code", [1032, 1037, None])
 @pytest.mark.parametrize("is_asked_first", [True, False])
-async def test_money_under_a_reference_that_the_shop_copied_into_a_retry_pays_once(
+async def test_line_under_a_reference_copied_into_a_retry_pays_once(
     town: Town, daraja: Daraja, code: int | None, is_asked_first: bool
 ) -> None:
-    """The retry's prompt is paid and its callback lost: the statement shows the reference of the payment before."""
-    first = await asked(town, key="first")
+    """The retry's prompt is paid and its callback lost: the statement shows the reference of the first payment."""
+    first = await create_payment(town, key="first")
     if code is not None:
         await call_back(town, first, code=code)
-    retry = await asked(town, key="retry", reference=first["reference"])
+    retry = await create_payment(town, key="retry", reference=first["reference"])
     line = row("PAIDONCE01", reference=first["reference"])
 
     async def ask() -> None:
@@ -663,39 +658,39 @@ async def test_money_under_a_reference_that_the_shop_copied_into_a_retry_pays_on
     await run(town, daraja, line)
     if not is_asked_first:
         await ask()
-    paid = [one for one in (first, retry) if (await look(town, one))["status"] == "completed"]
+    paid = [one for one in (first, retry) if (await get_payment(town, one))["status"] == "completed"]
     assert [one["id"] for one in paid] == [retry["id"]]
-    assert (await look(town, first))["receipt"] is None
+    assert (await get_payment(town, first))["receipt"] is None
     if code == 1032:
-        assert (await look(town, retry))["receipt"] == "PAIDONCE01"
+        assert (await get_payment(town, retry))["receipt"] == "PAIDONCE01"
 
 
-async def test_two_receipts_under_one_reference_of_ours_on_one_page_are_one_payment_and_one_mismatch(
+async def test_two_receipts_under_one_reference_of_ours_are_a_payment_and_a_mismatch(
     town: Town, daraja: Daraja
 ) -> None:
-    payment = await asked(town)
+    payment = await create_payment(town)
     lines = [row(receipt, reference=payment["reference"]) for receipt in ("FIRST00001", "SECOND0001")]
     found = await run(town, daraja, *lines)
     assert (found["recovered"], found["mismatched"]) == (1, 1)
-    kept = (await look(town, payment))["receipt"]
+    kept = (await get_payment(town, payment))["receipt"]
     (other,) = {"FIRST00001", "SECOND0001"} - {kept}
     assert await mismatches(town, payment) == [("receipt", other)]
-    # What comes by callback of the receipt that was told is told no more.
+    # A callback with the published receipt adds nothing.
     await call_back(town, payment, receipt=other)
     assert await mismatches(town, payment) == [("receipt", other)]
 
 
-async def test_two_merchants_with_one_shortcode_never_take_each_others_money(town: Town, daraja: Daraja) -> None:
+async def test_lines_of_a_shared_shortcode_complete_the_right_merchants_payment(town: Town, daraja: Daraja) -> None:
     async with shop(town.gateway, town.base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         other = Town(town.gateway, town.base, api, town.receiver)
-        theirs = await asked(other, 501, key="theirs")
+        theirs = await create_payment(other, 501, key="theirs")
         await call_back(other, theirs, amount=501, receipt="THEIRS0001")
-        mine = await asked(town, 501, key="mine")
-        pending = await asked(other, 502, key="pending")
-        also = await asked(town, 502, key="also")
-        coded = await asked(other, 503, key="coded")
-        bait = await asked(town, 503, key="bait")
+        mine = await create_payment(town, 501, key="mine")
+        pending = await create_payment(other, 502, key="pending")
+        also = await create_payment(town, 502, key="also")
+        coded = await create_payment(other, 503, key="coded")
+        bait = await create_payment(town, 503, key="bait")
         rows = [row("THEIRS0001", 501), row("WHOSE00001", 502), row("CODED00001", 503, reference=coded["reference"])]
         lines = await rows_of(town, await run(town, daraja, *rows))
         assert [lines[name]["finding"] for name in ("THEIRS0001", "WHOSE00001", "CODED00001")] == [
@@ -704,32 +699,32 @@ async def test_two_merchants_with_one_shortcode_never_take_each_others_money(tow
             "not_found",
         ]
         for payment in (mine, also, bait):
-            assert (await look(town, payment))["status"] == "pending"
+            assert (await get_payment(town, payment))["status"] == "pending"
         lines = await rows_of(other, await run(other, daraja, *rows))
         assert [lines[name]["finding"] for name in ("THEIRS0001", "WHOSE00001", "CODED00001")] == [
             "already_known",
             "ambiguous",
-            # The first run read the same statement: what names its payment settles it, whoever asked.
+            # The first run read the same statement and settled it by its reference.
             "already_known",
         ]
-        assert (await look(other, coded))["receipt"] == "CODED00001"
-        assert (await look(other, pending))["status"] == "pending"
+        assert (await get_payment(other, coded))["receipt"] == "CODED00001"
+        assert (await get_payment(other, pending))["status"] == "pending"
 
 
-async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_other(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town)
+async def test_assign_of_a_line_of_the_other_env_is_not_found(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town)
     lines = await rows_of(town, await run(town, daraja, row("TKN4A1B2C3", 77)))
     await town.gateway.db.execute("UPDATE statement_note SET env = 'live'")
     path = f"/v1/payments/mpesa/statement-lines/{lines['TKN4A1B2C3']['id']}/assign"
     refused = await town.api.call("POST", path, {"payment_id": payment["id"]})
-    # A key of the sandbox sees no line of live.
+    # A sandbox key cannot read a live line.
     assert (refused.status, refused.error["code"]) == (404, "NOT_FOUND")
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await get_payment(town, payment))["status"] == "pending"
     async with shop(town.gateway, town.base) as other:
         assert (await other.call("POST", path, {"payment_id": payment["id"]})).status == 404
-    # And a line of its own is not for a payment of live; a key of live sees neither.
+    # A sandbox line cannot be assigned to a live payment, and a live key can read neither.
     await town.gateway.db.execute("UPDATE statement_note SET env = 'sandbox'")
-    lived = await asked(town, 77, key="live")
+    lived = await create_payment(town, 77, key="live")
     async with as_owner(town.gateway) as owner:
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE payment SET env = 'live' WHERE payment_id = $1", lived["id"])
@@ -744,8 +739,8 @@ async def test_a_line_of_one_environment_is_not_assigned_to_a_payment_of_the_oth
     assert await town.gateway.db.fetchval("SELECT payment_id FROM noted_line") is None
 
 
-async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: Town, daraja: Daraja) -> None:
-    payment = await asked(town, reference="table 4")
+async def test_assignment_during_a_run_is_kept(town: Town, daraja: Daraja) -> None:
+    payment = await create_payment(town, reference="table 4")
     lines = await rows_of(town, await run(town, daraja, row("TKN4A1B2C3", phone=None, reference="table 4")))
     line = lines["TKN4A1B2C3"]
     assert line["finding"] == "ambiguous"
@@ -762,10 +757,10 @@ async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: T
     assert (kept["finding"], kept["payment_id"]) == ("recovered", payment["id"])
 
 
-# -- when ---------------------------------------------------------------------------------------------------------
+# -- runs -----------------------------------------------------------------------------------------------------------
 
 
-async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) -> None:
+async def test_run_while_another_is_running_is_refused(town: Town, daraja: Daraja) -> None:
     service, db = town.gateway.services.get(ReconciliationService), town.gateway.db
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     shortcode_id = await default_shortcode(town.gateway, merchant_id)
@@ -776,7 +771,7 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
     assert (refused.status, refused.error["code"], refused.error["retryable"]) == (409, "CONFLICT", True)
     assert await service.run_due(shortcode_id) is False
     assert await db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
-    # Its process is gone, as far as anybody can tell: the next one takes over, and the first writes nothing more.
+    # The lease has expired as if the process were dead: the next run starts, and the first writes nothing more.
     await db.execute("UPDATE reconciliation_run SET lease_until = now() - interval '1 second'")
     second = asyncio.create_task(town.api.call("POST", RUN, {}))
     await daraja.asked_about("pullquery", 2)
@@ -791,7 +786,7 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
     assert (taken["status"], taken["lines"]) == ("completed", 1)
 
 
-async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
+async def test_run_without_a_slot_starts_when_one_is_free(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"max_concurrent": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
         shortcodes: list[str] = []
@@ -803,7 +798,7 @@ async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraj
         service = gateway.services.get(ReconciliationService)
         both = [asyncio.create_task(service.run_due(shortcode_id)) for shortcode_id in shortcodes]
         await daraja.asked_about("pullquery")
-        # The other one keeps no slot: its job ends at once, and its run follows when there is a place.
+        # The second job does not wait for a slot: it ends at once, and its run follows.
         assert await both[1] is False
         assert await gateway.db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
         go.set()
@@ -812,9 +807,7 @@ async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraj
         await eventually(lambda: gateway.db.fetchval(done))
 
 
-async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
-    values: dict[str, Any], daraja: Daraja
-) -> None:
+async def test_run_after_a_pause_covers_the_gap_up_to_48_hours(values: dict[str, Any], daraja: Daraja) -> None:
     clock = SetClock(datetime(2026, 11, 23, 12, tzinfo=UTC))
     values["worker"] = {"in_process": False}
     async with running_gateway(values, clock=clock) as (gateway, base), shop(gateway, base) as api:
@@ -824,7 +817,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         service = gateway.services.get(ReconciliationService)
 
         async def window() -> tuple[timedelta, timedelta]:
-            """How long ago the last question's window began and ended."""
+            """The ages of the start and the end of the last request's window."""
             sent = daraja.of("pullquery")[-1]
             began, ended = (
                 datetime.strptime(sent[name], "%Y-%m-%d %H:%M:%S").replace(tzinfo=EAT)
@@ -837,7 +830,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         clock.advance(timedelta(minutes=15))
         assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=2), timedelta(0))
-        # Ten hours without a worker; then somebody looks at the last hour by hand, and a run fails.
+        # Ten hours without a worker; then a manual run covers the last hour, and a regular run fails.
         clock.advance(timedelta(hours=10))
         start = (clock.now() - timedelta(hours=1)).isoformat()
         assert (await api.call("POST", RUN, {"start": start})).data["status"] == "completed"
@@ -851,7 +844,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         clock.advance(timedelta(days=7))
         assert await service.run_due(shortcode_id)
         assert await window() == (timedelta(hours=47, minutes=55), timedelta(0))
-        # Another shortcode has a statement of its own, which nobody has read.
+        # Another shortcode has its own statement, which was never read.
         await move_to(api, "600001")
         shortcode_id = await default_shortcode(gateway, merchant_id)
         clock.advance(timedelta(minutes=15))
@@ -862,7 +855,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         assert [one["status"] for one in runs].count("failed") == 1
 
 
-async def test_a_window_that_pull_cannot_give_is_refused(town: Town, daraja: Daraja) -> None:
+async def test_run_with_an_impossible_window_is_refused(town: Town, daraja: Daraja) -> None:
     now = datetime.now(UTC)
     for body, fields in (
         ({"start": shifted(now, hours=-49).isoformat()}, {"start"}),
@@ -876,7 +869,7 @@ async def test_a_window_that_pull_cannot_give_is_refused(town: Town, daraja: Dar
     assert daraja.of("pullquery") == []
 
 
-async def test_a_run_that_takes_long_is_answered_as_running_and_goes_on(values: dict[str, Any], daraja: Daraja) -> None:
+async def test_run_that_takes_long_is_accepted_and_continues(values: dict[str, Any], daraja: Daraja) -> None:
     values["reconciliation"] |= {"wait": 0.2}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
@@ -892,9 +885,7 @@ async def test_a_run_that_takes_long_is_answered_as_running_and_goes_on(values: 
         await eventually(has_ended)
 
 
-async def test_every_merchant_with_a_nominated_number_has_its_regular_run(
-    values: dict[str, Any], daraja: Daraja
-) -> None:
+async def test_wake_all_runs_merchants_with_a_nominated_number(values: dict[str, Any], daraja: Daraja) -> None:
     async with (
         running_gateway(values) as (gateway, base),
         shop(gateway, base) as one,
@@ -916,23 +907,23 @@ async def test_every_merchant_with_a_nominated_number_has_its_regular_run(
         assert [found["merchant_id"] for found in await eventually(has_run)] == merchants[:1]
 
 
-async def test_a_question_about_a_line_is_not_a_check_of_somebodys(town: Town, daraja: Daraja) -> None:
-    """Its answer is for the line alone: the payments plugin must not act on it before the rivals were looked at."""
-    payment = await asked(town, reference="table 4")
+async def test_status_query_of_a_line_is_no_status_check(town: Town, daraja: Daraja) -> None:
+    """The result decides the line only: payments must not apply it before the other candidates were considered."""
+    payment = await create_payment(town, reference="table 4")
     await run(
         town,
         daraja,
         *(row(f"TWICE0000{number}", phone="711***001", reference="table 4") for number in (1, 2)),
     )
-    await answer(town, daraja.of("transactionstatus")[0], "254711000001")
+    await post_status_result(town, daraja.of("transactionstatus")[0], "254711000001")
     assert await town.gateway.db.fetchval("SELECT count(*) FROM status_check") == 0
-    assert (await look(town, payment))["status"] == "pending"
+    assert (await get_payment(town, payment))["status"] == "pending"
     await town.gateway.services.get(CallbackDispatcher).sweep()
     rows = await town.gateway.db.fetch("SELECT verdict FROM callback WHERE kind = 'status'")
     assert [found["verdict"] for found in rows] == ["applied"]
 
 
-async def test_a_live_key_reconciles_nothing_of_the_sandbox(town: Town, daraja: Daraja) -> None:
+async def test_run_with_a_live_key_is_refused_without_live_credentials(town: Town, daraja: Daraja) -> None:
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     _, secret = await town.gateway.api_keys.create(
         merchant_id, name="live", scopes=town.gateway.scopes.of_merchants, env="live", actor="test"

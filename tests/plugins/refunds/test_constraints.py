@@ -1,4 +1,4 @@
-"""What the table of refunds refuses, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the refunds' table: each has a statement that violates it."""
 
 import pytest
 
@@ -84,27 +84,27 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_refunds.migrations")
 
 
-async def test_the_table_refuses_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     await town.gateway.db.execute(ROWS)
     assert await refusals(town.gateway.db, CASES) == {}
 
 
-async def test_somebody_may_have_to_look_at_what_has_ended(town: Town) -> None:
+async def test_attention_of_an_ended_refund_is_allowed(town: Town) -> None:
     await town.gateway.db.execute(ROWS)
     assert await town.gateway.db.execute("UPDATE refund SET attention = 'look'") == "UPDATE 3"
 
 
-async def test_what_was_never_sent_may_be_asked_for_again_with_another_amount(town: Town) -> None:
+async def test_unsent_refund_repeated_with_another_amount_is_allowed(town: Town) -> None:
     await town.gateway.db.execute(ROWS)
     await town.gateway.db.execute("UPDATE refund SET reversal = 'unsent' WHERE status = 'failed'")
     assert await town.gateway.db.execute(UPDATE % (AGAIN + ", amount = 50", "failed")) == "UPDATE 1"
 
 
-async def test_one_that_was_given_up_may_turn_out_to_have_gone_through(town: Town) -> None:
+async def test_failed_refund_completed_later_is_allowed(town: Town) -> None:
     await town.gateway.db.execute(ROWS)
     went_back = "status = 'completed', outcome = 'reversed', completed_at = now()"
     assert await town.gateway.db.execute(UPDATE % (went_back, "failed")) == "UPDATE 1"

@@ -1,4 +1,4 @@
-"""What the doctor sees of a merchant's refunds."""
+"""Protects the doctor's results about a merchant's refunds."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.looking import levels, only_merchant, seen_by
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_a_refund_that_waits_for_a_person(town: Town) -> None:
+async def test_doctor_refund_that_needs_attention_is_a_warning(town: Town) -> None:
     merchant = await only_merchant(town.gateway)
     await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})
     made = (await town.api.pay("254711000001", key="a")).data

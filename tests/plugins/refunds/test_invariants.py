@@ -1,4 +1,4 @@
-"""The books of refunds, bent past Postgres' own rules: it shows."""
+"""Protects the invariants of refunds: each violation is reported."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.ledger import each_is_noticed, lay_bare
 
 initiated = pytest.mark.usefixtures("initiated")
 
-BENDINGS = {
+VIOLATIONS = {
     "refunds.sums_are_the_payments": """
         UPDATE payment SET refunded = 99 WHERE idempotency_key = 'back-1' RETURNING payment_id;
         UPDATE payment SET refund_reserved = 1 WHERE idempotency_key = 'back-2' RETURNING payment_id
@@ -54,46 +54,46 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"refunds.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"refunds.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def refund(town: Town, key: str, number: int) -> str:
-    """A refund of a part of a payment of its own."""
+async def create_refund(town: Town, key: str, number: int) -> str:
+    """Complete a payment and refund a part of it; returns the refund's id."""
     made = (await town.api.pay(f"2547110{number:05d}", 500, key=key)).data
     await town.api.settled(made["id"], "completed")
     body = {"payment_id": made["id"], "amount": 100}
-    asked = await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": f"refund {key}"})
-    refund_id: str = asked.data["id"]
+    answer = await town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": f"refund {key}"})
+    refund_id: str = answer.data["id"]
     return refund_id
 
 
-async def stands(town: Town, refund_id: str, status: str) -> None:
+async def await_status(town: Town, refund_id: str, status: str) -> None:
     """Wait until a refund has this status."""
 
-    async def look() -> Any:
+    async def has_status() -> Any:
         return (await town.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == status
 
-    await eventually(look)
+    await eventually(has_status)
 
 
-async def become(town: Town, initiator: str) -> None:
-    """Store the credentials with this initiator: its name decides how the simulator ends reversals."""
+async def set_initiator(town: Town, initiator: str) -> None:
+    """Store the credentials with this initiator: its name decides how the simulator answers reversals."""
     changed = {"provider": "mpesa", "mpesa": INITIATED["mpesa"] | {"initiator": initiator}}
     assert (await town.api.call("PUT", "/v1/merchant/providers", changed)).status == 200
 
 
 @initiated
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
     for number, key in enumerate(f"back-{count}" for count in range(1, 9)):
-        await stands(town, await refund(town, key, number), "completed")
-    await become(town, "locked")
+        await await_status(town, await create_refund(town, key, number), "completed")
+    await set_initiator(town, "locked")
     for number, key in enumerate(("never-1", "never-2", "never-3"), 20):
-        await stands(town, await refund(town, key, number), "failed")
-    await become(town, "testapi")
+        await await_status(town, await create_refund(town, key, number), "failed")
+    await set_initiator(town, "testapi")
     assert (await town.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
     for number, key in enumerate(("silent-1", "silent-2"), 30):
-        await stands(town, await refund(town, key, number), "pending")
+        await await_status(town, await create_refund(town, key, number), "pending")
     await lay_bare(town.gateway)
     also = {"refunds.fits_its_payment": "refunds.env_is_its_refunds"}
-    assert await each_is_noticed(town.gateway, BENDINGS, also) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS, also) == {}

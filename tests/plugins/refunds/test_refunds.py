@@ -1,4 +1,4 @@
-"""Refunds: money goes back once or not at all, and what M-Pesa says of it, in whatever order, ends each rightly."""
+"""Protects refunds: money goes back once or not at all, and results in any order end each refund correctly."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import asyncpg
 import pytest
@@ -32,12 +32,12 @@ REVERSAL = "TKN9REV001"
 
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
-    """Nothing is asked about but on demand."""
+    """Queries are sent on demand only."""
     return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"query_after": [3600, 3600, 3600]}}
 
 
-class Desk:
-    """A shop's refunds: asks for them, posts what M-Pesa says of them, and looks at what became of them."""
+class RefundClient:
+    """Creates a shop's refunds, posts M-Pesa's results about them and reads their state."""
 
     def __init__(self, town: Town, daraja: Daraja) -> None:
         self.town = town
@@ -45,8 +45,8 @@ class Desk:
         self.merchant_id = ""
         self.keys = 0
 
-    async def paid(self, amount: int = 500, receipt: str = RECEIPT, key: str = "a") -> str:
-        """A payment that has been completed; gives its id."""
+    async def complete_payment(self, amount: int = 500, receipt: str = RECEIPT, key: str = "a") -> str:
+        """Create and complete a payment; returns its id."""
         made = (await self.town.api.pay("254711000001", amount, key=key)).data
         self.merchant_id = made["merchant_id"]
         body = stk_callback(made["provider_ref"], amount=amount, receipt=receipt)
@@ -55,7 +55,6 @@ class Desk:
         return str(made["id"])
 
     async def ask(self, payment_id: str, amount: Any = None, key: str | None = None) -> Answer:
-        """Ask for a refund."""
         body = {"payment_id": payment_id} | ({} if amount is None else {"amount": amount})
         if amount is not None and key is None:
             self.keys += 1
@@ -63,47 +62,45 @@ class Desk:
         return await self.town.api.call("POST", "/v1/refunds", body, headers={"Idempotency-Key": key} if key else {})
 
     async def result(self, refund: Any, body: dict[str, Any], kind: str = "reversal") -> Answer:
-        """What M-Pesa says of a reversal, to the address that was made for it."""
+        """Post a result to the address of this refund's reversal."""
         return await self.post(kind, refund["id"], body)
 
     async def done(self, refund: Any, receipt: str = REVERSAL, amount: str | None = None) -> Answer:
-        """M-Pesa says that it carried the reversal out."""
+        """Post M-Pesa's result that the reversal succeeded."""
         says = {"OriginalTransactionID": RECEIPT, "Amount": amount or refund["amount"]}
         return await self.result(refund, result(0, transaction_id=receipt, says=says))
 
-    async def questioned(self, refund: Any) -> dict[str, Any]:
-        """Have M-Pesa asked about a refund now; gives the question that it was asked."""
+    async def send_query(self, refund: Any) -> dict[str, Any]:
+        """Send a status query about a refund; returns the request that Daraja got."""
         before = len(self.daraja.of("transactionstatus"))
         assert (await self.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")).status == 200
-        asked = self.daraja.of("transactionstatus")
-        assert len(asked) == before + 1
-        return asked[-1]
+        queries = self.daraja.of("transactionstatus")
+        assert len(queries) == before + 1
+        return queries[-1]
 
     async def answer(self, question: dict[str, Any], body: dict[str, Any], *, times_out: bool = False) -> Answer:
-        """M-Pesa's answer to that question, where it wants it."""
+        """Post M-Pesa's result to the address of that status query."""
         url: str = question["QueueTimeOutURL" if times_out else "ResultURL"]
         return await self.town.api.call("POST", url.removeprefix(self.town.base), body)
 
     async def refund(self, refund: Any) -> Any:
-        """The refund as it is."""
         return (await self.town.api.call("GET", f"/v1/refunds/{refund['id']}")).data
 
     async def payment(self, payment_id: str) -> Any:
-        """The payment as it is."""
         return (await self.town.api.call("GET", f"/v1/payments/{payment_id}")).data
 
-    async def books(self, payment_id: str) -> tuple[str, int, int]:
-        """The payment's status, what has gone back, and what is set aside."""
+    async def amounts(self, payment_id: str) -> tuple[str, int, int]:
+        """The payment's status, refunded amount and reserved amount."""
         row = await self.town.gateway.db.fetchrow(
             "SELECT status, refunded, refund_reserved FROM payment WHERE payment_id = $1", payment_id
         )
         assert row is not None
         return row["status"], row["refunded"], row["refund_reserved"]
 
-    async def told(self, *kinds: str) -> None:
-        """The shop has heard of exactly these events besides the payments' completion."""
-        heard = await self.town.told(len(kinds) + 1)
-        assert [kind for kind in heard if kind != "payment.completed"] == sorted(kinds)
+    async def await_events(self, *kinds: str) -> None:
+        """Wait until the shop has received exactly these events, apart from the payments' completion."""
+        received = await self.town.told(len(kinds) + 1)
+        assert [kind for kind in received if kind != "payment.completed"] == sorted(kinds)
 
     async def post(self, kind: str, subject_id: str, body: dict[str, Any]) -> Answer:
         url = self.town.gateway.services.get(Callbacks).url_for(
@@ -113,24 +110,24 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(town: Town, daraja: Daraja) -> Desk:
+async def refunds(town: Town, daraja: Daraja) -> RefundClient:
     """The shop's refunds, with an initiator stored."""
     assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    return Desk(town, daraja)
+    return RefundClient(town, daraja)
 
 
 ADDRESSES: dict[str, str] = {"ResultURL": "reversal", "QueueTimeOutURL": "reversal-timeout"}
 
-# -- asking for one -----------------------------------------------------------------------------------------------
+# -- the request ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_sent_is_what_daraja_wants(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, 120)).data
-    (sent,) = desk.daraja.of("reversal")
-    callbacks = desk.town.gateway.services.get(Callbacks)
+async def test_refund_sends_darajas_fields(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, 120)).data
+    (sent,) = refunds.daraja.of("reversal")
+    callbacks = refunds.town.gateway.services.get(Callbacks)
     for field, kind in ADDRESSES.items():
-        url = callbacks.url_for(kind, env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"])
+        url = callbacks.url_for(kind, env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"])
         assert sent.pop(field) == url
     assert 2 <= len(sent.pop("Remarks")) <= 100
     assert sent == {
@@ -144,227 +141,225 @@ async def test_what_is_sent_is_what_daraja_wants(desk: Desk) -> None:
         "Occasion": "",
     }
     assert (refund["status"], refund["amount"], refund["outcome"]) == ("pending", "120.00", None)
-    assert await desk.books(payment_id) == ("completed", 0, 120)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 120)
 
 
-async def test_the_same_refund_twice_with_a_key_is_one_and_without_a_key_what_is_left_decides(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    first = await desk.ask(payment_id, 300, key="r")
-    again = await desk.ask(payment_id, "300.00", key="r")
+async def test_refund_repeated_with_a_key_is_a_replay_and_without_one_is_the_rest(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    first = await refunds.ask(payment_id, 300, key="r")
+    again = await refunds.ask(payment_id, "300.00", key="r")
     assert (first.status, again.status, again.data["id"]) == (201, 200, first.data["id"])
     assert again.headers["Idempotent-Replayed"] == "true"
-    other = await desk.ask(payment_id, 100, key="r")
+    other = await refunds.ask(payment_id, 100, key="r")
     assert (other.status, other.error["code"]) == (422, "IDEMPOTENCY_MISMATCH")
-    refused = await desk.ask(payment_id, 300)
+    refused = await refunds.ask(payment_id, 300)
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "KES 200 of this payment can still be refunded" in refused.error["message"]
-    assert len(desk.daraja.of("reversal")) == 1
-    whole = await desk.ask(payment_id)
+    assert len(refunds.daraja.of("reversal")) == 1
+    whole = await refunds.ask(payment_id)
     assert (whole.status, whole.data["amount"]) == (201, "200.00")
     for key_of_another in (None, "another"):
-        same = await desk.ask(payment_id, key=key_of_another)
+        same = await refunds.ask(payment_id, key=key_of_another)
         assert (same.status, same.data["id"], same.headers["Idempotent-Replayed"]) == (200, whole.data["id"], "true")
-    assert len(desk.daraja.of("reversal")) == 2
+    assert len(refunds.daraja.of("reversal")) == 2
 
 
-async def test_part_without_a_key_is_refused_and_nothing_is_sent(desk: Desk) -> None:
-    payment_id = await desk.paid()
+async def test_refund_with_an_amount_and_no_key_is_refused(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
     body = {"payment_id": payment_id, "amount": 100}
-    answer = await desk.town.api.call("POST", "/v1/refunds", body)
+    answer = await refunds.town.api.call("POST", "/v1/refunds", body)
     assert (answer.status, answer.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
-    # Also where the amount is all there is.
-    whole = await desk.town.api.call("POST", "/v1/refunds", body | {"amount": 500})
+    # Also if the amount is the whole payment.
+    whole = await refunds.town.api.call("POST", "/v1/refunds", body | {"amount": 500})
     assert (whole.status, whole.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
-    assert desk.daraja.of("reversal") == []
-    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert refunds.daraja.of("reversal") == []
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
-async def test_refund_of_the_whole_rest_is_one_however_often_it_is_asked_for(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    answers = await asyncio.gather(*(desk.ask(payment_id) for _ in range(8)))
+async def test_refund_of_the_rest_repeated_is_one(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    answers = await asyncio.gather(*(refunds.ask(payment_id) for _ in range(8)))
     assert sorted(answer.status for answer in answers) == [200] * 7 + [201]
     (refund_id,) = {answer.data["id"] for answer in answers}
-    assert len(desk.daraja.of("reversal")) == 1
-    await desk.done(answers[0].data)
-    again = await desk.ask(payment_id)
+    assert len(refunds.daraja.of("reversal")) == 1
+    await refunds.done(answers[0].data)
+    again = await refunds.ask(payment_id)
     assert (again.status, again.data["id"], again.data["status"]) == (200, refund_id, "completed")
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
-async def test_refund_of_the_whole_rest_that_failed_can_be_asked_for_again(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    first = (await desk.ask(payment_id)).data
-    await desk.result(first, result(1, "balance too low"))
-    assert (await desk.refund(first))["status"] == "failed"
-    second = await desk.ask(payment_id)
+async def test_refund_of_the_rest_after_a_failed_one_is_new(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    first = (await refunds.ask(payment_id)).data
+    await refunds.result(first, result(1, "balance too low"))
+    assert (await refunds.refund(first))["status"] == "failed"
+    second = await refunds.ask(payment_id)
     assert (second.status, second.data["id"] == first["id"]) == (201, False)
 
 
-async def test_keyed_refund_of_all_that_is_left_answers_a_call_without_amount(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    whole = (await desk.ask(payment_id, 500, key="all")).data
-    again = await desk.ask(payment_id)
+async def test_refund_without_amount_after_a_keyed_one_of_all_is_a_replay(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    whole = (await refunds.ask(payment_id, 500, key="all")).data
+    again = await refunds.ask(payment_id)
     assert (again.status, again.data["id"]) == (200, whole["id"])
-    assert len(desk.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.of("reversal")) == 1
 
 
-async def test_part_that_becomes_free_beside_a_refund_of_the_rest_goes_back_with_a_key(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    part = (await desk.ask(payment_id, 200)).data
-    rest = (await desk.ask(payment_id)).data
+async def test_refund_of_a_freed_part_during_one_of_the_rest_needs_a_key(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    part = (await refunds.ask(payment_id, 200)).data
+    rest = (await refunds.ask(payment_id)).data
     assert rest["amount"] == "300.00"
-    await desk.result(part, result(1, "balance too low"))
-    assert (await desk.ask(payment_id)).data["id"] == rest["id"]
-    other = await desk.ask(payment_id, 200)
+    await refunds.result(part, result(1, "balance too low"))
+    assert (await refunds.ask(payment_id)).data["id"] == rest["id"]
+    other = await refunds.ask(payment_id, 200)
     assert (other.status, other.data["amount"]) == (201, "200.00")
 
 
-async def test_ack_of_a_reversal_that_cannot_be_written_is_answered_and_written_later(
-    desk: Desk, database_url: str
-) -> None:
-    payment_id = await desk.paid()
-    answer = desk.daraja.hold("reversal")
-    task = asyncio.create_task(desk.ask(payment_id))
-    await desk.daraja.asked_about("reversal")
+async def test_ack_of_a_locked_refund_is_answered_and_written_later(refunds: RefundClient, database_url: str) -> None:
+    payment_id = await refunds.complete_payment()
+    answer = refunds.daraja.hold("reversal")
+    task = asyncio.create_task(refunds.ask(payment_id))
+    await refunds.daraja.asked_about("reversal")
     other = await asyncpg.connect(database_url)
     async with other.transaction():
         await other.execute("SELECT 1 FROM refund FOR UPDATE")
         answer.set()
         made = await task
         assert (made.status, made.data["status"]) == (201, "pending")
-        assert desk.town.gateway.outcomes.kept == 1
+        assert refunds.town.gateway.outcomes.kept == 1
     await other.close()
 
     async def is_written() -> bool:
-        return bool(await desk.town.gateway.db.fetchval("SELECT reversal = 'accepted' FROM refund"))
+        return bool(await refunds.town.gateway.db.fetchval("SELECT reversal = 'accepted' FROM refund"))
 
     await eventually(is_written)
-    assert (await desk.refund(made.data))["provider_ref"] == made.data["provider_ref"] is not None
-    await desk.done(made.data)
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert (await refunds.refund(made.data))["provider_ref"] == made.data["provider_ref"] is not None
+    await refunds.done(made.data)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
-async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, 200, key="r")).data
-    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundStatusQueries)
-    # As a crash after the first commit leaves it.
+async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, 200, key="r")).data
+    db, queries = refunds.town.gateway.db, refunds.town.gateway.services.get(RefundStatusQueries)
+    # The state after a crash following the first commit.
     await db.execute(
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
         "due_at = now()"
     )
     await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE key = 'r'")
-    # The cron may be the one that asks.
+    # The cron may send the query first.
     await queries.ask(refund["id"])
 
     async def has_failed() -> bool:
-        return bool((await desk.refund(refund))["status"] == "failed")
+        return bool((await refunds.refund(refund))["status"] == "failed")
 
     assert await eventually(has_failed)
-    assert (await desk.refund(refund))["result_code"] == "unsent"
-    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert (await refunds.refund(refund))["result_code"] == "unsent"
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
     assert await db.fetchval("SELECT state FROM idempotency_key WHERE key = 'r'") == "settled"
-    await desk.told("refund.failed")
-    again = await desk.ask(payment_id, 200, key="r")
+    await refunds.await_events("refund.failed")
+    again = await refunds.ask(payment_id, 200, key="r")
     assert (again.status, again.data["status"]) == (200, "failed")
-    assert len(desk.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.of("reversal")) == 1
 
 
-async def test_refund_is_refused_inside_a_transaction_of_the_host(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    gateway = desk.town.gateway
+async def test_refund_inside_a_transaction_raises(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    gateway = refunds.town.gateway
     service = gateway.services.get(RefundService)
-    caller = Caller(desk.merchant_id, "", frozenset(), "sandbox", by="host")
+    caller = Caller(refunds.merchant_id, "", frozenset(), "sandbox", by="host")
     body = CreateRefund(payment_id=payment_id)
 
     async def inside() -> None:
         async with gateway.db.transaction():
-            # Before anything is written: the client's own refusal would come after the intent.
+            # Raised before anything is written: the Daraja client would refuse only after the intent is stored.
             with pytest.raises(ExternalCallInTransaction, match="asking for a refund"):
                 await service.request(caller, body, None)
             raise RuntimeError("the host's own")
 
     with pytest.raises(RuntimeError, match="the host's own"):
         await inside()
-    assert desk.daraja.of("reversal") == []
-    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert refunds.daraja.of("reversal") == []
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
 @pytest.mark.parametrize("amount", [0, -1, "1.5", 501, True, "all"])
-async def test_amounts_that_cannot_go_back_are_refused_and_nothing_is_sent(desk: Desk, amount: Any) -> None:
-    payment_id = await desk.paid()
-    answer = await desk.ask(payment_id, amount, key="bad")
+async def test_refund_of_an_impossible_amount_is_refused_and_not_sent(refunds: RefundClient, amount: Any) -> None:
+    payment_id = await refunds.complete_payment()
+    answer = await refunds.ask(payment_id, amount, key="bad")
     assert answer.status == (409 if amount == 501 else 422)
-    assert desk.daraja.of("reversal") == []
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    # The key is as free as the money.
-    assert (await desk.ask(payment_id, 10, key="bad")).status == 201
+    assert refunds.daraja.of("reversal") == []
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    # The key and the money stay free.
+    assert (await refunds.ask(payment_id, 10, key="bad")).status == 201
 
 
-async def test_what_is_not_paid_or_not_yours_or_has_no_receipt_cannot_go_back(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    pending = (await desk.town.api.pay("254711000002", 60, key="open")).data
-    answer = await desk.ask(pending["id"])
+async def test_refund_of_an_unpaid_foreign_or_unreceipted_payment_is_refused(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    pending = (await refunds.town.api.pay("254711000002", 60, key="open")).data
+    answer = await refunds.ask(pending["id"])
     assert (answer.status, answer.error["message"].startswith("this payment is pending")) == (409, True)
-    await desk.post("stk", pending["id"], stk_callback(pending["provider_ref"], has_metadata=False))
-    answer = await desk.ask(pending["id"])
+    await refunds.post("stk", pending["id"], stk_callback(pending["provider_ref"], has_metadata=False))
+    answer = await refunds.ask(pending["id"])
     assert (answer.status, "receipt" in answer.error["message"]) == (409, True)
-    assert (await desk.ask("pay_" + "0" * 26)).status == 404
-    async with shop(desk.town.gateway, desk.town.base) as other:
+    assert (await refunds.ask("pay_" + "0" * 26)).status == 404
+    async with shop(refunds.town.gateway, refunds.town.base) as other:
         await other.call("PUT", "/v1/merchant/providers", INITIATED)
         answer = await other.call("POST", "/v1/refunds", {"payment_id": payment_id})
         assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
-        made = (await desk.ask(payment_id)).data
+        made = (await refunds.ask(payment_id)).data
         assert (await other.call("GET", f"/v1/refunds/{made['id']}")).status == 404
         assert (await other.call("POST", f"/v1/refunds/{made['id']}/query")).status == 404
-    assert len(desk.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.of("reversal")) == 1
 
 
-async def test_a_payment_is_reversed_with_its_own_shortcode_whatever_the_default_is_now(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    await move_to(desk.town.api, "600001")
-    assert (await desk.ask(payment_id, key="r")).status == 201
-    (sent,) = desk.daraja.of("reversal")
+async def test_refund_uses_the_payments_own_shortcode(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    await move_to(refunds.town.api, "600001")
+    assert (await refunds.ask(payment_id, key="r")).status == 201
+    (sent,) = refunds.daraja.of("reversal")
     assert sent["ReceiverParty"] == "174379"
 
 
-async def test_a_payment_of_the_other_environment_is_not_found(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    _, secret = await desk.town.gateway.api_keys.create(
-        desk.merchant_id, name="live", scopes=desk.town.gateway.scopes.of_merchants, env="live", actor="test"
+async def test_refund_of_a_payment_of_the_other_env_is_not_found(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    _, secret = await refunds.town.gateway.api_keys.create(
+        refunds.merchant_id, name="live", scopes=refunds.town.gateway.scopes.of_merchants, env="live", actor="test"
     )
-    live = Api(desk.town.base, secret.reveal())
+    live = Api(refunds.town.base, secret.reveal())
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
     assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
-    assert desk.daraja.of("reversal") == []
-    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert refunds.daraja.of("reversal") == []
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
-async def test_a_payment_whose_credentials_were_erased_is_refunded_once_they_are_stored_again(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    await desk.town.gateway.db.execute(WIPE)
-    answer = await desk.ask(payment_id, key="r")
+async def test_refund_with_erased_credentials_is_refused_until_they_are_stored(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    await refunds.town.gateway.db.execute(WIPE)
+    answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     assert "174379" in answer.error["message"]
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    assert (await desk.town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-    assert (await desk.ask(payment_id, key="r")).status == 201
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    assert (await refunds.town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    assert (await refunds.ask(payment_id, key="r")).status == 201
 
 
-async def test_without_an_initiator_the_missing_field_is_named(town: Town, daraja: Daraja) -> None:
-    desk = Desk(town, daraja)
-    payment_id = await desk.paid()
-    answer = await desk.ask(payment_id, key="r")
+async def test_refund_without_an_initiator_names_the_field(town: Town, daraja: Daraja) -> None:
+    refunds = RefundClient(town, daraja)
+    payment_id = await refunds.complete_payment()
+    answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"], answer.error["field"]) == (
         422,
         "PROVIDER_NOT_CONFIGURED",
         "mpesa.initiator",
     )
-    assert await desk.books(payment_id) == ("completed", 0, 0)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
-# -- how it can end -----------------------------------------------------------------------------------------------
+# -- results --------------------------------------------------------------------------------------------------------
 
 WORDS = {
     "0": "reversed",
@@ -380,112 +375,112 @@ WORDS = {
 UNKNOWN_RESULTS = ("15", "100000100", "100000000", "26", "4242", "SFC_IC0003", "R000003")
 
 
-def test_the_table_of_results_is_complete() -> None:
+def test_table_of_results_is_complete() -> None:
     assert {*WORDS, "R000001"} >= set(REVERSAL_RESULTS)
 
 
 @pytest.mark.parametrize("is_text", [False, True])
-async def test_every_result_code_has_its_outcome_and_its_advice(desk: Desk, is_text: bool) -> None:
+async def test_reversal_result_of_each_code_has_outcome_and_advice(refunds: RefundClient, is_text: bool) -> None:
     for number, (code, word) in enumerate(WORDS.items()):
         receipt = f"TKN0000{number:03}"
-        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
-        refund = (await desk.ask(payment_id)).data
-        said = result(
+        payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
+        refund = (await refunds.ask(payment_id)).data
+        body = result(
             int(code) if code.isdigit() and not is_text else code,
             "said",
             transaction_id=f"REV0000{number:03}",
             says={"OriginalTransactionID": receipt} if code == "0" else None,
         )
-        assert (await desk.result(refund, said)).status == 200
-        after = await desk.refund(refund)
+        assert (await refunds.result(refund, body)).status == 200
+        after = await refunds.refund(refund)
         assert (after["outcome"], after["result_code"], after["result_desc"]) == (word, code, "said")
         if code == "0":
             assert (after["status"], after["reversal_receipt"], after["advice"]) == ("completed", "REV0000000", None)
-            assert await desk.books(payment_id) == ("reversed", 500, 0)
+            assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
         else:
             assert (after["status"], after["reversal_receipt"]) == ("failed", None)
             assert after["advice"]
-            assert await desk.books(payment_id) == ("completed", 0, 0)
-    failed = await desk.town.receiver.wait_for(len(WORDS) - 1, kind="refund.failed")
+            assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    failed = await refunds.town.receiver.wait_for(len(WORDS) - 1, kind="refund.failed")
     for event in failed:
         data = event.json["data"]
         assert (data["outcome"], bool(data["advice"]), data["status"]) == (WORDS[data["result_code"]], True, "failed")
-    (reversed_,) = await desk.town.receiver.wait_for(1, kind="payment.reversed")
+    (reversed_,) = await refunds.town.receiver.wait_for(1, kind="payment.reversed")
     assert reversed_.json["data"]["refund_amount"] == "500.00"
 
 
 @pytest.mark.parametrize("code", UNKNOWN_RESULTS)
-async def test_take_result_unknown_code_keeps_the_money_reserved_for_review(desk: Desk, code: str) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    said = result(int(code) if code.isdigit() else code, "Duplicate Detected 254711000001")
-    assert (await desk.result(refund, said)).status == 200
-    after = await desk.refund(refund)
+async def test_reversal_result_of_an_unknown_code_keeps_the_money_reserved(refunds: RefundClient, code: str) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    body = result(int(code) if code.isdigit() else code, "Duplicate Detected 254711000001")
+    assert (await refunds.result(refund, body)).status == 200
+    after = await refunds.refund(refund)
     assert (after["status"], after["outcome"]) == ("pending", None)
     assert code in after["attention"]
     assert "254711000001" not in after["attention"]
-    assert await desk.books(payment_id) == ("completed", 0, 500)
-    # No second reversal is possible meanwhile, and M-Pesa's own proof still ends this one.
-    again = await desk.ask(payment_id, key="again")
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+    # A second reversal is impossible until review, and M-Pesa's own proof still ends this one.
+    again = await refunds.ask(payment_id, key="again")
     assert (again.status, again.data["id"]) == (200, refund["id"])
-    assert len(desk.daraja.of("reversal")) == 1
-    await desk.done(refund)
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert len(refunds.daraja.of("reversal")) == 1
+    await refunds.done(refund)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
 @pytest.mark.parametrize("code", [0.0, "00000000", "0.0"])
-async def test_reversal_acknowledged_with_any_zero_is_sent_once(desk: Desk, code: Any) -> None:
-    payment_id = await desk.paid()
+async def test_reversal_acknowledged_with_any_zero_is_sent_once(refunds: RefundClient, code: Any) -> None:
+    payment_id = await refunds.complete_payment()
     status, content = ack(9)
-    desk.daraja.say("reversal", (status, content | {"ResponseCode": code}))
-    refund = (await desk.ask(payment_id)).data
+    refunds.daraja.say("reversal", (status, content | {"ResponseCode": code}))
+    refund = (await refunds.ask(payment_id)).data
     assert refund["status"] == "pending"
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
     says = {"OriginalTransactionID": RECEIPT, "Amount": refund["amount"]}
-    assert (await desk.result(refund, result(code, transaction_id=REVERSAL, says=says))).status == 200
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert (await refunds.result(refund, result(code, transaction_id=REVERSAL, says=says))).status == 200
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
 SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "policies.ratelimit.SpikeArrestViolation"}}}
 
 
-@pytest.mark.parametrize("said", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
-async def test_reversal_refused_by_the_proxy_frees_the_money(desk: Desk, said: Any) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", said)
-    answer = await desk.ask(payment_id, key="r")
+@pytest.mark.parametrize("reply", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
+async def test_reversal_refused_by_the_proxy_frees_the_money(refunds: RefundClient, reply: Any) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", reply)
+    answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["retryable"]) == (503, True)
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    assert (await desk.ask(payment_id, key="r")).data["status"] == "pending"
-    assert len(desk.daraja.of("reversal")) == 2
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    assert (await refunds.ask(payment_id, key="r")).data["status"] == "pending"
+    assert len(refunds.daraja.of("reversal")) == 2
 
 
-async def test_a_part_goes_back_and_then_the_rest(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    part = (await desk.ask(payment_id, 120)).data
-    await desk.done(part)
-    assert await desk.books(payment_id) == ("partially_reversed", 120, 0)
-    assert (await desk.payment(payment_id))["refunded_amount"] == "120.00"
-    rest = (await desk.ask(payment_id)).data
+async def test_refund_of_a_part_and_then_of_the_rest_reverses_the_payment(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    part = (await refunds.ask(payment_id, 120)).data
+    await refunds.done(part)
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 120, 0)
+    assert (await refunds.payment(payment_id))["refunded_amount"] == "120.00"
+    rest = (await refunds.ask(payment_id)).data
     assert rest["amount"] == "380.00"
-    await desk.done(rest, receipt="TKN9REV002")
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.told("payment.reversed", "payment.reversed")
-    sent = [one.json["data"] for one in desk.town.receiver.of("payment.reversed")]
+    await refunds.done(rest, receipt="TKN9REV002")
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.await_events("payment.reversed", "payment.reversed")
+    sent = [one.json["data"] for one in refunds.town.receiver.of("payment.reversed")]
     assert sorted((data["refund_amount"], data["refunded_amount"], data["status"]) for data in sent) == [
         ("120.00", "120.00", "partially_reversed"),
         ("380.00", "500.00", "reversed"),
     ]
 
 
-async def test_safaricom_refuses_a_part_and_the_refund_says_what_it_said(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", fault("400.002.02", "Bad Request - Invalid Amount", 400))
-    answer = await desk.ask(payment_id, 120, key="r")
+async def test_reversal_refused_by_daraja_fails_the_refund_with_its_message(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", fault("400.002.02", "Bad Request - Invalid Amount", 400))
+    answer = await refunds.ask(payment_id, 120, key="r")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     assert answer.error["provider"]["errorMessage"] == "Bad Request - Invalid Amount"
     assert "Bad Request - Invalid Amount" in answer.error["message"]
-    (refund,) = (await desk.town.api.call("GET", f"/v1/refunds?payment_id={payment_id}")).data
+    (refund,) = (await refunds.town.api.call("GET", f"/v1/refunds?payment_id={payment_id}")).data
     assert (refund["status"], refund["outcome"], refund["result_code"]) == (
         "failed",
         "rejected_by_provider",
@@ -493,91 +488,90 @@ async def test_safaricom_refuses_a_part_and_the_refund_says_what_it_said(desk: D
     )
     assert refund["advice"] == "correct the field that M-Pesa's message names"
     assert answer.error["id"] == refund["id"]
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    again = await desk.ask(payment_id, 120, key="r")
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    again = await refunds.ask(payment_id, 120, key="r")
     assert (again.status, again.data["id"], again.data["status"]) == (200, refund["id"], "failed")
-    assert len(desk.daraja.of("reversal")) == 1
-    await desk.told("refund.failed")
+    assert len(refunds.daraja.of("reversal")) == 1
+    await refunds.await_events("refund.failed")
 
 
-async def test_an_amount_that_mpesa_did_not_get_from_us_waits_for_a_person(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, 120)).data
-    await desk.done(refund, amount="100.00")
-    after = await desk.refund(refund)
+async def test_reversal_result_of_another_amount_needs_review(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, 120)).data
+    await refunds.done(refund, amount="100.00")
+    after = await refunds.refund(refund)
     assert (after["status"], "KES 100.00" in after["attention"]) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 120)
-    # Neither a late timeout nor a sweep takes that away.
-    await desk.result(refund, result(1), "reversal-timeout")
-    assert (await desk.refund(refund))["attention"] == after["attention"]
+    assert await refunds.amounts(payment_id) == ("completed", 0, 120)
+    # Neither a late timeout nor a sweep clears it.
+    await refunds.result(refund, result(1), "reversal-timeout")
+    assert (await refunds.refund(refund))["attention"] == after["attention"]
 
 
-# -- order, repetition, contradiction -----------------------------------------------------------------------------
+# -- order, repetition, contradiction -------------------------------------------------------------------------------
 
 
-async def test_a_result_may_come_before_its_ack(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    go = desk.daraja.hold("reversal")
-    asking = asyncio.create_task(desk.ask(payment_id, key="r"))
-    await desk.daraja.asked_about("reversal")
-    (refund,) = (await desk.town.api.call("GET", "/v1/refunds")).data
+async def test_reversal_result_before_the_ack_completes_the_refund(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    go = refunds.daraja.hold("reversal")
+    asking = asyncio.create_task(refunds.ask(payment_id, key="r"))
+    await refunds.daraja.asked_about("reversal")
+    (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
     assert refund["status"] == "pending"
-    await desk.done(refund, receipt=REVERSAL)
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    await refunds.done(refund, receipt=REVERSAL)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
     go.set()
     answer = await asking
     assert (answer.status, answer.data["status"], answer.data["outcome"]) == (201, "completed", "reversed")
-    assert (await desk.refund(refund))["provider_ref"] is not None
-    await desk.told("payment.reversed")
+    assert (await refunds.refund(refund))["provider_ref"] is not None
+    await refunds.await_events("payment.reversed")
 
 
-async def test_a_result_without_a_token_waits_for_the_ack_that_names_it(desk: Desk) -> None:
-    """The specification's own address carries no token: Daraja's ids are all there is."""
-    payment_id = await desk.paid()
-    url = f"{desk.town.base}/v1/webhooks/mpesa/reversal/result"
-    await change_credentials(desk.town.gateway, result_url=url)
-    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+async def test_reversal_result_without_a_token_waits_for_its_ack(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    url = f"{refunds.town.base}/v1/webhooks/mpesa/reversal/result"
+    await change_credentials(refunds.town.gateway, result_url=url)
+    verifier: Any = refunds.town.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *_loopback())
-    desk.daraja.say("reversal", ack(77))
-    go = desk.daraja.hold("reversal")
-    asking = asyncio.create_task(desk.ask(payment_id))
-    (sent,) = await desk.daraja.asked_about("reversal")
+    refunds.daraja.say("reversal", ack(77))
+    go = refunds.daraja.hold("reversal")
+    asking = asyncio.create_task(refunds.ask(payment_id))
+    (sent,) = await refunds.daraja.asked_about("reversal")
     assert sent["ResultURL"] == url
     says = {"OriginalTransactionID": RECEIPT}
     body = result(0, originator="o-77", conversation="AG_77", transaction_id=REVERSAL, says=says)
-    assert (await desk.town.api.call("POST", "/v1/webhooks/mpesa/reversal/result", body)).status == 200
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert (await refunds.town.api.call("POST", "/v1/webhooks/mpesa/reversal/result", body)).status == 200
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
     go.set()
     assert (await asking).data["status"] == "completed"
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
 SPECIFIED = "/v1/webhooks/mpesa/"
 
 
-async def test_reversal_result_without_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
-    """The specification's one result_url is that of status queries, and Daraja posts reversals' results there too."""
-    verifier: Any = desk.town.gateway.services.get(CallbackVerifier)
+async def test_reversal_result_without_a_token_counts_at_every_result_address(refunds: RefundClient) -> None:
+    """The specification has one result_url, that of status queries, and Daraja posts reversals' results to it too."""
+    verifier: Any = refunds.town.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *_loopback())
-    url = f"{desk.town.base}{SPECIFIED}transactionstatus/result"
-    await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
-    for number, where in enumerate(("transactionstatus/result", "reversal/result", "")):
+    url = f"{refunds.town.base}{SPECIFIED}transactionstatus/result"
+    await change_credentials(refunds.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    for number, address in enumerate(("transactionstatus/result", "reversal/result", "")):
         receipt, reversal = f"TKN000000{number}", f"REV000000{number}"
-        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
-        desk.daraja.say("reversal", ack(80 + number))
-        refund = (await desk.ask(payment_id)).data
-        assert desk.daraja.of("reversal")[-1]["ResultURL"] == url
-        # A timeout, likewise, asks.
+        payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
+        refunds.daraja.say("reversal", ack(80 + number))
+        refund = (await refunds.ask(payment_id)).data
+        assert refunds.daraja.of("reversal")[-1]["ResultURL"] == url
+        # A timeout makes the query due.
         late = result(1, kind=1, originator=f"o-{80 + number}", conversation=f"AG_{80 + number}")
-        assert (await desk.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
+        assert (await refunds.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
         due = "SELECT due_at <= now() FROM refund WHERE refund_id = $1"
-        assert await desk.town.gateway.db.fetchval(due, refund["id"])
-        assert await desk.books(payment_id) == ("completed", 0, 500)
-        # Ids that we do not know wait, whatever their result says.
-        strange = result(0, originator=f"x-{number}", conversation=f"AGX_{number}", transaction_id=reversal)
-        path = f"{SPECIFIED}{where}".rstrip("/")
-        assert (await desk.town.api.call("POST", path, strange)).status == 200
-        assert await desk.books(payment_id) == ("completed", 0, 500)
+        assert await refunds.town.gateway.db.fetchval(due, refund["id"])
+        assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+        # A result with unknown ids waits for its acknowledgement.
+        unknown = result(0, originator=f"x-{number}", conversation=f"AGX_{number}", transaction_id=reversal)
+        path = f"{SPECIFIED}{address}".rstrip("/")
+        assert (await refunds.town.api.call("POST", path, unknown)).status == 200
+        assert await refunds.amounts(payment_id) == ("completed", 0, 500)
         says = {"OriginalTransactionID": receipt, "Amount": 5e2}
         done = result(
             0.0,
@@ -586,10 +580,10 @@ async def test_reversal_result_without_a_token_is_taken_at_every_result_address(
             transaction_id=reversal,
             says=says,
         )
-        assert (await desk.town.api.call("POST", path, done)).status == 200
-        assert await desk.books(payment_id) == ("reversed", 500, 0), where
-        assert (await desk.refund(refund))["reversal_receipt"] == reversal
-    verdicts = await desk.town.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
+        assert (await refunds.town.api.call("POST", path, done)).status == 200
+        assert await refunds.amounts(payment_id) == ("reversed", 500, 0), address
+        assert (await refunds.refund(refund))["reversal_receipt"] == reversal
+    verdicts = await refunds.town.gateway.db.fetch("SELECT verdict, count(*) FROM callback GROUP BY 1")
     assert {row["verdict"]: row["count"] for row in verdicts} == {"applied": 9, "waiting": 3}
 
 
@@ -597,28 +591,28 @@ async def test_reversal_result_without_a_token_needs_a_listed_source(values: dic
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         done = result(0, originator="o-1", conversation="AG_1", transaction_id=REVERSAL)
-        for where in ("transactionstatus/result", "reversal/result", "reversal/timeout", ""):
-            assert (await api.call("POST", f"{SPECIFIED}{where}".rstrip("/"), done)).status == 403, where
+        for address in ("transactionstatus/result", "reversal/result", "reversal/timeout", ""):
+            assert (await api.call("POST", f"{SPECIFIED}{address}".rstrip("/"), done)).status == 403, address
         assert daraja.of("reversal") == []
         reasons = {row["reason"] for row in await gateway.db.fetch("SELECT reason FROM refused_callback")}
         assert reasons == {"source"}
 
 
-async def test_reversal_result_with_a_token_is_taken_at_every_result_address(desk: Desk) -> None:
-    callbacks = desk.town.gateway.services.get(Callbacks)
+async def test_reversal_result_with_a_token_counts_at_every_result_address(refunds: RefundClient) -> None:
+    callbacks = refunds.town.gateway.services.get(Callbacks)
     for number, path in enumerate(("/v1/cb/status/", f"{SPECIFIED}transactionstatus/result/", "/v1/cb/reversal/")):
         receipt = f"TKN000000{number}"
-        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
-        refund = (await desk.ask(payment_id)).data
-        url = callbacks.url_for("reversal", env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"])
+        payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
+        refund = (await refunds.ask(payment_id)).data
+        url = callbacks.url_for("reversal", env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"])
         token = url.rpartition("/")[2]
-        # At a timeout address it says nothing of the money, whatever is in it, also nothing at all.
+        # A body at a timeout address proves nothing, also if it is empty or unreadable.
         for raw in (b"", b"\xff", b"<html>gone</html>", json.dumps(result(1)).encode()):
-            answer = await desk.town.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
-            assert (answer.status, await desk.books(payment_id)) == (200, ("completed", 0, 500)), raw
+            answer = await refunds.town.api.call("POST", f"/v1/cb/status-timeout/{token}", raw=raw)
+            assert (answer.status, await refunds.amounts(payment_id)) == (200, ("completed", 0, 500)), raw
         done = result(0, transaction_id=f"REV000000{number}", says={"OriginalTransactionID": receipt})
-        assert (await desk.town.api.call("POST", path + token, done)).status == 200
-        assert await desk.books(payment_id) == ("reversed", 500, 0), path
+        assert (await refunds.town.api.call("POST", path + token, done)).status == 200
+        assert await refunds.amounts(payment_id) == ("reversed", 500, 0), path
 
 
 def _loopback() -> tuple[Any, ...]:
@@ -629,7 +623,7 @@ def _loopback() -> tuple[Any, ...]:
 
 @asynccontextmanager
 async def _without_refunds(values: dict[str, Any], allowlist: list[str]) -> AsyncGenerator[Api]:
-    """A process of the same gateway in which the plugin is not enabled, and a caller of it."""
+    """The API client of a second process of this gateway, without the refunds plugin."""
     changes: dict[str, Any] = {
         "plugins": [name for name in values["plugins"] if name != "refunds"],
         "callbacks": values.get("callbacks", {}) | {"allowlist": allowlist},
@@ -645,230 +639,237 @@ async def _without_refunds(values: dict[str, Any], allowlist: list[str]) -> Asyn
 _KEPT = "SELECT kind, reason, is_trusted, subject_id FROM refused_callback ORDER BY refused_id"
 
 
-async def test_reversal_result_while_the_plugin_is_off_is_kept_and_completes_the_refund_once_it_is_on(
-    desk: Desk, values: dict[str, Any]
+async def test_reversal_result_while_the_plugin_is_off_is_stored_and_applied_later(
+    refunds: RefundClient, values: dict[str, Any]
 ) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    url = desk.town.gateway.port(Callbacks).url_for(
-        "reversal", env="sandbox", merchant_id=desk.merchant_id, subject_id=refund["id"]
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    url = refunds.town.gateway.port(Callbacks).url_for(
+        "reversal", env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"]
     )
-    path = url.removeprefix(desk.town.base)
+    path = url.removeprefix(refunds.town.base)
     body = result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": RECEIPT, "Amount": refund["amount"]})
     async with _without_refunds(values, ["192.0.2.1"]) as off:
-        strange = path[:-1] + ("0" if path[-1] != "0" else "1")
-        for where in (strange, "/v1/cb/nothing/x", f"{SPECIFIED}reversal/result", f"{SPECIFIED}nothing/here"):
-            assert (await off.call("POST", where, body)).status == 404
-        assert await desk.town.gateway.db.fetch(_KEPT) == []
+        changed = path[:-1] + ("0" if path[-1] != "0" else "1")
+        for address in (changed, "/v1/cb/nothing/x", f"{SPECIFIED}reversal/result", f"{SPECIFIED}nothing/here"):
+            assert (await off.call("POST", address, body)).status == 404
+        assert await refunds.town.gateway.db.fetch(_KEPT) == []
         assert (await off.call("POST", path, body)).status == 404
-    assert [tuple(row) for row in await desk.town.gateway.db.fetch(_KEPT)] == [("reversal", "kind", True, refund["id"])]
-    operators = desk.town.gateway.services.get(CallbackOperatorService)
+    assert [tuple(row) for row in await refunds.town.gateway.db.fetch(_KEPT)] == [
+        ("reversal", "kind", True, refund["id"])
+    ]
+    operators = refunds.town.gateway.services.get(CallbackOperatorService)
     assert await operators.count_unread("sandbox", timedelta(hours=1)) == 1
-    refused_id = await desk.town.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
+    refused_id = await refunds.town.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
     assert (await operators.replay(refused_id, actor="a person")).verdict == "applied"
-    assert (await desk.refund(refund))["status"] == "completed"
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
+    assert (await refunds.refund(refund))["status"] == "completed"
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
     assert await operators.count_unread("sandbox", timedelta(hours=1)) == 0
 
 
-async def test_results_without_a_token_while_the_plugin_is_off_are_offered_to_the_kinds_that_are_on(
-    desk: Desk, values: dict[str, Any]
+async def test_result_without_a_token_while_the_plugin_is_off_reaches_other_kinds(
+    refunds: RefundClient, values: dict[str, Any]
 ) -> None:
-    """One result_url is that of status queries and reversals; an answer about a payment must not depend on refunds."""
-    made = (await desk.town.api.pay("254711000001", 500, key="b")).data
-    url = f"{desk.town.base}{SPECIFIED}reversal/result"
-    await change_credentials(desk.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
-    desk.daraja.say("transactionstatus", ack(91))
-    assert (await desk.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
+    """Status queries and reversals share one result_url: a result about a payment must not depend on refunds."""
+    made = (await refunds.town.api.pay("254711000001", 500, key="b")).data
+    url = f"{refunds.town.base}{SPECIFIED}reversal/result"
+    await change_credentials(refunds.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
+    refunds.daraja.say("transactionstatus", ack(91))
+    assert (await refunds.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
     answer = result(0, originator="o-91", conversation="AG_91", transaction_id="TKN0000091")
     async with _without_refunds(values, ["127.0.0.0/8"]) as off:
         assert (await off.call("POST", f"{SPECIFIED}reversal/result", answer)).status == 200
         assert (await off.call("POST", f"{SPECIFIED}nothing/here", answer)).status == 404
-    taken = await desk.town.gateway.db.fetch("SELECT kind, handle FROM callback WHERE kind <> 'stk'")
+    taken = await refunds.town.gateway.db.fetch("SELECT kind, handle FROM callback WHERE kind <> 'stk'")
     assert [tuple(row) for row in taken] == [("status", "o-91")]
-    # Nothing takes an address that ends in another word: it is Safaricom's all the same, and kept.
-    assert [tuple(row) for row in await desk.town.gateway.db.fetch(_KEPT)] == [("nothing/here", "kind", True, None)]
+    # No kind accepts an address with another last word: its callback is Safaricom's too, and is stored.
+    assert [tuple(row) for row in await refunds.town.gateway.db.fetch(_KEPT)] == [("nothing/here", "kind", True, None)]
 
 
-async def test_a_result_that_comes_again_or_changes_its_mind_moves_nothing_twice(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    await desk.result(refund, result(0, kind=1))
-    assert (await desk.refund(refund))["status"] == "pending"
+async def test_reversal_result_repeated_or_contradicted_moves_money_once(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.result(refund, result(0, kind=1))
+    assert (await refunds.refund(refund))["status"] == "pending"
     for _ in range(3):
-        await desk.done(refund)
-    await desk.done(refund, receipt="TKN9REV002")
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.result(refund, result(1, "The balance is insufficient"))
-    after = await desk.refund(refund)
+        await refunds.done(refund)
+    await refunds.done(refund, receipt="TKN9REV002")
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.result(refund, result(1, "The balance is insufficient"))
+    after = await refunds.refund(refund)
     assert (after["status"], after["outcome"], after["reversal_receipt"]) == ("completed", "reversed", REVERSAL)
-    # The books stay, and somebody is told that M-Pesa contradicts itself.
+    # The amounts stay, and the contradiction needs attention.
     assert "The balance is insufficient" in after["attention"]
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.told("payment.reversed")
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.await_events("payment.reversed")
 
 
-async def test_second_receipt_for_a_refund_that_is_completed_is_left_to_a_person(desk: Desk) -> None:
-    """Two reversals of one refund may have sent its money back twice."""
-    payment_id = await desk.paid()
-    part = (await desk.ask(payment_id, 200)).data
+async def test_reversal_result_with_a_second_receipt_needs_review(refunds: RefundClient) -> None:
+    """Two reversals of one refund may have moved its money twice."""
+    payment_id = await refunds.complete_payment()
+    part = (await refunds.ask(payment_id, 200)).data
     for _ in range(2):
-        await desk.done(part)
-        assert (await desk.refund(part))["attention"] is None
-    await desk.done(part, receipt="TKN9REV002")
-    after = await desk.refund(part)
+        await refunds.done(part)
+        assert (await refunds.refund(part))["attention"] is None
+    await refunds.done(part, receipt="TKN9REV002")
+    after = await refunds.refund(part)
     assert (after["status"], after["reversal_receipt"]) == ("completed", REVERSAL)
     assert "TKN9REV002" in after["attention"]
-    assert await desk.books(payment_id) == ("partially_reversed", 200, 0)
-    await desk.told("payment.reversed")
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 200, 0)
+    await refunds.await_events("payment.reversed")
 
 
-async def test_a_refund_that_failed_and_that_mpesa_carried_out_after_all_is_completed(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, 200)).data
-    await desk.result(refund, result(1))
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    await desk.done(refund)
-    after = await desk.refund(refund)
+async def test_reversal_result_success_after_a_failure_completes_the_refund(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, 200)).data
+    await refunds.result(refund, result(1))
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    await refunds.done(refund)
+    after = await refunds.refund(refund)
     assert (after["status"], after["outcome"], after["attention"]) == ("completed", "reversed", None)
-    assert await desk.books(payment_id) == ("partially_reversed", 200, 0)
-    await desk.told("refund.failed", "payment.reversed")
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 200, 0)
+    await refunds.await_events("refund.failed", "payment.reversed")
 
 
-async def test_a_late_reversal_finds_its_money_promised_to_another_refund_and_waits_for_it(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    first = (await desk.ask(payment_id)).data
-    await desk.result(first, result(1))
-    second = (await desk.ask(payment_id)).data
-    await desk.done(first)
-    after = await desk.refund(first)
+async def test_reversal_result_for_money_reserved_by_another_refund_waits(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    first = (await refunds.ask(payment_id)).data
+    await refunds.result(first, result(1))
+    second = (await refunds.ask(payment_id)).data
+    await refunds.done(first)
+    after = await refunds.refund(first)
     assert (after["status"], "carried this refund out" in after["attention"]) == ("failed", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
-    # M-Pesa refuses the second one, of course; then the first gets what is its own.
-    await desk.result(second, result("R000002"))
-    await desk.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
-    await desk.town.gateway.services.get(CallbackDispatcher).sweep()
-    assert ((await desk.refund(first))["status"], (await desk.refund(second))["status"]) == ("completed", "failed")
-    assert (await desk.refund(first))["attention"] is None
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.told("refund.failed", "refund.failed", "payment.reversed")
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+    # M-Pesa refuses the second reversal; then the first is applied.
+    await refunds.result(second, result("R000002"))
+    await refunds.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
+    await refunds.town.gateway.services.get(CallbackDispatcher).sweep()
+    assert ((await refunds.refund(first))["status"], (await refunds.refund(second))["status"]) == (
+        "completed",
+        "failed",
+    )
+    assert (await refunds.refund(first))["attention"] is None
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.await_events("refund.failed", "refund.failed", "payment.reversed")
 
 
-async def test_one_reversal_receipt_ends_one_refund(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    first, second = (await desk.ask(payment_id, 100)).data, (await desk.ask(payment_id, 100)).data
-    await desk.done(first)
-    await desk.done(second)
-    after = await desk.refund(second)
+async def test_reversal_receipt_completes_one_refund_only(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    first, second = (await refunds.ask(payment_id, 100)).data, (await refunds.ask(payment_id, 100)).data
+    await refunds.done(first)
+    await refunds.done(second)
+    after = await refunds.refund(second)
     assert (after["status"], REVERSAL in after["attention"]) == ("pending", True)
-    assert await desk.books(payment_id) == ("partially_reversed", 100, 100)
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 100, 100)
 
 
-async def test_a_result_about_another_payment_or_another_conversation_is_refused(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", ack(5))
-    refund = (await desk.ask(payment_id)).data
+async def test_reversal_result_of_another_payment_or_conversation_is_refused(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", ack(5))
+    refund = (await refunds.ask(payment_id)).data
     for body in (
         result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": "TKN0000000"}),
         result(0, originator="o-6", transaction_id=REVERSAL),
         result(0, originator="o-6", conversation="AG_6"),
     ):
-        answer = await desk.result(refund, body)
+        answer = await refunds.result(refund, body)
         assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED")
-    assert await desk.books(payment_id) == ("completed", 0, 500)
-    reasons = await desk.town.gateway.db.fetch("SELECT reason FROM refused_callback")
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+    reasons = await refunds.town.gateway.db.fetch("SELECT reason FROM refused_callback")
     assert [row["reason"] for row in reasons] == ["subject"] * 3
 
 
-# -- R000001 ------------------------------------------------------------------------------------------------------
+# -- R000001 --------------------------------------------------------------------------------------------------------
 
 
-async def test_already_reversed_is_verified_and_then_settles_the_refund(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    await desk.result(refund, result("R000001"))
-    assert (await desk.refund(refund))["status"] == "pending"
-    question = await desk.questioned(refund)
+async def test_already_reversed_completes_the_refund_once_verified(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.result(refund, result("R000001"))
+    assert (await refunds.refund(refund))["status"] == "pending"
+    question = await refunds.send_query(refund)
     assert (question["TransactionID"], question.get("OriginalConversationID")) == (RECEIPT, None)
-    await desk.answer(question, result(2032, "The transaction does not exist"))
-    await desk.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Pending"}))
-    await desk.answer(question, result(0, says={"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed"}))
-    assert (await desk.refund(refund))["status"] == "pending"
-    await desk.answer(
+    await refunds.answer(question, result(2032, "The transaction does not exist"))
+    await refunds.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Pending"}))
+    await refunds.answer(question, result(0, says={"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed"}))
+    assert (await refunds.refund(refund))["status"] == "pending"
+    await refunds.answer(
         question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Completed", "Amount": "500.00"})
     )
-    after = await desk.refund(refund)
+    after = await refunds.refund(refund)
     assert (after["status"], after["outcome"], after["result_code"]) == ("completed", "already_reversed", "R000001")
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.told("payment.reversed")
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.await_events("payment.reversed")
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"TransactionStatus": "Cancelled"},
         {"TransactionStatus": "Completed", "Amount": "40.00"},
     ],
 )
-async def test_already_reversed_of_a_payment_that_mpesa_knows_otherwise_waits_for_a_person(
-    desk: Desk, said: dict[str, str]
+async def test_already_reversed_contradicted_by_the_status_query_needs_review(
+    refunds: RefundClient, fields: dict[str, str]
 ) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    await desk.result(refund, result("R000001"))
-    await desk.answer(await desk.questioned(refund), result(0, says={"ReceiptNo": RECEIPT, **said}))
-    after = await desk.refund(refund)
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.result(refund, result("R000001"))
+    await refunds.answer(await refunds.send_query(refund), result(0, says={"ReceiptNo": RECEIPT, **fields}))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
 @pytest.mark.parametrize("is_verified", [True, False])
-@pytest.mark.parametrize("said", [{}, {"ReceiptNo": RECEIPT, "Amount": "40.00"}, {"ReceiptNo": RECEIPT, "Amount": "x"}])
-async def test_answer_about_the_payment_that_states_no_receipt_or_another_amount_proves_no_reversal(
-    desk: Desk, said: dict[str, str], *, is_verified: bool
+@pytest.mark.parametrize(
+    "fields", [{}, {"ReceiptNo": RECEIPT, "Amount": "40.00"}, {"ReceiptNo": RECEIPT, "Amount": "x"}]
+)
+async def test_status_result_without_receipt_or_with_other_amount_proves_no_reversal(
+    refunds: RefundClient, fields: dict[str, str], *, is_verified: bool
 ) -> None:
-    payment_id = await desk.paid()
+    payment_id = await refunds.complete_payment()
     if is_verified:
-        refund = (await desk.ask(payment_id)).data
-        await desk.result(refund, result("R000001"))
+        refund = (await refunds.ask(payment_id)).data
+        await refunds.result(refund, result("R000001"))
     else:
-        desk.daraja.say("reversal", (500, b"<html>"))
-        refund = (await desk.ask(payment_id)).data
-    await desk.answer(await desk.questioned(refund), result(0, says={"TransactionStatus": "Reversed", **said}))
-    after = await desk.refund(refund)
+        refunds.daraja.say("reversal", (500, b"<html>"))
+        refund = (await refunds.ask(payment_id)).data
+    await refunds.answer(await refunds.send_query(refund), result(0, says={"TransactionStatus": "Reversed", **fields}))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
-async def test_already_reversed_does_not_say_how_much_so_a_part_waits_for_a_person(desk: Desk) -> None:
-    """KES 100 went back before; that is what M-Pesa speaks of, and not of these 400."""
-    payment_id = await desk.paid()
-    first = (await desk.ask(payment_id, 100)).data
-    await desk.done(first)
-    second = (await desk.ask(payment_id)).data
-    await desk.result(second, result("R000001"))
-    after = await desk.refund(second)
+async def test_already_reversed_of_a_part_needs_review(refunds: RefundClient) -> None:
+    """KES 100 were refunded before. M-Pesa's code is about those, and not about these 400."""
+    payment_id = await refunds.complete_payment()
+    first = (await refunds.ask(payment_id, 100)).data
+    await refunds.done(first)
+    second = (await refunds.ask(payment_id)).data
+    await refunds.result(second, result("R000001"))
+    after = await refunds.refund(second)
     assert (after["status"], "not how much" in after["attention"]) == ("pending", True)
-    assert await desk.books(payment_id) == ("partially_reversed", 100, 400)
-    question = await desk.questioned(second)
-    await desk.answer(
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 100, 400)
+    question = await refunds.send_query(second)
+    await refunds.answer(
         question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed", "Amount": "500"})
     )
-    assert (await desk.refund(second))["status"] == "pending"
-    assert await desk.books(payment_id) == ("partially_reversed", 100, 400)
+    assert (await refunds.refund(second))["status"] == "pending"
+    assert await refunds.amounts(payment_id) == ("partially_reversed", 100, 400)
 
 
-async def test_already_reversed_after_a_part_that_may_have_gone_back_waits_for_a_person(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    part = (await desk.ask(payment_id, 100)).data
-    await desk.result(part, result(1, "balance too low"))
-    whole = (await desk.ask(payment_id)).data
+async def test_already_reversed_after_a_failed_part_needs_review(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    part = (await refunds.ask(payment_id, 100)).data
+    await refunds.result(part, result(1, "balance too low"))
+    whole = (await refunds.ask(payment_id)).data
     assert whole["amount"] == "500.00"
-    await desk.result(whole, result("R000001"))
-    assert "not how much" in (await desk.refund(whole))["attention"]
+    await refunds.result(whole, result("R000001"))
+    assert "not how much" in (await refunds.refund(whole))["attention"]
 
 
-# -- unknown outcomes ---------------------------------------------------------------------------------------------
+# -- unknown outcomes -----------------------------------------------------------------------------------------------
 
 UNKNOWN: tuple[tuple[int, Any], ...] = (
     fault("500.003.1001", "Internal Server Error"),
@@ -881,119 +882,119 @@ UNKNOWN: tuple[tuple[int, Any], ...] = (
 )
 
 
-async def test_an_unknown_outcome_is_asked_about_and_never_sent_again(desk: Desk) -> None:
+async def test_reversal_with_an_unknown_outcome_is_queried_and_never_resent(refunds: RefundClient) -> None:
     for number, unknown in enumerate(UNKNOWN):
         receipt = f"TKN0000{number:03}"
-        payment_id = await desk.paid(receipt=receipt, key=f"k{number}")
-        desk.daraja.say("reversal", unknown)
-        answer = await desk.ask(payment_id, key=f"r{number}")
+        payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
+        refunds.daraja.say("reversal", unknown)
+        answer = await refunds.ask(payment_id, key=f"r{number}")
         assert (answer.status, answer.data["status"]) == (201, "pending"), unknown
-        again = await desk.ask(payment_id, key=f"r{number}")
+        again = await refunds.ask(payment_id, key=f"r{number}")
         assert (again.status, again.data["id"]) == (200, answer.data["id"])
-        unkeyed = await desk.ask(payment_id)
+        unkeyed = await refunds.ask(payment_id)
         assert (unkeyed.status, unkeyed.data["id"]) == (200, answer.data["id"])
-        assert len(desk.daraja.of("reversal")) == number + 1
-        question = await desk.questioned(answer.data)
+        assert len(refunds.daraja.of("reversal")) == number + 1
+        question = await refunds.send_query(answer.data)
         assert (question["TransactionID"], question.get("OriginalConversationID")) == (receipt, None)
-        # Completed: the payment itself, as it always was. That says nothing of a reversal.
-        for said in ({"ReceiptNo": receipt, "TransactionStatus": "Completed"}, {"TransactionStatus": "Completed"}):
-            await desk.answer(question, result(0, says=said))
-            assert await desk.books(payment_id) == ("completed", 0, 500)
-        await desk.answer(question, result(0, says={"ReceiptNo": receipt, "TransactionStatus": "Reversed"}))
-        assert (await desk.refund(answer.data))["status"] == "completed"
-        assert await desk.books(payment_id) == ("reversed", 500, 0)
+        # Completed is the status of the payment itself and says nothing about a reversal.
+        for fields in ({"ReceiptNo": receipt, "TransactionStatus": "Completed"}, {"TransactionStatus": "Completed"}):
+            await refunds.answer(question, result(0, says=fields))
+            assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+        await refunds.answer(question, result(0, says={"ReceiptNo": receipt, "TransactionStatus": "Reversed"}))
+        assert (await refunds.refund(answer.data))["status"] == "completed"
+        assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
 
-async def test_a_payment_that_is_reversed_proves_nothing_about_a_part(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", (500, b""))
-    refund = (await desk.ask(payment_id, 100)).data
-    question = await desk.questioned(refund)
-    await desk.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed"}))
-    after = await desk.refund(refund)
+async def test_status_result_reversed_proves_nothing_about_a_part(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", (500, b""))
+    refund = (await refunds.ask(payment_id, 100)).data
+    question = await refunds.send_query(refund)
+    await refunds.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed"}))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 100)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 100)
 
 
-async def test_what_was_never_sent_frees_the_money_and_the_key_may_try_again(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    answer = await desk.ask(payment_id, key="r")
+async def test_reversal_not_sent_frees_the_money_and_the_key(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
-    assert await desk.books(payment_id) == ("completed", 0, 0)
-    (unsent,) = (await desk.town.api.call("GET", "/v1/refunds")).data
+    assert await refunds.amounts(payment_id) == ("completed", 0, 0)
+    (unsent,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
     assert (unsent["status"], unsent["result_code"]) == ("failed", "unsent")
-    answer = await desk.ask(payment_id, key="r")
+    answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.data["id"], answer.data["status"]) == (201, unsent["id"], "pending")
-    await desk.done(answer.data)
-    assert await desk.books(payment_id) == ("reversed", 500, 0)
-    await desk.told("payment.reversed")
+    await refunds.done(answer.data)
+    assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
+    await refunds.await_events("payment.reversed")
 
 
-async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_last(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, key="r")).data
-    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundStatusQueries)
-    # As a crash between the reversal and its record leaves it.
+async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, key="r")).data
+    db, queries = refunds.town.gateway.db, refunds.town.gateway.services.get(RefundStatusQueries)
+    # The state after a crash between the reversal and its record.
     await db.execute(
         "UPDATE refund SET reversal = 'sending', originator_conversation_id = NULL, conversation_id = NULL, "
         "due_at = now() + interval '150 seconds'"
     )
     await db.execute("UPDATE idempotency_key SET state = 'in_flight', leased_until = now() - interval '1 second'")
-    again = await desk.ask(payment_id, key="r")
+    again = await refunds.ask(payment_id, key="r")
     assert (again.status, again.data["id"]) == (200, refund["id"])
 
-    async def asks(number: int) -> list[Any]:
-        found = desk.daraja.of("transactionstatus")
+    async def sent_queries(number: int) -> list[Any]:
+        found = refunds.daraja.of("transactionstatus")
         return found if len(found) >= number else []
 
     for number in range(1, 4):
         await db.execute("UPDATE refund SET due_at = now()")
-        # The cron may be the one that asks: then there is nothing left to do here.
+        # The cron may send the query first.
         await queries.ask(refund["id"])
-        found = await eventually(partial(asks, number))
+        found = await eventually(partial(sent_queries, number))
         assert (len(found), found[-1]["TransactionID"]) == (number, RECEIPT)
     await db.execute("UPDATE refund SET due_at = now()")
     await queries.ask(refund["id"])
 
     async def is_noticed() -> bool:
-        after = await desk.refund(refund)
+        after = await refunds.refund(refund)
         return (after["status"], bool(after["attention"])) == ("pending", True)
 
     assert await eventually(is_noticed)
-    assert len(desk.daraja.of("transactionstatus")) == 3
+    assert len(refunds.daraja.of("transactionstatus")) == 3
     assert await queries.wake_due() == 0
-    assert len(desk.daraja.of("reversal")) == 1
-    assert await desk.books(payment_id) == ("completed", 0, 500)
-    (waiting,) = (await desk.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
+    assert len(refunds.daraja.of("reversal")) == 1
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+    (waiting,) = (await refunds.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
     assert waiting["id"] == refund["id"]
-    assert (await desk.town.api.call("GET", "/v1/refunds?needs_attention=false")).data == []
+    assert (await refunds.town.api.call("GET", "/v1/refunds?needs_attention=false")).data == []
 
 
-async def test_a_timeout_says_nothing_of_the_money_and_asks_at_once(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    desk.daraja.say("reversal", ack(5))
-    refund = (await desk.ask(payment_id)).data
-    await desk.result(refund, result(1, originator="o-5"), "reversal-timeout")
-    assert await desk.books(payment_id) == ("completed", 0, 500)
-    assert await desk.town.gateway.db.fetchval("SELECT due_at <= now() FROM refund")
-    question = await desk.questioned(refund)
-    # By the reversal's own conversation, since we know it.
+async def test_reversal_timeout_makes_the_query_due_and_moves_no_money(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refunds.daraja.say("reversal", ack(5))
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.result(refund, result(1, originator="o-5"), "reversal-timeout")
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
+    assert await refunds.town.gateway.db.fetchval("SELECT due_at <= now() FROM refund")
+    question = await refunds.send_query(refund)
+    # By the reversal's own conversation, which is known.
     assert (question.get("TransactionID"), question["OriginalConversationID"]) == (None, "o-5")
-    await desk.answer(question, result(1), times_out=True)
-    assert (await desk.refund(refund))["status"] == "pending"
-    await desk.answer(
+    await refunds.answer(question, result(1), times_out=True)
+    assert (await refunds.refund(refund))["status"] == "pending"
+    await refunds.answer(
         question, result(0, says={"ReceiptNo": REVERSAL, "TransactionStatus": "Completed", "Amount": "500.00"})
     )
-    after = await desk.refund(refund)
+    after = await refunds.refund(refund)
     assert (after["status"], after["reversal_receipt"]) == ("completed", REVERSAL)
-    await desk.told("payment.reversed")
+    await refunds.await_events("payment.reversed")
 
 
 @pytest.mark.parametrize(
-    ("said", "status", "books"),
+    ("fields", "status", "amounts"),
     [
-        # It names no transaction: it may be about any.
+        # It states no transaction, so it could be about any.
         ({"TransactionStatus": "Completed"}, "pending", ("completed", 0, 500)),
         ({"TransactionStatus": "Completed", "Amount": "500"}, "pending", ("completed", 0, 500)),
         ({"TransactionStatus": "Completed", "ReceiptNo": REVERSAL}, "completed", ("reversed", 500, 0)),
@@ -1003,14 +1004,14 @@ async def test_a_timeout_says_nothing_of_the_money_and_asks_at_once(desk: Desk) 
         ({"TransactionStatus": "Completed", "ReceiptNo": REVERSAL, "Amount": "1.00"}, "pending", ("completed", 0, 500)),
     ],
 )
-async def test_the_answer_about_a_reversals_own_conversation_ends_it(
-    desk: Desk, said: dict[str, str], status: str, books: tuple[str, int, int]
+async def test_status_result_of_the_reversals_conversation_ends_the_refund(
+    refunds: RefundClient, fields: dict[str, str], status: str, amounts: tuple[str, int, int]
 ) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    await desk.answer(await desk.questioned(refund), result(0, says=said))
-    assert (await desk.refund(refund))["status"] == status
-    assert await desk.books(payment_id) == books
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.answer(await refunds.send_query(refund), result(0, says=fields))
+    assert (await refunds.refund(refund))["status"] == status
+    assert await refunds.amounts(payment_id) == amounts
 
 
 PAYOUT = {
@@ -1022,165 +1023,158 @@ BALANCE = {"AccountBalance": "Working Account|KES|500.00|500.00|0.00|0.00", "BOC
 
 
 @pytest.mark.parametrize("says", [PAYOUT, BALANCE, {"Amount": 500}, {}])
-async def test_a_result_that_names_no_reversed_payment_is_left_to_a_person(desk: Desk, says: dict[str, Any]) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    await desk.result(refund, result(0, transaction_id=REVERSAL, says=says))
-    after = await desk.refund(refund)
+async def test_reversal_result_without_its_payment_needs_review(refunds: RefundClient, says: dict[str, Any]) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    await refunds.result(refund, result(0, transaction_id=REVERSAL, says=says))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
 @pytest.mark.parametrize("by", ["status", "result"])
-async def test_the_receipt_of_money_that_came_in_is_no_reversals(desk: Desk, by: str) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    other = (await desk.town.api.pay("254711000002", 500, key="other")).data
-    await desk.post("stk", other["id"], stk_callback(other["provider_ref"], receipt="OTHER00001"))
+async def test_reversal_result_with_an_incoming_receipt_needs_review(refunds: RefundClient, by: str) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    other = (await refunds.town.api.pay("254711000002", 500, key="other")).data
+    await refunds.post("stk", other["id"], stk_callback(other["provider_ref"], receipt="OTHER00001"))
     if by == "result":
-        await desk.done(refund, receipt="OTHER00001")
+        await refunds.done(refund, receipt="OTHER00001")
     else:
         says = {"TransactionStatus": "Completed", "ReceiptNo": "OTHER00001"}
-        await desk.answer(await desk.questioned(refund), result(0, says=says))
-    after = await desk.refund(refund)
+        await refunds.answer(await refunds.send_query(refund), result(0, says=says))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
 @pytest.mark.parametrize("debtor", [{}, {"DebitPartyName": "254711000001 - JANE"}])
-async def test_the_answer_about_a_reversal_that_names_us_as_the_creditor_is_left_to_a_person(
-    desk: Desk, debtor: dict[str, str]
+async def test_status_result_of_a_reversal_with_us_as_creditor_needs_review(
+    refunds: RefundClient, debtor: dict[str, str]
 ) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
     says = {"TransactionStatus": "Completed", "ReceiptNo": REVERSAL, "CreditPartyName": "174379 - SHOP"} | debtor
-    await desk.answer(await desk.questioned(refund), result(0, says=says))
-    after = await desk.refund(refund)
+    await refunds.answer(await refunds.send_query(refund), result(0, says=says))
+    after = await refunds.refund(refund)
     assert (after["status"], bool(after["attention"])) == ("pending", True)
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
-async def test_refund_of_the_rest_asked_for_twice_at_once_while_a_part_is_pending_is_one(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    assert (await desk.ask(payment_id, amount=200, key="part")).status == 201
-    answers = await asyncio.gather(*(desk.ask(payment_id) for _ in range(4)))
+async def test_refund_of_the_rest_by_requests_at_once_is_one(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    assert (await refunds.ask(payment_id, amount=200, key="part")).status == 201
+    answers = await asyncio.gather(*(refunds.ask(payment_id) for _ in range(4)))
     assert len({one.data["id"] for one in answers}) == 1
     assert sorted(one.status for one in answers) == [200, 200, 200, 201]
     assert answers[0].data["amount"] == "300.00"
-    assert len(desk.daraja.of("reversal")) == 2
+    assert len(refunds.daraja.of("reversal")) == 2
 
 
-async def test_a_late_answer_about_the_payment_is_not_taken_for_one_about_the_reversal(desk: Desk) -> None:
-    """The question was put while no ack was known; the answer, without a receipt, comes after the ack."""
-    payment_id = await desk.paid()
-    go = desk.daraja.hold("reversal")
-    asking = asyncio.create_task(desk.ask(payment_id))
-    await desk.daraja.asked_about("reversal")
-    (refund,) = (await desk.town.api.call("GET", "/v1/refunds")).data
-    question = await desk.questioned(refund)
+async def test_status_answer_of_the_payment_arriving_late_does_not_end_the_refund(refunds: RefundClient) -> None:
+    """The query was sent before the acknowledgement; its result, without a receipt, is posted after it."""
+    payment_id = await refunds.complete_payment()
+    go = refunds.daraja.hold("reversal")
+    asking = asyncio.create_task(refunds.ask(payment_id))
+    await refunds.daraja.asked_about("reversal")
+    (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
+    question = await refunds.send_query(refund)
     assert question["TransactionID"] == RECEIPT
     go.set()
     assert (await asking).status == 201
-    await desk.answer(question, result(0, says={"TransactionStatus": "Completed"}))
-    assert (await desk.refund(refund))["status"] == "pending"
-    assert await desk.books(payment_id) == ("completed", 0, 500)
+    await refunds.answer(question, result(0, says={"TransactionStatus": "Completed"}))
+    assert (await refunds.refund(refund))["status"] == "pending"
+    assert await refunds.amounts(payment_id) == ("completed", 0, 500)
 
 
-async def test_asking_takes_no_attention_away_that_a_result_has_called_for_meanwhile(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    go = desk.daraja.hold("transactionstatus")
-    asking = asyncio.create_task(desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query"))
-    await desk.daraja.asked_about("transactionstatus")
-    await desk.done(refund, amount="1.00")
+async def test_query_keeps_attention_set_by_a_result_during_it(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    go = refunds.daraja.hold("transactionstatus")
+    asking = asyncio.create_task(refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query"))
+    await refunds.daraja.asked_about("transactionstatus")
+    await refunds.done(refund, amount="1.00")
     go.set()
     assert (await asking).data["attention"]
 
 
-async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_retired(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    assert await move_to(desk.town.api, "600001") == {"payments": 0, "refunds": 1}
-    answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+async def test_query_of_a_retired_shortcode_uses_the_refunds_own(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    assert await move_to(refunds.town.api, "600001") == {"payments": 0, "refunds": 1}
+    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert answer.status == 200
-    await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
-    await desk.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
-    await desk.daraja.asked_about("transactionstatus", 2)
-    assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
+    await refunds.town.gateway.db.execute("UPDATE refund SET due_at = now()")
+    await refunds.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
+    await refunds.daraja.asked_about("transactionstatus", 2)
+    assert [query["PartyA"] for query in refunds.daraja.of("transactionstatus")] == ["174379", "174379"]
 
 
-async def test_who_asks_by_hand_hears_why_m_pesa_was_not_asked(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id)).data
-    desk.daraja.say("transactionstatus", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+async def test_query_not_sent_returns_the_reason(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id)).data
+    refunds.daraja.say("transactionstatus", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
-    desk.daraja.say("transactionstatus", fault("500.001.1001", "Wrong credentials"))
-    answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    refunds.daraja.say("transactionstatus", fault("500.001.1001", "Wrong credentials"))
+    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
-    await desk.done(refund)
-    answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
+    await refunds.done(refund)
+    answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (409, "CONFLICT")
 
 
-# -- a person decides ---------------------------------------------------------------------------------------------
+# -- an operator decides --------------------------------------------------------------------------------------------
 
 
-async def test_a_person_decides_what_mpesa_never_answered_for(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    lost, gone = (await desk.ask(payment_id, 100)).data, (await desk.ask(payment_id, 200)).data
+async def test_resolve_ends_refunds_without_a_result(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    lost, gone = (await refunds.ask(payment_id, 100)).data, (await refunds.ask(payment_id, 200)).data
     scopes = (ADMIN, AUDIT_READ)
-    async with shop(desk.town.gateway, desk.town.base, scopes=scopes, is_configured=False) as admin:
+    async with shop(refunds.town.gateway, refunds.town.base, scopes=scopes, is_configured=False) as admin:
 
         async def resolve(refund: Any, outcome: str, confirm: str | None = None) -> Answer:
             body = {"outcome": outcome, "confirm": confirm or refund["id"], "note": "seen on the portal"}
             return await admin.call("POST", f"/v1/admin/refunds/{refund['id']}/resolve", body)
 
         assert (await resolve(lost, "failed")).status == 409
-        await desk.town.gateway.db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
+        await refunds.town.gateway.db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
         assert (await resolve(lost, "failed", confirm="yes")).status == 422
-        assert (await desk.town.api.call("POST", f"/v1/admin/refunds/{lost['id']}/resolve", {})).status == 403
+        assert (await refunds.town.api.call("POST", f"/v1/admin/refunds/{lost['id']}/resolve", {})).status == 403
         assert (await resolve(lost, "failed")).data["status"] == "failed"
         assert (await resolve(gone, "completed")).data["status"] == "completed"
         assert (await resolve(gone, "failed")).status == 409
-        assert await desk.books(payment_id) == ("partially_reversed", 200, 0)
-        # And M-Pesa does answer for one of them, after all.
-        await desk.done(lost, receipt="TKN9REV007")
-        assert await desk.books(payment_id) == ("partially_reversed", 300, 0)
-        await desk.result(gone, result(1, "no balance"))
-        assert "no balance" in (await desk.refund(gone))["attention"]
-        # The person has looked: the books were right.
+        assert await refunds.amounts(payment_id) == ("partially_reversed", 200, 0)
+        # M-Pesa's result for one of them arrives after the decision.
+        await refunds.done(lost, receipt="TKN9REV007")
+        assert await refunds.amounts(payment_id) == ("partially_reversed", 300, 0)
+        await refunds.result(gone, result(1, "no balance"))
+        assert "no balance" in (await refunds.refund(gone))["attention"]
+        # The operator confirms the decision.
         assert (await resolve(gone, "completed")).data["attention"] is None
-        assert await desk.books(payment_id) == ("partially_reversed", 300, 0)
+        assert await refunds.amounts(payment_id) == ("partially_reversed", 300, 0)
         entries = (await admin.call("GET", "/v1/audit/logs?action=refund.resolved")).data
         assert [entry["detail"]["outcome"] for entry in entries] == ["completed", "completed", "failed"]
         assert {entry["subject_id"] for entry in entries} == {lost["id"], gone["id"]}
-    await desk.told("refund.failed", "payment.reversed", "payment.reversed")
+    await refunds.await_events("refund.failed", "payment.reversed", "payment.reversed")
 
 
-# -- concurrency --------------------------------------------------------------------------------------------------
+# -- concurrency ----------------------------------------------------------------------------------------------------
 
 
-class Watch:
-    """Remembers what Postgres complained about."""
-
-    DEADLOCKS: ClassVar[str] = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-
-
-async def test_results_refunds_and_decisions_at_once_never_wait_for_each_other_in_a_circle(desk: Desk) -> None:
-    """A late reversal of a refund whose key is asked for again, while another refund of the payment is decided."""
-    payment_id = await desk.paid()
+async def test_refund_waiting_for_its_row_holds_no_lock_on_the_payment(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
     spike = fault("500.003.02", "Error Occurred: Spike Arrest Violation")
-    desk.daraja.say("reversal", spike)
-    assert (await desk.ask(payment_id, 10, key="again")).status == 503
-    (unsent,) = (await desk.town.api.call("GET", "/v1/refunds")).data
-    db = desk.town.gateway.db
+    refunds.daraja.say("reversal", spike)
+    assert (await refunds.ask(payment_id, 10, key="again")).status == 503
+    (unsent,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
+    db = refunds.town.gateway.db
     pool: Any = db.engine.pool
     async with pool.acquire() as one, pool.acquire() as two:
         await one.execute("BEGIN")
         await one.fetch("SELECT 1 FROM refund WHERE refund_id = $1 FOR UPDATE", unsent["id"])
-        # The request has to wait for the refund's row, and must hold nothing meanwhile that the other side wants.
-        asking = asyncio.create_task(desk.ask(payment_id, 10, key="again"))
+        # The request waits for the refund's row and must hold no lock that the other transaction needs.
+        asking = asyncio.create_task(refunds.ask(payment_id, 10, key="again"))
 
         async def is_waiting() -> bool:
             return bool(
@@ -1201,12 +1195,12 @@ async def test_results_refunds_and_decisions_at_once_never_wait_for_each_other_i
         assert (await asking).status == 201
 
 
-async def test_a_decision_writes_its_audit_entry_last_so_that_nobody_waits_for_it_with_money_locked(desk: Desk) -> None:
-    payment_id = await desk.paid()
-    refund = (await desk.ask(payment_id, 100)).data
-    db = desk.town.gateway.db
+async def test_resolve_takes_the_audit_lock_after_the_payments_lock(refunds: RefundClient) -> None:
+    payment_id = await refunds.complete_payment()
+    refund = (await refunds.ask(payment_id, 100)).data
+    db = refunds.town.gateway.db
     await db.execute("UPDATE refund SET attention = 'look', due_at = NULL")
-    async with shop(desk.town.gateway, desk.town.base, scopes=(ADMIN,), is_configured=False) as admin:
+    async with shop(refunds.town.gateway, refunds.town.base, scopes=(ADMIN,), is_configured=False) as admin:
         pool: Any = db.engine.pool
         async with pool.acquire() as one, pool.acquire() as two:
             await one.execute("BEGIN")

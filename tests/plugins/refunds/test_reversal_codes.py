@@ -1,11 +1,11 @@
-"""What M-Pesa's codes mean for a refund: each row of the table, and that no other code proves anything."""
+"""Protects the table of reversal result codes: no other code proves anything."""
 
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS, reversal_outcome
 
 REVERSALS = {"0", "R000001", "R000002", "1", "11", "2006", "21", "2001", "2028", "8006"}
 
 
-def test_reversal_outcome_only_codes_of_the_table_are_known() -> None:
+def test_reversal_outcome_is_known_for_codes_of_the_table_only() -> None:
     assert set(REVERSAL_RESULTS) == REVERSALS
     for code in REVERSALS:
         assert reversal_outcome(f" {code.lower()} ").is_known
@@ -14,7 +14,7 @@ def test_reversal_outcome_only_codes_of_the_table_are_known() -> None:
         assert (outcome.is_known, outcome.word) == (False, "other")
 
 
-def test_reversal_outcome_equal_number_is_equal() -> None:
+def test_reversal_outcome_of_equal_numbers_is_equal() -> None:
     for code in ("0.0", "00000000", "-0", "0e1"):
         assert reversal_outcome(code).word == "reversed"
     assert reversal_outcome("2001.0").word == "initiator_invalid"

@@ -1,4 +1,4 @@
-"""What the tables of transactions refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the transactions' tables: each has a statement that violates it."""
 
 import pytest
 
@@ -18,7 +18,7 @@ SECOND = f"""
 INSERT INTO transaction (transaction_id, merchant_id, env, receiver_id, direction, receipt, occurred_at, first_source,
     subject_kind, subject_id)
 SELECT {literal("txn", 2)}, merchant_id, env, receiver_id, 'in', %s, now(), 'pull', %s FROM transaction
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - ids that the test chose
 CHANGE = "UPDATE transaction SET %s"
 
 CASES = {
@@ -39,12 +39,12 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) == added("mpesa_gateway_transactions.migrations")
 
 
 @pytest.mark.as_owner
-async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     await town.api.pay("254700000020", key="one")
     await town.gateway.db.execute(ROWS)
     assert await refusals(town.gateway.db, CASES) == {}

@@ -1,4 +1,4 @@
-"""Each receipt is one transaction, whichever report of it is the first; later ones are witnesses."""
+"""Protects the record of transactions: one row per receipt, and later reports are witnesses."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ REFUND, ANOTHER = (identifier("rfd", number) for number in (1, 3))
 
 
 @pytest.fixture
-async def seen(town: Town) -> ReportedTransaction:
+async def report(town: Town) -> ReportedTransaction:
     """An STK callback's report of KES 500."""
-    # A payer who does not answer: the simulator moves no money.
+    # The payer does not answer, so the simulator moves no money.
     merchant = (await town.api.pay("254700000020", key="shop")).data["merchant_id"]
     return ReportedTransaction(
         source="stk",
@@ -40,25 +40,25 @@ async def seen(town: Town) -> ReportedTransaction:
     )
 
 
-def paying(seen: ReportedTransaction, payment_id: str) -> ReportedTransaction:
-    """The report of money that a payment has."""
-    return replace(seen, subject=Subject("payment", payment_id))
+def for_payment(report: ReportedTransaction, payment_id: str) -> ReportedTransaction:
+    """The same report with a payment as its subject."""
+    return replace(report, subject=Subject("payment", payment_id))
 
 
-async def record(gateway: Gateway, *seen: ReportedTransaction) -> Sequence[RecordedTransaction | None]:
+async def record(gateway: Gateway, *reports: ReportedTransaction) -> Sequence[RecordedTransaction | None]:
     """Record reports in a transaction of their own."""
     async with gateway.db.transaction():
-        return await gateway.port(Transactions).record(seen)
+        return await gateway.port(Transactions).record(reports)
 
 
-async def defer(gateway: Gateway, *seen: ReportedTransaction) -> None:
-    """Record reports as callbacks do: they leave with the transaction."""
+async def defer(gateway: Gateway, *reports: ReportedTransaction) -> None:
+    """Defer reports to the end of their transaction, as callbacks do."""
     async with gateway.db.transaction():
-        await gateway.port(Transactions).defer(seen)
+        await gateway.port(Transactions).defer(reports)
 
 
-async def stored(gateway: Gateway) -> list[dict[str, Any]]:
-    """The transactions, by receipt."""
+async def stored_rows(gateway: Gateway) -> list[dict[str, Any]]:
+    """The rows of the transactions, by receipt."""
     return [dict(row) for row in await gateway.db.fetch("SELECT * FROM transaction ORDER BY receipt, direction")]
 
 
@@ -68,39 +68,39 @@ async def witnesses(gateway: Gateway) -> list[tuple[str, str | None]]:
     return [(row["source"], row["detail"]) for row in rows]
 
 
-async def test_the_first_report_makes_the_transaction_and_a_second_fills_in_what_is_absent(
-    town: Town, seen: ReportedTransaction
+async def test_record_second_report_is_a_witness_and_fills_missing_fields(
+    town: Town, report: ReportedTransaction
 ) -> None:
     later = replace(
-        seen,
+        report,
         source="pull",
-        occurred_at=seen.occurred_at + timedelta(hours=3),
+        occurred_at=report.occurred_at + timedelta(hours=3),
         payer="2547*****001",
         account_number="order 7",
         kind="Pay Bill Online",
     )
-    (first,) = await record(town.gateway, paying(seen, PAID))
+    (first,) = await record(town.gateway, for_payment(report, PAID))
     (second,) = await record(town.gateway, later)
     assert first is not None
     assert second == replace(first, is_new=False)
     assert (first.is_new, first.subject) == (True, Subject("payment", PAID))
-    (row,) = await stored(town.gateway)
+    (row,) = await stored_rows(town.gateway)
     assert (row["payer"], row["account_number"], row["kind"]) == ("254711000001", "order 7", "Pay Bill Online")
-    assert (row["occurred_at"], row["first_source"], row["amount_cents"]) == (seen.occurred_at, "stk", 50_000)
+    assert (row["occurred_at"], row["first_source"], row["amount_cents"]) == (report.occurred_at, "stk", 50_000)
     assert await witnesses(town.gateway) == [("pull", None)]
-    # Read again and again, it is one witness.
+    # The same report again is the same witness.
     await record(town.gateway, later)
     await defer(town.gateway, later)
     assert await witnesses(town.gateway) == [("pull", None)]
 
 
 @pytest.mark.parametrize("how", [record, defer])
-async def test_money_that_was_seen_unallocated_gets_its_subject(
-    town: Town, seen: ReportedTransaction, how: Any
+async def test_record_unallocated_money_with_a_later_subject_is_allocated(
+    town: Town, report: ReportedTransaction, how: Any
 ) -> None:
-    await record(town.gateway, replace(seen, source="pull"))
-    await how(town.gateway, paying(seen, PAID))
-    (row,) = await stored(town.gateway)
+    await record(town.gateway, replace(report, source="pull"))
+    await how(town.gateway, for_payment(report, PAID))
+    (row,) = await stored_rows(town.gateway)
     assert (row["subject_kind"], row["subject_id"], row["first_source"]) == (
         "payment",
         PAID,
@@ -117,23 +117,23 @@ async def test_money_that_was_seen_unallocated_gets_its_subject(
         {"subject": Subject("refund", REFUND)},
     ],
 )
-async def test_money_with_a_subject_is_refused_to_another(
-    town: Town, seen: ReportedTransaction, other: dict[str, Any]
+async def test_record_money_of_another_subject_is_refused(
+    town: Town, report: ReportedTransaction, other: dict[str, Any]
 ) -> None:
-    await record(town.gateway, paying(seen, PAID))
-    assert await record(town.gateway, replace(seen, **other)) == [None]
+    await record(town.gateway, for_payment(report, PAID))
+    assert await record(town.gateway, replace(report, **other)) == [None]
     with pytest.raises(ConcurrentUpdate):
-        await defer(town.gateway, replace(seen, receipt="TKN0000002"), replace(seen, **other))
-    (row,) = await stored(town.gateway)
+        await defer(town.gateway, replace(report, receipt="TKN0000002"), replace(report, **other))
+    (row,) = await stored_rows(town.gateway)
     assert (row["subject_id"], row["amount_cents"]) == (PAID, 50_000)
 
 
-async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: ReportedTransaction) -> None:
-    await record(town.gateway, paying(seen, PAID))
-    await record(town.gateway, replace(seen, source="pull"))
-    await record(town.gateway, replace(seen, source="pull", amount_cents=700))
-    await defer(town.gateway, replace(seen, amount_cents=900))
-    (row,) = await stored(town.gateway)
+async def test_record_another_amount_is_a_witness_and_changes_nothing(town: Town, report: ReportedTransaction) -> None:
+    await record(town.gateway, for_payment(report, PAID))
+    await record(town.gateway, replace(report, source="pull"))
+    await record(town.gateway, replace(report, source="pull", amount_cents=700))
+    await defer(town.gateway, replace(report, amount_cents=900))
+    (row,) = await stored_rows(town.gateway)
     assert row["amount_cents"] == 50_000
     assert await witnesses(town.gateway) == [
         ("pull", "reports 700 cents, not 50000"),
@@ -141,28 +141,26 @@ async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: 
     ]
 
 
-async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(
-    town: Town, seen: ReportedTransaction
+async def test_record_unallocated_money_of_another_amount_or_receiver_is_refused(
+    town: Town, report: ReportedTransaction
 ) -> None:
     await town.gateway.db.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
         "VALUES ($1, 'sandbox', '600000', 'paybill', now())",
         identifier("rcv"),
     )
-    other = replace(seen, source="pull", amount_cents=700)
+    other = replace(report, source="pull", amount_cents=700)
     await record(town.gateway, other, replace(other, receipt="TKN0000002", number="600000", amount_cents=50_000))
     for receipt in ("TKN0000001", "TKN0000002"):
-        assert await record(town.gateway, replace(paying(seen, PAID), receipt=receipt)) == [None]
-    assert {row["subject_id"] for row in await stored(town.gateway)} == {None}
+        assert await record(town.gateway, replace(for_payment(report, PAID), receipt=receipt)) == [None]
+    assert {row["subject_id"] for row in await stored_rows(town.gateway)} == {None}
 
 
-async def test_the_amount_that_was_asked_for_outweighs_one_that_contradicted_the_payment(
-    town: Town, seen: ReportedTransaction
-) -> None:
-    await record(town.gateway, replace(seen, amount_cents=700, conflict_id=PAID))
-    assert await record(town.gateway, replace(paying(seen, OTHER), source="pull")) == [None]
-    await defer(town.gateway, replace(paying(seen, PAID), source="pull"))
-    (row,) = await stored(town.gateway)
+async def test_record_requested_amount_replaces_a_conflicting_one(town: Town, report: ReportedTransaction) -> None:
+    await record(town.gateway, replace(report, amount_cents=700, conflict_id=PAID))
+    assert await record(town.gateway, replace(for_payment(report, OTHER), source="pull")) == [None]
+    await defer(town.gateway, replace(for_payment(report, PAID), source="pull"))
+    (row,) = await stored_rows(town.gateway)
     assert (row["subject_id"], row["conflict_id"], row["amount_cents"]) == (
         PAID,
         PAID,
@@ -171,72 +169,75 @@ async def test_the_amount_that_was_asked_for_outweighs_one_that_contradicted_the
     assert await witnesses(town.gateway) == [("pull", "reports 50000 cents, not 700")]
 
 
-async def test_a_transfer_between_two_receivers_has_two_sides(town: Town, seen: ReportedTransaction) -> None:
-    out = replace(seen, direction="out", subject=Subject("refund", REFUND))
-    await record(town.gateway, paying(seen, PAID), out)
-    assert [(row["direction"], row["subject_id"]) for row in await stored(town.gateway)] == [
+async def test_record_transfer_between_receivers_has_two_rows(town: Town, report: ReportedTransaction) -> None:
+    out = replace(report, direction="out", subject=Subject("refund", REFUND))
+    await record(town.gateway, for_payment(report, PAID), out)
+    assert [(row["direction"], row["subject_id"]) for row in await stored_rows(town.gateway)] == [
         ("in", PAID),
         ("out", REFUND),
     ]
 
 
-async def test_a_payment_has_one_transaction(town: Town, seen: ReportedTransaction) -> None:
-    await record(town.gateway, paying(seen, PAID))
+async def test_record_second_receipt_of_a_payment_raises(town: Town, report: ReportedTransaction) -> None:
+    await record(town.gateway, for_payment(report, PAID))
     with pytest.raises(asyncpg.UniqueViolationError):
-        await record(town.gateway, replace(paying(seen, PAID), receipt="TKN0000002"))
+        await record(town.gateway, replace(for_payment(report, PAID), receipt="TKN0000002"))
 
 
-async def test_sixty_four_in_one_batch_are_all_recorded_or_none(town: Town, seen: ReportedTransaction) -> None:
-    many = [replace(paying(seen, identifier("pay", number)), receipt=f"TKN{number:07}") for number in range(64, 0, -1)]
+async def test_defer_batch_of_64_is_recorded_completely_or_not_at_all(town: Town, report: ReportedTransaction) -> None:
+    many = [
+        replace(for_payment(report, identifier("pay", number)), receipt=f"TKN{number:07}")
+        for number in range(64, 0, -1)
+    ]
     await record(town.gateway, replace(many[-1], subject=Subject("payment", THIRD)))
     with pytest.raises(ConcurrentUpdate):
         await defer(town.gateway, *many)
-    assert len(await stored(town.gateway)) == 1
+    assert len(await stored_rows(town.gateway)) == 1
     await defer(town.gateway, *many[:-1])
-    assert [row["subject_id"] for row in await stored(town.gateway)] == [
+    assert [row["subject_id"] for row in await stored_rows(town.gateway)] == [
         THIRD,
         *(identifier("pay", number) for number in range(2, 65)),
     ]
-    # The same report twice is one; two different ones of a receipt are taken alone.
+    # The same report twice is one row; two different reports of a receipt are handled one at a time.
     await defer(town.gateway, many[0], many[0])
     with pytest.raises(ConcurrentUpdate):
         await defer(town.gateway, many[0], replace(many[0], source="pull"))
 
 
-async def test_of_two_writers_at_once_one_is_the_first_and_the_other_a_witness(
-    town: Town, seen: ReportedTransaction
+async def test_record_by_two_writers_at_once_is_one_row_and_one_witness(
+    town: Town, report: ReportedTransaction
 ) -> None:
     for number in range(20):
-        one = replace(seen, receipt=f"RACE{number:06}")
+        one = replace(report, receipt=f"RACE{number:06}")
         await asyncio.gather(
             record(town.gateway, replace(one, source="pull", account_number="order")),
-            defer(town.gateway, paying(one, identifier("pay", number))),
+            defer(town.gateway, for_payment(one, identifier("pay", number))),
         )
-    rows = await stored(town.gateway)
+    rows = await stored_rows(town.gateway)
     assert len(rows) == 20
     assert {row["account_number"] for row in rows} == {"order"}
     assert {row["subject_id"] for row in rows} == {identifier("pay", number) for number in range(20)}
     assert len(await witnesses(town.gateway)) == 20
 
 
-async def test_of_two_subjects_at_once_one_gets_the_money(town: Town, seen: ReportedTransaction) -> None:
+async def test_record_for_two_subjects_at_once_allocates_to_one(town: Town, report: ReportedTransaction) -> None:
     for number in range(20):
-        one = replace(seen, receipt=f"RACE{number:06}")
+        one = replace(report, receipt=f"RACE{number:06}")
         found = await asyncio.gather(
-            *(record(town.gateway, paying(one, identifier("pay", side + number))) for side in (100, 200)),
+            *(record(town.gateway, for_payment(one, identifier("pay", side + number))) for side in (100, 200)),
         )
         assert sorted(len([one for one in each if one is not None]) for each in found) == [0, 1]
 
 
-async def test_batches_in_opposite_orders_do_not_deadlock(town: Town, seen: ReportedTransaction) -> None:
+async def test_defer_batches_in_opposite_orders_do_not_deadlock(town: Town, report: ReportedTransaction) -> None:
     for _ in range(10):
-        many = [replace(seen, receipt=f"LOCK{number:06}") for number in range(40)]
+        many = [replace(report, receipt=f"LOCK{number:06}") for number in range(40)]
         await asyncio.gather(*(defer(town.gateway, *order) for order in (many, many[::-1], many[20:], many[:20])))
 
 
-async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: ReportedTransaction) -> None:
+async def test_record_with_an_unknown_receiver_raises(town: Town, report: ReportedTransaction) -> None:
     with pytest.raises(asyncpg.NotNullViolationError):
-        await record(town.gateway, replace(seen, number="999999"))
+        await record(town.gateway, replace(report, number="999999"))
 
 
 @pytest.mark.as_owner
@@ -251,15 +252,15 @@ async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: ReportedT
         "occurred_at = now()",
     ],
 )
-async def test_what_was_recorded_stays(town: Town, seen: ReportedTransaction, change: str) -> None:
-    await record(town.gateway, paying(seen, PAID))
+async def test_transaction_change_or_deletion_is_refused(town: Town, report: ReportedTransaction, change: str) -> None:
+    await record(town.gateway, for_payment(report, PAID))
     with pytest.raises(asyncpg.RestrictViolationError):
         await town.gateway.db.execute(f"UPDATE transaction SET {change}")  # noqa: S608 - the cases above
     with pytest.raises(asyncpg.RestrictViolationError):
         await town.gateway.db.execute("DELETE FROM transaction")
 
 
-BENDINGS = {
+VIOLATIONS = {
     "transactions.receipt_is_once": """
         UPDATE transaction SET receipt = 'TKN0000001' WHERE receipt = 'TKN0000002' RETURNING receipt
     """,
@@ -273,10 +274,10 @@ BENDINGS = {
 }
 
 
-async def test_whatever_is_bent_shows(town: Town, seen: ReportedTransaction) -> None:
-    assert set(BENDINGS) == {f"transactions.{invariant.name}" for invariant in INVARIANTS}
-    many = [replace(seen, receipt=f"TKN{number:07}", direction="out") for number in range(1, 6)]
+async def test_invariants_report_each_violation(town: Town, report: ReportedTransaction) -> None:
+    assert set(VIOLATIONS) == {f"transactions.{invariant.name}" for invariant in INVARIANTS}
+    many = [replace(report, receipt=f"TKN{number:07}", direction="out") for number in range(1, 6)]
     many[2] = replace(many[2], subject=Subject("refund", ANOTHER))
     await record(town.gateway, *many)
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}

@@ -1,4 +1,4 @@
-"""What the tables of webhooks refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the webhooks' tables: each has a statement that violates it."""
 
 from mpesa_gateway.testing.serving import eventually
 from tests.conftest import Town
@@ -11,12 +11,12 @@ ANOTHER = (
     f"SELECT {literal('whe')}, merchant_id, env, url, secret, now(), now() FROM webhook_endpoint"
 )
 SAME_ADDRESS = (
-    "INSERT INTO webhook_endpoint (endpoint_id, address_id, merchant_id, env, url, secret, created_at, updated_at, "  # noqa: S608 - likewise
+    "INSERT INTO webhook_endpoint (endpoint_id, address_id, merchant_id, env, url, secret, created_at, updated_at, "  # noqa: S608 - ids that the test chose
     f"is_active) SELECT {literal('whe')}, address_id, merchant_id, env, url, secret, now(), now(), false "
     "FROM webhook_endpoint"
 )
 ATTEMPT = (
-    "INSERT INTO attempt (attempt_id, delivery_id, at, address_id, status, ms, error) "  # noqa: S608 - likewise
+    "INSERT INTO attempt (attempt_id, delivery_id, at, address_id, status, ms, error) "  # noqa: S608 - ids that the test chose
     f"SELECT {literal('att')}, delivery_id, now(), 1, %s FROM delivery"
 )
 
@@ -55,12 +55,12 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
-    # An endpoint_id is unique without its env as well: the pair is what deliveries refer to.
+def test_constraints_each_have_a_violating_statement() -> None:
+    # Deliveries refer to the pair of endpoint_id and env, although endpoint_id alone is unique.
     assert set(CASES) >= added("mpesa_gateway_webhooks.migrations") - {"webhook_endpoint_of_its_env"}
 
 
-async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     await town.gateway.merchants.create("Other", actor="test")
     made = await town.api.pay("254711000080", key="order")
     await town.api.settled(made.data["id"], "completed")

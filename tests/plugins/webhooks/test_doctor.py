@@ -1,4 +1,4 @@
-"""What the doctor sees of webhooks: each thing as it should be, and as it should not."""
+"""Protects the doctor's results about webhook endpoints."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,14 +11,14 @@ from tests.identifiers import literal
 from tests.looking import levels, only_merchant, seen_by
 
 
-async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
-    """What is seen of the one merchant's endpoint."""
+async def results_of(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
+    """The doctor's results for the only merchant's endpoint."""
     merchant = await only_merchant(town.gateway)
     return await seen_by(check_endpoint, town.gateway, merchant=merchant, env=env, **examined)
 
 
 async def copy_to_live(town: Town) -> None:
-    """A live endpoint, and live deliveries, like those of the sandbox."""
+    """Copy the sandbox endpoint to live."""
     await town.gateway.db.execute(
         "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, failures, closed_until, created_at, "  # noqa: S608 - ids that the test chose
         f"updated_at) SELECT {literal('whe')}, merchant_id, 'live', url, secret, failures, closed_until, created_at, "
@@ -26,70 +26,70 @@ async def copy_to_live(town: Town) -> None:
     )
 
 
-async def taken(town: Town) -> None:
-    """A payment whose webhook was taken."""
+async def deliver_one(town: Town) -> None:
+    """Create and complete a payment, and wait until its webhook is delivered."""
     made = (await town.api.pay("254711000001", key="a")).data
     await town.api.settled(made["id"], "completed")
     await eventually(lambda: town.gateway.db.fetchval("SELECT last_success_at FROM webhook_endpoint"))
 
 
-async def test_one_that_works(town: Town) -> None:
-    assert levels(await look(town)) == {"webhooks.endpoint": "note"}
-    await taken(town)
-    assert levels(await look(town)) == {"webhooks.endpoint": "ok"}
+async def test_doctor_working_endpoint_is_ok(town: Town) -> None:
+    assert levels(await results_of(town)) == {"webhooks.endpoint": "note"}
+    await deliver_one(town)
+    assert levels(await results_of(town)) == {"webhooks.endpoint": "ok"}
 
 
-async def test_none_set(town: Town) -> None:
+async def test_doctor_missing_endpoint_is_a_note_and_in_live_a_warning(town: Town) -> None:
     await town.api.call("DELETE", "/v1/merchant/webhook")
-    assert levels(await look(town)) == {"webhooks.endpoint": "note"}
-    assert levels(await look(town, env="live")) == {"webhooks.endpoint": "warning"}
+    assert levels(await results_of(town)) == {"webhooks.endpoint": "note"}
+    assert levels(await results_of(town, env="live")) == {"webhooks.endpoint": "warning"}
 
 
-async def test_one_from_the_sandbox_that_a_live_merchant_may_not_have(town: Town) -> None:
+async def test_doctor_loopback_endpoint_in_live_is_a_problem(town: Town) -> None:
     await copy_to_live(town)
-    found = (await look(town, env="live"))["webhooks.endpoint"]
+    found = (await results_of(town, env="live"))["webhooks.endpoint"]
     assert (found.level, "never called" in found.text) == ("problem", True)
 
 
-async def test_one_that_fails(town: Town) -> None:
-    await taken(town)
+async def test_doctor_failing_endpoint_is_a_warning_and_in_live_a_problem(town: Town) -> None:
+    await deliver_one(town)
     town.receiver.status = 500
     made = (await town.api.pay("254711000002", key="b")).data
     await town.api.settled(made["id"], "completed")
     await eventually(lambda: town.gateway.db.fetchval("SELECT failures FROM webhook_endpoint"))
-    found = (await look(town))["webhooks.endpoint"]
+    found = (await results_of(town))["webhooks.endpoint"]
     assert (found.level, "HTTP 500" in found.text) == ("warning", True)
     await town.gateway.db.execute(
         "UPDATE webhook_endpoint SET failures = 7, url = 'https://shop.example.co.ke/hook', "
         "closed_until = now() + interval '1 minute'"
     )
     await copy_to_live(town)
-    found = (await look(town, env="live"))["webhooks.endpoint"]
+    found = (await results_of(town, env="live"))["webhooks.endpoint"]
     assert (found.level, "7 times in a row" in found.text) == ("problem", True)
-    assert (await look(town))["webhooks.endpoint"].level == "warning"
+    assert (await results_of(town))["webhooks.endpoint"].level == "warning"
     later = town.gateway.clock.now() + timedelta(minutes=2)
-    assert (await look(town, env="live", now=later))["webhooks.endpoint"].level == "warning"
+    assert (await results_of(town, env="live", now=later))["webhooks.endpoint"].level == "warning"
 
 
-async def test_what_was_given_up_and_what_is_owed(town: Town) -> None:
-    await taken(town)
+async def test_doctor_dead_deliveries_are_a_warning_and_overdue_ones_a_note(town: Town) -> None:
+    await deliver_one(town)
     await town.gateway.db.execute(
         "UPDATE delivery SET status = 'dead', delivered_at = NULL, last_status = 500, due_at = NULL"
     )
-    found = (await look(town))["webhooks.dead"]
+    found = (await results_of(town))["webhooks.dead"]
     assert (found.level, "replay" in (found.fix or "")) == ("warning", True)
-    assert "webhooks.dead" not in await look(town, now=town.gateway.clock.now() + timedelta(days=8))
+    assert "webhooks.dead" not in await results_of(town, now=town.gateway.clock.now() + timedelta(days=8))
     await town.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', due_at = now(), leased_until = now() + interval '1 hour'"
     )
     later = town.gateway.clock.now() + timedelta(minutes=1)
-    assert (await look(town, now=later))["webhooks.owed"].level == "note"
+    assert (await results_of(town, now=later))["webhooks.owed"].level == "note"
 
 
-async def test_this_machine_as_an_endpoint(values: dict[str, Any]) -> None:
+async def test_doctor_allow_loopback_is_a_note_unless_a_merchant_is_live(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         assert levels(await seen_by(check_settings, gateway)) == {"webhooks.allow_loopback": "note"}
-        # Beside a live merchant it is off, whatever the setting.
+        # With a live merchant loopback is off, also if the setting allows it.
         assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
     async with running_gateway(values | {"webhooks": {"allow_loopback": False}}) as (gateway, _):
         assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}

@@ -1,4 +1,4 @@
-"""Merchants whose servers or names misbehave: every attempt is counted, and no other merchant waits."""
+"""Protects other merchants from endpoints and names that misbehave: every attempt is counted, and no other waits."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.schedule import PAUSES
 from tests.name_server import NXDOMAIN, A, Question, Records, always, name_server
-from tests.plugins.webhooks.test_side_by_side import owe
+from tests.plugins.webhooks.test_side_by_side import insert_deliveries
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OUTCOME = (
@@ -26,12 +26,12 @@ OUTCOME = (
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """No worker: a test delivers what it wants delivered."""
+    """No worker: each test delivers by itself."""
     return values | {"worker": {"in_process": False, "grace": 0}, "webhooks": {"breaker_failures": 1000}}
 
 
 class Server:
-    """Answers each connection with the present bytes, whatever it is sent, and closes."""
+    """Answers each connection with the bytes of `says` and closes it."""
 
     def __init__(self) -> None:
         self.says: Sequence[bytes] = ()
@@ -52,7 +52,7 @@ class Server:
 
 
 @asynccontextmanager
-async def saying(*parts: bytes) -> AsyncGenerator[Server]:
+async def answering(*parts: bytes) -> AsyncGenerator[Server]:
     one = Server()
     one.says = parts
     async with await asyncio.start_server(one.serve, "127.0.0.1", 0) as server:
@@ -81,43 +81,43 @@ COUNTED = {
 
 
 async def send(gateway: Gateway, delivery_id: str) -> dict[str, Any]:
-    """Deliver once, and how the delivery stands."""
+    """Send a delivery once; returns its state."""
     await gateway.services.get(DeliveryService).deliver([delivery_id])
     row = await gateway.db.fetchrow(OUTCOME, delivery_id)
     assert row is not None
     return dict(row)
 
 
-async def test_delivery_with_2xx_status_is_delivered_whatever_its_body(values: dict[str, Any]) -> None:
+async def test_delivery_with_2xx_status_is_delivered_for_any_body(values: dict[str, Any]) -> None:
     async with (
-        saying() as server,
+        answering() as server,
         running_gateway(values) as (gateway, base),
         shop(gateway, base, webhook_url=server.url) as api,
     ):
-        ids = await owe(gateway, api, len(DELIVERED), "a")
-        for delivery_id, (name, said) in zip(ids, DELIVERED.items(), strict=True):
-            server.says = [said]
+        ids = await insert_deliveries(gateway, api, len(DELIVERED), "a")
+        for delivery_id, (name, reply) in zip(ids, DELIVERED.items(), strict=True):
+            server.says = [reply]
             found = await send(gateway, delivery_id)
             assert (found["status"], found["attempts"]) == ("delivered", 1), name
             tested = (await api.call("POST", "/v1/merchant/webhook/test")).data
             assert tested["delivered"], name
 
 
-async def test_delivery_without_status_is_counted_attempt_and_dead_in_the_end(values: dict[str, Any]) -> None:
+async def test_delivery_without_status_is_counted_and_dead_in_the_end(values: dict[str, Any]) -> None:
     async with (
-        saying() as server,
+        answering() as server,
         running_gateway(values) as (gateway, base),
         shop(gateway, base, webhook_url=server.url) as api,
     ):
-        ids = await owe(gateway, api, len(COUNTED), "a")
-        for delivery_id, (name, said) in zip(ids, COUNTED.items(), strict=True):
-            server.says = [said]
+        ids = await insert_deliveries(gateway, api, len(COUNTED), "a")
+        for delivery_id, (name, reply) in zip(ids, COUNTED.items(), strict=True):
+            server.says = [reply]
             found = await send(gateway, delivery_id)
             assert (found["status"], found["attempts"], found["is_later"]) == ("pending", 1, True), name
             assert found["last_error"], name
             tested = await api.call("POST", "/v1/merchant/webhook/test")
             assert (tested.status, tested.data["delivered"]) == (200, False), name
-        # The schedule ends, as it does for every failure.
+        # The schedule ends as for every failure.
         server.says = [COUNTED["hints only"]]
         found = dict[str, Any]()
         for attempt in range(2, len(PAUSES) + 2):
@@ -131,29 +131,31 @@ async def test_delivery_without_status_is_counted_attempt_and_dead_in_the_end(va
 
 
 def random_answers(count: int) -> list[list[bytes]]:
-    """Answers of random bytes, half of them behind a head that has been damaged at a random place."""
-    chance = random.Random(14)  # noqa: S311 - the same in every run, to find a failure again
+    """Answers of random bytes; half of them follow a head with one damaged byte."""
+    chance = random.Random(14)  # noqa: S311 - a fixed seed repeats a failure
     found = list[list[bytes]]()
     for number in range(count):
-        said = chance.randbytes(chance.randrange(300))
+        reply = chance.randbytes(chance.randrange(300))
         if number % 2:
             head = bytearray(OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
             head[chance.randrange(len(head))] = chance.randrange(256)
-            said = bytes(head) + said
-        cut = chance.randrange(len(said) + 1)
-        found.append([said[:cut], said[cut:]])
+            reply = bytes(head) + reply
+        cut = chance.randrange(len(reply) + 1)
+        found.append([reply[:cut], reply[cut:]])
     return found
 
 
 async def test_delivery_to_server_of_random_bytes_is_delivered_or_counted(values: dict[str, Any]) -> None:
     async with (
-        saying() as server,
+        answering() as server,
         running_gateway(values) as (gateway, base),
         shop(gateway, base, webhook_url=server.url) as api,
     ):
         answers = random_answers(60)
         outcomes = Counter[str]()
-        for delivery_id, server.says in zip(await owe(gateway, api, len(answers), "a"), answers, strict=True):
+        for delivery_id, server.says in zip(
+            await insert_deliveries(gateway, api, len(answers), "a"), answers, strict=True
+        ):
             found = await send(gateway, delivery_id)
             assert found["attempts"] == 1, server.says
             assert (found["status"] == "delivered") == (found["last_status"] in range(200, 300)), server.says
@@ -161,11 +163,11 @@ async def test_delivery_to_server_of_random_bytes_is_delivered_or_counted(values
         assert set(outcomes) == {"delivered", "pending"}
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names ----------------------------------------------------------------------------------------------------------
 
 
 async def slow(question: Question) -> Records:
-    """A name server that answers after 20 seconds for names that begin with ``slow``."""
+    """A name server that takes 20 seconds for names that begin with `slow`."""
     if question.name.startswith("slow"):
         await asyncio.sleep(20)
     return Records(code=NXDOMAIN)
@@ -195,17 +197,17 @@ async def test_merchant_with_slow_dns_delays_no_other(values: dict[str, Any]) ->
     ):
         await set_urls(gateway, one, "https://slow.example.co.ke/")
         await set_urls(gateway, third, "https://quick.example.co.ke/")
-        theirs, ours = await owe(gateway, one, 20, "a"), await owe(gateway, other, 5, "b")
+        theirs, ours = await insert_deliveries(gateway, one, 20, "a"), await insert_deliveries(gateway, other, 5, "b")
         sending = asyncio.create_task(gateway.services.get(DeliveryService).deliver(theirs))
         testing = [asyncio.create_task(one.call("POST", "/v1/merchant/webhook/test")) for _ in range(4)]
         await eventually(lambda: _was_asked(dns.asked))
         assert await gateway.services.get(DeliveryService).deliver(ours) == 5
-        # A name of another merchant is looked up meanwhile.
-        (looked_up,) = await owe(gateway, third, 1, "c")
+        # The name of a third merchant is resolved at the same time.
+        (looked_up,) = await insert_deliveries(gateway, third, 1, "c")
         assert (await send(gateway, looked_up))["last_error"] == "the host's name could not be resolved"
         made = [await other.pay("254711000080", key=f"order-{number}") for number in range(5)]
         assert [answer.status for answer in made] == [201] * 5
-        # All of that while nothing has answered the other merchant's look-ups.
+        # All of this happens while the first merchant's lookups are unanswered.
         assert not sending.done()
         assert len(receiver.received) == 5
         released.set()
@@ -222,7 +224,7 @@ async def _was_asked(asked: Sequence[object]) -> bool:
     return bool(asked)
 
 
-async def test_lookups_beyond_the_merchants_bound_use_up_no_attempt(
+async def test_delivery_beyond_the_merchants_lookup_limit_counts_no_attempt(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpesa_gateway.http.egress._LOOKUPS_EACH", 1)
@@ -232,17 +234,17 @@ async def test_lookups_beyond_the_merchants_bound_use_up_no_attempt(
         running_gateway(values | {"dns": {"servers": [dns.address], "timeout": 1.0}}) as (gateway, base),
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
-        first, same, other = await owe(gateway, api, 3, "a")
+        first, same, other = await insert_deliveries(gateway, api, 3, "a")
         await set_urls(gateway, api, "https://slow-1.example.co.ke/")
         waiting = asyncio.create_task(gateway.services.get(DeliveryService).deliver([first, same]))
         await eventually(lambda: _was_asked(dns.asked))
         await set_urls(gateway, api, "https://slow-2.example.co.ke/")
         found = await send(gateway, other)
-        # Nothing was sent, and nothing was counted: it is put off as it is.
+        # Nothing was sent and no attempt counted: the delivery is deferred.
         assert (found["attempts"], found["status"], found["is_later"]) == (0, "pending", True)
         refused = await api.call("POST", "/v1/merchant/webhook/test")
         assert (refused.status, refused.headers["retry-after"]) == (429, "10")
-        # Calls that wait for one name wait for one question, and fail together.
+        # Calls for one name share one lookup and fail together.
         await waiting
         for delivery_id in (first, same):
             row = await gateway.db.fetchrow(OUTCOME, delivery_id)
@@ -251,18 +253,16 @@ async def test_lookups_beyond_the_merchants_bound_use_up_no_attempt(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fd00::1", "::ffff:10.0.0.1"])
-async def test_name_that_leads_inside_is_refused_before_anything_is_connected(
-    values: dict[str, Any], address: str
-) -> None:
+async def test_name_of_a_private_address_is_refused_before_connecting(values: dict[str, Any], address: str) -> None:
     values["webhooks"] = {"allow_loopback": False}
     async with (
-        saying(OK + b"\r\n") as server,
+        answering(OK + b"\r\n") as server,
         name_server(always("8.8.8.8", address)) as dns,
         running_gateway(values | {"dns": {"servers": [dns.address]}}) as (gateway, base),
         shop(gateway, base, webhook_url="https://shop.example.co.ke/") as api,
     ):
         await set_urls(gateway, api, f"https://shop.example.co.ke:{server.url.rpartition(':')[2]}")
-        (delivery_id,) = await owe(gateway, api, 1, "a")
+        (delivery_id,) = await insert_deliveries(gateway, api, 1, "a")
         found = await send(gateway, delivery_id)
         assert (found["attempts"], found["last_error"]) == (
             1,
@@ -273,7 +273,7 @@ async def test_name_that_leads_inside_is_refused_before_anything_is_connected(
         assert (server.asked, bool(dns.asked)) == (0, True)
 
 
-async def test_name_that_changes_its_mind_between_two_calls_is_checked_each_time(values: dict[str, Any]) -> None:
+async def test_name_with_a_changing_address_is_checked_at_each_call(values: dict[str, Any]) -> None:
     answers = iter(["8.8.8.8", "127.0.0.1"])
 
     async def answer(question: Question) -> Records:
@@ -291,7 +291,7 @@ async def test_name_that_changes_its_mind_between_two_calls_is_checked_each_time
             await egress.post("https://second.example.co.ke/", body=b"", headers={}, allow_loopback=False)
 
 
-# -- this machine ------------------------------------------------------------------------------------------------------
+# -- loopback -------------------------------------------------------------------------------------------------------
 
 
 async def go_live(gateway: Gateway) -> None:
@@ -299,18 +299,18 @@ async def go_live(gateway: Gateway) -> None:
     await gateway.merchants.set_envs(merchant.merchant_id, ["live"])
 
 
-async def test_once_one_merchant_is_live_no_webhook_goes_to_this_machine(values: dict[str, Any]) -> None:
+async def test_loopback_endpoint_is_not_called_once_a_merchant_is_live(values: dict[str, Any]) -> None:
     async with (
         receiving() as receiver,
         running_gateway(values) as (gateway, base),
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
-        first, queued, replayed = await owe(gateway, api, 3, "a")
+        first, queued, replayed = await insert_deliveries(gateway, api, 3, "a")
         assert (await send(gateway, first))["status"] == "delivered"
         assert (await api.call("POST", "/v1/merchant/webhook/test")).data["delivered"]
         assert len(receiver.received) == 2
         await go_live(gateway)
-        # What was set and queued before, on a connection that is still open.
+        # The endpoint and its deliveries exist already, and the connection is still open.
         found = await send(gateway, queued)
         assert (found["status"], found["attempts"]) == ("pending", 1)
         assert "must be an https address" in found["last_error"]
@@ -323,13 +323,13 @@ async def test_once_one_merchant_is_live_no_webhook_goes_to_this_machine(values:
         await send(gateway, first)
         await send(gateway, replayed)
         assert len(receiver.received) == 2
-        # Without live merchants it is a sandbox again.
+        # Without live merchants loopback is allowed again.
         await gateway.db.execute("UPDATE merchant SET envs = '{}' WHERE 'live' = ANY(envs)")
         await eventually(gateway.merchants.is_sandbox_only)
         assert (await api.call("POST", "/v1/merchant/webhook/test")).data["delivered"]
 
 
-async def test_live_merchant_of_another_process_is_heard_of(values: dict[str, Any]) -> None:
+async def test_live_merchant_of_another_process_is_noticed(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         assert await gateway.merchants.is_sandbox_only()
         merchant = await gateway.merchants.create("A live shop", actor="test")
@@ -341,10 +341,10 @@ async def test_live_merchant_of_another_process_is_heard_of(values: dict[str, An
         await eventually(is_live)
 
 
-# -- tests of webhooks -------------------------------------------------------------------------------------------------
+# -- tests of webhooks ----------------------------------------------------------------------------------------------
 
 
-async def test_tests_are_limited_per_merchant_and_minute(values: dict[str, Any]) -> None:
+async def test_webhook_tests_are_limited_per_merchant_and_minute(values: dict[str, Any]) -> None:
     values["webhooks"] = {"tests_per_minute": 3}
     async with (
         receiving() as receiver,

@@ -1,4 +1,4 @@
-"""Events and their deliveries, bent past Postgres' own rules: it shows."""
+"""Protects the invariants of events and deliveries: each violation is reported."""
 
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_webhooks.plugin import plugin
@@ -6,7 +6,7 @@ from tests.conftest import Town
 from tests.identifiers import literal
 from tests.ledger import broken, each_is_noticed, lay_bare
 
-BENDINGS = {
+VIOLATIONS = {
     "webhooks.event_has_its_delivery": """
         DELETE FROM delivery USING payment WHERE delivery.payment_id = payment.payment_id AND idempotency_key = 'paid-1'
         RETURNING event_id
@@ -32,21 +32,21 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"webhooks.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"webhooks.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
-    # The endpoint was set some time ago.
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
+    # The endpoint was set more than ten minutes ago.
     await town.gateway.db.execute("UPDATE webhook_endpoint SET updated_at = now() - interval '11 minutes'")
     for number in range(1, 8):
         made = await town.api.pay(f"25471100000{number}", key=f"paid-{number}")
         await town.api.settled(made.data["id"], "completed")
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}
 
 
-async def test_what_happens_without_an_endpoint_waits_and_is_missed_where_it_does_not(town: Town) -> None:
+async def test_event_without_an_endpoint_needs_a_waiting_delivery(town: Town) -> None:
     assert (await town.api.call("DELETE", "/v1/merchant/webhook")).status == 200
     made = await town.api.pay("254711000001", key="unheard")
     await town.api.settled(made.data["id"], "completed")
@@ -55,7 +55,7 @@ async def test_what_happens_without_an_endpoint_waits_and_is_missed_where_it_doe
     assert set(await broken(town.gateway)) == {"webhooks.event_has_its_delivery"}
 
 
-async def test_an_endpoint_that_is_left_in_peace_keeps_nobody_waiting(town: Town) -> None:
+async def test_delivery_of_a_paused_endpoint_is_not_overdue(town: Town) -> None:
     made = await town.api.pay("254711000001", key="one")
     await town.api.settled(made.data["id"], "completed")
     await eventually(lambda: town.gateway.db.fetchval("SELECT delivery_id FROM delivery WHERE status = 'delivered'"))

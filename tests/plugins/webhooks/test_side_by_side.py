@@ -1,4 +1,4 @@
-"""Merchants side by side: one whose server hangs, or who is owed very much, keeps no other waiting."""
+"""Protects merchants from each other: an endpoint that hangs or has many deliveries delays no other."""
 
 import asyncio
 from typing import Any
@@ -13,8 +13,8 @@ from mpesa_gateway_webhooks.endpoint_limits import ROOM, EndpointLimits
 from mpesa_gateway_webhooks.jobs import deliver
 from tests.identifiers import identifiers
 
-# $1 merchant, $2 events, $3 deliveries, $4 payments, $5 how many seconds ago they fell due.
-OWE = """
+# $1 merchant, $2 events, $3 deliveries, $4 payments, $5 seconds since they fell due.
+INSERT = """
 WITH owed AS (
     SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS t(event_id, delivery_id, payment_id, n)
 ), event AS (
@@ -32,21 +32,21 @@ RETURNING delivery_id
 NOT_DELIVERED = "SELECT count(*) FROM delivery WHERE delivery_id = ANY($1::uuid[]) AND status <> 'delivered'"
 
 
-async def owe(gateway: Gateway, api: Api, count: int, letter: str, *, ago: float = 1.0) -> list[str]:
-    """Deliveries to the shop that fell due so many seconds ago, and that nobody was woken for."""
+async def insert_deliveries(gateway: Gateway, api: Api, count: int, letter: str, *, ago: float = 1.0) -> list[str]:
+    """Insert deliveries that fell due `ago` seconds ago and woke no worker."""
     merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
     numbers = range(ord(letter) * 1000, ord(letter) * 1000 + count)
     ids = [identifiers(prefix, numbers) for prefix in ("evt", "dlv", "pay")]
-    return [row["delivery_id"] for row in await gateway.db.fetch(OWE, merchant_id, *ids, ago)]
+    return [row["delivery_id"] for row in await gateway.db.fetch(INSERT, merchant_id, *ids, ago)]
 
 
 async def all_delivered(gateway: Gateway, ids: list[str]) -> bool:
-    """Whether each of these has been taken."""
+    """True if each of these is delivered."""
     return bool(await gateway.db.fetchval(NOT_DELIVERED, ids) == 0)
 
 
-async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later(values: dict[str, Any]) -> None:
-    # It may take every slot that there is.
+async def test_hanging_endpoint_delays_no_other_and_gets_everything_later(values: dict[str, Any]) -> None:
+    # The hanging endpoint may use every slot.
     values["webhooks"] = {"max_concurrent": 2, "max_concurrent_per_endpoint": 2}
     values["worker"] = {"in_process": False, "grace": 0}
     async with receiving() as hanging, receiving() as well:
@@ -56,9 +56,9 @@ async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later
             shop(gateway, base, webhook_url=hanging.url) as one,
             shop(gateway, base, webhook_url=well.url) as other,
         ):
-            first = await owe(gateway, one, 10, "a")
-            second = await owe(gateway, other, 10, "b")
-            # The job ends, though none of the calls that it has made does.
+            first = await insert_deliveries(gateway, one, 10, "a")
+            second = await insert_deliveries(gateway, other, 10, "b")
+            # The job ends although none of its calls does.
             await deliver(gateway, delivery_ids=first)
             await deliver(gateway, delivery_ids=second)
             await eventually(lambda: all_delivered(gateway, second))
@@ -68,7 +68,7 @@ async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later
             assert await gateway.db.fetchval(NOT_DELIVERED + " AND attempts = 0", first) == 10
         hanging.delay = 0
         async with running_gateway(values) as (gateway, _):
-            # Those before have stopped, and have handed back what they had begun and what they had not.
+            # The first gateway has stopped and released its deliveries, sent or not.
             assert await gateway.db.fetchval("SELECT count(*) FROM delivery WHERE leased_until IS NOT NULL") == 0
             await deliver(gateway, delivery_ids=first)
             await eventually(lambda: all_delivered(gateway, first))
@@ -76,7 +76,7 @@ async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later
         assert sorted(sent) == sorted([*begun, *(renamed(delivery_id, "evt") for delivery_id in first)])
 
 
-async def test_many_jobs_claim_in_few_round_trips(values: dict[str, Any]) -> None:
+async def test_claims_of_many_jobs_share_round_trips(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False, "grace": 0}
     async with (
         receiving() as receiver,
@@ -84,18 +84,18 @@ async def test_many_jobs_claim_in_few_round_trips(values: dict[str, Any]) -> Non
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
         receiver.delay = 3600
-        ids = await owe(gateway, api, 40, "a")
-        # One each, as they are woken when little happens.
+        ids = await insert_deliveries(gateway, api, 40, "a")
+        # One delivery per job, as at low load.
         await asyncio.gather(*(deliver(gateway, delivery_ids=[delivery_id]) for delivery_id in ids))
         (leases,) = await gateway.db.fetch(
             "SELECT count(*) AS claimed, count(DISTINCT leased_until) AS trips FROM delivery WHERE tried = 1"
         )
         assert leases["claimed"] == 40
-        # Two go first, alone; the other 38 are claimed 20 at a time.
+        # Two claims run alone; the other 38 deliveries are claimed 20 at a time.
         assert leases["trips"] <= 4
 
 
-async def test_the_sweep_hands_over_something_of_everybodys(values: dict[str, Any]) -> None:
+async def test_sweep_takes_deliveries_of_each_merchant(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with (
         receiving() as receiver,
@@ -103,26 +103,26 @@ async def test_the_sweep_hands_over_something_of_everybodys(values: dict[str, An
         shop(gateway, base, webhook_url=receiver.url) as large,
         shop(gateway, base, webhook_url=receiver.url) as small,
     ):
-        long_due = await owe(gateway, large, 500, "a", ago=3600)
-        just_due = await owe(gateway, small, 3, "b", ago=1)
+        long_due = await insert_deliveries(gateway, large, 500, "a", ago=3600)
+        just_due = await insert_deliveries(gateway, small, 3, "b", ago=1)
         swept = [row["delivery_id"] for row in await gateway.db.fetch(tables.DUE, gateway.clock.now(), 20, 10)]
         assert set(just_due) <= set(swept[:6])
         assert len(set(swept) & set(long_due)) == 10
-        # Whoever is owed nothing else gets all that there is room for.
+        # A merchant without rivals gets the whole limit.
         await gateway.services.get(DeliveryService).deliver(just_due)
         swept = [row["delivery_id"] for row in await gateway.db.fetch(tables.DUE, gateway.clock.now(), 20, 100)]
         assert len(set(swept) & set(long_due)) == 20
 
 
-async def test_what_was_left_in_postgres_follows_without_a_sweep(values: dict[str, Any]) -> None:
+async def test_unclaimed_deliveries_follow_without_a_sweep(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with (
         receiving() as receiver,
         running_gateway(values) as (gateway, base),
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
-        ids = await owe(gateway, api, 8 * ROOM, "a")
-        # Awakened all at once; more than has room is not claimed then.
+        ids = await insert_deliveries(gateway, api, 8 * ROOM, "a")
+        # All jobs run at once; deliveries beyond the room are not claimed yet.
         await asyncio.gather(
             *(deliver(gateway, delivery_ids=ids[start : start + ROOM]) for start in range(0, len(ids), ROOM))
         )
@@ -131,9 +131,9 @@ async def test_what_was_left_in_postgres_follows_without_a_sweep(values: dict[st
         assert len(sent) == len(set(sent)) == len(ids)
 
 
-async def test_begin_without_room_claims_nothing_and_hands_over_once_there_is_room(values: dict[str, Any]) -> None:
+async def test_begin_without_room_claims_nothing_until_there_is_room(values: dict[str, Any]) -> None:
     values["webhooks"] = {"max_concurrent": 1, "max_concurrent_per_endpoint": 1}
-    # No sweep runs: what was left is handed over by the process that had no room.
+    # No sweep runs: the process that had no room claims the rest later.
     values["worker"] = {"in_process": True, "grace": 0, "queues": ["deliveries"]}
     async with (
         receiving() as receiver,
@@ -141,7 +141,7 @@ async def test_begin_without_room_claims_nothing_and_hands_over_once_there_is_ro
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
         receiver.delay = 0.3
-        first, second = await owe(gateway, api, 40, "a"), await owe(gateway, api, 5, "b")
+        first, second = await insert_deliveries(gateway, api, 40, "a"), await insert_deliveries(gateway, api, 5, "b")
         service = gateway.services.get(DeliveryService)
         assert await service.begin(first) == 40
         assert await service.begin(second) == 0
@@ -158,12 +158,12 @@ async def test_begin_returns_while_the_endpoint_hangs(values: dict[str, Any]) ->
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
         receiver.delay = 3600
-        ids = await owe(gateway, api, 3, "a")
+        ids = await insert_deliveries(gateway, api, 3, "a")
         assert await gateway.services.get(DeliveryService).begin(ids) == 3
         assert not await all_delivered(gateway, ids)
 
 
-async def test_tests_of_a_hanging_webhook_are_bounded_for_each_merchant(values: dict[str, Any]) -> None:
+async def test_webhook_tests_of_a_hanging_endpoint_are_limited_per_merchant(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False, "grace": 0}
     async with (
         receiving() as hanging,
@@ -183,7 +183,7 @@ async def test_tests_of_a_hanging_webhook_are_bounded_for_each_merchant(values: 
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_a_slow_call_gives_its_slot_to_others() -> None:
+async def test_slot_of_a_slow_call_is_released_to_others() -> None:
     lanes = EndpointLimits(at_once=1, per_endpoint=1, quick=0.05)
     order: list[str] = []
     released = asyncio.Event()
@@ -204,14 +204,14 @@ async def test_a_slow_call_gives_its_slot_to_others() -> None:
     assert order == ["slow", "quick", "quick ended", "last", "last ended", "slow ended"]
 
 
-async def test_nobody_claims_more_than_there_is_room_for_but_lanes_that_are_stuck_take_no_room() -> None:
+async def test_room_is_limited_and_stuck_lanes_use_none() -> None:
     lanes = EndpointLimits(at_once=1, per_endpoint=1, quick=0.05)
     entered = [lanes.enter("busy", 0) for _ in range(20)]
     waiting = asyncio.create_task(lanes.room())
     await asyncio.sleep(0)
     assert not waiting.done()
     async with lanes.slot(entered[0]):
-        # The call is slow; what waits for it is nobody else's hindrance.
+        # The call is slow, so its waiting deliveries use no room.
         await waiting
     for lane in entered:
         lanes.leave("busy", lane)

@@ -1,4 +1,4 @@
-"""The checks in examples/webhooks, in each language a shop may be written in, agree with what the gateway signs."""
+"""Protects the checks in examples/webhooks: in each language they agree with the gateway's signatures."""
 
 import base64
 import shutil
@@ -21,37 +21,36 @@ MAINS = Path(__file__).parent / "verifying"
 NAMES = ("x-payments-timestamp", "x-payments-signature", "x-payments-signature-previous")
 
 
-def read() -> list[list[str]]:
+def read_vectors() -> list[list[str]]:
     """The vectors: name, verdict, now, secret, the three headers, body in base64."""
     return [line.split("\t") for line in VECTORS.read_text(encoding="ascii").splitlines()[1:]]
 
 
 def verdicts() -> dict[str, bool]:
-    """What each check must say, by the name of the vector."""
-    return {name: verdict == "true" for name, verdict, *_ in read()}
+    """The expected verdict of each vector, by name."""
+    return {name: verdict == "true" for name, verdict, *_ in read_vectors()}
 
 
-def said(output: str) -> dict[str, bool]:
-    """What a check in another language printed."""
+def printed_verdicts(output: str) -> dict[str, bool]:
+    """The verdicts that a check in another language printed."""
     pairs = (line.split(" ") for line in output.splitlines())
     return {name: {"true": True, "false": False}[verdict] for name, verdict in pairs}
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    """The output of a command that must end well."""
+    """The output of a command that must succeed."""
     ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
-def test_true_vectors_are_what_the_gateway_sends() -> None:
-    """The vectors are ours: each that must be taken has exactly the headers that the gateway would send."""
-    taken = [told for told in read() if told[1] == "true"]
-    assert {told[0] for told in taken} >= {"as_sent", "not_ascii", "replaced_secret"}
+def test_true_vectors_equal_the_gateways_headers() -> None:
+    taken = [vector for vector in read_vectors() if vector[1] == "true"]
+    assert {vector[0] for vector in taken} >= {"as_sent", "not_ascii", "replaced_secret"}
     for name, _, _, secret, timestamp, signature, previous, body in taken:
         secrets = [Secret(secret)]
         if previous:
-            # The shop still holds the old secret; the gateway signs with the new one first.
+            # The shop still uses the old secret; the gateway signs with the new one first.
             secrets.insert(0, Secret("whsec_bmV3IHNlY3JldCBuZXcgc2VjcmV0IG5ldyE="))
         at = datetime.fromtimestamp(int(timestamp), UTC)
         sent = signing.headers("evt_1", "payment.completed", base64.b64decode(body), at, secrets)
@@ -59,40 +58,35 @@ def test_true_vectors_are_what_the_gateway_sends() -> None:
         assert [lowered.get(key, "") for key in NAMES] == [timestamp, signature, previous], name
 
 
-def test_python() -> None:
-    """The check in Python."""
+def test_check_in_python_returns_the_verdicts() -> None:
     found: dict[str, bool] = {}
-    for name, _, now, secret, *headers, body in read():
+    for name, _, now, secret, *headers, body in read_vectors():
         given = {key: value for key, value in zip(NAMES, headers, strict=True) if value}
         found[name] = is_ours(given, base64.b64decode(body), secret, float(now))
     assert found == verdicts()
 
 
 def node() -> str:
-    """The check for Node."""
     return run("node", str(MAINS / "main.mjs"), str(EXAMPLES / "verify.mjs"), str(VECTORS))
 
 
 def php() -> str:
-    """The check in PHP."""
     return run("php", str(MAINS / "main.php"), str(EXAMPLES / "verify.php"), str(VECTORS))
 
 
 def java(folder: Path) -> str:
-    """The check in Java."""
     run("javac", "-d", str(folder), str(EXAMPLES / "Verify.java"), str(MAINS / "Main.java"))
     return run("java", "-cp", str(folder), "Main", str(VECTORS))
 
 
 def go(folder: Path) -> str:
-    """The check in Go."""
     for source in (EXAMPLES / "verify.go", MAINS / "main.go"):
         shutil.copy(source, folder)
     (folder / "go.mod").write_text("module verify\n\ngo 1.19\n", encoding="ascii")
     return run("go", "run", ".", str(VECTORS), cwd=folder)
 
 
-# Only languages whose tools are on this machine can be tried; Python's always are.
+# Only installed languages can be tried; Python always is.
 HERE = [
     language
     for language, tool in (("node", "node"), ("php", "php"), ("javac", "javac"), ("go", "go"))
@@ -101,19 +95,18 @@ HERE = [
 
 
 @pytest.mark.parametrize("language", HERE)
-def test_other_languages(language: str, tmp_path: Path) -> None:
-    """Each language says the same of every vector."""
+def test_check_in_other_languages_returns_the_verdicts(language: str, tmp_path: Path) -> None:
     checks: dict[str, Callable[[], str]] = {
         "node": node,
         "php": php,
         "javac": lambda: java(tmp_path),
         "go": lambda: go(tmp_path),
     }
-    assert said(checks[language]()) == verdicts()
+    assert printed_verdicts(checks[language]()) == verdicts()
 
 
-def test_all_languages_are_there() -> None:
-    """Nobody took a language away, or gave one that is never run where its tools are."""
+def test_checks_exist_in_all_languages() -> None:
+    """A language was neither removed nor added without being run here."""
     assert {path.suffix for path in EXAMPLES.iterdir() if path.stem.lower() == "verify"} == {
         ".py",
         ".mjs",

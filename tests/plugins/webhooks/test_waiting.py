@@ -1,4 +1,4 @@
-"""What is owed is never lost between endpoints: it waits for the next endpoint of its merchant and env."""
+"""Protects events without an endpoint: they wait for the next endpoint of their merchant and env."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -23,8 +23,8 @@ from mpesa_gateway_webhooks.pages import unheard
 from mpesa_gateway_webhooks.schemas import DeliveryQuery, ReplayMany
 
 
-class Post:
-    """One merchant's webhooks, in both envs, without a worker: each step is taken by the test."""
+class WebhookMerchant:
+    """One merchant's webhooks in both envs, without a worker: the test runs each step."""
 
     def __init__(self, gateway: Gateway, merchant_id: str, receiver: Receiver) -> None:
         self.gateway = gateway
@@ -35,23 +35,22 @@ class Post:
         self.endpoints = gateway.services.get(EndpointService)
 
     def caller(self, env: Env = "sandbox") -> Caller:
-        """A key of this env."""
         return Caller(self.merchant_id, "key_1", frozenset(), env)
 
-    async def happens(self, env: Env = "sandbox") -> str:
-        """Something that the merchant hears of; returns the id of the event."""
+    async def publish(self, env: Env = "sandbox") -> str:
+        """Publish an event for the merchant; returns its id."""
         async with self.db.transaction():
             event = WebhookTest(merchant_id=self.merchant_id, env=env, subject_id=self.merchant_id)
             return (await self.gateway.outbox.publish([event]))[0].event_id
 
     async def set(self, env: Env = "sandbox", path: str = "") -> None:
-        """Set the endpoint, and do what the job does then."""
+        """Set the endpoint and run the job that follows."""
         url = f"{self.receiver.url}{path}" if env == "sandbox" else f"https://shop.example.co.ke/{path}"
         await self.endpoints.set_url(self.caller(env), url)
         await self.deliveries.assign_undelivered()
 
     async def remove(self, env: Env = "sandbox") -> None:
-        """Remove the endpoint, and do what the job does then."""
+        """Remove the endpoint and run the job that follows."""
         await self.endpoints.remove(self.caller(env))
         await self.deliveries.assign_undelivered()
 
@@ -62,195 +61,199 @@ class Post:
         return {row["event_id"]: row["status"] for row in rows}
 
     async def send(self) -> None:
-        """Send all that is due."""
+        """Send all pending deliveries."""
         rows = await self.db.fetch("SELECT delivery_id FROM delivery WHERE status = 'pending'")
         await self.deliveries.deliver([row["delivery_id"] for row in rows])
 
     async def delivery_of(self, event_id: str) -> str:
-        """The delivery of an event."""
+        """The id of the event's delivery."""
         return str(await self.db.fetchval("SELECT delivery_id FROM delivery WHERE event_id = $1", event_id))
 
-    def heard(self) -> list[str]:
-        """The events that the server got, in the order of their times."""
+    def received_ids(self) -> list[str]:
+        """The ids of the events that the server received, sorted."""
         return sorted(one.headers["webhook-id"] for one in self.receiver.received)
 
 
 @asynccontextmanager
-async def posted(values: dict[str, Any], **options: Any) -> AsyncGenerator[Post]:
+async def webhook_merchant(values: dict[str, Any], **options: Any) -> AsyncGenerator[WebhookMerchant]:
     """A gateway without a worker, a merchant and its server."""
     values["worker"] = {"in_process": False}
     async with receiving() as receiver, running_gateway(values, **options) as (gateway, _):
         merchant = await gateway.merchants.create("Shop", actor="test")
-        yield Post(gateway, merchant.merchant_id, receiver)
+        yield WebhookMerchant(gateway, merchant.merchant_id, receiver)
 
 
 @pytest.fixture
-async def post(values: dict[str, Any]) -> AsyncGenerator[Post]:
-    """The same by the clock on the wall."""
-    async with posted(values) as made:
+async def merchant(values: dict[str, Any]) -> AsyncGenerator[WebhookMerchant]:
+    """The same with the real clock."""
+    async with webhook_merchant(values) as made:
         yield made
 
 
-async def test_events_wait_for_the_first_endpoint_of_their_env_and_are_sent_to_no_other(post: Post) -> None:
-    here, there = await post.happens("sandbox"), await post.happens("live")
-    assert await post.statuses() == {here: "waiting", there: "waiting"}
-    await post.set("live")
-    assert await post.statuses() == {here: "waiting", there: "pending"}
-    await post.remove("live")
-    await post.set("sandbox")
-    assert await post.statuses() == {here: "pending", there: "waiting"}
-    await post.send()
-    assert post.heard() == [here]
-    assert await post.statuses() == {here: "delivered", there: "waiting"}
+async def test_event_waits_for_the_first_endpoint_of_its_env(merchant: WebhookMerchant) -> None:
+    here, there = await merchant.publish("sandbox"), await merchant.publish("live")
+    assert await merchant.statuses() == {here: "waiting", there: "waiting"}
+    await merchant.set("live")
+    assert await merchant.statuses() == {here: "waiting", there: "pending"}
+    await merchant.remove("live")
+    await merchant.set("sandbox")
+    assert await merchant.statuses() == {here: "pending", there: "waiting"}
+    await merchant.send()
+    assert merchant.received_ids() == [here]
+    assert await merchant.statuses() == {here: "delivered", there: "waiting"}
 
 
-async def test_what_is_owed_to_a_removed_endpoint_goes_to_the_next_one(post: Post) -> None:
-    await post.set()
-    post.receiver.status = 500
-    failed = await post.happens()
-    await post.send()
-    fresh = await post.happens()
-    await post.remove()
-    meanwhile = await post.happens()
-    assert set((await post.statuses()).values()) == {"waiting"}
-    post.receiver.status = 200
-    post.receiver.received.clear()
-    await post.set(path="/second")
-    await post.send()
-    assert post.heard() == sorted([failed, fresh, meanwhile])
-    assert await post.statuses() == dict.fromkeys((failed, fresh, meanwhile), "delivered")
-    assert await post.db.fetchval("SELECT count(DISTINCT endpoint_id) FROM delivery") == 1
-    # What was delivered before is not sent again.
-    await post.remove()
-    await post.set(path="/third")
-    await post.send()
-    assert len(post.receiver.received) == 3
+async def test_undelivered_events_of_a_removed_endpoint_go_to_the_next(merchant: WebhookMerchant) -> None:
+    await merchant.set()
+    merchant.receiver.status = 500
+    failed = await merchant.publish()
+    await merchant.send()
+    fresh = await merchant.publish()
+    await merchant.remove()
+    later = await merchant.publish()
+    assert set((await merchant.statuses()).values()) == {"waiting"}
+    merchant.receiver.status = 200
+    merchant.receiver.received.clear()
+    await merchant.set(path="/second")
+    await merchant.send()
+    assert merchant.received_ids() == sorted([failed, fresh, later])
+    assert await merchant.statuses() == dict.fromkeys((failed, fresh, later), "delivered")
+    assert await merchant.db.fetchval("SELECT count(DISTINCT endpoint_id) FROM delivery") == 1
+    # Delivered events are not sent again.
+    await merchant.remove()
+    await merchant.set(path="/third")
+    await merchant.send()
+    assert len(merchant.receiver.received) == 3
 
 
-async def test_replay_goes_to_the_endpoint_that_is_set_now(post: Post) -> None:
-    await post.set()
-    taken = await post.happens()
-    await post.send()
-    await post.remove()
-    everything = ReplayMany(since=post.gateway.clock.now() - timedelta(hours=1))
+async def test_replay_uses_the_present_endpoint(merchant: WebhookMerchant) -> None:
+    await merchant.set()
+    taken = await merchant.publish()
+    await merchant.send()
+    await merchant.remove()
+    everything = ReplayMany(since=merchant.gateway.clock.now() - timedelta(hours=1))
     with pytest.raises(Conflict, match="no sandbox webhook is set"):
-        await post.deliveries.replay_many(post.caller(), everything)
+        await merchant.deliveries.replay_many(merchant.caller(), everything)
     with pytest.raises(Conflict, match="no sandbox webhook is set"):
-        await post.deliveries.replay(post.caller(), await post.delivery_of(taken))
-    waits = await post.happens()
-    await post.endpoints.set_url(post.caller(), f"{post.receiver.url}/second")
-    # Before the job has run, a replay finds what waits as well.
-    assert (await post.deliveries.replay_many(post.caller(), everything)).replayed == 2
-    post.receiver.received.clear()
-    await post.send()
-    assert post.heard() == sorted([taken, waits])
-    assert {one.path for one in post.receiver.received} == {"/webhooks/second"}
+        await merchant.deliveries.replay(merchant.caller(), await merchant.delivery_of(taken))
+    waits = await merchant.publish()
+    await merchant.endpoints.set_url(merchant.caller(), f"{merchant.receiver.url}/second")
+    # Before the job has run, a replay includes waiting events.
+    assert (await merchant.deliveries.replay_many(merchant.caller(), everything)).replayed == 2
+    merchant.receiver.received.clear()
+    await merchant.send()
+    assert merchant.received_ids() == sorted([taken, waits])
+    assert {one.path for one in merchant.receiver.received} == {"/webhooks/second"}
 
 
-async def test_each_env_has_an_endpoint_and_a_secret_of_its_own(post: Post) -> None:
-    made = {env: await post.endpoints.set_url(post.caller(env), f"https://{env}.example.co.ke/x") for env in ENVS}
+async def test_endpoint_and_secret_exist_per_env(merchant: WebhookMerchant) -> None:
+    made = {
+        env: await merchant.endpoints.set_url(merchant.caller(env), f"https://{env}.example.co.ke/x") for env in ENVS
+    }
     assert made["sandbox"].webhook_secret != made["live"].webhook_secret
-    rotated = await post.endpoints.rotate(post.caller("sandbox"))
+    rotated = await merchant.endpoints.rotate(merchant.caller("sandbox"))
     assert (rotated.env, rotated.webhook_url) == ("sandbox", "https://sandbox.example.co.ke/x")
-    live = await post.endpoints.view(post.merchant_id, "live")
+    live = await merchant.endpoints.view(merchant.merchant_id, "live")
     assert (live.webhook_url, live.webhook_secret) == (
         "https://live.example.co.ke/x",
         f"****{made['live'].webhook_secret[-4:]}",
     )
     assert live.previous_secret_until is None
-    await post.endpoints.set_url(post.caller("sandbox"), "https://elsewhere.example.co.ke/x")
-    await post.endpoints.remove(post.caller("sandbox"))
-    assert await post.endpoints.view(post.merchant_id, "live") == live
+    await merchant.endpoints.set_url(merchant.caller("sandbox"), "https://elsewhere.example.co.ke/x")
+    await merchant.endpoints.remove(merchant.caller("sandbox"))
+    assert await merchant.endpoints.view(merchant.merchant_id, "live") == live
     with pytest.raises(NotFound, match="no sandbox webhook is set"):
-        await post.endpoints.view(post.merchant_id, "sandbox")
+        await merchant.endpoints.view(merchant.merchant_id, "sandbox")
     with pytest.raises(NotFound):
-        await post.endpoints.rotate(post.caller("sandbox"))
+        await merchant.endpoints.rotate(merchant.caller("sandbox"))
 
 
-async def test_what_has_waited_too_long_is_dead_and_can_be_replayed(
+async def test_event_waiting_too_long_is_dead_and_can_be_replayed(
     values: dict[str, Any], frozen_clock: SetClock
 ) -> None:
     values["webhooks"] = {"wait_days": 30}
-    async with posted(values, clock=frozen_clock) as post:
-        old = await post.happens()
+    async with webhook_merchant(values, clock=frozen_clock) as merchant:
+        old = await merchant.publish()
         frozen_clock.advance(timedelta(days=30, seconds=1))
-        young = await post.happens()
+        young = await merchant.publish()
         frozen_clock.advance(timedelta(days=30))
-        assert [concern.to for concern in await unheard(post.gateway, "sandbox")] == [
+        assert [concern.to for concern in await unheard(merchant.gateway, "sandbox")] == [
             "webhooks/deliveries?status=waiting"
         ]
-        await post.set()
-        assert await post.statuses() == {old: "dead", young: "pending"}
-        await post.deliveries.replay(post.caller(), await post.delivery_of(old))
-        await post.send()
-        assert post.heard() == sorted([old, young])
+        await merchant.set()
+        assert await merchant.statuses() == {old: "dead", young: "pending"}
+        await merchant.deliveries.replay(merchant.caller(), await merchant.delivery_of(old))
+        await merchant.send()
+        assert merchant.received_ids() == sorted([old, young])
 
 
-async def test_operators_hear_of_merchants_whose_events_wait(post: Post) -> None:
-    desk = post.gateway.services.get(WebhookOperatorService)
+async def test_waiting_events_are_shown_to_operators(merchant: WebhookMerchant) -> None:
+    desk = merchant.gateway.services.get(WebhookOperatorService)
     assert [await desk.waiting(env) for env in ENVS] == [(0, None), (0, None)]
-    await post.happens("live")
-    await post.happens("live")
+    await merchant.publish("live")
+    await merchant.publish("live")
     assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
-    assert [concern.text for concern in await unheard(post.gateway, "live")] == [
+    assert [concern.text for concern in await unheard(merchant.gateway, "live")] == [
         "1 merchant with events and no live webhook endpoint"
     ]
-    await post.set("live")
+    await merchant.set("live")
     assert await desk.waiting("live") == (0, None)
 
 
-async def test_many_are_handed_over_in_batches_and_to_each_its_own(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hand_over_in_batches_gives_each_merchant_its_own_events(
+    merchant: WebhookMerchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mpesa_gateway_webhooks.deliveries.SWEEP", 3)
-    other = await post.gateway.merchants.create("Other", actor="test")
-    theirs = Post(post.gateway, other.merchant_id, post.receiver)
-    mine = {await post.happens() for _ in range(8)}
-    not_mine = {await theirs.happens() for _ in range(7)}
-    await post.set()
-    statuses = await post.statuses()
+    other = await merchant.gateway.merchants.create("Other", actor="test")
+    theirs = WebhookMerchant(merchant.gateway, other.merchant_id, merchant.receiver)
+    mine = {await merchant.publish() for _ in range(8)}
+    not_mine = {await theirs.publish() for _ in range(7)}
+    await merchant.set()
+    statuses = await merchant.statuses()
     assert {event_id for event_id, status in statuses.items() if status == "pending"} == mine
     await theirs.set()
-    await post.remove()
-    statuses = await post.statuses()
+    await merchant.remove()
+    statuses = await merchant.statuses()
     assert {event_id for event_id, status in statuses.items() if status == "pending"} == not_mine
     assert {event_id for event_id, status in statuses.items() if status == "waiting"} == mine
 
 
-async def test_a_failure_at_an_address_that_was_replaced_meanwhile_counts_for_nothing(post: Post) -> None:
-    await post.set()
-    event_id = await post.happens()
-    (row,) = await post.db.fetch("SELECT delivery_id, endpoint_id FROM delivery")
-    old = await post.db.fetchval("SELECT address_id FROM webhook_endpoint")
-    await post.set(path="/second")
-    now = post.gateway.clock.now()
-    # As the worker that had been sending to the old address notes that it is gone.
+async def test_failure_at_a_replaced_address_is_not_counted(merchant: WebhookMerchant) -> None:
+    await merchant.set()
+    event_id = await merchant.publish()
+    (row,) = await merchant.db.fetch("SELECT delivery_id, endpoint_id FROM delivery")
+    old = await merchant.db.fetchval("SELECT address_id FROM webhook_endpoint")
+    await merchant.set(path="/second")
+    now = merchant.gateway.clock.now()
+    # The late write of the worker that was sending to the old address.
     for due in (None, now + timedelta(hours=14)):
-        await post.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old)
-        await post.db.execute(endpoint_tables.ENDPOINT_ILL, old, now, 1, now + timedelta(hours=1))
-        noted = await post.db.fetchrow("SELECT status, attempts, due_at FROM delivery")
+        await merchant.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old)
+        await merchant.db.execute(endpoint_tables.ENDPOINT_ILL, old, now, 1, now + timedelta(hours=1))
+        noted = await merchant.db.fetchrow("SELECT status, attempts, due_at FROM delivery")
         assert noted is not None
         assert tuple(noted) == ("pending", 0, now)
-    assert await post.db.fetchval("SELECT failures = 0 AND closed_until IS NULL FROM webhook_endpoint")
-    await post.send()
-    assert post.heard() == [event_id]
-    assert {one.path for one in post.receiver.received} == {"/webhooks/second"}
+    assert await merchant.db.fetchval("SELECT failures = 0 AND closed_until IS NULL FROM webhook_endpoint")
+    await merchant.send()
+    assert merchant.received_ids() == [event_id]
+    assert {one.path for one in merchant.receiver.received} == {"/webhooks/second"}
 
 
-async def test_one_that_was_claimed_as_its_endpoint_was_removed_waits(post: Post) -> None:
-    await post.set()
-    event_id = await post.happens()
-    await post.db.execute("UPDATE webhook_endpoint SET is_active = false")
-    await post.send()
-    assert await post.statuses() == {event_id: "waiting"}
-    assert post.receiver.received == []
+async def test_delivery_claimed_during_removal_of_its_endpoint_waits(merchant: WebhookMerchant) -> None:
+    await merchant.set()
+    event_id = await merchant.publish()
+    await merchant.db.execute("UPDATE webhook_endpoint SET is_active = false")
+    await merchant.send()
+    assert await merchant.statuses() == {event_id: "waiting"}
+    assert merchant.receiver.received == []
 
 
-async def test_the_log_shows_only_the_deliveries_of_its_env(post: Post) -> None:
-    here, there = await post.happens("sandbox"), await post.happens("live")
+async def test_log_has_the_deliveries_of_its_env_only(merchant: WebhookMerchant) -> None:
+    here, there = await merchant.publish("sandbox"), await merchant.publish("live")
     for env, event_id in zip(ENVS, (here, there), strict=True):
-        page = await post.deliveries.page(post.merchant_id, env, DeliveryQuery(count=True))
+        page = await merchant.deliveries.page(merchant.merchant_id, env, DeliveryQuery(count=True))
         assert [(row.event_id, row.env, row.status) for row in page.data] == [(event_id, env, "waiting")]
         assert page.meta.total == 1
     with pytest.raises(NotFound):
-        await post.deliveries.get(post.merchant_id, "sandbox", await post.delivery_of(there))
+        await merchant.deliveries.get(merchant.merchant_id, "sandbox", await merchant.delivery_of(there))
     with pytest.raises(NotFound):
-        await post.deliveries.event(post.merchant_id, "sandbox", there)
+        await merchant.deliveries.event(merchant.merchant_id, "sandbox", there)

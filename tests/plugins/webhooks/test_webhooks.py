@@ -1,4 +1,4 @@
-"""Webhooks: signed, tried again, replayed, rotated, kept apart, and never sent where they must not go."""
+"""Protects webhooks: signed, retried, replayed, rotated, kept per merchant, never sent to forbidden addresses."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ NOW = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 
 
 @given(st.binary(min_size=32, max_size=32), st.text(max_size=400))
-def test_the_public_library_verifies_what_we_sign(random: bytes, text: str) -> None:
+def test_headers_are_verified_by_the_standard_webhooks_library(random: bytes, text: str) -> None:
     secret = signing.new_secret(random)
     sent = signing.headers("evt_1", "payment.completed", b'{"a": 1}', datetime.now(UTC), [secret])
     assert Webhook(secret.reveal()).verify(b'{"a": 1}', sent) == {"a": 1}
@@ -38,7 +38,7 @@ def test_the_public_library_verifies_what_we_sign(random: bytes, text: str) -> N
             Webhook(secret.reveal()).verify(body, sent)
 
 
-def test_the_specified_signature_is_over_timestamp_and_body_with_the_secret_as_shown() -> None:
+def test_headers_sign_timestamp_and_body_with_the_whole_secret() -> None:
     secret = Secret("whsec_" + "QUJD" * 8)
     sent = signing.headers("evt_1", "payment.failed", b"{}", NOW, [secret])
     text = f"{int(NOW.timestamp())}.{{}}"
@@ -47,7 +47,7 @@ def test_the_specified_signature_is_over_timestamp_and_body_with_the_secret_as_s
     assert (sent["X-Event-Type"], sent["X-Payments-Timestamp"]) == ("payment.failed", str(int(NOW.timestamp())))
 
 
-def test_while_a_secret_is_replaced_both_sign() -> None:
+def test_headers_during_rotation_are_signed_with_both_secrets() -> None:
     new, old = signing.new_secret(b"n" * 32), signing.new_secret(b"o" * 32)
     sent = signing.headers("evt_1", "x", b"{}", datetime.now(UTC), [new, old])
     for secret in (new, old):
@@ -60,19 +60,19 @@ ATTEMPTS = len(PAUSES) + 1
 
 
 @given(st.integers(1, ATTEMPTS - 1), st.floats(0, 1))
-def test_a_pause_is_the_schedules_within_ten_percent(attempts: int, chance: float) -> None:
+def test_pause_after_is_within_ten_percent_of_the_schedule(attempts: int, chance: float) -> None:
     pause = pause_after(attempts, chance)
     assert pause is not None
     assert PAUSES[attempts - 1] * 0.899 <= pause.total_seconds() <= PAUSES[attempts - 1] * 1.101
 
 
-def test_after_the_last_attempt_there_is_none() -> None:
+def test_pause_after_the_last_attempt_is_none() -> None:
     assert pause_after(ATTEMPTS, 0.5) is None
     assert timedelta(seconds=sum(PAUSES)) > timedelta(hours=31)
 
 
-async def paid(town: Town, key: str = "order") -> dict[str, Any]:
-    """A payment that has completed."""
+async def complete_payment(town: Town, key: str = "order") -> dict[str, Any]:
+    """Create and complete a payment."""
     made = await town.api.pay("254711000080", key=key)
     return await town.api.settled(made.data["id"], "completed")
 
@@ -83,8 +83,8 @@ async def logs(api: Api, query: str = "") -> list[dict[str, Any]]:
     return found
 
 
-async def until(api: Api, status: str, attempts: int = 1) -> dict[str, Any]:
-    """Wait for the one delivery to have this status after so many attempts."""
+async def await_delivery(api: Api, status: str, attempts: int = 1) -> dict[str, Any]:
+    """Wait until the only delivery has this status after so many attempts."""
     async with asyncio.timeout(15):
         while True:
             found = await logs(api)
@@ -93,22 +93,22 @@ async def until(api: Api, status: str, attempts: int = 1) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
-async def hurry(town: Town) -> None:
-    """Let every delivery be due, and its endpoint open, now."""
+async def make_due(town: Town) -> None:
+    """Make every delivery due, close no endpoint, and sweep."""
     await town.gateway.db.execute("UPDATE delivery SET due_at = now() WHERE status = 'pending'")
     await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
     await town.gateway.services.get(DeliveryService).sweep()
 
 
-async def test_a_failed_delivery_is_tried_again_with_the_same_id_and_bytes(town: Town) -> None:
+async def test_delivery_failed_is_retried_with_the_same_id_and_bytes(town: Town) -> None:
     town.receiver.answer = lambda _, number: 500 if number == 1 else 204
-    await paid(town)
-    failed = await until(town.api, "pending")
+    await complete_payment(town)
+    failed = await await_delivery(town.api, "pending")
     assert (failed["last_status"], failed["last_error"]) == (500, "the endpoint answered HTTP 500")
     wait = datetime.fromisoformat(failed["next_retry_at"]) - datetime.fromisoformat(failed["last_attempt_at"])
     assert timedelta(seconds=4) < wait < timedelta(seconds=6)
-    await hurry(town)
-    done = await until(town.api, "delivered", 2)
+    await make_due(town)
+    done = await await_delivery(town.api, "delivered", 2)
     first, second = town.receiver.received
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
     detail = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data
@@ -116,39 +116,39 @@ async def test_a_failed_delivery_is_tried_again_with_the_same_id_and_bytes(town:
     assert detail["event"]["id"] == first.headers["webhook-id"]
 
 
-async def test_an_endpoint_that_never_takes_it_ends_dead_and_a_replay_revives_it(town: Town) -> None:
+async def test_delivery_after_the_last_attempt_is_dead_until_replayed(town: Town) -> None:
     town.receiver.status = 503
-    await paid(town)
-    await until(town.api, "pending")
+    await complete_payment(town)
+    await await_delivery(town.api, "pending")
     await town.gateway.db.execute("UPDATE delivery SET attempts = $1", ATTEMPTS - 1)
-    await hurry(town)
-    dead = await until(town.api, "dead", ATTEMPTS)
+    await make_due(town)
+    dead = await await_delivery(town.api, "dead", ATTEMPTS)
     assert dead["next_retry_at"] is None
     town.receiver.status = 200
     await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
     replayed = await town.api.call("POST", f"/v1/webhooks/logs/{dead['id']}/replay")
     assert replayed.data["status"] == "pending"
-    await until(town.api, "delivered")
+    await await_delivery(town.api, "delivered")
     assert len({one.headers["webhook-id"] for one in town.receiver.received}) == 1
 
 
-async def test_gone_ends_a_delivery_at_once(town: Town) -> None:
+async def test_delivery_answered_gone_is_dead(town: Town) -> None:
     town.receiver.status = 410
-    await paid(town)
-    assert (await until(town.api, "dead"))["last_status"] == 410
+    await complete_payment(town)
+    assert (await await_delivery(town.api, "dead"))["last_status"] == 410
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_is_a_failure_and_is_not_followed(town: Town, status: int) -> None:
+async def test_delivery_answered_with_a_redirect_fails_and_is_not_followed(town: Town, status: int) -> None:
     town.receiver.status = status
-    await paid(town)
-    assert (await until(town.api, "pending"))["last_status"] == status
+    await complete_payment(town)
+    assert (await await_delivery(town.api, "pending"))["last_status"] == status
     assert len(town.receiver.received) == 1
 
 
-async def test_many_are_replayed_by_time_and_status(town: Town) -> None:
+async def test_replay_of_many_selects_by_time_and_status(town: Town) -> None:
     for number in range(3):
-        await paid(town, f"order-{number}")
+        await complete_payment(town, f"order-{number}")
     await town.receiver.wait_for(3)
     await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 3 FROM delivery WHERE status = 'delivered'"))
     since = (await logs(town.api))[-1]["created_at"]
@@ -159,11 +159,11 @@ async def test_many_are_replayed_by_time_and_status(town: Town) -> None:
     assert answer.data["replayed"] == 0
 
 
-async def test_a_dead_endpoint_is_left_alone_for_a_while_and_slows_nobody(town: Town) -> None:
+async def test_failing_endpoint_is_paused_and_delays_no_other(town: Town) -> None:
     await town.gateway.db.execute("UPDATE webhook_endpoint SET url = 'http://127.0.0.1:9/gone', failures = 4")
-    await paid(town, "first")
+    await complete_payment(town, "first")
     await eventually(lambda: town.gateway.db.fetchval("SELECT closed_until > now() FROM webhook_endpoint"))
-    await paid(town, "second")
+    await complete_payment(town, "second")
     await asyncio.sleep(0.5)
     newest = (await logs(town.api))[0]
     assert (newest["status"], newest["attempts"]) == ("pending", 0)
@@ -175,19 +175,19 @@ async def test_a_dead_endpoint_is_left_alone_for_a_while_and_slows_nobody(town: 
     assert view["paused_until"] is not None
 
 
-async def test_a_rotated_secret_signs_beside_the_old_one_for_a_day(town: Town) -> None:
+async def test_rotated_secret_signs_together_with_the_old_one_for_a_day(town: Town) -> None:
     first = (await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": town.receiver.url})).data[
         "webhook_secret"
     ]
     second = (await town.api.call("POST", "/v1/merchant/webhook/rotate")).data["webhook_secret"]
     assert first != second
-    await paid(town)
+    await complete_payment(town)
     (sent,) = await town.receiver.wait_for(1)
     for secret in (first, second):
         Webhook(secret).verify(sent.body, sent.headers)
     assert "x-payments-signature-previous" in sent.headers
     await town.gateway.db.execute("UPDATE webhook_endpoint SET previous_until = now()")
-    await paid(town, "later")
+    await complete_payment(town, "later")
     (_, later) = await town.receiver.wait_for(2)
     assert "x-payments-signature-previous" not in later.headers
     with pytest.raises(WebhookVerificationError):
@@ -196,7 +196,7 @@ async def test_a_rotated_secret_signs_beside_the_old_one_for_a_day(town: Town) -
     assert shown == f"****{second[-4:]}"
 
 
-async def test_a_test_is_sent_at_once_and_its_answer_told(town: Town) -> None:
+async def test_webhook_test_is_sent_at_once_and_returns_the_answer(town: Town) -> None:
     town.receiver.status = 418
     answer = (await town.api.call("POST", "/v1/merchant/webhook/test")).data
     assert (answer["delivered"], answer["status"], answer["answer"]) == (False, 418, "ok")
@@ -206,19 +206,19 @@ async def test_a_test_is_sent_at_once_and_its_answer_told(town: Town) -> None:
     assert (answer["delivered"], answer["error"]) == (False, "the connection failed")
 
 
-async def test_a_removed_endpoint_gets_nothing_and_what_it_was_owed_waits_for_the_next(town: Town) -> None:
+async def test_removed_endpoint_gets_nothing_and_its_deliveries_wait(town: Town) -> None:
     town.receiver.status = 500
-    await paid(town)
-    await until(town.api, "pending")
+    await complete_payment(town)
+    await await_delivery(town.api, "pending")
     assert (await town.api.call("DELETE", "/v1/merchant/webhook")).data == {"deleted": True}
-    await hurry(town)
-    waiting = await until(town.api, "waiting")
+    await make_due(town)
+    waiting = await await_delivery(town.api, "waiting")
     assert (await town.api.call("POST", f"/v1/webhooks/logs/{waiting['id']}/replay")).status == 409
     since = {"since": "2020-01-01T00:00:00Z"}
     assert (await town.api.call("POST", "/v1/webhooks/replay", since)).status == 409
     for method, path in (("GET", "/v1/merchant/webhook"), ("POST", "/v1/merchant/webhook/test")):
         assert (await town.api.call(method, path)).status == 404
-    await paid(town, "unheard")
+    await complete_payment(town, "unheard")
     assert [row["status"] for row in await logs(town.api)] == ["waiting"] * 2
     assert [event["type"] for event in (await town.api.call("GET", "/v1/events")).data] == ["payment.completed"] * 2
 
@@ -236,10 +236,10 @@ UNCALLED = [
     "not a url",
     "",
 ]
-"""Addresses that are not called."""
+"""Addresses that are never called."""
 
 
-async def test_an_address_that_is_not_called_cannot_be_set(town: Town) -> None:
+async def test_endpoint_with_a_forbidden_address_is_refused(town: Town) -> None:
     for url in UNCALLED:
         answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
         assert (answer.status, answer.error["field"]) == (422, "webhook_url"), url
@@ -255,13 +255,13 @@ async def test_an_address_that_is_not_called_cannot_be_set(town: Town) -> None:
         ("HTTP://LOCALHOST:3000/", "http://localhost:3000/"),
     ],
 )
-async def test_address_is_kept_in_its_normal_form(town: Town, url: str, kept: str) -> None:
+async def test_endpoint_address_is_stored_in_normal_form(town: Town, url: str, kept: str) -> None:
     answer = await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": url})
     assert (answer.status, answer.data["webhook_url"]) == (200, kept)
     assert (await town.api.call("GET", "/v1/merchant/webhook")).data["webhook_url"] == kept
 
 
-async def test_without_permission_loopback_is_refused_when_sent_as_well(values: dict[str, Any]) -> None:
+async def test_loopback_address_is_refused_when_set_and_when_sent(values: dict[str, Any]) -> None:
     values["webhooks"] = {"allow_loopback": False}
     async with (
         receiving() as receiver,
@@ -273,27 +273,27 @@ async def test_without_permission_loopback_is_refused_when_sent_as_well(values: 
         await api.call("PUT", "/v1/merchant/webhook", {"webhook_url": "https://shop.example.co.ke/x"})
         await gateway.db.execute("UPDATE webhook_endpoint SET url = $1", receiver.url)
         await api.pay("254711000082", key="a")
-        failed = await until(api, "pending")
+        failed = await await_delivery(api, "pending")
         assert "must be an https address" in failed["last_error"]
         assert receiver.received == []
 
 
-async def test_a_lost_wake_up_is_made_good_by_the_sweep(town: Town) -> None:
+async def test_delivery_with_a_lost_wake_up_is_found_by_the_sweep(town: Town) -> None:
     await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
-    await paid(town)
+    await complete_payment(town)
     await asyncio.sleep(0.3)
     await town.gateway.valkey.flushdb()
     await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
     await town.gateway.db.execute("UPDATE delivery SET due_at = now()")
-    # No help: the cron, which Valkey has forgotten too, comes back by itself.
+    # No test code helps: the cron, also lost by Valkey, restarts by itself.
     assert await town.receiver.wait_for(1, patience=20)
 
 
-async def test_a_crash_while_sending_sends_the_same_id_again(town: Town) -> None:
-    await paid(town)
+async def test_delivery_interrupted_while_sending_is_resent_with_the_same_id(town: Town) -> None:
+    await complete_payment(town)
     await town.receiver.wait_for(1)
-    await until(town.api, "delivered")
-    # As a crash after the POST and before its record leaves it, once the lease has run out.
+    await await_delivery(town.api, "delivered")
+    # The state after a crash between the POST and its record, once the lease has expired.
     await town.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', attempts = 0, due_at = now(), delivered_at = NULL, "
         "leased_until = now() - interval '1 second'"
@@ -316,7 +316,7 @@ CREATE TRIGGER refused BEFORE UPDATE OF ms ON delivery FOR EACH ROW WHEN (id_tex
 """
 
 
-async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(values: dict[str, Any]) -> None:
+async def test_delivery_that_cannot_be_recorded_blocks_no_other_and_is_resent(values: dict[str, Any]) -> None:
     values["webhooks"] = {"timeout": 5}
     values["worker"] = {"in_process": False}
     async with (
@@ -343,18 +343,18 @@ async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(valu
         assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 12
 
 
-async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) -> None:
+async def test_delivery_claimed_by_one_worker_is_not_sent_by_another(town: Town) -> None:
     town.receiver.delay = 0.5
-    await paid(town)
+    await complete_payment(town)
     await town.receiver.wait_for(1)
     (row,) = await logs(town.api)
     deliveries = town.gateway.services.get(DeliveryService)
     assert await asyncio.gather(*(deliveries.deliver([row["id"]]) for _ in range(5))) == [0] * 5
-    await until(town.api, "delivered")
+    await await_delivery(town.api, "delivered")
     assert len(town.receiver.received) == 1
 
 
-async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict[str, Any]) -> None:
+async def test_slow_endpoint_with_many_deliveries_gets_each_once(values: dict[str, Any]) -> None:
     values["webhooks"] = {"timeout": 0.5, "max_concurrent_per_endpoint": 1}
     values["worker"] = {"in_process": False}
     async with (
@@ -370,7 +370,7 @@ async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict
         deliveries = gateway.services.get(DeliveryService)
 
         async def work() -> bool:
-            # As two workers do that are woken again and again: longer than any lease lasts.
+            # Two workers that are woken repeatedly, for longer than any lease.
             await asyncio.gather(deliveries.deliver(ids), deliveries.deliver(ids))
             return bool(await gateway.db.fetchval("SELECT bool_and(status = 'delivered') FROM delivery"))
 
@@ -381,7 +381,7 @@ async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict
         assert len(sent) == len(set(sent)) == 25
 
 
-async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it(values: dict[str, Any]) -> None:
+async def test_claimed_deliveries_of_an_endpoint_that_fails_are_released(values: dict[str, Any]) -> None:
     values["webhooks"] = {"max_concurrent_per_endpoint": 1, "breaker_failures": 3}
     values["worker"] = {"in_process": False}
     async with (
@@ -401,25 +401,25 @@ async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it
         assert await gateway.db.fetchval("SELECT count(*) FROM delivery WHERE leased_until IS NOT NULL") == 0
 
 
-async def test_events_are_listed_and_filtered(town: Town) -> None:
-    payment = await paid(town)
+async def test_events_and_log_are_filtered(town: Town) -> None:
+    payment = await complete_payment(town)
     (event,) = (await town.api.call("GET", "/v1/events?type=payment.completed&since=2026-01-01T00:00:00Z")).data
     assert event["data"]["payment_id"] == payment["id"]
     assert (await town.api.call("GET", f"/v1/events/{event['id']}")).data == event
     assert (await town.api.call("GET", "/v1/events?type=payment.failed")).data == []
-    asked = f"payment_id={payment['id']}&event_type=payment.completed&status=delivered"
-    (row,) = await eventually(lambda: logs(town.api, asked))
+    query = f"payment_id={payment['id']}&event_type=payment.completed&status=delivered"
+    (row,) = await eventually(lambda: logs(town.api, query))
     assert row["event_id"] == event["id"]
     assert await logs(town.api, "status=dead") == []
     wrong = await town.api.call("GET", "/v1/webhooks/logs?status=lost")
     assert (wrong.status, wrong.error["field"]) == (422, "status")
 
 
-async def test_an_attempt_that_is_the_only_one_stands_in_its_delivery_until_there_is_a_second(town: Town) -> None:
+async def test_attempt_alone_is_stored_in_its_delivery_until_the_second(town: Town) -> None:
     db = town.gateway.db
     town.receiver.answer = lambda _, number: 200 if number == 1 else 204
-    await paid(town)
-    done = await until(town.api, "delivered")
+    await complete_payment(town)
+    done = await await_delivery(town.api, "delivered")
     (first,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
     assert (first["status"], first["error"], first["answer"]) == (200, None, "ok")
     assert first["at"] == done["last_attempt_at"]
@@ -432,10 +432,10 @@ async def test_an_attempt_that_is_the_only_one_stands_in_its_delivery_until_ther
     assert [attempt["status"] for attempt in again] == [200, 204]
 
 
-async def test_an_answer_in_a_delivery_is_forgotten_like_those_in_attempts(town: Town) -> None:
+async def test_forget_answers_clears_the_answer_in_a_delivery(town: Town) -> None:
     db = town.gateway.db
-    await paid(town)
-    done = await until(town.api, "delivered")
+    await complete_payment(town)
+    done = await await_delivery(town.api, "delivered")
     assert await db.execute(FORGET_ANSWERS, done["id"], 10) == "UPDATE 0"
     assert await db.execute(FORGET_ANSWERS, identifier("dlv", at=datetime(2100, 1, 1, tzinfo=UTC)), 10) == "UPDATE 1"
     (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
@@ -446,22 +446,22 @@ async def test_attempts_at_two_addresses_each_show_their_own(town: Town) -> None
     old = town.receiver.url
     new = f"{old}?new"
     town.receiver.answer = lambda _, number: 500 if number == 1 else 200
-    await paid(town)
-    failed = await until(town.api, "pending")
+    await complete_payment(town)
+    failed = await await_delivery(town.api, "pending")
     await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": new})
     await town.api.call("POST", f"/v1/webhooks/logs/{failed['id']}/replay")
-    await until(town.api, "delivered")
+    await await_delivery(town.api, "delivered")
     log = (await town.api.call("GET", f"/v1/webhooks/logs/{failed['id']}")).data["attempt_log"]
     assert [(attempt["status"], attempt["url"]) for attempt in log] == [(500, old), (200, new)]
 
 
-async def test_attempt_in_its_delivery_keeps_its_address(town: Town) -> None:
+async def test_attempt_stored_in_its_delivery_keeps_its_address(town: Town) -> None:
     old = town.receiver.url
-    await paid(town)
-    done = await until(town.api, "delivered")
+    await complete_payment(town)
+    done = await await_delivery(town.api, "delivered")
     for number in range(2):
         await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?{number}"})
-    # The same address with another secret is no other address.
+    # The same address with another secret counts as the same.
     await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?1"})
     assert await town.gateway.db.fetchval("SELECT count(*) FROM webhook_former_address") == 2
     (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]

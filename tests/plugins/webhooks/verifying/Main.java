@@ -1,4 +1,4 @@
-// Says of each vector what examples/webhooks/Verify.java makes of it.
+// Prints the verdict of examples/webhooks/Verify.java about each vector.
 
 import java.nio.file.Files;
 import java.nio.file.Path;

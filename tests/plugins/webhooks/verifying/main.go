@@ -1,4 +1,4 @@
-// Says of each vector what examples/webhooks/verify.go makes of it.
+// Prints the verdict of examples/webhooks/verify.go about each vector.
 
 package main
 

@@ -1,4 +1,4 @@
-// Says of each vector what examples/webhooks/verify.mjs makes of it.
+// Prints the verdict of examples/webhooks/verify.mjs about each vector.
 import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
 

@@ -1,5 +1,5 @@
 <?php
-// Says of each vector what examples/webhooks/verify.php makes of it.
+// Prints the verdict of examples/webhooks/verify.php about each vector.
 [, $checker, $vectors] = $argv;
 require $checker;
 foreach (array_slice(file($vectors, FILE_IGNORE_NEW_LINES), 1) as $line) {
