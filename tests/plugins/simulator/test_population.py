@@ -1,4 +1,4 @@
-"""The strangers of the simulator: who they are, what Pull and status answers show of them, and the seed's part."""
+"""Protects the simulator's strangers: number, kinds, formats in Pull and status answers, and reproducibility."""
 
 import hashlib
 from collections import Counter
@@ -20,25 +20,25 @@ from mpesa_gateway_simulator.population import (
     shown_payer,
     strangers_around,
 )
-from tests.plugins.simulator.line import QUICK, daraja
-from tests.plugins.simulator.test_results import PHONE, SHORTCODE, Asking, parameters
+from tests.plugins.simulator.daraja_client import QUICK, daraja
+from tests.plugins.simulator.test_results import PHONE, SHORTCODE, Operations, parameters
 
 AT = datetime(2026, 11, 29, 9, 0, tzinfo=UTC)
 
 
-def a_push(*, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> Push:
-    """A push of KES 500 at nine o'clock."""
+def make_push(*, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> Push:
+    """A push of KES 500 at 09:00 UTC."""
     return Push(receiver=SHORTCODE, is_till=is_till, phone=PHONE, amount=500, reference=reference, at=AT)
 
 
-def town(pushes: int = 400, *, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> list[Movement]:
-    """The strangers of many pushes."""
-    push = a_push(is_till=is_till, reference=reference)
+def make_strangers(pushes: int = 400, *, is_till: bool = False, reference: str = "PMT7K2Q9X4A1") -> list[Movement]:
+    """Returns the strangers around several pushes."""
+    push = make_push(is_till=is_till, reference=reference)
     return [one for number in range(pushes) for one in strangers_around(push, 3.0, number.to_bytes(2, "big"))]
 
 
 def is_close(one: Movement) -> bool:
-    """Whether a careless match takes it for the push's: receiver, amount, minutes, digits that are like or hidden."""
+    """Returns True if a careless match would take the movement for the push's payment."""
     is_like = one.phone != PHONE and (one.phone[:6], one.phone[-3:]) == (PHONE[:6], PHONE[-3:])
     is_near = timedelta(minutes=-2) <= one.at - AT <= timedelta(minutes=10)
     is_hidden = one.payer_shown not in {"national", "whole"}
@@ -50,40 +50,46 @@ def is_close(one: Movement) -> bool:
     )
 
 
-def test_strangers_come_three_to_a_push_and_one_in_ten_is_close_to_it() -> None:
-    people = town()
-    assert len(people) == 1200
-    close = sum(map(is_close, people))
-    assert 0.07 < close / len(people) < 0.14
+def test_strangers_are_three_per_push_and_one_in_ten_resembles_it() -> None:
+    strangers = make_strangers()
+    assert len(strangers) == 1200
+    close = sum(map(is_close, strangers))
+    assert 0.07 < close / len(strangers) < 0.14
 
 
-def test_every_kind_of_stranger_comes_in_every_way_of_showing() -> None:
-    people = town() + town(is_till=True)
-    kinds = Counter(one.kind for one in people)
+def test_strangers_have_every_kind_and_every_format() -> None:
+    strangers = make_strangers() + make_strangers(is_till=True)
+    kinds = Counter(one.kind for one in strangers)
     assert set(kinds) == {"pay_bill", "buy_goods", *OUTGOING}
     assert min(kinds.values()) > 50
-    assert {one.payer_shown for one in people} == {"national", "whole", "masked", "partial", "hashed", "absent"}
-    assert {one.time_shown for one in people} == {"offset", "no_zone", "z_meaning_eat"}
-    assert {one.shortcode for one in people} == {SHORTCODE, OTHER_SHOP}
-    assert any(one.skew for one in people)
-    # The payer of the push buys the same again, hours earlier and later.
+    assert {one.payer_shown for one in strangers} == {"national", "whole", "masked", "partial", "hashed", "absent"}
+    assert {one.time_shown for one in strangers} == {"offset", "no_zone", "z_meaning_eat"}
+    assert {one.shortcode for one in strangers} == {SHORTCODE, OTHER_SHOP}
+    assert any(one.skew for one in strangers)
+    # The payer of the push pays the same amount again, hours before and after.
     again = [
-        one.at - AT for one in people if one.phone == PHONE and one.kind not in OUTGOING and one.shortcode == SHORTCODE
+        one.at - AT
+        for one in strangers
+        if one.phone == PHONE and one.kind not in OUTGOING and one.shortcode == SHORTCODE
     ]
     assert min(again) < timedelta(hours=-1)
     assert max(again) > timedelta(hours=1)
     assert all(abs(gap) >= timedelta(minutes=30) for gap in again)
 
 
-def test_nobody_at_the_receiver_types_the_pushs_own_account() -> None:
+def test_strangers_at_the_receiver_never_use_the_reference_of_the_push() -> None:
     for reference in ("PMT7K2Q9X4A1", "RENT", " x9"):
-        inwards = [one for one in town(reference=reference) if one.kind not in OUTGOING and one.shortcode == SHORTCODE]
+        inwards = [
+            one
+            for one in make_strangers(reference=reference)
+            if one.kind not in OUTGOING and one.shortcode == SHORTCODE
+        ]
         assert not any(one.reference.strip().upper() == reference.strip().upper() for one in inwards)
-    assert all(one.reference == "" for one in town(is_till=True) if one.kind == "buy_goods")
+    assert all(one.reference == "" for one in make_strangers(is_till=True) if one.kind == "buy_goods")
 
 
-def test_a_seed_is_one_population_and_a_share_of_a_stranger_is_a_chance() -> None:
-    push = a_push()
+def test_strangers_of_one_seed_are_equal_and_a_share_is_a_probability() -> None:
+    push = make_push()
     assert strangers_around(push, 3.0, b"seed") == strangers_around(push, 3.0, b"seed")
     assert strangers_around(push, 3.0, b"seed") != strangers_around(push, 3.0, b"other")
     assert strangers_around(push, 0.0, b"seed") == []
@@ -92,7 +98,7 @@ def test_a_seed_is_one_population_and_a_share_of_a_stranger_is_a_chance() -> Non
     assert 150 < sum(counts) < 250
 
 
-def test_a_payer_is_shown_in_each_of_the_forms_that_pull_has() -> None:
+def test_payer_is_shown_in_each_format_of_pull() -> None:
     phone = "254711222042"
     assert shown_payer(phone, "national") == "711222042"
     assert shown_payer(phone, "whole") == phone
@@ -103,28 +109,28 @@ def test_a_payer_is_shown_in_each_of_the_forms_that_pull_has() -> None:
 
 
 @pytest.fixture
-async def asking(values: dict[str, Any]) -> AsyncGenerator[Asking]:
-    """A merchant in front of a simulator with people about."""
-    peopled = {"simulator": QUICK | {"strangers": 3.0, "seed": 7}}
-    async with receiving() as receiver, daraja(values | peopled, receiver) as line:
-        yield Asking(line)
+async def operations(values: dict[str, Any]) -> AsyncGenerator[Operations]:
+    """A client of a simulator with strangers."""
+    with_strangers = {"simulator": QUICK | {"strangers": 3.0, "seed": 7}}
+    async with receiving() as receiver, daraja(values | with_strangers, receiver) as client:
+        yield Operations(client)
 
 
-async def statement(asking: Asking) -> list[dict[str, Any]]:
-    """Every row of the last day."""
-    _, answer = await asking.pull(hours=24)
+async def statement(operations: Operations) -> list[dict[str, Any]]:
+    """Returns the statement rows of the last 24 hours."""
+    _, answer = await operations.pull(hours=24)
     return [row for rows in answer["Response"] for row in rows]
 
 
-async def test_strangers_are_on_the_statement_once_their_time_has_come(asking: Asking) -> None:
-    await asking.register()
+async def test_statement_contains_strangers_of_the_past(operations: Operations) -> None:
+    await operations.register()
     for number in range(20):
-        await asking.line.push(f"2547110002{number:02}", 500)
-    await asking.line.ended("254711000219")
-    ledger = {one["receipt"]: one for one in await asking.line.control("GET", "ledger")}
-    rows = {row["transactionId"]: row for row in await statement(asking)}
-    here = {receipt for receipt, one in ledger.items() if one["shortcode"] == SHORTCODE}
-    assert set(rows) == here
+        await operations.client.push(f"2547110002{number:02}", 500)
+    await operations.client.ended("254711000219")
+    ledger = {one["receipt"]: one for one in await operations.client.control("GET", "ledger")}
+    rows = {row["transactionId"]: row for row in await statement(operations)}
+    at_receiver = {receipt for receipt, one in ledger.items() if one["shortcode"] == SHORTCODE}
+    assert set(rows) == at_receiver
     ours = [one for one in ledger.values() if one["kind"] == "push"]
     assert len(ours) == 20
     assert len(ledger) - len(ours) > 30
@@ -136,12 +142,12 @@ async def test_strangers_are_on_the_statement_once_their_time_has_come(asking: A
     assert shown == {"Z", "", "+03:00"}
 
 
-async def test_a_status_answer_says_which_way_the_money_went(asking: Asking) -> None:
+async def test_status_result_names_debit_and_credit_party_by_direction(operations: Operations) -> None:
     parties: dict[str, tuple[Any, Any]] = {}
     for kind in ("pay_bill", "payout", "shop_payment", "portal_reversal", "charge"):
-        receipt = await asking.money(700, kind=kind, payer_shown="absent")
-        await asking.status(receipt)
-        (result,) = await asking.told("/status/result")
+        receipt = await operations.money(700, kind=kind, payer_shown="absent")
+        await operations.status(receipt)
+        (result,) = await operations.results("/status/result")
         found = parameters(result)
         assert (found["ReceiptNo"], found["TransactionStatus"], found["Amount"]) == (receipt, "Completed", "700")
         parties[kind] = (found["DebitPartyName"].split(" ")[0], found["CreditPartyName"].split(" ")[0])
@@ -154,56 +160,56 @@ async def test_a_status_answer_says_which_way_the_money_went(asking: Asking) -> 
     }
 
 
-async def test_a_status_answer_knows_no_money_of_others_and_none_that_has_not_moved_yet(asking: Asking) -> None:
+async def test_status_query_of_another_shortcode_or_a_future_transaction_is_2032(operations: Operations) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     for money in ({"shortcode": OTHER_SHOP}, {"at": later.isoformat()}):
-        await asking.status(await asking.money(700, **money))
-        (result,) = await asking.told("/status/result")
+        await operations.status(await operations.money(700, **money))
+        (result,) = await operations.results("/status/result")
         assert result["ResultCode"] == 2032
 
 
-async def test_our_own_reversal_is_on_the_statement_and_has_a_status_of_its_own(asking: Asking) -> None:
-    await asking.register()
-    receipt = await asking.money(500, reference="ORDER-1")
-    await asking.reverse(receipt, 500)
-    (reversal,) = await asking.told("/reversal/result")
-    back = reversal["TransactionID"]
-    (row,) = [row for row in await statement(asking) if row["transactionId"] == back]
+async def test_reversal_is_on_the_statement_and_has_its_own_status(operations: Operations) -> None:
+    await operations.register()
+    receipt = await operations.money(500, reference="ORDER-1")
+    await operations.reverse(receipt, 500)
+    (reversal,) = await operations.results("/reversal/result")
+    reversal_receipt = reversal["TransactionID"]
+    (row,) = [row for row in await statement(operations) if row["transactionId"] == reversal_receipt]
     assert (row["transactiontype"], row["amount"], row["billreference"]) == (REVERSAL_TYPE, "500", "ORDER-1")
-    await asking.status(back)
-    (result,) = await asking.told("/status/result")
+    await operations.status(reversal_receipt)
+    (result,) = await operations.results("/status/result")
     found = parameters(result)
     assert (found["DebitPartyName"], found["CreditPartyName"]) == (f"{SHORTCODE} - Shop", f"{PHONE} - JANE DOE")
-    assert (found["ReceiptNo"], found["ReasonType"]) == (back, REVERSAL_TYPE)
+    assert (found["ReceiptNo"], found["ReasonType"]) == (reversal_receipt, REVERSAL_TYPE)
 
 
-async def test_money_that_left_is_not_reversed(asking: Asking) -> None:
+async def test_reversal_of_an_outgoing_transaction_is_refused(operations: Operations) -> None:
     for kind in OUTGOING:
-        await asking.reverse(await asking.money(500, kind=kind), 500)
-        (result,) = await asking.told("/reversal/result")
+        await operations.reverse(await operations.money(500, kind=kind), 500)
+        (result,) = await operations.results("/reversal/result")
         assert result["ResultCode"] == "R000002"
 
 
-async def test_a_clock_that_is_wrong_shows_in_statement_and_status(asking: Asking) -> None:
-    await asking.register()
+async def test_transaction_with_clock_skew_is_shifted_in_statement_and_status(operations: Operations) -> None:
+    await operations.register()
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)
-    receipt = await asking.money(500, at=at.isoformat(), skew=-75)
+    receipt = await operations.money(500, at=at.isoformat(), skew=-75)
     shown = (at - timedelta(seconds=75)).astimezone(EAT)
-    (row,) = await statement(asking)
+    (row,) = await statement(operations)
     assert row["trxDate"] == f"{shown:%Y-%m-%dT%H:%M:%S}+03:00"
-    await asking.status(receipt)
-    (result,) = await asking.told("/status/result")
+    await operations.status(receipt)
+    (result,) = await operations.results("/status/result")
     assert parameters(result)["FinalisedTime"] == f"{shown:%Y%m%d%H%M%S}"
 
 
-async def test_without_strangers_the_ledger_is_what_was_asked_for(values: dict[str, Any]) -> None:
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as line:
-        asking = Asking(line)
-        await asking.register()
-        await line.push(PHONE)
-        await line.ended(PHONE)
-        (entry,) = await line.control("GET", "ledger")
-        await asking.reverse(entry["receipt"], 7)
-        await asking.told("/reversal/result")
-        (row,) = await statement(asking)
+async def test_ledger_without_strangers_has_the_requested_payments_only(values: dict[str, Any]) -> None:
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as client:
+        operations = Operations(client)
+        await operations.register()
+        await client.push(PHONE)
+        await client.ended(PHONE)
+        (entry,) = await client.control("GET", "ledger")
+        await operations.reverse(entry["receipt"], 7)
+        await operations.results("/reversal/result")
+        (row,) = await statement(operations)
         assert (row["transactionId"], row["msisdn"]) == (entry["receipt"], PHONE[3:])
