@@ -10,7 +10,6 @@ from mpesa_gateway.commands.api_keys import apikeys
 from mpesa_gateway.commands.audit import audit
 from mpesa_gateway.commands.completion import completion
 from mpesa_gateway.commands.config import config
-from mpesa_gateway.commands.demo import demo
 from mpesa_gateway.commands.doctor import doctor
 from mpesa_gateway.commands.keys import keys
 from mpesa_gateway.commands.merchants import merchants
@@ -26,11 +25,12 @@ from mpesa_gateway.config import ConfigRefused
 from mpesa_gateway.db.migrator import MigrationRefused
 from mpesa_gateway.errors import Refused
 from mpesa_gateway.http.auth import RouteRefused
-from mpesa_gateway.plugin import PluginRefused, load
+from mpesa_gateway.plugin import Plugin, PluginRefused, installed, load
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway.security.sealing import CannotOpen
 from mpesa_gateway.single_gateway import SecondGateway
 from mpesa_gateway.standalone.process import StartFailed
+from mpesa_gateway.standalone.settings import SIMULATOR
 
 CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
 """Refusals that the host mends in the configuration: exit status 2."""
@@ -78,7 +78,10 @@ def _say(problem: str) -> None:
 
 
 def _plugin_commands(ctx: click.Context) -> dict[str, click.Command]:
-    found = load(_session(ctx).config().plugins)
+    found: list[Plugin] = list(load(_session(ctx).config().plugins))
+    # `up` runs the simulator in a process of its own, so `plugins` need not name it.
+    if SIMULATOR in installed() and all(plugin.name != SIMULATOR for plugin in found):
+        found.append(installed()[SIMULATOR].load())
     return {str(command.name): command for plugin in found for command in plugin.commands}
 
 
@@ -112,7 +115,7 @@ def cli(context: click.Context, config_path: str | None, data: str | None) -> No
     context.obj = Session(config_path, data)
 
 
-for command in (up, demo, serve, worker, migrate, doctor, config, plugins, openapi):
+for command in (up, serve, worker, migrate, doctor, config, plugins, openapi):
     cli.add_command(command)
 for command in (merchants, apikeys, keys, audit, privacy, completion):
     cli.add_command(command)

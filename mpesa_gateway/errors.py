@@ -51,7 +51,7 @@ NEXT_STEPS: dict[Code, str] = {
     Code.IDEMPOTENCY_IN_PROGRESS: "wait `Retry-After` seconds and ask again with the same key",
     Code.IDEMPOTENCY_MISMATCH: "the key was used with another body: send a new key",
     Code.PROVIDER_NOT_CONFIGURED: "store the credentials that the message names",
-    Code.PROVIDER_REJECTED: "M-Pesa refused; `provider` says why, `retryable` whether a new key may try again",
+    Code.PROVIDER_REJECTED: "M-Pesa refused: `provider` says why, `id` what failed, `retryable` if a new key may retry",
     Code.PROVIDER_UNAVAILABLE: "nothing was sent: the same key may try again after `Retry-After` seconds",
     Code.PAYLOAD_TOO_LARGE: "send less: at most 64 KiB in a body; of headers, 100 with 32 KiB",
     Code.UNSUPPORTED_MEDIA_TYPE: "send `application/json`",
@@ -72,6 +72,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     field: str | None = None
     retryable: bool | None = None
     provider: dict[str, str] | None = None
+    id: str | None = None
+    """The payment or refund that the request created and that remains, such as one that M-Pesa refused."""
 
 
 class Refused(Exception):
@@ -89,13 +91,15 @@ class Refused(Exception):
         retryable: bool | None = None,
         retry_after: int | None = None,
         provider: dict[str, str] | None = None,
+        subject_id: str | None = None,
     ) -> None:
-        """``message`` says what to do about it; ``retry_after`` is in seconds."""
+        """``message`` says what to do about it; ``retry_after`` is in seconds; ``subject_id`` is what remains."""
         super().__init__(message)
         self.message = message
         self.field = field
         self.retry_after = retry_after
         self.provider = provider
+        self.subject_id = subject_id
         self._retryable = self.retryable if retryable is None else retryable
 
     @property
@@ -108,6 +112,7 @@ class Refused(Exception):
                 field=self.field,
                 retryable=self._retryable,
                 provider=self.provider,
+                id=self.subject_id,
             )
         ]
 

@@ -114,10 +114,13 @@ class Visit:
         }
 
     async def whose(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """What a list of many merchants' rows needs: whom its filter (``whose.html``) offers, and whose they are."""
+        """The active merchants for the filter of a list (``whose.html``), and the names of those in its rows."""
         merchants = self.gateway.merchants
+        chosen = self.query.get("merchant", ())
         return {
-            "merchants": (await merchants.page(_OFFERED)).rows,
+            "merchants": [
+                each for each in (await merchants.page(_OFFERED)).rows if each.is_active or each.merchant_id in chosen
+            ],
             "names": await merchants.names([row["merchant_id"] for row in rows]),
         }
 
@@ -164,6 +167,8 @@ class Done:
     to: str
     note: str = ""
     secret: Secret | None = None
+    is_warning: bool = False
+    """Done, with a result that needs review: shown without the colour of success."""
 
 
 @dataclass(frozen=True)

@@ -167,13 +167,24 @@ class GatewayQueue(RedisQueue):
         return [job for job in jobs if job is not None and _has_failed(job)]
 
     async def retry_failed(self, key: str) -> SaqJob | None:
-        """Put a failed job on the queue once more; None when it is not there, or somebody else has just done so."""
-        job = await self.job(key)
-        # Whoever takes it off the list is the one who retries it.
-        if not await self.redis.zrem(self._failed_ids, self.job_id(key)) or job is None or not _has_failed(job):
-            return None
-        await self.retry(job, None)
+        """Enqueue a failed job again and return it; None where it is not listed."""
+        job = await self._unlist_failed(key)
+        if job is not None:
+            await self.retry(job, None)
         return job
+
+    async def discard_failed(self, key: str) -> SaqJob | None:
+        """Let a failed job expire like a finished one and return it; None where it is not listed."""
+        job = await self._unlist_failed(key)
+        if job is not None:
+            await self.redis.expire(job.id, KEEP)
+        return job
+
+    async def _unlist_failed(self, key: str) -> SaqJob | None:
+        job = await self.job(key)
+        # Of two concurrent calls, one removes the entry and acts.
+        was_listed = await self.redis.zrem(self._failed_ids, self.job_id(key))
+        return job if was_listed and _has_failed(job) else None
 
     @property
     def _failed_ids(self) -> str:

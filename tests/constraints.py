@@ -7,17 +7,23 @@ import asyncpg
 
 from mpesa_gateway.db.engine import Database
 
-_ADDED = re.compile(r"^\s*(?:CONSTRAINT|CREATE TRIGGER|CREATE UNIQUE INDEX) ([a-z0-9_]+)", re.MULTILINE)
+_ADDED = re.compile(
+    r"^\s*(?:ALTER TABLE [a-z_]+ ADD )?(?:CONSTRAINT|CREATE TRIGGER|CREATE UNIQUE INDEX) ([a-z0-9_]+)", re.MULTILINE
+)
+_DROPPED = re.compile(r"\bDROP (?:INDEX|CONSTRAINT) ([a-z0-9_]+)")
 
 
 def added(package: str) -> set[str]:
-    """Return the names of the constraints, triggers and unique indexes that an owner's one migration states.
+    """Return the names of the constraints, triggers and unique indexes that an owner's migrations state.
 
-    Constraints that have no name there are left out, and triggers that refuse nothing: ``…_told``.
+    Constraints that have no name in the first one are left out, and triggers that refuse nothing: ``…_told`` and
+    ``…_kept``.
     """
-    (migration,) = (one for one in files(package).iterdir() if one.name.endswith(".sql"))
-    names: list[str] = _ADDED.findall(migration.read_text(encoding="utf-8"))
-    return {name for name in names if not name.endswith("_told")}
+    migrations = [one.read_text(encoding="utf-8") for one in files(package).iterdir() if one.name.endswith(".sql")]
+    names = {
+        name for migration in migrations for name in _ADDED.findall(migration) if not name.endswith(("_told", "_kept"))
+    }
+    return names - {name for migration in migrations for name in _DROPPED.findall(migration)}
 
 
 async def refusals(db: Database, cases: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -273,6 +273,8 @@ SELECT relname AS name, indisprimary AS is_primary,
           JOIN pg_attribute ON attrelid = indrelid AND attnum = number ORDER BY place) AS columns
 FROM pg_index JOIN pg_class ON pg_class.oid = indrelid
 WHERE indisunique AND relnamespace = current_schema()::regnamespace AND NOT relispartition
+    -- An index on an expression is not one on its other columns.
+    AND indexprs IS NULL
 """
 
 _REFERENCES = """

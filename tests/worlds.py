@@ -120,6 +120,8 @@ def _in_live(text: str, merchant_id: str) -> str:
             row[name] = "live"
         elif name in {"checkout_request_id", "handle"} and value:
             row[name] = f"{value}L"
+        elif name == "address_id" and value is not None:
+            row[name] = value + 1000
         elif name == "fingerprint" and "callback_id" in row:
             row[name] = f"{str(value)[:-8]}5a5a5a5a"
         elif name == "reference" and row.get("reference_is_ours"):

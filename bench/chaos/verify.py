@@ -156,7 +156,7 @@ _FIGURES: dict[str, str] = {
     "statement lines left to a person": "SELECT count(*) FROM statement_note WHERE finding = 'ambiguous'",
     "money sent back (KES)": "SELECT COALESCE(sum(amount), 0) FROM sim_reversal",
     "events": "SELECT count(*) FROM event WHERE is_public",
-    "attempts at delivery": "SELECT count(*) FROM attempt",
+    "attempts at delivery": "SELECT count(*) FROM attempt_log",
     "callbacks kept": "SELECT count(*) FROM callback",
     "callbacks repeated": "SELECT COALESCE(sum(repeats), 0) FROM callback",
     "callbacks refused": "SELECT count(*) FROM refused_callback",

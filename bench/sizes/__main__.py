@@ -40,15 +40,16 @@ _QUICK = (40, 200)
     help=f"Made by the product, and then copied; from {COARSE:,} on their own bytes are shown as well.",
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as JSON.")
+@click.option("--plain", is_flag=True, help="A short Idempotency-Key, the merchant's own reference, no metadata.")
 @click.option("--quick", is_flag=True, help="200 payments, to see that it works: not for its figures.")
-def sizes(payments: int, through: int, report: Path | None, *, quick: bool) -> None:
+def sizes(payments: int, through: int, report: Path | None, *, plain: bool, quick: bool) -> None:
     """Measure what a completed STK payment costs in Postgres."""
     console = Console()
     if quick:
         through, payments = _QUICK
     folder = Path(tempfile.mkdtemp(prefix="mpesa-gateway-sizes-"))
     try:
-        found = asyncio.run(Run(folder, console).play(through, max(1, round(payments / through))))
+        found = asyncio.run(Run(folder, console, is_plain=plain).play(through, max(1, round(payments / through))))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if report is not None:
@@ -60,7 +61,8 @@ def sizes(payments: int, through: int, report: Path | None, *, quick: bool) -> N
 class Run:
     """One run in a folder."""
 
-    def __init__(self, folder: Path, console: Console) -> None:
+    def __init__(self, folder: Path, console: Console, *, is_plain: bool) -> None:
+        self._is_plain = is_plain
         self._site = SizesSite(folder)
         self._console = console
 
@@ -73,7 +75,7 @@ class Run:
             processes = await asyncio.to_thread(site.begin)
             connection: Any = None
             try:
-                async with shop_of(site) as shop:
+                async with shop_of(site, is_plain=self._is_plain) as shop:
                     connection = await asyncpg.connect(
                         site.database("gateway"), server_settings={"search_path": SCHEMA, "timezone": "UTC"}
                     )
@@ -103,6 +105,7 @@ class Run:
         found = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
+            "is_plain": self._is_plain,
             "payments": through * copies,
             "through": through,
             "bytes_per_payment": round(_sum(stored) / (through * copies), 1),

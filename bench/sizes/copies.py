@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 from bench.sizes.site import SCHEMA
+from mpesa_gateway_payments.listing import OWN_REFERENCE
 
 _SPREAD = timedelta(days=365)
 """The time over which the copies are spread."""
@@ -30,6 +31,7 @@ _PHONE = re.compile(r"254[17]\d{8}")
 _RECEIPT = re.compile(r"[A-Z][A-L][1-9A-V][0-9A-Z]{7}")
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 _DAY = timedelta(days=1)
@@ -145,6 +147,8 @@ class _Counted(Word):
         self._fixed = 3 if _RECEIPT.fullmatch(text) else 0
         free = [one for one in text[self._fixed :] if one.isascii() and one.isalnum()]
         digits = _DIGITS[:10] if all(one.isdigit() for one in free) else _DIGITS
+        if OWN_REFERENCE.fullmatch(text):
+            digits = _BASE32
         self._digits = digits.lower() if any(one.islower() for one in free) else digits
         self._bits = min(64, int(len(free) * math.log2(len(digits))))
         if self._fixed:

@@ -137,8 +137,9 @@ class SizesSite(Site):
 class Shop:
     """A merchant with one webhook endpoint, and the server behind it."""
 
-    def __init__(self, site: SizesSite, webhook_port: int) -> None:
+    def __init__(self, site: SizesSite, webhook_port: int, *, is_plain: bool) -> None:
         self._site = site
+        self._is_plain = is_plain
         self._webhook_port = webhook_port
         self._key = ""
         self._random = random.Random(1)  # noqa: S311 - amounts and phones, the same in each run
@@ -185,13 +186,17 @@ class Shop:
         _, connection = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", self._site.api_port)
         try:
             for number in numbers:
+                own: dict[str, Any] = {"metadata": {"order": str(100_000 + number)}}
+                key = str(uuid.uuid4())
+                if self._is_plain:
+                    key = f"order-{100_000 + number}"
+                    own = {"reference": key}
                 body = {
                     "amount": self._random.randint(10, 5000),
                     # Above the numbers that the simulator gives a behaviour of their own.
                     "phone": f"2547{self._random.randrange(10**7, 10**8)}",
-                    "metadata": {"order": str(100_000 + number)},
-                }
-                headers = {"X-API-Key": self._key, "Idempotency-Key": str(uuid.uuid4())}
+                } | own
+                headers = {"X-API-Key": self._key, "Idempotency-Key": key}
                 status = await connection.send(request("POST", "/v1/payments", headers, json.dumps(body).encode()))
                 if status != 201:
                     raise RuntimeError(f"POST /v1/payments: {status} {connection.body[:300]!r}")
@@ -200,10 +205,14 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop_of(site: SizesSite) -> AsyncGenerator[Shop]:
-    """A merchant that is ready to sell, and its server, for the length of the block."""
+async def shop_of(site: SizesSite, *, is_plain: bool) -> AsyncGenerator[Shop]:
+    """A merchant that is ready to sell, and its server, for the length of the block.
+
+    Its payments have a key of 36 characters, metadata and a reference of ours. Those of a plain one have a key of 12
+    characters, which is their reference too, and no metadata.
+    """
     port = free_port()
-    shop = Shop(site, port)
+    shop = Shop(site, port, is_plain=is_plain)
     server = await asyncio.get_running_loop().create_server(lambda: Served(shop.hear), "127.0.0.1", port)
     async with server:
         await shop.open()

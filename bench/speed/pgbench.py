@@ -57,7 +57,7 @@ def create_script(merchant_id: str) -> str:
         callback_url=_one("NULL"),
         metadata=_one("'{}'"),
         idempotency_key=_one(f"'pgbench-' || {number}"),
-        fingerprint=_one(f"sha256(({number})::bytea)", "bytea"),
+        fingerprint=_one(f"substr(sha256(({number})::bytea), 1, 16)", "bytea"),
         leased_until=due,
         due_at=due,
         expires_at=due,
@@ -119,7 +119,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
     keep, *kept = callbacks.KEEP.bind(
         callback_id=_one(named("cbk"), "uuid"),
         kind=_one("'stk'"),
-        fingerprint=_one(f"sha256((({number}))::bytea)", "bytea"),
+        fingerprint=_one(f"substr(sha256((({number}))::bytea), 1, 16)", "bytea"),
         source=_one("'127.0.0.1'"),
         env=_one("'sandbox'"),
         subject_id=_one(payment_id, "uuid"),

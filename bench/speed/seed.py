@@ -73,7 +73,7 @@ FROM (SELECT n, AT AS at, CASE WHEN n % 100 < 80 THEN 'completed' WHEN n % 100 <
         "idempotency_key",
         """
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT $1, 'sandbox', 'seed-' || n, 'payment', sha256(n::text::bytea), 'settled', ID[pay], AT, AT
+SELECT $1, 'sandbox', 'seed-' || n, 'payment', substr(sha256(n::text::bytea), 1, 16), 'settled', ID[pay], AT, AT
 FROM generate_series(1, $2::bigint) AS n
 """,
     ),
@@ -82,7 +82,7 @@ FROM generate_series(1, $2::bigint) AS n
         """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
     verdict, applied_at, merchant_id)
-SELECT ID[cbk], 'stk', sha256(('c' || n)::bytea), AT, '127.0.0.1', 'sandbox', ID[pay], 'ws_CO_seed' || n,
+SELECT ID[cbk], 'stk', substr(sha256(('c' || n)::bytea), 1, 16), AT, '127.0.0.1', 'sandbox', ID[pay], 'ws_CO_seed' || n,
     '0', repeat('x', 400), 'applied', AT, $1
 FROM generate_series(1, $2::bigint) AS n
 """,
@@ -100,17 +100,10 @@ FROM generate_series(1, $2::bigint) AS n
         "delivery",
         """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, attempts,
-    last_status, created_at, delivered_at)
-SELECT ID[dlv], ID[evt], endpoint_id, $1, env, 'payment.completed', ID[pay], 'delivered', 1, 200, AT, AT
+    last_attempt_at, last_status, created_at, delivered_at, address_id, ms, answer)
+SELECT ID[dlv], ID[evt], endpoint_id, $1, env, 'payment.completed', ID[pay], 'delivered', 1, AT, 200, AT, AT,
+    address_id, 12, 'ok'
 FROM generate_series(1, $2::bigint) AS n, webhook_endpoint WHERE webhook_endpoint.merchant_id = $1
-""",
-    ),
-    (
-        "attempt",
-        """
-INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer)
-SELECT ID[att], ID[dlv], AT, 200, 12, NULL, 'ok' FROM generate_series(1, $2::bigint) AS n
-WHERE $1::uuid IS NOT NULL
 """,
     ),
 )
@@ -131,8 +124,8 @@ WITH made AS (
     RETURNING payment_id, merchant_id, env, idempotency_key, created_at
 )
 INSERT INTO idempotency_key (merchant_id, env, key, operation, fingerprint, state, subject_id, leased_until, created_at)
-SELECT merchant_id, env, idempotency_key, 'payment', sha256(uuid_send(payment_id)), 'settled', payment_id, created_at,
-    created_at
+SELECT merchant_id, env, idempotency_key, 'payment', substr(sha256(uuid_send(payment_id)), 1, 16), 'settled',
+    payment_id, created_at, created_at
 FROM made
 """
 

@@ -6,6 +6,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable
+from string import ascii_uppercase
 from typing import Any
 
 from bench.speed.load import call, request
@@ -27,7 +28,8 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
     expires_at, created_at, updated_at, accepted_at)
 SELECT ($2 || lpad(n::text, 8, '0'))::uuid, $1, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), 500, 'KES',
-    '254708374149', $3 || lpad(n::text, 5, '0'), true, 'Payment', '{}', $2 || n, 'accepted', 'm-' || $2 || n,
+    '254708374149', $3 || translate(lpad(n::text, 6, '0'), '0123456789', 'ABCDEFGHIJ'), true, 'Payment', '{}',
+    $2 || n, 'accepted', 'm-' || $2 || n,
     'ws_CO_' || $2 || n,
     now() + interval '1 day', now() + interval '1 day', now(), now(), now()
 FROM generate_series(1, $4::bigint) AS n
@@ -45,7 +47,7 @@ async def reconcile(site: Site, shop: Shop, gateway: Contestant, lines: int) -> 
 
     Raises RuntimeError when a line turned out to be something else.
     """
-    stem, mark = id_stem(), secrets.token_hex(3).upper()
+    stem, mark = id_stem(), "".join(secrets.choice(ascii_uppercase) for _ in range(6))
     connection = await connect(site.database("gateway"), "mpesa")
     try:
         lost = await connection.fetch(_LOST, shop.merchant_id, stem, f"L{mark}", lines * 3 // 10)

@@ -25,6 +25,11 @@ class DarajaFault(Exception):
         self.failure_reason = failure_reason
 
     @property
+    def explained(self) -> str:
+        """The meaning, followed by M-Pesa's own text where it sent one."""
+        return f"{self.meaning}: {self.provider_message}" if self.provider_message else self.meaning
+
+    @property
     def provider(self) -> dict[str, str] | None:
         """Daraja's own code and message, and what to do, for the answer to the merchant."""
         if self.code is None:

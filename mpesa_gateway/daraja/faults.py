@@ -84,6 +84,14 @@ _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
 
 _PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
 _ASKED = "its result is asked for"
+_FIELDS = (
+    *("amount", "phonenumber", "partya", "partyb", "shortcode", "accountreference", "transactiondesc"),
+    *("transactiontype", "callbackurl", "resulturl", "queuetimeouturl", "timestamp", "password", "initiator"),
+    *("securitycredential", "receiverparty", "transactionid", "identifiertype", "commandid", "remarks", "occasion"),
+)
+"""Daraja's request fields as its messages spell them, in lower case."""
+_NAMED_FIELD = "correct the field that M-Pesa's message names"
+_UNNAMED_FIELD = "M-Pesa's message names no field: check phone, amount and reference, and the shortcode's credentials"
 _STK = "500.001.1001"
 _MANY = "500.002.1001"
 _BUSY = "500.003.02"
@@ -138,10 +146,11 @@ _TABLE: tuple[_Row, ...] = (
         Retry.FIX,
         codes=("400.008.02",),
     ),
-    _Row("a field is not valid", "correct the field that the message names", Sent.NO, Retry.FIX, codes=("400.002.02",)),
+    _Row("a field is not valid", _NAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",), words=_FIELDS),
+    _Row("a field is not valid", _UNNAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",)),
     _Row(
         "the request's payload is not valid",
-        "correct what the message names",
+        "check the fields against M-Pesa's message",
         Sent.NO,
         Retry.FIX,
         codes=("400.002.05",),

@@ -81,6 +81,14 @@ class Paged(Generic[R]):
         return Paged([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
+@dataclass(frozen=True)
+class Total:
+    """How many rows a list has, and the sum of their amounts in KES."""
+
+    count: int
+    amount: int
+
+
 class DeskQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parameters of every page with a list: merchant and cursor."""
 
@@ -131,6 +139,27 @@ class Listing:
         # raw SQL: join - a page of all merchants.
         sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
         return int(await db.fetchval(sql, *chosen.values))
+
+    async def total(self, db: Database, found: Conditions) -> Total:
+        """Return the number of rows and the sum of their column ``amount``: each merchant's by its own index."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        by_merchant = self.of_merchants and found.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        sql = (
+            "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+            f"FROM {self.source or self.table} WHERE {_where(chosen.parts)}"
+        )
+        if by_merchant:
+            sql = (
+                "SELECT coalesce(sum(count), 0)::bigint AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+                f"FROM merchant CROSS JOIN LATERAL ({sql}) AS each"
+            )
+        row = await db.fetchrow(sql, *chosen.values)
+        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
 
     async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
         """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""

@@ -53,18 +53,18 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _GOOD,
         (
-            *("completed", "delivered", "applied", "well", "active", "recovered", "already known", "verified", "taken"),
-            *("settled", "done", "complete", "valid", "registered", "answered", "receipt learnt", "looked after"),
+            *("completed", "delivered", "applied", "healthy", "active", "recovered", "already known", "verified"),
+            *("settled", "done", "complete", "valid", "registered", "answered", "receipt received", "resolved"),
         ),
     ),
     (
         _BAD,
-        ("failed", "dead", "refused", "not well", "broken", "mismatched", "expired", "aborted", "contradicted"),
+        ("failed", "dead", "refused", "broken", "mismatched", "expired", "aborted", "contradicted"),
     ),
     (
         _WAIT,
         (
-            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "owed", "confirming"),
+            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "confirming"),
             *("accepted", "scheduled", "new", "verifying"),
         ),
     ),
@@ -72,8 +72,9 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
     (
         _WARN,
         (
-            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "unsent"),
+            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "not sent"),
             *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing"),
+            "not delivered",
         ),
     ),
 )

@@ -59,7 +59,7 @@ class Greeting:
         if self.new_master_key is not None:
             _bare(
                 console,
-                f"A master key was made in {self.new_master_key}. Back it up now, apart from the data: "
+                f"The master key is in {self.new_master_key}. Back it up now, apart from the data: "
                 "without it the stored credentials cannot be read.",
             )
         for note in self.notes:
@@ -70,7 +70,7 @@ class Greeting:
         if self.shop is not None and self.has_simulator:
             self._lines_for(self.shop, console)
         if self.has_simulator:
-            _bare(console, f"The whole story, told in a few seconds: {self.command} demo")
+            _bare(console, f"All features in a few seconds: {self.command} demo")
         _bare(console, "Ctrl-C stops everything; what is stored stays.")
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -56,6 +56,9 @@ T = TypeVar("T")
 READY_WITHIN = 60.0
 """Seconds that everything may take to be ready."""
 
+MASTER_KEY_TOLD = "master_key_told"
+"""In the state of a data folder: whether a person has seen where the master key is and that it needs a copy."""
+
 _LOOK = 0.1
 
 _PORT_PATIENCE = 5.0
@@ -147,7 +150,9 @@ class Up:
         if embedded.simulator_port is not None:
             simulator = simulator_config(self._base, config, embedded.simulator_port)
             _run(_migrate(owner_config(simulator, embedded)))
-        write_state(self._data, {"port": port, "simulator_port": embedded.simulator_port})
+        was_told = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
+        state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_told}
+        write_state(self._data, state)
         children = self._children(config, embedded, undo)
         supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
         undo.callback(supervisor.stop)
@@ -161,10 +166,11 @@ class Up:
             command=self._command(),
             shop=shop,
             operator_password=password,
-            new_master_key=key_file if is_new_key else None,
+            new_master_key=None if was_told else key_file,
             has_simulator=embedded.simulator_port is not None,
             notes=self._notes(has_live=has_live, is_own=is_own),
         ).show(self._console)
+        write_state(self._data, state | {MASTER_KEY_TOLD: True})
         self._supervisor = supervisor
         if self._stopping:
             # The interrupt came where Python cannot raise it, such as in a callback of the garbage collector.

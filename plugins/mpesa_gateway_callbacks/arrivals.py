@@ -125,13 +125,13 @@ async def storable(body: bytes) -> tuple[str, bytes | None]:
 
 
 def fingerprint_of(kind: str, subject_id: str, report: Report) -> bytes:
-    """Return what two equal callbacks share: the same request and the same content.
+    """Return 16 bytes that two equal callbacks share: the same request and the same content.
 
     Different content about the same request is another callback: late proof of money counts. A callback at its
     request's address differs from one without a token: the first may wait for what the second knows.
     """
     parts = (kind, report.handle, subject_id, *report.content)
-    return hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return hashlib.sha256("\x1f".join(parts).encode()).digest()[:16]
 
 
 def _read(incoming: Incoming, kinds: Kinds, *, has_token: bool) -> Report:

@@ -62,7 +62,7 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
                         CallbackRow.body: body,
                         CallbackRow.body_bytes: None,
                         CallbackRow.handle: handle,
-                        CallbackRow.fingerprint: gateway.ids.token(32),
+                        CallbackRow.fingerprint: gateway.ids.token(16),
                     }
                 ).where(CallbackRow.callback_id == row["callback_id"])
             )

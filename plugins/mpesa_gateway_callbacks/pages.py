@@ -18,14 +18,14 @@ _A_DAY = timedelta(days=1)
 _A_WEEK = timedelta(days=7)
 
 WHY = {
-    "kind": "no enabled plugin takes callbacks of this kind: enable it, then replay this",
-    "source": "it did not come from an address on the allowlist",
-    "token": "its address was none that we hand out",
-    "signature": "its signature is wrong, or missing where one is required",
-    "size": "it is larger than is taken, and only its beginning was kept",
-    "shape": "it is not a callback of this kind",
-    "doubled": "a field that decides is in it twice, with different values",
-    "subject": "it is about something else than what its address was made for",
+    "kind": "no enabled plugin handles callbacks of this kind: enable one, then replay this callback",
+    "source": "the source address is not on the allowlist",
+    "token": "the callback address is not one that this gateway issued",
+    "signature": "the signature is wrong, or missing where one is required",
+    "size": "the body exceeds the size limit; only its beginning was kept",
+    "shape": "the body is not a callback of this kind",
+    "doubled": "a decisive field appears twice with different values",
+    "subject": "the subject differs from the subject of the callback address",
 }
 """What each reason means, for people."""
 
@@ -92,11 +92,7 @@ async def refused_callback(visit: Visit) -> Shown:
 async def offer(visit: Visit) -> Done:
     """Offer it again to whoever waits for it."""
     done = await _replay(visit, visit.values["callback_id"])
-    text = (
-        "It was applied before: nothing was changed."
-        if done.was_done
-        else f"It went through the pipeline again: {done.verdict}."
-    )
+    text = "Already applied: nothing changed." if done.was_done else f"Processed again: {done.verdict}."
     return Done(f"callbacks/{done.callback_id}", text)
 
 
@@ -104,11 +100,9 @@ async def replay(visit: Visit) -> Done:
     """Take a refused one after all."""
     refused_id = visit.values["refused_id"]
     if visit.text("confirm") != refused_id:
-        raise Invalid.field_error("confirm", "tick the box: you vouch for where this came from")
+        raise Invalid.field_error("confirm", "confirm that Safaricom sent this callback")
     done = await _replay(visit, refused_id)
-    text = (
-        "It was taken before: nothing was changed." if done.was_done else "It was taken, and went through the pipeline."
-    )
+    text = "Already accepted: nothing changed." if done.was_done else "Accepted and processed."
     return Done(f"callbacks/{done.callback_id}", text)
 
 
@@ -125,7 +119,7 @@ async def unused(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Callbacks that nobody could use, and those refused of late."""
     operators, found = gateway.port(CallbackOperatorService), list[Concern]()
     if count := await operators.count_unmatched(env):
-        text = f"{count} {'callback' if count == 1 else 'callbacks'} that no payment could use"
+        text = f"{count} {'callback' if count == 1 else 'callbacks'} without a matching payment"
         found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
     if count := await operators.count_unread(env, _A_WEEK):
         what = "callback from Safaricom" if count == 1 else "callbacks from Safaricom"

@@ -133,7 +133,7 @@ _ABOUT = """
 SELECT {0} FROM (
     SELECT * FROM callback WHERE subject_id = ANY($1::uuid[])
     UNION
-    SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> ''
+    SELECT * FROM callback WHERE handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL
     ORDER BY callback_id LIMIT 100
 ) AS about ORDER BY callback_id
 """
@@ -200,7 +200,8 @@ SELECT count(*) FROM (SELECT 1 FROM refused_callback
 
 OF_CASE = """
 SELECT callback_id, received_at, subject_id, handle, verdict, body FROM callback
-WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[]) OR (handle = ANY($2::text[]) AND handle <> '')
+WHERE callback_id = ANY($1::uuid[]) OR subject_id = ANY($1::uuid[])
+    OR (handle = ANY($2::text[]) AND handle <> '' AND subject_id IS NULL)
 FOR UPDATE NOWAIT
 """
 

@@ -103,7 +103,7 @@ async def verify(visit: Visit) -> Done:
     env: Env = "live" if visit.text("env") == "live" else "sandbox"
     told = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
     said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
-    return Done(f"credentials/{merchant_id}", f"{'They work' if told.ok else 'They do not work'}: {said}")
+    return Done(f"credentials/{merchant_id}", f"{'Credentials valid' if told.ok else 'Credentials rejected'}: {said}")
 
 
 async def summary(visit: Visit, merchant_id: str) -> Shown | None:

@@ -78,11 +78,16 @@ async def from_our_own_page(connection: Connection, _: BaseRouteHandler) -> None
 
 
 async def signed_in(connection: Connection, handler: BaseRouteHandler) -> None:
-    """Let in who has a session; for what changes something, an operator at least. Raises NotSignedIn, FromElsewhere."""
+    """Let in a session; for a change, one of an operator whose script sends the session's form token.
+
+    Raises NotSignedIn, NotAllowed and FromElsewhere.
+    """
     await from_our_own_page(connection, handler)
     session = await let_in(connection, is_used=not handler.opt.get(POLLED))
     if connection.scope.get("method") not in _SAFE:
         require(session, Role.OPERATOR)
+        if not session.has_form_token(connection.headers.get("X-Form-Token", "")):
+            raise FromElsewhere("this page belongs to another session: open it again")
 
 
 async def let_in(connection: Connection, *, is_used: bool) -> Session:

@@ -57,7 +57,7 @@ async def verify(visit: Visit) -> Done:
         count = await visit.gateway.audit.verify()
     except BrokenChain as problem:
         return Done("audit", f"The log was tampered with: {problem}.")
-    return Done("audit", f"All {count:,} entries are as they were written.")
+    return Done("audit", f"Chain verified: {count:,} entries, none changed.")
 
 
 PAGE = Page("audit", "Audit", audit, menu=Menu("Audit", 82, "Gateway", "a"))

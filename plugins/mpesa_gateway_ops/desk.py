@@ -20,8 +20,8 @@ T = TypeVar("T")
 P = TypeVar("P", Page, Act)
 
 _ID = re.compile(r"([a-z]{3})_[0-9a-z]{4,40}\Z", re.ASCII)
-_VALUE = "[0-9A-Za-z_.~-]{1,64}"
-"""What stands in an address in the place of an id: anything else leads to no page."""
+_VALUE = "[0-9A-Za-z_.:~-]{1,128}"
+"""An id, or the key of a job (`payments.query:pay_…`); any other value leads to no page."""
 
 
 @dataclass(frozen=True)

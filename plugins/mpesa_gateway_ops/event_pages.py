@@ -59,9 +59,9 @@ async def wake(visit: Visit) -> Done:
     """Let a subscriber try again now."""
     event_id, subscriber = visit.values["event_id"], visit.text("subscriber")
     if not await _log(visit.gateway).wake(event_id, subscriber):
-        raise Conflict("there is nothing left to do: it was done meanwhile")
+        raise Conflict("this subscriber has already handled the event")
     await visit.gateway.jobs.enqueue(HANDLE, event_id=event_id, subscriber=subscriber)
-    return Done(f"events/{event_id}", "It is tried again now.")
+    return Done(f"events/{event_id}", "Retry queued.")
 
 
 async def stuck(gateway: Runtime, env: Env) -> Sequence[Concern]:
@@ -69,7 +69,7 @@ async def stuck(gateway: Runtime, env: Env) -> Sequence[Concern]:
     count = len(await _log(gateway).stuck(env))
     if not count:
         return ()
-    text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} that a subscriber fails on"
+    text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} with a failing subscriber"
     return (Concern(text=text, to="events"),)
 
 

@@ -1,76 +1,107 @@
-"""The jobs that have used up their tries: found newest first, and put on the queue once more by hand."""
+"""The jobs that have used up their tries, newest first: why each failed, and a retry or a discard by hand."""
 
+import re
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
 from saq import Job
+from saq.job import Status
 
 from mpesa_gateway.pages import Act, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.queues import GatewayQueue
 
 _A_PAGE = 25
+
+_RAISED = re.compile(r"^(?:\w+\.)*([A-Za-z_]\w*)(?::|$)", re.MULTILINE)
+"""The line of a traceback that names the exception, below its last frame."""
 
 
 class _Query(msgspec.Struct, frozen=True):
     page: int = 1
 
 
-async def failed_jobs(visit: Visit) -> Shown:
-    """A page of them."""
+async def _show(visit: Visit) -> Shown:
     number = max(1, min(visit.read_query(_Query).page, 10_000))
-    found: list[tuple[str, Job]] = []
+    found: list[tuple[GatewayQueue, Job]] = []
     count = 0
-    for name, queue in visit.gateway.jobs.queues.items():
+    for queue in visit.gateway.jobs.queues.values():
         # Each queue lists a bounded number; a page is cut from all of them together.
-        found += [(name, job) for job in await queue.failed_jobs(0, number * _A_PAGE)]
+        found += [(queue, job) for job in await queue.failed_jobs(0, number * _A_PAGE)]
         count += await queue.count_failed()
     found.sort(key=lambda one: one[1].completed, reverse=True)
     shown = found[(number - 1) * _A_PAGE : number * _A_PAGE]
     return Shown(
         "failed_jobs.html",
         {
-            "jobs": [_view(name, job) for name, job in shown],
+            "jobs": [_view(queue, job) for queue, job in shown],
             "number": number,
             "has_more": count > number * _A_PAGE,
         },
     )
 
 
-async def retry(visit: Visit) -> Done:
-    """Put a failed job on the queue once more."""
-    queues = visit.gateway.jobs.queues
-    queue = next((queue for name, queue in queues.items() if name == visit.text("queue")), None)
-    job = None if queue is None else await queue.retry_failed(visit.text("key"))
+async def _retry(visit: Visit) -> Done:
+    return await _take(visit, GatewayQueue.retry_failed, "job.retried", "The job is on the queue again.")
+
+
+async def _discard(visit: Visit) -> Done:
+    return await _take(visit, GatewayQueue.discard_failed, "job.discarded", "The job was discarded.")
+
+
+async def _take(
+    visit: Visit, take: Callable[[GatewayQueue, str], Awaitable[Job | None]], action: str, note: str
+) -> Done:
+    """Take a job off the list and record it in the audit log."""
+    queue = next((queue for queue in visit.gateway.jobs.queues.values() if queue.name == visit.text("queue")), None)
+    job = None if queue is None else await take(queue, visit.text("key"))
     if job is not None:
         await visit.gateway.audit.record(
-            "job.retried",
+            action,
             merchant_id=None,
             actor=visit.visitor.actor,
             subject_id=job.key,
             detail={"job": job.function},
         )
-    said = "That job is no longer among the failed ones." if job is None else "The job is on the queue again."
     number = visit.text("page")
-    return Done(f"failed?page={number}" if number.isdigit() else "failed", said)
+    return Done(
+        f"failed?page={number}" if number.isdigit() else "failed",
+        "That job is no longer among the failed ones." if job is None else note,
+    )
 
 
-def _view(queue: str, job: Job) -> dict[str, object]:
+def _view(queue: GatewayQueue, job: Job) -> dict[str, object]:
     return {
-        "queue": queue,
+        "queue": queue.name,
         "key": job.key,
         "name": job.function,
-        "kwargs": msgspec.json.encode(job.kwargs or {}, enc_hook=str).decode(),
-        "status": job.status.value,
+        "kwargs": msgspec.json.encode(job.kwargs, enc_hook=str).decode() if job.kwargs else "",
         "tries": job.attempts,
         "at": datetime.fromtimestamp(job.completed / 1000, UTC),
+        "reason": failure_reason(job.status, job.error),
         "error": last_line(job.error),
     }
 
 
+def failure_reason(status: Status, error: str | None) -> str:
+    """``worker_lost``, ``aborted``, ``timed_out``, the name of the exception that was raised, or ``unknown``."""
+    if error == "swept":
+        return "worker_lost"
+    if status is Status.ABORTED:
+        return "aborted"
+    raised = _RAISED.search((error or "").rpartition("\n  File ")[2].partition("\n")[2])
+    name = raised[1] if raised else "unknown"
+    return "timed_out" if name == "TimeoutError" else name
+
+
 def last_line(error: str | None) -> str:
-    """What a traceback comes to."""
+    """The last line of a traceback, at most 500 characters; empty without one."""
     lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no error was told"
+    return lines[-1][:500] if lines else ""
 
 
-PAGE = Page("failed", "Failed jobs", failed_jobs, menu=Menu("Failed jobs", 81, "Gateway", "f"))
-RETRY = Act("failed/retry", "retry_job", retry, back="failed")
+PAGE = Page("failed", "Failed jobs", _show, menu=Menu("Failed jobs", 81, "Gateway", "f"))
+ACTS = (
+    Act("failed/retry", "retry_job", _retry, back="failed"),
+    Act("failed/discard", "discard_job", _discard, back="failed"),
+)

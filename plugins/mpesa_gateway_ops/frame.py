@@ -97,7 +97,7 @@ class Frame:
         menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
 
         def url(path: str = "") -> str:
-            return f"{root}ops/{quote(path, safe='/?&=~%')}" if path else f"{root}ops"
+            return f"{root}ops/{quote(path, safe='/?&=:~%')}" if path else f"{root}ops"
 
         def may(role: str) -> bool:
             return visitor.role.may(Role(role))

@@ -28,7 +28,7 @@ async def create(visit: Visit) -> Done:
     with checking() as checks:
         name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant.merchant_id}", f"{merchant.name} is a merchant now. Next, it needs an API key.")
+    return Done(f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created. Next step: create an API key.")
 
 
 async def merchant(visit: Visit) -> Shown:
@@ -63,7 +63,7 @@ async def create_key(visit: Visit) -> Done:
         actor=visit.visitor.actor,
         expires_at=expires_at,
     )
-    return Done(f"merchants/{found.merchant_id}", f"The API key `{name}`:", secret)
+    return Done(f"merchants/{found.merchant_id}", f"API key `{name}` created.", secret)
 
 
 def _env(text: str) -> str:
@@ -87,7 +87,7 @@ async def revoke_key(visit: Visit) -> Done:
     merchant_id, key_id = visit.values["merchant_id"], visit.values["key_id"]
     _confirmed(visit, key_id)
     key = await visit.gateway.api_keys.revoke(merchant_id, key_id, actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant_id}", f"The key `{key.name}` opens nothing any more.")
+    return Done(f"merchants/{merchant_id}", f"API key `{key.name}` revoked.")
 
 
 async def deactivate(visit: Visit) -> Done:
@@ -95,7 +95,7 @@ async def deactivate(visit: Visit) -> Done:
     merchant_id = visit.values["merchant_id"]
     _confirmed(visit, merchant_id)
     found = await visit.gateway.merchants.deactivate(merchant_id, actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant_id}", f"{found.name} is not active any more: its keys are refused.")
+    return Done(f"merchants/{merchant_id}", f"Merchant {found.name} deactivated: its keys are refused.")
 
 
 def _confirmed(visit: Visit, subject_id: str) -> None:

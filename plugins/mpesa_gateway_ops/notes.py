@@ -15,10 +15,11 @@ _KEEP = timedelta(minutes=10)
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is said. ``problem`` says that it was not done; ``secret`` is shown this once."""
+    """What is said. ``problem``: the act failed; ``warning``: its result needs review; ``secret`` is shown once."""
 
     text: str
     problem: bool = False
+    warning: bool = False
     secret: str | None = None
 
 
@@ -31,10 +32,13 @@ class Notes:
         self._ids = ids
         self._sealer = sealer
 
-    async def leave(self, owner: str, text: str, *, problem: bool = False, secret: Secret | None = None) -> str:
+    async def leave(
+        self, owner: str, text: str, *, problem: bool = False, warning: bool = False, secret: Secret | None = None
+    ) -> str:
         """Keep a note; gives its id, for the address of the page that shows it."""
         note_id, now = self._ids.token(16).hex(), self._clock.now()
-        note = Note(text=text, problem=problem, secret=None if secret is None else secret.reveal())
+        revealed = None if secret is None else secret.reveal()
+        note = Note(text=text, problem=problem, warning=warning, secret=revealed)
         sealed = self._sealer.seal(msgspec.json.encode(note).decode(), aad=_aad(note_id, owner))
         await self._db.run(NoteRow.delete().where(NoteRow.created_at < now - _KEEP))
         await self._db.run(NoteRow.insert(NoteRow(note_id=note_id, owner=owner, sealed=sealed, created_at=now)))

@@ -1,12 +1,13 @@
 """The overview: what wants attention, how the gateway's parts are, what the queue does, and what plugins add to it."""
 
+from typing import Any
+
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import examine
 from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops import queue_desk
 from mpesa_gateway_ops.desk import Desk
 
 
@@ -18,16 +19,37 @@ async def overview(visit: Visit) -> Shown:
         "overview.html",
         {
             "parts": parts,
-            "queue": await queue_desk.numbers(gateway),
+            "queue": await _queue_counts(gateway),
             "concerns": await gateway.port(Desk).concerns(visit.env),
         },
     )
 
 
+async def _queue_counts(gateway: Runtime) -> dict[str, int] | None:
+    """The jobs of all queues by state, and the workers of the queue with the fewest; None without Valkey."""
+    try:
+        counts = [
+            _counts(dict(await queue.info()), await queue.count_failed()) for queue in gateway.jobs.queues.values()
+        ]
+    except ValkeyError:
+        return None
+    return {name: (min if name == "workers" else sum)(each[name] for each in counts) for name in counts[0]}
+
+
+def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
+    return {
+        "waiting": info["queued"],
+        "running": info["active"],
+        "scheduled": info["scheduled"],
+        "failed": failed,
+        "workers": len(info["workers"]),
+    }
+
+
 async def unwell(gateway: Runtime, _: Env) -> list[Concern]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
-        Concern(text=f"{name} is not well: {part.detail or 'no answer'}", to="system", state="failed")
+        Concern(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
         for name, part in (await examine(gateway)).items()
         if not part.ok
     ]

@@ -11,7 +11,7 @@ from litestar.params import FromPath
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import NotFound, Refused, TooManyFailures
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.html import moved
+from mpesa_gateway.http.html import asked_path, moved
 from mpesa_gateway.pages import Act, Done, OtherWorld, Visit
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -165,6 +165,14 @@ async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
     return await _show(request, gateway, "")
 
 
+@get(["/ops/queue", "/ops/queue/queues/{queue:str}", "/ops/queue/queues/{queue:str}/jobs/{job:str}"], **_OPEN)
+async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
+    """A page of SAQ's. Its script needs the slash at the end of the first page's address."""
+    path = asked_path(request).removeprefix("/ops/")
+    page = await _show(request, gateway, path)
+    return moved(f"{home(request)}/queue/") if path == "queue" else page
+
+
 @get("/ops/{path:path}", **_OPEN)
 async def any_page(
     request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
@@ -240,7 +248,7 @@ async def _go_on(request: Request[Any, Any, Any], gateway: Runtime, done: Done, 
     note_id = ""
     if done.note or done.secret is not None:
         owner = session_of(request).owner
-        note_id = await gateway.port(Notes).leave(owner, done.note, secret=done.secret)
+        note_id = await gateway.port(Notes).leave(owner, done.note, warning=done.is_warning, secret=done.secret)
     to = done.to
     if env != env_of(request):
         # Another tab looks at the other env by now: the note belongs to the page of this one.
@@ -279,4 +287,4 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (login_page, sign_in, sign_out, look_at, front_page, any_page, any_act, *queue_pages.routes)
+routes = (login_page, sign_in, sign_out, look_at, front_page, queue_page, any_page, any_act, *queue_pages.routes)

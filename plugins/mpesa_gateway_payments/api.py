@@ -55,6 +55,7 @@ __all__ = [
     "Requested",
     "Settled",
     "Settles",
+    "Similar",
     "Source",
     "StatusQueries",
     "Transaction",
@@ -87,6 +88,17 @@ class PaymentRequest:
     description: str | None = None
     callback_url: str | None = None
     metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similar:
+    """Money that a payment is wanted for: KES, a whole ``2547…``, an account number. None of them has to be known."""
+
+    amount: int | None
+    phone: str | None
+    reference: str | None
+    before: datetime
+    """When the money came."""
 
 
 @dataclass(frozen=True)
@@ -253,4 +265,8 @@ class Payments(Protocol):
 
     async def find(self, payment_id: str) -> PaymentView | None:
         """A payment of whichever merchant, for those who look after all of them; None without one."""
+        ...
+
+    async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:
+        """Return at most 10 unpaid payments made in the 48 hours before, with the amount, payer or reference."""
         ...

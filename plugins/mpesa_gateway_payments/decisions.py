@@ -23,8 +23,8 @@ from mpesa_gateway_payments.states import Cause, Charge, Status, may_move
 from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
 
 EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
-UNSENT = "never sent: M-Pesa could not be reached, and the request was not repeated"
-"""Result descriptions of payments that ended by their time."""
+UNSENT = "never sent, and the request was not repeated"
+"""Result descriptions of payments that ended by their time; the reason of the last attempt is appended to UNSENT."""
 
 _ANOTHER = "this callback is about another payment than its address"
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
@@ -72,9 +72,13 @@ class NotPaid:
 
 @dataclass(frozen=True)
 class TimeUp:
-    """The payment's time is up without a result. ``ask_at``: when M-Pesa is asked again, None for never."""
+    """The payment's time is up without a result.
+
+    ``ask_at``: when M-Pesa is asked again, None for never. ``unsent_reason``: why the last push was not sent.
+    """
 
     ask_at: datetime | None = None
+    unsent_reason: str | None = None
 
 
 Report = StkCallback | StkAnswer | Judged | NotPaid | TimeUp
@@ -170,8 +174,8 @@ def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ..
             return _decide_money(payment, verdict, told, cause)
         case NotPaid():
             return (_decide_failure(payment, report),)
-        case TimeUp(ask_at):
-            return _decide_time_up(payment, ask_at)
+        case TimeUp():
+            return _decide_time_up(payment, report)
 
 
 _RESULTS: dict[type[Decision], Result] = {
@@ -309,19 +313,24 @@ def _decide_failure(payment: Payment, failure: NotPaid) -> Decision:
     return Ignore()
 
 
-def _decide_time_up(payment: Payment, ask_at: datetime | None) -> tuple[Decision, ...]:
+def unsent_text(reason: str | None) -> str:
+    """Return the result description of a payment that was never sent."""
+    return f"{UNSENT}: {reason}" if reason else UNSENT
+
+
+def _decide_time_up(payment: Payment, report: TimeUp) -> tuple[Decision, ...]:
     if payment.claim is not None:
         # M-Pesa neither confirmed nor denied a success that was reported.
         return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
     is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
     failure = NotPaid(
         code="unsent" if is_unsent else "expired",
-        text=UNSENT if is_unsent else EXPIRED,
+        text=unsent_text(report.unsent_reason) if is_unsent else EXPIRED,
         reason="not_sent" if is_unsent else "expired",
         cause=Cause.EXPIRY,
         step="expired",
         is_final=is_unsent,
-        due_at=None if is_unsent or payment.checkout_request_id is None else ask_at,
+        due_at=None if is_unsent or payment.checkout_request_id is None else report.ask_at,
     )
     return (_decide_failure(payment, failure),)
 

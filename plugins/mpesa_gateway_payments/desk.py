@@ -8,7 +8,7 @@ from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.db.lists import Conditions, Paged, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.phone import Msisdn
@@ -86,6 +86,10 @@ class PaymentDesk:
     async def page(self, env: Env, filters: DeskFilters, limit: int) -> Paged[Row]:
         """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
         return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
+
+    async def total(self, env: Env, filters: DeskFilters) -> Total:
+        """Return the number and the requested amount of the payments of ``env`` that pass the filters."""
+        return await PAYMENTS.total(self._db, self._conditions(env, filters))
 
     async def count_newer(self, env: Env, filters: DeskFilters) -> int:
         """How many payments of ``env`` that the filters let through have come since the cursor."""

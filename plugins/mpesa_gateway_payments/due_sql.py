@@ -5,7 +5,8 @@ from datetime import datetime
 
 from piccolo.columns.combination import Where, WhereRaw
 
-from mpesa_gateway.db.engine import Database, Found
+from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway_payments.states import Charge
 from mpesa_gateway_payments.tables import PaymentRow
 
 # raw SQL: join - the shortcodes with due payments, each found in the index.
@@ -49,12 +50,25 @@ ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 """After an outage thousands have expired. The next run finds those that another session has locked."""
 
+# raw SQL: array
+UNSENT_REASONS = """
+SELECT DISTINCT ON (payment_id) payment_id, detail FROM payment_step
+WHERE payment_id = ANY($1::uuid[]) AND kind = 'unsent' ORDER BY payment_id, number DESC
+"""
+
 _IS_WAITING = WhereRaw("status = 'pending' AND mismatch IS NULL")
 """The predicate of the index ``payment_expiry``. Text, because a generic plan does not match parameters with it."""
 
 _IS_ASKED_ABOUT = WhereRaw(
     "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
 )
+
+
+async def read_unsent_reasons(db: Database, rows: Sequence[Row]) -> dict[str, str]:
+    """Return why the last push of each payment was not sent, by payment id; nothing for a push that was sent."""
+    released = [row["payment_id"] for row in rows if row["charge"] == Charge.RELEASED.value]
+    found = await db.fetch(UNSENT_REASONS, released) if released else []
+    return {row["payment_id"]: row["detail"] for row in found}
 
 
 async def find_abandoned(db: Database, begun_before: datetime, now: datetime, limit: int) -> Sequence[str]:

@@ -66,7 +66,10 @@ class Expiry:
         async with self._db.transaction():
             now = self._clock.now()
             rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
-            await self._moves.take_together([(row, TimeUp(self.next_ask(row, now))) for row in rows])
+            reasons = await due_sql.read_unsent_reasons(self._db, rows)
+            await self._moves.take_together(
+                [(row, TimeUp(self.next_ask(row, now), reasons.get(row["payment_id"]))) for row in rows]
+            )
         return len(rows), len(rows) == _BATCH
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
@@ -90,7 +93,8 @@ class Expiry:
 
     async def end(self, row: Row) -> None:
         """End a locked, pending payment whose time is up, in the open transaction."""
-        await self._moves.take(row, TimeUp(self.next_ask(row, self._clock.now())))
+        reasons = await due_sql.read_unsent_reasons(self._db, [row])
+        await self._moves.take(row, TimeUp(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
         """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""

@@ -1,10 +1,15 @@
 """The overview's figures of payments: today's money, how many are paid and how soon, why others are not."""
 
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlencode
+
+from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.pages import Shown, Visit
-from mpesa_gateway_payments.tally import HOUR, WAITS, Figures, PaymentTally
+from mpesa_gateway_payments.tally import DAY, HOUR, WAITS, Figures, PaymentTally, Tallied
 
-COUNTS = (Series("good", "paid"), Series("wait", "not ended"), Series("bad", "not paid"))
+COUNTS = (Series("good", "paid"), Series("wait", "pending"), Series("bad", "failed"))
 MONEY = (Series("good", "KES"),)
 
 _SOON = 3
@@ -20,16 +25,16 @@ _LABELLED = 6
 
 
 async def figures(visit: Visit, _: str) -> Shown | None:
-    """What one asks in the morning: is money coming in as it should?"""
+    """Money by period with the period before, and how many payments are paid and how soon."""
     tallied = await visit.gateway.port(PaymentTally).read(visit.env)
     if tallied is None:
         return Shown("figures.html", {"tallied": None})
-    today, lately = tallied.days[-1], sum(tallied.hours[1:], tallied.hours[0])
+    lately = sum(tallied.hours[1:], tallied.hours[0])
     return Shown(
         "figures.html",
         {
             "tallied": tallied,
-            "today": today,
+            "periods": _periods(tallied),
             "rate": lately.rate,
             "soon": sum(lately.waits[:_SOON]) / lately.paid if lately.paid else None,
             "by_hour": [_counts(figures, number) for number, figures in enumerate(tallied.hours)],
@@ -40,6 +45,48 @@ async def figures(visit: Visit, _: str) -> Shown | None:
             "money": MONEY,
         },
     )
+
+
+@dataclass(frozen=True)
+class Period:
+    """The money of some days beside that of the days before, each a link to the payments of those days."""
+
+    name: str
+    figures: Figures
+    until: datetime
+    before: str
+    earlier: Figures
+
+    @property
+    def query(self) -> str:
+        """The filters of the payments of these days."""
+        since, until = rfc3339(self.figures.since), rfc3339(self.until)
+        return urlencode({"since": since, "until": until})
+
+    @property
+    def change(self) -> float | None:
+        """The change as a share of the earlier money; None where there was none."""
+        return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
+
+
+def _periods(tallied: Tallied) -> list[Period]:
+    days = [*tallied.earlier, *tallied.days]
+    tomorrow = days[-1].since + DAY
+    until = (tallied.hours[-1].since + HOUR).strftime("%H:%M")
+    return [
+        Period("Today", days[-1], tomorrow, f"yesterday until {until}", tallied.yesterday_so_far),
+        Period("Yesterday", days[-2], days[-1].since, "the day before", days[-3]),
+        *(
+            Period(
+                f"{count} days",
+                sum(days[1 - count :], days[-count]),
+                tomorrow,
+                f"the {count} days before",
+                sum(days[1 - 2 * count : -count], days[-2 * count]),
+            )
+            for count in (7, 30)
+        ),
+    ]
 
 
 def _counts(figures: Figures, number: int) -> Column:

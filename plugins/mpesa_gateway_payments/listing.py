@@ -1,5 +1,6 @@
 """Finds payments: one by its id, or a list by any filters, each served by an index, newest first."""
 
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,19 @@ from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound, checking
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
+from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.api import Similar
+from mpesa_gateway_payments.evidence import CLOCKS_DIFFER
+from mpesa_gateway_payments.judging import SHOWN_FOR
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
+
+OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
+"""The form of the references that the gateway makes; a reference of a merchant may have it too."""
 
 PAYMENTS = Listing(table="payment", key="payment_id", prefix="pay", by_index=True)
 
@@ -25,6 +33,12 @@ async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str
     if row is None:
         raise NotFound("there is no such payment")
     return row
+
+
+async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
+    """Return unpaid payments of the 48 hours before the money with its amount, payer or reference, newest first."""
+    first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
+    return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 
 
 def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:
@@ -51,10 +65,21 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
     # There is one provider: a filter on it lets everything through.
-    found.equal(status=None if filters.status is None else filters.status.value, reference=filters.reference)
+    found.equal(status=None if filters.status is None else filters.status.value)
+    if filters.reference is not None:
+        parts = _reference_parts(filters.reference)
+        found.add(f"({' OR '.join(parts)})", *[filters.reference] * len(parts))
     if filters.search is not None:
         _add_search(found, filters.search.strip())
     return found
+
+
+def _reference_parts(reference: str) -> list[str]:
+    """Conditions that are each served by an index: references of ours and those of merchants have one each."""
+    parts = ["reference = {} AND NOT reference_is_ours"]
+    if OWN_REFERENCE.fullmatch(reference):
+        parts.append("reference = {} AND reference_is_ours")
+    return parts
 
 
 def _add_search(found: Conditions, text: str) -> None:
@@ -64,16 +89,23 @@ def _add_search(found: Conditions, text: str) -> None:
     oldest would pass over all that has come since (126 ms with 200,000 payments).
     """
     upper = text.upper()
+    values: list[str | None]
     parts = [
         "payment_id = {}",
-        "checkout_request_id = {}",
+        tables.HAS_HANDLE,
         "receipt = {}",
-        "idempotency_key = {}",
     ]
-    values = [text, text, upper, text]
+    values = [text, text, upper]
+    if found.merchant_id is None:
+        parts.append(tables.HAS_KEY_OF_ANY)
+        values += [found.env, text]
+    else:
+        parts.append(tables.HAS_KEY)
+        values += [found.merchant_id, found.env, text]
     for spelt in sorted({text, upper}):
-        parts.append("reference = {}")
-        values.append(spelt)
+        alike = _reference_parts(spelt)
+        parts += alike
+        values += [spelt] * len(alike)
     try:
         values.append(str(Msisdn.parse(text)))
         parts.append("phone = {}")

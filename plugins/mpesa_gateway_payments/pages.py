@@ -57,6 +57,7 @@ async def payments(visit: Visit) -> Shown:
             "next": page.next_cursor and urlencode(chosen | {"cursor": page.next_cursor}),
             "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or "", "env": visit.env}),
             "here": urlencode(chosen),
+            "totalled": urlencode(chosen | {"env": visit.env}) if chosen else "",
             "chosen": chosen,
             "fields": dict.fromkeys((*_TEXTS, "held"), "") | chosen,
             "payer": payer,
@@ -94,6 +95,11 @@ def _refuse_number(visit: Visit, field: str, text: str) -> None:
 def _told(visit: Visit, name: str) -> str:
     """What the list was filtered by, or what somebody has just typed."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
+
+
+async def total(visit: Visit) -> Shown:
+    """The number and the requested amount of the payments that pass the filters."""
+    return Shown("total.html", {"total": await visit.gateway.port(PaymentDesk).total(visit.env, _filters(visit))})
 
 
 async def newer(visit: Visit) -> Shown:
@@ -199,7 +205,7 @@ async def query(visit: Visit) -> Done:
     """Ask M-Pesa now."""
     payment_id = visit.values["payment_id"]
     status = await visit.gateway.port(PaymentDesk).query(payment_id)
-    said = "M-Pesa was asked: still under way." if status == "pending" else f"M-Pesa was asked: {status}."
+    said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
     return Done(f"payments/{payment_id}", said)
 
 
@@ -207,7 +213,7 @@ async def check_status(visit: Visit) -> Done:
     """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentDesk).check_status(payment_id)
-    return Done(f"payments/{payment_id}", "M-Pesa took the question; its answer comes by callback and shows below.")
+    return Done(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def look_after(visit: Visit) -> Done:
@@ -215,7 +221,7 @@ async def look_after(visit: Visit) -> Done:
     payment_id = visit.values["payment_id"]
     desk = visit.gateway.port(PaymentDesk)
     await desk.look_after(payment_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"payments/{payment_id}", "Noted.")
+    return Done(f"payments/{payment_id}", "Marked as resolved.")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
@@ -234,27 +240,30 @@ _CAUSES = {
 }
 
 _SAID = {
-    "requested": "Asked for",
-    "sent": "M-Pesa took the push",
-    "unsent": "Nothing was sent; the same key may try again",
-    "unknown": "Sent, and M-Pesa's answer does not say what became of it",
-    "refused": "M-Pesa refused",
+    "requested": "Payment requested",
+    "sent": "STK push accepted by M-Pesa",
+    "unsent": "STK push not sent; the same key may try again",
+    "unknown": "STK push sent, outcome unknown",
+    "refused": "STK push refused by M-Pesa",
     "completed": "Paid",
     "failed": "Not paid",
-    "expired": "M-Pesa told of no end in time",
-    "mismatched": "Money came that is not what was asked for",
-    "receipt_learnt": "The receipt became known",
-    "asked": "A status query was sent",
-    "confirming": "Reported as paid; being confirmed",
-    "unconfirmed": "M-Pesa denies what was reported",
-    "refund_asked": "A refund set money aside",
-    "refund_failed": "A refund came to nothing",
-    "reversed": "All of it went back",
-    "partially_reversed": "A part went back",
-    "reversal_seen": "M-Pesa reports a part as reversed",
-    "looked_after": "A person saw to it",
+    "expired": "No result in time",
+    "mismatched": "M-Pesa reports something other than requested",
+    "receipt_learnt": "Receipt received",
+    "asked": "Status query sent",
+    "confirming": "Reported as paid, confirmation pending",
+    "unconfirmed": "Report not confirmed by M-Pesa",
+    "refund_asked": "Amount reserved for a refund",
+    "refund_failed": "Refund failed",
+    "reversed": "Refunded in full",
+    "partially_reversed": "Refunded in part",
+    "reversal_seen": "M-Pesa reports a partial reversal",
+    "looked_after": "Marked as resolved",
 }
 
+
+_STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
+"""The words of state that differ from the names of the steps."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
 """Steps at which a push had gone out."""
@@ -290,7 +299,7 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
         Moment(
             at=step.at,
             source=f"payment, {_CAUSES[step.cause]}",
-            state=step.kind.replace("_", " "),
+            state=_STATES.get(step.kind, step.kind.replace("_", " ")),
             text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
             body=_asked(row) if step.kind in _PUSHED else "",
             answer=_acknowledged(row) if step.kind == "sent" else "",
@@ -305,13 +314,13 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
             text=" ".join(
                 part
                 for part in (
-                    check.transaction_status and f"M-Pesa says {check.transaction_status}.",
+                    check.transaction_status and f"M-Pesa reports {check.transaction_status}.",
                     check.finding and f"Finding: {check.finding.replace('_', ' ')}.",
                     check.result_desc,
                 )
                 if part
             )
-            or "M-Pesa has not answered yet",
+            or "No response from M-Pesa yet",
         )
         for check in checks
     ]
@@ -322,9 +331,7 @@ async def held(gateway: Runtime, env: Env) -> Sequence[Concern]:
     count = await gateway.port(PaymentDesk).count_held(env)
     if not count:
         return ()
-    text = (
-        f"{count} {'payment' if count == 1 else 'payments'} with other money than was asked for, or reversed by M-Pesa"
-    )
+    text = f"{count} {'payment needs' if count == 1 else 'payments need'} review: mismatched, or reversed by M-Pesa"
     return (Concern(text=text, to="payments?held=true", state="failed"),)
 
 
@@ -333,6 +340,7 @@ PAGES = Pages(
     pages=(
         Page("payments", "Payments", payments, menu=Menu("Payments", 10, "Money", "p")),
         Page("payments/newer", "New payments", newer, is_part=True),
+        Page("payments/total", "Total", total, is_part=True),
         Page("payments/export", "Payments as CSV", export, role=Role.OPERATOR),
         Page("payments/{payment_id}", "Payment", payment, names="pay", place="payment"),
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),

@@ -90,14 +90,18 @@ class StkPusher:
             self._resting.rest(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
-                f"nothing was sent ({fault.meaning}): try again with the same Idempotency-Key",
+                f"nothing was sent ({fault.explained}): try again with the same Idempotency-Key",
                 retry_after=fault.retry_after or 5,
                 provider=fault.provider,
+                subject_id=payment_id,
             ) from None
         except Rejected as fault:
             await self._record("refusal", row, partial(self._write_refusal, row, fault))
             raise ProviderRejected(
-                f"M-Pesa refused the request: {fault.mitigation}", retryable=fault.retryable, provider=fault.provider
+                f"M-Pesa refused the request: {fault.explained}; {fault.mitigation}",
+                retryable=fault.retryable,
+                provider=fault.provider,
+                subject_id=payment_id,
             ) from None
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
@@ -180,7 +184,7 @@ class StkPusher:
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         due = now + timedelta(seconds=self._settings.unsent_after)
         if await self._db.fetchrow(tables.RELEASE_PUSH, payment_id, attempt, now, due) is not None:
-            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.meaning)
+            await self._moves.step(payment_id, now, "unsent", Cause.FAULT, fault.code, fault.explained)
             await idempotency.release(self._db, merchant_id=merchant_id, env=row["env"], key=key)
         found = await find_payment(self._db, merchant_id, row["env"], payment_id)
         is_under_way = found["charge"] in {Charge.READY.value, Charge.SENDING.value}
@@ -192,7 +196,7 @@ class StkPusher:
         await self._settle_key(row)
         report = NotPaid(
             code=fault.code or "refused",
-            text=fault.meaning,
+            text=fault.explained,
             reason=fault.failure_reason,
             cause=Cause.FAULT,
             step="refused",

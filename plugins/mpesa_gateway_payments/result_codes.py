@@ -5,6 +5,9 @@ from typing import Literal, get_args
 
 from mpesa_gateway.daraja.numerals import canonical
 
+ORDINARY = "The service request is processed successfully."
+"""What M-Pesa says with the result code 0. A payment's row has NULL where its code is 0 and this is its text."""
+
 FailureReason = Literal[
     "insufficient_funds",
     "cancelled_by_user",

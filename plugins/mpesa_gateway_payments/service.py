@@ -25,10 +25,10 @@ from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import PaymentRequest, Requested
+from mpesa_gateway_payments.api import PaymentRequest, Requested, Similar
 from mpesa_gateway_payments.creates import OPERATION, CreateSteps, Wanted, metadata_json
 from mpesa_gateway_payments.errors import ShortcodeRetired
-from mpesa_gateway_payments.listing import export_payments, find_payment, list_payments
+from mpesa_gateway_payments.listing import export_payments, find_payment, find_similar, list_payments
 from mpesa_gateway_payments.pushing import StkPusher
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
@@ -267,6 +267,10 @@ class PaymentService:
         """See the port."""
         row = await self._db.fetchrow(tables.READ, [payment_id])
         return None if row is None else view(row)
+
+    async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:
+        """See the port."""
+        return [view(row) for row in await find_similar(self._db, merchant_id, env, wanted)]
 
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
         """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""

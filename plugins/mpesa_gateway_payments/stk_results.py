@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import asyncpg
 import structlog
+from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
@@ -93,7 +94,7 @@ class StkResults:
         return bool(
             await self._db.run(
                 PaymentRow.exists().where(
-                    PaymentRow.checkout_request_id == (result.checkout_request_id or ""),
+                    WhereRaw(tables.HAS_HANDLE, result.checkout_request_id or ""),
                     PaymentRow.env == row["env"],
                     PaymentRow.payment_id != row["payment_id"],
                 )

@@ -120,22 +120,28 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: expression - when a payment whose outcome is unknown is asked about.
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
-FIND_BY_KEY = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND idempotency_key = $3"
+HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
+"""The merchant, env and Idempotency-Key, as the unique index has them."""
+
+HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
+    SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
+
+FIND_BY_KEY = f"SELECT * FROM payment WHERE {HAS_KEY.format('$1', '$2', '$3')}"  # noqa: S608 - the condition above
 
 INSERT = Named(f"""
 WITH asked AS (
-    SELECT * FROM unnest($payment_id::uuid[], $merchant_id::uuid[], $env::text[], $shortcode::text[],
+    SELECT * FROM (SELECT * FROM unnest($payment_id::uuid[], $merchant_id::uuid[], $env::text[], $shortcode::text[],
         $amount::integer[], $phone::text[], $reference::text[], $reference_is_ours::boolean[], $description::text[],
         $callback_url::text[], $metadata::text[], $idempotency_key::text[], $fingerprint::bytea[],
         $leased_until::timestamptz[], $due_at::timestamptz[], $expires_at::timestamptz[], $asked_at::timestamptz[],
         $operation::text[], $shortcode_id::uuid[])
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
-        shortcode_id)
+        shortcode_id) LIMIT cardinality($payment_id)) AS t
     -- The record of an old payment's key has been deleted; a payment is never deleted.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
-        WHERE p.merchant_id = t.merchant_id AND p.env = t.env AND p.idempotency_key = t.idempotency_key)
-    LIMIT cardinality($payment_id)
+        WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
+            t.merchant_id, t.env, t.idempotency_key))
 ), {idempotency.CLAIMED}
 INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, amount, currency, phone, reference,
     reference_is_ours, description, callback_url, metadata, idempotency_key, due_at, expires_at, created_at,
@@ -223,9 +229,12 @@ READ = f"""
 ``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. With it Postgres expects one row of an
 unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 ms."""
 
+HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
+"""A condition that the unique index on CheckoutRequestIDs answers."""
+
 READ_BY_CHECKOUT = f"""
 {_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
-    JOIN payment USING (checkout_request_id)
+    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
 """
 """For callbacks that do not state their env. A handle can have two rows, one of each env."""
 
@@ -241,6 +250,17 @@ GROUP BY shortcode_id
 """Payments with a status query due, or that need review. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
+
+SIMILAR = """
+SELECT * FROM payment WHERE receipt IS NULL AND status IN ('pending', 'failed') AND payment_id = ANY (ARRAY(
+    (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND amount = $5 ORDER BY payment_id DESC LIMIT 20)
+    UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND phone = $6 ORDER BY payment_id DESC LIMIT 20)
+    UNION (SELECT payment_id FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id BETWEEN $3 AND $4
+        AND reference = $7 ORDER BY payment_id DESC LIMIT 20)))
+ORDER BY payment_id DESC LIMIT 10
+"""
 
 WAITS_FOR_A_PERSON = """
 looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (

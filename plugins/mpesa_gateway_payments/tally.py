@@ -24,7 +24,7 @@ WAITS = (10, 20, 30, 60, 120)
 _LATE = timedelta(minutes=5)
 """A change may become visible so much later than its time says: its transaction was still open."""
 
-_FIRST = timedelta(days=DAYS + 2)
+_FIRST = timedelta(days=2 * DAYS + 2)
 """How far back the first count of all goes."""
 
 
@@ -68,12 +68,15 @@ class Figures:
 class Tallied:
     """The figures of one environment: hours and days from the oldest to the present one, which is not over.
 
+    ``earlier`` are the days before ``days``, ``yesterday_so_far`` the hours of yesterday until the present hour ends.
     ``reasons`` says why payments of these days failed, the most frequent first; ``counted_at`` how new all of it is.
     """
 
     env: Env
     hours: Sequence[Figures]
     days: Sequence[Figures]
+    earlier: Sequence[Figures]
+    yesterday_so_far: Figures
     reasons: Sequence[tuple[str, int]]
     counted_at: datetime
 
@@ -104,8 +107,9 @@ class PaymentTally:
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)
         first = today - DAY * (DAYS - 1)
+        oldest = first - DAY * DAYS
         counted_at = await self._counted_at()
-        rows = await self._db.fetch(tally_sql.TALLIED, env, first)
+        rows = await self._db.fetch(tally_sql.TALLIED, env, oldest)
         if not rows or counted_at is None:
             return None
         known = {
@@ -120,16 +124,21 @@ class PaymentTally:
             )
             for row in rows
         }
-        days = {first + DAY * number: Figures(since=first + DAY * number) for number in range(DAYS)}
+        days = {oldest + DAY * number: Figures(since=oldest + DAY * number) for number in range(2 * DAYS)}
+        yesterday = Figures(since=today - DAY)
         for hour, figures in known.items():
             day = hour.replace(hour=0)
             if day in days:
                 days[day] += figures
+            if day == today - DAY and hour <= this_hour - DAY:
+                yesterday += figures
         hours = [this_hour - HOUR * number for number in reversed(range(HOURS))]
         return Tallied(
             env=env,
             hours=[known.get(hour, Figures(since=hour)) for hour in hours],
-            days=list(days.values()),
+            days=list(days.values())[DAYS:],
+            earlier=list(days.values())[:DAYS],
+            yesterday_so_far=yesterday,
             reasons=[
                 (row["reason"], row["count"])
                 for row in await self._db.fetch(tally_sql.TALLIED_REASONS, first)

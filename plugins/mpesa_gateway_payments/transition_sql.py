@@ -1,5 +1,7 @@
 """Statements that write what decisions change, and those that set money aside for refunds."""
 
+from mpesa_gateway_payments.result_codes import ORDINARY
+
 _COLUMNS = {
     "status": "text",
     "charge": "text",
@@ -30,7 +32,12 @@ WRITTEN = ("payment_id", "version", *_COLUMNS)
 
 _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
-_SET = ", ".join(f"{name} = told.{name}{'::jsonb' if name == 'claim' else ''}" for name in _COLUMNS)
+_VALUES = {
+    "claim": "told.claim::jsonb",
+    "result_desc": f"CASE WHEN told.result_code = '0' THEN NULLIF(told.result_desc, '{ORDINARY}') "
+    "ELSE told.result_desc END",
+}
+_SET = ", ".join(f"{name} = {_VALUES.get(name, f'told.{name}')}" for name in _COLUMNS)
 
 # raw SQL: hot path - each callback.
 CHANGE = f"""

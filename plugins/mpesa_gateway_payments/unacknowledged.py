@@ -8,7 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
 from mpesa_gateway_payments import due_sql, tables
-from mpesa_gateway_payments.decisions import NotPaid, TimeUp
+from mpesa_gateway_payments.decisions import NotPaid, TimeUp, unsent_text
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
@@ -18,7 +18,8 @@ log = structlog.get_logger(__name__)
 _AT_MOST = 500
 """Payments that one run closes; the next run goes on."""
 
-NEVER_SENT = "never sent: the request was cut off before M-Pesa was called, or M-Pesa could not be reached"
+CUT_OFF = "the request was cut off before M-Pesa was called"
+"""Why nothing was sent where no attempt left a reason."""
 
 
 class Unacknowledged:
@@ -75,9 +76,10 @@ class Unacknowledged:
                 await due_sql.ask_again(self._db, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
+                reasons = await due_sql.read_unsent_reasons(self._db, [row])
                 report = NotPaid(
                     code="unsent",
-                    text=NEVER_SENT,
+                    text=unsent_text(reasons.get(payment_id, CUT_OFF)),
                     reason="not_sent",
                     cause=Cause.EXPIRY,
                     step="expired",

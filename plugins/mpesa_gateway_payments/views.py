@@ -9,6 +9,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.events import PaymentEvent
+from mpesa_gateway_payments.result_codes import ORDINARY
 from mpesa_gateway_payments.schemas import Mismatch, PaymentView
 
 
@@ -32,7 +33,7 @@ def view(row: Row) -> PaymentView:
         description=row["description"],
         receipt=row["receipt"],
         result_code=row["result_code"],
-        result_desc=row["result_desc"],
+        result_desc=_result_desc(row),
         failure_reason=row["failure_reason"],
         mismatch=None
         if mismatch is None
@@ -65,6 +66,7 @@ def event_fields(row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
         "amount": Kes(row["amount"]).wire,
         "provider_ref": row["checkout_request_id"],
         "metadata": _metadata(row),
+        "result_desc": _result_desc(row),
         "created_at": rfc3339(row["created_at"]),
         "completed_at": None if completed_at is None else rfc3339(completed_at),
     }
@@ -76,6 +78,11 @@ _SHARED = tuple(
     if name
     not in {"event_id", "occurred_at", "subject_id", "amount", "provider_ref", "metadata", "created_at", "completed_at"}
 )
+
+
+def _result_desc(row: Row | Mapping[str, Any]) -> str | None:
+    text: str | None = row["result_desc"]
+    return ORDINARY if text is None and row["result_code"] == "0" else text
 
 
 def _metadata(row: Row | Mapping[str, Any]) -> dict[str, str]:

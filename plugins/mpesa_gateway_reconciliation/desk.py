@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Listing, Paged, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, Invalid, NotFound
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway_payments.api import Payments, PaymentView
+from mpesa_gateway_payments.api import Payments, PaymentView, Similar
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow
@@ -54,10 +54,11 @@ class ReconciliationDesk:
 
     async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> Paged[Row]:
         """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
-        found = Conditions(env, query.merchant)
-        found.add(tables.UNRESOLVED)
-        found.equal(finding=query.finding)
-        return await LINES.page(self._db, found, query.cursor, limit)
+        return await LINES.page(self._db, _unresolved(env, query), query.cursor, limit)
+
+    async def total(self, env: Env, query: LinesQuery) -> Total:
+        """Return the number of unresolved lines and the sum of the amounts that can be read."""
+        return await LINES.total(self._db, _unresolved(env, query))
 
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
         """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""
@@ -84,10 +85,26 @@ class ReconciliationDesk:
         return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
 
     async def candidates(self, line: Row) -> list[PaymentView]:
-        """The payments that a line could belong to."""
-        payments, settling = self._payments, self._settling
-        found = [await payments.find(payment_id) for payment_id in await settling.candidates(line)]
-        return [one for one in found if one is not None and one.merchant_id == line["merchant_id"]][-_MOST_CANDIDATES:]
+        """Return the payments that the judge names, then unpaid ones of the same amount, payer or reference.
+
+        A line whose time is impossible for its window gets no suggestions.
+        """
+        payments, merchant_id = self._payments, line["merchant_id"]
+        named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
+        similar: list[PaymentView] = []
+        if line["is_timed"]:
+            similar = await payments.find_similar(
+                merchant_id,
+                line["env"],
+                Similar(
+                    amount=line["amount"],
+                    phone=line["phone"],
+                    reference=line["reference"],
+                    before=max(line["moments"]),
+                ),
+            )
+        found = {one.id: one for one in (*named, *similar) if one is not None and one.merchant_id == merchant_id}
+        return list(found.values())[:_MOST_CANDIDATES]
 
     async def registrations(self, merchant_id: str, env: Env) -> Sequence[Found]:
         """The shortcodes of a merchant in ``env`` that Pull is enabled for."""
@@ -149,6 +166,13 @@ class ReconciliationDesk:
                 detail={"count": len(rows)},
             )
         return len(rows)
+
+
+def _unresolved(env: Env, query: LinesQuery) -> Conditions:
+    found = Conditions(env, query.merchant)
+    found.add(tables.UNRESOLVED)
+    found.equal(finding=query.finding)
+    return found
 
 
 def check_reason(reason: str, wanted: str = "what this money is") -> None:

@@ -1,6 +1,7 @@
 """The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -8,23 +9,27 @@ from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.db.lists import DeskQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import Invalid, NotFound
 from mpesa_gateway.http.charts import Column, Series
 from mpesa_gateway.http.reading import read_body
 from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Finding
+from mpesa_gateway_payments.api import Finding, Payments
+from mpesa_gateway_reconciliation.agreement import Agreement, read_agreements
 from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
+from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm, differences
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settling import Settling
 
 _A_PAGE = 40
+_COMPARED = 20
+"""Merchants, the newest, whose statements the overview compares."""
 
-SERIES = (Series("good", "known or recovered"), Series("bad", "not explained"))
+SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 
 async def runs(visit: Visit) -> Shown:
@@ -63,11 +68,11 @@ async def run_now(visit: Visit) -> Done:
     """Reconcile a window of one merchant's statement now."""
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
-        raise Invalid.field_error("merchant", "choose whose statement to read")
+        raise Invalid.field_error("merchant", "choose a merchant")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
-    said = "The run goes on: look again in a moment." if run.status == "running" else f"The run is {run.status}."
+    said = "Run in progress." if run.status == "running" else f"Run {run.status}."
     return Done(f"reconciliation/{run.id}", said)
 
 
@@ -97,20 +102,22 @@ async def run(visit: Visit) -> Shown:
 
 
 async def set_aside_all(visit: Visit) -> Done:
-    """See to all lines of a run that no payment of ours explains."""
+    """See to all lines of a run without a payment."""
     run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationDesk)
     count = await desk.set_aside_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"reconciliation/{run_id}", f"{count} {'line was' if count == 1 else 'lines were'} set aside.")
+    return Done(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
 async def lines(visit: Visit) -> Shown:
     """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    page = await visit.gateway.port(ReconciliationDesk).unresolved(visit.env, query, _A_PAGE)
+    desk = visit.gateway.port(ReconciliationDesk)
+    page = await desk.unresolved(visit.env, query, _A_PAGE)
     return Shown(
         "lines.html",
         {
             "lines": page.rows,
+            "total": await desk.total(visit.env, query),
             "query": query,
         }
         | await visit.whose(page.rows)
@@ -133,39 +140,67 @@ async def line(visit: Visit) -> Shown:
             "candidates": await desk.candidates(row) if is_open else (),
             "is_open": is_open,
             "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
-            "fields": {name: visit.text(name) for name in ("payment_id", "reason")},
+            "fields": {"reason": visit.text("reason")},
+        },
+    )
+
+
+async def dismiss(visit: Visit) -> Done:
+    """Record that a line belongs to no payment."""
+    line_id = visit.values["line_id"]
+    desk = visit.gateway.port(ReconciliationDesk)
+    await desk.set_aside(line_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Done(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
+
+
+class _MatchQuery(msgspec.Struct, frozen=True, kw_only=True):
+    payment_id: str = ""
+
+
+async def match(visit: Visit) -> Shown:
+    """A statement line beside the payment that it is to be matched to."""
+    row = await visit.gateway.port(ReconciliationDesk).line(visit.values["line_id"])
+    visit.require(row["env"])
+    payment_id = visit.text("payment_id") or visit.read_query(_MatchQuery).payment_id.strip()
+    payment = await visit.gateway.port(Payments).find(payment_id)
+    if payment is None or (payment.merchant_id, payment.env) != (row["merchant_id"], row["env"]):
+        raise NotFound("this merchant has no such payment")
+    return Shown(
+        "match.html",
+        {
+            "line": row,
+            "payment": payment,
+            "differs": differences(row, payment),
+            "amount_to_confirm": amount_to_confirm(row),
+            "fields": {name: visit.text(name) for name in ("confirm", "reason")},
         },
     )
 
 
 async def resolve(visit: Visit) -> Done:
-    """Say which payment a line belongs to, or that it has been seen to."""
-    desk, line_id, reason = (
-        visit.gateway.port(ReconciliationDesk),
-        visit.values["line_id"],
-        visit.text("reason"),
-    )
+    """Match a line to a payment."""
+    desk, line_id, reason = visit.gateway.port(ReconciliationDesk), visit.values["line_id"], visit.text("reason")
     row = await desk.line(line_id)
-    if visit.text("how") == "aside":
-        await desk.set_aside(line_id, reason, actor=visit.visitor.actor)
-        return Done(f"reconciliation/lines/{line_id}", "Set aside: runs leave this line alone from now on.")
-    if not visit.text("payment_id"):
-        raise Invalid.field_error("payment_id", "choose the payment that this money is for")
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
-    settling = visit.gateway.port(Settling)
-    assigned = await settling.assign(
-        visit.caller(merchant, row["env"]), line_id, visit.text("payment_id"), reason=reason, by_operator=True
+    assigned = await visit.gateway.port(Settling).assign(
+        visit.caller(merchant, row["env"]),
+        line_id,
+        visit.text("payment_id"),
+        by_operator=Decided(reason=reason, confirmed_amount=visit.text("confirm")),
     )
-    return Done(f"reconciliation/lines/{line_id}", f"Assigned: {assigned['finding'].replace('_', ' ')}.")
+    if assigned["finding"] == "mismatched":
+        note = "Matched with a mismatch: the payment needs review, and the merchant is notified."
+        return Done(f"reconciliation/lines/{line_id}", note, is_warning=True)
+    return Done(f"reconciliation/lines/{line_id}", f"Matched: {assigned['finding'].replace('_', ' ')}.")
 
 
 async def register(visit: Visit) -> Done:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
     told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
-    said = f"M-Pesa says {told.response_code}: {told.response_desc}"
-    return Done(f"credentials/{merchant.merchant_id}", f"Pull is registered for {told.shortcode}. {said}")
+    said = f"M-Pesa response {told.response_code}: {told.response_desc}"
+    return Done(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
@@ -175,6 +210,31 @@ async def registered(visit: Visit, merchant_id: str) -> Shown | None:
     """Whether Pull is registered for a merchant."""
     rows = await visit.gateway.port(ReconciliationDesk).registrations(merchant_id, visit.env)
     return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
+
+
+async def agreement(visit: Visit, _: str) -> Shown | None:
+    """Return whether today's statements and the gateway agree, for each shortcode; None without a merchant."""
+    gateway = visit.gateway
+    merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
+    sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
+    names = {each.merchant_id: each.name for each in merchants}
+    compared: list[tuple[str, Agreement]] = []
+    unread: dict[str, int] = {}
+    for merchant_id in sorted({each.merchant_id for each in sources} & names.keys(), key=lambda each: names[each]):
+        found = await read_agreements(gateway.db, merchant_id, visit.env, gateway.clock.now())
+        compared += [(names[merchant_id], each) for each in found]
+        wanted = sum(each.merchant_id == merchant_id and not each.is_retired for each in sources)
+        if len(found) < wanted:
+            unread[names[merchant_id]] = wanted - len(found)
+    without = len(names.keys() - {each.merchant_id for each in sources})
+    if not compared and not unread and not without:
+        return None
+    values = {"compared": compared, "unread": unread, "without": without, "clock": _clock}
+    return Shown("agreement.html", values)
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone(EAT):%H:%M}"
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
@@ -197,14 +257,14 @@ async def unresolved(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
     desk, found = gateway.port(ReconciliationDesk), list[Concern]()
     if failing := await desk.count_failing(env):
-        text = f"the statement of {failing} {'merchant' if failing == 1 else 'merchants'} could not be read last time"
+        text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
         found.append(Concern(text=text, to="reconciliation"))
     gravely, in_all = await desk.count_unresolved(env)
     if gravely:
-        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} that only a person can assign"
+        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} to match manually"
         found.append(Concern(text=text, to="reconciliation/lines", state="failed"))
     if unexplained := in_all - gravely:
-        text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} that no payment of ours explains"
+        text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} without a payment"
         found.append(Concern(text=text, to="reconciliation/lines?finding=not_found"))
     return found
 
@@ -216,14 +276,16 @@ PAGES = Pages(
         Page("reconciliation/lines", "Statement lines", lines),
         Page("reconciliation/{run_id}", "Run", run, names="run"),
         Page("reconciliation/lines/{line_id}", "Statement line", line, names="txn"),
+        Page("reconciliation/lines/{line_id}/match", "Match", match, role=Role.OPERATOR),
     ),
     acts=(
         Act("reconciliation", "run", run_now),
         Act("reconciliation/{run_id}", "set_aside_all", set_aside_all),
-        Act("reconciliation/lines/{line_id}", "resolve", resolve),
+        Act("reconciliation/lines/{line_id}", "dismiss", dismiss),
+        Act("reconciliation/lines/{line_id}/match", "resolve", resolve),
         Act("credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"),
     ),
-    panels=(Panel("credentials", registered),),
+    panels=(Panel("credentials", registered), Panel("overview", agreement, 15)),
     traces=(Trace("payment", past_of_payment),),
     concerns=(unresolved,),
 )

@@ -48,6 +48,7 @@ from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import LineSettled
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
+from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
 from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
 
 log = structlog.get_logger(__name__)
@@ -304,19 +305,20 @@ class Settling:
 
     # -- people ---------------------------------------------------------------------------------------------------
 
-    async def assign(
-        self, caller: Caller, line_id: str, payment_id: str, *, reason: str = "", by_operator: bool = False
-    ) -> Row:
-        """Assign a line to the payment that a person says it is for. Raises NotFound, and LineSettled with the reason.
+    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
+        """Match a line to a payment. Raises NotFound, and LineSettled with the reason.
 
-        A merchant's choice has to fit the line, and no other merchant's payment may; an operator decides.
+        A merchant's choice has to fit the line, and no other merchant's payment may fit it. An operator decides, and
+        confirms an amount that differs: raises Invalid otherwise.
         """
-        await self._payments.get(caller.merchant_id, caller.env, payment_id)
+        payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
         found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
         if found is None:
             raise NotFound("there is no such statement line")
         if found["payment_id"] is not None:
             raise LineSettled("this line belongs to a payment already")
+        if by_operator is not None:
+            require_confirmation(found, payment, by_operator)
         report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
 
         async def lock() -> None:
@@ -325,7 +327,7 @@ class Settling:
                 raise LineSettled("this line belongs to a payment already")
 
         async with self._db.transaction():
-            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator)
+            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator is not None)
             if isinstance(settled, Unfit):
                 raise LineSettled(_UNFIT[settled.why])
             now, owner = self._clock.now(), settled.merchant_id
@@ -339,7 +341,7 @@ class Settling:
                 actor=caller.actor,
                 subject_id=line_id,
                 env=caller.env,
-                detail=detail | ({"reason": reason[:500]} if reason else {}),
+                detail=detail | ({} if by_operator is None else {"reason": by_operator.reason[:500]}),
             )
         if assigned is None:
             raise NotFound("there is no such statement line")

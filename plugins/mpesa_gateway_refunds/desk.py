@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged
+from mpesa_gateway.db.lists import Conditions, DeskQuery, Paged, Total
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.reading import read_body
@@ -30,6 +30,14 @@ class RefundsQuery(DeskQuery, frozen=True, kw_only=True):
     waiting: bool = False
 
 
+def _conditions(env: Env, query: RefundsQuery) -> Conditions:
+    found = Conditions(env, query.merchant, query.since, query.until)
+    found.equal(status=query.status)
+    if query.waiting:
+        found.add("attention IS NOT NULL")
+    return found
+
+
 class RefundDesk:
     """What operators ask of refunds."""
 
@@ -41,11 +49,11 @@ class RefundDesk:
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> Paged[Row]:
         """A page of refunds of ``env``. Raises Invalid for a bad cursor."""
-        found = Conditions(env, query.merchant, query.since, query.until)
-        found.equal(status=query.status)
-        if query.waiting:
-            found.add("attention IS NOT NULL")
-        return await REFUNDS.page(self._db, found, query.cursor, limit)
+        return await REFUNDS.page(self._db, _conditions(env, query), query.cursor, limit)
+
+    async def total(self, env: Env, query: RefundsQuery) -> Total:
+        """Return the number and the amount of the refunds that pass the filters."""
+        return await REFUNDS.total(self._db, _conditions(env, query))
 
     async def get(self, refund_id: str) -> Found:
         """A refund of whichever merchant. Raises NotFound."""

@@ -20,11 +20,13 @@ _A_PAGE = 50
 async def refunds(visit: Visit) -> Shown:
     """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    page = await visit.gateway.port(RefundDesk).page(visit.env, query, _A_PAGE)
+    desk = visit.gateway.port(RefundDesk)
+    page = await desk.page(visit.env, query, _A_PAGE)
     return Shown(
         "refunds.html",
         {
             "rows": page.rows,
+            "total": await desk.total(visit.env, query),
             "query": query,
         }
         | await visit.whose(page.rows)
@@ -53,22 +55,22 @@ async def query(visit: Visit) -> Done:
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
     await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
-    return Done(f"refunds/{refund_id}", "M-Pesa was asked; its answer comes by callback and shows below.")
+    return Done(f"refunds/{refund_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def resolve(visit: Visit) -> Done:
     """End it from what a person saw on M-Pesa's portal."""
     refund_id, outcome = visit.values["refund_id"], visit.text("outcome")
     if outcome not in {"completed", "failed"}:
-        raise Invalid.field_error("outcome", "say whether the money went back")
+        raise Invalid.field_error("outcome", "choose completed or failed")
     if not visit.text("note"):
-        raise Invalid.field_error("note", "say what you saw, and where")
+        raise Invalid.field_error("note", "describe the evidence on the portal")
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
     row = await visit.gateway.port(RefundDesk).get(refund_id)
     endings = visit.gateway.port(RefundEndings)
     ended = await endings.resolve(row["env"], refund_id, decided, visit.visitor.actor)
-    return Done(f"refunds/{refund_id}", f"The refund is {ended.status}.")
+    return Done(f"refunds/{refund_id}", f"Refund {ended.status}.")
 
 
 async def refund_form(visit: Visit) -> Shown:
@@ -91,9 +93,9 @@ async def refund_form(visit: Visit) -> Shown:
 async def send_back(visit: Visit) -> Done:
     """Send it back."""
     if visit.text("confirm") != visit.values["payment_id"]:
-        raise Invalid.field_error("confirm", "tick the box: money that was sent back does not come again")
+        raise Invalid.field_error("confirm", "confirm: a refund cannot be undone")
     made = await visit.gateway.port(RefundDesk).request(visit, visit.values["payment_id"])
-    return Done(f"refunds/{made.id}", "M-Pesa was asked to send the money back.")
+    return Done(f"refunds/{made.id}", "Refund requested.")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
@@ -120,9 +122,7 @@ async def past(gateway: Runtime, refund_id: str) -> Sequence[Moment]:
     row = await gateway.port(RefundDesk).get(refund_id)
     handles = [row["originator_conversation_id"]] if row["originator_conversation_id"] else []
     moments = [
-        Moment(
-            at=row["created_at"], source="refund", state="requested", text=f"Asked for: {row['reason'] or 'no reason'}"
-        ),
+        Moment(at=row["created_at"], source="refund", state="requested", text=f"Reason: {row['reason'] or 'none'}"),
         *await gateway.port(Callbacks).past(subjects_of(refund_id), handles),
     ]
     if row["attention"] is not None:
@@ -138,7 +138,7 @@ async def waiting(gateway: Runtime, env: Env) -> Sequence[Concern]:
     count = await gateway.port(RefundDesk).count_waiting(env)
     if not count:
         return ()
-    text = f"{count} {'refund waits' if count == 1 else 'refunds wait'} for somebody to look on M-Pesa's portal"
+    text = f"{count} {'refund needs' if count == 1 else 'refunds need'} review on M-Pesa's portal"
     return (Concern(text=text, to="refunds?waiting=true", state="failed"),)
 
 
@@ -147,7 +147,7 @@ PAGES = Pages(
     pages=(
         Page("refunds", "Refunds", refunds, menu=Menu("Refunds", 20, "Money", "r")),
         Page("refunds/{refund_id}", "Refund", refund, names="rfd", place="refund"),
-        Page("payments/{payment_id}/refund", "Send money back", refund_form, role=Role.OPERATOR),
+        Page("payments/{payment_id}/refund", "Refund", refund_form, role=Role.OPERATOR),
     ),
     acts=(
         Act("refunds/{refund_id}/query", "query", query, back="refunds/{refund_id}"),

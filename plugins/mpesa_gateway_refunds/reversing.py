@@ -86,7 +86,7 @@ class ReversalSender:
             return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
         except (NotSent, Rejected) as fault:
             await self._record("refusal", row, partial(self._write_refusal, row, key, fault))
-            raise refusal_of(fault) from None
+            raise refusal_of(fault, refund_id) from None
         known = {
             "originator_conversation_id": ack.originator_conversation_id,
             "conversation_id": ack.conversation_id,
@@ -161,12 +161,14 @@ class ReversalSender:
             return
         if isinstance(fault, NotSent):
             outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
-            await self._endings.fail(row, outcome, code="unsent", text=fault.meaning, reversal="unsent")
+            await self._endings.fail(row, outcome, code="unsent", text=fault.explained, reversal="unsent")
             if key is not None:
                 await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         else:
             outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
-            await self._endings.fail(row, outcome, code=fault.code or "refused", text=fault.meaning, reversal="refused")
+            await self._endings.fail(
+                row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused"
+            )
             await self._settle_key(row, key)
 
     async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:

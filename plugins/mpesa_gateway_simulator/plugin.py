@@ -3,6 +3,7 @@
 from mpesa_gateway.http.vouching import Voucher
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
+from mpesa_gateway_simulator.commands import demo
 from mpesa_gateway_simulator.daraja_routes import daraja_routes
 from mpesa_gateway_simulator.doctor import CHECKS
 from mpesa_gateway_simulator.provides import PROVIDES, make_front
@@ -48,6 +49,7 @@ plugin = Plugin(
         ),
         migrations="mpesa_gateway_simulator.migrations",
     ),
+    commands=(demo,),
     checks=CHECKS,
     contributes=(Voucher(("/simulator",), _vouches),),
     front=make_front,

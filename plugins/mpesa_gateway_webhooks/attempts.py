@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 _GONE = 410
 
+_SOON = timedelta(days=1)
+"""A first attempt within this time stands in its delivery, so that the delivery's id tells how old the answer is."""
+
 
 class AttemptRecorder:
     """Writes the outcome of each claimed delivery, in batches where nothing failed."""
@@ -86,11 +89,10 @@ class AttemptRecorder:
                 [answer.ms for _, answer in taken],
                 [_shown(answer) for _, answer in taken],
                 now,
+                now - _SOON,
+                [row["address_id"] for row, _ in taken],
             )
-            well = sorted({(row["endpoint_id"], row["url"]) for row, _ in taken})
-            await self._db.execute(
-                endpoint_tables.ENDPOINTS_WELL, [each for each, _ in well], now, [url for _, url in well]
-            )
+            await self._db.execute(endpoint_tables.ENDPOINTS_WELL, list({row["address_id"] for row, _ in taken}), now)
         self._counter.labels("delivered").inc(len(taken))
 
     async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
@@ -120,16 +122,18 @@ class AttemptRecorder:
                 answer.ms if isinstance(answer, Answer) else None,
                 error,
                 _shown(answer) if isinstance(answer, Answer) else "",
+                row["address_id"],
             )
             text = error or f"the endpoint answered HTTP {status}"
-            await self._db.execute(tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["url"])
+            await self._db.execute(
+                tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["address_id"]
+            )
             await self._db.execute(
                 endpoint_tables.ENDPOINT_ILL,
-                row["endpoint_id"],
+                row["address_id"],
                 now,
                 self._settings.breaker_failures,
                 now + timedelta(seconds=self._settings.breaker_pause),
-                row["url"],
             )
             log.warning(
                 "delivery_failed", delivery_id=delivery_id, attempts=row["attempts"] + 1, status=status, error=error

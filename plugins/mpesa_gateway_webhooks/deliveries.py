@@ -148,7 +148,9 @@ class Deliveries:
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
         """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
-        found.equal(status=filters.status, event_type=filters.event_type, payment_id=filters.payment_id)
+        found.equal(status=filters.status, event_type=filters.event_type)
+        if filters.payment_id is not None:
+            found.add(tables.ABOUT, filters.payment_id)
         page = await DELIVERIES.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_view))
 
@@ -172,7 +174,7 @@ class Deliveries:
         )
         if row is None:
             raise NotFound("there is no such delivery")
-        attempts = await self._db.run(tables.attempts_of(delivery_id))
+        attempts = await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)
         return DeliveryWithAttempts(
             **msgspec.structs.asdict(_view(row)),
             attempt_log=[AttemptView(**attempt) for attempt in attempts],
@@ -202,7 +204,7 @@ class Deliveries:
         """
         async with self._db.transaction():
             row = await self._db.fetchrow(
-                tables.REPLAY_ONE, caller.merchant_id, caller.env, delivery_id, self._runtime.clock.now()
+                tables.REPLAY_ONE, caller.merchant_id, caller.env, self._runtime.clock.now(), delivery_id
             )
             if row is None:
                 await self.get(caller.merchant_id, caller.env, delivery_id)
@@ -228,12 +230,12 @@ class Deliveries:
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
                 caller.merchant_id,
+                caller.env,
+                self._runtime.clock.now(),
                 Ids.least("dlv", which.since),
                 which.until and Ids.least("dlv", which.until),
                 which.status,
-                self._runtime.clock.now(),
                 MOST_REPLAYED,
-                caller.env,
             )
             delivery_ids = [row["delivery_id"] for row in rows]
             await self._runtime.audit.record(

@@ -96,7 +96,7 @@ class WebhookDesk:
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
         """What was tried."""
-        return [AttemptView(**row) for row in await self._db.run(tables.attempts_of(delivery_id))]
+        return [AttemptView(**row) for row in await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)]
 
     async def of_payment(self, payment_id: str) -> list[Row]:
         """The deliveries about a payment, newest first."""
@@ -150,7 +150,7 @@ def health_of(row: Row, now: datetime) -> str:
         return "paused"
     if row["failures"] >= ILL:
         return "failing"
-    return "well" if row["last_success_at"] is not None else "new"
+    return "healthy" if row["last_success_at"] is not None else "new"
 
 
 def host_of(url: str | None) -> str:

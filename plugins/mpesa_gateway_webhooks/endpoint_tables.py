@@ -12,6 +12,7 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
     """Where a merchant hears of events."""
 
     endpoint_id = Text(primary_key=True)
+    address_id = Integer()
     merchant_id = Text()
     env = Text()
     url = Text()
@@ -45,7 +46,7 @@ UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at =
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
     -- A success at an address that has been replaced says nothing about the new one.
-    WHERE (endpoint_id, url) IN (SELECT * FROM unnest($1::uuid[], $3::text[]))
+    WHERE address_id = ANY($1::integer[])
         AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
     -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
     ORDER BY endpoint_id FOR UPDATE
@@ -55,7 +56,7 @@ WHERE endpoint_id IN (
 ENDPOINT_ILL = """
 UPDATE webhook_endpoint SET failures = failures + 1, last_failure_at = $2,
     closed_until = CASE WHEN failures + 1 >= $3 THEN $4::timestamptz ELSE closed_until END
-WHERE endpoint_id = $1 AND url = $5
+WHERE address_id = $1
 """
 
 SET_ENDPOINT = """

@@ -6,7 +6,7 @@ from mpesa_gateway.erasure import Case
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
-from mpesa_gateway_webhooks.tables import AttemptRow
+from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
 async def _objects(gateway: Runtime, case: Case) -> str | None:
@@ -21,6 +21,13 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
         if answer != row["answer"]:
             await gateway.db.run(
                 AttemptRow.update({AttemptRow.answer: answer}).where(AttemptRow.attempt_id == row["attempt_id"])
+            )
+            count += 1
+    for row in await gateway.db.fetch(tables.ANSWERS_OF_CASE, case.named):
+        answer = case.number.without(row["answer"])
+        if answer != row["answer"]:
+            await gateway.db.run(
+                DeliveryRow.update({DeliveryRow.answer: answer}).where(DeliveryRow.delivery_id == row["delivery_id"])
             )
             count += 1
     return {"attempts at delivery": count}

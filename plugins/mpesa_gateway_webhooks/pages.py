@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 
+from mpesa_gateway.clock import EAT
+from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Invalid
 from mpesa_gateway.events import PublicEvent
@@ -63,18 +64,20 @@ async def test(visit: Visit) -> Done:
     merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
     egress = gateway.port(Deliveries).egress
     answer = await gateway.port(Endpoints).test(visit.caller(merchant, env), egress)
-    said = answer.error or f"it answered HTTP {answer.status} in {answer.ms} ms"
-    return Done(f"webhooks/{endpoint_id}", f"A test was {'taken' if answer.delivered else 'not taken'}: {said}.")
+    said = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
+    return Done(
+        f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {said}."
+    )
 
 
 async def rotate(visit: Visit) -> Done:
     """Make a new secret."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     if visit.text("confirm") != endpoint_id:
-        raise Invalid.field_error("confirm", "tick the box: the merchant has to put the new secret in place")
+        raise Invalid.field_error("confirm", "confirm that the merchant will install the new secret")
     merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
     made = await gateway.port(Endpoints).rotate(visit.caller(merchant, env))
-    said = "The new secret; the one before signs beside it for a while."
+    said = "New secret created. The previous secret stays valid for a limited time."
     return Done(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
 
 
@@ -86,8 +89,8 @@ async def resend_since(visit: Visit) -> Done:
     wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
     done = await gateway.port(Deliveries).replay_many(visit.caller(merchant, env), which)
-    more = "; there are more: send again from where these end" if done.has_more else ""
-    return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries go out again{more}.")
+    more = "; more remain: resend from the end of this period" if done.has_more else ""
+    return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries queued again{more}.")
 
 
 async def deliveries(visit: Visit) -> Shown:
@@ -134,7 +137,7 @@ async def resend(visit: Visit) -> Done:
     payment_id = row["payment_id"]
     is_from_payment = visit.text("from") == payment_id and payment_id.startswith("pay_")
     back = f"payments/{payment_id}" if is_from_payment else f"webhooks/deliveries/{delivery_id}"
-    return Done(back, "It goes out again, with the same webhook-id.")
+    return Done(back, "Resend queued, with the same webhook-id.")
 
 
 def _pretty(body: str) -> str:
@@ -181,44 +184,50 @@ async def owed(visit: Visit, _: str) -> Shown | None:
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
-    """Every attempt to tell of a payment."""
-    return [
-        Moment(
-            at=row["at"],
-            source=f"webhook to {host_of(row['url'])}",
-            state="delivered" if row["status"] is not None and 200 <= row["status"] < 300 else "failed",
-            text=f"{row['event_type']}: {_said(row)}",
-            body=_pretty(row["body"]),
-            answer=mask_phones(row["answer"]),
-            about=row["delivery_id"],
-            ms=row["ms"],
-        )
-        for row in await gateway.port(WebhookDesk).attempts_of_payment(payment_id)
-    ]
+    """Return one entry per delivery, at the time of its last attempt."""
+    deliveries: dict[str, list[Row]] = {}
+    for row in await gateway.port(WebhookDesk).attempts_of_payment(payment_id):
+        deliveries.setdefault(row["delivery_id"], []).append(row)
+    return [_moment(attempts) for attempts in deliveries.values()]
 
 
-def _said(row: Any) -> str:
-    return row["error"] or f"HTTP {row['status']}"
+def _moment(attempts: Sequence[Row]) -> Moment:
+    """Return the timeline entry of one delivery; ``attempts`` begin with the oldest."""
+    last = attempts[-1]
+    is_delivered = last["status"] is not None and 200 <= last["status"] < 300
+    at = last["at"].astimezone(EAT)
+    said = last["error"] or f"HTTP {last['status']}"
+    count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
+    return Moment(
+        at=last["at"],
+        source=f"webhook to {host_of(last['url'])}",
+        state="delivered" if is_delivered else "not delivered",
+        text=f"{last['event_type']}: {said}{count}",
+        body=_pretty(last["body"]),
+        answer=mask_phones(last["answer"]),
+        about=last["delivery_id"],
+        ms=last["ms"],
+    )
 
 
 async def unheard(gateway: Runtime, env: Env) -> Sequence[Concern]:
     """Merchants who do not hear of their money."""
     desk, found = gateway.port(WebhookDesk), list[Concern]()
     if ill := await desk.count_ill(env):
-        text = f"{ill} {'endpoint does' if ill == 1 else 'endpoints do'} not take what we send"
+        text = f"{ill} failing webhook {'endpoint' if ill == 1 else 'endpoints'}"
         found.append(Concern(text=text, to="webhooks"))
     if dead := await desk.count_dead(env):
-        text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} of today used up every attempt"
+        text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} dead today after the last attempt"
         found.append(Concern(text=text, to="webhooks/deliveries?status=dead"))
     count, oldest = await desk.owed(env)
     if oldest is not None and gateway.clock.now() - oldest > _LATE:
         minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
-        text = f"the oldest of {count} owed webhooks has waited {minutes:,} minutes"
+        text = f"the oldest of {count} undelivered webhooks is {minutes:,} minutes old"
         found.append(Concern(text=text, to="webhooks/deliveries?status=pending"))
     waiting, _ = await desk.waiting(env)
     if waiting:
-        whose = "1 merchant has" if waiting == 1 else f"{waiting} merchants have"
-        text = f"{whose} events that wait for a {env} webhook to be set"
+        whose = "1 merchant" if waiting == 1 else f"{waiting} merchants"
+        text = f"{whose} with events and no {env} webhook endpoint"
         found.append(Concern(text=text, to="webhooks/deliveries?status=waiting"))
     return found
 

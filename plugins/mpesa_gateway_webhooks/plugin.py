@@ -21,7 +21,7 @@ from mpesa_gateway_webhooks.provides import PROVIDES
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
-from mpesa_gateway_webhooks.tables import FORGET_ATTEMPTS, AttemptRow, DeliveryRow
+from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, AttemptRow, DeliveryRow
 
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
@@ -66,6 +66,12 @@ plugin = Plugin(
             "attempts at delivery",
             FORGET_ATTEMPTS,
             prefix="att",
+            days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
+        ),
+        Forgetting(
+            "answers to deliveries",
+            FORGET_ANSWERS,
+            prefix="dlv",
             days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
         ),
     ),

@@ -100,12 +100,13 @@ class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP try."""
+    """One HTTP request. ``url`` is the endpoint's address at that time."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"status": 200, "ms": 84, "error": None, "answer": "OK"}
 
     id: AttemptId
     at: datetime
+    url: str
     status: int | None
     ms: int | None
     error: str | None

@@ -15,7 +15,7 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ``at_once`` bounds the calls that one worker makes at the same time, those that take long left out, and
     ``per_endpoint`` those to one endpoint;
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
-    secret signs too; ``keep_attempts_days`` for how long each attempt is kept, 0 for ever:
+    secret signs too; ``keep_attempts_days`` for how long each attempt and each answer is kept, 0 for ever:
     that an event was delivered is never forgotten. ``wait_days`` is for how long an event waits for an endpoint
     of its env; an older one is sent by a replay only. ``tests_per_minute`` bounds the test webhooks of one
     merchant. ``allow_loopback`` lets sandbox merchants name this machine, by http too, while no merchant is live.

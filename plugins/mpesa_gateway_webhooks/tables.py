@@ -1,7 +1,5 @@
 """Endpoints, deliveries and attempts as Piccolo knows them, and the named queries on them."""
 
-from typing import Any
-
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
@@ -30,28 +28,22 @@ class DeliveryRow(Table, tablename="delivery"):
     last_error = Text(null=True, default=None)
     created_at = Timestamptz()
     delivered_at = Timestamptz(null=True, default=None)
+    address_id = Integer(null=True, default=None)
+    ms = Integer(null=True, default=None)
+    answer = Text(null=True, default=None)
 
 
 class AttemptRow(Table, tablename="attempt"):
-    """One HTTP try."""
+    """One HTTP try that has a row of its own."""
 
     attempt_id = Text(primary_key=True)
     delivery_id = Text()
     at = Timestamptz()
+    address_id = Integer()
     status = Integer(null=True, default=None)
     ms = Integer(null=True, default=None)
     error = Text(null=True, default=None)
     answer = Text()
-
-
-def attempts_of(delivery_id: str) -> Any:
-    """Return the query for the attempts of a delivery, the oldest first."""
-    shown = AttemptRow.all_columns(exclude=[AttemptRow.attempt_id, AttemptRow.delivery_id])
-    return (  # pyright: ignore[reportUnknownVariableType] - Piccolo
-        AttemptRow.select(AttemptRow.attempt_id.as_alias("id"), *shown)
-        .where(AttemptRow.delivery_id == delivery_id)
-        .order_by(AttemptRow.attempt_id)
-    )
 
 
 # raw SQL: hot path - what each delivery takes: its row, its claim, its attempt and its result.
@@ -90,7 +82,8 @@ WHERE delivery_id IN (
 RETURNING delivery_id, delivery.event_id, delivery.endpoint_id, delivery.merchant_id, delivery.event_type,
     delivery.payment_id, delivery.attempts, event.body, webhook_endpoint.url, webhook_endpoint.secret,
     webhook_endpoint.previous_secret, webhook_endpoint.previous_until, webhook_endpoint.is_active,
-    webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env, merchant.is_active AS merchant_is_active
+    webhook_endpoint.address_id, webhook_endpoint.failures, webhook_endpoint.closed_until, delivery.env,
+    merchant.is_active AS merchant_is_active
 """
 
 CLAIM = _CLAIM.format(
@@ -131,33 +124,43 @@ ORDER BY due.turn, due.due_at LIMIT $2
 """
 
 RECORD_ATTEMPT = """
-INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer) VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, error, answer, address_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 
 DELIVERED = """
 WITH taken AS (
-    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[])
-        AS t(attempt_id, id, status, ms, answer)
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::text[], $8::integer[])
+        AS t(attempt_id, id, status, ms, answer, address_id)
     LIMIT cardinality($1)
-), tried AS (
-    INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer)
-    SELECT attempt_id, id, $6::timestamptz, status, ms, answer FROM taken ORDER BY attempt_id
+), delivered AS (
+    UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
+        last_attempt_at = $6::timestamptz, last_status = locked.status, last_error = NULL,
+        delivered_at = $6::timestamptz, address_id = CASE WHEN is_first THEN locked.address_id END,
+        ms = CASE WHEN is_first THEN locked.ms END,
+        answer = CASE WHEN is_first THEN NULLIF(locked.answer, '') END
+    FROM (
+        SELECT taken.*, last_attempt_at IS NULL AND created_at > $7 AS is_first
+        FROM taken JOIN delivery ON delivery_id = id
+        WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
+    ) AS locked WHERE delivery_id = locked.id
+    RETURNING delivery_id, delivery.ms
 )
-UPDATE delivery SET status = 'delivered', attempts = attempts + 1, due_at = NULL, leased_until = NULL,
-    last_attempt_at = $6::timestamptz, last_status = taken.status, last_error = NULL, delivered_at = $6::timestamptz
-FROM (
-    SELECT delivery_id AS id, taken.status FROM taken JOIN delivery ON delivery_id = taken.id
-    WHERE delivery.status = 'pending' ORDER BY delivery_id FOR UPDATE OF delivery
-) AS taken WHERE delivery_id = taken.id
+INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer, address_id)
+SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer, address_id FROM taken
+WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL) ORDER BY attempt_id
 """
-"""This and other statements about many lock them in one order, so that two of them wait for one another in no ring."""
+"""Stores the attempt in its delivery if it is the first one and the delivery was made after ``$7``.
+
+Statements about many deliveries lock them in the order of their ids.
+"""
 
 FAILED = """
 UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current THEN 'dead' ELSE 'pending' END,
     attempts = attempts + CASE WHEN is_current THEN 1 ELSE 0 END,
     due_at = CASE WHEN is_current THEN $5::timestamptz ELSE $2::timestamptz END,
     leased_until = NULL, last_attempt_at = $2, last_status = $3, last_error = $4
-FROM (SELECT is_active AND url = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
+FROM (SELECT is_active AND address_id = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
 WHERE delivery_id = $1 AND status = 'pending'
 """
 """An attempt at an address that was replaced or removed meanwhile counts for nothing: the new one is tried at once."""
@@ -241,27 +244,31 @@ WHERE delivery_id IN (
 """
 
 
-REPLAY_ONE = """
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $4, leased_until = NULL, delivered_at = NULL,
-    endpoint_id = webhook_endpoint.endpoint_id
-FROM webhook_endpoint
-WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND delivery_id = $3
-    AND webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $2 AND is_active
+# The lock returns the newest version of a row, with an attempt that another process has just stored in it.
+_REPLAY = """
+WITH chosen AS MATERIALIZED (
+    SELECT delivery_id, last_attempt_at, last_status, delivery.address_id, ms, answer, webhook_endpoint.endpoint_id
+    FROM delivery JOIN webhook_endpoint ON webhook_endpoint.merchant_id = delivery.merchant_id
+        AND webhook_endpoint.env = delivery.env AND is_active
+    WHERE delivery.merchant_id = $1 AND delivery.env = $2 AND {} FOR UPDATE OF delivery
+), kept AS (
+    INSERT INTO attempt (attempt_id, delivery_id, at, status, address_id, ms, answer)
+    SELECT attempt_id_of(delivery_id, last_attempt_at), delivery_id, last_attempt_at, last_status, address_id, ms,
+        COALESCE(answer, '') FROM chosen WHERE ms IS NOT NULL ORDER BY 1
+)
+UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until = NULL, delivered_at = NULL,
+    address_id = NULL, ms = NULL, answer = NULL, endpoint_id = chosen.endpoint_id
+FROM chosen WHERE delivery.delivery_id = chosen.delivery_id
 RETURNING delivery.*
 """
+"""Stores the attempt that a delivery contains as a row of its own, and makes the delivery pending."""
 
-REPLAY_MANY = """
-UPDATE delivery SET status = 'pending', attempts = 0, due_at = $5, leased_until = NULL, delivered_at = NULL,
-    endpoint_id = webhook_endpoint.endpoint_id
-FROM webhook_endpoint
-WHERE webhook_endpoint.merchant_id = $1 AND webhook_endpoint.env = $7 AND is_active AND delivery_id IN (
-    SELECT delivery_id FROM delivery
-    WHERE merchant_id = $1 AND env = $7 AND delivery_id >= $2 AND ($3::uuid IS NULL OR delivery_id < $3)
-        AND ($4::text IS NULL OR status = $4) AND (due_at IS NULL OR due_at > $5)
-    ORDER BY delivery_id LIMIT $6 FOR UPDATE
+REPLAY_ONE = _REPLAY.format("delivery_id = $4")
+
+REPLAY_MANY = _REPLAY.format(
+    "delivery_id >= $4 AND ($5::uuid IS NULL OR delivery_id < $5) AND ($6::text IS NULL OR status = $6)"
+    " AND (due_at IS NULL OR due_at > $3) ORDER BY delivery_id LIMIT $7"
 )
-RETURNING delivery_id
-"""
 
 FORGET_ATTEMPTS = """
 DELETE FROM attempt WHERE attempt_id IN (
@@ -269,14 +276,32 @@ DELETE FROM attempt WHERE attempt_id IN (
 )
 """
 
-OWED_OF_CASE = """
-SELECT delivery_id FROM delivery WHERE payment_id = ANY($1::uuid[]) AND status = 'pending' LIMIT 1
+FORGET_ANSWERS = """
+UPDATE delivery SET answer = NULL WHERE delivery_id IN (
+    SELECT delivery_id FROM delivery WHERE answer IS NOT NULL AND delivery_id < $1
+    ORDER BY delivery_id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
 """
 
-ATTEMPTS_OF_CASE = """
-SELECT attempt_id, answer FROM attempt JOIN delivery USING (delivery_id) WHERE payment_id = ANY($1::uuid[])
+ABOUT = """delivery_id = ANY(ARRAY(
+    SELECT owed.delivery_id FROM event JOIN delivery AS owed USING (event_id) WHERE event.subject_id = {}))"""
+"""The deliveries of a subject's events, found by the indexes of both: delivery has none of its own for subjects."""
+
+_OF_CASE = "event_id IN (SELECT event_id FROM event WHERE subject_id = ANY($1::uuid[]))"
+
+OWED_OF_CASE = f"""
+SELECT delivery_id FROM delivery WHERE {_OF_CASE} AND status = 'pending' LIMIT 1
+"""  # noqa: S608 - the clause above
+
+ATTEMPTS_OF_CASE = f"""
+SELECT attempt_id, attempt.answer FROM attempt JOIN delivery USING (delivery_id) WHERE {_OF_CASE}
 FOR UPDATE OF attempt NOWAIT
-"""
+"""  # noqa: S608 - the clause above
+
+ANSWERS_OF_CASE = f"""
+SELECT delivery_id, answer FROM delivery WHERE {_OF_CASE} AND answer IS NOT NULL
+ORDER BY delivery_id FOR UPDATE NOWAIT
+"""  # noqa: S608 - the clause above
 
 EVENTS_SINCE = """
 SELECT event_id, kind, occurred_at, body FROM event
@@ -312,31 +337,42 @@ WHERE merchant.is_active
 CAN_REPLAY = """EXISTS (SELECT 1 FROM webhook_endpoint AS active WHERE active.merchant_id = delivery.merchant_id
         AND active.env = delivery.env AND active.is_active) AS can_replay"""
 
+SENT_TO = """COALESCE(CASE WHEN delivery.status = 'delivered' THEN (
+        SELECT webhook_address.url FROM attempt_log JOIN webhook_address USING (address_id)
+        WHERE attempt_log.delivery_id = delivery.delivery_id ORDER BY attempt_id DESC LIMIT 1
+    ) END, webhook_endpoint.url) AS url"""
+"""The address that accepted a delivery, or the one that it is sent to next."""
+
 FIND_ANY = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}, event.body, merchant.name
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}, event.body, merchant.name
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
 """  # noqa: S608 - put together from constants
 
 OF_PAYMENT = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
-WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50
+WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50
 """  # noqa: S608 - likewise
 
 OF_EVENT = f"""
-SELECT delivery.*, webhook_endpoint.url, {CAN_REPLAY}
+SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
 """  # noqa: S608 - likewise
 
-ATTEMPTS_OF_PAYMENT = """
-SELECT attempt.*, delivery.event_type, delivery.event_id, webhook_endpoint.url, event.body
-FROM (SELECT * FROM delivery WHERE payment_id = $1 ORDER BY delivery_id DESC LIMIT 50) AS delivery
-    JOIN attempt USING (delivery_id) LEFT JOIN webhook_endpoint USING (endpoint_id)
+ATTEMPTS_OF_DELIVERY = """
+SELECT attempt_id AS id, at, url, status, ms, error, answer
+FROM attempt_log JOIN webhook_address USING (address_id) WHERE delivery_id = $1 ORDER BY attempt_id
+"""
+
+ATTEMPTS_OF_PAYMENT = f"""
+SELECT attempt_log.*, delivery.event_type, delivery.event_id, webhook_address.url, event.body
+FROM (SELECT * FROM delivery WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50) AS delivery
+    JOIN attempt_log USING (delivery_id) JOIN webhook_address ON webhook_address.address_id = attempt_log.address_id
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
-"""
+"""  # noqa: S608 - likewise
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,

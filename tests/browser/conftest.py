@@ -63,6 +63,25 @@ async def overflows(page: Page) -> bool:
     return bool(await page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
 
 
+_CLIPPED = """
+[...document.querySelectorAll(
+    'form[data-filters] input, form[data-filters] select, dl[data-tiles] dd, dl[data-tiles] a')]
+    .filter(each => each.getClientRects().length)
+    .filter(each => {
+        const own = each.getBoundingClientRect(), box = each.closest('label, dl[data-tiles] > div');
+        return box && (own.right > box.getBoundingClientRect().right + 1 || each.scrollWidth > each.clientWidth + 1
+            && !each.matches('input, select, a'));
+    })
+    .map(each => each.outerHTML.slice(0, 120))
+"""
+
+
+async def clipped(page: Page) -> list[str]:
+    """The fields of filters and the figures that are wider than their place."""
+    found: list[str] = await page.evaluate(_CLIPPED)
+    return found
+
+
 @pytest.fixture
 async def amina(town: Town) -> str:
     """An operator who may do everything; gives the address of the operators' pages."""

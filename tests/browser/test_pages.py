@@ -11,11 +11,17 @@ from playwright.async_api import Browser, Page, expect
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_simulator.diary import Diary
-from tests.browser.conftest import DESK, SLIM, opened, overflows, signs_in, violations
+from tests.browser.conftest import DESK, SLIM, clipped, opened, overflows, signs_in, violations
 from tests.conftest import Town
 from tests.house.tree import ROOT
 
 ASKS = "254700000020"
+
+WIDTHS = (360, 390, 768, 1280)
+"""Widths of screens, in pixels, on which no page scrolls sideways."""
+
+LOOK = os.environ.get("LOOK")
+"""A folder: set, every page is drawn into it."""
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """Set, it makes the tests draw anew what docs/ shows."""
@@ -127,9 +133,72 @@ async def test_axe_finds_nothing_on_the_main_pages(
             found[link].append("wider than the screen")
         if not dark and link in shown:
             await kept(page, f"{shown[link]}-{size[0]}")
-    for path in ("queues/", "queues/queues/mpesa-daraja"):
+    for path in ("queue/", "queue/queues/mpesa-daraja"):
         await page.goto(f"{amina}/{path}")
         await expect(page.locator("table").first).to_be_visible()
         found[path] = await violations(page)
     broken = {f"{name}: {what}" for name, each in found.items() for what in each}
     assert not broken, "\n".join(sorted(broken))
+
+
+async def _with_data(town: Town) -> list[str]:
+    """Make one of everything that the operators' pages show; returns the pages that no menu leads to."""
+    api = town.api
+    assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
+    assert (await api.call("POST", "/v1/payments/mpesa/pull/register")).status == 200
+    paid = (await api.pay("254700000000", 60_392, key="paid", reference="INV-2026-001")).data
+    await api.settled(paid["id"], "completed")
+    failed = (await api.pay("254700000001", 110, key="failed")).data
+    await api.settled(failed["id"], "failed")
+    asked = {"payment_id": paid["id"], "amount": 392}
+    refund = (await api.call("POST", "/v1/refunds", asked, headers={"Idempotency-Key": "refund"})).data
+    walk_in = {"phone": "254799000111", "amount": 700, "shortcode": "174379", "reference": "WALKIN"}
+    await api.call("POST", "/simulator/control/ledger", walk_in)
+    run = (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).data
+    line = await town.gateway.db.fetchval(
+        "SELECT transaction_id FROM statement_note WHERE finding = 'not_found' LIMIT 1"
+    )
+    await town.gateway.services.get(PaymentTally).count()
+    event = (await api.call("GET", "/v1/events")).data[0]["id"]
+    delivery = await town.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")
+    endpoint = await town.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")
+    return [
+        *(f"payments/{payment['id']}" for payment in (paid, failed)),
+        f"payments/{paid['id']}/refund",
+        "payments?status=completed&since=2026-01-01&until=2036-01-01",
+        f"refunds/{refund['id']}",
+        f"reconciliation/{run['id']}",
+        "reconciliation/lines",
+        f"reconciliation/lines/{line}",
+        f"reconciliation/lines/{line}/match?payment_id={failed['id']}",
+        *("webhooks/deliveries", f"webhooks/deliveries/{delivery}", f"webhooks/{endpoint}"),
+        *("callbacks/refused", f"events/{event}", "events?kind=payment.completed"),
+        *(f"{place}/{paid['merchant_id']}" for place in ("merchants", "credentials")),
+    ]
+
+
+async def _look(page: Page, name: str, width: int) -> None:
+    for scheme in ("light", "dark") if LOOK else ():
+        await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        await page.screenshot(path=Path(LOOK or "", f"{name[:40]}-{width}-{scheme}.png"), full_page=True)
+
+
+async def test_no_page_is_wider_than_the_screen(town: Town, amina: str, chromium: Browser) -> None:
+    pages = await _with_data(town)
+    page, _ = await opened(chromium)
+    await signs_in(page, amina)
+    links = await page.eval_on_selector_all("nav a[href]", "links => links.map(link => link.href)")
+    wide: list[str] = []
+    for link in dict.fromkeys([*links, *(f"{amina}/{each}" for each in pages), f"{town.base}/simulator"]):
+        answer = await page.goto(link)
+        assert answer is not None
+        assert answer.status == 200, link
+        await page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        name = re.sub(r"[^a-z]+", "-", link.removeprefix(amina).lower()).strip("-") or "overview"
+        for width in WIDTHS:
+            await page.set_viewport_size({"width": width, "height": 800})
+            await _look(page, name, width)
+            if await overflows(page):
+                wide.append(f"{name}: wider than {width} px")
+            wide += [f"{name}, {width} px: {each}" for each in await clipped(page)]
+    assert not wide, "\n".join(wide)

@@ -99,7 +99,7 @@ def test_what_is_declared_is_used() -> None:
 def _declared_for(path: Path) -> set[str]:
     declared = {_plain(text) for text in PROJECT["dependencies"]}
     standalone = {_plain(text) for text in PROJECT["optional-dependencies"]["standalone"]}
-    if "standalone" in path.parts:
+    if "standalone" in path.parts or name_of(path) == "plugins/mpesa_gateway_simulator/demo.py":
         return declared | standalone
     if "mpesa_gateway_traces" in path.parts:
         return declared | {_plain(text) for text in PROJECT["optional-dependencies"]["otel"]}

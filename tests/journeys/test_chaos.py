@@ -357,7 +357,6 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     ),
     "a deleted event": (
         [
-            "DELETE FROM attempt WHERE delivery_id IN (SELECT delivery_id FROM delivery WHERE event_id = {told})",
             "DELETE FROM delivery WHERE event_id = {told}",
             "DELETE FROM event WHERE event_id = {told}",
         ],

@@ -3,6 +3,7 @@
 An `up` takes several seconds of CPU, so tests share a machine: each finds it as it needs it, running or stopped.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -62,10 +63,12 @@ def pasted_lines(said: str) -> str:
 def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -> None:
     played = machine.types("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
-    assert "All of it was so" in played.stdout
+    assert "All 14 steps passed" in played.stdout
     assert machine.processes() == {}
 
     process = machine.up()
+    # The `up` of the demo made the key and printed to a file.
+    assert "The master key is in" in machine.said
     key = re.findall(r"sk_test_\w+", machine.said)
     assert len(key) == 1
     url = re.findall(r"API: (http://\S+)", machine.said)[0]
@@ -83,6 +86,7 @@ def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -
     assert played.returncode == 0, played.stdout + played.stderr
     assert "14/14" in played.stdout
     assert "\x1b" not in played.stdout
+    assert asyncio.run(left_by_the_demo(machine)) == (0, 0, 0)
     assert logged_secrets(machine, key[0]) == []
     lines = [json.loads(line) for line in (machine.data / "logs/api.log").read_text().splitlines() if line[:1] == "{"]
     (created,) = [
@@ -99,6 +103,7 @@ def test_the_demo_up_the_printed_lines_the_demo_and_up_again(machine: Machine) -
     process = machine.up()
     assert url in machine.said
     assert "sk_test_" not in machine.said
+    assert "The master key is in" not in machine.said
     pasted = machine.types(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
     *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
@@ -235,6 +240,22 @@ async def test_kill_9_of_the_whole_tree_in_the_middle_of_a_demo_loses_nothing(an
     process.terminate()
     assert process.wait(PATIENCE) == 0
     assert machine.processes() == {}
+
+
+async def left_by_the_demo(machine: Machine) -> tuple[int, int, int]:
+    """Refused callbacks, statement lines for a person, and deliveries that are owed."""
+    books = await asyncpg.connect(tomllib.loads((machine.data / "run/gateway.toml").read_text())["database"]["url"])
+    try:
+        row = await books.fetchrow(
+            "SELECT (SELECT count(*) FROM mpesa.refused_callback),"
+            " (SELECT count(*) FROM mpesa.statement_note WHERE finding IN ('not_found', 'mismatched', 'ambiguous')),"
+            " (SELECT count(*) FROM mpesa.delivery JOIN mpesa.merchant USING (merchant_id)"
+            "  WHERE merchant.name = 'Demo story' AND delivery.status <> 'delivered')"
+        )
+    finally:
+        await books.close()
+    assert row is not None
+    return row[0], row[1], row[2]
 
 
 def logged_secrets(machine: Machine, key: str) -> list[str]:

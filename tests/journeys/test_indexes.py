@@ -22,6 +22,7 @@ from mpesa_gateway_payments.tables import WAITS_FOR_A_PERSON
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_reconciliation.desk import LINES
 from mpesa_gateway_refunds.listing import REFUNDS
+from mpesa_gateway_webhooks import tables as webhooks
 from mpesa_gateway_webhooks.tables import DELIVERIES
 from tests.house.tree import ROOT, parsed, shipped_modules
 
@@ -45,7 +46,7 @@ BUILT: dict[str, str] = {
 FILTERS: tuple[tuple[Listing, str], ...] = (
     (PAYMENTS, "status = ''"),
     (PAYMENTS, "phone = ''"),
-    (PAYMENTS, "reference = ''"),
+    (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
     (PAYMENTS, WAITS_FOR_A_PERSON),
     (REFUNDS, "status = ''"),
@@ -53,7 +54,7 @@ FILTERS: tuple[tuple[Listing, str], ...] = (
     (REFUNDS, "attention IS NOT NULL"),
     (DELIVERIES, "status = ''"),
     (DELIVERIES, "event_type = ''"),
-    (DELIVERIES, "payment_id = gen_random_uuid()"),
+    (DELIVERIES, webhooks.ABOUT.format("gen_random_uuid()")),
     (ENTRIES, "merchant_id = ''"),
     (ENTRIES, "action = ''"),
     (ENTRIES, "subject_id = ''"),

@@ -68,6 +68,7 @@ PLAIN = {
     "ops_session": "deleted, and written one row at a time",
     "pull_registration": "written one row at a time",
     "refused_callback": "inserted, and locked without waiting",
+    "webhook_former_address": "inserted while its endpoint is locked",
 }
 """Tables without a place in the order, and why they need none."""
 

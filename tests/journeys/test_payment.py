@@ -85,6 +85,10 @@ async def test_a_refusal_fails_the_payment_and_says_why(town: Town) -> None:
     again = await town.api.pay(PHONES + "015", key="refused")
     assert (again.status, again.data["status"], again.data["failure_reason"]) == (200, "failed", "rejected_by_provider")
     assert again.headers["Idempotent-Replayed"] == "true"
+    assert refused.error["id"] == again.data["id"]
+    said = refused.error["provider"]["errorMessage"]
+    assert said in refused.error["message"]
+    assert again.data["result_desc"].endswith(said)
 
 
 async def test_when_nothing_was_sent_the_same_key_may_try_again_and_sends_one_prompt(town: Town) -> None:

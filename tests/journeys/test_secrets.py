@@ -422,7 +422,7 @@ async def operators_look(town: Site, story: Story) -> None:
             assert said.status_code == (303 if password is right else 401)
         (cookie,) = [each.value for each in session.cookies if each.name == "mpesa_gateway_ops"]
         story.keeps(f"operator's session at {base}", str(cookie))
-        for page in ("/ops", "/ops/queues/", "/ops/queues/api/queues", "/ops/queues/api/queues/mpesa-daraja"):
+        for page in ("/ops", "/ops/queue/", "/ops/queue/api/queues", "/ops/queue/api/queues/mpesa-daraja"):
             said = await session.get(base + page, headers={"Accept": "text/html"})
             assert said.status_code == 200, page
         await session.close()

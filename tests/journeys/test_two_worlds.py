@@ -184,6 +184,7 @@ async def test_every_object_says_its_env_and_no_row_contradicts_its_parent(world
 
 
 UNIQUE_ACROSS_ENVS = {
+    "payment_of_key": "it is of a digest, which is made of the env too",
     "payment_own_reference": "the gateway draws these references, and no two are alike",
     "callback_fingerprint_key": "it is made from the address, which is of one env, or from what M-Pesa named",
     "delivery_event_id_endpoint_id_key": "an event is of one env",
@@ -191,6 +192,7 @@ UNIQUE_ACROSS_ENVS = {
     "refund_whole": "a payment is of one env",
     "shortcode_merchant_id_receiver_id_key": "a receiver is of one env",
     "transaction_subject": "a payment, refund or payout is of one env",
+    "webhook_endpoint_address_id_key": "an address is of one endpoint",
 }
 """Unique indexes without the env of their row, and why that is right. Keys of one id column need no reason."""
 

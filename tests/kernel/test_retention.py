@@ -26,7 +26,8 @@ CALLBACKS = """
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, body,
     verdict, applied_at, due_at)
 SELECT (left($1::uuid::text, 24) || lpad(to_hex(number), 12, '0'))::uuid, 'stk',
-    sha256(($1::uuid::text || number || $4)::bytea), $2::timestamptz, '127.0.0.1', NULL, '', '0', '{}', $4::text,
+    substr(sha256(($1::uuid::text || number || $4)::bytea), 1, 16), $2::timestamptz, '127.0.0.1', NULL, '', '0',
+    '{}', $4::text,
     CASE WHEN $4 = 'applied' THEN $2::timestamptz END, CASE WHEN $4 = 'waiting' THEN $2::timestamptz END
 FROM generate_series($5::integer + 1, $5 + $3::integer) number
 """
@@ -98,11 +99,12 @@ async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway:
             await gateway.db.execute("SET LOCAL enable_sort = off")
             rows = await gateway.db.fetch(f"EXPLAIN {forgetting.sql}", oldest, BATCH)
         plans[forgetting.what] = "\n".join(row[0] for row in rows)
-    assert len(plans) == 9
+    assert len(plans) == 10
     assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
     # What still names a row is looked up by the row.
     assert "refused_callback_became" in plans["callbacks"]
     assert "reconciliation_line_transaction" in plans["statement lines"]
+    assert "delivery_answered" in plans["answers to deliveries"]
 
 
 async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
@@ -131,7 +133,7 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
     ):
         await gateway.db.execute(
             "INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, "
-            "created_at) VALUES ($1, 'sandbox', $2, sha256('a'), $3, $6, $4, $5)",
+            "created_at) VALUES ($1, 'sandbox', $2, substr(sha256('a'), 1, 16), $3, $6, $4, $5)",
             merchant_id,
             key,
             state,

@@ -28,6 +28,7 @@ from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
+from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.service import Reconciliation
 from mpesa_gateway_reconciliation.settling import Settling
@@ -223,7 +224,10 @@ class Product:
 
     async def decide_line(self, caller: Caller, line_id: str, payment_id: str) -> None:
         """An operator, who has seen M-Pesa's portal, says which payment a line belongs to."""
-        await self._settling.assign(caller, line_id, payment_id, by_operator=True)
+        line = await self.db.fetchrow("SELECT amount, amount_text FROM statement WHERE line_id = $1", line_id)
+        confirmed = "" if line is None else amount_to_confirm(line)
+        decided = Decided(reason="seen", confirmed_amount=confirmed)
+        await self._settling.assign(caller, line_id, payment_id, by_operator=decided)
 
     async def decide_refund(self, env: Env, refund_id: str, *, went_back: bool) -> None:
         """An operator, who has seen M-Pesa's portal, says what became of a refund."""

@@ -72,16 +72,16 @@ CREATE TABLE api_key (
 );
 CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
 
--- One namespace of keys for payments and refunds of a merchant in an env.
+-- One namespace of keys for payments and refunds of a merchant in an env. fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE idempotency_key (
     merchant_id uuid NOT NULL REFERENCES merchant,
-    key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
-    state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
     subject_id uuid NOT NULL CHECK (is_id(subject_id)),
     leased_until timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
+    key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 16),
+    state text NOT NULL CHECK (state IN ('in_flight', 'released', 'settled')),
     operation text NOT NULL DEFAULT '',
     PRIMARY KEY (merchant_id, env, key)
 );
@@ -90,14 +90,14 @@ CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 -- What happened. body: as webhooks carry it; payload: the fields, NULL where the body has each of them as it is.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
-    kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
-    merchant_id uuid REFERENCES merchant,
-    subject_id uuid CHECK (is_id(subject_id)),
     occurred_at timestamptz NOT NULL,
     is_public boolean NOT NULL,
+    merchant_id uuid REFERENCES merchant,
+    subject_id uuid CHECK (is_id(subject_id)),
+    env text,
+    kind text NOT NULL CHECK (kind ~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$'),
     payload jsonb CHECK (jsonb_typeof(payload) = 'object'),
     body text,
-    env text,
     CONSTRAINT event_check CHECK (is_public = (body IS NOT NULL)),
     CONSTRAINT event_check1 CHECK (merchant_id IS NOT NULL OR NOT is_public),
     CONSTRAINT event_env_check CHECK (env IN ('sandbox', 'live') AND (NOT (is_public AND env IS NULL))),

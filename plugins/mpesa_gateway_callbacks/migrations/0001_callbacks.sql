@@ -1,22 +1,23 @@
 -- Callbacks that were accepted. body_bytes: the body as it came, where its text does not give its bytes back.
+-- fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE callback (
     callback_id uuid PRIMARY KEY CHECK (has_prefix(callback_id, 'cbk')),
-    kind text NOT NULL,
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32) UNIQUE,
     received_at timestamptz NOT NULL,
-    source text NOT NULL,
-    env text CHECK (env IN ('sandbox', 'live')),
+    repeats integer NOT NULL DEFAULT 0,
+    tries integer NOT NULL DEFAULT 0,
+    applied_at timestamptz,
+    due_at timestamptz,
     subject_id uuid CHECK (is_id(subject_id)),
+    merchant_id uuid CHECK (is_id(merchant_id)),
+    env text CHECK (env IN ('sandbox', 'live')),
+    kind text NOT NULL,
+    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 16) UNIQUE,
+    source text NOT NULL,
     handle text NOT NULL,
     result_code text NOT NULL,
-    body text NOT NULL,
-    repeats integer NOT NULL DEFAULT 0,
     verdict text NOT NULL DEFAULT 'waiting' CHECK (verdict IN ('waiting', 'applied', 'unmatched')),
-    applied_at timestamptz,
-    tries integer NOT NULL DEFAULT 0,
-    due_at timestamptz,
-    merchant_id uuid CHECK (is_id(merchant_id)),
     signature text NOT NULL DEFAULT 'none' CHECK (signature IN ('none', 'verified')),
+    body text NOT NULL,
     body_bytes bytea,
     CONSTRAINT callback_check CHECK ((verdict = 'applied') = (applied_at IS NOT NULL)),
     CONSTRAINT callback_check1 CHECK ((verdict = 'waiting') = (due_at IS NOT NULL)),
@@ -26,7 +27,9 @@ CREATE TABLE callback (
 );
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
-CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE handle <> '';
+-- A callback with a subject is found by its subject. Those without one are found by their handle, and those that wait.
+CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE subject_id IS NULL AND handle <> '';
+CREATE INDEX callback_waiting_handle ON callback (handle, callback_id) WHERE verdict <> 'applied' AND handle <> '';
 CREATE INDEX callback_newest ON callback (env, callback_id);
 CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';
 

@@ -1,31 +1,61 @@
+-- A CheckoutRequestID, ws_CO_DDMMYYYYHHMMSS…, with the year before the month and the month before the day: an index in
+-- that order grows at its end. The function moves characters and drops none: different texts stay different.
+CREATE FUNCTION handle_by_time(handle text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT substr(handle, 11, 4) || substr(handle, 9, 2) || substr(handle, 7, 2) || substr(handle, 15) || left(handle, 6)
+$$;
+
+-- The first 16 bytes of a SHA-256 of the Idempotency-Key of a merchant and env. Without convert_to(), which is not
+-- immutable, Postgres inlines the function.
+CREATE FUNCTION payment_key(merchant_id uuid, env text, key text) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT encode(substr(sha256(replace(merchant_id::text || env || key, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
+$$;
+
 -- A payment is bound to its shortcode_id for good; shortcode is the number that payers pay. outcome_is_final: the
 -- failure was M-Pesa's last word. accepted_at, completed_at, completed_by: steps of an ordinary payment, which stores
--- no others.
+-- no others. result_desc is NULL where result_code is 0 and M-Pesa's text is the ordinary one.
 CREATE TABLE payment (
     payment_id uuid PRIMARY KEY CHECK (has_prefix(payment_id, 'pay')),
     merchant_id uuid NOT NULL REFERENCES merchant,
+    shortcode_id uuid NOT NULL REFERENCES shortcode,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    amount integer NOT NULL CHECK (amount BETWEEN 1 AND 250000),
+    asked integer NOT NULL DEFAULT 0 CHECK (asked >= 0),
+    refund_reserved integer NOT NULL DEFAULT 0 CHECK (refund_reserved >= 0),
+    refunded integer NOT NULL DEFAULT 0 CHECK (refunded >= 0),
+    push_attempt integer NOT NULL DEFAULT 1 CHECK (push_attempt > 0),
+    reference_is_ours boolean NOT NULL,
+    outcome_is_final boolean NOT NULL DEFAULT false,
+    is_mismatch_of_paid boolean NOT NULL DEFAULT false,
+    accepted_at timestamptz,
+    completed_at timestamptz,
+    due_at timestamptz,
+    looked_after_at timestamptz,
+    erased_at timestamptz,
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     provider text NOT NULL CHECK (provider = 'mpesa'),
     shortcode text NOT NULL CHECK (shortcode ~ '^[0-9]{5,7}$'),
-    amount integer NOT NULL CHECK (amount BETWEEN 1 AND 250000),
     currency text NOT NULL CHECK (currency = 'KES'),
     phone text COLLATE "C" NOT NULL,
     reference text COLLATE "C" NOT NULL CHECK (length(reference) BETWEEN 1 AND 12),
-    reference_is_ours boolean NOT NULL,
     description text NOT NULL CHECK (length(description) <= 13),
-    callback_url text,
-    metadata jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
     idempotency_key text NOT NULL,
     status text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'completed', 'failed', 'reversed', 'partially_reversed')),
     -- ready is committed with the payment, sending immediately before its push: what is still ready was never sent.
     charge text NOT NULL DEFAULT 'sending'
         CHECK (charge IN ('ready', 'sending', 'released', 'accepted', 'refused', 'unknown')),
+    metadata jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    callback_url text,
     merchant_request_id text,
     checkout_request_id text COLLATE "C",
     receipt text COLLATE "C" CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
     result_code text,
     result_desc text,
+    completed_by text CHECK (completed_by IN ('callback', 'stk_query', 'status_query', 'statement', 'operator',
+        'merchant')),
     failure_reason text CHECK (failure_reason IN ('insufficient_funds', 'cancelled_by_user', 'wrong_pin', 'timeout',
         'unreachable', 'limit_exceeded', 'duplicate_in_progress', 'rejected_by_provider', 'expired', 'not_sent',
         'other')),
@@ -33,25 +63,8 @@ CREATE TABLE payment (
     received_amount text,
     received_receipt text,
     received_phone text,
-    asked integer NOT NULL DEFAULT 0 CHECK (asked >= 0),
-    due_at timestamptz,
-    expires_at timestamptz NOT NULL,
-    created_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL,
-    completed_at timestamptz,
-    refund_reserved integer NOT NULL DEFAULT 0 CHECK (refund_reserved >= 0),
-    refunded integer NOT NULL DEFAULT 0 CHECK (refunded >= 0),
-    claim jsonb,
-    looked_after_at timestamptz,
-    erased_at timestamptz,
-    shortcode_id uuid NOT NULL REFERENCES shortcode,
-    outcome_is_final boolean NOT NULL DEFAULT false,
-    push_attempt integer NOT NULL DEFAULT 1 CHECK (push_attempt > 0),
     reversed_outside text CHECK (reversed_outside IN ('whole', 'part')),
-    is_mismatch_of_paid boolean NOT NULL DEFAULT false,
-    accepted_at timestamptz,
-    completed_by text CHECK (completed_by IN ('callback', 'stk_query', 'status_query', 'statement', 'operator',
-        'merchant')),
+    claim jsonb,
     CONSTRAINT payment_accepted_has_its_ids CHECK (charge <> 'accepted' OR checkout_request_id IS NOT NULL),
     CONSTRAINT payment_check
         CHECK ((status IN ('completed', 'reversed', 'partially_reversed')) = (completed_at IS NOT NULL)),
@@ -65,6 +78,7 @@ CREATE TABLE payment (
     CONSTRAINT payment_erased_when_ended CHECK (erased_at IS NULL OR status <> 'pending'),
     CONSTRAINT payment_looked_after_what_waited CHECK (looked_after_at IS NULL OR mismatch IS NOT NULL
         OR reversed_outside IS NOT NULL),
+    CONSTRAINT payment_own_reference_form CHECK (NOT reference_is_ours OR reference ~ '^[A-Z2-7]{12}$'),
     CONSTRAINT payment_phone_check CHECK ( CASE WHEN erased_at IS NULL THEN phone ~ '^254[17][0-9]{8}$'
         ELSE phone = 'erased' END),
     CONSTRAINT payment_received_something_else CHECK (mismatch IS NOT NULL
@@ -74,9 +88,9 @@ CREATE TABLE payment (
     CONSTRAINT payment_refunds_fit CHECK ((refund_reserved + refunded) <= amount),
     CONSTRAINT payment_reversed_outside_fits_status CHECK (reversed_outside <> 'whole' OR status = 'reversed'),
     CONSTRAINT payment_reversed_when_refunded CHECK (((status = 'reversed') = (refunded = amount))
-        AND ((status = 'partially_reversed') = (refunded >= 1 AND (refunded <= (amount - 1))))),
-    UNIQUE (merchant_id, env, idempotency_key)
+        AND ((status = 'partially_reversed') = (refunded >= 1 AND (refunded <= (amount - 1)))))
 );
+CREATE UNIQUE INDEX payment_of_key ON payment (payment_key(merchant_id, env, idempotency_key));
 CREATE UNIQUE INDEX payment_receipt ON payment (env, receipt) WHERE receipt IS NOT NULL;
 CREATE UNIQUE INDEX payment_own_reference ON payment (reference) WHERE reference_is_ours;
 CREATE INDEX payment_received_receipt ON payment (env, received_receipt) WHERE received_receipt IS NOT NULL;
@@ -85,14 +99,15 @@ CREATE INDEX payment_without_receipt ON payment (env, shortcode, amount, created
 CREATE INDEX payment_received_phone ON payment (merchant_id, received_phone) WHERE received_phone IS NOT NULL;
 CREATE INDEX payment_due ON payment (shortcode_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX payment_expiry ON payment (expires_at) WHERE status = 'pending' AND mismatch IS NULL;
-CREATE UNIQUE INDEX payment_checkout_request_id ON payment (checkout_request_id, env)
+CREATE UNIQUE INDEX payment_checkout_request_id ON payment (handle_by_time(checkout_request_id), env)
     WHERE checkout_request_id IS NOT NULL;
 -- The tally looks for payments that changed. Only the newest time in each range matters to it.
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
 CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
 CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
 CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, payment_id);
-CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id);
+-- References of ours are found by payment_own_reference.
+CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id) WHERE NOT reference_is_ours;
 CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
 CREATE INDEX payment_held ON payment (merchant_id, env, payment_id)
     WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
@@ -184,7 +199,8 @@ SELECT payment_id, at, kind, cause, result_code, detail, CASE WHEN kind IN ('rec
     'refund_failed', 'partially_reversed', 'reversed', 'reversal_seen', 'looked_after') THEN 4 ELSE 2 END, number
 FROM payment_step WHERE kind <> 'requested'
 UNION ALL
-SELECT payment_id, completed_at, 'completed', completed_by, result_code, COALESCE(result_desc, ''), 3, 0
+SELECT payment_id, completed_at, 'completed', completed_by, result_code, COALESCE(result_desc, CASE
+    WHEN result_code = '0' THEN 'The service request is processed successfully.' ELSE '' END), 3, 0
 FROM payment WHERE completed_by IS NOT NULL;
 
 CREATE TRIGGER payment_proof_is_kept AFTER UPDATE OF receipt, completed_at, refunded ON payment

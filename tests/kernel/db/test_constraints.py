@@ -19,7 +19,7 @@ HEARD, OTHER_EVENT = literal("evt"), literal("evt", 2)
 ROWS = f"""
 INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ({SHOP}, 'Shop', now(), now());
 INSERT INTO idempotency_key (merchant_id, env, key, fingerprint, state, subject_id, leased_until, created_at)
-VALUES ({SHOP}, 'sandbox', 'order', sha256('a'), 'settled', {PAYMENT}, now(), now());
+VALUES ({SHOP}, 'sandbox', 'order', substr(sha256('a'), 1, 16), 'settled', {PAYMENT}, now(), now());
 INSERT INTO event (event_id, kind, merchant_id, env, subject_id, occurred_at, is_public, payload, body)
 VALUES ({HEARD}, 'payment.completed', {SHOP}, 'sandbox', {PAYMENT}, now(), true, '{{}}', '{{}}');
 INSERT INTO event_task (event_id, subscriber, due_at) VALUES ({HEARD}, 'me', now());
@@ -41,11 +41,11 @@ ENTRY = (
 CASES = {
     "gateway_secret_is_sealed": ["UPDATE gateway_secret SET sealed = 'open'"],
     "idempotency_key_subject_id_check": [
-        KEY + f"({SHOP}, 'sandbox', 'other', sha256('a'), 'in_flight', {NOTHING}, now(), now())"
+        KEY + f"({SHOP}, 'sandbox', 'other', substr(sha256('a'), 1, 16), 'in_flight', {NOTHING}, now(), now())"
     ],
     "idempotency_key_one_subject": [
         f"UPDATE idempotency_key SET subject_id = {OTHER_PAYMENT}",  # noqa: S608 - our own
-        "UPDATE idempotency_key SET fingerprint = sha256('b')",
+        "UPDATE idempotency_key SET fingerprint = substr(sha256('b'), 1, 16)",
         "UPDATE idempotency_key SET key = 'other'",
         "UPDATE idempotency_key SET env = 'live'",
         "UPDATE idempotency_key SET operation = 'refund'",

@@ -59,7 +59,7 @@ def test_the_order_of_a_body_does_not_matter(body: dict[str, Any], chance: Any) 
     items = list(body.items())
     chance.shuffle(items)
     assert fingerprint("pay", dict(items)) == fingerprint("pay", body)
-    assert len(fingerprint("pay", body)) == 32
+    assert len(fingerprint("pay", body)) == 16
 
 
 @given(BODIES, BODIES, st.sampled_from(["pay", "refund"]), st.sampled_from(["pay", "refund"]))
@@ -89,7 +89,7 @@ async def ask(
     subject_id: str,
     *,
     at: datetime = NOW,
-    body: bytes = bytes(32),
+    body: bytes = bytes(16),
     merchant: str = MERCHANT,
     env: Env = "sandbox",
     operation: str = "payment",
@@ -137,7 +137,7 @@ async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Databa
 async def test_another_body_is_refused_whatever_became_of_the_first(shops: Database) -> None:
     async def is_refused() -> None:
         with pytest.raises(KeyMismatch) as refused:
-            await ask(shops, PAYMENTS[2], body=b"x" * 32)
+            await ask(shops, PAYMENTS[2], body=b"x" * 16)
         assert refused.value.status == 422
 
     await ask(shops, PAYMENTS[1])
@@ -158,7 +158,7 @@ async def test_what_is_settled_is_never_released(shops: Database) -> None:
 
 async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
     assert (await ask(shops, PAYMENTS[1])).is_ours
-    assert await ask(shops, PAYMENTS[2], merchant=OTHER_MERCHANT, body=b"x" * 32) == Claim(PAYMENTS[2], is_ours=True)
+    assert await ask(shops, PAYMENTS[2], merchant=OTHER_MERCHANT, body=b"x" * 16) == Claim(PAYMENTS[2], is_ours=True)
     await settle(shops, merchant_id=OTHER_MERCHANT, env="sandbox", key="order 1")
     with pytest.raises(KeyInProgress):
         await ask(shops, PAYMENTS[3])

@@ -43,7 +43,7 @@ async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(d
     async with desk.browser(Role.OPERATOR) as browser:
         assert "1 refused callback today" in (await browser.opens()).words
         page = await browser.opens("/callbacks/refused")
-        assert "source it did not come from an address on the allowlist" in page.words
+        assert "source the source address is not on the allowlist" in page.words
         (refused_id,) = set(listed(page))
         shown = await browser.opens(f"/callbacks/refused/{refused_id}")
         assert shown.link(f"/payments/{made['id']}")
@@ -54,15 +54,15 @@ async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(d
         shown = await browser.opens(f"/callbacks/refused/{refused_id}")
         assert shown.untidy == []
         unsure = await browser.submits(shown, refused_id)
-        assert (unsure.status, "you vouch for where this came from" in unsure.words) == (422, True)
+        assert (unsure.status, "confirm that Safaricom sent this callback" in unsure.words) == (422, True)
         told = await browser.submits(unsure, refused_id, confirm=refused_id)
-        assert "It was taken, and went through the pipeline." in told.words
+        assert "Accepted and processed." in told.words
         assert "applied" in told.words
         assert (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
         again = await browser.sends(
             f"/callbacks/refused/{refused_id}", {"form_token": told.field("form_token"), "confirm": refused_id}
         )
-        assert (again.status, "It was taken before: nothing was changed." in again.words) == (200, True)
+        assert (again.status, "Already accepted: nothing changed." in again.words) == (200, True)
         assert "refused callback" not in (await browser.opens()).words
         payment = await browser.opens(f"/payments/{made['id']}")
         assert "applied stk: result 0" in payment.words
@@ -121,17 +121,17 @@ async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
         # On several lines, its numbers as they came; and whose it is by name.
         assert re.search(r"&#34;Body&#34;: {\n +&#34;stkCallback&#34;: {\n", shown.text)
         assert re.search(r"&#34;Value&#34;: 2547\*\*\*\*001\n", shown.text)
-        assert "Came again 0 times" in shown.words
+        assert "Repeats 0" in shown.words
         assert re.search(r'merchants/mer_\w{26}">[^<]*[A-Za-z ]+</a>', shown.text)
         told = await browser.submits(shown, "/offer")
-        assert "It was applied before: nothing was changed." in told.words
+        assert "Already applied: nothing changed." in told.words
         await desk.gateway.db.execute(
             "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1", waiting
         )
-        assert "1 callback that no payment could use" in (await browser.opens()).words
+        assert "1 callback without a matching payment" in (await browser.opens()).words
         assert listed(await browser.opens("/callbacks?verdict=unmatched")) == [waiting]
         told = await browser.submits(await browser.opens(f"/callbacks/{waiting}"), "/offer")
-        assert "It went through the pipeline again: waiting." in told.words
+        assert "Processed again: waiting." in told.words
         assert (await browser.opens("/callbacks/cbk_00000000000000000000000000")).status == 404
         assert (await browser.opens("/callbacks?verdict=good")).status == 422
     steps = (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]

@@ -87,5 +87,5 @@ async def test_what_needs_attention_is_told_in_its_env(desk: Desk, both: dict[st
         "WHERE env = 'live'"
     )
     async with desk.browser() as browser:
-        assert "wait for a live webhook" in (await browser.opens("/live")).words
-        assert "wait for a" not in (await browser.opens("/sandbox")).words
+        assert "no live webhook endpoint" in (await browser.opens("/live")).words
+        assert "webhook endpoint" not in (await browser.opens("/sandbox")).words

@@ -158,4 +158,4 @@ async def _is_refunded(desk: Desk, refund_id: str) -> bool:
     return bool((await desk.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == "completed")
 
 
-_LINKS = re.compile(r'href="(?:\.\./)*ops(/(?!live|sandbox|queues|logout)[^"#&]*)"')
+_LINKS = re.compile(r'href="(?:\.\./)*ops(/(?!live|sandbox|queue/static|logout)[^"#&]*)"')

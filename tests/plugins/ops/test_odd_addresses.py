@@ -43,7 +43,7 @@ async def test_no_page_and_no_act_fails_for_what_stands_in_its_address(desk: Des
                 sent = await browser.sends(filled, {"form_token": token}) if name in {"emoji", "NUL", "slash"} else page
                 if {page.status, sent.status} - {404, 400, 405, 414, 431}:
                     found.append(f"{path}, {name}: {page.status}, {sent.status}")
-        queue = [each.path for each in operations() if each.path.startswith("/ops/queues/") and each.parameters]
+        queue = [each.path for each in operations() if each.path.startswith("/ops/queue/") and each.parameters]
         for path in queue:
             for name, text in ODD.items():
                 page = await browser.opens(re.sub(r"\{\w+\}", text, path).removeprefix("/ops"))

@@ -32,13 +32,13 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import eventually, listening, running_gateway, serving
 from mpesa_gateway_ops.commands import operators as operators_command
-from mpesa_gateway_ops.failed_jobs import last_line
+from mpesa_gateway_ops.failed_jobs import failure_reason, last_line
 from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.forking import forks
 
 PLUGINS = ["credentials", "callbacks", "transactions", "payments", "webhooks", "ops"]
-QUEUE = "/queues/queues/mpesa-default"
+QUEUE = "/queue/queues/mpesa-default"
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ async def failed(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> 
 
 async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(home: House) -> None:
     async with Browser(home.ops) as browser:
-        for path in ("", "/", "/failed", "/failed/", "/queues", "/queues/", QUEUE, QUEUE + "/jobs/x"):
+        for path in ("", "/", "/failed", "/failed/", "/queue", "/queue/", QUEUE, QUEUE + "/jobs/x"):
             page = await browser.opens(path, follows=False)
             assert page.status == 303
             assert urljoin(page.url, page.headers["Location"]) == home.ops + "/login"
-        for path in ("", "/failed", "/queues/api/queues", "/queues/static/app.js"):
+        for path in ("", "/failed", "/queue/api/queues", "/queue/static/app.js"):
             page = await browser.opens(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
             assert page.headers["Cache-Control"] == "no-store"
-        for path in ("/failed/retry", "/logout", "/queues/api/queues/mpesa-default/jobs/x/retry"):
+        for path in ("/failed/retry", "/logout", "/queue/api/queues/mpesa-default/jobs/x/retry"):
             assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
             assert (await browser.sends(path, {})).url == home.ops + "/login"
 
@@ -187,7 +187,7 @@ async def test_a_session_ends_after_an_hour_without_a_page_and_after_twelve_in_a
         assert (await browser.opens()).url == home.ops
         home.clock.advance(timedelta(minutes=59))
         # The queue's page asks by itself, which is no sign of life.
-        assert (await browser.opens("/queues/api/queues", accept="*/*")).status == 200
+        assert (await browser.opens("/queue/api/queues", accept="*/*")).status == 200
         home.clock.advance(timedelta(minutes=2))
         assert (await browser.opens()).url == home.ops + "/login"
         await browser.signs_in()
@@ -248,7 +248,7 @@ async def test_what_another_site_makes_a_browser_send_is_refused(home: House, he
     async with signed_in(home.ops) as browser:
         page = await browser.opens("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key")}
-        for path in ("/login", "/logout", "/failed/retry", f"/queues/api{QUEUE[7:]}/jobs/{fields['key']}/retry"):
+        for path in ("/login", "/logout", "/failed/retry", f"/queue/api{QUEUE[6:]}/jobs/{fields['key']}/retry"):
             refused = await browser.sends(path, fields, headers)
             assert (refused.status, "one of our own pages" in refused.text) == (403, True)
         assert (await browser.opens()).url == home.ops
@@ -279,7 +279,7 @@ def test_our_own_pages_are_ours(headers: dict[str, str]) -> None:
 
 
 async def test_every_page_keeps_to_itself(home: House) -> None:
-    await failed(home.gateway, "failing.fail")
+    (job,) = await failed(home.gateway, "failing.fail")
     seen = 0
     async with signed_in(home.ops) as browser:
         for path in (
@@ -288,10 +288,10 @@ async def test_every_page_keeps_to_itself(home: House) -> None:
             "/login",
             "/failed",
             "/failed/",
-            "/queues",
+            "/queue/",
             QUEUE,
-            f"{QUEUE}/jobs/x",
-            "/queues/static/app.js",
+            f"{QUEUE}/jobs/{job.key}",
+            "/queue/static/app.js",
         ):
             page = await browser.opens(path)
             policy = page.headers["Content-Security-Policy"]
@@ -320,17 +320,17 @@ async def test_the_overview_shows_the_parts_and_the_queue(home: House) -> None:
         assert re.search(r'<dt>failed</dt><dd><a href="[^"]*/failed">1</a></dd>', page.text)
         assert "1 job has failed" in page.words
         for part in ("postgres", "migrations", "valkey", "queue"):
-            assert f"{part} well" in page.words
+            assert f"{part} healthy" in page.words
 
 
 async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
     settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
     async with house(settings) as home, signed_in(home.ops) as browser:
-        assert "The queue does not answer." in (await browser.opens()).text
-        assert "The queue does not answer." in (await browser.opens("/queue")).text
+        assert "The queue is unreachable." in (await browser.opens()).text
+        assert (await browser.opens("/queue")).status == 200
         page = await browser.opens("/failed")
         assert (page.status, "payments go on" in page.text) == (503, True)
-        answer = await browser.opens("/queues/api/queues", accept="*/*")
+        answer = await browser.opens("/queue/api/queues", accept="*/*")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
 
 
@@ -344,7 +344,7 @@ async def test_failed_jobs_are_found_newest_first_and_shown_as_text(home: House)
     assert text.index("&lt;script&gt;") < text.index("dlv_1")
     assert "<script>" not in text
     assert f"<code>{len(home.gateway.plugins)} plugins</code>" in text
-    assert "failed in the queue default, after 1 try" in page.words
+    assert "RuntimeError in the queue mpesa-default, after 1 try" in page.words
     assert "Traceback" not in text
 
 
@@ -411,89 +411,118 @@ async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
             return [(one.key, one.attempts) for one in found] == [(job.key, 2)]
 
         assert await eventually(fails_again)
-        assert "failed in the queue default, after 2 tries" in (await browser.opens("/failed")).words
+        assert "RuntimeError in the queue mpesa-default, after 2 tries" in (await browser.opens("/failed")).words
 
 
-async def test_the_queue_is_looked_at_and_a_job_stopped_without_a_script(home: House) -> None:
-    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_<later>")
+async def test_discard_of_a_failed_job_removes_it_and_is_audited(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail")
     async with signed_in(home.ops) as browser:
-        page = await browser.opens("/queue")
-        assert page.untidy == []
-        assert "<script>" not in page.text
-        row = next(part for part in page.text.split("<tr>") if "failing.fail" in part)
-        assert "dlv_&lt;later&gt;" in row
-        assert "scheduled" in row
-        assert "Workers" in page.words
-        assert page.link("/ops/failed")
-        assert page.link("/ops/queues/")
-        key = re.search(r'name="key" value="([^"]+)"', row)
-        assert key is not None
-        fields = {"form_token": page.field("form_token"), "queue": "default", "key": key[1]}
-        assert (
-            "That job has ended meanwhile." in (await browser.sends("/queue/stop", fields | {"queue": "daraja"})).words
-        )
-        assert (await browser.sends("/queue/stop", fields | {"form_token": "x"})).status == 403
-        assert "The job was stopped." in (await browser.sends("/queue/stop", fields)).words
-        assert "failing.fail" not in (await browser.opens("/queue")).text
-        assert "That job has ended meanwhile." in (await browser.sends("/queue/stop", fields)).words
-        missing = await browser.opens("/nothing-here")
-        assert (missing.status, "Not found There is no such page." in missing.words) == (404, True)
-    done = await actions(home.gateway)
-    assert done.count("job.aborted") == 1
+        page = await browser.opens("/failed")
+        fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
+        assert (await browser.sends("/failed/discard", fields | {"form_token": "x"})).status == 403
+        assert "The job was discarded." in (await browser.sends("/failed/discard", fields)).words
+        assert "no longer among the failed" in (await browser.sends("/failed/discard", fields)).words
+        assert "No job has failed." in (await browser.opens("/failed")).words
+    queue = home.gateway.jobs.queues["default"]
+    assert await queue.count_failed() == 0
+    assert await queue.redis.ttl(job.id) <= 60
+    (entry,) = (await home.gateway.audit.page(10, None, "job.discarded", None)).rows
+    assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
+    assert entry.detail == {"job": "failing.fail", "from": "127.0.0.1"}
 
 
-def test_an_errors_last_line_is_what_it_comes_to() -> None:
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        (Status.FAILED, "Traceback (most recent call last):\n  File x\nValueError: no\n\n", "ValueError"),
+        (Status.FAILED, "Traceback:\n  File x\n    y\nmpesa_gateway.errors.NotFound: no page\nhere", "NotFound"),
+        (Status.FAILED, "Traceback:\n  File x\nTimeoutError", "timed_out"),
+        (Status.ABORTED, "aborted by an operator", "aborted"),
+        (Status.ABORTED, "swept", "worker_lost"),
+        (Status.FAILED, "2 plugins", "unknown"),
+        (Status.FAILED, None, "unknown"),
+    ],
+)
+def test_failure_reason_of_an_error_is_one_stable_word(status: Status, error: str | None, reason: str) -> None:
+    assert failure_reason(status, error) == reason
+
+
+def test_last_line_of_a_traceback_is_its_exception() -> None:
     assert last_line("Traceback (most recent call last):\n  File x\nValueError: no\n\n") == "ValueError: no"
-    assert last_line(None) == last_line(" \n ") == "no error was told"
+    assert last_line(None) == last_line(" \n ") == ""
 
 
 # -- SAQ's pages ------------------------------------------------------------------------------------------------------
 
 
-async def test_saqs_pages_and_files_come_from_here(home: House) -> None:
+async def test_queue_page_has_saqs_scripts_and_their_json(home: House) -> None:
     (job,) = await failed(home.gateway, "failing.fail", delivery_id="dlv_1")
+    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     async with signed_in(home.ops) as browser:
-        page = await browser.opens("/queues")
-        assert page.url == home.ops + "/queues/"
-        assert f"{home.ops}/queues/static/app.js" in page.links
-        for name, media, words in (
-            ("app.js", "text/javascript", 'href: root_path + "/queues/" + job.queue'),
-            ("snabbdom.js", "text/javascript", "snabbdom"),
-            ("pico.min.css", "text/css", "Pico"),
-        ):
-            asset = await browser.opens(f"/queues/static/{name}")
-            assert asset.headers["Content-Type"].startswith(media)
+        page = await browser.opens("/queue")
+        assert page.url == home.ops + "/queue/"
+        assert page.untidy == []
+        assert page.link("/ops/failed")
+        assert page.link("/ops/queue/static/app.js")
+        for name, words in (("app.js", "root_path"), ("snabbdom.js", "snabbdom"), ("queue.js", "X-Form-Token")):
+            asset = await browser.opens(f"/queue/static/{name}")
+            assert asset.headers["Content-Type"].startswith("text/javascript")
             assert words in asset.text
         for name in ("other.js", "..%2f..%2fcommon.py", "../common.py"):
-            assert (await browser.opens(f"/queues/static/{name}")).status == 404
-        api = "/queues/api/queues"
+            assert (await browser.opens(f"/queue/static/{name}")).status == 404
+        api = "/queue/api/queues"
         listed = (await browser.opens(api, accept="*/*")).text
         for name in QUEUES:
             assert f'"name":"mpesa-{name}"' in listed
             assert (await browser.opens(f"{api}/mpesa-{name}", accept="*/*")).status == 200
-        assert '"workers":' in (await browser.opens(f"{api}/mpesa-default", accept="*/*")).text
+        detail = (await browser.opens(f"{api}/mpesa-default", accept="*/*")).text
+        assert '"workers":' in detail
+        assert '"status":"scheduled"' in detail
         assert "dlv_1" in (await browser.opens(f"{api}/mpesa-default/jobs/{job.key}", accept="*/*")).text
         for path in (f"{api}/other", f"{api}/mpesa-default/jobs/nothing", f"{api}/other/jobs/{job.key}"):
             assert (await browser.opens(path, accept="*/*")).status == 404
 
 
-async def test_saqs_buttons_work_and_are_on_record(home: House) -> None:
+async def test_queue_json_for_a_viewer_masks_phone_numbers(home: House) -> None:
+    (job,) = await failed(home.gateway, "failing.fail", of="254712345678")
+    await home.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+    path = f"/queue/api/queues/mpesa-default/jobs/{job.key}"
+    async with signed_in(home.ops, "viola") as browser:
+        page = await browser.opens(QUEUE)
+        assert "data-may-act" not in page.text
+        assert "254712345678" not in (await browser.opens(path, accept="*/*")).text
+        act = {"Accept": "*/*", "X-Form-Token": page.field("form_token")}
+        assert (await browser.sends(f"{path}/retry", {}, act)).status == 403
+    async with signed_in(home.ops) as browser:
+        assert "254712345678" in (await browser.opens(path, accept="*/*")).text
+
+
+async def test_saqs_retry_and_abort_need_the_form_token_and_are_audited(home: House) -> None:
     (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_2")
     queue = home.gateway.jobs.queues["default"]
     await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
     async with signed_in(home.ops) as browser:
-        jobs = "/queues/api/queues/mpesa-default/jobs"
-        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, {"Accept": "application/json"})).text == "{}"
-        assert (await browser.sends(f"{jobs}/{later}/abort", {}, {"Accept": "application/json"})).text == "{}"
-        assert (await browser.sends(f"{jobs}/nothing/abort", {}, {"Accept": "application/json"})).status == 404
+        page = await browser.opens("/queue")
+        jobs, act = "/queue/api/queues/mpesa-default/jobs", {"Accept": "application/json"}
+        for token in ({}, {"X-Form-Token": "x"}):
+            for path in (f"{jobs}/{job.key}/retry", f"{jobs}/{later}/abort"):
+                assert (await browser.sends(path, {}, act | token)).status == 403
+        act["X-Form-Token"] = page.field("form_token")
+        assert (await browser.sends(f"{jobs}/{later}/retry", {}, act)).status == 409
+        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, act)).text == "{}"
+        assert (await browser.sends(f"{jobs}/{later}/abort", {}, act)).text == "{}"
+        assert (await browser.sends(f"{jobs}/nothing/abort", {}, act)).status == 404
 
         async def is_done() -> bool:
             found = await queue.job(job.key)
             return found is not None and found.status == Status.COMPLETE
 
         assert await eventually(is_done)
-    assert (await actions(home.gateway))[:2] == ["job.aborted", "job.retried"]
+    entries = (await home.gateway.audit.page(100, None, None, None)).rows
+    assert [entry.action for entry in entries][:2] == ["job.aborted", "job.retried"]
+    assert [entry.subject_id for entry in entries][:2] == [later, job.key]
+    assert {entry.actor[:13] for entry in entries[:2]} == {"operator:opr_"}
 
 
 # -- where it is mounted ----------------------------------------------------------------------------------------------
@@ -514,17 +543,17 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
 
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
             await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-            await failed(gateway, "failing.fail")
+            (job,) = await failed(gateway, "failing.fail")
             assert (await browser.opens()).url == base + "/ops/login"
             assert (await browser.signs_in()).url == base + "/ops"
             assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
-            for path in ("", "/", "/failed", "/queues", QUEUE, f"{QUEUE}/jobs/x"):
+            for path in ("", "/", "/failed", "/queue/", QUEUE, f"{QUEUE}/jobs/{job.key}"):
                 page = await browser.opens(path)
                 assert page.status == 200
                 assert page.links
                 assert [link for link in page.links if not link.startswith(base + "/")] == []
-                here = re.search(r'new URL\("([^"]*)", location.href\)', page.text)
-                assert here is None or urljoin(page.url, here[1]) == base + "/ops/queues"
+                here = re.search(r'data-root="([^"]*)"', page.text)
+                assert here is None or urljoin(page.url, here[1]) == base + "/ops/queue"
             page = await browser.opens("/failed")
             retried = await browser.sends(
                 "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}

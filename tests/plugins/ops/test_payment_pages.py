@@ -62,8 +62,11 @@ async def test_the_list_shows_newest_first_and_filters_without_a_script(desk: De
         created = datetime.fromisoformat(third["created_at"]).astimezone(EAT).replace(tzinfo=None)
         later = await browser.submits(page, "/payments/look", since=(created + timedelta(seconds=1)).isoformat())
         assert listed(later) == []
+        total = await browser.opens(next(link for link in early.links if "/payments/total?" in link))
+        amount = sum(int(float(payment["amount"])) for payment in (first, second, third))
+        assert total.words == f"3 payments, KES {amount:,} requested"
         nothing = await browser.opens("/payments?search=nothing+like+it")
-        assert "No payment fits these filters" in nothing.words
+        assert "No payment matches these filters" in nothing.words
         assert (await browser.submits(nothing, "/payments/look", search="")).url == f"{desk.ops}/payments"
 
 
@@ -124,8 +127,8 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         assert page.status == 200
         assert page.untidy == []
         assert "KES 500 pending" in page.words
-        assert "requested Asked for" in page.words
-        assert "sent M-Pesa took the push" in page.words
+        assert "requested Payment requested" in page.words
+        assert "sent STK push accepted by M-Pesa" in page.words
         # What was said at the push, on either side, without the payer's number.
         asked, answered_with = re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
         assert [part in asked for part in ("&#34;Amount&#34;: 500", "2547****020", waiting["reference"])] == [True] * 3
@@ -133,7 +136,7 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         assert "254700000020" not in "".join(re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL))
         assert "&lt;b&gt;7&lt;/b&gt;" in page.text
         told = await browser.submits(page, "/query")
-        assert "M-Pesa was asked: still under way." in told.words
+        assert "M-Pesa reports: still pending." in told.words
         assert told.url.startswith(f"{desk.ops}/payments/{waiting['id']}?note=")
         changed = told.link(next(link for link in told.links if "/changed?at=" in link))
         assert (await browser.opens(changed)).text == ""
@@ -142,7 +145,7 @@ async def test_a_payments_page_shows_its_past_and_asks_again(desk: Desk) -> None
         )
         assert answered.status == 200
         await desk.api.settled(waiting["id"], "failed")
-        assert "It is failed now" in (await browser.opens(changed)).words
+        assert "Updated, status failed" in (await browser.opens(changed)).words
         page = await browser.opens(f"/payments/{waiting['id']}")
         assert not page.has_form("/query")
         late = await browser.sends(f"/payments/{waiting['id']}/query", {"form_token": page.field("form_token")})
@@ -155,10 +158,10 @@ async def test_a_status_check_is_asked_for_and_its_answer_shown(desk: Desk) -> N
     async with desk.browser(Role.OPERATOR) as browser:
         page = await browser.opens(f"/payments/{payment['id']}")
         told = await browser.submits(page, "/check")
-        assert "M-Pesa took the question" in told.words
+        assert "Status query sent." in told.words
 
         async def answered() -> bool:
-            return "M-Pesa says Completed. Finding: already known." in (await browser.opens(page.url)).words
+            return "M-Pesa reports Completed. Finding: already known." in (await browser.opens(page.url)).words
 
         assert await eventually(answered)
 
@@ -173,16 +176,16 @@ async def test_money_that_is_not_what_was_asked_for_waits_until_somebody_has_see
     assert await eventually(is_held)
     async with desk.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
-        assert "1 payment with other money than was asked for, or reversed by M-Pesa" in front.words
+        assert "1 payment needs review: mismatched, or reversed by M-Pesa" in front.words
         page = await browser.opens(front.link("/payments?held=true"))
         assert listed(page) == [made["id"]]
         page = await browser.opens(f"/payments/{made['id']}")
-        assert "asked for KES 500, M-Pesa reports KES 501" in page.words
+        assert "requested KES 500, reported KES 501" in page.words
         assert "reason: say in a few words" in (await browser.submits(page, "/look-after", reason="x")).words
         told = await browser.submits(page, "/look-after", reason="Given back at the till")
-        assert "looked after A person saw to it: Given back at the till" in told.words
+        assert "resolved Marked as resolved: Given back at the till" in told.words
         assert not told.has_form("/look-after")
-        assert "not what was asked for" not in (await browser.opens()).words
+        assert "needs review: mismatched" not in (await browser.opens()).words
         again = await browser.sends(
             f"/payments/{made['id']}/look-after", {"form_token": page.field("form_token"), "reason": "Once more"}
         )
@@ -204,11 +207,11 @@ async def test_a_second_receipt_for_a_paid_payment_waits_for_a_person_whatever_i
             return listed(await browser.opens("/payments?held=true"))
 
         assert await eventually(waiting) == [payment["id"]]
-        assert "1 payment with other money than was asked for, or reversed by M-Pesa" in (await browser.opens()).words
+        assert "1 payment needs review: mismatched, or reversed by M-Pesa" in (await browser.opens()).words
         page = await browser.opens(f"/payments/{payment['id']}")
-        assert f"M-Pesa reports KES {amount}, receipt" in page.words
+        assert f"reported KES {amount}, receipt" in page.words
         told = await browser.submits(page, "/look-after", reason="Given back on the portal")
-        assert "A person saw to it: Given back on the portal" in told.words
+        assert "Marked as resolved: Given back on the portal" in told.words
         assert await waiting() == []
 
 
@@ -289,14 +292,19 @@ async def test_times_are_east_african_and_utc_under_the_pointer(desk: Desk) -> N
 async def test_the_overview_draws_how_payments_do(desk: Desk) -> None:
     async with desk.browser(Role.VIEWER) as browser:
         before = await browser.opens("")
-        assert "No payment in the last 30 days" in before.words
+        assert "No payments in the last 60 days" in before.words
         await paid(desk, "254711000001", amount=1200, key="a")
         await paid(desk, "254711000002", amount=300, key="b")
         await paid(desk, "254700000001", amount=50, key="c")
         await desk.gateway.services.get(PaymentTally).count()
         page = await browser.opens("")
         assert page.untidy == []
-        for words in ("KES 1,500 2 payments", "66.7 % of those that ended", "100 % of those that were paid"):
+        for words in (
+            "KES 1,500 2 payments yesterday until",
+            "the 7 days before: KES 0",
+            "66.7 % of ended payments",
+            "100 % of completed payments",
+        ):
             assert words in page.words, page.words
         assert "cancelled by user 1" in page.words
         assert "Payments, last 24 hours" in page.words

@@ -151,7 +151,7 @@ async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> Non
         assert (away.status, away.headers["Location"]) == (303, "https://shop.example/login")
         # Our own passwords open nothing any more.
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-        assert "signed in where this gateway belongs" in (await browser.signs_in()).words
+        assert "Sign in to the host application" in (await browser.signs_in()).words
         here.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
         page = await browser.opens("/shelf")
         assert "wanjiru, operator" in page.words

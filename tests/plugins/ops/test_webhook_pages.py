@@ -45,7 +45,7 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
         assert "254711000001" not in shown.text
         assert shown.untidy == []
         again = await browser.submits(shown, "/resend")
-        assert "It goes out again, with the same webhook-id." in again.words
+        assert "Resend queued, with the same webhook-id." in again.words
 
         async def came_twice() -> bool:
             return len(desk.receiver.received) == 2
@@ -53,12 +53,31 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
         assert await eventually(came_twice)
         assert len({one.headers["webhook-id"] for one in desk.receiver.received}) == 1
         page = await browser.opens(f"/payments/{payment['id']}")
-        assert "delivered payment.completed: HTTP 2" in page.words
+        assert re.search(r"delivered payment\.completed: HTTP 2\d\d \(2 attempts, last at \d\d:\d\d:\d\d\)", page.words)
         back = await browser.submits(page, f"{delivery_id}/resend")
         assert back.url.startswith(f"{desk.ops}/payments/{payment['id']}?note=")
         event = await browser.opens(shown.link("/events/" + page_event(shown)))
         assert listed(event) == [delivery_id]
     assert [act for act, _ in await desk.acted()] == ["webhooks.resend"] * 2
+
+
+async def test_attempts_show_the_address_that_they_were_sent_to(desk: Desk) -> None:
+    payment = await told(desk)
+    old, host = desk.receiver.url, desk.receiver.url.split("/")[2]
+    await desk.gateway.db.execute("UPDATE webhook_endpoint SET url = 'https://new.example.co.ke/hook'")
+    async with desk.browser(Role.OPERATOR) as browser:
+        (delivery_id,) = listed(await browser.opens("/webhooks/deliveries"))
+        shown = await browser.opens(f"/webhooks/deliveries/{delivery_id}")
+        assert f"POST {old}" in shown.words
+        assert "new.example.co.ke" not in shown.words
+        page = await browser.opens(f"/payments/{payment['id']}")
+        assert f"webhook to {host}" in page.words
+        assert "new.example.co.ke" not in page.words
+        # The next attempt goes to the new address. The one before shows its own.
+        await desk.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+        again = await browser.submits(shown, "/resend")
+        assert "POST https://new.example.co.ke/hook" in again.words
+        assert f"to {old}" in again.words
 
 
 def page_event(page: Page) -> str:
@@ -76,8 +95,8 @@ async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_agai
     await desk.gateway.db.execute("UPDATE delivery SET status = 'dead', due_at = NULL, leased_until = NULL")
     async with desk.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
-        assert "1 endpoint does not take what we send" in front.words
-        assert "2 deliveries of today used up every attempt" in front.words
+        assert "1 failing webhook endpoint" in front.words
+        assert "2 deliveries dead today after the last attempt" in front.words
         page = await browser.opens("/webhooks")
         assert "failing" in page.words
         assert page.untidy == []
@@ -86,14 +105,14 @@ async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_agai
         assert re.search(r"Secret \*{4}", shown.words)
         assert not shown.has_form("/rotate")
         failed = await browser.submits(shown, "/test")
-        assert "A test was not taken: it answered HTTP 500" in failed.words
+        assert "Test event not delivered: HTTP 500" in failed.words
         desk.receiver.status = 200
-        assert "A test was taken: it answered HTTP 200" in (await browser.submits(shown, "/test")).words
+        assert "Test event delivered: HTTP 200" in (await browser.submits(shown, "/test")).words
         bad = await browser.submits(shown, endpoint_id, since="yesterday")
         assert (bad.status, "since" in bad.words, bad.field("since")) == (422, True, "yesterday")
         since = rfc3339(desk.gateway.clock.now() - timedelta(hours=1))
         done = await browser.submits(bad, endpoint_id, since=since, status="dead")
-        assert "2 deliveries go out again." in done.words
+        assert "2 deliveries queued again." in done.words
 
         async def are_taken() -> bool:
             return len(listed(await browser.opens("/webhooks/deliveries?status=delivered"))) == 2
@@ -106,13 +125,13 @@ async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
         page = await browser.opens("/webhooks")
         page = await browser.opens(next(link for link in page.links if "/webhooks/whe_" in link))
         unsure = await browser.submits(page, "/rotate")
-        assert "tick the box" in unsure.words
+        assert "confirm that the merchant will install" in unsure.words
         made = await browser.submits(page, "/rotate", confirm=page.form("/rotate").choices["confirm"][0])
         found = re.search(r"whsec_[A-Za-z0-9+/=]+", made.text)
         assert found is not None
         again = await browser.opens(made.url)
         assert found[0] not in again.text
-        assert "the one before signs too" in again.words
+        assert "the previous secret also signs" in again.words
         assert found[0] not in str(await desk.gateway.db.fetch("SELECT * FROM ops_note"))
 
 
@@ -122,8 +141,8 @@ async def test_what_is_owed_for_long_is_a_concern(desk: Desk) -> None:
     await desk.gateway.db.execute("UPDATE delivery SET created_at = created_at - interval '1 hour'")
     async with desk.browser(Role.VIEWER) as browser:
         front = await browser.opens()
-        assert "the oldest of 1 owed webhooks has waited 6" in front.words
-        assert re.search(r"Owed 1 Oldest owed \d", front.words)
+        assert "the oldest of 1 undelivered webhooks is 6" in front.words
+        assert re.search(r"Undelivered 1 Oldest undelivered \d", front.words)
         page = await browser.opens(front.link("/webhooks/deliveries?status=pending"))
         assert len(listed(page)) == 1
         assert not page.has_form("/resend")

@@ -29,6 +29,8 @@ ERASED = "phone = 'erased', erased_at = now()"
 STEP = "INSERT INTO payment_step (payment_id, at, kind, cause, detail) SELECT payment_id, now(), '%s', 'callback', '' "
 
 CASES = {
+    "payment_own_reference_form": [OPEN % "reference_is_ours = true, reference = 'ORDER1'"],
+    "payment_of_key": [OPEN % "idempotency_key = 'paid'"],
     "payment_shortcode_check": [OPEN % "shortcode = ''", OPEN % "shortcode = '12345678'"],
     "payment_asked_check": [OPEN % "asked = -1"],
     "payment_receipt_check": [OPEN % "status = 'completed', completed_at = now(), due_at = NULL, receipt = 'tkn 1'"],
@@ -45,7 +47,7 @@ CASES = {
     "payment_reversed_outside_fits_status": [PAID % "reversed_outside = 'whole'"],
     "payment_reversed_when_refunded": [PAID % "status = 'reversed'", PAID % "refunded = 1", PAID % "refunded = amount"],
     "payment_receipt": ["UPDATE payment SET receipt = 'TKN4A1B2C3' WHERE receipt IS NOT NULL"],
-    "payment_own_reference": ["UPDATE payment SET reference = 'ours', reference_is_ours = true"],
+    "payment_own_reference": ["UPDATE payment SET reference = 'OURSOURSOURS', reference_is_ours = true"],
     "payment_checkout_request_id": ["UPDATE payment SET checkout_request_id = 'ws_CO_1'"],
     "payment_erased_for_good": [
         f"{FAILED % ERASED}; {FAILED % changed}"

@@ -180,12 +180,16 @@ async def test_end_due_with_a_payment_that_cannot_end_ends_the_others(shops: Sho
 
 async def test_end_due_ends_what_was_never_sent_when_it_may_no_longer_be_sent(shops: Shops, daraja: Daraja) -> None:
     daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
-    assert (await shops.apis[0].pay(PHONE, 500, key="k")).status == 503
+    unsent = await shops.apis[0].pay(PHONE, 500, key="k")
+    assert (unsent.status, "Error Occurred: Spike Arrest Violation" in unsent.error["message"]) == (503, True)
     assert await shops.expiry.end_due() == 0
     await shops.set(f"due_at = now(), {PAST}")
     assert await shops.expiry.end_due() == 1
-    code = await shops.gateway.db.fetchval("SELECT result_code FROM payment")
-    assert (code, await shops.statuses()) == ("unsent", [("failed", "not_sent")])
+    row = await shops.gateway.db.fetchrow("SELECT payment_id, result_code, result_desc FROM payment")
+    assert row is not None
+    assert (row["result_code"], await shops.statuses()) == ("unsent", [("failed", "not_sent")])
+    assert unsent.error["id"] == row["payment_id"]
+    assert row["result_desc"].endswith("spike arrest: too many requests: Error Occurred: Spike Arrest Violation")
 
 
 async def test_end_due_leaves_payments_whose_time_is_not_up(shops: Shops) -> None:

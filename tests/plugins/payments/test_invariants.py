@@ -15,11 +15,11 @@ PAID, DECLINED, ASKED, ELSEWHERE = "25471100000", "254700000001", "254700000020"
 
 BENDINGS = {
     "payments.change_has_one_event": f"""
-        INSERT INTO event SELECT {literal("evt", 1)}, 'payment.completed', merchant_id, payment_id, now(), false,
-            '{{}}', NULL, env
+        INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, env)
+        SELECT {literal("evt", 1)}, 'payment.completed', merchant_id, payment_id, now(), false, '{{}}', env
         FROM payment WHERE idempotency_key = 'paid-1' RETURNING subject_id;
-        INSERT INTO event SELECT {literal("evt", 2)}, 'payment.failed', merchant_id, payment_id, now(), false,
-            '{{}}', NULL, env
+        INSERT INTO event (event_id, kind, merchant_id, subject_id, occurred_at, is_public, payload, env)
+        SELECT {literal("evt", 2)}, 'payment.failed', merchant_id, payment_id, now(), false, '{{}}', env
         FROM payment WHERE idempotency_key = 'asked-1' RETURNING subject_id;
         DELETE FROM event USING payment WHERE subject_id = payment_id AND idempotency_key = 'paid-2'
         AND kind = 'payment.completed' RETURNING payment_id

@@ -141,7 +141,7 @@ async def test_one_hundred_claims_of_one_key_have_one_winner(town: Town) -> None
                     env="sandbox",
                     key="one",
                     operation="payment",
-                    fingerprint=bytes(32),
+                    fingerprint=bytes(16),
                     subject_id=identifier("pay", number),
                     now=now,
                     lease=timedelta(seconds=30),

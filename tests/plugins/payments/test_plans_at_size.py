@@ -33,6 +33,7 @@ HOT = {
     "insert": payments.INSERT.sql,
     "accept": payments.ACCEPTED,
     "look": payments.READ,
+    "look by handle": payments.READ_BY_CHECKOUT,
     "end": END,
     "claim": webhooks.CLAIM,
     "delivered": webhooks.DELIVERED,

@@ -575,7 +575,7 @@ async def test_a_callback_that_cannot_be_read_any_more_keeps_no_other_waiting(st
         "INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, subject_id, handle, result_code, "
         "body, due_at) VALUES ($2, 'stk', $1, now(), '127.0.0.1', NULL, 'x', '0', '{', "
         "now() - interval '2 seconds')",
-        bytes(32),
+        bytes(16),
         identifier("cbk"),
     )
     assert await dispatcher.sweep() == 2

@@ -107,6 +107,19 @@ async def test_hours_and_days_are_those_of_nairobi_and_each_payment_is_in_one(to
     assert days[midnight - timedelta(days=25)].rate is None
 
 
+async def test_read_returns_the_days_before_and_yesterday_until_the_present_hour(town: Town) -> None:
+    now = town.gateway.clock.now()
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    desk = await books(town)
+    await desk.write(now - timedelta(days=40), 30, "completed", 5.0)
+    await desk.write(hour - timedelta(days=1), 70, "completed", 5.0)
+    await desk.write(hour - timedelta(hours=23), 200, "completed", 5.0)
+    found = await counted(town)
+    assert (len(found.earlier), sum(day.taken for day in found.earlier)) == (30, 30)
+    assert found.earlier[-1].since + timedelta(days=1) == found.days[0].since
+    assert found.yesterday_so_far.taken == 70
+
+
 async def test_what_changes_later_is_counted_where_it_was_asked_for(town: Town) -> None:
     """A payment that comes to its end after the count, and one that goes back."""
     open_one = (await town.api.pay("254700000006", 55, key="open")).data

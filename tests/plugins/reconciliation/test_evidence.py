@@ -10,6 +10,7 @@ import pytest
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.matching import Decided
 from mpesa_gateway_reconciliation.settling import Settling
 from tests.conftest import Town
 from tests.daraja import Daraja, fault
@@ -392,7 +393,7 @@ async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_th
         line_id = found["WHOSE00003"]["id"]
         caller: Any = await _caller(town, mine[2]["merchant_id"])
         settling = town.gateway.services.get(Settling)
-        assigned = await settling.assign(caller, line_id, mine[2]["id"], reason="She called", by_operator=True)
+        assigned = await settling.assign(caller, line_id, mine[2]["id"], by_operator=Decided(reason="She called"))
         assert (assigned["finding"], (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
 
 

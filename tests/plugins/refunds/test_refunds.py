@@ -484,13 +484,15 @@ async def test_safaricom_refuses_a_part_and_the_refund_says_what_it_said(desk: D
     answer = await desk.ask(payment_id, 120, key="r")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     assert answer.error["provider"]["errorMessage"] == "Bad Request - Invalid Amount"
+    assert "Bad Request - Invalid Amount" in answer.error["message"]
     (refund,) = (await desk.town.api.call("GET", f"/v1/refunds?payment_id={payment_id}")).data
     assert (refund["status"], refund["outcome"], refund["result_code"]) == (
         "failed",
         "rejected_by_provider",
         "400.002.02",
     )
-    assert refund["advice"] == "correct the field that the message names"
+    assert refund["advice"] == "correct the field that M-Pesa's message names"
+    assert answer.error["id"] == refund["id"]
     assert await desk.books(payment_id) == ("completed", 0, 0)
     again = await desk.ask(payment_id, 120, key="r")
     assert (again.status, again.data["id"], again.data["status"]) == (200, refund["id"], "failed")

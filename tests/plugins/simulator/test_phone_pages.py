@@ -53,7 +53,7 @@ async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_ba
         page = await browser.opens()
         assert page.status == 200
         assert page.untidy == []
-        assert "in your hand" in page.words
+        assert "manual Each prompt" in page.words
         assert "KES 25,000" in page.words
         made = await prompted_payment(town, browser, ASKS, 750)
         page = await browser.opens()
@@ -87,9 +87,9 @@ async def test_phone_page_answer_other_than_paying_fails_the_payment(
     town: Town, fields: dict[str, str], balance: int, reason: str, message: str
 ) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        assert "by itself" in (await browser.opens(f"?phone={MINE}")).words
+        assert "automatic This phone" in (await browser.opens(f"?phone={MINE}")).words
         page = await hold_phone(browser, MINE, balance=balance)
-        assert "in your hand" in page.words
+        assert "manual Each prompt" in page.words
         made = await prompted_payment(town, browser, MINE)
         page = await answer_prompt(browser, MINE, **fields)
         assert message in page.words
@@ -97,7 +97,7 @@ async def test_phone_page_answer_other_than_paying_fails_the_payment(
         assert page.form("/hold").fields["balance"] == [str(balance)]
         # After its release it pays automatically again.
         page = await browser.submits(page, "/let-go")
-        assert "by itself" in page.words
+        assert "automatic This phone" in page.words
         again = (await town.api.pay(MINE, 100, key="again")).data
         await town.api.settled(again["id"], "completed")
 
@@ -258,7 +258,7 @@ async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town
         ):
             action = page.form(ending)
             refused = await browser.sends(action.action, action.fields | fields)
-            assert (refused.status, "Not done" in refused.words) == (422, True), fields
+            assert (refused.status, "Rejected" in refused.words) == (422, True), fields
         assert (await browser.opens("?phone=12")).status == 422
         assert (await browser.sends("/let-go", {"phone": "12"})).status == 422
 

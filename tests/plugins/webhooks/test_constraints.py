@@ -10,6 +10,15 @@ ANOTHER = (
     "INSERT INTO webhook_endpoint (endpoint_id, merchant_id, env, url, secret, created_at, updated_at) "  # noqa: S608 - ids that the test chose
     f"SELECT {literal('whe')}, merchant_id, env, url, secret, now(), now() FROM webhook_endpoint"
 )
+SAME_ADDRESS = (
+    "INSERT INTO webhook_endpoint (endpoint_id, address_id, merchant_id, env, url, secret, created_at, updated_at, "  # noqa: S608 - likewise
+    f"is_active) SELECT {literal('whe')}, address_id, merchant_id, env, url, secret, now(), now(), false "
+    "FROM webhook_endpoint"
+)
+ATTEMPT = (
+    "INSERT INTO attempt (attempt_id, delivery_id, at, address_id, status, ms, error) "  # noqa: S608 - likewise
+    f"SELECT {literal('att')}, delivery_id, now(), 1, %s FROM delivery"
+)
 
 CASES = {
     "webhook_endpoint_url_is_web": ["UPDATE webhook_endpoint SET url = 'file:///etc/passwd'"],
@@ -33,8 +42,16 @@ CASES = {
         UPDATE % "status = 'dead'",
     ],
     "delivery_leased_while_pending": [UPDATE % "leased_until = now()"],
-    "attempt_check": ["UPDATE attempt SET error = 'connection refused'"],
-    "attempt_ms_check": ["UPDATE attempt SET ms = -1"],
+    "delivery_ms_check": [UPDATE % "ms = -1"],
+    "delivery_answer_of_its_attempt": [
+        UPDATE % "ms = NULL, address_id = NULL, answer = 'ok'",
+        UPDATE % "answer = ''",
+        UPDATE % "answer = repeat('x', 1025)",
+    ],
+    "delivery_address_of_its_attempt": [UPDATE % "address_id = NULL", UPDATE % "ms = NULL, answer = NULL"],
+    "webhook_endpoint_address_id_key": [SAME_ADDRESS],
+    "attempt_check": [ATTEMPT % "200, 1, 'connection refused'"],
+    "attempt_ms_check": [ATTEMPT % "200, -1, NULL"],
 }
 
 

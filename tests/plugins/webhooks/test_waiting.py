@@ -193,7 +193,7 @@ async def test_operators_hear_of_merchants_whose_events_wait(post: Post) -> None
     await post.happens("live")
     assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
     assert [concern.text for concern in await unheard(post.gateway, "live")] == [
-        "1 merchant has events that wait for a live webhook to be set"
+        "1 merchant with events and no live webhook endpoint"
     ]
     await post.set("live")
     assert await desk.waiting("live") == (0, None)
@@ -219,15 +219,13 @@ async def test_a_failure_at_an_address_that_was_replaced_meanwhile_counts_for_no
     await post.set()
     event_id = await post.happens()
     (row,) = await post.db.fetch("SELECT delivery_id, endpoint_id FROM delivery")
-    old_url = await post.db.fetchval("SELECT url FROM webhook_endpoint")
+    old = await post.db.fetchval("SELECT address_id FROM webhook_endpoint")
     await post.set(path="/second")
     now = post.gateway.clock.now()
     # As the worker that had been sending to the old address notes that it is gone.
     for due in (None, now + timedelta(hours=14)):
-        await post.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old_url)
-        await post.db.execute(
-            endpoint_tables.ENDPOINT_ILL, row["endpoint_id"], now, 1, now + timedelta(hours=1), old_url
-        )
+        await post.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old)
+        await post.db.execute(endpoint_tables.ENDPOINT_ILL, old, now, 1, now + timedelta(hours=1))
         noted = await post.db.fetchrow("SELECT status, attempts, due_at FROM delivery")
         assert noted is not None
         assert tuple(noted) == ("pending", 0, now)

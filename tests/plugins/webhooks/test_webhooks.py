@@ -18,7 +18,9 @@ from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks import signing
 from mpesa_gateway_webhooks.deliveries import Deliveries
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
+from mpesa_gateway_webhooks.tables import FORGET_ANSWERS
 from tests.conftest import Town
+from tests.identifiers import identifier
 
 pytestmark = pytest.mark.as_owner
 
@@ -309,7 +311,7 @@ BEGIN
     RAISE EXCEPTION 'no room for this one';
 END
 $$;
-CREATE TRIGGER refused BEFORE INSERT ON attempt FOR EACH ROW WHEN (id_text(NEW.delivery_id) = '{}')
+CREATE TRIGGER refused BEFORE UPDATE OF ms ON delivery FOR EACH ROW WHEN (id_text(NEW.delivery_id) = '{}')
     EXECUTE FUNCTION refuse_note()
 """
 
@@ -331,14 +333,14 @@ async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(valu
         assert await deliveries.deliver(ids) == 12
         owed = await gateway.db.fetch("SELECT delivery_id, status, attempts FROM delivery WHERE status <> 'delivered'")
         assert [tuple(row) for row in owed] == [(ids[3], "pending", 0)]
-        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 11
-        await gateway.db.execute("DROP TRIGGER refused ON attempt")
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 11
+        await gateway.db.execute("DROP TRIGGER refused ON delivery")
         await gateway.db.execute(f"{EXPIRE} WHERE status = 'pending'")
         assert await deliveries.deliver(ids) == 1
         assert await gateway.db.fetchval("SELECT bool_and(status = 'delivered' AND attempts = 1) FROM delivery")
         sent = Counter(one.headers["webhook-id"] for one in receiver.received)
         assert sorted(sent.values()) == [1] * 11 + [2]
-        assert await gateway.db.fetchval("SELECT count(*) FROM attempt") == 12
+        assert await gateway.db.fetchval("SELECT count(*) FROM attempt_log") == 12
 
 
 async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) -> None:
@@ -411,3 +413,60 @@ async def test_events_are_listed_and_filtered(town: Town) -> None:
     assert await logs(town.api, "status=dead") == []
     wrong = await town.api.call("GET", "/v1/webhooks/logs?status=lost")
     assert (wrong.status, wrong.error["field"]) == (422, "status")
+
+
+async def test_an_attempt_that_is_the_only_one_stands_in_its_delivery_until_there_is_a_second(town: Town) -> None:
+    db = town.gateway.db
+    town.receiver.answer = lambda _, number: 200 if number == 1 else 204
+    await paid(town)
+    done = await until(town.api, "delivered")
+    (first,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert (first["status"], first["error"], first["answer"]) == (200, None, "ok")
+    assert first["at"] == done["last_attempt_at"]
+    assert first["ms"] >= 0
+    assert await db.fetchval("SELECT count(*) FROM attempt") == 0
+    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM attempt"))
+    again = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert again[0] == first
+    assert [attempt["status"] for attempt in again] == [200, 204]
+
+
+async def test_an_answer_in_a_delivery_is_forgotten_like_those_in_attempts(town: Town) -> None:
+    db = town.gateway.db
+    await paid(town)
+    done = await until(town.api, "delivered")
+    assert await db.execute(FORGET_ANSWERS, done["id"], 10) == "UPDATE 0"
+    assert await db.execute(FORGET_ANSWERS, identifier("dlv", at=datetime(2100, 1, 1, tzinfo=UTC)), 10) == "UPDATE 1"
+    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert (attempt["status"], attempt["answer"]) == (200, "")
+
+
+async def test_attempts_at_two_addresses_each_show_their_own(town: Town) -> None:
+    old = town.receiver.url
+    new = f"{old}?new"
+    town.receiver.answer = lambda _, number: 500 if number == 1 else 200
+    await paid(town)
+    failed = await until(town.api, "pending")
+    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": new})
+    await town.api.call("POST", f"/v1/webhooks/logs/{failed['id']}/replay")
+    await until(town.api, "delivered")
+    log = (await town.api.call("GET", f"/v1/webhooks/logs/{failed['id']}")).data["attempt_log"]
+    assert [(attempt["status"], attempt["url"]) for attempt in log] == [(500, old), (200, new)]
+
+
+async def test_attempt_in_its_delivery_keeps_its_address(town: Town) -> None:
+    old = town.receiver.url
+    await paid(town)
+    done = await until(town.api, "delivered")
+    for number in range(2):
+        await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?{number}"})
+    # The same address with another secret is no other address.
+    await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": f"{old}?1"})
+    assert await town.gateway.db.fetchval("SELECT count(*) FROM webhook_former_address") == 2
+    (attempt,) = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert attempt["url"] == old
+    await town.api.call("POST", f"/v1/webhooks/logs/{done['id']}/replay")
+    await eventually(lambda: town.gateway.db.fetchval("SELECT count(*) = 2 FROM attempt"))
+    log = (await town.api.call("GET", f"/v1/webhooks/logs/{done['id']}")).data["attempt_log"]
+    assert [attempt["url"] for attempt in log] == [old, f"{old}?1"]

@@ -1,20 +1,22 @@
-"""The demo: a whole payment played against a running gateway over real HTTP, each step checked against its claim."""
+"""The demo: payments and a refund over real HTTP against a running gateway, each step checked."""
 
 import asyncio
 import hashlib
 import hmac
+import zlib
 from typing import Any, cast
 
 import niquests
 from rich.console import Console
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from mpesa_gateway.app import Gateway
+from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import ADMIN, Scope
-from mpesa_gateway.standalone.mishaps import tell_mishaps
-from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS, SANDBOX_SHORTCODE
-from mpesa_gateway.standalone.stage import Api, Cast, NotSo, Phones, Telling, expect, receiving
+from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS
+from mpesa_gateway.standalone.stage import Api, NotSo
+from mpesa_gateway_simulator.demo_clients import Cast, Phones, Telling, expect, receiving
+from mpesa_gateway_simulator.demo_faults import play_faults
 
 ACTOR = "cli:demo"
 """How the audit log names the demo."""
@@ -22,14 +24,18 @@ ACTOR = "cli:demo"
 _SILENCE = 1.5
 """Seconds in which a second webhook would have come."""
 
-_STEPS = 14
+STEPS = 14
+
+# raw SQL: array
+_REMOVE_REFUSED = "DELETE FROM refused_callback WHERE refused_id = ANY($1::uuid[])"
+"""The forged callbacks of the demo need no operator. No port of the plugin `callbacks` deletes one."""
 
 
-async def play(gateway: Gateway, console: Console) -> None:
-    """Tell the whole story against the gateway that runs with this configuration. Raises NotSo.
+async def play(gateway: Runtime, console: Console) -> None:
+    """Play all steps against the gateway that runs with this configuration. Raises NotSo.
 
-    ``gateway`` is a started one on the same database: it makes the demo's merchant and keys. The operator's key is
-    revoked in any case, the merchant deactivated when all of it was so.
+    ``gateway`` is a started one on the same database: it makes the merchant and keys of the demo. At the end the
+    operator's key is revoked and the merchant deactivated.
     """
     async with niquests.AsyncSession(disable_http3=True) as http, receiving() as receiver:
         http.trust_env = False
@@ -43,7 +49,7 @@ async def play(gateway: Gateway, console: Console) -> None:
 
         _, shop_key = await key("demo", *gateway.scopes.of_merchants)
         operator_key_id, operator_key = await key("demo operator", ADMIN)
-        story = Telling(console, _STEPS)
+        story = Telling(console, STEPS)
         base = gateway.config.public_url
         players = Cast(
             story,
@@ -51,14 +57,16 @@ async def play(gateway: Gateway, console: Console) -> None:
             Api(http, base, operator_key),
             Phones(Api(http, gateway.config.daraja.sandbox_url)),
             receiver,
+            shortcode=f"6{zlib.crc32(merchant_id.encode()) % 100_000:05}",
         )
         try:
             with story.live():
                 await _tell(players)
-                await tell_mishaps(players, gateway.clock.now)
+                refused = await play_faults(players, gateway.clock.now)
+            await gateway.db.execute(_REMOVE_REFUSED, refused)
         finally:
             await gateway.api_keys.revoke(merchant_id, operator_key_id, actor=ACTOR)
-        await gateway.merchants.deactivate(merchant_id, actor=ACTOR)
+            await gateway.merchants.deactivate(merchant_id, actor=ACTOR)
 
 
 async def _tell(players: Cast) -> None:
@@ -76,8 +84,9 @@ async def _store_credentials(players: Cast) -> None:
     with players.story.step("Credentials stored, and shown masked") as say:
         given = CREDENTIALS["mpesa"]
         masked = {name: f"****{given[name][-4:]}" for name in ("consumer_key", "consumer_secret", "passkey")}
-        plain = {"env": "sandbox", "shortcode": SANDBOX_SHORTCODE, "initiator": given["initiator"]}
-        stored = await players.api.data("PUT", "/v1/merchant/providers", CREDENTIALS)
+        plain = {"env": "sandbox", "shortcode": players.shortcode, "initiator": given["initiator"]}
+        credentials = CREDENTIALS | {"mpesa": given | {"shortcode": players.shortcode}}
+        stored = await players.api.data("PUT", "/v1/merchant/providers", credentials)
         credential = stored["config_summary"].get("security_credential")
         expect("how the encrypted initiator password starts", "****", str(credential)[:4])
         summary = masked | plain | {"security_credential": credential, "nominated_number": "2547****149"}
@@ -122,13 +131,13 @@ async def _request(players: Cast) -> dict[str, Any]:
             {
                 "amount": 500,
                 "phone": ASKING_PHONE,
-                "receiver": SANDBOX_SHORTCODE,
+                "receiver": players.shortcode,
                 "reference": payment["reference"],
                 "state": "open",
             },
             seen,
         )
-        say(f"Pay KES 500 to {SANDBOX_SHORTCODE}, account {payment['reference']}? Enter PIN")
+        say(f"Pay KES 500 to {players.shortcode}, account {payment['reference']}? Enter PIN")
     return payment
 
 

@@ -1,23 +1,23 @@
-"""What goes wrong on the demo's stage: lost news of money, money that goes back, and forged callbacks."""
+"""The second half of the demo: lost callbacks, a refund, and forged callbacks."""
 
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, cast
 
 from mpesa_gateway.standalone.sandbox import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE, VANISHING_PHONE
-from mpesa_gateway.standalone.stage import Cast, expect, waiting
+from mpesa_gateway_simulator.demo_clients import Cast, expect, waiting
 
 _NEVER_MADE = "00000000.00000000"
 """A callback token that no gateway ever made."""
 
 
-async def tell_mishaps(players: Cast, now: Callable[[], datetime]) -> None:
-    """The second half of the story. Raises NotSo."""
+async def play_faults(players: Cast, now: Callable[[], datetime]) -> list[str]:
+    """Play it and return the ids of the refused callbacks. Raises NotSo."""
     began = now()
     await _lose_callback(players, began)
     await _lose_everything(players, began)
     await _refund(players, began)
-    await _forge(players)
+    return await _forge(players)
 
 
 async def _ask(players: Cast, phone: str, amount: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ async def _refund(players: Cast, began: datetime) -> None:
         say("with its key or without one it is the same refund, a further part is refused; KES 450 went back, once")
 
 
-async def _forge(players: Cast) -> None:
+async def _forge(players: Cast) -> list[str]:
     with players.story.step("Forged callbacks: refused, kept, and shown to the operator") as say:
         mine = await _ask(players, ASKING_PHONE, 310)
         other = await _ask(players, ASKING_PHONE, 320)
@@ -111,6 +111,8 @@ async def _forge(players: Cast) -> None:
             expect("webhooks about it", 0, players.receiver.about(payment["id"]))
         await players.phones.answer(push, "cancel")
         await players.phones.answer(other_push, "cancel")
-        await players.settled(mine["id"], "failed")
-        await players.settled(other["id"], "failed")
+        for payment in (mine, other):
+            await players.settled(payment["id"], "failed")
+            await players.receiver.first("payment.failed", payment["id"])
         say(f"by token, address, signature and subject: {', '.join(reasons)}; both payments still waited")
+        return [entry["id"] for entry in refused]

@@ -1,0 +1,211 @@
+"""The merchant's webhook receiver, the simulated phones and the progress display of the demo."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
+
+import msgspec
+import uvicorn
+from litestar.types import Receive, Scope, Send
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from mpesa_gateway.standalone.stage import Api, NotSo
+
+_PATIENCE = 10.0
+"""Seconds until something that should have happened counts as not happening."""
+
+
+def expect(what: str, expected: Any, seen: Any) -> None:
+    """Raise NotSo unless both are the same."""
+    if expected != seen:
+        raise NotSo(f"{what}: expected {expected!r}, saw {seen!r}")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One webhook as the receiver got it."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The body, read."""
+        return cast("dict[str, Any]", msgspec.json.decode(self.body))
+
+    def tells(self, kind: str, payment_id: str) -> bool:
+        """Whether it is this event of this payment."""
+        return self.event.get("type") == kind and self.event.get("data", {}).get("payment_id") == payment_id
+
+
+@dataclass
+class Receiver:
+    """The merchant's own server: a real HTTP receiver on a free port of this machine."""
+
+    url: str
+    deliveries: list[Delivery] = field(default_factory=list[Delivery])
+
+    async def first(self, kind: str, payment_id: str) -> Delivery:
+        """The webhook that tells of this, waited for. Raises NotSo."""
+        async for _ in waiting(f"a {kind} webhook"):
+            for delivery in self.deliveries:
+                if delivery.tells(kind, payment_id):
+                    return delivery
+        raise AssertionError("waiting() raises before it ends")
+
+    def about(self, payment_id: str) -> int:
+        """How many webhooks have told of this payment."""
+        return sum(delivery.event.get("data", {}).get("payment_id") == payment_id for delivery in self.deliveries)
+
+
+@asynccontextmanager
+async def receiving() -> AsyncGenerator[Receiver]:
+    """A receiver for the length of the block."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/webhooks")
+
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = cast("dict[str, Any]", await receive())
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        receiver.deliveries.append(Delivery(headers, body))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    config = uvicorn.Config(cast(Any, take), lifespan="off", access_log=False, log_config=None, ws="none")
+    server = _QuietServer(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        yield receiver
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers: Ctrl-C belongs to the demo."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def waiting(what: str, patience: float = _PATIENCE) -> AsyncGenerator[None]:
+    """Go round until the caller has what it waits for. Raises NotSo when it takes too long."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        yield
+        await asyncio.sleep(0.05)
+    raise NotSo(f"{what} was expected within {patience:g} seconds and did not come")
+
+
+class Telling:
+    """Shows how far the story is: a bar for people, one line a step for logs."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._number = 0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    @contextmanager
+    def live(self) -> Generator[None]:
+        """The bar, for the length of the block, where there is a terminal to draw it on."""
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            self._progress, self._task = progress, progress.add_task("", total=self._steps)
+            yield
+            self._progress = None
+
+    @contextmanager
+    def step(self, title: str) -> Generator[Callable[[str], None]]:
+        """One step; what it is called with is shown as its outcome."""
+        self._number += 1
+        said: list[str] = []
+        if self._progress is not None:
+            self._progress.update(self._task, description=title)
+        began = time.monotonic()
+        try:
+            yield said.append
+        except NotSo:
+            self._console.print(f"[red]✗[/] {self._number}/{self._steps} {title}", highlight=False)
+            raise
+        milliseconds = round((time.monotonic() - began) * 1000)
+        self._console.print(
+            f"[green]✓[/] {self._number}/{self._steps} [bold]{title}[/] [dim]({milliseconds} ms)[/]", highlight=False
+        )
+        for line in said:
+            self._console.print(f"      {line}", highlight=False, markup=False, soft_wrap=True)
+        if self._progress is not None:
+            self._progress.advance(self._task)
+
+
+class Phones:
+    """The payers' phones, as the simulator's control API shows and answers them."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def prompt(self, checkout_request_id: str) -> dict[str, Any]:
+        """The prompt that a push put on a phone. Raises NotSo."""
+        return cast("dict[str, Any]", await self._api.data("GET", f"/control/pushes/{checkout_request_id}"))
+
+    async def answer(self, checkout_request_id: str, answer: str) -> None:
+        """Pay, or cancel, as a finger on the phone would."""
+        await self._api.data("POST", f"/control/pushes/{checkout_request_id}/answer", {"answer": answer})
+
+    async def ended(self, checkout_request_id: str) -> dict[str, Any]:
+        """The push once its prompt has ended. Raises NotSo."""
+        async for _ in waiting("the end of the prompt"):
+            push = await self.prompt(checkout_request_id)
+            if push["state"] == "ended":
+                return push
+        raise AssertionError("waiting() raises before it ends")
+
+    async def money(self, phone: str, since: datetime) -> list[dict[str, Any]]:
+        """What this phone has really paid since then, newest first."""
+        entries = await self._api.data("GET", f"/control/ledger?phone={phone}")
+        return [entry for entry in entries if datetime.fromisoformat(entry["at"]) >= since]
+
+    async def forge(self, checkout_request_id: str, **forged: Any) -> int:
+        """Post a forged callback to the address of a push; return the status of the answer."""
+        answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/forge", forged)
+        return cast(int, answer["status"])
+
+    async def call_back_again(self, checkout_request_id: str) -> int:
+        """Let Daraja repeat its callback; gives the status that the gateway answered with."""
+        answer = await self._api.data("POST", f"/control/pushes/{checkout_request_id}/callback")
+        return cast(int, answer["status"])
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The merchant's program and server, the payers' phones and the operator's API key."""
+
+    story: Telling
+    api: Api
+    operator: Api
+    phones: Phones
+    receiver: Receiver
+    shortcode: str
+
+    async def settled(self, payment_id: str, status: str) -> dict[str, Any]:
+        """The payment once it has this status. Raises NotSo."""
+        async for _ in waiting(f"a payment that is {status}"):
+            payment = await self.api.data("GET", f"/v1/payments/{payment_id}")
+            if payment["status"] == status:
+                return cast("dict[str, Any]", payment)
+        raise AssertionError("waiting() raises before it ends")
