@@ -489,17 +489,17 @@ async def test_seed_reproduces_ids_receipts_and_behaviour(values: dict[str, Any]
 
     async def play(client: DarajaClient) -> list[Any]:
         """Returns the answers of 12 pushes, three receipts, the behaviours and a result's ids."""
-        told: list[Any] = []
+        acks: list[Any] = []
         for number in range(12):
             phone = f"2547110000{number:02}"
             status, answer = await client.push(phone, 10 + number)
             ack = answer if isinstance(answer, str) else {name: answer.get(name) for name in IDS}
-            told.append((status, ack))
+            acks.append((status, ack))
         receipts = [await operations_of(client).money(1) for _ in range(3)]
         await client.control("PATCH", "knobs", {"chaos": 0})
         _, ack = await operations_of(client).status(receipts[0])
         pushes = [(one["phone"], one["behaviour"]) for one in await client.control("GET", "pushes?limit=100")]
-        return [told, receipts, sorted(pushes), ack["OriginatorConversationID"], ack["ConversationID"]]
+        return [acks, receipts, sorted(pushes), ack["OriginatorConversationID"], ack["ConversationID"]]
 
     clock = SetClock(datetime(2026, 11, 23, 10, tzinfo=UTC))
     seeded = values | {"simulator": QUICK | {"seed": 7, "chaos": 0.5, "callback_delay": 600, "prompt_timeout": 600}}
