@@ -24,7 +24,7 @@ from mpesa_gateway_callbacks.errors import SizeRefused
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.pages import unused
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 BODY_LIMIT = 200_000
 """`callbacks.max_body_bytes` in the tests of larger bodies."""
@@ -101,11 +101,13 @@ READABLE: dict[str, Callable[[bytes], bytes]] = {
     "white space around": lambda raw: b" \r\n\t" + raw + b"\n\n",
     "surrogates": lambda raw: raw.replace(b"said", b"\\ud83d\\ude00 \\ud800 \\udc00 \xed\xa0\x80"),
     "NUL": lambda raw: raw.replace(b"said", b"\\u0000 \x00"),
-    "NaN beside": lambda raw: raw.replace(b'{"Body"', b'{"x": [NaN, Infinity, -Infinity], "Body"'),
-    "huge integer beside": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"9" * 5000 + b', "Body"'),
+    "NaN in another field": lambda raw: raw.replace(b'{"Body"', b'{"x": [NaN, Infinity, -Infinity], "Body"'),
+    "huge integer in another field": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"9" * 5000 + b', "Body"'),
     "300 kB of more": lambda raw: raw.replace(b'{"Body"', b'{"x": "' + b"x" * 300_000 + b'", "Body"'),
     "300 kB of items": lambda raw: raw.replace(b'"Item": [', b'"Item": [' + b"{}, " * 75_000),
-    "deep beside": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"[" * 200 + b"]" * 200 + b', "Body"'),
+    "deep nesting in another field": lambda raw: raw.replace(
+        b'{"Body"', b'{"x": ' + b"[" * 200 + b"]" * 200 + b', "Body"'
+    ),
     "equal doubles": lambda raw: raw.replace(b'"ResultCode": 0', b'"ResultCode": 0, "ResultCode": "0"'),
 }
 """Changes to the body of a paid payment that leave it readable."""
@@ -113,7 +115,7 @@ READABLE: dict[str, Callable[[bytes], bytes]] = {
 
 async def test_readable_body_completes_the_payment_and_is_stored_whole(town: Town) -> None:
     for name, change in READABLE.items():
-        made, url = await asked(town, name.replace(" ", "-"))
+        made, url = await pending_payment(town, name.replace(" ", "-"))
         raw = change(paid_body(made))
         async with loop_delay() as longest:
             assert (await post(town, url, raw=raw)).status == 200, name
@@ -156,7 +158,7 @@ UNREADABLE: dict[str, bytes] = {
 
 async def test_unreadable_body_is_refused_and_stored_whole(town: Town) -> None:
     for name, raw in UNREADABLE.items():
-        made, url = await asked(town, name.replace(" ", "-").replace(",", ""))
+        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
         async with loop_delay() as longest:
             answer = await post(town, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
@@ -184,10 +186,10 @@ HEADERS: list[dict[str, str]] = [
 
 async def test_callback_with_any_content_type_is_accepted(town: Town) -> None:
     for number, headers in enumerate(HEADERS):
-        made, url = await asked(town, f"k{number}")
+        made, url = await pending_payment(town, f"k{number}")
         assert (await post(town, url, raw=paid_body(made), headers=headers)).status == 200, headers
         assert (await town.api.settled(made["id"]))["status"] == "completed"
-    made, url = await asked(town, "none")
+    made, url = await pending_payment(town, "none")
     raw = paid_body(made)
     answer = await send(town.base, url.removeprefix(town.base), f"Content-Length: {len(raw)}", raw)
     assert (answer.status, answer.body["ResultCode"]) == (200, 0)
@@ -196,7 +198,7 @@ async def test_callback_with_any_content_type_is_accepted(town: Town) -> None:
 
 async def test_compressed_body_is_refused_and_stored_as_received(town: Town) -> None:
     """No sender is known to compress callbacks."""
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     raw = gzip.compress(paid_body(made))
     answer = await post(town, url, raw=raw, headers={"Content-Encoding": "gzip"})
     assert answer.status in {415, 422}
@@ -219,7 +221,7 @@ DOUBLED: dict[str, Callable[[bytes], bytes]] = {
 
 async def test_contradictory_body_is_refused_and_stored_and_changes_nothing(town: Town) -> None:
     for name, change in DOUBLED.items():
-        made, url = await asked(town, name.replace(" ", "-").replace(",", ""))
+        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
         raw = change(paid_body(made))
         answer = await post(town, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
@@ -360,7 +362,7 @@ def test_cut_without_announced_length_has_the_length_that_was_read() -> None:
 
 @pytest.mark.parametrize("announced", [2**63 - 1, 2**63, 10**40])
 async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(town: Town, announced: int) -> None:
-    made, _ = await asked(town, "announced")
+    made, _ = await pending_payment(town, "announced")
     url = town.gateway.port(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
@@ -379,7 +381,7 @@ KINDS: tuple[str, ...] = ("status", "reversal", "pull", "status-timeout", "rever
 async def test_unreadable_body_of_each_other_kind_is_stored(town: Town) -> None:
     dispatcher = town.gateway.services.get(CallbackDispatcher)
     for kind in KINDS:
-        made, _ = await asked(town, kind)
+        made, _ = await pending_payment(town, kind)
         url = dispatcher.url_for(kind, env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         statuses = {(await post(town, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREADABLE.values()}
         found = await accepted_bodies(town, made["id"]) + [raw for _, raw in await refused_bodies(town, made["id"])]

@@ -47,7 +47,7 @@ def body(
     return {"Body": {"stkCallback": callback}}
 
 
-async def asked(town: Town, key: str) -> tuple[dict[str, Any], str]:
+async def pending_payment(town: Town, key: str) -> tuple[dict[str, Any], str]:
     """Returns a payment with a pending prompt and the URL of its callback."""
     made = (await town.api.pay(ASKS, key=key)).data
     return made, await town.gateway.db.fetchval(
@@ -66,7 +66,7 @@ async def refusal_reasons(town: Town) -> list[str]:
 
 
 async def test_callback_at_our_own_address_is_answered_in_darajas_format(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     assert "/v1/cb/stk/s-mer_" in url
     answer = await post(town, url, body(made["provider_ref"]))
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
@@ -74,14 +74,14 @@ async def test_callback_at_our_own_address_is_answered_in_darajas_format(town: T
 
 
 async def test_callback_at_the_documented_address_with_a_token_is_applied(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     token = url.rpartition("/")[2]
     assert (await post(town, f"/v1/webhooks/mpesa/{token}", body(made["provider_ref"], 1032))).status == 200
     assert (await town.api.settled(made["id"]))["failure_reason"] == "cancelled_by_user"
 
 
 async def test_callback_with_a_forged_token_is_refused_and_stored(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-mer", "/l-mer"), url + "x", url[:-30]):
         answer = await post(town, forged, body(made["provider_ref"]))
         assert (answer.status, answer.error["code"]) == (404, "CALLBACK_REFUSED")
@@ -90,7 +90,7 @@ async def test_callback_with_a_forged_token_is_refused_and_stored(town: Town) ->
 
 
 async def test_callback_without_token_from_an_unlisted_address_is_refused(town: Town) -> None:
-    made, _ = await asked(town, "a")
+    made, _ = await pending_payment(town, "a")
     answer = await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))
     assert (answer.status, await refusal_reasons(town)) == (403, ["source"])
     # The header proves nothing: no proxy is trusted.
@@ -133,7 +133,7 @@ async def test_callback_with_token_from_an_unlisted_address_is_refused_if_always
 
 @pytest.mark.parametrize("raw", [b"", b"not json", b"[]", b"null", b'{"Body": null}', b'{"Body": {"stkCallback": {}}}'])
 async def test_malformed_callback_is_refused_and_stored_without_phone_numbers(town: Town, raw: bytes) -> None:
-    _, url = await asked(town, "a")
+    _, url = await pending_payment(town, "a")
     answer = await post(town, url, raw=raw + b" 254708374149" if raw == b"not json" else raw)
     assert (answer.status, await refusal_reasons(town)) == (422, ["shape"])
     assert "254708374149" not in await town.gateway.db.fetchval("SELECT body FROM refused_callback")
@@ -192,7 +192,7 @@ async def test_unmatched_callback_is_retried_for_two_days_and_then_stored(values
 
 
 async def test_failure_callback_of_another_push_is_refused(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     answer = await post(town, url, body("ws_CO_another", 1032))
     assert (answer.status, answer.error["code"], await refusal_reasons(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
@@ -214,9 +214,9 @@ OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [
 
 async def test_paid_callback_of_an_unknown_push_at_the_right_token_is_accepted(town: Town) -> None:
     for number, (changes, status, mismatch) in enumerate(OTHER_PUSH):
-        made, url = await asked(town, f"k{number}")
-        said = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
-        assert (await post(town, url, said)).status == 200
+        made, url = await pending_payment(town, f"k{number}")
+        content = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
+        assert (await post(town, url, content)).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"] and found["mismatch"]["of"]) == (status, mismatch), changes
     assert await refusal_reasons(town) == []
@@ -224,8 +224,8 @@ async def test_paid_callback_of_an_unknown_push_at_the_right_token_is_accepted(t
 
 
 async def test_paid_callback_of_another_payment_is_refused_and_stored_whole(town: Town) -> None:
-    made, url = await asked(town, "a")
-    other, _ = await asked(town, "b")
+    made, url = await pending_payment(town, "a")
+    other, _ = await pending_payment(town, "b")
     assert (await post(town, url, body(other["provider_ref"]))).status == 403
     row = await town.gateway.db.fetchrow("SELECT * FROM refused_callback")
     assert row is not None
@@ -248,9 +248,9 @@ WRAPPED = [(b"", b""), (b"\xef\xbb\xbf", b""), (b"", b"\r\n<!-- proxy -->")]
 async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(town: Town) -> None:
     operators = town.gateway.services.get(CallbackOperatorService)
     for number, ((old, new), (before, after)) in enumerate(itertools.product(BYTES, WRAPPED)):
-        made, url = await asked(town, f"k{number}")
-        said = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
-        raw = before + said.replace(old, new) + after
+        made, url = await pending_payment(town, f"k{number}")
+        content = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
+        raw = before + content.replace(old, new) + after
         assert (await post(town, url, raw=raw)).status == 200
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
         row = await town.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
@@ -264,9 +264,9 @@ async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(town: To
 
 
 async def test_callback_numbers_in_other_notations_are_equal(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = json.dumps(body(made["provider_ref"]) | {"more": 0})
-    raw = said.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
+    made, url = await pending_payment(town, "a")
+    content = json.dumps(body(made["provider_ref"]) | {"more": 0})
+    raw = content.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
     raw = raw.replace("254700000020", "254700000020.0")
     assert (await post(town, url, raw=raw.encode())).status == 200
     found = await town.api.settled(made["id"])
@@ -275,44 +275,44 @@ async def test_callback_numbers_in_other_notations_are_equal(town: Town) -> None
 
 async def test_receipt_with_an_unknown_result_code_is_a_mismatch(town: Town) -> None:
     for number, code in enumerate(("Success", "1e400", "null", 7777)):
-        made, url = await asked(town, f"k{number}")
-        said = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
-        said["Body"]["stkCallback"]["ResultCode"] = code
-        assert (await post(town, url, said)).status == 200
+        made, url = await pending_payment(town, f"k{number}")
+        content = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
+        content["Body"]["stkCallback"]["ResultCode"] = code
+        assert (await post(town, url, content)).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"]["of"]) == ("pending", "unconfirmed"), code
         assert found["mismatch"]["received_receipt"] == f"TKN4A1B2D{number}"
     # A known failure code fails the payment.
-    made, url = await asked(town, "known")
-    said = body(made["provider_ref"], receipt="TKN4A1B2D9")
-    said["Body"]["stkCallback"]["ResultCode"] = 1032
-    assert (await post(town, url, said)).status == 200
+    made, url = await pending_payment(town, "known")
+    content = body(made["provider_ref"], receipt="TKN4A1B2D9")
+    content["Body"]["stkCallback"]["ResultCode"] = 1032
+    assert (await post(town, url, content)).status == 200
     assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == "cancelled_by_user"
 
 
 async def test_callback_amount_that_is_text_is_shown_masked(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
-    assert (await post(town, url, said)).status == 200
+    made, url = await pending_payment(town, "a")
+    content = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
+    assert (await post(town, url, content)).status == 200
     found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
     assert found["mismatch"]["received_amount"] == "call 07****001 [2J Bearer ****"
     assert not re.search("711 000|x9Qk|\\\\u001b", json.dumps(found))
-    made, url = await asked(town, "b")
-    said = body(made["provider_ref"], receipt="TKN4A1B2D8")
-    said["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
+    made, url = await pending_payment(town, "b")
+    content = body(made["provider_ref"], receipt="TKN4A1B2D8")
+    content["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
         {"Name": "TransactionDate", "Value": "00010101000000"}
     )
-    assert (await post(town, url, said)).status == 200
+    assert (await post(town, url, content)).status == 200
     assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2D8"
 
 
 async def test_result_desc_of_a_callback_is_shown_masked_to_the_merchant(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = body(made["provider_ref"], 1032)
-    said["Body"]["stkCallback"]["ResultDesc"] = (
+    made, url = await pending_payment(town, "a")
+    content = body(made["provider_ref"], 1032)
+    content["Body"]["stkCallback"]["ResultDesc"] = (
         "Cancelled by 0708 374 149\r\n\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
     )
-    assert (await post(town, url, said)).status == 200
+    assert (await post(town, url, content)).status == 200
     found = await town.api.settled(made["id"], "failed")
     assert found["result_desc"] == "Cancelled by 07****149 [2J Bearer ****"
     (sent,) = await town.receiver.wait_for(1, kind="payment.failed")
@@ -320,7 +320,7 @@ async def test_result_desc_of_a_callback_is_shown_masked_to_the_merchant(town: T
 
 
 async def test_body_at_a_valid_token_is_stored_whole_and_replayable(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     bodies = [
         b"",
         b"\xff\x00\xfe" * 10,
@@ -368,7 +368,7 @@ async def test_refusals_without_token_are_limited_and_displace_none_with_a_token
 
 
 async def test_failed_payment_with_a_later_receipt_completes_and_stays_completed(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     handle = made["provider_ref"]
     await post(town, url, body(handle, 1037))
     assert (await town.api.settled(made["id"]))["status"] == "failed"
@@ -381,8 +381,8 @@ async def test_failed_payment_with_a_later_receipt_completes_and_stays_completed
 
 
 async def test_receipt_of_another_payment_is_a_mismatch(town: Town) -> None:
-    first, first_url = await asked(town, "a")
-    second, second_url = await asked(town, "b")
+    first, first_url = await pending_payment(town, "a")
+    second, second_url = await pending_payment(town, "b")
     await post(town, first_url, body(first["provider_ref"]))
     await post(town, second_url, body(second["provider_ref"]))
     held = (await town.api.call("GET", f"/v1/payments/{second['id']}")).data
@@ -391,24 +391,24 @@ async def test_receipt_of_another_payment_is_a_mismatch(town: Town) -> None:
 
 @pytest.mark.parametrize("phone", ["2547****020", "0700000020", 254700000020, None])
 async def test_masked_or_missing_phone_is_no_mismatch(town: Town, phone: Any) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"], phone=phone))
     paid = await town.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]) == ("completed", None)
 
 
 async def test_right_amount_from_another_phone_completes_with_a_mismatch_event(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"], phone=254711222333))
     paid = await town.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]["of"]) == ("completed", "phone")
-    told = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
-    assert sorted(told) == ["payment.completed", "payment.mismatched"]
-    assert told["payment.mismatched"]["received_amount"] == told["payment.completed"]["amount"]
+    events = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
+    assert sorted(events) == ["payment.completed", "payment.mismatched"]
+    assert events["payment.mismatched"]["received_amount"] == events["payment.completed"]["amount"]
 
 
 async def test_twenty_equal_concurrent_callbacks_complete_once(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     answers = await asyncio.gather(*(post(town, url, body(made["provider_ref"])) for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
     assert await town.told(1) == ["payment.completed"]
@@ -416,7 +416,7 @@ async def test_twenty_equal_concurrent_callbacks_complete_once(town: Town) -> No
 
 
 async def test_callback_during_a_read_only_failover_is_answered_with_503_and_retried(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     # PostgreSQL is read-only, as during a failover.
     pool = town.gateway.db.engine.pool
     assert pool is not None
@@ -445,23 +445,23 @@ def test_token_is_valid_for_its_kind_env_and_subject_only() -> None:
 
 
 async def test_stk_resulted_is_published_to_the_host_after_commit(town: Town) -> None:
-    heard: list[StkResulted] = []
+    results: list[StkResulted] = []
 
     @town.gateway.on(StkResulted)
-    async def hear(result: StkResulted) -> None:
-        heard.append(result)
+    async def collect_result(result: StkResulted) -> None:
+        results.append(result)
 
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"]))
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
-    async def has_heard() -> bool:
-        return bool(heard)
+    async def has_result() -> bool:
+        return bool(results)
 
-    assert await eventually(has_heard)
-    (result,) = heard
+    assert await eventually(has_result)
+    (result,) = results
     assert (result.amount, type(result.amount), result.receipt) == (500, Kes, "TKN4A1B2C3")
-    assert hear.__name__ == "hear"
+    assert collect_result.__name__ == "collect_result"
 
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -15,14 +15,14 @@ from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import CallbackRefused
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 LISTED = "196.201.214.200"
 
 
-async def receive(town: Town, url: str, said: Any) -> str:
+async def receive(town: Town, url: str, content: Any) -> str:
     """Returns "accepted" or the reason of refusal. Runs in a context of its own, as each request does."""
-    incoming = Incoming("stk", url.rpartition("/")[2], json.dumps(said).encode(), "127.0.0.1")
+    incoming = Incoming("stk", url.rpartition("/")[2], json.dumps(content).encode(), "127.0.0.1")
     inbox = town.gateway.services.get(CallbackInbox)
     try:
         await asyncio.create_task(inbox.receive(incoming), context=Context())
@@ -40,11 +40,11 @@ async def status(town: Town, payment: dict[str, Any]) -> tuple[str, str | None]:
 async def test_callback_at_the_token_of_another_payment_changes_neither_payment(town: Town) -> None:
     async with shop(town.gateway, town.base) as other_api:
         other_town = Town(town.gateway, town.base, other_api, town.receiver)
-        (own, own_url), (second, second_url) = await asked(town, "a"), await asked(town, "b")
-        theirs, their_url = await asked(other_town, "a")
+        (own, own_url), (second, second_url) = await pending_payment(town, "a"), await pending_payment(town, "b")
+        theirs, their_url = await pending_payment(other_town, "a")
         for payment, url in ((own, second_url), (own, their_url), (theirs, own_url), (theirs, second_url)):
-            said = body(payment["provider_ref"], receipt=f"TKN{payment['id'][-7:].upper()}")
-            assert (await post(town, url, said)).status == 403
+            content = body(payment["provider_ref"], receipt=f"TKN{payment['id'][-7:].upper()}")
+            assert (await post(town, url, content)).status == 403
         for payment, client_town in ((own, town), (second, town), (theirs, other_town)):
             assert await status(client_town, payment) == ("pending", None)
         rows = await town.gateway.db.fetch(
@@ -82,10 +82,10 @@ async def test_callback_with_a_token_of_another_env_changes_nothing(values: dict
             )
             assert answer.status in {403, 404}
             assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
-        said = await api.call(
+        answer = await api.call(
             "POST", good[good.index("/v1/cb") :], body(made["provider_ref"]), headers={"X-Forwarded-For": forwarded}
         )
-        assert said.status == 200
+        assert answer.status == 200
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
 
 
@@ -104,7 +104,7 @@ CONTENTS: list[dict[str, Any]] = [
 async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_once(town: Town) -> None:
     chance = random.Random(20)  # noqa: S311 - an order, no secret
     for number in range(6):
-        made, url = await asked(town, f"k{number}")
+        made, url = await pending_payment(town, f"k{number}")
         receipts = {None: None, "TKN9Z9Z9Z9": f"TKN9Z9Z9Z{number}"}
         bodies = [
             body(
@@ -135,7 +135,7 @@ async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_on
 async def test_success_among_concurrent_failures_in_any_order_completes(town: Town) -> None:
     orders = list(itertools.permutations([0, 1032, 1037]))
     for number, order in enumerate(orders):
-        made, url = await asked(town, f"k{number}")
+        made, url = await pending_payment(town, f"k{number}")
         bodies = [body(made["provider_ref"], code, receipt=f"TKN4A1B2D{number}") for code in order]
         assert set(await asyncio.gather(*(receive(town, url, each) for each in bodies))) == {"accepted"}
         assert await status(town, made) == ("completed", f"TKN4A1B2D{number}"), order
@@ -143,11 +143,14 @@ async def test_success_among_concurrent_failures_in_any_order_completes(town: To
 
 async def test_same_push_twice_in_a_batch_completes_its_own_payment_only(town: Town) -> None:
     for number in range(4):
-        (own, own_url), (other, other_url) = await asked(town, f"a{number}"), await asked(town, f"b{number}")
+        (own, own_url), (other, other_url) = (
+            await pending_payment(town, f"a{number}"),
+            await pending_payment(town, f"b{number}"),
+        )
         right = body(own["provider_ref"], receipt=f"TKN4A1B2E{number}")
         wrong = body(own["provider_ref"], receipt=f"TKN4A1B2F{number}")
         work = [(own_url, right), (other_url, wrong), (own_url, right), (other_url, right)]
-        outcomes = await asyncio.gather(*(receive(town, url, said) for url, said in work))
+        outcomes = await asyncio.gather(*(receive(town, url, content) for url, content in work))
         assert outcomes == ["accepted", "subject", "accepted", "subject"]
         assert await status(town, own) == ("completed", f"TKN4A1B2E{number}")
         assert await status(town, other) == ("pending", None)

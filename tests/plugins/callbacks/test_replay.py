@@ -15,12 +15,12 @@ from mpesa_gateway_callbacks.errors import ShapeRefused
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 
 async def refused_callback(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
     """Store a refused callback that a later release could read. Returns its payment and its id."""
-    made, url = await asked(town, key)
+    made, url = await pending_payment(town, key)
     assert (await post(town, url, raw=b"unreadable " + key.encode())).status == 422
     refused_id = await town.gateway.db.fetchval(
         "UPDATE refused_callback SET original = $2 WHERE subject_id = $1 RETURNING refused_id",
@@ -64,11 +64,11 @@ async def test_replay_of_a_refused_callback_repeated_completes_its_payment_once(
 
 
 async def test_replay_of_a_refused_callback_concurrent_is_applied_once(town: Town) -> None:
-    heard: list[StkResulted] = []
+    results: list[StkResulted] = []
 
     @town.gateway.on(StkResulted)
-    async def hear(result: StkResulted) -> None:
-        heard.append(result)
+    async def collect_result(result: StkResulted) -> None:
+        results.append(result)
 
     operators = town.gateway.services.get(CallbackOperatorService)
     for number, code in enumerate((0, 1032)):
@@ -83,12 +83,12 @@ async def test_replay_of_a_refused_callback_concurrent_is_applied_once(town: Tow
         )
         assert len(kinds) == 1
 
-    async def has_heard() -> bool:
-        return len(heard) >= 2
+    async def has_results() -> bool:
+        return len(results) >= 2
 
-    assert await eventually(has_heard)
-    assert sorted(result.result_code for result in heard) == ["0", "1032"]
-    assert hear.__name__ == "hear"
+    assert await eventually(has_results)
+    assert sorted(result.result_code for result in results) == ["0", "1032"]
+    assert collect_result.__name__ == "collect_result"
 
 
 async def test_replay_of_a_waiting_callback_concurrent_is_applied_once(values: dict[str, Any]) -> None:
@@ -114,8 +114,8 @@ async def test_replay_of_a_waiting_callback_concurrent_is_applied_once(values: d
 
 async def test_replay_skips_no_check_but_that_of_the_source(town: Town) -> None:
     operators = town.gateway.services.get(CallbackOperatorService)
-    made, url = await asked(town, "a")
-    other, _ = await asked(town, "b")
+    made, url = await pending_payment(town, "a")
+    other, _ = await pending_payment(town, "b")
     assert (await post(town, url, body(other["provider_ref"]))).status == 403
     assert (await post(town, url, raw=b"{}")).status == 422
     assert (await post(town, url[:-5] + "00000", body(made["provider_ref"]))).status == 404
@@ -194,7 +194,7 @@ async def test_replay_route_of_a_callback_without_env_needs_a_live_key(values: d
 
 
 async def test_callback_lists_filter_by_kind_time_and_unread(town: Town) -> None:
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     assert (await post(town, url, body(made["provider_ref"]))).status == 200
     _, refused_id = await refused_callback(town, "b")
     async with admin_client(town, "sandbox") as api:

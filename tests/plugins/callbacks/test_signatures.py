@@ -119,8 +119,8 @@ async def test_callback_with_two_signatures_is_refused_and_stored(
         for signatures in ((right, right), (right, wrong), (wrong, right), ("", right), (right, "")):
             headers = tuple((HEADER.lower().encode(), each.encode()) for each in signatures)
             kind = (b"content-type", b"application/json")
-            said = await ask(client.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
-            assert (said.status, said.codes) == (401, ["CALLBACK_REFUSED"]), signatures
+            answer = await ask(client.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
+            assert (answer.status, answer.codes) == (401, ["CALLBACK_REFUSED"]), signatures
         refused = await client.gateway.db.fetch("SELECT reason FROM refused_callback")
         assert [row["reason"] for row in refused] == ["signature"] * 5
         assert await client.recorded() == []

@@ -19,7 +19,7 @@ from mpesa_gateway_payments.decisions import TimeUp
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 pytestmark = pytest.mark.as_owner
 
@@ -37,7 +37,7 @@ class Pause:
         self.is_reached = asyncio.Event()
         self.may_continue = asyncio.Event()
 
-    async def hear(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
+    async def hold(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
         if not self.is_reached.is_set():
             if self._has_written:
                 # A query flushes the deferred writes.
@@ -47,7 +47,7 @@ class Pause:
 
     @property
     def plugin(self) -> Plugin:
-        return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hear),))
+        return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hold),))
 
 
 async def paid_payment(gateway: Gateway, api: Api) -> dict[str, Any]:
@@ -166,21 +166,21 @@ async def test_callback_with_a_retryable_postgres_error_is_not_a_repetition(valu
 
 async def test_receive_with_a_locked_repetition_delays_no_new_callback(town: Town) -> None:
     gateway, inbox = town.gateway, town.gateway.services.get(CallbackInbox)
-    had, url = await asked(town, "had")
-    assert (await post(town, url, body(had["provider_ref"]))).status == 200
-    fresh = [await asked(town, f"fresh-{number}") for number in range(3)]
+    applied, url = await pending_payment(town, "had")
+    assert (await post(town, url, body(applied["provider_ref"]))).status == 200
+    fresh = [await pending_payment(town, f"fresh-{number}") for number in range(3)]
     same = [
-        Incoming("stk", url.rpartition("/")[2], msgspec.json.encode(body(had["provider_ref"])), "127.0.0.1")
+        Incoming("stk", url.rpartition("/")[2], msgspec.json.encode(body(applied["provider_ref"])), "127.0.0.1")
         for _ in range(5)
     ]
     others = [
         Incoming(
             "stk",
-            where.rpartition("/")[2],
+            callback_url.rpartition("/")[2],
             msgspec.json.encode(body(made["provider_ref"], receipt=f"TKNFRESH{number}")),
             "127.0.0.1",
         )
-        for number, (made, where) in enumerate(fresh)
+        for number, (made, callback_url) in enumerate(fresh)
     ]
     async with gateway.db.transaction():
         await gateway.db.fetch("SELECT 1 FROM callback FOR UPDATE")

@@ -186,8 +186,8 @@ async def test_retired_shortcode_of_a_pending_payment_is_queried_and_reconciled(
         assert answer.data == {"deleted": True, "shortcode": till or "600001", "open": {"payments": 1, "refunds": 0}}
         assert (await shop.live.pay(PHONE, key="b")).error["code"] == "PROVIDER_NOT_CONFIGURED"
     assert await site.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    (asked,) = site.live.of("stkquery")
-    assert asked["BusinessShortCode"] == "600001"
+    (query,) = site.live.of("stkquery")
+    assert query["BusinessShortCode"] == "600001"
     # The merchant's query works too, and scheduled runs read the statement.
     assert (await shop.live.call("POST", f"/v1/payments/{payment['id']}/query")).status == 200
     credentials = site.gateway.services.get(Credentials)
@@ -374,8 +374,8 @@ async def test_status_query_of_a_receipt_uses_the_shortcode_of_its_payment(site:
     await put(shop.live, "live", "600002")
     for subject in (payment_id, "TKN4A1B2C3", "TKN4A1B2C9"):
         assert (await shop.live.call("POST", f"/v1/payments/mpesa/check-status/{subject}")).status == 200
-    asked = [one["PartyA"] for one in site.live.of("transactionstatus")]
-    assert asked == ["600001", "600001", "600002"]
+    shortcodes = [one["PartyA"] for one in site.live.of("transactionstatus")]
+    assert shortcodes == ["600001", "600001", "600002"]
 
 
 # -- other processes --------------------------------------------------------------------------------------------------

@@ -206,9 +206,9 @@ VALUES ($1, 'stk', $3::text, id_text($1), '0', CASE WHEN $3 IS NOT NULL THEN $4:
 def expressions() -> list[tuple[str, str]]:
     """Returns the PromQL expressions of alerts and dashboard with their titles."""
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    asked = [(rule["alert"], str(rule["expr"])) for rule in rules]
+    queries = [(rule["alert"], str(rule["expr"])) for rule in rules]
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    return asked + [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
+    return queries + [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
 
 
 async def test_alert_and_dashboard_expressions_match_exposed_series(metered: Metered) -> None:
@@ -558,12 +558,12 @@ async def test_request_id_is_passed_on_to_jobs_and_their_jobs(metered_values: di
 async def test_request_id_of_the_caller_is_in_the_answer_and_all_log_lines(metered: Metered) -> None:
     """The lines of the request, of the call to Daraja, and of the delivery by a worker's job."""
     metered.receiver.status = 500
-    asked = {"X-Request-ID": "till-7.order-12", "Idempotency-Key": "a"}
+    headers = {"X-Request-ID": "till-7.order-12", "Idempotency-Key": "a"}
     processors: list[Any] = [structlog.contextvars.merge_contextvars]
     with structlog.testing.capture_logs(processors=processors) as lines:
         # M-Pesa refuses the push, so the webhook is enqueued before the answer.
         body = {"amount": 5, "phone": "254700000015"}
-        answer = await metered.api.call("POST", "/v1/payments", body, headers=asked)
+        answer = await metered.api.call("POST", "/v1/payments", body, headers=headers)
         assert (answer.status, answer.headers["X-Request-ID"]) == (502, "till-7.order-12")
 
         async def has_failed() -> bool:

@@ -162,8 +162,8 @@ async def test_device_cookie_is_kept_after_signing_out(values: dict[str, Any]) -
 
 async def test_image_requests_of_other_sites_do_not_count_as_guesses(values: dict[str, Any]) -> None:
     async with running_ops(values) as ops, Browser(ops.url) as browser:
-        asked = {"/v1/audit/logs": 401, "/v1/admin/merchants": 401, "/metrics": 404, "/ops/login": 200, "/ops": 401}
-        for path, status in asked.items():
+        statuses = {"/v1/audit/logs": 401, "/v1/admin/merchants": 401, "/metrics": 404, "/ops/login": 200, "/ops": 401}
+        for path, status in statuses.items():
             for _ in range(4):
                 found = await browser.opens(ops.url.removesuffix("/ops") + path, accept="image/*")
                 assert found.status == status, path

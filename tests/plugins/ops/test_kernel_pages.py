@@ -54,9 +54,9 @@ async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_si
             await api.close()
         page = await browser.opens(f"/merchants/{merchant_id}")
         assert not page.has_form("/revoke")
-        gone = await browser.submits(page, "/deactivate", confirm=merchant_id)
-        assert "deactivated: its keys are refused" in gone.words
-        assert not gone.has_form(merchant_id)
+        deactivated = await browser.submits(page, "/deactivate", confirm=merchant_id)
+        assert "deactivated: its keys are refused" in deactivated.words
+        assert not deactivated.has_form(merchant_id)
         late = await browser.sends(
             f"/merchants/{merchant_id}/deactivate", {"form_token": page.field("form_token"), "confirm": merchant_id}
         )
@@ -90,9 +90,9 @@ async def test_credentials_page_shows_and_verifies_credentials(ops_site: OpsSite
         shown = await browser.opens(page.link(f"/credentials/{ops_site.merchant_id}"))
         assert "consumer secret ****ests" in shown.words
         assert "consumer-secret-of-tests" not in shown.text
-        told = await browser.submits(shown, "/verify")
-        assert "Credentials valid: M-Pesa gave an access token" in told.words
-        assert "valid cached until" in told.words
+        answer = await browser.submits(shown, "/verify")
+        assert "Credentials valid: M-Pesa gave an access token" in answer.words
+        assert "valid cached until" in answer.words
         assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}
         assert (await ops_site.api.call("POST", "/simulator/control/faults", fault)).status == 200

@@ -552,8 +552,8 @@ async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bo
                 assert page.status == 200
                 assert page.links
                 assert [link for link in page.links if not link.startswith(base + "/")] == []
-                here = re.search(r'data-root="([^"]*)"', page.text)
-                assert here is None or urljoin(page.url, here[1]) == base + "/ops/queue"
+                root = re.search(r'data-root="([^"]*)"', page.text)
+                assert root is None or urljoin(page.url, root[1]) == base + "/ops/queue"
             page = await browser.opens("/failed")
             retried = await browser.sends(
                 "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}
@@ -579,25 +579,25 @@ def environ(database_url: str, valkey_url: str) -> dict[str, str]:
 
 
 def run_command(
-    folder: Path, environ: dict[str, str], *words: str, said: str = ""
+    folder: Path, environ: dict[str, str], *words: str, typed: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=said, patience=30)
+    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=typed, patience=30)
 
 
 def test_operators_commands_create_list_and_deactivate(tmp_path: Path, environ: dict[str, str]) -> None:
-    made = run_command(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n")
+    made = run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n")
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith("opr_")
     assert "a long password" not in made.stdout + made.stderr
     assert (
         "is or was"
-        in run_command(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n").stderr
+        in run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n").stderr
     )
-    assert "at least 12" in run_command(tmp_path, environ, "create", "ben", "--password-stdin", said="short\n").stderr
-    bad = run_command(tmp_path, environ, "create", "Ben B", "--password-stdin", said="a long password\n")
+    assert "at least 12" in run_command(tmp_path, environ, "create", "ben", "--password-stdin", typed="short\n").stderr
+    bad = run_command(tmp_path, environ, "create", "Ben B", "--password-stdin", typed="a long password\n")
     assert (bad.returncode, "lower-case letters" in bad.stderr) == (1, True)
     assert (
-        run_command(tmp_path, environ, "password", "amina", "--password-stdin", said="another password\n").returncode
+        run_command(tmp_path, environ, "password", "amina", "--password-stdin", typed="another password\n").returncode
         == 0
     )
     assert run_command(tmp_path, environ, "deactivate", "amina", "--yes").returncode == 0

@@ -130,8 +130,10 @@ async def test_payment_page_shows_the_timeline_and_queries_mpesa(ops_site: OpsSi
         assert "requested Payment requested" in page.words
         assert "sent STK push accepted by M-Pesa" in page.words
         # Request and answer of the push are shown with masked numbers.
-        asked, answered_with = re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
-        assert [part in asked for part in ("&#34;Amount&#34;: 500", "2547****020", waiting["reference"])] == [True] * 3
+        request, answered_with = re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
+        assert [part in request for part in ("&#34;Amount&#34;: 500", "2547****020", waiting["reference"])] == [
+            True
+        ] * 3
         assert waiting["provider_ref"] in answered_with
         assert "254700000020" not in "".join(re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL))
         assert "&lt;b&gt;7&lt;/b&gt;" in page.text

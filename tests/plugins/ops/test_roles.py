@@ -138,20 +138,20 @@ async def test_plugins_with_two_pages_at_one_path_are_refused() -> None:
 async def test_host_login_signs_in_and_disables_passwords(ops_settings: dict[str, Any]) -> None:
     ops_settings["ops"] = {"login_url": "https://shop.example/login"}
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base), Browser(f"{base}/ops") as browser:
-        here: list[HostOperator] = []
+        signed_in_operators: list[HostOperator] = []
 
         @gateway.services.get(Operators).signed_in_by
-        async def who(scope: Any) -> HostOperator | None:
+        async def read_operator(scope: Any) -> HostOperator | None:
             assert scope["type"] == "http"
-            return here[0] if here else None
+            return signed_in_operators[0] if signed_in_operators else None
 
-        assert who is gateway.port(Operators).host_login
-        away = await browser.opens(follows=False)
-        assert (away.status, away.headers["Location"]) == (303, "https://shop.example/login")
+        assert read_operator is gateway.port(Operators).host_login
+        redirect = await browser.opens(follows=False)
+        assert (redirect.status, redirect.headers["Location"]) == (303, "https://shop.example/login")
         # Operators' passwords are disabled.
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         assert "Sign in to the host application" in (await browser.signs_in()).words
-        here.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
+        signed_in_operators.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
         page = await browser.opens("/shelf")
         assert "wanjiru, operator" in page.words
         assert not page.has_form("/logout")
@@ -160,7 +160,7 @@ async def test_host_login_signs_in_and_disables_passwords(ops_settings: dict[str
         assert (await browser.opens("/shelf/hidden")).status == 403
         entry = (await gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert entry.actor == "operator:host:wanjiru"
-        here.clear()
+        signed_in_operators.clear()
         assert (await browser.opens(follows=False)).status == 303
 
 

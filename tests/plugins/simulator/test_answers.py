@@ -51,12 +51,14 @@ def test_faults_of_proxies_have_every_observed_status() -> None:
 
 def test_faults_contain_every_captured_body_verbatim() -> None:
     samples = Path(__file__).parents[2] / "samples"
-    said = [{"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)]
-    said += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, Garbage) and "fault" in one.body]
+    answers = [
+        {"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)
+    ]
+    answers += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, Garbage) and "fault" in one.body]
     for path in sorted(samples.glob("error_*.json")):
         body = json.loads(path.read_text())
         body.pop("requestId", None)
-        assert body in said, path.name
+        assert body in answers, path.name
 
 
 async def raw_head(operations: Operations, fault: str) -> bytes:
@@ -83,14 +85,14 @@ async def test_push_with_a_malformed_answer_sends_it_unchanged(operations: Opera
 
 
 async def test_token_habits_answer_in_each_observed_format(operations: Operations) -> None:
-    said: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for habit in sorted(OAUTH_HABITS):
         await operations.habit(oauth=habit)
         status, answer = await operations.client.call("GET", TOKEN, Authorization=basic("key"))
         assert status == 200
-        said[habit] = answer.get("expires_in")
+        answers[habit] = answer.get("expires_in")
         assert ("\r\n" in answer["access_token"]) is (habit == "token_line_break")
-    assert said == {
+    assert answers == {
         "normal": "3599",
         "expires_huge": "99999999999999999999",
         "expires_number": 3599,
@@ -102,17 +104,17 @@ async def test_token_habits_answer_in_each_observed_format(operations: Operation
 
 
 async def test_push_habits_acknowledge_in_each_observed_format(operations: Operations) -> None:
-    said: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for number, habit in enumerate(sorted(ACK_HABITS)):
         await operations.habit(stkack=habit)
         status, ack = await operations.client.push(f"25471100010{number}")
         assert status == 200
         assert ack["CheckoutRequestID"].startswith("ws_CO_")
         assert ("MerchantRequestID" in ack) is (habit != "no_merchant_request_id")
-        said[habit] = ack["ResponseCode"]
+        answers[habit] = ack["ResponseCode"]
     assert len(await operations.client.control("GET", "pushes")) == len(ACK_HABITS)
-    assert (said.pop("code_float"), said.pop("code_zeros"), said.pop("code_number")) == (0.0, "00000000", 0)
-    assert set(said.values()) == {"0"}
+    assert (answers.pop("code_float"), answers.pop("code_zeros"), answers.pop("code_number")) == (0.0, "00000000", 0)
+    assert set(answers.values()) == {"0"}
 
 
 async def test_stk_query_habits_answer_in_each_observed_format(operations: Operations) -> None:
@@ -123,13 +125,13 @@ async def test_stk_query_habits_answer_in_each_observed_format(operations: Opera
     status, answer = await operations.client.query(handle)
     assert (status, answer["errorMessage"]) == (200, "The transaction is being processed")
     await operations.client.control("POST", f"pushes/{handle}/answer", {"answer": "pay"})
-    said: dict[str, Any] = {}
+    answers: dict[str, Any] = {}
     for habit in sorted(QUERY_HABITS):
         await operations.habit(stkquery=habit)
         status, answer = await operations.client.query(handle)
-        said[habit] = answer.get("ResultCode", answer.get("errorMessage"))
+        answers[habit] = answer.get("ResultCode", answer.get("errorMessage"))
         assert answer.get("CheckoutRequestID", handle) == ("ws_CO_OFANOTHERPUSH" if habit == "other_handle" else handle)
-    assert said == {
+    assert answers == {
         "normal": "0",
         "unknown_code": "7777",
         "code_9999": "9999",

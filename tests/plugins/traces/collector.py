@@ -60,12 +60,12 @@ class Collector:
         return [span for span in self.spans() if span.name == name]
 
     async def wait_for(
-        self, name: str, count: int = 1, where: Callable[[CollectedSpan], bool] | None = None
+        self, name: str, count: int = 1, matches: Callable[[CollectedSpan], bool] | None = None
     ) -> list[CollectedSpan]:
         """Returns at least ``count`` matching spans once received. Raises TimeoutError."""
 
         async def found() -> list[CollectedSpan]:
-            seen = [span for span in self.of(name) if where is None or where(span)]
+            seen = [span for span in self.of(name) if matches is None or matches(span)]
             return seen if len(seen) >= count else []
 
         return await eventually(found)

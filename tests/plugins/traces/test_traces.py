@@ -87,8 +87,8 @@ def with_traces(values: dict[str, Any], **traces: Any) -> dict[str, Any]:
 
 
 async def test_payment_request_is_one_trace_and_its_callback_another_linked_to_it(traced: Traced) -> None:
-    asked = await traced.api.pay(PHONE, key="traced")
-    payment_id, collector = asked.data["id"], traced.collector
+    answer = await traced.api.pay(PHONE, key="traced")
+    payment_id, collector = answer.data["id"], traced.collector
     await traced.receiver.wait_for(1)
     (delivered,) = await collector.wait_for("deliver payment.completed")
     (request,) = await collector.wait_for("POST /v1/payments")
@@ -100,11 +100,11 @@ async def test_payment_request_is_one_trace_and_its_callback_another_linked_to_i
     assert (request.kind, request.parent, request.is_error) == ("server", "", False)
     assert request.attributes["http.response.status_code"] == 201
     assert request.attributes["mpesa.payment_id"] == payment_id
-    assert request.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+    assert request.attributes["mpesa.request_id"] == answer.headers["X-Request-ID"]
     for name in ("postgres insert payment", "daraja token", "daraja stk_push", "postgres accept payment"):
         (part,) = collector.of(name)
         assert (part.kind, part.trace, part.parent) == ("client", request.trace, request.span)
-        assert part.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+        assert part.attributes["mpesa.request_id"] == answer.headers["X-Request-ID"]
     assert push.attributes["mpesa.daraja.outcome"] == "ok"
 
     assert (callback.kind, callback.parent, callback.links) == ("server", "", {request.trace})
@@ -182,7 +182,7 @@ async def test_refund_and_reconciliation_are_traced_and_linked(traced: Traced) -
     (refund,) = await collector.wait_for("POST /v1/refunds")
     (reversal,) = collector.of("daraja reversal")
     assert reversal.trace == refund.trace
-    (result,) = await collector.wait_for(CALLBACK, where=lambda span: span.links == {refund.trace})
+    (result,) = await collector.wait_for(CALLBACK, matches=lambda span: span.links == {refund.trace})
     (delivered,) = await collector.wait_for("deliver payment.reversed")
     assert delivered.trace == result.trace
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
@@ -196,8 +196,8 @@ async def test_spans_contain_no_phone_number_secret_or_callback_token(traced: Tr
     traced.receiver.status = 500
     secret_url = traced.receiver.url + "/hook-secret?key=in-the-query"
     assert (await traced.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": secret_url})).status == 200
-    said = {"X-Request-ID": f"till-{PHONE}", "Idempotency-Key": "masked", "traceparent": THEIRS, "tracestate": PHONE}
-    asked = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=said)
+    headers = {"X-Request-ID": f"till-{PHONE}", "Idempotency-Key": "masked", "traceparent": THEIRS, "tracestate": PHONE}
+    answer = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=headers)
     await traced.api.call("GET", f"/v1/payments?phone={PHONE}")
     await traced.api.call("GET", f"/v1/payments/{PHONE}")
     assert (await ask(traced.gateway.asgi, f"SAY{PHONE}", b"/nothing/" + PHONE.encode())).status in {404, 405}
@@ -210,7 +210,7 @@ async def test_spans_contain_no_phone_number_secret_or_callback_token(traced: Tr
     (request,) = traced.collector.of("POST /v1/payments")
     assert request.attributes["mpesa.request_id"] == "till-2547****018"
     address = traced.gateway.services.get(Callbacks).url_for(
-        "stk", env="sandbox", merchant_id=asked.data["merchant_id"], subject_id=asked.data["id"]
+        "stk", env="sandbox", merchant_id=answer.data["merchant_id"], subject_id=answer.data["id"]
     )
     mpesa = SANDBOX["mpesa"]
     hidden = [PHONE, PHONE[3:], "hook-secret", "in-the-query", traced.api.key, address.rpartition("/")[2]]
