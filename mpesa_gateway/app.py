@@ -9,24 +9,24 @@ from typing import Any, TypeVar, cast
 import msgspec
 import structlog
 
+from mpesa_gateway.asgi_application import GatewayApplication
 from mpesa_gateway.client_ip import Network, read_networks
 from mpesa_gateway.clock import Clock, SharedClock
 from mpesa_gateway.clock_keeper import ClockKeeper
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, QueueName
+from mpesa_gateway.config import ConfigError, GatewayConfig, QueueName
 from mpesa_gateway.daraja.client import DarajaClient
-from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.event_log import EventRow, EventTaskRow
-from mpesa_gateway.db.migrator import Migration, MigrationRefused, find, pending
+from mpesa_gateway.db.invalidation import InvalidationListener
+from mpesa_gateway.db.migrator import Migration, MigrationError, find, pending
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.dns import Names
-from mpesa_gateway.door import Door
+from mpesa_gateway.db.outbox_admin import EventRow, EventTaskRow
+from mpesa_gateway.db.outcomes import OutcomeWriter
+from mpesa_gateway.dns import NameResolver
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.metrics.definitions import KernelMetrics
-from mpesa_gateway.owner import bring_up_to_date, what_is_due
+from mpesa_gateway.owner import pending_changes, update_schema
 from mpesa_gateway.plugin import (
     Plugin,
     Subscriber,
@@ -39,11 +39,12 @@ from mpesa_gateway.plugin import (
     scopes_of,
 )
 from mpesa_gateway.queues import Job, Jobs, connect
-from mpesa_gateway.runtime import Load, Runtime
+from mpesa_gateway.runtime import LoadReport, Runtime
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.limits import Limits
+from mpesa_gateway.security.gateway_secrets import GatewaySecrets
 from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.rate_limits import RateLimits
 from mpesa_gateway.security.sealing import sealer_for
 from mpesa_gateway.security.tables import (
     ApiKeyRow,
@@ -53,7 +54,6 @@ from mpesa_gateway.security.tables import (
     GatewaySecretRow,
     MerchantRow,
 )
-from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.services import Services
 from mpesa_gateway.single_gateway import single_gateway
 from mpesa_gateway.trace_links import TraceLinks
@@ -95,7 +95,7 @@ class Gateway:
     ) -> None:
         """``plugins`` are a host's own, besides those that the configuration names.
 
-        Raises ConfigRefused or PluginRefused, each with a sentence that says what to change.
+        Raises ConfigError or PluginError, each with a sentence that says what to change.
         """
         config.refuse_unset()
         self.config: GatewayConfig = config
@@ -115,7 +115,7 @@ class Gateway:
         self.metrics = metrics_of(self.plugins)
         kernel_metrics = self.metrics.get(KernelMetrics)
         self.db = Database(config.database)
-        self.vault = Vault(self.db, self.sealer, self.ids)
+        self.vault = GatewaySecrets(self.db, self.sealer, self.ids)
         self.audit = Audit(
             self.db,
             self.clock,
@@ -123,9 +123,9 @@ class Gateway:
             window=config.limits.auth_failures_window,
             keep_days=config.retention.audit_days,
         )
-        self.outcomes = Outcomes(self.db, kernel_metrics.call_outcomes)
-        self.changes = Changes(self.db)
-        self.names = Names(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
+        self.outcomes = OutcomeWriter(self.db, kernel_metrics.call_outcomes)
+        self.changes = InvalidationListener(self.db)
+        self.names = NameResolver(timeout=self.config.dns.timeout, servers=self.config.dns.servers)
         self.merchants = Merchants(self.db, self.changes, self.clock, self.ids, self.audit)
         self.api_keys = ApiKeys(self.db, self.changes, self.vault, self.clock, self.ids, self.audit)
         self.services = self._offered()
@@ -140,9 +140,9 @@ class Gateway:
             self.valkey = connect(config.valkey)
         except ValueError:
             # The library's own words can quote a part of a password.
-            raise ConfigRefused("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
+            raise ConfigError("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
         self.trace_links = TraceLinks(self.valkey, config.valkey, self.tracing.remember_hours)
-        self.limits = Limits(config, self.clock)
+        self.limits = RateLimits(config, self.clock)
         self.outbox = Outbox(
             [subscriber for plugin in self.plugins for subscriber in plugin.subscribers],
             db=self.db,
@@ -179,7 +179,7 @@ class Gateway:
         self._clock_keeper = ClockKeeper(self.db, self.clock) if isinstance(self.clock, SharedClock) else None
         self._begun: set[asyncio.Task[Any]] = set()
         self._place = ExitStack()
-        self.asgi = Door(self)
+        self.asgi = GatewayApplication(self)
 
     # -- what plugins use -----------------------------------------------------------------------------------------
 
@@ -192,9 +192,9 @@ class Gateway:
         return services
 
     @property
-    def load(self) -> Load | None:
+    def load(self) -> LoadReport | None:
         """API calls of this process by state, None in one that serves no HTTP."""
-        return self.asgi.gate_in_use
+        return self.asgi.current_load_shedder
 
     @property
     def is_running(self) -> bool:
@@ -258,7 +258,7 @@ class Gateway:
     async def start(self, *, migrate_first: bool = True) -> None:
         """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
 
-        Raises ConfigRefused for a wrong master key, MigrationRefused when database and release do not fit,
+        Raises ConfigError for a wrong master key, MigrationError when database and release do not fit,
         SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
         Postgres cannot be reached. Valkey may be away.
         """
@@ -280,7 +280,7 @@ class Gateway:
         if migrate_first:
             await self._bring_up_to_date()
         elif missing := await pending(self.db, self.migrations):
-            raise ConfigRefused(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
+            raise ConfigError(f"{len(missing)} migrations are not applied: run `mpesa-gateway migrate`")
         self.db.bind(
             (*KERNEL_TABLES, *(model for plugin in self.plugins if plugin.tables for model in plugin.tables.models))
         )
@@ -305,14 +305,14 @@ class Gateway:
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
     async def _bring_up_to_date(self) -> None:
-        """Let the owner migrate where that is due. Raises MigrationRefused."""
-        due = await what_is_due(self)
+        """Let the owner migrate where that is due. Raises MigrationError."""
+        due = await pending_changes(self)
         if not due:
             return
         try:
-            for migration in await bring_up_to_date(self):
+            for migration in await update_schema(self):
                 log.info("migrated", owner=migration.owner, migration=migration.name)
-        except MigrationRefused:
+        except MigrationError:
             if due == "migrations":
                 raise
             # The log is kept for the longer of both times until the owner has noted the new one.
@@ -346,7 +346,7 @@ class Gateway:
         await self.db.stop()
         self._place.close()
 
-    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_to_completion(self, work: Coroutine[Any, Any, T]) -> T:
         """Do to its end what must not be torn apart, such as a push and its record; gives what it gives.
 
         A caller that hangs up does not end it, and ``stop`` waits for it.

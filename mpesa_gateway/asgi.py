@@ -11,15 +11,15 @@ from uvicorn.config import STARTUP_FAILURE
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.asgi_types import ASGIApp
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.plugin import PluginRefused
+from mpesa_gateway.config import ConfigError, GatewayConfig
+from mpesa_gateway.plugin import PluginError
 from mpesa_gateway.standalone.process import die_with_parent
 
 
 def create() -> ASGIApp:
     """The application, configured by MPESA_GATEWAY_CONFIG (a file) and the other environment variables.
 
-    Raises ConfigRefused or PluginRefused.
+    Raises ConfigError or PluginError.
     """
     return _gateway().asgi
 
@@ -40,7 +40,7 @@ def create_in_worker() -> ASGIApp:
         die_with_parent(parent.pid, signal.SIGTERM)
     try:
         gateway = _gateway()
-    except (ConfigRefused, PluginRefused) as problem:
+    except (ConfigError, PluginError) as problem:
         sys.stderr.write(f"mpesa-gateway: {problem}\n")
         sys.exit(STARTUP_FAILURE)
 

@@ -18,24 +18,24 @@ from mpesa_gateway.commands.openapi import openapi
 from mpesa_gateway.commands.plugins import plugins
 from mpesa_gateway.commands.privacy import privacy
 from mpesa_gateway.commands.serve import serve
-from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, Failed, Session
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, DATA_VARIABLE, CommandFailed, Session
 from mpesa_gateway.commands.up import up
 from mpesa_gateway.commands.worker import worker
-from mpesa_gateway.config import ConfigRefused
-from mpesa_gateway.db.migrator import MigrationRefused
-from mpesa_gateway.errors import Refused
-from mpesa_gateway.http.auth import RouteRefused
-from mpesa_gateway.plugin import Plugin, PluginRefused, installed, load
+from mpesa_gateway.config import ConfigError
+from mpesa_gateway.db.migrator import MigrationError
+from mpesa_gateway.errors import ApiError
+from mpesa_gateway.http.auth import RouteError
+from mpesa_gateway.plugin import Plugin, PluginError, installed, load
 from mpesa_gateway.security.audit import BrokenChain
-from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.security.sealing import UnsealError
 from mpesa_gateway.single_gateway import SecondGateway
 from mpesa_gateway.standalone.process import StartFailed
 from mpesa_gateway.standalone.settings import SIMULATOR
 
-CONFIGURATION = (ConfigRefused, PluginRefused, RouteRefused)
+CONFIGURATION = (ConfigError, PluginError, RouteError)
 """Refusals that the host mends in the configuration: exit status 2."""
 
-OTHERS = (Failed, StartFailed, Refused, MigrationRefused, SecondGateway, BrokenChain, CannotOpen)
+OTHERS = (CommandFailed, StartFailed, ApiError, MigrationError, SecondGateway, BrokenChain, UnsealError)
 """What else ends a command with a sentence instead of a traceback: exit status 1."""
 
 

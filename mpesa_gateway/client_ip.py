@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -17,13 +17,13 @@ _LAST_PORT = 65_535
 
 
 def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
-    """Addresses and CIDR ranges from a setting. Raises ConfigRefused, naming it."""
+    """Addresses and CIDR ranges from a setting. Raises ConfigError, naming it."""
     networks: list[Network] = []
     for text in texts:
         try:
             networks.append(ip_network(text.strip()))
         except ValueError:
-            raise ConfigRefused(
+            raise ConfigError(
                 f"setting `{setting}`: `{text}` is no address or CIDR range, such as 10.0.0.0/8"
             ) from None
     return tuple(networks)

@@ -41,7 +41,7 @@ class ClockKeeper:
         # raw SQL: function - the clock of Postgres.
         ahead = await self._clock.agree(lambda: self._db.fetchval("SELECT clock_timestamp()"))
         if abs(ahead) > _WRONG:
-            log.warning("clock_is_wrong", seconds=round(ahead.total_seconds(), 1))
+            log.warning("clock_skewed", seconds=round(ahead.total_seconds(), 1))
 
     async def _keep_agreeing(self) -> None:
         while True:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from mpesa_gateway.dsn import DsnRefused, read_dsn
+from mpesa_gateway.dsn import DsnError, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
@@ -58,7 +58,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 """A port to listen on; 0 takes a free one."""
 
 
-class ConfigRefused(Exception):
+class ConfigError(Exception):
     """The configuration cannot be used. The text names the setting and the fix."""
 
 
@@ -110,7 +110,7 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     live_url: str = "https://api.safaricom.co.ke"
     connect_timeout: Seconds = 10.0
     timeout: Seconds = 30.0
-    per_account: Count = 100
+    max_concurrent_per_key: Count = 100
     sandbox_certificate: str = "certs/SandboxCertificate.cer"
     live_certificate: str = "certs/ProductionCertificate.cer"
 
@@ -125,9 +125,10 @@ class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
 
-    ``at_once`` calls are worked on at a time, and ``unanswered`` are begun, those included that wait for others;
-    ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_at_once`` of their
+    ``max_concurrent`` calls are worked on at a time, and ``max_unanswered`` are begun, those included that wait for
+    others; ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
+    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_max_concurrent``
+    of their
     bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
     request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
     of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
@@ -137,8 +138,8 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     host: str = "127.0.0.1"
     port: Port = 8000
     max_body_bytes: Count = 65_536
-    at_once: Count = 16
-    unanswered: Count = 256
+    max_concurrent: Count = 16
+    max_unanswered: Count = 256
     queue: Room = 100
     wait: Pause = 1.0
     connections: Count = 4000
@@ -147,7 +148,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     body_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
     anonymous_per_second: Count = 30
-    anonymous_at_once: Count = 16
+    anonymous_max_concurrent: Count = 16
     drain: Pause = 0.0
 
 
@@ -244,28 +245,28 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     def load(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
         """Read the file (if one is named) and lay the environment over it.
 
-        Raises ConfigRefused for a file that cannot be read, an unknown or wrongly typed kernel setting.
+        Raises ConfigError for a file that cannot be read, an unknown or wrongly typed kernel setting.
         """
         values: dict[str, Any] = {}
         if path is not None:
             try:
                 values = tomllib.loads(read_text_file(Path(path)))
             except OSError as problem:
-                raise ConfigRefused(f"cannot read {path}: {problem.strerror}") from None
+                raise ConfigError(f"cannot read {path}: {problem.strerror}") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-                raise ConfigRefused(f"{path} is not valid TOML: {problem}") from None
+                raise ConfigError(f"{path} is not valid TOML: {problem}") from None
         _overlay(values, os.environ if environ is None else environ)
         return cls.from_values(values)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigRefused."""
+        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigError."""
         own = {field.name for field in msgspec.structs.fields(cls)} - {"sections"}
         kernel = {name: value for name, value in values.items() if name in own}
         others = {name: value for name, value in values.items() if name not in own}
         for name, value in others.items():
             if not isinstance(value, dict):
-                raise ConfigRefused(
+                raise ConfigError(
                     f"unknown setting `{name}`: correct it or remove it (known: {', '.join(sorted(own))})"
                 )
         config = decode(kernel, cls, "")
@@ -274,25 +275,25 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         return config
 
     def refuse_unset(self) -> None:
-        """Raise ConfigRefused where the address of Postgres or of Valkey is not set."""
+        """Raise ConfigError where the address of Postgres or of Valkey is not set."""
         for name in ("database", "valkey"):
             if getattr(self, name).url is None:
-                raise ConfigRefused(
+                raise ConfigError(
                     f"`{name}.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL, "
                     "or run `mpesa-gateway up`, which brings its own Postgres and Valkey"
                 )
 
     def refuse_sections_except(self, plugins: Collection[str]) -> None:
-        """Raise ConfigRefused for a section that belongs to no enabled plugin."""
+        """Raise ConfigError for a section that belongs to no enabled plugin."""
         for name in self.sections:
             if name not in plugins:
-                raise ConfigRefused(
+                raise ConfigError(
                     f"unknown section `[{name}]`: it is neither a section of the gateway nor an enabled plugin's; "
                     "correct it, remove it, or add the plugin to `plugins`"
                 )
 
     def section(self, name: str, kind: type[S]) -> S:
-        """A plugin's settings; raises ConfigRefused for unknown or wrongly typed keys."""
+        """A plugin's settings; raises ConfigError for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
@@ -308,7 +309,7 @@ def read_text_file(path: Path) -> str:
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
-    """Turn plain values into a settings struct; raises ConfigRefused with the path of what is wrong."""
+    """Turn plain values into a settings struct; raises ConfigError with the path of what is wrong."""
     try:
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode_secret)
     except msgspec.ValidationError as problem:
@@ -319,8 +320,8 @@ def decode(values: Any, kind: type[S], path: str) -> S:
             unknown = text.removeprefix(opening).strip("`")
             known = ", ".join(sorted(field.name for field in msgspec.structs.fields(_struct_at(kind, where))))
             full = f"{full}.{unknown}".strip(".")
-            raise ConfigRefused(f"unknown setting `{full}`: correct it or remove it (known: {known})") from None
-        raise ConfigRefused(f"setting `{full}`: {text}") from None
+            raise ConfigError(f"unknown setting `{full}`: correct it or remove it (known: {known})") from None
+        raise ConfigError(f"setting `{full}`: {text}") from None
 
 
 def _with_lists(values: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
@@ -372,14 +373,14 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
             try:
                 text = read_text_file(Path(text)).strip()
             except OSError as problem:
-                raise ConfigRefused(f"{variable}: cannot read {text}: {problem.strerror}") from None
+                raise ConfigError(f"{variable}: cannot read {text}: {problem.strerror}") from None
             except UnicodeDecodeError:
-                raise ConfigRefused(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
+                raise ConfigError(f"{variable}: {text} is not text in UTF-8: save it as UTF-8") from None
         section: dict[str, Any] = values
         for part in path[:-1]:
             inner: Any = section.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ConfigRefused(f"{variable}: `{part}` is a setting, not a section")
+                raise ConfigError(f"{variable}: `{part}` is a setting, not a section")
             section = cast("dict[str, Any]", inner)
         section[path[-1]] = _read_text(text, kind, variable)
 
@@ -399,7 +400,7 @@ def _read_text(text: str, kind: Any, variable: str) -> Any:
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError as problem:
-            raise ConfigRefused(f"{variable} looks like JSON but is not: {problem}") from None
+            raise ConfigError(f"{variable} looks like JSON but is not: {problem}") from None
     if get_origin(kind) is tuple:
         return _split(text)
     return text
@@ -412,24 +413,24 @@ def _check(config: GatewayConfig) -> None:
         ("daraja.live_url", config.daraja.live_url),
     ):
         if (problem := _problem_of_url(url)) is not None:
-            raise ConfigRefused(f"setting `{name}`: must be an http(s) address {problem}")
+            raise ConfigError(f"setting `{name}`: must be an http(s) address {problem}")
     _check_servers(config)
     for sentinel in config.valkey.sentinels:
         host, _, port = sentinel.rpartition(":")
         if not host or not port.isdigit():
-            raise ConfigRefused("setting `valkey.sentinels`: must be addresses with a port, such as 10.0.0.1:26379")
+            raise ConfigError("setting `valkey.sentinels`: must be addresses with a port, such as 10.0.0.1:26379")
     if config.valkey.sentinels and config.valkey.url is None:
-        raise ConfigRefused("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
+        raise ConfigError("setting `valkey.sentinels`: needs `valkey.url` too, for password and database number")
     _check_daraja(config.daraja)
     if not all(map(_NAME_SERVER.fullmatch, config.dns.servers)):
-        raise ConfigRefused("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
+        raise ConfigError("setting `dns.servers`: must be addresses, such as 10.0.0.2 or [fd00::53]:5353")
     schema = config.database.schema
     if not (schema.isascii() and schema.isidentifier() and schema == schema.lower()):
-        raise ConfigRefused("setting `database.schema`: must be a plain lower-case name, such as mpesa")
+        raise ConfigError("setting `database.schema`: must be a plain lower-case name, such as mpesa")
     if not 1 <= config.database.pool_min <= config.database.pool_max:
-        raise ConfigRefused("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
+        raise ConfigError("setting `database.pool_min`: must be at least 1 and at most `database.pool_max`")
     if config.security.master_key is not None and config.security.master_key_file is not None:
-        raise ConfigRefused("set either `security.master_key` or `security.master_key_file`, not both")
+        raise ConfigError("set either `security.master_key` or `security.master_key_file`, not both")
 
 
 def _check_servers(config: GatewayConfig) -> None:
@@ -442,12 +443,12 @@ def _check_servers(config: GatewayConfig) -> None:
         ("valkey.url", config.valkey.url),
     ):
         if url is not None and not url:
-            raise ConfigRefused(f"setting `{name}` is empty: give it an address, or remove it")
+            raise ConfigError(f"setting `{name}` is empty: give it an address, or remove it")
         if url is not None and name.startswith("database."):
             try:
                 read_dsn(url)
-            except DsnRefused as refusal:
-                raise ConfigRefused(f"setting `{name}` {refusal}") from None
+            except DsnError as refusal:
+                raise ConfigError(f"setting `{name}` {refusal}") from None
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
@@ -482,15 +483,15 @@ def _check_daraja(config: DarajaConfig) -> None:
     """Real money goes to Safaricom's live API and to nothing else; what is tried goes nowhere near it."""
     sandbox, live = urlsplit(config.sandbox_url), urlsplit(config.live_url)
     if sandbox.hostname == _LIVE_HOST:
-        raise ConfigRefused(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
+        raise ConfigError(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
     if live.hostname == _SANDBOX_HOST:
-        raise ConfigRefused(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
+        raise ConfigError(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
     if "simulator" in unquote(live.path).lower().split("/"):
-        raise ConfigRefused("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
+        raise ConfigError("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
     if _place(sandbox) == _place(live):
-        raise ConfigRefused("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
+        raise ConfigError("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
     if live.scheme != "https" and live.hostname not in _LOOPBACK:
-        raise ConfigRefused("setting `daraja.live_url`: must be https, since it carries the keys to real money")
+        raise ConfigError("setting `daraja.live_url`: must be https, since it carries the keys to real money")
 
 
 def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
@@ -498,14 +499,14 @@ def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
     return url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme), unquote(url.path).rstrip("/")
 
 
-def shown(value: Any) -> Any:
+def masked_setting(value: Any) -> Any:
     """A configuration as it may be printed: secrets masked, nothing else changed."""
     if isinstance(value, msgspec.Struct):
-        return {field.name: shown(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
+        return {field.name: masked_setting(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
     if isinstance(value, Secret):
         return value.masked
     if isinstance(value, tuple | list):
-        return [shown(item) for item in cast("list[Any]", value)]
+        return [masked_setting(item) for item in cast("list[Any]", value)]
     return value
 
 

@@ -4,14 +4,14 @@ import base64
 import binascii
 
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import InvalidFields
 
 _SEPARATOR = "\x1f"
 
 
-def not_ours() -> Invalid:
+def invalid_cursor() -> InvalidFields:
     """Return the refusal of a cursor that is not of the list."""
-    return Invalid.field_error("cursor", "send the next_cursor of the page before, unchanged")
+    return InvalidFields.field_error("cursor", "send the next_cursor of the page before, unchanged")
 
 
 def encode_cursor(key: str, env: Env | None) -> str:
@@ -25,9 +25,9 @@ def decode_cursor(text: str, env: Env | None) -> str:
     try:
         key, its_env = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(_SEPARATOR)
     except (binascii.Error, ValueError):
-        raise not_ours() from None
+        raise invalid_cursor() from None
     if its_env != (env or ""):
         if its_env not in {"sandbox", "live"} or env is None:
-            raise not_ours()
-        raise Invalid.field_error("cursor", f"this cursor is not of a {env} list: begin at the first page")
+            raise invalid_cursor()
+        raise InvalidFields.field_error("cursor", f"this cursor is not of a {env} list: begin at the first page")
     return key

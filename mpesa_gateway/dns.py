@@ -39,7 +39,7 @@ def read_literal(host: str) -> Address | None:
         return None
 
 
-class Names:
+class NameResolver:
     """Looks names up with c-ares, one question for each name at a time, within a bounded time.
 
     A channel, with one thread of its own for all names, is opened with the first name that needs it.
@@ -117,14 +117,14 @@ class Names:
 
 async def system_lookup(host: str, port: int) -> list[str]:
     """One look-up by itself, for a command that makes few. Raises OSError."""
-    names = Names()
+    names = NameResolver()
     try:
         return await names(host, port)
     finally:
         await names.close()
 
 
-class NamesResolver(AsyncBaseResolver):
+class ClientResolver(AsyncBaseResolver):
     """The HTTP library's resolver interface over a Lookup, for sessions to hosts that the operator configured."""
 
     protocol = "custom"  # type: ignore[assignment] # the library's own names are an enum
@@ -134,9 +134,9 @@ class NamesResolver(AsyncBaseResolver):
         super().__init__(None)
         self._lookup = lookup
 
-    def recycle(self) -> "NamesResolver":
+    def recycle(self) -> "ClientResolver":
         """Another one like this."""
-        return NamesResolver(self._lookup)
+        return ClientResolver(self._lookup)
 
     def is_available(self) -> bool:
         """Always: it keeps nothing open."""

@@ -50,7 +50,7 @@ _INSTEAD = {
 }
 
 
-class DsnRefused(ValueError):
+class DsnError(ValueError):
     """An address of Postgres cannot be used. The text names the parameter and the fix, and shows no value."""
 
 
@@ -63,16 +63,16 @@ class Dsn:
 
 
 def read_dsn(url: Secret) -> Dsn:
-    """Read an address. Raises DsnRefused."""
+    """Read an address. Raises DsnError."""
     try:
         parts = urlsplit(url.reveal())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise DsnRefused("cannot be read: give an address such as postgresql://user:password@host:5432/name") from None
+        raise DsnError("cannot be read: give an address such as postgresql://user:password@host:5432/name") from None
     if parts.scheme not in _SCHEMES:
-        raise DsnRefused(f"must begin with postgresql://, not with {parts.scheme or 'something else'}")
+        raise DsnError(f"must begin with postgresql://, not with {parts.scheme or 'something else'}")
     if parts.fragment:
-        raise DsnRefused("has a #: write it as %23 where it belongs to the password")
+        raise DsnError("has a #: write it as %23 where it belongs to the password")
     for place in parts.netloc.rpartition("@")[2].split(","):
         _check_port(place.rpartition("]")[2].partition(":")[2])
     kept: list[tuple[str, str]] = []
@@ -87,7 +87,7 @@ def read_dsn(url: Secret) -> Dsn:
             known = ", ".join(sorted({*_FOR_ASYNCPG, *_NO_DIFFERENCE, "connect_timeout"}))
             shown = name[:40] if name.isprintable() else "(not printable)"
             instead = _INSTEAD.get(name, f"known are {known}")
-            raise DsnRefused(f"has the parameter `{shown}`, which cannot be used like this: {instead}")
+            raise DsnError(f"has the parameter `{shown}`, which cannot be used like this: {instead}")
     if len(kept) == len(pairs):
         return Dsn(url.reveal())
     query = urlencode(kept, quote_via=quote)
@@ -99,18 +99,18 @@ def _check_value(name: str, value: str) -> None:
         for port in value.split(","):
             _check_port(port)
     if name in _VALUES and value not in _VALUES[name]:
-        raise DsnRefused(f"has `{name}` with an unknown value: use one of {', '.join(_VALUES[name])}")
+        raise DsnError(f"has `{name}` with an unknown value: use one of {', '.join(_VALUES[name])}")
     if not value:
-        raise DsnRefused(f"has an empty `{name}`: give it a value, or leave it out")
+        raise DsnError(f"has an empty `{name}`: give it a value, or leave it out")
 
 
 def _check_port(text: str) -> None:
     if text and not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65_536):
-        raise DsnRefused("has a port that is not a number from 1 to 65535 (a : or / in the password is %3A or %2F)")
+        raise DsnError("has a port that is not a number from 1 to 65535 (a : or / in the password is %3A or %2F)")
 
 
 def _seconds(value: str) -> float | None:
     """Libpq's rule: whole seconds, and 0 stands for the default."""
     if not (value.isascii() and value.isdigit() and int(value[:6]) <= 86_400):
-        raise DsnRefused("has `connect_timeout` that is not a number of seconds: give it one, such as 10")
+        raise DsnError("has `connect_timeout` that is not a number of seconds: give it one, such as 10")
     return float(value) or None

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.phone import Likeness, Msisdn, compare
+from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
 
 ERASED = "erased"
 """What stands where the number was."""
@@ -19,7 +19,7 @@ _PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
 """A number, perhaps masked, at the beginning of a party as Daraja names them: ``2547****678 - JANE DOE``."""
 
 
-class Number:
+class ErasedNumber:
     """A phone number to erase, in every form in which it stands in texts.
 
     Daraja's name of a push (CheckoutRequestID) has been seen to end in it. ``tag`` is what keeps such names apart once
@@ -47,7 +47,7 @@ class Number:
         party = _PARTY.match(text.strip())
         if party is not None and (
             party[0] in self.forms
-            or ("*" in party[0] and compare(party[0], self.phone) in {Likeness.PARTLY, Likeness.HIDDEN})
+            or ("*" in party[0] and compare(party[0], self.phone) in {PhoneMatch.PARTLY, PhoneMatch.HIDDEN})
         ):
             # The name behind the number is the payer's too.
             return ERASED
@@ -94,7 +94,7 @@ def may_be_handle(told: str, known: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Case:
+class ErasureCase:
     """One thing that a payer did, such as a payment, and everything that is kept about it.
 
     ``ids`` are our identifiers of it and of what belongs to it, and Daraja's. What changed at ``before`` or later is
@@ -103,7 +103,7 @@ class Case:
 
     merchant_id: str
     root: str
-    number: Number
+    number: ErasedNumber
     before: datetime
     ids: frozenset[str]
 

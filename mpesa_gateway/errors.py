@@ -76,7 +76,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The payment or refund that the request created and that remains, such as one that M-Pesa refused."""
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """A request that is not carried out. Subclasses are named after the situation and carry code and status."""
 
     status: ClassVar[int] = 400
@@ -117,101 +117,101 @@ class Refused(Exception):
         ]
 
 
-class InvalidKey(Refused):
+class InvalidKey(ApiError):
     """No valid API key was shown."""
 
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
-class InsufficientScope(Refused):
+class InsufficientScope(ApiError):
     """The key may not do this."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
 
 
-class TooManyFailures(Refused):
+class TooManyFailures(ApiError):
     """Too many failed authentications from one address."""
 
     status, code, retryable = 429, Code.AUTH_RATE_LIMITED, True
 
 
-class RateLimited(Refused):
+class RateLimited(ApiError):
     """Too many calls with one key."""
 
     status, code, retryable = 429, Code.RATE_LIMITED, True
 
 
-class NotFound(Refused):
+class NotFound(ApiError):
     """There is no such object, or it is another merchant's."""
 
     status, code = 404, Code.NOT_FOUND
 
 
-class MethodNotAllowed(Refused):
+class MethodNotAllowed(ApiError):
     """The address does not take this method."""
 
     status, code = 405, Code.METHOD_NOT_ALLOWED
 
 
-class Conflict(Refused):
+class Conflict(ApiError):
     """The object's state does not allow it."""
 
     status, code = 409, Code.CONFLICT
 
 
-class PayloadTooLarge(Refused):
+class PayloadTooLarge(ApiError):
     """The body is larger than we take."""
 
     status, code = 413, Code.PAYLOAD_TOO_LARGE
 
 
-class UnsupportedMediaType(Refused):
+class UnsupportedMediaType(ApiError):
     """The body is not JSON."""
 
     status, code = 415, Code.UNSUPPORTED_MEDIA_TYPE
 
 
-class TooSlow(Refused):
+class RequestTimeout(ApiError):
     """The body did not come in time."""
 
     status, code, retryable = 408, Code.REQUEST_TIMEOUT, True
 
 
-class HungUp(Refused):
+class ClientDisconnected(ApiError):
     """The caller left before its body had come; nobody reads the answer."""
 
 
-class ProviderNotConfigured(Refused):
+class ProviderNotConfigured(ApiError):
     """Credentials, or a field of them that this call needs, are missing."""
 
     status, code = 422, Code.PROVIDER_NOT_CONFIGURED
 
 
-class ProviderRejected(Refused):
+class ProviderRejected(ApiError):
     """Daraja refused."""
 
     status, code = 502, Code.PROVIDER_REJECTED
 
 
-class ProviderUnavailable(Refused):
+class ProviderUnavailable(ApiError):
     """Nothing was sent: the same request may be made again."""
 
     status, code, retryable = 503, Code.PROVIDER_UNAVAILABLE, True
 
 
-class ServiceUnavailable(Refused):
+class ServiceUnavailable(ApiError):
     """A part that the gateway cannot do without is away."""
 
     status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
 
 
-class InternalError(Refused):
+class InternalError(ApiError):
     """Something went wrong on our side: quote the request_id to whoever runs this gateway."""
 
     status, code = 500, Code.INTERNAL_ERROR
 
 
-class Invalid(Refused):
+class InvalidFields(ApiError):
     """Fields that cannot be taken; one problem each, all of them at once."""
 
     status, code = 422, Code.VALIDATION_ERROR
@@ -221,7 +221,7 @@ class Invalid(Refused):
         self._problems = problems
 
     @classmethod
-    def field_error(cls, field: str, message: str) -> "Invalid":
+    def field_error(cls, field: str, message: str) -> "InvalidFields":
         """A single bad field."""
         return cls([Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message)])
 
@@ -231,7 +231,7 @@ class Invalid(Refused):
         return self._problems
 
 
-class Checks:
+class FieldChecks:
     """Collects what is wrong with each field, so that one answer names all of it."""
 
     def __init__(self) -> None:
@@ -252,13 +252,13 @@ class Checks:
     def settle(self) -> None:
         """Raise Invalid if anything was noted."""
         if self._problems:
-            raise Invalid(self._problems)
+            raise InvalidFields(self._problems)
 
 
 @contextmanager
-def checking() -> Generator[Checks]:
+def check_fields() -> Generator[FieldChecks]:
     """A block of checks; raises Invalid at its end if any failed."""
-    checks = Checks()
+    checks = FieldChecks()
     yield checks
     checks.settle()
 

@@ -11,9 +11,9 @@ async def handle_event(runtime: Runtime, *, event_id: str, subscriber: str) -> N
     await runtime.outbox.handle(event_id, subscriber)
 
 
-async def forget(runtime: Runtime) -> None:
+async def delete_expired(runtime: Runtime) -> None:
     """Delete what has been kept long enough."""
-    await Retention(runtime).forget()
+    await Retention(runtime).delete_expired()
 
 
 async def sweep_events(runtime: Runtime) -> None:
@@ -26,5 +26,5 @@ KERNEL_JOBS: dict[str, Job] = {
     HANDLE: Job(handle_event, timeout=120, queue="default"),
     "kernel.sweep_events": Job(sweep_events, timeout=30, cron="* * * * * */10", queue="maintenance"),
     # In the middle of the night in East Africa. What an hour is not enough for is left to the next night.
-    "kernel.forget": Job(forget, timeout=3600, cron="17 23 * * *", queue="maintenance"),
+    "kernel.forget": Job(delete_expired, timeout=3600, cron="17 23 * * *", queue="maintenance"),
 }

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from mpesa_gateway.config import LogsConfig
+from mpesa_gateway.control_characters import escape_control_characters
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway.unseen import escape_unseen
 
 _FORBIDDEN = frozenset(
     {
@@ -45,7 +45,7 @@ _SUSPECT = re.compile(r"[0-9]{10}|sk_|whsec_|(?:_|%(?:25)*5[fF])[0-9a-zA-Z]{26}(
 
 def masked(text: str) -> str:
     """A text without whole phone numbers, without the secrets that are known by their form, and with nothing hidden."""
-    text = escape_unseen(text)
+    text = escape_control_characters(text)
     if _SUSPECT.search(text) is None:
         return text
     return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}****", mask_phones(text))

@@ -11,7 +11,7 @@ _DIGITS = 12
 """More digits than any amount of money needs: longer input is refused before it is computed with."""
 
 
-class NotAnAmount(ValueError):
+class InvalidAmount(ValueError):
     """What was given is not a whole, sensible number of shillings. The text says what to send instead."""
 
 
@@ -24,19 +24,19 @@ class Kes(int):
     def parse(cls, value: Decimal | int | str) -> Self:
         """Read an amount as it stands in JSON, a form or a statement line, never through a float.
 
-        Takes ``500``, ``"500"``, ``"500.00"``. Raises NotAnAmount for cents, signs, exponents, or words.
+        Takes ``500``, ``"500"``, ``"500.00"``. Raises InvalidAmount for cents, signs, exponents, or words.
         """
         text = str(value).strip() if not isinstance(value, bool) else ""
         if not text or len(text) > _DIGITS or not text.isascii():
-            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"')
+            raise InvalidAmount('send a whole number of KES, such as 500 or "500.00"')
         try:
             number = Decimal(text)
         except InvalidOperation:
-            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"') from None
+            raise InvalidAmount('send a whole number of KES, such as 500 or "500.00"') from None
         if not number.is_finite() or not set(text) <= set("0123456789."):
-            raise NotAnAmount('send a whole number of KES, such as 500 or "500.00"')
+            raise InvalidAmount('send a whole number of KES, such as 500 or "500.00"')
         if number != number.to_integral_value():
-            raise NotAnAmount("M-Pesa moves whole shillings only: send an amount without cents")
+            raise InvalidAmount("M-Pesa moves whole shillings only: send an amount without cents")
         return cls(int(number))
 
     @classmethod
@@ -44,7 +44,7 @@ class Kes(int):
         """Like parse, and between 1 and 250,000 KES, the limits of one M-Pesa transaction."""
         amount = cls.parse(value)
         if not MINIMUM <= amount <= MAXIMUM:
-            raise NotAnAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
+            raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
         return amount
 
     @classmethod

@@ -17,8 +17,8 @@ import msgspec
 import structlog
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database, Row, way_to
-from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate, pending
+from mpesa_gateway.db.engine import Database, Row, connection_options
+from mpesa_gateway.db.migrator import Migration, MigrationError, migrate, pending
 from mpesa_gateway.db.roles import quoted
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.audit import KEEPING
@@ -43,8 +43,8 @@ def owner_config(config: DatabaseConfig) -> DatabaseConfig:
     return msgspec.structs.replace(config, url=url, direct_url=None, pool_min=1, pool_max=2)
 
 
-async def what_is_due(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationRefused."""
+async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
+    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"
@@ -58,7 +58,7 @@ async def what_is_due(runtime: Runtime) -> Literal["", "migrations", "retention"
 async def make_running_role(config: DatabaseConfig) -> str | None:
     """Make the role of ``database.url``, with its password, where the owner's Postgres has none; returns its name then.
 
-    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationRefused where the owner may
+    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationError where the owner may
     make no roles, and what asyncpg raises when Postgres cannot be reached.
     """
     if config.url is None or config.owner_url is None:
@@ -68,7 +68,7 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
     if not name or not password:
         return None
     owner = owner_config(config)
-    connection: asyncpg.Connection[Row] = await asyncpg.connect(**way_to(config.owner_url, owner))
+    connection: asyncpg.Connection[Row] = await asyncpg.connect(**connection_options(config.owner_url, owner))
     try:
         if await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", name):
             return None
@@ -80,7 +80,7 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
         # Another process was faster.
         return None
     except asyncpg.InsufficientPrivilegeError:
-        raise MigrationRefused(
+        raise MigrationError(
             f"there is no role {name}, and the role of `database.owner_url` may make none: run `CREATE ROLE "
             f"{quoted(name)} LOGIN PASSWORD '…'` as one that may, then `mpesa-gateway migrate` again"
         ) from None
@@ -104,13 +104,13 @@ def scram(password: str) -> str:
     return f"SCRAM-SHA-256${rounds}:{shown[0]}${shown[1]}:{shown[2]}"
 
 
-async def bring_up_to_date(runtime: Runtime) -> list[Migration]:
+async def update_schema(runtime: Runtime) -> list[Migration]:
     """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
 
-    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationRefused as
+    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationError as
     ``migrate`` does, and where the role may not do it.
     """
-    if runtime.config.database.owner_url is None and not await what_is_due(runtime):
+    if runtime.config.database.owner_url is None and not await pending_changes(runtime):
         return []
     role: str = await runtime.db.fetchval("SELECT current_user")
     try:
@@ -118,7 +118,7 @@ async def bring_up_to_date(runtime: Runtime) -> list[Migration]:
             applied = await migrate(owner, runtime.migrations, role=role)
             await _note_retention(runtime, owner)
     except asyncpg.InsufficientPrivilegeError as refusal:
-        raise MigrationRefused(
+        raise MigrationError(
             f"the role that migrates may not change the schema {runtime.db.schema} ({refusal}): run "
             "`mpesa-gateway migrate` with `database.owner_url` set to the address of the role that owns it "
             "(docs/deploying.md); `mpesa-gateway up` does it when it starts"

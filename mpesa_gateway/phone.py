@@ -18,7 +18,7 @@ _FULL_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)}
 _NATIONAL = re.compile(r"[17][0-9]{8}\Z")
 
 
-class NotAPhone(ValueError):
+class InvalidPhone(ValueError):
     """What was given is not a Kenyan mobile number. The text says what to send instead."""
 
 
@@ -29,7 +29,7 @@ class Msisdn(str):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``; raises NotAPhone for anything else.
+        """Read ``2547…``, ``+2547…``, ``07…``, ``01…`` or ``7…``; raises InvalidPhone for anything else.
 
         Number portability means that a prefix proves nothing about the operator, so none is refused.
         """
@@ -43,7 +43,9 @@ class Msisdn(str):
         else:
             national = digits
         if not _NATIONAL.match(national) or not national.isascii():
-            raise NotAPhone("send a Kenyan mobile number such as 254712345678, +254712345678, 0712345678 or 0112345678")
+            raise InvalidPhone(
+                "send a Kenyan mobile number such as 254712345678, +254712345678, 0712345678 or 0112345678"
+            )
         return cls(_COUNTRY + national)
 
     @property
@@ -64,7 +66,7 @@ def _without_separators(text: str, keep: str = "") -> str:
     )
 
 
-class Likeness(StrEnum):
+class PhoneMatch(StrEnum):
     """How a number that M-Pesa shows compares with a whole one."""
 
     SAME = "same"
@@ -77,40 +79,40 @@ class Likeness(StrEnum):
     """A visible digit, or the digest, differs."""
 
 
-def compare(shown: str, phone: str) -> Likeness:
+def compare(shown: str, phone: str) -> PhoneMatch:
     """Compare a number as M-Pesa shows it (whole, masked, cut or as a digest) with ``phone``, a whole ``2547…``."""
     text = _AS_DECIMAL.sub("", _without_separators(shown, keep=".")).replace(".", "").removeprefix("+").lower()
     if _DIGEST.match(text):
         return _equal(text == hashlib.sha256(phone.encode()).hexdigest())
     text = text.replace("x", "*")
     if not _VISIBLE.match(text):
-        return Likeness.HIDDEN
+        return PhoneMatch.HIDDEN
     national = phone[3:]
     forms = (phone, "0" + national, national)
     if "*" not in text:
         if len(text) >= _SHORTEST:
             return _equal(text in forms)
-        return _enough(len(text)) if phone.endswith(text) else Likeness.OTHER
+        return _enough(len(text)) if phone.endswith(text) else PhoneMatch.OTHER
     return _compare_masked(text, forms)
 
 
-def _compare_masked(text: str, forms: tuple[str, ...]) -> Likeness:
+def _compare_masked(text: str, forms: tuple[str, ...]) -> PhoneMatch:
     if not _MASKED_PHONE.match(text):
         # Not the beginning of any number of Kenya, such as a digest under a mask.
-        return Likeness.HIDDEN
+        return PhoneMatch.HIDDEN
     if not any(re.match(pattern, form) for pattern in _patterns(text) for form in forms):
-        return Likeness.OTHER
+        return PhoneMatch.OTHER
     at_end = len(text) - len(text.rstrip("0123456789"))
     in_place = sum(char != "*" for char in text[-_LAST:]) if len(text) in {len(form) for form in forms} else 0
     return _enough(max(min(at_end, _LAST), in_place))
 
 
-def _equal(is_equal: bool) -> Likeness:
-    return Likeness.SAME if is_equal else Likeness.OTHER
+def _equal(is_equal: bool) -> PhoneMatch:
+    return PhoneMatch.SAME if is_equal else PhoneMatch.OTHER
 
 
-def _enough(visible: int) -> Likeness:
-    return Likeness.PARTLY if visible >= _ENOUGH else Likeness.HIDDEN
+def _enough(visible: int) -> PhoneMatch:
+    return PhoneMatch.PARTLY if visible >= _ENOUGH else PhoneMatch.HIDDEN
 
 
 def _patterns(masked: str) -> tuple[str, str]:

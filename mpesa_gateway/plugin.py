@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import msgspec
 from prometheus_client.registry import DuplicateTimeseries
 
+from mpesa_gateway.check_result import Check
 from mpesa_gateway.config import QUEUES, HasSettings
 from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.daraja.callbacks import CallbackKind
@@ -25,11 +26,10 @@ from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.metrics.collector import Collector
 from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.metrics.registry import Metrics
-from mpesa_gateway.observation import Check
-from mpesa_gateway.pages import NO_PAGES, Pages
+from mpesa_gateway.ops_contract import NO_PAGES, Pages
 from mpesa_gateway.queues import Job
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.rotation import SealedColumn
+from mpesa_gateway.security.master_key_rotation import SealedColumn
 from mpesa_gateway.security.scopes import KERNEL_SCOPES, Scope, Scopes
 
 if TYPE_CHECKING:
@@ -38,25 +38,25 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from mpesa_gateway.asgi_types import ASGIApp
-    from mpesa_gateway.erasure import Case, Number
+    from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 
 __all__ = [
     "GROUP",
     "Eraser",
-    "Forgetting",
-    "Found",
+    "InstalledPlugin",
     "Job",
     "NoSettings",
     "Plugin",
-    "PluginRefused",
+    "PluginError",
     "Provides",
+    "RetentionRule",
     "SealedColumn",
     "Subscriber",
     "Tables",
-    "inside",
     "installed",
     "load",
-    "on",
+    "on_event",
+    "on_event_in_transaction",
 ]
 
 GROUP = "mpesa_gateway.plugins"
@@ -73,12 +73,12 @@ class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings of a plugin that has none."""
 
 
-def on(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subscriber:
+def on_event(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subscriber:
     """Hear about ``event`` at least once, after commit, in a job of its own that is tried again on failure."""
     return Subscriber(event, handler)
 
 
-def inside(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
+def on_event_in_transaction(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
     """Take part in the publisher's transaction: for rows that must exist exactly if the event does.
 
     ``handler`` receives the events that are published together: usually one.
@@ -96,7 +96,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Forgetting:
+class RetentionRule:
     """Rows that may go once they have been kept long enough: never those that something is still owed for.
 
     ``what`` names them; ``days`` says from the settings for how long they are kept, 0 for ever. ``sql`` deletes at most
@@ -120,11 +120,11 @@ class Eraser:
     inside the case's transaction.
     """
 
-    erase: Callable[[Runtime, Case], Awaitable[Mapping[str, int]]]
-    find: Callable[[Runtime, str, Number, str], Awaitable[Sequence[str]]] | None = None
-    widen: Callable[[Runtime, Case], Awaitable[set[str]]] | None = None
-    objects: Callable[[Runtime, Case], Awaitable[str | None]] | None = None
-    keeps: Callable[[Runtime, Case], Awaitable[Sequence[str]]] | None = None
+    erase: Callable[[Runtime, ErasureCase], Awaitable[Mapping[str, int]]]
+    find: Callable[[Runtime, str, ErasedNumber, str], Awaitable[Sequence[str]]] | None = None
+    widen: Callable[[Runtime, ErasureCase], Awaitable[set[str]]] | None = None
+    objects: Callable[[Runtime, ErasureCase], Awaitable[str | None]] | None = None
+    keeps: Callable[[Runtime, ErasureCase], Awaitable[Sequence[str]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Plugin:
     provides: Provides = ()
     """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
     tables: Tables | None = None
-    forgets: tuple[Forgetting, ...] = ()
+    forgets: tuple[RetentionRule, ...] = ()
     """What is deleted, night by night, once it has been kept long enough."""
     erasers: tuple[Eraser, ...] = ()
     """How a payer's phone number is erased from what this plugin keeps."""
@@ -182,12 +182,12 @@ class Plugin:
         return f"{self.name}.{job.fn.__name__}"
 
 
-class PluginRefused(Exception):
+class PluginError(Exception):
     """The list of plugins cannot be assembled. The text says what to change."""
 
 
 @dataclass(frozen=True)
-class Found:
+class InstalledPlugin:
     """A plugin that is installed: the name of its entry point, and the package that brought it."""
 
     name: str
@@ -196,20 +196,20 @@ class Found:
     point: EntryPoint
 
     def load(self) -> Plugin:
-        """The plugin itself. Raises PluginRefused for an entry point that names none, and what its import raises."""
+        """The plugin itself. Raises PluginError for an entry point that names none, and what its import raises."""
         plugin = self.point.load()
         if not isinstance(plugin, Plugin):
-            raise PluginRefused(
+            raise PluginError(
                 f"plugin `{self.name}` is no Plugin value: its entry point `{self.point.value}` must name one"
             )
         if plugin.name != self.name:
-            raise PluginRefused(
+            raise PluginError(
                 f"plugin `{self.name}` calls itself `{plugin.name}`: its entry point must carry its own name"
             )
         return plugin
 
 
-def installed() -> dict[str, Found]:
+def installed() -> dict[str, InstalledPlugin]:
     """What is installed, by name; nothing of it is imported, or enabled.
 
     A package that is installed while this process runs is found once ``sys.path`` has changed.
@@ -218,9 +218,9 @@ def installed() -> dict[str, Found]:
 
 
 @lru_cache(maxsize=1)
-def _installed(_: tuple[str, ...]) -> dict[str, Found]:
+def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
     return {
-        point.name: Found(
+        point.name: InstalledPlugin(
             point.name, point.dist.name if point.dist else "", point.dist.version if point.dist else "", point
         )
         for point in entry_points(group=GROUP)
@@ -230,24 +230,24 @@ def _installed(_: tuple[str, ...]) -> dict[str, Found]:
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
     """Return the enabled plugins in the order listed, but each after the plugins that it requires.
 
-    Installed is not enabled; ``extra`` are a host's own values. Raises PluginRefused for an unknown or repeated name,
+    Installed is not enabled; ``extra`` are a host's own values. Raises PluginError for an unknown or repeated name,
     for a requirement that is not enabled, and for plugins that require each other.
     """
     known = installed()
     loaded: list[Plugin] = []
     for name in names:
         if name in (plugin.name for plugin in loaded):
-            raise PluginRefused(f"plugin `{name}` is listed twice: remove one of them from `plugins`")
+            raise PluginError(f"plugin `{name}` is listed twice: remove one of them from `plugins`")
         found = known.get(name)
         if found is None:
             others = ", ".join(sorted(known)) or "none"
-            raise PluginRefused(
+            raise PluginError(
                 f"plugin `{name}` is not installed (installed: {others}): install it or correct `plugins`"
             )
         loaded.append(found.load())
     for plugin in extra:
         if plugin.name in (other.name for other in loaded):
-            raise PluginRefused(f"plugin `{plugin.name}` is given twice: remove it from `plugins` or from the code")
+            raise PluginError(f"plugin `{plugin.name}` is given twice: remove it from `plugins` or from the code")
         loaded.append(plugin)
     enabled = {plugin.name for plugin in loaded}
     for plugin in loaded:
@@ -255,7 +255,7 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
         _check_queues(plugin)
         for needed in plugin.requires:
             if needed not in enabled:
-                raise PluginRefused(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
+                raise PluginError(f"plugin `{plugin.name}` requires `{needed}`: add it to `plugins`")
     return _in_order(loaded)
 
 
@@ -267,84 +267,82 @@ def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
         waiting = {plugin.name for plugin in left}
         ready = next((plugin for plugin in left if waiting.isdisjoint(plugin.requires)), None)
         if ready is None:
-            raise PluginRefused(f"these plugins require each other: {', '.join(sorted(waiting))}")
+            raise PluginError(f"these plugins require each other: {', '.join(sorted(waiting))}")
         ordered.append(ready)
         left.remove(ready)
     return tuple(ordered)
 
 
 def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
-    """The scopes of these plugins and of the kernel. Raises PluginRefused where one is declared twice."""
+    """The scopes of these plugins and of the kernel. Raises PluginError where one is declared twice."""
     return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
 
 
 def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
     """What identifiers begin with, by prefix.
 
-    Raises PluginRefused for one that is declared twice, that is not three lower-case letters, or that a plugin names
+    Raises PluginError for one that is declared twice, that is not three lower-case letters, or that a plugin names
     elsewhere without declaring it.
     """
     found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
     for plugin in plugins:
         for prefix in plugin.id_prefixes:
             if re.fullmatch("[a-z]{3}", prefix.name) is None:
-                raise PluginRefused(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
+                raise PluginError(f"plugin `{plugin.name}`: the id prefix `{prefix.name}` must be three letters, a-z")
         named = [page.names for page in plugin.pages.pages]
         named += [each.prefix for each in plugin.forgets]
         for name in filter(None, named):
             if name not in found:
-                raise PluginRefused(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")
+                raise PluginError(f"plugin `{plugin.name}` names the id prefix `{name}`: list it in `id_prefixes`")
     return found
 
 
 def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
     """The kinds of callbacks, by name.
 
-    Raises PluginRefused for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
+    Raises PluginError for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
     and a path that is no place of the specification's.
     """
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
         if re.fullmatch("[a-z][a-z0-9-]{0,30}", kind.name) is None or filtered_words(kind.name):
-            raise PluginRefused(
+            raise PluginError(
                 f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z, 0-9 and -, "
                 "without words that M-Pesa filters"
             )
         if kind.path is None:
             continue
         if kind.path and re.fullmatch("[a-z0-9]+/[a-z0-9]+", kind.path) is None:
-            raise PluginRefused(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
+            raise PluginError(f"the callback kind `{kind.name}`: its path must have two parts, such as `c2b/result`")
         if (other := paths.setdefault(kind.path, kind.name)) != kind.name:
-            raise PluginRefused(
-                f"the callback kinds `{other}` and `{kind.name}` have one path: give one of them another"
-            )
+            raise PluginError(f"the callback kinds `{other}` and `{kind.name}` have one path: give one of them another")
     return found
 
 
 def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
-    """What Daraja is asked, by name. Raises PluginRefused where two plugins declare one name."""
+    """What Daraja is asked, by name. Raises PluginError where two plugins declare one name."""
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
-    """The published events, by name. Raises PluginRefused where two plugins publish different events by one name."""
+    """The published events, by name. Raises PluginError where two plugins publish different events by one name."""
     found: dict[str, type[Event]] = {}
     for plugin in plugins:
         for event in plugin.publishes:
             other = found.setdefault(event.kind, event)
             if other is not event:
-                raise PluginRefused(f"two plugins publish `{event.kind}`: enable only one of them")
+                raise PluginError(f"two plugins publish `{event.kind}`: enable only one of them")
     return found
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Return the metrics of the kernel and the plugins. Raises PluginRefused if two have the same name."""
+    """Return the metrics of the kernel and the plugins. Raises PluginError if two have the same name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:
         names = ", ".join(sorted(problem.duplicates))
-        raise PluginRefused(f"two metrics have the same name ({names}): rename one of them") from None
+        raise PluginError(f"two metrics have the same name ({names}): rename one of them") from None
 
 
 class Named(Protocol):
@@ -361,7 +359,7 @@ def declared(
 ) -> dict[str, N]:
     """What the plugins and the kernel declare of one thing, by name, in that order.
 
-    Raises PluginRefused for a name that is declared twice.
+    Raises PluginError for a name that is declared twice.
     """
     kernels = {value.name: value for value in of_kernel}
     owners = dict.fromkeys(kernels, "the kernel")
@@ -369,7 +367,7 @@ def declared(
     for plugin in plugins:
         for value in brought(plugin):
             if value.name in owners:
-                raise PluginRefused(
+                raise PluginError(
                     f"{owners[value.name]} and plugin `{plugin.name}` declare the {what} `{value.name}`: rename it in "
                     "one of them, or enable only one"
                 )
@@ -381,7 +379,7 @@ def declared(
 def _check_queues(plugin: Plugin) -> None:
     for job in plugin.jobs:
         if job.queue not in QUEUES:
-            raise PluginRefused(
+            raise PluginError(
                 f"plugin `{plugin.name}`: the job `{plugin.job_name(job)}` names the queue `{job.queue}`, which there "
                 f"is not: use one of {', '.join(QUEUES)}"
             )
@@ -390,7 +388,7 @@ def _check_queues(plugin: Plugin) -> None:
 def _check_settings(plugin: Plugin) -> None:
     for field in msgspec.structs.fields(plugin.settings):
         if field.encode_name.endswith("_file"):
-            raise PluginRefused(
+            raise PluginError(
                 f"plugin `{plugin.name}` has a setting `{field.encode_name}`: in the environment, _FILE means "
                 "`read the value from this file`, so name the setting otherwise, such as `certificate_path`"
             )

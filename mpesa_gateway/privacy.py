@@ -10,8 +10,8 @@ import structlog
 
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import OVERBURDENED
-from mpesa_gateway.erasure import Case, Number
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.erasure import ErasedNumber, ErasureCase
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
@@ -46,7 +46,7 @@ transaction that waits for no lock takes part in no deadlock, whatever its order
 
 
 @dataclass(frozen=True)
-class Left:
+class NotErased:
     """What was not erased, and why not."""
 
     subject_id: str
@@ -54,14 +54,14 @@ class Left:
 
 
 @dataclass
-class Erasure:
+class ErasureReport:
     """What was erased, by what it was, and what was left."""
 
     cases: int = 0
     erased: Counter[str] = field(default_factory=Counter[str])
-    left: list[Left] = field(default_factory=list[Left])
+    left: list[NotErased] = field(default_factory=list[NotErased])
 
-    def add(self, other: "Erasure") -> None:
+    def add(self, other: "ErasureReport") -> None:
         """Count another one in."""
         self.cases += other.cases
         self.erased.update(other.erased)
@@ -81,12 +81,12 @@ def _undo(is_rehearsal: bool) -> None:
         raise _Undone
 
 
-async def _owed(runtime: Runtime, case: Case) -> str | None:
+async def _owed(runtime: Runtime, case: ErasureCase) -> str | None:
     event_id = await runtime.db.fetchval(OWED_TASKS, case.named)
     return None if event_id is None else f"a subscriber has not heard of {event_id} yet"
 
 
-async def _erase_events(runtime: Runtime, case: Case) -> dict[str, int]:
+async def _erase_events(runtime: Runtime, case: ErasureCase) -> dict[str, int]:
     count = 0
     for row in await runtime.db.fetch(EVENTS_OF, case.named):
         was = (row["payload"], row["body"])
@@ -116,7 +116,7 @@ class Privacy:
         merchant_id: str | None = None,
         before: datetime | None = None,
         is_rehearsal: bool = False,
-    ) -> Erasure:
+    ) -> ErasureReport:
         """Erase a number from a merchant's records, or all merchants', that have not changed since ``before``.
 
         What is under way or too recent is left and named. With ``is_rehearsal`` everything is done, counted and undone.
@@ -125,20 +125,20 @@ class Privacy:
         latest = self._runtime.clock.now() - YOUNGEST
         before = before or latest
         if before > latest:
-            raise Invalid.field_error(
+            raise InvalidFields.field_error(
                 "before", "must be at least 48 hours ago: until then a late callback or statement needs the number"
             )
         merchants = await self._merchants(merchant_id)
         if not is_rehearsal:
             # Said before anything is done, so that nothing is ever done unsaid.
             await self._record("privacy.erasing", merchant_id, actor, {"before": rfc3339(before)})
-        done, seen = Erasure(), set[str]()
+        done, seen = ErasureReport(), set[str]()
         for merchant in merchants:
-            here = Erasure()
-            async for root in self._roots(merchant, Number(phone)):
+            here = ErasureReport()
+            async for root in self._roots(merchant, ErasedNumber(phone)):
                 if root not in seen:
-                    number = Number(phone, root[-_TAG:])
-                    case = Case(merchant, root, number, before, frozenset({root}))
+                    number = ErasedNumber(phone, root[-_TAG:])
+                    case = ErasureCase(merchant, root, number, before, frozenset({root}))
                     seen |= await self._erase_case(case, here, is_rehearsal=is_rehearsal)
             if not is_rehearsal and (here.cases or here.left or merchant_id):
                 await self._record("privacy.erased", merchant, actor, here.counted())
@@ -157,7 +157,7 @@ class Privacy:
         rows = await self._runtime.db.run(MerchantRow.select(MerchantRow.merchant_id).order_by(MerchantRow.merchant_id))
         return [row["merchant_id"] for row in rows]
 
-    async def _roots(self, merchant_id: str, number: Number) -> AsyncGenerator[str]:
+    async def _roots(self, merchant_id: str, number: ErasedNumber) -> AsyncGenerator[str]:
         """Everything of this payer's, by its identifier, page by page."""
         # What others build on comes last: a payment is found as such before the callbacks about it are looked through.
         for eraser in reversed(self._erasers):
@@ -167,46 +167,46 @@ class Privacy:
                     yield root
                 after = page[-1]
 
-    async def _erase_case(self, case: Case, done: Erasure, *, is_rehearsal: bool) -> frozenset[str]:
+    async def _erase_case(self, case: ErasureCase, done: ErasureReport, *, is_rehearsal: bool) -> frozenset[str]:
         """Erase one case, or say why not; gives all that belongs to it."""
-        here = Erasure()
+        here = ErasureReport()
         try:
             async with self._runtime.db.transaction():
                 await self._runtime.db.execute(LOCKS)
                 case = await self._widened(case)
                 why = await self._objection(case)
                 if why is not None:
-                    done.left.append(Left(case.root, why))
+                    done.left.append(NotErased(case.root, why))
                     return case.ids
                 for eraser in self._erasers:
                     here.erased.update(await eraser.erase(self._runtime, case))
                     if eraser.keeps is not None:
-                        here.left += [Left(case.root, why) for why in await eraser.keeps(self._runtime, case)]
+                        here.left += [NotErased(case.root, why) for why in await eraser.keeps(self._runtime, case)]
                 here.cases = int(here.erased.total() > 0)
                 _undo(is_rehearsal)
         except _Undone:
             pass
         except OVERBURDENED:
             # Whoever is at it goes first.
-            done.left.append(Left(case.root, "it is being changed in this moment"))
+            done.left.append(NotErased(case.root, "it is being changed in this moment"))
             return case.ids
         done.add(here)
         return case.ids
 
-    async def _objection(self, case: Case) -> str | None:
+    async def _objection(self, case: ErasureCase) -> str | None:
         for eraser in self._erasers:
             why = None if eraser.objects is None else await eraser.objects(self._runtime, case)
             if why is not None:
                 return why
         return None
 
-    async def _widened(self, case: Case) -> Case:
+    async def _widened(self, case: ErasureCase) -> ErasureCase:
         """The case with everything that belongs to it, in turn: a payment's refunds, and their conversations."""
         while True:
             before = case.ids
             for eraser in reversed(self._erasers):
                 if eraser.widen is not None:
                     ids = case.ids | await eraser.widen(self._runtime, case)
-                    case = Case(case.merchant_id, case.root, case.number, case.before, ids)
+                    case = ErasureCase(case.merchant_id, case.root, case.number, case.before, ids)
             if case.ids == before:
                 return case

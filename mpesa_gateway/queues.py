@@ -25,8 +25,8 @@ from valkey.backoff import NoBackoff
 from valkey.exceptions import ResponseError, ValkeyError
 
 from mpesa_gateway.config import QUEUES, QueueName, ValkeyConfig
+from mpesa_gateway.correlation import RequestContext, current_context
 from mpesa_gateway.errors import NotStarted
-from mpesa_gateway.origin import Origin, current_origin
 from mpesa_gateway.sentinel import primary_pool
 from mpesa_gateway.tracing import UNTRACED, Attributes, child_span
 
@@ -105,7 +105,7 @@ class GatewayQueue(RedisQueue):
         try:
             return await super().dequeue(timeout, poll_interval)
         except (ValkeyError, OSError, TimeoutError) as problem:
-            self._say_away(problem)
+            self._log_unreachable(problem)
         finally:
             self._dequeuing -= 1
         await asyncio.sleep(AWAY)
@@ -138,7 +138,7 @@ class GatewayQueue(RedisQueue):
         with contextlib.suppress(ResponseError):
             self._client_ids[connection] = await connection.read_response()
 
-    def _say_away(self, problem: BaseException) -> None:
+    def _log_unreachable(self, problem: BaseException) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._said_at >= _SAY_AGAIN:
             self._said_at = now
@@ -282,7 +282,7 @@ class Jobs:
         *,
         delay: float = 0,
         once: str | None = None,
-        origins: Mapping[str, Origin] | None = None,
+        origins: Mapping[str, RequestContext] | None = None,
         **kwargs: Any,
     ) -> bool:
         """Wake a job, ``delay`` seconds from now (whole seconds, rounded up).
@@ -295,7 +295,12 @@ class Jobs:
             return await self._enqueue(name, delay, once, origins, kwargs)
 
     async def _enqueue(
-        self, name: str, delay: float, once: str | None, known: Mapping[str, Origin] | None, kwargs: dict[str, Any]
+        self,
+        name: str,
+        delay: float,
+        once: str | None,
+        known: Mapping[str, RequestContext] | None,
+        kwargs: dict[str, Any],
     ) -> bool:
         job = self._known[name]
         loop = asyncio.get_running_loop()
@@ -323,9 +328,9 @@ class Jobs:
         return True
 
 
-def _asked_by(known: Mapping[str, Origin] | None) -> dict[str, Any]:
+def _asked_by(known: Mapping[str, RequestContext] | None) -> dict[str, Any]:
     """What a job is told of the requests that led to it."""
-    origin = current_origin()
+    origin = current_context()
     meta: dict[str, Any] = {}
     if origin is not None:
         meta = {name: text for name, text in ((REQUEST_ID, origin.request_id), (TRACE, origin.traceparent)) if text}

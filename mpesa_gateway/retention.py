@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from mpesa_gateway.db.engine import OVERBURDENED
-from mpesa_gateway.plugin import Forgetting
+from mpesa_gateway.plugin import RetentionRule
 from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -30,8 +30,8 @@ DELETE FROM event_task WHERE (event_id, subscriber) IN (
 """
 
 KERNEL_FORGETS = (
-    Forgetting("idempotency keys", FORGET_KEYS, days=lambda runtime: runtime.config.retention.idempotency_days),
-    Forgetting(
+    RetentionRule("idempotency keys", FORGET_KEYS, days=lambda runtime: runtime.config.retention.idempotency_days),
+    RetentionRule(
         "subscribers' done tasks",
         FORGET_TASKS,
         days=lambda runtime: runtime.config.retention.tasks_days,
@@ -50,10 +50,10 @@ class Retention:
         self._sleep = sleep
         self._settings = runtime.config.retention
 
-    async def forget(self) -> dict[str, int]:
+    async def delete_expired(self) -> dict[str, int]:
         """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was."""
         counts: dict[str, int] = {}
-        forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(Forgetting)]
+        forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(RetentionRule)]
         for forgetting in forgettings:
             before = self._before(forgetting.days(self._runtime))
             if before is None:
@@ -89,5 +89,5 @@ class Retention:
                 count += gone
                 await self._sleep(self._settings.pause)
         except OVERBURDENED as problem:
-            log.warning("retention_put_off", what=what, count=count, error=type(problem).__name__)
+            log.warning("retention_deferred", what=what, count=count, error=type(problem).__name__)
         return count

@@ -16,23 +16,23 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.client import DarajaClient
 from mpesa_gateway.daraja.operations import Operation
-from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.invalidation import InvalidationListener
 from mpesa_gateway.db.migrator import Migration
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.dns import Names
+from mpesa_gateway.db.outcomes import OutcomeWriter
+from mpesa_gateway.dns import NameResolver
 from mpesa_gateway.events import Event
 from mpesa_gateway.ids import IdPrefix, Ids
 from mpesa_gateway.metrics.registry import Metrics
 from mpesa_gateway.queues import Job, Jobs
 from mpesa_gateway.security.api_keys import ApiKeys
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.limits import Limits
+from mpesa_gateway.security.gateway_secrets import GatewaySecrets
 from mpesa_gateway.security.merchants import Merchants
+from mpesa_gateway.security.rate_limits import RateLimits
 from mpesa_gateway.security.scopes import Scopes
 from mpesa_gateway.security.sealing import Sealer
-from mpesa_gateway.security.vault import Vault
 from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway.tracing import Tracing
 
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
 
-class Load(Protocol):
+class LoadReport(Protocol):
     """API calls in one process, by state."""
 
     working: int
@@ -63,21 +63,21 @@ class Runtime(Protocol):
     tracing: Tracing
     trace_links: TraceLinks
     db: Database
-    changes: Changes
+    changes: InvalidationListener
     migrations: list[Migration]
     outbox: Outbox
-    outcomes: Outcomes
+    outcomes: OutcomeWriter
     sealer: Sealer
-    vault: Vault
+    vault: GatewaySecrets
     audit: Audit
     merchants: Merchants
     api_keys: ApiKeys
-    limits: Limits
+    limits: RateLimits
     trusted_proxies: Sequence[Network]
     valkey: Any
     jobs: Jobs
     jobs_by_name: Mapping[str, Job]
-    names: Names
+    names: NameResolver
     daraja: DarajaClient
     scopes: Scopes
     id_prefixes: Mapping[str, IdPrefix]
@@ -91,7 +91,7 @@ class Runtime(Protocol):
         ...
 
     @property
-    def load(self) -> Load | None:
+    def load(self) -> LoadReport | None:
         """Return the API calls of this process, None in one that serves no HTTP."""
         ...
 
@@ -124,6 +124,6 @@ class Runtime(Protocol):
         """Return an address of ours as others reach it: ``public_url`` and the path."""
         ...
 
-    async def see_through(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_to_completion(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to its end what must not be torn apart, also when the caller hangs up; returns what it returns."""
         ...

@@ -20,8 +20,8 @@ from opentelemetry.trace import (
 )
 
 from mpesa_gateway.client_ip import Network
+from mpesa_gateway.correlation import current_request_id
 from mpesa_gateway.logs import masked
-from mpesa_gateway.origin import current_request_id
 from mpesa_gateway.traceparent import LATE_PARENT, logged, parent_context
 
 Attributes = Mapping[str, str | int | float | bool]

@@ -15,9 +15,9 @@ from valkey.exceptions import ValkeyError
 
 from mpesa_gateway import queues
 from mpesa_gateway.config import QueueName
+from mpesa_gateway.correlation import RequestContext, read_contexts, use_context, use_job_contexts
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import KernelMetrics
-from mpesa_gateway.origin import Origin, coming_from, origins, read_origins
 from mpesa_gateway.queues import AWAY, KEEP, ORIGINS, REQUEST_ID, SAQ, TRACE, GatewayQueue, Job, connect, queue_key
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.traceparent import read_traceparent
@@ -125,7 +125,7 @@ async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, A
         if job.cron is not None and not traceparent
         else root_span(tracer, name, SpanKind.CONSUMER, about, read_traceparent(traceparent))
     )
-    with coming_from(Origin(request_id, "")), origins(read_origins(meta.get(ORIGINS, {}))), span:
+    with use_context(RequestContext(request_id, "")), use_job_contexts(read_contexts(meta.get(ORIGINS, {}))), span:
         await job.fn(runtime, **kwargs)
 
 

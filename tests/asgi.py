@@ -96,6 +96,6 @@ def is_refusal(said: Said) -> bool:
     assert content["errors"], content
     assert content["request_id"] == said.header(b"x-request-id").decode(), content
     for problem in content["errors"]:
-        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider"}, problem
+        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider", "id"}, problem
         assert problem["message"]
     return True

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 import niquests
 
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_ops.admission import DEVICE_COOKIE
+from mpesa_gateway_ops.access import DEVICE_COOKIE
 
 PASSWORD = Secret("a long enough password")
 

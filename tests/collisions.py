@@ -8,18 +8,18 @@ from typing import Any
 
 import niquests
 
-from mpesa_gateway.errors import Refused
+from mpesa_gateway.errors import ApiError
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_payments.tally import PaymentTally
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.daraja import result, stk_callback
 from tests.paths import Paths
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
@@ -39,7 +39,7 @@ PAYMENT = {"amount": 500, "phone": "254711000001"}
 OLD_PAYMENT = "UPDATE payment SET updated_at = now() - interval '3 days' WHERE payment_id = $1"
 OLD_KEY = "UPDATE idempotency_key SET created_at = now() - interval '400 days' WHERE subject_id = $1"
 
-NO_FAULT = (Refused, niquests.exceptions.ConnectionError)
+NO_FAULT = (ApiError, niquests.exceptions.ConnectionError)
 """What a path may end with. The server closes an idle connection after 5 s, which a busy machine takes for one call."""
 
 Path = Callable[[], Awaitable[Any]]
@@ -164,7 +164,7 @@ class Collisions:
 
     async def outside_reversals(self) -> None:
         """Noted reversals are taken."""
-        await self._services.get(OutsideReversals).take_noted()
+        await self._services.get(ExternalReversals).apply_recorded()
 
     async def create(self) -> None:
         """A payment of a key that several use."""
@@ -172,7 +172,7 @@ class Collisions:
 
     async def closing(self) -> None:
         """An operator closes a mismatch."""
-        await self._services.get(PaymentDesk).look_after(self._other["id"], "seen to", actor="a person")
+        await self._services.get(PaymentOperatorService).resolve(self._other["id"], "seen to", actor="a person")
 
     async def expiry(self) -> None:
         """A payment's time is up."""
@@ -189,7 +189,7 @@ class Collisions:
 
     async def tally(self) -> None:
         """What has ended is counted."""
-        await self._services.get(PaymentTally).count()
+        await self._services.get(PaymentStatsReader).count()
 
     # -- refunds ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Collisions:
         """M-Pesa is asked about a refund."""
         refund = await self._one(self._PENDING)
         if refund is not None:
-            await self._services.get(RefundQueries).ask(refund)
+            await self._services.get(RefundStatusQueries).ask(refund)
 
     async def refund_resolution(self) -> None:
         """An operator decides a refund."""
@@ -250,15 +250,15 @@ class Collisions:
 
     async def set_aside(self) -> None:
         """An operator closes a line, or all lines of a run."""
-        desk = self._services.get(ReconciliationDesk)
+        desk = self._services.get(ReconciliationOperatorService)
         if self._chance.random() < 0.5:
             found = await self._one(self._LOOSE)
             if found is not None:
-                await desk.set_aside(found, "seen to", actor="a person")
+                await desk.dismiss(found, "seen to", actor="a person")
             return
         run = await self._one("SELECT run_id FROM reconciliation_run ORDER BY run_id DESC LIMIT 2")
         if run is not None:
-            await desk.set_aside_all(run, "seen to", actor="a person")
+            await desk.dismiss_all(run, "seen to", actor="a person")
 
     # -- webhooks --------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Collisions:
     async def retention(self) -> None:
         """A key is old enough to be forgotten."""
         await self._db.execute(OLD_KEY, self._other["id"])
-        await Retention(self._town.gateway).forget()
+        await Retention(self._town.gateway).delete_expired()
 
     async def credentials(self) -> None:
         """Credentials are stored again."""

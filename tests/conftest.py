@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from valkey.asyncio.connection import AbstractConnection
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.testing.fixtures import Served
+from mpesa_gateway.testing.fixtures import ServedGateway
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
 from mpesa_gateway_ops import operators
@@ -192,7 +192,7 @@ def gateway_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def town(served: Served, shop_api: Api, webhook_receiver: Receiver) -> Town:
+def town(served: ServedGateway, shop_api: Api, webhook_receiver: Receiver) -> Town:
     """Everything that a payment needs, running."""
     return Town(served.gateway, served.base, shop_api, webhook_receiver)
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.observation import Examination, Look, Observation
+from mpesa_gateway.check_result import CheckContext, CheckResult, Look
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env
 
@@ -20,20 +20,20 @@ class OffClock:
         return datetime.now(UTC) + self._ahead
 
 
-async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, Observation]:
+async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, CheckResult]:
     """What a check sees, by name. Raises AssertionError when it says two things under one name."""
     wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
     merchant = examined.get("merchant")
     wishes |= {} if merchant is None else {"env": merchant.env}
-    examination = Examination(**(wishes | examined))
-    found: dict[str, Observation] = {}
+    examination = CheckContext(**(wishes | examined))
+    found: dict[str, CheckResult] = {}
     async for observation in look(gateway, examination):
         assert observation.name not in found
         found[observation.name] = observation
     return found
 
 
-def levels(seen: dict[str, Observation]) -> dict[str, str]:
+def levels(seen: dict[str, CheckResult]) -> dict[str, str]:
     """How bad each is, by name."""
     return {name: observation.level.value for name, observation in seen.items()}
 

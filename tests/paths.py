@@ -9,21 +9,21 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.outbox import Subscriber
 from mpesa_gateway.events import Event
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import Erasure, Privacy
+from mpesa_gateway.privacy import ErasureReport, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import INITIATED, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
-from mpesa_gateway_payments.desk import PaymentDesk
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_payments.tally import PaymentTally
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
-from mpesa_gateway_refunds.endings import RefundEndings
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
+from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import Resolution
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, fault, result, stk_callback
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
@@ -92,8 +92,8 @@ class Paths:
         """One whose money is not what was asked for, and a person who sees to it."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
-        desk = self.town.gateway.services.get(PaymentDesk)
-        await desk.look_after(made["id"], "seen to", actor="a person")
+        desk = self.town.gateway.services.get(PaymentOperatorService)
+        await desk.resolve(made["id"], "seen to", actor="a person")
 
     async def waiting(self) -> None:
         """A callback that came before we could know what it is about, offered by a person."""
@@ -123,7 +123,7 @@ class Paths:
         await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
         refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
         await self.town.gateway.db.execute("UPDATE refund SET due_at = now() WHERE refund_id = $1", refund["id"])
-        await self.town.gateway.services.get(RefundQueries).ask(refund["id"])
+        await self.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
 
     async def checked(self) -> None:
         """One that M-Pesa is asked about, and calls reversed."""
@@ -174,7 +174,7 @@ class Paths:
         }
         await self.call_back("status", check["check_id"], result(0, says=says))
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], receipt="GONE000001"))
-        await self.town.gateway.services.get(OutsideReversals).take_noted()
+        await self.town.gateway.services.get(ExternalReversals).apply_recorded()
 
     async def ended(self) -> None:
         """Some whose time is up."""
@@ -194,10 +194,10 @@ class Paths:
         lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
         self.daraja.say("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
-        desk = self.town.gateway.services.get(ReconciliationDesk)
+        desk = self.town.gateway.services.get(ReconciliationOperatorService)
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
-        await desk.set_aside(await self.town.gateway.db.fetchval(sql), "seen to", actor="a person")
-        assert await desk.set_aside_all(run["id"], "seen to", actor="a person") == 2
+        await desk.dismiss(await self.town.gateway.db.fetchval(sql), "seen to", actor="a person")
+        assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
     async def resolved(self) -> None:
         """A refund whose outcome a person decides."""
@@ -209,7 +209,7 @@ class Paths:
 
     async def resolve(self, refund_id: str, outcome: Literal["completed", "failed"]) -> None:
         """A person decides a refund."""
-        endings = self.town.gateway.services.get(RefundEndings)
+        endings = self.town.gateway.services.get(RefundCompletion)
         decided = Resolution(outcome=outcome, confirm=refund_id, note="seen on the portal")
         await endings.resolve("sandbox", refund_id, decided, "a person")
 
@@ -238,11 +238,11 @@ class Paths:
             await gateway.db.execute(sql)
         done = await self.erase(made["phone"])
         assert done.cases > 0, done.left
-        await Retention(gateway).forget()
+        await Retention(gateway).delete_expired()
 
-    async def erase(self, *phones: str) -> Erasure:
+    async def erase(self, *phones: str) -> ErasureReport:
         """Erase payers."""
-        done = Erasure()
+        done = ErasureReport()
         for phone in phones:
             done.add(await Privacy(self.town.gateway).erase(Msisdn(phone), actor="a person"))
         return done
@@ -256,7 +256,7 @@ class Paths:
         keys = gateway.api_keys
         key, _ = await keys.create(self.merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
         await keys.revoke(self.merchant_id, key.key_id, actor="a person")
-        await gateway.services.get(PaymentTally).count()
+        await gateway.services.get(PaymentStatsReader).count()
 
     async def heard_by_host(self) -> None:
         """Events that a subscriber of the host's hears of after commit."""

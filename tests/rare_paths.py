@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpesa_gateway.client_ip import read_networks
-from mpesa_gateway.db.event_log import EventLog
+from mpesa_gateway.db.outbox_admin import OutboxAdmin
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 from tests.daraja import ack, fault, result, stk_callback
 from tests.paths import OLD, Paths
 from tests.plugins.reconciliation.test_reconciliation import RUN, page
@@ -100,7 +100,7 @@ class RarePaths(Paths):
         )
         sql = "UPDATE idempotency_key SET state = 'in_flight', leased_until = now() WHERE subject_id = $1"
         await db.execute(sql, made["id"])
-        assert await services.get(Unacknowledged).close_due() == 1
+        assert await services.get(UnacknowledgedPushes).close_due() == 1
         await db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", late["id"])
         expiry: Any = services.get(Expiry)
         await expiry._end_each([])
@@ -139,7 +139,7 @@ class RarePaths(Paths):
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM event_task WHERE done_at IS NOT NULL"))
         row = await gateway.db.fetchrow("SELECT event_id, subscriber FROM event_task LIMIT 1")
         assert row is not None
-        await EventLog(gateway.db, gateway.clock).wake(row["event_id"], row["subscriber"])
+        await OutboxAdmin(gateway.db, gateway.clock).wake(row["event_id"], row["subscriber"])
 
     async def closed(self) -> None:
         """A merchant that is deactivated."""

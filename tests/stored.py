@@ -14,8 +14,8 @@ async def change_credentials(gateway: Gateway, **columns: Any) -> None:
     changes = ", ".join(f"{name} = ${number}" for number, name in enumerate(columns, start=1))
     sql = f"UPDATE shortcode SET {changes} RETURNING merchant_id, shortcode_id"  # noqa: S608 - names from a test
     for row in await gateway.db.fetch(sql, *columns.values()):
-        gateway.changes.tell("credentials", row["merchant_id"])
-        gateway.changes.tell("shortcode", row["shortcode_id"])
+        gateway.changes.notify("credentials", row["merchant_id"])
+        gateway.changes.notify("shortcode", row["shortcode_id"])
 
 
 async def default_shortcode(gateway: Gateway, merchant_id: str, env: Env = "sandbox") -> str:

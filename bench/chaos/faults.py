@@ -593,7 +593,7 @@ async def _mend(chaos: Chaos) -> None:
     """Start Postgres and Valkey again until both run."""
     servers = (chaos.site.standalone.postgres, chaos.site.standalone.valkey)
     while any(server.pid is None for server in servers):
-        for sentence in await asyncio.to_thread(chaos.site.standalone.mend):
+        for sentence in await asyncio.to_thread(chaos.site.standalone.repair):
             chaos.say(sentence)
         await asyncio.sleep(0.1)
 

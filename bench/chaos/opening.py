@@ -13,7 +13,7 @@ from bench.chaos.site import Site
 from bench.chaos.verify import LEFT_TO_A_PERSON, LINES_LEFT_TO_A_PERSON, STILL_OPEN
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.security.scopes import ADMIN
-from mpesa_gateway.standalone.sandbox import CREDENTIALS
+from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
 
 _ACTOR = "cli:chaos"
 

@@ -24,9 +24,9 @@ from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.commands.session import CONFIG_VARIABLE
 from mpesa_gateway.config import ENVIRONMENT
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.data_folder import DataFolder
 from mpesa_gateway.standalone.process import free_port, launch, stop, write_private
-from mpesa_gateway.standalone.sandbox import make_certificate
-from mpesa_gateway.standalone.standalone import Standalone
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ class Site:
         self.folder = folder
         self._pace = pace
         self._is_measured = is_measured
-        self.standalone = Standalone(folder / "data")
+        self.standalone = DataFolder(folder / "data")
         self._config = folder / "gateway.toml"
         self._simulator_config = folder / "simulator.toml"
         self.apis = [self._process(f"api-{number}", "serve", free_port()) for number in (1, 2)]
@@ -262,14 +262,14 @@ class Site:
             "worker": {"grace": 5},
             "limits": {"requests_per_second": 100_000, "burst": 100_000},
             "payments": {
-                "ask_after": [1, 2, 4, 8],
+                "query_after": [1, 2, 4, 8],
                 "expire_after": self._seconds(40),
                 "unsent_after": self._seconds(30),
-                "hold": self._seconds(12),
+                "create_lease": self._seconds(12),
             },
             "refunds": {
-                "ask_after": [self._seconds(usual) for usual in (1, 2, 4, 6, 6, 6)],
-                "hold": self._seconds(12),
+                "query_after": [self._seconds(usual) for usual in (1, 2, 4, 6, 6, 6)],
+                "create_lease": self._seconds(12),
             },
             "reconciliation": {"pause": 0.2, "tries": 3},
             "webhooks": {

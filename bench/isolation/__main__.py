@@ -58,7 +58,7 @@ class IsolationSite(Site):
     @property
     def values(self) -> dict[str, Any]:
         """The defaults, and no question by itself before the hour is over."""
-        return super().values | {"payments": {"ask_after": [3600], "expire_after": 7200}}
+        return super().values | {"payments": {"query_after": [3600], "expire_after": 7200}}
 
 
 class Run:

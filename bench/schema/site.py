@@ -14,9 +14,9 @@ from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import ENVIRONMENT
 from mpesa_gateway.plugin import GROUP
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.data_folder import DataFolder
 from mpesa_gateway.standalone.process import free_port, launch, stop, tail
-from mpesa_gateway.standalone.sandbox import make_certificate
-from mpesa_gateway.standalone.standalone import Standalone
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 PATIENCE = 60.0
 """Seconds for the gateway to serve."""
@@ -26,7 +26,7 @@ class Site:
     """A gateway at work in a folder, from ``start`` to ``close``."""
 
     def __init__(self, folder: Path) -> None:
-        self._standalone = Standalone(folder / "data")
+        self._standalone = DataFolder(folder / "data")
         self._log = folder / "log"
         self._certificate = folder / "sandbox-certificate.pem"
         self._process: subprocess.Popen[bytes] | None = None

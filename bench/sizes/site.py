@@ -21,7 +21,7 @@ from mpesa_gateway import toml
 from mpesa_gateway.commands.session import CONFIG_VARIABLE
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
 from mpesa_gateway.standalone.process import free_port, write_private
-from mpesa_gateway.standalone.sandbox import SANDBOX_PASSKEY, SANDBOX_SHORTCODE
+from mpesa_gateway.standalone.sample_credentials import SANDBOX_PASSKEY, SANDBOX_SHORTCODE
 
 SCHEMA = "mpesa"
 """The schema that the gateway keeps its tables in."""
@@ -86,7 +86,7 @@ class SizesSite(Site):
                 "timeout": _LONG,
             },
             "valkey": {"url": self.valkey.url, "timeout": _LONG},
-            "payments": {"ask_after": [3600], "expire_after": 7200},
+            "payments": {"query_after": [3600], "expire_after": 7200},
         }
         return super().values | changed
 

@@ -14,7 +14,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks.deliveries import DELIVER
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoints import EndpointService
 
 _ACTOR = "cli:bench"
 
@@ -137,7 +137,7 @@ class DeliveryRounds:
     async def _merchant(self, gateway: Gateway, host: str, port: int, path: str) -> str:
         merchant = await gateway.merchants.create("Bench", actor=_ACTOR)
         caller = Caller(merchant.merchant_id, "key_bench", frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
-        await gateway.services.get(Endpoints).set_url(caller, f"http://{host}:{port}{path}")
+        await gateway.services.get(EndpointService).set_url(caller, f"http://{host}:{port}{path}")
         return merchant.merchant_id
 
     async def _owe(self, gateway: Gateway, stem: str, count: int, merchants: list[str], each: int) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bench.speed.seed import Shop, connect
-from mpesa_gateway.http.reading import read_query
+from mpesa_gateway.http.validation import read_query
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
 

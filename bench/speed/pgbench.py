@@ -10,7 +10,7 @@ from bench.speed.contests import Effort
 from bench.speed.seed import SEED_PENDING, Shop, connect, id_stem, tag
 from bench.speed.site import Site
 from mpesa_gateway.db import outbox
-from mpesa_gateway.db.writes import joined
+from mpesa_gateway.db.deferred import join_statements
 from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
@@ -187,7 +187,9 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         ),
         (keep, kept, True, None),
     ]
-    all_at_once = joined(tuple((sql, len(values), is_counted, then) for sql, values, is_counted, then in writes))
+    all_at_once = join_statements(
+        tuple((sql, len(values), is_counted, then) for sql, values, is_counted, then in writes)
+    )
     values = [value for _, given, is_counted, _ in writes for value in (*given, *["1"] * is_counted)]
     look = _filled(payments.READ, [_one(payment_id, "uuid")])
     return "\n".join((r"\set k :k + 1", look, _filled(all_at_once, values), ""))

@@ -15,12 +15,12 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.ids import Ids, id_of, uuid_of
+from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS
 from mpesa_gateway.security.scopes import Caller
-from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway.testing.serving import INITIATED
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoints import EndpointService
 
 _ACTOR = "cli:bench"
 
@@ -53,7 +53,8 @@ INSERT INTO payment (payment_id, merchant_id, env, provider, shortcode, shortcod
 SELECT ID[pay], $1::uuid, 'sandbox', 'mpesa', '174379',
     (SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 ORDER BY shortcode_id LIMIT 1), amount, 'KES',
     '2547' || lpad(((n * 7919) % 200000)::text, 8, '0'),
-    CASE WHEN n % 10 < 7 THEN upper(lpad(to_hex(n), 12, 'X')) ELSE 'ORDER' || n % 50000 END, n % 10 < 7, 'Payment',
+    CASE WHEN n % 10 < 7 THEN translate(upper(lpad(to_hex(n), 12, 'X')), '0189', 'GHIJ') ELSE 'ORDER' || n % 50000 END,
+    n % 10 < 7, 'Payment',
     jsonb_build_object('order', n::text), 'seed-' || n, status, 'accepted', 'm-seed-' || n, 'ws_CO_seed' || n,
     CASE WHEN status IN ('completed', 'reversed') THEN 'S' || upper(lpad(to_hex(n), 9, '0')) END,
     CASE status WHEN 'pending' THEN NULL WHEN 'failed' THEN '1032' ELSE '0' END,
@@ -190,7 +191,7 @@ async def open_shop(values: dict[str, Any], webhook_url: str) -> Shop:
 async def _configure(gateway: Gateway, caller: Caller, webhook_url: str) -> None:
     provider = msgspec.convert(INITIATED, SetProvider)
     await gateway.services.get(CredentialStore).store(caller, provider)
-    await gateway.services.get(Endpoints).set_url(caller, webhook_url)
+    await gateway.services.get(EndpointService).set_url(caller, webhook_url)
 
 
 async def seed_gateway(url: str, merchant_id: str, payments: int) -> None:

@@ -9,7 +9,7 @@ from acme_sms.plugin import plugin
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.db.migrator import find
-from mpesa_gateway.testing.fixtures import Published
+from mpesa_gateway.testing.fixtures import PublishedEvents
 from mpesa_gateway.testing.migrations import complaints
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import Api, eventually
@@ -35,7 +35,7 @@ async def becomes(api: Api, expected: tuple[str, int]) -> None:
 
 
 async def test_a_buyer_who_has_paid_is_texted_once(
-    shop_api: Api, provider: Receiver, published: Published, simulator: Prompts, gateway: Gateway
+    shop_api: Api, provider: Receiver, published: PublishedEvents, simulator: Prompts, gateway: Gateway
 ) -> None:
     made = (await shop_api.pay(BUYER, 250, key="order")).data
     (event,) = await published.wait_for(PaymentCompleted)
@@ -85,7 +85,7 @@ async def test_a_provider_that_comes_back_is_told(
     await becomes(shop_api, ("sent", 2))
 
 
-async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, published: Published) -> None:
+async def test_who_did_not_pay_is_not_texted(shop_api: Api, provider: Receiver, published: PublishedEvents) -> None:
     made = (await shop_api.pay("254700000001", key="order")).data
     assert (await shop_api.settled(made["id"]))["status"] == "failed"
     assert published.of(PaymentCompleted) == []

@@ -9,7 +9,7 @@ from piccolo.table import Table
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.money import Kes
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_credentials.schemas import MpesaFields, SetProvider

@@ -11,8 +11,8 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.data_folder import DataFolder
 from mpesa_gateway.standalone.process import free_port, write_private
-from mpesa_gateway.standalone.standalone import Standalone
 from mpesa_gateway_credentials.schemas import MpesaFields, SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
 
@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
 
 def main(folder: Path) -> None:
     """Serve until Ctrl-C."""
-    standalone = Standalone(folder)
+    standalone = DataFolder(folder)
     try:
         standalone.start()
         port = free_port(8000)

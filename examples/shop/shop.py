@@ -15,7 +15,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.errors import Refused
+from mpesa_gateway.errors import ApiError
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.api import PaymentRequest, Payments
@@ -194,7 +194,7 @@ class Shop:
                 asked = await self._gateway.port(Payments).request(
                     self.merchant_id, "sandbox", wanted, idempotency_key=order.key
                 )
-            except Refused as refused:
+            except ApiError as refused:
                 # Nothing was sent, or M-Pesa said no: the buyer may try again, and is asked for the money once.
                 self._orders.was_not_asked(order.order_id, order.attempt, refused.message)
             else:

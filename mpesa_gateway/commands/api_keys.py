@@ -8,7 +8,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
-from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.commands.session import CommandFailed, Session, actor, pass_session
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.api_keys import ApiKey
 
@@ -42,7 +42,7 @@ def create(
     async def work(gateway: Gateway) -> tuple[ApiKey, Secret]:
         merchant = await gateway.merchants.require(merchant_id)
         if not merchant.is_active:
-            raise Failed(f"merchant {merchant_id} is not active, so its keys would be refused")
+            raise CommandFailed(f"merchant {merchant_id} is not active, so its keys would be refused")
         try:
             chosen = gateway.scopes.named(scopes) if scopes else gateway.scopes.of_merchants
         except ValueError as problem:

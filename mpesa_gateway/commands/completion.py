@@ -3,7 +3,7 @@
 import rich_click as click
 from click.shell_completion import get_completion_class
 
-from mpesa_gateway.commands.session import Failed
+from mpesa_gateway.commands.session import CommandFailed
 
 VARIABLE = "_MPESA_GATEWAY_COMPLETE"
 """What a shell sets to ask for words; click answers before any command runs."""
@@ -20,5 +20,5 @@ def completion(context: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     if kind is None:
-        raise Failed(f"nothing is known of {shell}")
+        raise CommandFailed(f"nothing is known of {shell}")
     click.echo(kind(context.find_root().command, {}, "mpesa-gateway", VARIABLE).source())

@@ -9,7 +9,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.client_ip import read_networks
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session
-from mpesa_gateway.config import GatewayConfig, shown
+from mpesa_gateway.config import GatewayConfig, masked_setting
 from mpesa_gateway.plugin import Plugin, load
 from mpesa_gateway.security.sealing import sealer_for
 
@@ -46,10 +46,10 @@ def show(session: Session, *, as_json: bool) -> None:
     """Print every setting with its present value as TOML, those of the enabled plugins too; secrets masked."""
     settings = session.config()
     plugins = _refuse(settings)
-    values: dict[str, Any] = shown(settings)
+    values: dict[str, Any] = masked_setting(settings)
     del values["sections"]
     values |= {
-        plugin.name: shown(settings.section(plugin.name, plugin.settings))
+        plugin.name: masked_setting(settings.section(plugin.name, plugin.settings))
         for plugin in plugins
         if plugin.settings.__struct_fields__
     }

@@ -4,7 +4,7 @@ import sys
 
 import rich_click as click
 
-from mpesa_gateway.commands.session import Failed
+from mpesa_gateway.commands.session import CommandFailed
 
 YES = click.option("--yes", is_flag=True, help="Do it without asking.")
 
@@ -14,5 +14,5 @@ def confirm(sentence: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Failed(f"{sentence} This cannot be undone, and nobody is there to ask: add --yes")
+        raise CommandFailed(f"{sentence} This cannot be undone, and nobody is there to ask: add --yes")
     click.confirm(f"{sentence} This cannot be undone. Go on?", abort=True, err=True)

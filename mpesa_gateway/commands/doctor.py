@@ -11,15 +11,15 @@ from rich.console import Console
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import Level
 from mpesa_gateway.commands.session import Session, alone, pass_session, reaching, run
-from mpesa_gateway.config import ConfigRefused, LogsConfig
+from mpesa_gateway.config import ConfigError, LogsConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.doctor.examination import Seen, examine
-from mpesa_gateway.doctor.ledger import Proof, invariants_of, read_ledger
+from mpesa_gateway.doctor.ledger import InvariantResult, invariants_of, read_ledger
 from mpesa_gateway.doctor.printing import Printer
-from mpesa_gateway.http.auth import RouteRefused
-from mpesa_gateway.observation import Level
-from mpesa_gateway.plugin import PluginRefused
+from mpesa_gateway.doctor.run import DoctorReport, examine
+from mpesa_gateway.http.auth import RouteError
+from mpesa_gateway.plugin import PluginError
 
 
 @click.command()
@@ -86,44 +86,46 @@ def _finish(context: click.Context, report: dict[str, Any], as_json: bool, good:
         context.exit(1)
 
 
-def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[Seen]:
+def _examine(session: Session, printer: Printer, merchants: Sequence[str], *, is_live: bool) -> list[DoctorReport]:
     """Everything that is seen, printed as it is. Settings that cannot be used are seen too, and nothing else then."""
     try:
         config = alone(session.attached())
         gateway = Gateway(config)
         _ = gateway.asgi.litestar
-    except (ConfigRefused, PluginRefused, RouteRefused) as refusal:
-        seen = [Seen(title="Settings", name="settings.readable", level=Level.PROBLEM, text=str(refusal))]
-        printer.observation(seen[0])
-        printer.ends(seen)
+    except (ConfigError, PluginError, RouteError) as refusal:
+        seen = [DoctorReport(title="Settings", name="settings.readable", level=Level.PROBLEM, text=str(refusal))]
+        printer.print_result(seen[0])
+        printer.print_summary(seen)
         return seen
 
-    async def work() -> list[Seen]:
-        found: list[Seen] = []
+    async def work() -> list[DoctorReport]:
+        found: list[DoctorReport] = []
         async for one in examine(gateway, is_live=is_live, merchant_ids=merchants):
             found.append(one)
-            printer.observation(one)
+            printer.print_result(one)
         return found
 
-    printer.begins(config.public_url, str(session.config_path or "the environment"))
-    with printer.waiting():
+    printer.print_header(config.public_url, str(session.config_path or "the environment"))
+    with printer.print_progress():
         seen = run(work())
-    printer.ends(seen)
+    printer.print_summary(seen)
     return seen
 
 
-async def _read_ledger(gateway: Gateway, printer: Printer, patience: float, grace: timedelta | None) -> Sequence[Proof]:
+async def _read_ledger(
+    gateway: Gateway, printer: Printer, patience: float, grace: timedelta | None
+) -> Sequence[InvariantResult]:
     db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=1))
     async with reaching(gateway.config.database.url):
         await db.start()
-    proofs: list[Proof] = []
+    proofs: list[InvariantResult] = []
     try:
-        printer.ledger_begins(len(invariants_of(gateway)) + 1)
+        printer.print_ledger_header(len(invariants_of(gateway)) + 1)
         async with reaching(gateway.config.database.url):
             async for proof in read_ledger(gateway, db, patience=patience, grace=grace):
                 proofs.append(proof)
-                printer.proof(proof)
+                printer.print_invariant(proof)
     finally:
         await db.stop()
-    printer.ledger_ends(proofs)
+    printer.print_ledger_summary(proofs)
     return proofs

@@ -8,9 +8,9 @@ import rich_click as click
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
-from mpesa_gateway.commands.session import Failed, Session, actor, pass_session
+from mpesa_gateway.commands.session import CommandFailed, Session, actor, pass_session
 from mpesa_gateway.config import read_text_file
-from mpesa_gateway.security.rotation import KERNEL_SEALED, SealedColumn, reseal
+from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColumn, reseal
 from mpesa_gateway.security.sealing import generate as new_key
 from mpesa_gateway.security.sealing import read_ring_file
 
@@ -40,7 +40,7 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
     file = session.attached().security.master_key_file
     if make_one:
         if file is None:
-            raise Failed(
+            raise CommandFailed(
                 "`--generate` writes to `security.master_key_file`, which is not set: make a key with "
                 "`mpesa-gateway keys generate`, set it as security.master_key and move the present one to "
                 "security.old_master_keys"
@@ -73,7 +73,7 @@ def rotate(session: Session, *, make_one: bool, as_json: bool) -> None:
 
 
 def prepend_key(path: Path, key: str) -> None:
-    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigRefused for an unusable file."""
+    """Put a master key at the head of a ring file, whole or not at all. Raises ConfigError for an unusable file."""
     # A mounted secret is often a link: the file behind it is what must change.
     path = path.resolve()
     read_ring_file(path)

@@ -6,7 +6,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, pass_session, reaching, run
 from mpesa_gateway.db.migrator import Migration, pending
-from mpesa_gateway.owner import bring_up_to_date, make_running_role
+from mpesa_gateway.owner import make_running_role, update_schema
 
 
 @click.command()
@@ -42,6 +42,6 @@ async def _migrate(gateway: Gateway, *, check: bool) -> list[Migration]:
     try:
         if check:
             return await pending(gateway.db, gateway.migrations)
-        return await bring_up_to_date(gateway)
+        return await update_schema(gateway)
     finally:
         await gateway.db.stop()

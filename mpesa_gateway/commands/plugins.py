@@ -7,9 +7,9 @@ import msgspec
 import rich_click as click
 
 from mpesa_gateway.commands.session import Session, pass_session
-from mpesa_gateway.db.columns import columns_of
+from mpesa_gateway.db.star_expansion import columns_of
 from mpesa_gateway.metrics.registry import Metrics
-from mpesa_gateway.plugin import Found, NoSettings, Plugin, Subscriber, installed, load
+from mpesa_gateway.plugin import InstalledPlugin, NoSettings, Plugin, Subscriber, installed, load
 
 
 class PluginView(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ def _lines(view: PluginView) -> list[str]:
     return lines
 
 
-def _not_enabled(found: Found) -> PluginView:
+def _not_enabled(found: InstalledPlugin) -> PluginView:
     try:
         plugin = found.load()
     except Exception as problem:  # noqa: BLE001 - somebody else's module, and nobody has enabled it
@@ -91,7 +91,7 @@ def _not_enabled(found: Found) -> PluginView:
     return _view(plugin, found, is_enabled=False)
 
 
-def _view(plugin: Plugin, found: Found, *, is_enabled: bool) -> PluginView:
+def _view(plugin: Plugin, found: InstalledPlugin, *, is_enabled: bool) -> PluginView:
     provides = {what: tuple(texts) for what, texts in _provides(plugin).items() if texts}
     return PluginView(
         plugin.name, plugin.summary, found.distribution, found.version, is_enabled, plugin.requires, provides

@@ -10,7 +10,7 @@ from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import Session, actor, pass_session
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.privacy import Erasure, Privacy
+from mpesa_gateway.privacy import ErasureReport, Privacy
 
 
 @click.group()
@@ -52,7 +52,7 @@ def erase(
     if not dry_run:
         confirm(f"{number.masked} will be erased from {whose}.", yes=yes)
 
-    async def work(gateway: Gateway) -> Erasure:
+    async def work(gateway: Gateway) -> ErasureReport:
         return await Privacy(gateway).erase(
             number,
             merchant_id=merchant_id,
@@ -76,7 +76,7 @@ def _read(text: str) -> Msisdn:
         raise click.BadParameter(str(problem), param_hint="PHONE") from None
 
 
-def show(done: Erasure, number: Msisdn, *, is_rehearsal: bool) -> None:
+def show(done: ErasureReport, number: Msisdn, *, is_rehearsal: bool) -> None:
     """Say what was erased, and name what was left."""
     verb = "would be erased" if is_rehearsal else "erased"
     for what, count in sorted(done.erased.items()):

@@ -20,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, CommandFailed, Session, pass_session, run, started
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
 from mpesa_gateway.http.protocol import ServerConfig
 
@@ -68,7 +68,7 @@ def listening(host: str, port: int) -> Generator[socket.socket]:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as problem:
         reason = problem.strerror or type(problem).__name__
-        raise Failed(
+        raise CommandFailed(
             f"cannot listen on {host} port {port} ({reason}): stop what does, or give another --port"
         ) from None
     with listener:
@@ -176,7 +176,7 @@ def _serve_many(session: Session, config: GatewayConfig, listener: socket.socket
     processes.where = _where(config)
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
-        raise Failed("a serving process could not start: see the log above")
+        raise CommandFailed("a serving process could not start: see the log above")
 
 
 class _Processes(Multiprocess):

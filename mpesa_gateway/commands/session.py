@@ -16,7 +16,7 @@ import uvloop
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, LogsConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig, LogsConfig
 from mpesa_gateway.db.engine import UNREACHABLE
 from mpesa_gateway.env import Env
 from mpesa_gateway.secret import Secret
@@ -48,7 +48,7 @@ RUNNING_CONFIG = Path("run/gateway.toml")
 """Below the data folder: the configuration that the running ``up`` gave its processes (mode 0600)."""
 
 
-class Failed(Exception):
+class CommandFailed(Exception):
     """A command cannot do its work. The text says why, and what to do."""
 
 
@@ -79,20 +79,20 @@ class Session:
         self._data = folder or self._data
 
     def config(self) -> GatewayConfig:
-        """The configuration that was named. Raises ConfigRefused."""
+        """The configuration that was named. Raises ConfigError."""
         return GatewayConfig.load(self.config_path)
 
     def attached(self) -> GatewayConfig:
         """The configuration that was named; where it names no database, that of the ``up`` that runs here.
 
-        Raises ConfigRefused.
+        Raises ConfigError.
         """
         config = self.config()
         if config.database.url is None:
             running = self.running()
             if running is not None:
                 return running
-            raise ConfigRefused(
+            raise ConfigError(
                 f"`database.url` is not set and nothing runs in {self.data}: start `mpesa-gateway up` in another "
                 "terminal, name its data folder with `--data`, or set MPESA_GATEWAY_DATABASE__URL"
             )
@@ -146,9 +146,9 @@ async def reaching(url: Secret | None) -> AsyncGenerator[None]:
     try:
         yield
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as problem:
-        raise Failed(f"Postgres at {address(url)} refuses us ({problem}): correct `database.url`") from None
+        raise CommandFailed(f"Postgres at {address(url)} refuses us ({problem}): correct `database.url`") from None
     except UNREACHABLE as problem:
-        raise Failed(
+        raise CommandFailed(
             f"cannot reach Postgres at {address(url)} ({type(problem).__name__}): start it, or correct `database.url`"
         ) from None
 
@@ -163,7 +163,7 @@ async def merchant_of(gateway: Gateway, merchant_id: str | None) -> Merchant:
     active = [merchant for merchant in (await gateway.merchants.page(_PAGE)).rows if merchant.is_active]
     if len(active) != 1:
         seen = f"there are {len(active)} active merchants" if active else "there is no active merchant"
-        raise Failed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
+        raise CommandFailed(f"{seen}: name one with --merchant (`mpesa-gateway merchants list` shows them)")
     return active[0]
 
 

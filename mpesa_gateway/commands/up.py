@@ -6,7 +6,7 @@ from rich.console import Console
 from mpesa_gateway import logs
 from mpesa_gateway.commands.session import Session, pass_session
 from mpesa_gateway.config import LogsConfig
-from mpesa_gateway.standalone.up import Up, Wishes
+from mpesa_gateway.standalone.up import Up, UpOptions
 
 
 @click.command()
@@ -26,5 +26,5 @@ def up(session: Session, data: str | None, port: int | None, simulator: bool, sh
     """
     session.keep_data_in(data)
     logs.configure(LogsConfig(format="console", level="warning"))
-    wishes = Wishes(port=port, verbose=verbose, simulator=simulator, shop=shop)
+    wishes = UpOptions(port=port, verbose=verbose, simulator=simulator, shop=shop)
     Up(session.config(), session.data, wishes, Console()).run()

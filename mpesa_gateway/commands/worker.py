@@ -14,7 +14,7 @@ from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import Failed, Session, alone, pass_session, run, started
+from mpesa_gateway.commands.session import CommandFailed, Session, alone, pass_session, run, started
 from mpesa_gateway.config import QUEUES, QueueName
 from mpesa_gateway.server_address import valkey_address
 from mpesa_gateway.worker import run_worker
@@ -49,7 +49,9 @@ def _read_queues(text: str) -> tuple[QueueName, ...]:
     names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
     chosen: tuple[QueueName, ...] = tuple(queue for queue in QUEUES if queue in names)
     if not chosen or len(chosen) != len(names):
-        raise Failed(f"`--queues {text}` names no queue, or one that there is not: name some of {', '.join(QUEUES)}")
+        raise CommandFailed(
+            f"`--queues {text}` names no queue, or one that there is not: name some of {', '.join(QUEUES)}"
+        )
     return chosen
 
 
@@ -61,9 +63,9 @@ def _hosts(where: str) -> Gateway:
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:
-        raise Failed(f"`--gateway {where}` leads to no gateway ({problem}): name it as module:name") from None
+        raise CommandFailed(f"`--gateway {where}` leads to no gateway ({problem}): name it as module:name") from None
     if not isinstance(found, Gateway):
-        raise Failed(f"`--gateway {where}` leads to a {type(found).__name__}: name a Gateway")
+        raise CommandFailed(f"`--gateway {where}` leads to a {type(found).__name__}: name a Gateway")
     # This process does the work itself: a second worker in it would only be in the way.
     found.config = alone(found.config)
     return found
@@ -103,7 +105,7 @@ async def _look_for_valkey(gateway: Gateway) -> None:
     try:
         await gateway.valkey.ping()
     except (AuthenticationError, ResponseError) as problem:
-        raise Failed(f"Valkey at {where} refuses us ({problem}): correct `valkey.url`") from None
+        raise CommandFailed(f"Valkey at {where} refuses us ({problem}): correct `valkey.url`") from None
     except (ValkeyError, OSError, TimeoutError) as problem:
         click.echo(
             f"mpesa-gateway: cannot reach Valkey at {where} ({type(problem).__name__}): waiting for it", err=True

@@ -46,7 +46,7 @@ class CallbackKind:
 
     ``name`` stands in the addresses that we hand out, ``/v1/cb/{name}/{token}``. ``path`` is the kind's place below
     ``/v1/webhooks/mpesa``: two parts, such as ``reversal/result``, empty for that address itself, None for no place.
-    ``read`` raises NotACallback. ``schema`` and ``examples`` describe the body in the OpenAPI document.
+    ``read`` raises InvalidCallback. ``schema`` and ``examples`` describe the body in the OpenAPI document.
     """
 
     name: str

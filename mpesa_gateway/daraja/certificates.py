@@ -20,7 +20,7 @@ SOON = timedelta(days=30)
 """How long before its end a certificate is called attention to."""
 
 
-class CertificateRefused(Exception):
+class CertificateError(Exception):
     """A certificate file cannot be used. The text names the setting, the file and the fix."""
 
 
@@ -46,10 +46,10 @@ class Certificate:
         return None
 
     def check_time(self, now: datetime) -> None:
-        """Raises CertificateRefused when it is not valid at ``now``, for the verification of signatures."""
+        """Raises CertificateError when it is not valid at ``now``, for the verification of signatures."""
         problem = self.time_problem(now)
         if problem is not None:
-            raise CertificateRefused(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
+            raise CertificateError(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
 
     def encrypt(self, password: Secret) -> Secret:
         """The SecurityCredential: RSA with PKCS#1 v1.5 padding, base64 (Safaricom's developer portal)."""
@@ -66,11 +66,11 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """A certificate from a file, PEM or DER. Raises CertificateRefused."""
+    """A certificate from a file, PEM or DER. Raises CertificateError."""
     try:
         content = path.read_bytes()
     except OSError as problem:
-        raise CertificateRefused(f"{path}: cannot be read ({problem.strerror})") from None
+        raise CertificateError(f"{path}: cannot be read ({problem.strerror})") from None
     try:
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16").encode()
@@ -80,20 +80,20 @@ def read_certificate(path: Path) -> Certificate:
             found = x509.load_der_x509_certificate(content)
         key = found.public_key()
     except ValueError:
-        raise CertificateRefused(f"{path}: is no X.509 certificate in PEM or DER form") from None
+        raise CertificateError(f"{path}: is no X.509 certificate in PEM or DER form") from None
     if not isinstance(key, RSAPublicKey):
-        raise CertificateRefused(f"{path}: holds no RSA key, which Safaricom's certificates do")
+        raise CertificateError(f"{path}: holds no RSA key, which Safaricom's certificates do")
     return Certificate(found.subject.rfc4514_string(), found.not_valid_before_utc, found.not_valid_after_utc, key)
 
 
 def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
-    """The configured certificate of an environment. Raises CertificateRefused, naming the setting."""
+    """The configured certificate of an environment. Raises CertificateError, naming the setting."""
     setting = "live_certificate" if env == "live" else "sandbox_certificate"
     path = Path(getattr(config, setting))
     try:
         return read_certificate(path)
-    except CertificateRefused as problem:
-        raise CertificateRefused(
+    except CertificateError as problem:
+        raise CertificateError(
             f"daraja.{setting}: {problem}: download Safaricom's {env} certificate from the developer portal"
         ) from None
 
@@ -105,7 +105,7 @@ def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
     """
     try:
         certificate = certificate_for(config, env)
-    except CertificateRefused as refusal:
+    except CertificateError as refusal:
         return False, f"{env}: {refusal}"
     problem = certificate.time_problem(now)
     if problem is not None:

@@ -19,11 +19,12 @@ import structlog
 from opentelemetry.trace import Span, Tracer
 from prometheus_client import CollectorRegistry
 
+from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.concurrency import aside
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.exceptions import DarajaFault, NotSent, OutcomeUnknown, Rejected, StillPending
-from mpesa_gateway.daraja.faults import KNOWN_FAULTS, FaultMeaning, Retry, Sent, read_fault, read_response
+from mpesa_gateway.daraja.faults import KNOWN_FAULTS, Delivered, FaultMeaning, Retry, read_fault, read_response
 from mpesa_gateway.daraja.operations import (
     A,
     DarajaCredentials,
@@ -34,19 +35,18 @@ from mpesa_gateway.daraja.operations import (
     response_text,
 )
 from mpesa_gateway.daraja.provider_text import provider_text, without
-from mpesa_gateway.daraja.token import NoAnswer, Token, Tokens
+from mpesa_gateway.daraja.token import AccessToken, AccessTokens, TokenUnavailable
 from mpesa_gateway.daraja.wire import (
     Ack,
     read_answer,
     read_code,
     read_fault_body,
 )
-from mpesa_gateway.dns import Lookup, Names, NamesResolver, read_literal
+from mpesa_gateway.dns import ClientResolver, Lookup, NameResolver, read_literal
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
-from mpesa_gateway.places import Places
 from mpesa_gateway.security.sealing import Sealer
 from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attributes, set_error
 
@@ -83,7 +83,7 @@ SIMULATED = "X-Daraja-Simulated"
 """The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
 
 
-class _TokenUnanswered(NotSent, NoAnswer):
+class _TokenRequestFailed(NotSent, TokenUnavailable):
     """Nothing answered when a token was asked for."""
 
 
@@ -125,11 +125,11 @@ class DarajaClient:
         for env, operation in product(ENVS, ("token", *operations)):
             self._metrics.daraja_calls.labels(env, operation, "ok", "")
         self._clock = clock
-        self._tokens = Tokens(clock, valkey, sealer, prefix, ids.token)
-        self.open_calls = Places(sys.maxsize, each=config.per_account)
+        self._tokens = AccessTokens(clock, valkey, sealer, prefix, ids.token)
+        self.open_calls = Bulkhead(sys.maxsize, each=config.max_concurrent_per_key)
         """Calls that wait for Daraja's answer, by account."""
-        self._own_names = Names() if lookup is None else None
-        self._lookup: Lookup = lookup or self._own_names or Names()
+        self._own_names = NameResolver() if lookup is None else None
+        self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._live_host = urlsplit(config.live_url).hostname or ""
         self._session: niquests.AsyncSession | None = None
 
@@ -137,7 +137,7 @@ class DarajaClient:
         """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
             # Not the library's own, which takes a thread of the event loop for as long as DNS does not answer.
-            resolver=cast("Any", NamesResolver(self._look_up)),
+            resolver=cast("Any", ClientResolver(self._look_up)),
             retries=0,
             disable_http3=True,
             pool_connections=20,
@@ -176,7 +176,7 @@ class DarajaClient:
         """
         self.refuse_transaction("fetching an access token")
         base, owner = self._base(credentials)
-        with self.open_calls.take(self.account(credentials)) as has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_place:
             if not has_place:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
@@ -187,14 +187,14 @@ class DarajaClient:
                 log.error("daraja_token_not_fetched", exception=trace(problem))
                 raise NotSent("M-Pesa gave no access token", retry_after=5) from None
 
-    async def ask(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
+    async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
         """Make one call and return what its answer acknowledges.
 
         Raises Rejected, NotSent, also while too many calls of the same account are open, and OutcomeUnknown, also for
         an unexpected error: the request may have been sent before it. Cancellation passes through.
         """
         self.refuse_transaction(f"the call {operation.name}")
-        with self.open_calls.take(self.account(credentials)) as has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_place:
             if not has_place:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
@@ -258,7 +258,7 @@ class DarajaClient:
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
         base = (self._config.live_url if credentials.env == "live" else self._config.sandbox_url).rstrip("/")
-        return base, Tokens.owner(base, credentials.consumer_key.reveal())
+        return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
         """POST with the shared token and return the answer's JSON object, without the secrets of this call.
@@ -304,7 +304,7 @@ class DarajaClient:
             raise _fault(meaning, message, answer.retry_after)
         raise AssertionError("unreachable")
 
-    async def _fetch_token(self, base: str, credentials: DarajaCredentials) -> Token:
+    async def _fetch_token(self, base: str, credentials: DarajaCredentials) -> AccessToken:
         pair = f"{credentials.consumer_key.reveal()}:{credentials.consumer_secret.reveal()}"
         basic = base64.b64encode(pair.encode()).decode()
         try:
@@ -318,13 +318,15 @@ class DarajaClient:
             )
         except (OutcomeUnknown, NotSent) as problem:
             # A token that we did not get moved no money.
-            raise _TokenUnanswered(problem.meaning, code=problem.code, retry_after=problem.retry_after or 5) from None
+            raise _TokenRequestFailed(
+                problem.meaning, code=problem.code, retry_after=problem.retry_after or 5
+            ) from None
         token = self._read_token(answer)
         if token is not None:
             return token
         raise _no_token_in(answer)
 
-    def _read_token(self, answer: _Answer) -> Token | None:
+    def _read_token(self, answer: _Answer) -> AccessToken | None:
         """The token in an answer, None where there is none that a header can carry."""
         content = answer.content
         text = content.get("access_token") if content is not None else None
@@ -334,7 +336,7 @@ class DarajaClient:
         seconds = int(lifetime) if lifetime.isascii() and lifetime.isdigit() else _LIFETIME
         now = self._clock.now()
         kept = self._tokens.early(timedelta(seconds=min(max(seconds, _SHORTEST_LIFETIME), _LIFETIME)))
-        return Token(text, now + kept, now)
+        return AccessToken(text, now + kept, now)
 
     async def _exchange(
         self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], **options: Any
@@ -367,7 +369,7 @@ class DarajaClient:
         try:
             # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
             async with asyncio.timeout(self._config.timeout):
-                with aside():
+                with released_slot():
                     response = await self._session.request(
                         method,
                         url,
@@ -461,7 +463,7 @@ def _no_token_in(answer: _Answer) -> DarajaFault:
     fault = read_fault_body(answer.content)
     meaning = read_fault(answer.status, fault.code, fault.message)
     message = None if fault.message is None else provider_text(fault.message)
-    if fault.code is not None and "." in fault.code and meaning.sent is Sent.NO:
+    if fault.code is not None and "." in fault.code and meaning.sent is Delivered.NO:
         if meaning.retry is Retry.NEW_TOKEN:
             return Rejected(
                 "M-Pesa refused consumer_key and consumer_secret",
@@ -501,7 +503,7 @@ def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None =
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
         kind = StillPending
-    elif meaning.sent is not Sent.NO:
+    elif meaning.sent is not Delivered.NO:
         kind = OutcomeUnknown
     elif meaning.retry in {Retry.BACK_OFF, Retry.NEW_TOKEN}:
         kind = NotSent

@@ -10,7 +10,7 @@ FaultReason = Literal["duplicate_in_progress", "rejected_by_provider", "other"]
 """Why a fault ends what was asked for, in a stable word."""
 
 
-class Sent(StrEnum):
+class Delivered(StrEnum):
     """Whether a request that was answered with a fault has been carried out."""
 
     NO = "no"
@@ -38,7 +38,7 @@ class FaultMeaning:
     code: str
     meaning: str
     mitigation: str
-    sent: Sent
+    sent: Delivered
     retry: Retry
     failure_reason: FaultReason = "rejected_by_provider"
 
@@ -53,7 +53,7 @@ class _Row:
 
     meaning: str
     mitigation: str
-    sent: Sent
+    sent: Delivered
     retry: Retry
     codes: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
@@ -98,36 +98,36 @@ _BUSY = "500.003.02"
 
 _TABLE: tuple[_Row, ...] = (
     # Refused by the proxy in front, before Daraja saw it.
-    _Row("too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, statuses=(429,)),
-    _Row("spike arrest or quota", _SLOWER, Sent.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
-    _Row("too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, codes=("429.001.01",)),
-    _Row("spike arrest: too many requests", _SLOWER, Sent.NO, Retry.BACK_OFF, words=_SPIKE),
+    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
+    _Row("spike arrest or quota", _SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
+    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
+    _Row("spike arrest: too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
     # A product that the app lacks looks like a bad token, and a token from before it was added stays bad for an hour.
     _Row(
         "the app lacks the product for this call",
         _PRODUCT,
-        Sent.NO,
+        Delivered.NO,
         Retry.NEW_TOKEN,
         words=("apiproduct match", "api product match"),
     ),
     _Row(
         "the access token is not valid",
         "a new token is fetched and the call repeated",
-        Sent.NO,
+        Delivered.NO,
         Retry.NEW_TOKEN,
         words=("invalid access token", "invalid_access_token", "access token expired", "expired access token"),
     ),
     _Row(
         "the access token is not valid",
         "a new token is fetched and the call repeated",
-        Sent.NO,
+        Delivered.NO,
         Retry.NEW_TOKEN,
         codes=("400.003.01", "401.001", "401.002.01", "401.003.01", "404.001.03"),
     ),
     _Row(
         "the access token is not valid",
         "a new token is fetched and the call repeated",
-        Sent.NO,
+        Delivered.NO,
         Retry.NEW_TOKEN,
         families=_PROXY,
     ),
@@ -135,44 +135,44 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "wrong authentication type",
         "the gateway must use HTTP Basic: report this as a bug",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("400.008.01",),
     ),
     _Row(
         "wrong grant type",
         "the gateway must ask for client_credentials: report this as a bug",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("400.008.02",),
     ),
-    _Row("a field is not valid", _NAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",), words=_FIELDS),
-    _Row("a field is not valid", _UNNAMED_FIELD, Sent.NO, Retry.FIX, codes=("400.002.02",)),
+    _Row("a field is not valid", _NAMED_FIELD, Delivered.NO, Retry.FIX, codes=("400.002.02",), words=_FIELDS),
+    _Row("a field is not valid", _UNNAMED_FIELD, Delivered.NO, Retry.FIX, codes=("400.002.02",)),
     _Row(
         "the request's payload is not valid",
         "check the fields against M-Pesa's message",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("400.002.05",),
     ),
     _Row(
         "bad request",
         "use your own shortcode with its own passkey and consumer key",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("400.003.02",),
     ),
     _Row(
         "the authorisation header is not valid",
         "check consumer_key and consumer_secret",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("404.001.04",),
     ),
     _Row(
         "there is no such resource",
         "check that the app on Safaricom's portal has this API",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("404.001.01", "404.002.01", "404.003.01"),
     ),
@@ -180,14 +180,14 @@ _TABLE: tuple[_Row, ...] = (
         "this call is not allowed",
         "check that the app has the product in this version, and that Safaricom allows calls from this gateway's "
         "outgoing address",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("403.002.1001",),
     ),
     _Row(
         "the method is not allowed",
         "check the base URL in the configuration",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=("405.001",),
     ),
@@ -195,7 +195,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "the payer's line is busy with another prompt",
         "try again after a minute",
-        Sent.NO,
+        Delivered.NO,
         Retry.AFTER_A_MINUTE,
         codes=(_STK,),
         words=("lock subscriber",),
@@ -204,7 +204,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "the number is not a live Safaricom line",
         "ask the payer for another number",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=(_STK,),
         words=("no iccid",),
@@ -212,7 +212,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "not ended yet",
         "ask again",
-        Sent.UNKNOWN,
+        Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
         words=("being processed", "under processing"),
@@ -221,7 +221,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "shortcode, passkey and timestamp do not fit together",
         "check shortcode and passkey",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=(_STK,),
         words=("wrong credential", "invalid credential", "incorrect credential"),
@@ -229,7 +229,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "the shortcode is not known",
         "check shortcode; ask Safaricom to enable STK push for it",
-        Sent.NO,
+        Delivered.NO,
         Retry.FIX,
         codes=(_STK,),
         words=("not exist", "not found", "unknown", "invalid"),
@@ -239,7 +239,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "M-Pesa does not know it (yet)",
         "ask again",
-        Sent.UNKNOWN,
+        Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
         words=("not exist",),
@@ -248,7 +248,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "M-Pesa's answer does not say what became of the request",
         _ASKED,
-        Sent.UNKNOWN,
+        Delivered.UNKNOWN,
         Retry.ASK,
         codes=(_STK,),
         failure_reason="other",
@@ -256,7 +256,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "the same OriginatorConversationID was used before",
         "the earlier request stands: ask for its status",
-        Sent.EARLIER,
+        Delivered.EARLIER,
         Retry.NEVER,
         codes=(_MANY,),
         words=("duplicate",),
@@ -264,7 +264,7 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "M-Pesa is under maintenance",
         "try again in a few minutes",
-        Sent.NO,
+        Delivered.NO,
         Retry.BACK_OFF,
         codes=(_MANY, "00.002.1001"),
         words=("maintenance", "maintainance", "maintanance"),
@@ -272,31 +272,31 @@ _TABLE: tuple[_Row, ...] = (
     _Row(
         "M-Pesa is under maintenance",
         "try again in a few minutes",
-        Sent.NO,
+        Delivered.NO,
         Retry.BACK_OFF,
         codes=("00.002.1001",),
     ),
-    _Row("internal error at M-Pesa", _ASKED, Sent.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
+    _Row("internal error at M-Pesa", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
     _Row(
         "too many requests",
         _SLOWER,
-        Sent.NO,
+        Delivered.NO,
         Retry.BACK_OFF,
         codes=(_BUSY,),
         words=("too many", "rate limit", "throttl"),
     ),
-    _Row("M-Pesa is busy", _ASKED, Sent.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
+    _Row("M-Pesa is busy", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
     _Row(
         "the quota is used up",
         "ask Safaricom for a higher quota; try again later",
-        Sent.NO,
+        Delivered.NO,
         Retry.BACK_OFF,
         codes=("500.003.03",),
     ),
     _Row(
         "internal error at M-Pesa",
         "nothing is known about the request: its result is asked for",
-        Sent.UNKNOWN,
+        Delivered.UNKNOWN,
         Retry.ASK,
         codes=("500.003.1001",),
         failure_reason="other",
@@ -327,16 +327,16 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
             known,
             "the access token is not valid",
             "a new token is fetched and the call repeated",
-            Sent.NO,
+            Delivered.NO,
             Retry.NEW_TOKEN,
         )
     if 400 <= http_status < 500 and _REFUSED.match(known):
-        return FaultMeaning(known, "M-Pesa refused the request", "see the provider's message", Sent.NO, Retry.FIX)
+        return FaultMeaning(known, "M-Pesa refused the request", "see the provider's message", Delivered.NO, Retry.FIX)
     return FaultMeaning(
         known or f"http_{http_status}",
         "M-Pesa's answer does not say what became of the request",
         _ASKED,
-        Sent.UNKNOWN,
+        Delivered.UNKNOWN,
         Retry.ASK,
         "other",
     )
@@ -352,18 +352,18 @@ def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
 
 # -- acknowledgements that are none -----------------------------------------------------------------------------------
 
-_RESPONSES: dict[str, tuple[Sent, Retry, str]] = {
-    "15": (Sent.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
-    "26": (Sent.UNKNOWN, Retry.ASK, "M-Pesa is busy"),
-    "100000000": (Sent.UNKNOWN, Retry.ASK, "M-Pesa keeps the request and may still carry it out"),
-    "100000001": (Sent.UNKNOWN, Retry.ASK, "M-Pesa is overloaded"),
-    "100000002": (Sent.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
-    "100000011": (Sent.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
+_RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
+    "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
+    "26": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is busy"),
+    "100000000": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa keeps the request and may still carry it out"),
+    "100000001": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is overloaded"),
+    "100000002": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
+    "100000011": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
 }
 """Response codes other than 0 that do not refuse a request for good, from M-Pesa's older layer."""
 
-_REFUSAL = (Sent.NO, Retry.FIX, "M-Pesa did not accept the request")
-_UNKNOWN_RESPONSE = (Sent.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
+_REFUSAL = (Delivered.NO, Retry.FIX, "M-Pesa did not accept the request")
+_UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
 
 
 _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)

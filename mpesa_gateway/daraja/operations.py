@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from mpesa_gateway.daraja.exceptions import OutcomeUnknown, StillPending
-from mpesa_gateway.daraja.faults import Sent, read_fault
-from mpesa_gateway.daraja.wire import Ack, read_code, read_fault_body, read_said, read_text
+from mpesa_gateway.daraja.faults import Delivered, read_fault
+from mpesa_gateway.daraja.wire import Ack, read_code, read_fault_body, read_message, read_text
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
@@ -81,7 +81,7 @@ def names_a_conversation(answer: Any) -> bool:
 def is_unrefused(answer: Any, accepts: Collection[str | None]) -> bool:
     """Whether an answer has one of these codes, and no fault that says that nothing was done."""
     fault = read_fault_body(answer)
-    return response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Sent.NO
+    return response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Delivered.NO
 
 
 def response_code(answer: Any) -> str | None:
@@ -93,7 +93,7 @@ def response_code(answer: Any) -> str | None:
 def response_text(answer: Any) -> str:
     """The words of an acknowledgement, empty without any."""
     names = ("ResponseDescription", "Response Description", "ResponseMessage")
-    return next((said for name in names if (said := read_said(answer, name)) is not None), "")
+    return next((said for name in names if (said := read_message(answer, name)) is not None), "")
 
 
 def read_ack(answer: Any) -> Ack:
@@ -107,5 +107,5 @@ def read_ack(answer: Any) -> Ack:
         originator_conversation_id=originator or "",
         conversation_id=conversation or "",
         response_code=code,
-        response_description=read_said(answer, "ResponseDescription") or "",
+        response_description=read_message(answer, "ResponseDescription") or "",
     )

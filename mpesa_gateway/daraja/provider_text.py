@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from mpesa_gateway.unseen import UNSEEN
+from mpesa_gateway.control_characters import UNSEEN
 
 LIMIT = 300
 """Characters of such a text that are kept unless the caller says otherwise."""

@@ -11,9 +11,9 @@ import msgspec
 import structlog
 from valkey.exceptions import ValkeyError
 
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.concurrency import aside
-from mpesa_gateway.security.sealing import CannotOpen, Sealer
+from mpesa_gateway.security.sealing import Sealer, UnsealError
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('
 """Compare and delete in one step, on the server."""
 
 
-class Token(msgspec.Struct, frozen=True):
+class AccessToken(msgspec.Struct, frozen=True):
     """An access token, the moment from which it is not used any more, and when it was fetched, in UTC."""
 
     text: str
@@ -45,17 +45,17 @@ class Token(msgspec.Struct, frozen=True):
     """None where a release that did not note it has fetched it."""
 
 
-Fetch = Callable[[], Awaitable[Token]]
+Fetch = Callable[[], Awaitable[AccessToken]]
 
 
-class NoAnswer(Exception):
+class TokenUnavailable(Exception):
     """A fetch that brought no answer, whoever's secret it showed."""
 
 
-_NONE: tuple[int, NoAnswer | None] = (0, None)
+_NONE: tuple[int, TokenUnavailable | None] = (0, None)
 
 
-class Tokens:
+class AccessTokens:
     """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
 
     def __init__(
@@ -66,8 +66,8 @@ class Tokens:
         self._sealer = sealer
         self._prefix = prefix
         self._random_bytes = random_bytes
-        self._tokens: dict[str, Token] = {}
-        self._unanswered: dict[str, tuple[int, NoAnswer | None]] = {}
+        self._tokens: dict[str, AccessToken] = {}
+        self._unanswered: dict[str, tuple[int, TokenUnavailable | None]] = {}
         """How many fetches in a row brought no answer, and the last such failure, by owner."""
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -90,7 +90,7 @@ class Tokens:
         if token is not None and token.until > self._clock.now():
             return token.text
         # Those that wait for a token of one account leave their places to calls of others.
-        with aside():
+        with released_slot():
             return await self._get_once(owner, fetch)
 
     async def _get_once(self, owner: str, fetch: Fetch) -> str:
@@ -105,7 +105,7 @@ class Tokens:
                 raise copy(failure).with_traceback(None)
             try:
                 token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
-            except NoAnswer as problem:
+            except TokenUnavailable as problem:
                 self._unanswered[owner] = (count + 1, problem)
                 raise
             self._unanswered.pop(owner, None)
@@ -134,12 +134,12 @@ class Tokens:
         if shared is not None and shared.text == text:
             await self._delete(self._key(owner), sealed)
 
-    async def put(self, owner: str, token: Token) -> None:
+    async def put(self, owner: str, token: AccessToken) -> None:
         """Share a token that was fetched on purpose: it has made the one before it invalid."""
         self._tokens[owner] = token
         await self._share(owner, token)
 
-    async def _fetch_once(self, owner: str, fetch: Fetch) -> Token:
+    async def _fetch_once(self, owner: str, fetch: Fetch) -> AccessToken:
         """Fetch, or wait for the process that is at it; without Valkey, each process fetches for itself."""
         lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
@@ -168,12 +168,14 @@ class Tokens:
         sealed = await self._ask(lambda: self._valkey.get(self._key(owner)))
         return sealed if isinstance(sealed, bytes) else None
 
-    def _opened(self, owner: str, sealed: bytes | None) -> Token | None:
+    def _opened(self, owner: str, sealed: bytes | None) -> AccessToken | None:
         if sealed is None:
             return None
         try:
-            token = msgspec.json.decode(self._sealer.open(sealed.decode(), aad=("daraja", "token", owner)), type=Token)
-        except (CannotOpen, msgspec.MsgspecError, UnicodeDecodeError):
+            token = msgspec.json.decode(
+                self._sealer.open(sealed.decode(), aad=("daraja", "token", owner)), type=AccessToken
+            )
+        except (UnsealError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return token if token.until > self._clock.now() else None
 
@@ -181,7 +183,7 @@ class Tokens:
         """Delete a key that still has this value: another process may have put its own there."""
         await self._ask(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
 
-    async def _share(self, owner: str, token: Token) -> None:
+    async def _share(self, owner: str, token: AccessToken) -> None:
         seconds = int((token.until - self._clock.now()).total_seconds())
         if seconds > 0:
             sealed = self._sealer.seal(msgspec.json.encode(token).decode(), aad=("daraja", "token", owner))

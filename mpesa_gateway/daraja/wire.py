@@ -26,11 +26,11 @@ _READER = msgspec.json.Decoder(float_hook=str)
 """Numbers with a point stay the text that they are: no float ever sees an amount."""
 
 
-class NotACallback(ValueError):
+class InvalidCallback(ValueError):
     """The body is no callback of this kind. The text says what is wrong with it."""
 
 
-class Contradictory(NotACallback):
+class ContradictoryCallback(InvalidCallback):
     """A field that decides stands in the body twice, with different values: the body is no evidence of either."""
 
 
@@ -136,7 +136,7 @@ def read_json_leniently(body: bytes) -> Any:
         raise ValueError("not JSON") from None
 
 
-class Doubled(dict[str, Any]):
+class DuplicateField(dict[str, Any]):
     """A JSON object in which ``names`` stand more than once, with different values. The last values are its own."""
 
     names: frozenset[str] = frozenset()
@@ -148,7 +148,7 @@ class Doubled(dict[str, Any]):
     __hash__ = None
 
 
-def read_json_noting(body: bytes) -> Any:
+def read_json_with_duplicates(body: bytes) -> Any:
     """Like ``read_json_leniently``, with a Doubled for each object that contradicts itself. Raises ValueError."""
     try:
         return _NOTING.raw_decode(_decoded(body).lstrip(_BEFORE_JSON))[0]
@@ -163,13 +163,13 @@ def read_answer(body: bytes) -> Any:
     as the name of its push, stays. A row of a statement that contradicts itself stays a Doubled: it does not spoil the
     other rows.
     """
-    content = read_json_noting(body)
+    content = read_json_with_duplicates(body)
     waiting: list[Any] = [content]
     while waiting:
         current = waiting.pop()
         if isinstance(current, dict):
             fields = cast("dict[str, Any]", current)
-            for name in fields.names if isinstance(fields, Doubled) else ():
+            for name in fields.names if isinstance(fields, DuplicateField) else ():
                 if name.casefold() in _WHOLE:
                     raise ValueError(f"{name} stands in it twice, with different values")
                 if name in _SAID_ONCE:
@@ -185,7 +185,7 @@ def _noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = {name for name, value in pairs if not is_same(fields[name], value)}
     if not names:
         return fields
-    found = Doubled(fields)
+    found = DuplicateField(fields)
     found.names = frozenset(names)
     return found
 
@@ -215,7 +215,7 @@ def _decoded(body: bytes) -> str:
     return _ESCAPED.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("latin-1"), text)
 
 
-def stored(body: bytes) -> tuple[str, bytes | None]:
+def stored_json(body: bytes) -> tuple[str, bytes | None]:
     """A body as text for storage, and its bytes where the text does not give them back."""
     try:
         text = body.decode()
@@ -246,11 +246,11 @@ _WHOLE = frozenset({"response", "errorcode", "errormessage", "fault", "faultstri
 
 
 def read_stk_callback(body: bytes) -> StkCallback:
-    """Read an STK callback, in any of the shapes it comes in. Raises NotACallback."""
+    """Read an STK callback, in any of the shapes it comes in. Raises InvalidCallback."""
     callback, pairs = _callback(body, ("Body", "stkCallback"), _STK_FIELDS, "CallbackMetadata", "Item", "Name")
     code = read_code(callback, "ResultCode")
     if code is None:
-        raise NotACallback("ResultCode is missing")
+        raise InvalidCallback("ResultCode is missing")
     items = _items(pairs)
     if code == "0" and not ("amount" in items and "mpesareceiptnumber" in items):
         items = _elsewhere(body) | items
@@ -260,7 +260,7 @@ def read_stk_callback(body: bytes) -> StkCallback:
         merchant_request_id=_text(callback.get("MerchantRequestID")),
         checkout_request_id=_text(callback.get("CheckoutRequestID")),
         result_code=code,
-        result_desc=read_said(callback, "ResultDesc", 500) or "",
+        result_desc=read_message(callback, "ResultDesc", 500) or "",
         amount=read_amount(amount_text),
         amount_text=amount_text,
         receipt=receipt,
@@ -271,11 +271,11 @@ def read_stk_callback(body: bytes) -> StkCallback:
 
 
 def read_result(body: bytes) -> ResultCallback:
-    """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises NotACallback."""
+    """Read the result of a status query or a reversal, in any of the shapes it comes in. Raises InvalidCallback."""
     result, pairs = _callback(body, ("Result",), _RESULT_FIELDS, "ResultParameters", "ResultParameter", "Key")
     code = read_code(result, "ResultCode")
     if code is None:
-        raise NotACallback("Result.ResultCode is missing")
+        raise InvalidCallback("Result.ResultCode is missing")
     parameters: dict[str, list[str]] = {}
     for written, value in pairs:
         name = _KNOWN_NAMES.get(_name(written), written)
@@ -283,12 +283,12 @@ def read_result(body: bytes) -> ResultCallback:
         if text is None:
             continue
         if name in _SINGLE and name in parameters and not is_same(parameters[name][0], text):
-            raise Contradictory(f"{name} is stated twice, with different values")
+            raise ContradictoryCallback(f"{name} is stated twice, with different values")
         parameters.setdefault(name, []).append(text)
     return ResultCallback(
         is_final=read_code(result, "ResultType") != "1",
         result_code=code,
-        result_desc=read_said(result, "ResultDesc", 500) or "",
+        result_desc=read_message(result, "ResultDesc", 500) or "",
         originator_conversation_id=_text(result.get("OriginatorConversationID")),
         conversation_id=_text(result.get("ConversationID")),
         transaction_id=_text(result.get("TransactionID")),
@@ -307,7 +307,7 @@ _SINGLE = frozenset({"Amount", "ReceiptNo", "TransactionStatus", "OriginalTransa
 def _callback(
     body: bytes, path: tuple[str, ...], fields: frozenset[str], holder: str, list_name: str, key_name: str
 ) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """The object at the path, and the names and values below ``holder``. Raises NotACallback.
+    """The object at the path, and the names and values below ``holder``. Raises InvalidCallback.
 
     JSON is decoded by msgspec, which keeps the last of two fields with one name. Only where the bytes could hold more
     names than were decoded is the body decoded again, by a decoder that sees them all.
@@ -318,13 +318,13 @@ def _callback(
         pairs = _pairs(callback.get(holder), list_name, key_name)
         others = _pairs(callback.get("ReferenceData"), "ReferenceItem", key_name)
         if _may_double(body, _quoted(*path, *fields, list_name), _quoted(key_name)[0], [*pairs, *others]):
-            callback = _inner(read_json_noting(body), *path)
+            callback = _inner(read_json_with_duplicates(body), *path)
             _refuse_doubled(callback, fields)
             pairs = _pairs(callback.get(holder), list_name, key_name)
-    except NotACallback:
+    except InvalidCallback:
         raise
     except ValueError:
-        raise NotACallback("not JSON") from None
+        raise InvalidCallback("not JSON") from None
     return callback, pairs
 
 
@@ -348,8 +348,8 @@ def _quoted(*names: str) -> tuple[bytes, ...]:
 
 
 def _refuse_doubled(fields: Any, names: Collection[str]) -> None:
-    if isinstance(fields, Doubled) and (found := sorted(fields.names & frozenset(names))):
-        raise Contradictory(f"{found[0]} stands there twice, with different values")
+    if isinstance(fields, DuplicateField) and (found := sorted(fields.names & frozenset(names))):
+        raise ContradictoryCallback(f"{found[0]} stands there twice, with different values")
 
 
 _KNOWN_NAMES = {
@@ -423,7 +423,7 @@ def _rows_inside(value: Any) -> list[Any] | None:
     """What stands in a list, in an object around lists or objects, or in a JSON text; None for a row and the rest."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            return [read_json_noting(value.encode("utf-8", "surrogatepass"))]
+            return [read_json_with_duplicates(value.encode("utf-8", "surrogatepass"))]
         except ValueError:
             return None
     if isinstance(value, dict):
@@ -437,7 +437,7 @@ def _statement_line(row: Any) -> StatementLine | None:
     if not isinstance(row, dict):
         return None
     fields = cast("dict[str, Any]", row)
-    if isinstance(fields, Doubled) and not fields.names.isdisjoint(_ROW):
+    if isinstance(fields, DuplicateField) and not fields.names.isdisjoint(_ROW):
         return None
     receipt = read_receipt(_text(fields.get("transactionId")))
     amount_text = _stated(fields.get("amount"))
@@ -451,8 +451,8 @@ def _statement_line(row: Any) -> StatementLine | None:
         amount_text=amount_text,
         phone=_digits(_text(fields.get("msisdn"))),
         reference=_text(fields.get("billreference")),
-        kind=read_said(fields, "transactiontype"),
-        organisation=read_said(fields, "organizationname"),
+        kind=read_message(fields, "transactiontype"),
+        organisation=read_message(fields, "organizationname"),
     )
 
 
@@ -531,11 +531,11 @@ def _read_date(text: str) -> datetime:
 
 def _inner(content: Any, *names: str) -> dict[str, Any]:
     for name in names:
-        if type(content) is Doubled:
+        if type(content) is DuplicateField:
             _refuse_doubled(content, (name,))
         content = cast("dict[str, Any]", content).get(name) if isinstance(content, dict) else None
     if not isinstance(content, dict):
-        raise NotACallback(f"{'.'.join(names)} is missing")
+        raise InvalidCallback(f"{'.'.join(names)} is missing")
     return cast("dict[str, Any]", content)
 
 
@@ -547,7 +547,7 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if value is None or value == "":
             continue
         if name in _ITEMS and name in found and not is_same(found[name], value):
-            raise Contradictory(f"{written} is stated twice, with different values")
+            raise ContradictoryCallback(f"{written} is stated twice, with different values")
         found.setdefault(name, value)
     return found
 
@@ -567,14 +567,14 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
     if plain.isascii() and not any(part in plain for part in _SIGNS_OF_ITEMS):
         return found
     try:
-        waiting = deque[tuple[str, Any]]((("", read_json_noting(body)),))
+        waiting = deque[tuple[str, Any]]((("", read_json_with_duplicates(body)),))
     except ValueError:
         return found
     while waiting:
         name, value = waiting.popleft()
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
             with suppress(ValueError):
-                value = read_json_noting(value.encode("utf-8", "surrogatepass"))
+                value = read_json_with_duplicates(value.encode("utf-8", "surrogatepass"))
         if isinstance(value, dict):
             fields = cast("dict[str, Any]", value)
             _refuse_doubled(fields, [one for one in fields if _item_called(one) or _name(one) in _AROUND_ITEMS])
@@ -583,7 +583,7 @@ def _elsewhere(body: bytes) -> dict[str, Any]:
             waiting.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         elif (item := _item_called(name)) is not None and _stated(value) is not None:
             if item in found and not is_same(found[item], value):
-                raise Contradictory(f"{item} is stated twice, with different values")
+                raise ContradictoryCallback(f"{item} is stated twice, with different values")
             found[item] = value
     return found
 
@@ -623,7 +623,7 @@ def _pairs(holder: Any, list_name: str, key_name: str) -> list[tuple[str, Any]]:
             waiting.extendleft(reversed(current))  # pyright: ignore[reportUnknownArgumentType] - JSON
         elif isinstance(current, dict):
             entry = cast("dict[str, Any]", current)
-            if type(entry) is Doubled:
+            if type(entry) is DuplicateField:
                 _refuse_doubled(entry, (key_name, "Value", list_name))
             name = entry.get(key_name)
             if isinstance(name, str):
@@ -767,7 +767,7 @@ _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.+-]+\Z", re.ASCII)
 _NO_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
-def read_said(content: Any, name: str, limit: int = LIMIT) -> str | None:
+def read_message(content: Any, name: str, limit: int = LIMIT) -> str | None:
     """Words of M-Pesa's, fit to be shown and stored. None when there are none."""
     text = read_text(content, name)
     return None if text is None else provider_text(text, limit) or None

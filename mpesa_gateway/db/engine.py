@@ -13,10 +13,10 @@ from opentelemetry.trace import Tracer
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.table import Table
 
-from mpesa_gateway.config import ConfigRefused, DatabaseConfig
+from mpesa_gateway.config import ConfigError, DatabaseConfig
 from mpesa_gateway.db.codecs import read_ids
-from mpesa_gateway.db.columns import Columns
-from mpesa_gateway.db.writes import MOST, ChangedMeanwhile, Write, write_down
+from mpesa_gateway.db.deferred import MOST, ConcurrentUpdate, DeferredWrite, execute_writes
+from mpesa_gateway.db.star_expansion import StarExpansion
 from mpesa_gateway.dsn import read_dsn
 from mpesa_gateway.logs import trace
 from mpesa_gateway.secret import Secret
@@ -53,7 +53,7 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
     asyncpg.SerializationError,
-    ChangedMeanwhile,
+    ConcurrentUpdate,
 )
 """Errors of a busy Postgres, of a time-out and of a lost race. Nothing was done, and a retry may succeed."""
 
@@ -75,11 +75,11 @@ class DatabaseNotNamed(RuntimeError):
     """A query of Piccolo's runs outside of ``Database.run`` and of transactions."""
 
 
-class CalledInTransaction(RuntimeError):
+class ExternalCallInTransaction(RuntimeError):
     """A function that commits before it calls M-Pesa was called inside a transaction."""
 
 
-class RolledBack(RuntimeError):
+class TransactionRolledBack(RuntimeError):
     """Postgres rolled back a transaction instead of committing it: an error inside was caught and not raised again."""
 
 
@@ -106,14 +106,14 @@ class CheckedConnection(_Connection):
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
         """Run a statement; returns its command tag.
 
-        Raises RolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
+        Raises TransactionRolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
         """
         is_commit = query in _COMMITS
         if is_commit and not self.is_in_transaction():
-            raise RolledBack(_ENDED_INSIDE)
+            raise TransactionRolledBack(_ENDED_INSIDE)
         tag: str = await super().execute(query, *args, timeout=timeout)
         if is_commit and tag == "ROLLBACK":
-            raise RolledBack(_SWALLOWED)
+            raise TransactionRolledBack(_SWALLOWED)
         return tag
 
 
@@ -153,11 +153,11 @@ class _Engine(PostgresEngine):
         """Do nothing: the gateway needs no extensions."""
 
 
-class PoolerInBetween(ConfigRefused):
+class PoolerDetected(ConfigError):
     """`database.url` leads to a pooler, and `database.direct_url` is not set."""
 
 
-class SearchPathLost(ConfigRefused):
+class SearchPathLost(ConfigError):
     """A connection does not have our schema as its search path."""
 
 
@@ -165,7 +165,7 @@ class SettingLost(SearchPathLost):
     """A connection behind a pooler has a setting that our statements do not work with."""
 
 
-async def leave_as_it_is(_: "asyncpg.Connection[Row]") -> None:
+async def keep_session_state(_: "asyncpg.Connection[Row]") -> None:
     """Return a connection to the pool without asyncpg's reset, which is a second round trip after every query.
 
     Our settings and locks end with their transaction, and the pool rolls back an open one by itself.
@@ -213,10 +213,10 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 """
 
 
-async def look_at(
+async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Check a new connection. Raises PoolerInBetween, SearchPathLost or SettingLost.
+    """Check a new connection. Raises PoolerDetected, SearchPathLost or SettingLost.
 
     A pooler is recognized by its server process id, which differs from that of the backend.
     """
@@ -224,7 +224,7 @@ async def look_at(
     if row is None:
         return
     if not may_be_pooled and row["pid"] != connection.get_server_pid():
-        raise PoolerInBetween(_POOLER)
+        raise PoolerDetected(_POOLER)
     if row["path"].strip('"') != schema:
         raise SearchPathLost(
             f"behind the pooler of `database.url` tables are looked for in {row['path']}, and not in {schema}: run "
@@ -249,16 +249,16 @@ _POOLER = (
 
 @contextmanager
 def startup_settings_refused() -> Generator[None]:
-    """Raise PoolerInBetween where PgBouncer refuses a startup parameter that Postgres accepts."""
+    """Raise PoolerDetected where PgBouncer refuses a startup parameter that Postgres accepts."""
     try:
         yield
     except asyncpg.ProtocolViolationError as refusal:
         if "startup parameter" in str(refusal):
-            raise PoolerInBetween(_POOLER) from None
+            raise PoolerDetected(_POOLER) from None
         raise
 
 
-def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
+def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
     """Return asyncpg's arguments for a connection to Postgres itself, without a pooler."""
     # A process that dies with an open transaction must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
@@ -276,7 +276,7 @@ def way_to(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
     }
 
 
-class _Open:
+class _OpenTransaction:
     """The transaction of a task. BEGIN is sent before the first statement that cannot be deferred."""
 
     def __init__(
@@ -286,7 +286,7 @@ class _Open:
         self._acquire = acquire
         self._stack = stack
         self.connection: PoolConnectionProxy[Row] | None = None
-        self.writes: list[Write] = []
+        self.writes: list[DeferredWrite] = []
         self.after_commit: list[AfterCommit] = []
         self.failure: BaseException | None = None
         """The first error: every later statement raises it, until a savepoint has rolled back to before it."""
@@ -307,7 +307,7 @@ class _Open:
         await self.flush()
         return self.connection
 
-    async def put_off(self, write: Write) -> None:
+    async def defer(self, write: DeferredWrite) -> None:
         """Defer a write. Once there are too many for one statement, all are written."""
         self.check()
         if self._is_telling:
@@ -325,10 +325,10 @@ class _Open:
         self._is_telling = True
         try:
             if self.connection is not None:
-                await write_down(self.connection, writes)
+                await execute_writes(self.connection, writes)
             else:
                 async with self._acquire() as connection:
-                    await write_down(connection, writes)
+                    await execute_writes(connection, writes)
         except BaseException as problem:
             self.failure = problem
             raise
@@ -346,7 +346,7 @@ class _Open:
 class _FirstUse:
     """The connection of a transaction as Piccolo sees it. Its first query may send BEGIN."""
 
-    def __init__(self, current: _Open) -> None:
+    def __init__(self, current: _OpenTransaction) -> None:
         self._current = current
 
     async def fetch(self, sql: str, *args: Any) -> Any:
@@ -390,10 +390,10 @@ class Database:
     def __init__(self, config: DatabaseConfig) -> None:
         if config.url is None:
             raise ValueError("database.url is not set")
-        self.columns = Columns()
+        self.columns = StarExpansion()
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
-        self._direct = way_to(config.direct_url or config.url, config)
+        self._direct = connection_options(config.direct_url or config.url, config)
         # A pooler passes no other settings on, and the next transaction may run on another connection, where the
         # prepared statements of this one do not exist.
         pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
@@ -401,7 +401,7 @@ class Database:
         self._pool_size = (config.pool_min, config.pool_max)
         # At most half of the pool is reserved.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
-        self._open: ContextVar[_Open | None] = ContextVar("mpesa_gateway_transaction", default=None)
+        self._open: ContextVar[_OpenTransaction | None] = ContextVar("mpesa_gateway_transaction", default=None)
         self.tracer: Tracer = UNTRACED
 
     @property
@@ -415,9 +415,9 @@ class Database:
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raise CalledInTransaction if this task has an open transaction. ``what`` names the caller, which commits."""
+        """Raise ExternalCallInTransaction if this task has an open transaction; ``what`` names the caller."""
         if self.in_transaction:
-            raise CalledInTransaction(
+            raise ExternalCallInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
                 "would come too late. Call it after commit: by `db.after_commit(…)`, or from a subscriber made by `on`"
             )
@@ -425,7 +425,7 @@ class Database:
     async def start(self) -> None:
         """Open the pool.
 
-        Raises errors of asyncpg when Postgres cannot be reached, PoolerInBetween and SearchPathLost.
+        Raises errors of asyncpg when Postgres cannot be reached, PoolerDetected and SearchPathLost.
         """
         least, most = self._pool_size
         with startup_settings_refused():
@@ -434,14 +434,14 @@ class Database:
                 max_size=most,
                 max_inactive_connection_lifetime=300.0,
                 init=self._set_up,
-                reset=leave_as_it_is,
+                reset=keep_session_state,
                 connection_class=CheckedConnection,
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
         """Return a connection outside the pool and past any pooler. The caller closes it.
 
-        Raises errors of asyncpg when Postgres cannot be reached, and PoolerInBetween.
+        Raises errors of asyncpg when Postgres cannot be reached, and PoolerDetected.
         """
         with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(
@@ -449,7 +449,7 @@ class Database:
             )
         try:
             await read_ids(connection)
-            await look_at(connection, self.schema, may_be_pooled=False)
+            await check_connection(connection, self.schema, may_be_pooled=False)
         except BaseException:
             connection.terminate()
             raise
@@ -470,7 +470,7 @@ class Database:
 
     async def _set_up(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
         await read_ids(connection)
-        await look_at(connection, self.schema, may_be_pooled=self.is_pooled)
+        await check_connection(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
         """Close the pool; a query that still runs gets ``patience`` seconds to end."""
@@ -480,7 +480,7 @@ class Database:
                 async with asyncio.timeout(patience):
                     await self.engine.close_connection_pool()
         except TimeoutError:
-            log.warning("connections_cut_off")
+            log.warning("connections_closed")
             cast("asyncpg.Pool[Row]", pool).terminate()
             self.engine.pool = None
 
@@ -561,7 +561,7 @@ class Database:
         async with self.connection() as connection:
             await connection.executemany(sql, rows)
 
-    async def look(self, sql: str, *args: Any) -> list[Row]:
+    async def read_unlocked(self, sql: str, *args: Any) -> list[Row]:
         """Return all rows of a query. Does not send BEGIN for an open transaction of deferred writes.
 
         The rows are not locked: a deferred write about them states how many rows it expects, see ``put_off``.
@@ -573,25 +573,25 @@ class Database:
             rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
         return rows
 
-    async def put_off(self, write: Write) -> None:
+    async def defer(self, write: DeferredWrite) -> None:
         """Defer a write to the end of the open transaction or its next statement. Without one, write at once.
 
-        Deferred writes are one statement, which raises ChangedMeanwhile and errors of asyncpg when it runs, not here.
+        Deferred writes are one statement, which raises ConcurrentUpdate and errors of asyncpg when it runs, not here.
         """
         current = self._open.get()
         if current is not None:
-            await current.put_off(write)
+            await current.defer(write)
             return
         async with self.connection() as connection:
-            await write_down(connection, [write])
+            await execute_writes(connection, [write])
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
 
         Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
-        RolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed statement.
-        An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
+        TransactionRolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed
+        statement. An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
         """
         token = _named.set(self)
         try:
@@ -612,7 +612,7 @@ class Database:
             return
         with postgres_span(self.tracer, "transaction"):
             async with AsyncExitStack() as stack:
-                current = _Open(self._acquire, stack)
+                current = _OpenTransaction(self._acquire, stack)
                 token = self._open.set(current)
                 # Piccolo finds the connection through this. Its own context manager would never release connection
                 # and context variable when ROLLBACK fails.
@@ -646,7 +646,7 @@ class Database:
             try:
                 await connection.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             except asyncpg.InFailedSQLTransactionError:
-                raise RolledBack(_SWALLOWED) from None
+                raise TransactionRolledBack(_SWALLOWED) from None
         except BaseException:
             del current.after_commit[put_off:]
             current.writes.clear()
@@ -663,7 +663,7 @@ class Database:
             current.check()
             current.after_commit.append(callback)
 
-    def _current(self) -> _Open:
+    def _current(self) -> _OpenTransaction:
         current = self._open.get()
         if current is None:
             raise RuntimeError("this needs a transaction: put it inside `async with db.transaction():`")

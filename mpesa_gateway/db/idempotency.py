@@ -12,7 +12,7 @@ import msgspec
 
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Code, Conflict, Refused
+from mpesa_gateway.errors import ApiError, Code, Conflict
 
 # raw SQL: hot path - each create claims and settles a key.
 CLAIM = """
@@ -81,7 +81,7 @@ DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
 """
 
 
-class KeyRequired(Refused):
+class KeyRequired(ApiError):
     """The request moves money and came without an Idempotency-Key."""
 
     status, code = 400, Code.IDEMPOTENCY_KEY_REQUIRED
@@ -94,7 +94,7 @@ class KeyInProgress(Conflict):
     retryable = True
 
 
-class KeyMismatch(Refused):
+class KeyMismatch(ApiError):
     """The key was used before with another body, or for another operation."""
 
     status, code = 422, Code.IDEMPOTENCY_MISMATCH
@@ -180,7 +180,7 @@ async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
     await db.execute(CLOSE, merchant_id, env, key)
 
 
-async def forget(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
+async def delete_key(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
     """Delete the key of an object that has ended and that has a copy of its key.
 
     Does not wait, because its caller holds locks that come after keys: raises LockNotAvailableError.

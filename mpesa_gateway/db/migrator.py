@@ -76,7 +76,7 @@ _POLL = 0.2
 """Seconds between two looks whether another process has done migrating."""
 
 
-class MigrationRefused(Exception):
+class MigrationError(Exception):
     """The database and this release do not fit together. The text says what to do."""
 
 
@@ -107,20 +107,20 @@ class Migration:
     def statement(self) -> str | None:
         """The one statement of a file that must not run in a transaction (``CREATE INDEX CONCURRENTLY``).
 
-        None for all others. Raises MigrationRefused for several statements: none of them could be undone.
+        None for all others. Raises MigrationError for several statements: none of them could be undone.
         """
         statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
         if not any(_CONCURRENTLY.match(text) for text in statements):
             return None
         if len(statements) > 1:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"migration {self.owner}/{self.name}: what is made CONCURRENTLY needs a file of its own"
             )
         return statements[0]
 
 
 def find(owner: str, package: str) -> list[Migration]:
-    """The migrations in a package's folder, in order. Raises MigrationRefused where a number is missing or doubled."""
+    """The migrations in a package's folder, in order. Raises MigrationError where a number is missing or doubled."""
     found: list[Migration] = []
     for entry in files(package).iterdir():
         match = _NAME.match(entry.name)
@@ -129,7 +129,7 @@ def find(owner: str, package: str) -> list[Migration]:
     found.sort(key=lambda migration: migration.number)
     numbers = [migration.number for migration in found]
     if numbers != list(range(1, len(numbers) + 1)):
-        raise MigrationRefused(f"migrations of {owner} must be numbered 0001, 0002, … without gaps: found {numbers}")
+        raise MigrationError(f"migrations of {owner} must be numbered 0001, 0002, … without gaps: found {numbers}")
     return found
 
 
@@ -148,7 +148,7 @@ async def migrate(
 
     An advisory lock lets one process at a time do it: the others wait and find nothing left to do. A migration whose
     table is in use lets go of it after ``lock_timeout`` and tries again after ``pause``, so that traffic never stands
-    still behind it. Raises MigrationRefused when an applied file has changed since, the database is ahead of this
+    still behind it. Raises MigrationError when an applied file has changed since, the database is ahead of this
     release in a way that it cannot run on, or ``patience`` has ended.
     """
     async with db.session() as connection, _alone(connection):
@@ -171,7 +171,7 @@ async def migrate(
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """What ``migrate`` would apply now, without applying it. Raises MigrationRefused as it does."""
+    """What ``migrate`` would apply now, without applying it. Raises MigrationError as it does."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
     return _missing(await db.fetch(_APPLIED), migrations)
@@ -198,7 +198,7 @@ async def _alone(connection: Connection) -> AsyncGenerator[None]:
 async def _try(
     connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
 ) -> None:
-    """Apply one migration, again and again while its tables are in use. Raises MigrationRefused at last."""
+    """Apply one migration, again and again while its tables are in use. Raises MigrationError at last."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:
@@ -218,7 +218,7 @@ async def _try(
                 oldest=round(oldest.total_seconds(), 1) if oldest is not None else None,
             )
             if loop.time() >= until:
-                raise MigrationRefused(
+                raise MigrationError(
                     f"migration {migration.owner}/{migration.name} could not lock its tables: end the transaction that "
                     "uses them (see pg_stat_activity), and run `mpesa-gateway migrate` again"
                 ) from None
@@ -268,7 +268,7 @@ def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migra
         if row is None:
             todo.append(migration)
         elif row["digest"] != migration.digest:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"migration {migration.owner}/{row['name']} has changed since it was applied: "
                 "restore the released file; a change needs a migration of its own"
             )
@@ -277,7 +277,7 @@ def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migra
         # A newer release has been here. What it has added is no matter; what it has taken away is.
         taken = [row["name"] for row in rows if row["owner"] == owner and row["number"] > newest and row["contracts"]]
         if taken:
-            raise MigrationRefused(
+            raise MigrationError(
                 f"the database is ahead of this release ({owner}: {', '.join(sorted(taken))} took away what it needs): "
                 "run the newer release"
             )

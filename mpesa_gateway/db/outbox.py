@@ -9,13 +9,13 @@ import msgspec
 import structlog
 
 from mpesa_gateway.clock import Clock, rfc3339
+from mpesa_gateway.correlation import context_of, use_context
+from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.writes import Write
+from mpesa_gateway.db.json_codec import dumps, loads, plain
 from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
-from mpesa_gateway.origin import coming_from, origin_of
-from mpesa_gateway.stored import dumps, loads, plain
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ class Sweep:
     woken: int
 
 
-class Waking(Protocol):
+class JobWaker(Protocol):
     """The queues, as far as the outbox uses them."""
 
     def wake(self, name: str, /, **kwargs: Any) -> None:
@@ -119,7 +119,7 @@ class Outbox:
         db: Database,
         clock: Clock,
         ids: Ids,
-        jobs: Waking,
+        jobs: JobWaker,
         event_type: Callable[[str], type[Event]],
         context: Any,
     ) -> None:
@@ -163,7 +163,7 @@ class Outbox:
         durable = {event.event_id for event, _ in owed}
         await self._write([event for event in stamped if event.event_id in durable or isinstance(event, PublicEvent)])
         if owed:
-            await self._owe(owed)
+            await self._insert_tasks(owed)
         for subscriber in self._subscribers:
             if subscriber.inside:
                 heard = [event for event in stamped if isinstance(event, subscriber.event)]
@@ -183,20 +183,20 @@ class Outbox:
                 [payload_of(event) for event in events],
                 [public_body(event) if isinstance(event, PublicEvent) else None for event in events],
             )
-            await self._db.put_off(Write(INSERT_EVENTS, args))
+            await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
 
-    async def _owe(self, owed: Sequence[tuple[Event, str]]) -> None:
+    async def _insert_tasks(self, owed: Sequence[tuple[Event, str]]) -> None:
         """Note which durable subscribers have to hear of which event, and wake them after commit."""
         args = (
             [event.event_id for event, _ in owed],
             [name for _, name in owed],
             [event.occurred_at + timedelta(seconds=15) for event, _ in owed],
         )
-        await self._db.put_off(Write(INSERT_TASKS, args))
+        await self._db.defer(DeferredWrite(INSERT_TASKS, args))
 
         async def wake() -> None:
             for event, name in owed:
-                with coming_from(origin_of(event.subject_id)):
+                with use_context(context_of(event.subject_id)):
                     self._jobs.wake(HANDLE, once=f"{event.event_id}:{name}", event_id=event.event_id, subscriber=name)
 
         await self._db.after_commit(wake)

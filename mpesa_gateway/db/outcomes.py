@@ -45,7 +45,7 @@ class _Kept:
     pause: float = _FIRST_PAUSE
 
 
-class Outcomes:
+class OutcomeWriter:
     """The writes that follow calls to M-Pesa. A crash loses what is kept here; architecture.md 4 says what finds it.
 
     Each ``write`` must be idempotent: an attempt whose COMMIT got no answer may have been carried out.
@@ -95,7 +95,7 @@ class Outcomes:
             self._keep(what, subject_id, write)
             raise
         except Exception as problem:  # noqa: BLE001 - whatever the reason is: what M-Pesa said must not be lost
-            log.warning("outcome_kept", what=what, subject_id=subject_id, error=type(problem).__name__)
+            log.warning("outcome_buffered", what=what, subject_id=subject_id, error=type(problem).__name__)
             if not isinstance(problem, TimeoutError):
                 log.info("outcome_not_written", what=what, subject_id=subject_id, exception=trace(problem))
             self._keep(what, subject_id, write)
@@ -148,7 +148,7 @@ class Outcomes:
             return False
         self._kept.remove(one)
         self._counter.labels("written_late").inc()
-        log.info("outcome_written_late", what=one.what, subject_id=one.subject_id)
+        log.info("buffered_outcome_written", what=one.what, subject_id=one.subject_id)
         return True
 
     async def stop(self, grace: float) -> None:

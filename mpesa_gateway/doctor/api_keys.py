@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from mpesa_gateway.observation import Examination, Level, Observation, ok, warning
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level, ok, warning
 from mpesa_gateway.runtime import Runtime
 
 _SOON = timedelta(days=14)
@@ -16,13 +16,13 @@ FROM api_key WHERE merchant_id = $1 AND env = $2 AND revoked_at IS NULL AND (exp
 """
 
 
-async def look_at_api_keys(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_api_keys(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """The merchant's keys for an env."""
     merchant, env = examination.one, examination.env
     row = await gateway.db.fetchrow(KEYS, merchant.merchant_id, env, examination.now)
     create = f"mpesa-gateway apikeys create {merchant.merchant_id}{' --live' if env == 'live' else ''}"
     if row is None or row["count"] == 0:
-        yield Observation(
+        yield CheckResult(
             name="merchant.api_keys",
             level=Level.PROBLEM if env == "live" else Level.NOTE,
             text=f"no API key for {env} is valid: its shop cannot call us",

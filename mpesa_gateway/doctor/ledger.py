@@ -29,7 +29,7 @@ _NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAc
 _CHAIN = "The audit log's chain is whole: no entry was changed or removed"
 
 
-class Proof(msgspec.Struct, frozen=True, kw_only=True):
+class InvariantResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the books said about one invariant. Without an answer ``holds`` is None, and ``problem`` says why."""
 
     owner: str
@@ -51,7 +51,7 @@ def invariants_of(gateway: "Gateway") -> list[tuple[str, Invariant]]:
 
 async def read_ledger(
     gateway: "Gateway", db: Database, *, patience: float, grace: timedelta | None = None
-) -> AsyncGenerator[Proof]:
+) -> AsyncGenerator[InvariantResult]:
     """Ask about one invariant after the other, each in a snapshot of its own that ends with the answer.
 
     ``patience`` is for one statement, in seconds; ``grace`` replaces that of every invariant which has one. Nothing is
@@ -64,7 +64,7 @@ async def read_ledger(
         except _NO_ANSWER as problem:
             yield _unanswered(owner, invariant.name, invariant.sentence, problem, began)
             continue
-        yield Proof(
+        yield InvariantResult(
             owner=owner,
             name=invariant.name,
             sentence=invariant.sentence,
@@ -92,7 +92,7 @@ async def _ask(
     return [row["id"] for row in rows]
 
 
-async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Proof:
+async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> InvariantResult:
     began = time.perf_counter()
     name, found = "audit_chain", ""
     db.bind((AuditRow, AuditCheckpointRow, AuditPolicyRow))
@@ -105,7 +105,7 @@ async def _verify_audit(gateway: "Gateway", db: Database, patience: float) -> Pr
         found = str(problem)
     except _NO_ANSWER as problem:
         return _unanswered("kernel", name, _CHAIN, problem, began)
-    return Proof(
+    return InvariantResult(
         owner="kernel",
         name=name,
         sentence=_CHAIN,
@@ -123,7 +123,7 @@ async def _be_gentle(db: Database, patience: float) -> None:
     await db.execute(f"SET LOCAL statement_timeout = {int(patience * 1000)}")
 
 
-def _unanswered(owner: str, name: str, sentence: str, problem: BaseException, began: float) -> Proof:
+def _unanswered(owner: str, name: str, sentence: str, problem: BaseException, began: float) -> InvariantResult:
     seconds = time.perf_counter() - began
     if isinstance(problem, asyncpg.QueryCanceledError):
         why = f"no answer within {seconds:.0f} seconds: ask at a quieter hour, or with a longer --statement-timeout"
@@ -131,4 +131,4 @@ def _unanswered(owner: str, name: str, sentence: str, problem: BaseException, be
         why = "the database is not at this release: run `mpesa-gateway migrate`"
     else:
         why = f"Postgres did not answer ({type(problem).__name__}: {problem})"
-    return Proof(owner=owner, name=name, sentence=sentence, holds=None, problem=why, seconds=seconds)
+    return InvariantResult(owner=owner, name=name, sentence=sentence, holds=None, problem=why, seconds=seconds)

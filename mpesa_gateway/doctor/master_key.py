@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.config import ENVIRONMENT
-from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.rotation import KERNEL_SEALED, SealedColumn
+from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, SealedColumn
 
 
-async def look_at_master_key(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_master_key(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Where it is read from, what it has sealed, and a reminder of what no program can see."""
     yield _source(gateway, examination)
     used = await _used(gateway)
@@ -47,7 +47,7 @@ async def look_at_master_key(gateway: Runtime, examination: Examination) -> Asyn
         )
 
 
-def _source(gateway: Runtime, examination: Examination) -> Observation:
+def _source(gateway: Runtime, examination: CheckContext) -> CheckResult:
     file = gateway.config.security.master_key_file
     if file is None:
         if ENVIRONMENT + "SECURITY__MASTER_KEY" in os.environ:
@@ -63,7 +63,7 @@ def _source(gateway: Runtime, examination: Examination) -> Observation:
         )
     mode = stat.S_IMODE(Path(file).stat().st_mode)
     if mode & 0o077:
-        return Observation(
+        return CheckResult(
             name="master_key.source",
             level=Level.PROBLEM if examination.is_live else Level.WARNING,
             text=f"the master key is read from {file}, which others on this machine may read too (mode {mode:04o})",

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
+from mpesa_gateway.check_result import CheckResult, ok, problem, warning
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
-from mpesa_gateway.observation import Observation, ok, problem, warning
+from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerDetected, SearchPathLost
 from mpesa_gateway.server_address import address
 
 _TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
@@ -26,20 +26,20 @@ _HERE = "SELECT pg_postmaster_start_time() AS started, current_database() AS nam
 """What two connections to the same database of the same server agree on."""
 
 
-def see_refusal(refusal: PoolerInBetween | SearchPathLost) -> Observation:
+def pooler_result(refusal: PoolerDetected | SearchPathLost) -> CheckResult:
     """Why the pool was not opened."""
     text, _, fix = str(refusal).partition(": ")
     return problem("postgres.pooler", text, fix)
 
 
-async def look_at_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[Observation]:
+async def check_pooler(config: DatabaseConfig, db: Database) -> AsyncIterator[CheckResult]:
     """Nothing, where the settings name no way past a pooler; ``db`` is connected."""
     if not db.is_pooled:
         return
     where = address(config.direct_url)
     try:
         direct = await db.connect()
-    except PoolerInBetween:
+    except PoolerDetected:
         yield problem(
             "postgres.pooler",
             f"database.direct_url leads to a pooler too ({where}): migrations lose their lock, changes are not heard",

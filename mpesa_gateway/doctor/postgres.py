@@ -5,12 +5,12 @@ from datetime import datetime
 
 import asyncpg
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.clock import SharedClock
-from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerInBetween, SearchPathLost
-from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerDetected, SearchPathLost
+from mpesa_gateway.db.migrator import MigrationError, pending
 from mpesa_gateway.db.roles import STANDING
-from mpesa_gateway.doctor.pooler import look_at_pooler, see_refusal
-from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
+from mpesa_gateway.doctor.pooler import check_pooler, pooler_result
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import address
 
@@ -34,7 +34,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 """
 
 
-async def look_at_postgres(gateway: Runtime, db: Database, examination: Examination) -> AsyncIterator[Observation]:
+async def check_postgres(gateway: Runtime, db: Database, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Everything about Postgres, over a pool of its own that is opened here; the caller closes it.
 
     Where ``postgres.reachable``, ``postgres.pooler`` or ``postgres.migrations`` is a problem, nothing can be asked of
@@ -44,8 +44,8 @@ async def look_at_postgres(gateway: Runtime, db: Database, examination: Examinat
     try:
         await db.start()
         row = await db.fetchrow(SETTINGS)
-    except (PoolerInBetween, SearchPathLost) as refusal:
-        yield see_refusal(refusal)
+    except (PoolerDetected, SearchPathLost) as refusal:
+        yield pooler_result(refusal)
         return
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as refusal:
         yield problem("postgres.reachable", f"Postgres at {where} refuses us ({refusal})", "correct database.url")
@@ -60,16 +60,21 @@ async def look_at_postgres(gateway: Runtime, db: Database, examination: Examinat
     if row is None:
         return
     yield ok("postgres.reachable", f"Postgres {row['version']} answers at {where}")
-    for observation in (see_version(row), *see_role(row), *_durability(row, examination), *see_connections(row)):
+    for observation in (
+        version_result(row),
+        *role_result(row),
+        *_durability(row, examination),
+        *connections_result(row),
+    ):
         yield observation
-    yield see_privileges(await db.fetchrow(STANDING))
-    async for observation in look_at_pooler(gateway.config.database, db):
+    yield privileges_result(await db.fetchrow(STANDING))
+    async for observation in check_pooler(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)
     yield await _clock(gateway, db)
 
 
-def see_version(row: asyncpg.Record) -> Observation:
+def version_result(row: asyncpg.Record) -> CheckResult:
     """Whether its makers still mend it."""
     if row["number"] < _OLDEST:
         return warning(
@@ -80,7 +85,7 @@ def see_version(row: asyncpg.Record) -> Observation:
     return ok("postgres.version", "its version is still maintained")
 
 
-def see_role(row: asyncpg.Record) -> Sequence[Observation]:
+def role_result(row: asyncpg.Record) -> Sequence[CheckResult]:
     """Whether it takes what is written."""
     if row["is_standby"] or row["read_only"] == "on":
         what = "a standby, which" if row["is_standby"] else "set to read only, and"
@@ -94,7 +99,7 @@ def see_role(row: asyncpg.Record) -> Sequence[Observation]:
     return []
 
 
-def see_privileges(row: asyncpg.Record | None) -> Observation:
+def privileges_result(row: asyncpg.Record | None) -> CheckResult:
     """Whether the role that the gateway runs as could switch off what protects its records."""
     if row is None or not (row["is_superuser"] or row["is_owner"]):
         return ok("postgres.role", "the gateway runs as a role that changes rows, and owns no table")
@@ -108,7 +113,7 @@ def see_privileges(row: asyncpg.Record | None) -> Observation:
     )
 
 
-def _durability(row: asyncpg.Record, examination: Examination) -> Sequence[Observation]:
+def _durability(row: asyncpg.Record, examination: CheckContext) -> Sequence[CheckResult]:
     weak = {
         "fsync": "a power cut can destroy the database, answered payments included",
         "full_page_writes": "a crash in the middle of a write can leave a page half written",
@@ -118,7 +123,7 @@ def _durability(row: asyncpg.Record, examination: Examination) -> Sequence[Obser
     if not off:
         return [ok("postgres.durable", "what it has committed survives a crash")]
     return [
-        Observation(
+        CheckResult(
             name="postgres.durable",
             level=Level.PROBLEM if examination.is_live else Level.WARNING,
             text=f"{name} is off: {weak[name]}",
@@ -128,7 +133,7 @@ def _durability(row: asyncpg.Record, examination: Examination) -> Sequence[Obser
     ]
 
 
-def see_connections(row: asyncpg.Record) -> Sequence[Observation]:
+def connections_result(row: asyncpg.Record) -> Sequence[CheckResult]:
     """Whether there is room for more of them, and who could listen in."""
     used, most = row["used"], row["connections"]
     text = f"{used} of {most} connections are in use"
@@ -148,10 +153,10 @@ def see_connections(row: asyncpg.Record) -> Sequence[Observation]:
     return seen
 
 
-async def _migrations(gateway: Runtime, db: Database) -> Observation:
+async def _migrations(gateway: Runtime, db: Database) -> CheckResult:
     try:
         missing = await pending(db, gateway.migrations)
-    except MigrationRefused as refusal:
+    except MigrationError as refusal:
         text, _, fix = str(refusal).rpartition(": ")
         return problem("postgres.migrations", text, fix)
     if not missing:
@@ -165,7 +170,7 @@ async def _migrations(gateway: Runtime, db: Database) -> Observation:
     )
 
 
-async def _clock(gateway: Runtime, db: Database) -> Observation:
+async def _clock(gateway: Runtime, db: Database) -> CheckResult:
     machine = gateway.clock.machine if isinstance(gateway.clock, SharedClock) else gateway.clock
     before = machine.now()
     theirs: datetime = await db.fetchval("SELECT clock_timestamp()")
@@ -182,6 +187,6 @@ async def _clock(gateway: Runtime, db: Database) -> Observation:
     return problem("postgres.clock", f"{text}: a worker here takes the jobs of others for dead", fix)
 
 
-def cannot_look_further(why: str) -> Observation:
+def skipped_result(why: str) -> CheckResult:
     """What is said where the tables cannot be asked."""
     return note("doctor.stopped", f"everything else needs the database, and was not looked at: {why}")

@@ -8,9 +8,9 @@ from textwrap import wrap
 from rich.console import Console
 from rich.text import Text
 
-from mpesa_gateway.doctor.examination import Seen
-from mpesa_gateway.doctor.ledger import Proof
-from mpesa_gateway.observation import Level
+from mpesa_gateway.check_result import Level
+from mpesa_gateway.doctor.ledger import InvariantResult
+from mpesa_gateway.doctor.run import DoctorReport
 
 _WIDEST = 100
 """Columns beyond which lines become tiring."""
@@ -39,15 +39,15 @@ class Printer:
 
     # -- the examination ------------------------------------------------------------------------------------------
 
-    def begins(self, public_url: str, source: str) -> None:
+    def print_header(self, public_url: str, source: str) -> None:
         """Whose examination this is."""
         self._line(f"Examining {public_url} (settings from {source})")
 
-    def waiting(self) -> AbstractContextManager[object]:
+    def print_progress(self) -> AbstractContextManager[object]:
         """Something moves while nothing is printed."""
         return self._console.status("looking …")
 
-    def observation(self, seen: Seen) -> None:
+    def print_result(self, seen: DoctorReport) -> None:
         """One thing that was seen, below its title."""
         if self._quiet and seen.level is Level.OK:
             return
@@ -59,7 +59,7 @@ class Printer:
         if seen.fix is not None:
             self._row("", seen.fix, "fix: ")
 
-    def ends(self, seen: Sequence[Seen]) -> None:
+    def print_summary(self, seen: Sequence[DoctorReport]) -> None:
         """The sum of it, last, where the eye is: what has to be mended, once more and by itself."""
         count = Counter(one.level for one in seen)
         problems = [one for one in seen if one.level is Level.PROBLEM]
@@ -75,11 +75,11 @@ class Printer:
 
     # -- the ledger -----------------------------------------------------------------------------------------------
 
-    def ledger_begins(self, count: int) -> None:
+    def print_ledger_header(self, count: int) -> None:
         """How much is asked."""
         self._line(f"The ledger: {count} things that must hold, each asked in one moment of the books")
 
-    def proof(self, proof: Proof) -> None:
+    def print_invariant(self, proof: InvariantResult) -> None:
         """One invariant, and the ids of what breaks it."""
         level = {True: "ok", False: "broken", None: "unknown"}[proof.holds]
         if self._quiet and proof.holds:
@@ -92,7 +92,7 @@ class Printer:
         if proof.problem is not None:
             self._row("", proof.problem)
 
-    def ledger_ends(self, proofs: Sequence[Proof]) -> None:
+    def print_ledger_summary(self, proofs: Sequence[InvariantResult]) -> None:
         """The sum of it."""
         broken = [proof for proof in proofs if proof.holds is False]
         unanswered = [proof for proof in proofs if proof.holds is None]

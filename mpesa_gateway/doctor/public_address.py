@@ -7,16 +7,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, note, ok, problem, warning
 from mpesa_gateway.client_ip import is_inside, read_address
 from mpesa_gateway.daraja.addresses import filtered_words, tunnel
 from mpesa_gateway.dns import system_lookup
 from mpesa_gateway.doctor import probe
 from mpesa_gateway.errors import Code
-from mpesa_gateway.http import challenge
+from mpesa_gateway.http import self_probe
 from mpesa_gateway.http.egress import check_url, is_public
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.health import Live, Seen
-from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 
 _SOON, _NOW = timedelta(days=21), timedelta(days=3)
@@ -25,21 +25,21 @@ _SOON, _NOW = timedelta(days=21), timedelta(days=3)
 _OUTSIDE = "if only this machine cannot reach it (no hairpin NAT), try from outside: curl -i"
 
 
-async def look_at_public_address(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_public_address(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """``public_url``: its form, where its name leads, and what answers there."""
     url = gateway.config.public_url
-    for observation in (*see_form(url, examination), *await see_resolution(url, examination)):
+    for observation in (*form_result(url, examination), *await resolution_result(url, examination)):
         yield observation
     async for observation in _reach(gateway, examination):
         yield observation
 
 
-def see_form(url: str, examination: Examination) -> Sequence[Observation]:
+def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
     """Whether M-Pesa calls an address of this form."""
-    seen: list[Observation] = []
+    seen: list[CheckResult] = []
     if urlsplit(url).scheme != "https":
         seen.append(
-            Observation(
+            CheckResult(
                 name="address.https",
                 level=examination.if_live,
                 text=f"public_url is {url}: M-Pesa calls back over https only, and live credentials are refused",
@@ -60,7 +60,7 @@ def see_form(url: str, examination: Examination) -> Sequence[Observation]:
         seen.append(ok("address.words", "it has none of the words that M-Pesa filters"))
     if through := tunnel(url):
         seen.append(
-            Observation(
+            CheckResult(
                 name="address.tunnel",
                 level=examination.if_live,
                 text=f"public_url leads through a public tunnel ({through}), which Safaricom forbids for live",
@@ -70,7 +70,7 @@ def see_form(url: str, examination: Examination) -> Sequence[Observation]:
     return seen
 
 
-async def see_resolution(url: str, examination: Examination) -> Sequence[Observation]:
+async def resolution_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
     """Where its name leads."""
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -79,7 +79,7 @@ async def see_resolution(url: str, examination: Examination) -> Sequence[Observa
     except ValueError as refusal:
         why = str(refusal).partition(": ")[0]
         return [
-            Observation(
+            CheckResult(
                 name="address.public",
                 level=examination.if_live,
                 text=f"M-Pesa cannot reach {host}: an address {why}",
@@ -90,7 +90,7 @@ async def see_resolution(url: str, examination: Examination) -> Sequence[Observa
         addresses = await system_lookup(host, parts.port or 443)
     except OSError:
         return [
-            Observation(
+            CheckResult(
                 name="address.public",
                 level=examination.if_live,
                 text=f"the name {host} could not be resolved",
@@ -109,18 +109,18 @@ async def see_resolution(url: str, examination: Examination) -> Sequence[Observa
     return [ok("address.public", f"{host} resolves to {', '.join(dict.fromkeys(addresses))}")]
 
 
-async def _reach(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def _reach(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     nonce = gateway.ids.token(16)
     url = gateway.url("/health/live")
     try:
-        reply = await probe.get(f"{url}?challenge={challenge.ask(gateway.vault, nonce)}")
+        reply = await probe.get(f"{url}?challenge={self_probe.create_nonce(gateway.vault, nonce)}")
     except probe.ProbeFailed as failure:
         yield _unreached(url, failure, examination)
         return
     if reply.valid_until is not None:
         yield _certificate(reply.valid_until, examination)
     live = _read(reply.body)
-    if reply.status != 200 or live is None or live.proof != challenge.expected(gateway.vault, nonce):
+    if reply.status != 200 or live is None or live.proof != self_probe.expected(gateway.vault, nonce):
         yield _wrong_target(url, reply, live, examination)
         return
     yield ok("address.reached", f"{url} leads to this very gateway")
@@ -129,15 +129,15 @@ async def _reach(gateway: Runtime, examination: Examination) -> AsyncIterator[Ob
     yield await _callback_path(gateway, examination)
 
 
-def _unreached(url: str, failure: probe.ProbeFailed, examination: Examination) -> Observation:
+def _unreached(url: str, failure: probe.ProbeFailed, examination: CheckContext) -> CheckResult:
     if failure.reason == "tls":
-        return Observation(
+        return CheckResult(
             name="address.certificate",
             level=examination.if_live,
             text=f"nobody should trust the certificate of {url}: {failure}",
             fix="renew it, or let the proxy send the whole chain (fullchain.pem) for this host name",
         )
-    return Observation(
+    return CheckResult(
         name="address.reached",
         level=examination.if_live,
         text=f"nothing answers at {url}: {failure}",
@@ -145,7 +145,7 @@ def _unreached(url: str, failure: probe.ProbeFailed, examination: Examination) -
     )
 
 
-def _certificate(until: datetime, examination: Examination) -> Observation:
+def _certificate(until: datetime, examination: CheckContext) -> CheckResult:
     left = until - examination.now
     text = f"its TLS certificate is valid until {until:%Y-%m-%d}"
     if left < _NOW:
@@ -164,7 +164,7 @@ def _read(body: bytes) -> Live | None:
         return None
 
 
-def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: Examination) -> Observation:
+def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: CheckContext) -> CheckResult:
     fix = f"let the proxy pass {urlsplit(url).hostname} to this gateway, paths and query unchanged"
     if 300 <= reply.status < 400:
         text = f"{url} answers with a redirect to {reply.headers.get('location', '?')}: M-Pesa follows none"
@@ -183,13 +183,13 @@ def _wrong_target(url: str, reply: probe.Reply, live: Live | None, examination: 
     else:
         name = reply.headers.get("server", "no name")
         text = f"what answers at {url} is not this gateway (HTTP {reply.status}, {name})"
-    return Observation(name="address.reached", level=examination.if_live, text=text, fix=fix)
+    return CheckResult(name="address.reached", level=examination.if_live, text=text, fix=fix)
 
 
-def _proxies(seen: Seen, examination: Examination, *, is_https: bool) -> Observation:
+def _proxies(seen: Seen, examination: CheckContext, *, is_https: bool) -> CheckResult:
     if seen.was_forwarded and not seen.peer_is_trusted:
         peer = read_address(seen.peer)
-        return Observation(
+        return CheckResult(
             name="address.proxies",
             level=examination.if_live,
             text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
@@ -214,7 +214,7 @@ def _proxies(seen: Seen, examination: Examination, *, is_https: bool) -> Observa
     return ok("address.proxies", f"no proxy is in between: this request was seen as from {seen.client}")
 
 
-async def _callback_path(gateway: Runtime, examination: Examination) -> Observation:
+async def _callback_path(gateway: Runtime, examination: CheckContext) -> CheckResult:
     """A GET where callbacks are POSTed: the gateway itself refuses it in its own words, and keeps nothing of it."""
     url = gateway.url("/v1/cb/stk/doctor")
     try:
@@ -223,7 +223,7 @@ async def _callback_path(gateway: Runtime, examination: Examination) -> Observat
         return _unreached(url, failure, examination)
     if reply.status == 405 and Code.METHOD_NOT_ALLOWED.value.encode() in reply.body:
         return ok("address.callbacks", "the addresses of callbacks lead here as well")
-    return Observation(
+    return CheckResult(
         name="address.callbacks",
         level=examination.if_live,
         text=f"{url} does not lead to this gateway (HTTP {reply.status}), although /health/live does",

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, read_certificate
+from mpesa_gateway.daraja.certificates import Certificate, CertificateError, read_certificate
 from mpesa_gateway.daraja.client import NotSent
-from mpesa_gateway.observation import Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
 
@@ -18,7 +18,7 @@ _SOON = timedelta(days=30)
 """How long before its end a certificate should be replaced."""
 
 
-async def look_at_daraja(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_daraja(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Whether each environment that is in use can be reached from here, and whether clocks agree."""
     for env in _envs(examination):
         before = gateway.clock.now()
@@ -34,7 +34,7 @@ async def look_at_daraja(gateway: Runtime, examination: Examination) -> AsyncIte
         yield _clock(env, before, theirs, gateway.clock.now())
 
 
-def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime) -> Observation:
+def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime) -> CheckResult:
     if theirs is None:
         return note(f"daraja.{env}", f"Daraja's {env} answers, and does not say what time it is there")
     off = max((before - theirs).total_seconds() - 1, (theirs - after).total_seconds(), 0.0)
@@ -50,7 +50,7 @@ def _clock(env: Env, before: datetime, theirs: datetime | None, after: datetime)
     )
 
 
-async def look_at_certificates(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_certificates(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Whether Safaricom's certificate of each environment in use is there, valid, and that environment's."""
     config = gateway.config.daraja
     found: dict[Env, Certificate] = {}
@@ -58,16 +58,16 @@ async def look_at_certificates(gateway: Runtime, examination: Examination) -> As
         level = Level.PROBLEM if env == "live" else Level.NOTE
         try:
             found[env] = _read(config, env)
-        except CertificateRefused as refusal:
+        except CertificateError as refusal:
             lost = "no initiator password can be encrypted"
             lost += ", and signed callbacks are refused" if env == "live" else ""
             fix = f"download it from Safaricom's developer portal (certs/README.md) as daraja.{env}_certificate"
-            yield Observation(name=f"certificate.{env}", level=level, text=f"{refusal}: {lost}", fix=fix)
+            yield CheckResult(name=f"certificate.{env}", level=level, text=f"{refusal}: {lost}", fix=fix)
             continue
         for observation in _validity(env, found[env], examination.now):
             yield observation
     if found and _is_same_key(_quietly(gateway, "sandbox"), _quietly(gateway, "live")):
-        yield Observation(
+        yield CheckResult(
             name="certificate.differ",
             level=examination.if_live,
             text="the files for sandbox and live hold the same certificate, and Safaricom's differ",
@@ -75,10 +75,10 @@ async def look_at_certificates(gateway: Runtime, examination: Examination) -> As
         )
 
 
-def _validity(env: Env, certificate: Certificate, now: datetime) -> Sequence[Observation]:
+def _validity(env: Env, certificate: Certificate, now: datetime) -> Sequence[CheckResult]:
     name, until = f"certificate.{env}", f"{certificate.not_after:%Y-%m-%d}"
     download = f"see whether Safaricom's developer portal has a newer one, as daraja.{env}_certificate"
-    seen: list[Observation] = []
+    seen: list[CheckResult] = []
     if now >= certificate.not_after:
         # Those that Safaricom publishes have been so for years, and M-Pesa still takes what they encrypt.
         text = (
@@ -107,7 +107,7 @@ def _read(config: DarajaConfig, env: Env) -> Certificate:
 def _quietly(gateway: Runtime, env: Env) -> Certificate | None:
     try:
         return _read(gateway.config.daraja, env)
-    except CertificateRefused:
+    except CertificateError:
         return None
 
 
@@ -117,7 +117,7 @@ def _is_same_key(one: Certificate | None, other: Certificate | None) -> bool:
     return one.public_key.public_numbers() == other.public_key.public_numbers()
 
 
-def _envs(examination: Examination) -> Sequence[Env]:
+def _envs(examination: CheckContext) -> Sequence[Env]:
     """The environments that are in use, or are about to be."""
     used: set[Env] = {env for merchant in examination.merchants for env in merchant.envs}
     if examination.is_live:

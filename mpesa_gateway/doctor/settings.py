@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, note, ok, warning
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.observation import Examination, Observation, note, ok, warning
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 
 
-async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_settings(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """What is enabled, where Daraja is, and how much is logged."""
     config, usual = gateway.config, DarajaConfig()
     yield ok(
@@ -16,7 +16,7 @@ async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncI
         f"the settings can be used; enabled: {', '.join(each.name for each in gateway.contributed(Plugin))}",
     )
     if config.daraja.live_url.rstrip("/") != usual.live_url:
-        yield Observation(
+        yield CheckResult(
             name="settings.daraja",
             level=examination.if_live,
             text=f"live merchants' credentials are sent to {config.daraja.live_url}, which is not Safaricom",

@@ -6,7 +6,7 @@ from typing import Any
 
 from valkey.exceptions import AuthenticationError, ResponseError, ValkeyError
 
-from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
+from mpesa_gateway.check_result import CheckContext, CheckResult, note, ok, problem, warning
 from mpesa_gateway.queues import connect
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import valkey_address
@@ -15,7 +15,7 @@ _OLDEST = (6, 2)
 """The first version with BLMOVE, by which the queue hands over a job without losing it on the way."""
 
 
-async def look_at_valkey(gateway: Runtime, _: Examination) -> AsyncIterator[Observation]:
+async def check_valkey(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
     """Is it there, is it new enough, and what does it do when memory or power runs out."""
     where = valkey_address(gateway.config.valkey)
     client = connect(gateway.config.valkey)
@@ -37,11 +37,11 @@ async def look_at_valkey(gateway: Runtime, _: Examination) -> AsyncIterator[Obse
             await client.aclose()
     name, version = ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info["redis_version"])
     yield ok("valkey.reachable", f"{name} {version} answers at {where}")
-    for observation in (*see_version(name, version), see_memory(info), *see_persistence(info)):
+    for observation in (*version_result(name, version), memory_result(info), *persistence_result(info)):
         yield observation
 
 
-def see_version(name: str, version: str) -> Sequence[Observation]:
+def version_result(name: str, version: str) -> Sequence[CheckResult]:
     """Whether it has what the queue needs."""
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers >= _OLDEST:
@@ -53,7 +53,7 @@ def see_version(name: str, version: str) -> Sequence[Observation]:
     ]
 
 
-def see_memory(info: Mapping[str, Any]) -> Observation:
+def memory_result(info: Mapping[str, Any]) -> CheckResult:
     """What it does when memory runs out."""
     policy, most, used = (
         info.get("maxmemory_policy", "unknown"),
@@ -76,7 +76,7 @@ def see_memory(info: Mapping[str, Any]) -> Observation:
     return ok("valkey.eviction", "it throws nothing away when memory is short (noeviction)")
 
 
-def see_persistence(info: Mapping[str, Any]) -> Sequence[Observation]:
+def persistence_result(info: Mapping[str, Any]) -> Sequence[CheckResult]:
     """What is left of it after a restart."""
     failed = [
         what

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from saq import Status
 
+from mpesa_gateway.check_result import CheckContext, CheckResult, note, ok, problem, warning
 from mpesa_gateway.config import QueueName
-from mpesa_gateway.observation import Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 
 _LATE = 60.0
@@ -16,7 +16,7 @@ _MANY = 10_000
 """Waiting jobs from which it takes long until a new one is done."""
 
 
-async def look_at_workers(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_workers(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """The workers' heartbeats by queue, the crons, and the jobs that wait or failed."""
     queues = gateway.jobs.queues
     workers = {name: await queue.count_workers() for name, queue in queues.items()}
@@ -78,7 +78,7 @@ async def crons_not_run(gateway: Runtime, now: datetime) -> tuple[list[str], lis
     return missing, late
 
 
-async def _crons(gateway: Runtime, examination: Examination) -> Observation:
+async def _crons(gateway: Runtime, examination: CheckContext) -> CheckResult:
     missing, late = await crons_not_run(gateway, examination.now)
     if missing:
         return problem(

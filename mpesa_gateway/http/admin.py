@@ -8,15 +8,15 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
-from mpesa_gateway.db.lists import Paged
-from mpesa_gateway.errors import Conflict, checking
+from mpesa_gateway.db.keyset import KeysetPage
+from mpesa_gateway.errors import Conflict, check_fields
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Page, Success
+from mpesa_gateway.http.field_rules import composed, elsewhere, matching
 from mpesa_gateway.http.fields import example_id, path_id
 from mpesa_gateway.http.openapi import SCOPE
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.http.query import ListQuery, Moment, reads
-from mpesa_gateway.http.rules import composed, elsewhere, matching
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
@@ -90,7 +90,7 @@ async def list_merchants(
     gateway: NamedDependency[Any],
 ) -> Page[Merchant]:
     """All merchants, newest first."""
-    found: Paged[Merchant] = await gateway.merchants.page(filters.limit, filters.cursor, count=filters.count)
+    found: KeysetPage[Merchant] = await gateway.merchants.page(filters.limit, filters.cursor, count=filters.count)
     return page_of(found)
 
 
@@ -126,7 +126,7 @@ async def create_key(
     merchant_id: FromPath[str], data: JSONBody[KeyCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
     """Create a key for a merchant. It is shown now or never."""
-    with checking() as checks:
+    with check_fields() as checks:
         checks.take("name", NAME, data.name)
         scopes = gateway.scopes.of_merchants
         if data.scopes is not msgspec.UNSET:
@@ -191,7 +191,7 @@ async def list_audit(
     The address that an act came from (``from`` in ``detail``) is shown for acts with the merchant's own keys.
     """
     merchant_id = None if ADMIN.name in caller.scopes else caller.merchant_id
-    found: Paged[AuditEntry] = await gateway.audit.page(
+    found: KeysetPage[AuditEntry] = await gateway.audit.page(
         filters.limit, merchant_id, filters.action, filters.cursor, env=caller.env, count=filters.count
     )
     if merchant_id is not None:

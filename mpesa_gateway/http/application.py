@@ -8,11 +8,11 @@ from litestar import Litestar, Request
 from litestar.di import Provide
 
 from mpesa_gateway.errors import NotFound, UnsupportedMediaType
-from mpesa_gateway.http import admin, health, html
-from mpesa_gateway.http.auth import PRIORITY, PUBLIC, admit, mark_scopes, provide_caller
+from mpesa_gateway.http import admin, health, templating
+from mpesa_gateway.http.auth import PRIORITY, PUBLIC, authorize, mark_scopes, provide_caller
 from mpesa_gateway.http.errors import handlers
 from mpesa_gateway.http.openapi import openapi_config
-from mpesa_gateway.http.reading import read_body
+from mpesa_gateway.http.validation import read_body
 from mpesa_gateway.security.scopes import Scopes
 
 
@@ -31,7 +31,7 @@ async def before_request(request: Request[Any, Any, Any]) -> None:
     """Who calls, then what they send: the body is read for nobody who may not call."""
     if request.scope["path_template"] == "/schema/{path}":
         raise NotFound("there is nothing at this address: the document is /schema/openapi.json, its page /schema")
-    await admit(request)
+    await authorize(request)
     _refuse_other_media(request)
 
 
@@ -58,7 +58,7 @@ def build_app(routes: Iterable[Any], scopes: Scopes, *, max_body_bytes: int) -> 
 
     It depends on nothing else of a gateway: it serves the one in its ``state.gateway``, which the caller sets.
     """
-    own: list[Any] = [*health.routes, *admin.routes, *html.routes]
+    own: list[Any] = [*health.routes, *admin.routes, *templating.routes]
     app = Litestar(
         route_handlers=[*own, *routes],
         dependencies={

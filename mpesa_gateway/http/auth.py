@@ -11,7 +11,7 @@ from mpesa_gateway.client_ip import CLIENT, client_address, neighbourhood
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.query import reads_query, refuse_query
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.limits import AUTH
+from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
 PUBLIC = "public"
@@ -31,14 +31,14 @@ _SCOPE = "mpesa_gateway_scope"
 _TAKES_QUERY = "mpesa_gateway_takes_query"
 
 
-class RouteRefused(Exception):
+class RouteError(Exception):
     """A route says neither which scope its caller needs nor that it is public."""
 
 
 def mark_scopes(app: Litestar, declared: Scopes) -> None:
     """Note on each route which scope its ``caller`` needs.
 
-    Raises RouteRefused for a route that names no scope, or one that no enabled plugin declares.
+    Raises RouteError for a route that names no scope, or one that no enabled plugin declares.
     """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
@@ -48,16 +48,16 @@ def mark_scopes(app: Litestar, declared: Scopes) -> None:
             if caller is not None:
                 scope = next((item for item in caller.metadata if isinstance(item, Scope)), None)
                 if scope is None:
-                    raise RouteRefused(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
+                    raise RouteError(f"{handler}: annotate `caller` with a scope, such as `caller: PaymentsRead`")
                 if scope not in declared.all:
-                    raise RouteRefused(
+                    raise RouteError(
                         f"{handler}: no enabled plugin declares the scope `{scope}`: list it in the `scopes` of the "
                         "plugin that brings the route, or let that plugin require the one that declares it"
                     )
                 handler.opt[_SCOPE] = scope
                 handler.opt[_TAKES_QUERY] = reads_query(handler)
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
-                raise RouteRefused(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
+                raise RouteError(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
 
 
 def scope_of(handler: BaseRouteHandler) -> Scope | None:
@@ -70,7 +70,7 @@ def _is_own(handler: HTTPRouteHandler) -> bool:
     return handler.http_methods == {"OPTIONS"} or getattr(handler.fn, "__module__", "").startswith("litestar.")
 
 
-async def admit(request: Request[Any, Any, Any]) -> None:
+async def authorize(request: Request[Any, Any, Any]) -> None:
     """Let in who may call this route, before anything of the request is read.
 
     Raises InvalidKey, InsufficientScope, TooManyFailures, RateLimited, or Invalid for a parameter that nothing reads.

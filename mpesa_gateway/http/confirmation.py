@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.http.fields import example_id
 
 
@@ -24,4 +24,4 @@ class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def require_confirmed(confirm: str, subject_id: str) -> None:
     """Raise Invalid, saying what to send, unless ``confirm`` repeats the object's id."""
     if confirm != subject_id:
-        raise Invalid.field_error("confirm", f"send the id again ({subject_id}): this cannot be undone")
+        raise InvalidFields.field_error("confirm", f"send the id again ({subject_id}): this cannot be undone")

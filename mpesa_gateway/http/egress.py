@@ -13,10 +13,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
-from mpesa_gateway.concurrency import aside
-from mpesa_gateway.dns import Address, Lookup, Names, read_literal
-from mpesa_gateway.http.outbound import AnswerReader, NoAnswer, Outbound, Place, request_bytes
-from mpesa_gateway.places import Places
+from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
+from mpesa_gateway.dns import Address, Lookup, NameResolver, read_literal
+from mpesa_gateway.http.outbound import Destination, NoResponse, OutboundClient, ResponseReader, request_bytes
 
 Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_answer"]
 
@@ -46,12 +46,12 @@ class EgressFailed(Exception):
         self.reason: Reason = reason
 
 
-class Forbidden(OSError):
+class ForbiddenAddress(OSError):
     """A name resolved to an address that we do not call."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class EgressResponse:
     """What the other side said: its HTTP status, how long it took in milliseconds, and how its body begins."""
 
     status: int
@@ -173,7 +173,7 @@ def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
     for text in addresses:
         address = ip_address(text.partition("%")[0])
         if not (is_public(address) or (allow_loopback and address.is_loopback)):
-            raise Forbidden("the name resolves to a private, local or reserved address")
+            raise ForbiddenAddress("the name resolves to a private, local or reserved address")
     return [text.partition("%")[0] for text in addresses]
 
 
@@ -181,7 +181,7 @@ _LOOKUPS, _LOOKUPS_EACH = 256, 4
 """Names that calls of one process wait for at the same time, in all and of one account."""
 
 
-class NoRoom(Exception):
+class EgressBusy(Exception):
     """Look-ups of this account take so long that no further one is begun. Nothing was sent: try later."""
 
 
@@ -201,13 +201,13 @@ class Egress:
         ``lookup`` is shared with others; without it this has one of its own. ``connections`` are kept without use.
         """
         self._timeout = timeout
-        self._own_names = Names() if lookup is None else None
-        self._lookup: Lookup = lookup or self._own_names or Names()
-        self._lookups = Places(_LOOKUPS, _LOOKUPS_EACH)
+        self._own_names = NameResolver() if lookup is None else None
+        self._lookup: Lookup = lookup or self._own_names or NameResolver()
+        self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
         self._asked: Counter[tuple[str, str]] = Counter()
         # A connection to this machine is not used by a call that may not go there.
         self._outbound = {
-            allow_loopback: Outbound(connections=connections, connect_timeout=connect_timeout)
+            allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
             for allow_loopback in (False, True)
         }
 
@@ -223,8 +223,8 @@ class Egress:
 
     async def post(
         self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
-    ) -> Answer:
-        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and NoRoom.
+    ) -> EgressResponse:
+        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and EgressBusy.
 
         The status line is the answer: what is wrong with the rest of it changes nothing. ``account`` is on whose
         behalf: look-ups of each are bounded.
@@ -239,39 +239,39 @@ class Egress:
             return await self._look_up(place, account, allow_loopback=allow_loopback)
 
         began = time.perf_counter()
-        reader = AnswerReader(SHOWN * 4)
+        reader = ResponseReader(SHOWN * 4)
         try:
             async with asyncio.timeout(self._timeout):
-                with aside():
+                with released_slot():
                     await self._outbound[allow_loopback].post(place, addresses, request, reader)
-        except NoRoom:
+        except EgressBusy:
             raise
         except Exception as problem:  # noqa: BLE001 - any error is a failed attempt
             if reader.status is None:
                 raise self._failure(problem) from None
         ms = int((time.perf_counter() - began) * 1000)
         text = reader.body.decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
-        return Answer(reader.status or 0, ms, text)
+        return EgressResponse(reader.status or 0, ms, text)
 
-    async def _look_up(self, place: Place, account: str, *, allow_loopback: bool) -> list[str]:
+    async def _look_up(self, place: Destination, account: str, *, allow_loopback: bool) -> list[str]:
         if read_literal(place.host) is not None:
             return check_addresses([place.host], allow_loopback=allow_loopback)
         asked = (account, place.host)
         # Calls that wait for the same name wait for one question.
-        with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.take(account) as has_place:
+        with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.acquire(account) as has_place:
             if not has_place:
-                raise NoRoom
+                raise EgressBusy
             self._asked[asked] += 1
             try:
                 found = await _as_dns(self._lookup(place.host, place.port))
             except BaseException:
-                self._lookups.note(account, answered=False)
+                self._lookups.record_answer(account, answered=False)
                 raise
             finally:
                 self._asked[asked] -= 1
                 if not self._asked[asked]:
                     del self._asked[asked]
-            self._lookups.note(account, answered=True)
+            self._lookups.record_answer(account, answered=True)
         return check_addresses(found, allow_loopback=allow_loopback)
 
     def _failure(self, problem: Exception) -> EgressFailed:
@@ -279,7 +279,7 @@ class Egress:
             return problem
         if isinstance(problem, TimeoutError):
             return EgressFailed("too_slow", f"no complete answer within {self._timeout:g} seconds")
-        if isinstance(problem, NoAnswer):
+        if isinstance(problem, NoResponse):
             return EgressFailed(problem.reason, _BROKEN if problem.reason == "reset" else _UNREADABLE)
         for kinds, reason, text in _FAILURES:
             if isinstance(problem, kinds):
@@ -289,7 +289,7 @@ class Egress:
 
 _BROKEN, _UNREADABLE = "the connection broke off", "the answer could not be read"
 _FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
-    ((Forbidden,), "refused", "the address resolves to a private, local or reserved address"),
+    ((ForbiddenAddress,), "refused", "the address resolves to a private, local or reserved address"),
     ((ConnectionResetError, ConnectionAbortedError, BrokenPipeError), "reset", _BROKEN),
     ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
     ((OSError,), "connect", "nothing took the connection"),
@@ -306,7 +306,7 @@ async def _as_dns(lookup: Awaitable[list[str]]) -> list[str]:
         raise EgressFailed("dns", "the host's name could not be resolved") from None
 
 
-def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Place, bytes]:
+def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Destination, bytes]:
     parts = urlsplit(url)
     is_tls = parts.scheme == "https"
     host, port = parts.hostname or "", parts.port or (443 if is_tls else 80)
@@ -314,7 +314,7 @@ def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Place, 
     if parts.port is not None:
         shown += f":{port}"
     target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-    return Place(host, port, is_tls), request_bytes(shown, target, headers, body)
+    return Destination(host, port, is_tls), request_bytes(shown, target, headers, body)
 
 
 _SAFE = "%!#$&'()*+,/:;=?@[]~"

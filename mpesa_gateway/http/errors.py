@@ -9,11 +9,11 @@ from litestar.exceptions import HTTPException, ValidationException
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
 from mpesa_gateway.asgi_types import Send
+from mpesa_gateway.correlation import current_request_id
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
-from mpesa_gateway.errors import Code, InternalError, Problem, Refused, TooSlow
+from mpesa_gateway.errors import ApiError, Code, InternalError, Problem, RequestTimeout
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.logs import trace
-from mpesa_gateway.origin import current_request_id
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ def failure(problems: list[Problem], status: int, headers: dict[str, str] | None
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-async def refuse(send: Send, refusal: Refused, more: dict[str, str] | None = None) -> None:
+async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = None) -> None:
     """Answer with a refusal where no route has been found yet. ``more`` are further headers."""
     body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal) | (more or {})
@@ -44,15 +44,15 @@ async def refuse(send: Send, refusal: Refused, more: dict[str, str] | None = Non
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _refused(request: Request[Any, Any, Any], refusal: Refused) -> Response[bytes]:
+def _refused(request: Request[Any, Any, Any], refusal: ApiError) -> Response[bytes]:
     headers = _headers_of(refusal)
-    if isinstance(refusal, TooSlow) and str(request.scope.get("http_version", "")).startswith("1"):
+    if isinstance(refusal, RequestTimeout) and str(request.scope.get("http_version", "")).startswith("1"):
         # What is still to come of the body would be taken for the next request.
         headers["Connection"] = "close"
     return failure(refusal.problems, refusal.status, headers)
 
 
-def _headers_of(refusal: Refused) -> dict[str, str]:
+def _headers_of(refusal: ApiError) -> dict[str, str]:
     return {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
 
 
@@ -107,5 +107,5 @@ def handlers() -> dict[int | type[Exception], Any]:
         HTTPException: _http,
         **unreachable,
         ValkeyConnectionError: _unavailable,
-        Refused: _refused,
+        ApiError: _refused,
     }

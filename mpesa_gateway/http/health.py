@@ -12,11 +12,11 @@ from litestar.params import FromQuery
 
 from mpesa_gateway.client_ip import read_address, within
 from mpesa_gateway.daraja.certificates import describe_used
-from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.db.migrator import MigrationError, pending
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.challenge import answer
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.request_id import SLOWED
+from mpesa_gateway.http.self_probe import answer
 from mpesa_gateway.runtime import Runtime
 
 _PATIENCE = 2.0
@@ -142,7 +142,7 @@ async def _postgres(runtime: Runtime) -> str | None:
 async def _migrations(runtime: Runtime) -> str | None:
     try:
         missing = await pending(runtime.db, runtime.migrations)
-    except MigrationRefused as problem:
+    except MigrationError as problem:
         raise NotReady(str(problem)) from None
     if missing:
         raise NotReady(f"{len(missing)} to apply: run `mpesa-gateway migrate`")

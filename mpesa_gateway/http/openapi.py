@@ -20,24 +20,24 @@ from litestar.routes import HTTPRoute
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import (
     NEXT_STEPS,
+    ApiError,
     InsufficientScope,
     InternalError,
-    Invalid,
+    InvalidFields,
     InvalidKey,
     NotFound,
     PayloadTooLarge,
     RateLimited,
-    Refused,
+    RequestTimeout,
     ServiceUnavailable,
     TooManyFailures,
-    TooSlow,
     UnsupportedMediaType,
 )
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.openapi_page import render_page
 from mpesa_gateway.http.openapi_schemas import Components, name_words, plain, refine
-from mpesa_gateway.http.reading import is_moment
+from mpesa_gateway.http.validation import is_moment
 
 ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
@@ -278,19 +278,19 @@ def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
     return {handler.status_code: kind} | said
 
 
-def _refusals(handler: HTTPRouteHandler) -> list[type[Refused]]:
-    found: list[type[Refused]] = [*handler.opt.get(REFUSES, ())]
+def _refusals(handler: HTTPRouteHandler) -> list[type[ApiError]]:
+    found: list[type[ApiError]] = [*handler.opt.get(REFUSES, ())]
     if scope_of(handler) is not None:
         # Invalid: an unknown query parameter.
-        found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, Invalid]
+        found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, InvalidFields]
         if handler.http_methods & {"POST", "PUT", "PATCH"}:
             found += [UnsupportedMediaType]
     if _body(handler) is not None or TAKES in handler.opt:
-        found += [PayloadTooLarge, TooSlow]
+        found += [PayloadTooLarge, RequestTimeout]
     if _body(handler) is not None:
-        found += [Invalid]
+        found += [InvalidFields]
     if "filters" in handler.resolve_dependencies():
-        found += [Invalid]
+        found += [InvalidFields]
     if any("{" in path for path in handler.paths):
         found += [NotFound]
     return list(dict.fromkeys([*found, InternalError, ServiceUnavailable]))
@@ -315,7 +315,7 @@ def _success(
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 
-def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[str, Any]:
+def _failure(refusals: Iterable[type[ApiError]], components: Components) -> dict[str, Any]:
     kinds = sorted(refusals, key=lambda refusal: refusal.code)
     headers = dict(_REQUEST_ID)
     if any(kind.retryable for kind in kinds):
@@ -332,13 +332,13 @@ def _failure(refusals: Iterable[type[Refused]], components: Components) -> dict[
     }
 
 
-def _sentence(refusal: type[Refused]) -> str:
+def _sentence(refusal: type[ApiError]) -> str:
     return (refusal.__doc__ or "").partition("\n\n")[0].replace("`", "")
 
 
-def _example(refusal: type[Refused]) -> dict[str, Any]:
+def _example(refusal: type[ApiError]) -> dict[str, Any]:
     problem: dict[str, Any] = {"code": refusal.code.value, "message": NEXT_STEPS[refusal.code].replace("`", "")}
-    if issubclass(refusal, Invalid):
+    if issubclass(refusal, InvalidFields):
         problem["field"] = "phone"
     if refusal.retryable is not None:
         problem["retryable"] = refusal.retryable

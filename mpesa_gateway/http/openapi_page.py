@@ -2,7 +2,7 @@
 
 from html import escape
 
-from mpesa_gateway.http.html import asset
+from mpesa_gateway.http.templating import asset
 
 # Scalar sets styles from its script. An API key is typed into the page, so requests stay within this origin.
 POLICY = (

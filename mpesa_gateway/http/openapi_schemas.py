@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from mpesa_gateway.http.reading import is_moment
-from mpesa_gateway.http.rules import Rule
+from mpesa_gateway.http.field_rules import Rule
+from mpesa_gateway.http.validation import is_moment
 
 _REFERENCE = "#/components/schemas/{name}"
 _NO_NUL = r"^[^\x00]*$"

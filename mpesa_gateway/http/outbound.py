@@ -49,7 +49,7 @@ Addresses = Callable[[], Awaitable[Sequence[str]]]
 BrokenOff = Literal["reset", "bad_answer"]
 
 
-class NoAnswer(Exception):
+class NoResponse(Exception):
     """The connection brought no status line of a final answer."""
 
     def __init__(self, reason: BrokenOff) -> None:
@@ -57,7 +57,7 @@ class NoAnswer(Exception):
         self.reason: BrokenOff = reason
 
 
-class AnswerReader:
+class ResponseReader:
     """Reads one answer from bytes as they come. It never raises: what it cannot read ends the answer."""
 
     def __init__(self, shown: int) -> None:
@@ -252,7 +252,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.made_at = 0.0
-        self._reader: AnswerReader | None = None
+        self._reader: ResponseReader | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._expires: asyncio.TimerHandle | None = None
         self._forget: Callable[[_Connection], None] | None = None
@@ -289,7 +289,7 @@ class _Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    async def ask(self, request: bytes, reader: AnswerReader) -> None:
+    async def send(self, request: bytes, reader: ResponseReader) -> None:
         """Send, and return once the answer is whole, broken off or beyond its bounds."""
         self._reader = reader
         self._waiting = asyncio.get_running_loop().create_future()
@@ -302,7 +302,7 @@ class _Connection(asyncio.Protocol):
         finally:
             self._reader = self._waiting = None
 
-    def rest(self, forget: "Callable[[_Connection], None]") -> None:
+    def release(self, forget: "Callable[[_Connection], None]") -> None:
         """Wait for another use, and close after a while without it. ``forget`` is called when it has closed."""
         self._forget = forget
         self._expires = asyncio.get_running_loop().call_later(_IDLE, self.abort)
@@ -316,7 +316,7 @@ class _Connection(asyncio.Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where a request goes: the name for TLS (empty for plain HTTP), and the port."""
 
     host: str
@@ -331,14 +331,14 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
-class Outbound:
+class OutboundClient:
     """Connections to servers, kept for a while. One instance for each set of rules about addresses."""
 
     def __init__(self, *, connections: int, connect_timeout: float = 4.0) -> None:
         """``connections`` are kept at most, without use; ``connect_timeout`` is for each address, in seconds."""
         self._most_kept = connections
         self._connect_timeout = connect_timeout
-        self._kept: dict[Place, list[_Connection]] = {}
+        self._kept: dict[Destination, list[_Connection]] = {}
         self._count = 0
         self._tls: ssl.SSLContext | None = None
 
@@ -350,7 +350,7 @@ class Outbound:
         self._kept.clear()
         self._count = 0
 
-    async def post(self, place: Place, addresses: Addresses, request: bytes, reader: AnswerReader) -> None:
+    async def post(self, place: Destination, addresses: Addresses, request: bytes, reader: ResponseReader) -> None:
         """Send a request on a kept connection, or on a new one to the first of ``addresses`` that takes it.
 
         Returns once ``reader`` has the final status. The caller bounds the time. Raises NoAnswer, and what
@@ -360,13 +360,13 @@ class Outbound:
         if connection is None:
             connection = await self._connect(place, await addresses())
         try:
-            await connection.ask(request, reader)
+            await connection.send(request, reader)
         finally:
             self._release(place, connection, reader)
         if reader.status is None:
-            raise NoAnswer(reader.failure)
+            raise NoResponse(reader.failure)
 
-    def _take(self, place: Place) -> _Connection | None:
+    def _take(self, place: Destination) -> _Connection | None:
         while kept := self._kept.get(place):
             connection = kept[-1]
             self._forget(place, connection)
@@ -375,14 +375,14 @@ class Outbound:
             connection.abort()
         return None
 
-    def _forget(self, place: Place, connection: _Connection) -> None:
+    def _forget(self, place: Destination, connection: _Connection) -> None:
         kept = self._kept[place]
         kept.remove(connection)
         self._count -= 1
         if not kept:
             del self._kept[place]
 
-    async def _connect(self, place: Place, addresses: Sequence[str]) -> _Connection:
+    async def _connect(self, place: Destination, addresses: Sequence[str]) -> _Connection:
         # The addresses are literals: the event loop looks no name up.
         loop = asyncio.get_running_loop()
         if place.is_tls and self._tls is None:
@@ -404,12 +404,12 @@ class Outbound:
                 return connection
         raise failure
 
-    def _release(self, place: Place, connection: _Connection, reader: AnswerReader) -> None:
+    def _release(self, place: Destination, connection: _Connection, reader: ResponseReader) -> None:
         has_room = len(self._kept.get(place, ())) < _KEPT_EACH and self._count < self._most_kept
         if reader.is_reusable and connection.is_open and has_room:
             self._kept.setdefault(place, []).append(connection)
             self._count += 1
-            connection.rest(partial(self._forget, place))
+            connection.release(partial(self._forget, place))
         else:
             connection.abort()
 

@@ -19,12 +19,12 @@ import uvicorn
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import HttpConfig
-from mpesa_gateway.errors import Refused, TooSlow
+from mpesa_gateway.errors import ApiError, RequestTimeout
 from mpesa_gateway.http.envelope import Failure
-from mpesa_gateway.http.gate import CROWDED
-from mpesa_gateway.http.head import (
+from mpesa_gateway.http.load_shedding import CROWDED
+from mpesa_gateway.http.request_head import (
     MOST_CHUNK_LINE,
-    NoHttp,
+    InvalidRequest,
     cannot_be_head,
     check_trailer,
     head_too_large,
@@ -56,7 +56,7 @@ Waits = Literal["head", "next", "body", "write"]
 """What a connection waits for its client to do. In this order, connections are closed when there are too many."""
 
 
-class Crowd:
+class ConnectionLimiter:
     """The connections of one server. The longest-waiting one is closed where there are too many."""
 
     def __init__(self, most: int | None) -> None:
@@ -99,7 +99,7 @@ class Crowd:
         if connection.waits is not None:
             self._waiting[connection.waits][connection] = None
 
-    def log_refusal(self, refusal: Refused, request_id: str) -> None:
+    def log_refusal(self, refusal: ApiError, request_id: str) -> None:
         """Log a refused connection: one a second, with the number of those left out before it."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_AGAIN:
@@ -138,15 +138,18 @@ class ServerConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the application and the protocol, and put the guard before it."""
         super().load()
-        self.loaded_app = _Answering(self.loaded_app)
+        self.loaded_app = _ResponseInProgress(self.loaded_app)
         guarded = partial(
-            Connection, behind=self.http_protocol_class, bounds=self.bounds, crowd=Crowd(self.most_connections)
+            Connection,
+            behind=self.http_protocol_class,
+            bounds=self.bounds,
+            crowd=ConnectionLimiter(self.most_connections),
         )
         # The server calls it with keywords, as it calls the class.
         self.http_protocol_class = cast("type[asyncio.Protocol]", guarded)
 
 
-class _Answering:
+class _ResponseInProgress:
     """ASGI: tells a connection when the application has begun its answer, and when it has ended it."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -193,7 +196,7 @@ class Connection(asyncio.Protocol):
         *,
         behind: Callable[..., asyncio.Protocol],
         bounds: HttpConfig,
-        crowd: Crowd,
+        crowd: ConnectionLimiter,
         app_state: dict[str, Any],
         server_state: Any,
         **more: Any,
@@ -235,14 +238,14 @@ class Connection(asyncio.Protocol):
             return
         self._served.add(self)
         self._note_wait()
-        self._wait("head", self._bounds.head_timeout, self._head_is_late)
+        self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel every timer, and pass it on unless uvicorn has been told already."""
         self._is_over = True
         self._crowd.remove(self)
         for name in list(self._timers):
-            self._wait_no_more(name)
+            self._cancel_timer(name)
         self._read.clear()
         self._detach(exc)
 
@@ -253,12 +256,12 @@ class Connection(asyncio.Protocol):
         """Start to bound how long the client may read nothing."""
         if self._behind is not None:
             self._behind.pause_writing()
-        self._wait("write", self._bounds.stall_timeout, self._transport.abort)
+        self._start_timer("write", self._bounds.stall_timeout, self._transport.abort)
         self._note_wait()
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._wait_no_more("write")
+        self._cancel_timer("write")
         self._note_wait()
         if self._behind is not None:
             self._behind.resume_writing()
@@ -271,7 +274,7 @@ class Connection(asyncio.Protocol):
             self._discard(len(data))
             return
         self._read += data
-        self._go_on()
+        self._continue()
         if len(self._read) > _HELD and self._is_open:
             self._transport.pause_reading()
 
@@ -309,11 +312,11 @@ class Connection(asyncio.Protocol):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         try:
             while self._is_open and self._next():
                 pass
-        except Refused as refusal:
+        except ApiError as refusal:
             self._refuse(refusal)
 
     def _await_next(self) -> None:
@@ -326,7 +329,7 @@ class Connection(asyncio.Protocol):
         self._note_wait()
         if not self._transport.is_reading():
             self._transport.resume_reading()
-        self._go_on()
+        self._continue()
 
     def _head(self) -> bool:
         if not self.is_answered or "write" in self._timers or not self._read:
@@ -338,21 +341,21 @@ class Connection(asyncio.Protocol):
             raise head_too_large(most)
         if end < 0:
             if self._read and cannot_be_head(self._read, self._looked_at):
-                raise NoHttp("what came is no HTTP: send HTTP/1.1 (RFC 9112)")
+                raise InvalidRequest("what came is no HTTP: send HTTP/1.1 (RFC 9112)")
             self._looked_at = len(self._read)
             if "head" not in self._timers:
-                self._wait("head", self._bounds.head_timeout, self._head_is_late)
+                self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
             return False
         head = read_head(bytes(self._read[:end]), most)
         del self._read[: end + 4]
-        self._wait_no_more("head")
+        self._cancel_timer("head")
         self._left, self._trailers, self._looked_at = head.length or 0, 0, 0
         self._is_last = head.is_last
         self.is_answered = self.is_answering = False
         self._is_fresh = False
         if head.length != 0:
             self._next = self._chunk_size if head.length is None else self._body
-            self._wait("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
+            self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
         self._note_wait()
         if self._behind is None:
             self._served.discard(self)
@@ -374,7 +377,7 @@ class Connection(asyncio.Protocol):
             return False
         self._pass_on(part)
         if not self._left:
-            self._become_whole()
+            self._finish_request()
         return True
 
     def _chunk_size(self) -> bool:
@@ -394,7 +397,7 @@ class Connection(asyncio.Protocol):
         if len(self._read) < 2:
             return False
         if not self._read.startswith(b"\r\n"):
-            raise NoHttp("a chunk is longer than the size before it (RFC 9112)")
+            raise InvalidRequest("a chunk is longer than the size before it (RFC 9112)")
         del self._read[:2]
         self._next = self._chunk_size
         return True
@@ -408,15 +411,15 @@ class Connection(asyncio.Protocol):
             check_trailer(line)
             return True
         self._pass_on(b"0\r\n\r\n")
-        self._become_whole()
+        self._finish_request()
         return True
 
     def _pass_on(self, data: bytes) -> None:
         cast("asyncio.Protocol", self._behind).data_received(data)
 
-    def _become_whole(self) -> None:
+    def _finish_request(self) -> None:
         """The body has been passed on to its end."""
-        self._wait_no_more("body")
+        self._cancel_timer("body")
         self._next = self._head
         self._left = self._looked_at = 0
         if self.is_answered:
@@ -433,7 +436,7 @@ class Connection(asyncio.Protocol):
     def _line(self, most: int) -> bytes | None:
         end = self._read.find(b"\r\n")
         if max(end, len(self._read) if end < 0 else 0) > most:
-            raise NoHttp("a line of a body in chunks is too long (RFC 9112)")
+            raise InvalidRequest("a line of a body in chunks is too long (RFC 9112)")
         if end < 0:
             return None
         line = bytes(self._read[:end])
@@ -442,19 +445,19 @@ class Connection(asyncio.Protocol):
 
     # -- what ends it -------------------------------------------------------------------------------------------------
 
-    def _refuse(self, refusal: Refused) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         """Read no more of this connection, and answer why, unless the request has its answer or the start of one."""
         has_begun, is_in_body = self.is_answering, self._next != self._head
         self._is_over = True
         self._left = len(self._read)
         self._read.clear()
         for name in ("head", "body"):
-            self._wait_no_more(name)
+            self._cancel_timer(name)
         self._detach(ConnectionAbortedError())
         if is_in_body and has_begun:
             self._transport.close()
         else:
-            self._say_and_close(refusal)
+            self._respond_and_close(refusal)
 
     def _discard(self, count: int) -> None:
         """Count what is discarded with a refusal: reading it costs as much as reading a request."""
@@ -470,7 +473,7 @@ class Connection(asyncio.Protocol):
             if self._behind is not None:
                 self._behind.connection_lost(exc)
 
-    def _say_and_close(self, refusal: Refused) -> None:
+    def _respond_and_close(self, refusal: ApiError) -> None:
         """Answer, and leave the client a moment to read it: closing on unread bytes would take the answer away."""
         request_id = Ids(SystemClock()).new("req")
         self._crowd.log_refusal(refusal, request_id)
@@ -489,22 +492,22 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._crowd.move(self, "head")
-        self._wait("linger", _LINGER, self._transport.close)
+        self._start_timer("linger", _LINGER, self._transport.close)
         self._discard(0)
 
     def _head_is_late(self) -> None:
         if self._read or self._left:
-            self._refuse(TooSlow(f"no whole request within {self._bounds.head_timeout:g} seconds"))
+            self._refuse(RequestTimeout(f"no whole request within {self._bounds.head_timeout:g} seconds"))
         else:
             # A client that has sent nothing is answered nothing.
             self._transport.close()
 
     def _body_is_late(self) -> None:
         if self._transport.is_reading():
-            self._refuse(TooSlow(f"the body did not come within {self._bounds.body_timeout:g} seconds"))
+            self._refuse(RequestTimeout(f"the body did not come within {self._bounds.body_timeout:g} seconds"))
         else:
             # It is the application that does not read.
-            self._wait("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
+            self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
 
     def _note_wait(self) -> None:
         """Tell the crowd what this connection waits for."""
@@ -517,11 +520,11 @@ class Connection(asyncio.Protocol):
             waits = "head" if self._is_fresh else "next"
         self._crowd.move(self, waits)
 
-    def _wait(self, name: str, seconds: float, then: Callable[[], None]) -> None:
-        self._wait_no_more(name)
+    def _start_timer(self, name: str, seconds: float, then: Callable[[], None]) -> None:
+        self._cancel_timer(name)
         self._timers[name] = self._loop.call_later(seconds, self._end_wait, name, then)
 
-    def _wait_no_more(self, name: str) -> None:
+    def _cancel_timer(self, name: str) -> None:
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()

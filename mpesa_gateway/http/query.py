@@ -10,7 +10,7 @@ from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 from litestar.params import CookieParameter, HeaderParameter
 
-from mpesa_gateway.http.reading import read_query
+from mpesa_gateway.http.validation import read_query
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 

@@ -8,11 +8,11 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
 from mpesa_gateway.client_ip import CLIENT, neighbourhood
+from mpesa_gateway.correlation import current_request_id, use_request_id
 from mpesa_gateway.http.request_spans import describe_request, request_span
 from mpesa_gateway.http.response_headers import with_defaults
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
-from mpesa_gateway.origin import asked_by, current_request_id
 from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.tracing import Tracing, is_enabled
 
@@ -59,7 +59,7 @@ class RequestIds:
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
-        with asked_by(request_id):
+        with use_request_id(request_id):
             try:
                 if not self._is_traced or scope["path"] in QUIET:
                     await self._handle(scope, receive, send, INVALID_SPAN)

@@ -11,7 +11,7 @@ from mpesa_gateway.http.auth import BODY_BYTES, PRIORITY, PROBE, scope_of
 
 
 @dataclass(frozen=True)
-class Traits:
+class RouteTraits:
     """What one method of a route says of itself. ``body_bytes`` bounds a body; None where the route says nothing."""
 
     needs_key: bool = False
@@ -25,13 +25,13 @@ class KnownRoute:
     """A route's template and its methods. A mounted application takes every method, and is public."""
 
     template: str
-    methods: Mapping[str, Traits]
+    methods: Mapping[str, RouteTraits]
     is_mount: bool = False
 
-    def traits(self, method: str) -> Traits | None:
+    def traits(self, method: str) -> RouteTraits | None:
         """What this method needs, None where the route does not take it. HEAD is answered as GET."""
         if self.is_mount:
-            return Traits()
+            return RouteTraits()
         return self.methods.get(method) or (self.methods.get("GET") if method == "HEAD" else None)
 
     @property
@@ -101,8 +101,8 @@ def _find(node: _Node, parts: list[str], at: int) -> KnownRoute | None:
     return found or node.rest
 
 
-def _traits(handler: Any) -> Traits:
-    return Traits(
+def _traits(handler: Any) -> RouteTraits:
+    return RouteTraits(
         needs_key=scope_of(handler) is not None,
         has_priority=bool(handler.opt.get(PRIORITY)),
         is_probe=bool(handler.opt.get(PROBE)),

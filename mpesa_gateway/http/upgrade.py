@@ -1,10 +1,10 @@
 """A request whose end two servers may see in two places, where the one in front of the application is not ours."""
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
-from mpesa_gateway.errors import Refused
+from mpesa_gateway.errors import ApiError
 
 
-class BodyLost(Refused):
+class BodyLost(ApiError):
     """The server has read the body of a request with Upgrade as something else."""
 
 

@@ -12,15 +12,15 @@ import structlog
 from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
 from mpesa_gateway.errors import Conflict, InvalidKey, NotFound
 from mpesa_gateway.ids import Ids, base32
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.gateway_secrets import API_KEY_PEPPER, GatewaySecrets
 from mpesa_gateway.security.scopes import Caller, Env, Environment, Scope, key_prefix
 from mpesa_gateway.security.tables import FIND_KEY, ApiKeyRow, MerchantRow
-from mpesa_gateway.security.vault import API_KEY_PEPPER, Vault
 
 log = structlog.get_logger(__name__)
 
@@ -80,12 +80,14 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
 class ApiKeys:
     """Creates, checks and revokes API keys."""
 
-    def __init__(self, db: Database, changes: Changes, vault: Vault, clock: Clock, ids: Ids, audit: Audit) -> None:
+    def __init__(
+        self, db: Database, changes: InvalidationListener, vault: GatewaySecrets, clock: Clock, ids: Ids, audit: Audit
+    ) -> None:
         self._db = db
         self._changes = changes
-        self._known: Remembered[_Known] = Remembered(changes)
-        changes.on("api_key", self._known.forget)
-        changes.on("merchant", self._known.forget_all)
+        self._known: InvalidatedCache[_Known] = InvalidatedCache(changes)
+        changes.on("api_key", self._known.evict)
+        changes.on("merchant", self._known.clear)
         self._touched: dict[str, datetime] = {}
         self._right: dict[str, bytes] = {}
         self._vault = vault
@@ -158,7 +160,7 @@ class ApiKeys:
         await self._touch(known, now)
         return known.caller
 
-    def was_right(self, text: str) -> bool:
+    def was_valid(self, text: str) -> bool:
         """Whether this key was right when it was last looked up in this process. It may have been revoked since."""
         found = _KEY.match(text)
         known = None if found is None else self._right.get(f"key_{found[2]}")
@@ -221,7 +223,7 @@ class ApiKeys:
             await self._audit.record(
                 "api_key.revoked", merchant_id=merchant_id, actor=actor, subject_id=key_id, env=revoked[0]["env"]
             )
-        self._changes.tell("api_key", key_id)
+        self._changes.notify("api_key", key_id)
         return _key(revoked[0])
 
     def _digest(self, text: str) -> bytes:

@@ -14,7 +14,7 @@ from piccolo.columns.combination import Where
 from mpesa_gateway.client_ip import neighbourhood
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.lists import Conditions, Listing, Paged
+from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import mask_phones
@@ -63,7 +63,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     detail: dict[str, Any]
 
 
-ENTRIES = Listing(
+ENTRIES = KeysetList(
     table="audit_entry", key="number", of_env=("COALESCE(detail::jsonb ->> 'env' = {}, true)",), of_merchants=False
 )
 
@@ -229,7 +229,7 @@ class Audit:
         subject_id: str | None = None,
         env: Env | None = None,
         count: bool = False,
-    ) -> Paged[AuditEntry]:
+    ) -> KeysetPage[AuditEntry]:
         """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)

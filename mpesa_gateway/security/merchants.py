@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import msgspec
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.db.lists import Conditions, Listing, Paged
+from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
+from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env, Environment
 from mpesa_gateway.security.tables import MerchantRow
 
-_MERCHANTS = Listing(table="merchant", key="merchant_id", prefix="mer", of_merchants=False)
+_MERCHANTS = KeysetList(table="merchant", key="merchant_id", prefix="mer", of_merchants=False)
 
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,14 +45,14 @@ class Merchant(msgspec.Struct, frozen=True, kw_only=True):
 class Merchants:
     """Creates, finds and deactivates merchants."""
 
-    def __init__(self, db: Database, changes: Changes, clock: Clock, ids: Ids, audit: Audit) -> None:
+    def __init__(self, db: Database, changes: InvalidationListener, clock: Clock, ids: Ids, audit: Audit) -> None:
         self._db = db
         self._changes = changes
         self._clock = clock
         self._ids = ids
         self._audit = audit
-        self._live: Remembered[bool] = Remembered(changes)
-        changes.on("merchant", self._live.forget_all)
+        self._live: InvalidatedCache[bool] = InvalidatedCache(changes)
+        changes.on("merchant", self._live.clear)
 
     async def create(self, name: str, *, actor: str) -> Merchant:
         """A new merchant, without credentials. ``name`` is 1 to 100 characters."""
@@ -83,7 +83,7 @@ class Merchants:
             raise NotFound("there is no such merchant")
         return merchant
 
-    async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> Paged[Merchant]:
+    async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
         """Return merchants, newest first. Raises Invalid for a bad cursor."""
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
 
@@ -113,7 +113,7 @@ class Merchants:
             await self._audit.record(
                 "merchant.deactivated", merchant_id=merchant_id, actor=actor, subject_id=merchant_id
             )
-        self._changes.tell("merchant", merchant_id)
+        self._changes.notify("merchant", merchant_id)
         return _merchant(changed[0])
 
     async def set_envs(self, merchant_id: str, envs: Collection[Env]) -> None:
@@ -126,7 +126,7 @@ class Merchants:
         await self._db.after_commit(partial(self._tell, merchant_id))
 
     async def _tell(self, merchant_id: str) -> None:
-        self._changes.tell("merchant", merchant_id)
+        self._changes.notify("merchant", merchant_id)
 
     async def is_sandbox_only(self) -> bool:
         """Whether no merchant has live credentials. Remembered until a merchant changes, for a second at most."""

@@ -10,14 +10,14 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from mpesa_gateway.config import ConfigRefused, SecurityConfig, read_text_file
+from mpesa_gateway.config import ConfigError, SecurityConfig, read_text_file
 from mpesa_gateway.secret import Secret
 
 _VERSION = "v1"
 _NONCE = 12
 
 
-class CannotOpen(Exception):
+class UnsealError(Exception):
     """Something sealed cannot be opened: the key that sealed it is not in the ring, or it was tampered with."""
 
 
@@ -61,18 +61,18 @@ class Sealer:
         return f"{_VERSION}.{self._primary.key_id}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str, *, aad: tuple[str, ...]) -> str:
-        """The text that was sealed for this ``aad``. Raises CannotOpen."""
+        """The text that was sealed for this ``aad``. Raises UnsealError."""
         key_id, content = _parts(sealed)
         key = self._keys.get(key_id)
         if key is None and self._reload is not None:
             self._set(self._reload())
             key = self._keys.get(key_id)
         if key is None:
-            raise CannotOpen(f"sealed with key {key_id}, which is not in the ring: add it to security.old_master_keys")
+            raise UnsealError(f"sealed with key {key_id}, which is not in the ring: add it to security.old_master_keys")
         try:
             return key.cipher.decrypt(content[:_NONCE], content[_NONCE:], _bound(aad)).decode()
         except InvalidTag:
-            raise CannotOpen("sealed for something else, or altered since") from None
+            raise UnsealError("sealed for something else, or altered since") from None
 
     def is_current(self, sealed: str) -> bool:
         """Whether the present key sealed this."""
@@ -83,11 +83,11 @@ def _parts(sealed: str) -> tuple[str, bytes]:
     version, _, rest = sealed.partition(".")
     key_id, _, content = rest.partition(".")
     if version != _VERSION or not key_id:
-        raise CannotOpen("not something that this gateway sealed")
+        raise UnsealError("not something that this gateway sealed")
     try:
         return key_id, base64.urlsafe_b64decode(content)
     except (binascii.Error, ValueError):
-        raise CannotOpen("not something that this gateway sealed") from None
+        raise UnsealError("not something that this gateway sealed") from None
 
 
 def _bound(aad: tuple[str, ...]) -> bytes:
@@ -101,13 +101,13 @@ def generate() -> str:
 
 
 def read_key(text: str, setting: str) -> bytes:
-    """A master key from its base64. Raises ConfigRefused, naming the setting."""
+    """A master key from its base64. Raises ConfigError, naming the setting."""
     try:
         material = base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):
         material = b""
     if len(material) != 32:
-        raise ConfigRefused(
+        raise ConfigError(
             f"`{setting}` is not a master key: it must be 32 bytes in base64 "
             "(make one with `mpesa-gateway keys generate`)"
         )
@@ -115,23 +115,23 @@ def read_key(text: str, setting: str) -> bytes:
 
 
 def read_ring_file(path: Path) -> list[bytes]:
-    """The master keys in a file, one a line, the present one first. Raises ConfigRefused."""
+    """The master keys in a file, one a line, the present one first. Raises ConfigError."""
     try:
         lines = read_text_file(path).split()
     except (OSError, UnicodeDecodeError):
-        raise ConfigRefused(f"`security.master_key_file`: cannot read {path}") from None
+        raise ConfigError(f"`security.master_key_file`: cannot read {path}") from None
     if not lines:
-        raise ConfigRefused(f"`security.master_key_file`: {path} holds no key")
+        raise ConfigError(f"`security.master_key_file`: {path} holds no key")
     return [read_key(line, "security.master_key_file") for line in lines]
 
 
 def sealer_for(config: SecurityConfig) -> Sealer:
-    """The sealer that the configuration describes. Raises ConfigRefused when there is no usable master key."""
+    """The sealer that the configuration describes. Raises ConfigError when there is no usable master key."""
     if config.master_key_file is not None:
         path = Path(config.master_key_file)
         return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))
     if config.master_key is None:
-        raise ConfigRefused(
+        raise ConfigError(
             "there is no master key: set MPESA_GATEWAY_SECURITY__MASTER_KEY_FILE (or security.master_key); "
             "`mpesa-gateway keys generate` makes one. Keep a copy: without it the stored credentials cannot be read"
         )

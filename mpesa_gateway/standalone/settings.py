@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mpesa_gateway import toml
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import generate
+from mpesa_gateway.standalone.data_folder import read_state
 from mpesa_gateway.standalone.process import write_private
-from mpesa_gateway.standalone.sandbox import make_certificate
-from mpesa_gateway.standalone.standalone import read_state
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 
 SIMULATOR = "simulator"
 SIMULATOR_PATH = "/simulator"
@@ -100,7 +100,7 @@ def write_config(path: Path, config: GatewayConfig) -> None:
 def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]:
     """The file with the master key in the data folder, and whether it was made now; None where the host has set one.
 
-    Raises ConfigRefused for a folder that has been in use and whose key is gone: a new one would open nothing there.
+    Raises ConfigError for a folder that has been in use and whose key is gone: a new one would open nothing there.
     """
     security = base.security
     if security.master_key is not None or security.master_key_file is not None:
@@ -109,7 +109,7 @@ def master_key_file(base: GatewayConfig, data: Path) -> tuple[Path | None, bool]
     if path.exists():
         return path, False
     if read_state(data):
-        raise ConfigRefused(
+        raise ConfigError(
             f"the master key {path} is missing: put it back from your copy; without it the stored credentials cannot "
             "be read. To begin anew, without what is stored, give --data another folder"
         )

@@ -28,14 +28,15 @@ from mpesa_gateway.commands.session import (
     DATA_VARIABLE,
     DEFAULT_DATA,
     RUNNING_CONFIG,
-    Failed,
+    CommandFailed,
     actor,
     started,
 )
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.pages import FirstOperator
+from mpesa_gateway.ops_contract import FirstOperator
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.standalone.greeting import FIRST_OPERATOR, Greeting, Shop
+from mpesa_gateway.standalone.banner import FIRST_OPERATOR, Banner, Shop
+from mpesa_gateway.standalone.data_folder import DataFolder, read_state, write_state
 from mpesa_gateway.standalone.postgres import SHARED_USER
 from mpesa_gateway.standalone.process import becomes_free, free_port, tail
 from mpesa_gateway.standalone.settings import (
@@ -48,7 +49,6 @@ from mpesa_gateway.standalone.settings import (
     simulator_config,
     write_config,
 )
-from mpesa_gateway.standalone.standalone import Standalone, read_state, write_state
 from mpesa_gateway.standalone.supervisor import Child, Supervisor
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ _PAGE = 1000
 
 
 @dataclass(frozen=True)
-class Wishes:
+class UpOptions:
     """What was asked for on the command line. ``shop``: make a demo merchant and key where there is none."""
 
     port: int | None = None
@@ -80,11 +80,11 @@ class Wishes:
 class Up:
     """One run of ``up`` on one data folder."""
 
-    def __init__(self, base: GatewayConfig, data: Path, wishes: Wishes, console: Console) -> None:
+    def __init__(self, base: GatewayConfig, data: Path, wishes: UpOptions, console: Console) -> None:
         self._base = base
         self._wishes = wishes
         self._console = console
-        self._standalone = Standalone(data, has_two_roles=True)
+        self._standalone = DataFolder(data, has_two_roles=True)
         self._data = self._standalone.data_dir
         self._run_folder = self._data / RUNNING_CONFIG.parent
         self._log_folder = self._data / "logs"
@@ -153,14 +153,15 @@ class Up:
         was_told = read_state(self._data).get(MASTER_KEY_TOLD, not is_new_key)
         state = {"port": port, "simulator_port": embedded.simulator_port, MASTER_KEY_TOLD: was_told}
         write_state(self._data, state)
+        # Before the API is ready: a program that waits for it may create merchants of its own.
+        may_create = self._wishes.shop and not has_live
+        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
         children = self._children(config, embedded, undo)
-        supervisor = Supervisor(list(children.values()), self._say, standalone.mend, logs=standalone.logs)
+        supervisor = Supervisor(list(children.values()), self._say, standalone.repair, logs=standalone.logs)
         undo.callback(supervisor.stop)
         supervisor.start()
         self._await_ready(config, embedded, children)
-        may_create = self._wishes.shop and not has_live
-        shop, password = _run(_settle(config, wants_shop=not has_live, may_create=may_create))
-        Greeting(
+        Banner(
             config=config,
             data=self._data,
             command=self._command(),
@@ -193,7 +194,7 @@ class Up:
         wished = self._wishes.port
         if wished is not None and wished != 0:
             if not becomes_free(wished, _PORT_PATIENCE if was_killed else 0.0):
-                raise Failed(f"port {wished} is in use: stop what listens there, or choose another --port")
+                raise CommandFailed(f"port {wished} is in use: stop what listens there, or choose another --port")
             return wished
         last = read_state(self._data).get("port")
         if wished is None:
@@ -229,14 +230,14 @@ class Up:
         while True:
             for name, child in children.items():
                 if child.exit_code is not None:
-                    raise Failed(f"the {name} process did not start:\n{tail(self._log_folder / f'{name}.log')}")
+                    raise CommandFailed(f"the {name} process did not start:\n{tail(self._log_folder / f'{name}.log')}")
             missing = not_ready(config.http.port, needs_worker=True)
             if missing is None and embedded.simulator_port is not None:
                 missing = not_ready(embedded.simulator_port, needs_worker=False)
             if missing is None:
                 return
             if time.monotonic() > until:
-                raise Failed(
+                raise CommandFailed(
                     f"not ready after {READY_WITHIN:g} seconds ({missing}): see the logs in {self._log_folder}"
                 )
             time.sleep(_LOOK)

@@ -32,7 +32,7 @@ SELECT EXISTS (SELECT FROM pg_class WHERE oid >= 16384)
 """Whether a database has tables, functions, extensions or schemas besides those that it was made with."""
 
 
-class Aside:
+class BackgroundLoop:
     """A thread with an event loop: runs coroutines for code whose own loop is busy, or which has none."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Databases:
     A gateway for tests gets its tables as a copy of a template: applying the migrations takes ten times as long.
     """
 
-    def __init__(self, url: str, aside: Aside, *, is_own: bool) -> None:
+    def __init__(self, url: str, aside: BackgroundLoop, *, is_own: bool) -> None:
         """``url`` names a database that exists. ``is_own`` says that the server is at nobody else's service."""
         self._url = url
         # A copy of files is the faster way where no checkpoint waits for a disk.

@@ -27,7 +27,7 @@ NOON = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
 
 
 @dataclass
-class Published:
+class PublishedEvents:
     """What the gateway has published, in order, once it was committed."""
 
     events: list[Event] = field(default_factory=list[Event])
@@ -55,12 +55,12 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedGateway:
     """A gateway at work, its base URL, and what it publishes."""
 
     gateway: Gateway
     base: str
-    published: Published
+    published: PublishedEvents
 
 
 @pytest.fixture
@@ -76,27 +76,27 @@ def gateway_settings(database_url: str, valkey_url: str) -> dict[str, Any]:
 
 
 @pytest_asyncio.fixture
-async def served(request: pytest.FixtureRequest, gateway_settings: dict[str, Any]) -> AsyncGenerator[Served]:
+async def served(request: pytest.FixtureRequest, gateway_settings: dict[str, Any]) -> AsyncGenerator[ServedGateway]:
     """The gateway, served over HTTP on a free port of this machine, working its own queue."""
     options: dict[str, Any] = {}
     if "frozen_clock" in request.fixturenames:
         options["clock"] = request.getfixturevalue("frozen_clock")
         if "simulator" in gateway_settings["plugins"]:
             gateway_settings["simulator"] = gateway_settings.get("simulator", {}) | {"callback_delay": 0}
-    published = Published()
+    published = PublishedEvents()
     async with running_gateway(gateway_settings, **options) as (gateway, base):
         gateway.outbox.subscribe(Subscriber(Event, published.note, inside=True))
-        yield Served(gateway, base, published)
+        yield ServedGateway(gateway, base, published)
 
 
 @pytest.fixture
-def gateway(served: Served) -> Gateway:
+def gateway(served: ServedGateway) -> Gateway:
     """The gateway, running."""
     return served.gateway
 
 
 @pytest.fixture
-def published(served: Served) -> Published:
+def published(served: ServedGateway) -> PublishedEvents:
     """What the gateway has published since the test began."""
     return served.published
 
@@ -116,7 +116,7 @@ async def webhook_receiver() -> AsyncGenerator[Receiver]:
 
 
 @pytest_asyncio.fixture
-async def shop_api(webhook_receiver: Receiver, served: Served) -> AsyncGenerator[Api]:
+async def shop_api(webhook_receiver: Receiver, served: ServedGateway) -> AsyncGenerator[Api]:
     """A new shop's client: it has a key, the sandbox's credentials and, where webhooks are enabled, an endpoint."""
     has_webhooks = any(plugin.name == "webhooks" for plugin in served.gateway.plugins)
     url = webhook_receiver.url if has_webhooks else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpesa_gateway.testing.databases import Aside, Databases
+from mpesa_gateway.testing.databases import BackgroundLoop, Databases
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps files in memory; ours get a folder with a random name
 _ROOM = 2 << 30
@@ -34,7 +34,7 @@ class Servers:
         """``databases`` is how many Valkey has. ``is_own``: the servers were started for this session alone."""
         self.database_url = database_url
         self.valkey_url = valkey_url
-        self.aside = Aside()
+        self.aside = BackgroundLoop()
         self.databases = Databases(database_url, self.aside, is_own=is_own)
         # Processes that pytest-xdist runs beside each other may share one server: each leaves the others theirs.
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -65,10 +65,10 @@ def servers() -> Iterator[Servers]:
         given.close()
         return
     # Imported here: a session without these fixtures should not pay for them.
-    from mpesa_gateway.standalone.standalone import Standalone  # noqa: PLC0415
+    from mpesa_gateway.standalone.data_folder import DataFolder  # noqa: PLC0415
 
     folder = _new_folder()
-    standalone = Standalone(folder, databases=512, is_durable=False)
+    standalone = DataFolder(folder, databases=512, is_durable=False)
     standalone.start()
     try:
         own = Servers(standalone.postgres.url, standalone.valkey.url.rpartition("/")[0], databases=512, is_own=True)

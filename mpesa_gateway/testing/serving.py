@@ -203,7 +203,7 @@ def _lent_application(gateway: Gateway) -> Generator[None]:
     found = next((each for each in reversed(_idle) if each.suits(gateway)), None)
     if found is not None:
         _idle.remove(found)
-        gateway.asgi.adopt(found.application)
+        gateway.asgi.use_application(found.application)
     try:
         yield
     finally:

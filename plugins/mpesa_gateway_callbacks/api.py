@@ -5,20 +5,20 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
-from mpesa_gateway.daraja.wire import NotACallback, ResultCallback, read_amount, read_result
-from mpesa_gateway.pages import Moment
+from mpesa_gateway.daraja.wire import InvalidCallback, ResultCallback, read_amount, read_result
+from mpesa_gateway.ops_contract import TimelineEntry
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway_callbacks.bodies import RESULT, RESULT_CODE, RESULT_EXAMPLE, described
-from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_callbacks.events import QueryResulted
+from mpesa_gateway_callbacks.openapi_bodies import RESULT, RESULT_CODE, RESULT_EXAMPLE, described
 
-__all__ = ["RESULT_CODE", "AnotherSubject", "Callbacks", "described", "result_kinds"]
+__all__ = ["RESULT_CODE", "Callbacks", "DifferentSubject", "described", "result_kinds"]
 
 _UNANSWERED = "timed_out"
 """The result code that we note for a timeout, which has none of its own."""
 
 
-class AnotherSubject(CallbackRefused):
+class DifferentSubject(CallbackRejected):
     """The callback's token is for one request and its content is about another.
 
     Raised by whoever knows that.
@@ -47,7 +47,7 @@ class Callbacks(Protocol):
         """True while callbacks that arrived together are published: if that fails, each is published alone."""
         ...
 
-    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+    async def find_waiting(self, handles: Sequence[str]) -> set[str]:
         """Those of these handles of Daraja's under which callbacks wait."""
         ...
 
@@ -59,7 +59,7 @@ class Callbacks(Protocol):
         """
         ...
 
-    async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[Moment]:
+    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]:
         """What came about these subjects of ours, or under these handles of Daraja's, as lines of a timeline."""
         ...
 
@@ -108,7 +108,7 @@ def result_kinds(
 
 def _read_timeout(body: bytes) -> ResultCallback:
     """A timeout: the usual envelope, or any bytes and none at all, since its address says everything."""
-    with suppress(NotACallback):
+    with suppress(InvalidCallback):
         return read_result(body)
     return ResultCallback(
         is_final=True,

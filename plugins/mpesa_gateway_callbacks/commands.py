@@ -12,10 +12,10 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, print_json, show
-from mpesa_gateway.commands.session import LIVE, Failed, Session, actor, env_of, pass_session, read_time
+from mpesa_gateway.commands.session import LIVE, CommandFailed, Session, actor, env_of, pass_session, read_time
 from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Refused
+from mpesa_gateway.errors import ApiError
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
 
@@ -158,7 +158,7 @@ def replay(
         found = [_kept(each, await _find(gateway, each)) for each in dict.fromkeys(callback_ids)]
         if (other := next((each for each in found if each.env not in {None, env}), None)) is not None:
             advice = "add --live" if other.env == "live" else "leave --live out"
-            raise Failed(f"{other.callback_id} is of {other.env}: {advice}")
+            raise CommandFailed(f"{other.callback_id} is of {other.env}: {advice}")
         return found
 
     async def work(gateway: Gateway) -> list[tuple[str, str | None, str]]:
@@ -179,7 +179,7 @@ def replay(
     done = [*session.run(work), *((each.callback_id, None, f"not: {each.problem}") for each in chosen if each.problem)]
     show(("id", "callback_id", "outcome"), done, as_json=as_json, absent="-")
     if callback_ids and any(callback_id is None for _, callback_id, _ in done):
-        raise Failed("not every callback was replayed: the list says why")
+        raise CommandFailed("not every callback was replayed: the list says why")
 
 
 async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
@@ -187,7 +187,7 @@ async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
     operators = gateway.port(CallbackOperatorService)
     try:
         done = await operators.replay(kept.callback_id, actor=actor(), vouches=True)
-    except Refused as problem:
+    except ApiError as problem:
         return kept.callback_id, None, f"not: {problem.message}"
     return kept.callback_id, done.callback_id, f"unchanged: {done.verdict}" if done.was_done else done.verdict
 

@@ -35,7 +35,7 @@ class Dedup:
         self._resting_until = 0.0
         self._noting: set[asyncio.Task[object]] = set()
 
-    async def seen_among(self, fingerprints: Sequence[bytes]) -> set[bytes]:
+    async def find_known(self, fingerprints: Sequence[bytes]) -> set[bytes]:
         """Return those of these fingerprints whose callbacks are known to be committed."""
         keys = [self._key(fingerprint) for fingerprint in fingerprints]
         found = await self._ask(lambda: self._valkey.mget(keys))
@@ -72,7 +72,7 @@ class Dedup:
             return None
 
 
-class Repetitions:
+class RepetitionCounter:
     """Counts how often stored callbacks came again. Waits for no lock: a locked row is counted later."""
 
     def __init__(self, db: Database) -> None:
@@ -94,7 +94,7 @@ class Repetitions:
         try:
             return await self.count(times)
         except Exception as problem:  # noqa: BLE001 - raised again for each repetition alone
-            log.warning("repetitions_one_by_one", count=times.total(), exception=trace(problem))
+            log.warning("duplicates_counted_singly", count=times.total(), exception=trace(problem))
             return set()
 
     async def stop(self) -> None:
@@ -115,4 +115,4 @@ class Repetitions:
             try:
                 await self._db.execute(tables.COUNT_REPEATED, [fingerprint], [times])
             except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is stored
-                log.warning("repetition_not_counted", times=times, exception=trace(problem))
+                log.warning("duplicate_not_counted", times=times, exception=trace(problem))

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import structlog
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.wire import NotACallback
+from mpesa_gateway.daraja.wire import InvalidCallback
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.logs import trace
-from mpesa_gateway.pages import Moment
+from mpesa_gateway.ops_contract import TimelineEntry
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import AnotherSubject
-from mpesa_gateway_callbacks.kinds import Kinds, Make, Report
+from mpesa_gateway_callbacks.api import DifferentSubject
+from mpesa_gateway_callbacks.parsers import CallbackParsers, Make, ParsedCallback
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow
@@ -30,7 +30,7 @@ Verdict = Literal["waiting", "applied"]
 """What became of a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
-"""Seconds until a waiting callback is published again; the last pause repeats until ``patience_hours`` are over."""
+"""Seconds until a waiting callback is published again; the last repeats for ``unmatched_after_hours``."""
 
 _LEASE = timedelta(seconds=60)
 """Time for which one sweep claims a waiting callback."""
@@ -49,7 +49,7 @@ class CallbackDispatcher:
         clock: Clock,
         settings: CallbacksSettings,
         verifier: CallbackVerifier,
-        kinds: Kinds,
+        kinds: CallbackParsers,
         token_key: Callable[[], bytes],
         public_url: Callable[[str], str],
     ) -> None:
@@ -91,7 +91,7 @@ class CallbackDispatcher:
         """See the port."""
         return self._is_batch.get()
 
-    async def waiting_among(self, handles: Sequence[str]) -> set[str]:
+    async def find_waiting(self, handles: Sequence[str]) -> set[str]:
         """See the port."""
         return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
 
@@ -104,11 +104,11 @@ class CallbackDispatcher:
             await self.publish_again(row)
         return len(rows)
 
-    async def past(self, subject_ids: Collection[str], handles: Collection[str]) -> list[Moment]:
+    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> list[TimelineEntry]:
         """See the port."""
         rows = await self._db.fetch(tables.ABOUT, list(subject_ids), list(handles))
         return [
-            Moment(
+            TimelineEntry(
                 at=row["received_at"],
                 source=f"callback from {row['source']}",
                 state=row["verdict"],
@@ -122,7 +122,7 @@ class CallbackDispatcher:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def verdicts_noted_in(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
+    def collect_verdicts(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
         """Return a block in which verdicts on these callbacks change ``verdicts``: their rows are written later."""
         token, batch = self._unwritten.set(verdicts), self._is_batch.set(is_batch)
         try:
@@ -131,10 +131,10 @@ class CallbackDispatcher:
             self._unwritten.reset(token)
             self._is_batch.reset(batch)
 
-    async def publish(self, report: Report, row: Mapping[str, Any]) -> None:
+    async def publish(self, report: ParsedCallback, row: Mapping[str, Any]) -> None:
         """Publish a callback in the open transaction. One whose subscriber fails keeps waiting.
 
-        Raises AnotherSubject when a subscriber finds that the content is not about the token's subject.
+        Raises DifferentSubject when a subscriber finds that the content is not about the token's subject.
         """
         if report.event is None:
             await self.mark_applied(row["callback_id"])
@@ -151,9 +151,9 @@ class CallbackDispatcher:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
             report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
             await self.publish(report, dict(row) | {"is_listed": self._verifier.is_listed(row["source"])})
-        except AnotherSubject:
+        except DifferentSubject:
             await self._give_up(row["callback_id"])
-        except NotACallback as problem:
+        except InvalidCallback as problem:
             # An earlier release may have accepted it: it must not stop the others.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
@@ -164,7 +164,7 @@ class CallbackDispatcher:
         for row in rows:
             async with self._db.transaction():
                 await self.publish_again(row)
-                if now - row["received_at"] > timedelta(hours=self._settings.patience_hours):
+                if now - row["received_at"] > timedelta(hours=self._settings.unmatched_after_hours):
                     await self._give_up(row["callback_id"])
                 else:
                     pause = RETRY_PAUSES[min(int(row["tries"]), len(RETRY_PAUSES) - 1)]
@@ -200,7 +200,7 @@ class CallbackDispatcher:
         try:
             async with self._db.savepoint():
                 await self._outbox.publish([event])
-        except AnotherSubject:
+        except DifferentSubject:
             raise
         except Exception as problem:  # noqa: BLE001 - any error of a subscriber leaves the callback waiting
             unwritten = self._unwritten.get()

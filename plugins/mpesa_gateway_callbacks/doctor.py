@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, warning
 from mpesa_gateway.client_ip import is_inside, read_address, read_networks, within
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
@@ -17,7 +17,7 @@ _WIDE = 65_536
 """Addresses on the allowlist beyond which it keeps hardly anybody out."""
 
 
-async def look_at_callbacks(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_callbacks(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """The allowlist, the signatures, whom callers appear to be, and what was refused lately."""
     for observation in _settings(gateway.settings(CallbacksSettings), examination):
         yield observation
@@ -46,7 +46,7 @@ async def look_at_callbacks(gateway: Runtime, examination: Examination) -> Async
         )
 
 
-async def _sources(gateway: Runtime, since: datetime) -> Observation:
+async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
     """Whom we took for the senders of callbacks: an address inside may be a proxy that we do not know of.
 
     Only one that said for whom it asks is worth a trust: anybody at it can say so from then on.
@@ -74,11 +74,11 @@ async def _sources(gateway: Runtime, since: datetime) -> Observation:
     return note("callbacks.sources", "no callback has come from Safaricom in the last 7 days")
 
 
-def _settings(settings: CallbacksSettings, examination: Examination) -> Iterator[Observation]:
+def _settings(settings: CallbacksSettings, examination: CheckContext) -> Iterator[CheckResult]:
     networks = read_networks(settings.allowlist, "callbacks.allowlist")
     missing = [text for text in SAFARICOM if (found := read_address(text)) is None or not within(found, networks)]
     if settings.enforce_allowlist == "never":
-        yield Observation(
+        yield CheckResult(
             name="callbacks.allowlist",
             level=examination.if_live,
             text="callbacks are taken from any address: only their token says who sends them",
@@ -101,7 +101,7 @@ def _settings(settings: CallbacksSettings, examination: Examination) -> Iterator
         yield ok("callbacks.allowlist", f"callbacks ({whose}) are taken from Safaricom's addresses only")
     if settings.signature == "required":
         text = "only signed callbacks are taken, and Daraja is not known to sign any"
-        yield Observation(
+        yield CheckResult(
             name="callbacks.signature",
             level=Level.WARNING,
             text=text,
@@ -118,4 +118,4 @@ def _some(sources: list[str]) -> str:
     return ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
 
 
-CHECKS = (Check("Callbacks", look_at_callbacks),)
+CHECKS = (Check("Callbacks", check_callbacks),)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mpesa_gateway.erasure import Case, Number
+from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
@@ -14,7 +14,7 @@ _LOOKED_AT = 5000
 """How many callbacks are looked at in one go: few enough that Postgres is soon ready."""
 
 
-async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
     """Callbacks about nothing that we know, and those that came after their payment's number had been erased."""
     pattern = f"%{number.forms[-1]}%"
     while rows := await gateway.db.fetch(tables.WITH_NUMBER, merchant_id, pattern, after, _LOOKED_AT):
@@ -25,20 +25,20 @@ async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) 
     return []
 
 
-async def _find_refused(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find_refused(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
     """Refused callbacks about nothing that we know: whoever sent them, the number is to go."""
     pattern = f"%{number.forms[-1]}%"
     rows = await gateway.db.fetch(tables.LOOSE_REFUSED, merchant_id, pattern, after, _PAGE)
     return [row["refused_id"] for row in rows]
 
 
-async def _widen(gateway: Runtime, case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     """The callbacks of the case, locked, and what they are about."""
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
     return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
 
 
-async def _objects(gateway: Runtime, case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         if row["verdict"] == "waiting":
             return f"{row['callback_id']} has been received and could not be used yet"
@@ -50,7 +50,7 @@ async def _objects(gateway: Runtime, case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         body, handle = case.number.without_in_json(row["body"]), case.number.without(row["handle"])
@@ -80,7 +80,7 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     return {"callbacks": count, "refused callbacks": refused}
 
 
-async def _erase_nothing(_: Runtime, __: Case) -> Mapping[str, int]:
+async def _erase_nothing(_: Runtime, __: ErasureCase) -> Mapping[str, int]:
     """What is refused goes with the rest."""
     return {}
 

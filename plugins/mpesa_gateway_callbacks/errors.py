@@ -2,45 +2,45 @@
 
 from typing import ClassVar
 
-from mpesa_gateway.errors import Code, Refused
+from mpesa_gateway.errors import ApiError, Code
 
 
-class CallbackRefused(Refused):
+class CallbackRejected(ApiError):
     """A callback that is not taken; ``reason`` is a stable word for the operator's list."""
 
     code: ClassVar[Code] = Code.CALLBACK_REFUSED
     reason: ClassVar[str] = ""
 
 
-class SourceRefused(CallbackRefused):
+class SourceRejected(CallbackRejected):
     """Not from an address of Safaricom's."""
 
     status = 403
     reason = "source"
 
 
-class TokenRefused(CallbackRefused):
+class TokenRejected(CallbackRejected):
     """A token that we did not make, or for another kind of callback."""
 
     status = 404
     reason = "token"
 
 
-class KindRefused(CallbackRefused):
+class KindRejected(CallbackRejected):
     """A callback of a kind that no enabled plugin declares, from Safaricom or with one of our tokens."""
 
     status = 404
     reason = "kind"
 
 
-class SignatureRefused(CallbackRefused):
+class SignatureRejected(CallbackRejected):
     """A signature that is wrong, cannot be checked, or is missing where one is required."""
 
     status = 401
     reason = "signature"
 
 
-class SizeRefused(CallbackRefused):
+class SizeRejected(CallbackRejected):
     """A body that is larger than is taken; its beginning is kept."""
 
     status = 413
@@ -48,14 +48,14 @@ class SizeRefused(CallbackRefused):
     reason = "size"
 
 
-class ShapeRefused(CallbackRefused):
+class ShapeRejected(CallbackRejected):
     """Not a callback of this kind."""
 
     status = 422
     reason = "shape"
 
 
-class DoubledRefused(CallbackRefused):
+class DuplicateFieldRejected(CallbackRejected):
     """A field that decides is there twice, with different values."""
 
     status = 422

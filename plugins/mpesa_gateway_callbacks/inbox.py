@@ -12,33 +12,33 @@ import prometheus_client
 import structlog
 from opentelemetry.trace import Tracer
 
+from mpesa_gateway.batching import Batcher
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.correlation import current_context, use_context, use_job_contexts
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import OTHER
-from mpesa_gateway.origin import coming_from, current_origin, origins
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.together import Together
 from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.api import AnotherSubject
-from mpesa_gateway_callbacks.arrivals import Arrival, Incoming, fingerprint_of, parse
-from mpesa_gateway_callbacks.dedup import Dedup, Repetitions
+from mpesa_gateway_callbacks.api import DifferentSubject
+from mpesa_gateway_callbacks.dedup import Dedup, RepetitionCounter
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher, Verdict
-from mpesa_gateway_callbacks.errors import CallbackRefused, KindRefused, SizeRefused
-from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.errors import CallbackRejected, KindRejected, SizeRejected
+from mpesa_gateway_callbacks.incoming import CallbackPost, VerifiedCallback, fingerprint_of, parse
 from mpesa_gateway_callbacks.metrics import label_values
+from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.refusals import RefusedCallbacks
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 log = structlog.get_logger(__name__)
 
-_STORED_ALONE: tuple[type[BaseException], ...] = (AnotherSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+_STORED_ALONE: tuple[type[BaseException], ...] = (DifferentSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
 """Expected errors of a batch, after which each of its callbacks is stored alone."""
 
 
@@ -60,7 +60,7 @@ class CallbackInbox:
         verifier: CallbackVerifier,
         dispatcher: CallbackDispatcher,
         refusals: RefusedCallbacks,
-        kinds: Kinds,
+        kinds: CallbackParsers,
     ) -> None:
         self._db = db
         self._outbox = outbox
@@ -74,15 +74,15 @@ class CallbackInbox:
         self._dispatcher = dispatcher
         self._refusals = refusals
         self._kinds = kinds
-        self._repetitions = Repetitions(db)
+        self._repetitions = RepetitionCounter(db)
         for values in label_values(kinds.names):
             counter.labels(*values)
-        self._batches: Together[Arrival, bool | None] = Together(
+        self._batches: Batcher[VerifiedCallback, bool | None] = Batcher(
             self._store_batch, told=partial(postgres_span, tracer, "keep callback")
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:
@@ -90,17 +90,17 @@ class CallbackInbox:
         await self._repetitions.stop()
         await self._dedup.settle()
 
-    async def receive(self, incoming: Incoming) -> Arrival:
+    async def receive(self, incoming: CallbackPost) -> VerifiedCallback:
         """Verify a callback and store it; returns it once it is committed, also one that was stored before.
 
-        Raises CallbackRefused, after storing it for the operator, and what asyncpg raises when Postgres is away.
+        Raises CallbackRejected, after storing it for the operator, and what asyncpg raises when Postgres is away.
         """
         subject: Subject | None = None
         try:
             if incoming.cut is not None:
-                raise SizeRefused("the body is too large to be a callback: its beginning is kept for the operator")
+                raise SizeRejected("the body is too large to be a callback: its beginning is kept for the operator")
             if self._kinds.get(incoming.kind) is None:
-                raise KindRefused("there is nothing at this address")
+                raise KindRejected("there is nothing at this address")
             subject, kind = self._verifier.read_token(incoming)
             incoming = replace(incoming, kind=kind)
             if subject is not None:
@@ -108,10 +108,10 @@ class CallbackInbox:
             self._verifier.check_source(incoming, subject)
             arrival = await self.prepare(incoming, subject)
             # One that may be of several kinds is published alone.
-            is_new = None if arrival.report.otherwise else await self._batches.ask(arrival)
+            is_new = None if arrival.report.otherwise else await self._batches.submit(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
-        except CallbackRefused as refusal:
+        except CallbackRejected as refusal:
             kind = OTHER if self._kinds.get(incoming.kind) is None else incoming.kind
             self._counter.labels(kind, "refused", refusal.reason).inc()
             await self._refusals.store(incoming, subject, refusal)
@@ -127,11 +127,11 @@ class CallbackInbox:
         )
         return arrival
 
-    async def prepare(self, incoming: Incoming, subject: Subject | None) -> Arrival:
-        """Check a callback's signature and parse its body. Raises CallbackRefused."""
+    async def prepare(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
+        """Check a callback's signature and parse its body. Raises CallbackRejected."""
         is_signed = await self._verifier.check_signature(incoming, subject)
         report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
-        return Arrival(
+        return VerifiedCallback(
             callback_id=self._ids.new("cbk"),
             incoming=incoming,
             subject=subject,
@@ -139,12 +139,12 @@ class CallbackInbox:
             fingerprint=fingerprint_of(incoming.kind, subject.subject_id if subject else "", report),
             is_signed=is_signed,
             is_listed=self._verifier.is_listed(incoming.source),
-            origin=current_origin(),
+            origin=current_context(),
             text=text,
             raw=raw,
         )
 
-    async def store(self, arrival: Arrival, *, counts: bool = True) -> bool:
+    async def store(self, arrival: VerifiedCallback, *, counts: bool = True) -> bool:
         """Store and publish one callback alone. Returns False for a duplicate, which is counted if ``counts``.
 
         The callback's subject is locked before the callback is written, as in a batch: of two duplicates one waits
@@ -154,7 +154,7 @@ class CallbackInbox:
         if is_new:
             try:
                 await self._store_new(arrival)
-            except ChangedMeanwhile:
+            except ConcurrentUpdate:
                 # Only the same callback, stored meanwhile, explains that.
                 if not await self._is_duplicate(arrival.fingerprint, counts=counts):
                     raise
@@ -162,10 +162,10 @@ class CallbackInbox:
         self._dedup.remember([arrival.fingerprint])
         return is_new
 
-    async def _store_new(self, arrival: Arrival) -> None:
+    async def _store_new(self, arrival: VerifiedCallback) -> None:
         now = self._clock.now()
         verdicts: dict[str, Verdict] = {arrival.callback_id: "waiting"}
-        with self._dispatcher.verdicts_noted_in(verdicts):
+        with self._dispatcher.collect_verdicts(verdicts):
             async with self._db.transaction():
                 await self._dispatcher.publish(arrival.report, arrival.event_fields(now))
                 await self._write([arrival], verdicts, now)
@@ -177,12 +177,12 @@ class CallbackInbox:
 
     # -- several at once ------------------------------------------------------------------------------------------
 
-    async def _store_batch(self, arrivals: Sequence[Arrival]) -> list[bool | None]:
+    async def _store_batch(self, arrivals: Sequence[VerifiedCallback]) -> list[bool | None]:
         """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.
 
         An unusual callback, or one that would wait for a lock, is left to its caller, so that it delays no other.
         """
-        seen = await self._dedup.seen_among([arrival.fingerprint for arrival in arrivals])
+        seen = await self._dedup.find_known([arrival.fingerprint for arrival in arrivals])
         again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
         # Of two equal ones in this batch Postgres decides which is the duplicate.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
@@ -196,13 +196,13 @@ class CallbackInbox:
             for arrival in arrivals
         ]
 
-    def _jobs_by_origin(self, arrivals: Sequence[Arrival]) -> AbstractContextManager[None]:
+    def _jobs_by_origin(self, arrivals: Sequence[VerifiedCallback]) -> AbstractContextManager[None]:
         """Return a block whose jobs carry the request ids of the callbacks that cause them."""
         if len(arrivals) == 1:
-            return coming_from(arrivals[0].origin)
-        return origins({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
+            return use_context(arrivals[0].origin)
+        return use_job_contexts({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
 
-    async def _store_ordinary(self, arrivals: Sequence[Arrival]) -> set[str]:
+    async def _store_ordinary(self, arrivals: Sequence[VerifiedCallback]) -> set[str]:
         """Publish and store callbacks in one transaction with two round trips, the inbox last.
 
         Returns their ids: none where one is a duplicate, or where a subscriber cannot take them together.
@@ -217,7 +217,7 @@ class CallbackInbox:
             arrival.callback_id: "waiting" if arrival.report.event else "applied" for arrival in arrivals
         }
         try:
-            with self._dispatcher.verdicts_noted_in(verdicts, is_batch=True):
+            with self._dispatcher.collect_verdicts(verdicts, is_batch=True):
                 async with self._db.transaction():
                     await self._outbox.publish(events)
                     await self._write(arrivals, verdicts, now)
@@ -226,20 +226,22 @@ class CallbackInbox:
         except UNREACHABLE:
             raise
         except Exception as problem:  # noqa: BLE001 - then each is stored alone: only one that no subscriber can use waits
-            log.error("callbacks_one_by_one", count=len(arrivals), exception=trace(problem))
+            log.error("callbacks_stored_singly", count=len(arrivals), exception=trace(problem))
             return set()
         return {arrival.callback_id for arrival in arrivals}
 
-    async def _write(self, arrivals: Sequence[Arrival], verdicts: Mapping[str, Verdict], now: datetime) -> None:
-        """Defer writing these callbacks, all or none. At the end ChangedMeanwhile is raised if one is a duplicate."""
+    async def _write(
+        self, arrivals: Sequence[VerifiedCallback], verdicts: Mapping[str, Verdict], now: datetime
+    ) -> None:
+        """Defer writing these callbacks, all or none. At the end ConcurrentUpdate is raised if one is a duplicate."""
         sql, *args = tables.KEEP.bind_rows(
             [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
             received_at=now,
             due_at=now + timedelta(seconds=RETRY_PAUSES[0]),
         )
-        await self._db.put_off(Write(sql, tuple(args), expects=len(arrivals)))
+        await self._db.defer(DeferredWrite(sql, tuple(args), expects=len(arrivals)))
 
-    async def _audit_repeat(self, arrival: Arrival) -> None:
+    async def _audit_repeat(self, arrival: VerifiedCallback) -> None:
         kind, subject, handle = arrival.incoming.kind, arrival.subject, arrival.report.handle
         log.info("callback_repeated", kind=kind, handle=handle)
         await self._audit.observe(

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.db.keyset import Conditions, KeysetPage
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
@@ -14,11 +14,11 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.dispatcher import RETRY_PAUSES, CallbackDispatcher
-from mpesa_gateway_callbacks.errors import SourceRefused, TokenRefused
+from mpesa_gateway_callbacks.errors import SourceRejected, TokenRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.incoming import CallbackPost
+from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.schemas import (
     CallbackQuery,
     CallbackView,
@@ -54,7 +54,7 @@ class CallbackOperatorService:
         verifier: CallbackVerifier,
         inbox: CallbackInbox,
         dispatcher: CallbackDispatcher,
-        kinds: Kinds,
+        kinds: CallbackParsers,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -72,7 +72,7 @@ class CallbackOperatorService:
         With ``env`` only callbacks of that env are found. With ``vouches`` the caller vouches that a refused callback
         came from Safaricom; signature, shape and subject are checked as always. A callback that was applied, or a
         refused one that was accepted since, changes nothing. Raises NotFound, Conflict where it cannot be replayed,
-        and CallbackRefused.
+        and CallbackRejected.
         """
         if callback_id.startswith("ref_"):
             return await self._replay_refused(callback_id, actor, env, vouches=vouches)
@@ -129,7 +129,7 @@ class CallbackOperatorService:
         """Check a refused callback again and store it as an accepted one; returns its new id."""
         if (problem := not_replayable(row)) is not None:
             raise Conflict(problem)
-        if row["reason"] == SourceRefused.reason and not vouches:
+        if row["reason"] == SourceRejected.reason and not vouches:
             raise Conflict("it did not come from a listed address: an operator has to vouch for its source at /ops")
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
@@ -137,7 +137,7 @@ class CallbackOperatorService:
         # What came to the path of a plugin that was not enabled was stored with that path.
         named = self._kinds.at(row["kind"]) or row["kind"]
         kind = named if has_token else self._kinds.of_body(named, body)
-        incoming = Incoming(kind, None, body, row["source"], row["signature"])
+        incoming = CallbackPost(kind, None, body, row["source"], row["signature"])
         if not vouches:
             self._verifier.check_source(incoming, subject)
         arrival = await self._inbox.prepare(incoming, subject)
@@ -194,7 +194,7 @@ class CallbackOperatorService:
     def _refused_since(self, within: timedelta) -> str:
         return Ids.least("ref", self._clock.now() - within)
 
-    async def _accepted(self, env: Env, filters: CallbackQuery) -> Paged[Row]:
+    async def _accepted(self, env: Env, filters: CallbackQuery) -> KeysetPage[Row]:
         found = self._conditions(env, filters)
         if filters.verdict is not None:
             found.add("verdict = {}", filters.verdict)
@@ -203,7 +203,7 @@ class CallbackOperatorService:
             found.add("verdict <> 'applied'")
         return await tables.ACCEPTED.page(self._db, found, filters.cursor, filters.limit)
 
-    async def _refused(self, env: Env, filters: RefusedQuery) -> Paged[Row]:
+    async def _refused(self, env: Env, filters: RefusedQuery) -> KeysetPage[Row]:
         found = self._conditions(env, filters)
         if filters.unread:
             found.add(tables.UNREAD)
@@ -218,7 +218,7 @@ class CallbackOperatorService:
 
 def not_replayable(row: Found) -> str | None:
     """Return why a refused callback cannot be replayed; None where it can."""
-    if row["reason"] == TokenRefused.reason:
+    if row["reason"] == TokenRejected.reason:
         return "its address was none of ours, so nothing proves what it is about"
     if row["cut_read"] is not None:
         return "it was not kept whole: it is larger than is taken"

@@ -8,8 +8,8 @@ import msgspec
 
 from mpesa_gateway.db.engine import Found
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Role, Shown, Visit
+from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Pages, Redirect, Rendered, Role
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService, Replayed, not_replayable
 from mpesa_gateway_callbacks.schemas import CallbackQuery, RefusedQuery, laid_out, truncated
@@ -40,45 +40,45 @@ class _Refused(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-async def callbacks(visit: Visit) -> Shown:
+async def callbacks(visit: PageRequest) -> Rendered:
     """Those that were taken, newest first."""
     query = visit.read_query(_Accepted)
     page = await visit.gateway.port(CallbackOperatorService).accepted(
         visit.env, CallbackQuery(limit=50, cursor=query.cursor, verdict=query.verdict)
     )
-    return Shown(
+    return Rendered(
         "callbacks.html", {"rows": page.data, "query": query} | visit.pager("callbacks", page.meta.next_cursor)
     )
 
 
-async def refused(visit: Visit) -> Shown:
+async def refused(visit: PageRequest) -> Rendered:
     """Those that were refused, newest first."""
     query = visit.read_query(_Refused)
     page = await visit.gateway.port(CallbackOperatorService).refused(
         visit.env, RefusedQuery(limit=50, cursor=query.cursor, unread=query.unread)
     )
     pager = visit.pager("callbacks/refused", page.meta.next_cursor)
-    return Shown("refused_callbacks.html", {"rows": page.data, "why": WHY, "query": query} | pager)
+    return Rendered("refused_callbacks.html", {"rows": page.data, "why": WHY, "query": query} | pager)
 
 
-async def callback(visit: Visit) -> Shown:
+async def callback(visit: PageRequest) -> Rendered:
     """One that was taken."""
     row = await visit.gateway.port(CallbackOperatorService).find(visit.values["callback_id"])
     if row["env"] is not None:
         visit.require(row["env"])
-    return Shown(
+    return Rendered(
         "callback.html",
         {"row": row, "merchant": await _merchant(visit, row), "body": laid_out(row["body"])},
     )
 
 
-async def _merchant(visit: Visit, row: Found) -> str | None:
+async def _merchant(visit: PageRequest, row: Found) -> str | None:
     """The name of the merchant whom a callback is about."""
     merchant_id = row["merchant_id"]
     return (await visit.gateway.merchants.names([merchant_id])).get(merchant_id) if merchant_id else None
 
 
-async def refused_callback(visit: Visit) -> Shown:
+async def refused_callback(visit: PageRequest) -> Rendered:
     """One that was refused."""
     row = await visit.gateway.port(CallbackOperatorService).find_refused(visit.values["refused_id"])
     if row["env"] is not None:
@@ -86,27 +86,27 @@ async def refused_callback(visit: Visit) -> Shown:
     merchant = await _merchant(visit, row)
     can_replay = row["callback_id"] is None and not_replayable(row) is None
     shown = {"row": row, "merchant": merchant, "why": WHY, "can_replay": can_replay, "truncated": truncated(row)}
-    return Shown("refused_callback.html", shown)
+    return Rendered("refused_callback.html", shown)
 
 
-async def offer(visit: Visit) -> Done:
+async def offer(visit: PageRequest) -> Redirect:
     """Offer it again to whoever waits for it."""
     done = await _replay(visit, visit.values["callback_id"])
     text = "Already applied: nothing changed." if done.was_done else f"Processed again: {done.verdict}."
-    return Done(f"callbacks/{done.callback_id}", text)
+    return Redirect(f"callbacks/{done.callback_id}", text)
 
 
-async def replay(visit: Visit) -> Done:
+async def replay(visit: PageRequest) -> Redirect:
     """Take a refused one after all."""
     refused_id = visit.values["refused_id"]
     if visit.text("confirm") != refused_id:
-        raise Invalid.field_error("confirm", "confirm that Safaricom sent this callback")
+        raise InvalidFields.field_error("confirm", "confirm that Safaricom sent this callback")
     done = await _replay(visit, refused_id)
     text = "Already accepted: nothing changed." if done.was_done else "Accepted and processed."
-    return Done(f"callbacks/{done.callback_id}", text)
+    return Redirect(f"callbacks/{done.callback_id}", text)
 
 
-async def _replay(visit: Visit, callback_id: str) -> Replayed:
+async def _replay(visit: PageRequest, callback_id: str) -> Replayed:
     # Operators are shown callbacks without an env in both, and answer for either.
     operators = visit.gateway.port(CallbackOperatorService)
     row = await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
@@ -115,19 +115,19 @@ async def _replay(visit: Visit, callback_id: str) -> Replayed:
     return await operators.replay(callback_id, actor=visit.visitor.actor, vouches=True)
 
 
-async def unused(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def unused(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Callbacks that nobody could use, and those refused of late."""
-    operators, found = gateway.port(CallbackOperatorService), list[Concern]()
+    operators, found = gateway.port(CallbackOperatorService), list[AttentionItem]()
     if count := await operators.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} without a matching payment"
-        found.append(Concern(text=text, to="callbacks?verdict=unmatched"))
+        found.append(AttentionItem(text=text, to="callbacks?verdict=unmatched"))
     if count := await operators.count_unread(env, _A_WEEK):
         what = "callback from Safaricom" if count == 1 else "callbacks from Safaricom"
         text = f"{count if count < 1000 else '1,000 or more'} {what} could not be read"
-        found.append(Concern(text=text, to="callbacks/refused?unread=true"))
+        found.append(AttentionItem(text=text, to="callbacks/refused?unread=true"))
     if count := await operators.count_refused(env, _A_DAY):
         text = f"{count if count < 1000 else '1,000 or more'} refused {'callback' if count == 1 else 'callbacks'} today"
-        found.append(Concern(text=text, to="callbacks/refused"))
+        found.append(AttentionItem(text=text, to="callbacks/refused"))
     return found
 
 
@@ -140,8 +140,8 @@ PAGES = Pages(
         Page("callbacks/refused/{refused_id}", "Refused callback", refused_callback, names="ref"),
     ),
     acts=(
-        Act("callbacks/{callback_id}/offer", "offer", offer, back="callbacks/{callback_id}"),
-        Act("callbacks/refused/{refused_id}", "replay", replay, role=Role.ADMIN),
+        Action("callbacks/{callback_id}/offer", "offer", offer, back="callbacks/{callback_id}"),
+        Action("callbacks/refused/{refused_id}", "replay", replay, role=Role.ADMIN),
     ),
     concerns=(unused,),
 )

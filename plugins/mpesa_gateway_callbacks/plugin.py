@@ -1,9 +1,9 @@
 """The callbacks plugin, declared."""
 
 from mpesa_gateway.asgi_types import Message
-from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables
+from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.commands import callbacks
@@ -40,13 +40,13 @@ plugin = Plugin(
     metrics=CallbackMetrics,
     collectors=COLLECTORS,
     forgets=(
-        Forgetting(
+        RetentionRule(
             "refused callbacks",
             tables.FORGET_OLD_REFUSED,
             days=lambda gateway: gateway.settings(CallbacksSettings).keep_refused_days,
             prefix="ref",
         ),
-        Forgetting(
+        RetentionRule(
             "callbacks",
             tables.FORGET,
             days=lambda gateway: gateway.settings(CallbacksSettings).keep_days,
@@ -54,5 +54,5 @@ plugin = Plugin(
         ),
     ),
     erasers=CALLBACKS,
-    contributes=(Voucher(("/v1/cb/", "/v1/webhooks/mpesa"), _vouches),),
+    contributes=(KnownCallerCheck(("/v1/cb/", "/v1/webhooks/mpesa"), _vouches),),
 )

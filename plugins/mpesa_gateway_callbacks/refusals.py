@@ -12,8 +12,8 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.sampling import Sampler
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_callbacks import tables
-from mpesa_gateway_callbacks.arrivals import Incoming, storable
-from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway_callbacks.errors import CallbackRejected
+from mpesa_gateway_callbacks.incoming import CallbackPost, storable
 from mpesa_gateway_callbacks.schemas import visible
 from mpesa_gateway_callbacks.tokens import Subject
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
@@ -45,7 +45,7 @@ class RefusedCallbacks:
         self._logged = Sampler(_LOGGED_EVERY)
         self._stored_this_second = (0, 0)
 
-    async def store(self, incoming: Incoming, subject: Subject | None, refusal: CallbackRefused) -> None:
+    async def store(self, incoming: CallbackPost, subject: Subject | None, refusal: CallbackRejected) -> None:
         """Log a refusal, and store and audit the callback unless strangers have used up this second's limit."""
         self._log(incoming, refusal)
         if subject is None and (found := self._verifier.open_token(incoming.kind, incoming.token)) is not None:
@@ -97,7 +97,7 @@ class RefusedCallbacks:
         self._stored_this_second = (this_second, count + 1 if second == this_second else 1)
         return self._stored_this_second[1] <= _STORED_A_SECOND
 
-    def _log(self, incoming: Incoming, refusal: CallbackRefused) -> None:
+    def _log(self, incoming: CallbackPost, refusal: CallbackRejected) -> None:
         left_out = self._logged.admit((neighbourhood(incoming.source), refusal.reason))
         if left_out is not None:
             more = {"left_out": left_out} if left_out else {}

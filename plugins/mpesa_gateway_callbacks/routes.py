@@ -18,19 +18,19 @@ from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
-from mpesa_gateway_callbacks.api import AnotherSubject
-from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Arrival, Cut, Incoming
+from mpesa_gateway_callbacks.api import DifferentSubject
 from mpesa_gateway_callbacks.errors import (
-    DoubledRefused,
-    ShapeRefused,
-    SignatureRefused,
-    SizeRefused,
-    SourceRefused,
-    TokenRefused,
+    DuplicateFieldRejected,
+    ShapeRejected,
+    SignatureRejected,
+    SizeRejected,
+    SourceRejected,
+    TokenRejected,
 )
 from mpesa_gateway_callbacks.inbox import CallbackInbox
-from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody, VerifiedCallback
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
+from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.schemas import (
     Accepted,
     CallbackQuery,
@@ -95,18 +95,18 @@ _CALLBACK: dict[str, Any] = {
     "takes": _takes(lambda kind: kind.path == ""),
     "or_answers": _answers(lambda kind: kind.path == ""),
     "refuses": (
-        SizeRefused,
-        SourceRefused,
-        TokenRefused,
-        SignatureRefused,
-        ShapeRefused,
-        DoubledRefused,
-        AnotherSubject,
+        SizeRejected,
+        SourceRejected,
+        TokenRejected,
+        SignatureRejected,
+        ShapeRejected,
+        DuplicateFieldRejected,
+        DifferentSubject,
         NotFound,
     ),
 }
 
-_REPLAY_REFUSES = (Conflict, SourceRefused, SignatureRefused, ShapeRefused, DoubledRefused, AnotherSubject)
+_REPLAY_REFUSES = (Conflict, SourceRejected, SignatureRejected, ShapeRejected, DuplicateFieldRejected, DifferentSubject)
 
 _RESULT: dict[str, Any] = _CALLBACK | {
     "takes": _takes(lambda kind: bool(kind.path)),
@@ -126,7 +126,7 @@ def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
     return source in named and named.index(source) > 0
 
 
-async def _take(gateway: Runtime, request: Request[Any, Any, Any], kind: str, token: str | None) -> Response[bytes]:
+async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str, token: str | None) -> Response[bytes]:
     verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
     if kind not in gateway.callback_kinds and not verifier.is_trusted(kind, token, source):
@@ -140,12 +140,12 @@ async def _take(gateway: Runtime, request: Request[Any, Any, Any], kind: str, to
     # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
-    incoming = Incoming(kind, token, body, source, signature, cut, _was_forwarded(request, source))
+    incoming = CallbackPost(kind, token, body, source, signature, cut, _was_forwarded(request, source))
     arrival = await gateway.port(CallbackInbox).receive(incoming)
     return Response(await _answer_to(arrival, gateway), media_type="application/json")
 
 
-async def _answer_to(arrival: Arrival, gateway: Runtime) -> bytes:
+async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:
     """The kind's own answer, or ``Accepted``."""
     kind, make = gateway.callback_kinds.get(arrival.incoming.kind), arrival.report.event
     if kind is None or kind.answer is None or make is None:
@@ -154,18 +154,20 @@ async def _answer_to(arrival: Arrival, gateway: Runtime) -> bytes:
     return msgspec.json.encode(await kind.answer(gateway, event))
 
 
-async def _take_at(gateway: Runtime, request: Request[Any, Any, Any], path: str, token: str | None) -> Response[bytes]:
+async def _receive_at(
+    gateway: Runtime, request: Request[Any, Any, Any], path: str, token: str | None
+) -> Response[bytes]:
     """Take a callback at a path of the specification."""
-    kinds = gateway.port(Kinds)
+    kinds = gateway.port(CallbackParsers)
     kind = kinds.at(path)
     if kind is None and gateway.port(CallbackVerifier).is_listed(address_of(request)):
         kind = kinds.in_place_of(path)
-    return await _take(gateway, request, path if kind is None else kind, token)
+    return await _receive(gateway, request, path if kind is None else kind, token)
 
 
 async def _read_body(
     request: Request[Any, Any, Any], most: int, most_here: Callable[[], int | None]
-) -> tuple[bytes, Cut | None]:
+) -> tuple[bytes, TruncatedBody | None]:
     """A whole body, or the beginning of one that is too large with what is known of the rest.
 
     ``most_here`` returns how many bytes are taken from this sender, None for a stranger; it is called only where there
@@ -175,7 +177,7 @@ async def _read_body(
     if announced > most:
         larger, has_asked = most_here(), True
         if larger is None:
-            return b"", Cut.of(b"", announced)
+            return b"", TruncatedBody.of(b"", announced)
         most = larger
     body = bytearray()
     async with aclosing(request.stream()) as parts:
@@ -184,14 +186,14 @@ async def _read_body(
             if len(body) > most and not has_asked:
                 most, has_asked = most_here() or most, True
             if len(body) > most:
-                return bytes(body[:KEPT_OF_LARGER]), Cut.of(bytes(body), max(announced, len(body)))
+                return bytes(body[:KEPT_OF_LARGER]), TruncatedBody.of(bytes(body), max(announced, len(body)))
     return bytes(body), None
 
 
 @post("/v1/webhooks/mpesa", **_CALLBACK)
 async def stk_callback(gateway: RuntimeDependency, request: Request[Any, Any, Any]) -> Response[bytes]:
     """An STK callback at the specification's address, known by its CheckoutRequestID."""
-    return await _take_at(gateway, request, "", None)
+    return await _receive_at(gateway, request, "", None)
 
 
 @post("/v1/webhooks/mpesa/{token:str}", **_CALLBACK)
@@ -199,7 +201,7 @@ async def stk_callback_with_token(
     gateway: RuntimeDependency, request: Request[Any, Any, Any], token: FromPath[str]
 ) -> Response[bytes]:
     """An STK callback at the specification's address, with the token of its push."""
-    return await _take_at(gateway, request, "", token)
+    return await _receive_at(gateway, request, "", token)
 
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}", described=_subjects, **_RESULT)
@@ -210,7 +212,7 @@ async def result_callback(
     ending: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
-    return await _take_at(gateway, request, f"{subject}/{ending}", None)
+    return await _receive_at(gateway, request, f"{subject}/{ending}", None)
 
 
 @post("/v1/webhooks/mpesa/{subject:str}/{ending:str}/{token:str}", described=_subjects, **_RESULT)
@@ -222,7 +224,7 @@ async def result_callback_with_token(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A result or timeout of ``transactionstatus`` or ``reversal``, with the token of its request."""
-    return await _take_at(gateway, request, f"{subject}/{ending}", token)
+    return await _receive_at(gateway, request, f"{subject}/{ending}", token)
 
 
 @post("/v1/cb/{kind:str}/{token:str}", described=_kinds, **_ANY)
@@ -233,7 +235,7 @@ async def neutral_callback(
     token: FromPath[str],
 ) -> Response[bytes]:
     """A callback of any kind at the address that our own requests hand to Daraja."""
-    return await _take(gateway, request, kind, token)
+    return await _receive(gateway, request, kind, token)
 
 
 @get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from mpesa_gateway.control_characters import escape_control_characters
 from mpesa_gateway.env import Environment
+from mpesa_gateway.http.field_rules import composed
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.http.query import Limit
-from mpesa_gateway.http.rules import composed
 from mpesa_gateway.phone import mask_phones
-from mpesa_gateway.unseen import escape_unseen
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
@@ -175,4 +175,4 @@ def laid_out(body: str) -> str:
 
 def visible(text: str) -> str:
     """A body for people: phones masked, and each control character as its escape."""
-    return escape_unseen(mask_phones(text))
+    return escape_control_characters(mask_phones(text))

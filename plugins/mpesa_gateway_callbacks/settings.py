@@ -43,7 +43,7 @@ class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     signature: Literal["required", "if_present", "off"] = "if_present"
     signature_header: str = HEADER
     dedup_hours: Count = 24
-    patience_hours: Count = 48
+    unmatched_after_hours: Count = 48
     max_body_bytes: Count = 1_048_576
     keep_refused: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     keep_days: Days = 180

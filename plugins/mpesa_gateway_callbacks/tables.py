@@ -3,7 +3,7 @@
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.lists import Listing
+from mpesa_gateway.db.keyset import KeysetList
 from mpesa_gateway.db.named import Named
 
 
@@ -149,7 +149,7 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
 UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
 """Refused callbacks from Safaricom, or to our own addresses, that could not be read. The condition of an index."""
 
-REFUSED = Listing(
+REFUSED = KeysetList(
     table="refused_callback",
     key="refused_id",
     prefix="ref",
@@ -158,7 +158,7 @@ REFUSED = Listing(
 )
 """Those of one env, and those without a token, which belong to none. Their primary key serves both."""
 
-ACCEPTED = Listing(
+ACCEPTED = KeysetList(
     table="callback",
     key="callback_id",
     prefix="cbk",

@@ -7,8 +7,8 @@ import structlog
 
 from mpesa_gateway.client_ip import read_address, read_networks, within
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.config import ConfigRefused, DarajaConfig
-from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused, certificate_for
+from mpesa_gateway.config import ConfigError, DarajaConfig
+from mpesa_gateway.daraja.certificates import Certificate, CertificateError, certificate_for
 from mpesa_gateway.daraja.signatures import (
     CallbackSecrets,
     is_signed_with_certificate,
@@ -16,9 +16,9 @@ from mpesa_gateway.daraja.signatures import (
     read_signature,
 )
 from mpesa_gateway.security.merchants import Merchants
-from mpesa_gateway_callbacks.arrivals import Incoming
-from mpesa_gateway_callbacks.errors import SignatureRefused, SourceRefused, TokenRefused
-from mpesa_gateway_callbacks.kinds import Kinds
+from mpesa_gateway_callbacks.errors import SignatureRejected, SourceRejected, TokenRejected
+from mpesa_gateway_callbacks.incoming import CallbackPost
+from mpesa_gateway_callbacks.parsers import CallbackParsers
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from mpesa_gateway_callbacks.tokens import Subject, read_token
 
@@ -40,7 +40,7 @@ class CallbackVerifier:
         token_key: Callable[[], bytes],
         merchants: Merchants,
         secrets: CallbackSecrets | None,
-        kinds: Kinds,
+        kinds: CallbackParsers,
     ) -> None:
         """``token_key`` returns the key of the tokens; ``secrets`` is None where no plugin knows passkeys."""
         self._settings = settings
@@ -55,12 +55,12 @@ class CallbackVerifier:
         self._certificate_read_at: datetime | None = None
 
     async def load_certificate(self) -> None:
-        """Read the live certificate. Raises ConfigRefused when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
         try:
             self._read_certificate()
-        except CertificateRefused as problem:
+        except CertificateError as problem:
             if self._settings.signature == "required" and await self._merchants.any_live():
-                raise ConfigRefused(f"callbacks.signature is `required`, and {problem}") from None
+                raise ConfigError(f"callbacks.signature is `required`, and {problem}") from None
             log.info("live_certificate_unavailable", problem=str(problem))
 
     def is_known(self, path: str, source: str) -> bool:
@@ -90,10 +90,10 @@ class CallbackVerifier:
                 return subject, self._kinds.merged(address, kind)
         return None
 
-    def read_token(self, incoming: Incoming) -> tuple[Subject | None, str]:
+    def read_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
         """Return the token's subject, None without a token, and the kind of the callback.
 
-        Raises TokenRefused, and SourceRefused before it: where every source is checked, a stranger learns nothing
+        Raises TokenRejected, and SourceRejected before it: where every source is checked, a stranger learns nothing
         about tokens.
         """
         if self._settings.enforce_allowlist == "always":
@@ -102,11 +102,11 @@ class CallbackVerifier:
             return None, self._kinds.of_body(incoming.kind, incoming.body)
         found = self.open_token(incoming.kind, incoming.token)
         if found is None:
-            raise TokenRefused("there is nothing at this address")
+            raise TokenRejected("there is nothing at this address")
         return found
 
-    def check_source(self, incoming: Incoming, subject: Subject | None) -> None:
-        """Raise SourceRefused for an unlisted source where the settings, or a missing token, require a listed one."""
+    def check_source(self, incoming: CallbackPost, subject: Subject | None) -> None:
+        """Raise SourceRejected for an unlisted source where the settings, or a missing token, require a listed one."""
         mode = self._settings.enforce_allowlist
         # Without a token the address is the only proof, unless Daraja can be asked.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
@@ -114,22 +114,22 @@ class CallbackVerifier:
         if is_checked or (subject is None and not (kind is not None and kind.can_be_asked)):
             self._check_listed(incoming.source)
 
-    async def check_signature(self, incoming: Incoming, subject: Subject | None) -> bool:
-        """Return True for a valid signature, False without one. Raises SignatureRefused for an invalid signature."""
+    async def check_signature(self, incoming: CallbackPost, subject: Subject | None) -> bool:
+        """Return True for a valid signature, False without one. Raises SignatureRejected for an invalid signature."""
         if self._settings.signature == "off":
             return False
         if incoming.signature is None:
             if self._settings.signature == "required":
-                raise SignatureRefused(f"the header {self._settings.signature_header} is required")
+                raise SignatureRejected(f"the header {self._settings.signature_header} is required")
             return False
         signature = read_signature(incoming.signature)
         if signature is None or not await self._is_signed(incoming.body, signature, subject):
-            raise SignatureRefused("the signature does not fit the body")
+            raise SignatureRejected("the signature does not fit the body")
         return True
 
     def _check_listed(self, source: str) -> None:
         if not self.is_listed(source):
-            raise SourceRefused("this address is not on the allowlist of Safaricom's addresses")
+            raise SourceRejected("this address is not on the allowlist of Safaricom's addresses")
 
     async def _is_signed(self, body: bytes, signature: bytes, subject: Subject | None) -> bool:
         if subject is not None and subject.env == "sandbox":
@@ -149,14 +149,14 @@ class CallbackVerifier:
         if self._certificate_read_at is None or now - self._certificate_read_at >= _READ_CERTIFICATE_AGAIN:
             try:
                 self._read_certificate()
-            except CertificateRefused as problem:
+            except CertificateError as problem:
                 log.warning("live_certificate_unavailable", problem=str(problem))
         else:
             self._certificate = None
         return self._certificate
 
     def _read_certificate(self) -> None:
-        """Raises CertificateRefused for a certificate that is not valid today."""
+        """Raises CertificateError for a certificate that is not valid today."""
         self._certificate, self._certificate_read_at = None, self._clock.now()
         certificate = certificate_for(self._daraja, "live")
         certificate.check_time(self._certificate_read_at)

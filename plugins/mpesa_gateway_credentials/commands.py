@@ -5,7 +5,7 @@ import rich_click as click
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
-from mpesa_gateway_credentials.ownership import ReceiverOwnership, UseView
+from mpesa_gateway_credentials.ownership import ReceiverOwnership, ReceiverUse
 
 
 @click.group()
@@ -24,7 +24,7 @@ def receivers() -> None:
 def list_(session: Session, number: str, *, as_json: bool) -> None:
     """List the merchants that have live credentials for NUMBER, the paybill or till that payers pay."""
 
-    async def work(gateway: Gateway) -> list[UseView]:
+    async def work(gateway: Gateway) -> list[ReceiverUse]:
         return await gateway.port(ReceiverOwnership).users(number)
 
     show(

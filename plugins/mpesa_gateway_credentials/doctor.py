@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from urllib.parse import urlsplit
 
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.daraja.addresses import filtered_words, tunnel
-from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
+from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
 from mpesa_gateway.errors import ProviderNotConfigured
-from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.security.sealing import UnsealError
 from mpesa_gateway_credentials.api import MpesaCredentials
-from mpesa_gateway_credentials.needs import foreign_receiver, missing_fields
 from mpesa_gateway_credentials.reader import CredentialReader
+from mpesa_gateway_credentials.readiness import foreign_receiver, missing_fields
 
 SANDBOX_SHORTCODE = "174379"
 """Daraja's public one, which everybody's first payment uses."""
@@ -23,20 +23,20 @@ SANDBOX_SHORTCODE = "174379"
 _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 
 
-async def look_at_credentials(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_credentials(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Stored, readable, whole, at proper addresses, and good for an access token."""
     merchant = examination.one
     try:
         credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, examination.env)
     except ProviderNotConfigured as refusal:
-        yield Observation(
+        yield CheckResult(
             name="credentials.stored",
             level=Level.WARNING if examination.is_live else Level.NOTE,
             text=f"no M-Pesa credentials for {examination.env} are stored: it cannot take payments",
             fix=refusal.message,
         )
         return
-    except CannotOpen as refusal:
+    except UnsealError as refusal:
         yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
         return
     for observation in (*_completeness(credentials, examination), *_addresses(credentials, examination)):
@@ -46,12 +46,12 @@ async def look_at_credentials(gateway: Runtime, examination: Examination) -> Asy
     yield await _token(gateway, credentials)
 
 
-def _completeness(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
+def _completeness(credentials: MpesaCredentials, examination: CheckContext) -> Iterator[CheckResult]:
     missing = [*missing_fields(credentials), *foreign_receiver(credentials)]
     level = Level.WARNING if credentials.env == "live" else Level.NOTE
     if missing:
         text, fix = "; ".join(lack.message for lack in missing), "; ".join(lack.fix for lack in missing)
-        yield Observation(name="credentials.whole", level=level, text=text, fix=fix)
+        yield CheckResult(name="credentials.whole", level=level, text=text, fix=fix)
     else:
         yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are whole")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
@@ -65,7 +65,7 @@ def _completeness(credentials: MpesaCredentials, examination: Examination) -> It
         )
 
 
-def _addresses(credentials: MpesaCredentials, examination: Examination) -> Iterator[Observation]:
+def _addresses(credentials: MpesaCredentials, examination: CheckContext) -> Iterator[CheckResult]:
     """The merchant's own addresses for results, where it has set any."""
     for name in ("result_url", "timeout_url"):
         url: str | None = getattr(credentials, name)
@@ -77,7 +77,7 @@ def _addresses(credentials: MpesaCredentials, examination: Examination) -> Itera
         if through := tunnel(url):
             wrong.append(f"leads through a tunnel ({through})")
         if wrong:
-            yield Observation(
+            yield CheckResult(
                 name=f"credentials.{name}",
                 level=Level.PROBLEM if credentials.env == "live" else examination.if_live,
                 text=f"its {name} {' and '.join(wrong)}",
@@ -85,7 +85,7 @@ def _addresses(credentials: MpesaCredentials, examination: Examination) -> Itera
             )
 
 
-def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> Observation:
+def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> CheckResult:
     """What can be known without Safaricom's private key: the form, and when it was made."""
     name, again = "credentials.initiator", f"{_AGAIN}, with initiator_password: it is encrypted here"
     secret = credentials.security_credential
@@ -95,7 +95,7 @@ def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, sto
         return problem(name, "its security_credential is not base64, so it is no encrypted password", again)
     try:
         certificate = certificate_for(gateway.config.daraja, credentials.env)
-    except CertificateRefused:
+    except CertificateError:
         return note(name, f"whether its initiator's password was encrypted for {credentials.env} cannot be seen here")
     numbers = certificate.public_key.public_numbers()
     if len(sealed) != (numbers.n.bit_length() + 7) // 8 or int.from_bytes(sealed, "big") >= numbers.n:
@@ -107,7 +107,7 @@ def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, sto
     return ok(name, f"its initiator's password fits the present {credentials.env} certificate")
 
 
-async def _token(gateway: Runtime, credentials: MpesaCredentials) -> Observation:
+async def _token(gateway: Runtime, credentials: MpesaCredentials) -> CheckResult:
     try:
         await gateway.daraja.verify(credentials.daraja)
     except Rejected as fault:
@@ -120,4 +120,4 @@ async def _token(gateway: Runtime, credentials: MpesaCredentials) -> Observation
     return ok("credentials.token", "M-Pesa gives an access token for them")
 
 
-CHECKS = (Check("Credentials", look_at_credentials, of_each_merchant=True),)
+CHECKS = (Check("Credentials", check_credentials, of_each_merchant=True),)

@@ -6,8 +6,8 @@ from datetime import datetime
 from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.db.changes import Changes
 from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.invalidation import InvalidationListener
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.merchants import Merchants
@@ -20,7 +20,7 @@ _NO_CREDENTIALS = (
 
 
 @dataclass(frozen=True)
-class UseView:
+class ReceiverUse:
     """A merchant's right to a live receiver."""
 
     merchant_id: str
@@ -37,7 +37,7 @@ class ReceiverOwnership:
         self,
         *,
         db: Database,
-        changes: Changes,
+        changes: InvalidationListener,
         clock: Clock,
         audit: Audit,
         merchants: Merchants,
@@ -66,7 +66,7 @@ class ReceiverOwnership:
                 subject_id=receiver_id,
                 detail={"shortcode": number, "from": receiver["owner_id"]},
             )
-        self._changes.tell("receiver", receiver_id)
+        self._changes.notify("receiver", receiver_id)
 
     async def allow_use(self, number: str, merchant_id: str, *, is_allowed: bool, actor: str) -> None:
         """Let a merchant push at a live receiver that another one owns, or end that. Raises NotFound and Conflict."""
@@ -88,16 +88,16 @@ class ReceiverOwnership:
                 subject_id=receiver["receiver_id"],
                 detail={"shortcode": number},
             )
-        self._changes.tell("credentials", merchant_id)
-        self._changes.tell("shortcode", found[0]["shortcode_id"])
+        self._changes.notify("credentials", merchant_id)
+        self._changes.notify("shortcode", found[0]["shortcode_id"])
 
-    async def users(self, number: str) -> list[UseView]:
+    async def users(self, number: str) -> list[ReceiverUse]:
         """The merchants that have, or had, live credentials for a receiver. Raises NotFound."""
         rows = await self._db.fetch(tables.USERS, number)
         if not rows:
             raise NotFound(f"no merchant has stored live credentials for {number}")
         return [
-            UseView(
+            ReceiverUse(
                 row["merchant_id"],
                 row["name"],
                 is_owner=bool(row["is_owner"]),

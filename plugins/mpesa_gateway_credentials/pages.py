@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Pages, Panel, Shown, Visit
+from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Pages, Panel, Redirect, Rendered
 from mpesa_gateway.readiness import missing_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Env
@@ -42,7 +42,7 @@ def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
     now = gateway.clock.now()
     try:
         certificate = certificate_for(gateway.config.daraja, env)
-    except CertificateRefused as problem:
+    except CertificateError as problem:
         return CertificateHealth(env, "missing", None, str(problem))
     outside = certificate.time_problem(now)
     if outside is not None:
@@ -51,18 +51,18 @@ def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
     return CertificateHealth(env, state, certificate.not_after, "")
 
 
-async def credentials(visit: Visit) -> Shown:
+async def credentials(visit: PageRequest) -> Rendered:
     """Every merchant's credentials, and how they are."""
     query, gateway = visit.read_query(_Query), visit.gateway
     page = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE)
     rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in page.rows]
-    return Shown(
+    return Rendered(
         "credentials.html",
         {"rows": rows, "certificates": certificates(gateway)} | visit.pager("credentials", page.next_cursor),
     )
 
 
-async def of_merchant(visit: Visit) -> Shown:
+async def of_merchant(visit: PageRequest) -> Rendered:
     """One merchant's credentials, masked, and what can be tried with them."""
     gateway = visit.gateway
     merchant = await gateway.merchants.require(visit.values["merchant_id"])
@@ -85,7 +85,7 @@ async def of_merchant(visit: Visit) -> Shown:
         for each in await reader.shortcodes(merchant.merchant_id, env)
         if each.retired_at is not None
     ]
-    return Shown(
+    return Rendered(
         "credentials_of.html",
         {
             "merchant": merchant,
@@ -97,28 +97,30 @@ async def of_merchant(visit: Visit) -> Shown:
     )
 
 
-async def verify(visit: Visit) -> Done:
+async def verify(visit: PageRequest) -> Redirect:
     """Fetch a token with the stored keys now."""
     merchant_id = visit.values["merchant_id"]
     env: Env = "live" if visit.text("env") == "live" else "sandbox"
     told = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
     said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
-    return Done(f"credentials/{merchant_id}", f"{'Credentials valid' if told.ok else 'Credentials rejected'}: {said}")
+    return Redirect(
+        f"credentials/{merchant_id}", f"{'Credentials valid' if told.ok else 'Credentials rejected'}: {said}"
+    )
 
 
-async def summary(visit: Visit, merchant_id: str) -> Shown | None:
+async def summary(visit: PageRequest, merchant_id: str) -> Rendered | None:
     """What is stored for a merchant, for the merchant's own page."""
     reader = visit.gateway.port(CredentialReader)
     summaries = [view.config_summary for env in _ENVS for view in await reader.providers(merchant_id, env)]
-    return Shown("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
+    return Rendered("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
-async def endangered(gateway: Runtime, _: Env) -> Sequence[Concern]:
+async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
     """Certificates that end soon, or have, while somebody uses them."""
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]
     return [
-        Concern(
+        AttentionItem(
             text=f"Safaricom's {each.env} certificate is {each.state}"
             + (f", until {each.until:%Y-%m-%d}" if each.until else ""),
             to="credentials",
@@ -134,7 +136,7 @@ PAGES = Pages(
         Page("credentials", "Credentials", credentials, menu=Menu("Credentials", 53, "Merchants", "d")),
         Page("credentials/{merchant_id}", "Credentials", of_merchant, place="credentials"),
     ),
-    acts=(Act("credentials/{merchant_id}/verify", "verify", verify, back="credentials/{merchant_id}"),),
+    acts=(Action("credentials/{merchant_id}/verify", "verify", verify, back="credentials/{merchant_id}"),),
     panels=(Panel("merchant", summary, 20),),
     concerns=(endangered,),
 )

@@ -6,10 +6,10 @@ from mpesa_gateway_credentials.commands import receivers
 from mpesa_gateway_credentials.doctor import CHECKS
 from mpesa_gateway_credentials.invariants import INVARIANTS
 from mpesa_gateway_credentials.jobs import wipe_retired
-from mpesa_gateway_credentials.needs import NEEDS
 from mpesa_gateway_credentials.pages import PAGES
 from mpesa_gateway_credentials.provides import PROVIDES
 from mpesa_gateway_credentials.reader import SECRET_FIELDS
+from mpesa_gateway_credentials.readiness import NEEDS
 from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow

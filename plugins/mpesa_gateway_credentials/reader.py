@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, Rejected
-from mpesa_gateway.db.changes import Changes, Remembered
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.lists import Conditions, Paged
+from mpesa_gateway.db.invalidation import InvalidatedCache, InvalidationListener
+from mpesa_gateway.db.keyset import Conditions, KeysetPage
 from mpesa_gateway.errors import ProviderNotConfigured, ProviderUnavailable
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.secret import Secret
@@ -32,7 +32,7 @@ def aad(merchant_id: str, env: str, number: str, field: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCredentials:
     """The opened credentials of a shortcode that is not wiped, with its merchant's name."""
 
     credentials: MpesaCredentials
@@ -46,7 +46,7 @@ class CredentialReader:
         self,
         *,
         db: Database,
-        changes: Changes,
+        changes: InvalidationListener,
         audit: Audit,
         merchants: Merchants,
         sealer: Sealer,
@@ -58,12 +58,12 @@ class CredentialReader:
         self._merchants = merchants
         self._sealer = sealer
         self._daraja = daraja
-        self._usable: Remembered[list[Row]] = Remembered(changes)
-        self._by_id: Remembered[Row] = Remembered(changes)
-        changes.on("credentials", self._usable.forget)
-        changes.on("shortcode", self._by_id.forget)
-        changes.on("receiver", self._usable.forget_all)
-        changes.on("receiver", self._by_id.forget_all)
+        self._usable: InvalidatedCache[list[Row]] = InvalidatedCache(changes)
+        self._by_id: InvalidatedCache[Row] = InvalidatedCache(changes)
+        changes.on("credentials", self._usable.evict)
+        changes.on("shortcode", self._by_id.evict)
+        changes.on("receiver", self._usable.clear)
+        changes.on("receiver", self._by_id.clear)
 
     async def get(self, merchant_id: str, env: Env, shortcode: str | None = None) -> MpesaCredentials:
         """See the port."""
@@ -136,12 +136,12 @@ class CredentialReader:
         """The merchant's shortcodes in an env that have their secrets, the usable ones first."""
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
-    async def page(self, cursor: str | None, limit: int) -> Paged[Stored]:
+    async def page(self, cursor: str | None, limit: int) -> KeysetPage[StoredCredentials]:
         """Return all merchants' shortcodes that have their secrets, newest first. Raises Invalid for a bad cursor."""
         found = Conditions()
         found.add("wiped_at IS NULL")
         page = await tables.SHORTCODES.page(self._db, found, cursor, limit)
-        return page.map(lambda row: Stored(self._opened(row), row["merchant_name"]))
+        return page.map(lambda row: StoredCredentials(self._opened(row), row["merchant_name"]))
 
     async def verify(self, merchant_id: str, env: Env) -> Verification:
         """Fetch a token with the default shortcode's keys and report what works.

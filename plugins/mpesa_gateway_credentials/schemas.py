@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from mpesa_gateway.http.field_rules import PHONE, matching, one_of, printable
 from mpesa_gateway.http.fields import KeyId, Masked, MerchantId, Provider, Yes
-from mpesa_gateway.http.rules import PHONE, matching, one_of, printable
 from mpesa_gateway.readiness import Missing
 from mpesa_gateway.security.scopes import Environment
 

@@ -9,10 +9,10 @@ import structlog
 from piccolo.columns.combination import Where
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.certificates import Certificate, CertificateRefused
-from mpesa_gateway.db.changes import Changes
+from mpesa_gateway.daraja.certificates import Certificate, CertificateError
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.errors import Checks, Invalid, NotFound, checking
+from mpesa_gateway.db.invalidation import InvalidationListener
+from mpesa_gateway.errors import FieldChecks, InvalidFields, NotFound, check_fields
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.readiness import Missing
@@ -52,7 +52,7 @@ class CredentialStore:
         self,
         *,
         db: Database,
-        changes: Changes,
+        changes: InvalidationListener,
         clock: Clock,
         ids: Ids,
         audit: Audit,
@@ -65,7 +65,7 @@ class CredentialStore:
         missing_of: Callable[[str, Env], Awaitable[list[Missing]]],
         open_work: Mapping[str, Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]],
     ) -> None:
-        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateRefused.
+        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateError.
 
         ``missing_of`` returns what a merchant's env still lacks.
         ``open_work`` counts the open work of shortcodes, by the plural of what it is.
@@ -167,10 +167,10 @@ class CredentialStore:
 
     def _tell(self, merchant_id: str, *shortcode_ids: str | None) -> None:
         """Forget here what was remembered; the triggers tell the other processes."""
-        self._changes.tell("credentials", merchant_id)
+        self._changes.notify("credentials", merchant_id)
         for shortcode_id in shortcode_ids:
             if shortcode_id is not None:
-                self._changes.tell("shortcode", shortcode_id)
+                self._changes.notify("shortcode", shortcode_id)
 
     async def retire(self, caller: Caller) -> RetiredView:
         """Retire the default shortcode of the caller's env: no new payments. Raises NotFound."""
@@ -254,7 +254,7 @@ class CredentialStore:
     def _check(self, caller: Caller, body: SetProvider) -> str | None:
         """Raise Invalid for what the fields cannot tell by themselves; returns the nominated number normalised."""
         fields = body.mpesa
-        with checking() as checks:
+        with check_fields() as checks:
             self._check_env(checks, caller, fields)
             self._check_initiator(checks, fields)
             for name in ("result_url", "timeout_url"):
@@ -267,17 +267,17 @@ class CredentialStore:
         """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
         try:
             certificate = self._certificate_of(env)
-        except CertificateRefused as problem:
-            raise Invalid.field_error(
+        except CertificateError as problem:
+            raise InvalidFields.field_error(
                 "mpesa.initiator_password",
                 f"it cannot be encrypted here ({problem}); or send security_credential, encrypted by yourself",
             ) from None
         outside = certificate.time_problem(self._clock.now())
         if outside is not None:
-            log.warning("certificate_outside_its_time", env=env, problem=outside)
+            log.warning("certificate_not_valid_now", env=env, problem=outside)
         return certificate.encrypt(Secret(password)).reveal()
 
-    def _check_initiator(self, checks: Checks, fields: MpesaFields) -> None:
+    def _check_initiator(self, checks: FieldChecks, fields: MpesaFields) -> None:
         has_secret = fields.security_credential is not None or fields.initiator_password is not None
         if fields.security_credential is not None and fields.initiator_password is not None:
             checks.fail("mpesa.initiator_password", "send this or security_credential, not both")
@@ -286,7 +286,7 @@ class CredentialStore:
         if fields.initiator is not None and not has_secret:
             checks.fail("mpesa.initiator_password", "is required with initiator (or security_credential)")
 
-    def _check_env(self, checks: Checks, caller: Caller, fields: MpesaFields) -> None:
+    def _check_env(self, checks: FieldChecks, caller: Caller, fields: MpesaFields) -> None:
         if fields.env != caller.env:
             checks.fail(
                 "mpesa.env",
@@ -297,7 +297,7 @@ class CredentialStore:
         elif fields.env == "live" and urlsplit(self._public_url).scheme != "https":
             checks.fail("mpesa.env", "live needs the gateway's public_url to be https: M-Pesa calls nothing else back")
 
-    def _check_url(self, checks: Checks, field: str, url: str) -> None:
+    def _check_url(self, checks: FieldChecks, field: str, url: str) -> None:
         own = urlsplit(self._public_url)
         try:
             parts = urlsplit(url)

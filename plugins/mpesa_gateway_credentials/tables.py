@@ -3,7 +3,7 @@
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.lists import Listing
+from mpesa_gateway.db.keyset import KeysetList
 from mpesa_gateway.db.named import Named
 
 
@@ -111,7 +111,7 @@ FROM shortcode JOIN receiver USING (receiver_id, env) JOIN merchant USING (merch
 WHERE receiver.env = 'live' AND receiver.number = $1 ORDER BY merchant_id
 """
 
-SHORTCODES = Listing(
+SHORTCODES = KeysetList(
     table="shortcode",
     key="shortcode_id",
     prefix="shc",

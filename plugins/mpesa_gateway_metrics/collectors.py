@@ -7,8 +7,8 @@ from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily
 
-from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for
-from mpesa_gateway.db.migrator import MigrationRefused, pending
+from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.db.migrator import MigrationError, pending
 from mpesa_gateway.doctor.workers import crons_not_run
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.metrics.collector import Collector, Gauges
@@ -40,7 +40,7 @@ async def collect_postgres(gateway: Runtime, gauges: Gauges) -> None:
     is_up, missing = 1, -1
     try:
         missing = len(await pending(gateway.db, gateway.migrations))
-    except MigrationRefused:
+    except MigrationError:
         pass
     except Exception:  # noqa: BLE001 - the driver raises exceptions of many classes
         is_up = 0
@@ -131,7 +131,7 @@ def _certificates(gateway: Runtime) -> Iterator[tuple[Env, float]]:
         if Path(config.live_certificate if env == "live" else config.sandbox_certificate).exists():
             try:
                 yield env, (certificate_for(config, env).not_after - now).total_seconds()
-            except CertificateRefused:
+            except CertificateError:
                 yield env, -1.0
 
 

@@ -8,7 +8,7 @@ class CollectionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.failed = Gauge(
-            "mpesa_readings_failed",
+            "mpesa_collectors_failed",
             "Collectors that failed at the last collection; their gauges have no values.",
             registry=registry,
         )

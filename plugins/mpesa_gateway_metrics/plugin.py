@@ -1,10 +1,10 @@
 """The metrics plugin, declared."""
 
 from mpesa_gateway.asgi_types import Message
-from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_metrics.admission import Admission
+from mpesa_gateway_metrics.access import MetricsAccess
 from mpesa_gateway_metrics.collectors import COLLECTORS
 from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.metrics import CollectionMetrics
@@ -15,11 +15,11 @@ from mpesa_gateway_metrics.worker_server import serve_beside_worker
 
 def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    return gateway.port(Admission).is_reader(address, given.decode("latin-1"))
+    return gateway.port(MetricsAccess).is_reader(address, given.decode("latin-1"))
 
 
-def _admission(gateway: Runtime) -> Admission:
-    return Admission(gateway.settings(MetricsSettings), clock=gateway.clock, limits=gateway.limits)
+def _admission(gateway: Runtime) -> MetricsAccess:
+    return MetricsAccess(gateway.settings(MetricsSettings), clock=gateway.clock, limits=gateway.limits)
 
 
 plugin = Plugin(
@@ -27,9 +27,9 @@ plugin = Plugin(
     summary="Prometheus metrics of the kernel and all plugins at /metrics, behind a token or an allowlist of networks.",
     settings=MetricsSettings,
     routes=routes,
-    provides=((Admission, _admission), (Exposition, Exposition)),
+    provides=((MetricsAccess, _admission), (Exposition, Exposition)),
     metrics=CollectionMetrics,
     collectors=COLLECTORS,
-    contributes=(Voucher(("/metrics",), _vouches),),
+    contributes=(KnownCallerCheck(("/metrics",), _vouches),),
     beside_worker=(serve_beside_worker,),
 )

@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from mpesa_gateway.errors import InvalidKey, NotFound, TooManyFailures
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.services import Services
-from mpesa_gateway_metrics.admission import Admission
+from mpesa_gateway_metrics.access import MetricsAccess
 from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
 
 
@@ -23,7 +23,7 @@ from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
 )
 async def metrics(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[bytes]:
     """What this process counts, and how the gateway stands, in Prometheus' text format. For those who are let in."""
-    await services.get(Admission).admit(address_of(request), request.headers.get("authorization", ""))
+    await services.get(MetricsAccess).admit(address_of(request), request.headers.get("authorization", ""))
     return Response(await services.get(Exposition).text(), media_type=CONTENT_TYPE)
 
 

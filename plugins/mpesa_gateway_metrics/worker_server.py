@@ -10,11 +10,11 @@ import uvicorn
 from mpesa_gateway.asgi_types import Message, Receive, Send
 from mpesa_gateway.client_ip import Network, client_address
 from mpesa_gateway.commands.serve import listening
-from mpesa_gateway.errors import NotFound, Refused
+from mpesa_gateway.errors import ApiError, NotFound
 from mpesa_gateway.http.errors import refuse
 from mpesa_gateway.http.protocol import ServerConfig
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_metrics.admission import Admission
+from mpesa_gateway_metrics.access import MetricsAccess
 from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
 from mpesa_gateway_metrics.settings import MetricsSettings
 
@@ -32,7 +32,7 @@ async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
         yield
         return
     with listening(settings.worker_host, settings.worker_port) as at:
-        metrics = _Metrics(gateway.port(Admission), gateway.port(Exposition), gateway.trusted_proxies)
+        metrics = _Metrics(gateway.port(MetricsAccess), gateway.port(Exposition), gateway.trusted_proxies)
         server = _Server(
             ServerConfig(metrics, gateway.config.http, lifespan="off", proxy_headers=False, timeout_graceful_shutdown=5)
         )
@@ -56,7 +56,7 @@ class _Server(uvicorn.Server):
 class _Metrics:
     """The only route of a worker."""
 
-    def __init__(self, admission: Admission, exposition: Exposition, proxies: Sequence[Network]) -> None:
+    def __init__(self, admission: MetricsAccess, exposition: Exposition, proxies: Sequence[Network]) -> None:
         self._admission = admission
         self._exposition = exposition
         self._proxies = proxies
@@ -67,7 +67,7 @@ class _Metrics:
             return
         try:
             text = await self._text(scope)
-        except Refused as refusal:
+        except ApiError as refusal:
             await refuse(send, refusal)
             return
         headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(text)).encode())]

@@ -5,7 +5,7 @@ from typing import cast
 
 import msgspec
 
-from mpesa_gateway.pages import Act, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered
 from mpesa_gateway.security.audit import BrokenChain
 from mpesa_gateway_ops.operators import Operators
 
@@ -21,7 +21,7 @@ class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cursor: str | None = None
 
 
-async def audit(visit: Visit) -> Shown:
+async def audit(visit: PageRequest) -> Rendered:
     """Who did what, newest first."""
     query, gateway = visit.read_query(AuditQuery), visit.gateway
     page = await gateway.audit.page(
@@ -29,14 +29,14 @@ async def audit(visit: Visit) -> Shown:
     )
     rows = [(entry, datetime.fromisoformat(entry.at), _detail(entry.detail)) for entry in page.rows]
     operators = {f"operator:{each.operator_id}": each.name for each in await gateway.port(Operators).list()}
-    return Shown(
+    return Rendered(
         "audit.html",
         {
             "rows": rows,
             "query": query,
             "operators": operators,
         }
-        | await visit.whose()
+        | await visit.merchant_names()
         | visit.pager("audit", page.next_cursor),
     )
 
@@ -51,14 +51,14 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-async def verify(visit: Visit) -> Done:
+async def verify(visit: PageRequest) -> Redirect:
     """Check every entry against the one before."""
     try:
         count = await visit.gateway.audit.verify()
     except BrokenChain as problem:
-        return Done("audit", f"The log was tampered with: {problem}.")
-    return Done("audit", f"Chain verified: {count:,} entries, none changed.")
+        return Redirect("audit", f"The log was tampered with: {problem}.")
+    return Redirect("audit", f"Chain verified: {count:,} entries, none changed.")
 
 
 PAGE = Page("audit", "Audit", audit, menu=Menu("Audit", 82, "Gateway", "a"))
-VERIFY = Act("audit/verify", "verify_audit", verify, back="audit")
+VERIFY = Action("audit/verify", "verify_audit", verify, back="audit")

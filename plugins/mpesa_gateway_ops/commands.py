@@ -8,7 +8,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.commands.confirming import YES, confirm
 from mpesa_gateway.commands.listing import JSON, show
 from mpesa_gateway.commands.session import Session, actor, pass_session
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops.operators import SHORTEST, Operator, Operators
 

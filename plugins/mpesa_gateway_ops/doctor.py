@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator
 
-from mpesa_gateway.observation import Check, Examination, Observation, note, ok
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, note, ok
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.tables import OperatorRow
 
 
-async def look_at_operators(gateway: Runtime, _: Examination) -> AsyncIterator[Observation]:
+async def check_operators(gateway: Runtime, _: CheckContext) -> AsyncIterator[CheckResult]:
     """Somebody is there to see the queue and the jobs that failed."""
     count = await gateway.db.run(OperatorRow.count().where(OperatorRow.is_active.eq(value=True)))
     if count:
@@ -21,4 +21,4 @@ async def look_at_operators(gateway: Runtime, _: Examination) -> AsyncIterator[O
         )
 
 
-CHECKS = (Check("Operators", look_at_operators),)
+CHECKS = (Check("Operators", check_operators),)

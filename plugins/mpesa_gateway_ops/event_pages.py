@@ -4,27 +4,27 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mpesa_gateway.db.event_log import EventLog, EventsQuery
 from mpesa_gateway.db.outbox import HANDLE
+from mpesa_gateway.db.outbox_admin import EventsQuery, OutboxAdmin
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest, Redirect, Rendered
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 
 _A_PAGE = 50
 
 
-def _log(gateway: Runtime) -> EventLog:
-    return EventLog(gateway.db, gateway.clock)
+def _log(gateway: Runtime) -> OutboxAdmin:
+    return OutboxAdmin(gateway.db, gateway.clock)
 
 
-async def events(visit: Visit) -> Shown:
+async def events(visit: PageRequest) -> Rendered:
     """The list, newest first."""
     gateway, query = visit.gateway, visit.read_query(EventsQuery)
     page = await _log(gateway).page(visit.env, query, _A_PAGE)
-    return Shown(
+    return Rendered(
         "events.html",
         {
             "rows": page.rows,
@@ -32,19 +32,19 @@ async def events(visit: Visit) -> Shown:
             "query": query,
             "kinds": [kind for kind in gateway.event_kinds if issubclass(gateway.event_type(kind), PublicEvent)],
         }
-        | await visit.whose(page.rows)
+        | await visit.merchant_names(page.rows)
         | visit.pager("events", page.next_cursor),
     )
 
 
-async def event(visit: Visit) -> Shown:
+async def event(visit: PageRequest) -> Rendered:
     """One event: what it says, and who has heard."""
     log = _log(visit.gateway)
     row = await log.get(visit.values["event_id"])
     if row["env"] is not None:
         visit.require(row["env"])
     text: str = row["body"] or row["payload"]
-    return Shown(
+    return Rendered(
         "event.html",
         {
             "row": row,
@@ -55,26 +55,26 @@ async def event(visit: Visit) -> Shown:
     )
 
 
-async def wake(visit: Visit) -> Done:
+async def wake(visit: PageRequest) -> Redirect:
     """Let a subscriber try again now."""
     event_id, subscriber = visit.values["event_id"], visit.text("subscriber")
     if not await _log(visit.gateway).wake(event_id, subscriber):
         raise Conflict("this subscriber has already handled the event")
     await visit.gateway.jobs.enqueue(HANDLE, event_id=event_id, subscriber=subscriber)
-    return Done(f"events/{event_id}", "Retry queued.")
+    return Redirect(f"events/{event_id}", "Retry queued.")
 
 
-async def stuck(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def stuck(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Events that a subscriber cannot cope with."""
     count = len(await _log(gateway).stuck(env))
     if not count:
         return ()
     text = f"{count if count < 100 else '100 or more'} {'event' if count == 1 else 'events'} with a failing subscriber"
-    return (Concern(text=text, to="events"),)
+    return (AttentionItem(text=text, to="events"),)
 
 
 PAGES = (
     Page("events", "Events", events, menu=Menu("Events", 51, "Merchants", "e")),
     Page("events/{event_id}", "Event", event, names="evt", place="event"),
 )
-ACTS = (Act("events/{event_id}/wake", "wake_subscriber", wake, back="events/{event_id}"),)
+ACTS = (Action("events/{event_id}/wake", "wake_subscriber", wake, back="events/{event_id}"),)

@@ -8,7 +8,7 @@ import msgspec
 from saq import Job
 from saq.job import Status
 
-from mpesa_gateway.pages import Act, Done, Menu, Page, Shown, Visit
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered
 from mpesa_gateway.queues import GatewayQueue
 
 _A_PAGE = 25
@@ -21,7 +21,7 @@ class _Query(msgspec.Struct, frozen=True):
     page: int = 1
 
 
-async def _show(visit: Visit) -> Shown:
+async def _show(visit: PageRequest) -> Rendered:
     number = max(1, min(visit.read_query(_Query).page, 10_000))
     found: list[tuple[GatewayQueue, Job]] = []
     count = 0
@@ -31,7 +31,7 @@ async def _show(visit: Visit) -> Shown:
         count += await queue.count_failed()
     found.sort(key=lambda one: one[1].completed, reverse=True)
     shown = found[(number - 1) * _A_PAGE : number * _A_PAGE]
-    return Shown(
+    return Rendered(
         "failed_jobs.html",
         {
             "jobs": [_view(queue, job) for queue, job in shown],
@@ -41,17 +41,17 @@ async def _show(visit: Visit) -> Shown:
     )
 
 
-async def _retry(visit: Visit) -> Done:
+async def _retry(visit: PageRequest) -> Redirect:
     return await _take(visit, GatewayQueue.retry_failed, "job.retried", "The job is on the queue again.")
 
 
-async def _discard(visit: Visit) -> Done:
+async def _discard(visit: PageRequest) -> Redirect:
     return await _take(visit, GatewayQueue.discard_failed, "job.discarded", "The job was discarded.")
 
 
 async def _take(
-    visit: Visit, take: Callable[[GatewayQueue, str], Awaitable[Job | None]], action: str, note: str
-) -> Done:
+    visit: PageRequest, take: Callable[[GatewayQueue, str], Awaitable[Job | None]], action: str, note: str
+) -> Redirect:
     """Take a job off the list and record it in the audit log."""
     queue = next((queue for queue in visit.gateway.jobs.queues.values() if queue.name == visit.text("queue")), None)
     job = None if queue is None else await take(queue, visit.text("key"))
@@ -64,7 +64,7 @@ async def _take(
             detail={"job": job.function},
         )
     number = visit.text("page")
-    return Done(
+    return Redirect(
         f"failed?page={number}" if number.isdigit() else "failed",
         "That job is no longer among the failed ones." if job is None else note,
     )
@@ -102,6 +102,6 @@ def last_line(error: str | None) -> str:
 
 PAGE = Page("failed", "Failed jobs", _show, menu=Menu("Failed jobs", 81, "Gateway", "f"))
 ACTS = (
-    Act("failed/retry", "retry_job", _retry, back="failed"),
-    Act("failed/discard", "discard_job", _discard, back="failed"),
+    Action("failed/retry", "retry_job", _retry, back="failed"),
+    Action("failed/discard", "discard_job", _discard, back="failed"),
 )

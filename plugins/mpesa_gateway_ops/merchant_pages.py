@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from mpesa_gateway.errors import Invalid, checking
+from mpesa_gateway.errors import InvalidFields, check_fields
 from mpesa_gateway.http.admin import NAME
-from mpesa_gateway.pages import Act, Done, Menu, Page, Role, Shown, Visit
+from mpesa_gateway.ops_contract import Action, Menu, Page, PageRequest, Redirect, Rendered, Role
 
 _A_PAGE = 50
 
@@ -15,26 +15,28 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-async def merchants(visit: Visit) -> Shown:
+async def merchants(visit: PageRequest) -> Rendered:
     """All merchants, newest first."""
     query = visit.read_query(_Query)
     page = await visit.gateway.merchants.page(_A_PAGE, query.cursor)
     shown = {"rows": page.rows, "name": visit.text("name")}
-    return Shown("merchants.html", shown | visit.pager("merchants", page.next_cursor))
+    return Rendered("merchants.html", shown | visit.pager("merchants", page.next_cursor))
 
 
-async def create(visit: Visit) -> Done:
+async def create(visit: PageRequest) -> Redirect:
     """Make a merchant."""
-    with checking() as checks:
+    with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
     merchant = await visit.gateway.merchants.create(name or "", actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created. Next step: create an API key.")
+    return Redirect(
+        f"merchants/{merchant.merchant_id}", f"Merchant {merchant.name} created. Next step: create an API key."
+    )
 
 
-async def merchant(visit: Visit) -> Shown:
+async def merchant(visit: PageRequest) -> Rendered:
     """One merchant, its keys, and what the plugins know of it."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    return Shown(
+    return Rendered(
         "merchant.html",
         {
             "merchant": found,
@@ -47,10 +49,10 @@ async def merchant(visit: Visit) -> Shown:
     )
 
 
-async def create_key(visit: Visit) -> Done:
+async def create_key(visit: PageRequest) -> Redirect:
     """Make an API key, which is shown once."""
     found = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    with checking() as checks:
+    with check_fields() as checks:
         name = checks.take("name", NAME, visit.text("name"))
         scopes = checks.take("scopes", visit.gateway.scopes.named, visit.form.get("scopes", ()))
         expires_at = checks.take("expires_at", _moment, visit.text("expires_at"))
@@ -63,7 +65,7 @@ async def create_key(visit: Visit) -> Done:
         actor=visit.visitor.actor,
         expires_at=expires_at,
     )
-    return Done(f"merchants/{found.merchant_id}", f"API key `{name}` created.", secret)
+    return Redirect(f"merchants/{found.merchant_id}", f"API key `{name}` created.", secret)
 
 
 def _env(text: str) -> str:
@@ -82,25 +84,25 @@ def _moment(text: str) -> datetime | None:
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-async def revoke_key(visit: Visit) -> Done:
+async def revoke_key(visit: PageRequest) -> Redirect:
     """Refuse a key from now on."""
     merchant_id, key_id = visit.values["merchant_id"], visit.values["key_id"]
     _confirmed(visit, key_id)
     key = await visit.gateway.api_keys.revoke(merchant_id, key_id, actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant_id}", f"API key `{key.name}` revoked.")
+    return Redirect(f"merchants/{merchant_id}", f"API key `{key.name}` revoked.")
 
 
-async def deactivate(visit: Visit) -> Done:
+async def deactivate(visit: PageRequest) -> Redirect:
     """Refuse all of a merchant's keys from now on."""
     merchant_id = visit.values["merchant_id"]
     _confirmed(visit, merchant_id)
     found = await visit.gateway.merchants.deactivate(merchant_id, actor=visit.visitor.actor)
-    return Done(f"merchants/{merchant_id}", f"Merchant {found.name} deactivated: its keys are refused.")
+    return Redirect(f"merchants/{merchant_id}", f"Merchant {found.name} deactivated: its keys are refused.")
 
 
-def _confirmed(visit: Visit, subject_id: str) -> None:
+def _confirmed(visit: PageRequest, subject_id: str) -> None:
     if visit.text("confirm") != subject_id:
-        raise Invalid.field_error("confirm", "tick the box: this cannot be undone")
+        raise InvalidFields.field_error("confirm", "tick the box: this cannot be undone")
 
 
 PAGES = (
@@ -108,12 +110,12 @@ PAGES = (
     Page("merchants/{merchant_id}", "Merchant", merchant, names="mer", place="merchant"),
 )
 ACTS = (
-    Act("merchants", "create_merchant", create, role=Role.ADMIN),
-    Act("merchants/{merchant_id}", "create_key", create_key, role=Role.ADMIN),
-    Act(
+    Action("merchants", "create_merchant", create, role=Role.ADMIN),
+    Action("merchants/{merchant_id}", "create_key", create_key, role=Role.ADMIN),
+    Action(
         "merchants/{merchant_id}/deactivate", "deactivate", deactivate, role=Role.ADMIN, back="merchants/{merchant_id}"
     ),
-    Act(
+    Action(
         "merchants/{merchant_id}/keys/{key_id}/revoke",
         "revoke_key",
         revoke_key,

@@ -11,16 +11,16 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.errors import Conflict, NotFound, checking
+from mpesa_gateway.errors import Conflict, NotFound, check_fields
 from mpesa_gateway.ids import Ids, base32
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway_ops.api import HostLogin
 from mpesa_gateway_ops.errors import WrongPassword
-from mpesa_gateway_ops.guesses import Guesses
+from mpesa_gateway_ops.login_limits import LoginLimits
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 from mpesa_gateway_ops.tables import OperatorRow
@@ -64,7 +64,7 @@ class Operators:
         ids: Ids,
         audit: Audit,
         settings: OpsSettings,
-        guesses: Guesses,
+        guesses: LoginLimits,
         sessions: Sessions,
     ) -> None:
         self._db = db
@@ -77,7 +77,7 @@ class Operators:
         self.host_login: HostLogin | None = None
 
     async def start(self) -> None:
-        """Find the host's own login where the settings name one. Raises ConfigRefused when it cannot be."""
+        """Find the host's own login where the settings name one. Raises ConfigError when it cannot be."""
         name = self._settings.login
         if name is not None:
             self.host_login = _named(name)
@@ -93,7 +93,7 @@ class Operators:
 
     async def create(self, name: str, password: Secret, *, role: Role, actor: str) -> Operator:
         """A new operator. Raises Invalid, and Conflict for a name that somebody has or had."""
-        with checking() as checks:
+        with check_fields() as checks:
             checks.take("name", _check_name, name)
             checks.take("password", _check_password, password)
         operator = Operator(
@@ -135,7 +135,7 @@ class Operators:
 
     async def set_password(self, name: str, password: Secret, *, actor: str) -> None:
         """Another password; every session of this operator ends. Raises Invalid, and NotFound."""
-        with checking() as checks:
+        with check_fields() as checks:
             checks.take("password", _check_password, password)
         password_hash = await self._hash(password)
         async with self._db.transaction():
@@ -227,7 +227,7 @@ def _named(name: str) -> HostLogin:
     try:
         found: HostLogin = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
-        raise ConfigRefused(f"`ops.login`: {name} cannot be imported ({problem}): name a callable of yours") from None
+        raise ConfigError(f"`ops.login`: {name} cannot be imported ({problem}): name a callable of yours") from None
     return found
 
 

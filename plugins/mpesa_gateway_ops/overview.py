@@ -6,21 +6,21 @@ from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.env import Env
 from mpesa_gateway.http.health import examine
-from mpesa_gateway.pages import Concern, Menu, Page, Shown, Visit
+from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Rendered
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops.desk import Desk
+from mpesa_gateway_ops.page_registry import PageRegistry
 
 
-async def overview(visit: Visit) -> Shown:
+async def overview(visit: PageRequest) -> Rendered:
     """Everything that one looks at first."""
     gateway = visit.gateway
     parts = await examine(gateway)
-    return Shown(
+    return Rendered(
         "overview.html",
         {
             "parts": parts,
             "queue": await _queue_counts(gateway),
-            "concerns": await gateway.port(Desk).concerns(visit.env),
+            "concerns": await gateway.port(PageRegistry).attention_items(visit.env),
         },
     )
 
@@ -46,10 +46,10 @@ def _counts(info: dict[str, Any], failed: int) -> dict[str, int]:
     }
 
 
-async def unwell(gateway: Runtime, _: Env) -> list[Concern]:
+async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
-        Concern(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
+        AttentionItem(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
         for name, part in (await examine(gateway)).items()
         if not part.ok
     ]
@@ -58,7 +58,7 @@ async def unwell(gateway: Runtime, _: Env) -> list[Concern]:
     except ValkeyError:
         return found
     if failed:
-        found.append(Concern(text=f"{failed} {'job has' if failed == 1 else 'jobs have'} failed", to="failed"))
+        found.append(AttentionItem(text=f"{failed} {'job has' if failed == 1 else 'jobs have'} failed", to="failed"))
     return found
 
 

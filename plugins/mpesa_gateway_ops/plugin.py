@@ -3,10 +3,10 @@
 import re
 
 from mpesa_gateway.asgi_types import Message
-from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.pages import FirstOperator, Pages
-from mpesa_gateway.plugin import Forgetting, Plugin, Tables
+from mpesa_gateway.ops_contract import FirstOperator, Pages
+from mpesa_gateway.plugin import Plugin, RetentionRule, Tables
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import (
@@ -20,7 +20,7 @@ from mpesa_gateway_ops import (
     system_pages,
     tables,
 )
-from mpesa_gateway_ops.admission import COOKIE
+from mpesa_gateway_ops.access import COOKIE
 from mpesa_gateway_ops.commands import operators
 from mpesa_gateway_ops.doctor import CHECKS
 from mpesa_gateway_ops.operators import Operators
@@ -52,7 +52,7 @@ plugin = Plugin(
     provides=PROVIDES,
     tables=Tables(models=(OperatorRow, SessionRow, NoteRow), migrations="mpesa_gateway_ops.migrations"),
     # Who signed in and out stands in the audit log; a session that has ended is good for nothing.
-    forgets=(Forgetting("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
+    forgets=(RetentionRule("ended sessions", tables.FORGET_ENDED, days=lambda _: 1),),
     commands=(operators,),
     pages=Pages(
         templates="mpesa_gateway_ops",
@@ -73,8 +73,8 @@ plugin = Plugin(
             *event_pages.ACTS,
             *merchant_pages.ACTS,
         ),
-        concerns=(overview.unwell, event_pages.stuck),
+        concerns=(overview.failing_parts, event_pages.stuck),
     ),
     checks=CHECKS,
-    contributes=(Voucher(("/ops",), _vouches), FirstOperator(_create_first)),
+    contributes=(KnownCallerCheck(("/ops",), _vouches), FirstOperator(_create_first)),
 )

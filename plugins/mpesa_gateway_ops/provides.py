@@ -3,11 +3,11 @@
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.api import OperatorLogin
-from mpesa_gateway_ops.desk import Desk
-from mpesa_gateway_ops.frame import Frame
-from mpesa_gateway_ops.guesses import Guesses
-from mpesa_gateway_ops.notes import Notes
+from mpesa_gateway_ops.flash import FlashMessages
+from mpesa_gateway_ops.layout import Layout
+from mpesa_gateway_ops.login_limits import LoginLimits
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.page_registry import PageRegistry
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 
@@ -19,7 +19,7 @@ def _operators(runtime: Runtime) -> Operators:
         ids=runtime.ids,
         audit=runtime.audit,
         settings=runtime.settings(OpsSettings),
-        guesses=Guesses(
+        guesses=LoginLimits(
             clock=runtime.clock, ids=runtime.ids, limits=runtime.limits, vault=runtime.vault, audit=runtime.audit
         ),
         sessions=runtime.port(Sessions),
@@ -41,7 +41,10 @@ PROVIDES: Provides = (
     (Operators, _operators),
     (OperatorLogin, lambda runtime: runtime.port(Operators)),
     (Sessions, _sessions),
-    (Desk, Desk),
-    (Frame, lambda runtime: Frame(runtime, runtime.port(Desk))),
-    (Notes, lambda runtime: Notes(db=runtime.db, clock=runtime.clock, ids=runtime.ids, sealer=runtime.sealer)),
+    (PageRegistry, PageRegistry),
+    (Layout, lambda runtime: Layout(runtime, runtime.port(PageRegistry))),
+    (
+        FlashMessages,
+        lambda runtime: FlashMessages(db=runtime.db, clock=runtime.clock, ids=runtime.ids, sealer=runtime.sealer),
+    ),
 )

@@ -18,13 +18,13 @@ from saq.job import TERMINAL_STATUSES, Status
 from saq.web.common import STATIC_PATH
 
 from mpesa_gateway.errors import Conflict, NotFound
-from mpesa_gateway.http.html import headers
-from mpesa_gateway.pages import Menu, Page, Role, Shown, Visit
+from mpesa_gateway.http.templating import headers
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered, Role
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.queues import GatewayQueue
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_ops.admission import POLLED, session_of, signed_in
-from mpesa_gateway_ops.answers import ANSWERS
+from mpesa_gateway_ops.access import POLLED, session_of, signed_in
+from mpesa_gateway_ops.error_pages import ANSWERS
 
 _SCRIPTS = ("snabbdom.js", "queue.js", "app.js")
 _JOBS_SHOWN = 50
@@ -38,12 +38,12 @@ _ROUTE: dict[str, Any] = {
 _POLL: dict[str, Any] = _ROUTE | {POLLED: True}
 
 
-async def _show(visit: Visit) -> Shown:
+async def _show(visit: PageRequest) -> Rendered:
     if "job" in visit.values:
         await _job(visit.gateway, visit.values["queue"], visit.values["job"])
     elif "queue" in visit.values:
         _queue(visit.gateway, visit.values["queue"])
-    return Shown("queue.html")
+    return Rendered("queue.html")
 
 
 @get("/ops/queue/static/{name:str}", **_ROUTE)

@@ -9,36 +9,36 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.errors import NotFound, Refused, TooManyFailures
+from mpesa_gateway.errors import ApiError, NotFound, TooManyFailures
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.html import asked_path, moved
-from mpesa_gateway.pages import Act, Done, OtherWorld, Visit
+from mpesa_gateway.http.templating import asked_path, redirect
+from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, WrongEnvironment
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway_ops import queue_pages
-from mpesa_gateway_ops.admission import (
+from mpesa_gateway_ops.access import (
     COOKIE,
     DEVICE_COOKIE,
     ENV_COOKIE,
     Form,
+    admit,
     checked_form,
     cookie_of,
     env_of,
     first,
     form_of,
-    from_our_own_page,
     home,
-    let_in,
     require,
+    require_same_origin,
     session_of,
 )
-from mpesa_gateway_ops.answers import ANSWERS
-from mpesa_gateway_ops.desk import Desk, Found
+from mpesa_gateway_ops.error_pages import ANSWERS
 from mpesa_gateway_ops.errors import WrongPassword
-from mpesa_gateway_ops.frame import Frame
-from mpesa_gateway_ops.guesses import DEVICE_LIFETIME
-from mpesa_gateway_ops.notes import Notes
+from mpesa_gateway_ops.flash import FlashMessages
+from mpesa_gateway_ops.layout import Layout
+from mpesa_gateway_ops.login_limits import DEVICE_LIFETIME
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from mpesa_gateway_ops.sessions import Sessions
 from mpesa_gateway_ops.settings import OpsSettings
 
@@ -51,7 +51,7 @@ _LOGIN_BYTES = 8192
 _OPEN: dict[str, Any] = {
     "public": True,
     "include_in_schema": False,
-    "guards": [from_our_own_page],
+    "guards": [require_same_origin],
     "exception_handlers": ANSWERS,
 }
 
@@ -85,7 +85,7 @@ async def sign_in(request: Request[Any, Any, Any], gateway: NamedDependency[Any]
         more = {"Retry-After": str(wait)}
         return await _login(request, gateway, name=name, problem=problem, status=429, more=more)
     lifetime = int(gateway.port(Sessions).lifetime.total_seconds())
-    answer = moved(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
+    answer = redirect(home(request), more={"Set-Cookie": _cookie(gateway, found.session.reveal(), lifetime)})
     public_url: str = gateway.config.public_url
     # No Path either: it is sent to /ops/login, wherever we are mounted.
     answer.set_cookie(
@@ -117,16 +117,16 @@ async def _login(
         "login_url": gateway.settings(OpsSettings).login_url,
         "is_live": await gateway.merchants.any_live(),
     }
-    return gateway.port(Frame).alone(request, "login.html", values, status=status, more=more)
+    return gateway.port(Layout).alone(request, "login.html", values, status=status, more=more)
 
 
 @post("/ops/logout", **_OPEN)
 async def sign_out(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """End this session."""
-    await let_in(request, is_used=False)
+    await admit(request, is_used=False)
     await checked_form(request)
     await gateway.port(Sessions).close(cookie_of(request))
-    return moved(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
+    return redirect(f"{home(request)}/login", more={"Set-Cookie": _cookie(gateway, "", 0)})
 
 
 def _form_env(request: Request[Any, Any, Any], form: Form) -> Env:
@@ -148,12 +148,12 @@ def _cookie(gateway: Runtime, value: str, seconds: int, *, name: str = COOKIE) -
 @get(["/ops/sandbox", "/ops/live"], **_OPEN)
 async def look_at(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Look at one env from now on, and go on with the page that ``to`` names, as far as it is one of ours."""
-    await let_in(request, is_used=True)
+    await admit(request, is_used=True)
     env = request.url.path.rpartition("/")[2]
     to = request.query_params.get("to", "").strip("/")
-    known = gateway.port(Desk).page_at(to.partition("?")[0]) is not None
+    known = gateway.port(PageRegistry).page_at(to.partition("?")[0]) is not None
     cookie = _cookie(gateway, env, _ENV_KEPT, name=ENV_COOKIE)
-    return moved(_below(request, to if known else ""), more={"Set-Cookie": cookie})
+    return redirect(_below(request, to if known else ""), more={"Set-Cookie": cookie})
 
 
 # -- pages and acts ---------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
     """A page of SAQ's. Its script needs the slash at the end of the first page's address."""
     path = asked_path(request).removeprefix("/ops/")
     page = await _show(request, gateway, path)
-    return moved(f"{home(request)}/queue/") if path == "queue" else page
+    return redirect(f"{home(request)}/queue/") if path == "queue" else page
 
 
 @get("/ops/{path:path}", **_OPEN)
@@ -182,11 +182,13 @@ async def any_page(
 
 
 @post("/ops/{path:path}", status_code=200, **_OPEN)
-async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]) -> Response[Any]:
+async def any_action(
+    request: Request[Any, Any, Any], path: FromPath[str], gateway: NamedDependency[Any]
+) -> Response[Any]:
     """An act of a plugin's, on record before it is done."""
-    desk = gateway.port(Desk)
+    desk = gateway.port(PageRegistry)
     found = desk.act_at(path)
-    session = await let_in(request, is_used=True)
+    session = await admit(request, is_used=True)
     if found is None:
         raise NotFound("there is no such page")
     form = await checked_form(request)
@@ -201,22 +203,22 @@ async def any_act(request: Request[Any, Any, Any], path: FromPath[str], gateway:
         env=env,
         detail={"act": f"{found.plugin}.{found.it.name}"},
     )
-    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, form=form, env=env)
+    visit = PageRequest(gateway=gateway, visitor=session.visitor, values=found.values, form=form, env=env)
     try:
-        done: Done = await found.it.do(visit)
-    except Refused as refused:
+        done: Redirect = await found.it.do(visit)
+    except ApiError as refused:
         return await _show_again(request, gateway, visit, found, refused, form)
-    return await _go_on(request, gateway, done, visit.env)
+    return await _redirect(request, gateway, done, visit.env)
 
 
 async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) -> Response[Any]:
-    desk = gateway.port(Desk)
+    desk = gateway.port(PageRegistry)
     found = desk.page_at(path)
-    session = await let_in(request, is_used=found is None or not found.it.is_part)
+    session = await admit(request, is_used=found is None or not found.it.is_part)
     act = desk.act_at(path)
     if act is not None and (found is None or len(found.values) > len(act.values)):
         # Somebody loads the address of a button again.
-        return moved(_below(request, _filled(act.it.back, act.values)))
+        return redirect(_below(request, _filled(act.it.back, act.values)))
     if found is None:
         raise NotFound("there is no such page")
     require(session, found.it.role)
@@ -229,13 +231,13 @@ async def _show(request: Request[Any, Any, Any], gateway: Runtime, path: str) ->
     is_whole = not found.it.is_part and not note_id
     if is_whole and asked_env == env_of(request) != request.cookies.get(ENV_COOKIE):
         # From now on, then: the links of the page lead on in the same env.
-        return moved(_look_at(request, env_of(request), path, query))
-    note = await gateway.port(Notes).take(session.owner, note_id) if note_id else None
-    visit = Visit(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
+        return redirect(_look_at(request, env_of(request), path, query))
+    note = await gateway.port(FlashMessages).take(session.owner, note_id) if note_id else None
+    visit = PageRequest(gateway=gateway, visitor=session.visitor, values=found.values, query=query, env=env_of(request))
     try:
-        return await gateway.port(Frame).page(request, session, visit, found, note=note)
-    except OtherWorld as other:
-        return moved(_look_at(request, other.env, path, query))
+        return await gateway.port(Layout).page(request, session, visit, found, note=note)
+    except WrongEnvironment as other:
+        return redirect(_look_at(request, other.env, path, query))
 
 
 def _look_at(request: Request[Any, Any, Any], env: Env, path: str, query: Mapping[str, Sequence[str]]) -> str:
@@ -244,35 +246,40 @@ def _look_at(request: Request[Any, Any, Any], env: Env, path: str, query: Mappin
     return _below(request, f"{env}?{urlencode({'to': to})}")
 
 
-async def _go_on(request: Request[Any, Any, Any], gateway: Runtime, done: Done, env: Env) -> Response[Any]:
+async def _redirect(request: Request[Any, Any, Any], gateway: Runtime, done: Redirect, env: Env) -> Response[Any]:
     note_id = ""
     if done.note or done.secret is not None:
         owner = session_of(request).owner
-        note_id = await gateway.port(Notes).leave(owner, done.note, warning=done.is_warning, secret=done.secret)
+        note_id = await gateway.port(FlashMessages).store(owner, done.note, warning=done.is_warning, secret=done.secret)
     to = done.to
     if env != env_of(request):
         # Another tab looks at the other env by now: the note belongs to the page of this one.
         to += f"{'&' if '?' in to else '?'}env={env}"
-    return moved(_below(request, to, note_id))
+    return redirect(_below(request, to, note_id))
 
 
 async def _show_again(
-    request: Request[Any, Any, Any], gateway: Runtime, visit: Visit, act: Found[Act], refused: Refused, form: Form
+    request: Request[Any, Any, Any],
+    gateway: Runtime,
+    visit: PageRequest,
+    act: RegisteredPage[Action],
+    refused: ApiError,
+    form: Form,
 ) -> Response[Any]:
     """The page that the form stands on, with what was wrong; or, for a mere button, the page where it is."""
     session = session_of(request)
-    page = gateway.port(Desk).page_of(act)
+    page = gateway.port(PageRegistry).page_of(act)
     if page is not None:
         problems = tuple(refused.problems)
-        again = Visit(
+        again = PageRequest(
             gateway=gateway, visitor=session.visitor, values=visit.values, form=form, problems=problems, env=visit.env
         )
-        return await gateway.port(Frame).page(request, session, again, page, status=refused.status)
+        return await gateway.port(Layout).page(request, session, again, page, status=refused.status)
     text = str(refused)
-    note_id = await gateway.port(Notes).leave(
+    note_id = await gateway.port(FlashMessages).store(
         session.owner, f"Not done: {text}{'' if text.endswith('.') else '.'}", problem=True
     )
-    return moved(_below(request, _filled(act.it.back, act.values), note_id))
+    return redirect(_below(request, _filled(act.it.back, act.values), note_id))
 
 
 def _below(request: Request[Any, Any, Any], path: str, note_id: str = "") -> str:
@@ -287,4 +294,4 @@ def _filled(path: str, values: dict[str, str]) -> str:
     return path
 
 
-routes = (login_page, sign_in, sign_out, look_at, front_page, queue_page, any_page, any_act, *queue_pages.routes)
+routes = (login_page, sign_in, sign_out, look_at, front_page, queue_page, any_page, any_action, *queue_pages.routes)

@@ -9,10 +9,10 @@ from datetime import timedelta
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.pages import Role, Visitor
+from mpesa_gateway.ops_contract import Role, Visitor
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import Audit
-from mpesa_gateway.security.vault import OPERATOR_FORMS, Vault
+from mpesa_gateway.security.gateway_secrets import OPERATOR_FORMS, GatewaySecrets
 from mpesa_gateway_ops import tables
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.settings import OpsSettings
@@ -45,7 +45,7 @@ class Sessions:
     """Opens, finds and closes sessions."""
 
     def __init__(
-        self, *, db: Database, clock: Clock, ids: Ids, vault: Vault, audit: Audit, settings: OpsSettings
+        self, *, db: Database, clock: Clock, ids: Ids, vault: GatewaySecrets, audit: Audit, settings: OpsSettings
     ) -> None:
         self._db = db
         self._clock = clock

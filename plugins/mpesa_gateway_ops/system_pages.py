@@ -5,28 +5,28 @@ from importlib.metadata import version
 from typing import Any
 
 from mpesa_gateway import toml
-from mpesa_gateway.config import shown
+from mpesa_gateway.config import masked_setting
 from mpesa_gateway.http.health import examine
-from mpesa_gateway.pages import Menu, Page, Shown, Visit
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered
 from mpesa_gateway.plugin import Plugin
-from mpesa_gateway_ops.desk import calmly
+from mpesa_gateway_ops.page_registry import safely
 
 _PACKAGES = ("mpesa-gateway", "litestar", "uvicorn", "asyncpg", "piccolo", "saq", "valkey", "niquests", "cryptography")
 
 
-async def system(visit: Visit) -> Shown:
+async def system(visit: PageRequest) -> Rendered:
     """Everything that one is asked for when asking for help."""
     gateway = visit.gateway
-    values: dict[str, Any] = shown(gateway.config)
+    values: dict[str, Any] = masked_setting(gateway.config)
     values.pop("sections", None)
     values |= {
-        plugin.name: shown(gateway.settings(plugin.settings))
+        plugin.name: masked_setting(gateway.settings(plugin.settings))
         for plugin in gateway.contributed(Plugin)
         if plugin.settings.__struct_fields__
     }
-    postgres = await calmly(gateway.db.fetchval("SHOW server_version"))
-    valkey = await calmly(gateway.valkey.info("server"))
-    return Shown(
+    postgres = await safely(gateway.db.fetchval("SHOW server_version"))
+    valkey = await safely(gateway.valkey.info("server"))
+    return Rendered(
         "system.html",
         {
             "parts": await examine(gateway),

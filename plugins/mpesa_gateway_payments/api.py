@@ -28,7 +28,16 @@ from mpesa_gateway_payments.evidence import (
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
 from mpesa_gateway_payments.schemas import CheckStarted, PaymentId, PaymentView, PaymentWithTimeline
-from mpesa_gateway_payments.verdicts import AlreadyKnown, Ambiguous, Ask, Mismatch, Settles, Transaction, Unfit, Verdict
+from mpesa_gateway_payments.verdicts import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Mismatch,
+    NotAssignable,
+    PaidBy,
+    Transaction,
+    Verdict,
+)
 
 __all__ = [
     "CLOCKS_DIFFER",
@@ -42,6 +51,8 @@ __all__ = [
     "Finding",
     "Lock",
     "Mismatch",
+    "NotAssignable",
+    "PaidBy",
     "PaymentId",
     "PaymentRequest",
     "PaymentView",
@@ -49,22 +60,20 @@ __all__ = [
     "Payments",
     "Proof",
     "Receiver",
-    "Recovery",
     "Refundable",
     "RefundablePayments",
     "Requested",
     "Settled",
-    "Settles",
     "Similar",
     "Source",
+    "StatementMatching",
     "StatusQueries",
     "Transaction",
     "TransactionState",
     "TransactionStatus",
     "UnallocatedMoney",
-    "Unfit",
     "Verdict",
-    "Wanted",
+    "WantedMoney",
     "Zone",
     "in_zone",
     "is_negative",
@@ -129,7 +138,7 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WantedMoney:
     """A receiver's ``number`` and an ``amount`` in KES of which money is wanted.
 
     Payments made between ``since`` and ``until`` may have it, those from ``likely`` on by the rule. Times are in UTC.
@@ -145,7 +154,7 @@ class Wanted:
 class UnallocatedMoney(Protocol):
     """Knows money that came in and belongs to no payment. Provided by the owner of statements."""
 
-    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
+    async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
         """Return the money of these receivers and amounts that came since ``likely``, each receipt once."""
         ...
 
@@ -158,7 +167,7 @@ async def lock_nothing() -> None:
     """For a report that is kept in no row of its own."""
 
 
-class Recovery(Protocol):
+class StatementMatching(Protocol):
     """Finds the payments that money belongs to, by the one judge, and completes them.
 
     ``lock`` is awaited once the payment is locked and before anything is written: so every path locks in one order.
@@ -169,14 +178,14 @@ class Recovery(Protocol):
         """Return what each report means as things stand. Nothing is locked or written."""
         ...
 
-    async def settle(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
+    async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
         """Judge a report, lock its payment, judge again, and write what follows. Needs an open transaction.
 
         The payment may be another merchant's of the same receiver.
         """
         ...
 
-    async def take_back(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
+    async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
         """Record a reversal on a statement that names the receipt of a payment's money. Needs an open transaction.
 
         ``report.receipt`` is the reversal's own receipt. ``already_known`` with the payment that the money paid for,
@@ -187,7 +196,7 @@ class Recovery(Protocol):
 
     async def assign(
         self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
-    ) -> Settled | Unfit:
+    ) -> Settled | NotAssignable:
         """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
 
         A merchant's choice has to fit the report; an operator decides. Raises NotFound.

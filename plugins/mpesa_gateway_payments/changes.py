@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from mpesa_gateway.db.engine import Row
+from mpesa_gateway.db.json_codec import dumps
 from mpesa_gateway.money import Kes
-from mpesa_gateway.stored import dumps
 from mpesa_gateway_payments.decisions import (
     Complete,
     Confirm,
@@ -17,14 +17,14 @@ from mpesa_gateway_payments.decisions import (
     LearnHandle,
     LearnReceipt,
     Mismatch,
-    NotPaid,
     Refuse,
+    ReportedFailure,
 )
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentEvent, PaymentFailed, PaymentMismatched
-from mpesa_gateway_payments.evidence import Told
+from mpesa_gateway_payments.evidence import ReportedMoney
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.views import event_fields
-from mpesa_gateway_transactions.api import Seen, Subject
+from mpesa_gateway_transactions.api import ReportedTransaction, Subject
 
 _SOURCES: Mapping[Cause, str] = {Cause.STATUS_QUERY: "status", Cause.STATEMENT: "pull"}
 """Which witness a cause is to a transaction. The others are M-Pesa's reports about a push."""
@@ -33,7 +33,7 @@ Step = tuple[str, datetime, str, str, str | None, str]
 """One row of ``payment_step``: payment, time, kind, cause, result code and detail."""
 
 
-class Change:
+class PaymentChange:
     """One payment with the decisions about it so far. Each further decision starts from what the former left."""
 
     def __init__(self, row: Row | Mapping[str, Any], noted: Iterable[str] = ()) -> None:
@@ -45,7 +45,7 @@ class Change:
         """How it ended, each time: completed (None), or failed for a reason."""
         self.words: list[tuple[str, dict[str, Any]]] = []
         """What is logged once it is committed: problems, each with its fields."""
-        self.seen: list[Seen] = []
+        self.seen: list[ReportedTransaction] = []
         """The money that was reported with a receipt: this payment's, or such as contradicts it."""
         self.is_changed = False
         self._noted = set(noted)
@@ -71,7 +71,7 @@ class Change:
             case Ignore() | Refuse():
                 pass
 
-    def see(self, told: Told, cause: Cause, at: datetime) -> None:
+    def record_report(self, told: ReportedMoney, cause: Cause, at: datetime) -> None:
         """Note money that was reported with a receipt at the time ``at``. What nothing proves is not noted."""
         row = self.row
         if told.receipt is None or not told.is_proven:
@@ -81,7 +81,7 @@ class Change:
         is_unstated = is_its_own and told.amount is None and told.amount_text is None
         amount = row["amount"] if is_unstated else told.amount
         self.seen.append(
-            Seen(
+            ReportedTransaction(
                 source=_SOURCES.get(cause, "stk"),
                 env=row["env"],
                 number=row["shortcode"],
@@ -103,7 +103,7 @@ class Change:
     def _step(self, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
         self.steps.append((self.row["payment_id"], at, kind, cause.value, code, detail))
 
-    def _complete(self, told: Told, cause: Cause, other_phone: str | None, at: datetime) -> None:
+    def _complete(self, told: ReportedMoney, cause: Cause, other_phone: str | None, at: datetime) -> None:
         self._set(
             status=Status.COMPLETED.value,
             receipt=told.receipt,
@@ -118,22 +118,22 @@ class Change:
         )
         if other_phone:
             self._set(mismatch="phone", received_phone=other_phone)
-        self.see(told, cause, at)
+        self.record_report(told, cause, at)
         self.events.append(PaymentCompleted(**event_fields(self.row)))
         if other_phone:
             self._publish_other_phone(told)
         self.ended.append(None)
 
-    def _learn_receipt(self, told: Told, cause: Cause, other_phone: str | None, at: datetime) -> None:
+    def _learn_receipt(self, told: ReportedMoney, cause: Cause, other_phone: str | None, at: datetime) -> None:
         self._set(receipt=told.receipt, updated_at=at)
         if other_phone:
             self._set(mismatch=self.row["mismatch"] or "phone", received_phone=other_phone)
-        self.see(told, cause, at)
+        self.record_report(told, cause, at)
         self._step(at, "receipt_learnt", cause, told.code, told.receipt or "")
         if other_phone:
             self._publish_other_phone(told)
 
-    def _fail(self, report: NotPaid, at: datetime) -> None:
+    def _fail(self, report: ReportedFailure, at: datetime) -> None:
         self._set(
             status=Status.FAILED.value,
             result_code=report.code,
@@ -149,14 +149,14 @@ class Change:
         self.events.append(PaymentFailed(**event_fields(self.row)))
         self.ended.append(report.reason)
 
-    def _mismatch(self, of: str, told: Told, cause: Cause, at: datetime) -> None:
+    def _mismatch(self, of: str, told: ReportedMoney, cause: Cause, at: datetime) -> None:
         """The payment shows the first such report. Each further one is in the timeline, and is published, once."""
         row = self.row
         said = f"KES {told.amount_text}" if told.amount_text is not None else "no amount"
         by = f"receipt {told.receipt}" if told.receipt is not None else "no receipt"
         detail = f"{of}: expected KES {row['amount']}, M-Pesa reports {said}, {by}"
         is_of_paid = row["receipt"] is not None and of in {"amount", "receipt"}
-        self.see(told, cause, at)
+        self.record_report(told, cause, at)
         if row["mismatch"] in {None, "phone"}:
             self._set(
                 mismatch=of,
@@ -183,7 +183,7 @@ class Change:
         self._publish_mismatch(of, told.amount_shown, told.receipt)
         self.words.append(("payment_mismatched", {"of": of, "cause": cause.value}))
 
-    def _confirm(self, decision: Confirm, told: Told | None, at: datetime) -> None:
+    def _confirm(self, decision: Confirm, told: ReportedMoney | None, at: datetime) -> None:
         row = self.row
         if told is not None:
             expires_at = max(row["expires_at"], at + decision.within)
@@ -199,7 +199,7 @@ class Change:
             self._step(at, "unconfirmed", Cause.STK_QUERY, None, refuted)
             self.words.append(("callback_refuted", {}))
 
-    def _publish_other_phone(self, told: Told) -> None:
+    def _publish_other_phone(self, told: ReportedMoney) -> None:
         self._publish_mismatch("phone", Kes(self.row["amount"]).wire, told.receipt)
 
     def _publish_mismatch(self, of: str, amount: str | None, receipt: str | None) -> None:

@@ -10,7 +10,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.commands.listing import JSON, print_json, show
 from mpesa_gateway.commands.session import LIVE, MERCHANT, Session, env_of, merchant_of, pass_session, read_time
 from mpesa_gateway.phone import Msisdn, mask_phones, mask_within
-from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.operator_service import PaymentOperatorService
 from mpesa_gateway_payments.schemas import PaymentQuery, PaymentView
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.states import Status
@@ -83,7 +83,7 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Show one payment, and everything that has happened to it. The phone number is masked."""
 
     async def work(gateway: Gateway) -> PaymentView:
-        row = await gateway.port(PaymentDesk).get(payment_id)
+        row = await gateway.port(PaymentOperatorService).get(payment_id)
         return await gateway.port(PaymentService).get(row["merchant_id"], row["env"], payment_id)
 
     payment = _masked(session.run(work))
@@ -106,7 +106,7 @@ def query(session: Session, payment_id: str, *, as_json: bool) -> None:
     """Ask M-Pesa now how a pending payment stands; whatever it says changes the payment as a callback would."""
 
     async def work(gateway: Gateway) -> str:
-        return await gateway.port(PaymentDesk).query(payment_id)
+        return await gateway.port(PaymentOperatorService).query(payment_id)
 
     status = session.run(work)
     if as_json:

@@ -10,14 +10,14 @@ from mpesa_gateway_payments.evidence import (
     Evidence,
     Handle,
     Proof,
+    ReportedMoney,
     Source,
-    Told,
     has_receipt_of_unknown,
     read_amount,
     read_callback,
-    told_of,
+    reported_money,
 )
-from mpesa_gateway_payments.judging import judge, judge_other_push, speaks_of
+from mpesa_gateway_payments.matching import judge, judge_other_push, names_payment
 from mpesa_gateway_payments.result_codes import Outcome, stk_outcome
 from mpesa_gateway_payments.states import Cause, Charge, Status, may_move
 from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
@@ -49,16 +49,16 @@ class StkAnswer:
 
 
 @dataclass(frozen=True)
-class Judged:
+class MatchedMoney:
     """A report of money that the judge has compared with other payments as well."""
 
     verdict: Verdict
-    told: Told
+    told: ReportedMoney
     cause: Cause
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotPaid:
+class ReportedFailure:
     """No money moved. ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same."""
 
     code: str
@@ -71,7 +71,7 @@ class NotPaid:
 
 
 @dataclass(frozen=True)
-class TimeUp:
+class Expired:
     """The payment's time is up without a result.
 
     ``ask_at``: when M-Pesa is asked again, None for never. ``unsent_reason``: why the last push was not sent.
@@ -81,7 +81,7 @@ class TimeUp:
     unsent_reason: str | None = None
 
 
-Report = StkCallback | StkAnswer | Judged | NotPaid | TimeUp
+Report = StkCallback | StkAnswer | MatchedMoney | ReportedFailure | Expired
 
 
 # -- decisions ----------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ Result = Literal["completed", "failed", "mismatched", "confirming", "known", "wa
 class Complete:
     """The payment is paid. ``other_phone`` is the payer's number as shown, where it is not the one that was asked."""
 
-    told: Told
+    told: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
@@ -102,7 +102,7 @@ class Complete:
 class LearnReceipt:
     """The payment is paid already, and gets the receipt that no report had shown."""
 
-    told: Told
+    told: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
@@ -111,7 +111,7 @@ class LearnReceipt:
 class Fail:
     """The payment has failed."""
 
-    report: NotPaid
+    report: ReportedFailure
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Mismatch:
     """Money was reported that is not what was asked for: it is recorded and published, and a person decides."""
 
     of: str
-    told: Told
+    told: ReportedMoney
     cause: Cause
 
 
@@ -127,7 +127,7 @@ class Mismatch:
 class Confirm:
     """M-Pesa is asked at once. ``told`` is stored until it has answered; None stores nothing."""
 
-    told: Told | None
+    told: ReportedMoney | None
     within: timedelta
 
 
@@ -170,11 +170,11 @@ def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ..
             return _decide_callback(payment, report, rules)
         case StkAnswer(outcome):
             return _decide_answer(payment, outcome, rules)
-        case Judged(verdict, told, cause):
+        case MatchedMoney(verdict, told, cause):
             return _decide_money(payment, verdict, told, cause)
-        case NotPaid():
+        case ReportedFailure():
             return (_decide_failure(payment, report),)
-        case TimeUp():
+        case Expired():
             return _decide_time_up(payment, report)
 
 
@@ -212,8 +212,8 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
     if result.merchant_id and (payment.merchant_id, payment.env) != (result.merchant_id, result.env):
         return (Refuse("this callback is about a payment of another merchant or env"),)
     evidence, outcome = read_callback(result), stk_outcome(result.result_code, result.result_desc)
-    told = told_of(evidence, code=result.result_code, text=result.result_desc)
-    if not speaks_of(evidence, payment):
+    told = reported_money(evidence, code=result.result_code, text=result.result_desc)
+    if not names_payment(evidence, payment):
         if not outcome.is_paid or not result.subject_id or report.names_another:
             return (Refuse(_ANOTHER),)
         # Money reported at a payment's own address is never refused.
@@ -232,7 +232,7 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
         return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
     if outcome.is_pending:
         return (*learnt, Ignore())
-    failure = NotPaid(
+    failure = ReportedFailure(
         code=result.result_code,
         text=result.result_desc,
         reason=outcome.failure_reason,
@@ -254,11 +254,13 @@ def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[Le
 def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[Decision, ...]:
     claim, handle = payment.claim, Handle(payment.payment_id, payment.checkout_request_id)
     if not outcome.is_paid:
-        failure = NotPaid(code=outcome.code, text=outcome.meaning, reason=outcome.failure_reason, cause=Cause.STK_QUERY)
+        failure = ReportedFailure(
+            code=outcome.code, text=outcome.meaning, reason=outcome.failure_reason, cause=Cause.STK_QUERY
+        )
         dropped = () if claim is None else (DropClaim(f"M-Pesa says: {outcome.meaning}"),)
         return (*dropped, _decide_failure(replace(payment, claim=None), failure))
     if claim is None or not claim.is_proven:
-        told, cause = Told(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+        told, cause = ReportedMoney(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
         evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
     else:
         told, cause = claim, Cause.CALLBACK
@@ -274,7 +276,7 @@ def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[De
     return money if claim is None else (DropClaim(), *money)
 
 
-def _decide_money(payment: Payment, verdict: Verdict, told: Told, cause: Cause) -> tuple[Decision, ...]:
+def _decide_money(payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause) -> tuple[Decision, ...]:
     decision = _decide_verdict(payment, verdict, told, cause)
     claim = payment.claim
     if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
@@ -284,7 +286,7 @@ def _decide_money(payment: Payment, verdict: Verdict, told: Told, cause: Cause) 
 
 
 def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
-    payment: Payment, verdict: Verdict, told: Told, cause: Cause
+    payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause
 ) -> Decision:
     match verdict:
         case verdicts.AlreadyKnown():
@@ -293,7 +295,7 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
             return Ignore("mismatched")
         case verdicts.Mismatch(of=of):
             return Mismatch(of, told, cause)
-        case verdicts.Settles(is_other_payer=is_other):
+        case verdicts.PaidBy(is_other_payer=is_other):
             other_phone = told.phone if is_other else None
             has_receipt = told.receipt is not None
             is_final = payment.outcome_is_final
@@ -306,7 +308,7 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
             return Ignore()
 
 
-def _decide_failure(payment: Payment, failure: NotPaid) -> Decision:
+def _decide_failure(payment: Payment, failure: ReportedFailure) -> Decision:
     is_free = payment.mismatch is None and payment.claim is None
     if is_free and may_move(Status(payment.status), Status.FAILED, has_receipt=False):
         return Fail(failure)
@@ -318,12 +320,12 @@ def unsent_text(reason: str | None) -> str:
     return f"{UNSENT}: {reason}" if reason else UNSENT
 
 
-def _decide_time_up(payment: Payment, report: TimeUp) -> tuple[Decision, ...]:
+def _decide_time_up(payment: Payment, report: Expired) -> tuple[Decision, ...]:
     if payment.claim is not None:
         # M-Pesa neither confirmed nor denied a success that was reported.
         return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
     is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
-    failure = NotPaid(
+    failure = ReportedFailure(
         code="unsent" if is_unsent else "expired",
         text=unsent_text(report.unsent_reason) if is_unsent else EXPIRED,
         reason="not_sent" if is_unsent else "expired",

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, ok, warning
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 
@@ -13,7 +13,7 @@ _ENOUGH = 5
 """Payments without a single callback that are no coincidence."""
 
 
-async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Whether callbacks come, and whether money waits for a person."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
@@ -22,7 +22,7 @@ async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncI
     if row is None:
         return
     if row["ended"] >= _ENOUGH and row["by_callback"] == 0:
-        yield Observation(
+        yield CheckResult(
             name="payments.callbacks",
             level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
             text=f"none of its last {row['ended']} payments ended by a callback: they do not arrive here, and every "
@@ -40,4 +40,4 @@ async def look_at_payments(gateway: Runtime, examination: Examination) -> AsyncI
         )
 
 
-CHECKS = (Check("Payments", look_at_payments, of_each_merchant=True),)
+CHECKS = (Check("Payments", check_payments, of_each_merchant=True),)

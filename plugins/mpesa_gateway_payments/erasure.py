@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.erasure import ERASED, Case, Number
+from mpesa_gateway.erasure import ERASED, ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import erasure_sql
-from mpesa_gateway_payments.desk import waits_for_a_person
+from mpesa_gateway_payments.operator_service import needs_review
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusCheckRow
 
@@ -21,14 +21,14 @@ _TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for")
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
 
 
-async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
     rows = await gateway.db.fetch(
         erasure_sql.FIND_OF_PAYER, merchant_id, str(number.phone), list(number.forms), after, _PAGE
     )
     return [row["payment_id"] for row in rows]
 
 
-async def _widen(gateway: Runtime, case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     """The payment, locked, with its push and the questions that were asked about it, by everybody's names for them."""
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     checks = await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named)
@@ -38,11 +38,11 @@ async def _widen(gateway: Runtime, case: Case) -> set[str]:
     return {name for name in named if name}
 
 
-async def _objects(gateway: Runtime, case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named):
         if row["status"] == Status.PENDING.value:
             return "the payment is pending"
-        if waits_for_a_person(row):
+        if needs_review(row):
             return "money that was not what was asked for waits for a person"
         if row["claim"] is not None or row["due_at"] is not None:
             return "M-Pesa is being asked about the payment"
@@ -53,7 +53,7 @@ async def _objects(gateway: Runtime, case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     without = case.number.without
     payments = 0
     for row in await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named):
@@ -67,7 +67,7 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(PaymentRow.update(cleaned).where(PaymentRow.payment_id == row["payment_id"]))
             # The number could be found again from the fingerprint of the request, by trying all that there are.
-            await idempotency.forget(
+            await idempotency.delete_key(
                 gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
             )
             payments += 1
@@ -85,7 +85,7 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
     return {"payments": payments}
 
 
-async def _keeps(gateway: Runtime, case: Case) -> Sequence[str]:
+async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     return [
         "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"

@@ -15,7 +15,7 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.result_codes import Outcome
-from mpesa_gateway_transactions.api import Seen
+from mpesa_gateway_transactions.api import ReportedTransaction
 
 CLOCKS_DIFFER = timedelta(minutes=2)
 """How far M-Pesa's clock and ours may be apart."""
@@ -118,7 +118,7 @@ def read_callback(result: StkResulted) -> Evidence:
     )
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
     """What M-Pesa told of money that moved.
 
     ``amount`` is in KES, None when absent or not whole (then ``amount_text`` says what stood there); ``phone`` is what
@@ -142,10 +142,10 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
         return self.amount_text if self.amount is None else Kes(self.amount).wire
 
 
-def told_of(evidence: Evidence, *, code: str = "0", text: str = "") -> Told:
+def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> ReportedMoney:
     """What is written of a report."""
     amount = evidence.amount
-    return Told(
+    return ReportedMoney(
         receipt=evidence.receipt,
         amount=amount if isinstance(amount, Kes) else None,
         amount_text=None if amount is None else str(amount),
@@ -226,7 +226,7 @@ def read_direction(
     return Direction.IN if all(number in known for number in named) else Direction.OUT
 
 
-def seen_unallocated(evidence: Evidence, merchant_id: str) -> Seen | None:
+def seen_unallocated(evidence: Evidence, merchant_id: str) -> ReportedTransaction | None:
     """M-Pesa's answer as money that came in to our receiver and that no payment is known to have.
 
     Returns None where the answer does not state its receipt, direction, amount and one time. ``merchant_id`` is the
@@ -236,7 +236,7 @@ def seen_unallocated(evidence: Evidence, merchant_id: str) -> Seen | None:
     receiver, receipt, amount = evidence.receiver, evidence.receipt, evidence.amount
     if not is_certain or receiver is None or receipt is None or not isinstance(amount, Kes):
         return None
-    return Seen(
+    return ReportedTransaction(
         source="status",
         env=receiver.env,
         number=receiver.number,

@@ -8,10 +8,10 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
 from mpesa_gateway.logs import trace
 from mpesa_gateway_payments import due_sql
-from mpesa_gateway_payments.decisions import TimeUp
+from mpesa_gateway_payments.decisions import Expired
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Expiry:
         clock: Clock,
         settings: PaymentsSettings,
         moves: Transitions,
-        unacknowledged: Unacknowledged,
+        unacknowledged: UnacknowledgedPushes,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -54,7 +54,7 @@ class Expiry:
             except UNREACHABLE:
                 raise
             except Exception as problem:  # noqa: BLE001 - one of them is to blame: each by itself then
-                log.error("payments_expire_one_by_one", exception=trace(problem))
+                log.error("payments_expired_singly", exception=trace(problem))
                 count, has_more = await self._end_each(failed)
             ended += count
             if not has_more:
@@ -67,8 +67,8 @@ class Expiry:
             now = self._clock.now()
             rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
             reasons = await due_sql.read_unsent_reasons(self._db, rows)
-            await self._moves.take_together(
-                [(row, TimeUp(self.next_ask(row, now), reasons.get(row["payment_id"]))) for row in rows]
+            await self._moves.apply_batch(
+                [(row, Expired(self.next_ask(row, now), reasons.get(row["payment_id"]))) for row in rows]
             )
         return len(rows), len(rows) == _BATCH
 
@@ -94,11 +94,11 @@ class Expiry:
     async def end(self, row: Row) -> None:
         """End a locked, pending payment whose time is up, in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
-        await self._moves.take(row, TimeUp(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
+        await self._moves.apply(row, Expired(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
         """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""
         if row["checkout_request_id"] is None:
             return None
-        asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.ask_expired_after)
+        asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.query_expired_after)
         return next((at for at in asks if at > now), None)

@@ -2,9 +2,9 @@
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_payments.tally import PaymentTally
 
 
 async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
@@ -20,9 +20,9 @@ async def sweep(gateway: Runtime) -> None:
 async def expire(gateway: Runtime) -> None:
     """End the payments whose time is up, and reverse those whose receipt M-Pesa had called reversed before."""
     await gateway.port(Expiry).end_due()
-    await gateway.port(OutsideReversals).take_noted()
+    await gateway.port(ExternalReversals).apply_recorded()
 
 
 async def tally(gateway: Runtime) -> None:
     """Count the hours of which payments have changed."""
-    await gateway.port(PaymentTally).count()
+    await gateway.port(PaymentStatsReader).count()

@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound, checking
+from mpesa_gateway.errors import NotFound, check_fields
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.ids import Ids
@@ -16,7 +16,7 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import Similar
 from mpesa_gateway_payments.evidence import CLOCKS_DIFFER
-from mpesa_gateway_payments.judging import SHOWN_FOR
+from mpesa_gateway_payments.matching import SHOWN_FOR
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, PaymentView
 
 _LONGEST_SEARCH = 100
@@ -24,7 +24,7 @@ _LONGEST_SEARCH = 100
 OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
 """The form of the references that the gateway makes; a reference of a merchant may have it too."""
 
-PAYMENTS = Listing(table="payment", key="payment_id", prefix="pay", by_index=True)
+PAYMENTS = KeysetList(table="payment", key="payment_id", prefix="pay", by_index=True)
 
 
 async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str) -> Row:
@@ -44,7 +44,7 @@ async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar
 def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:
     """Return the filters as SQL. Raises Invalid with every filter that cannot be read."""
     found = Conditions(env, merchant_id, filters.since, filters.until)
-    with checking() as checks:
+    with check_fields() as checks:
         for name, column, operator, parse in (
             ("min_amount", "amount", ">=", Kes.parse),
             ("max_amount", "amount", "<=", Kes.parse),

@@ -13,7 +13,7 @@ from mpesa_gateway.env import ENVS
 from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import LONG_BUCKETS
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_payments import tables, tally_sql
+from mpesa_gateway_payments import stats_sql, tables
 from mpesa_gateway_payments.result_codes import FAILURE_REASONS
 from mpesa_gateway_payments.states import Status
 
@@ -75,7 +75,7 @@ async def collect_windows(gateway: Runtime, gauges: Gauges) -> None:
     payments, failed, taken, returned = gauges
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     for window, back in _WINDOWS.items():
-        rows = await gateway.db.fetch(tally_sql.TALLIED_BY_ENV, this_hour - back)
+        rows = await gateway.db.fetch(stats_sql.TALLIED_BY_ENV, this_hour - back)
         by_env = {row["env"]: row for row in rows}
         for env in ENVS:
             row = by_env.get(env, _NOTHING)
@@ -83,7 +83,7 @@ async def collect_windows(gateway: Runtime, gauges: Gauges) -> None:
                 payments.add_metric((env, window, outcome), row[outcome])
             taken.add_metric((env, window), row["taken"])
             returned.add_metric((env, window), row["returned"])
-        for row in await gateway.db.fetch(tally_sql.TALLIED_REASONS, this_hour - back):
+        for row in await gateway.db.fetch(stats_sql.TALLIED_REASONS, this_hour - back):
             failed.add_metric((row["env"], window, row["reason"]), row["count"])
 
 
@@ -101,7 +101,9 @@ def _open_gauges() -> Gauges:
             "mpesa_payments_oldest_open_seconds", "Age of the oldest open payment; 0 without one.", labels=("env",)
         ),
         GaugeMetricFamily(
-            "mpesa_payments_held", "Payments that need review: the money differs from the request.", labels=("env",)
+            "mpesa_payments_needing_review",
+            "Payments that need review: the money differs from the request.",
+            labels=("env",),
         ),
     )
 

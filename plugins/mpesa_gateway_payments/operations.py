@@ -19,7 +19,7 @@ from mpesa_gateway.daraja.operations import (
     read_ack,
     response_code,
 )
-from mpesa_gateway.daraja.wire import read_code, read_said, read_text
+from mpesa_gateway.daraja.wire import read_code, read_message, read_text
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_payments.result_codes import Outcome, stk_query_outcome
@@ -138,7 +138,7 @@ def _read_push(answer: Any) -> StkAck:
     return StkAck(
         merchant_request_id=read_text(answer, "MerchantRequestID"),
         checkout_request_id=checkout_request_id,
-        customer_message=read_said(answer, "CustomerMessage") or "",
+        customer_message=read_message(answer, "CustomerMessage") or "",
     )
 
 
@@ -153,7 +153,7 @@ def _read_query(answer: Any) -> StkQueryAnswer:
         raise OutcomeUnknown("M-Pesa's answer says no result")
     if (taken := response_code(answer)) is not None and taken not in ACCEPTED:
         raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
-    said = read_said(answer, "ResultDesc") or ""
+    said = read_message(answer, "ResultDesc") or ""
     outcome = stk_query_outcome(code, said)
     if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
         raise OutcomeUnknown("M-Pesa's answer contradicts itself")

@@ -9,7 +9,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.money import Kes
-from mpesa_gateway_payments import recovery_sql, tables
+from mpesa_gateway_payments import statement_matching_sql, tables
 from mpesa_gateway_payments.events import PaymentReversed
 from mpesa_gateway_payments.result_codes import TransactionState
 from mpesa_gateway_payments.states import Cause
@@ -23,7 +23,7 @@ _LOOK_BACK = timedelta(days=7)
 """For how long a receipt that M-Pesa called reversed is looked for among payments: callbacks do not come later."""
 
 
-class OutsideReversals:
+class ExternalReversals:
     """The way to ``reversed`` without a refund of ours."""
 
     def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, moves: Transitions) -> None:
@@ -32,7 +32,7 @@ class OutsideReversals:
         self._outbox = outbox
         self._moves = moves
 
-    async def take(
+    async def apply(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
     ) -> bool:
         """Record that M-Pesa calls a payment reversed. Returns False where nothing changes.
@@ -45,7 +45,7 @@ class OutsideReversals:
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
         now = self._clock.now()
-        reversed_ = await self._db.fetchrow(recovery_sql.REVERSED_OUTSIDE, row["payment_id"], of, now)
+        reversed_ = await self._db.fetchrow(statement_matching_sql.REVERSED_OUTSIDE, row["payment_id"], of, now)
         if reversed_ is None:
             return False
         kind = "reversed" if of == "whole" else "reversal_seen"
@@ -64,29 +64,29 @@ class OutsideReversals:
                 )
             ]
         )
-        log.error("payment_reversed_outside", payment_id=row["payment_id"], of=of)
+        log.error("payment_reversed_externally", payment_id=row["payment_id"], of=of)
         return True
 
-    async def note(self, env: str, receipt: str, state: TransactionState) -> None:
+    async def record(self, env: str, receipt: str, state: TransactionState) -> None:
         """Record in the open transaction that M-Pesa calls a receipt reversed that names no payment.
 
         No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
-        transaction that was open at this moment or by its callback, is reversed by ``take_noted``.
+        transaction that was open at this moment or by its callback, is reversed by ``apply_recorded``.
         """
         now = self._clock.now()
-        await self._db.execute(recovery_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
+        await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
         async def look() -> None:
-            await self.take_noted()
+            await self.apply_recorded()
 
         await self._db.after_commit(look)
 
-    async def take_noted(self) -> int:
+    async def apply_recorded(self) -> int:
         """Reverse the payments whose receipt M-Pesa had called reversed before they had it; returns their number.
 
         Postgres decides: whichever of the two transactions commits last, a look after it finds both.
         """
-        rows = await self._db.fetch(recovery_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
+        rows = await self._db.fetch(statement_matching_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:
             async with self._db.transaction():
@@ -104,5 +104,5 @@ class OutsideReversals:
                 )
                 for note in notes:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
-                    count += await self.take(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
+                    count += await self.apply(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
         return count

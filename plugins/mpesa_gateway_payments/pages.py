@@ -10,15 +10,28 @@ from litestar import Response
 from mpesa_gateway.daraja.wire import read_receipt
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid, Problem
+from mpesa_gateway.errors import InvalidFields, Problem
 from mpesa_gateway.http.csv import stream_csv
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Panel,
+    Redirect,
+    Rendered,
+    Role,
+    TimelineEntry,
+    TimelineSource,
+)
 from mpesa_gateway.phone import Msisdn, mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_payments.desk import DeskFilters, PaymentDesk, waits_for_a_person
-from mpesa_gateway_payments.figures import figures
+from mpesa_gateway_payments.operator_service import OperatorPaymentFilters, PaymentOperatorService, needs_review
 from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.stats_panel import figures
 from mpesa_gateway_payments.views import EXPORTED, view
 
 _BY_FORM = "a phone number does not stand in an address: search for it by the form"
@@ -30,30 +43,30 @@ _A_PAGE = 50
 _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "search", "merchant")
 
 
-async def payments(visit: Visit) -> Shown:
+async def payments(visit: PageRequest) -> Rendered:
     """The list, newest first."""
-    desk = visit.gateway.port(PaymentDesk)
-    filters, problems = DeskFilters(), visit.problems
+    desk = visit.gateway.port(PaymentOperatorService)
+    filters, problems = OperatorPaymentFilters(), visit.problems
     try:
         filters = _filters(visit)
         page = await desk.page(visit.env, filters, _A_PAGE)
         payer = desk.payer_of(filters)
-    except Invalid as refused:
+    except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await desk.page(visit.env, DeskFilters(), _A_PAGE)
-    whose = await visit.whose(page.rows)
+        page = await desk.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
+    whose = await visit.merchant_names(page.rows)
     merchants = whose["merchants"]
     chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
     if filters.held:
         chosen["held"] = "true"
-    return Shown(
+    return Rendered(
         "payments.html",
         {
             "problems": problems,
             "rows": page.rows,
-            "waits": waits_for_a_person,
+            "waits": needs_review,
             "next": page.next_cursor and urlencode(chosen | {"cursor": page.next_cursor}),
             "newer": None if filters.cursor else urlencode(chosen | {"cursor": page.first or "", "env": visit.env}),
             "here": urlencode(chosen),
@@ -68,58 +81,60 @@ async def payments(visit: Visit) -> Shown:
     )
 
 
-def _filters(visit: Visit) -> DeskFilters:
+def _filters(visit: PageRequest) -> OperatorPaymentFilters:
     """What the address says. Raises Invalid where it holds a payer's number in clear, whoever looks.
 
     A number that is searched for is compared with whole ones: who may not search by it could guess until one is found.
     """
-    filters = visit.read_query(DeskFilters)
+    filters = visit.read_query(OperatorPaymentFilters)
     if filters.phone is not None:
-        raise Invalid.field_error("phone", _BY_FORM)
+        raise InvalidFields.field_error("phone", _BY_FORM)
     text = filters.search or ""
     if _phone(text) is not None:
-        raise Invalid.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
+        raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
     for name, given in (("search", text), ("reference", filters.reference or "")):
         if given:
             _refuse_number(visit, name, given)
     return filters
 
 
-def _refuse_number(visit: Visit, field: str, text: str) -> None:
+def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
     """Raise Invalid for a viewer's search for what the pages show masked: a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
     if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
-        raise Invalid.field_error(field, _NOT_BY_PHONE)
+        raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
-def _told(visit: Visit, name: str) -> str:
+def _told(visit: PageRequest, name: str) -> str:
     """What the list was filtered by, or what somebody has just typed."""
     return visit.text(name) or "".join(visit.query.get(name, ()))
 
 
-async def total(visit: Visit) -> Shown:
+async def total(visit: PageRequest) -> Rendered:
     """The number and the requested amount of the payments that pass the filters."""
-    return Shown("total.html", {"total": await visit.gateway.port(PaymentDesk).total(visit.env, _filters(visit))})
+    return Rendered(
+        "total.html", {"total": await visit.gateway.port(PaymentOperatorService).total(visit.env, _filters(visit))}
+    )
 
 
-async def newer(visit: Visit) -> Shown:
+async def newer(visit: PageRequest) -> Rendered:
     """How many payments have come since the list was drawn: its rows stay where they are."""
     filters = _filters(visit)
-    count = await visit.gateway.port(PaymentDesk).count_newer(visit.env, filters)
+    count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
     kept = {
         name: value
         for name, values in visit.query.items()
         if name not in {"cursor", "env"} and (value := "".join(values))
     }
-    return Shown("newer.html", {"count": count, "here": urlencode(kept)})
+    return Rendered("newer.html", {"count": count, "here": urlencode(kept)})
 
 
-async def look_for(visit: Visit) -> Done:
+async def search(visit: PageRequest) -> Redirect:
     """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
     # The form's times are those that the list shows; addresses have UTC, as the API does.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
-    desk = visit.gateway.port(PaymentDesk)
+    desk = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
         _refuse_number(visit, name, typed)
@@ -127,21 +142,21 @@ async def look_for(visit: Visit) -> Done:
         try:
             query["payer"] = desk.seal_payer(Msisdn.parse(phone))
         except ValueError as problem:
-            raise Invalid([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
+            raise InvalidFields([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
     elif text and (number := _phone(text)) is not None:
         del query["search"]
         query["payer"] = desk.seal_payer(number)
     if visit.text("held"):
         query["held"] = "true"
-    return Done(f"payments?{urlencode(query)}" if query else "payments")
+    return Redirect(f"payments?{urlencode(query)}" if query else "payments")
 
 
-async def find(visit: Visit, text: str) -> str | None:
+async def find(visit: PageRequest, text: str) -> str | None:
     """The list for a receipt, a phone number, a reference, a key: whatever somebody has in hand."""
     _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
-        return f"payments?{urlencode({'payer': visit.gateway.port(PaymentDesk).seal_payer(phone)})}"
+        return f"payments?{urlencode({'payer': visit.gateway.port(PaymentOperatorService).seal_payer(phone)})}"
     return f"payments?{urlencode({'search': text[:100]})}" if text else None
 
 
@@ -154,7 +169,7 @@ def _phone(text: str) -> Msisdn | None:
         return None
 
 
-async def export(visit: Visit) -> Response[Any]:
+async def export(visit: PageRequest) -> Response[Any]:
     """The list of one merchant as a CSV file, all of it."""
     filters = _filters(visit)
     merchant = await visit.gateway.merchants.require(filters.merchant or "")
@@ -165,16 +180,18 @@ async def export(visit: Visit) -> Response[Any]:
         subject_id=merchant.merchant_id,
         env=visit.env,
     )
-    return await stream_csv("payments.csv", EXPORTED, visit.gateway.port(PaymentDesk).export(visit.env, filters))
+    return await stream_csv(
+        "payments.csv", EXPORTED, visit.gateway.port(PaymentOperatorService).export(visit.env, filters)
+    )
 
 
-async def payment(visit: Visit) -> Shown:
+async def payment(visit: PageRequest) -> Rendered:
     """One payment: how it stands, what happened, and what can be done."""
-    desk, payment_id = visit.gateway.port(PaymentDesk), visit.values["payment_id"]
+    desk, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
     row = await desk.get(payment_id)
     visit.require(row["env"])
     shown = view(row)
-    return Shown(
+    return Rendered(
         "payment.html",
         {
             "payment": shown,
@@ -183,7 +200,7 @@ async def payment(visit: Visit) -> Shown:
             "metadata": shown.metadata,
             "can_query": row["status"] == Status.PENDING.value and row["checkout_request_id"] is not None,
             "can_check": row["receipt"] is not None or row["merchant_request_id"] is not None,
-            "is_held": waits_for_a_person(row),
+            "is_held": needs_review(row),
         },
         title=f"{row['status'].replace('_', ' ')}: KES {row['amount']:,}",
     )
@@ -193,35 +210,35 @@ class _Since(msgspec.Struct, frozen=True):
     at: str = ""
 
 
-async def changed(visit: Visit) -> Shown:
+async def changed(visit: PageRequest) -> Rendered:
     """Whether a payment has changed since its page was drawn."""
-    row = await visit.gateway.port(PaymentDesk).get(visit.values["payment_id"])
-    return Shown(
+    row = await visit.gateway.port(PaymentOperatorService).get(visit.values["payment_id"])
+    return Rendered(
         "changed.html", {"is_changed": row["updated_at"].isoformat() != visit.read_query(_Since).at, "row": row}
     )
 
 
-async def query(visit: Visit) -> Done:
+async def query(visit: PageRequest) -> Redirect:
     """Ask M-Pesa now."""
     payment_id = visit.values["payment_id"]
-    status = await visit.gateway.port(PaymentDesk).query(payment_id)
+    status = await visit.gateway.port(PaymentOperatorService).query(payment_id)
     said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
-    return Done(f"payments/{payment_id}", said)
+    return Redirect(f"payments/{payment_id}", said)
 
 
-async def check_status(visit: Visit) -> Done:
+async def check_status(visit: PageRequest) -> Redirect:
     """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
-    await visit.gateway.port(PaymentDesk).check_status(payment_id)
-    return Done(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
+    await visit.gateway.port(PaymentOperatorService).check_status(payment_id)
+    return Redirect(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
-async def look_after(visit: Visit) -> Done:
+async def resolve(visit: PageRequest) -> Redirect:
     """Note that a person has seen to it."""
     payment_id = visit.values["payment_id"]
-    desk = visit.gateway.port(PaymentDesk)
-    await desk.look_after(payment_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"payments/{payment_id}", "Marked as resolved.")
+    desk = visit.gateway.port(PaymentOperatorService)
+    await desk.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
@@ -287,16 +304,16 @@ def _acknowledged(row: Row) -> str:
     return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
 
 
-async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
+async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
-    desk = gateway.port(PaymentDesk)
+    desk = gateway.port(PaymentOperatorService)
     row = await desk.get(payment_id)
     checks = await desk.checks(payment_id)
     handles = await desk.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
-    moments = [*await gateway.port(Callbacks).past(about, handles)]
+    moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     moments += [
-        Moment(
+        TimelineEntry(
             at=step.at,
             source=f"payment, {_CAUSES[step.cause]}",
             state=_STATES.get(step.kind, step.kind.replace("_", " ")),
@@ -307,7 +324,7 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
         for step in await desk.steps(payment_id)
     ]
     return moments + [
-        Moment(
+        TimelineEntry(
             at=check.finished_at or check.created_at,
             source="status query",
             state=check.state.replace("_", " "),
@@ -326,13 +343,13 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
     ]
 
 
-async def held(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def held(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Money that is not what was asked for."""
-    count = await gateway.port(PaymentDesk).count_held(env)
+    count = await gateway.port(PaymentOperatorService).count_needing_review(env)
     if not count:
         return ()
     text = f"{count} {'payment needs' if count == 1 else 'payments need'} review: mismatched, or reversed by M-Pesa"
-    return (Concern(text=text, to="payments?held=true", state="failed"),)
+    return (AttentionItem(text=text, to="payments?held=true", state="failed"),)
 
 
 PAGES = Pages(
@@ -346,13 +363,13 @@ PAGES = Pages(
         Page("payments/{payment_id}/changed", "Payment", changed, is_part=True),
     ),
     acts=(
-        Act("payments/look", "search", look_for, role=Role.VIEWER, back="payments"),
-        Act("payments/{payment_id}/query", "query", query, back="payments/{payment_id}"),
-        Act("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
-        Act("payments/{payment_id}/look-after", "look_after", look_after, back="payments/{payment_id}"),
+        Action("payments/look", "search", search, role=Role.VIEWER, back="payments"),
+        Action("payments/{payment_id}/query", "query", query, back="payments/{payment_id}"),
+        Action("payments/{payment_id}/check", "check_status", check_status, back="payments/{payment_id}"),
+        Action("payments/{payment_id}/look-after", "look_after", resolve, back="payments/{payment_id}"),
     ),
     panels=(Panel("overview", figures, 10),),
-    traces=(Trace("payment", past),),
+    traces=(TimelineSource("payment", past),),
     concerns=(held,),
     finder=find,
 )

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import OpenWork
-from mpesa_gateway_payments import check_sql, tables
+from mpesa_gateway_payments import status_query_sql, tables
 from mpesa_gateway_payments.callbacks import CALLBACKS
-from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.commands import payments
 from mpesa_gateway_payments.doctor import CHECKS
 from mpesa_gateway_payments.erasure import PAYMENTS
@@ -29,6 +28,7 @@ from mpesa_gateway_payments.provides import PROVIDES
 from mpesa_gateway_payments.routes import routes
 from mpesa_gateway_payments.scopes import PAYMENTS_READ, PAYMENTS_WRITE
 from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_results import StkResults
 from mpesa_gateway_payments.tables import (
     OutgoingReceiptRow,
@@ -41,13 +41,13 @@ from mpesa_gateway_payments.tables import (
 
 async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
     """Daraja told how pushes ended."""
-    await gateway.port(StkResults).take_results(results)
+    await gateway.port(StkResults).apply_results(results)
 
 
 async def take_status_results(results: Sequence[StatusResulted], gateway: Runtime) -> None:
     """Daraja told how transactions stand."""
     for result in results:
-        await gateway.port(StatusChecks).take_result(result)
+        await gateway.port(StatusQueryService).apply_result(result)
 
 
 async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
@@ -73,8 +73,8 @@ plugin = Plugin(
     ),
     publishes=(PaymentCompleted, PaymentFailed, PaymentReversed, PaymentMismatched, StkResulted, StatusResulted),
     subscribers=(
-        inside(StkResulted, take_stk_results),
-        inside(StatusResulted, take_status_results),
+        on_event_in_transaction(StkResulted, take_stk_results),
+        on_event_in_transaction(StatusResulted, take_status_results),
     ),
     provides=PROVIDES,
     tables=Tables(
@@ -89,10 +89,10 @@ plugin = Plugin(
     metrics=PaymentMetrics,
     collectors=COLLECTORS,
     forgets=(
-        Forgetting(
+        RetentionRule(
             "status checks",
-            check_sql.FORGET_CHECKS,
-            days=lambda gateway: gateway.settings(PaymentsSettings).keep_checks_days,
+            status_query_sql.FORGET_CHECKS,
+            days=lambda gateway: gateway.settings(PaymentsSettings).keep_status_queries_days,
             prefix="chk",
         ),
     ),

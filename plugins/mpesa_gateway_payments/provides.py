@@ -1,28 +1,28 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from mpesa_gateway.places import Places
+from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Payments, Recovery, RefundablePayments, StatusQueries, UnallocatedMoney
-from mpesa_gateway_payments.checks import StatusChecks
-from mpesa_gateway_payments.creates import CreateSteps
-from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.api import Payments, RefundablePayments, StatementMatching, StatusQueries, UnallocatedMoney
+from mpesa_gateway_payments.create_steps import CreateSteps
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.metrics import PaymentMetrics
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
-from mpesa_gateway_payments.pushing import StkPusher
-from mpesa_gateway_payments.recovery import PaymentRecovery
-from mpesa_gateway_payments.refunding import PaymentRefunds
-from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.operator_service import PaymentOperatorService
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.paused_shortcodes import PausedShortcodes
+from mpesa_gateway_payments.pushing import StkPushSender
+from mpesa_gateway_payments.refund_port import PaymentRefunds
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.settings import PaymentsSettings
+from mpesa_gateway_payments.statement_matching import PaymentStatementMatching
+from mpesa_gateway_payments.stats import PaymentStatsReader
+from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
-from mpesa_gateway_payments.tally import PaymentTally
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 from mpesa_gateway_transactions.api import Transactions
 
 
@@ -31,7 +31,7 @@ def _service(gateway: Runtime) -> PaymentService:
     steps = CreateSteps(
         db=gateway.db, clock=gateway.clock, tracer=gateway.tracer, settings=settings, callbacks=callbacks
     )
-    pusher = StkPusher(
+    pusher = StkPushSender(
         db=gateway.db,
         clock=gateway.clock,
         settings=settings,
@@ -41,7 +41,7 @@ def _service(gateway: Runtime) -> PaymentService:
         credentials=gateway.port(Credentials),
         steps=steps,
         moves=gateway.port(Transitions),
-        resting=gateway.port(RestingShortcodes),
+        resting=gateway.port(PausedShortcodes),
     )
     return PaymentService(
         db=gateway.db,
@@ -52,11 +52,11 @@ def _service(gateway: Runtime) -> PaymentService:
         merchants=gateway.merchants,
         outcomes=gateway.outcomes,
         public_url=gateway.url,
-        see_through=gateway.see_through,
+        see_through=gateway.run_to_completion,
         credentials=gateway.port(Credentials),
         steps=steps,
         pusher=pusher,
-        unacknowledged=gateway.port(Unacknowledged),
+        unacknowledged=gateway.port(UnacknowledgedPushes),
     )
 
 
@@ -70,14 +70,14 @@ def _stk_queries(gateway: Runtime) -> StkQueries:
         clock=gateway.clock,
         settings=gateway.settings(PaymentsSettings),
         trace_links=gateway.trace_links,
-        places=Places(gateway.config.worker.daraja, each=1),
+        places=Bulkhead(gateway.config.worker.daraja, each=1),
         daraja=gateway.daraja,
         jobs=gateway.jobs,
         credentials=gateway.port(Credentials),
         moves=gateway.port(Transitions),
         expiry=gateway.port(Expiry),
-        unacknowledged=gateway.port(Unacknowledged),
-        resting=gateway.port(RestingShortcodes),
+        unacknowledged=gateway.port(UnacknowledgedPushes),
+        resting=gateway.port(PausedShortcodes),
     )
 
 
@@ -87,13 +87,13 @@ def _expiry(gateway: Runtime) -> Expiry:
         clock=gateway.clock,
         settings=gateway.settings(PaymentsSettings),
         moves=gateway.port(Transitions),
-        unacknowledged=gateway.port(Unacknowledged),
+        unacknowledged=gateway.port(UnacknowledgedPushes),
     )
 
 
-def _unacknowledged(gateway: Runtime) -> Unacknowledged:
+def _unacknowledged(gateway: Runtime) -> UnacknowledgedPushes:
     settings, moves = gateway.settings(PaymentsSettings), gateway.port(Transitions)
-    return Unacknowledged(db=gateway.db, clock=gateway.clock, settings=settings, moves=moves)
+    return UnacknowledgedPushes(db=gateway.db, clock=gateway.clock, settings=settings, moves=moves)
 
 
 def _transitions(gateway: Runtime) -> Transitions:
@@ -107,43 +107,43 @@ def _transitions(gateway: Runtime) -> Transitions:
     )
 
 
-def _outside_reversals(gateway: Runtime) -> OutsideReversals:
+def _outside_reversals(gateway: Runtime) -> ExternalReversals:
     moves = gateway.port(Transitions)
-    return OutsideReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, moves=moves)
+    return ExternalReversals(db=gateway.db, clock=gateway.clock, outbox=gateway.outbox, moves=moves)
 
 
-def _recovery(gateway: Runtime) -> PaymentRecovery:
-    return PaymentRecovery(
+def _recovery(gateway: Runtime) -> PaymentStatementMatching:
+    return PaymentStatementMatching(
         db=gateway.db,
         clock=gateway.clock,
         rules=gateway.settings(PaymentsSettings).rules,
         moves=gateway.port(Transitions),
-        outside=gateway.port(OutsideReversals),
+        outside=gateway.port(ExternalReversals),
         unallocated=gateway.port_if_provided(UnallocatedMoney),
     )
 
 
-def _checks(gateway: Runtime) -> StatusChecks:
-    return StatusChecks(
+def _checks(gateway: Runtime) -> StatusQueryService:
+    return StatusQueryService(
         gateway,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
         moves=gateway.port(Transitions),
-        outside=gateway.port(OutsideReversals),
-        recovery=gateway.port(PaymentRecovery),
+        outside=gateway.port(ExternalReversals),
+        recovery=gateway.port(PaymentStatementMatching),
         transactions=gateway.port(Transactions),
     )
 
 
-def _desk(gateway: Runtime) -> PaymentDesk:
-    return PaymentDesk(
+def _desk(gateway: Runtime) -> PaymentOperatorService:
+    return PaymentOperatorService(
         db=gateway.db,
         clock=gateway.clock,
         audit=gateway.audit,
         sealer=gateway.sealer,
         moves=gateway.port(Transitions),
         queries=gateway.port(StkQueries),
-        checks=gateway.port(StatusChecks),
+        checks=gateway.port(StatusQueryService),
     )
 
 
@@ -153,15 +153,15 @@ PROVIDES: Provides = (
     (StkResults, _stk_results),
     (StkQueries, _stk_queries),
     (Expiry, _expiry),
-    (RestingShortcodes, lambda gateway: RestingShortcodes(gateway.clock)),
+    (PausedShortcodes, lambda gateway: PausedShortcodes(gateway.clock)),
     (Transitions, _transitions),
-    (OutsideReversals, _outside_reversals),
-    (Unacknowledged, _unacknowledged),
-    (StatusChecks, _checks),
-    (StatusQueries, lambda gateway: gateway.port(StatusChecks)),
-    (PaymentRecovery, _recovery),
-    (Recovery, lambda gateway: gateway.port(PaymentRecovery)),
+    (ExternalReversals, _outside_reversals),
+    (UnacknowledgedPushes, _unacknowledged),
+    (StatusQueryService, _checks),
+    (StatusQueries, lambda gateway: gateway.port(StatusQueryService)),
+    (PaymentStatementMatching, _recovery),
+    (StatementMatching, lambda gateway: gateway.port(PaymentStatementMatching)),
     (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, moves=gateway.port(Transitions))),
-    (PaymentDesk, _desk),
-    (PaymentTally, lambda gateway: PaymentTally(db=gateway.db, clock=gateway.clock)),
+    (PaymentOperatorService, _desk),
+    (PaymentStatsReader, lambda gateway: PaymentStatsReader(db=gateway.db, clock=gateway.clock)),
 )

@@ -13,18 +13,18 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
-from mpesa_gateway.db.outcomes import Outcomes
+from mpesa_gateway.db.outcomes import OutcomeWriter
 from mpesa_gateway.errors import ProviderRejected, ProviderUnavailable
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.creates import Accepted, CreateSteps
-from mpesa_gateway_payments.decisions import NotPaid
+from mpesa_gateway_payments.create_steps import AcceptedPush, CreateSteps
+from mpesa_gateway_payments.decisions import ReportedFailure
 from mpesa_gateway_payments.listing import find_payment
 from mpesa_gateway_payments.operations import STK_PUSH, StkAck, StkPush
-from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.paused_shortcodes import PausedShortcodes
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge
 from mpesa_gateway_payments.transitions import Transitions
@@ -35,7 +35,7 @@ _MARK_WITHIN = 5.0
 """Seconds that committing the mark before a push may take; nothing is sent without it."""
 
 
-class StkPusher:
+class StkPushSender:
     """Sends one push per payment. The mark is committed before the call, the outcome is written after it."""
 
     def __init__(
@@ -45,12 +45,12 @@ class StkPusher:
         clock: Clock,
         settings: PaymentsSettings,
         daraja: DarajaClient,
-        outcomes: Outcomes,
+        outcomes: OutcomeWriter,
         callbacks: Callbacks,
         credentials: Credentials,
         steps: CreateSteps,
         moves: Transitions,
-        resting: RestingShortcodes,
+        resting: PausedShortcodes,
     ) -> None:
         """``daraja`` returns the client of the running gateway."""
         self._db = db
@@ -85,9 +85,9 @@ class StkPusher:
                 account_reference=row["reference"],
                 description=row["description"],
             )
-            ack = await self._daraja.ask(STK_PUSH, credentials.daraja, push)
+            ack = await self._daraja.call(STK_PUSH, credentials.daraja, push)
         except NotSent as fault:
-            self._resting.rest(row["shortcode_id"], fault)
+            self._resting.pause(row["shortcode_id"], fault)
             await self._record("unsent", row, partial(self._write_unsent, row, fault))
             raise ProviderUnavailable(
                 f"nothing was sent ({fault.explained}): try again with the same Idempotency-Key",
@@ -105,7 +105,7 @@ class StkPusher:
             ) from None
         except OutcomeUnknown as fault:
             return await self._record("unknown", row, partial(self._write_unknown, row, fault))
-        self._resting.wake(row["shortcode_id"])
+        self._resting.resume(row["shortcode_id"])
         handles = {"merchant_request_id": ack.merchant_request_id, "checkout_request_id": ack.checkout_request_id}
         return await self._record(
             "ack",
@@ -162,7 +162,7 @@ class StkPusher:
             why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
             return await self._write_unknown(row, OutcomeUnknown(why))
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
-            log.error("acknowledgement_not_kept", payment_id=payment_id, error=type(problem).__name__)
+            log.error("acknowledgement_not_stored", payment_id=payment_id, error=type(problem).__name__)
             return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
         # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
         await self._callbacks.apply_waiting(ack.checkout_request_id)
@@ -174,7 +174,7 @@ class StkPusher:
         await self._settle_key(row)
         if await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now) is not None:
             await self._moves.step(payment_id, now, "unknown", Cause.FAULT, fault.code, fault.meaning)
-            log.warning("charge_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
+            log.warning("push_outcome_unknown", payment_id=payment_id, fault=fault.meaning)
         return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
 
     async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
@@ -194,7 +194,7 @@ class StkPusher:
 
     async def _write_refusal(self, row: Row, fault: Rejected) -> Row:
         await self._settle_key(row)
-        report = NotPaid(
+        report = ReportedFailure(
             code=fault.code or "refused",
             text=fault.explained,
             reason=fault.failure_reason,
@@ -204,15 +204,15 @@ class StkPusher:
         )
         locked = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
         if locked is not None:
-            await self._moves.take(locked, report)
+            await self._moves.apply(locked, report)
         return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
 
     async def _settle_key(self, row: Row) -> None:
         await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"])
 
 
-def _accepted(row: Row, ack: StkAck) -> Accepted:
-    return Accepted(
+def _accepted(row: Row, ack: StkAck) -> AcceptedPush:
+    return AcceptedPush(
         row["payment_id"],
         row["merchant_id"],
         row["env"],

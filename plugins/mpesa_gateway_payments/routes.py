@@ -8,14 +8,13 @@ from litestar.params import FromPath, HeaderParameter, JSONBody
 from litestar.response import Stream
 
 from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch, KeyRequired, read_key
-from mpesa_gateway.errors import Invalid, ProviderNotConfigured, ProviderRejected, ProviderUnavailable
+from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured, ProviderRejected, ProviderUnavailable
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
-from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
 from mpesa_gateway_payments.schemas import (
     CheckStarted,
@@ -28,6 +27,7 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.views import EXPORTED
 
@@ -117,13 +117,13 @@ async def query_payment(
     status_code=200,
     tags=["Payments"],
     described={"receipt": {"pattern": "^(?:[A-Z0-9]{6,20}|pay_[0-9a-z]{26})$", "examples": ["TKN4A1B2C3"]}},
-    refuses=(Invalid, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
+    refuses=(InvalidFields, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[CheckStarted]:
     """Ask M-Pesa what became of a transaction, by its receipt or by a payment's id; the answer comes later."""
-    return Success(data=await services.get(StatusChecks).ask(caller.merchant_id, caller.env, receipt))
+    return Success(data=await services.get(StatusQueryService).ask(caller.merchant_id, caller.env, receipt))
 
 
 @get("/v1/payments/mpesa/checks/{check_id:str}", tags=["Payments"], described=path_id("check_id", "chk"))
@@ -131,7 +131,7 @@ async def get_check(
     check_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[CheckView]:
     """A status check, and its answer as far as it has come."""
-    return Success(data=await services.get(StatusChecks).get(caller.merchant_id, caller.env, check_id))
+    return Success(data=await services.get(StatusQueryService).get(caller.merchant_id, caller.env, check_id))
 
 
 routes = (create_payment, list_payments, export_payments, get_payment, query_payment, check_status, get_check)

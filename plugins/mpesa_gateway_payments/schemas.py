@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.env import Environment
+from mpesa_gateway.http.field_rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway.http.fields import Amount, Currency, MerchantId, Phone, Provider, Receipt, id_field, named
 from mpesa_gateway.http.query import Limit, Moment
-from mpesa_gateway.http.rules import AMOUNT, PHONE, WHOLE, Rule, at_most, one_of, printable
 from mpesa_gateway_payments.result_codes import FailureReason
 from mpesa_gateway_payments.states import Cause, Status
 

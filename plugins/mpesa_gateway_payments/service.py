@@ -14,8 +14,8 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.idempotency import KeyMismatch
-from mpesa_gateway.db.outcomes import Outcomes
-from mpesa_gateway.errors import Checks, ProviderNotConfigured, checking
+from mpesa_gateway.db.outcomes import OutcomeWriter
+from mpesa_gateway.errors import FieldChecks, ProviderNotConfigured, check_fields
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
@@ -26,10 +26,10 @@ from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials, ReceiverOwned
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.api import PaymentRequest, Requested, Similar
-from mpesa_gateway_payments.creates import OPERATION, CreateSteps, Wanted, metadata_json
+from mpesa_gateway_payments.create_steps import OPERATION, CreateSteps, NewPayment, metadata_json
 from mpesa_gateway_payments.errors import ShortcodeRetired
 from mpesa_gateway_payments.listing import export_payments, find_payment, find_similar, list_payments
-from mpesa_gateway_payments.pushing import StkPusher
+from mpesa_gateway_payments.pushing import StkPushSender
 from mpesa_gateway_payments.schemas import (
     CreatePayment,
     PaymentFilters,
@@ -40,13 +40,13 @@ from mpesa_gateway_payments.schemas import (
 )
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Charge
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 from mpesa_gateway_payments.views import exported, view
 
 _OPERATION = "payments.request"
 
 
-class _KeyOfOld(Exception):
+class _PaymentExists(Exception):
     """A payment has this Idempotency-Key, and the record of the key has expired."""
 
 
@@ -62,13 +62,13 @@ class PaymentService:
         settings: PaymentsSettings,
         trace_links: TraceLinks,
         merchants: Merchants,
-        outcomes: Outcomes,
+        outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
         see_through: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
         credentials: Credentials,
         steps: CreateSteps,
-        pusher: StkPusher,
-        unacknowledged: Unacknowledged,
+        pusher: StkPushSender,
+        unacknowledged: UnacknowledgedPushes,
     ) -> None:
         """``public_url`` returns the address under which a path is reached.
 
@@ -93,7 +93,7 @@ class PaymentService:
     def read(self, body: CreatePayment) -> PaymentRequest:
         """Return a payment request from a body with valid fields. Raises Invalid for its callback_url."""
         if body.callback_url is not None:
-            with checking() as checks:
+            with check_fields() as checks:
                 self._check_callback_url(checks, body.callback_url)
         return PaymentRequest(
             amount=Kes.parse_json(body.amount),
@@ -104,7 +104,7 @@ class PaymentService:
             metadata=body.metadata,
         )
 
-    def _check_callback_url(self, checks: Checks, url: str) -> None:
+    def _check_callback_url(self, checks: FieldChecks, url: str) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -151,7 +151,7 @@ class PaymentService:
         now = self._clock.now()
         payment_id = self._ids.new("pay", now)
         reference = request.reference or credentials.account_reference
-        wanted = Wanted(
+        wanted = NewPayment(
             payment_id=payment_id,
             merchant_id=merchant_id,
             env=credentials.env,
@@ -176,7 +176,7 @@ class PaymentService:
         """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
         try:
             return await self._claim_now(merchant_id, env, request, key)
-        except _KeyOfOld:
+        except _PaymentExists:
             return await self._find_old(merchant_id, env, request, key), None
 
     async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
@@ -208,7 +208,7 @@ class PaymentService:
                 fingerprint=idempotency.fingerprint(_OPERATION, _canonical(request)),
                 subject_id=payment_id,
                 now=now,
-                lease=timedelta(seconds=self._settings.hold),
+                lease=timedelta(seconds=self._settings.create_lease),
             )
             if not claim.is_ours:
                 row = await find_payment(self._db, merchant_id, env, claim.subject_id)
@@ -218,7 +218,7 @@ class PaymentService:
                 return row, None
             if claim.subject_id != payment_id:
                 credentials = await self._credentials_again(merchant_id, claim.subject_id, env)
-                due = now + timedelta(seconds=self._settings.hold)
+                due = now + timedelta(seconds=self._settings.create_lease)
                 expires = now + timedelta(seconds=self._settings.expire_after)
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
@@ -229,7 +229,7 @@ class PaymentService:
             # The key is unused: what kept the payment from being written is raised, or the payment is an old one.
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
-            raise _KeyOfOld
+            raise _PaymentExists
 
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
         """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.

@@ -6,12 +6,12 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.erasure import may_be_handle
 from mpesa_gateway.errors import ProviderNotConfigured
-from mpesa_gateway.places import Places
 from mpesa_gateway.queues import Jobs
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.trace_links import TraceLinks
@@ -21,15 +21,15 @@ from mpesa_gateway_payments.decisions import StkAnswer
 from mpesa_gateway_payments.errors import NotAsked
 from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source
 from mpesa_gateway_payments.expiry import Expiry
-from mpesa_gateway_payments.judging import speaks_of
 from mpesa_gateway_payments.listing import find_payment
+from mpesa_gateway_payments.matching import names_payment
 from mpesa_gateway_payments.operations import STK_QUERY, StkQuery
-from mpesa_gateway_payments.resting import RestingShortcodes
+from mpesa_gateway_payments.paused_shortcodes import PausedShortcodes
 from mpesa_gateway_payments.result_codes import Outcome
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.transitions import Transitions
-from mpesa_gateway_payments.unacknowledged import Unacknowledged
+from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 from mpesa_gateway_payments.verdicts import payment_of
 
 log = structlog.get_logger(__name__)
@@ -54,14 +54,14 @@ class StkQueries:
         clock: Clock,
         settings: PaymentsSettings,
         trace_links: TraceLinks,
-        places: Places,
+        places: Bulkhead,
         daraja: DarajaClient,
         jobs: Jobs,
         credentials: Credentials,
         moves: Transitions,
         expiry: Expiry,
-        unacknowledged: Unacknowledged,
-        resting: RestingShortcodes,
+        unacknowledged: UnacknowledgedPushes,
+        resting: PausedShortcodes,
     ) -> None:
         """``daraja`` and ``jobs`` return those of the running gateway; ``places`` bounds the queries at one time."""
         self._db = db
@@ -86,7 +86,7 @@ class StkQueries:
         return len(rows)
 
     async def ask_due(self, shortcode_id: str) -> int:
-        """Ask Daraja about a shortcode's due payments, ``asks_at_once`` side by side; returns their count.
+        """Ask Daraja about a shortcode's due payments, ``max_concurrent_queries`` side by side; returns their count.
 
         What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
         raised for one of the payments, after the others.
@@ -94,18 +94,20 @@ class StkQueries:
         self._db.refuse_transaction("asking M-Pesa about payments")
         count = 0
         failed: list[BaseException] = []
-        with self._places.take(shortcode_id) as has_place:
+        with self._places.acquire(shortcode_id) as has_place:
             until = time.monotonic() + _ASK_FOR
             while has_place and time.monotonic() < until:
                 now = self._clock.now()
                 rows = await self._db.fetch(
-                    due_sql.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.asks_at_once
+                    due_sql.CLAIM_DUE_OF, shortcode_id, now, now + _ASKING, self._settings.max_concurrent_queries
                 )
                 asked = await asyncio.gather(*(self._ask_claimed(row, now) for row in rows), return_exceptions=True)
                 failed += [one for one in asked if one is not None]
                 count += len(rows)
-                rests = self._places.is_silent(shortcode_id) or self._resting.until(shortcode_id) is not None
-                if rests or len(rows) < self._settings.asks_at_once:
+                rests = (
+                    self._places.is_unresponsive(shortcode_id) or self._resting.paused_until(shortcode_id) is not None
+                )
+                if rests or len(rows) < self._settings.max_concurrent_queries:
                     break
         if failed:
             raise failed[0]
@@ -154,14 +156,14 @@ class StkQueries:
             if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await due_sql.ask_again(self._db, payment_id, again_at)
             elif locked is not None:
-                await self._take_answer(locked, outcome, now)
+                await self._apply_answer(locked, outcome, now)
 
-    async def _take_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
+    async def _apply_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
         """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
         is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and not outcome.is_pending:
-            await self._moves.take(row, StkAnswer(outcome))
+            await self._moves.apply(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
                 # M-Pesa has said how it ended. Its merchant knows that it failed.
                 await due_sql.ask_again(self._db, payment_id, None)
@@ -175,39 +177,39 @@ class StkQueries:
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
         """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
         shortcode_id = row["shortcode_id"]
-        if (rests_until := self._resting.until(shortcode_id)) is not None:
+        if (rests_until := self._resting.paused_until(shortcode_id)) is not None:
             return None, rests_until
         try:
             credentials = await self._credentials.of_shortcode(shortcode_id)
             question = StkQuery(row["checkout_request_id"])
-            answer = await self._daraja.ask(STK_QUERY, credentials.daraja, question)
+            answer = await self._daraja.call(STK_QUERY, credentials.daraja, question)
         except NotSent as fault:
-            self._places.note(shortcode_id, answered=fault.code is not None)
-            again_at = self._resting.rest(shortcode_id, fault)
+            self._places.record_answer(shortcode_id, answered=fault.code is not None)
+            again_at = self._resting.pause(shortcode_id, fault)
             log.info("stk_query_not_sent", payment_id=row["payment_id"], fault=fault.meaning)
             return None, again_at
         except (OutcomeUnknown, Rejected) as fault:
-            self._places.note(shortcode_id, answered=fault.code is not None)
+            self._places.record_answer(shortcode_id, answered=fault.code is not None)
             log.info("stk_query_unanswered", payment_id=row["payment_id"], fault=fault.meaning)
             return None, None
         except ProviderNotConfigured:
             log.warning("stk_query_without_credentials", payment_id=row["payment_id"])
             return None, None
-        self._places.note(shortcode_id, answered=True)
+        self._places.record_answer(shortcode_id, answered=True)
         handle = Handle(row["payment_id"], answer.checkout_request_id)
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
         # A success has to name the push: what is absent proves no payment.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
         told, known = answer.merchant_request_id, row["merchant_request_id"]
         is_other = told is not None and known is not None and not may_be_handle(told, known)
-        if is_named and not is_other and speaks_of(named, payment_of(row)):
+        if is_named and not is_other and names_payment(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])
         return None, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
         """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
-        schedule = self._settings.ask_after
+        schedule = self._settings.query_after
         expires_at: datetime = row["expires_at"]
         # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
         pushed_at = max(row["created_at"], expires_at - timedelta(seconds=self._settings.expire_after))

@@ -7,12 +7,12 @@ import structlog
 from piccolo.columns.combination import WhereRaw
 
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
+from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
 from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.decisions import Decision, Refuse, StkCallback, result_of
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.evidence import read_callback
-from mpesa_gateway_payments.judging import speaks_of
+from mpesa_gateway_payments.matching import names_payment
 from mpesa_gateway_payments.result_codes import stk_outcome
 from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.transitions import Transitions
@@ -32,16 +32,16 @@ class StkResults:
         self._callbacks = callbacks
         self._moves = moves
 
-    async def take_results(self, results: Sequence[StkResulted]) -> None:
+    async def apply_results(self, results: Sequence[StkResulted]) -> None:
         """Take callbacks inside the transaction that stores them: their payments move, or nothing does.
 
         A callback for a payment that we do not know (yet) is left waiting. So is one without a token whose handle both
         a sandbox and a live payment have. Payments are locked, those of a batch only while they are written: the batch
-        fails if one of them has changed by then, or is locked elsewhere. Raises AnotherSubject.
+        fails if one of them has changed by then, or is locked elsewhere. Raises DifferentSubject.
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)
-            for (_, report), decisions in zip(reports, await self._moves.take_together(reports), strict=True):
+            for (_, report), decisions in zip(reports, await self._moves.apply_batch(reports), strict=True):
                 await self._finish(report.result, decisions)
             return
         for result in results:
@@ -50,11 +50,11 @@ class StkResults:
 
     async def _take(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
         try:
-            return await self._moves.take(row, report)
+            return await self._moves.apply(row, report)
         except asyncpg.UniqueViolationError as problem:
             if problem.constraint_name != _HANDLE:
                 raise
-            raise AnotherSubject("this callback is about another payment than its address") from None
+            raise DifferentSubject("this callback is about another payment than its address") from None
 
     async def _reports(self, results: Sequence[StkResulted]) -> list[tuple[Row, StkCallback]]:
         return [
@@ -67,8 +67,8 @@ class StkResults:
         ids = sorted({result.subject_id for result in results if result.subject_id})
         handles = sorted({result.checkout_request_id or "" for result in results if not result.subject_id})
         if self._callbacks.is_batch:
-            named = await self._db.look(tables.READ, ids) if ids else []
-            alike = await self._db.look(tables.READ_BY_CHECKOUT, handles) if handles else []
+            named = await self._db.read_unlocked(tables.READ, ids) if ids else []
+            alike = await self._db.read_unlocked(tables.READ_BY_CHECKOUT, handles) if handles else []
         else:
             named = await self._db.fetch(tables.LOCK, ids) if ids else []
             alike = await self._db.fetch(tables.LOCK_BY_CHECKOUT, handles) if handles else []
@@ -88,7 +88,7 @@ class StkResults:
 
     async def _names_another(self, row: Row, result: StkResulted) -> bool:
         is_paid = stk_outcome(result.result_code, result.result_desc).is_paid
-        if not is_paid or not result.subject_id or speaks_of(read_callback(result), payment_of(row)):
+        if not is_paid or not result.subject_id or names_payment(read_callback(result), payment_of(row)):
             return False
         log.error("paid_callback_of_another_push", payment_id=row["payment_id"])
         return bool(
@@ -104,6 +104,6 @@ class StkResults:
     async def _finish(self, result: StkResulted, decisions: tuple[Decision, ...]) -> None:
         for decision in decisions:
             if isinstance(decision, Refuse):
-                raise AnotherSubject(decision.why)
+                raise DifferentSubject(decision.why)
         if result_of(decisions) != "waiting":
             await self._callbacks.mark_applied(result.callback_id)

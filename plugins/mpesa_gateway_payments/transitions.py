@@ -10,21 +10,21 @@ import asyncpg
 import structlog
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway.db.outbox import Outbox
-from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments import tables, transition_sql
-from mpesa_gateway_payments.changes import Change, Step
+from mpesa_gateway_payments.changes import PaymentChange, Step
 from mpesa_gateway_payments.decisions import (
     Complete,
     Decision,
     Ignore,
-    Judged,
     LearnHandle,
     LearnReceipt,
+    MatchedMoney,
     Report,
     decide,
     without_receipt,
@@ -36,7 +36,7 @@ from mpesa_gateway_payments.states import Cause, Status
 from mpesa_gateway_payments.tables import PaymentRow
 from mpesa_gateway_payments.verdicts import Payment, Rules, payment_of
 from mpesa_gateway_payments.views import event_fields
-from mpesa_gateway_transactions.api import Seen, Subject, Transactions
+from mpesa_gateway_transactions.api import ReportedTransaction, Subject, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -80,15 +80,15 @@ class Transitions:
         self._rules = rules
         self._transactions = transactions
 
-    async def take(self, row: Row, report: Report) -> tuple[Decision, ...]:
+    async def apply(self, row: Row, report: Report) -> tuple[Decision, ...]:
         """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
 
         A receipt that another payment has, or whose money is recorded with another amount, is a mismatch: the same
         money cannot pay twice. Raises UniqueViolationError for a CheckoutRequestID that another payment has.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
-        if isinstance(report, Judged) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
-            change.see(report.told, report.cause, self._clock.now())
+        if isinstance(report, MatchedMoney) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
+            change.record_report(report.told, report.cause, self._clock.now())
         if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
@@ -98,7 +98,7 @@ class Transitions:
         except asyncpg.UniqueViolationError as problem:
             if problem.constraint_name != _RECEIPT:
                 raise
-        except ChangedMeanwhile:
+        except ConcurrentUpdate:
             # The payment is locked: it is the transaction that has another subject, amount or receiver.
             log.error("receipt_of_other_money", payment_id=row["payment_id"])
         else:
@@ -110,11 +110,11 @@ class Transitions:
             await self._write([change])
         return decisions
 
-    async def take_together(self, reports: Sequence[tuple[Row, Report]]) -> list[tuple[Decision, ...]]:
+    async def apply_batch(self, reports: Sequence[tuple[Row, Report]]) -> list[tuple[Decision, ...]]:
         """Decide reports and write the decisions at the end of the transaction; returns those on each report.
 
         A report about a payment that another report is about as well is decided after it. Payments that are not locked
-        have to be unchanged by then. The transaction fails by ChangedMeanwhile otherwise, and by it or by
+        have to be unchanged by then. The transaction fails by ConcurrentUpdate otherwise, and by it or by
         UniqueViolationError where a receipt is another payment's: the caller then takes each report alone.
         """
         decided = await self._decided(
@@ -125,14 +125,14 @@ class Transitions:
 
     async def _decided(
         self, asked: Sequence[tuple[Row, Callable[[Payment], tuple[Decision, ...]]]]
-    ) -> list[tuple[Change, tuple[Decision, ...]]]:
+    ) -> list[tuple[PaymentChange, tuple[Decision, ...]]]:
         """Return for each the decisions, and what they and those before change of the same payment."""
         noted, now = await self._noted([row for row, _ in asked]), self._clock.now()
-        changes: dict[str, Change] = {}
-        decided: list[tuple[Change, tuple[Decision, ...]]] = []
+        changes: dict[str, PaymentChange] = {}
+        decided: list[tuple[PaymentChange, tuple[Decision, ...]]] = []
         for row, decide_about in asked:
             payment_id = row["payment_id"]
-            change = changes.setdefault(payment_id, Change(row, noted.get(payment_id, ())))
+            change = changes.setdefault(payment_id, PaymentChange(row, noted.get(payment_id, ())))
             decisions = decide_about(payment_of(change.row))
             for decision in decisions:
                 change.apply(decision, now)
@@ -145,7 +145,7 @@ class Transitions:
         found = await self._db.fetch(transition_sql.MISMATCHES, held) if held else []
         return {row["payment_id"]: row["details"] for row in found}
 
-    async def _write(self, changes: Sequence[Change]) -> None:
+    async def _write(self, changes: Sequence[PaymentChange]) -> None:
         """Write payments, then their transactions, steps and events, whatever their number by one statement each."""
         now = self._clock.now()
         changed = [change for change in changes if change.is_changed]
@@ -154,7 +154,7 @@ class Transitions:
             return
         rows = [change.row for change in changed]
         columns = ([row[name] for row in rows] for name in transition_sql.WRITTEN)
-        await self._db.put_off(Write(transition_sql.CHANGE, tuple(columns), expects=len(rows)))
+        await self._db.defer(DeferredWrite(transition_sql.CHANGE, tuple(columns), expects=len(rows)))
         await self._transactions.defer([seen for change in changes for seen in change.seen])
         await self._write_steps([step for change in changed for step in change.steps])
         await self._outbox.publish([event for change in changed for event in change.events])
@@ -247,7 +247,7 @@ class Transitions:
         log.info("payment_reversed", payment_id=payment_id, refund_id=reversal.refund_id, status=row["status"])
 
     async def _record_outgoing(self, row: Row, reversal: Reversal, receipt: str, now: datetime) -> None:
-        seen = Seen(
+        seen = ReportedTransaction(
             source="reversal",
             env=row["env"],
             number=row["shortcode"],
@@ -271,4 +271,4 @@ class Transitions:
     async def _write_steps(self, steps: Sequence[Step]) -> None:
         if steps:
             columns = tuple(list(column) for column in zip(*steps, strict=True))
-            await self._db.put_off(Write(transition_sql.STEPS, columns))
+            await self._db.defer(DeferredWrite(transition_sql.STEPS, columns))

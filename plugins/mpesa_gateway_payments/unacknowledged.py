@@ -8,7 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
 from mpesa_gateway_payments import due_sql, tables
-from mpesa_gateway_payments.decisions import NotPaid, TimeUp, unsent_text
+from mpesa_gateway_payments.decisions import Expired, ReportedFailure, unsent_text
 from mpesa_gateway_payments.settings import PaymentsSettings
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.transitions import Transitions
@@ -22,7 +22,7 @@ CUT_OFF = "the request was cut off before M-Pesa was called"
 """Why nothing was sent where no attempt left a reason."""
 
 
-class Unacknowledged:
+class UnacknowledgedPushes:
     """Payments without a CheckoutRequestID. ``ready`` and ``released`` prove that nothing was sent; nothing else does.
 
     A push that is marked ``sending`` and whose process is gone may have reached the payer. It is never failed as
@@ -42,7 +42,7 @@ class Unacknowledged:
         """
         now = self._clock.now()
         # The lease and the payment's time begin at the same moment.
-        begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.hold)
+        begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.create_lease)
         closed = 0
         for payment_id in await due_sql.find_abandoned(self._db, begun_before, now, _AT_MOST):
             try:
@@ -77,7 +77,7 @@ class Unacknowledged:
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 reasons = await due_sql.read_unsent_reasons(self._db, [row])
-                report = NotPaid(
+                report = ReportedFailure(
                     code="unsent",
                     text=unsent_text(reasons.get(payment_id, CUT_OFF)),
                     reason="not_sent",
@@ -85,7 +85,7 @@ class Unacknowledged:
                     step="expired",
                     is_final=True,
                 )
-                await self._moves.take(row, report)
+                await self._moves.apply(row, report)
             else:
                 await self._close_unknown(row, now)
             return await self._db.fetchrow(tables.READ, [payment_id])
@@ -104,6 +104,6 @@ class Unacknowledged:
             # As it is after the outcome was written.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None:
-                await self._moves.take(locked, TimeUp())
+                await self._moves.apply(locked, Expired())
         elif row["claim"] is None:
             await due_sql.ask_again(self._db, payment_id, row["expires_at"])

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.stored import loads
-from mpesa_gateway_payments.evidence import Direction, Receiver, Told
+from mpesa_gateway.db.json_codec import loads
+from mpesa_gateway_payments.evidence import Direction, Receiver, ReportedMoney
 from mpesa_gateway_payments.states import Charge, Status
 
 _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
@@ -34,7 +34,7 @@ class Payment:
     checkout_request_id: str | None = None
     mismatch: str | None = None
     charge: str = Charge.ACCEPTED.value
-    claim: Told | None = None
+    claim: ReportedMoney | None = None
     """A reported success that waits for M-Pesa's own answer."""
 
     @property
@@ -74,7 +74,7 @@ By = Literal["push", "receipt", "reference", "rule", "hand"]
 
 
 @dataclass(frozen=True)
-class Settles:
+class PaidBy:
     """The money is this payment's. ``is_other_payer``: the number shown is not the one that was asked."""
 
     payment_id: str
@@ -126,19 +126,19 @@ class NotFound:
 
 
 @dataclass(frozen=True)
-class NotOurs:
+class NotIncoming:
     """The report is not of money that came in to our receiver, or speaks of another push."""
 
 
 @dataclass(frozen=True)
-class Unfit:
+class NotAssignable:
     """A person chose a payment that the money cannot be assigned to, and why."""
 
     payment_id: str
     why: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
 
 
-Verdict = Settles | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotOurs
+Verdict = PaidBy | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotIncoming
 
 
 _COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name not in {"phone", "claim"})
@@ -148,5 +148,5 @@ def payment_of(row: Row | Mapping[str, Any]) -> Payment:
     """The payment in a row of its table."""
     values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     values["phone"] = None if row["erased_at"] is not None else row["phone"]
-    values["claim"] = None if row["claim"] is None else loads(row["claim"], Told)
+    values["claim"] = None if row["claim"] is None else loads(row["claim"], ReportedMoney)
     return Payment(**values)

@@ -1,16 +1,16 @@
 """The callbacks of Pull, which Safaricom documents nowhere: any JSON object is kept, and nothing follows from it."""
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
-from mpesa_gateway.daraja.wire import NotACallback, decoded, read_json_leniently
+from mpesa_gateway.daraja.wire import InvalidCallback, decoded, read_json_leniently
 
 
 def _read_pull(body: bytes) -> CallbackContent:
     try:
         content = read_json_leniently(body)
     except ValueError:
-        raise NotACallback("not JSON") from None
+        raise InvalidCallback("not JSON") from None
     if not isinstance(content, dict):
-        raise NotACallback("not a JSON object")
+        raise InvalidCallback("not a JSON object")
     return CallbackContent("", "0", (decoded(body),))
 
 

@@ -9,7 +9,7 @@ from mpesa_gateway.commands.listing import JSON, print_json
 from mpesa_gateway.commands.session import (
     LIVE,
     MERCHANT,
-    Failed,
+    CommandFailed,
     Session,
     actor,
     env_of,
@@ -20,7 +20,7 @@ from mpesa_gateway.commands.session import (
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import RunView, Window
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _LOOK = 0.5
 """Seconds between two looks at a run that is not finished."""
@@ -54,7 +54,7 @@ def reconcile(
     async def work(gateway: Gateway) -> RunView:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        service = gateway.port(Reconciliation)
+        service = gateway.port(ReconciliationService)
         run = await service.run_now(caller, window)
         while run.status == "running":
             # It is this process that reads: it ends with the run, and not before.
@@ -69,4 +69,4 @@ def reconcile(
         counts = ", ".join(f"{getattr(run, name)} {name.replace('_', ' ')}" for name in _FINDINGS if getattr(run, name))
         click.echo(f"{run.id} {run.status}: {run.lines} lines ({counts or 'nothing to match'})")
     if run.status == "failed":
-        raise Failed(f"the statement could not be read: {run.error}")
+        raise CommandFailed(f"the statement could not be read: {run.error}")

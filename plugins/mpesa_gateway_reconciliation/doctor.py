@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, note, ok, problem, warning
 from mpesa_gateway.errors import ProviderNotConfigured
-from mpesa_gateway.observation import Check, Examination, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.security.sealing import UnsealError
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.registration import registered_at
@@ -17,12 +17,12 @@ _LATE = timedelta(hours=1)
 """Without a completed run for so long something is wrong: one begins every 15 minutes."""
 
 
-async def look_at_reconciliation(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Pull is registered, and the last run is not long ago."""
     merchant_id = examination.one.merchant_id
     try:
         credentials = await gateway.port(Credentials).get(merchant_id, examination.env)
-    except (ProviderNotConfigured, CannotOpen):
+    except (ProviderNotConfigured, UnsealError):
         return
     if credentials.nominated_number is None or not credentials.is_owner:
         return
@@ -56,4 +56,4 @@ def _when(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-CHECKS = (Check("Reconciliation", look_at_reconciliation, of_each_merchant=True),)
+CHECKS = (Check("Reconciliation", check_reconciliation, of_each_merchant=True),)

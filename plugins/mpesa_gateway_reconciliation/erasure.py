@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpesa_gateway.erasure import Case, Number
+from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation import tables
@@ -12,7 +12,7 @@ from mpesa_gateway_reconciliation.tables import NoteRow
 _PAGE = 100
 
 
-async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
     """Money that belongs to no payment here; other lines are their payments'."""
     rows: list[dict[str, Any]] = await gateway.db.run(
         NoteRow.select(NoteRow.transaction_id)
@@ -28,13 +28,13 @@ async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) 
     return [row["transaction_id"] for row in rows]
 
 
-async def _widen(gateway: Runtime, case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     """The lines of the case's payments: M-Pesa may have been asked whose money they are."""
     rows = await gateway.db.fetch(tables.NOTES_OF_CASE, case.named)
     return {name for row in rows for name in (row["transaction_id"], row["payment_id"]) if name}
 
 
-async def _objects(gateway: Runtime, case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
         if row["finding"] in {"new", "ambiguous"} and row["set_aside_at"] is None:
             return f"{row['transaction_id']} waits for a person"
@@ -43,7 +43,7 @@ async def _objects(gateway: Runtime, case: Case) -> str | None:
     return None
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
         payer = None if case.number.is_in(row["payer"]) else row["payer"]

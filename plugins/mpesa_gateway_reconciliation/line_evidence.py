@@ -22,7 +22,7 @@ from mpesa_gateway_payments.api import (
     read_unsigned,
 )
 from mpesa_gateway_reconciliation import tables
-from mpesa_gateway_transactions.api import Seen
+from mpesa_gateway_transactions.api import ReportedTransaction
 
 
 async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
@@ -44,12 +44,12 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
     return found or readings, bool(found)
 
 
-def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> Seen:
+def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
     """A line as a report of money. It is of money that came in unless it states otherwise."""
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
     amount = read_unsigned(line.amount_text) if is_out else line.amount
-    return Seen(
+    return ReportedTransaction(
         source="pull",
         env=run["env"],
         number=run["shortcode"],

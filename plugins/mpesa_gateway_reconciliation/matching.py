@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.money import Kes
-from mpesa_gateway.phone import Likeness, Msisdn, compare
+from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
 from mpesa_gateway_payments.api import CLOCKS_DIFFER, PaymentView
 
 
@@ -33,7 +33,7 @@ def differences(line: Row, payment: PaymentView) -> Differences:
     return Differences(
         amount=_amounts_differ(line, payment),
         time=not any(at >= payment.created_at - CLOCKS_DIFFER for at in line["moments"]),
-        payer=payer is not None and compare(payer, Msisdn(payment.phone)) is Likeness.OTHER,
+        payer=payer is not None and compare(payer, Msisdn(payment.phone)) is PhoneMatch.OTHER,
         reference=bool(line["reference"]) and line["reference"].casefold() != payment.reference.casefold(),
     )
 
@@ -47,7 +47,7 @@ def require_confirmation(line: Row, payment: PaymentView, decided: Decided) -> N
     """Raise Invalid where the amounts differ and the operator has not typed the received amount."""
     typed = decided.confirmed_amount.replace(",", "").removesuffix(".00").strip()
     if _amounts_differ(line, payment) and typed != amount_to_confirm(line).removesuffix(".00"):
-        raise Invalid.field_error("confirm", f"the amounts differ: type {amount_to_confirm(line)} to confirm")
+        raise InvalidFields.field_error("confirm", f"the amounts differ: type {amount_to_confirm(line)} to confirm")
 
 
 def _amounts_differ(line: Row, payment: PaymentView) -> bool:

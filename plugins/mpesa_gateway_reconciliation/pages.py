@@ -7,23 +7,36 @@ import msgspec
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.lists import DeskQuery
+from mpesa_gateway.db.keyset import OperatorQuery
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.http.charts import Column, Series
-from mpesa_gateway.http.reading import read_body
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.http.validation import read_body
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Panel,
+    Redirect,
+    Rendered,
+    Role,
+    TimelineEntry,
+    TimelineSource,
+)
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Finding, Payments
 from mpesa_gateway_reconciliation.agreement import Agreement, read_agreements
-from mpesa_gateway_reconciliation.desk import LinesQuery, ReconciliationDesk, check_reason
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm, differences
+from mpesa_gateway_reconciliation.operator_service import LinesQuery, ReconciliationOperatorService, check_reason
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.schemas import Window
-from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _A_PAGE = 40
 _COMPARED = 20
@@ -32,16 +45,16 @@ _COMPARED = 20
 SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 
-async def runs(visit: Visit) -> Shown:
+async def runs(visit: PageRequest) -> Rendered:
     """The runs, newest first, and what there is to look at."""
-    gateway, query = visit.gateway, visit.read_query(DeskQuery)
-    desk = gateway.port(ReconciliationDesk)
+    gateway, query = visit.gateway, visit.read_query(OperatorQuery)
+    desk = gateway.port(ReconciliationOperatorService)
     page = await desk.runs(visit.env, query, _A_PAGE)
     sources = await gateway.port(Credentials).statement_sources()
     with_statements = {source.merchant_id for source in sources if not source.is_retired}
-    whose = await visit.whose(page.rows)
+    whose = await visit.merchant_names(page.rows)
     gravely, in_all = await desk.count_unresolved(visit.env)
-    return Shown(
+    return Rendered(
         "runs.html",
         {
             "rows": page.rows,
@@ -64,16 +77,16 @@ def _column(row: Row) -> Column:
     return Column("", f"{at.day} {at:%b %H:%M}", (row["already_known"] + row["recovered"], open_))
 
 
-async def run_now(visit: Visit) -> Done:
+async def run_now(visit: PageRequest) -> Redirect:
     """Reconcile a window of one merchant's statement now."""
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
-        raise Invalid.field_error("merchant", "choose a merchant")
+        raise InvalidFields.field_error("merchant", "choose a merchant")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
-    run = await visit.gateway.port(Reconciliation).run_now(visit.caller(merchant, visit.env), window)
+    run = await visit.gateway.port(ReconciliationService).run_now(visit.caller(merchant, visit.env), window)
     said = "Run in progress." if run.status == "running" else f"Run {run.status}."
-    return Done(f"reconciliation/{run.id}", said)
+    return Redirect(f"reconciliation/{run.id}", said)
 
 
 class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,13 +94,13 @@ class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-async def run(visit: Visit) -> Shown:
+async def run(visit: PageRequest) -> Rendered:
     """A run with the lines that it read."""
-    desk, query = visit.gateway.port(ReconciliationDesk), visit.read_query(_RunQuery)
+    desk, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
     row = await desk.run(visit.values["run_id"])
     visit.require(row["env"])
     lines = await desk.run_lines(row, query.finding, query.cursor, _A_PAGE)
-    return Shown(
+    return Rendered(
         "run.html",
         {
             "run": row,
@@ -101,37 +114,37 @@ async def run(visit: Visit) -> Shown:
     )
 
 
-async def set_aside_all(visit: Visit) -> Done:
+async def dismiss_all(visit: PageRequest) -> Redirect:
     """See to all lines of a run without a payment."""
-    run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationDesk)
-    count = await desk.set_aside_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
+    run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
+    count = await desk.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Redirect(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
-async def lines(visit: Visit) -> Shown:
+async def lines(visit: PageRequest) -> Rendered:
     """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    desk = visit.gateway.port(ReconciliationDesk)
+    desk = visit.gateway.port(ReconciliationOperatorService)
     page = await desk.unresolved(visit.env, query, _A_PAGE)
-    return Shown(
+    return Rendered(
         "lines.html",
         {
             "lines": page.rows,
             "total": await desk.total(visit.env, query),
             "query": query,
         }
-        | await visit.whose(page.rows)
+        | await visit.merchant_names(page.rows)
         | visit.pager("reconciliation/lines", page.next_cursor),
     )
 
 
-async def line(visit: Visit) -> Shown:
+async def line(visit: PageRequest) -> Rendered:
     """A statement line, what it could belong to, and how to resolve it."""
-    desk = visit.gateway.port(ReconciliationDesk)
+    desk = visit.gateway.port(ReconciliationOperatorService)
     row = await desk.line(visit.values["line_id"])
     visit.require(row["env"])
     is_open = row["payment_id"] is None
-    return Shown(
+    return Rendered(
         "line.html",
         {
             "line": row,
@@ -145,27 +158,27 @@ async def line(visit: Visit) -> Shown:
     )
 
 
-async def dismiss(visit: Visit) -> Done:
+async def dismiss(visit: PageRequest) -> Redirect:
     """Record that a line belongs to no payment."""
     line_id = visit.values["line_id"]
-    desk = visit.gateway.port(ReconciliationDesk)
-    await desk.set_aside(line_id, visit.text("reason"), actor=visit.visitor.actor)
-    return Done(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
+    desk = visit.gateway.port(ReconciliationOperatorService)
+    await desk.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
+    return Redirect(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
 
 
 class _MatchQuery(msgspec.Struct, frozen=True, kw_only=True):
     payment_id: str = ""
 
 
-async def match(visit: Visit) -> Shown:
+async def match(visit: PageRequest) -> Rendered:
     """A statement line beside the payment that it is to be matched to."""
-    row = await visit.gateway.port(ReconciliationDesk).line(visit.values["line_id"])
+    row = await visit.gateway.port(ReconciliationOperatorService).line(visit.values["line_id"])
     visit.require(row["env"])
     payment_id = visit.text("payment_id") or visit.read_query(_MatchQuery).payment_id.strip()
     payment = await visit.gateway.port(Payments).find(payment_id)
     if payment is None or (payment.merchant_id, payment.env) != (row["merchant_id"], row["env"]):
         raise NotFound("this merchant has no such payment")
-    return Shown(
+    return Rendered(
         "match.html",
         {
             "line": row,
@@ -177,13 +190,17 @@ async def match(visit: Visit) -> Shown:
     )
 
 
-async def resolve(visit: Visit) -> Done:
+async def resolve(visit: PageRequest) -> Redirect:
     """Match a line to a payment."""
-    desk, line_id, reason = visit.gateway.port(ReconciliationDesk), visit.values["line_id"], visit.text("reason")
+    desk, line_id, reason = (
+        visit.gateway.port(ReconciliationOperatorService),
+        visit.values["line_id"],
+        visit.text("reason"),
+    )
     row = await desk.line(line_id)
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
-    assigned = await visit.gateway.port(Settling).assign(
+    assigned = await visit.gateway.port(LineMatching).assign(
         visit.caller(merchant, row["env"]),
         line_id,
         visit.text("payment_id"),
@@ -191,28 +208,28 @@ async def resolve(visit: Visit) -> Done:
     )
     if assigned["finding"] == "mismatched":
         note = "Matched with a mismatch: the payment needs review, and the merchant is notified."
-        return Done(f"reconciliation/lines/{line_id}", note, is_warning=True)
-    return Done(f"reconciliation/lines/{line_id}", f"Matched: {assigned['finding'].replace('_', ' ')}.")
+        return Redirect(f"reconciliation/lines/{line_id}", note, is_warning=True)
+    return Redirect(f"reconciliation/lines/{line_id}", f"Matched: {assigned['finding'].replace('_', ' ')}.")
 
 
-async def register(visit: Visit) -> Done:
+async def register(visit: PageRequest) -> Redirect:
     """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
     told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
     said = f"M-Pesa response {told.response_code}: {told.response_desc}"
-    return Done(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
+    return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
 
 
-async def registered(visit: Visit, merchant_id: str) -> Shown | None:
+async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
     """Whether Pull is registered for a merchant."""
-    rows = await visit.gateway.port(ReconciliationDesk).registrations(merchant_id, visit.env)
-    return Shown("registered.html", {"rows": rows, "merchant_id": merchant_id})
+    rows = await visit.gateway.port(ReconciliationOperatorService).registrations(merchant_id, visit.env)
+    return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
-async def agreement(visit: Visit, _: str) -> Shown | None:
+async def agreement(visit: PageRequest, _: str) -> Rendered | None:
     """Return whether today's statements and the gateway agree, for each shortcode; None without a merchant."""
     gateway = visit.gateway
     merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
@@ -230,17 +247,17 @@ async def agreement(visit: Visit, _: str) -> Shown | None:
     if not compared and not unread and not without:
         return None
     values = {"compared": compared, "unread": unread, "without": without, "clock": _clock}
-    return Shown("agreement.html", values)
+    return Rendered("agreement.html", values)
 
 
 def _clock(moment: datetime) -> str:
     return f"{moment.astimezone(EAT):%H:%M}"
 
 
-async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     """The statement lines that belong to a payment."""
     return [
-        Moment(
+        TimelineEntry(
             at=row["settled_at"] or row["created_at"],
             source="M-Pesa's statement",
             state=row["finding"].replace("_", " "),
@@ -249,23 +266,23 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]
             ),
             about=row["line_id"],
         )
-        for row in await gateway.port(ReconciliationDesk).lines_of(payment_id)
+        for row in await gateway.port(ReconciliationOperatorService).lines_of(payment_id)
     ]
 
 
-async def unresolved(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
-    desk, found = gateway.port(ReconciliationDesk), list[Concern]()
+    desk, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
     if failing := await desk.count_failing(env):
         text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
-        found.append(Concern(text=text, to="reconciliation"))
+        found.append(AttentionItem(text=text, to="reconciliation"))
     gravely, in_all = await desk.count_unresolved(env)
     if gravely:
         text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} to match manually"
-        found.append(Concern(text=text, to="reconciliation/lines", state="failed"))
+        found.append(AttentionItem(text=text, to="reconciliation/lines", state="failed"))
     if unexplained := in_all - gravely:
         text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} without a payment"
-        found.append(Concern(text=text, to="reconciliation/lines?finding=not_found"))
+        found.append(AttentionItem(text=text, to="reconciliation/lines?finding=not_found"))
     return found
 
 
@@ -279,13 +296,15 @@ PAGES = Pages(
         Page("reconciliation/lines/{line_id}/match", "Match", match, role=Role.OPERATOR),
     ),
     acts=(
-        Act("reconciliation", "run", run_now),
-        Act("reconciliation/{run_id}", "set_aside_all", set_aside_all),
-        Act("reconciliation/lines/{line_id}", "dismiss", dismiss),
-        Act("reconciliation/lines/{line_id}/match", "resolve", resolve),
-        Act("credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"),
+        Action("reconciliation", "run", run_now),
+        Action("reconciliation/{run_id}", "set_aside_all", dismiss_all),
+        Action("reconciliation/lines/{line_id}", "dismiss", dismiss),
+        Action("reconciliation/lines/{line_id}/match", "resolve", resolve),
+        Action(
+            "credentials/{merchant_id}/pull", "register", register, role=Role.ADMIN, back="credentials/{merchant_id}"
+        ),
     ),
     panels=(Panel("credentials", registered), Panel("overview", agreement, 15)),
-    traces=(Trace("payment", past_of_payment),),
+    traces=(TimelineSource("payment", past_of_payment),),
     concerns=(unresolved,),
 )

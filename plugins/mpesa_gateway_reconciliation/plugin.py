@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mpesa_gateway.config import HasSettings
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Forgetting, Job, Plugin, Tables, inside
+from mpesa_gateway.plugin import Job, Plugin, RetentionRule, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_reconciliation import tables
@@ -14,21 +14,21 @@ from mpesa_gateway_reconciliation.doctor import CHECKS
 from mpesa_gateway_reconciliation.erasure import LINES
 from mpesa_gateway_reconciliation.invariants import INVARIANTS
 from mpesa_gateway_reconciliation.jobs import reconcile, reconcile_all
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.metrics import COLLECTORS, ReconciliationMetrics
-from mpesa_gateway_reconciliation.needs import NEEDS
 from mpesa_gateway_reconciliation.operations import OPERATIONS
 from mpesa_gateway_reconciliation.pages import PAGES
 from mpesa_gateway_reconciliation.provides import PROVIDES
+from mpesa_gateway_reconciliation.readiness import NEEDS
 from mpesa_gateway_reconciliation.routes import routes
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow, RunLineRow, RunRow
 
 
 async def take_status_of_line(results: Sequence[StatusResulted], gateway: Runtime) -> None:
     """Daraja told what we asked about a statement line."""
     for result in results:
-        await gateway.port(Settling).take_status(result)
+        await gateway.port(LineMatching).apply_status(result)
 
 
 def _keep_days(gateway: HasSettings) -> int:
@@ -48,7 +48,7 @@ plugin = Plugin(
         Job(reconcile, timeout=900, queue="daraja"),
         Job(reconcile_all, timeout=60, cron="*/15 * * * *", queue="maintenance"),
     ),
-    subscribers=(inside(StatusResulted, take_status_of_line),),
+    subscribers=(on_event_in_transaction(StatusResulted, take_status_of_line),),
     provides=PROVIDES,
     tables=Tables(
         models=(RegistrationRow, RunRow, NoteRow, RunLineRow),
@@ -63,7 +63,7 @@ plugin = Plugin(
     collectors=COLLECTORS,
     erasers=(LINES,),
     forgets=(
-        Forgetting("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),
-        Forgetting("statement lines", tables.FORGET_NOTES, days=_keep_days, prefix="txn"),
+        RetentionRule("reconciliation runs", tables.FORGET_RUNS, days=_keep_days, prefix="run"),
+        RetentionRule("statement lines", tables.FORGET_NOTES, days=_keep_days, prefix="txn"),
     ),
 )

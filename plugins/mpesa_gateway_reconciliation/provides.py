@@ -4,13 +4,13 @@ from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
-from mpesa_gateway_payments.api import Payments, Recovery, UnallocatedMoney
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_payments.api import Payments, StatementMatching, UnallocatedMoney
+from mpesa_gateway_reconciliation.line_matching import LineMatching
+from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.run_reader import RunReader
-from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_reconciliation.settling import Settling
-from mpesa_gateway_reconciliation.unallocated import UnallocatedLines
+from mpesa_gateway_reconciliation.service import ReconciliationService
+from mpesa_gateway_reconciliation.unallocated import UnallocatedMoneyReader
 from mpesa_gateway_transactions.api import Transactions
 
 
@@ -25,8 +25,8 @@ def _registrations(gateway: Runtime) -> PullRegistrations:
     )
 
 
-def _settling(gateway: Runtime) -> Settling:
-    return Settling(
+def _settling(gateway: Runtime) -> LineMatching:
+    return LineMatching(
         db=gateway.db,
         clock=gateway.clock,
         audit=gateway.audit,
@@ -35,35 +35,35 @@ def _settling(gateway: Runtime) -> Settling:
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
         payments=gateway.port(Payments),
-        recovery=gateway.port(Recovery),
+        recovery=gateway.port(StatementMatching),
     )
 
 
-def _service(gateway: Runtime) -> Reconciliation:
-    return Reconciliation(
+def _service(gateway: Runtime) -> ReconciliationService:
+    return ReconciliationService(
         gateway,
         credentials=gateway.port(Credentials),
-        settling=gateway.port(Settling),
+        settling=gateway.port(LineMatching),
         runs=gateway.port(RunReader),
         transactions=gateway.port(Transactions),
     )
 
 
-def _desk(gateway: Runtime) -> ReconciliationDesk:
-    return ReconciliationDesk(
+def _desk(gateway: Runtime) -> ReconciliationOperatorService:
+    return ReconciliationOperatorService(
         db=gateway.db,
         clock=gateway.clock,
         audit=gateway.audit,
         payments=gateway.port(Payments),
-        settling=gateway.port(Settling),
+        settling=gateway.port(LineMatching),
     )
 
 
 PROVIDES: Provides = (
-    (Reconciliation, _service),
+    (ReconciliationService, _service),
     (RunReader, lambda gateway: RunReader(db=gateway.db)),
     (PullRegistrations, _registrations),
-    (Settling, _settling),
-    (ReconciliationDesk, _desk),
-    (UnallocatedMoney, lambda gateway: UnallocatedLines(gateway.db)),
+    (LineMatching, _settling),
+    (ReconciliationOperatorService, _desk),
+    (UnallocatedMoney, lambda gateway: UnallocatedMoneyReader(gateway.db)),
 )

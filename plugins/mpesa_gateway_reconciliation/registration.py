@@ -5,8 +5,8 @@ from typing import Any
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
+from mpesa_gateway.daraja.refusals import api_error_of
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.http.provider import refusal_of
 from mpesa_gateway.security.audit import Audit
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_callbacks.api import Callbacks
@@ -65,9 +65,9 @@ class PullRegistrations:
         )
         try:
             registration = PullRegistration(nominated_number=nominated_number, callback_url=address)
-            code, text = await self._daraja.ask(PULL_REGISTER, credentials.daraja, registration)
+            code, text = await self._daraja.call(PULL_REGISTER, credentials.daraja, registration)
         except DarajaFault as fault:
-            raise refusal_of(fault) from None
+            raise api_error_of(fault) from None
         now = self._clock.now()
         async with self._db.transaction():
             row = await self._db.fetchrow(

@@ -12,6 +12,7 @@ from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
 from mpesa_gateway_reconciliation.errors import LineSettled, RunInProgress
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.registration import PullRegistrations
 from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import (
@@ -25,8 +26,7 @@ from mpesa_gateway_reconciliation.schemas import (
     Window,
     line_view,
 )
-from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.service import ReconciliationService
 
 
 @post(
@@ -51,7 +51,7 @@ async def reconcile(
     caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]
 ) -> Response[Success[RunView]]:
     """Read M-Pesa's statement now and complete what it proves; 202 while a long run goes on."""
-    run = await services.get(Reconciliation).run_now(caller, data)
+    run = await services.get(ReconciliationService).run_now(caller, data)
     return Response(Success(data=run), status_code=202 if run.status == "running" else 200)
 
 
@@ -90,7 +90,7 @@ async def assign_line(
     line_id: FromPath[str], data: JSONBody[Assignment], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[LineView]:
     """Say which payment a statement line belongs to that M-Pesa's data cannot decide."""
-    return Success(data=line_view(await services.get(Settling).assign(caller, line_id, data.payment_id)))
+    return Success(data=line_view(await services.get(LineMatching).assign(caller, line_id, data.payment_id)))
 
 
 routes = (register_pull, reconcile, list_runs, get_run, assign_line)

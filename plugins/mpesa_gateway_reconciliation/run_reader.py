@@ -1,7 +1,7 @@
 """Reads reconciliation runs: one, a list of them, or the lines of one."""
 
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.db.lists import Conditions
+from mpesa_gateway.db.keyset import Conditions
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import meta_of, page_of

@@ -7,14 +7,14 @@ from typing import Any
 
 import structlog
 
-from mpesa_gateway.concurrency import aside
+from mpesa_gateway.bulkhead import Bulkhead
+from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
 from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
-from mpesa_gateway.errors import checking
+from mpesa_gateway.errors import check_fields
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
-from mpesa_gateway.places import Places
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.tracing import child_span, set_error
@@ -23,6 +23,7 @@ from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
 from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.metrics import ReconciliationMetrics
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
 from mpesa_gateway_reconciliation.registration import registered_at
@@ -32,9 +33,8 @@ from mpesa_gateway_reconciliation.schemas import (
     Window,
 )
 from mpesa_gateway_reconciliation.settings import ReconciliationSettings
-from mpesa_gateway_reconciliation.settling import Settling
 from mpesa_gateway_reconciliation.tables import RunRow
-from mpesa_gateway_transactions.api import Recorded, Seen, Transactions
+from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ _MOST_UNREADABLE = 10
 """Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
 
 
-class Reconciliation:
+class ReconciliationService:
     """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Reconciliation:
         runtime: Runtime,
         *,
         credentials: Credentials,
-        settling: Settling,
+        settling: LineMatching,
         runs: RunReader,
         transactions: Transactions,
     ) -> None:
@@ -82,7 +82,7 @@ class Reconciliation:
         self._settling = settling
         self._runs = runs
         self._transactions = transactions
-        self._places = Places(self._settings.at_once, each=1)
+        self._places = Bulkhead(self._settings.max_concurrent, each=1)
         self._without_place: dict[str, None] = {}
         """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
@@ -104,7 +104,7 @@ class Reconciliation:
         work = asyncio.ensure_future(self._run(run, credentials))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
-        with suppress(TimeoutError), aside():
+        with suppress(TimeoutError), released_slot():
             await asyncio.wait_for(asyncio.shield(work), self._settings.wait)
         return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
@@ -115,7 +115,7 @@ class Reconciliation:
         a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
         """
         self._db.refuse_transaction("a reconciliation run")
-        with self._places.take(shortcode_id) as has_place:
+        with self._places.acquire(shortcode_id) as has_place:
             if not has_place:
                 self._without_place[shortcode_id] = None
                 return False
@@ -157,12 +157,12 @@ class Reconciliation:
     def _read_window(self, window: Window) -> tuple[datetime, datetime]:
         now = self._runtime.clock.now()
         end = window.end or now
-        with checking() as checks:
+        with check_fields() as checks:
             if end < now - FARTHEST:
                 # Before anything is reckoned with it: the calendar itself has a first day.
                 checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
-        with checking() as checks:
+        with check_fields() as checks:
             if start < now - FARTHEST:
                 checks.fail("start", "must be within the last 48 hours: M-Pesa gives no more")
             if end > now + timedelta(minutes=1):
@@ -209,23 +209,23 @@ class Reconciliation:
         """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
         said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
         with child_span(self._runtime.tracer, "reconciliation run", said) as span:
-            if await self._run_to_its_end(run, credentials) == "failed":
+            if await self._run_windows(run, credentials) == "failed":
                 set_error(span, "failed")
 
-    async def _run_to_its_end(self, run: Row, credentials: MpesaCredentials) -> str:
+    async def _run_windows(self, run: Row, credentials: MpesaCredentials) -> str:
         error: str | None = _STOPPED
         beat = asyncio.create_task(self._beat(run["run_id"]))
         try:
             await self._read(run, credentials)
-            await self._settling.settle_whole(run, credentials)
+            await self._settling.match_window(run, credentials)
             error = None
-            self._places.note(credentials.shortcode_id, answered=True)
+            self._places.record_answer(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
-            self._places.note(credentials.shortcode_id, answered=fault.code is not None)
+            self._places.record_answer(credentials.shortcode_id, answered=fault.code is not None)
             error = await self._explained(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
-            log.warning("reconciliation_given_up", run_id=run["run_id"])
+            log.warning("reconciliation_lease_lost", run_id=run["run_id"])
         except Exception as problem:  # noqa: BLE001 - it is the run that failed
             error = f"unexpected: {type(problem).__name__}"
             log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
@@ -259,7 +259,7 @@ class Reconciliation:
                     )
                 )
             except (*UNREACHABLE, *OVERBURDENED) as problem:
-                log.warning("reconciliation_not_prolonged", run_id=run_id, error=type(problem).__name__)
+                log.warning("reconciliation_lease_not_extended", run_id=run_id, error=type(problem).__name__)
 
     async def start(self) -> None:
         """Nothing runs until somebody asks."""
@@ -284,9 +284,9 @@ class Reconciliation:
             if page.rows == 0:
                 return
             zone = await self._settling.zone_of(run["env"], run["shortcode"])
-            is_new = await self._keep(run, page, zone, is_till=credentials.kind == "till") > 0
+            is_new = await self._store_lines(run, page, zone, is_till=credentials.kind == "till") > 0
             # A later page may fail: what is certain does not wait for it.
-            await self._settling.settle_page(run, page.lines)
+            await self._settling.match_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
             # A page without a readable row may be one of many, or the same one again and again.
@@ -301,7 +301,7 @@ class Reconciliation:
         """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
         for tried in range(1, self._settings.tries + 1):
             try:
-                return await self._runtime.daraja.ask(PULL_QUERY, credentials.daraja, question)
+                return await self._runtime.daraja.call(PULL_QUERY, credentials.daraja, question)
             except Rejected:
                 raise
             except DarajaFault as fault:
@@ -310,7 +310,7 @@ class Reconciliation:
                 await asyncio.sleep(min(fault.retry_after or self._settings.pause, self._settings.pause) * tried)
         raise AssertionError("unreachable")
 
-    async def _keep(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
+    async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
         """Write a page's lines, each once, and their transactions. Returns how many of them this run had not seen."""
         now = self._runtime.clock.now()
         times = [kept_times(line, run, zone, now) for line in page.lines]
@@ -350,7 +350,9 @@ class Reconciliation:
         return len(rows)
 
 
-def _line_columns(run: Row, line: StatementLine, seen: Seen, known: Recorded, *, proves: bool) -> dict[str, Any]:
+def _line_columns(
+    run: Row, line: StatementLine, seen: ReportedTransaction, known: RecordedTransaction, *, proves: bool
+) -> dict[str, Any]:
     """What is kept of a line beside its transaction. ``proves``: it may prove how its shortcode writes times.
 
     A line of a payment's own money and amount is explained at once.

@@ -13,8 +13,8 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     """``[reconciliation]``. Times are in seconds unless their name says otherwise.
 
     ``window_hours`` is how far back a regular run looks; after missed runs it reaches back to where the last one ended,
-    48 hours at most, which is all that Pull gives. ``at_once`` bounds how many merchants one worker reconciles at a
-    time, the others are woken when a run ends; ``tries`` and ``pause`` say how often and how patiently one page is
+    48 hours at most, which is all that Pull gives. ``max_concurrent`` bounds how many merchants one worker reconciles
+    at a time, the others are woken when a run ends; ``tries`` and ``pause`` say how often and how patiently one page is
     asked for, and ``page_pause`` is the time between one page and the next, below Daraja's spike arrest; ``wait`` is
     how long a manual run is waited for before it is answered as still running. ``keep_days`` is for how long runs and
     lines are kept, in days, 0 for ever, at least 3: M-Pesa's statements reach back 48 hours, and must not show a line
@@ -22,7 +22,7 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     """
 
     window_hours: Annotated[float, msgspec.Meta(gt=0, le=48)] = 2.0
-    at_once: Count = 3
+    max_concurrent: Count = 3
     tries: Count = 4
     pause: Pause = 5.0
     page_pause: Pause = 0.25

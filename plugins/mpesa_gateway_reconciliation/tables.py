@@ -6,7 +6,7 @@ from piccolo.columns import Array, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
 
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.db.named import Named
 
 
@@ -267,9 +267,9 @@ UPDATE reconciliation_run SET status = $2, error = $3, finished_at = $4, lease_u
 FROM counted WHERE run_id = $1 AND status = 'running'
 """
 
-RUNS = Listing(table="reconciliation_run", key="run_id", prefix="run")
+RUNS = KeysetList(table="reconciliation_run", key="run_id", prefix="run")
 
-RUN_LINES = Listing(
+RUN_LINES = KeysetList(
     table="reconciliation_line",
     key="transaction_id",
     prefix="txn",

@@ -6,20 +6,20 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway_payments.api import (
     Proof,
     Transaction,
-    Wanted,
+    WantedMoney,
     Zone,
 )
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.line_evidence import evidence_of, zone_of
 
 
-class UnallocatedLines:
+class UnallocatedMoneyReader:
     """The port by which payments ask for money that belongs to no payment."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def find(self, env: str, wanted: Sequence[Wanted]) -> Sequence[Transaction]:
+    async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
         """See the port."""
         rows = await self._db.fetch(
             tables.UNALLOCATED,

@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator
 
-from mpesa_gateway.observation import Check, Examination, Observation, warning
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds.tables import RefundRow
 
 
-async def look_at_refunds(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_refunds(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Refunds of which M-Pesa has not said what became of them."""
     count = await gateway.db.run(
         RefundRow.count().where(
@@ -25,4 +25,4 @@ async def look_at_refunds(gateway: Runtime, examination: Examination) -> AsyncIt
         )
 
 
-CHECKS = (Check("Refunds", look_at_refunds, of_each_merchant=True),)
+CHECKS = (Check("Refunds", check_refunds, of_each_merchant=True),)

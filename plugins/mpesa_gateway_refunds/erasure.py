@@ -3,24 +3,24 @@
 from collections.abc import Mapping, Sequence
 
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.erasure import Case
+from mpesa_gateway.erasure import ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.subjects import subjects_of
+from mpesa_gateway_refunds.subjects import callback_subjects
 from mpesa_gateway_refunds.tables import RefundRow
 
 
-async def _widen(gateway: Runtime, case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     """The refunds of the case's payments, by everybody's names for them."""
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
     for row in rows:
-        named += [row["payment_id"], *subjects_of(row["refund_id"])]
+        named += [row["payment_id"], *callback_subjects(row["refund_id"])]
     return {name for name in named if name}
 
 
-async def _objects(gateway: Runtime, case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     pending = next((row["refund_id"] for row in rows if row["status"] == "pending"), None)
     if pending is not None:
@@ -29,7 +29,7 @@ async def _objects(gateway: Runtime, case: Case) -> str | None:
     return None if recent is None else f"{recent['refund_id']} is too recent"
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.OF_CASE, case.named):
         texts = [row["reason"], row["result_desc"]]
@@ -42,14 +42,14 @@ async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
             )
             if row["idempotency_key"] is not None:
                 # As for payments: the fingerprint is of a text that had the number.
-                await idempotency.forget(
+                await idempotency.delete_key(
                     gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
                 )
             count += 1
     return {"refunds": count}
 
 
-async def _keeps(gateway: Runtime, case: Case) -> Sequence[str]:
+async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     return [
         f"the Idempotency-Key of {row['refund_id']} contains the number; it stays, or it could make a second refund"

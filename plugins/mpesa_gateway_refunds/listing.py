@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.errors import NotFound
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
@@ -13,7 +13,7 @@ from mpesa_gateway_refunds.schemas import RefundFilters, RefundQuery, RefundView
 from mpesa_gateway_refunds.tables import RefundRow
 from mpesa_gateway_refunds.views import exported, view
 
-REFUNDS = Listing(table="refund", key="refund_id", prefix="rfd")
+REFUNDS = KeysetList(table="refund", key="refund_id", prefix="rfd")
 
 
 async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:

@@ -17,7 +17,7 @@ def _refund_gauges() -> Gauges:
         GaugeMetricFamily(
             "mpesa_refunds_oldest_open_seconds", "Age of the oldest open refund; 0 without one.", labels=("env",)
         ),
-        GaugeMetricFamily("mpesa_refunds_held", "Refunds that need review.", labels=("env",)),
+        GaugeMetricFamily("mpesa_refunds_needing_review", "Refunds that need review.", labels=("env",)),
     )
 
 

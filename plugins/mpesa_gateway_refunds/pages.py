@@ -3,42 +3,55 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.errors import InvalidFields
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Panel,
+    Redirect,
+    Rendered,
+    Role,
+    TimelineEntry,
+    TimelineSource,
+)
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_refunds.desk import RefundDesk, RefundsQuery, left_of
-from mpesa_gateway_refunds.endings import RefundEndings
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_refunds.completion import RefundCompletion
+from mpesa_gateway_refunds.operator_service import RefundOperatorService, RefundsQuery, refundable_amount
 from mpesa_gateway_refunds.schemas import Resolution
-from mpesa_gateway_refunds.subjects import subjects_of
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_refunds.subjects import callback_subjects
 from mpesa_gateway_refunds.views import view
 
 _A_PAGE = 50
 
 
-async def refunds(visit: Visit) -> Shown:
+async def refunds(visit: PageRequest) -> Rendered:
     """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    desk = visit.gateway.port(RefundDesk)
+    desk = visit.gateway.port(RefundOperatorService)
     page = await desk.page(visit.env, query, _A_PAGE)
-    return Shown(
+    return Rendered(
         "refunds.html",
         {
             "rows": page.rows,
             "total": await desk.total(visit.env, query),
             "query": query,
         }
-        | await visit.whose(page.rows)
+        | await visit.merchant_names(page.rows)
         | visit.pager("refunds", page.next_cursor),
     )
 
 
-async def refund(visit: Visit) -> Shown:
+async def refund(visit: PageRequest) -> Rendered:
     """One refund: how it stands, and what can be done."""
-    row = await visit.gateway.port(RefundDesk).get(visit.values["refund_id"])
+    row = await visit.gateway.port(RefundOperatorService).get(visit.values["refund_id"])
     visit.require(row["env"])
-    return Shown(
+    return Rendered(
         "refund.html",
         {
             "refund": view(row),
@@ -50,39 +63,39 @@ async def refund(visit: Visit) -> Shown:
     )
 
 
-async def query(visit: Visit) -> Done:
+async def query(visit: PageRequest) -> Redirect:
     """Ask M-Pesa now what became of it."""
     refund_id = visit.values["refund_id"]
-    row = await visit.gateway.port(RefundDesk).get(refund_id)
-    await visit.gateway.port(RefundQueries).ask_now(row["merchant_id"], row["env"], refund_id)
-    return Done(f"refunds/{refund_id}", "Status query sent. The result will appear in the timeline.")
+    row = await visit.gateway.port(RefundOperatorService).get(refund_id)
+    await visit.gateway.port(RefundStatusQueries).ask_now(row["merchant_id"], row["env"], refund_id)
+    return Redirect(f"refunds/{refund_id}", "Status query sent. The result will appear in the timeline.")
 
 
-async def resolve(visit: Visit) -> Done:
+async def resolve(visit: PageRequest) -> Redirect:
     """End it from what a person saw on M-Pesa's portal."""
     refund_id, outcome = visit.values["refund_id"], visit.text("outcome")
     if outcome not in {"completed", "failed"}:
-        raise Invalid.field_error("outcome", "choose completed or failed")
+        raise InvalidFields.field_error("outcome", "choose completed or failed")
     if not visit.text("note"):
-        raise Invalid.field_error("note", "describe the evidence on the portal")
+        raise InvalidFields.field_error("note", "describe the evidence on the portal")
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
-    row = await visit.gateway.port(RefundDesk).get(refund_id)
-    endings = visit.gateway.port(RefundEndings)
+    row = await visit.gateway.port(RefundOperatorService).get(refund_id)
+    endings = visit.gateway.port(RefundCompletion)
     ended = await endings.resolve(row["env"], refund_id, decided, visit.visitor.actor)
-    return Done(f"refunds/{refund_id}", f"Refund {ended.status}.")
+    return Redirect(f"refunds/{refund_id}", f"Refund {ended.status}.")
 
 
-async def refund_form(visit: Visit) -> Shown:
+async def refund_form(visit: PageRequest) -> Rendered:
     """The form that sends a payment's money back."""
-    desk, payment_id = visit.gateway.port(RefundDesk), visit.values["payment_id"]
+    desk, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
     payment = await desk.payment(payment_id)
     visit.require(payment.env)
-    return Shown(
+    return Rendered(
         "refund_form.html",
         {
             "payment": payment,
-            "left": left_of(payment, await desk.of_payment(payment_id)),
+            "left": refundable_amount(payment, await desk.of_payment(payment_id)),
             # One form, one refund, however often it is sent.
             "key": visit.text("key") or f"ops-{visit.gateway.ids.token(16).hex()}",
             "fields": {name: visit.text(name) for name in ("amount", "reason", "confirm")},
@@ -90,56 +103,62 @@ async def refund_form(visit: Visit) -> Shown:
     )
 
 
-async def send_back(visit: Visit) -> Done:
+async def create(visit: PageRequest) -> Redirect:
     """Send it back."""
     if visit.text("confirm") != visit.values["payment_id"]:
-        raise Invalid.field_error("confirm", "confirm: a refund cannot be undone")
-    made = await visit.gateway.port(RefundDesk).request(visit, visit.values["payment_id"])
-    return Done(f"refunds/{made.id}", "Refund requested.")
+        raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
+    made = await visit.gateway.port(RefundOperatorService).request(visit, visit.values["payment_id"])
+    return Redirect(f"refunds/{made.id}", "Refund requested.")
 
 
 # -- what others' pages get -------------------------------------------------------------------------------------------
 
 
-async def of_payment(visit: Visit, payment_id: str) -> Shown | None:
+async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
     """A payment's refunds, and the way to one more."""
-    desk = visit.gateway.port(RefundDesk)
+    desk = visit.gateway.port(RefundOperatorService)
     rows, payment = await desk.of_payment(payment_id), await desk.payment(payment_id)
-    left = left_of(payment, rows)
-    return Shown("refunds_of_payment.html", {"rows": rows, "left": left, "payment": payment}) if rows or left else None
+    left = refundable_amount(payment, rows)
+    return (
+        Rendered("refunds_of_payment.html", {"rows": rows, "left": left, "payment": payment}) if rows or left else None
+    )
 
 
-async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     """What M-Pesa said about a payment's refunds."""
-    rows = await gateway.port(RefundDesk).of_payment(payment_id)
+    rows = await gateway.port(RefundOperatorService).of_payment(payment_id)
     handles = [row["originator_conversation_id"] for row in rows if row["originator_conversation_id"]]
-    subjects = [subject for row in rows for subject in subjects_of(row["refund_id"])]
-    return await gateway.port(Callbacks).past(subjects, handles) if rows else ()
+    subjects = [subject for row in rows for subject in callback_subjects(row["refund_id"])]
+    return await gateway.port(Callbacks).timeline_of(subjects, handles) if rows else ()
 
 
-async def past(gateway: Runtime, refund_id: str) -> Sequence[Moment]:
+async def past(gateway: Runtime, refund_id: str) -> Sequence[TimelineEntry]:
     """What became of a refund."""
-    row = await gateway.port(RefundDesk).get(refund_id)
+    row = await gateway.port(RefundOperatorService).get(refund_id)
     handles = [row["originator_conversation_id"]] if row["originator_conversation_id"] else []
     moments = [
-        Moment(at=row["created_at"], source="refund", state="requested", text=f"Reason: {row['reason'] or 'none'}"),
-        *await gateway.port(Callbacks).past(subjects_of(refund_id), handles),
+        TimelineEntry(
+            at=row["created_at"], source="refund", state="requested", text=f"Reason: {row['reason'] or 'none'}"
+        ),
+        *await gateway.port(Callbacks).timeline_of(callback_subjects(refund_id), handles),
     ]
     if row["attention"] is not None:
-        moments.append(Moment(at=row["updated_at"], source="refund", state="attention", text=row["attention"]))
+        moments.append(TimelineEntry(at=row["updated_at"], source="refund", state="attention", text=row["attention"]))
     elif row["status"] != "pending":
         text = " ".join(part for part in (row["outcome"], row["result_desc"]) if part)
-        moments.append(Moment(at=row["updated_at"], source="refund", state=row["status"], text=text.replace("_", " ")))
+        moments.append(
+            TimelineEntry(at=row["updated_at"], source="refund", state=row["status"], text=text.replace("_", " "))
+        )
     return moments
 
 
-async def waiting(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def waiting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Refunds that M-Pesa never answered for."""
-    count = await gateway.port(RefundDesk).count_waiting(env)
+    count = await gateway.port(RefundOperatorService).count_waiting(env)
     if not count:
         return ()
     text = f"{count} {'refund needs' if count == 1 else 'refunds need'} review on M-Pesa's portal"
-    return (Concern(text=text, to="refunds?waiting=true", state="failed"),)
+    return (AttentionItem(text=text, to="refunds?waiting=true", state="failed"),)
 
 
 PAGES = Pages(
@@ -150,11 +169,11 @@ PAGES = Pages(
         Page("payments/{payment_id}/refund", "Refund", refund_form, role=Role.OPERATOR),
     ),
     acts=(
-        Act("refunds/{refund_id}/query", "query", query, back="refunds/{refund_id}"),
-        Act("refunds/{refund_id}", "resolve", resolve, role=Role.ADMIN),
-        Act("payments/{payment_id}/refund", "request", send_back),
+        Action("refunds/{refund_id}/query", "query", query, back="refunds/{refund_id}"),
+        Action("refunds/{refund_id}", "resolve", resolve, role=Role.ADMIN),
+        Action("payments/{payment_id}/refund", "request", create),
     ),
     panels=(Panel("payment", of_payment, 20),),
-    traces=(Trace("payment", past_of_payment), Trace("refund", past)),
+    traces=(TimelineSource("payment", past_of_payment), TimelineSource("refund", past)),
     concerns=(waiting,),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Job, Plugin, Tables, inside
+from mpesa_gateway.plugin import Job, Plugin, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_credentials.api import OpenWork
 from mpesa_gateway_payments.events import StatusResulted
@@ -28,13 +28,13 @@ from mpesa_gateway_refunds.tables import RefundRow
 async def take_reversal_result(results: Sequence[ReversalResulted], gateway: Runtime) -> None:
     """Daraja told how a reversal ended."""
     for result in results:
-        await gateway.port(ReversalResults).take_result(result)
+        await gateway.port(ReversalResults).apply_result(result)
 
 
 async def take_status_of_reversal(results: Sequence[StatusResulted], gateway: Runtime) -> None:
     """Daraja told what we asked about a reversal."""
     for result in results:
-        await gateway.port(ReversalResults).take_status(result)
+        await gateway.port(ReversalResults).apply_status(result)
 
 
 async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[str, int]:
@@ -57,7 +57,10 @@ plugin = Plugin(
         Job(sweep, timeout=30, cron="* * * * * */10", queue="maintenance"),
     ),
     publishes=(RefundFailed, ReversalResulted),
-    subscribers=(inside(ReversalResulted, take_reversal_result), inside(StatusResulted, take_status_of_reversal)),
+    subscribers=(
+        on_event_in_transaction(ReversalResulted, take_reversal_result),
+        on_event_in_transaction(StatusResulted, take_status_of_reversal),
+    ),
     provides=PROVIDES,
     erasers=(REFUNDS,),
     tables=Tables(models=(RefundRow,), migrations="mpesa_gateway_refunds.migrations"),

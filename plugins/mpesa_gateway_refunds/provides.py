@@ -1,18 +1,18 @@
 """Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
 
-from mpesa_gateway.places import Places
+from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Payments, RefundablePayments
-from mpesa_gateway_refunds.desk import RefundDesk
-from mpesa_gateway_refunds.endings import RefundEndings
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_refunds.completion import RefundCompletion
+from mpesa_gateway_refunds.operator_service import RefundOperatorService
 from mpesa_gateway_refunds.results import ReversalResults
-from mpesa_gateway_refunds.reversing import ReversalSender
+from mpesa_gateway_refunds.reversal_sender import ReversalSender
 from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 
 _ASKED_EACH = 2
 """Refunds of one merchant that one worker asks about at the same time."""
@@ -27,25 +27,25 @@ def _service(gateway: Runtime) -> RefundService:
         audit=gateway.audit,
         outcomes=gateway.outcomes,
         public_url=gateway.url,
-        see_through=gateway.see_through,
+        see_through=gateway.run_to_completion,
         payments=gateway.port(RefundablePayments),
         credentials=gateway.port(Credentials),
         sender=gateway.port(ReversalSender),
     )
 
 
-def _queries(gateway: Runtime) -> RefundQueries:
-    return RefundQueries(
+def _queries(gateway: Runtime) -> RefundStatusQueries:
+    return RefundStatusQueries(
         db=gateway.db,
         clock=gateway.clock,
         settings=gateway.settings(RefundsSettings),
         trace_links=gateway.trace_links,
-        places=Places(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH),
+        places=Bulkhead(max(1, gateway.config.worker.daraja // 2), each=_ASKED_EACH),
         daraja=gateway.daraja,
         jobs=gateway.jobs,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        endings=gateway.port(RefundEndings),
+        endings=gateway.port(RefundCompletion),
         sender=gateway.port(ReversalSender),
     )
 
@@ -56,7 +56,7 @@ def _results(gateway: Runtime) -> ReversalResults:
         clock=gateway.clock,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        endings=gateway.port(RefundEndings),
+        endings=gateway.port(RefundCompletion),
     )
 
 
@@ -69,12 +69,12 @@ def _sender(gateway: Runtime) -> ReversalSender:
         daraja=gateway.daraja,
         outcomes=gateway.outcomes,
         callbacks=gateway.port(Callbacks),
-        endings=gateway.port(RefundEndings),
+        endings=gateway.port(RefundCompletion),
     )
 
 
-def _endings(gateway: Runtime) -> RefundEndings:
-    return RefundEndings(
+def _endings(gateway: Runtime) -> RefundCompletion:
+    return RefundCompletion(
         db=gateway.db,
         clock=gateway.clock,
         audit=gateway.audit,
@@ -83,8 +83,8 @@ def _endings(gateway: Runtime) -> RefundEndings:
     )
 
 
-def _desk(gateway: Runtime) -> RefundDesk:
-    return RefundDesk(
+def _desk(gateway: Runtime) -> RefundOperatorService:
+    return RefundOperatorService(
         db=gateway.db,
         merchants=gateway.merchants,
         payments=gateway.port(Payments),
@@ -94,9 +94,9 @@ def _desk(gateway: Runtime) -> RefundDesk:
 
 PROVIDES: Provides = (
     (RefundService, _service),
-    (RefundQueries, _queries),
+    (RefundStatusQueries, _queries),
     (ReversalResults, _results),
     (ReversalSender, _sender),
-    (RefundEndings, _endings),
-    (RefundDesk, _desk),
+    (RefundCompletion, _endings),
+    (RefundOperatorService, _desk),
 )

@@ -8,13 +8,13 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.ids import renamed
-from mpesa_gateway_callbacks.api import AnotherSubject, Callbacks
+from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
 from mpesa_gateway_callbacks.events import QueryResulted
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments.api import Direction, read_direction, transaction_state
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_refunds import tables
-from mpesa_gateway_refunds.endings import CAME_IN, DONE, RefundEndings
+from mpesa_gateway_refunds.completion import CAME_IN, DONE, RefundCompletion
 from mpesa_gateway_refunds.events import ReversalResulted
 from mpesa_gateway_refunds.result_codes import ReversalOutcome, reversal_outcome
 from mpesa_gateway_refunds.subjects import ABOUT_PAYMENT, ABOUT_REVERSAL
@@ -37,7 +37,7 @@ class ReversalResults:
         clock: Clock,
         callbacks: Callbacks,
         credentials: Credentials,
-        endings: RefundEndings,
+        endings: RefundCompletion,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -45,13 +45,13 @@ class ReversalResults:
         self._credentials = credentials
         self._endings = endings
 
-    async def take_result(self, result: ReversalResulted) -> None:
+    async def apply_result(self, result: ReversalResulted) -> None:
         """Take a reversal's result inside the transaction that stores it. An unknown refund's result keeps waiting."""
         row = await self._find(result)
         if row is None:
             return
         if result.receipt is not None and result.receipt != row["receipt"]:
-            raise AnotherSubject("this result is about another payment's reversal")
+            raise DifferentSubject("this result is about another payment's reversal")
         if result.timed_out:
             await self._db.run(
                 RefundRow.update({RefundRow.due_at: self._clock.now()}).where(
@@ -63,7 +63,7 @@ class ReversalResults:
             return
         await self._callbacks.mark_applied(result.callback_id)
 
-    async def take_status(self, result: StatusResulted) -> None:
+    async def apply_status(self, result: StatusResulted) -> None:
         """Take the answer to a status query about a refund inside the transaction that stores the callback."""
         prefix = result.subject_id.partition("_")[0]
         if prefix not in {ABOUT_REVERSAL, ABOUT_PAYMENT}:
@@ -74,9 +74,9 @@ class ReversalResults:
         if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":
             # What was asked decides what the answer is about, unless it names the payment's own receipt.
             if prefix == ABOUT_PAYMENT or result.receipt == row["receipt"]:
-                await self._take_answer_about_payment(row, result)
+                await self._apply_payment_status(row, result)
             else:
-                await self._take_answer_about_reversal(row, result)
+                await self._apply_reversal_status(row, result)
         await self._callbacks.mark_applied(result.callback_id)
 
     async def _end(self, row: Found, result: ReversalResulted) -> bool:
@@ -85,28 +85,28 @@ class ReversalResults:
         code, text = result.result_code, result.result_desc
         if outcome.word == "reversed":
             if result.amount_text is not None and result.amount != row["amount"]:
-                await self._endings.need_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+                await self._endings.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
                 return True
             if result.receipt is None:
                 # The result of a payout or a balance query has no OriginalTransactionID.
-                await self._endings.need_attention(row, _NO_RECEIPT)
+                await self._endings.require_review(row, _NO_RECEIPT)
                 return True
             return await self._endings.complete(row, outcome, code, text, result.reversal_receipt)
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
-                await self._endings.need_attention(row, f"M-Pesa said later that this refund failed: {code} {text}")
+                await self._endings.require_review(row, f"M-Pesa said later that this refund failed: {code} {text}")
         elif not outcome.is_known and row["status"] == "pending":
             # An unknown code does not prove that no money went back: its amount stays reserved.
-            await self._endings.need_attention(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
+            await self._endings.require_review(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
             await self._endings.fail(row, outcome, code=code, text=text)
-        elif await self._says_how_much(row):
+        elif await self._has_amount(row):
             await self._verify(row, code, text)
         else:
-            await self._endings.need_attention(row, _NOT_HOW_MUCH)
+            await self._endings.require_review(row, _NOT_HOW_MUCH)
         return True
 
-    async def _says_how_much(self, row: Found) -> bool:
+    async def _has_amount(self, row: Found) -> bool:
         """Return True if a payment that is reversed can only be so by the whole of this refund.
 
         M-Pesa says that a payment was reversed, and not of which part it speaks.
@@ -137,7 +137,7 @@ class ReversalResults:
             ).where(*pending(row["refund_id"]))
         )
 
-    async def _take_answer_about_payment(self, row: Found, result: StatusResulted) -> None:
+    async def _apply_payment_status(self, row: Found, result: StatusResulted) -> None:
         """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
         state = transaction_state(result.transaction_status)
         if result.receipt not in {None, row["receipt"]} or state == "pending":
@@ -146,38 +146,38 @@ class ReversalResults:
         if state == "partially_reversed":
             # Of which refund the part is, M-Pesa does not say.
             if is_verifying:
-                await self._endings.need_attention(row, _NOT_HOW_MUCH)
+                await self._endings.require_review(row, _NOT_HOW_MUCH)
             return
         if not is_verifying and state != "reversed":
             return
         if result.receipt is None:
             # It need not be about this payment.
-            await self._endings.need_attention(row, _NO_RECEIPT)
+            await self._endings.require_review(row, _NO_RECEIPT)
             return
         is_other_amount = result.amount_text is not None and result.amount != row["payment_amount"]
         if is_other_amount or (is_verifying and state == "failed"):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
             said = f"M-Pesa says {'both already reversed and ' if is_verifying else ''}{result.transaction_status}{of}"
-            await self._endings.need_attention(row, said)
-        elif not await self._says_how_much(row):
-            await self._endings.need_attention(row, _NOT_HOW_MUCH)
+            await self._endings.require_review(row, said)
+        elif not await self._has_amount(row):
+            await self._endings.require_review(row, _NOT_HOW_MUCH)
         elif is_verifying:
             await self._endings.complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
         else:
             await self._endings.complete(row, DONE, result.result_code, result.result_desc, None)
 
-    async def _take_answer_about_reversal(self, row: Found, result: StatusResulted) -> None:
+    async def _apply_reversal_status(self, row: Found, result: StatusResulted) -> None:
         """How the reversal itself stands, by the conversation that its ack named."""
         state = transaction_state(result.transaction_status)
         if state == "failed":
             outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
             await self._endings.fail(row, outcome, code=result.result_code, text=outcome.meaning)
         elif state == "completed" and result.amount_text is not None and result.amount != row["amount"]:
-            await self._endings.need_attention(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+            await self._endings.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
         elif state == "completed" and result.receipt is None:
-            await self._endings.need_attention(row, _NO_RECEIPT)
+            await self._endings.require_review(row, _NO_RECEIPT)
         elif state == "completed" and read_direction(result.payees, await self._numbers(row)) is Direction.IN:
-            await self._endings.need_attention(row, CAME_IN)
+            await self._endings.require_review(row, CAME_IN)
         elif state == "completed":
             await self._endings.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
 
@@ -199,12 +199,12 @@ class ReversalResults:
         if row is None:
             return None
         if result.merchant_id and (result.merchant_id, result.env) != (row["merchant_id"], row["env"]):
-            raise AnotherSubject("this result is about a refund of another merchant or env")
+            raise DifferentSubject("this result is about a refund of another merchant or env")
         pairs = (
             (row["originator_conversation_id"], result.originator_conversation_id),
             (row["conversation_id"], result.conversation_id),
         )
         known = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
         if known and all(ours != theirs for ours, theirs in known):
-            raise AnotherSubject("this result is about another refund than its address")
+            raise DifferentSubject("this result is about another refund than its address")
         return row

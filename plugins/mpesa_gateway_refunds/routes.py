@@ -15,12 +15,12 @@ from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway.services import Services
-from mpesa_gateway_refunds.endings import RefundEndings
+from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.errors import RefundEnded
-from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, Resolution
 from mpesa_gateway_refunds.scopes import RefundsRead, RefundsWrite
 from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from mpesa_gateway_refunds.views import EXPORTED
 
 _REFUND = path_id("refund_id", "rfd")
@@ -101,7 +101,7 @@ async def query_refund(
     refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """Ask M-Pesa now what became of a pending refund; the answer comes later."""
-    await services.get(RefundQueries).ask_now(caller.merchant_id, caller.env, refund_id)
+    await services.get(RefundStatusQueries).ask_now(caller.merchant_id, caller.env, refund_id)
     return Success(data=await services.get(RefundService).get(caller.merchant_id, caller.env, refund_id))
 
 
@@ -116,7 +116,7 @@ async def resolve_refund(
     refund_id: FromPath[str], data: JSONBody[Resolution], caller: Admin, services: NamedDependency[Services]
 ) -> Success[RefundView]:
     """End a refund that M-Pesa never answered for, from what a person saw on its portal. This cannot be undone."""
-    return Success(data=await services.get(RefundEndings).resolve(caller.env, refund_id, data, caller.actor))
+    return Success(data=await services.get(RefundCompletion).resolve(caller.env, refund_id, data, caller.actor))
 
 
 routes = (create_refund, list_refunds, export_refunds, get_refund, query_refund, resolve_refund)

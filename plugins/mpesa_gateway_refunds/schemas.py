@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from mpesa_gateway.env import Environment
+from mpesa_gateway.http.field_rules import AMOUNT, Rule, at_most
 from mpesa_gateway.http.fields import (
     Amount,
     Currency,
@@ -18,7 +19,6 @@ from mpesa_gateway.http.fields import (
     named,
 )
 from mpesa_gateway.http.query import Limit, Moment
-from mpesa_gateway.http.rules import AMOUNT, Rule, at_most
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.api import PaymentId
 from mpesa_gateway_refunds.result_codes import ReversalWord
@@ -51,7 +51,7 @@ _ALL = msgspec.Raw(b"null")
 
 
 def read_amount(raw: msgspec.Raw) -> Kes | None:
-    """The amount in a body, None where it stands for all. Raises NotAnAmount."""
+    """The amount in a body, None where it stands for all. Raises InvalidAmount."""
     return None if bytes(raw) == bytes(_ALL) else Kes.parse_json(bytes(raw))
 
 

@@ -8,7 +8,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.idempotency import KeyMismatch, KeyRequired
-from mpesa_gateway.db.outcomes import Outcomes
+from mpesa_gateway.db.outcomes import OutcomeWriter
 from mpesa_gateway.errors import Conflict
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.ids import Ids
@@ -18,7 +18,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import RefundablePayments
 from mpesa_gateway_refunds import tables
 from mpesa_gateway_refunds.listing import export_refunds, find_refund, list_refunds
-from mpesa_gateway_refunds.reversing import ReversalSender
+from mpesa_gateway_refunds.reversal_sender import ReversalSender
 from mpesa_gateway_refunds.schemas import CreateRefund, RefundFilters, RefundQuery, RefundView, read_amount
 from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.tables import RefundRow
@@ -30,11 +30,11 @@ _TRIES = 5
 """Attempts to make a refund while other requests make or end refunds of the same payment."""
 
 
-class _WholeMeanwhile(Exception):
+class _WholeRefundExists(Exception):
     """Another request has made the refund of all that is left, since we looked for one."""
 
 
-class _KeyOfOld(Exception):
+class _RefundExists(Exception):
     """A refund has this Idempotency-Key, and the record of the key has expired."""
 
     def __init__(self, row: Found) -> None:
@@ -53,7 +53,7 @@ class RefundService:
         ids: Ids,
         settings: RefundsSettings,
         audit: Audit,
-        outcomes: Outcomes,
+        outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
         see_through: Callable[[Coroutine[Any, Any, Found]], Awaitable[Found]],
         payments: RefundablePayments,
@@ -82,7 +82,7 @@ class RefundService:
         Without ``amount`` the call is idempotent by itself: a refund of the whole rest that is pending or completed is
         the answer. With ``amount`` it needs a key. Raises KeyRequired, NotFound, Conflict where the payment does not
         allow it, KeyMismatch, KeyInProgress, ProviderNotConfigured, ProviderRejected, ProviderUnavailable when nothing
-        was sent, and CalledInTransaction inside a transaction of the caller.
+        was sent, and ExternalCallInTransaction inside a transaction of the caller.
         """
         self._db.refuse_transaction("asking for a refund")
         self._outcomes.require_room()
@@ -94,7 +94,7 @@ class RefundService:
             )
         try:
             row, credentials = await self._claim(caller, body, key)
-        except _KeyOfOld as found:
+        except _RefundExists as found:
             return view(_same(found.row, body)), True
         if credentials is not None:
             # A caller that hangs up must not cancel the record of the reversal.
@@ -109,7 +109,7 @@ class RefundService:
             try:
                 async with self._db.transaction():
                     return await self._claim_now(caller, body, key)
-            except _WholeMeanwhile:
+            except _WholeRefundExists:
                 # Another request made the refund of the whole rest: the next look finds it.
                 continue
         raise Conflict("this payment's refunds change at this moment: try again")
@@ -141,7 +141,7 @@ class RefundService:
                 ),
                 subject_id=subject_id,
                 now=now,
-                lease=timedelta(seconds=self._settings.hold),
+                lease=timedelta(seconds=self._settings.create_lease),
             )
             if not claim.is_ours:
                 return await find_refund(self._db, caller.merchant_id, caller.env, claim.subject_id), None
@@ -154,13 +154,13 @@ class RefundService:
         whole = None if amount is not None else await self._db.fetchrow(tables.LOCK_WHOLE, *of_payment)
         if whole is None and not is_again and subject_id != refund_id:
             # It has failed since we looked for it.
-            raise _WholeMeanwhile
+            raise _WholeRefundExists
         if whole is not None:
             if key is not None and is_again:
                 # The key's own refund was never sent: it stays free to be sent should this one fail.
                 await idempotency.release(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
             elif key is not None and subject_id != whole["refund_id"]:
-                raise _WholeMeanwhile
+                raise _WholeRefundExists
             elif key is not None:
                 await idempotency.settle(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
             return whole, None
@@ -169,7 +169,7 @@ class RefundService:
     async def _insert(
         self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
     ) -> tuple[Found, MpesaCredentials]:
-        """Set the money aside and write the refund. Raises _WholeMeanwhile where one of the whole rest came first."""
+        """Reserve the money and insert the refund. Raises _WholeRefundExists if a refund of the whole rest exists."""
         now, amount = self._clock.now(), read_amount(body.amount)
         try:
             async with self._db.savepoint():
@@ -178,12 +178,12 @@ class RefundService:
                 )
         except Conflict:
             if amount is None and await self._find_whole(caller, body.payment_id):
-                raise _WholeMeanwhile from None
+                raise _WholeRefundExists from None
             raise
         # The payment is locked from here on, so no other refund of it is made.
         has_whole = await self._find_whole(caller, body.payment_id) is not None
         if has_whole and amount is None:
-            raise _WholeMeanwhile
+            raise _WholeRefundExists
         credentials = await self._credentials.of_shortcode(refundable.shortcode_id)
         credentials.initiator_for("a refund")
         row = await self._db.fetchrow(
@@ -197,7 +197,7 @@ class RefundService:
                 receipt=refundable.receipt,
                 reason=body.reason or "",
                 idempotency_key=key,
-                due_at=now + timedelta(seconds=self._settings.hold),
+                due_at=now + timedelta(seconds=self._settings.create_lease),
                 created_at=now,
                 shortcode=refundable.shortcode,
                 shortcode_id=refundable.shortcode_id,
@@ -239,7 +239,7 @@ class RefundService:
             .first()
         )
         if row is not None:
-            raise _KeyOfOld(row)
+            raise _RefundExists(row)
 
     async def get(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
         """Return a refund of this merchant in ``env``. Raises NotFound."""

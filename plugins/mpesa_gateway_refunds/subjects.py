@@ -8,7 +8,7 @@ ABOUT_REVERSAL, ABOUT_PAYMENT = "rfd", "rfp"
 """The prefixes of a query's subject: the refund's reversal, or its payment."""
 
 
-def subjects_of(refund_id: str) -> list[str]:
+def callback_subjects(refund_id: str) -> list[str]:
     """Return the subjects of a refund's callbacks: the refund, and the queries about its payment."""
     return [refund_id, renamed(refund_id, ABOUT_PAYMENT)]
 

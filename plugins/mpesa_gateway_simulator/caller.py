@@ -11,14 +11,14 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.dns import Names, NamesResolver
+from mpesa_gateway.dns import ClientResolver, NameResolver
 from mpesa_gateway.logs import trace
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.callback_bodies import callback_body
-from mpesa_gateway_simulator.chance import Chance
-from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal, ExchangeLog
 from mpesa_gateway_simulator.outcomes import by_name
 from mpesa_gateway_simulator.prompts import Prompts
+from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import CallbackRow, ResultRow
 
@@ -45,12 +45,12 @@ class CallbackCaller:
         *,
         db: Database,
         clock: Clock,
-        names: Names,
+        names: NameResolver,
         settings: SimulatorSettings,
-        chance: Chance,
+        chance: SeededRandom,
         prompts: Prompts,
-        pulse: Pulse,
-        diary: Diary,
+        pulse: ChangeSignal,
+        diary: ExchangeLog,
         due: DueSignal,
     ) -> None:
         self._db = db
@@ -69,7 +69,7 @@ class CallbackCaller:
         """Begin to call back."""
         session = niquests.AsyncSession(
             # The addresses come with pushes: a host whose DNS hangs must not take the event loop's threads.
-            resolver=cast("Any", NamesResolver(self._names)),
+            resolver=cast("Any", ClientResolver(self._names)),
             retries=0,
             disable_http3=True,
             pool_maxsize=_AT_ONCE * 2,

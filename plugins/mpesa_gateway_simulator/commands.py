@@ -13,11 +13,11 @@ from rich.console import Console
 
 from mpesa_gateway import logs
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.commands.session import CONFIG_VARIABLE, Failed, Session, pass_session, run, started
+from mpesa_gateway.commands.session import CONFIG_VARIABLE, CommandFailed, Session, pass_session, run, started
 from mpesa_gateway.config import GatewayConfig, LogsConfig
+from mpesa_gateway.standalone.data_folder import read_state, write_state
 from mpesa_gateway.standalone.process import launch, stop, tail
 from mpesa_gateway.standalone.stage import NotSo
-from mpesa_gateway.standalone.standalone import read_state, write_state
 from mpesa_gateway.standalone.up import MASTER_KEY_TOLD, READY_WITHIN, has_simulator, is_ready, is_up
 
 _LOOK = 0.2
@@ -40,7 +40,7 @@ def demo(session: Session, data: str | None) -> None:
         # The `standalone` extra brings the webhook verifier, and the simulator's other uses do without it.
         from mpesa_gateway_simulator.demo import STEPS, play  # noqa: PLC0415
     except ModuleNotFoundError as problem:
-        raise Failed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
+        raise CommandFailed(f"the demo needs {problem.name}: pip install 'mpesa-gateway[standalone]'") from None
     console = Console()
     began = time.monotonic()
 
@@ -53,7 +53,7 @@ def demo(session: Session, data: str | None) -> None:
         try:
             run(work())
         except NotSo as problem:
-            raise Failed(f"the demo stopped: {problem}") from None
+            raise CommandFailed(f"the demo stopped: {problem}") from None
     console.print(f"All {STEPS} steps passed, in {time.monotonic() - began:.1f} seconds.", highlight=False)
 
 
@@ -88,13 +88,13 @@ def _await_ready(session: Session, process: subprocess.Popen[bytes] | None) -> G
     until = time.monotonic() + READY_WITHIN
     while time.monotonic() < until:
         if process is not None and process.poll() is not None:
-            raise Failed(f"`mpesa-gateway up` did not start:\n{tail(session.data / 'logs' / 'up.log')}")
+            raise CommandFailed(f"`mpesa-gateway up` did not start:\n{tail(session.data / 'logs' / 'up.log')}")
         config = session.running()
         if config is not None and not has_simulator(config):
-            raise Failed(
+            raise CommandFailed(
                 "the demo needs simulated phones, and what runs here has none: name another folder with --data"
             )
         if config is not None and is_ready(config):
             return config
         time.sleep(_LOOK)
-    raise Failed(f"what runs in {session.data} is not ready: see the logs in {session.data}/logs")
+    raise CommandFailed(f"what runs in {session.data} is not ready: see the logs in {session.data}/logs")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.diary import Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import (
     CallbackRow,
@@ -38,7 +38,7 @@ _FORGOTTEN = (
 class Controls:
     """Reads and changes the simulator's behaviour; every process sees a change at once."""
 
-    def __init__(self, *, db: Database, settings: SimulatorSettings, pulse: Pulse) -> None:
+    def __init__(self, *, db: Database, settings: SimulatorSettings, pulse: ChangeSignal) -> None:
         self._db = db
         self._settings = settings
         self._pulse = pulse

@@ -9,9 +9,9 @@ from litestar.params import RawBody
 from mpesa_gateway.daraja.client import SIMULATED
 from mpesa_gateway.daraja.wire import read_json
 from mpesa_gateway.services import Services
-from mpesa_gateway_simulator.diary import Diary
+from mpesa_gateway_simulator.exchange_log import ExchangeLog
 from mpesa_gateway_simulator.service import SimulatedDaraja
-from mpesa_gateway_simulator.validation import Fault, Garbage
+from mpesa_gateway_simulator.validation import Fault, NotJson
 
 _DARAJA: dict[str, Any] = {"public": True, "priority": True, "include_in_schema": False}
 
@@ -34,7 +34,7 @@ def _read(body: bytes) -> dict[str, Any]:
 async def _answer(request: Request[Any, Any, Any], services: Services, operation: str, body: bytes) -> Response[Any]:
     answer = await _answered(request, services.get(SimulatedDaraja), operation, body)
     said = answer.content.decode("latin-1") if isinstance(answer.content, bytes) else answer.content
-    services.get(Diary).received(operation, body, answer.status_code or 200, said)
+    services.get(ExchangeLog).received(operation, body, answer.status_code or 200, said)
     answer.headers[SIMULATED] = "1"
     return answer
 
@@ -61,7 +61,7 @@ async def _answered(
         return Response(await answer(authorization, _read(body)), status_code=200)
     except Fault as fault:
         return await _fault(daraja, fault)
-    except Garbage as garbage:
+    except NotJson as garbage:
         return Response(
             garbage.body, status_code=garbage.status, media_type=garbage.media_type, headers=garbage.headers
         )

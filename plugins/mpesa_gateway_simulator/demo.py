@@ -13,7 +13,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import ADMIN, Scope
-from mpesa_gateway.standalone.sandbox import ASKING_PHONE, CREDENTIALS
+from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, CREDENTIALS
 from mpesa_gateway.standalone.stage import Api, NotSo
 from mpesa_gateway_simulator.demo_clients import Cast, Phones, Telling, expect, receiving
 from mpesa_gateway_simulator.demo_faults import play_faults

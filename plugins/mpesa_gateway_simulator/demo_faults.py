@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, cast
 
-from mpesa_gateway.standalone.sandbox import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE, VANISHING_PHONE
+from mpesa_gateway.standalone.sample_credentials import ASKING_PHONE, PAYING_PHONE, SILENT_PHONE, VANISHING_PHONE
 from mpesa_gateway_simulator.demo_clients import Cast, expect, waiting
 
 _NEVER_MADE = "00000000.00000000"

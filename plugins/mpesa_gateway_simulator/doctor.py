@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator
 
-from mpesa_gateway.observation import Check, Examination, Observation, note, warning
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, note, warning
 from mpesa_gateway.runtime import Runtime
 
 
-async def look_at_simulator(_: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_simulator(_: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Enabled at all, it is worth a word."""
     if examination.is_live:
         text = "the simulator is enabled: sandbox payments are simulated, live ones never reach it"
@@ -17,4 +17,4 @@ async def look_at_simulator(_: Runtime, examination: Examination) -> AsyncIterat
         yield note("simulator.enabled", "the simulator is enabled: its phones stand for Safaricom, and no money moves")
 
 
-CHECKS = (Check("Simulator", look_at_simulator),)
+CHECKS = (Check("Simulator", check_simulator),)

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from mpesa_gateway.errors import Code, Refused
+from mpesa_gateway.errors import ApiError, Code
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.settings import SimulatorSettings
 
 
-class FromAnotherSite(Refused):
+class FromAnotherSite(ApiError):
     """The request was made to another host name, or by a page of another site."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE

@@ -13,20 +13,20 @@ from litestar.params import FromPath
 from litestar.response import ServerSentEvent
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.errors import Invalid, Problem, Refused, UnsupportedMediaType
-from mpesa_gateway.http import html
+from mpesa_gateway.errors import ApiError, InvalidFields, Problem, UnsupportedMediaType
+from mpesa_gateway.http import templating
+from mpesa_gateway.http.csrf import is_same_site
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.query import read_params
-from mpesa_gateway.http.same_site import is_same_site
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, ExchangeLog
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, IN_HAND, PREFIX
 from mpesa_gateway_simulator.own_hosts import own_host_only
 from mpesa_gateway_simulator.phones import FIRST, PIN, Phones
 
-_ASSETS = html.Assets("mpesa_gateway_simulator", "simulator/web")
-_TEMPLATES = html.environment({"": "mpesa_gateway_simulator"})
+_ASSETS = templating.Assets("mpesa_gateway_simulator", "simulator/web")
+_TEMPLATES = templating.environment({"": "mpesa_gateway_simulator"})
 
 _SHOWN = 40
 """Lines of the log on the page."""
@@ -48,12 +48,17 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
     watch: bool = False
 
 
-def _refused(request: Request[Any, Any, Any], refused: Refused) -> Response[Any]:
+def _refused(request: Request[Any, Any, Any], refused: ApiError) -> Response[Any]:
     if "text/html" not in request.headers.get("accept", ""):
         return failure(refused.problems, refused.status)
-    values = {"title": "Not done", "problems": refused.problems, "root": html.root(request), "asset": html.asset}
+    values = {
+        "title": "Not done",
+        "problems": refused.problems,
+        "root": templating.root(request),
+        "asset": templating.asset,
+    }
     text = _TEMPLATES.get_template("phone_refused.html").render(values)
-    return html.answer(text, status=refused.status)
+    return templating.answer(text, status=refused.status)
 
 
 _PAGE: dict[str, Any] = {
@@ -61,32 +66,32 @@ _PAGE: dict[str, Any] = {
     "priority": True,
     "include_in_schema": False,
     "guards": [own_host_only],
-    "exception_handlers": {Refused: _refused},
+    "exception_handlers": {ApiError: _refused},
 }
 
 
 @get("/simulator", **_PAGE)
 async def phone_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """The phone, its knobs and the log."""
-    return html.answer(await _draw(request, gateway, "phone.html", ()))
+    return templating.answer(await _draw(request, gateway, "phone.html", ()))
 
 
 @get("/simulator/part", **_PAGE)
 async def phone_part(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """What changes of it: the phone's screen and the log."""
-    return html.answer(await _draw(request, gateway, "phone_part.html", ()))
+    return templating.answer(await _draw(request, gateway, "phone_part.html", ()))
 
 
 async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str, problems: tuple[Problem, ...]) -> str:
     query = read_params(request, _Query)
-    controls, diary = gateway.port(Controls), gateway.port(Diary)
+    controls, diary = gateway.port(Controls), gateway.port(ExchangeLog)
     phone = await gateway.port(Phones).look(query.phone)
     now = gateway.clock.now()
-    root = html.root(request)
+    root = templating.root(request)
     return _TEMPLATES.get_template(template).render(
         title="Simulated phone",
         root=root,
-        asset=html.asset,
+        asset=templating.asset,
         own=_ASSETS.path,
         here=f"{root}simulator",
         phone=phone,
@@ -97,7 +102,7 @@ async def _draw(request: Request[Any, Any, Any], gateway: Runtime, template: str
         numbers={PREFIX + digits: behaviour.summary for digits, behaviour in BEHAVIOURS.items()},
         knobs={name: await controls.knob(name) for name in _TURNED},
         lines=list(diary.lines)[:_SHOWN],
-        when=partial(html.when, now=now),
+        when=partial(templating.when, now=now),
         stream=urlencode({"phone": phone.number}),
         problems=problems,
     )
@@ -110,7 +115,7 @@ async def changes(gateway: NamedDependency[Any]) -> ServerSentEvent:
 
 
 async def _changes(gateway: Runtime) -> AsyncGenerator[dict[str, str]]:
-    pulse, loop = gateway.port(Pulse), asyncio.get_running_loop()
+    pulse, loop = gateway.port(ChangeSignal), asyncio.get_running_loop()
     until, seen, still = loop.time() + _STREAM, -1, 0
     while loop.time() < until and gateway.is_running and not gateway.is_draining:
         if pulse.count == seen and still < _STILL:
@@ -125,18 +130,18 @@ async def _form(request: Request[Any, Any, Any], gateway: Runtime) -> dict[str, 
     """The fields of a form of one of our own pages. Raises UnsupportedMediaType, and Refused for another site's."""
     own = {request.headers.get("host", ""), urlsplit(gateway.config.public_url).netloc}
     if not is_same_site(request.headers, own):
-        raise Refused("this was not asked for on one of our own pages: open /simulator and try again there")
+        raise ApiError("this was not asked for on one of our own pages: open /simulator and try again there")
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         raise UnsupportedMediaType("send a form")
     fields = {name: value.strip() for name, value in (await request.form()).items() if isinstance(value, str)}
     for name, value in fields.items():
         if "\x00" in value:
-            raise Invalid.field_error(name, "must be text")
+            raise InvalidFields.field_error(name, "must be text")
     return fields
 
 
 def _back(request: Request[Any, Any, Any], phone: str) -> Response[str]:
-    return html.moved(f"{html.root(request)}simulator?{urlencode({'phone': phone})}")
+    return templating.redirect(f"{templating.root(request)}simulator?{urlencode({'phone': phone})}")
 
 
 @post("/simulator/touch", status_code=303, **_PAGE)
@@ -159,10 +164,10 @@ async def hold(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
 
 
 @post("/simulator/let-go", status_code=303, **_PAGE)
-async def let_go(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
+async def release(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[str]:
     """Let a phone act by its number again."""
     fields = await _form(request, gateway)
-    await gateway.port(Phones).let_go(fields.get("phone", ""))
+    await gateway.port(Phones).release(fields.get("phone", ""))
     return _back(request, fields.get("phone", FIRST))
 
 
@@ -175,9 +180,9 @@ async def turn(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -
         try:
             turned[name] = float(fields.get(name, ""))
         except ValueError:
-            raise Invalid.field_error(name, "must be a number of seconds") from None
+            raise InvalidFields.field_error(name, "must be a number of seconds") from None
         if not 0 <= turned[name] <= 86_400:
-            raise Invalid.field_error(name, "must be between 0 and 86400 seconds")
+            raise InvalidFields.field_error(name, "must be between 0 and 86400 seconds")
     await gateway.port(Controls).set_knobs(turned)
     return _back(request, fields.get("phone", FIRST))
 
@@ -188,4 +193,4 @@ async def file(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
     return _ASSETS.answer(digest, name)
 
 
-routes = (phone_page, phone_part, changes, touch, hold, let_go, turn, file)
+routes = (phone_page, phone_part, changes, touch, hold, release, turn, file)

@@ -7,10 +7,10 @@ from typing import cast
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Database, Found
-from mpesa_gateway.errors import Conflict, Invalid, NotFound, checking
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, check_fields
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.diary import Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal
 from mpesa_gateway_simulator.outcomes import IN_HAND, PREFIX, CallbackStyle, behaviour_of
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.tables import HandRow, PushRow
@@ -58,14 +58,14 @@ class Phone:
 class Phones:
     """Looks at simulated phones, and lets them be held and touched."""
 
-    def __init__(self, *, db: Database, prompts: Prompts, pulse: Pulse) -> None:
+    def __init__(self, *, db: Database, prompts: Prompts, pulse: ChangeSignal) -> None:
         self._db = db
         self._prompts = prompts
         self._pulse = pulse
 
     async def look(self, number: str) -> Phone:
         """One phone. Raises Invalid for what is no Kenyan mobile number."""
-        with checking() as checks:
+        with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         hand = await self._hand(msisdn)
         habit = behaviour_of(msisdn)
@@ -90,7 +90,7 @@ class Phones:
 
         ``balance`` is the money on it, in KES. Raises Invalid.
         """
-        with checking() as checks:
+        with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
             if style not in IN_HAND:
                 checks.fail("style", f"must be one of {', '.join(IN_HAND)}")
@@ -113,9 +113,9 @@ class Phones:
             )
         self._pulse.quicken()
 
-    async def let_go(self, number: str) -> None:
+    async def release(self, number: str) -> None:
         """Let a phone act by its number again. Raises Invalid for what is no Kenyan mobile number."""
-        with checking() as checks:
+        with check_fields() as checks:
             msisdn = checks.take("phone", Msisdn.parse, number) or number
         await self._db.run(HandRow.delete().where(HandRow.phone == msisdn))
         self._pulse.quicken()
@@ -128,7 +128,7 @@ class Phones:
             if is_cancelled:
                 answer = "cancel"
             elif not (len(pin) == 4 and pin.isascii() and pin.isdigit()):
-                raise Invalid.field_error("pin", "enter the four digits of the PIN")
+                raise InvalidFields.field_error("pin", "enter the four digits of the PIN")
             elif pin != PIN:
                 answer = "wrong_pin"
             else:

@@ -1,6 +1,6 @@
 """The simulator plugin, declared."""
 
-from mpesa_gateway.http.vouching import Voucher
+from mpesa_gateway.http.known_callers import KnownCallerCheck
 from mpesa_gateway.plugin import Plugin, Tables
 from mpesa_gateway_simulator import phone_pages
 from mpesa_gateway_simulator.commands import demo
@@ -51,6 +51,6 @@ plugin = Plugin(
     ),
     commands=(demo,),
     checks=CHECKS,
-    contributes=(Voucher(("/simulator",), _vouches),),
+    contributes=(KnownCallerCheck(("/simulator",), _vouches),),
     front=make_front,
 )

@@ -7,14 +7,14 @@ import msgspec
 
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway_simulator import population, tables
+from mpesa_gateway_simulator import bystanders, tables
 from mpesa_gateway_simulator.callback_bodies import callback_body
-from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.diary import DueSignal, Pulse
-from mpesa_gateway_simulator.habits import written
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal
+from mpesa_gateway_simulator.misbehaviour import written
 from mpesa_gateway_simulator.outcomes import ANSWERS, Behaviour, by_name
 from mpesa_gateway_simulator.results import Results
+from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.tables import PushRow
 from mpesa_gateway_simulator.validation import Push
 
@@ -29,8 +29,8 @@ class Prompts:
         clock: Clock,
         controls: Controls,
         results: Results,
-        chance: Chance,
-        pulse: Pulse,
+        chance: SeededRandom,
+        pulse: ChangeSignal,
         due: DueSignal,
     ) -> None:
         self._db = db
@@ -80,7 +80,7 @@ class Prompts:
         count = await self._controls.knob("strangers")
         if not count:
             return
-        seen = population.Push(
+        seen = bystanders.Push(
             receiver=push.receiver,
             is_till=push.receiver != push.shortcode,
             phone=push.phone,
@@ -88,7 +88,7 @@ class Prompts:
             reference=push.reference,
             at=now,
         )
-        strangers = population.strangers_around(seen, count, await self._chance.draw(16))
+        strangers = bystanders.bystanders_of(seen, count, await self._chance.draw(16))
         receipts = await self._chance.receipts([movement.at for movement in strangers])
         for movement, receipt in zip(strangers, receipts, strict=True):
             await self._results.record(msgspec.structs.replace(movement, receipt=receipt))
@@ -135,7 +135,7 @@ class Prompts:
         ``more`` are further fields of `population.Movement`, such as ``kind`` and ``payer_shown``.
         """
         moment = at or self._clock.now()
-        movement = population.Movement(
+        movement = bystanders.Movement(
             receipt=await self._chance.receipt(moment),
             phone=phone,
             amount=amount,
@@ -168,8 +168,8 @@ class Prompts:
         if receipt is not None:
             shown: dict[str, Any] = {}
             if await self._controls.knob("strangers"):
-                shown["payer_shown"], shown["time_shown"] = population.shown_by_chance(await self._chance.draw(16))
-            movement = population.Movement(
+                shown["payer_shown"], shown["time_shown"] = bystanders.shown_by_chance(await self._chance.draw(16))
+            movement = bystanders.Movement(
                 receipt=receipt,
                 checkout_request_id=row["checkout_request_id"],
                 phone=row["phone"],

@@ -4,13 +4,13 @@ from mpesa_gateway.asgi_types import ASGIApp
 from mpesa_gateway.plugin import Plugin, Provides
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_simulator.caller import CallbackCaller
-from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.diary import Diary, DueSignal, Pulse
-from mpesa_gateway_simulator.front import Front
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, DueSignal, ExchangeLog
 from mpesa_gateway_simulator.phones import Phones
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import Results
+from mpesa_gateway_simulator.root_routes import RootRoutes
+from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.service import SimulatedDaraja
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.statements import Statements
@@ -25,7 +25,7 @@ def _daraja(gateway: Runtime) -> SimulatedDaraja:
         controls=gateway.port(Controls),
         results=gateway.port(Results),
         statements=gateway.port(Statements),
-        chance=gateway.port(Chance),
+        chance=gateway.port(SeededRandom),
         prompts=gateway.port(Prompts),
         caller=gateway.port(CallbackCaller),
         due=gateway.port(DueSignal),
@@ -38,10 +38,10 @@ def _caller(gateway: Runtime) -> CallbackCaller:
         clock=gateway.clock,
         names=gateway.names,
         settings=gateway.settings(SimulatorSettings),
-        chance=gateway.port(Chance),
+        chance=gateway.port(SeededRandom),
         prompts=gateway.port(Prompts),
-        pulse=gateway.port(Pulse),
-        diary=gateway.port(Diary),
+        pulse=gateway.port(ChangeSignal),
+        diary=gateway.port(ExchangeLog),
         due=gateway.port(DueSignal),
     )
 
@@ -52,8 +52,8 @@ def _prompts(gateway: Runtime) -> Prompts:
         clock=gateway.clock,
         controls=gateway.port(Controls),
         results=gateway.port(Results),
-        chance=gateway.port(Chance),
-        pulse=gateway.port(Pulse),
+        chance=gateway.port(SeededRandom),
+        pulse=gateway.port(ChangeSignal),
         due=gateway.port(DueSignal),
     )
 
@@ -64,7 +64,7 @@ def _results(gateway: Runtime) -> Results:
         clock=gateway.clock,
         settings=gateway.settings(SimulatorSettings),
         controls=gateway.port(Controls),
-        chance=gateway.port(Chance),
+        chance=gateway.port(SeededRandom),
     )
 
 
@@ -74,25 +74,25 @@ def _statements(gateway: Runtime) -> Statements:
         clock=gateway.clock,
         settings=gateway.settings(SimulatorSettings),
         controls=gateway.port(Controls),
-        chance=gateway.port(Chance),
+        chance=gateway.port(SeededRandom),
     )
 
 
 def _controls(gateway: Runtime) -> Controls:
-    return Controls(db=gateway.db, settings=gateway.settings(SimulatorSettings), pulse=gateway.port(Pulse))
+    return Controls(db=gateway.db, settings=gateway.settings(SimulatorSettings), pulse=gateway.port(ChangeSignal))
 
 
-def _chance(gateway: Runtime) -> Chance:
-    return Chance(db=gateway.db, ids=gateway.ids, seed=gateway.settings(SimulatorSettings).seed)
+def _chance(gateway: Runtime) -> SeededRandom:
+    return SeededRandom(db=gateway.db, ids=gateway.ids, seed=gateway.settings(SimulatorSettings).seed)
 
 
 def _phones(gateway: Runtime) -> Phones:
-    return Phones(db=gateway.db, prompts=gateway.port(Prompts), pulse=gateway.port(Pulse))
+    return Phones(db=gateway.db, prompts=gateway.port(Prompts), pulse=gateway.port(ChangeSignal))
 
 
-def make_front(gateway: Runtime, app: ASGIApp) -> Front:
+def make_front(gateway: Runtime, app: ASGIApp) -> RootRoutes:
     """Return the layer in front of all routes."""
-    return Front(app, gateway.port(SimulatedDaraja), is_alone=len(gateway.contributed(Plugin)) == 1)
+    return RootRoutes(app, gateway.port(SimulatedDaraja), is_alone=len(gateway.contributed(Plugin)) == 1)
 
 
 PROVIDES: Provides = (
@@ -103,9 +103,9 @@ PROVIDES: Provides = (
     (Controls, _controls),
     (Results, _results),
     (Statements, _statements),
-    (Chance, _chance),
-    (Diary, lambda gateway: Diary(gateway.clock, gateway.port(Pulse))),
-    (Pulse, lambda _: Pulse()),
+    (SeededRandom, _chance),
+    (ExchangeLog, lambda gateway: ExchangeLog(gateway.clock, gateway.port(ChangeSignal))),
+    (ChangeSignal, lambda _: ChangeSignal()),
     (DueSignal, lambda _: DueSignal()),
     (Phones, _phones),
 )

@@ -8,21 +8,21 @@ import msgspec
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Found, Row
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.chance import Chance, receipt_day
-from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.habits import RESULT_PLANS, Plan, written
-from mpesa_gateway_simulator.population import (
+from mpesa_gateway_simulator.bystanders import (
     OTHER_SHOP,
     OUTGOING,
     REASONS,
     REVERSAL_TYPE,
     Movement,
 )
+from mpesa_gateway_simulator.controls import Controls
+from mpesa_gateway_simulator.misbehaviour import RESULT_PLANS, ResultPlan, written
+from mpesa_gateway_simulator.seeded_random import SeededRandom, receipt_day
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import PushRow, ResultRow, ReversalRow, TransactionRow
 from mpesa_gateway_simulator.validation import (
     Fault,
-    Garbage,
+    NotJson,
     ReversalRequest,
     StatusRequest,
     named_fault,
@@ -61,7 +61,7 @@ _QUEUE_TIMEOUT = {
 """The address inside Safaricom that results of reversals name, and not the one of the request."""
 
 
-class AckLost(Garbage):
+class AckLost(NotJson):
     """The request was taken, and its answer never says so."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Results:
         clock: Clock,
         settings: SimulatorSettings,
         controls: Controls,
-        chance: Chance,
+        chance: SeededRandom,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -215,7 +215,7 @@ class Results:
         self, operation: str, envelope: dict[str, Any], result_url: str, timeout_url: str, habit: str
     ) -> tuple[dict[str, str], list[int]]:
         """Owe the results as the habit has it; gives the ack, and what is to be sent before it."""
-        plan = RESULT_PLANS.get(habit, Plan())
+        plan = RESULT_PLANS.get(habit, ResultPlan())
         spelling = await self._controls.habit("callback")
         now = self._clock.now()
         delay = await self._controls.knob("late_delay") if plan.is_late else await self._controls.knob("callback_delay")

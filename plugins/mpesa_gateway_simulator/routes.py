@@ -10,13 +10,14 @@ from litestar.params import FromPath, JSONBody
 
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
+from mpesa_gateway.http.field_rules import PHONE, one_of
 from mpesa_gateway.http.query import Moment, reads
-from mpesa_gateway.http.rules import PHONE, one_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
+from mpesa_gateway_simulator.bystanders import PayerShown, TimeShown
 from mpesa_gateway_simulator.caller import CallbackCaller
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.habits import (
+from mpesa_gateway_simulator.misbehaviour import (
     ACK_HABITS,
     CALLBACK_HABITS,
     OAUTH_HABITS,
@@ -27,7 +28,6 @@ from mpesa_gateway_simulator.habits import (
 )
 from mpesa_gateway_simulator.outcomes import BEHAVIOURS, PREFIX
 from mpesa_gateway_simulator.own_hosts import FromAnotherSite, own_host_only
-from mpesa_gateway_simulator.population import PayerShown, TimeShown
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.validation import FAULTS
 from mpesa_gateway_simulator.views import LedgerEntry, OutcomeView, PushView, push_view

@@ -11,10 +11,9 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway_simulator import tables
 from mpesa_gateway_simulator.caller import CallbackCaller
-from mpesa_gateway_simulator.chance import Chance
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.diary import DueSignal
-from mpesa_gateway_simulator.habits import EXPIRES
+from mpesa_gateway_simulator.exchange_log import DueSignal
+from mpesa_gateway_simulator.misbehaviour import EXPIRES
 from mpesa_gateway_simulator.outcomes import (
     CHAOS,
     IN_HAND,
@@ -27,6 +26,7 @@ from mpesa_gateway_simulator.outcomes import (
 )
 from mpesa_gateway_simulator.prompts import Prompts
 from mpesa_gateway_simulator.results import AckLost, Results
+from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.statements import Statements
 from mpesa_gateway_simulator.validation import MOST_PROMPT, Fault, named_fault, read_push, read_signed
@@ -45,7 +45,7 @@ class SimulatedDaraja:
         controls: Controls,
         results: Results,
         statements: Statements,
-        chance: Chance,
+        chance: SeededRandom,
         prompts: Prompts,
         caller: CallbackCaller,
         due: DueSignal,

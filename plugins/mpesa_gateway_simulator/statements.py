@@ -8,9 +8,9 @@ import msgspec
 from mpesa_gateway.clock import EAT, Clock
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway_simulator import tables
-from mpesa_gateway_simulator.chance import Chance
+from mpesa_gateway_simulator.bystanders import PULL_TYPES, pull_type, shown_payer
 from mpesa_gateway_simulator.controls import Controls
-from mpesa_gateway_simulator.population import PULL_TYPES, pull_type, shown_payer
+from mpesa_gateway_simulator.seeded_random import SeededRandom
 from mpesa_gateway_simulator.settings import SimulatorSettings
 from mpesa_gateway_simulator.tables import RegistrationRow
 from mpesa_gateway_simulator.validation import named_fault, read_pull_query, read_registration
@@ -29,7 +29,7 @@ class Statements:
         clock: Clock,
         settings: SimulatorSettings,
         controls: Controls,
-        chance: Chance,
+        chance: SeededRandom,
     ) -> None:
         self._db = db
         self._clock = clock

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.phone import Msisdn, NotAPhone
+from mpesa_gateway.phone import InvalidPhone, Msisdn
 
 SANDBOX_SHORTCODE = "174379"
 SANDBOX_PASSKEY = "bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919"
@@ -61,7 +61,7 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
         return f"{asked} {self.description}".rstrip()
 
 
-class Garbage(Exception):
+class NotJson(Exception):
     """An answer that is not in Daraja's error format, such as those of the proxies in front of it."""
 
     def __init__(
@@ -78,13 +78,13 @@ _BAD_TEXT = "Error Occurred - Invalid Access Token - abc"
 _FIREWALL = "<html><head><title>Request unsuccessful</title></head><body>Incident 123-456</body></html>"
 
 
-def _proxy(status: int, text: str, code: str) -> Garbage:
+def _proxy(status: int, text: str, code: str) -> NotJson:
     """A refusal by the API proxy in front of Daraja."""
     body = json.dumps({"fault": {"faultstring": text, "detail": {"errorcode": code}}})
-    return Garbage(status, body, "application/json")
+    return NotJson(status, body, "application/json")
 
 
-FAULTS: dict[str, Fault | Garbage] = {
+FAULTS: dict[str, Fault | NotJson] = {
     "400.002.02": Fault(400, "400.002.02", "Bad Request - Invalid PhoneNumber"),
     "400.002.05": Fault(400, "400.002.05", "Invalid Request Payload"),
     "400.003.01": Fault(400, "400.003.01", "Invalid Access Token"),
@@ -125,22 +125,22 @@ FAULTS: dict[str, Fault | Garbage] = {
     "proxy_quota_429": _proxy(429, "quota exceeded", "policies.ratelimit.QuotaViolation"),
     "proxy_token_401": _proxy(401, "the token is not valid", "keymanagement.service.invalid_access_token"),
     "proxy_token_expired_401": _proxy(401, "Access Token expired", "keymanagement.service.access_token_expired"),
-    "html_429": Garbage(429, "<html>Too Many Requests</html>"),
-    "firewall_403": Garbage(403, _FIREWALL),
-    "firewall_200": Garbage(200, _FIREWALL),
-    "html_200": Garbage(200, "<html>We are improving our services. Please try again later.</html>"),
-    "html_502": Garbage(502, "<html>Bad Gateway</html>"),
-    "empty_200": Garbage(200, ""),
-    "empty_503": Garbage(503, ""),
-    "empty_504": Garbage(504, ""),
-    "bad_redirect": Garbage(302, "", headers={"Location": "http://[bad"}),
-    "switching_101": Garbage(101, "", headers={"Upgrade": "h2c"}),
-    "not_gzip": Garbage(200, "{}", "application/json", {"Content-Encoding": "gzip"}),
+    "html_429": NotJson(429, "<html>Too Many Requests</html>"),
+    "firewall_403": NotJson(403, _FIREWALL),
+    "firewall_200": NotJson(200, _FIREWALL),
+    "html_200": NotJson(200, "<html>We are improving our services. Please try again later.</html>"),
+    "html_502": NotJson(502, "<html>Bad Gateway</html>"),
+    "empty_200": NotJson(200, ""),
+    "empty_503": NotJson(503, ""),
+    "empty_504": NotJson(504, ""),
+    "bad_redirect": NotJson(302, "", headers={"Location": "http://[bad"}),
+    "switching_101": NotJson(101, "", headers={"Upgrade": "h2c"}),
+    "not_gzip": NotJson(200, "{}", "application/json", {"Content-Encoding": "gzip"}),
 }
 """What an operation can be told to answer with, by name: Daraja's code, and what tells its texts apart."""
 
 
-def named_fault(code: str) -> Fault | Garbage:
+def named_fault(code: str) -> Fault | NotJson:
     """The fault with this name, as Daraja answers it. Raises KeyError for one that we cannot play."""
     return FAULTS[code]
 
@@ -303,7 +303,7 @@ def read_registration(body: dict[str, Any], *, https_callbacks: bool) -> str:
         raise _bad("RequestType")
     try:
         Msisdn.parse(_text(body, "NominatedNumber"))
-    except NotAPhone:
+    except InvalidPhone:
         raise _bad("NominatedNumber") from None
     _callback_url(body, "CallBackURL", https_callbacks=https_callbacks)
     return shortcode

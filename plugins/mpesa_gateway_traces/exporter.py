@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from prometheus_client import Counter
 
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 from mpesa_gateway.logs import trace
 from mpesa_gateway_traces.settings import TracesSettings
 
@@ -42,7 +42,7 @@ class OtlpExporter(SpanExporter):
     """Sends a batch until the collector takes or refuses it. New spans wait in the processor's queue meanwhile."""
 
     def __init__(self, settings: TracesSettings, counter: Counter) -> None:
-        """Raises ConfigRefused for an endpoint or a header that cannot be used."""
+        """Raises ConfigError for an endpoint or a header that cannot be used."""
         self._url = _read_endpoint(settings.endpoint)
         self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
         # A kept connection that the collector closes meanwhile would look like a failure.
@@ -84,7 +84,7 @@ class OtlpExporter(SpanExporter):
         try:
             outcome = self._send_until_answered(gzip.compress(encode_spans(spans).SerializeToString(), compresslevel=1))
         except Exception as problem:  # noqa: BLE001 - a batch that cannot be encoded is lost and the next one is not
-            log.error("traces_not_sent", exception=trace(problem))
+            log.error("span_export_failed", exception=trace(problem))
         self._room.release(len(spans))
         self._counter.labels(outcome).inc(len(spans))
         return SpanExportResult.SUCCESS if outcome == "sent" else SpanExportResult.FAILURE
@@ -127,12 +127,12 @@ class OtlpExporter(SpanExporter):
     def _note_problem(self, problem: str) -> None:
         if not self._is_failing:
             self._is_failing = True
-            log.warning("traces_not_taken", collector=self._url.hostname, problem=problem)
+            log.warning("spans_rejected", collector=self._url.hostname, problem=problem)
 
     def _note_taken(self) -> None:
         if self._is_failing:
             self._is_failing = False
-            log.info("traces_taken_again", collector=self._url.hostname)
+            log.info("span_export_resumed", collector=self._url.hostname)
 
 
 class BoundedProcessor(BatchSpanProcessor):
@@ -161,7 +161,7 @@ def _read_endpoint(text: str) -> SplitResult:
     except ValueError:
         is_good, url = False, urlsplit("")
     if not is_good or url.username is not None:
-        raise ConfigRefused(
+        raise ConfigError(
             "setting `traces.endpoint`: must be the collector's http(s) address with its path, "
             "such as http://127.0.0.1:4318/v1/traces; credentials go into `traces.headers`"
         )
@@ -171,5 +171,5 @@ def _read_endpoint(text: str) -> SplitResult:
 def _read_header(text: str) -> tuple[str, str]:
     name, colon, value = (part.strip() for part in text.partition(":"))
     if not colon or not name.replace("-", "").replace("_", "").isalnum() or not value.isascii() or "\n" in value:
-        raise ConfigRefused("setting `traces.headers`: each must be `Name: value`, such as `Authorization: Bearer …`")
+        raise ConfigError("setting `traces.headers`: each must be `Name: value`, such as `Authorization: Bearer …`")
     return name, value

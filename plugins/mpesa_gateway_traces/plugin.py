@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import cast
 
-from mpesa_gateway.config import ConfigRefused
+from mpesa_gateway.config import ConfigError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.tracing import Tracing
@@ -12,14 +12,14 @@ from mpesa_gateway_traces.settings import TracesSettings
 
 
 def make_tracing(gateway: Runtime) -> Tracing:
-    """Return the tracing. Raises ConfigRefused if the OpenTelemetry SDK is not installed or a setting is wrong."""
+    """Return the tracing. Raises ConfigError if the OpenTelemetry SDK is not installed or a setting is wrong."""
     try:
         # Imported here because the SDK is an optional dependency.
         provider = import_module("mpesa_gateway_traces.provider")
     except ModuleNotFoundError as missing:
         if not (missing.name or "").startswith(("opentelemetry", "google")):
             raise
-        raise ConfigRefused(
+        raise ConfigError(
             f"plugin `traces` needs the OpenTelemetry SDK, and {missing.name} is not installed: "
             "`pip install 'mpesa-gateway[otel]'`, or remove `traces` from `plugins`"
         ) from None

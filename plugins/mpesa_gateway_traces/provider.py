@@ -41,7 +41,7 @@ class OtelTracing(Tracing):
     """Tracing by the settings of ``[traces]``. No global provider is set."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Raises ConfigRefused for a setting that cannot be used."""
+        """Raises ConfigError for a setting that cannot be used."""
         settings = runtime.settings(TracesSettings)
         self._settings = settings
         self._counter = runtime.metrics.get(TracesMetrics).spans
@@ -59,7 +59,7 @@ class OtelTracing(Tracing):
         if is_own:
             provider = self._provider = self._make_provider()
         self._tracer.target = provider.get_tracer("mpesa_gateway", version("mpesa-gateway"))
-        log.info("traces_begin", to="the collector" if is_own else "the host's TracerProvider")
+        log.info("tracing_started", to="the collector" if is_own else "the host's TracerProvider")
 
     async def stop(self) -> None:
         """Export what is queued, within ``traces.timeout``."""

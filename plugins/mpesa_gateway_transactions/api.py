@@ -20,7 +20,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ReportedTransaction:
     """A report of money with a receipt.
 
     ``number`` is the receiver's, which has to be known. ``amount_cents`` is None where no amount can be read; ``payer``
@@ -47,7 +47,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class RecordedTransaction:
     """A transaction as it is recorded. ``is_new``: this report is the first of its receipt."""
 
     transaction_id: str
@@ -69,16 +69,16 @@ class Transactions(Protocol):
     Writers lock their payments before: a transaction is locked when it is recorded.
     """
 
-    async def record(self, seen: Sequence[Seen]) -> Sequence[Recorded | None]:
+    async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
         """Record reports at once and return their transactions, in the order of the reports.
 
         None for a report whose subject cannot have the money: another has it, or the amount or the receiver differs.
         """
         ...
 
-    async def defer(self, seen: Sequence[Seen]) -> None:
+    async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
         """Record reports in the statement that ends the open transaction, or precedes its next query.
 
-        The transaction fails by ChangedMeanwhile where ``record`` returns None.
+        The transaction fails by ConcurrentUpdate where ``record`` returns None.
         """
         ...

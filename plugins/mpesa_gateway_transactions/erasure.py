@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpesa_gateway.erasure import Case, Number
+from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_transactions.tables import TransactionRow
@@ -21,7 +21,7 @@ FOR UPDATE NOWAIT
 """
 
 
-async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) -> Sequence[str]:
+async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
     """Money that belongs to nothing here; other money is its subject's."""
     rows: list[dict[str, Any]] = await gateway.db.run(
         TransactionRow.select(TransactionRow.transaction_id)
@@ -37,12 +37,12 @@ async def _find(gateway: Runtime, merchant_id: str, number: Number, after: str) 
     return [row["transaction_id"] for row in rows]
 
 
-async def _widen(gateway: Runtime, case: Case) -> set[str]:
+async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
     rows = await gateway.db.fetch(_OF_CASE, case.named)
     return {row["transaction_id"] for row in rows}
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(_OF_CASE, case.named):
         cleaned: dict[Any, Any] = {name: row[name] and case.number.without(row[name]) for name in _TEXTS}

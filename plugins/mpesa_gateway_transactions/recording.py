@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
 from mpesa_gateway.db.engine import Database, Row
-from mpesa_gateway.db.writes import ChangedMeanwhile, Write
 from mpesa_gateway.ids import Ids
 from mpesa_gateway_transactions import tables
-from mpesa_gateway_transactions.api import Recorded, Seen, Subject
+from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject
 
 _Key = tuple[str, str, str]
 """Env, direction and receipt."""
@@ -22,7 +22,7 @@ class TransactionRecorder:
         self._clock = clock
         self._ids = ids
 
-    async def record(self, seen: Sequence[Seen]) -> list[Recorded | None]:
+    async def record(self, seen: Sequence[ReportedTransaction]) -> list[RecordedTransaction | None]:
         """See the port. Raises ValueError for two reports of one receipt."""
         if not seen:
             return []
@@ -36,20 +36,20 @@ class TransactionRecorder:
             for one, given in zip(seen, rows, strict=True)
         ]
 
-    async def defer(self, seen: Sequence[Seen]) -> None:
-        """See the port. Raises ChangedMeanwhile for reports of one receipt that differ: each is to be taken alone."""
+    async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
+        """See the port. Raises ConcurrentUpdate for reports of one receipt that differ: each is to be taken alone."""
         if not seen:
             return
         different = dict.fromkeys(seen)
         if len({_key(one) for one in different}) < len(different):
-            raise ChangedMeanwhile("two reports of one receipt")
+            raise ConcurrentUpdate("two reports of one receipt")
         rows = [self._columns(one) for one in different]
-        await self._db.put_off(Write(tables.INSERT, self._bound(rows), expects=len(rows), then=tables.WITNESS))
+        await self._db.defer(DeferredWrite(tables.INSERT, self._bound(rows), expects=len(rows), then=tables.WITNESS))
 
     def _bound(self, rows: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
         return tables.bind_rows(rows, seen_at=self._clock.now())[1:]
 
-    def _columns(self, one: Seen) -> dict[str, Any]:
+    def _columns(self, one: ReportedTransaction) -> dict[str, Any]:
         subject = one.subject
         return {
             "transaction_id": self._ids.new("txn"),
@@ -72,13 +72,13 @@ class TransactionRecorder:
         }
 
 
-def _key(one: Seen) -> _Key:
+def _key(one: ReportedTransaction) -> _Key:
     return one.env, one.direction, one.receipt
 
 
-def _recorded(row: Row, given_id: str) -> Recorded:
+def _recorded(row: Row, given_id: str) -> RecordedTransaction:
     kind = row["subject_kind"]
-    return Recorded(
+    return RecordedTransaction(
         transaction_id=row["it"],
         merchant_id=row["merchant_id"],
         amount_cents=row["amount_cents"],

@@ -9,12 +9,12 @@ import structlog
 from opentelemetry.trace import Tracer
 from prometheus_client import Counter
 
+from mpesa_gateway.batching import Batcher
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, Row
-from mpesa_gateway.http.egress import SHOWN, Answer, EgressFailed
+from mpesa_gateway.http.egress import SHOWN, EgressFailed, EgressResponse
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import masked
-from mpesa_gateway.together import Together
 from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_webhooks import endpoint_tables, tables
 from mpesa_gateway_webhooks.schedule import pause_after
@@ -47,28 +47,28 @@ class AttemptRecorder:
         self._counter = counter
         self._settings = settings
         self._chance = random.SystemRandom()
-        self._taken: Together[tuple[Row, Answer], None] = Together(
+        self._taken: Batcher[tuple[Row, EgressResponse], None] = Batcher(
             self._note_taken, told=partial(postgres_span, tracer, "note delivery")
         )
-        self._put_off: Together[tuple[str, datetime], None] = Together(self._note_put_off)
-        self._handed_back: Together[tuple[str, datetime], None] = Together(self._note_handed_back)
+        self._put_off: Batcher[tuple[str, datetime], None] = Batcher(self._note_put_off)
+        self._handed_back: Batcher[tuple[str, datetime], None] = Batcher(self._note_handed_back)
 
-    async def put_off(self, delivery_id: str, until: datetime) -> None:
+    async def defer(self, delivery_id: str, until: datetime) -> None:
         """Write that a delivery is due at ``until``, without an attempt."""
-        await self._put_off.ask((delivery_id, until))
+        await self._put_off.submit((delivery_id, until))
 
-    async def hand_back(self, delivery_id: str, leased_until: datetime) -> None:
+    async def release(self, delivery_id: str, leased_until: datetime) -> None:
         """End the lease of a delivery that was not sent: it is due at once."""
-        await self._handed_back.ask((delivery_id, leased_until))
+        await self._handed_back.submit((delivery_id, leased_until))
 
-    async def record(self, row: Row, answer: Answer | EgressFailed) -> None:
+    async def record(self, row: Row, answer: EgressResponse | EgressFailed) -> None:
         """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
-        if isinstance(answer, Answer) and is_taken(answer):
-            await self._taken.ask((row, answer))
+        if isinstance(answer, EgressResponse) and is_delivered(answer):
+            await self._taken.submit((row, answer))
         else:
             await self._record_failure(row, answer)
 
-    async def _note_taken(self, taken: Sequence[tuple[Row, Answer]]) -> Sequence[Exception | None]:
+    async def _note_taken(self, taken: Sequence[tuple[Row, EgressResponse]]) -> Sequence[Exception | None]:
         """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
         try:
             await self._write_taken(taken)
@@ -78,7 +78,7 @@ class AttemptRecorder:
             return [(await self._note_taken([one]))[0] for one in taken]
         return [None] * len(taken)
 
-    async def _write_taken(self, taken: Sequence[tuple[Row, Answer]]) -> None:
+    async def _write_taken(self, taken: Sequence[tuple[Row, EgressResponse]]) -> None:
         now = self._clock.now()
         async with self._db.transaction():
             await self._db.execute(
@@ -105,11 +105,11 @@ class AttemptRecorder:
         )
         return [None] * len(leased)
 
-    async def _record_failure(self, row: Row, answer: Answer | EgressFailed) -> None:
+    async def _record_failure(self, row: Row, answer: EgressResponse | EgressFailed) -> None:
         now = self._clock.now()
         delivery_id = row["delivery_id"]
-        status = answer.status if isinstance(answer, Answer) else None
-        error = None if isinstance(answer, Answer) else str(answer)
+        status = answer.status if isinstance(answer, EgressResponse) else None
+        error = None if isinstance(answer, EgressResponse) else str(answer)
         pause = pause_after(row["attempts"] + 1, self._chance.random(), self._settings.retry_after)
         due = None if pause is None or status == _GONE else now + pause
         async with self._db.transaction():
@@ -119,9 +119,9 @@ class AttemptRecorder:
                 delivery_id,
                 now,
                 status,
-                answer.ms if isinstance(answer, Answer) else None,
+                answer.ms if isinstance(answer, EgressResponse) else None,
                 error,
-                _shown(answer) if isinstance(answer, Answer) else "",
+                _shown(answer) if isinstance(answer, EgressResponse) else "",
                 row["address_id"],
             )
             text = error or f"the endpoint answered HTTP {status}"
@@ -141,11 +141,11 @@ class AttemptRecorder:
         self._counter.labels("dead" if due is None else "failed").inc()
 
 
-def is_taken(answer: Answer | EgressFailed) -> bool:
+def is_delivered(answer: EgressResponse | EgressFailed) -> bool:
     """Return True if the merchant's server accepted the delivery."""
-    return isinstance(answer, Answer) and 200 <= answer.status < 300
+    return isinstance(answer, EgressResponse) and 200 <= answer.status < 300
 
 
-def _shown(answer: Answer) -> str:
+def _shown(answer: EgressResponse) -> str:
     """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
     return masked(answer.body_start)[:SHOWN]

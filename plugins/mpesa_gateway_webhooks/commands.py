@@ -16,7 +16,7 @@ from mpesa_gateway.commands.listing import JSON, print_json, print_json_line
 from mpesa_gateway.commands.session import (
     LIVE,
     MERCHANT,
-    Failed,
+    CommandFailed,
     Session,
     actor,
     env_of,
@@ -27,15 +27,15 @@ from mpesa_gateway.commands.session import (
 from mpesa_gateway.db.engine import UNREACHABLE, Row
 from mpesa_gateway.env import Env
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.http.egress import Answer, EgressFailed, check_url
+from mpesa_gateway.http.egress import EgressFailed, EgressResponse, check_url
 from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.standalone.stage import NotSo
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.listening import Listener
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.dev_listener import DevListener
 from mpesa_gateway_webhooks.schemas import ReplayMany
 from mpesa_gateway_webhooks.tables import DeliveryRow
-from mpesa_gateway_webhooks.triggering import KINDS, Trigger, Triggered
+from mpesa_gateway_webhooks.test_events import KINDS, EventTrigger, TriggeredEvent
 
 _PAUSE = 0.3
 """Seconds between two looks for new events."""
@@ -84,7 +84,7 @@ def listen(
 
     async def work(gateway: Gateway) -> None:
         merchant = await merchant_of(gateway, merchant_id)
-        listener = Listener(
+        listener = DevListener(
             merchant.merchant_id,
             env,
             _kinds(gateway, events),
@@ -107,7 +107,7 @@ def listen(
     session.run(work)
 
 
-def _greet(listener: Listener, merchant: Merchant, env: Env, url: str | None, *, as_json: bool) -> None:
+def _greet(listener: DevListener, merchant: Merchant, env: Env, url: str | None, *, as_json: bool) -> None:
     where = "shown here" if url is None else f"forwarded to {url}"
     click.echo(
         f"Listening: {env} events of `{merchant.name}` ({merchant.merchant_id}) are {where}. Ctrl-C ends.", err=as_json
@@ -115,7 +115,7 @@ def _greet(listener: Listener, merchant: Merchant, env: Env, url: str | None, *,
     click.echo(f"Signed with {listener.secret.reveal()} (the same each time)", err=as_json)
 
 
-async def _listen(listener: Listener, url: str | None, *, as_json: bool) -> None:
+async def _listen(listener: DevListener, url: str | None, *, as_json: bool) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -124,7 +124,7 @@ async def _listen(listener: Listener, url: str | None, *, as_json: bool) -> None
     while not told.is_set():
         rows: Sequence[Row] = ()
         try:
-            rows = await listener.fresh()
+            rows = await listener.new_events()
             is_away = False
         except UNREACHABLE as problem:
             if not is_away:
@@ -142,15 +142,15 @@ async def _listen(listener: Listener, url: str | None, *, as_json: bool) -> None
                 continue
 
 
-def _tell(row: Row, answer: Answer | EgressFailed | None, *, as_json: bool) -> None:
-    status = answer.status if isinstance(answer, Answer) else None
+def _tell(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bool) -> None:
+    status = answer.status if isinstance(answer, EgressResponse) else None
     error = str(answer) if isinstance(answer, EgressFailed) else None
     if as_json:
-        ms = answer.ms if isinstance(answer, Answer) else None
+        ms = answer.ms if isinstance(answer, EgressResponse) else None
         print_json_line({"event": msgspec.Raw(row["body"].encode()), "status": status, "ms": ms, "error": error})
         return
     line = f"{rfc3339(row['occurred_at'])}  {row['kind']}  {row['event_id']}"
-    if isinstance(answer, Answer):
+    if isinstance(answer, EgressResponse):
         line += f"  [{answer.status}] {answer.ms} ms"
     elif error is not None:
         line += f"  [not taken] {error}"
@@ -172,12 +172,12 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
     says that nothing was paid, needs no simulator. Nothing of it touches what the merchant has in live.
     """
 
-    async def work(gateway: Gateway) -> Triggered:
+    async def work(gateway: Gateway) -> TriggeredEvent:
         merchant = await merchant_of(gateway, merchant_id)
         try:
-            return await Trigger(gateway, merchant, actor=actor()).make(event, amount)
+            return await EventTrigger(gateway, merchant, actor=actor()).make(event, amount)
         except NotSo as problem:
-            raise Failed(f"{event} was not triggered: {problem}") from None
+            raise CommandFailed(f"{event} was not triggered: {problem}") from None
 
     made = session.run(work)
     if as_json:
@@ -223,7 +223,7 @@ def replay(
     async def work(gateway: Gateway) -> dict[str, Any]:
         merchant = await merchant_of(gateway, merchant_id)
         caller = Caller(merchant.merchant_id, "", frozenset(), env, by=actor())
-        deliveries = gateway.port(Deliveries)
+        deliveries = gateway.port(DeliveryService)
         if which is not None:
             done = await deliveries.replay_many(caller, which)
             return {"replayed": done.replayed, "has_more": done.has_more}
@@ -242,7 +242,7 @@ def replay(
                 .limit(100)
             )
             if not rows:
-                raise Failed(f"{event_id} has no delivery: the webhooks plugin was not enabled when it happened")
+                raise CommandFailed(f"{event_id} has no delivery: the webhooks plugin was not enabled when it happened")
             found += [row["delivery_id"] for row in rows]
         for delivery_id in found:
             await deliveries.replay(caller, delivery_id)

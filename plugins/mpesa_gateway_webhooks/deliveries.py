@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
+from mpesa_gateway.correlation import RequestContext, context_of
+from mpesa_gateway.db.deferred import DeferredWrite
 from mpesa_gateway.db.engine import Row
-from mpesa_gateway.db.event_log import EVENTS, EventRow, public_events
-from mpesa_gateway.db.lists import Conditions
-from mpesa_gateway.db.writes import Write
+from mpesa_gateway.db.keyset import Conditions
+from mpesa_gateway.db.outbox_admin import EVENTS, EventRow, public_events
 from mpesa_gateway.env import Env
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.events import PublicEvent
@@ -17,12 +18,11 @@ from mpesa_gateway.http.egress import Egress
 from mpesa_gateway.http.envelope import Page
 from mpesa_gateway.http.pagination import page_of
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.origin import Origin, origin_of
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import (
     AttemptView,
     DeliveryQuery,
@@ -33,7 +33,7 @@ from mpesa_gateway_webhooks.schemas import (
     Replayed,
     ReplayMany,
 )
-from mpesa_gateway_webhooks.sending import Sender
+from mpesa_gateway_webhooks.sender import DeliverySender
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import DELIVERIES, DeliveryRow
 
@@ -49,13 +49,13 @@ MOST_REPLAYED = 10_000
 """Deliveries that one replay call takes."""
 
 
-class Deliveries:
+class DeliveryService:
     """What merchants are owed: made with each event, handed to workers, listed, and sent again when they ask for it."""
 
-    def __init__(self, runtime: Runtime, *, endpoints: Endpoints) -> None:
+    def __init__(self, runtime: Runtime, *, endpoints: EndpointService) -> None:
         self._runtime = runtime
         self._db = runtime.db
-        self._sender = Sender(runtime, endpoints=endpoints, hand_over=self.sweep)
+        self._sender = DeliverySender(runtime, endpoints=endpoints, hand_over=self.sweep)
         self._wait = timedelta(days=runtime.settings(WebhooksSettings).wait_days)
 
     @property
@@ -73,7 +73,7 @@ class Deliveries:
 
     # -- owing ----------------------------------------------------------------------------------------------------
 
-    async def owe(self, events: Sequence[PublicEvent]) -> None:
+    async def create_deliveries(self, events: Sequence[PublicEvent]) -> None:
         """Inside the publisher's transaction: a delivery of each for the endpoint of its merchant and env.
 
         It is sent after commit, or waits for an endpoint where none is set.
@@ -91,12 +91,12 @@ class Deliveries:
 
         async def wake(returned: Sequence[str | None]) -> None:
             if delivery_ids := [delivery_id for delivery_id in returned if delivery_id is not None]:
-                found = {delivery_id: origin_of(made[delivery_id].subject_id) for delivery_id in delivery_ids}
+                found = {delivery_id: context_of(made[delivery_id].subject_id) for delivery_id in delivery_ids}
                 await self._db.after_commit(lambda: self._wake_soon(found))
 
-        await self._db.put_off(Write(tables.FAN_OUT, args, told=wake))
+        await self._db.defer(DeferredWrite(tables.FAN_OUT, args, on_written=wake))
 
-    async def _wake_soon(self, delivery_ids: Mapping[str, Origin | None]) -> None:
+    async def _wake_soon(self, delivery_ids: Mapping[str, RequestContext | None]) -> None:
         """Send these now, each for the request that led to it where several did."""
         known = list(delivery_ids.items())
         for start in range(0, len(known), BATCH):
@@ -117,7 +117,7 @@ class Deliveries:
             await self._runtime.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
         return len(due)
 
-    async def hand_over(self) -> int:
+    async def assign_undelivered(self) -> int:
         """Give what waits to the endpoint of its merchant and env, where one is set by now; returns how many.
 
         What is owed to an endpoint that was removed waits first. What has waited for longer than ``wait_days`` is dead.

@@ -4,19 +4,19 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from urllib.parse import urlsplit
 
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, problem, warning
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.http.egress import check_url
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.observation import Check, Examination, Level, Observation, note, ok, problem, warning
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 _LATELY = timedelta(days=7)
 
 
-async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_settings(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """What is fine for trying webhooks out, and not beside real money."""
     if gateway.settings(WebhooksSettings).allow_loopback and not examination.is_live:
         text = "sandbox merchants may name this machine as their endpoint, and so reach what listens on it alone"
@@ -26,7 +26,7 @@ async def look_at_settings(gateway: Runtime, examination: Examination) -> AsyncI
         yield ok("webhooks.allow_loopback", "no merchant's webhook may point at this machine")
 
 
-async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def check_endpoint(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """The endpoint is set, may be called, and takes what is sent."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
@@ -40,7 +40,7 @@ async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncI
         wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
         oldest = Ids.least("dlv", examination.now - wait)
         waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, examination.env, oldest)
-        yield Observation(
+        yield CheckResult(
             name="webhooks.endpoint",
             level=Level.WARNING if examination.env == "live" else Level.NOTE,
             text=f"no {examination.env} webhook is set: it hears of its payments only by asking (GET /v1/events)"
@@ -50,7 +50,7 @@ async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncI
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=await gateway.port(Endpoints).allows_loopback(examination.env))
+        check_url(row["url"], allow_loopback=await gateway.port(EndpointService).allows_loopback(examination.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
         yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")
@@ -59,10 +59,10 @@ async def look_at_endpoint(gateway: Runtime, examination: Examination) -> AsyncI
         yield observation
 
 
-def _health(row: Row, host: str, examination: Examination) -> Iterator[Observation]:
+def _health(row: Row, host: str, examination: CheckContext) -> Iterator[CheckResult]:
     why = row["last_error"] or "see GET /v1/webhooks/logs"
     if row["closed_until"] is not None and row["closed_until"] > examination.now:
-        yield Observation(
+        yield CheckResult(
             name="webhooks.endpoint",
             level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
             text=f"its webhook at {host} failed {row['failures']} times in a row, and is not called for a while: {why}",
@@ -87,7 +87,7 @@ def _health(row: Row, host: str, examination: Examination) -> Iterator[Observati
         )
 
 
-def _debts(row: Row) -> Iterator[Observation]:
+def _debts(row: Row) -> Iterator[CheckResult]:
     if row["dead"]:
         yield warning(
             "webhooks.dead",
@@ -99,6 +99,6 @@ def _debts(row: Row) -> Iterator[Observation]:
 
 
 CHECKS = (
-    Check("Webhooks", look_at_settings),
-    Check("Webhooks", look_at_endpoint, of_each_merchant=True),
+    Check("Webhooks", check_settings),
+    Check("Webhooks", check_endpoint, of_each_merchant=True),
 )

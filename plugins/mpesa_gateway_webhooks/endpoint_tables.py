@@ -4,7 +4,7 @@ from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.columns.combination import Where
 from piccolo.table import Table
 
-from mpesa_gateway.db.lists import Listing
+from mpesa_gateway.db.keyset import KeysetList
 from mpesa_gateway.env import Env
 
 
@@ -82,7 +82,7 @@ SELECT webhook_endpoint.*, merchant.name,
 FROM webhook_endpoint JOIN merchant USING (merchant_id)
 """
 
-ENDPOINTS = Listing(table="webhook_endpoint", key="endpoint_id", prefix="whe", of_merchants=False)
+ENDPOINTS = KeysetList(table="webhook_endpoint", key="endpoint_id", prefix="whe", of_merchants=False)
 
 HEALTH = f"{_ENDPOINTS} WHERE endpoint_id = ANY($2::uuid[])"
 

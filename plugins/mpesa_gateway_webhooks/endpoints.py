@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 from piccolo.columns import Column
 
+from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.db.outbox import public_body
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import NotFound, RateLimited, checking
-from mpesa_gateway.http.egress import Egress, EgressFailed, NoRoom, normal_url
-from mpesa_gateway.places import Places
+from mpesa_gateway.errors import NotFound, RateLimited, check_fields
+from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, normal_url
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Caller
@@ -47,14 +47,14 @@ _TESTS, _TESTS_EACH = 32, 2
 """Tests of webhooks that one process has under way, in all and of one merchant: each waits for a merchant's server."""
 
 
-class Endpoints:
+class EndpointService:
     """The use cases of endpoints."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._db = runtime.db
         self._settings = runtime.settings(WebhooksSettings)
-        self._tests = Places(_TESTS, _TESTS_EACH)
+        self._tests = Bulkhead(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
         """Set where the merchant hears of the caller's env, with a new secret. The old one signs too for a day.
@@ -63,7 +63,7 @@ class Endpoints:
         called.
         """
         allow_loopback = await self.allows_loopback(caller.env)
-        with checking() as checks:
+        with check_fields() as checks:
             taken: str | None = checks.take(
                 "webhook_url", lambda text: normal_url(text, allow_loopback=allow_loopback), url
             )
@@ -140,14 +140,14 @@ class Endpoints:
         """
         self._db.refuse_transaction("sending a test webhook")
         await self._runtime.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
-        with self._tests.take(caller.merchant_id) as has_place:
+        with self._tests.acquire(caller.merchant_id) as has_place:
             if not has_place:
                 raise _busy()
             try:
                 answer = await self._test(caller, egress)
-            except NoRoom:
+            except EgressBusy:
                 raise _busy() from None
-            self._tests.note(caller.merchant_id, answered=answer.status is not None)
+            self._tests.record_answer(caller.merchant_id, answered=answer.status is not None)
             return answer
 
     async def _test(self, caller: Caller, egress: Egress) -> TestAnswer:
@@ -191,7 +191,7 @@ class Endpoints:
         )
 
     def open(self, merchant_id: str, sealed: str) -> Secret:
-        """A sealed endpoint secret. Raises CannotOpen."""
+        """A sealed endpoint secret. Raises UnsealError."""
         return Secret(self._runtime.sealer.open(sealed, aad=aad(merchant_id)))
 
     async def allows_loopback(self, env: str) -> bool:

@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 
-from mpesa_gateway.erasure import Case
+from mpesa_gateway.erasure import ErasureCase
 from mpesa_gateway.plugin import Eraser
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.tables import AttemptRow, DeliveryRow
 
 
-async def _objects(gateway: Runtime, case: Case) -> str | None:
+async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     delivery_id = await gateway.db.fetchval(tables.OWED_OF_CASE, case.named)
     return None if delivery_id is None else f"{delivery_id} has not been delivered yet"
 
 
-async def _erase(gateway: Runtime, case: Case) -> Mapping[str, int]:
+async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     count = 0
     for row in await gateway.db.fetch(tables.ATTEMPTS_OF_CASE, case.named):
         answer = case.number.without(row["answer"])

@@ -8,7 +8,7 @@ from mpesa_gateway.env import ENVS
 from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import SHORT_BUCKETS
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_webhooks.desk import WebhookDesk
+from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 
 
 class WebhookMetrics:
@@ -34,10 +34,10 @@ class WebhookMetrics:
 def _delivery_gauges() -> Gauges:
     return (
         GaugeMetricFamily(
-            "mpesa_webhooks_owed", "Deliveries that no endpoint has accepted yet; at most 10,000.", labels=("env",)
+            "mpesa_webhooks_pending", "Deliveries that no endpoint has accepted yet; at most 10,000.", labels=("env",)
         ),
         GaugeMetricFamily(
-            "mpesa_webhooks_oldest_owed_seconds",
+            "mpesa_webhooks_oldest_pending_seconds",
             "Age of the oldest of these deliveries; 0 without one.",
             labels=("env",),
         ),
@@ -52,7 +52,7 @@ def _delivery_gauges() -> Gauges:
 async def collect_deliveries(gateway: Runtime, gauges: Gauges) -> None:
     """Count pending and dead deliveries, by env."""
     pending, oldest, dead = gauges
-    desk = gateway.port(WebhookDesk)
+    desk = gateway.port(WebhookOperatorService)
     for env in ENVS:
         count, since = await desk.owed(env)
         pending.add_metric((env,), count)

@@ -8,16 +8,29 @@ import msgspec
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.env import Env
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.events import PublicEvent
-from mpesa_gateway.http.reading import read_body
-from mpesa_gateway.pages import Act, Concern, Done, Menu, Moment, Page, Pages, Panel, Role, Shown, Trace, Visit
+from mpesa_gateway.http.validation import read_body
+from mpesa_gateway.ops_contract import (
+    Action,
+    AttentionItem,
+    Menu,
+    Page,
+    PageRequest,
+    Pages,
+    Panel,
+    Redirect,
+    Rendered,
+    Role,
+    TimelineEntry,
+    TimelineSource,
+)
 from mpesa_gateway.phone import mask_phones
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.desk import DeliveriesQuery, WebhookDesk, health_of, host_of
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoints import EndpointService
+from mpesa_gateway_webhooks.operator_service import DeliveriesQuery, WebhookOperatorService, health_of, host_of
 from mpesa_gateway_webhooks.schemas import ReplayMany
 
 _A_PAGE = 50
@@ -31,21 +44,21 @@ class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None = None
 
 
-async def endpoints(visit: Visit) -> Shown:
+async def endpoints(visit: PageRequest) -> Rendered:
     """Every merchant's endpoint, and how it fares."""
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
-    page = await visit.gateway.port(WebhookDesk).endpoints(visit.env, query.cursor, _A_PAGE)
+    page = await visit.gateway.port(WebhookOperatorService).endpoints(visit.env, query.cursor, _A_PAGE)
     health = {row["endpoint_id"]: health_of(row, now) for row in page.rows}
     shown = {"rows": page.rows, "health": health}
-    return Shown("endpoints.html", shown | visit.pager("webhooks", page.next_cursor))
+    return Rendered("endpoints.html", shown | visit.pager("webhooks", page.next_cursor))
 
 
-async def endpoint(visit: Visit) -> Shown:
+async def endpoint(visit: PageRequest) -> Rendered:
     """One endpoint."""
-    desk = visit.gateway.port(WebhookDesk)
+    desk = visit.gateway.port(WebhookOperatorService)
     row = await desk.endpoint(visit.values["endpoint_id"])
     visit.require(row["env"])
-    return Shown(
+    return Rendered(
         "endpoint.html",
         {
             "row": row,
@@ -58,47 +71,47 @@ async def endpoint(visit: Visit) -> Shown:
     )
 
 
-async def test(visit: Visit) -> Done:
+async def test(visit: PageRequest) -> Redirect:
     """Send a test now."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
-    egress = gateway.port(Deliveries).egress
-    answer = await gateway.port(Endpoints).test(visit.caller(merchant, env), egress)
+    merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
+    egress = gateway.port(DeliveryService).egress
+    answer = await gateway.port(EndpointService).test(visit.caller(merchant, env), egress)
     said = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
-    return Done(
+    return Redirect(
         f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {said}."
     )
 
 
-async def rotate(visit: Visit) -> Done:
+async def rotate(visit: PageRequest) -> Redirect:
     """Make a new secret."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     if visit.text("confirm") != endpoint_id:
-        raise Invalid.field_error("confirm", "confirm that the merchant will install the new secret")
-    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
-    made = await gateway.port(Endpoints).rotate(visit.caller(merchant, env))
+        raise InvalidFields.field_error("confirm", "confirm that the merchant will install the new secret")
+    merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
+    made = await gateway.port(EndpointService).rotate(visit.caller(merchant, env))
     said = "New secret created. The previous secret stays valid for a limited time."
-    return Done(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
+    return Redirect(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
 
 
-async def resend_since(visit: Visit) -> Done:
+async def resend_since(visit: PageRequest) -> Redirect:
     """Send everything since a time again."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
-    merchant, env = await gateway.port(WebhookDesk).owner_of(endpoint_id)
+    merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
     wanted |= {name: visit.moment(name) for name in ("since", "until") if name in wanted}
     which = read_body(msgspec.json.encode(wanted), ReplayMany)
-    done = await gateway.port(Deliveries).replay_many(visit.caller(merchant, env), which)
+    done = await gateway.port(DeliveryService).replay_many(visit.caller(merchant, env), which)
     more = "; more remain: resend from the end of this period" if done.has_more else ""
-    return Done(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries queued again{more}.")
+    return Redirect(f"webhooks/{endpoint_id}", f"{done.replayed} deliveries queued again{more}.")
 
 
-async def deliveries(visit: Visit) -> Shown:
+async def deliveries(visit: PageRequest) -> Rendered:
     """What was sent, or is owed."""
     query = visit.read_query(DeliveriesQuery)
-    page = await visit.gateway.port(WebhookDesk).deliveries(visit.env, query, _A_PAGE)
+    page = await visit.gateway.port(WebhookOperatorService).deliveries(visit.env, query, _A_PAGE)
     kinds = [kind for kind in visit.gateway.event_kinds if issubclass(visit.gateway.event_type(kind), PublicEvent)]
-    return Shown(
+    return Rendered(
         "deliveries.html",
         {
             "rows": page.rows,
@@ -106,17 +119,17 @@ async def deliveries(visit: Visit) -> Shown:
             "statuses": _STATUSES,
             "kinds": kinds,
         }
-        | await visit.whose(page.rows)
+        | await visit.merchant_names(page.rows)
         | visit.pager("webhooks/deliveries", page.next_cursor),
     )
 
 
-async def delivery(visit: Visit) -> Shown:
+async def delivery(visit: PageRequest) -> Rendered:
     """A delivery with each attempt: what was sent, and what was answered."""
-    desk = visit.gateway.port(WebhookDesk)
+    desk = visit.gateway.port(WebhookOperatorService)
     row = await desk.delivery(visit.values["delivery_id"])
     visit.require(row["env"])
-    return Shown(
+    return Rendered(
         "delivery.html",
         {
             "row": row,
@@ -128,16 +141,16 @@ async def delivery(visit: Visit) -> Shown:
     )
 
 
-async def resend(visit: Visit) -> Done:
+async def resend(visit: PageRequest) -> Redirect:
     """Send one delivery again."""
     gateway, delivery_id = visit.gateway, visit.values["delivery_id"]
-    row = await gateway.port(WebhookDesk).delivery(delivery_id)
+    row = await gateway.port(WebhookOperatorService).delivery(delivery_id)
     merchant = await gateway.merchants.require(row["merchant_id"])
-    await gateway.port(Deliveries).replay(visit.caller(merchant, row["env"]), delivery_id)
+    await gateway.port(DeliveryService).replay(visit.caller(merchant, row["env"]), delivery_id)
     payment_id = row["payment_id"]
     is_from_payment = visit.text("from") == payment_id and payment_id.startswith("pay_")
     back = f"payments/{payment_id}" if is_from_payment else f"webhooks/deliveries/{delivery_id}"
-    return Done(back, "Resend queued, with the same webhook-id.")
+    return Redirect(back, "Resend queued, with the same webhook-id.")
 
 
 def _pretty(body: str) -> str:
@@ -147,58 +160,58 @@ def _pretty(body: str) -> str:
 # -- what others' pages get -------------------------------------------------------------------------------------------
 
 
-async def of_payment(visit: Visit, payment_id: str) -> Shown | None:
+async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
     """The deliveries about a payment."""
-    rows = await visit.gateway.port(WebhookDesk).of_payment(payment_id)
-    return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None
+    rows = await visit.gateway.port(WebhookOperatorService).of_payment(payment_id)
+    return Rendered("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None
 
 
-async def of_event(visit: Visit, event_id: str) -> Shown | None:
+async def of_event(visit: PageRequest, event_id: str) -> Rendered | None:
     """The deliveries of an event."""
-    rows = await visit.gateway.port(WebhookDesk).of_event(event_id)
-    return Shown("deliveries_of.html", {"rows": rows, "host": host_of, "about": ""}) if rows else None
+    rows = await visit.gateway.port(WebhookOperatorService).of_event(event_id)
+    return Rendered("deliveries_of.html", {"rows": rows, "host": host_of, "about": ""}) if rows else None
 
 
-async def of_merchant(visit: Visit, merchant_id: str) -> Shown | None:
+async def of_merchant(visit: PageRequest, merchant_id: str) -> Rendered | None:
     """A merchant's endpoint."""
-    row = await visit.gateway.port(WebhookDesk).endpoint_of(merchant_id, visit.env)
+    row = await visit.gateway.port(WebhookOperatorService).endpoint_of(merchant_id, visit.env)
     health = None if row is None else health_of(row, visit.gateway.clock.now())
-    return Shown("endpoint_of.html", {"row": row, "health": health, "host": host_of})
+    return Rendered("endpoint_of.html", {"row": row, "health": health, "host": host_of})
 
 
-async def owed(visit: Visit, _: str) -> Shown | None:
+async def owed(visit: PageRequest, _: str) -> Rendered | None:
     """What merchants have not been told yet."""
-    desk = visit.gateway.port(WebhookDesk)
+    desk = visit.gateway.port(WebhookOperatorService)
     count, oldest = await desk.owed(visit.env)
     waiting, _since = await desk.waiting(visit.env)
-    return Shown(
+    return Rendered(
         "owed.html",
         {
             "count": count,
             "oldest": oldest,
             "waiting": waiting,
-            "ill": await desk.count_ill(visit.env),
+            "ill": await desk.count_failing(visit.env),
             "dead": await desk.count_dead(visit.env),
         },
     )
 
 
-async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Moment]:
+async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     """Return one entry per delivery, at the time of its last attempt."""
     deliveries: dict[str, list[Row]] = {}
-    for row in await gateway.port(WebhookDesk).attempts_of_payment(payment_id):
+    for row in await gateway.port(WebhookOperatorService).attempts_of_payment(payment_id):
         deliveries.setdefault(row["delivery_id"], []).append(row)
     return [_moment(attempts) for attempts in deliveries.values()]
 
 
-def _moment(attempts: Sequence[Row]) -> Moment:
+def _moment(attempts: Sequence[Row]) -> TimelineEntry:
     """Return the timeline entry of one delivery; ``attempts`` begin with the oldest."""
     last = attempts[-1]
     is_delivered = last["status"] is not None and 200 <= last["status"] < 300
     at = last["at"].astimezone(EAT)
     said = last["error"] or f"HTTP {last['status']}"
     count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
-    return Moment(
+    return TimelineEntry(
         at=last["at"],
         source=f"webhook to {host_of(last['url'])}",
         state="delivered" if is_delivered else "not delivered",
@@ -210,25 +223,25 @@ def _moment(attempts: Sequence[Row]) -> Moment:
     )
 
 
-async def unheard(gateway: Runtime, env: Env) -> Sequence[Concern]:
+async def unheard(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     """Merchants who do not hear of their money."""
-    desk, found = gateway.port(WebhookDesk), list[Concern]()
-    if ill := await desk.count_ill(env):
+    desk, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
+    if ill := await desk.count_failing(env):
         text = f"{ill} failing webhook {'endpoint' if ill == 1 else 'endpoints'}"
-        found.append(Concern(text=text, to="webhooks"))
+        found.append(AttentionItem(text=text, to="webhooks"))
     if dead := await desk.count_dead(env):
         text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} dead today after the last attempt"
-        found.append(Concern(text=text, to="webhooks/deliveries?status=dead"))
+        found.append(AttentionItem(text=text, to="webhooks/deliveries?status=dead"))
     count, oldest = await desk.owed(env)
     if oldest is not None and gateway.clock.now() - oldest > _LATE:
         minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
         text = f"the oldest of {count} undelivered webhooks is {minutes:,} minutes old"
-        found.append(Concern(text=text, to="webhooks/deliveries?status=pending"))
+        found.append(AttentionItem(text=text, to="webhooks/deliveries?status=pending"))
     waiting, _ = await desk.waiting(env)
     if waiting:
         whose = "1 merchant" if waiting == 1 else f"{waiting} merchants"
         text = f"{whose} with events and no {env} webhook endpoint"
-        found.append(Concern(text=text, to="webhooks/deliveries?status=waiting"))
+        found.append(AttentionItem(text=text, to="webhooks/deliveries?status=waiting"))
     return found
 
 
@@ -241,10 +254,10 @@ PAGES = Pages(
         Page("webhooks/deliveries/{delivery_id}", "Delivery", delivery, names="dlv"),
     ),
     acts=(
-        Act("webhooks/{endpoint_id}/test", "test", test, back="webhooks/{endpoint_id}"),
-        Act("webhooks/{endpoint_id}/rotate", "rotate", rotate, role=Role.ADMIN, back="webhooks/{endpoint_id}"),
-        Act("webhooks/{endpoint_id}", "resend_since", resend_since),
-        Act("webhooks/deliveries/{delivery_id}/resend", "resend", resend, back="webhooks/deliveries/{delivery_id}"),
+        Action("webhooks/{endpoint_id}/test", "test", test, back="webhooks/{endpoint_id}"),
+        Action("webhooks/{endpoint_id}/rotate", "rotate", rotate, role=Role.ADMIN, back="webhooks/{endpoint_id}"),
+        Action("webhooks/{endpoint_id}", "resend_since", resend_since),
+        Action("webhooks/deliveries/{delivery_id}/resend", "resend", resend, back="webhooks/deliveries/{delivery_id}"),
     ),
     panels=(
         Panel("payment", of_payment, 30),
@@ -252,6 +265,6 @@ PAGES = Pages(
         Panel("merchant", of_merchant, 30),
         Panel("overview", owed, 50),
     ),
-    traces=(Trace("payment", past_of_payment),),
+    traces=(TimelineSource("payment", past_of_payment),),
     concerns=(unheard,),
 )

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from mpesa_gateway.events import PublicEvent
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.plugin import Forgetting, Job, Plugin, SealedColumn, Tables, inside
+from mpesa_gateway.plugin import Job, Plugin, RetentionRule, SealedColumn, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_webhooks.commands import webhooks
-from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.doctor import CHECKS
 from mpesa_gateway_webhooks.endpoint_tables import EndpointRow
 from mpesa_gateway_webhooks.erasure import ATTEMPTS
@@ -15,9 +15,9 @@ from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.invariants import INVARIANTS
 from mpesa_gateway_webhooks.jobs import deliver, hand_over, sweep
 from mpesa_gateway_webhooks.metrics import COLLECTORS, WebhookMetrics
-from mpesa_gateway_webhooks.needs import NEEDS
 from mpesa_gateway_webhooks.pages import PAGES
 from mpesa_gateway_webhooks.provides import PROVIDES
+from mpesa_gateway_webhooks.readiness import NEEDS
 from mpesa_gateway_webhooks.routes import routes
 from mpesa_gateway_webhooks.scopes import WEBHOOKS_READ, WEBHOOKS_WRITE
 from mpesa_gateway_webhooks.settings import WebhooksSettings
@@ -26,7 +26,7 @@ from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, Attem
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
     """Make a delivery of each event for the endpoint of its merchant and env."""
-    await gateway.port(Deliveries).owe(events)
+    await gateway.port(DeliveryService).create_deliveries(events)
 
 
 _AAD = ("merchant_id", "'webhooks'", "'secret'")
@@ -44,7 +44,7 @@ plugin = Plugin(
         Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
-    subscribers=(inside(PublicEvent, owe_deliveries),),
+    subscribers=(on_event_in_transaction(PublicEvent, owe_deliveries),),
     provides=PROVIDES,
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),
@@ -62,13 +62,13 @@ plugin = Plugin(
     metrics=WebhookMetrics,
     collectors=COLLECTORS,
     forgets=(
-        Forgetting(
+        RetentionRule(
             "attempts at delivery",
             FORGET_ATTEMPTS,
             prefix="att",
             days=lambda gateway: gateway.settings(WebhooksSettings).keep_attempts_days,
         ),
-        Forgetting(
+        RetentionRule(
             "answers to deliveries",
             FORGET_ANSWERS,
             prefix="dlv",

@@ -2,24 +2,24 @@
 
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.desk import WebhookDesk
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoints import EndpointService
+from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 
-def _desk(runtime: Runtime) -> WebhookDesk:
-    return WebhookDesk(
+def _desk(runtime: Runtime) -> WebhookOperatorService:
+    return WebhookOperatorService(
         db=runtime.db,
         clock=runtime.clock,
         merchants=runtime.merchants,
         settings=runtime.settings(WebhooksSettings),
-        endpoints=runtime.port(Endpoints),
+        endpoints=runtime.port(EndpointService),
     )
 
 
 PROVIDES: Provides = (
-    (Endpoints, Endpoints),
-    (Deliveries, lambda runtime: Deliveries(runtime, endpoints=runtime.port(Endpoints))),
-    (WebhookDesk, _desk),
+    (EndpointService, EndpointService),
+    (DeliveryService, lambda runtime: DeliveryService(runtime, endpoints=runtime.port(EndpointService))),
+    (WebhookOperatorService, _desk),
 )

@@ -10,8 +10,8 @@ from mpesa_gateway.http.fields import path_id
 from mpesa_gateway.http.query import reads
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import (
     DeliveryQuery,
     DeliveryView,
@@ -35,32 +35,32 @@ async def set_webhook(
     data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]
 ) -> Success[WebhookWithSecret]:
     """Set where the merchant hears of events of the key's env. The secret is shown now or never."""
-    return Success(data=await services.get(Endpoints).set_url(caller, data.webhook_url))
+    return Success(data=await services.get(EndpointService).set_url(caller, data.webhook_url))
 
 
 @get("/v1/merchant/webhook", tags=["Merchant"], refuses=(NotFound,))
 async def get_webhook(caller: MerchantRead, services: NamedDependency[Services]) -> Success[WebhookView]:
     """The endpoint, its secret masked, and how it fares."""
-    return Success(data=await services.get(Endpoints).view(caller.merchant_id, caller.env))
+    return Success(data=await services.get(EndpointService).view(caller.merchant_id, caller.env))
 
 
 @delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
     """Deliver no more webhooks of the key's env; what happens waits for the next endpoint."""
-    await services.get(Endpoints).remove(caller)
+    await services.get(EndpointService).remove(caller)
     return Success(data=Deleted())
 
 
 @post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def rotate_secret(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
     """A new secret, shown now or never; the old one signs too for a day."""
-    return Success(data=await services.get(Endpoints).rotate(caller))
+    return Success(data=await services.get(EndpointService).rotate(caller))
 
 
 @post("/v1/merchant/webhook/test", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[TestAnswer]:
     """Send a test webhook now and say what the server answered."""
-    return Success(data=await services.get(Endpoints).test(caller, services.get(Deliveries).egress))
+    return Success(data=await services.get(EndpointService).test(caller, services.get(DeliveryService).egress))
 
 
 @get("/v1/webhooks/logs", dependencies={"filters": reads(DeliveryQuery)}, tags=["Webhooks"])
@@ -68,7 +68,7 @@ async def list_deliveries(
     filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[DeliveryView]:
     """What was sent, or is owed, newest first."""
-    return await services.get(Deliveries).page(caller.merchant_id, caller.env, filters)
+    return await services.get(DeliveryService).page(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/webhooks/logs/{delivery_id:str}", tags=["Webhooks"], described=_DELIVERY)
@@ -76,7 +76,7 @@ async def get_delivery(
     delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[DeliveryWithAttempts]:
     """A delivery with each attempt."""
-    return Success(data=await services.get(Deliveries).get(caller.merchant_id, caller.env, delivery_id))
+    return Success(data=await services.get(DeliveryService).get(caller.merchant_id, caller.env, delivery_id))
 
 
 @post(
@@ -90,7 +90,7 @@ async def replay_delivery(
     delivery_id: FromPath[str], caller: WebhooksWrite, services: NamedDependency[Services]
 ) -> Success[DeliveryView]:
     """Send a delivery again."""
-    return Success(data=await services.get(Deliveries).replay(caller, delivery_id))
+    return Success(data=await services.get(DeliveryService).replay(caller, delivery_id))
 
 
 @post("/v1/webhooks/replay", status_code=200, tags=["Webhooks"], refuses=(Conflict,))
@@ -98,7 +98,7 @@ async def replay_deliveries(
     data: JSONBody[ReplayMany], caller: WebhooksWrite, services: NamedDependency[Services]
 ) -> Success[Replayed]:
     """Send many deliveries again."""
-    return Success(data=await services.get(Deliveries).replay_many(caller, data))
+    return Success(data=await services.get(DeliveryService).replay_many(caller, data))
 
 
 @get("/v1/events", dependencies={"filters": reads(EventQuery)}, tags=["Webhooks"])
@@ -106,7 +106,7 @@ async def list_events(
     filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[EventBody]:
     """What happened, newest first, as webhooks carry it."""
-    return await services.get(Deliveries).events(caller.merchant_id, caller.env, filters)
+    return await services.get(DeliveryService).events(caller.merchant_id, caller.env, filters)
 
 
 @get("/v1/events/{event_id:str}", tags=["Webhooks"], described=path_id("event_id", "evt"))
@@ -114,7 +114,7 @@ async def get_event(
     event_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[EventBody]:
     """One event."""
-    return Success(data=await services.get(Deliveries).event(caller.merchant_id, caller.env, event_id))
+    return Success(data=await services.get(DeliveryService).event(caller.merchant_id, caller.env, event_id))
 
 
 routes = (

@@ -8,9 +8,9 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
+from mpesa_gateway.http.field_rules import elsewhere
 from mpesa_gateway.http.fields import EventId, Masked, example_id, id_field, named
 from mpesa_gateway.http.query import ListQuery, Moment
-from mpesa_gateway.http.rules import elsewhere
 
 DeliveryId = Annotated[str, id_field("dlv")]
 AttemptId = Annotated[str, id_field("att")]

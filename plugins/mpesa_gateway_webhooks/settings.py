@@ -12,8 +12,8 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """``[webhooks]``. ``timeout`` is for one whole call and ``breaker_pause`` for a closed breaker, in seconds.
 
     ``retry_after`` has the pauses between attempts, in seconds; after the last attempt a delivery is dead.
-    ``at_once`` bounds the calls that one worker makes at the same time, those that take long left out, and
-    ``per_endpoint`` those to one endpoint;
+    ``max_concurrent`` bounds the calls that one worker makes at the same time, those that take long left out, and
+    ``max_concurrent_per_endpoint`` those to one endpoint;
     ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
     secret signs too; ``keep_attempts_days`` for how long each attempt and each answer is kept, 0 for ever:
     that an event was delivered is never forgotten. ``wait_days`` is for how long an event waits for an endpoint
@@ -23,8 +23,8 @@ class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=15, extra={"unit": "seconds"})] = 10.0
     retry_after: tuple[Pause, ...] = PAUSES
-    at_once: Count = 50
-    per_endpoint: Count = 8
+    max_concurrent: Count = 50
+    max_concurrent_per_endpoint: Count = 8
     breaker_failures: Count = 5
     breaker_pause: Seconds = 30.0
     overlap_hours: Annotated[int, msgspec.Meta(ge=0)] = 24

@@ -3,9 +3,9 @@
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
 
-from mpesa_gateway.db.lists import Listing
+from mpesa_gateway.db.keyset import KeysetList
 
-DELIVERIES = Listing(table="delivery", key="delivery_id", prefix="dlv")
+DELIVERIES = KeysetList(table="delivery", key="delivery_id", prefix="dlv")
 
 
 class DeliveryRow(Table, tablename="delivery"):

@@ -9,8 +9,8 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from mpesa_gateway.testing.serving import INITIATED
-from mpesa_gateway_payments.tally import PaymentTally
-from mpesa_gateway_simulator.diary import Diary
+from mpesa_gateway_payments.stats import PaymentStatsReader
+from mpesa_gateway_simulator.exchange_log import ExchangeLog
 from tests.browser.conftest import DESK, SLIM, clipped, opened, overflows, signs_in, violations
 from tests.conftest import Town
 from tests.house.tree import ROOT
@@ -78,7 +78,7 @@ async def test_what_is_half_typed_stays_and_the_log_waits_for_its_reader(town: T
     await expect(page.locator("input[name=pin]")).to_have_value("12")
     await expect(page.locator("input[name=balance]")).to_have_value("24990")
     lines = page.locator("#lines li")
-    shown = len(town.gateway.services.get(Diary).lines)
+    shown = len(town.gateway.services.get(ExchangeLog).lines)
     await expect(lines).to_have_count(shown)
     await page.locator("#lines summary").first.click()
     await town.api.pay("254700000001", key="another")
@@ -113,7 +113,7 @@ async def test_axe_finds_nothing_on_the_main_pages(
     failed = (await town.api.pay("254700000001", 500, key="failed")).data
     await town.api.settled(failed["id"], "failed")
     await town.api.pay(ASKS, key="asked")
-    await town.gateway.services.get(PaymentTally).count()
+    await town.gateway.services.get(PaymentStatsReader).count()
     page, _ = await opened(chromium, size, dark=dark)
     await page.goto(f"{amina}/login")
     found = {"login": await violations(page)}
@@ -158,7 +158,7 @@ async def _with_data(town: Town) -> list[str]:
     line = await town.gateway.db.fetchval(
         "SELECT transaction_id FROM statement_note WHERE finding = 'not_found' LIMIT 1"
     )
-    await town.gateway.services.get(PaymentTally).count()
+    await town.gateway.services.get(PaymentStatsReader).count()
     event = (await api.call("GET", "/v1/events")).data[0]["id"]
     delivery = await town.gateway.db.fetchval("SELECT delivery_id FROM delivery LIMIT 1")
     endpoint = await town.gateway.db.fetchval("SELECT endpoint_id FROM webhook_endpoint LIMIT 1")

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from bench.attack import smuggling
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import HttpConfig
-from mpesa_gateway.http import challenge
+from mpesa_gateway.http import self_probe
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.serving import eventually, gateway_values, running_gateway, shop
 from mpesa_gateway_callbacks.settings import CallbacksSettings
@@ -234,7 +234,7 @@ async def test_no_key_and_no_payers_number_is_in_a_log(front: Front) -> None:
 
 
 async def test_who_calls_is_known_whatever_they_say(front: Front) -> None:
-    asked = challenge.ask(front.gateway.vault, b"0123456789abcdef")
+    asked = self_probe.ask(front.gateway.vault, b"0123456789abcdef")
     for source in (SAFARICOM, NEIGHBOUR, STRANGER):
         for says in (None, SAFARICOM, "196.201.214.200", f"10.0.0.1, {SAFARICOM}"):
             path = f"/health/live?challenge={asked}"

@@ -21,7 +21,7 @@ from mpesa_gateway.commands.session import RUNNING_CONFIG
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.migrator import migrate
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.standalone.sandbox import CREDENTIALS
+from mpesa_gateway.standalone.sample_credentials import CREDENTIALS
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import Api
 from tests.docs.blocks import Block

@@ -16,7 +16,7 @@ OUTSIDE_HTTP = {
     ("Deliveries", "start"),
     ("Deliveries", "stop"),
     # A command of a developer, which opens no transaction.
-    ("Listener", "forward"),
+    ("DevListener", "forward"),
 }
 
 

@@ -23,7 +23,7 @@ MAY_ROLL = {
     "mpesa_gateway/ids.py": "identifiers: the source of chance that everything else is given",
     "mpesa_gateway/standalone/": "passwords of the embedded servers, names of temporary files",
     "mpesa_gateway/security/sealing.py": "nonces and master keys, which no test may choose",
-    "plugins/mpesa_gateway_simulator/population.py": "what a seed of the simulator's own chance leads to",
+    "plugins/mpesa_gateway_simulator/bystanders.py": "what a seed of the simulator's own chance leads to",
     "plugins/mpesa_gateway_webhooks/attempts.py": "the jitter between attempts; the rule that uses it is given it",
 }
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.pages import Role
-from mpesa_gateway.plugin import Plugin, PluginRefused, load
+from mpesa_gateway.config import ConfigError, GatewayConfig
+from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.plugin import Plugin, PluginError, load
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.scopes import PAYMENTS_WRITE
@@ -183,11 +183,11 @@ def test_it_is_found_by_the_name_in_its_entry_point(site: Path) -> None:
 
 
 def test_what_it_may_be_told_and_what_it_needs_is_checked_at_start(values: dict[str, Any], plugin: Plugin) -> None:
-    with pytest.raises(ConfigRefused, match=r"unknown setting `thanks\.word`.*\(known: words\)"):
+    with pytest.raises(ConfigError, match=r"unknown setting `thanks\.word`.*\(known: words\)"):
         Gateway(GatewayConfig.from_values(values | {"thanks": {"word": "merci"}}), plugins=(plugin,))
-    with pytest.raises(ConfigRefused, match=r"unknown section `\[thanks\]`"):
+    with pytest.raises(ConfigError, match=r"unknown section `\[thanks\]`"):
         Gateway(GatewayConfig.from_values(values | {"thanks": {"words": "merci"}}))
-    with pytest.raises(PluginRefused, match="`thanks` requires `payments`"):
+    with pytest.raises(PluginError, match="`thanks` requires `payments`"):
         load(["credentials"], [plugin])
 
 

@@ -188,7 +188,7 @@ async def kept_books(values: dict[str, Any]) -> AsyncGenerator[Books]:
     endpoint = Endpoint(rng)
     await endpoint.start()
     values |= {"simulator": {"callback_delay": 0.05, "chaos": 0.3, "late_delay": 1.0, "seed": 3}}
-    values |= {"payments": {"ask_after": [1], "expire_after": 5}, "webhooks": {"retry_after": [1.0] * 20}}
+    values |= {"payments": {"query_after": [1], "expire_after": 5}, "webhooks": {"retry_after": [1.0] * 20}}
     try:
         async with (
             running_gateway(values) as (gateway, base),

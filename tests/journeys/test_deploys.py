@@ -12,7 +12,7 @@ import pytest
 
 from bench.chaos.balancer import Balancer
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.db.migrator import Migration, MigrationRefused, migrate
+from mpesa_gateway.db.migrator import Migration, MigrationError, migrate
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
@@ -158,7 +158,7 @@ async def test_a_push_that_is_interrupted_by_a_kill_is_never_repeated_and_its_mo
 ) -> None:
     with running_site(database_url, valkey_url, tmp_path) as site:
         site.start_simulator()
-        site.values["payments"] = {"hold": 3}
+        site.values["payments"] = {"create_lease": 3}
         site.start_api(0)
         victim = site.start_api(1)
         await asyncio.gather(*(until_up(f"{base}/health/live") for base in (*site.bases, site.simulator)))
@@ -337,5 +337,5 @@ async def test_a_release_is_not_ready_on_a_database_that_the_next_one_has_taken_
     assert (status, migrations["ok"]) == (503, False)
     assert "took away what it needs): run the newer release" in migrations["detail"]
     await town.gateway.stop()
-    with pytest.raises(MigrationRefused, match="ahead of this release"):
+    with pytest.raises(MigrationError, match="ahead of this release"):
         await town.gateway.start()

@@ -16,7 +16,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.errors import NotStarted
 from mpesa_gateway.litestar_host import GatewayPlugin
 from mpesa_gateway.money import Kes
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, listening, serving, shop

@@ -14,7 +14,7 @@ ASKS = "254700000020"
 @pytest.fixture(params=["always", "mismatch"])
 def values(values: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
     """What M-Pesa is asked about before it counts."""
-    return values | {"payments": {"confirm": request.param, "ask_after": [1]}}
+    return values | {"payments": {"confirm": request.param, "query_after": [1]}}
 
 
 async def prompted(town: Town, amount: int = 500) -> tuple[str, str]:

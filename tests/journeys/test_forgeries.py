@@ -28,8 +28,8 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Nobody is asked about anything."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
-        "refunds": {"ask_after": [3600]},
+        "payments": {"query_after": [3600], "expire_after": 7200},
+        "refunds": {"query_after": [3600]},
     }
 
 

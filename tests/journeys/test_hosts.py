@@ -19,7 +19,7 @@ from examples.hosts.theatre import Theatre, Ticket
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.litestar_host import GatewayPlugin
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import eventually, listening, serving
 from mpesa_gateway_ops.operators import Operators

@@ -12,15 +12,15 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.db.event_log import EVENTS
-from mpesa_gateway.db.lists import Conditions, Listing
+from mpesa_gateway.db.keyset import Conditions, KeysetList
 from mpesa_gateway.db.named import Named
+from mpesa_gateway.db.outbox_admin import EVENTS
 from mpesa_gateway.security.audit import ENTRIES
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments.listing import PAYMENTS
 from mpesa_gateway_payments.tables import WAITS_FOR_A_PERSON
 from mpesa_gateway_reconciliation import tables as reconciliation
-from mpesa_gateway_reconciliation.desk import LINES
+from mpesa_gateway_reconciliation.operator_service import LINES
 from mpesa_gateway_refunds.listing import REFUNDS
 from mpesa_gateway_webhooks import tables as webhooks
 from mpesa_gateway_webhooks.tables import DELIVERIES
@@ -43,7 +43,7 @@ BUILT: dict[str, str] = {
 }
 """Indexes that serve what a generic plan of a written statement does not show, and what that is."""
 
-FILTERS: tuple[tuple[Listing, str], ...] = (
+FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "status = ''"),
     (PAYMENTS, "phone = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),

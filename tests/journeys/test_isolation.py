@@ -33,10 +33,10 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
 ) -> None:
     values |= {
         "daraja": {"sandbox_url": daraja.base, "timeout": 300},
-        "payments": {"ask_after": [1], "expire_after": 3600},
+        "payments": {"query_after": [1], "expire_after": 3600},
         "worker": {"in_process": True, "grace": 0, "daraja": SLOTS, "deliveries": 2, "maintenance": 3},
         # No bound of its own: the queue alone keeps its runs from the slots of others.
-        "reconciliation": {"at_once": 100},
+        "reconciliation": {"max_concurrent": 100},
     }
     daraja.hold("stkquery")
     daraja.hold("pullquery")

@@ -10,12 +10,12 @@ import pytest
 
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.db.codecs import read_ids
-from mpesa_gateway.erasure import Case, Number
-from mpesa_gateway.errors import Invalid, NotFound
+from mpesa_gateway.erasure import ErasedNumber, ErasureCase
+from mpesa_gateway.errors import InvalidFields, NotFound
 from mpesa_gateway.ids import uuid_of
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.plugin import Eraser, Plugin
-from mpesa_gateway.privacy import Erasure, Privacy
+from mpesa_gateway.privacy import ErasureReport, Privacy
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.receiver import receiving
@@ -82,7 +82,7 @@ async def told(town: Town) -> None:
     await eventually(is_told)
 
 
-async def erase(town: Town, **options: Any) -> Erasure:
+async def erase(town: Town, **options: Any) -> ErasureReport:
     """What the command does."""
     return await Privacy(town.gateway).erase(PAYER, actor="test", **options)
 
@@ -214,7 +214,7 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
     # The two prompts, which nobody has answered, wait on.
     await db.execute("UPDATE sim_push SET ends_at = '2050-01-01' WHERE state = 'open'")
     await db.execute("UPDATE payment SET due_at = '2050-01-01', expires_at = '2050-01-01' WHERE status = 'pending'")
-    assert not any((await Retention(town.gateway).forget()).values())
+    assert not any((await Retention(town.gateway).delete_expired()).values())
     now = await counts(town)
     assert [name for name in before if now[name] < before[name]] == []
     later(town, timedelta(days=3653))
@@ -222,7 +222,7 @@ async def test_after_ten_years_the_record_of_money_is_whole_and_the_rest_is_gone
         # The audit log goes by Postgres' own clock, which nobody moves.
         await owner.execute("SET session_replication_role = replica")
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
-    await Retention(town.gateway).forget()
+    await Retention(town.gateway).delete_expired()
     after = await counts(town)
     assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
@@ -361,7 +361,7 @@ async def test_what_is_under_way_or_too_recent_is_left_and_named(town: Town) -> 
     assert {row["payment_id"] for row in rows if row["phone"] == "erased"} == {settled["id"]}
     # What is under way ends as if nobody had asked.
     assert refund["status"] == "pending"
-    with pytest.raises(Invalid, match="at least 48 hours ago"):
+    with pytest.raises(InvalidFields, match="at least 48 hours ago"):
         await erase(town, before=town.gateway.clock.now())
 
 
@@ -387,15 +387,15 @@ async def test_what_somebody_else_is_changing_is_left_whole(town: Town, database
 async def test_the_erasure_gives_way_before_postgres_ends_one_of_those_that_wait_in_a_ring(
     values: dict[str, Any],
 ) -> None:
-    async def find(_: Runtime, __: str, ___: Number, after: str) -> list[str]:
+    async def find(_: Runtime, __: str, ___: ErasedNumber, after: str) -> list[str]:
         return [] if after else ["own_1"]
 
-    async def gives_way(gateway: Runtime, _: Case) -> str:
+    async def gives_way(gateway: Runtime, _: ErasureCase) -> str:
         sql = "SELECT setting::integer FROM pg_settings WHERE name = $1"
         ours, postgres = [await gateway.db.fetchval(sql, name) for name in ("lock_timeout", "deadlock_timeout")]
         return f"gives way: {0 < ours < postgres}"
 
-    async def erases(_: Runtime, __: Case) -> dict[str, int]:
+    async def erases(_: Runtime, __: ErasureCase) -> dict[str, int]:
         return {}
 
     own = Plugin(name="own", summary="A host's own.", erasers=(Eraser(erase=erases, find=find, objects=gives_way),))
@@ -520,15 +520,15 @@ async def test_a_late_callback_about_an_erased_payment_flags_nobody(town: Town) 
     ],
 )
 def test_the_number_is_found_in_every_form_and_nothing_else_is(text: str, cleaned: str) -> None:
-    assert Number(PAYER, "-1").without(text) == cleaned
+    assert ErasedNumber(PAYER, "-1").without(text) == cleaned
 
 
 def test_json_stays_as_it_was_written_but_for_the_number() -> None:
     body = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":254711000001}],"b":null,"c":"x"}'
     wanted = '{"a":[{"Name":"Amount","Value":500.00},{"Name":"PhoneNumber","Value":"erased"}],"b":null,"c":"x"}'
-    assert Number(PAYER).without_in_json(body) == wanted
+    assert ErasedNumber(PAYER).without_in_json(body) == wanted
     untouched = '{"a": 1.50,  "b": "254711000002"}'
-    assert Number(PAYER).without_in_json(untouched) == untouched
-    assert Number(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"
+    assert ErasedNumber(PAYER).without_in_json(untouched) == untouched
+    assert ErasedNumber(PAYER).without_in_json("not JSON 0711000001") == "not JSON erased"
     names = '{"0711000001":1,"+254711000001":254711000001.0,"order":254711000002.0}'
-    assert Number(PAYER).without_in_json(names) == '{"erased":1,"erased_":"erased","order":254711000002.0}'
+    assert ErasedNumber(PAYER).without_in_json(names) == '{"erased":1,"erased_":"erased","order":254711000002.0}'

@@ -14,8 +14,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from mpesa_gateway.db.columns import Columns
 from mpesa_gateway.db.named import Named
+from mpesa_gateway.db.star_expansion import StarExpansion
 from mpesa_gateway.ids import uuid_of
 from mpesa_gateway_payments import tables, transition_sql
 from tests.collisions import PLAYED, Collisions
@@ -78,7 +78,7 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Payments and refunds are asked about on demand only."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "refunds": {"ask_after": [3600]},
+        "refunds": {"query_after": [3600]},
         "reconciliation": {"tries": 1, "page_pause": 0},
     }
 
@@ -119,7 +119,7 @@ def _text(sql: str) -> str:
     return _PARAMETER.sub("$", " ".join(sql.split()))
 
 
-def unplayed(recorder: Recorder, columns: Columns) -> Iterator[str]:
+def unplayed(recorder: Recorder, columns: StarExpansion) -> Iterator[str]:
     """The statements of the product that lock rows, and the functions that build such a query, that no path ran."""
     ran = "\n".join(map(_text, recorder.statements))
     for name, sql in statements():

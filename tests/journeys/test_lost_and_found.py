@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import Answer, eventually
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Town
 
 SILENT = "254700000007"
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("initiated")
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
     """Questions are asked soon."""
-    return values | {"payments": {"ask_after": [1], "expire_after": 60}, "simulator": {"callback_delay": 0.05}}
+    return values | {"payments": {"query_after": [1], "expire_after": 60}, "simulator": {"callback_delay": 0.05}}
 
 
 async def habit(town: Town, **habits: str) -> None:
@@ -216,7 +216,7 @@ async def test_refund_of_a_retired_shortcode_is_asked_about_with_its_own_credent
     assert (await town.api.call("DELETE", "/v1/merchant/providers/mpesa")).status == 200
     db, refund_id = town.gateway.db, refund["id"]
     await db.execute("UPDATE refund SET due_at = now() - interval '1 s' WHERE refund_id = $1", refund_id)
-    assert await town.gateway.services.get(RefundQueries).ask(refund_id)
+    assert await town.gateway.services.get(RefundStatusQueries).ask(refund_id)
     assert await db.fetchval("SELECT due_at > now() + interval '90 s' FROM refund WHERE refund_id = $1", refund_id)
     asked = await town.api.call("POST", f"/v1/refunds/{refund_id}/query")
     assert (asked.status, asked.data["id"]) == (200, refund_id)

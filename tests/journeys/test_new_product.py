@@ -12,7 +12,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.http.openapi import document_of
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.security.scopes import ADMIN, MERCHANT_READ
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators

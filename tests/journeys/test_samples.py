@@ -260,7 +260,7 @@ async def push(client: DarajaClient) -> Any:
         account_reference="A",
         description="B",
     )
-    return await client.ask(STK_PUSH, CREDENTIALS, request)
+    return await client.call(STK_PUSH, CREDENTIALS, request)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -312,7 +312,7 @@ async def test_each_statement_of_nothing_is_an_empty_page(name: str) -> None:
     page = await client_against(
         PULLS_OF_NOTHING[name],
         SAMPLES[name],
-        lambda client: client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0)),
+        lambda client: client.call(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0)),
     )
     assert (page.rows, page.lines) == (0, ())
 
@@ -337,7 +337,7 @@ async def test_each_body_of_another_kind_is_refused_and_kept_whole(town: Town) -
 async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -> None:
     status, expected = QUERIES[name]
     found = await client_against(
-        status, SAMPLES[name], lambda client: client.ask(STK_QUERY, CREDENTIALS, StkQuery(HANDLE))
+        status, SAMPLES[name], lambda client: client.call(STK_QUERY, CREDENTIALS, StkQuery(HANDLE))
     )
     outcome = found.outcome
     assert ("paid" if outcome.is_paid else "pending" if outcome.is_pending else "failed") == expected
@@ -347,7 +347,7 @@ async def test_each_answer_to_an_stk_query_says_how_the_push_stands(name: str) -
 async def test_each_statement_is_read(name: str) -> None:
     now = SystemClock().now()
     page = await client_against(
-        200, SAMPLES[name], lambda client: client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0))
+        200, SAMPLES[name], lambda client: client.call(PULL_QUERY, CREDENTIALS, PullQuery(start=now, end=now, offset=0))
     )
     assert (page.rows, len(page.lines), page.malformed) == (PULLS[name], PULLS[name], 0)
     if name == "pull_query":
@@ -362,7 +362,7 @@ async def test_being_registered_already_is_fine(name: str) -> None:
     code, text = await client_against(
         200,
         SAMPLES[name],
-        lambda client: client.ask(
+        lambda client: client.call(
             PULL_REGISTER, CREDENTIALS, PullRegistration(nominated_number=Msisdn(PHONE), callback_url="https://x/")
         ),
     )
@@ -384,7 +384,7 @@ async def test_an_ack_of_a_question_has_daratjas_names() -> None:
     ack = await client_against(
         200,
         body,
-        lambda client: client.ask(TRANSACTION_STATUS, CREDENTIALS, question),
+        lambda client: client.call(TRANSACTION_STATUS, CREDENTIALS, question),
     )
     assert (ack.originator_conversation_id, ack.conversation_id, ack.response_description) == ("o", "c", "Taken")
 

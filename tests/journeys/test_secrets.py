@@ -25,7 +25,7 @@ from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import free_port
-from mpesa_gateway.standalone.sandbox import make_certificate
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
 from mpesa_gateway.testing.receiver import Received, Receiver, receiving
 from mpesa_gateway.testing.serving import Answer, Api, eventually
@@ -146,9 +146,9 @@ async def site(servers: Servers, folder: Path, story: Story) -> AsyncGenerator[S
             "PUBLIC_URL": f"http://127.0.0.1:{ports[0]}",
             "DARAJA__SANDBOX_URL": f"http://127.0.0.1:{daraja}/simulator",
             "DARAJA__SANDBOX_CERTIFICATE": str(folder / "certificate.pem"),
-            "PAYMENTS__ASK_AFTER": "[1, 2, 4]",
+            "PAYMENTS__QUERY_AFTER": "[1, 2, 4]",
             "PAYMENTS__EXPIRE_AFTER": "600",
-            "REFUNDS__ASK_AFTER": "[1, 2, 4]",
+            "REFUNDS__QUERY_AFTER": "[1, 2, 4]",
             "WEBHOOKS__RETRY_AFTER": "[1, 1, 1, 1]",
             "WEBHOOKS__BREAKER_PAUSE": "0.5",
             "RECONCILIATION__PAUSE": "0.2",

@@ -57,7 +57,7 @@ async def open_shop(values: dict[str, Any], folder: Path, prefix: str) -> AsyncG
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}"
         values |= {"public_url": base + prefix, "daraja": {"sandbox_url": f"{base}{prefix}/simulator", "timeout": 2}}
-        values["payments"] = {"expire_after": 30, "ask_after": [1, 1, 1]}
+        values["payments"] = {"expire_after": 30, "query_after": [1, 1, 1]}
         gateway = Gateway(GatewayConfig.from_values(values))
         orders = Orders(folder / "orders.sqlite")
         async with serving(application(gateway, orders, our_merchant, prefix=prefix), at):

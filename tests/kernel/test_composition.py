@@ -5,11 +5,11 @@ from typing import Any, Protocol
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.errors import NotStarted
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.limits import AUTH
+from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.services import NotProvided
 
 
@@ -78,6 +78,6 @@ def test_two_ports_that_are_made_of_each_other_are_refused() -> None:
 
 @pytest.mark.parametrize("url", ["somewhere", "http://a", "valkey://:se/cret@a:6379"])
 def test_an_address_of_valkey_that_cannot_be_read_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ConfigRefused, match=r"valkey\.url") as refused:
+    with pytest.raises(ConfigError, match=r"valkey\.url") as refused:
         composed(valkey_url=url)
     assert "cret" not in str(refused.value)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.db.engine import way_to
-from mpesa_gateway.dsn import DsnRefused, read_dsn
+from mpesa_gateway.config import ConfigError, GatewayConfig
+from mpesa_gateway.db.engine import connection_options
+from mpesa_gateway.dsn import DsnError, read_dsn
 from mpesa_gateway.secret import Secret
 
 BASE = "postgresql://mpesa:s3cret%2F%3A@10.0.0.5:5432/shop"
@@ -58,14 +58,14 @@ def test_what_is_understood_reaches_asyncpg_as_it_knows_it(query: str, kept: str
 @pytest.mark.parametrize("name", ["url", "direct_url", "owner_url"])
 @pytest.mark.parametrize(("query", "says"), list(REFUSED.items())[:3])
 def test_each_address_is_looked_at(name: str, query: str, says: str) -> None:
-    with pytest.raises(ConfigRefused, match=f"setting `database.{name}`") as refusal:
+    with pytest.raises(ConfigError, match=f"setting `database.{name}`") as refusal:
         GatewayConfig.from_values({"database": {"url": BASE, name: BASE + query}})
     assert says in str(refusal.value)
 
 
 @pytest.mark.parametrize(("query", "says"), REFUSED.items())
 def test_what_is_not_is_refused_by_its_name_and_without_the_password(query: str, says: str) -> None:
-    with pytest.raises(DsnRefused) as refusal:
+    with pytest.raises(DsnError) as refusal:
         read_dsn(Secret(BASE + query))
     assert says in str(refusal.value)
     assert "s3cret" not in str(refusal.value)
@@ -84,7 +84,7 @@ def test_what_is_not_is_refused_by_its_name_and_without_the_password(query: str,
     ],
 )
 def test_what_is_no_address_of_postgres_is_refused(url: str) -> None:
-    with pytest.raises(ConfigRefused, match=r"setting `database\.url`"):
+    with pytest.raises(ConfigError, match=r"setting `database\.url`"):
         GatewayConfig.from_values({"database": {"url": url}})
 
 
@@ -104,14 +104,14 @@ def test_other_forms_that_libpq_knows_are_taken(url: str) -> None:
 
 @given(st.text(), st.text())
 def test_nothing_but_a_sentence_comes_of_it(name: str, value: str) -> None:
-    with suppress(DsnRefused):
+    with suppress(DsnError):
         assert read_dsn(Secret(f"{BASE}?{name}={value}")).text.startswith(BASE)
 
 
 def test_its_timeout_goes_before_the_setting() -> None:
     config = GatewayConfig.from_values({"database": {"url": BASE, "connect_timeout": 7}}).database
-    assert way_to(Secret(BASE), config)["timeout"] == 7
-    assert way_to(Secret(BASE + "?connect_timeout=3"), config)["timeout"] == 3
+    assert connection_options(Secret(BASE), config)["timeout"] == 7
+    assert connection_options(Secret(BASE + "?connect_timeout=3"), config)["timeout"] == 3
 
 
 async def test_a_gateway_runs_with_what_is_understood(values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.invariants import INVARIANTS
-from mpesa_gateway.doctor.ledger import Proof, read_ledger
+from mpesa_gateway.doctor.ledger import InvariantResult, read_ledger
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import running_gateway
@@ -60,7 +60,7 @@ def test_every_invariant_of_the_kernel_is_bent() -> None:
 
 async def proofs_of(
     values: dict[str, Any], *invariants: Invariant, patience: float = 30, grace: timedelta | None = None
-) -> list[Proof]:
+) -> list[InvariantResult]:
     """What the books say about a host's own invariants, with the kernel's left out."""
     plugin = Plugin(name="own", summary="A host's own.", invariants=invariants)
     values["worker"] = {"in_process": False}

@@ -9,7 +9,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.db.codecs import read_ids
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.retention import KERNEL_FORGETS, Retention
@@ -79,7 +79,7 @@ async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_betwee
                 locked = await other.execute("SELECT FROM callback FOR UPDATE NOWAIT")
             assert locked == f"SELECT {left[-1] + 10}"
 
-    counts = await Retention(gateway, pause).forget()
+    counts = await Retention(gateway, pause).delete_expired()
     assert counts["callbacks"] == ROWS
     assert left == list(range(ROWS - BATCH, -1, -BATCH))
     assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 10
@@ -141,7 +141,7 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
             old + timedelta(days=2) if key == "young" else old,
             identifier("own"),
         )
-    assert (await Retention(gateway).forget())["idempotency keys"] == 2
+    assert (await Retention(gateway).delete_expired())["idempotency keys"] == 2
     rows = await gateway.db.fetch("SELECT key FROM idempotency_key ORDER BY key")
     assert [row["key"] for row in rows] == ["at work", "young"]
 
@@ -162,14 +162,14 @@ async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -
         event_id,
         at,
     )
-    assert (await Retention(gateway).forget())["subscribers' done tasks"] == 1
+    assert (await Retention(gateway).delete_expired())["subscribers' done tasks"] == 1
     assert await gateway.db.fetchval("SELECT subscriber FROM event_task") == "owed"
 
 
 @pytest.mark.parametrize("days", [1, 2])
 async def test_lines_that_a_statement_may_show_again_are_not_forgotten(values: dict[str, Any], days: int) -> None:
     values["reconciliation"] = {"keep_days": days}
-    with pytest.raises(ConfigRefused, match="at least 3"):
+    with pytest.raises(ConfigError, match="at least 3"):
         Gateway(GatewayConfig.from_values(values))
 
 
@@ -181,8 +181,8 @@ async def test_what_somebody_has_locked_is_passed_over_and_goes_another_night(
     async with other.transaction():
         await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", fourth)
         # Were it to wait for these three rows, which are the oldest, it would never end.
-        assert (await Retention(gateway).forget())["callbacks"] == 2 * BATCH - 3
-    assert (await Retention(gateway).forget())["callbacks"] == 3
+        assert (await Retention(gateway).delete_expired())["callbacks"] == 2 * BATCH - 3
+    assert (await Retention(gateway).delete_expired())["callbacks"] == 3
 
 
 async def test_two_at_once_share_the_work(gateway: Gateway) -> None:
@@ -191,16 +191,16 @@ async def test_two_at_once_share_the_work(gateway: Gateway) -> None:
 
     async def let_the_other_work(_: float) -> None:
         if not counts:
-            counts.append((await Retention(gateway).forget())["callbacks"])
+            counts.append((await Retention(gateway).delete_expired())["callbacks"])
 
-    counts.append((await Retention(gateway, let_the_other_work).forget())["callbacks"])
+    counts.append((await Retention(gateway, let_the_other_work).delete_expired())["callbacks"])
     assert counts == [3 * BATCH, BATCH]
 
 
 async def test_what_waits_for_its_payment_stays_however_old(gateway: Gateway) -> None:
     await receive(gateway, 4000, 3, "waiting")
     await receive(gateway, 4000, 2, "unmatched")
-    assert (await Retention(gateway).forget())["callbacks"] == 2
+    assert (await Retention(gateway).delete_expired())["callbacks"] == 2
     assert await gateway.db.fetchval("SELECT count(*) FROM callback WHERE verdict = 'waiting'") == 3
 
 
@@ -214,7 +214,7 @@ async def test_nothing_goes_where_the_settings_keep_it_for_ever(values: dict[str
     del values["simulator"]
     async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
         await receive(gateway, 9000, 5)
-        assert await Retention(gateway).forget() == {}
+        assert await Retention(gateway).delete_expired() == {}
         assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 5
 
 
@@ -232,5 +232,5 @@ async def test_what_postgres_has_no_time_for_is_left_to_the_next_night(
         "$$ BEGIN RAISE EXCEPTION 'tired' USING ERRCODE = 'query_canceled'; END $$; "
         "CREATE TRIGGER tired BEFORE DELETE ON callback FOR EACH STATEMENT EXECUTE FUNCTION tire()"
     )
-    counts = await Retention(gateway).forget()
+    counts = await Retention(gateway).delete_expired()
     assert (counts["callbacks"], counts["refused callbacks"]) == (0, 1)

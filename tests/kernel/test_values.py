@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.clock import SetClock, daraja_timestamp, from_daraja_timestamp, rfc3339
+from mpesa_gateway.db.json_codec import dumps, loads
 from mpesa_gateway.ids import Ids
-from mpesa_gateway.money import Kes, NotAnAmount
-from mpesa_gateway.phone import Likeness, Msisdn, NotAPhone, compare, mask_phones
+from mpesa_gateway.money import InvalidAmount, Kes
+from mpesa_gateway.phone import InvalidPhone, Msisdn, PhoneMatch, compare, mask_phones
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.stored import dumps, loads
 
 
 @given(st.integers(1, 250_000))
@@ -31,16 +31,16 @@ def test_whatever_is_no_whole_number_of_shillings_is_refused_with_a_sentence(val
     except InvalidOperation:
         expected = Decimal("NaN")
     if expected.is_finite() and expected == int(expected) and expected >= 0:
-        with suppress(NotAnAmount):  # a number can be right and its spelling wrong: 1E+3
+        with suppress(InvalidAmount):  # a number can be right and its spelling wrong: 1E+3
             assert Kes.parse(value) == expected
     else:
-        with pytest.raises(NotAnAmount, match=r"\w"):
+        with pytest.raises(InvalidAmount, match=r"\w"):
             Kes.parse(value)
 
 
 @pytest.mark.parametrize("raw", [b"1.5", b'"500.001"', b"1e3", b"null", b"true", b'""', b'"\\u0031"', b"[1]", b"-5"])
 def test_json_amounts_are_read_digit_for_digit(raw: bytes) -> None:
-    with pytest.raises(NotAnAmount, match=r"\w"):
+    with pytest.raises(InvalidAmount, match=r"\w"):
         Kes.parse_json(raw)
 
 
@@ -63,8 +63,8 @@ DASHES = ("-", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\uff
 def test_number_with_invisible_or_odd_characters_is_the_same_number(mark: str) -> None:
     for text in (f"{mark}0712345678{mark}", f"+254{mark}712{mark}345{mark}678", f"{mark}+{mark}254712345678"):
         assert Msisdn.parse(text) == "254712345678"
-    assert compare(f"{mark}254712{mark}345678", "254712345678") is Likeness.SAME
-    with pytest.raises(NotAPhone, match="Kenyan mobile number"):
+    assert compare(f"{mark}254712{mark}345678", "254712345678") is PhoneMatch.SAME
+    with pytest.raises(InvalidPhone, match="Kenyan mobile number"):
         Msisdn.parse(f"071234567{mark}")
 
 
@@ -87,7 +87,7 @@ def test_number_in_full_width_digits_is_the_same_number() -> None:
     ],
 )
 def test_other_numbers_are_refused(text: str) -> None:
-    with pytest.raises(NotAPhone, match="Kenyan mobile number"):
+    with pytest.raises(InvalidPhone, match="Kenyan mobile number"):
         Msisdn.parse(text)
 
 

@@ -4,7 +4,7 @@ from enum import Enum
 
 from hypothesis import strategies as st
 
-from mpesa_gateway_simulator import habits
+from mpesa_gateway_simulator import misbehaviour
 from tests.model.wire import Act, Fate, Plan
 
 PHONES = (
@@ -43,14 +43,14 @@ def _normal_first(known: frozenset[str]) -> tuple[str, ...]:
     return ("normal", *sorted(known - {"normal"}))
 
 
-STATUS_HABITS = _normal_first(habits.STATUS_HABITS)
-REVERSAL_HABITS = _normal_first(habits.REVERSAL_HABITS)
+STATUS_HABITS = _normal_first(misbehaviour.STATUS_HABITS)
+REVERSAL_HABITS = _normal_first(misbehaviour.REVERSAL_HABITS)
 # An endless statement, and one that does not say what its rows are, have tests of their own: here each row counts.
-PULL_HABITS = _normal_first(habits.PULL_HABITS - {"endless", "no_type"})
-QUERY_HABITS = _normal_first(habits.QUERY_HABITS)
-CALLBACK_HABITS = _normal_first(habits.CALLBACK_HABITS)
-ACK_HABITS = _normal_first(habits.ACK_HABITS)
-OAUTH_HABITS = _normal_first(habits.OAUTH_HABITS)
+PULL_HABITS = _normal_first(misbehaviour.PULL_HABITS - {"endless", "no_type"})
+QUERY_HABITS = _normal_first(misbehaviour.QUERY_HABITS)
+CALLBACK_HABITS = _normal_first(misbehaviour.CALLBACK_HABITS)
+ACK_HABITS = _normal_first(misbehaviour.ACK_HABITS)
+OAUTH_HABITS = _normal_first(misbehaviour.OAUTH_HABITS)
 INITIATORS = ("testapi", "testapi", "no_role", "bad_credential", "locked", "not_permitted", "inactive", "poor")
 
 

@@ -15,29 +15,29 @@ from saq.job import Status
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.idempotency import KeyInProgress, KeyMismatch
-from mpesa_gateway.errors import Conflict, Invalid, NotFound, ProviderNotConfigured, ProviderRejected
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound, ProviderNotConfigured, ProviderRejected
 from mpesa_gateway.errors import ProviderUnavailable as Unavailable
+from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS
 from mpesa_gateway.security.scopes import Caller, Env
-from mpesa_gateway.security.vault import CALLBACK_TOKENS
 from mpesa_gateway_callbacks.tokens import read_token
 from mpesa_gateway_credentials.schemas import SetProvider
 from mpesa_gateway_credentials.service import CredentialStore
-from mpesa_gateway_payments.checks import StatusChecks
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import CreatePayment, PaymentQuery
 from mpesa_gateway_payments.service import PaymentService
+from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from mpesa_gateway_payments.stk_results import StkResults
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.matching import Decided, amount_to_confirm
 from mpesa_gateway_reconciliation.registration import PullRegistrations
-from mpesa_gateway_reconciliation.service import Reconciliation
-from mpesa_gateway_reconciliation.settling import Settling
-from mpesa_gateway_refunds.endings import RefundEndings
-from mpesa_gateway_refunds.queries import RefundQueries
+from mpesa_gateway_reconciliation.service import ReconciliationService
+from mpesa_gateway_refunds.completion import RefundCompletion
 from mpesa_gateway_refunds.schemas import CreateRefund, Resolution
 from mpesa_gateway_refunds.service import RefundService
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import ReplayMany
 from tests.model.wire import CONNECTION_ENDED
 
@@ -97,15 +97,15 @@ class Product:
         self._results = services.get(StkResults)
         self._queries = services.get(StkQueries)
         self._expiry = services.get(Expiry)
-        self._checks = services.get(StatusChecks)
+        self._checks = services.get(StatusQueryService)
         self._refunds = services.get(RefundService)
-        self._refund_queries = services.get(RefundQueries)
-        self._refund_endings = services.get(RefundEndings)
-        self._reconciliation = services.get(Reconciliation)
+        self._refund_queries = services.get(RefundStatusQueries)
+        self._refund_endings = services.get(RefundCompletion)
+        self._reconciliation = services.get(ReconciliationService)
         self._registrations = services.get(PullRegistrations)
-        self._settling = services.get(Settling)
-        self._deliveries = services.get(Deliveries)
-        self._endpoints = services.get(Endpoints)
+        self._settling = services.get(LineMatching)
+        self._deliveries = services.get(DeliveryService)
+        self._endpoints = services.get(EndpointService)
         self._credentials = services.get(CredentialStore)
         self._workers = list(gateway.worker().workers.values())
 
@@ -311,4 +311,4 @@ def _json(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: msgspec.Raw(str(value).encode()) if name == "amount" else value for name, value in body.items()}
 
 
-__all__ = ["Invalid", "Product"]
+__all__ = ["InvalidFields", "Product"]

@@ -214,7 +214,7 @@ class Stage:
             daraja={"sandbox_url": f"{self.worlds['sandbox'].base}/simulator", "live_url": _LIVE_DARAJA},
             worker={"in_process": False, "daraja": 2, "deliveries": 2, "maintenance": 2},
             callbacks={"allowlist": ["127.0.0.1"]},
-            refunds={"ask_after": [60, 300]},
+            refunds={"query_after": [60, 300]},
             reconciliation={"tries": 2, "pause": 0.0},
             webhooks={"retry_after": [5, 60, 300]},
         )

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, CheckResult, Level
 from mpesa_gateway.config import DatabaseConfig, GatewayConfig
-from mpesa_gateway.db.changes import Changes
-from mpesa_gateway.db.engine import Database, PoolerInBetween, SearchPathLost
+from mpesa_gateway.db.engine import Database, PoolerDetected, SearchPathLost
+from mpesa_gateway.db.invalidation import InvalidationListener
 from mpesa_gateway.db.migrator import migrate, pending
-from mpesa_gateway.doctor.postgres import look_at_postgres
-from mpesa_gateway.observation import Examination, Level, Observation
+from mpesa_gateway.doctor.postgres import check_postgres
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually, gateway_values
 from tests.pooler.conftest import Bouncing, prepare_role
@@ -74,7 +74,7 @@ async def test_many_at_once_on_few_connections_take_turns_and_get_their_own_answ
 
 async def test_changes_are_heard_past_the_pooler(pooled_url: str, database_url: str) -> None:
     async with connected(pooled_url, database_url) as db:
-        changes, heard = Changes(db), list[str]()
+        changes, heard = InvalidationListener(db), list[str]()
         changes.on("key", heard.append)
         await changes.start()
         try:
@@ -112,7 +112,7 @@ async def test_two_that_migrate_at_once_leave_no_lock_and_no_setting_behind(pool
 )
 async def test_a_pooler_that_nobody_told_us_of_is_refused(database_url: str, bouncing: Bouncing, ignores: str) -> None:
     await prepare_role(database_url)
-    with pytest.raises(PoolerInBetween, match=r"database\.direct_url"):
+    with pytest.raises(PoolerDetected, match=r"database\.direct_url"):
         async with connected(bouncing(ignores=ignores), None):
             pass
 
@@ -127,17 +127,17 @@ async def test_no_table_is_looked_for_in_a_schema_that_is_not_ours(database_url:
 
 async def test_nothing_is_migrated_through_a_pooler(pooled_url: str) -> None:
     async with connected(pooled_url, pooled_url) as db:
-        with pytest.raises(PoolerInBetween):
+        with pytest.raises(PoolerDetected):
             await migrate(db, [])
 
 
-async def seen(values: dict[str, Any]) -> dict[str, Observation]:
+async def seen(values: dict[str, Any]) -> dict[str, CheckResult]:
     """What the doctor sees of Postgres."""
     gateway = Gateway(GatewayConfig.from_values(values))
     db = Database(gateway.config.database)
     try:
-        examination = Examination(now=gateway.clock.now(), is_live=True)
-        return {found.name: found async for found in look_at_postgres(gateway, db, examination)}
+        examination = CheckContext(now=gateway.clock.now(), is_live=True)
+        return {found.name: found async for found in check_postgres(gateway, db, examination)}
     finally:
         if db.is_running:
             await db.stop()

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from docs.site.reference.words import NOTE, code, document, prose, sentence, table
 from mpesa_gateway.daraja.faults import known_faults
-from mpesa_gateway.errors import NEXT_STEPS, Code, HungUp, Refused
-from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway.errors import NEXT_STEPS, ApiError, ClientDisconnected, Code
+from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_payments.result_codes import STK_RESULTS
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 
@@ -55,7 +55,7 @@ def page() -> str:
     )
 
 
-def _classes(kind: type[Refused] = Refused) -> Iterator[type[Refused]]:
+def _classes(kind: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
     for each in kind.__subclasses__():
         yield each
         yield from _classes(each)
@@ -66,7 +66,7 @@ def _said(each: Code) -> list[tuple[int, str]]:
     found = [
         (kind.status, prose(kind.__doc__).partition("\n\n")[0])
         for kind in _classes()
-        if kind.code is each and kind not in {HungUp, CallbackRefused}
+        if kind.code is each and kind not in {ClientDisconnected, CallbackRejected}
         # What only an operator's browser meets is said on the page that it shows.
         if not kind.__module__.startswith("mpesa_gateway_ops")
     ]

@@ -4,7 +4,7 @@ from acme_sms.routes import list_texts
 from acme_sms.settings import SmsSettings
 from acme_sms.tables import TextRow
 from acme_sms.texts import Texts
-from mpesa_gateway.plugin import Job, Plugin, Tables, on
+from mpesa_gateway.plugin import Job, Plugin, Tables, on_event
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments.api import Payments
 from mpesa_gateway_payments.events import PaymentCompleted
@@ -42,7 +42,7 @@ plugin = Plugin(
     settings=SmsSettings,
     routes=(list_texts,),
     jobs=(Job(send, timeout=30), Job(sweep, timeout=30, cron="* * * * *")),
-    subscribers=(on(PaymentCompleted, text_the_buyer),),
+    subscribers=(on_event(PaymentCompleted, text_the_buyer),),
     provides=((Texts, _texts),),
     tables=Tables(models=(TextRow,), migrations="acme_sms.migrations"),
 )

@@ -14,12 +14,12 @@ from piccolo.table import Table
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackEvent, CallbackKind
 from mpesa_gateway.daraja.exceptions import OutcomeUnknown
 from mpesa_gateway.daraja.operations import DarajaCredentials, Operation, response_code
-from mpesa_gateway.daraja.wire import NotACallback, read_json_leniently, read_text
+from mpesa_gateway.daraja.wire import InvalidCallback, read_json_leniently, read_text
 from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.ids import IdPrefix
-from mpesa_gateway.pages import Menu, Page, Pages, Shown, Visit
-from mpesa_gateway.plugin import Plugin, Tables, inside
+from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Pages, Rendered
+from mpesa_gateway.plugin import Plugin, Tables, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import INJECTED, Caller, Scope
 from mpesa_gateway_callbacks.api import Callbacks
@@ -51,10 +51,10 @@ def _read(body: bytes) -> CallbackContent:
     try:
         content = read_json_leniently(body)
     except ValueError:
-        raise NotACallback("not JSON") from None
+        raise InvalidCallback("not JSON") from None
     receipt, number = read_text(content, "TransID"), read_text(content, "BillRefNumber")
     if receipt is None or number is None:
-        raise NotACallback("TransID or BillRefNumber is missing")
+        raise InvalidCallback("TransID or BillRefNumber is missing")
     return CallbackContent(receipt, "0", (number,), {"result_desc": "", "number": number})
 
 
@@ -125,7 +125,7 @@ async def sell_ticket(
     url = gateway.port(Callbacks).url_for(
         "ticket", env=caller.env, merchant_id=caller.merchant_id, subject_id=caller.merchant_id
     )
-    await gateway.daraja.ask(REGISTER, credentials.daraja, Registration(url))
+    await gateway.daraja.call(REGISTER, credentials.daraja, Registration(url))
     row = Ticket(
         ticket_id=gateway.ids.new("tkt"),
         merchant_id=caller.merchant_id,
@@ -137,10 +137,10 @@ async def sell_ticket(
     return Success(data=TicketView(row.ticket_id, data.number))
 
 
-async def show_tickets(visit: Visit) -> Shown:
+async def show_tickets(visit: PageRequest) -> Rendered:
     """The page at /ops/tickets."""
     rows = await visit.gateway.db.fetch("SELECT * FROM ticket WHERE env = $1 ORDER BY ticket_id DESC", visit.env)
-    return Shown("tickets.html", {"rows": rows})
+    return Rendered("tickets.html", {"rows": rows})
 
 
 plugin = Plugin(
@@ -163,7 +163,7 @@ plugin = Plugin(
         ),
     ),
     publishes=(TicketAsked,),
-    subscribers=(inside(TicketAsked, count),),
+    subscribers=(on_event_in_transaction(TicketAsked, count),),
     tables=Tables(models=(Ticket,), migrations="tests.journeys.tickets.migrations"),
     pages=Pages(
         templates="tests.journeys.tickets",

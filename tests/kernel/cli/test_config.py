@@ -73,14 +73,14 @@ def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
 def test_the_environment_goes_over_the_file_in_the_folder(bare_host: Host) -> None:
     folder = bare_host.folder / "config"
     folder.mkdir()
-    (folder / "gateway.toml").write_text("[http]\nport = 9000\n[payments]\nhold = 99\n")
+    (folder / "gateway.toml").write_text("[http]\nport = 9000\n[payments]\ncreate_lease = 99\n")
     assert tomllib.loads(bare_host.asks("config", "show").stdout)["http"]["port"] == 9000
     bare_host.variables["HTTP__PORT"] = "9001"
-    bare_host.variables["PAYMENTS__HOLD"] = "98"
+    bare_host.variables["PAYMENTS__CREATE_LEASE"] = "98"
     shown = tomllib.loads(bare_host.asks("config", "show").stdout)
-    assert (shown["http"]["port"], shown["payments"]["hold"]) == (9001, 98)
+    assert (shown["http"]["port"], shown["payments"]["create_lease"]) == (9001, 98)
     bare_host.variables = {"CONFIG": ""}
-    assert tomllib.loads(bare_host.asks("config", "show").stdout)["payments"]["hold"] == 150
+    assert tomllib.loads(bare_host.asks("config", "show").stdout)["payments"]["create_lease"] == 150
 
 
 @pytest.mark.parametrize("name", ["gateway.toml", "gateway.live.toml"])

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.daraja.certificates import CertificateRefused, certificate_for, describe, read_certificate
+from mpesa_gateway.daraja.certificates import CertificateError, certificate_for, describe, read_certificate
 from mpesa_gateway.secret import Secret
 from tests.certificates import issue, issue_for_another_kind_of_key
 
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_pat
     issue_for_another_kind_of_key(elliptic)
     for path, word in ((tmp_path / "none.cer", "cannot be read"), (junk, "no X.509"), (elliptic, "no RSA key")):
         config = DarajaConfig(live_certificate=str(path))
-        with pytest.raises(CertificateRefused, match=word) as refused:
+        with pytest.raises(CertificateError, match=word) as refused:
             certificate_for(config, "live")
         text = str(refused.value)
         assert "daraja.live_certificate" in text
@@ -69,9 +69,9 @@ def test_a_certificate_verifies_signatures_while_it_is_valid_only_and_always_enc
     certificate = read_certificate(issue(tmp_path / "a.cer", days=30).path)
     now = datetime.now(UTC)
     certificate.check_time(now)
-    with pytest.raises(CertificateRefused, match="expired on"):
+    with pytest.raises(CertificateError, match="expired on"):
         certificate.check_time(now + timedelta(days=40))
-    with pytest.raises(CertificateRefused, match="check this machine's clock"):
+    with pytest.raises(CertificateError, match="check this machine's clock"):
         certificate.check_time(now - timedelta(days=2))
 
 

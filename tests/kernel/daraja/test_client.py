@@ -25,7 +25,7 @@ from mpesa_gateway.daraja.client import (
     OutcomeUnknown,
     Rejected,
 )
-from mpesa_gateway.daraja.token import Token, Tokens
+from mpesa_gateway.daraja.token import AccessToken, AccessTokens
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
@@ -221,7 +221,7 @@ async def push(client: DarajaClient, credentials: DarajaCredentials = CREDENTIAL
         account_reference="ORDER-1",
         description="Shoes",
     )
-    return await client.ask(STK_PUSH, credentials, request)
+    return await client.call(STK_PUSH, credentials, request)
 
 
 async def fault_of(kind: type[DarajaFault], client: DarajaClient) -> DarajaFault:
@@ -281,7 +281,7 @@ async def test_a_push_to_a_till_names_the_store_and_the_till() -> None:
 async def test_a_question_carries_the_same_password_and_gets_its_result_as_text() -> None:
     async with market() as (daraja, server, client):
         daraja.says = says(200, {"ResponseCode": "0", "ResultCode": "1032", "ResultDesc": "Request cancelled by user"})
-        answer = await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
+        answer = await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
         assert json.loads(server.of(QUERY)[0].body) == {
             "BusinessShortCode": "174379",
             "Password": base64.b64encode(b"174379passkey-of-tests20261124013005").decode(),
@@ -290,7 +290,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         }
         assert (answer.outcome.failure_reason, answer.result_desc) == ("cancelled_by_user", "Request cancelled by user")
         daraja.says = says(200, {"ResponseCode": "0", "ResultCode": 0, "ResultDesc": "Done"})
-        assert (await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome.is_paid
+        assert (await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome.is_paid
 
 
 # -- what is certain about a push --------------------------------------------------------------------------------------
@@ -517,7 +517,7 @@ async def test_stk_query_answer_that_contradicts_itself_proves_nothing() -> None
             said = f'{{{names}, "ResultCode": {first}, "ResultCode": {second}}}'
             daraja.says = writes(200, said.encode(), Content_Type="application/json")
             with pytest.raises(DarajaFault):
-                await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
+                await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 @pytest.mark.parametrize("operation", ["transaction_status", "reverse"])
@@ -552,7 +552,7 @@ async def test_stk_query_answer_that_was_not_accepted_proves_nothing(code: Any, 
     async with market() as (daraja, _, client):
         daraja.says = says(200, {"ResponseCode": code, "ResultCode": result, "ResultDesc": "said"})
         with pytest.raises(DarajaFault):
-            await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
+            await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 @pytest.mark.parametrize("code", ["0", 0, 0.0, "0.0", "00000000", "000", " 0 ", -0.0])
@@ -627,7 +627,7 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
 async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> None:
     async with market() as (daraja, _, client):
         daraja.says = answering
-        outcome = (await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome
+        outcome = (await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome
     assert (outcome.is_pending, outcome.is_paid) == (True, False)
 
 
@@ -647,7 +647,7 @@ async def test_a_question_without_an_answer_proves_nothing(answering: Answering,
     async with market() as (daraja, _, client):
         daraja.says = answering
         with pytest.raises(kind):
-            await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
+            await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
 
 
 # -- unexpected errors -------------------------------------------------------------------------------------------------
@@ -660,18 +660,18 @@ async def call(client: DarajaClient, operation: str) -> Any:
     if operation == "stk_push":
         return await push(client)
     if operation == "stk_query":
-        return await client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
+        return await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
     if operation == "transaction_status":
         status = TransactionStatus(initiator=initiator, receipt="TKN4A1B2C3", conversation_id=None, **to)
-        return await client.ask(TRANSACTION_STATUS, CREDENTIALS, status)
+        return await client.call(TRANSACTION_STATUS, CREDENTIALS, status)
     if operation == "reverse":
         reversal = ReversalRequest(initiator=initiator, receipt="TKN4A1B2C3", amount=Kes(500), **to)
-        return await client.ask(REVERSAL, CREDENTIALS, reversal)
+        return await client.call(REVERSAL, CREDENTIALS, reversal)
     if operation == "pull_register":
         number = Msisdn.parse("254708374149")
         registration = PullRegistration(nominated_number=number, callback_url="https://pay.example/3")
-        return await client.ask(PULL_REGISTER, CREDENTIALS, registration)
-    return await client.ask(PULL_QUERY, CREDENTIALS, PullQuery(start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0))
+        return await client.call(PULL_REGISTER, CREDENTIALS, registration)
+    return await client.call(PULL_QUERY, CREDENTIALS, PullQuery(start=NIGHT - timedelta(hours=2), end=NIGHT, offset=0))
 
 
 OPERATIONS = ("stk_push", "stk_query", "transaction_status", "reverse", "pull_register", "pull_query")
@@ -785,7 +785,7 @@ async def test_token_with_odd_lifetime_is_used_for_an_hour_at_most(lifetime: Any
 
 async def test_call_of_an_account_with_too_many_open_calls_is_not_sent() -> None:
     async with scripted(Daraja()) as server:
-        config = DarajaConfig(sandbox_url=server.base, live_url="http://127.0.0.1:9", per_account=2)
+        config = DarajaConfig(sandbox_url=server.base, live_url="http://127.0.0.1:9", max_concurrent_per_key=2)
         client = DarajaClient(
             config, clock=SetClock(NIGHT), ids=Ids(SetClock(NIGHT)), valkey=None, sealer=Sealer([b"k" * 32])
         )
@@ -818,7 +818,7 @@ async def test_cancelled_call_raises_cancelled_error() -> None:
     async with market() as (daraja, server, client):
         await push(client)
         daraja.says = drips
-        work = asyncio.create_task(client.ask(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1")))
+        work = asyncio.create_task(client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1")))
         await eventually(lambda: _is_asked(server, QUERY))
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -834,9 +834,9 @@ async def _is_asked(server: Scripted, path: str) -> bool:
 
 async def share(cache: Any, base: str, text: str) -> None:
     """Put a token into the shared cache, as another process would."""
-    tokens = Tokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa", secrets.token_bytes)
-    owner = Tokens.owner(base, CREDENTIALS.consumer_key.reveal())
-    await tokens.put(owner, Token(text, NIGHT + timedelta(minutes=50)))
+    tokens = AccessTokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa", secrets.token_bytes)
+    owner = AccessTokens.owner(base, CREDENTIALS.consumer_key.reveal())
+    await tokens.put(owner, AccessToken(text, NIGHT + timedelta(minutes=50)))
 
 
 async def test_one_token_serves_many_calls() -> None:
@@ -999,7 +999,7 @@ async def test_a_valkey_that_says_nothing_holds_nobody_up_for_long() -> None:
 
 async def test_a_process_that_died_while_fetching_holds_nobody_up_for_long(valkey_url: str) -> None:
     async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
-        owner = Tokens.owner(server.base, CREDENTIALS.consumer_key.reveal())
+        owner = AccessTokens.owner(server.base, CREDENTIALS.consumer_key.reveal())
         lock = f"mpesa:daraja_token:{owner}:lock"
         await cache.set(lock, b"of the dead", px=300)
         held: list[bytes | None] = []

@@ -12,7 +12,7 @@ import pytest
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown
-from mpesa_gateway.dns import Names
+from mpesa_gateway.dns import NameResolver
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.sealing import Sealer
@@ -32,11 +32,12 @@ def client_of(config: DarajaConfig, lookup: Any = None) -> DarajaClient:
 
 async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
     async with name_server(never) as dns:
-        names = Names(servers=(dns.address,), timeout=2.0)
-        client = client_of(DarajaConfig(sandbox_url="https://daraja.example.co.ke", per_account=1000), names)
+        names = NameResolver(servers=(dns.address,), timeout=2.0)
+        client = client_of(DarajaConfig(sandbox_url="https://daraja.example.co.ke", max_concurrent_per_key=1000), names)
         async with started(client):
             calls = [
-                asyncio.create_task(client.ask(STK_QUERY, SANDBOX, StkQuery(f"ws_CO_{number}"))) for number in range(50)
+                asyncio.create_task(client.call(STK_QUERY, SANDBOX, StkQuery(f"ws_CO_{number}")))
+                for number in range(50)
             ]
             await eventually(lambda: _is_asked(dns.asked))
             began = time.monotonic()
@@ -48,7 +49,7 @@ async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
             # They waited together: one after the other would have taken 100 seconds.
             assert time.monotonic() - began < 10
             with pytest.raises(NotSent):
-                await client.ask(STK_QUERY, SANDBOX, StkQuery("ws_CO_1"))
+                await client.call(STK_QUERY, SANDBOX, StkQuery("ws_CO_1"))
         await names.close()
     assert all(isinstance(each, NotSent) for each in ended)
     assert len({id(each) for each in ended}) == 50
@@ -61,12 +62,12 @@ async def _is_asked(asked: list[Any]) -> bool:
 async def test_live_name_that_leads_to_this_machine_is_not_called() -> None:
     async with scripted(Daraja()) as server, name_server(always("127.0.0.1", "8.8.8.8")) as dns:
         port = server.base.rpartition(":")[2]
-        names = Names(servers=(dns.address,))
+        names = NameResolver(servers=(dns.address,))
         for live in (f"https://api.safaricom.co.ke:{port}", f"https://API.Safaricom.co.ke:{port}/"):
             client = client_of(DarajaConfig(live_url=live), names)
             async with started(client):
                 with pytest.raises(NotSent):
-                    await client.ask(STK_QUERY, LIVE, StkQuery("ws_CO_1"))
+                    await client.call(STK_QUERY, LIVE, StkQuery("ws_CO_1"))
         await names.close()
     assert server.connections == 0
 
@@ -75,7 +76,7 @@ async def test_sandbox_name_may_lead_to_this_machine() -> None:
     """Compose and Kubernetes name the simulator's service so."""
     daraja = Daraja()
     async with scripted(daraja) as server, name_server(always("127.0.0.1")) as dns:
-        names = Names(servers=(dns.address,))
+        names = NameResolver(servers=(dns.address,))
         base = f"http://simulator.internal:{server.base.rpartition(':')[2]}"
         client = client_of(DarajaConfig(sandbox_url=base), names)
         async with started(client):
@@ -107,4 +108,4 @@ async def test_answers_of_random_bytes_are_faults() -> None:
                 # Each key is asked for a token of its own.
                 credentials = replace(CREDENTIALS, consumer_key=Secret(f"consumer-key-{number}"))
                 with suppress(NotSent, OutcomeUnknown):
-                    await client.ask(STK_QUERY, credentials, StkQuery("ws_CO_1"))
+                    await client.call(STK_QUERY, credentials, StkQuery("ws_CO_1"))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.daraja.wire import (
-    Contradictory,
-    Doubled,
+    ContradictoryCallback,
+    DuplicateField,
     Fault,
-    NotACallback,
+    InvalidCallback,
     StkCallback,
     decoded,
     is_same,
@@ -28,14 +28,14 @@ from mpesa_gateway.daraja.wire import (
     read_fault_body,
     read_json,
     read_json_leniently,
-    read_json_noting,
+    read_json_with_duplicates,
     read_moments,
     read_result,
     read_statement,
     read_stk_callback,
     read_text,
     says_no_transactions,
-    stored,
+    stored_json,
 )
 from mpesa_gateway.money import Kes
 
@@ -153,10 +153,10 @@ def test_read_stk_callback_two_amounts_elsewhere_are_contradictory() -> None:
         {"amount": 5, "AMOUNT": 500},
         {"Item": [{"Name": "TransAmount", "Value": 5}, {"Name": "OrigAmount", "Value": 500}]},
     ):
-        with pytest.raises(Contradictory, match="amount"):
+        with pytest.raises(ContradictoryCallback, match="amount"):
             read(CallbackMetadata=metadata)
     raw = json.dumps(callback(CallbackMetadata={"amount": 7})).replace('"amount": 7', '"amount": 5, "amount": 500')
-    with pytest.raises(Contradictory, match="amount"):
+    with pytest.raises(ContradictoryCallback, match="amount"):
         read_stk_callback(raw.encode())
 
 
@@ -200,7 +200,7 @@ def test_items_come_in_any_order_with_strangers_among_them() -> None:
 def test_read_stk_callback_item_twice_with_different_values_is_contradictory(name: str) -> None:
     for value in (1, "SKE52PAWR1", "x"):
         for items in ([*ITEMS, {"Name": name, "Value": value}], [{"Name": name.upper(), "Value": value}, *ITEMS]):
-            with pytest.raises(Contradictory, match=f"(?i){name}"):
+            with pytest.raises(ContradictoryCallback, match=f"(?i){name}"):
                 read(CallbackMetadata={"Item": items})
 
 
@@ -369,7 +369,7 @@ def test_a_date_is_east_africa_time_or_none_at_all(written: Any, moment: datetim
     ids=lambda body: body[:44].decode("latin-1"),
 )
 def test_anything_else_is_no_callback(body: bytes) -> None:
-    with pytest.raises(NotACallback) as refused:
+    with pytest.raises(InvalidCallback) as refused:
         read_stk_callback(body)
     assert str(refused.value)
 
@@ -380,7 +380,7 @@ def test_what_is_missing_is_named() -> None:
         (b'{"Body": {"stkCallback": {}}}', "ResultCode"),
         (b"{", "JSON"),
     ):
-        with pytest.raises(NotACallback, match=missing):
+        with pytest.raises(InvalidCallback, match=missing):
             read_stk_callback(body)
 
 
@@ -431,7 +431,7 @@ def is_read_or_refused(body: bytes) -> None:
     """Whatever else it raises comes out of here."""
     try:
         found = read_stk_callback(body)
-    except NotACallback:
+    except InvalidCallback:
         return
     assert type(found) is StkCallback
     assert found.result_code
@@ -925,19 +925,19 @@ def test_read_stk_callback_field_twice_with_different_values_is_no_callback(
     name: str, second: str, *, before: bool
 ) -> None:
     raw = doubled(name, second, before=before)
-    with pytest.raises(NotACallback):
+    with pytest.raises(InvalidCallback):
         read_stk_callback(raw)
     # Escaped, with spaces, in another encoding: the same name.
     escaped = raw.replace(f'"{name}"'.encode(), f'"\\u{ord(name[0]):04x}{name[1:]}"'.encode(), 1)
     for other in (escaped, raw.replace(b'":', b'" \n:'), raw.decode().encode("utf-16"), b"\xef\xbb\xbf" + raw):
-        with pytest.raises(NotACallback):
+        with pytest.raises(InvalidCallback):
             read_stk_callback(other)
 
 
 @pytest.mark.parametrize(("old", "new"), [('"Value": 500', '"Value": 1'), ('"Name": "Amount"', '"Name": "Balance"')])
 def test_read_stk_callback_item_that_contradicts_itself_is_no_callback(old: str, new: str) -> None:
     for raw in (GOOD.replace(old, f"{old}, {new}"), GOOD.replace(old, f"{new}, {old}")):
-        with pytest.raises(Contradictory):
+        with pytest.raises(ContradictoryCallback):
             read_stk_callback(raw.encode())
 
 
@@ -1004,7 +1004,7 @@ RESULT = json.dumps(
 def test_read_result_that_contradicts_itself_is_contradictory(old: str, new: str) -> None:
     assert read_result(RESULT.encode()).first("Amount") == "500"
     for raw in (RESULT.replace(old, f"{old}, {new}", 1), RESULT.replace(old, f"{new}, {old}", 1)):
-        with pytest.raises(Contradictory):
+        with pytest.raises(ContradictoryCallback):
             read_result(raw.encode())
 
 
@@ -1020,10 +1020,10 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 3), st.sampled_from(
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), VALUES), max_size=6))
 def test_read_json_noting_names_exactly_what_is_doubled_with_different_values(pairs: list[tuple[str, Any]]) -> None:
     raw = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs) + "}"
-    found = read_json_noting(raw.encode())
+    found = read_json_with_duplicates(raw.encode())
     assert dict(found) == read_json_leniently(raw.encode())
     expected = {name for name, one in pairs for again, other in pairs if name == again and not is_same(one, other)}
-    assert (found.names if isinstance(found, Doubled) else frozenset()) == expected
+    assert (found.names if isinstance(found, DuplicateField) else frozenset()) == expected
 
 
 @given(st.data())
@@ -1038,7 +1038,7 @@ def test_read_stk_callback_any_doubling_is_read_alike_or_refused(data: st.DataOb
             st.sampled_from(["0", '"0"', "1032", "500", "1", '"Amount"', "null", "{}", json.dumps(ITEMS)])
         )
         text = f"{text[:at]}{name}{value}, {text[at:]}"
-    with suppress(NotACallback):
+    with suppress(InvalidCallback):
         found = msgspec.structs.replace(read_stk_callback(text.encode()), result_desc="")
         assert found == msgspec.structs.replace(read(), result_desc="")
 
@@ -1109,7 +1109,7 @@ def test_reading_a_megabyte_of_items_takes_linear_time(unit: str) -> None:
 @example("{}".encode("utf-16"))
 @example(b"a\x00")
 def test_stored_gives_the_bytes_back(body: bytes) -> None:
-    text, raw = stored(body)
+    text, raw = stored_json(body)
     assert (text.encode() if raw is None else raw) == body
     assert "\x00" not in text
     assert text == decoded(body)
@@ -1117,6 +1117,6 @@ def test_stored_gives_the_bytes_back(body: bytes) -> None:
 
 @given(ODD)
 def test_read_stk_callback_any_metadata_is_read_or_contradictory(metadata: Any) -> None:
-    with suppress(Contradictory):
+    with suppress(ContradictoryCallback):
         found = read(CallbackMetadata=metadata)
         assert found.result_code == "0"

@@ -9,8 +9,8 @@ from piccolo.table import Table
 
 from mpesa_gateway.app import KERNEL_TABLES, Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.db.columns import Columns, columns_of
 from mpesa_gateway.db.engine import Database
+from mpesa_gateway.db.star_expansion import StarExpansion, columns_of
 from mpesa_gateway.plugin import Plugin
 from tests.house.tree import PACKAGES
 
@@ -52,7 +52,7 @@ class Sale(Table, tablename="sale"):
     ],
 )
 def test_a_star_is_spelt_out(sql: str, meant: str) -> None:
-    columns = Columns()
+    columns = StarExpansion()
     assert columns.spell_out(sql) == sql
     columns.learn(Sale)
     assert columns.spell_out(sql) == meant

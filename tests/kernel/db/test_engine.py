@@ -12,9 +12,9 @@ from piccolo.columns import Text
 from piccolo.table import Table
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database, DatabaseNotNamed, RolledBack
+from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite, Told
+from mpesa_gateway.db.engine import Database, DatabaseNotNamed, TransactionRolledBack
 from mpesa_gateway.db.migrator import Migration, migrate
-from mpesa_gateway.db.writes import ChangedMeanwhile, Told, Write
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually
 
@@ -37,9 +37,9 @@ _KERNEL = (files("mpesa_gateway.db.migrations") / "0001_kernel.sql").read_text(e
 WRITTEN_AS_EXPECTED = _KERNEL[_KERNEL.index("CREATE FUNCTION written_as_expected") :].partition("$$;")[0] + "$$"
 
 
-def note(*words: str, told: Told | None = None) -> Write:
+def note(*words: str, told: Told | None = None) -> DeferredWrite:
     """A write of these words."""
-    return Write("INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), told=told)
+    return DeferredWrite("INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), on_written=told)
 
 
 class Oops(Exception):
@@ -182,8 +182,8 @@ async def test_what_is_put_off_is_one_statement_and_a_transaction_of_nothing_els
         heard.append("committed")
 
     async with notes.transaction():
-        await notes.put_off(note("one", "two", told=told))
-        await notes.put_off(Write("UPDATE sum SET words = words + 2 RETURNING words::text", (), expects=1))
+        await notes.defer(note("one", "two", told=told))
+        await notes.defer(DeferredWrite("UPDATE sum SET words = words + 2 RETURNING words::text", (), expects=1))
         assert heard == []
         assert await seen(outsider) == []
     # Nothing had to begin: what it is told is committed already.
@@ -193,11 +193,11 @@ async def test_what_is_put_off_is_one_statement_and_a_transaction_of_nothing_els
 
 async def test_whoever_asks_finds_what_was_put_off_before(notes: Database, outsider: Outsider) -> None:
     async with doomed(notes):
-        await notes.put_off(note("one"))
+        await notes.defer(note("one"))
         assert await notes.fetchval("SELECT word FROM note") == "one"
-        await notes.put_off(note("two"))
+        await notes.defer(note("two"))
         assert [row["word"] for row in await Note.select().order_by(Note.word)] == ["one", "two"]
-        await notes.put_off(note("three"))
+        await notes.defer(note("three"))
         await write(notes, "four")
         assert await notes.fetchval("SELECT count(*) FROM note") == 4
         assert await seen(outsider) == []
@@ -206,13 +206,13 @@ async def test_whoever_asks_finds_what_was_put_off_before(notes: Database, outsi
 
 async def test_a_look_begins_nothing_and_sees_what_is_committed(notes: Database, outsider: Outsider) -> None:
     async with notes.transaction():
-        await notes.put_off(note("mine"))
-        assert await notes.look("SELECT word FROM note") == []
+        await notes.defer(note("mine"))
+        assert await notes.read_unlocked("SELECT word FROM note") == []
         await outsider.execute("INSERT INTO mpesa.note VALUES ('theirs')")
-        assert [row["word"] for row in await notes.look("SELECT word FROM note")] == ["theirs"]
+        assert [row["word"] for row in await notes.read_unlocked("SELECT word FROM note")] == ["theirs"]
         await write(notes, "begun")
         # Now there is a transaction to look in.
-        assert len(await notes.look("SELECT word FROM note")) == 3
+        assert len(await notes.read_unlocked("SELECT word FROM note")) == 3
     assert await seen(outsider) == ["begun", "mine", "theirs"]
 
 
@@ -229,11 +229,11 @@ async def test_who_finds_other_rows_than_expected_has_written_nothing(
         async with notes.transaction():
             if has_begun:
                 await write(notes, "zero")
-            await notes.put_off(note("one", told=told))
-            await notes.put_off(Write("UPDATE sum SET words = 9 WHERE words = 1 RETURNING 'x'", (), expects=1))
-            await notes.put_off(note("two", told=told))
+            await notes.defer(note("one", told=told))
+            await notes.defer(DeferredWrite("UPDATE sum SET words = 9 WHERE words = 1 RETURNING 'x'", (), expects=1))
+            await notes.defer(note("two", told=told))
 
-    with pytest.raises(ChangedMeanwhile, match="wrote 0 rows instead of 1"):
+    with pytest.raises(ConcurrentUpdate, match="wrote 0 rows instead of 1"):
         await work()
     assert called == []
     assert await seen(outsider) == []
@@ -245,16 +245,16 @@ async def test_who_finds_other_rows_than_expected_has_written_nothing(
 async def test_what_is_put_off_in_a_savepoint_goes_with_it(notes: Database, outsider: Outsider) -> None:
     async def fail() -> None:
         async with notes.savepoint():
-            await notes.put_off(note("inside"))
+            await notes.defer(note("inside"))
             raise Oops
 
     async with notes.transaction():
-        await notes.put_off(note("before"))
+        await notes.defer(note("before"))
         with pytest.raises(Oops):
             await fail()
         async with notes.savepoint():
-            await notes.put_off(note("kept"))
-        await notes.put_off(note("after"))
+            await notes.defer(note("kept"))
+        await notes.defer(note("after"))
     assert await seen(outsider) == ["after", "before", "kept"]
 
 
@@ -263,13 +263,13 @@ async def test_one_that_fails_in_a_savepoint_fails_there_and_alone(notes: Databa
 
     async def fail() -> None:
         async with notes.savepoint():
-            await notes.put_off(note("new"))
-            await notes.put_off(note("there"))
+            await notes.defer(note("new"))
+            await notes.defer(note("there"))
 
     async with notes.transaction():
         with pytest.raises(asyncpg.UniqueViolationError):
             await fail()
-        await notes.put_off(note("after"))
+        await notes.defer(note("after"))
     assert await seen(outsider) == ["after", "there"]
 
 
@@ -278,15 +278,15 @@ async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, 
 
     async def work() -> None:
         async with notes.transaction():
-            await notes.put_off(note("new"))
-            await notes.put_off(note("there"))
+            await notes.defer(note("new"))
+            await notes.defer(note("there"))
 
     with pytest.raises(asyncpg.UniqueViolationError):
         await work()
     assert await seen(outsider) == ["there"]
     # Without a transaction there is nothing to put it off to.
     with pytest.raises(asyncpg.UniqueViolationError):
-        await notes.put_off(note("there"))
+        await notes.defer(note("there"))
 
 
 async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Database, outsider: Outsider) -> None:
@@ -298,8 +298,8 @@ async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Databa
 
     async def swallow() -> None:
         async with notes.transaction():
-            await notes.put_off(note("new"))
-            await notes.put_off(note("there"))
+            await notes.defer(note("new"))
+            await notes.defer(note("there"))
             await notes.after_commit(call)
             with suppress(asyncpg.UniqueViolationError):
                 await notes.fetchval("SELECT 1")
@@ -309,8 +309,8 @@ async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Databa
 
     async def swallow_what_never_reached_postgres() -> None:
         async with notes.transaction():
-            await notes.put_off(note("good"))
-            await notes.put_off(Write("INSERT INTO note VALUES ($1) RETURNING word", (5,)))
+            await notes.defer(note("good"))
+            await notes.defer(DeferredWrite("INSERT INTO note VALUES ($1) RETURNING word", (5,)))
             await notes.after_commit(call)
             with suppress(asyncpg.DataError):
                 async with notes.savepoint():
@@ -356,7 +356,7 @@ async def test_transaction_with_a_swallowed_error_raises_at_commit_and_runs_no_c
             await swallow(notes, *statements)
             await notes.after_commit(call)
 
-    with pytest.raises(RolledBack):
+    with pytest.raises(TransactionRolledBack):
         await work()
     assert called == []
     assert await seen(outsider) == ["there"]
@@ -369,7 +369,7 @@ async def test_deferred_write_after_a_swallowed_error_is_not_written(notes: Data
     async def work() -> None:
         async with notes.transaction():
             await swallow(notes, "SELECT 1 / 0")
-            await notes.put_off(note("deferred"))
+            await notes.defer(note("deferred"))
 
     with pytest.raises(asyncpg.InFailedSQLTransactionError):
         await work()
@@ -390,7 +390,7 @@ async def test_savepoint_with_a_swallowed_error_raises_and_is_undone_alone(notes
 
     async with notes.transaction():
         await write(notes, "outer")
-        with pytest.raises(RolledBack):
+        with pytest.raises(TransactionRolledBack):
             await work()
         await write(notes, "later")
     assert called == []
@@ -430,7 +430,7 @@ async def test_commit_of_a_hosts_own_transaction_on_our_connection_is_checked(
             with suppress(asyncpg.PostgresError):
                 await connection.execute("SELECT 1 / 0")
 
-    with pytest.raises(RolledBack):
+    with pytest.raises(TransactionRolledBack):
         await work()
     assert await seen(outsider) == []
 
@@ -446,12 +446,12 @@ async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider
         """After the commit."""
 
     async with notes.transaction():
-        await notes.put_off(note("inside"))
+        await notes.defer(note("inside"))
         outlived = [
             asyncio.create_task(later(work))
             for work in (
                 lambda: write(notes, "outside"),
-                lambda: notes.put_off(note("outside")),
+                lambda: notes.defer(note("outside")),
                 lambda: notes.after_commit(nothing),
             )
         ]
@@ -466,18 +466,18 @@ async def test_however_many_are_put_off_all_are_written(notes: Database, outside
     words = [f"{number:04}" for number in range(1700)]
     async with notes.transaction():
         for word in words:
-            await notes.put_off(note(word))
+            await notes.defer(note(word))
         assert await seen(outsider) == []
     assert await seen(outsider) == words
 
 
 async def test_who_is_told_of_a_write_puts_off_no_other(notes: Database) -> None:
     async def told(_: Sequence[str]) -> None:
-        await notes.put_off(note("second"))
+        await notes.defer(note("second"))
 
     async def work() -> None:
         async with notes.transaction():
-            await notes.put_off(note("first", told=told))
+            await notes.defer(note("first", told=told))
 
     with pytest.raises(RuntimeError, match="cannot defer another"):
         await work()

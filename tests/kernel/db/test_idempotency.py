@@ -16,8 +16,8 @@ from mpesa_gateway.db.idempotency import (
     KeyMismatch,
     KeyRequired,
     claim,
+    delete_key,
     fingerprint,
-    forget,
     read_key,
     release,
     settle,
@@ -172,7 +172,7 @@ async def test_each_env_has_keys_of_its_own(shops: Database) -> None:
     assert await ask(shops, PAYMENTS[3], env="live") == Claim(PAYMENTS[2], is_ours=False)
     with pytest.raises(KeyInProgress):
         await ask(shops, PAYMENTS[4])
-    await forget(shops, merchant_id=MERCHANT, env="live", key="order 1")
+    await delete_key(shops, merchant_id=MERCHANT, env="live", key="order 1")
     assert await ask(shops, PAYMENTS[5], env="live") == Claim(PAYMENTS[5], is_ours=True)
 
 

@@ -18,7 +18,7 @@ from mpesa_gateway.events import Event, PublicEvent
 from mpesa_gateway.kernel_jobs import KERNEL_JOBS
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
-from mpesa_gateway.plugin import Plugin, inside, on
+from mpesa_gateway.plugin import Plugin, on_event, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 from mpesa_gateway.testing.serving import eventually, running_gateway
@@ -67,13 +67,16 @@ class Ears:
     @property
     def name(self) -> str:
         """What the outbox calls these ears."""
-        return on(BellRang, self.hear).name
+        return on_event(BellRang, self.hear).name
 
     @property
     def plugin(self) -> Plugin:
         """The plugin that these ears are."""
         return Plugin(
-            name="bell", summary="A bell.", publishes=(BellRang, DoorOpened), subscribers=(on(BellRang, self.hear),)
+            name="bell",
+            summary="A bell.",
+            publishes=(BellRang, DoorOpened),
+            subscribers=(on_event(BellRang, self.hear),),
         )
 
 
@@ -310,7 +313,7 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
         return {merchant.name for merchant in (await gateway.merchants.page(10)).rows}
 
     ears = Ears()
-    other = Plugin(name="book", summary="Books.", subscribers=(inside(BellRang, book),))
+    other = Plugin(name="book", summary="Books.", subscribers=(on_event_in_transaction(BellRang, book),))
     values |= {"plugins": [], "worker": {"in_process": False}}
     del values["simulator"]
     async with running_gateway(values, plugins=(ears.plugin, other)) as (gateway, _):
@@ -347,9 +350,9 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
 async def test_two_handlers_of_one_name_are_refused(values: dict[str, Any]) -> None:
     values |= {"plugins": []}
     del values["simulator"]
-    twin = Plugin(name="twin", summary="Another.", subscribers=(on(BellRang, Ears().hear),))
+    twin = Plugin(name="twin", summary="Another.", subscribers=(on_event(BellRang, Ears().hear),))
     with pytest.raises(ValueError, match=r"Ears\.hear is registered twice: give each handler a name of its own"):
         Gateway(GatewayConfig.from_values(values), plugins=(Ears().plugin, twin))
     gateway = Gateway(GatewayConfig.from_values(values), plugins=(Ears().plugin,))
     with pytest.raises(ValueError, match=r"Ears\.hear is registered twice"):
-        gateway.outbox.subscribe(on(BellRang, Ears().hear))
+        gateway.outbox.subscribe(on_event(BellRang, Ears().hear))

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, Level
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.db.migrator import MigrationRefused
+from mpesa_gateway.db.migrator import MigrationError
 from mpesa_gateway.db.roles import quoted
-from mpesa_gateway.doctor.postgres import look_at_postgres
-from mpesa_gateway.observation import Examination, Level
-from mpesa_gateway.owner import bring_up_to_date, make_running_role
+from mpesa_gateway.doctor.postgres import check_postgres
+from mpesa_gateway.owner import make_running_role, update_schema
 from mpesa_gateway.retention import Retention
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.audit import BrokenChain
@@ -163,7 +163,7 @@ async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gat
     noted = await gateway.audit.head()
     digest = await gateway.db.fetchval("SELECT encode(digest, 'hex') FROM audit_entry WHERE number = 1")
     first = f"1:{digest}"
-    assert (await Retention(gateway).forget())["audit entries"] == 2
+    assert (await Retention(gateway).delete_expired())["audit entries"] == 2
     assert await gateway.audit.verify(noted) == 2
     with pytest.raises(ValueError, match="note the head anew"):
         await gateway.audit.verify(first)
@@ -219,7 +219,7 @@ async def test_another_retention_is_noted_by_the_owner_and_until_then_the_longer
     lesser = shorter | {"database": {k: v for k, v in values["database"].items() if k != "owner_url"}}
     async with Gateway(GatewayConfig.from_values(lesser)).running() as other:
         assert await stored() == (2557, 2557)
-        assert (await Retention(other).forget())["audit entries"] == 0
+        assert (await Retention(other).delete_expired())["audit entries"] == 0
     async with Gateway(GatewayConfig.from_values(shorter)).running() as other:
         assert await stored() == (30, 30)
         (entry,) = (await other.audit.page(1, None, "audit.keeping", None)).rows
@@ -228,7 +228,7 @@ async def test_another_retention_is_noted_by_the_owner_and_until_then_the_longer
     longer = values | {"retention": {"audit_days": 0}}
     async with Gateway(GatewayConfig.from_values(longer)).running() as other:
         assert await stored() == (0, 30)
-        assert "audit entries" not in await Retention(other).forget()
+        assert "audit entries" not in await Retention(other).delete_expired()
 
 
 async def test_entries_that_come_together_are_one_chain(gateway: Gateway) -> None:
@@ -244,13 +244,13 @@ async def test_entries_that_come_together_are_one_chain(gateway: Gateway) -> Non
 
 async def test_who_may_not_migrate_is_told_what_to_set(values: dict[str, Any]) -> None:
     lesser = values | {"database": {k: v for k, v in values["database"].items() if k != "owner_url"}}
-    with pytest.raises(MigrationRefused, match=r"`database\.owner_url`"):
+    with pytest.raises(MigrationError, match=r"`database\.owner_url`"):
         await Gateway(GatewayConfig.from_values(lesser)).start()
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
-        assert await bring_up_to_date(gateway) == []
+        assert await update_schema(gateway) == []
     # What is migrated runs without the owner, and is found to be so.
     async with Gateway(GatewayConfig.from_values(lesser)).running() as gateway:
-        assert await bring_up_to_date(gateway) == []
+        assert await update_schema(gateway) == []
 
 
 async def test_a_new_running_role_is_granted_what_it_needs(values: dict[str, Any], database_url: str) -> None:
@@ -273,7 +273,7 @@ async def role_seen(gateway: Gateway) -> Any:
     """What the doctor says of the role."""
     db = Database(gateway.config.database)
     try:
-        found = [one async for one in look_at_postgres(gateway, db, Examination(gateway.clock.now(), is_live=False))]
+        found = [one async for one in check_postgres(gateway, db, CheckContext(gateway.clock.now(), is_live=False))]
     finally:
         await db.stop()
     (one,) = [each for each in found if each.name == "postgres.role"]
@@ -301,7 +301,7 @@ async def test_migrating_makes_the_running_role_where_there_is_none(
         lesser = msgspec.structs.replace(
             config.database, owner_url=Secret(url), url=Secret(url.replace("odd_", "odder_"))
         )
-        with pytest.raises(MigrationRefused, match="CREATE ROLE"):
+        with pytest.raises(MigrationError, match="CREATE ROLE"):
             await make_running_role(lesser)
     finally:
         await owner.execute(f"DROP OWNED BY {quoted(name)}; DROP ROLE {quoted(name)}")

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.config import DatabaseConfig
-from mpesa_gateway.db.engine import Database, SettingLost, look_at
+from mpesa_gateway.db.engine import Database, SettingLost, check_connection
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway, shop
 
@@ -78,6 +78,6 @@ async def test_a_setting_that_a_pooler_does_not_pin_is_told_with_the_fix(
     connection = await asyncpg.connect(database_url, server_settings={"search_path": "mpesa", setting: value})
     try:
         with pytest.raises(SettingLost, match=f"SET {setting} = "):
-            await look_at(connection, "mpesa", may_be_pooled=True)
+            await check_connection(connection, "mpesa", may_be_pooled=True)
     finally:
         await connection.close()

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, ok, problem
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.doctor.examination import Seen, examine
+from mpesa_gateway.doctor.run import DoctorReport, examine
 from mpesa_gateway.errors import NotFound
-from mpesa_gateway.observation import Check, Examination, Level, Observation, ok, problem
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -19,12 +19,12 @@ from mpesa_gateway.testing.serving import running_gateway, shop
 from tests.conftest import Town
 
 
-async def examined(gateway: Gateway, **wishes: Any) -> list[Seen]:
+async def examined(gateway: Gateway, **wishes: Any) -> list[DoctorReport]:
     """Everything that is seen."""
     return [seen async for seen in examine(gateway, **wishes)]
 
 
-def problems(seen: list[Seen]) -> set[str]:
+def problems(seen: list[DoctorReport]) -> set[str]:
     """The names of what has to be mended."""
     return {one.name for one in seen if one.level is Level.PROBLEM}
 
@@ -60,7 +60,7 @@ async def test_only_the_merchants_that_were_named_and_only_active_ones_else(town
     gone = await town.gateway.merchants.create("Gone", actor="test")
     await town.gateway.merchants.deactivate(gone.merchant_id, actor="test")
 
-    def merchants(seen: list[Seen]) -> list[str]:
+    def merchants(seen: list[DoctorReport]) -> list[str]:
         return list(dict.fromkeys(one.title.partition(" (")[0] for one in seen if one.merchant_id))
 
     assert merchants(await examined(town.gateway)) == ["Test shop", "Other"]
@@ -108,18 +108,18 @@ async def test_another_master_key_is_the_reason_that_nothing_starts(values: dict
     assert "master key is not the one" in next(one.text for one in seen if one.name == "gateway.starts")
 
 
-async def fine(_: Runtime, __: Examination) -> AsyncIterator[Observation]:
+async def fine(_: Runtime, __: CheckContext) -> AsyncIterator[CheckResult]:
     """As it should be."""
     yield ok("own.fine", "it is")
 
 
-async def breaks(_: Runtime, __: Examination) -> AsyncIterator[Observation]:
+async def breaks(_: Runtime, __: CheckContext) -> AsyncIterator[CheckResult]:
     """Sees one thing and breaks."""
     yield problem("own.seen", "call +254708374149 about it", "ring 0708374149")
     raise LookupError("254708374149")
 
 
-async def greets(_: Runtime, examination: Examination) -> AsyncIterator[Observation]:
+async def greets(_: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Looks at each merchant."""
     yield ok("own.greeting", f"hello {examination.one.name}")
 

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, CheckResult
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.db.migrator import migrate
-from mpesa_gateway.doctor.postgres import look_at_postgres, see_connections, see_role, see_version
-from mpesa_gateway.observation import Examination, Observation
+from mpesa_gateway.doctor.postgres import check_postgres, connections_result, role_result, version_result
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.as_owner
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
-async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, Observation]:
+async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, CheckResult]:
     """What is seen of the gateway's Postgres."""
     db = Database(gateway.config.database)
-    examination = Examination(now=gateway.clock.now(), is_live=is_live)
+    examination = CheckContext(now=gateway.clock.now(), is_live=is_live)
     try:
-        return {found.name: found async for found in look_at_postgres(gateway, db, examination)}
+        return {found.name: found async for found in check_postgres(gateway, db, examination)}
     finally:
         if db.is_running:
             await db.stop()
@@ -154,13 +154,13 @@ async def test_one_that_takes_nothing(gateway: Gateway, database_url: str) -> No
 
 def test_a_standby() -> None:
     row: Any = {"is_standby": True, "read_only": "on"}
-    (found,) = see_role(row)
+    (found,) = role_result(row)
     assert (found.level, "standby" in found.text) == ("problem", True)
 
 
 def test_an_old_one() -> None:
     old: Any = {"number": 130_004, "version": "13.4"}
-    assert see_version(old).level == "warning"
+    assert version_result(old).level == "warning"
 
 
 async def test_one_that_is_nearly_full(gateway: Gateway, database_url: str) -> None:
@@ -176,7 +176,7 @@ async def test_one_that_is_nearly_full(gateway: Gateway, database_url: str) -> N
 
 def test_a_connection_over_the_network_without_tls() -> None:
     row: Any = {"used": 1, "connections": 100, "is_encrypted": False, "is_local": False}
-    assert {found.name: found.level for found in see_connections(row)} == {
+    assert {found.name: found.level for found in connections_result(row)} == {
         "postgres.connections": "ok",
         "postgres.encrypted": "warning",
     }

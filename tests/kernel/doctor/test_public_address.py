@@ -10,23 +10,23 @@ from urllib.parse import urlsplit
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckContext, CheckResult
 from mpesa_gateway.doctor import public_address
-from mpesa_gateway.doctor.public_address import look_at_public_address, see_form, see_resolution
-from mpesa_gateway.http import challenge
+from mpesa_gateway.doctor.public_address import check_public_address, form_result, resolution_result
+from mpesa_gateway.http import self_probe
 from mpesa_gateway.http.health import Seen
-from mpesa_gateway.observation import Examination, Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
 from tests.authority import authority, for_host
 from tests.looking import OffClock, levels, seen_by
 from tests.reverse_proxy import Proxy, proxying, says
 
-LIVE = Examination(now=OffClock(0).now(), is_live=True)
-SANDBOX = Examination(now=OffClock(0).now(), is_live=False)
+LIVE = CheckContext(now=OffClock(0).now(), is_live=True)
+SANDBOX = CheckContext(now=OffClock(0).now(), is_live=False)
 
 
-def form(url: str, examination: Examination = LIVE) -> dict[str, str]:
+def form(url: str, examination: CheckContext = LIVE) -> dict[str, str]:
     """How bad each thing about an address is."""
-    return levels({found.name: found for found in see_form(url, examination)})
+    return levels({found.name: found for found in form_result(url, examination)})
 
 
 def test_an_address_that_may_be_called() -> None:
@@ -42,9 +42,9 @@ def test_addresses_that_mpesa_does_not_call() -> None:
     assert form("https://x.ngrok-free.app", SANDBOX)["address.tunnel"] == "note"
 
 
-async def resolved(url: str, examination: Examination = LIVE) -> Observation:
+async def resolved(url: str, examination: CheckContext = LIVE) -> CheckResult:
     """What is said about where a name leads."""
-    (found,) = await see_resolution(url, examination)
+    (found,) = await resolution_result(url, examination)
     return found
 
 
@@ -83,9 +83,9 @@ async def behind(
             yield gateway, proxy
 
 
-async def look(gateway: Gateway) -> dict[str, Observation]:
+async def look(gateway: Gateway) -> dict[str, CheckResult]:
     """What is seen of the gateway's address before going live, but for its form."""
-    found = await seen_by(look_at_public_address, gateway, is_live=True)
+    found = await seen_by(check_public_address, gateway, is_live=True)
     of_its_form = {"address.https", "address.words", "address.public"}
     return {name: one for name, one in found.items() if name not in of_its_form}
 
@@ -197,9 +197,9 @@ async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[st
         api = Api(base, None)
         try:
             nonce = bytes(16)
-            asked = challenge.ask(gateway.vault, nonce)
+            asked = self_probe.create_nonce(gateway.vault, nonce)
             data = (await api.call("GET", f"/health/live?challenge={asked}")).data
-            assert data["proof"] == challenge.expected(gateway.vault, nonce)
+            assert data["proof"] == self_probe.expected(gateway.vault, nonce)
             assert data["seen"]["client"] == "127.0.0.1"
             forged = asked[:-1] + ("0" if asked[-1] != "0" else "1")
             for wrong in (forged, asked[:32], "", "x" * 64, asked.upper() + " "):

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.doctor.safaricom import look_at_certificates, look_at_daraja
+from mpesa_gateway.doctor.safaricom import check_certificates, check_daraja
 from mpesa_gateway.testing.serving import running_gateway
 from tests.authority import certificate
 from tests.looking import OffClock, levels, merchant_in, seen_by
@@ -34,7 +34,7 @@ LIVE = {"name": "live.example", "until": LONG, "number": 2}
 async def test_certificates_as_they_should_be(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=SANDBOX, live=LIVE)
     merchants = (merchant_in("sandbox", gateway), merchant_in("live", gateway))
-    found = await seen_by(look_at_certificates, gateway, is_live=True, merchants=merchants)
+    found = await seen_by(check_certificates, gateway, is_live=True, merchants=merchants)
     assert levels(found) == {"certificate.live": "ok", "certificate.sandbox": "ok"}
     assert f"{gateway.clock.now() + LONG:%Y-%m-%d}" in found["certificate.live"].text
 
@@ -53,32 +53,32 @@ async def test_a_live_certificate_that_is_missing_or_not_valid(
     values: dict[str, Any], tmp_path: Path, live: Any, level: str, words: str
 ) -> None:
     gateway = gateway_with(values, tmp_path, live=live)
-    found = (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.live"]
+    found = (await seen_by(check_certificates, gateway, is_live=True))["certificate.live"]
     assert (found.level, words in found.text, bool(found.fix)) == (level, True, True)
 
 
 async def test_what_nobody_needs_yet_is_not_looked_at(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=None, live=None)
-    assert levels(await seen_by(look_at_certificates, gateway)) == {"certificate.sandbox": "note"}
+    assert levels(await seen_by(check_certificates, gateway)) == {"certificate.sandbox": "note"}
 
 
 async def test_the_same_certificate_for_both(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=LIVE, live=LIVE)
-    assert (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.differ"].level == "problem"
-    assert (await seen_by(look_at_certificates, gateway))["certificate.differ"].level == "note"
+    assert (await seen_by(check_certificates, gateway, is_live=True))["certificate.differ"].level == "problem"
+    assert (await seen_by(check_certificates, gateway))["certificate.differ"].level == "note"
 
 
 @pytest.mark.parametrize("name", ["sandbox.example", "mpesa-gateway simulator"])
 async def test_a_live_certificate_that_calls_itself_another(values: dict[str, Any], tmp_path: Path, name: str) -> None:
     gateway = gateway_with(values, tmp_path, live=LIVE | {"name": name})
-    found = (await seen_by(look_at_certificates, gateway, is_live=True))["certificate.differ"]
+    found = (await seen_by(check_certificates, gateway, is_live=True))["certificate.differ"]
     assert (found.level, name in found.text) == ("problem", True)
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (20, "warning"), (-20, "warning"), (300, "problem")])
 async def test_darajas_clock_and_ours(values: dict[str, Any], ahead: int, level: str) -> None:
     async with running_gateway(values, clock=OffClock(ahead)) as (gateway, _):
-        found = (await seen_by(look_at_daraja, gateway))["daraja.sandbox"]
+        found = (await seen_by(check_daraja, gateway))["daraja.sandbox"]
     assert found.level == level
     if ahead:
         assert ("ahead of" if ahead > 0 else "behind") in found.text
@@ -88,7 +88,7 @@ async def test_a_daraja_that_cannot_be_reached(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": "http://127.0.0.1:9", "live_url": "http://127.0.0.1:19"}
     async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
         merchants = (merchant_in("sandbox", gateway),)
-        found = await seen_by(look_at_daraja, gateway, is_live=True, merchants=merchants)
+        found = await seen_by(check_daraja, gateway, is_live=True, merchants=merchants)
     assert levels(found) == {"daraja.live": "problem", "daraja.sandbox": "problem"}
 
 
@@ -97,4 +97,4 @@ async def test_a_daraja_that_does_not_say_what_time_it_is(values: dict[str, Any]
         proxy.answer = lambda _: says("400 Bad Request", "{}")
         daraja = {"sandbox_url": f"http://127.0.0.1:{proxy.port}"}
         async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
-            assert levels(await seen_by(look_at_daraja, gateway)) == {"daraja.sandbox": "note"}
+            assert levels(await seen_by(check_daraja, gateway)) == {"daraja.sandbox": "note"}

@@ -8,10 +8,10 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import ENVIRONMENT, GatewayConfig
-from mpesa_gateway.doctor.api_keys import look_at_api_keys
-from mpesa_gateway.doctor.master_key import look_at_master_key
-from mpesa_gateway.doctor.settings import look_at_settings
-from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
+from mpesa_gateway.doctor.api_keys import check_api_keys
+from mpesa_gateway.doctor.master_key import check_master_key
+from mpesa_gateway.doctor.settings import check_settings
+from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, reseal
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_payments.scopes import PAYMENTS_READ
@@ -24,7 +24,7 @@ def gateway_of(values: dict[str, Any], **changes: Any) -> Gateway:
 
 
 async def test_settings_as_they_should_be(values: dict[str, Any]) -> None:
-    found = await seen_by(look_at_settings, gateway_of(values), is_live=True)
+    found = await seen_by(check_settings, gateway_of(values), is_live=True)
     assert levels(found) == {f"settings.{name}": "ok" for name in ("readable", "daraja", "logs")}
     assert "payments" in found["settings.readable"].text
 
@@ -38,8 +38,8 @@ async def test_settings_as_they_should_be(values: dict[str, Any]) -> None:
 )
 async def test_a_daraja_that_is_not_safaricoms(values: dict[str, Any], changes: Any, live: str, sandbox: str) -> None:
     gateway = gateway_of(values, **changes)
-    assert (await seen_by(look_at_settings, gateway, is_live=True))["settings.daraja"].level == live
-    assert (await seen_by(look_at_settings, gateway))["settings.daraja"].level == sandbox
+    assert (await seen_by(check_settings, gateway, is_live=True))["settings.daraja"].level == live
+    assert (await seen_by(check_settings, gateway))["settings.daraja"].level == sandbox
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ async def test_a_log_that_says_too_much_or_too_little(
     values: dict[str, Any], level: str, live: str, sandbox: str
 ) -> None:
     gateway = gateway_of(values, logs={"level": level})
-    assert (await seen_by(look_at_settings, gateway, is_live=True))["settings.logs"].level == live
-    assert (await seen_by(look_at_settings, gateway))["settings.logs"].level == sandbox
+    assert (await seen_by(check_settings, gateway, is_live=True))["settings.logs"].level == live
+    assert (await seen_by(check_settings, gateway))["settings.logs"].level == sandbox
 
 
 async def test_a_master_key_that_only_we_can_read(values: dict[str, Any], tmp_path: Path) -> None:
@@ -60,23 +60,23 @@ async def test_a_master_key_that_only_we_can_read(values: dict[str, Any], tmp_pa
     ring.chmod(0o600)
     values["security"] = {"master_key_file": str(ring)}
     async with running_gateway(values) as (gateway, _):
-        found = await seen_by(look_at_master_key, gateway, is_live=True)
+        found = await seen_by(check_master_key, gateway, is_live=True)
         assert levels(found) == {"master_key.source": "ok", "master_key.sealed": "ok", "master_key.backup": "note"}
         assert "backups" in (found["master_key.backup"].fix or "")
-        assert "master_key.backup" not in await seen_by(look_at_master_key, gateway)
+        assert "master_key.backup" not in await seen_by(check_master_key, gateway)
         ring.chmod(0o640)
-        found = await seen_by(look_at_master_key, gateway, is_live=True)
+        found = await seen_by(check_master_key, gateway, is_live=True)
         assert (found["master_key.source"].level, found["master_key.source"].fix) == ("problem", f"chmod 600 {ring}")
-        assert (await seen_by(look_at_master_key, gateway))["master_key.source"].level == "warning"
+        assert (await seen_by(check_master_key, gateway))["master_key.source"].level == "warning"
 
 
 async def test_a_master_key_among_the_settings_or_in_the_environment(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_gateway(values) as (gateway, _):
-        assert (await seen_by(look_at_master_key, gateway))["master_key.source"].level == "warning"
+        assert (await seen_by(check_master_key, gateway))["master_key.source"].level == "warning"
         monkeypatch.setenv(ENVIRONMENT + "SECURITY__MASTER_KEY", values["security"]["master_key"])
-        found = await seen_by(look_at_master_key, gateway)
+        found = await seen_by(check_master_key, gateway)
         assert found["master_key.source"].level == "note"
         assert values["security"]["master_key"] not in str(found)
 
@@ -87,12 +87,12 @@ async def test_former_keys_that_are_used_still_and_no_more(values: dict[str, Any
         old_id = gateway.sealer.key_id
     values["security"] = {"master_key": generate(), "old_master_keys": [old]}
     async with running_gateway(values) as (gateway, _):
-        found = await seen_by(look_at_master_key, gateway)
+        found = await seen_by(check_master_key, gateway)
         assert found["master_key.sealed"].level == "note"
         assert "keys rotate" in (found["master_key.sealed"].fix or "")
         assert "master_key.old" not in found
         await reseal(gateway.db, gateway.sealer, KERNEL_SEALED)
-        found = await seen_by(look_at_master_key, gateway)
+        found = await seen_by(check_master_key, gateway)
         assert found["master_key.sealed"].level == "ok"
         assert (found["master_key.old"].level, old_id in found["master_key.old"].text) == ("note", True)
 
@@ -100,7 +100,7 @@ async def test_former_keys_that_are_used_still_and_no_more(values: dict[str, Any
 async def test_secrets_that_no_listed_key_opens(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         await gateway.db.execute("UPDATE gateway_secret SET sealed = 'v1.0123456789ab.AAAA' WHERE name = 'cursors'")
-        found = (await seen_by(look_at_master_key, gateway))["master_key.sealed"]
+        found = (await seen_by(check_master_key, gateway))["master_key.sealed"]
     assert (found.level, "0123456789ab" in found.text) == ("problem", True)
 
 
@@ -110,7 +110,7 @@ async def test_a_merchants_api_keys(values: dict[str, Any]) -> None:
         sandbox = await only_merchant(gateway)
 
         async def level(**more: Any) -> str:
-            found = await seen_by(look_at_api_keys, gateway, **({"merchant": sandbox} | more))
+            found = await seen_by(check_api_keys, gateway, **({"merchant": sandbox} | more))
             return found["merchant.api_keys"].level.value
 
         async def create(**more: Any) -> str:

@@ -10,8 +10,8 @@ import valkey.asyncio
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.doctor.valkey import look_at_valkey, see_memory, see_persistence, see_version
-from mpesa_gateway.doctor.workers import look_at_workers
+from mpesa_gateway.doctor.valkey import check_valkey, memory_result, persistence_result, version_result
+from mpesa_gateway.doctor.workers import check_workers
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually, running_gateway
 from tests.looking import OffClock, levels, seen_by
@@ -37,7 +37,7 @@ async def changed(url: str, name: str, value: str) -> AsyncGenerator[None]:
 
 
 async def test_valkey_as_it_should_be(gateway: Gateway) -> None:
-    assert levels(await seen_by(look_at_valkey, gateway)) == {
+    assert levels(await seen_by(check_valkey, gateway)) == {
         f"valkey.{name}": "ok" for name in ("reachable", "eviction", "persistence")
     }
 
@@ -45,7 +45,7 @@ async def test_valkey_as_it_should_be(gateway: Gateway) -> None:
 async def test_sentinels_that_do_not_answer_are_named(values: dict[str, Any]) -> None:
     sentinels = {"url": "valkey://:opens-nothing@10.0.0.5:6379/0", "sentinels": ["127.0.0.1:9", "127.0.0.1:10"]}
     gateway = Gateway(GatewayConfig.from_values(values | {"valkey": sentinels | {"service": "till"}}))
-    (found,) = (await seen_by(look_at_valkey, gateway)).values()
+    (found,) = (await seen_by(check_valkey, gateway)).values()
     assert (found.name, found.level.value) == ("valkey.reachable", "problem")
     assert "what 127.0.0.1:9, 127.0.0.1:10 call till" in found.text
     assert "opens-nothing" not in found.text
@@ -59,7 +59,7 @@ async def test_a_valkey_that_does_not_let_us_in(gateway: Gateway, url: str, word
     assert ours is not None
     at = ours.reveal().rpartition("@")[2]
     config = msgspec.structs.replace(gateway.config.valkey, url=Secret(url.format(at)))
-    found = await seen_by(look_at_valkey, Gateway(msgspec.structs.replace(gateway.config, valkey=config)))
+    found = await seen_by(check_valkey, Gateway(msgspec.structs.replace(gateway.config, valkey=config)))
     assert levels(found) == {"valkey.reachable": "problem"}
     assert words in found["valkey.reachable"].text
     assert "secret" not in str(found)
@@ -68,42 +68,42 @@ async def test_a_valkey_that_does_not_let_us_in(gateway: Gateway, url: str, word
 
 async def test_one_that_throws_jobs_away_when_memory_is_short(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "maxmemory-policy", "allkeys-lru"):
-        found = (await seen_by(look_at_valkey, gateway))["valkey.eviction"]
+        found = (await seen_by(check_valkey, gateway))["valkey.eviction"]
     assert (found.level, "allkeys-lru" in found.text, "noeviction" in (found.fix or "")) == ("warning", True, True)
 
 
 async def test_one_that_forgets_its_jobs(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "appendonly", "no"):
-        found = (await seen_by(look_at_valkey, gateway))["valkey.persistence"]
+        found = (await seen_by(check_valkey, gateway))["valkey.persistence"]
     assert (found.level, found.fix) == ("note", "set appendonly yes")
 
 
 def test_one_that_cannot_write() -> None:
-    (found,) = see_persistence({"aof_enabled": 1, "aof_last_write_status": "err"})
+    (found,) = persistence_result({"aof_enabled": 1, "aof_last_write_status": "err"})
     assert (found.level, "AOF" in found.text) == ("problem", True)
 
 
 def test_one_that_is_nearly_full() -> None:
     info = {"maxmemory_policy": "noeviction", "maxmemory": 1000, "used_memory": 950}
-    assert (see_memory(info).level, "95 %" in see_memory(info).text) == ("warning", True)
+    assert (memory_result(info).level, "95 %" in memory_result(info).text) == ("warning", True)
 
 
 def test_one_that_is_too_old_for_the_queue() -> None:
-    assert [found.level for found in see_version("Redis", "6.0.16")] == ["problem"]
-    assert see_version("Redis", "6.2.7") == see_version("Valkey", "9.1.0") == []
+    assert [found.level for found in version_result("Redis", "6.0.16")] == ["problem"]
+    assert version_result("Redis", "6.2.7") == version_result("Valkey", "9.1.0") == []
 
 
 async def test_nobody_at_work(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.jobs.enqueue("payments.ask", payment_id="pay_1")
-        found = await seen_by(look_at_workers, gateway)
+        found = await seen_by(check_workers, gateway)
         assert levels(found) == {"workers.alive": "problem"}
         assert "1 jobs wait" in found["workers.alive"].text
 
 
 async def works(gateway: Gateway) -> bool:
     """Whether a worker has said that it is there, and what it does by the clock."""
-    found = await seen_by(look_at_workers, gateway)
+    found = await seen_by(check_workers, gateway)
     return levels(found) == {"workers.alive": "ok", "workers.crons": "ok"}
 
 
@@ -122,7 +122,7 @@ async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, 
 
         await eventually(two_more)
         await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
-        found = (await seen_by(look_at_workers, gateway))["workers.alive"]
+        found = (await seen_by(check_workers, gateway))["workers.alive"]
     assert found.level == "problem"
     assert found.text == "no worker serves the queue `daraja`: 1 jobs wait there"
     assert "--queues daraja" in (found.fix or "")
@@ -134,7 +134,7 @@ async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None
     async with running_gateway(less) as (gateway, _):
         await eventually(lambda: works(gateway))
         gateway.jobs_by_name = Gateway(GatewayConfig.from_values(values)).jobs_by_name
-        found = (await seen_by(look_at_workers, gateway))["workers.crons"]
+        found = (await seen_by(check_workers, gateway))["workers.crons"]
     assert found.level == "problem"
     assert "refunds.sweep" in found.text
     assert "payments.sweep" not in found.text
@@ -143,7 +143,7 @@ async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None
 async def test_what_runs_by_the_clock_and_is_late(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         await eventually(lambda: works(gateway))
-        found = (await seen_by(look_at_workers, gateway, now=OffClock(3600).now()))["workers.crons"]
+        found = (await seen_by(check_workers, gateway, now=OffClock(3600).now()))["workers.crons"]
     assert (found.level, "payments.sweep" in found.text) == ("problem", True)
 
 
@@ -153,7 +153,7 @@ async def test_jobs_that_failed(values: dict[str, Any]) -> None:
         await gateway.jobs.enqueue("payments.ask", nonsense="x")
 
         async def noted() -> bool:
-            return "workers.failed" in await seen_by(look_at_workers, gateway)
+            return "workers.failed" in await seen_by(check_workers, gateway)
 
         await eventually(noted)
-        assert (await seen_by(look_at_workers, gateway))["workers.failed"].level == "note"
+        assert (await seen_by(check_workers, gateway))["workers.failed"].level == "note"

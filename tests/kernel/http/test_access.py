@@ -17,13 +17,13 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db import migrator
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http import access, documents, health, openapi
-from mpesa_gateway.http.gate import CROWDED
-from mpesa_gateway.http.pacing import LONGEST, Pace
+from mpesa_gateway.http import admission, documents, health, openapi
+from mpesa_gateway.http.load_shedding import CROWDED
 from mpesa_gateway.http.route_table import RouteTable
-from mpesa_gateway.http.turns import Turns
+from mpesa_gateway.http.throttling import LONGEST, Throttle
+from mpesa_gateway.http.work_limits import WorkLimit
 from mpesa_gateway.sampling import Sampler
-from mpesa_gateway.security.limits import AUTH
+from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
@@ -71,7 +71,7 @@ async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], mon
     async with front(values, limits={"auth_failures": 5}) as door:
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
         entered: list[str] = []
-        gate = door.gateway.asgi.gate
+        gate = door.gateway.asgi.load_shedder
         enter = gate._enter  # pyright: ignore[reportPrivateUsage] - what a call takes its place with
 
         async def noted(who: str) -> bool:
@@ -95,7 +95,7 @@ async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_k
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A busy machine may take longer than a second for what follows.
-    monkeypatch.setattr(access, "_TRICKLE", 3600.0)
+    monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
     async with front(values, limits={"auth_failures": 3}) as door:
         assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
         looked_up: list[str] = []
@@ -113,10 +113,10 @@ async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_k
         # One in a second is looked up, so that a key that was not used before gets in from there too.
         assert len(looked_up) == 1
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 429
-        monkeypatch.setattr(access, "_TRICKLE", 0.0)
-        door.gateway.asgi.access._trickle = access._Trickle()  # pyright: ignore[reportPrivateUsage] - a second later
+        monkeypatch.setattr(admission, "_TRICKLE", 0.0)
+        door.gateway.asgi.access._trickle = admission._SlowLane()  # pyright: ignore[reportPrivateUsage] - a second later
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        monkeypatch.setattr(access, "_TRICKLE", 3600.0)
+        monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
         # Right once, it passes at once.
         assert {(await door.ask("GET", "/v1/payments", key=door.api.key)).status for _ in range(5)} == {200}
         assert (await door.ask("GET", "/v1/payments", "203.0.113.2", key=UNKNOWN_KEY)).status == 401
@@ -132,10 +132,10 @@ async def test_a_revoked_key_is_refused_at_once_though_it_was_right(values: dict
     async with front(values) as door:
         caller = await door.gateway.api_keys.authenticate(door.api.key)
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        assert door.gateway.api_keys.was_right(door.api.key or "")
+        assert door.gateway.api_keys.was_valid(door.api.key or "")
         await door.gateway.api_keys.revoke(caller.merchant_id, caller.key_id, actor="test")
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 401
-        assert not door.gateway.api_keys.was_right(door.api.key or "")
+        assert not door.gateway.api_keys.was_valid(door.api.key or "")
 
 
 async def test_failures_are_limited_without_valkey_too(values: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_no
 
 def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_bound() -> None:
     now, chances = 0.0, count()
-    pace = Pace(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
+    pace = Throttle(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
     assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     delays = [pace.delay("a") for _ in range(200)]
@@ -225,7 +225,7 @@ def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_b
 def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses: list[int], rate: int) -> None:
     """What is not delayed at all is at most the burst and the rate."""
     now, admitted = 0.0, 0
-    pace = Pace(rate, 100, now=lambda: now)
+    pace = Throttle(rate, 100, now=lambda: now)
     for pause in pauses:
         now += pause / 20
         admitted += pace.delay("a") == 0.0
@@ -233,7 +233,7 @@ def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses:
 
 
 async def test_so_many_wait_and_two_thirds_of_them_of_one_address() -> None:
-    pace = Pace(1, 3)
+    pace = Throttle(1, 3)
     tasks = [asyncio.create_task(pace.admit("a", longest=0.05)) for _ in range(6)]
     results = await asyncio.gather(*tasks)
     assert results == [True] * 4 + [False] * 2
@@ -241,7 +241,7 @@ async def test_so_many_wait_and_two_thirds_of_them_of_one_address() -> None:
 
 
 async def test_all_addresses_together_have_four_times_the_rate_of_one() -> None:
-    pace = Pace(10, 100, now=lambda: 0.0)
+    pace = Throttle(10, 100, now=lambda: 0.0)
     admitted = [await pace.admit(f"203.0.113.{host}", longest=0.0) for host in range(100)]
     assert admitted == [True] * 100
     assert [round(pace.delay("all", 4), 3) for _ in range(2)] == [0.525, 0.55]
@@ -379,10 +379,12 @@ def posts_half(door: Front, path: str, source: str) -> Slow:
 async def test_bodies_of_strangers_are_waited_for_without_a_place_and_few_of_one_address(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(access, "_SHORT", 0.05)
+    monkeypatch.setattr(admission, "_SHORT", 0.05)
     # The patient ones are not among those that are answered, however long that takes.
-    monkeypatch.setattr(access, "_BODY_TIME", 3600.0)
-    async with front(values, http={"at_once": 1, "queue": 0, "unanswered": 1, "anonymous_at_once": 2}) as door:
+    monkeypatch.setattr(admission, "_BODY_TIME", 3600.0)
+    async with front(
+        values, http={"max_concurrent": 1, "queue": 0, "max_unanswered": 1, "anonymous_max_concurrent": 2}
+    ) as door:
         posts = [posts_half(door, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
         # All but two have a moment only.
         await eventually(lambda: answered(posts, 28))
@@ -394,7 +396,7 @@ async def test_bodies_of_strangers_are_waited_for_without_a_place_and_few_of_one
         whole = await door.ask("POST", path, "2001:db8:0:1::1", body=[b"name=a"])
         assert whole.status in {401, 403, 404, 415, 422}
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        assert (door.gateway.asgi.gate.working, door.gateway.asgi.gate.unanswered) == (0, 0)
+        assert (door.gateway.asgi.load_shedder.working, door.gateway.asgi.load_shedder.unanswered) == (0, 0)
         for post in posts:
             post.task.cancel()
         await asyncio.gather(*(post.task for post in posts), return_exceptions=True)
@@ -405,8 +407,8 @@ async def answered(posts: list[Slow], count: int) -> bool:
 
 
 async def test_a_strangers_body_has_ten_seconds(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert access._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - what is asserted
-    monkeypatch.setattr(access, "_BODY_TIME", 0.05)
+    assert admission._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - what is asserted
+    monkeypatch.setattr(admission, "_BODY_TIME", 0.05)
     async with front(values) as door:
         post = posts_half(door, "/ops/login", "203.0.113.1")
         await post.task
@@ -435,13 +437,13 @@ async def test_a_body_that_is_read_ahead_arrives_whole(values: dict[str, Any]) -
 
 
 async def test_pages_take_no_place_of_an_api_call(values: dict[str, Any]) -> None:
-    async with front(values, http={"at_once": 1, "queue": 0, "wait": 0.0}) as door, hold_page(door):
+    async with front(values, http={"max_concurrent": 1, "queue": 0, "wait": 0.0}) as door, hold_page(door):
         assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
         assert (await door.ask("GET", "/ops/login", "203.0.113.9")).status == 503
 
 
 async def test_pages_of_one_address_leave_places_to_others(values: dict[str, Any]) -> None:
-    async with front(values, http={"anonymous_at_once": 2}) as door:
+    async with front(values, http={"anonymous_max_concurrent": 2}) as door:
         place = door.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - where pages wait
         async with place("2001:db8:0:1::/64"), place("2001:db8:0:1::/64"):
             assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
@@ -647,11 +649,11 @@ async def test_refused_callbacks_and_strangers_are_logged_in_samples(values: dic
 
 
 async def test_work_is_done_in_turn_bounded_for_each_client_and_in_all() -> None:
-    turns = Turns(1, each=2, queue=2, wait=30)
+    turns = WorkLimit(1, each=2, queue=2, wait=30)
     over, order = asyncio.Event(), list[str]()
 
     async def work(who: str) -> None:
-        async with turns.take(who):
+        async with turns.acquire(who):
             order.append(who)
             await over.wait()
 
@@ -668,21 +670,21 @@ async def test_work_is_done_in_turn_bounded_for_each_client_and_in_all() -> None
 
 
 async def test_whoever_waits_too_long_or_hangs_up_leaves_no_trace() -> None:
-    turns = Turns(1, each=5, queue=5, wait=0.01)
-    async with turns.take("a"):
+    turns = WorkLimit(1, each=5, queue=5, wait=0.01)
+    async with turns.acquire("a"):
         with pytest.raises(ServiceUnavailable):
-            async with turns.take("b"):
+            async with turns.acquire("b"):
                 raise AssertionError
         task = asyncio.create_task(take_once(turns, lambda: None))
         await settle()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with turns.take("b"):
+    async with turns.acquire("b"):
         pass
 
 
-async def take_once(turns: Turns, done: Callable[[], None]) -> None:
-    async with turns.take("c"):
+async def take_once(turns: WorkLimit, done: Callable[[], None]) -> None:
+    async with turns.acquire("c"):
         done()
 
 

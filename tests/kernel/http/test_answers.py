@@ -27,7 +27,7 @@ def enveloped(answer: Answer, status: int, code: str) -> Answer:
     assert answer.body["request_id"]
     assert answer.body["request_id"] == answer.headers["X-Request-ID"]
     for problem in answer.body["errors"]:
-        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider"}
+        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider", "id"}
         assert problem["message"]
     return answer
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from bench.attack import smuggling
 from mpesa_gateway.commands.serve import connections_within_open_files
 from mpesa_gateway.config import HttpConfig
-from mpesa_gateway.http.gate import CROWDED
-from mpesa_gateway.http.head import NoHttp, read_chunk_size, read_head
+from mpesa_gateway.http.load_shedding import CROWDED
+from mpesa_gateway.http.request_head import InvalidRequest, read_chunk_size, read_head
 from mpesa_gateway.testing.serving import eventually, listening, serving
 
 PATIENCE = 10.0
@@ -286,7 +286,7 @@ def test_a_head_is_written_in_one_form(line: bytes, path: bytes) -> None:
     "line", [b"GET http://e v/ HTTP/1.1", b"GET ftp://x/ HTTP/1.1", b"GET x HTTP/1.1", b"GET http:///x HTTP/1.1", b""]
 )
 def test_a_target_in_no_known_form_is_refused(line: bytes) -> None:
-    with pytest.raises(NoHttp):
+    with pytest.raises(InvalidRequest):
         read_head(line + b"\r\nHost: x", 1000)
 
 
@@ -305,14 +305,14 @@ def test_a_target_in_no_known_form_is_refused(line: bytes) -> None:
 )
 def test_a_body_that_ends_in_two_ways_is_refused(headers: list[str]) -> None:
     """Here, whatever uvicorn's parser would do with it."""
-    with pytest.raises(NoHttp):
+    with pytest.raises(InvalidRequest):
         read_head("\r\n".join(["POST / HTTP/1.1", "Host: x", *headers]).encode(), 1000)
 
 
 def test_a_chunk_has_one_size() -> None:
     assert [read_chunk_size(line) for line in (b"0", b"a", b"0F;x=y", b"10 ; q", b"000000000005")] == [0, 10, 15, 16, 5]
     for line in (b"", b"-1", b"+1", b"0x1", b" 1", b"1_0", b"1;\x00", b"1\n", b"g", b"1" * 13, b"1;" + b"x" * 2000):
-        with pytest.raises(NoHttp):
+        with pytest.raises(InvalidRequest):
             read_chunk_size(line)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpesa_gateway.dns import Names, NamesResolver
+from mpesa_gateway.dns import ClientResolver, NameResolver
 from mpesa_gateway.testing.serving import eventually
 from tests.name_server import (
     AAAA,
@@ -32,9 +32,9 @@ from tests.name_server import (
 
 
 @asynccontextmanager
-async def looking_up(answer: Answering, **options: Any) -> AsyncGenerator[tuple[Names, NameServer]]:
+async def looking_up(answer: Answering, **options: Any) -> AsyncGenerator[tuple[NameResolver, NameServer]]:
     async with name_server(answer) as server:
-        names = Names(servers=(server.address,), **options)
+        names = NameResolver(servers=(server.address,), **options)
         try:
             yield names, server
         finally:
@@ -233,7 +233,7 @@ async def test_resolver_of_the_http_library_returns_what_the_lookup_says() -> No
         assert (host, port) == ("shop.example", 443)
         return ["8.8.8.8", "2606:4700:4700::1111"]
 
-    resolver = NamesResolver(lookup).recycle()
+    resolver = ClientResolver(lookup).recycle()
     assert resolver.is_available()
     for host in ("shop.example", b"shop.example"):
         assert await resolver.getaddrinfo(host, 443, socket.AF_UNSPEC, socket.SOCK_STREAM) == [

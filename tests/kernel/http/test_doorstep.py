@@ -8,7 +8,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.testing.serving import gateway_values, running_gateway
-from mpesa_gateway_simulator.front import DARAJA, ROOT
+from mpesa_gateway_simulator.root_routes import DARAJA, ROOT
 from tests.asgi import ask, is_refusal
 from tests.conftest import Town
 from tests.routes import operations_of

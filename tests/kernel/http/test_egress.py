@@ -22,12 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3_future.util import parse_url
 
-from mpesa_gateway.dns import Names
+from mpesa_gateway.dns import NameResolver
 from mpesa_gateway.http.egress import (
-    Answer,
     Egress,
     EgressFailed,
-    Forbidden,
+    EgressResponse,
+    ForbiddenAddress,
     check_addresses,
     check_url,
     is_public,
@@ -376,7 +376,7 @@ async def resolve(dns: Dns, *, allow_loopback: bool = False) -> list[str]:
 )
 async def test_one_address_of_ours_among_the_answers_refuses_the_name(answers: list[str]) -> None:
     dns = Dns(answers)
-    with pytest.raises(Forbidden, match="private"):
+    with pytest.raises(ForbiddenAddress, match="private"):
         await resolve(dns)
     assert dns.asked == [("shop.example", 443)]
 
@@ -393,17 +393,17 @@ async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_i
     assert len(dns.asked) == 1
     assert found == ["8.8.8.8"]
     # Asked again, for another call, it is checked again.
-    with pytest.raises(Forbidden):
+    with pytest.raises(ForbiddenAddress):
         await resolve(dns)
 
 
 async def test_this_machine_is_handed_over_only_where_it_may_be_called() -> None:
     for address in ("127.0.0.1", "::1"):
         assert await resolve(Dns([address]), allow_loopback=True) == [address]
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenAddress):
             await resolve(Dns([address]))
     for answers in (["127.0.0.1", "10.0.0.1"], ["192.168.1.1"], ["169.254.169.254"]):
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenAddress):
             await resolve(Dns(answers), allow_loopback=True)
 
 
@@ -461,7 +461,7 @@ async def is_handed_over(address: Any, *, allow_loopback: bool = False) -> bool:
     """Whether the resolver hands an address over; where it does not, it says Forbidden and nothing else."""
     try:
         found = await resolve(Dns([str(address)]), allow_loopback=allow_loopback)
-    except Forbidden:
+    except ForbiddenAddress:
         return False
     assert found == [str(address)]
     return True
@@ -546,11 +546,11 @@ def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
 async def test_spelling_that_passes_the_first_look_is_a_name_and_leads_nowhere(text: str) -> None:
     """Even if one came past the first look: nothing that looks names up takes it for an address."""
     async with name_server(always_says(code=NXDOMAIN)) as server:
-        names = Names(servers=(server.address,))
+        names = NameResolver(servers=(server.address,))
         for spelling in spellings(IPv4Address(text)):
             try:
                 found = check_addresses(await names(spelling, 443), allow_loopback=False)
-            except (Forbidden, OSError):
+            except (ForbiddenAddress, OSError):
                 continue
             # 010.000.000.001 is 8.0.0.1: another address, and out there.
             assert all(is_out_there(ip_address(text)) for text in found), spelling
@@ -629,7 +629,7 @@ async def test_a_name_is_called_only_if_all_its_addresses_are_out_there(addresse
     if all(map(is_out_there, addresses)):
         assert await resolve(dns) == [str(address) for address in addresses]
     else:
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenAddress):
             await resolve(dns)
     assert len(dns.asked) == 1
 
@@ -685,7 +685,7 @@ async def egress(**options: Any) -> AsyncGenerator[Egress]:
         await one.stop()
 
 
-async def post(one: Egress, url: str, *, allow_loopback: bool = True) -> Answer:
+async def post(one: Egress, url: str, *, allow_loopback: bool = True) -> EgressResponse:
     return await one.post(url, body=b'{"a":1}', headers={"X-Event-Type": "test"}, allow_loopback=allow_loopback)
 
 
@@ -721,7 +721,7 @@ async def test_post_with_unexpected_error_is_failed_attempt(
     async def fail(*_: Any, **__: Any) -> None:
         raise kind("unexpected")
 
-    monkeypatch.setattr("mpesa_gateway.http.outbound.Outbound.post", fail)
+    monkeypatch.setattr("mpesa_gateway.http.outbound.OutboundClient.post", fail)
     async with egress() as one, scripted(always(202)) as server:
         assert await fails(one, server.base) == "bad_answer"
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from litestar import get, post
 from litestar.routes import HTTPRoute
 
-from mpesa_gateway import concurrency as places
+from mpesa_gateway import call_slots as places
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.asgi_types import Message, Receive, Send
-from mpesa_gateway.concurrency import aside
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, HttpConfig
+from mpesa_gateway.call_slots import released_slot
+from mpesa_gateway.config import ConfigError, GatewayConfig, HttpConfig
 from mpesa_gateway.db.engine import reserve
-from mpesa_gateway.http.gate import CALLER, CROWDED, Gate, PriorityRefused
+from mpesa_gateway.http.load_shedding import CALLER, CROWDED, LoadShedder, PriorityError
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.scopes import PaymentsRead
@@ -56,7 +56,7 @@ class Desk:
 class Visit:
     """One request at the gate, and what it was answered."""
 
-    def __init__(self, gate: Gate, path: str, **scope: Any) -> None:
+    def __init__(self, gate: LoadShedder, path: str, **scope: Any) -> None:
         self.head: Message | None = None
         self.body = b""
         self.sent = asyncio.Event()
@@ -97,7 +97,7 @@ class Street:
     def __init__(self, **config: Any) -> None:
         self.desk = Desk()
         self.is_draining = False
-        self.gate = Gate(
+        self.gate = LoadShedder(
             self.desk,
             msgspec.structs.replace(HttpConfig(wait=PATIENT), **config),
             priority=lambda path: path.startswith("/callback"),
@@ -122,7 +122,7 @@ class Street:
 
 
 async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turned_away() -> None:
-    street = Street(at_once=2, queue=2)
+    street = Street(max_concurrent=2, queue=2)
     first, second, third, fourth, fifth = street.come("/1", "/2", "/3", "/4", "/5")
     assert await street.settled() == (2, 2, 2)
     assert street.desk.begun == ["/1", "/2"]
@@ -138,7 +138,7 @@ async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turn
 
 
 async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_back() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     _, turned_away = street.come("/1", "/2")
     assert await turned_away.status() == 503
     assert turned_away.headers[b"retry-after"] == b"1"
@@ -150,7 +150,7 @@ async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_ba
 
 
 async def test_who_has_waited_too_long_is_turned_away() -> None:
-    street = Street(at_once=1, queue=5, wait=0.01)
+    street = Street(max_concurrent=1, queue=5, wait=0.01)
     _, late = street.come("/1", "/2")
     assert await late.status() == 503
     assert await street.settled() == (1, 1, 0)
@@ -162,7 +162,7 @@ async def test_who_has_waited_too_long_is_turned_away() -> None:
 
 
 async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     street.come("/1")
     called_back = street.come(*(f"/callback/{number}" for number in range(20)))
     assert await street.settled() == (1, 1, 0)
@@ -172,12 +172,12 @@ async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
 
 
 async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_and_goes_on_without_waiting() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/asks":
-            with aside():
+            with released_slot():
                 await mpesa.wait()
 
     street.desk.work = work
@@ -202,7 +202,7 @@ def waited_for(street: Street) -> asyncio.Event:
     event = asyncio.Event()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     street.desk.work = work
@@ -210,7 +210,7 @@ def waited_for(street: Street) -> asyncio.Event:
 
 
 async def test_calls_that_wait_for_others_are_bounded_too() -> None:
-    street = Street(at_once=1, unanswered=3, queue=1)
+    street = Street(max_concurrent=1, max_unanswered=3, queue=1)
     mpesa = waited_for(street)
     *begun, waits, turned_away = street.come("/1", "/2", "/3", "/4", "/5")
     assert await street.settled() == (0, 3, 1)
@@ -222,7 +222,7 @@ async def test_calls_that_wait_for_others_are_bounded_too() -> None:
 
 
 async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for() -> None:
-    street = Street(at_once=2, unanswered=6, queue=4)
+    street = Street(max_concurrent=2, max_unanswered=6, queue=4)
     others = waited_for(street)
     greedy = street.come("/1", "/2", "/3", "/4", "/5", who="greedy")
     assert await street.settled() == (0, 3, 2)
@@ -240,7 +240,7 @@ async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for()
 
 
 async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn_is_theirs() -> None:
-    street = Street(at_once=2, queue=4)
+    street = Street(max_concurrent=2, queue=4)
     greedy = street.come("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
     assert await greedy[6].status() == 503
     assert await street.settled() == (2, 2, 4)
@@ -259,7 +259,7 @@ async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn
 
 
 async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
-    street = Street(at_once=1, unanswered=2, queue=4)
+    street = Street(max_concurrent=1, max_unanswered=2, queue=4)
     for _ in range(3):
         begun, waits = street.come("/1", "/2", who="one")
         await street.settled()
@@ -281,7 +281,7 @@ async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
 async def test_shares_hold_whoever_comes_and_goes(
     steps: list[tuple[str, bool]], at_once: int, unanswered: int, queue: int
 ) -> None:
-    street = Street(at_once=at_once, unanswered=unanswered, queue=queue)
+    street = Street(max_concurrent=at_once, max_unanswered=unanswered, queue=queue)
     visits: list[tuple[str, str, Visit]] = []
     for number, (who, comes) in enumerate(steps):
         if comes or not visits:
@@ -304,11 +304,11 @@ async def test_shares_hold_whoever_comes_and_goes(
 
 
 async def test_several_tasks_of_one_call_leave_one_place() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     gates = [asyncio.Event(), asyncio.Event()]
 
     async def wait(event: asyncio.Event) -> None:
-        with aside():
+        with released_slot():
             await event.wait()
 
     async def work(path: str, _: Receive, __: Send) -> None:
@@ -327,12 +327,12 @@ async def test_several_tasks_of_one_call_leave_one_place() -> None:
 
 
 async def test_what_a_call_leaves_running_counts_no_more() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
     pushes: list[asyncio.Task[None]] = []
 
     async def push() -> None:
-        with aside():
+        with released_slot():
             await mpesa.wait()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
@@ -353,7 +353,7 @@ async def test_a_body_that_comes_slowly_and_an_answer_that_is_read_slowly_keep_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(places, "_SLOW", 0.0)
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -379,7 +379,7 @@ async def has(street: Street, counts: tuple[int, int, int]) -> bool:
 
 
 async def test_a_quick_body_invites_nobody_else() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
@@ -393,7 +393,7 @@ async def test_a_quick_body_invites_nobody_else() -> None:
 
 
 async def test_a_call_that_fails_gives_its_place_back() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/1":
@@ -409,7 +409,7 @@ async def test_a_call_that_fails_gives_its_place_back() -> None:
 
 
 async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> None:
-    street = Street(at_once=1, queue=5)
+    street = Street(max_concurrent=1, queue=5)
     _, waits, called, last = street.come("/1", "/2", "/3", "/4")
     assert await street.settled() == (1, 1, 3)
     waits.task.cancel()
@@ -429,7 +429,7 @@ async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> 
 
 
 async def test_a_process_that_is_about_to_stop_asks_for_no_more_on_the_same_connection() -> None:
-    street = Street(at_once=1, queue=0)
+    street = Street(max_concurrent=1, queue=0)
     street.is_draining = True
     here, called_back, turned_away = street.come("/1", "/callback", "/2")
     newer = Visit(street.gate, "/callback", http_version="2")
@@ -463,7 +463,7 @@ class Counter:
 async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Counter]]:
     """A gateway all of whose places are taken."""
     counter = Counter()
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0} | http}
+    changes = {"worker": {"in_process": False}, "http": {"max_concurrent": 1, "queue": 0} | http}
     async with (
         running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
         shop(gateway, base, is_configured=False) as api,
@@ -496,11 +496,15 @@ async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_c
 
 
 async def is_free(gateway: Gateway) -> bool:
-    return gateway.asgi.gate.working == 0
+    return gateway.asgi.load_shedder.working == 0
 
 
 async def test_while_mpesa_thinks_another_call_is_worked_on(values: dict[str, Any]) -> None:
-    changes = {"worker": {"in_process": False}, "http": {"at_once": 1, "queue": 0}, "simulator": {"slow_answer": 3}}
+    changes = {
+        "worker": {"in_process": False},
+        "http": {"max_concurrent": 1, "queue": 0},
+        "simulator": {"slow_answer": 3},
+    }
     async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
         pushing = asyncio.create_task(api.pay("254700000017", 5, key="slow"))
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) FROM sim_push"))
@@ -530,15 +534,15 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
     async def mine() -> None: ...
 
     plugin = Plugin(name="mine", summary="Stands in the way.", routes=(mine,))
-    with pytest.raises(PriorityRefused, match="give routes with priority addresses of their own"):
+    with pytest.raises(PriorityError, match="give routes with priority addresses of their own"):
         _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"http": {"at_once": 0}}, "`http.at_once`: .*>= 1"),
-        ({"http": {"unanswered": 0}}, "`http.unanswered`: .*>= 1"),
+        ({"http": {"max_concurrent": 0}}, "`http.max_concurrent`: .*>= 1"),
+        ({"http": {"max_unanswered": 0}}, "`http.max_unanswered`: .*>= 1"),
         ({"http": {"connections": 0}}, "`http.connections`: .*>= 1"),
         ({"http": {"queue": -1}}, "`http.queue`: .*>= 0"),
         ({"http": {"wait": -1}}, "`http.wait`: .*>= 0"),
@@ -546,7 +550,7 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
     ],
 )
 def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ConfigRefused, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         GatewayConfig.from_values(changes)
 
 

@@ -15,8 +15,8 @@ import pytest
 from mpesa_gateway.errors import NEXT_STEPS, Code
 from mpesa_gateway.http import openapi
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.http.html import asset
 from mpesa_gateway.http.openapi import document_of
+from mpesa_gateway.http.templating import asset
 from mpesa_gateway_payments.callbacks import STK_BODY
 from tests.conftest import Town
 from tests.house.tree import ROOT

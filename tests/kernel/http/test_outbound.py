@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpesa_gateway.http.egress import Answer, Egress, EgressFailed
-from mpesa_gateway.http.outbound import BODY, HEAD, PIECES, READS, AnswerReader, request_bytes
+from mpesa_gateway.http.egress import Egress, EgressFailed, EgressResponse
+from mpesa_gateway.http.outbound import BODY, HEAD, PIECES, READS, ResponseReader, request_bytes
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
-def read(*parts: bytes, ends: bool = True) -> AnswerReader:
-    reader = AnswerReader(4096)
+def read(*parts: bytes, ends: bool = True) -> ResponseReader:
+    reader = ResponseReader(4096)
     for part in parts:
         reader.feed(part)
     if ends:
@@ -237,7 +237,7 @@ async def saying(parts: Sequence[bytes], *, pause: float = 0.0) -> AsyncGenerato
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def outcome(url: str, **options: float) -> Answer | EgressFailed:
+async def outcome(url: str, **options: float) -> EgressResponse | EgressFailed:
     one = Egress(**options)  # type: ignore[arg-type] # floats, each for what it is named
     try:
         return await one.post(url, body=b"{}", headers={}, allow_loopback=True)
@@ -251,7 +251,7 @@ async def outcome(url: str, **options: float) -> Answer | EgressFailed:
 async def test_call_with_2xx_status_line_is_answered(data: bytes) -> None:
     async with saying([data]) as url:
         said = await outcome(url, timeout=5.0)
-    assert isinstance(said, Answer)
+    assert isinstance(said, EgressResponse)
     assert said.status == 200
 
 
@@ -269,7 +269,7 @@ async def test_call_to_server_of_random_bytes_is_answered_or_failed(parts: Seque
     async with saying([OK, *parts] if has_head else parts) as url:
         said = await outcome(url, timeout=5.0)
     if has_head:
-        assert isinstance(said, Answer)
+        assert isinstance(said, EgressResponse)
         assert said.status == 200
     elif isinstance(said, EgressFailed):
         assert said.reason in {"reset", "bad_answer"}
@@ -292,7 +292,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
         ticking = asyncio.create_task(tick())
         said = [await outcome(url, timeout=10.0) for _ in range(5)]
         ticking.cancel()
-    assert [isinstance(each, Answer) and each.status for each in said] == [200] * 5
+    assert [isinstance(each, EgressResponse) and each.status for each in said] == [200] * 5
     # Measured at 4 ms; the longest gap at one answer was 400 to 700 ms.
     assert max(gaps) < 0.05
 
@@ -300,6 +300,6 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
 async def test_headers_without_end_are_read_up_to_their_bound() -> None:
     async with saying([b"HTTP/1.1 500 X\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * 1000)]) as url:
         said = await outcome(url, timeout=10.0)
-    assert isinstance(said, Answer)
+    assert isinstance(said, EgressResponse)
     assert (said.status, said.ms < 8000) == (500, True)
     assert HEAD < 1000 * 1000

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpesa_gateway.errors import Invalid
+from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.http.query import Moment
-from mpesa_gateway.http.reading import read_body, read_query
+from mpesa_gateway.http.validation import read_body, read_query
 
 
 def even(number: int) -> int:
@@ -68,7 +68,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 def problems(read: Callable[[], Any]) -> dict[str, str]:
     """What is wrong with each field."""
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidFields) as refused:
         read()
     found = {problem.field or "": problem.message for problem in refused.value.problems}
     assert len(found) == len(refused.value.problems), "a field was named twice"
@@ -303,7 +303,7 @@ def is_struct_or_invalid(read: Callable[[], Any], kind: type[msgspec.Struct]) ->
     """Whether reading gave a struct (as opposed to Invalid). Whatever else it raises comes out of here."""
     try:
         found = read()
-    except Invalid as refused:
+    except InvalidFields as refused:
         explained = [problem for problem in refused.problems if problem.field is not None and problem.message]
         if not explained or explained != refused.problems:
             raise AssertionError("refused without a field and a reason") from refused
@@ -404,7 +404,7 @@ def test_read_body_with_repeated_field_names_it(body: bytes, field: str) -> None
 def test_a_byte_order_mark_before_the_json_is_skipped_and_nowhere_else() -> None:
     assert read_body(b"\xef\xbb\xbf" + b'{"name": "amina"}', Named) == Named(name="amina")
     for body in (b'{"name": "amina"}\xef\xbb\xbf', b"\xef\xbb\xbf" * 2 + b"{}", b"\xef\xbb\xbf", b"\xef\xbb{}"):
-        with pytest.raises(Invalid, match="send a JSON object"):
+        with pytest.raises(InvalidFields, match="send a JSON object"):
             read_body(body, Named)
 
 

@@ -156,7 +156,7 @@ def host(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 # How many calls are let in at a time is for others to test.
                 "HTTP__WAIT": "30",
                 "HTTP__QUEUE": "1000",
-                "HTTP__UNANSWERED": "1000",
+                "HTTP__MAX_UNANSWERED": "1000",
                 "HTTP__HEAD_TIMEOUT": "1.5",
                 "HTTP__BODY_TIMEOUT": "1.5",
                 "HTTP__STALL_TIMEOUT": "1.5",

@@ -77,13 +77,13 @@ async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway:
         # In the middle of it the chain holds as well.
         waited.append(await gateway.audit.verify())
 
-    counts = await Retention(gateway, sleep).forget()
+    counts = await Retention(gateway, sleep).delete_expired()
     assert (counts["audit entries"], waited) == (1012, [515, 15, 3])
     assert await numbers(gateway) == [1013, 1014, 1015]
     (entry,) = (await gateway.audit.page(10, None, "audit.cut", None)).rows
     assert (entry.actor, entry.detail["through"], entry.detail["days"]) == ("retention", 1012, 2557)
     # Nothing more is old: nothing is announced, nothing goes.
-    assert (await Retention(gateway, sleep).forget())["audit entries"] == 0
+    assert (await Retention(gateway, sleep).delete_expired())["audit entries"] == 0
     assert await numbers(gateway) == [1013, 1014, 1015]
 
 
@@ -102,7 +102,7 @@ async def test_what_was_announced_by_a_shorter_retention_is_not_cut_by_a_longer_
     assert await gateway.audit.cut() == 0
     assert len(await numbers(gateway)) == 13
     await gateway.db.execute("UPDATE audit_policy SET keep_days = 2557")
-    assert (await Retention(gateway).forget())["audit entries"] == 10
+    assert (await Retention(gateway).delete_expired())["audit entries"] == 10
     assert await gateway.audit.verify() == 3
     assert len((await gateway.audit.page(10, None, "audit.cut", None)).rows) == 1
 
@@ -121,7 +121,7 @@ async def test_a_log_of_which_all_was_cut_goes_on_where_it_was(gateway: Gateway)
 async def test_retention_without_a_policy_cuts_nothing_of_the_log_and_ends(gateway: Gateway) -> None:
     await gateway.db.execute("DELETE FROM audit_policy")
     assert await gateway.audit.keep_days() is None
-    assert "audit entries" not in await Retention(gateway).forget()
+    assert "audit entries" not in await Retention(gateway).delete_expired()
     assert (await numbers(gateway))[0] == 1
     assert await gateway.audit.verify() == 12
 
@@ -151,7 +151,7 @@ UPDATE audit_checkpoint SET number = 11, digest = previous_digest FROM audit_ent
     ],
 )
 async def test_what_is_missing_otherwise_shows(gateway: Gateway, statements: list[str], says: str) -> None:
-    await Retention(gateway).forget()
+    await Retention(gateway).delete_expired()
     await behind_the_triggers(gateway, *statements)
     with pytest.raises(BrokenChain, match=says):
         await gateway.audit.verify()

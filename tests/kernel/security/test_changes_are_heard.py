@@ -14,8 +14,8 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.db.changes import Remembered
 from mpesa_gateway.db.codecs import read_ids
+from mpesa_gateway.db.invalidation import InvalidatedCache
 from mpesa_gateway.errors import InvalidKey, ProviderNotConfigured
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, eventually
@@ -198,13 +198,13 @@ async def test_a_message_that_is_lost_costs_a_second_and_no_more(values: dict[st
         async def find() -> str:
             return next(answers)
 
-        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        memory = InvalidatedCache[str](shop.gateway.changes, clock=lambda: now)
         assert await memory.get("key", find) == "a"
         now = 100.7
         assert await memory.get("key", find) == "a"
         now = 101.0
         assert await memory.get("key", find) == "b"
-        memory.forget("key")
+        memory.evict("key")
         assert await memory.get("key", find) == "c"
 
 
@@ -217,7 +217,7 @@ async def test_before_the_second_is_over_one_looks_again_and_the_others_need_not
             asked.append(asyncio.get_running_loop().create_future())
             return await asked[-1]
 
-        memory = Remembered[str](shop.gateway.changes, clock=lambda: now)
+        memory = InvalidatedCache[str](shop.gateway.changes, clock=lambda: now)
         first = asyncio.create_task(memory.get("key", find))
         await asyncio.sleep(0)
         asked[0].set_result("a")
@@ -247,7 +247,7 @@ async def test_what_was_read_before_anybody_listened_is_not_kept(values: dict[st
             changes.is_listening = True
             return next(answers)
 
-        memory = Remembered[str](changes)
+        memory = InvalidatedCache[str](changes)
         changes.is_listening = False
         assert await memory.get("key", find) == "a"
         # A change between the reading and the listening would have been told to nobody.

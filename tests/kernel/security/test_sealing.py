@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig, SecurityConfig
-from mpesa_gateway.security.rotation import KERNEL_SEALED, reseal
-from mpesa_gateway.security.sealing import CannotOpen, Sealer, generate, sealer_for
+from mpesa_gateway.config import ConfigError, GatewayConfig, SecurityConfig
+from mpesa_gateway.security.master_key_rotation import KERNEL_SEALED, reseal
+from mpesa_gateway.security.sealing import Sealer, UnsealError, generate, sealer_for
 from mpesa_gateway.testing.serving import running_gateway, shop
 from mpesa_gateway_credentials.api import Credentials
 
@@ -24,14 +24,14 @@ def test_what_is_sealed_opens_for_the_same_purpose_only(text: str, aad: tuple[st
     sealer = Sealer([NEW])
     sealed = sealer.seal(text, aad=aad)
     assert sealer.open(sealed, aad=aad) == text
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         sealer.open(sealed, aad=(aad[0] + "x", *aad[1:]))
     assert sealer.seal(text, aad=aad) != sealed
 
 
 def test_the_parts_of_a_purpose_do_not_run_together() -> None:
     sealer = Sealer([NEW])
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         sealer.open(sealer.seal("x", aad=("a", "bc")), aad=("ab", "c"))
 
 
@@ -41,7 +41,7 @@ def test_an_old_key_opens_and_the_new_one_seals() -> None:
     assert both.open(sealed, aad=AAD) == "x"
     assert not both.is_current(sealed)
     assert both.is_current(both.seal("x", aad=AAD))
-    with pytest.raises(CannotOpen, match="old_master_keys"):
+    with pytest.raises(UnsealError, match="old_master_keys"):
         Sealer([NEW]).open(sealed, aad=AAD)
 
 
@@ -57,24 +57,24 @@ def test_a_key_that_came_into_the_file_later_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "v1", "v1.abc", "v2.abc.xyz", "v1.abc.***", "nonsense"])
 def test_what_we_never_sealed_does_not_open(text: str) -> None:
-    with pytest.raises(CannotOpen):
+    with pytest.raises(UnsealError):
         Sealer([NEW]).open(text, aad=AAD)
 
 
 @pytest.mark.parametrize("text", ["", "short", "not base64!", "QUJD"])
 def test_a_master_key_must_be_one(text: str, values: dict[str, Any]) -> None:
     values["security"]["master_key"] = text
-    with pytest.raises(ConfigRefused, match=r"security\.master_key.*keys generate"):
+    with pytest.raises(ConfigError, match=r"security\.master_key.*keys generate"):
         Gateway(GatewayConfig.from_values(values))
 
 
 async def test_a_missing_or_wrong_master_key_stops_the_start_with_a_sentence(values: dict[str, Any]) -> None:
     async with Gateway(GatewayConfig.from_values(values)).running():
         pass
-    with pytest.raises(ConfigRefused, match="there is no master key"):
+    with pytest.raises(ConfigError, match="there is no master key"):
         Gateway(GatewayConfig.from_values(values | {"security": {}}))
     wrong = Gateway(GatewayConfig.from_values(values | {"security": {"master_key": generate()}}))
-    with pytest.raises(ConfigRefused, match="not the one that this database was sealed with"):
+    with pytest.raises(ConfigError, match="not the one that this database was sealed with"):
         await wrong.start()
 
 

@@ -18,9 +18,9 @@ import valkey
 
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.secret import Secret
+from mpesa_gateway.standalone.data_folder import DataFolder
 from mpesa_gateway.standalone.postgres import RUNNING_ROLE, EmbeddedPostgres
 from mpesa_gateway.standalone.settings import Embedded, gateway_config, owner_config, simulator_config, write_config
-from mpesa_gateway.standalone.standalone import Standalone
 
 ODD_NAMES = ['a "b" c', "back\\slash", "it's $HOME `id` %d", "é😀 ", "#hash;semi"]
 
@@ -57,7 +57,7 @@ def test_nobody_else_reads_what_the_servers_write() -> None:
             # As a release before has left it.
             (folder / "valkey").mkdir(mode=0o755)
             (folder / "valkey" / "old").write_text("old")
-            standalone = Standalone(folder, has_two_roles=True)
+            standalone = DataFolder(folder, has_two_roles=True)
             standalone.start()
             try:
                 client: Any = valkey.from_url(standalone.valkey.url)  # type: ignore[no-untyped-call]
@@ -129,7 +129,7 @@ def test_a_folder_of_one_role_gets_the_other_and_keeps_it() -> None:
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_folder_of_any_name(name: str) -> None:
     with folder_named(name) as folder:
-        standalone = Standalone(folder, has_two_roles=True)
+        standalone = DataFolder(folder, has_two_roles=True)
         standalone.start()
         try:
             assert ask(standalone.postgres.running_url, "SELECT 1") == 1

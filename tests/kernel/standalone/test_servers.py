@@ -20,9 +20,9 @@ import pytest
 import valkey
 import valkey.exceptions
 
+from mpesa_gateway.standalone.data_folder import DataFolder, DataFolderInUse, read_state, write_state
 from mpesa_gateway.standalone.postgres import EmbeddedPostgres
 from mpesa_gateway.standalone.process import StartFailed, end, free_port, is_running, launch, stop, write_private
-from mpesa_gateway.standalone.standalone import InUse, Standalone, read_state, write_state
 from mpesa_gateway.standalone.valkey import EmbeddedValkey
 
 SLEEP = shutil.which("sleep") or "sleep"
@@ -30,8 +30,8 @@ SLEEP = shutil.which("sleep") or "sleep"
 OWNER = """
 import sys, time
 from pathlib import Path
-from mpesa_gateway.standalone.standalone import Standalone
-standalone = Standalone(Path(sys.argv[1]))
+from mpesa_gateway.standalone.data_folder import DataFolder
+standalone = DataFolder(Path(sys.argv[1]))
 standalone.start()
 print(standalone.postgres.url, standalone.valkey.url, standalone.postgres.pid, standalone.valkey.pid, flush=True)
 time.sleep(300)
@@ -48,9 +48,9 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def started(folder: Path) -> Generator[Standalone]:
+def started(folder: Path) -> Generator[DataFolder]:
     """Both servers, for the length of the block."""
-    standalone = Standalone(folder)
+    standalone = DataFolder(folder)
     standalone.start()
     try:
         yield standalone
@@ -298,10 +298,12 @@ def test_a_port_that_somebody_took_meanwhile_is_left_to_them(folder: Path) -> No
 
 
 def test_a_second_owner_of_a_folder_is_refused_by_the_first_ones_number(folder: Path) -> None:
-    first = Standalone(folder)
+    first = DataFolder(folder)
     first.lock()
-    second = Standalone(folder)
-    with pytest.raises(InUse, match=rf"is in use by process {os.getpid()}: stop that one, or give --data another"):
+    second = DataFolder(folder)
+    with pytest.raises(
+        DataFolderInUse, match=rf"is in use by process {os.getpid()}: stop that one, or give --data another"
+    ):
         second.start()
     assert (second.postgres.pid, second.valkey.pid) == (None, None)
     assert not (folder / "postgres").exists()
@@ -312,7 +314,7 @@ def test_a_second_owner_of_a_folder_is_refused_by_the_first_ones_number(folder: 
 
 def test_a_lock_that_was_left_behind_is_no_lock(folder: Path) -> None:
     (folder / "lock").write_text("1")
-    standalone = Standalone(folder)
+    standalone = DataFolder(folder)
     standalone.lock()
     assert (folder / "lock").read_text() == str(os.getpid())
     with (folder / "lock").open() as other, pytest.raises(BlockingIOError):
@@ -321,7 +323,7 @@ def test_a_lock_that_was_left_behind_is_no_lock(folder: Path) -> None:
 
 
 def test_a_server_that_does_not_start_says_why_and_leaves_nothing_running(folder: Path) -> None:
-    standalone = Standalone(folder)
+    standalone = DataFolder(folder)
     standalone.start(postgres=False)
     standalone.stop()
     (folder / "valkey" / "appendonlydir").rename(folder / "valkey" / "kept")
@@ -334,7 +336,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing_running(folder
 
 
 def test_only_one_of_the_two_can_be_wanted(folder: Path) -> None:
-    standalone = Standalone(folder, databases=3)
+    standalone = DataFolder(folder, databases=3)
     standalone.start(postgres=False)
     assert standalone.postgres.pid is None
     with client(standalone.valkey.url.replace("/0", "/2")) as connection:
@@ -418,7 +420,7 @@ def test_valkeys_address_leads_to_the_same_server_for_as_long_as_the_folder_live
 def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(folder: Path) -> None:
     with started(folder) as standalone:
         before = standalone.postgres.url, standalone.valkey.url
-        assert standalone.mend() == []
+        assert standalone.repair() == []
         sql(before[0], "CREATE TABLE kept AS SELECT 1 AS one")
         for pid in (standalone.postgres.pid, standalone.valkey.pid):
             assert pid is not None
@@ -426,7 +428,7 @@ def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(f
         deadline = time.monotonic() + 30
         said: list[str] = []
         while len(said) < 2 and time.monotonic() < deadline:
-            said += standalone.mend()
+            said += standalone.repair()
             time.sleep(0.05)
         # In the order in which they are seen to have ended.
         assert sorted(said) == ["Postgres ended by itself: started again", "Valkey ended by itself: started again"]
@@ -434,4 +436,4 @@ def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(f
         assert sql(before[0], "SELECT one FROM kept") == 1
         with client(before[1]) as connection:
             assert connection.ping()
-        assert standalone.mend() == []
+        assert standalone.repair() == []

@@ -18,10 +18,10 @@ from mpesa_gateway.db.engine import Row
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.arrivals import KEPT_OF_LARGER, Cut, Incoming
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.errors import SizeRefused
+from mpesa_gateway_callbacks.errors import SizeRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody
 from mpesa_gateway_callbacks.pages import unused
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
@@ -356,7 +356,7 @@ async def test_bytes_after_an_oversized_body_are_not_parsed_as_a_request(values:
 
 
 def test_cut_without_announced_length_has_the_length_that_was_read() -> None:
-    cut = Cut.of(b"abc", 3)
+    cut = TruncatedBody.of(b"abc", 3)
     assert (cut.length, cut.read, cut.sha256) == (3, 3, hashlib.sha256(b"abc").digest())
 
 
@@ -366,8 +366,8 @@ async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(town
     url = town.gateway.port(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
-    incoming = Incoming("stk", url.rpartition("/")[2], b"", "127.0.0.1", cut=Cut.of(b"", announced))
-    with pytest.raises(SizeRefused):
+    incoming = CallbackPost("stk", url.rpartition("/")[2], b"", "127.0.0.1", cut=TruncatedBody.of(b"", announced))
+    with pytest.raises(SizeRejected):
         await town.gateway.port(CallbackInbox).receive(incoming)
     stored_length = await town.gateway.db.fetchval(
         "SELECT cut_length FROM refused_callback WHERE subject_id = $1", made["id"]

@@ -17,7 +17,7 @@ from mpesa_gateway.daraja.addresses import filtered_words
 from mpesa_gateway.money import Kes
 from mpesa_gateway.testing.serving import Answer, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.errors import ShapeRefused
+from mpesa_gateway_callbacks.errors import ShapeRejected
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.schemas import laid_out
 from mpesa_gateway_callbacks.tokens import Subject, make_token, read_token
@@ -336,7 +336,7 @@ async def test_body_at_a_valid_token_is_stored_whole_and_replayable(town: Town) 
     assert kept == bodies * 5
     assert {(row["reason"], row["is_trusted"], row["subject_id"]) for row in rows} == {("shape", True, made["id"])}
     operators = town.gateway.services.get(CallbackOperatorService)
-    with pytest.raises(ShapeRefused):
+    with pytest.raises(ShapeRejected):
         await operators.replay(rows[1]["refused_id"], actor="test")
     # A body that a later parser can read is applied.
     paid = json.dumps(body(made["provider_ref"])).encode().replace(b"said", b"caf\xe9")

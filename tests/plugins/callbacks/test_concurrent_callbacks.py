@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.plugin import Plugin, inside
+from mpesa_gateway.plugin import Plugin, on_event_in_transaction
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.incoming import CallbackPost
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.decisions import TimeUp
+from mpesa_gateway_payments.decisions import Expired
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
@@ -47,7 +47,7 @@ class Pause:
 
     @property
     def plugin(self) -> Plugin:
-        return Plugin(name="pause", summary="A pause.", subscribers=(inside(StkResulted, self.hold),))
+        return Plugin(name="pause", summary="A pause.", subscribers=(on_event_in_transaction(StkResulted, self.hold),))
 
 
 async def paid_payment(gateway: Gateway, api: Api) -> dict[str, Any]:
@@ -118,7 +118,7 @@ async def expire_payment(gateway: Gateway, api: Api, payment_id: str) -> None:
     async with gateway.db.transaction():
         row = await gateway.db.fetchrow(tables.LOCK, [payment_id])
         assert row is not None
-        await gateway.services.get(Transitions).take(row, TimeUp())
+        await gateway.services.get(Transitions).apply(row, Expired())
     assert (await api.call("GET", f"/v1/payments/{payment_id}")).data["status"] == "failed"
 
 
@@ -170,11 +170,11 @@ async def test_receive_with_a_locked_repetition_delays_no_new_callback(town: Tow
     assert (await post(town, url, body(applied["provider_ref"]))).status == 200
     fresh = [await pending_payment(town, f"fresh-{number}") for number in range(3)]
     same = [
-        Incoming("stk", url.rpartition("/")[2], msgspec.json.encode(body(applied["provider_ref"])), "127.0.0.1")
+        CallbackPost("stk", url.rpartition("/")[2], msgspec.json.encode(body(applied["provider_ref"])), "127.0.0.1")
         for _ in range(5)
     ]
     others = [
-        Incoming(
+        CallbackPost(
             "stk",
             callback_url.rpartition("/")[2],
             msgspec.json.encode(body(made["provider_ref"], receipt=f"TKNFRESH{number}")),

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway.config import DarajaConfig
-from mpesa_gateway.observation import Observation
 from mpesa_gateway.testing.serving import Api, running_gateway
-from mpesa_gateway_callbacks.doctor import look_at_callbacks
+from mpesa_gateway_callbacks.doctor import check_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM
 from tests.identifiers import identifier, identifiers, literal
 from tests.looking import levels, seen_by
@@ -27,11 +27,11 @@ SELECT id, 'stk', now(), $1, $2, '' FROM unnest($3::uuid[]) AS id
 """
 
 
-async def run_checks(values: dict[str, Any], *, is_live: bool = True, **settings: Any) -> dict[str, Observation]:
+async def run_checks(values: dict[str, Any], *, is_live: bool = True, **settings: Any) -> dict[str, CheckResult]:
     """Returns the observations with these settings of callbacks."""
     own = {"callbacks": settings, "worker": {"in_process": False}}
     async with running_gateway(values | own) as (gateway, _):
-        return await seen_by(look_at_callbacks, gateway, is_live=is_live)
+        return await seen_by(check_callbacks, gateway, is_live=is_live)
 
 
 async def test_doctor_with_default_settings_is_ok(values: dict[str, Any]) -> None:
@@ -76,8 +76,8 @@ async def store_refused(gateway: Gateway, source: str, reason: str, numbers: Ite
     await gateway.db.execute(REFUSED, source, reason, identifiers("ref", numbers, at=gateway.clock.now()))
 
 
-async def check_sources(gateway: Gateway) -> Observation:
-    return (await seen_by(look_at_callbacks, gateway, is_live=True))["callbacks.sources"]
+async def check_sources(gateway: Gateway) -> CheckResult:
+    return (await seen_by(check_callbacks, gateway, is_live=True))["callbacks.sources"]
 
 
 async def test_doctor_sources_behind_an_untrusted_proxy_warns(values: dict[str, Any]) -> None:
@@ -157,9 +157,9 @@ async def test_doctor_counts_refused_and_waiting_callbacks(values: dict[str, Any
         await store_refused(gateway, "41.90.0.1", "token", range(3))
         await store_refused(gateway, "41.90.0.1", "source", range(3, 4))
         await store_callback(gateway, 1, "196.201.214.200", "live")
-        found = await seen_by(look_at_callbacks, gateway)
+        found = await seen_by(check_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
         assert "3 for their token, 1 for their source" in found["callbacks.refused"].text
         assert (found["callbacks.waiting"].level, found["callbacks.waiting"].text[:1]) == ("warning", "1")
         later = gateway.clock.now() + timedelta(days=8)
-        assert "callbacks.refused" not in await seen_by(look_at_callbacks, gateway, now=later)
+        assert "callbacks.refused" not in await seen_by(check_callbacks, gateway, now=later)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.testing.serving import running_gateway, shop
-from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_callbacks.errors import CallbackRefused
+from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.incoming import CallbackPost
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
@@ -22,11 +22,11 @@ LISTED = "196.201.214.200"
 
 async def receive(town: Town, url: str, content: Any) -> str:
     """Returns "accepted" or the reason of refusal. Runs in a context of its own, as each request does."""
-    incoming = Incoming("stk", url.rpartition("/")[2], json.dumps(content).encode(), "127.0.0.1")
+    incoming = CallbackPost("stk", url.rpartition("/")[2], json.dumps(content).encode(), "127.0.0.1")
     inbox = town.gateway.services.get(CallbackInbox)
     try:
         await asyncio.create_task(inbox.receive(incoming), context=Context())
-    except CallbackRefused as refusal:
+    except CallbackRejected as refusal:
         return refusal.reason
     return "accepted"
 

@@ -10,8 +10,8 @@ import pytest
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import ADMIN, Env
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from mpesa_gateway_callbacks.api import AnotherSubject
-from mpesa_gateway_callbacks.errors import ShapeRefused
+from mpesa_gateway_callbacks.api import DifferentSubject
+from mpesa_gateway_callbacks.errors import ShapeRejected
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
@@ -126,8 +126,8 @@ async def test_replay_skips_no_check_but_that_of_the_source(town: Town) -> None:
     }
     before = await all_rows(town)
     for reason, vouches, kind in (
-        ("subject", True, AnotherSubject),
-        ("shape", True, ShapeRefused),
+        ("subject", True, DifferentSubject),
+        ("shape", True, ShapeRejected),
         ("token", True, Conflict),
         ("source", False, Conflict),
     ):

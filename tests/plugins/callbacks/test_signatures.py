@@ -12,7 +12,7 @@ import pytest
 
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
 from mpesa_gateway.daraja.signatures import HEADER, sign_with_passkey
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
@@ -203,10 +203,10 @@ async def test_start_with_required_signatures_and_a_live_merchant_needs_a_certif
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         merchant = await gateway.merchants.create("Real money", actor="test")
         await gateway.merchants.set_envs(merchant.merchant_id, ["live"])
-    with pytest.raises(ConfigRefused, match=r"callbacks.signature is `required`.*none.cer"):
+    with pytest.raises(ConfigError, match=r"callbacks.signature is `required`.*none.cer"):
         await Gateway(GatewayConfig.from_values(values)).start()
     issue(tmp_path / "none.cer", since=-10, days=5)
-    with pytest.raises(ConfigRefused, match=r"callbacks.signature is `required`.*expired"):
+    with pytest.raises(ConfigError, match=r"callbacks.signature is `required`.*expired"):
         await Gateway(GatewayConfig.from_values(values)).start()
     issue(tmp_path / "none.cer")
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:

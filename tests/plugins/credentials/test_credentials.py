@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.security.scopes import Env
-from mpesa_gateway.security.sealing import CannotOpen
+from mpesa_gateway.security.sealing import UnsealError
 from mpesa_gateway.testing.serving import SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_credentials.reader import SECRET_FIELDS, CredentialReader
 from mpesa_gateway_credentials.schemas import MpesaFields
@@ -122,7 +122,7 @@ async def test_secret_of_another_shortcode_or_env_does_not_open(town: Town) -> N
     row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
     assert sealer.open(row["passkey"], aad=(merchant_id, "mpesa", "sandbox", "174379", "passkey"))
     for env, number in (("live", "174379"), ("sandbox", "5123456"), ("sandbox", "174378")):
-        with pytest.raises(CannotOpen):
+        with pytest.raises(UnsealError):
             sealer.open(row["passkey"], aad=(merchant_id, "mpesa", env, number, "passkey"))
 
 
@@ -406,7 +406,7 @@ async def test_initiator_password_with_an_expired_certificate_is_encrypted_and_w
         credentials = await gateway.services.get(CredentialReader).get(merchant_id, "sandbox")
         assert credentials.security_credential is not None
         assert issued.decrypt(credentials.security_credential.reveal()) == "Initiator-pw-7"
-        (warned,) = [entry for entry in logged if entry["event"] == "certificate_outside_its_time"]
+        (warned,) = [entry for entry in logged if entry["event"] == "certificate_not_valid_now"]
         assert (warned["log_level"], "expired on" in warned["problem"]) == ("warning", True)
         assert "Initiator-pw-7" not in str(logged)
 

@@ -11,7 +11,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.ownership import ReceiverOwnership
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.daraja import fault
 from tests.plugins.credentials.two_env_site import (
     PHONE,
@@ -169,7 +169,7 @@ async def test_receiver_moved_by_an_operator_serves_its_new_owner_only(site: Two
     sources = await site.gateway.services.get(Credentials).statement_sources()
     assert [source.merchant_id for source in sources] == [two.merchant_id]
     formers = await default_shortcode(site.gateway, one.merchant_id, "live")
-    assert await site.gateway.services.get(Reconciliation).run_due(formers) is False
+    assert await site.gateway.services.get(ReconciliationService).run_due(formers) is False
 
 
 async def test_receiver_owner_needs_credentials_for_the_number(site: TwoEnvSite) -> None:

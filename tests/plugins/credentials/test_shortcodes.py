@@ -18,7 +18,7 @@ from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.service import CredentialStore
 from mpesa_gateway_payments.stk_queries import StkQueries
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.plugins.credentials.two_env_site import (
     PHONE,
     PROVIDERS,
@@ -192,7 +192,7 @@ async def test_retired_shortcode_of_a_pending_payment_is_queried_and_reconciled(
     assert (await shop.live.call("POST", f"/v1/payments/{payment['id']}/query")).status == 200
     credentials = site.gateway.services.get(Credentials)
     (source,) = [source for source in await credentials.statement_sources() if source.is_retired]
-    assert await site.gateway.services.get(Reconciliation).run_due(source.shortcode_id)
+    assert await site.gateway.services.get(ReconciliationService).run_due(source.shortcode_id)
     assert [one["ShortCode"] for one in site.live.of("pullquery")] == [till or "600001"]
 
 

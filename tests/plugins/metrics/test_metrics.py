@@ -21,13 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs.site.reference.metrics import collected, counted
 from docs.site.reference.product import plugins
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import QUEUES, ConfigRefused, GatewayConfig
+from mpesa_gateway.config import QUEUES, ConfigError, GatewayConfig
+from mpesa_gateway.correlation import current_request_id, use_request_id
 from mpesa_gateway.daraja.client import counted_as
 from mpesa_gateway.env import ENVS
 from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
-from mpesa_gateway.origin import asked_by, current_request_id
-from mpesa_gateway.plugin import Job, Plugin, PluginRefused
+from mpesa_gateway.plugin import Job, Plugin, PluginError
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
@@ -37,9 +37,9 @@ from mpesa_gateway_metrics.exposition import Exposition
 from mpesa_gateway_metrics.plugin import plugin as metrics_plugin
 from mpesa_gateway_metrics.settings import MetricsSettings
 from mpesa_gateway_metrics.worker_server import serve_beside_worker
+from mpesa_gateway_payments import stats_sql
 from mpesa_gateway_payments import tables as payments
-from mpesa_gateway_payments import tally_sql
-from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
 from mpesa_gateway_webhooks import tables as webhooks
@@ -133,7 +133,7 @@ async def journey(metered: Metered) -> None:
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).status in {200, 201, 202}
     await metered.receiver.wait_for(2)
-    await metered.gateway.services.get(PaymentTally).count()
+    await metered.gateway.services.get(PaymentStatsReader).count()
 
     async def is_counted() -> bool:
         return await metered.value("mpesa_webhook_attempts_total", outcome="delivered") >= 2
@@ -160,8 +160,8 @@ async def test_metrics_after_a_journey_have_its_counts(metered: Metered) -> None
     assert counted_value("mpesa_callbacks_total", kind="stk", verdict="refused", reason="token") == 1
     for env in ENVS:
         assert (
-            counted_value("mpesa_webhooks_owed", env=env)
-            == counted_value("mpesa_webhooks_oldest_owed_seconds", env=env)
+            counted_value("mpesa_webhooks_pending", env=env)
+            == counted_value("mpesa_webhooks_oldest_pending_seconds", env=env)
             == 0
         )
     assert counted_value("mpesa_daraja_calls_total", operation="stk_push", outcome="ok", code="") == 2
@@ -173,7 +173,7 @@ async def test_metrics_after_a_journey_have_its_counts(metered: Metered) -> None
     assert 0 <= counted_value("mpesa_daraja_token_age_seconds") < 300
     assert counted_value("mpesa_postgres_up") == counted_value("mpesa_valkey_up") == 1
     assert [counted_value("mpesa_workers", queue=queue) for queue in QUEUES] == [1] * len(QUEUES)
-    assert counted_value("mpesa_migrations_pending") == counted_value("mpesa_readings_failed") == 0
+    assert counted_value("mpesa_migrations_pending") == counted_value("mpesa_collectors_failed") == 0
     assert counted_value("mpesa_reconciliation_runs_total", status="completed") == 1
     assert counted_value("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1
     assert counted_value("mpesa_build_info") == 1
@@ -188,7 +188,12 @@ async def test_metrics_of_sandbox_rows_are_not_counted_as_live(metered: Metered)
     for number, (verdict, env) in enumerate(product(("waiting", "unmatched"), ("sandbox", None))):
         await db.execute(CALLBACK, identifier("cbk", number), verdict, env, *subject)
     samples = await metered.samples()
-    counts = ("mpesa_payments_open", "mpesa_payments_held", "mpesa_callbacks_waiting", "mpesa_callbacks_unmatched")
+    counts = (
+        "mpesa_payments_open",
+        "mpesa_payments_needing_review",
+        "mpesa_callbacks_waiting",
+        "mpesa_callbacks_unmatched",
+    )
     by_env = {env: [value(samples, name, env=env) for name in counts] for env in ENVS}
     # A callback without an env counts in both.
     assert by_env == {"sandbox": [1, 1, 2, 2], "live": [0, 0, 1, 1]}
@@ -343,17 +348,17 @@ def unstarted_gateway(values: dict[str, Any], **metrics: Any) -> Gateway:
 
 @pytest.mark.parametrize("token", ["x", "fifteen letters"])
 def test_metrics_token_under_16_characters_is_refused(values: dict[str, Any], token: str) -> None:
-    with pytest.raises(ConfigRefused, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
+    with pytest.raises(ConfigError, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
         GatewayConfig.from_values(values | {"metrics": {"token": token}}).section("metrics", MetricsSettings)
     assert unstarted_gateway(values, token="sixteen letters!").settings(MetricsSettings).token is not None
 
 
 def test_metrics_without_token_and_networks_refuse_to_start(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigRefused, match=r"set `metrics\.token`"):
+    with pytest.raises(ConfigError, match=r"set `metrics\.token`"):
         unstarted_gateway(values).services.get(metrics_plugin.provides[0][0])
-    with pytest.raises(ConfigRefused, match=r"`metrics\.token` is empty"):
+    with pytest.raises(ConfigError, match=r"`metrics\.token` is empty"):
         unstarted_gateway(values, token="").services.get(metrics_plugin.provides[0][0])
-    with pytest.raises(ConfigRefused, match=r"setting `metrics\.networks`: `x` is no address"):
+    with pytest.raises(ConfigError, match=r"setting `metrics\.networks`: `x` is no address"):
         unstarted_gateway(values, networks=["x"]).services.get(metrics_plugin.provides[0][0])
 
 
@@ -391,7 +396,7 @@ def test_metrics_of_two_plugins_with_one_name_are_refused(values: dict[str, Any]
         return Counter("mpesa_jobs_total", "A test.", registry=registry)
 
     host = Plugin(name="counting", summary="Counts.", metrics=define)
-    with pytest.raises(PluginRefused, match=r"two metrics have the same name \(mpesa_jobs"):
+    with pytest.raises(PluginError, match=r"two metrics have the same name \(mpesa_jobs"):
         Gateway(GatewayConfig.from_values(values), plugins=(host,))
 
 
@@ -454,7 +459,7 @@ async def test_exposition_with_a_failing_collector_shows_and_caches_the_others(
             samples = read(await scrape(base))
             assert value(samples, "mpesa_test_looks") == 1
             assert not any(name == "mpesa_test_broken" for name, _, _ in samples)
-            assert value(samples, "mpesa_readings_failed") == 1
+            assert value(samples, "mpesa_collectors_failed") == 1
             assert value(samples, "mpesa_postgres_up") == 1
             assert value(samples, "mpesa_payments_open") == 0
     assert calls == 1
@@ -500,8 +505,8 @@ async def test_worker_command_serves_metrics_on_its_port(database_url: str, valk
 
 
 QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
-    "payments by hour": (tally_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
-    "reasons by hour": (tally_sql.TALLIED_REASONS, (timedelta(hours=1),)),
+    "payments by hour": (stats_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
+    "reasons by hour": (stats_sql.TALLIED_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
     "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
@@ -545,7 +550,7 @@ async def test_request_id_is_passed_on_to_jobs_and_their_jobs(metered_values: di
 
     host = Plugin(name="asking", summary="Asks.", jobs=(Job(first, timeout=5), Job(second, timeout=5)))
     async with running_gateway(metered_values, plugins=(host,)) as (gateway, _):
-        with asked_by("the-callers-own-id"):
+        with use_request_id("the-callers-own-id"):
             await gateway.jobs.enqueue("asking.first")
 
         async def have_run() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators
@@ -49,7 +49,7 @@ class _Broken:
 def whole_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Fails a test whose page logged a failed part. A test that expects one empties the list."""
     broken = _Broken()
-    monkeypatch.setattr("mpesa_gateway_ops.desk.log", broken)
+    monkeypatch.setattr("mpesa_gateway_ops.page_registry.log", broken)
     yield broken.parts
     assert broken.parts == []
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.browsing import Page

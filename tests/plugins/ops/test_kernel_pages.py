@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import SystemClock
-from mpesa_gateway.pages import Role
-from mpesa_gateway.plugin import Plugin, on
+from mpesa_gateway.ops_contract import Role
+from mpesa_gateway.plugin import Plugin, on_event
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
-from mpesa_gateway.standalone.sandbox import make_certificate
+from mpesa_gateway.standalone.sample_credentials import make_certificate
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.events import PaymentCompleted
@@ -142,7 +142,7 @@ async def fail_while_broken(_: PaymentCompleted, __: Runtime) -> None:
 async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) -> None:
     global is_broken  # noqa: PLW0603 - the subscriber is a function, as a host's are
     is_broken = True
-    coping = Plugin(name="coping", summary="Copes.", subscribers=(on(PaymentCompleted, fail_while_broken),))
+    coping = Plugin(name="coping", summary="Copes.", subscribers=(on_event(PaymentCompleted, fail_while_broken),))
     async with running_gateway(values, plugins=(coping,)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.OPERATOR, actor="test")
         merchant = await gateway.merchants.create("Shop", actor="test")

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.app import Gateway
+from mpesa_gateway.call_slots import Slot, use_slot
 from mpesa_gateway.clock import SetClock
-from mpesa_gateway.concurrency import Place, holding
 from mpesa_gateway.errors import ServiceUnavailable, TooManyFailures
-from mpesa_gateway.http.vouching import Voucher
-from mpesa_gateway.pages import Role
+from mpesa_gateway.http.known_callers import KnownCallerCheck
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import running_gateway
-from mpesa_gateway_ops import guesses, operators
+from mpesa_gateway_ops import login_limits, operators
 from mpesa_gateway_ops.errors import WrongPassword
 from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_ops.sessions import Sessions
@@ -140,7 +140,7 @@ async def test_device_cookie_that_is_forged_expired_or_of_another_account_is_ign
         for number in range(7):
             await ops.guess("baraka", f"198.51.100.{number}")
         assert await ops.guess("baraka", password=PASSWORD, device=device) == "in"
-        ops.clock.advance(guesses.DEVICE_LIFETIME + timedelta(seconds=1))
+        ops.clock.advance(login_limits.DEVICE_LIFETIME + timedelta(seconds=1))
         for number in range(7):
             await ops.guess("baraka", f"192.0.2.{number}", device=device)
         assert await ops.guess("baraka", password=PASSWORD, device=device) == "TooManyFailures"
@@ -177,7 +177,7 @@ async def test_voucher_accepts_session_cookies_only(values: dict[str, Any]) -> N
         sessions = ops.gateway.services.get(Sessions)
         assert sessions.was_open(Secret(cookie.value))
         assert not sessions.was_open(Secret("0" * 64))
-        voucher = next(one for one in ops.gateway.contributed(Voucher) if one.below == ("/ops",))
+        voucher = next(one for one in ops.gateway.contributed(KnownCallerCheck) if one.below == ("/ops",))
 
         def vouches(text: str) -> bool:
             return voucher.vouches(ops.gateway, {"headers": [(b"cookie", text.encode())]}, "203.0.113.1")
@@ -204,10 +204,10 @@ async def test_password_hashing_runs_one_at_a_time_outside_request_slots_with_a_
         return False
 
     monkeypatch.setattr(operators, "_verify", verify)
-    monkeypatch.setattr(guesses, "_PAUSE", 0.0)
+    monkeypatch.setattr(login_limits, "_PAUSE", 0.0)
     async with running_ops(values, limits={"auth_failures": 100, "account_failures": 100}) as ops:
         counter = SlotCounter()
-        with holding(Place(counter)):
+        with use_slot(Slot(counter)):
             tasks = [asyncio.create_task(ops.guess("amina", f"2001:db8:0:{number:x}::1")) for number in range(20)]
             await asyncio.to_thread(started.wait, 10)
             done, _ = await asyncio.wait(tasks, timeout=0.1)
@@ -248,10 +248,10 @@ class SlotCounter:
 
     held = 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self.held -= 1
 
-    def return_to(self) -> None:
+    def reacquire(self) -> None:
         self.held += 1
 
     def end(self, *, is_working: bool) -> None:

@@ -3,8 +3,8 @@
 import re
 from urllib.parse import quote
 
-from mpesa_gateway.http.html import moved
-from mpesa_gateway.pages import Role
+from mpesa_gateway.http.templating import redirect
+from mpesa_gateway.ops_contract import Role
 from tests.plugins.ops.conftest import OpsSite
 from tests.routes import operations
 
@@ -54,9 +54,9 @@ async def test_pages_and_acts_with_malformed_ids_answer_with_client_errors(ops_s
 
 def test_redirect_to_any_path_has_a_valid_location_header() -> None:
     for text in ("/ops/😀", "/ops/\r\nSet-Cookie: a=b", "/ops/\x00", "/ops/\ud800", "/ops/é?a=b&c=%20#d"):
-        location = moved(text).headers["Location"]
+        location = redirect(text).headers["Location"]
         assert location.isascii()
         assert location.isprintable()
         assert " " not in location
-    assert moved("/ops/a?b=%20&c=1#d").headers["Location"] == "/ops/a?b=%20&c=1#d"
-    assert moved("/ops/😀").headers["Location"] == quote("/ops/😀")
+    assert redirect("/ops/a?b=%20&c=1#d").headers["Location"] == "/ops/a?b=%20&c=1#d"
+    assert redirect("/ops/😀").headers["Location"] == quote("/ops/😀")

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from itertools import product
 from urllib.parse import quote
 
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_payments.desk import PaymentDesk
+from mpesa_gateway_payments.operator_service import PaymentOperatorService
 from tests.browsing import Browser
 from tests.plugins.ops.conftest import OpsSite
 
@@ -119,7 +119,7 @@ async def test_search_by_a_viewer_works_except_by_number(ops_site: OpsSite) -> N
         found = await browser.submits(page, "/payments/look", search=RIGHT)
         assert "an operator&#39;s role is needed" in found.text
         # A viewer may open an operator's sealed search: it shows no more than the list.
-        sealed = ops_site.gateway.services.get(PaymentDesk).seal_payer(Msisdn(RIGHT))
+        sealed = ops_site.gateway.services.get(PaymentOperatorService).seal_payer(Msisdn(RIGHT))
         assert row["payment_id"] in (await browser.opens(f"/payments?payer={sealed}")).text
 
 

@@ -23,9 +23,9 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import SetClock
 from mpesa_gateway.commands.session import Session
 from mpesa_gateway.config import QUEUES, GatewayConfig
-from mpesa_gateway.errors import Conflict, Invalid, NotFound
-from mpesa_gateway.http.same_site import is_same_site
-from mpesa_gateway.pages import Role
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.http.csrf import is_same_site
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.plugin import Job as JobOf
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.secret import Secret
@@ -642,6 +642,6 @@ async def test_create_first_operator_twice_creates_one(settings: dict[str, Any])
         assert await gateway.port(Operators).create_first("admin", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
             assert (await browser.signs_in("admin", password)).url == f"{base}/ops"
-        with pytest.raises(Invalid, match="12 to 1024"):
+        with pytest.raises(InvalidFields, match="12 to 1024"):
             await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mpesa_gateway.clock import EAT
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually, shop
-from mpesa_gateway_payments.tally import PaymentTally
+from mpesa_gateway_payments.stats import PaymentStatsReader
 from tests.browsing import Page
 from tests.plugins.ops.conftest import OpsSite
 
@@ -296,7 +296,7 @@ async def test_overview_shows_payment_figures(ops_site: OpsSite) -> None:
         await ended_payment(ops_site, "254711000001", amount=1200, key="a")
         await ended_payment(ops_site, "254711000002", amount=300, key="b")
         await ended_payment(ops_site, "254700000001", amount=50, key="c")
-        await ops_site.gateway.services.get(PaymentTally).count()
+        await ops_site.gateway.services.get(PaymentStatsReader).count()
         page = await browser.opens("")
         assert page.untidy == []
         for words in (

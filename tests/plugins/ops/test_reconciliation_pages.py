@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway_reconciliation.agreement import gaps_of
 from tests.browsing import Browser, Page
 from tests.plugins.ops.conftest import OpsSite

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from tests.browsing import Page
 from tests.plugins.ops.conftest import OpsSite

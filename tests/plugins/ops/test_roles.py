@@ -7,13 +7,13 @@ import pytest
 from argon2 import PasswordHasher, Type
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
-from mpesa_gateway.pages import Act, Done, Page, Pages, Role, Shown, Visit
-from mpesa_gateway.plugin import Plugin, PluginRefused
+from mpesa_gateway.config import ConfigError, GatewayConfig
+from mpesa_gateway.ops_contract import Action, Page, PageRequest, Pages, Redirect, Rendered, Role
+from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
-from mpesa_gateway_ops.desk import Desk, Found
 from mpesa_gateway_ops.operators import Operators
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from tests.browsing import PASSWORD, Browser, signed_in
 from tests.plugins.ops.conftest import OpsSite
 
@@ -27,15 +27,15 @@ def test_password_hasher_meets_the_owasp_minimum(real_hasher: PasswordHasher) ->
     assert real_hasher.time_cost >= 2
 
 
-async def show(visit: Visit) -> Shown:
+async def show(visit: PageRequest) -> Rendered:
     """A page of a host's plugin with its own template."""
-    return Shown("shelf.html", {"said": visit.text("said"), "items": ["pay_00000000000000000000000000", "x"]})
+    return Rendered("shelf.html", {"said": visit.text("said"), "items": ["pay_00000000000000000000000000", "x"]})
 
 
-async def put(visit: Visit) -> Done:
+async def put(visit: PageRequest) -> Redirect:
     """An act of that page."""
     done.append(visit.visitor.actor)
-    return Done("shelf", f"Put there by {visit.visitor.name}.")
+    return Redirect("shelf", f"Put there by {visit.visitor.name}.")
 
 
 def _shelf(name: str = "shelf") -> Plugin:
@@ -47,8 +47,8 @@ def _shelf(name: str = "shelf") -> Plugin:
             Page("shelf/of/{item}", "One", show),
         ),
         acts=(
-            Act("shelf/put", "put", put, back="shelf"),
-            Act("shelf/burn", "burn", put, role=Role.ADMIN, back="shelf"),
+            Action("shelf/put", "put", put, back="shelf"),
+            Action("shelf/burn", "burn", put, role=Role.ADMIN, back="shelf"),
         ),
     )
     return Plugin(name=name, summary="A shelf.", pages=pages)
@@ -128,8 +128,8 @@ async def test_plugins_with_two_pages_at_one_path_are_refused() -> None:
     values = {"database": {"url": "postgresql://x"}, "valkey": {"url": "valkey://x"}, "plugins": ["ops"]}
     values["security"] = {"master_key": "A" * 43 + "="}
     gateway = Gateway(GatewayConfig.from_values(values), plugins=(_shelf(), other))
-    with pytest.raises(PluginRefused, match="/ops/shelf"):
-        gateway.services.get(Desk)
+    with pytest.raises(PluginError, match="/ops/shelf"):
+        gateway.services.get(PageRegistry)
 
 
 # -- the host's own login ---------------------------------------------------------------------------------------------
@@ -176,16 +176,16 @@ async def test_host_login_setting_that_cannot_be_imported_is_refused(ops_setting
         page = await browser.opens(follows=False)
         assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
     gateway = Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))
-    with pytest.raises(ConfigRefused, match=r"`ops\.login`: tests\.plugins\.ops\.nowhere:nobody cannot be imported"):
+    with pytest.raises(ConfigError, match=r"`ops\.login`: tests\.plugins\.ops\.nowhere:nobody cannot be imported"):
         await gateway.start()
-    with pytest.raises(ConfigRefused, match=r"ops\.login"):
+    with pytest.raises(ConfigError, match=r"ops\.login"):
         Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "no callable"}}))
 
 
 async def test_acts_each_have_a_name_and_a_page_to_return_to(ops_site: OpsSite) -> None:
-    found = ops_site.gateway.services.get(Desk)
+    found = ops_site.gateway.services.get(PageRegistry)
     acts = [(plugin.name, act) for plugin in ops_site.gateway.plugins for act in plugin.pages.acts]
     assert len(acts) > 3
     assert len({(plugin, act.name) for plugin, act in acts}) == len(acts)
     for plugin, act in acts:
-        assert found.page_of(Found(plugin, act, {})) is not None or act.back, (plugin, act.name)
+        assert found.page_of(RegisteredPage(plugin, act, {})) is not None or act.back, (plugin, act.name)

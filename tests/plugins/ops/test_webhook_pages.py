@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from mpesa_gateway.clock import rfc3339
-from mpesa_gateway.pages import Role
+from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from tests.browsing import Page
 from tests.plugins.ops.conftest import OpsSite

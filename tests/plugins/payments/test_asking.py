@@ -30,7 +30,7 @@ def values(values: dict[str, Any], daraja: Daraja, confirm: str) -> dict[str, An
     """Nothing is asked about but on demand."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200, "confirm": confirm},
+        "payments": {"query_after": [3600], "expire_after": 7200, "confirm": confirm},
     }
 
 

@@ -25,7 +25,7 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Nothing is asked about but on demand."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "payments": {"query_after": [3600], "expire_after": 7200},
     }
 
 

@@ -9,30 +9,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpesa_gateway.clock import SetClock
+from mpesa_gateway.db.json_codec import dumps
 from mpesa_gateway.money import Kes
-from mpesa_gateway.stored import dumps
-from mpesa_gateway_callbacks.api import AnotherSubject
+from mpesa_gateway_callbacks.api import DifferentSubject
 from mpesa_gateway_payments import tables, verdicts
-from mpesa_gateway_payments.changes import Change
+from mpesa_gateway_payments.changes import PaymentChange
 from mpesa_gateway_payments.decisions import (
     Complete,
     Decision,
     DropClaim,
+    Expired,
     Fail,
-    Judged,
     LearnHandle,
+    MatchedMoney,
     Mismatch,
-    NotPaid,
     Report,
+    ReportedFailure,
     StkAnswer,
     StkCallback,
-    TimeUp,
     decide,
     result_of,
     without_receipt,
 )
 from mpesa_gateway_payments.events import PaymentCompleted, PaymentFailed, PaymentMismatched, StkResulted
-from mpesa_gateway_payments.evidence import Told
+from mpesa_gateway_payments.evidence import ReportedMoney
 from mpesa_gateway_payments.result_codes import stk_query_outcome
 from mpesa_gateway_payments.states import Cause, Charge, Status
 from mpesa_gateway_payments.stk_results import StkResults
@@ -47,7 +47,7 @@ NOON = datetime(2026, 11, 29, 9, 0, tzinfo=UTC)
 PHONE, RECEIPT, OTHER = "254711000001", "TKN4A1B2C3", "TKN9Z9Y9X9"
 PAYMENT_ID, HANDLE = "pay_1", "ws_CO_1"
 RULES = Rules()
-TOLD = Told(receipt=RECEIPT, amount=Kes(500), amount_text="500", phone=PHONE)
+TOLD = ReportedMoney(receipt=RECEIPT, amount=Kes(500), amount_text="500", phone=PHONE)
 
 
 def payment(**changes: Any) -> Payment:
@@ -118,11 +118,11 @@ REPORTS: dict[str, Report] = {
     "unknown with receipt": StkCallback(callback("777", receipt=RECEIPT)),
     "answered paid": StkAnswer(stk_query_outcome("0")),
     "answered failed": StkAnswer(stk_query_outcome("1032")),
-    "settled": Judged(verdicts.Settles(PAYMENT_ID, "rule"), TOLD, Cause.STATEMENT),
-    "ambiguous": Judged(verdicts.Ambiguous((PAYMENT_ID,)), TOLD, Cause.STATEMENT),
-    "mismatched": Judged(verdicts.Mismatch(PAYMENT_ID, "amount"), TOLD, Cause.STATUS_QUERY),
-    "not paid": NotPaid(code="x", text="", reason="other", cause=Cause.STATUS_QUERY),
-    "time up": TimeUp(NOON + timedelta(hours=1)),
+    "settled": MatchedMoney(verdicts.PaidBy(PAYMENT_ID, "rule"), TOLD, Cause.STATEMENT),
+    "ambiguous": MatchedMoney(verdicts.Ambiguous((PAYMENT_ID,)), TOLD, Cause.STATEMENT),
+    "mismatched": MatchedMoney(verdicts.Mismatch(PAYMENT_ID, "amount"), TOLD, Cause.STATUS_QUERY),
+    "not paid": ReportedFailure(code="x", text="", reason="other", cause=Cause.STATUS_QUERY),
+    "time up": Expired(NOON + timedelta(hours=1)),
 }
 
 RESULTS: dict[str, dict[str, str]] = {
@@ -215,15 +215,15 @@ def row_of(one: Payment) -> dict[str, Any]:
     }
 
 
-def applied(one: Payment, decisions: tuple[Decision, ...]) -> Change:
+def applied(one: Payment, decisions: tuple[Decision, ...]) -> PaymentChange:
     """What decisions change."""
-    change = Change(row_of(one))
+    change = PaymentChange(row_of(one))
     for decision in decisions:
         change.apply(decision, NOON)
     return change
 
 
-def standing_with(standing: str, mismatch: str | None, claim: Told | None) -> Payment:
+def standing_with(standing: str, mismatch: str | None, claim: ReportedMoney | None) -> Payment:
     """One of the table's payments, with a mismatch and a claim."""
     changes: dict[str, Any] = {"mismatch": mismatch, "claim": claim}
     return payment(**STANDINGS[standing] | {name: value for name, value in changes.items() if value is not None})
@@ -239,7 +239,7 @@ payments = st.builds(
     standing_with,
     st.sampled_from(sorted(STANDINGS)),
     st.sampled_from([None, "phone", "amount", "receipt", "unconfirmed"]),
-    st.sampled_from([None, TOLD, Told(receipt=OTHER, is_proven=False)]),
+    st.sampled_from([None, TOLD, ReportedMoney(receipt=OTHER, is_proven=False)]),
 )
 callbacks = st.builds(
     stating,
@@ -368,7 +368,7 @@ def reported(number: int, index: int, side: str, merchant_id: str) -> Report:
         StkCallback(callback("1032", **named)),
         StkAnswer(stk_query_outcome("0")),
         StkAnswer(stk_query_outcome("1037")),
-        TimeUp(NOON + timedelta(days=365)),
+        Expired(NOON + timedelta(days=365)),
     ]
     return random.Random(number).choice(kinds)  # noqa: S311 - no secret
 
@@ -391,7 +391,7 @@ async def test_a_batch_of_decisions_writes_what_batches_of_one_write(
         async with db.transaction():
             wanted = sorted({ids[side][index] for _, index in chosen})
             known = {row["payment_id"]: row for row in await db.fetch(tables.LOCK, wanted)}
-            decided = await moves.take_together(
+            decided = await moves.apply_batch(
                 [(known[ids[side][index]], reported(number, index, side, merchant_id)) for number, index in chosen]
             )
         return [result_of(decisions) for decisions in decided]
@@ -424,9 +424,9 @@ async def test_a_callback_with_the_handle_of_another_payment_is_refused(town: To
 
     async def take() -> None:
         async with db.transaction():
-            await results.take_results([result])
+            await results.apply_results([result])
 
-    with pytest.raises(AnotherSubject):
+    with pytest.raises(DifferentSubject):
         await take()
     rows = await db.fetch("SELECT DISTINCT status FROM payment WHERE payment_id = ANY($1::uuid[])", [known, unknown])
     assert [row["status"] for row in rows] == ["pending"]

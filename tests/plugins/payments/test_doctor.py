@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mpesa_gateway.observation import Observation
-from mpesa_gateway_payments.doctor import look_at_payments
+from mpesa_gateway.check_result import CheckResult
+from mpesa_gateway_payments.doctor import check_payments
 from tests.conftest import Town
 from tests.looking import levels, only_merchant, seen_by
 
@@ -19,13 +19,13 @@ SILENT = "254700000007"
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
     """Questions are asked soon."""
-    return values | {"payments": {"ask_after": [1]}, "simulator": {"callback_delay": 0.05}}
+    return values | {"payments": {"query_after": [1]}, "simulator": {"callback_delay": 0.05}}
 
 
-async def look(town: Town, env: str = "sandbox") -> dict[str, Observation]:
+async def look(town: Town, env: str = "sandbox") -> dict[str, CheckResult]:
     """What is seen of the one merchant's payments."""
     merchant = msgspec.structs.replace(await only_merchant(town.gateway), envs=(env,))
-    return await seen_by(look_at_payments, town.gateway, merchant=merchant)
+    return await seen_by(check_payments, town.gateway, merchant=merchant)
 
 
 async def move_payments_to_live(town: Town) -> None:

@@ -30,7 +30,7 @@ def values(values: dict[str, Any], daraja: Daraja, callbacks: dict[str, Any]) ->
     """Questions are asked on demand only."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "payments": {"query_after": [3600], "expire_after": 7200},
         "callbacks": callbacks,
     }
 

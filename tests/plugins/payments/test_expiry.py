@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.places import Places
+from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.testing.serving import Api, running_gateway, shop
 from mpesa_gateway_payments import due_sql
 from mpesa_gateway_payments.expiry import Expiry
@@ -54,7 +54,7 @@ async def shops(values: dict[str, Any], daraja: Daraja) -> AsyncGenerator[Shops]
     values |= {
         "worker": {"in_process": False},
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200, "asks_at_once": 2},
+        "payments": {"query_after": [3600], "expire_after": 7200, "max_concurrent_queries": 2},
     }
     async with running_gateway(values) as (gateway, base), AsyncExitStack() as stack:
         apis = [await stack.enter_async_context(shop(gateway, base)) for _ in range(3)]
@@ -287,18 +287,18 @@ async def test_ask_due_with_a_broken_answer_leaves_the_payment_pending_until_it_
 
 
 def test_take_bounds_all_and_each_and_silent_accounts_share_a_part() -> None:
-    places = Places(4, each=2)
-    with places.take("a") as one, places.take("a") as two, places.take("a") as three:
+    places = Bulkhead(4, each=2)
+    with places.acquire("a") as one, places.acquire("a") as two, places.acquire("a") as three:
         assert (one, two, three) == (True, True, False)
-        places.note("b", answered=False)
-        places.note("c", answered=False)
-        with places.take("b") as silent, places.take("c") as another, places.take("d") as fresh:
+        places.record_answer("b", answered=False)
+        places.record_answer("c", answered=False)
+        with places.acquire("b") as silent, places.acquire("c") as another, places.acquire("d") as fresh:
             # One place in four is for those that do not answer.
             assert (silent, another, fresh) == (True, False, True)
-            with places.take("e") as beyond:
+            with places.acquire("e") as beyond:
                 assert not beyond
-        places.note("c", answered=True)
-        with places.take("c") as again:
+        places.record_answer("c", answered=True)
+        with places.acquire("c") as again:
             assert again
 
 

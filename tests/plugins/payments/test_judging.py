@@ -25,20 +25,20 @@ from mpesa_gateway_payments.evidence import (
     read_direction,
     read_kind,
 )
-from mpesa_gateway_payments.judging import judge, judge_choice
+from mpesa_gateway_payments.matching import judge, judge_choice
 from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
     Ask,
     Confirm,
     Mismatch,
+    NotAssignable,
     NotFound,
-    NotOurs,
+    NotIncoming,
+    PaidBy,
     Payment,
     Rules,
-    Settles,
     Transaction,
-    Unfit,
     Verdict,
 )
 
@@ -150,7 +150,7 @@ TIMED_OUT: dict[str, Any] = {"status": "failed"}
 PAID: dict[str, Any] = {"status": "completed", "receipt": "FIRST00001"}
 FIRST_OF_TWO = payment(reference=OWN, reference_is_ours=True)
 SECOND_OF_TWO = payment(payment_id="pay_2", reference=OWN)
-BY_RULE = Settles("pay_1", "rule")
+BY_RULE = PaidBy("pay_1", "rule")
 ONE = ("pay_1",)
 BOTH = ("pay_1", "pay_2")
 
@@ -158,13 +158,13 @@ Case = tuple[str, Evidence, list[Payment], list[Transaction], Verdict]
 
 CASES: list[Case] = [
     # -- direction: B1, B2, B3, B7
-    ("B1 a payout", status(direction=Direction.OUT), [P], [], NotOurs()),
-    ("B2 no parties", status(direction=None), [P], [], NotOurs()),
-    ("B2 no receiver", status(receiver=None), [P], [], NotOurs()),
-    ("B3 our own reversal", line(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotOurs()),
-    ("B3 by status", status(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotOurs()),
-    ("B7 a reversal", line(direction=Direction.OUT), [payment(**CANCELLED)], [], NotOurs()),
-    ("B7 with our own reference", line(direction=Direction.OUT, reference=OWN), [TILL_PAYMENT], [], NotOurs()),
+    ("B1 a payout", status(direction=Direction.OUT), [P], [], NotIncoming()),
+    ("B2 no parties", status(direction=None), [P], [], NotIncoming()),
+    ("B2 no receiver", status(receiver=None), [P], [], NotIncoming()),
+    ("B3 our own reversal", line(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotIncoming()),
+    ("B3 by status", status(), [P], [Transaction(receipt=RECEIPT, direction=Direction.OUT)], NotIncoming()),
+    ("B7 a reversal", line(direction=Direction.OUT), [payment(**CANCELLED)], [], NotIncoming()),
+    ("B7 with our own reference", line(direction=Direction.OUT, reference=OWN), [TILL_PAYMENT], [], NotIncoming()),
     ("B7 an unknown kind", line(direction=None), [P], [], Ambiguous(ONE)),
     ("an unknown kind under our own reference", line(direction=None, reference=OWN),
      [payment(reference=OWN, reference_is_ours=True)], [], Ambiguous(ONE)),
@@ -227,11 +227,11 @@ CASES: list[Case] = [
     ("of another amount", line(amount=Kes(1)), [payment(**PAID | {"receipt": RECEIPT})], [],
      Mismatch("pay_1", "amount", "receipt")),
     ("our own reference", line(reference=OWN.lower(), payer=None, time=()),
-     [payment(reference=OWN, reference_is_ours=True, **CANCELLED)], [], Settles("pay_1", "reference")),
+     [payment(reference=OWN, reference_is_ours=True, **CANCELLED)], [], PaidBy("pay_1", "reference")),
     ("on a part of the statement", line(reference=OWN, proof=Proof.PAGE),
-     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference")),
+     [payment(reference=OWN, reference_is_ours=True)], [], PaidBy("pay_1", "reference")),
     ("by another payer", line(reference=OWN, payer="254799999999"),
-     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference", is_other_payer=True)),
+     [payment(reference=OWN, reference_is_ours=True)], [], PaidBy("pay_1", "reference", is_other_payer=True)),
     ("with another amount", line(reference=OWN, amount=Kes(5)),
      [payment(reference=OWN, reference_is_ours=True)], [], Mismatch("pay_1", "amount", "reference")),
     ("paid already, under our reference", line(reference=OWN),
@@ -256,38 +256,38 @@ CASES: list[Case] = [
      [payment(reference=OWN, reference_is_ours=True)], [], NotFound()),
     # -- our own reference, which its shop has given to a later payment too
     ("shared, the first cancelled", line(reference=OWN), [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [],
-     Settles("pay_2", "rule")),
+     PaidBy("pay_2", "rule")),
     ("shared, the first paid", line(reference=OWN), [replace(FIRST_OF_TWO, **PAID), SECOND_OF_TWO], [],
-     Settles("pay_2", "rule")),
+     PaidBy("pay_2", "rule")),
     ("shared, the second paid without a receipt", line(reference=OWN),
-     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, status="completed")], [], Settles("pay_2", "rule")),
+     [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, status="completed")], [], PaidBy("pay_2", "rule")),
     ("shared, on a part of the statement", line(reference=OWN, proof=Proof.PAGE),
      [replace(FIRST_OF_TWO, **CANCELLED), SECOND_OF_TWO], [], Ambiguous(BOTH)),
     ("shared, both open", line(reference=OWN), [FIRST_OF_TWO, SECOND_OF_TWO], [], Ambiguous(BOTH)),
     ("shared, both open, another amount", line(reference=OWN, amount=Kes(900)),
-     [FIRST_OF_TWO, replace(SECOND_OF_TWO, amount=900)], [], Settles("pay_2", "rule")),
+     [FIRST_OF_TWO, replace(SECOND_OF_TWO, amount=900)], [], PaidBy("pay_2", "rule")),
     ("shared, another merchant's", line(reference=OWN),
      [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, merchant_id="mer_2")], [],
-     Settles("pay_2", "rule")),
+     PaidBy("pay_2", "rule")),
     ("shared, of another case", line(reference=OWN),
      [replace(FIRST_OF_TWO, **CANCELLED), replace(SECOND_OF_TWO, reference=OWN.lower())], [],
-     Settles("pay_2", "rule")),
+     PaidBy("pay_2", "rule")),
     ("shared, of another payer", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, phone="254799999999")], [],
-     Settles("pay_1", "reference")),
+     PaidBy("pay_1", "reference")),
     ("shared, the second paid", line(reference=OWN), [FIRST_OF_TWO, replace(SECOND_OF_TWO, **PAID)], [],
-     Settles("pay_1", "reference")),
+     PaidBy("pay_1", "reference")),
     ("shared, the second at another receiver", line(reference=OWN),
      [FIRST_OF_TWO, replace(SECOND_OF_TWO, shortcode="600000")], [],
-     Settles("pay_1", "reference")),
+     PaidBy("pay_1", "reference")),
     # -- our own push
-    ("a callback", callback(), [P], [], Settles("pay_1", "push")),
-    ("without metadata", callback(receipt=None, amount=None, payer=None), [P], [], Settles("pay_1", "push")),
+    ("a callback", callback(), [P], [], PaidBy("pay_1", "push")),
+    ("without metadata", callback(receipt=None, amount=None, payer=None), [P], [], PaidBy("pay_1", "push")),
     ("of another amount", callback(amount=Kes(5)), [P], [], Mismatch("pay_1", "amount")),
     ("of no number", callback(amount="x"), [P], [], Mismatch("pay_1", "amount")),
-    ("of another push", callback(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotOurs()),
-    ("at another address", callback(handle=Handle("pay_2", "ws_CO_1")), [P], [], NotOurs()),
+    ("of another push", callback(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotIncoming()),
+    ("at another address", callback(handle=Handle("pay_2", "ws_CO_1")), [P], [], NotIncoming()),
     ("from a listed address", callback(proof=Proof.LISTED, handle=Handle(None, "ws_CO_1")), [P], [],
-     Settles("pay_1", "push")),
+     PaidBy("pay_1", "push")),
     ("a receipt that cannot be read", callback(receipt=None, is_receipt_unread=True), [P], [], Confirm("pay_1")),
     ("such a receipt, held", callback(receipt=None, is_receipt_unread=True), [payment(mismatch="amount")], [],
      Mismatch("pay_1", "unconfirmed", "push")),
@@ -296,8 +296,8 @@ CASES: list[Case] = [
      Confirm("pay_1")),
     ("from anywhere, completed", callback(proof=Proof.NONE), [payment(status="completed")], [], AlreadyKnown("pay_1")),
     ("from anywhere, another receipt", callback(proof=Proof.NONE), [payment(**PAID)], [], AlreadyKnown("pay_1")),
-    ("confirmed", callback(proof=Proof.CONFIRMED), [P], [], Settles("pay_1", "push")),
-    ("late, with a receipt", callback(), [payment(**CANCELLED)], [], Settles("pay_1", "push")),
+    ("confirmed", callback(proof=Proof.CONFIRMED), [P], [], PaidBy("pay_1", "push")),
+    ("late, with a receipt", callback(), [payment(**CANCELLED)], [], PaidBy("pay_1", "push")),
     ("late, without", callback(receipt=None), [payment(**CANCELLED)], [], Mismatch("pay_1", "unconfirmed")),
     ("late, without, not final", callback(receipt=None), [payment(**TIMED_OUT)], [],
      Mismatch("pay_1", "unconfirmed")),
@@ -305,21 +305,21 @@ CASES: list[Case] = [
      Confirm("pay_1")),
     ("twice", callback(), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
     ("a second receipt", callback(), [payment(**PAID)], [], Mismatch("pay_1", "receipt")),
-    ("the first receipt", callback(), [payment(status="completed")], [], Settles("pay_1", "push")),
+    ("the first receipt", callback(), [payment(status="completed")], [], PaidBy("pay_1", "push")),
     ("held", callback(receipt=None), [payment(mismatch="amount")], [],
      Mismatch("pay_1", "amount", is_new=False)),
-    ("held, with all of it", callback(), [payment(mismatch="amount")], [], Settles("pay_1", "push")),
-    ("0 by STK query", query(), [P], [], Settles("pay_1", "push")),
-    ("0 of an expired payment", query(), [payment(**TIMED_OUT)], [], Settles("pay_1", "push")),
+    ("held, with all of it", callback(), [payment(mismatch="amount")], [], PaidBy("pay_1", "push")),
+    ("0 by STK query", query(), [P], [], PaidBy("pay_1", "push")),
+    ("0 of an expired payment", query(), [payment(**TIMED_OUT)], [], PaidBy("pay_1", "push")),
     ("0 of a cancelled one", query(), [payment(**CANCELLED)], [], Mismatch("pay_1", "unconfirmed")),
     ("0 of a paid one", query(), [payment(**PAID)], [], AlreadyKnown("pay_1")),
-    ("B9 another push", query(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotOurs()),
+    ("B9 another push", query(handle=Handle("pay_1", "ws_CO_2")), [P], [], NotIncoming()),
     ("no payment", query(), [], [], NotFound()),
     # -- asked about by its conversation
-    ("by its conversation", status(handle=Handle("pay_1")), [P], [], Settles("pay_1", "push")),
-    ("three digits by its conversation", asked_about(payer="2547****001"), [P], [], Settles("pay_1", "push")),
-    ("an hour later", asked_about(time=(minutes(60),)), [P], [], Settles("pay_1", "push")),
-    ("beside another payment", asked_about(), [P, payment(payment_id="pay_2")], [], Settles("pay_1", "push")),
+    ("by its conversation", status(handle=Handle("pay_1")), [P], [], PaidBy("pay_1", "push")),
+    ("three digits by its conversation", asked_about(payer="2547****001"), [P], [], PaidBy("pay_1", "push")),
+    ("an hour later", asked_about(time=(minutes(60),)), [P], [], PaidBy("pay_1", "push")),
+    ("beside another payment", asked_about(), [P, payment(payment_id="pay_2")], [], PaidBy("pay_1", "push")),
     ("without parties", asked_about(direction=None), [P], [], Ambiguous(ONE)),
     ("without a time", asked_about(time=()), [P], [], Ambiguous(ONE)),
     ("without a payer", asked_about(payer=None), [P], [], Ambiguous(ONE)),
@@ -327,21 +327,21 @@ CASES: list[Case] = [
     ("without a receipt", asked_about(receipt=None), [P], [], Ambiguous(ONE)),
     ("without a receipt, expired", asked_about(receipt=None), [payment(**TIMED_OUT, failure_reason="expired")], [],
      Ambiguous(ONE)),
-    ("to somebody else", asked_about(direction=Direction.OUT), [P], [], NotOurs()),
-    ("to another receiver", asked_about(receiver=TILL), [P], [], NotOurs()),
-    ("from somebody else", asked_about(payer="254722000001"), [P], [], NotOurs()),
-    ("years before", asked_about(time=(minutes(-1_000_000),)), [P], [], NotOurs()),
-    ("before it was asked for", asked_about(time=(minutes(-3),)), [P], [], NotOurs()),
-    ("three days later", asked_about(time=(minutes(4320),)), [P], [], NotOurs()),
-    ("at an impossible time", asked_about(time=(), is_impossible=True), [P], [], NotOurs()),
+    ("to somebody else", asked_about(direction=Direction.OUT), [P], [], NotIncoming()),
+    ("to another receiver", asked_about(receiver=TILL), [P], [], NotIncoming()),
+    ("from somebody else", asked_about(payer="254722000001"), [P], [], NotIncoming()),
+    ("years before", asked_about(time=(minutes(-1_000_000),)), [P], [], NotIncoming()),
+    ("before it was asked for", asked_about(time=(minutes(-3),)), [P], [], NotIncoming()),
+    ("three days later", asked_about(time=(minutes(4320),)), [P], [], NotIncoming()),
+    ("at an impossible time", asked_about(time=(), is_impossible=True), [P], [], NotIncoming()),
     ("of another amount, by its conversation", asked_about(amount=Kes(5)), [P], [], Mismatch("pay_1", "amount")),
     ("of another amount, from nobody", asked_about(amount=Kes(5), direction=None), [P], [], Ambiguous(ONE)),
     ("paid with it already", asked_about(), [payment(**PAID | {"receipt": RECEIPT})], [], AlreadyKnown("pay_1")),
     ("paid with other money", asked_about(), [payment(**PAID)], [], Mismatch("pay_1", "receipt")),
-    ("its first receipt", asked_about(), [payment(status="completed")], [], Settles("pay_1", "push")),
+    ("its first receipt", asked_about(), [payment(status="completed")], [], PaidBy("pay_1", "push")),
     ("an impossible time on a statement", line(time=(), is_impossible=True), [P], [], NotFound()),
     ("an impossible time under our own reference", line(reference=OWN, time=(), is_impossible=True),
-     [payment(reference=OWN, reference_is_ours=True)], [], Settles("pay_1", "reference")),
+     [payment(reference=OWN, reference_is_ours=True)], [], PaidBy("pay_1", "reference")),
     ("failed and no receipt", status(handle=Handle("pay_1"), receipt=None), [payment(**TIMED_OUT)], [],
      Mismatch("pay_1", "unconfirmed")),
 ]  # fmt: skip
@@ -359,8 +359,8 @@ def test_judge_table(
 @pytest.mark.parametrize(
     ("confirm", "report", "verdict"),
     [
-        ("never", callback(), Settles("pay_1", "push")),
-        ("mismatch", callback(), Settles("pay_1", "push")),
+        ("never", callback(), PaidBy("pay_1", "push")),
+        ("mismatch", callback(), PaidBy("pay_1", "push")),
         ("mismatch", callback(receipt=None), Confirm("pay_1")),
         ("mismatch", callback(amount=Kes(1)), Confirm("pay_1")),
         ("mismatch", callback(payer="254799999999"), Confirm("pay_1")),
@@ -382,31 +382,37 @@ def test_judge_match_within_bounds_the_rule() -> None:
 # -- people -------------------------------------------------------------------------------------------------------
 
 THEIRS = payment(payment_id="pay_2", merchant_id="mer_2")
-CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | Unfit, Verdict | Unfit]] = [
-    ("one of two of mine", line(), P, [payment(payment_id="pay_2")], Settles("pay_1", "hand"),
-     Settles("pay_1", "hand")),
-    ("no payer", line(payer=None), P, [], Settles("pay_1", "hand"), Settles("pay_1", "hand")),
-    ("hours later", line(time=(minutes(300),)), payment(**CANCELLED), [], Settles("pay_1", "hand"),
-     Settles("pay_1", "hand")),
-    ("C1 it fits another's too", line(), P, [THEIRS], Unfit("pay_1", "merchant"), Settles("pay_1", "hand")),
+CHOICES: list[tuple[str, Evidence, Payment, list[Payment], Verdict | NotAssignable, Verdict | NotAssignable]] = [
+    ("one of two of mine", line(), P, [payment(payment_id="pay_2")], PaidBy("pay_1", "hand"),
+     PaidBy("pay_1", "hand")),
+    ("no payer", line(payer=None), P, [], PaidBy("pay_1", "hand"), PaidBy("pay_1", "hand")),
+    ("hours later", line(time=(minutes(300),)), payment(**CANCELLED), [], PaidBy("pay_1", "hand"),
+     PaidBy("pay_1", "hand")),
+    ("C1 it fits another's too", line(), P, [THEIRS], NotAssignable("pay_1", "merchant"), PaidBy("pay_1", "hand")),
     ("C1 it has another's own reference", line(reference=OWN), P,
-     [replace(THEIRS, reference=OWN, reference_is_ours=True)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+     [replace(THEIRS, reference=OWN, reference_is_ours=True)], NotAssignable("pay_1", "another"),
+     NotAssignable("pay_1", "another")),
     ("C1 it is another's by the rule", line(reference="table 5"), P, [replace(THEIRS, reference="table 5")],
-     Unfit("pay_1", "another"), Settles("pay_1", "hand")),
+     NotAssignable("pay_1", "another"), PaidBy("pay_1", "hand")),
     ("C1 another has its receipt", line(), P, [replace(THEIRS, status="completed", receipt=RECEIPT)],
-     Unfit("pay_1", "another"), Unfit("pay_1", "another")),
+     NotAssignable("pay_1", "another"),
+     NotAssignable("pay_1", "another")),
     ("own reference of a paid one", line(reference=OWN), P, [replace(THEIRS, reference=OWN, reference_is_ours=True,
-     **PAID)], Unfit("pay_1", "another"), Unfit("pay_1", "another")),
-    ("a shared own reference", line(reference=OWN), SECOND_OF_TWO, [FIRST_OF_TWO], Settles("pay_2", "hand"),
-     Settles("pay_2", "hand")),
-    ("another reference", line(reference="table 5"), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
-    ("another payer", line(payer="254799999999"), P, [], Unfit("pay_1", "differs"),
-     Settles("pay_1", "hand", is_other_payer=True)),
-    ("another amount", line(amount=Kes(5)), P, [], Unfit("pay_1", "differs"), Mismatch("pay_1", "amount", "hand")),
-    ("an unknown kind", line(direction=None), P, [], Unfit("pay_1", "differs"), Settles("pay_1", "hand")),
-    ("a reversal", line(direction=Direction.OUT), P, [], Unfit("pay_1", "not_ours"), Unfit("pay_1", "not_ours")),
-    ("another receiver", line(receiver=TILL), P, [], Unfit("pay_1", "receiver"), Unfit("pay_1", "receiver")),
-    ("paid otherwise", line(), payment(**PAID), [], Unfit("pay_1", "paid"), Unfit("pay_1", "paid")),
+     **PAID)], NotAssignable("pay_1", "another"),
+     NotAssignable("pay_1", "another")),
+    ("a shared own reference", line(reference=OWN), SECOND_OF_TWO, [FIRST_OF_TWO], PaidBy("pay_2", "hand"),
+     PaidBy("pay_2", "hand")),
+    ("another reference", line(reference="table 5"), P, [], NotAssignable("pay_1", "differs"), PaidBy("pay_1", "hand")),
+    ("another payer", line(payer="254799999999"), P, [], NotAssignable("pay_1", "differs"),
+     PaidBy("pay_1", "hand", is_other_payer=True)),
+    ("another amount", line(amount=Kes(5)), P, [], NotAssignable("pay_1", "differs"),
+     Mismatch("pay_1", "amount", "hand")),
+    ("an unknown kind", line(direction=None), P, [], NotAssignable("pay_1", "differs"), PaidBy("pay_1", "hand")),
+    ("a reversal", line(direction=Direction.OUT), P, [], NotAssignable("pay_1", "not_ours"),
+     NotAssignable("pay_1", "not_ours")),
+    ("another receiver", line(receiver=TILL), P, [], NotAssignable("pay_1", "receiver"),
+     NotAssignable("pay_1", "receiver")),
+    ("paid otherwise", line(), payment(**PAID), [], NotAssignable("pay_1", "paid"), NotAssignable("pay_1", "paid")),
 ]  # fmt: skip
 
 
@@ -612,7 +618,7 @@ PARTS: tuple[dict[str, Any], ...] = (
 
 def completes(verdict: Verdict) -> str | None:
     """The payment that a verdict completes."""
-    return verdict.payment_id if isinstance(verdict, Settles) else None
+    return verdict.payment_id if isinstance(verdict, PaidBy) else None
 
 
 @FAST
@@ -713,10 +719,10 @@ def test_a_report_that_the_wrong_zone_shifts_completes_nothing_by_the_rule(
     report, paid = story
     for shift in (timedelta(hours=3), timedelta(hours=-3)):
         verdict = judge(replace(report, time=tuple(at + shift for at in report.time)), [paid])
-        assert not (isinstance(verdict, Settles) and verdict.by == "rule")
+        assert not (isinstance(verdict, PaidBy) and verdict.by == "rule")
     both = replace(report, time=(report.time[0], report.time[0] + timedelta(hours=3)))
     found = judge(both, [paid, *books])
-    assert not (isinstance(found, Settles) and found.by == "rule")
+    assert not (isinstance(found, PaidBy) and found.by == "rule")
 
 
 STATES = st.sampled_from([{}, CANCELLED, TIMED_OUT, PAID, {"status": "completed"}, {"mismatch": "phone"}])
@@ -743,6 +749,6 @@ def test_money_under_a_shared_reference_is_the_first_payments_only_where_it_can_
     payments = [replace(FIRST_OF_TWO, **first), replace(SECOND_OF_TWO, **second)]
     report = line(**{"reference": OWN} | changes)
     verdict = judge(report, payments)
-    if isinstance(judge(report, payments[1:]), Settles):
-        assert not isinstance(verdict, Settles) or verdict.payment_id == "pay_2"
+    if isinstance(judge(report, payments[1:]), PaidBy):
+        assert not isinstance(verdict, PaidBy) or verdict.payment_id == "pay_2"
     assert judge(report, payments[::-1]) == verdict

@@ -10,7 +10,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
-from mpesa_gateway.http.reading import read_query
+from mpesa_gateway.http.validation import read_query
 from mpesa_gateway_payments.listing import PAYMENTS, conditions
 from mpesa_gateway_payments.schemas import PaymentFilters
 from mpesa_gateway_payments.states import Status

@@ -12,7 +12,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.daraja.client import NotSent
 from mpesa_gateway.db import outcomes
-from mpesa_gateway.db.engine import CalledInTransaction, Row
+from mpesa_gateway.db.engine import ExternalCallInTransaction, Row
 from mpesa_gateway.testing.serving import Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_credentials.api import Credentials
@@ -282,9 +282,9 @@ async def test_no_call_to_daraja_is_made_inside_a_transaction(counter: Shop) -> 
         (await counter.api.call("GET", "/v1/merchant/me")).data["id"], "sandbox"
     )
     async with counter.gateway.db.transaction():
-        with pytest.raises(CalledInTransaction):
+        with pytest.raises(ExternalCallInTransaction):
             await counter.gateway.daraja.verify(credentials.daraja)
-        with pytest.raises(CalledInTransaction):
+        with pytest.raises(ExternalCallInTransaction):
             await counter.queries.ask("pay_1")
     assert counter.daraja.asked == []
 
@@ -295,7 +295,7 @@ async def test_no_call_to_daraja_is_made_inside_a_transaction(counter: Shop) -> 
 @pytest.fixture
 def brief(values: dict[str, Any]) -> dict[str, Any]:
     """A lease of a second."""
-    return values | {"payments": {"hold": 1}}
+    return values | {"payments": {"create_lease": 1}}
 
 
 async def lease_ends(counter: Shop) -> None:

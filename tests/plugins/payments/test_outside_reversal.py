@@ -16,12 +16,12 @@ from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.money import Kes
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Direction, Evidence, Proof, Receiver, Recovery, Settled, Source
-from mpesa_gateway_payments.checks import StatusChecks
-from mpesa_gateway_payments.desk import PaymentDesk, waits_for_a_person
+from mpesa_gateway_payments.api import Direction, Evidence, Proof, Receiver, Settled, Source, StatementMatching
 from mpesa_gateway_payments.invariants import INVARIANTS as PAYMENTS
-from mpesa_gateway_payments.outside_reversal import OutsideReversals
+from mpesa_gateway_payments.operator_service import PaymentOperatorService, needs_review
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
 from mpesa_gateway_payments.result_codes import TransactionState, transaction_state
+from mpesa_gateway_payments.status_queries import StatusQueryService
 from mpesa_gateway_refunds.invariants import INVARIANTS as REFUNDS
 from tests.conftest import Town
 from tests.daraja import Daraja, result, stk_callback
@@ -34,7 +34,7 @@ initiated = pytest.mark.usefixtures("initiated")
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Nothing is asked about but on demand."""
-    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600]}}
+    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"query_after": [3600]}}
 
 
 async def call_back(town: Town, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def report_of(town: Town, **more: Any) -> Evidence:
 async def settle(town: Town, report: Evidence) -> Settled:
     """Settle a report as reconciliation does."""
     async with town.gateway.db.transaction():
-        return await town.gateway.services.get(Recovery).settle(report)
+        return await town.gateway.services.get(StatementMatching).apply(report)
 
 
 async def violations(town: Town, *invariants: Invariant) -> list[str]:
@@ -184,7 +184,7 @@ async def test_wrong_amount_after_a_completion_without_receipt_waits_for_a_perso
     assert row is not None
     assert (row["status"], row["mismatch"], row["receipt"]) == ("completed", "amount", None)
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
-    assert waits_for_a_person(row)
+    assert needs_review(row)
 
 
 @initiated
@@ -204,7 +204,7 @@ async def test_the_two_readings_of_what_waits_for_a_person_agree(town: Town) -> 
     for values_of_row in every:
         row = await town.gateway.db.fetchrow(sql, *values_of_row)
         assert row is not None
-        assert bool(row["waits"]) == waits_for_a_person(row), values_of_row
+        assert bool(row["waits"]) == needs_review(row), values_of_row
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_money_that_came_and_went_back_before_the_payment_was_paid_is_told
         await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
     about = made["id"] if by == "conversation" else RECEIPT
     if by == "reference of our own":
-        checks = town.gateway.services.get(StatusChecks)
+        checks = town.gateway.services.get(StatusQueryService)
         await checks.ask(made["merchant_id"], "sandbox", RECEIPT, reference=made["reference"])
         check_id = await town.gateway.db.fetchval("SELECT check_id FROM status_check")
         await call_back(town, "status", check_id, answered(status))
@@ -297,7 +297,7 @@ async def test_another_amount_under_the_receipt_of_a_paid_payment_waits_for_a_pe
     assert row is not None
     assert (row["status"], row["mismatch"], row["received_receipt"]) == ("completed", "amount", RECEIPT)
     assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
-    assert waits_for_a_person(row)
+    assert needs_review(row)
 
 
 @initiated
@@ -313,7 +313,7 @@ async def test_amount_that_was_reported_before_the_right_one_of_the_same_receipt
 @initiated
 async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looked_after_the_first(town: Town) -> None:
     payment_id = await paid(town)
-    desk = town.gateway.services.get(PaymentDesk)
+    desk = town.gateway.services.get(PaymentOperatorService)
     for number, report in enumerate(
         (
             report_of(town, receipt=RECEIPT, amount=Kes(5)),
@@ -323,7 +323,7 @@ async def test_further_report_that_does_not_fit_waits_for_a_person_who_has_looke
     ):
         assert (await settle(town, report)).finding == "mismatched"
         assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1, number
-        await desk.look_after(payment_id, "The till was right", actor="operator:test")
+        await desk.resolve(payment_id, "The till was right", actor="operator:test")
         # Once, however often it is said.
         await settle(town, report)
         assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0, number
@@ -367,7 +367,7 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
 ) -> None:
     made, check_id, report = await asked_about(town, 1)
     paid = stk_callback(made["provider_ref"], receipt="RACE000001")
-    outside = town.gateway.services.get(OutsideReversals)
+    outside = town.gateway.services.get(ExternalReversals)
     if by == "callback" and first == "reversal":
         # The callback comes late.
         await call_back(town, "status", check_id, reversed_receipt(1))
@@ -377,17 +377,17 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
         await call_back(town, "status", check_id, reversed_receipt(1))
     elif first == "money":
         async with town.gateway.db.transaction():
-            settled = await town.gateway.services.get(Recovery).settle(report)
+            settled = await town.gateway.services.get(StatementMatching).apply(report)
             # Nothing of it can be seen when M-Pesa's answer is taken.
             await call_back(town, "status", check_id, reversed_receipt(1))
         assert settled.finding == "recovered"
     else:
         async with town.gateway.db.transaction():
-            await outside.note("sandbox", "RACE000001", "reversed")
+            await outside.record("sandbox", "RACE000001", "reversed")
             await asyncio.create_task(settle(town, report), context=Context())
-    await outside.take_noted()
+    await outside.apply_recorded()
     assert await is_whole(town, made["id"]) == "reversed"
-    assert await outside.take_noted() == 0
+    assert await outside.apply_recorded() == 0
     assert await settle(town, report) == Settled("already_known", made["id"], made["merchant_id"])
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
@@ -396,17 +396,17 @@ async def test_money_and_its_reversal_in_transactions_that_overlap_are_told_as_b
 async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_the_whole_outweighs_it(
     town: Town,
 ) -> None:
-    outside = town.gateway.services.get(OutsideReversals)
+    outside = town.gateway.services.get(ExternalReversals)
     cases: tuple[tuple[TransactionState, ...], ...] = (("partially_reversed",), ("partially_reversed", "reversed"))
     for number, states in enumerate(cases):
         made, _, report = await asked_about(town, number)
         later: TransactionState = "partially_reversed"
         for state in (*states, later):
             async with town.gateway.db.transaction():
-                await outside.note("sandbox", f"RACE{number:06}", state)
+                await outside.record("sandbox", f"RACE{number:06}", state)
         paid = stk_callback(made["provider_ref"], receipt=f"RACE{number:06}")
         await call_back(town, "stk", made["id"], paid)
-        await outside.take_noted()
+        await outside.apply_recorded()
         of = await town.gateway.db.fetchval("SELECT reversed_outside FROM payment WHERE payment_id = $1", made["id"])
         assert of == ("part" if len(states) == 1 else "whole")
         assert (await settle(town, report)).finding == "already_known"
@@ -415,7 +415,7 @@ async def test_receipt_that_was_called_reversed_in_part_marks_its_payment_and_th
 @initiated
 async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(town: Town) -> None:
     chance = random.Random(13)  # noqa: S311 - a test's order
-    outside, seen = town.gateway.services.get(OutsideReversals), Counter[str]()
+    outside, seen = town.gateway.services.get(ExternalReversals), Counter[str]()
     for number in range(40):
         made, check_id, report = await asked_about(town, number)
 
@@ -426,8 +426,8 @@ async def test_money_and_its_reversal_at_the_same_time_leave_no_payment_between(
         async def answer(check_id: str = check_id, number: int = number) -> None:
             await call_back(town, "status", check_id, reversed_receipt(number))
 
-        await asyncio.gather(line(), answer(), outside.take_noted())
-        await asyncio.gather(*(outside.take_noted() for _ in range(3)))
+        await asyncio.gather(line(), answer(), outside.apply_recorded())
+        await asyncio.gather(*(outside.apply_recorded() for _ in range(3)))
         seen[await is_whole(town, made["id"])] += 1
     assert seen.total() == 40
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
@@ -439,6 +439,6 @@ async def test_refund_under_way_is_left_to_itself_when_its_payment_was_called_re
     await call_back(town, "status", check_id, reversed_receipt(1))
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], receipt="RACE000001"))
     assert (await town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).status == 201
-    assert await town.gateway.services.get(OutsideReversals).take_noted() == 0
+    assert await town.gateway.services.get(ExternalReversals).apply_recorded() == 0
     assert await town.gateway.db.fetchval("SELECT count(*) FROM outgoing_receipt") == 0
     assert await told(town) == []

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpesa_gateway.config import ConfigRefused, decode
+from mpesa_gateway.config import ConfigError, decode
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.phone import Likeness, compare
+from mpesa_gateway.phone import PhoneMatch, compare
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.service import own_reference
@@ -315,15 +315,15 @@ async def test_a_hasty_payer_is_met_by_daraja_with_a_lock(values: dict[str, Any]
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (PaymentsSettings, {"ask_after": []}),
-        (PaymentsSettings, {"ask_after": [0]}),
-        (PaymentsSettings, {"asks_at_once": 0}),
+        (PaymentsSettings, {"query_after": []}),
+        (PaymentsSettings, {"query_after": [0]}),
+        (PaymentsSettings, {"max_concurrent_queries": 0}),
         (PaymentsSettings, {"description": "longer than the payer sees"}),
-        (RefundsSettings, {"ask_after": []}),
+        (RefundsSettings, {"query_after": []}),
     ],
 )
 def test_settings_that_would_break_a_payment_later_are_refused_at_once(kind: Any, values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigRefused, match=next(iter(values))):
+    with pytest.raises(ConfigError, match=next(iter(values))):
         decode(values, kind, "")
 
 
@@ -361,37 +361,37 @@ def test_a_payments_own_reference_is_twelve_characters_of_its_id(name: str) -> N
 @pytest.mark.parametrize(
     ("shown", "likeness"),
     [
-        ("254711000001", Likeness.SAME),
-        ("+254 711 000 001", Likeness.SAME),
-        ("0711000001", Likeness.SAME),
-        ("711000001", Likeness.SAME),
-        ("254711000001.0", Likeness.SAME),
-        (sha256(b"254711000001").hexdigest(), Likeness.SAME),
-        (sha256(b"254711000001").hexdigest().upper(), Likeness.SAME),
-        ("2547****001", Likeness.PARTLY),
-        ("2547 ***** 001", Likeness.PARTLY),
-        ("25471****001", Likeness.PARTLY),
-        ("711xxx001", Likeness.PARTLY),
-        ("0001", Likeness.PARTLY),
-        ("2547110*0*01", Likeness.PARTLY),
-        ("254711******", Likeness.HIDDEN),
-        ("2547*******01", Likeness.HIDDEN),
-        ("01", Likeness.HIDDEN),
-        ("*****", Likeness.HIDDEN),
-        ("", Likeness.HIDDEN),
-        ("not a phone", Likeness.HIDDEN),
-        ("9d2c ***** 33fd", Likeness.HIDDEN),
-        ("5912*****3341", Likeness.HIDDEN),
-        ("9f86d081884c7d659a2feaa0c55ad015", Likeness.HIDDEN),
-        ("254711000002", Likeness.OTHER),
-        ("2547****002", Likeness.OTHER),
-        ("2541****001", Likeness.OTHER),
-        ("123", Likeness.OTHER),
-        ("256711000001", Likeness.OTHER),
-        (sha256(b"254711000002").hexdigest(), Likeness.OTHER),
+        ("254711000001", PhoneMatch.SAME),
+        ("+254 711 000 001", PhoneMatch.SAME),
+        ("0711000001", PhoneMatch.SAME),
+        ("711000001", PhoneMatch.SAME),
+        ("254711000001.0", PhoneMatch.SAME),
+        (sha256(b"254711000001").hexdigest(), PhoneMatch.SAME),
+        (sha256(b"254711000001").hexdigest().upper(), PhoneMatch.SAME),
+        ("2547****001", PhoneMatch.PARTLY),
+        ("2547 ***** 001", PhoneMatch.PARTLY),
+        ("25471****001", PhoneMatch.PARTLY),
+        ("711xxx001", PhoneMatch.PARTLY),
+        ("0001", PhoneMatch.PARTLY),
+        ("2547110*0*01", PhoneMatch.PARTLY),
+        ("254711******", PhoneMatch.HIDDEN),
+        ("2547*******01", PhoneMatch.HIDDEN),
+        ("01", PhoneMatch.HIDDEN),
+        ("*****", PhoneMatch.HIDDEN),
+        ("", PhoneMatch.HIDDEN),
+        ("not a phone", PhoneMatch.HIDDEN),
+        ("9d2c ***** 33fd", PhoneMatch.HIDDEN),
+        ("5912*****3341", PhoneMatch.HIDDEN),
+        ("9f86d081884c7d659a2feaa0c55ad015", PhoneMatch.HIDDEN),
+        ("254711000002", PhoneMatch.OTHER),
+        ("2547****002", PhoneMatch.OTHER),
+        ("2541****001", PhoneMatch.OTHER),
+        ("123", PhoneMatch.OTHER),
+        ("256711000001", PhoneMatch.OTHER),
+        (sha256(b"254711000002").hexdigest(), PhoneMatch.OTHER),
     ],
 )
-def test_a_shown_number_is_compared_as_far_as_it_is_visible(shown: str, likeness: Likeness) -> None:
+def test_a_shown_number_is_compared_as_far_as_it_is_visible(shown: str, likeness: PhoneMatch) -> None:
     assert compare(shown, "254711000001") is likeness
 
 

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.db import outbox
-from mpesa_gateway.db.writes import joined
+from mpesa_gateway.db.deferred import join_statements
 from mpesa_gateway.testing.serving import running_gateway, shop
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments import tables as payments
@@ -17,7 +17,7 @@ from tests.plugins.payments.test_lists_at_size import FILL, MANY
 
 pytestmark = pytest.mark.as_owner
 
-END = joined(
+END = join_statements(
     (
         (transition_sql.CHANGE, len(transition_sql.WRITTEN), True, None),
         (transactions.INSERT, 18, True, transactions.WITNESS),

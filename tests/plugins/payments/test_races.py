@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.db.engine import CalledInTransaction, Row
+from mpesa_gateway.db.engine import ExternalCallInTransaction, Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_payments import tables
-from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Recovery, Source
-from mpesa_gateway_payments.creates import CreateSteps, Wanted
+from mpesa_gateway_payments.api import Direction, Evidence, PaymentRequest, Proof, Receiver, Source, StatementMatching
+from mpesa_gateway_payments.create_steps import CreateSteps, NewPayment
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
@@ -362,7 +362,7 @@ async def other_money(street: Street, payment: dict[str, Any], receipt: str, amo
         amount=Kes(amount),
     )
     async with street.gateway.db.transaction():
-        return (await street.gateway.services.get(Recovery).settle(line)).finding
+        return (await street.gateway.services.get(StatementMatching).apply(line)).finding
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ async def test_a_caller_that_hangs_up_does_not_tear_the_push_from_its_record(str
 async def test_a_payment_is_never_asked_for_inside_a_transaction(street: Street) -> None:
     merchant_id = (await street.api.call("GET", "/v1/merchant/me")).data["id"]
     request = PaymentRequest(amount=Kes(500), phone=Msisdn.parse(PHONE))
-    with pytest.raises(CalledInTransaction, match="after commit"):
+    with pytest.raises(ExternalCallInTransaction, match="after commit"):
         async with street.gateway.db.transaction():
             await street.payments.request(merchant_id, "sandbox", request, idempotency_key="a")
     assert street.daraja.pushed == 0
@@ -514,7 +514,7 @@ async def test_create_whose_lock_does_not_come_fails_alone(street: Street, monke
     """The others of its batch are committed by then: an error for them would leave their payments without a push."""
     insert = CreateSteps._insert_rows  # pyright: ignore[reportPrivateUsage] - what Postgres refuses
 
-    async def insert_rows(steps: CreateSteps, wanted: Sequence[Wanted]) -> list[Any]:
+    async def insert_rows(steps: CreateSteps, wanted: Sequence[NewPayment]) -> list[Any]:
         if len(wanted) > 1:
             raise asyncpg.DeadlockDetectedError("two batches")
         if wanted[0].reference == "slow":

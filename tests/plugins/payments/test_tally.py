@@ -8,8 +8,8 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_payments import tally_sql
-from mpesa_gateway_payments.tally import PaymentTally, Tallied
+from mpesa_gateway_payments import stats_sql
+from mpesa_gateway_payments.stats import PaymentStatsReader, StatsPeriod
 from tests.conftest import Town
 from tests.identifiers import expression, identifier
 
@@ -55,9 +55,9 @@ class Books:
         return payment_id
 
 
-async def counted(town: Town) -> Tallied:
+async def counted(town: Town) -> StatsPeriod:
     """The figures, counted now."""
-    tally = town.gateway.services.get(PaymentTally)
+    tally = town.gateway.services.get(PaymentStatsReader)
     await tally.count()
     found = await tally.read("sandbox")
     assert found is not None
@@ -69,7 +69,7 @@ async def books(town: Town) -> Books:
 
 
 async def test_nothing_is_told_before_the_first_payment(town: Town) -> None:
-    tally = town.gateway.services.get(PaymentTally)
+    tally = town.gateway.services.get(PaymentStatsReader)
     assert await tally.count() == 0
     assert await tally.read("sandbox") is None
 
@@ -141,7 +141,7 @@ async def test_what_changes_later_is_counted_where_it_was_asked_for(town: Town) 
 
 
 async def test_only_hours_in_which_something_changed_are_read_again(town: Town) -> None:
-    desk, tally = await books(town), town.gateway.services.get(PaymentTally)
+    desk, tally = await books(town), town.gateway.services.get(PaymentStatsReader)
     now = town.gateway.clock.now()
     for days in range(5):
         await desk.write(now - timedelta(days=days), 10, "completed")
@@ -167,7 +167,7 @@ def _tally_sql(now: datetime) -> str:
     """The statement with its values in place, to be explained."""
     stamp = f"'{now.astimezone(UTC).isoformat()}'::timestamptz"
     values: dict[str, Any] = {"$1": stamp, "$2": stamp, "$3": "'{10,20,30,60,120}'"}
-    return re.sub(r"\$[123]", lambda found: values[found[0]], tally_sql.TALLY)
+    return re.sub(r"\$[123]", lambda found: values[found[0]], stats_sql.TALLY)
 
 
 async def test_the_worker_counts_by_itself(town: Town) -> None:
@@ -175,6 +175,6 @@ async def test_the_worker_counts_by_itself(town: Town) -> None:
     await town.gateway.jobs.enqueue("payments.tally")
 
     async def is_counted() -> bool:
-        return await town.gateway.services.get(PaymentTally).read("sandbox") is not None
+        return await town.gateway.services.get(PaymentStatsReader).read("sandbox") is not None
 
     await eventually(is_counted)

@@ -10,14 +10,14 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.db.idempotency import KeyMismatch
 from mpesa_gateway.env import ENVS, Env
-from mpesa_gateway.errors import Invalid, NotFound, ProviderNotConfigured
+from mpesa_gateway.errors import InvalidFields, NotFound, ProviderNotConfigured
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.incoming import CallbackPost
 from mpesa_gateway_payments.api import PaymentRequest, Payments
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery
@@ -108,14 +108,14 @@ async def test_a_handle_that_both_envs_give_out_names_a_payment_in_each(shop: Sh
         return msgspec.json.encode(stk_callback("ws_CO_same", receipt=receipt, phone=254711000001))
 
     # Without a token, the callback does not say which of the two it is about.
-    await inbox.receive(Incoming("stk", None, said("TKN0000000"), "196.201.214.200"))
+    await inbox.receive(CallbackPost("stk", None, said("TKN0000000"), "196.201.214.200"))
     assert await db.fetchval("SELECT verdict FROM callback") == "waiting"
     assert await db.fetchval("SELECT count(*) FROM payment WHERE status = 'pending'") == len(ENVS)
     for env in ENVS:
         url = shop.gateway.services.get(Callbacks).url_for(
             "stk", env=env, merchant_id=shop.merchant_id, subject_id=ids[env]
         )
-        incoming = Incoming("stk", url.rpartition("/")[2], said(f"TKN000000{env[0].upper()}"), "196.201.214.200")
+        incoming = CallbackPost("stk", url.rpartition("/")[2], said(f"TKN000000{env[0].upper()}"), "196.201.214.200")
         await inbox.receive(incoming)
     rows = await db.fetch("SELECT env, status, receipt FROM payment ORDER BY env")
     assert [tuple(row) for row in rows] == [
@@ -164,7 +164,7 @@ async def test_lists_counts_searches_and_exports_are_of_one_env(shop: Shop) -> N
         rows = [row async for rows in shop.payments.export(shop.merchant_id, env, PaymentFilters()) for row in rows]
         assert {row[0] for row in rows} == set(ids[env])
         first = await shop.payments.page(shop.merchant_id, env, PaymentQuery(limit=1))
-        with pytest.raises(Invalid):
+        with pytest.raises(InvalidFields):
             await shop.payments.page(shop.merchant_id, other, PaymentQuery(cursor=first.meta.next_cursor))
         with pytest.raises(NotFound):
             await shop.payments.get(shop.merchant_id, other, ids[env][0])

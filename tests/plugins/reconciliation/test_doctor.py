@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mpesa_gateway.observation import Observation
+from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway.testing.serving import SANDBOX
-from mpesa_gateway_reconciliation.doctor import look_at_reconciliation
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.doctor import check_reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.conftest import Town
 from tests.identifiers import identifier
 from tests.looking import levels, only_merchant, seen_by
@@ -17,17 +17,19 @@ from tests.stored import default_shortcode, go_live
 pytestmark = pytest.mark.usefixtures("initiated")
 
 
-async def look(town: Town, **examined: Any) -> dict[str, Observation]:
+async def look(town: Town, **examined: Any) -> dict[str, CheckResult]:
     """What is seen of the one merchant's statements."""
     merchant = await only_merchant(town.gateway)
-    return await seen_by(look_at_reconciliation, town.gateway, merchant=merchant, **examined)
+    return await seen_by(check_reconciliation, town.gateway, merchant=merchant, **examined)
 
 
 async def test_registered_and_read(town: Town) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
     assert levels(await look(town)) == {"reconciliation.registered": "ok"}
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
-    assert await town.gateway.services.get(Reconciliation).run_due(await default_shortcode(town.gateway, merchant_id))
+    assert await town.gateway.services.get(ReconciliationService).run_due(
+        await default_shortcode(town.gateway, merchant_id)
+    )
     assert levels(await look(town)) == {"reconciliation.registered": "ok", "reconciliation.runs": "ok"}
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from mpesa_gateway.clock import EAT
 from mpesa_gateway.testing.serving import INITIATED, shop
-from mpesa_gateway_reconciliation.desk import ReconciliationDesk
+from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.matching import Decided
-from mpesa_gateway_reconciliation.settling import Settling
+from mpesa_gateway_reconciliation.operator_service import ReconciliationOperatorService
 from tests.conftest import Town
 from tests.daraja import Daraja, fault
 from tests.owner import as_owner
@@ -37,7 +37,7 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """No payment is asked about, and a page is asked for again without a pause."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "payments": {"query_after": [3600], "expire_after": 7200},
         "reconciliation": {"pause": 0.01, "tries": 2},
     }
 
@@ -70,7 +70,7 @@ async def candidates(town: Town, receipt: str) -> list[str]:
     """The payments that operators are shown for a line."""
     line = await town.gateway.db.fetchrow("SELECT * FROM noted_line WHERE receipt = $1", receipt)
     assert line is not None
-    return [one.id for one in await town.gateway.services.get(ReconciliationDesk).candidates(line)]
+    return [one.id for one in await town.gateway.services.get(ReconciliationOperatorService).candidates(line)]
 
 
 # -- B4, G3 -------------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ async def test_a_merchant_does_not_assign_itself_money_of_another_merchant_of_th
         # An operator decides what a merchant cannot.
         line_id = found["WHOSE00003"]["id"]
         caller: Any = await _caller(town, mine[2]["merchant_id"])
-        settling = town.gateway.services.get(Settling)
+        settling = town.gateway.services.get(LineMatching)
         assigned = await settling.assign(caller, line_id, mine[2]["id"], by_operator=Decided(reason="She called"))
         assert (assigned["finding"], (await look(town, mine[2]))["receipt"]) == ("recovered", "WHOSE00003")
 

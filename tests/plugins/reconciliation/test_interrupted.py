@@ -12,7 +12,7 @@ from mpesa_gateway.clock import SetClock
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_reconciliation import service
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 
 
 class Place:
@@ -20,7 +20,7 @@ class Place:
 
     def __init__(self, gateway: Gateway, api: Api, clock: SetClock) -> None:
         self.gateway, self.api, self.clock = gateway, api, clock
-        self.reconciliation = gateway.services.get(Reconciliation)
+        self.reconciliation = gateway.services.get(ReconciliationService)
 
     async def run_and_hang(self) -> "asyncio.Task[bool]":
         """A regular run that waits for long to ask M-Pesa a second time."""

@@ -13,7 +13,7 @@ from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
-from mpesa_gateway_reconciliation.service import Reconciliation
+from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.conftest import Town
 from tests.daraja import Daraja, Said, fault, result, stk_callback
 from tests.identifiers import identifiers
@@ -30,7 +30,7 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Nobody is asked about payments, and a page is asked for again without a pause."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
+        "payments": {"query_after": [3600], "expire_after": 7200},
         "reconciliation": {"pause": 0.01, "tries": 2, "page_pause": 0},
     }
 
@@ -766,7 +766,7 @@ async def test_what_a_person_says_meanwhile_is_not_written_over_by_a_run(town: T
 
 
 async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) -> None:
-    service, db = town.gateway.services.get(Reconciliation), town.gateway.db
+    service, db = town.gateway.services.get(ReconciliationService), town.gateway.db
     merchant_id = (await town.api.call("GET", "/v1/merchant/me")).data["id"]
     shortcode_id = await default_shortcode(town.gateway, merchant_id)
     go = daraja.hold("pullquery")
@@ -792,7 +792,7 @@ async def test_runs_of_one_merchant_never_overlap(town: Town, daraja: Daraja) ->
 
 
 async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraja: Daraja) -> None:
-    values["reconciliation"] |= {"at_once": 1}
+    values["reconciliation"] |= {"max_concurrent": 1}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as one, shop(gateway, base) as two:
         shortcodes: list[str] = []
         for api in (one, two):
@@ -800,7 +800,7 @@ async def test_a_run_begins_when_its_turn_has_come(values: dict[str, Any], daraj
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
             shortcodes.append(await default_shortcode(gateway, merchant_id))
         go = daraja.hold("pullquery")
-        service = gateway.services.get(Reconciliation)
+        service = gateway.services.get(ReconciliationService)
         both = [asyncio.create_task(service.run_due(shortcode_id)) for shortcode_id in shortcodes]
         await daraja.asked_about("pullquery")
         # The other one keeps no slot: its job ends at once, and its run follows when there is a place.
@@ -821,7 +821,7 @@ async def test_missed_runs_are_caught_up_without_a_gap_for_48_hours_at_most(
         assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
         merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
         shortcode_id = await default_shortcode(gateway, merchant_id)
-        service = gateway.services.get(Reconciliation)
+        service = gateway.services.get(ReconciliationService)
 
         async def window() -> tuple[timedelta, timedelta]:
             """How long ago the last question's window began and ended."""
@@ -907,7 +907,7 @@ async def test_every_merchant_with_a_nominated_number_has_its_regular_run(
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])
         await gateway.merchants.deactivate(merchants[1], actor="test")
-        assert await gateway.services.get(Reconciliation).wake_all() == 1
+        assert await gateway.services.get(ReconciliationService).wake_all() == 1
         await daraja.asked_about("pullquery")
 
         async def has_run() -> Any:

@@ -23,8 +23,8 @@ def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """No payment is asked about, and a page is asked for again without a pause."""
     return values | {
         "daraja": {"sandbox_url": daraja.base},
-        "payments": {"ask_after": [3600], "expire_after": 7200},
-        "refunds": {"ask_after": [3600]},
+        "payments": {"query_after": [3600], "expire_after": 7200},
+        "refunds": {"query_after": [3600]},
         "reconciliation": {"pause": 0.01, "tries": 2, "page_pause": 0},
     }
 

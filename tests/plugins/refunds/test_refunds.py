@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 import asyncpg
 import pytest
 
-from mpesa_gateway.db.engine import CalledInTransaction
+from mpesa_gateway.db.engine import ExternalCallInTransaction
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ, Caller
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_callbacks.verifier import CallbackVerifier
-from mpesa_gateway_refunds.queries import RefundQueries
 from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 from mpesa_gateway_refunds.schemas import CreateRefund
 from mpesa_gateway_refunds.service import RefundService
+from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, result, stk_callback
 from tests.stored import WIPE, change_credentials, move_to
@@ -33,7 +33,7 @@ REVERSAL = "TKN9REV001"
 @pytest.fixture
 def values(values: dict[str, Any], daraja: Daraja) -> dict[str, Any]:
     """Nothing is asked about but on demand."""
-    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"ask_after": [3600, 3600, 3600]}}
+    return values | {"daraja": {"sandbox_url": daraja.base}, "refunds": {"query_after": [3600, 3600, 3600]}}
 
 
 class Desk:
@@ -247,7 +247,7 @@ async def test_ack_of_a_reversal_that_cannot_be_written_is_answered_and_written_
 async def test_reversal_that_was_cut_off_before_it_was_sent_frees_its_money(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, 200, key="r")).data
-    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundStatusQueries)
     # As a crash after the first commit leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'ready', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -280,7 +280,7 @@ async def test_refund_is_refused_inside_a_transaction_of_the_host(desk: Desk) ->
     async def inside() -> None:
         async with gateway.db.transaction():
             # Before anything is written: the client's own refusal would come after the intent.
-            with pytest.raises(CalledInTransaction, match="asking for a refund"):
+            with pytest.raises(ExternalCallInTransaction, match="asking for a refund"):
                 await service.request(caller, body, None)
             raise RuntimeError("the host's own")
 
@@ -933,7 +933,7 @@ async def test_what_was_never_sent_frees_the_money_and_the_key_may_try_again(des
 async def test_a_crash_while_sending_is_asked_about_and_ends_with_a_person_at_last(desk: Desk) -> None:
     payment_id = await desk.paid()
     refund = (await desk.ask(payment_id, key="r")).data
-    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundQueries)
+    db, queries = desk.town.gateway.db, desk.town.gateway.services.get(RefundStatusQueries)
     # As a crash between the reversal and its record leaves it.
     await db.execute(
         "UPDATE refund SET reversal = 'sending', originator_conversation_id = NULL, conversation_id = NULL, "
@@ -1104,7 +1104,7 @@ async def test_a_refund_is_asked_about_with_its_own_shortcode_after_that_was_ret
     answer = await desk.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert answer.status == 200
     await desk.town.gateway.db.execute("UPDATE refund SET due_at = now()")
-    await desk.town.gateway.services.get(RefundQueries).ask(refund["id"])
+    await desk.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
     await desk.daraja.asked_about("transactionstatus", 2)
     assert [asked["PartyA"] for asked in desk.daraja.of("transactionstatus")] == ["174379", "174379"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_simulator.habits import ACK_HABITS, CALLBACK_HABITS, OAUTH_HABITS, QUERY_HABITS
-from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
+from mpesa_gateway_simulator.misbehaviour import ACK_HABITS, CALLBACK_HABITS, OAUTH_HABITS, QUERY_HABITS
+from mpesa_gateway_simulator.validation import FAULTS, Fault, NotJson
 from tests.plugins.simulator.daraja_client import PUSH, QUICK, TOKEN, basic, daraja
 from tests.plugins.simulator.test_results import PHONE, Operations, parameters
 
@@ -42,7 +42,7 @@ def test_faults_contain_every_code_and_text() -> None:
 
 
 def test_faults_of_proxies_have_every_observed_status() -> None:
-    garbage = {name: fault for name, fault in FAULTS.items() if isinstance(fault, Garbage)}
+    garbage = {name: fault for name, fault in FAULTS.items() if isinstance(fault, NotJson)}
     arrests = {one.status for one in garbage.values() if "policies.ratelimit.SpikeArrestViolation" in one.body}
     assert arrests == {429, 500}
     assert {one.status for one in garbage.values() if "keymanagement.service" in one.body} == {401}
@@ -54,7 +54,7 @@ def test_faults_contain_every_captured_body_verbatim() -> None:
     answers = [
         {"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)
     ]
-    answers += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, Garbage) and "fault" in one.body]
+    answers += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, NotJson) and "fault" in one.body]
     for path in sorted(samples.glob("error_*.json")):
         body = json.loads(path.read_text())
         body.pop("requestId", None)

@@ -12,9 +12,9 @@ import pytest
 from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually, running_gateway
-from mpesa_gateway_simulator.chance import receipt_of
-from mpesa_gateway_simulator.front import DARAJA, OWN, ROOT
 from mpesa_gateway_simulator.plugin import plugin
+from mpesa_gateway_simulator.root_routes import DARAJA, OWN, ROOT
+from mpesa_gateway_simulator.seeded_random import receipt_of
 from tests.plugins.simulator.daraja_client import PUSH, QUERY, QUICK, TOKEN, DarajaClient, basic, daraja, signed
 from tests.plugins.simulator.test_results import (
     PHONE,
@@ -374,7 +374,7 @@ async def test_pull_register_twice_answers_with_1001(operations: Operations) -> 
     assert (again["Response Status"], again["Response Description"]) == ("1001", "ShortCode already Registered")
 
 
-async def test_strangers_receipts_have_the_usual_format(values: dict[str, Any]) -> None:
+async def test_bystanders_receipts_have_the_usual_format(values: dict[str, Any]) -> None:
     async with (
         receiving() as receiver,
         daraja(values | {"simulator": QUICK | {"strangers": 10}}, receiver) as client,

@@ -8,7 +8,7 @@ import pytest
 
 from mpesa_gateway.clock import SystemClock
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_simulator.diary import Diary, Pulse
+from mpesa_gateway_simulator.exchange_log import ChangeSignal, ExchangeLog
 from tests.browsing import Browser, Page
 from tests.conftest import Town
 
@@ -289,7 +289,7 @@ async def test_phone_page_loads_its_own_files_only(town: Town) -> None:
 
 
 def test_exchange_log_shows_amounts_verbatim_and_no_secret() -> None:
-    diary = Diary(SystemClock(), Pulse())
+    diary = ExchangeLog(SystemClock(), ChangeSignal())
     diary.received(
         "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}
     )

@@ -11,9 +11,9 @@ import pytest
 from mpesa_gateway.clock import EAT, SetClock
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually
-from mpesa_gateway_simulator.habits import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS
+from mpesa_gateway_simulator.misbehaviour import PULL_HABITS, REVERSAL_HABITS, STATUS_HABITS
 from mpesa_gateway_simulator.results import REFUSING_INITIATORS
-from mpesa_gateway_simulator.validation import FAULTS, Fault, Garbage
+from mpesa_gateway_simulator.validation import FAULTS, Fault, NotJson
 from tests.plugins.simulator.daraja_client import QUICK, DarajaClient, daraja
 
 STATUS = "/simulator/mpesa/transactionstatus/v1/query"
@@ -444,7 +444,7 @@ async def test_habits_of_pull_are_applied(operations: Operations) -> None:
 
 # -- faults and random behaviour -----------------------------------------------------------------------------------
 
-PROXIED = {name for name, fault in FAULTS.items() if isinstance(fault, Garbage) and fault.media_type != "text/html"}
+PROXIED = {name for name, fault in FAULTS.items() if isinstance(fault, NotJson) and fault.media_type != "text/html"}
 """Faults with the JSON of the proxies in front of Daraja."""
 
 

@@ -514,7 +514,7 @@ async def test_live_request_routed_to_a_simulator_is_not_sent(
             description="D",
         )
         with pytest.raises(NotSent):
-            await gateway.daraja.ask(STK_PUSH, live, push)
+            await gateway.daraja.call(STK_PUSH, live, push)
         assert await gateway.db.fetchval("SELECT count(*) FROM sim_push") == 0
 
 

@@ -20,9 +20,9 @@ from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext, 
 from prometheus_client import CollectorRegistry
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.config import ConfigRefused, GatewayConfig
+from mpesa_gateway.config import ConfigError, GatewayConfig
+from mpesa_gateway.correlation import use_request_id
 from mpesa_gateway.http.request_spans import request_span
-from mpesa_gateway.origin import asked_by
 from mpesa_gateway.plugin import Job, Plugin
 from mpesa_gateway.standalone.process import free_port
 from mpesa_gateway.testing.receiver import Receiver, receiving
@@ -31,8 +31,8 @@ from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway.traceparent import current_traceparent
 from mpesa_gateway.tracing import UNTRACED, child_span, client_span, postgres_span, root_span
 from mpesa_gateway_callbacks.api import Callbacks
-from mpesa_gateway_callbacks.arrivals import Incoming
 from mpesa_gateway_callbacks.inbox import CallbackInbox
+from mpesa_gateway_callbacks.incoming import CallbackPost
 from mpesa_gateway_traces.exporter import OtlpExporter
 from mpesa_gateway_traces.metrics import TracesMetrics
 from mpesa_gateway_traces.settings import TracesSettings
@@ -140,9 +140,12 @@ async def test_callbacks_stored_in_one_batch_keep_their_own_traces(traced_values
             url = gateway.services.get(Callbacks).url_for(
                 "stk", env="sandbox", merchant_id=merchant, subject_id=payment["id"]
             )
-            incoming = Incoming("stk", url.rpartition("/")[2], paid_body(number, payment), "127.0.0.1")
+            incoming = CallbackPost("stk", url.rpartition("/")[2], paid_body(number, payment), "127.0.0.1")
             scope: dict[str, Any] = {"path": "/v1/cb", "headers": []}
-            with asked_by(f"callback-{number}"), request_span(gateway.tracing, scope, f"callback-{number}") as span:
+            with (
+                use_request_id(f"callback-{number}"),
+                request_span(gateway.tracing, scope, f"callback-{number}") as span,
+            ):
                 span.update_name("callback")
                 await inbox.receive(incoming)
 
@@ -341,9 +344,9 @@ async def test_collector_unreachable_leaves_payments_working_and_logs_once(
 
             await eventually(is_dropping)
             assert span_count(gateway, "sent") == 0
-            assert await log_count(lines, "traces_not_taken") == 1
+            assert await log_count(lines, "spans_rejected") == 1
             server = await asyncio.start_server(collector.receiver.handle, "127.0.0.1", port)
-            assert await log_count(lines, "traces_taken_again") == 1
+            assert await log_count(lines, "span_export_resumed") == 1
             await collector.wait_for("POST /v1/payments")
             server.close()
             assert span_count(gateway, "sent") > 0
@@ -371,8 +374,8 @@ async def test_collector_that_refuses_receives_each_span_once(
         async with running_gateway(traced_values) as (gateway, _):
             await ask(gateway.asgi, "GET", b"/v1/payments")
             await collector.wait_for("GET /v1/payments")
-            assert await log_count(lines, "traces_not_taken") == 1
-            (line,) = [line for line in lines if line["event"] == "traces_not_taken"]
+            assert await log_count(lines, "spans_rejected") == 1
+            (line,) = [line for line in lines if line["event"] == "spans_rejected"]
     assert line["problem"] == "HTTP 401"
     assert len(collector.of("GET /v1/payments")) == 1
     assert span_count(gateway, "refused") == len(collector.spans())
@@ -524,7 +527,7 @@ def test_start_with_traces_without_opentelemetry_names_the_package_to_install(
     for name in [name for name in sys.modules if name.startswith("mpesa_gateway_traces.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigRefused, match=r"pip install 'mpesa-gateway\[otel\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'mpesa-gateway\[otel\]'"):
         Gateway(GatewayConfig.from_values(traced_values))
 
 
@@ -556,6 +559,6 @@ def test_exporter_with_a_full_queue_drops_and_counts_a_new_span() -> None:
 def test_traces_settings_that_are_invalid_are_refused_by_name(
     traced_values: dict[str, Any], setting: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(ConfigRefused, match=words) as refused:
+    with pytest.raises(ConfigError, match=words) as refused:
         Gateway(GatewayConfig.from_values(with_traces(traced_values, **setting)))
     assert "word" not in str(refused.value)

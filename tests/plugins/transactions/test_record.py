@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from mpesa_gateway.app import Gateway
-from mpesa_gateway.db.writes import ChangedMeanwhile
-from mpesa_gateway_transactions.api import Recorded, Seen, Subject, Transactions
+from mpesa_gateway.db.deferred import ConcurrentUpdate
+from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransaction, Subject, Transactions
 from mpesa_gateway_transactions.invariants import INVARIANTS
 from tests.conftest import Town
 from tests.identifiers import identifier, literal
@@ -23,11 +23,11 @@ REFUND, ANOTHER = (identifier("rfd", number) for number in (1, 3))
 
 
 @pytest.fixture
-async def seen(town: Town) -> Seen:
+async def seen(town: Town) -> ReportedTransaction:
     """An STK callback's report of KES 500."""
     # A payer who does not answer: the simulator moves no money.
     merchant = (await town.api.pay("254700000020", key="shop")).data["merchant_id"]
-    return Seen(
+    return ReportedTransaction(
         source="stk",
         env="sandbox",
         number=NUMBER,
@@ -40,18 +40,18 @@ async def seen(town: Town) -> Seen:
     )
 
 
-def paying(seen: Seen, payment_id: str) -> Seen:
+def paying(seen: ReportedTransaction, payment_id: str) -> ReportedTransaction:
     """The report of money that a payment has."""
     return replace(seen, subject=Subject("payment", payment_id))
 
 
-async def record(gateway: Gateway, *seen: Seen) -> Sequence[Recorded | None]:
+async def record(gateway: Gateway, *seen: ReportedTransaction) -> Sequence[RecordedTransaction | None]:
     """Record reports in a transaction of their own."""
     async with gateway.db.transaction():
         return await gateway.port(Transactions).record(seen)
 
 
-async def defer(gateway: Gateway, *seen: Seen) -> None:
+async def defer(gateway: Gateway, *seen: ReportedTransaction) -> None:
     """Record reports as callbacks do: they leave with the transaction."""
     async with gateway.db.transaction():
         await gateway.port(Transactions).defer(seen)
@@ -69,7 +69,7 @@ async def witnesses(gateway: Gateway) -> list[tuple[str, str | None]]:
 
 
 async def test_the_first_report_makes_the_transaction_and_a_second_fills_in_what_is_absent(
-    town: Town, seen: Seen
+    town: Town, seen: ReportedTransaction
 ) -> None:
     later = replace(
         seen,
@@ -95,7 +95,9 @@ async def test_the_first_report_makes_the_transaction_and_a_second_fills_in_what
 
 
 @pytest.mark.parametrize("how", [record, defer])
-async def test_money_that_was_seen_unallocated_gets_its_subject(town: Town, seen: Seen, how: Any) -> None:
+async def test_money_that_was_seen_unallocated_gets_its_subject(
+    town: Town, seen: ReportedTransaction, how: Any
+) -> None:
     await record(town.gateway, replace(seen, source="pull"))
     await how(town.gateway, paying(seen, PAID))
     (row,) = await stored(town.gateway)
@@ -115,16 +117,18 @@ async def test_money_that_was_seen_unallocated_gets_its_subject(town: Town, seen
         {"subject": Subject("refund", REFUND)},
     ],
 )
-async def test_money_with_a_subject_is_refused_to_another(town: Town, seen: Seen, other: dict[str, Any]) -> None:
+async def test_money_with_a_subject_is_refused_to_another(
+    town: Town, seen: ReportedTransaction, other: dict[str, Any]
+) -> None:
     await record(town.gateway, paying(seen, PAID))
     assert await record(town.gateway, replace(seen, **other)) == [None]
-    with pytest.raises(ChangedMeanwhile):
+    with pytest.raises(ConcurrentUpdate):
         await defer(town.gateway, replace(seen, receipt="TKN0000002"), replace(seen, **other))
     (row,) = await stored(town.gateway)
     assert (row["subject_id"], row["amount_cents"]) == (PAID, 50_000)
 
 
-async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: Seen) -> None:
+async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: ReportedTransaction) -> None:
     await record(town.gateway, paying(seen, PAID))
     await record(town.gateway, replace(seen, source="pull"))
     await record(town.gateway, replace(seen, source="pull", amount_cents=700))
@@ -137,7 +141,9 @@ async def test_another_amount_is_noted_and_never_written_over(town: Town, seen: 
     ]
 
 
-async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(town: Town, seen: Seen) -> None:
+async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(
+    town: Town, seen: ReportedTransaction
+) -> None:
     await town.gateway.db.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "
         "VALUES ($1, 'sandbox', '600000', 'paybill', now())",
@@ -151,7 +157,7 @@ async def test_unallocated_money_of_another_amount_or_receiver_pays_for_nothing(
 
 
 async def test_the_amount_that_was_asked_for_outweighs_one_that_contradicted_the_payment(
-    town: Town, seen: Seen
+    town: Town, seen: ReportedTransaction
 ) -> None:
     await record(town.gateway, replace(seen, amount_cents=700, conflict_id=PAID))
     assert await record(town.gateway, replace(paying(seen, OTHER), source="pull")) == [None]
@@ -165,7 +171,7 @@ async def test_the_amount_that_was_asked_for_outweighs_one_that_contradicted_the
     assert await witnesses(town.gateway) == [("pull", "reports 50000 cents, not 700")]
 
 
-async def test_a_transfer_between_two_receivers_has_two_sides(town: Town, seen: Seen) -> None:
+async def test_a_transfer_between_two_receivers_has_two_sides(town: Town, seen: ReportedTransaction) -> None:
     out = replace(seen, direction="out", subject=Subject("refund", REFUND))
     await record(town.gateway, paying(seen, PAID), out)
     assert [(row["direction"], row["subject_id"]) for row in await stored(town.gateway)] == [
@@ -174,16 +180,16 @@ async def test_a_transfer_between_two_receivers_has_two_sides(town: Town, seen: 
     ]
 
 
-async def test_a_payment_has_one_transaction(town: Town, seen: Seen) -> None:
+async def test_a_payment_has_one_transaction(town: Town, seen: ReportedTransaction) -> None:
     await record(town.gateway, paying(seen, PAID))
     with pytest.raises(asyncpg.UniqueViolationError):
         await record(town.gateway, replace(paying(seen, PAID), receipt="TKN0000002"))
 
 
-async def test_sixty_four_in_one_batch_are_all_recorded_or_none(town: Town, seen: Seen) -> None:
+async def test_sixty_four_in_one_batch_are_all_recorded_or_none(town: Town, seen: ReportedTransaction) -> None:
     many = [replace(paying(seen, identifier("pay", number)), receipt=f"TKN{number:07}") for number in range(64, 0, -1)]
     await record(town.gateway, replace(many[-1], subject=Subject("payment", THIRD)))
-    with pytest.raises(ChangedMeanwhile):
+    with pytest.raises(ConcurrentUpdate):
         await defer(town.gateway, *many)
     assert len(await stored(town.gateway)) == 1
     await defer(town.gateway, *many[:-1])
@@ -193,11 +199,13 @@ async def test_sixty_four_in_one_batch_are_all_recorded_or_none(town: Town, seen
     ]
     # The same report twice is one; two different ones of a receipt are taken alone.
     await defer(town.gateway, many[0], many[0])
-    with pytest.raises(ChangedMeanwhile):
+    with pytest.raises(ConcurrentUpdate):
         await defer(town.gateway, many[0], replace(many[0], source="pull"))
 
 
-async def test_of_two_writers_at_once_one_is_the_first_and_the_other_a_witness(town: Town, seen: Seen) -> None:
+async def test_of_two_writers_at_once_one_is_the_first_and_the_other_a_witness(
+    town: Town, seen: ReportedTransaction
+) -> None:
     for number in range(20):
         one = replace(seen, receipt=f"RACE{number:06}")
         await asyncio.gather(
@@ -211,7 +219,7 @@ async def test_of_two_writers_at_once_one_is_the_first_and_the_other_a_witness(t
     assert len(await witnesses(town.gateway)) == 20
 
 
-async def test_of_two_subjects_at_once_one_gets_the_money(town: Town, seen: Seen) -> None:
+async def test_of_two_subjects_at_once_one_gets_the_money(town: Town, seen: ReportedTransaction) -> None:
     for number in range(20):
         one = replace(seen, receipt=f"RACE{number:06}")
         found = await asyncio.gather(
@@ -220,13 +228,13 @@ async def test_of_two_subjects_at_once_one_gets_the_money(town: Town, seen: Seen
         assert sorted(len([one for one in each if one is not None]) for each in found) == [0, 1]
 
 
-async def test_batches_in_opposite_orders_do_not_deadlock(town: Town, seen: Seen) -> None:
+async def test_batches_in_opposite_orders_do_not_deadlock(town: Town, seen: ReportedTransaction) -> None:
     for _ in range(10):
         many = [replace(seen, receipt=f"LOCK{number:06}") for number in range(40)]
         await asyncio.gather(*(defer(town.gateway, *order) for order in (many, many[::-1], many[20:], many[:20])))
 
 
-async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: Seen) -> None:
+async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: ReportedTransaction) -> None:
     with pytest.raises(asyncpg.NotNullViolationError):
         await record(town.gateway, replace(seen, number="999999"))
 
@@ -243,7 +251,7 @@ async def test_a_receiver_that_is_unknown_is_refused(town: Town, seen: Seen) -> 
         "occurred_at = now()",
     ],
 )
-async def test_what_was_recorded_stays(town: Town, seen: Seen, change: str) -> None:
+async def test_what_was_recorded_stays(town: Town, seen: ReportedTransaction, change: str) -> None:
     await record(town.gateway, paying(seen, PAID))
     with pytest.raises(asyncpg.RestrictViolationError):
         await town.gateway.db.execute(f"UPDATE transaction SET {change}")  # noqa: S608 - the cases above
@@ -265,7 +273,7 @@ BENDINGS = {
 }
 
 
-async def test_whatever_is_bent_shows(town: Town, seen: Seen) -> None:
+async def test_whatever_is_bent_shows(town: Town, seen: ReportedTransaction) -> None:
     assert set(BENDINGS) == {f"transactions.{invariant.name}" for invariant in INVARIANTS}
     many = [replace(seen, receipt=f"TKN{number:07}", direction="out") for number in range(1, 6)]
     many[2] = replace(many[2], subject=Subject("refund", ANOTHER))

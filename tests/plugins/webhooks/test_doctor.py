@@ -3,18 +3,18 @@
 from datetime import timedelta
 from typing import Any
 
-from mpesa_gateway.observation import Observation
+from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway.testing.serving import eventually, running_gateway
-from mpesa_gateway_webhooks.doctor import look_at_endpoint, look_at_settings
+from mpesa_gateway_webhooks.doctor import check_endpoint, check_settings
 from tests.conftest import Town
 from tests.identifiers import literal
 from tests.looking import levels, only_merchant, seen_by
 
 
-async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, Observation]:
+async def look(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
     """What is seen of the one merchant's endpoint."""
     merchant = await only_merchant(town.gateway)
-    return await seen_by(look_at_endpoint, town.gateway, merchant=merchant, env=env, **examined)
+    return await seen_by(check_endpoint, town.gateway, merchant=merchant, env=env, **examined)
 
 
 async def copy_to_live(town: Town) -> None:
@@ -88,8 +88,8 @@ async def test_what_was_given_up_and_what_is_owed(town: Town) -> None:
 
 async def test_this_machine_as_an_endpoint(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
-        assert levels(await seen_by(look_at_settings, gateway)) == {"webhooks.allow_loopback": "note"}
+        assert levels(await seen_by(check_settings, gateway)) == {"webhooks.allow_loopback": "note"}
         # Beside a live merchant it is off, whatever the setting.
-        assert levels(await seen_by(look_at_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
+        assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
     async with running_gateway(values | {"webhooks": {"allow_loopback": False}}) as (gateway, _):
-        assert levels(await seen_by(look_at_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
+        assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}

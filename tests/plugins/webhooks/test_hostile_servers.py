@@ -13,7 +13,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.http.egress import EgressFailed
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
-from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.schedule import PAUSES
 from tests.name_server import NXDOMAIN, A, Question, Records, always, name_server
 from tests.plugins.webhooks.test_side_by_side import owe
@@ -82,7 +82,7 @@ COUNTED = {
 
 async def send(gateway: Gateway, delivery_id: str) -> dict[str, Any]:
     """Deliver once, and how the delivery stands."""
-    await gateway.services.get(Deliveries).deliver([delivery_id])
+    await gateway.services.get(DeliveryService).deliver([delivery_id])
     row = await gateway.db.fetchrow(OUTCOME, delivery_id)
     assert row is not None
     return dict(row)
@@ -196,10 +196,10 @@ async def test_merchant_with_slow_dns_delays_no_other(values: dict[str, Any]) ->
         await set_urls(gateway, one, "https://slow.example.co.ke/")
         await set_urls(gateway, third, "https://quick.example.co.ke/")
         theirs, ours = await owe(gateway, one, 20, "a"), await owe(gateway, other, 5, "b")
-        sending = asyncio.create_task(gateway.services.get(Deliveries).deliver(theirs))
+        sending = asyncio.create_task(gateway.services.get(DeliveryService).deliver(theirs))
         testing = [asyncio.create_task(one.call("POST", "/v1/merchant/webhook/test")) for _ in range(4)]
         await eventually(lambda: _was_asked(dns.asked))
-        assert await gateway.services.get(Deliveries).deliver(ours) == 5
+        assert await gateway.services.get(DeliveryService).deliver(ours) == 5
         # A name of another merchant is looked up meanwhile.
         (looked_up,) = await owe(gateway, third, 1, "c")
         assert (await send(gateway, looked_up))["last_error"] == "the host's name could not be resolved"
@@ -234,7 +234,7 @@ async def test_lookups_beyond_the_merchants_bound_use_up_no_attempt(
     ):
         first, same, other = await owe(gateway, api, 3, "a")
         await set_urls(gateway, api, "https://slow-1.example.co.ke/")
-        waiting = asyncio.create_task(gateway.services.get(Deliveries).deliver([first, same]))
+        waiting = asyncio.create_task(gateway.services.get(DeliveryService).deliver([first, same]))
         await eventually(lambda: _was_asked(dns.asked))
         await set_urls(gateway, api, "https://slow-2.example.co.ke/")
         found = await send(gateway, other)
@@ -284,7 +284,7 @@ async def test_name_that_changes_its_mind_between_two_calls_is_checked_each_time
         name_server(answer) as dns,
         running_gateway(values | {"dns": {"servers": [dns.address]}}) as (gateway, _),
     ):
-        egress = gateway.services.get(Deliveries).egress
+        egress = gateway.services.get(DeliveryService).egress
         addresses = await gateway.names("first.example.co.ke", 443)
         assert addresses == ["8.8.8.8"]
         with pytest.raises(EgressFailed, match="private"):

@@ -8,9 +8,9 @@ from mpesa_gateway.ids import renamed
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks import tables
-from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoint_limits import ROOM, EndpointLimits
 from mpesa_gateway_webhooks.jobs import deliver
-from mpesa_gateway_webhooks.lanes import ROOM, Lanes
 from tests.identifiers import identifiers
 
 # $1 merchant, $2 events, $3 deliveries, $4 payments, $5 how many seconds ago they fell due.
@@ -47,7 +47,7 @@ async def all_delivered(gateway: Gateway, ids: list[str]) -> bool:
 
 async def test_a_server_that_hangs_holds_up_nobody_else_and_gets_all_of_it_later(values: dict[str, Any]) -> None:
     # It may take every slot that there is.
-    values["webhooks"] = {"at_once": 2, "per_endpoint": 2}
+    values["webhooks"] = {"max_concurrent": 2, "max_concurrent_per_endpoint": 2}
     values["worker"] = {"in_process": False, "grace": 0}
     async with receiving() as hanging, receiving() as well:
         hanging.delay = 3600
@@ -109,7 +109,7 @@ async def test_the_sweep_hands_over_something_of_everybodys(values: dict[str, An
         assert set(just_due) <= set(swept[:6])
         assert len(set(swept) & set(long_due)) == 10
         # Whoever is owed nothing else gets all that there is room for.
-        await gateway.services.get(Deliveries).deliver(just_due)
+        await gateway.services.get(DeliveryService).deliver(just_due)
         swept = [row["delivery_id"] for row in await gateway.db.fetch(tables.DUE, gateway.clock.now(), 20, 100)]
         assert len(set(swept) & set(long_due)) == 20
 
@@ -132,7 +132,7 @@ async def test_what_was_left_in_postgres_follows_without_a_sweep(values: dict[st
 
 
 async def test_begin_without_room_claims_nothing_and_hands_over_once_there_is_room(values: dict[str, Any]) -> None:
-    values["webhooks"] = {"at_once": 1, "per_endpoint": 1}
+    values["webhooks"] = {"max_concurrent": 1, "max_concurrent_per_endpoint": 1}
     # No sweep runs: what was left is handed over by the process that had no room.
     values["worker"] = {"in_process": True, "grace": 0, "queues": ["deliveries"]}
     async with (
@@ -142,7 +142,7 @@ async def test_begin_without_room_claims_nothing_and_hands_over_once_there_is_ro
     ):
         receiver.delay = 0.3
         first, second = await owe(gateway, api, 40, "a"), await owe(gateway, api, 5, "b")
-        service = gateway.services.get(Deliveries)
+        service = gateway.services.get(DeliveryService)
         assert await service.begin(first) == 40
         assert await service.begin(second) == 0
         assert await gateway.db.fetchval(f"{NOT_DELIVERED} AND leased_until IS NULL AND tried = 0", second) == 5
@@ -159,7 +159,7 @@ async def test_begin_returns_while_the_endpoint_hangs(values: dict[str, Any]) ->
     ):
         receiver.delay = 3600
         ids = await owe(gateway, api, 3, "a")
-        assert await gateway.services.get(Deliveries).begin(ids) == 3
+        assert await gateway.services.get(DeliveryService).begin(ids) == 3
         assert not await all_delivered(gateway, ids)
 
 
@@ -184,7 +184,7 @@ async def test_tests_of_a_hanging_webhook_are_bounded_for_each_merchant(values: 
 
 
 async def test_a_slow_call_gives_its_slot_to_others() -> None:
-    lanes = Lanes(at_once=1, per_endpoint=1, quick=0.05)
+    lanes = EndpointLimits(at_once=1, per_endpoint=1, quick=0.05)
     order: list[str] = []
     released = asyncio.Event()
 
@@ -205,7 +205,7 @@ async def test_a_slow_call_gives_its_slot_to_others() -> None:
 
 
 async def test_nobody_claims_more_than_there_is_room_for_but_lanes_that_are_stuck_take_no_room() -> None:
-    lanes = Lanes(at_once=1, per_endpoint=1, quick=0.05)
+    lanes = EndpointLimits(at_once=1, per_endpoint=1, quick=0.05)
     entered = [lanes.enter("busy", 0) for _ in range(20)]
     waiting = asyncio.create_task(lanes.room())
     await asyncio.sleep(0)

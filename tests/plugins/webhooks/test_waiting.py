@@ -15,10 +15,10 @@ from mpesa_gateway.security.scopes import Caller
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_webhooks import endpoint_tables, tables
-from mpesa_gateway_webhooks.deliveries import Deliveries
-from mpesa_gateway_webhooks.desk import WebhookDesk
-from mpesa_gateway_webhooks.endpoints import Endpoints
+from mpesa_gateway_webhooks.deliveries import DeliveryService
+from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.events import WebhookTest
+from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 from mpesa_gateway_webhooks.pages import unheard
 from mpesa_gateway_webhooks.schemas import DeliveryQuery, ReplayMany
 
@@ -31,8 +31,8 @@ class Post:
         self.db = gateway.db
         self.merchant_id = merchant_id
         self.receiver = receiver
-        self.deliveries = gateway.services.get(Deliveries)
-        self.endpoints = gateway.services.get(Endpoints)
+        self.deliveries = gateway.services.get(DeliveryService)
+        self.endpoints = gateway.services.get(EndpointService)
 
     def caller(self, env: Env = "sandbox") -> Caller:
         """A key of this env."""
@@ -48,12 +48,12 @@ class Post:
         """Set the endpoint, and do what the job does then."""
         url = f"{self.receiver.url}{path}" if env == "sandbox" else f"https://shop.example.co.ke/{path}"
         await self.endpoints.set_url(self.caller(env), url)
-        await self.deliveries.hand_over()
+        await self.deliveries.assign_undelivered()
 
     async def remove(self, env: Env = "sandbox") -> None:
         """Remove the endpoint, and do what the job does then."""
         await self.endpoints.remove(self.caller(env))
-        await self.deliveries.hand_over()
+        await self.deliveries.assign_undelivered()
 
     async def statuses(self) -> dict[str, str]:
         """The status of each delivery, by its event."""
@@ -187,7 +187,7 @@ async def test_what_has_waited_too_long_is_dead_and_can_be_replayed(
 
 
 async def test_operators_hear_of_merchants_whose_events_wait(post: Post) -> None:
-    desk = post.gateway.services.get(WebhookDesk)
+    desk = post.gateway.services.get(WebhookOperatorService)
     assert [await desk.waiting(env) for env in ENVS] == [(0, None), (0, None)]
     await post.happens("live")
     await post.happens("live")

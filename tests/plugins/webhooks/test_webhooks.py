@@ -16,7 +16,7 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_webhooks import signing
-from mpesa_gateway_webhooks.deliveries import Deliveries
+from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.schedule import PAUSES, pause_after
 from mpesa_gateway_webhooks.tables import FORGET_ANSWERS
 from tests.conftest import Town
@@ -97,7 +97,7 @@ async def hurry(town: Town) -> None:
     """Let every delivery be due, and its endpoint open, now."""
     await town.gateway.db.execute("UPDATE delivery SET due_at = now() WHERE status = 'pending'")
     await town.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = NULL")
-    await town.gateway.services.get(Deliveries).sweep()
+    await town.gateway.services.get(DeliveryService).sweep()
 
 
 async def test_a_failed_delivery_is_tried_again_with_the_same_id_and_bytes(town: Town) -> None:
@@ -298,7 +298,7 @@ async def test_a_crash_while_sending_sends_the_same_id_again(town: Town) -> None
         "UPDATE delivery SET status = 'pending', attempts = 0, due_at = now(), delivered_at = NULL, "
         "leased_until = now() - interval '1 second'"
     )
-    await town.gateway.services.get(Deliveries).sweep()
+    await town.gateway.services.get(DeliveryService).sweep()
     first, second = await town.receiver.wait_for(2)
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
 
@@ -329,7 +329,7 @@ async def test_one_that_cannot_be_noted_holds_up_no_other_and_is_sent_again(valu
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 12 FROM delivery"), patience=30)
         ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery ORDER BY 1")]
         await gateway.db.execute(UNNOTABLE.format(ids[3]))
-        deliveries = gateway.services.get(Deliveries)
+        deliveries = gateway.services.get(DeliveryService)
         assert await deliveries.deliver(ids) == 12
         owed = await gateway.db.fetch("SELECT delivery_id, status, attempts FROM delivery WHERE status <> 'delivered'")
         assert [tuple(row) for row in owed] == [(ids[3], "pending", 0)]
@@ -348,14 +348,14 @@ async def test_two_workers_never_send_one_delivery_at_the_same_time(town: Town) 
     await paid(town)
     await town.receiver.wait_for(1)
     (row,) = await logs(town.api)
-    deliveries = town.gateway.services.get(Deliveries)
+    deliveries = town.gateway.services.get(DeliveryService)
     assert await asyncio.gather(*(deliveries.deliver([row["id"]]) for _ in range(5))) == [0] * 5
     await until(town.api, "delivered")
     assert len(town.receiver.received) == 1
 
 
 async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict[str, Any]) -> None:
-    values["webhooks"] = {"timeout": 0.5, "per_endpoint": 1}
+    values["webhooks"] = {"timeout": 0.5, "max_concurrent_per_endpoint": 1}
     values["worker"] = {"in_process": False}
     async with (
         receiving() as receiver,
@@ -367,7 +367,7 @@ async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict
             await api.pay("254711000084", key=f"k{number}")
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 25 FROM delivery"), patience=30)
         ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery")]
-        deliveries = gateway.services.get(Deliveries)
+        deliveries = gateway.services.get(DeliveryService)
 
         async def work() -> bool:
             # As two workers do that are woken again and again: longer than any lease lasts.
@@ -382,7 +382,7 @@ async def test_a_slow_endpoint_that_is_owed_much_gets_nothing_twice(values: dict
 
 
 async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it(values: dict[str, Any]) -> None:
-    values["webhooks"] = {"per_endpoint": 1, "breaker_failures": 3}
+    values["webhooks"] = {"max_concurrent_per_endpoint": 1, "breaker_failures": 3}
     values["worker"] = {"in_process": False}
     async with (
         receiving() as receiver,
@@ -394,7 +394,7 @@ async def test_what_was_claimed_before_an_endpoint_broke_down_does_not_hammer_it
             await api.pay("254711000085", key=f"k{number}")
         await eventually(lambda: gateway.db.fetchval("SELECT count(*) = 10 FROM delivery"), patience=30)
         ids = [row["delivery_id"] for row in await gateway.db.fetch("SELECT delivery_id FROM delivery")]
-        assert await gateway.services.get(Deliveries).deliver(ids) == 10
+        assert await gateway.services.get(DeliveryService).deliver(ids) == 10
         assert len(receiver.received) == 3
         rows = await gateway.db.fetch("SELECT attempts, count(*) FROM delivery GROUP BY attempts ORDER BY attempts")
         assert [tuple(row.values()) for row in rows] == [(0, 7), (1, 3)]

@@ -1,0 +1,23 @@
+"""Characters that a terminal, a browser or a spreadsheet obeys instead of showing them."""
+
+import re
+
+UNSEEN = (
+    "\\x00-\\x1f\\x7f-\\x9f\\xad\\u0600-\\u0605\\u061c\\u06dd\\u070f\\u0890\\u0891\\u08e2\\u180e\\u200b-\\u200f\\u2028-\\u202f"
+    "\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff9-\\ufffb\\U000110bd\\U000110cd\\U00013430-\\U0001343f"
+    "\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e007f"
+)
+"""The inside of a regular expression's class: control characters, characters that reverse or hide text, separators of
+lines, and halves of surrogate pairs."""
+
+_ESCAPED = re.compile(f"(?![\n\t])[{UNSEEN}]")
+
+
+def escape_control_characters(text: str) -> str:
+    """The text with each such character as its JSON escape; line breaks and tabs stay."""
+    return text if text.isprintable() else _ESCAPED.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

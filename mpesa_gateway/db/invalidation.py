@@ -1,0 +1,150 @@
+"""Remembers for a moment what hardly ever changes, such as an API key, and hears from Postgres at once when it does."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import structlog
+
+if TYPE_CHECKING:
+    from mpesa_gateway.db.engine import Database
+
+log = structlog.get_logger(__name__)
+
+V = TypeVar("V")
+
+_SECONDS = 1.0
+"""For how long something is remembered: the most that a change can go unheard when a message is lost."""
+
+_RENEWED = 0.75
+"""The part of that time after which one caller looks again, while the others still take what is remembered: without
+it, a busy process asks Postgres as many times at once as it has callers, every time."""
+
+_AWAY = 1.0
+"""Seconds between two attempts to listen while Postgres is away."""
+
+_MOST = 10_000
+"""Things that one memory holds; full, it is emptied."""
+
+
+class InvalidationListener:
+    """A connection of its own that listens. While there is none, nothing is remembered and Postgres is asked each time.
+
+    Triggers tell of every change, whoever makes it; ``tell`` says it in this process before the message has come round.
+    """
+
+    def __init__(self, db: "Database") -> None:
+        self._db = db
+        self._heard: dict[str, list[Callable[[str], None]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._times = 0
+        self.is_listening = False
+
+    @property
+    def is_connected(self) -> int | None:
+        """The how-manieth connection it is that hears changes; None while there is none.
+
+        None in a transaction too: what that sees is its own affair.
+        """
+        return self._times if self.is_listening and not self._db.in_transaction else None
+
+    async def start(self) -> None:
+        """Begin to listen. Postgres may be away."""
+        self._task = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def on(self, topic: str, forget: Callable[[str], None]) -> None:
+        """Call ``forget`` with the key of whatever changes."""
+        self._heard.setdefault(topic, []).append(forget)
+
+    def notify(self, topic: str, key: str) -> None:
+        """Something has changed, and the change is committed."""
+        for forget in self._heard.get(topic, ()):
+            forget(key)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._listen_once()
+            except Exception as problem:  # noqa: BLE001 - whatever is wrong, without listening nothing is remembered
+                log.info("invalidations_disconnected", error=type(problem).__name__)
+            await asyncio.sleep(_AWAY)
+
+    async def _listen_once(self) -> None:
+        lost = asyncio.Event()
+        connection = await self._db.connect()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(f"{self._db.schema}_changed", self._take)
+            self._times += 1
+            self.is_listening = True
+            await lost.wait()
+        finally:
+            self.is_listening = False
+            connection.terminate()
+
+    def _take(self, _: Any, __: int, ___: str, payload: object) -> None:
+        topic, _, key = str(payload).partition(":")
+        self.notify(topic, key)
+
+
+@dataclass
+class _Found(Generic[V]):
+    value: V
+    hearing: int
+    renew_at: float
+    until: float
+    is_being_renewed: bool = False
+
+
+class InvalidatedCache(Generic[V]):
+    """What was found under a key, for a second at most, and as long as the connection that would have told holds."""
+
+    def __init__(
+        self, changes: InvalidationListener, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._changes = changes
+        self._seconds = seconds
+        self._clock = clock
+        self._found: dict[str, _Found[V]] = {}
+        self._changed = 0
+
+    async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
+        """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
+        hearing, now = self._changes.is_connected, self._clock()
+        known = self._found.get(key)
+        if known is not None and known.hearing == hearing and now < known.until:
+            if now < known.renew_at or known.is_being_renewed:
+                return known.value
+            known.is_being_renewed = True
+        before = self._changed
+        found = await find()
+        # What was read before a change was heard, or could be heard, may be from before it.
+        if (
+            found is not None
+            and hearing is not None
+            and hearing == self._changes.is_connected
+            and before == self._changed
+        ):
+            if len(self._found) >= _MOST:
+                self._found.clear()
+            self._found[key] = _Found(found, hearing, now + self._seconds * _RENEWED, now + self._seconds)
+        return found
+
+    def evict(self, key: str) -> None:
+        """What is under this key has changed."""
+        self._changed += 1
+        self._found.pop(key, None)
+
+    def clear(self, _: str = "") -> None:
+        """Everything may have changed."""
+        self._changed += 1
+        self._found.clear()

@@ -1,0 +1,246 @@
+"""Keyset pagination of long lists in the order of their ids, which begin with their time."""
+
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from mpesa_gateway.cursors import decode_cursor, encode_cursor, invalid_cursor
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.db.named import Bound
+from mpesa_gateway.env import Env
+from mpesa_gateway.ids import Ids
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+COUNTED = 100
+"""Most new rows that are counted."""
+
+EXPORTED = 1000
+"""Rows that an export reads at a time."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+class Conditions:
+    """The parts of a WHERE clause with their parameters. ``since`` is inclusive, ``until`` is not: by the rows' ids."""
+
+    def __init__(
+        self,
+        env: Env | None = None,
+        merchant_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> None:
+        self.env: Env | None = env
+        self.merchant_id = merchant_id
+        self.since = since
+        self.until = until
+        self.parts: list[str] = []
+        self.values: list[Any] = []
+
+    def bind(self, sql: str, *values: Any) -> str:
+        """Return ``sql`` with each ``{}`` replaced by a parameter with the next of ``values``."""
+        names = [f"${len(self.values) + index}" for index in range(1, len(values) + 1)]
+        self.values.extend(values)
+        return sql.format(*names)
+
+    def add(self, sql: str, *values: Any) -> None:
+        """Add a condition; ``{}`` stands for each of its parameters in turn."""
+        self.parts.append(self.bind(sql, *values))
+
+    def equal(self, **values: Any) -> None:
+        """Add a condition on each column that has a value. NUL, which no text in Postgres holds, is left out."""
+        for column, value in values.items():
+            if value is not None:
+                self.add(f"{column} = {{}}", value.replace("\x00", "") if isinstance(value, str) else value)
+
+    def copy(self) -> "Conditions":
+        """Return the same conditions, to add more to."""
+        copied = Conditions(self.env, self.merchant_id, self.since, self.until)
+        copied.parts, copied.values = [*self.parts], [*self.values]
+        return copied
+
+
+@dataclass(frozen=True)
+class KeysetPage(Generic[R]):
+    """Some rows of a list. ``next_cursor`` is None at the list's end; ``first`` is the cursor of the first row."""
+
+    rows: Sequence[R]
+    limit: int
+    next_cursor: str | None
+    first: str | None
+    total: int | None = None
+
+    def map(self, view: Callable[[R], T]) -> "KeysetPage[T]":
+        """Return the page with each row as ``view`` returns it."""
+        return KeysetPage([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many rows a list has, and the sum of their amounts in KES."""
+
+    count: int
+    amount: int
+
+
+class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parameters of every page with a list: merchant and cursor."""
+
+    merchant: str | None = None
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysetList:
+    """A table as a list, newest first by its key: an id with ``prefix``, or a number where that is empty.
+
+    ``source`` and ``columns`` are read instead of the table. ``of_env`` are the conditions for the rows of an env, each
+    with an index of its own. A list ``of_merchants`` has an index that begins with the merchant, and none over all
+    merchants. ``by_index``: the keys of a page are read from an index alone.
+    """
+
+    table: str
+    key: str
+    prefix: str = ""
+    source: str = ""
+    columns: str = "*"
+    of_env: tuple[str, ...] = ("env = {}",)
+    of_merchants: bool = True
+    by_index: bool = False
+    oldest_first: bool = False
+
+    async def page(
+        self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
+    ) -> KeysetPage[Row]:
+        """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
+        rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
+        shown = rows[:limit]
+        return KeysetPage(
+            shown,
+            limit,
+            self._cursor(shown[-1], found.env) if len(rows) > limit else None,
+            self._cursor(shown[0], found.env) if shown else None,
+            await self.count(db, found) if count else None,
+        )
+
+    async def count(self, db: Database, found: Conditions) -> int:
+        """Return how many rows there are."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        # raw SQL: any table - names of tables are ours; every value is a parameter.
+        # raw SQL: join - a page of all merchants.
+        sql = f"SELECT count(*) FROM {self.source or self.table} WHERE {_where(chosen.parts)}"  # noqa: S608
+        return int(await db.fetchval(sql, *chosen.values))
+
+    async def total(self, db: Database, found: Conditions) -> Total:
+        """Return the number of rows and the sum of their column ``amount``: each merchant's by its own index."""
+        chosen = self._bounded(found)
+        chosen.equal(merchant_id=found.merchant_id)
+        by_merchant = self.of_merchants and found.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        if found.env is not None and self.of_env:
+            chosen.parts.append(f"({' OR '.join(self._env_parts(chosen, found.env))})")
+        sql = (
+            "SELECT count(*) AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+            f"FROM {self.source or self.table} WHERE {_where(chosen.parts)}"
+        )
+        if by_merchant:
+            sql = (
+                "SELECT coalesce(sum(count), 0)::bigint AS count, coalesce(sum(amount), 0)::bigint AS amount "  # noqa: S608 - as in count
+                f"FROM merchant CROSS JOIN LATERAL ({sql}) AS each"
+            )
+        row = await db.fetchrow(sql, *chosen.values)
+        return Total(0, 0) if row is None else Total(row["count"], row["amount"])
+
+    async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
+        """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""
+        chosen, last = found.copy(), self._after(cursor, found.env)
+        if last is not None:
+            chosen.add(f"{self.key} > {{}}", last)
+        sql, values = self._rows(self.key, self._bounded(chosen), COUNTED)
+        return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
+
+    async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
+        """Yield all rows, as ``view`` returns them, in pages that are each read by a query of their own."""
+        after: Any = None
+        while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
+            yield [view(row) for row in rows]
+            if len(rows) < EXPORTED:
+                return
+            after = rows[-1][self.key]
+
+    def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
+        """Return the statement for the next ``limit`` rows after a key, followed by its parameters."""
+        chosen = self._bounded(found, after)
+        if not self.by_index:
+            sql, values = self._rows(self.columns, chosen, limit)
+            return sql, *values
+        sql, values = self._rows(self.key, chosen, limit)
+        return (
+            f"SELECT {self.table}.* FROM ({sql}) AS shown JOIN {self.table} USING ({self.key}) {self._order}",  # noqa: S608
+            *values,
+        )
+
+    def _bounded(self, found: Conditions, after: Any = None) -> Conditions:
+        chosen = found.copy()
+        if found.since is not None:
+            chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
+        # The cursor and ``until`` become one bound: with two, Postgres starts at the later one and skips rows.
+        until = None if found.until is None else Ids.least(self.prefix, found.until)
+        if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
+            chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
+        return chosen
+
+    def _rows(self, columns: str, chosen: Conditions, limit: int) -> tuple[str, list[Any]]:
+        order = f"{self._order} LIMIT {limit}"
+        chosen.equal(merchant_id=chosen.merchant_id)
+        by_merchant = self.of_merchants and chosen.merchant_id is None
+        if by_merchant:
+            chosen.parts.append(f"{self.table}.merchant_id = merchant.merchant_id")
+        envs = [] if chosen.env is None else self._env_parts(chosen, chosen.env)
+        queries = [
+            f"SELECT {columns} FROM {self.source or self.table} WHERE {_where([*chosen.parts, *part])} {order}"  # noqa: S608
+            for part in ([[env] for env in envs] or [[]])
+        ]
+        sql = queries[0]
+        if len(queries) > 1:
+            sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
+        if by_merchant:
+            # The newest of each merchant by its index, then the newest of those: no index over all merchants.
+            sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
+        return sql, chosen.values
+
+    def _env_parts(self, chosen: Conditions, env: Env) -> list[str]:
+        return [chosen.bind(sql, *[env] * sql.count("{}")) for sql in self.of_env]
+
+    @property
+    def _order(self) -> str:
+        return f"ORDER BY {self.key} {'ASC' if self.oldest_first else 'DESC'}"
+
+    def _cursor(self, row: Row, env: Env | None) -> str:
+        return encode_cursor(str(row[self.key]), env)
+
+    def _after(self, cursor: str | None, env: Env | None) -> Any:
+        if cursor is None:
+            return None
+        key = decode_cursor(cursor, env)
+        if not self.prefix:
+            if _NUMBER.fullmatch(key) is None:
+                raise invalid_cursor()
+            return int(key)
+        if not Ids.has_form(key, self.prefix):
+            raise invalid_cursor()
+        return key
+
+
+def _where(parts: Sequence[str]) -> str:
+    return " AND ".join(parts) or "true"

@@ -1,0 +1,242 @@
+"""Pages as HTML: from templates, with the same words, signs and times everywhere, and nothing from another place."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, cast
+from urllib.parse import quote
+
+import jinja2
+from litestar import Response, get
+from litestar.connection import ASGIConnection
+from litestar.params import FromPath
+from markupsafe import Markup, escape
+
+from mpesa_gateway.clock import EAT, rfc3339
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.http import charts
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+ASKED_PATH = "mpesa_gateway_path"
+"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
+
+_STATIC = "mpesa_gateway.http"
+_MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
+_GZIP = ".gz"
+
+ABSENT = "—"
+"""What stands where there is nothing."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+"""What our pages may load: their own files, no script or style that stands in the page, nothing from elsewhere."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a word of state is shown: its tone (a colour), its sign, and itself."""
+
+    tone: str
+    icon: str
+
+
+_GOOD, _BAD, _WAIT = State("good", "check"), State("bad", "cross"), State("wait", "clock")
+_BACK, _WARN, _MUTE = State("back", "back"), State("warn", "warn"), State("mute", "minus")
+
+_WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
+    (
+        _GOOD,
+        (
+            *("completed", "delivered", "applied", "healthy", "active", "recovered", "already known", "verified"),
+            *("settled", "done", "complete", "valid", "registered", "answered", "receipt received", "resolved"),
+        ),
+    ),
+    (
+        _BAD,
+        ("failed", "dead", "refused", "broken", "mismatched", "expired", "aborted", "contradicted"),
+    ),
+    (
+        _WAIT,
+        (
+            *("pending", "running", "waiting", "queued", "sending", "asked", "requested", "sent", "confirming"),
+            *("accepted", "scheduled", "new", "verifying"),
+        ),
+    ),
+    (_BACK, ("reversed", "partially reversed", "refund asked")),
+    (
+        _WARN,
+        (
+            *("attention", "ambiguous", "not found", "unmatched", "paused", "failing", "unknown", "not sent"),
+            *("timed out", "unconfirmed", "refund failed", "expiring", "unanswered", "held", "missing"),
+            "not delivered",
+        ),
+    ),
+)
+
+STATES: dict[str, State] = {word: found for found, words in _WORDS for word in words}
+"""The words that have a colour and a sign; every other word is shown as it is, muted."""
+
+
+def state(word: str, label: str | None = None) -> Markup:
+    """A word of state with its sign and colour: none of the three has to be seen for it to be understood."""
+    text = word.replace("_", " ")
+    found = STATES.get(text, _MUTE)
+    return Markup('<b data-tone="{}"><svg aria-hidden="true"><use href="#i-{}"/></svg>{}</b>').format(
+        found.tone, found.icon, label or text
+    )
+
+
+def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup:
+    """A moment in East Africa Time; UTC shows under the pointer. The year is left out while it is clear."""
+    if moment is None:
+        return escape(absent)
+    local = moment.astimezone(EAT)
+    is_near = abs((now - moment).days) < 180
+    shown = f"{local.day} {local:%b %H:%M:%S}" if is_near else f"{local.day} {local:%b %Y %H:%M}"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        rfc3339(moment), f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", shown
+    )
+
+
+def local(text: str) -> str:
+    """A time as an address has it (RFC 3339) for a form's field: in East Africa Time, without a zone; else as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None and len(text) > len("2026-11-23"):
+            return text
+        # A day alone begins in UTC, as the API reads it.
+        return f"{(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(EAT):%Y-%m-%dT%H:%M:%S}"
+    except (ValueError, OverflowError):
+        return text
+
+
+def kes(amount: str | float | None) -> Markup:
+    """An amount in KES as people read it: ``KES 12,500``."""
+    if amount is None:
+        return escape(ABSENT)
+    text = str(amount)
+    whole = text.removesuffix(".00")
+    shown = f"{int(whole):,}" if re.fullmatch(r"-?[0-9]+", whole) else text
+    return Markup('<data value="{}">KES&nbsp;{}</data>').format(text, shown)
+
+
+def number(value: float | None) -> str:
+    """A count with its thousands apart."""
+    return ABSENT if value is None else f"{value:,}"
+
+
+def environment(packages: Mapping[str, str]) -> jinja2.Environment:
+    """Templates of these packages, each under its name; those of the empty name are found by their own.
+
+    What is missing in a template's values is an error, not an empty place; everything is escaped.
+    """
+    own = packages.get("", "")
+    loaders: list[jinja2.BaseLoader] = [jinja2.PackageLoader(_STATIC)]
+    if own:
+        loaders.insert(0, jinja2.PackageLoader(own))
+    loaders.append(jinja2.PrefixLoader({name: jinja2.PackageLoader(of) for name, of in packages.items() if name}))
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    words: dict[str, Any] = made.globals  # pyright: ignore[reportAssignmentType] - Jinja infers it from its own defaults
+    words.update(state=state, kes=kes, local=local, number=number, columns=charts.columns)
+    return made
+
+
+# -- where things are -------------------------------------------------------------------------------------------------
+
+
+def asked_path(connection: Connection) -> str:
+    """The path below any mount path, with its last slash if it has one."""
+    return str(cast("dict[str, Any]", connection.scope)[ASKED_PATH])
+
+
+def root(connection: Connection) -> str:
+    """The way from this page to where the gateway is mounted: relative, so that it is right behind any proxy."""
+    return "../" * (asked_path(connection).count("/") - 1)
+
+
+class Assets:
+    """The files in a package's folder ``static``. Each address has the file's digest: browsers cache it for a year."""
+
+    def __init__(self, package: str, place: str) -> None:
+        """``place`` is where they are served, below the root, such as ``web``."""
+        self._package = package
+        self._place = place
+        self._digests: dict[str, str] = {}
+
+    def path(self, name: str) -> str:
+        """Where a file is, below the root."""
+        digest = self._digests.get(name)
+        if digest is None:
+            digest = self._digests[name] = hashlib.sha256(self._read(name)).hexdigest()[:16]
+        return f"{self._place}/{digest}/{name}"
+
+    def answer(self, digest: str, name: str) -> Response[bytes]:
+        """Return a file; ``.gz`` files have Content-Encoding. Raises NotFound if this release does not have it."""
+        media = next((media for ending, media in _MEDIA.items() if name.removesuffix(_GZIP).endswith(ending)), None)
+        known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
+        if media is None or name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
+            raise NotFound("there is no such file in this release: load the page again")
+        kept = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        if name.endswith(_GZIP):
+            kept["Content-Encoding"] = "gzip"
+        return Response(self._read(name), media_type=media, headers=kept)
+
+    def _read(self, name: str) -> bytes:
+        return files(self._package).joinpath("static", name).read_bytes()
+
+
+_OWN_ASSETS = Assets(_STATIC, "web")
+
+
+def asset(name: str) -> str:
+    """Where one of the kernel's own files is, below the root."""
+    return _OWN_ASSETS.path(name)
+
+
+@get("/web/{digest:str}/{name:str}", public=True, include_in_schema=False)
+async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
+    """One of our own files, for any of our pages."""
+    return _OWN_ASSETS.answer(digest, name)
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'") -> dict[str, str]:
+    """What every answer of a page carries: kept by nobody, framed by nobody, loading only what ``policy`` says."""
+    return {
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+
+
+def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = None) -> Response[str]:
+    """A page."""
+    return Response(html, status_code=status, media_type="text/html", headers=headers(POLICY) | dict(more or {}))
+
+
+def redirect(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
+    """See another page. What is no part of an address is encoded, so that it stands in a header."""
+    location = quote(where, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
+    return Response(
+        "", status_code=303, media_type="text/plain", headers=headers() | {"Location": location, **(more or {})}
+    )
+
+
+routes = (serve_asset,)

@@ -1,0 +1,216 @@
+"""How often clients may fail to authenticate and keys may call: counted in Valkey, failures in the process as well."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+
+from mpesa_gateway.batching import Batcher
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.config import GatewayConfig
+from mpesa_gateway.errors import NotStarted, RateLimited, TooManyFailures
+from mpesa_gateway.sentinel import primary_pool
+
+log = structlog.get_logger(__name__)
+
+_PATIENCE = 0.25
+"""Seconds that a request waits for Valkey's count before it is let through uncounted."""
+
+AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "metrics"
+"""What can be guessed: API keys and passwords by address, passwords by account and by device, the metrics' token by
+address. Each is counted by itself."""
+
+_MOST = 20_000
+"""Addresses and accounts whose failures one process remembers."""
+
+_REST = 2.0
+"""Seconds without asking after Valkey did not answer."""
+
+
+class RateLimits:
+    """Counts in Valkey. When Valkey is away, calls with a right key pass: a limit must not stop payments.
+
+    Failures are counted in this process too, so that guesses are limited without Valkey, for each process by itself.
+    """
+
+    def __init__(self, config: GatewayConfig, clock: Clock) -> None:
+        self._valkey = config.valkey
+        self._storage: RedisStorage | None = None
+        limits = config.limits
+        self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
+        self._window = limits.auth_failures_window
+        self._known = _Failures(self._window)
+        # A burst of `burst` calls at once, `requests_per_second` in the long run.
+        self._call_limit: RateLimitItem = RateLimitItemPerSecond(
+            limits.burst, max(1, round(limits.burst / limits.requests_per_second))
+        )
+        self._clock = clock
+        self._resting_until = 0.0
+        self._counted: Batcher[str, None] = Batcher(self._count_calls, lanes=1)
+
+    async def start(self) -> None:
+        """Make the connections' pool; nothing is connected yet. Raises ValueError for an address without a host."""
+        url = self._valkey.url
+        if url is None:
+            raise ValueError("valkey.url is not set")
+        address = url.reveal()
+        if address.startswith("redis"):
+            address = "valkey" + address.removeprefix("redis")
+        options: dict[str, Any] = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+        if self._valkey.sentinels:
+            options = {"connection_pool": primary_pool(self._valkey, **options)}
+        self._storage = RedisStorage(
+            "async+" + address, implementation="valkey", key_prefix=f"{self._valkey.prefix}:limits", **options
+        )
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            bridge: Any = storage.bridge
+            await bridge.storage.aclose(close_connection_pool=True)
+
+    def refusal(self, what: str, who: str) -> int:
+        """Seconds until guesses are judged again, 0 where they are: as far as this process knows, without any I/O."""
+        return self._known.over(what, who, self._most(what))
+
+    async def admits(self, what: str, who: str) -> None:
+        """Raise TooManyFailures for whoever has used up the failures: then a guess is not even checked.
+
+        Counts nothing by itself.
+        """
+        retry_after = self.refusal(what, who)
+        if not retry_after:
+            retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who, counts=False)
+            if retry_after:
+                self._known.close(what, who, retry_after, self._most(what))
+        if retry_after:
+            raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
+
+    async def failed(self, what: str, who: str) -> None:
+        """Count a failed guess. Raises TooManyFailures beyond the limit."""
+        here = self._known.hit(what, who, self._most(what))
+        retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who)
+        if retry_after:
+            self._known.close(what, who, retry_after, self._most(what))
+        if retry_after := max(retry_after, here):
+            raise TooManyFailures("too many failed attempts: check what you send, and wait", retry_after=retry_after)
+
+    def _most(self, what: str) -> int:
+        return self._account_failures if what == ACCOUNT else self._auth_failures
+
+    def _failure_limit(self, what: str) -> RateLimitItem:
+        return RateLimitItemPerSecond(self._most(what), self._window)
+
+    async def called(self, key_id: str) -> None:
+        """Count a call with this key. Raises RateLimited beyond the limit."""
+        if not self._is_valkey_paused():
+            await self._counted.submit(key_id)
+
+    async def acted(self, action: str, who: str, per_minute: int) -> None:
+        """Count an act that costs more than a call, by its name. Raises RateLimited beyond so many a minute."""
+        retry_after = await self._over(
+            SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, who
+        )
+        if retry_after:
+            raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
+
+    async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
+        """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""
+        over: dict[str, int] = {}
+        for key_id, calls in Counter(key_ids).items():
+            if calls > 1 and not await self._over(
+                SlidingWindowCounterRateLimiter, self._call_limit, "key", key_id, cost=calls
+            ):
+                over[key_id] = 0
+        results: list[Exception | None] = []
+        for key_id in key_ids:
+            retry_after = over.get(key_id)
+            if retry_after is None:
+                retry_after = await self._over(SlidingWindowCounterRateLimiter, self._call_limit, "key", key_id)
+            results.append(
+                RateLimited("too many calls with this API key: slow down and try again", retry_after=retry_after)
+                if retry_after
+                else None
+            )
+        return results
+
+    def _is_valkey_paused(self) -> bool:
+        return asyncio.get_running_loop().time() < self._resting_until
+
+    async def _over(
+        self, strategy: type[RateLimiter], item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
+    ) -> int:
+        """0 when within the limit, else the seconds until it is worth trying again. Raises NotStarted."""
+        if self._is_valkey_paused():
+            return 0
+        if self._storage is None:
+            raise NotStarted
+        limiter = strategy(self._storage)
+        try:
+            async with asyncio.timeout(_PATIENCE * 2):
+                if await (limiter.hit if counts else limiter.test)(item, *who, cost=cost):
+                    return 0
+                window = await limiter.get_window_stats(item, *who)
+        except Exception as problem:  # noqa: BLE001 - whatever is wrong with counting, requests pass
+            self._resting_until = asyncio.get_running_loop().time() + _REST
+            log.warning("limits_unavailable", error=type(problem).__name__)
+            return 0
+        return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
+
+
+class _Failures:
+    """Failures as one process counts them: what stops guesses while Valkey is away, and refuses the next without it."""
+
+    def __init__(self, window: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._now = now
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    def over(self, what: str, who: str, most: int) -> int:
+        """Seconds until the window ends in which ``most`` failures were counted, 0 otherwise."""
+        found = self._counts.get((what, who))
+        if found is None or found.failures < most:
+            return 0
+        return max(0, math.ceil(found.until - self._now()))
+
+    def hit(self, what: str, who: str, most: int) -> int:
+        """Count a failure. Returns the seconds until the window ends where it is beyond ``most``, 0 otherwise."""
+        found = self._open(what, who)
+        found.failures += 1
+        return math.ceil(found.until - self._now()) if found.failures > most else 0
+
+    def close(self, what: str, who: str, seconds: int, most: int) -> None:
+        """Note what another process has counted: no more for so many seconds."""
+        found = self._open(what, who)
+        found.failures, found.until = max(found.failures, most), self._now() + seconds
+
+    def _open(self, what: str, who: str) -> "_Count":
+        now = self._now()
+        found = self._counts.get((what, who))
+        if found is None or found.until <= now:
+            if len(self._counts) >= _MOST:
+                self._forget(now)
+            found = self._counts[what, who] = _Count(0, now + self._window)
+        return found
+
+    def _forget(self, now: float) -> None:
+        for key in [key for key, count in self._counts.items() if count.until <= now]:
+            del self._counts[key]
+        # Still full: those with the fewest failures have the least to lose.
+        for key in sorted(self._counts, key=lambda each: self._counts[each].failures)[: len(self._counts) - _MOST // 2]:
+            del self._counts[key]
+
+
+@dataclass
+class _Count:
+    failures: int
+    until: float

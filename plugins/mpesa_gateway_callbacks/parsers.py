@@ -1,0 +1,128 @@
+"""The callback kinds of the enabled plugins: of which kind a callback is, and what is published of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackEvent, CallbackKind
+from mpesa_gateway.daraja.wire import InvalidCallback, read_json_leniently
+from mpesa_gateway.errors import InvalidFields
+
+Make = Callable[[Mapping[str, Any]], CallbackEvent]
+
+
+@dataclass(frozen=True)
+class ParsedCallback:
+    """One callback, read. ``handle`` is Daraja's id of what it is about; ``content`` what equal callbacks agree in."""
+
+    handle: str
+    result_code: str
+    content: tuple[str, ...]
+    event: Make | None
+    """Makes the event from what the inbox knows; None for a callback that nobody waits for."""
+    otherwise: tuple[Make, ...] = ()
+    """The events to publish, one after the other, while no subscriber used those before."""
+
+
+class CallbackParsers:
+    """The kinds by their names, in the order in which the plugins declare them."""
+
+    def __init__(self, kinds: Mapping[str, CallbackKind]) -> None:
+        self._kinds = kinds
+        self._by_path = {kind.path: name for name, kind in kinds.items() if kind.path is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names."""
+        return tuple(self._kinds)
+
+    def get(self, name: str) -> CallbackKind | None:
+        """The kind of this name, None where no enabled plugin declares it."""
+        return self._kinds.get(name)
+
+    def at(self, path: str) -> str | None:
+        """The kind at a path of the specification, None where no enabled plugin declares one."""
+        return self._by_path.get(path)
+
+    def in_place_of(self, path: str) -> str | None:
+        """The kind that takes what comes to the path of a plugin that is not enabled, None where none does.
+
+        It is one that shares its envelope with others and whose path ends alike: merchants set one address for all.
+        """
+        ending = path.partition("/")[2]
+        taken = (name for other, name in self._by_path.items() if ending and other.partition("/")[2] == ending)
+        return next((name for name in taken if self._kinds[name].family), None)
+
+    def check(self, name: str | None) -> None:
+        """Raise Invalid for the name of a kind that there is not."""
+        if name is not None and name not in self._kinds:
+            raise InvalidFields.field_error("kind", f"must be one of {', '.join(sorted(self._kinds))}")
+
+    def family(self, name: str) -> tuple[str, ...]:
+        """The kinds of one envelope with this one, itself first."""
+        own = self._kinds.get(name)
+        if own is None:
+            return (name,)
+        others = (other.name for other in self._kinds.values() if own.family and other.family == own.family)
+        return tuple(dict.fromkeys((name, *others)))
+
+    def read(self, name: str, body: bytes, *, has_token: bool) -> ParsedCallback:
+        """Read a callback of this kind. Raises InvalidCallback, also where no enabled plugin takes it.
+
+        One without a token may be of any kind of its family, whichever address it came to.
+        """
+        kind = self._kinds.get(name)
+        if kind is None:
+            raise InvalidCallback(f"no enabled plugin takes callbacks of the kind {name}")
+        others = () if has_token else map(self._kinds.__getitem__, self.family(name)[1:])
+        content = kind.read(body)
+        return ParsedCallback(
+            content.handle,
+            content.result_code,
+            content.same,
+            _maker(kind, content),
+            tuple(
+                make
+                for other in others
+                if bool(other.timeout_of) == bool(kind.timeout_of)
+                if (make := _maker(other, other.read(body))) is not None
+            ),
+        )
+
+    def of_body(self, name: str, body: bytes) -> str:
+        """The kind of a callback without a token: that of its address, unless its body is plainly of another kind."""
+        kind = self._kinds.get(name)
+        if kind is None or kind.fits is None:
+            return name
+        try:
+            content = read_json_leniently(body)
+        except ValueError:
+            return name
+        if not isinstance(content, dict):
+            return name
+        fields = cast("dict[str, Any]", content)
+        candidates = (kind, *self._kinds.values())
+        return next((each.name for each in candidates if each.fits is not None and each.fits(fields)), name)
+
+    def merged(self, address: str, token: str) -> str:
+        """The kind of a callback whose token was made for another address of its family.
+
+        That is the token's, as a timeout if either is.
+        """
+        made, came = self._kinds.get(token), self._kinds.get(address)
+        if made is None or came is None:
+            return token
+        if not came.timeout_of or made.timeout_of or came.family != made.family:
+            return token
+        return next((kind.name for kind in self._kinds.values() if kind.timeout_of == token), token)
+
+
+def _maker(kind: CallbackKind, content: CallbackContent) -> Make | None:
+    if kind.event is None:
+        return None
+    return partial(_make, kind.event, content)
+
+
+def _make(event: type[CallbackEvent], content: CallbackContent, known: Mapping[str, Any]) -> CallbackEvent:
+    return event(**known, result_code=content.result_code, **content.fields)

@@ -1,0 +1,62 @@
+"""What a merchant's credentials lack in an env, besides what an STK push needs."""
+
+from collections.abc import Iterator
+
+from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
+from mpesa_gateway.errors import ProviderNotConfigured
+from mpesa_gateway.readiness import Missing, Need
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_credentials.reader import CredentialReader
+
+_AGAIN = "PUT /v1/merchant/providers again"
+
+
+async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
+    """What the default shortcode of (merchant, env) lacks, or that there is none."""
+    try:
+        credentials = await gateway.port(CredentialReader).get(merchant_id, env)
+    except ProviderNotConfigured as problem:
+        return [Missing(name="credentials", message="payments are off: no credentials are stored", fix=problem.message)]
+    return [*missing_fields(credentials), *_unusable_certificate(gateway, env), *foreign_receiver(credentials)]
+
+
+def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:
+    """The optional fields that are not stored, each with what is off without it."""
+    if credentials.initiator is None:
+        yield Missing(
+            name="initiator",
+            message="refunds and status queries are off: mpesa.initiator is not stored",
+            fix=f"{_AGAIN}, with mpesa.initiator and mpesa.initiator_password (or mpesa.security_credential)",
+        )
+    if credentials.nominated_number is None:
+        yield Missing(
+            name="nominated_number",
+            message="reconciliation (Pull) is off: mpesa.nominated_number is not stored",
+            fix=f"{_AGAIN}, with mpesa.nominated_number",
+        )
+
+
+def _unusable_certificate(gateway: Runtime, env: Env) -> Iterator[Missing]:
+    try:
+        certificate_for(gateway.config.daraja, env).check_time(gateway.clock.now())
+    except CertificateError as problem:
+        yield Missing(
+            name="certificate",
+            message=f"initiator_password cannot be encrypted here: no usable {env} certificate ({problem})",
+            fix=f"the host sets daraja.{env}_certificate; until then send mpesa.security_credential",
+        )
+
+
+def foreign_receiver(credentials: MpesaCredentials) -> Iterator[Missing]:
+    """That the receiver is another merchant's, unless the host allows this one to use it."""
+    if not credentials.is_owner and not credentials.is_allowed:
+        yield Missing(
+            name="receiver",
+            message=f"payments are off: shortcode {credentials.shortcode} belongs to another merchant of this gateway",
+            fix="ask the host to run `mpesa-gateway receivers allow` or `mpesa-gateway receivers move`",
+        )
+
+
+NEEDS = (Need(missing_credentials),)

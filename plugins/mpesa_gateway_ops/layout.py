@@ -1,0 +1,205 @@
+"""The frame of every page: the banner, the menu, the search, and what other plugins add to the page inside."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from litestar import Response
+from markupsafe import Markup, escape
+
+from mpesa_gateway.http import templating
+from mpesa_gateway.http.templating import Connection
+from mpesa_gateway.ops_contract import Page, PageRequest, Panel, Rendered, Role, TimelineEntry
+from mpesa_gateway.phone import Msisdn, mask_phones
+from mpesa_gateway.plugin import Plugin
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway_ops.access import env_of
+from mpesa_gateway_ops.flash import FlashMessage
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage, groups, safely
+from mpesa_gateway_ops.sessions import Session
+
+_OWN = "mpesa_gateway_ops"
+
+_REFUSED = {403: "Not allowed", 404: "Not found"}
+"""The titles of refusals that have one of their own, by status."""
+
+_IDS = re.compile(r"(?<![0-9A-Za-z_])([a-z]{3}_[0-9a-z]{26})(?![0-9A-Za-z_])")
+
+
+class Layout:
+    """Draws pages."""
+
+    def __init__(self, runtime: Runtime, desk: PageRegistry) -> None:
+        self._runtime = runtime
+        self._desk = desk
+        packages = {
+            plugin.name: plugin.pages.templates for plugin in runtime.contributed(Plugin) if plugin.pages.templates
+        }
+        self._templates = templating.environment({"": _OWN} | packages)
+
+    async def page(
+        self,
+        connection: Connection,
+        session: Session,
+        visit: PageRequest,
+        found: RegisteredPage[Page],
+        *,
+        note: FlashMessage | None = None,
+        status: int = 200,
+    ) -> Response[Any]:
+        """A page with what other plugins add to it. Raises whatever the page itself does."""
+        page = found.it
+        shown = await page.show(visit)
+        if isinstance(shown, Response):
+            return shown
+        own: dict[str, Any] = {"title": shown.title or page.title, "note": note, "problems": visit.problems}
+        values = self._values(connection, session, visit, page) | own
+        if page.place:
+            about = next(iter(visit.values.values()), "")
+            values["panels"], values["moments"] = await asyncio.gather(
+                self._panels(visit, page.place, about, values), self._moments(page.place, about)
+            )
+        return templating.answer(_as_seen(visit, self._render(found.plugin, shown, values)), status=status)
+
+    def refusal(self, connection: Connection, session: Session | None, message: str, status: int) -> Response[str]:
+        """The page that says why not: in the frame for who is signed in, by itself for others."""
+        title = _REFUSED.get(status, "Not done" if status < 500 else "Not now")
+        said = {"title": title, "message": message}
+        if session is None:
+            return self.alone(connection, "refusal_alone.html", said, status=status)
+        visit = PageRequest(gateway=self._runtime, visitor=session.visitor, values={}, env=env_of(connection))
+        values = self._values(connection, session, visit, None)
+        text = self._templates.get_template("refusal.html").render(values | said)
+        return templating.answer(_as_seen(visit, text), status=status)
+
+    def alone(
+        self,
+        connection: Connection,
+        template: str,
+        values: Mapping[str, Any],
+        *,
+        status: int = 200,
+        more: Mapping[str, str] | None = None,
+    ) -> Response[str]:
+        """A page for whoever is not signed in."""
+        own = {"root": templating.root(connection), "asset": templating.asset}
+        return templating.answer(
+            self._templates.get_template(template).render(own | dict(values)), status=status, more=more
+        )
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _values(
+        self, connection: Connection, session: Session, visit: PageRequest, page: Page | None
+    ) -> dict[str, Any]:
+        """What every template may use."""
+        root, now = templating.root(connection), self._runtime.clock.now()
+        visitor = visit.visitor
+        menu = [(entry, other) for entry, other in self._desk.menu if visitor.role.may(other.role)]
+
+        def url(path: str = "") -> str:
+            return f"{root}ops/{quote(path, safe='/?&=:~%')}" if path else f"{root}ops"
+
+        def may(role: str) -> bool:
+            return visitor.role.may(Role(role))
+
+        def when(moment: datetime | None, absent: str = templating.ABSENT) -> Markup:
+            return templating.when(moment, now, absent)
+
+        def ident(object_id: str | None, label: str | None = None) -> Markup:
+            if not object_id:
+                return escape(templating.ABSENT)
+            path = self._desk.path_of(object_id)
+            shown = Markup("<code>{}</code>").format(object_id) if label is None else label
+            return (
+                Markup("{}").format(shown) if path is None else Markup('<a href="{}">{}</a>').format(url(path), shown)
+            )
+
+        def brief(object_id: str | None) -> Markup:
+            """An id by its ends, for tables; whole under the pointer."""
+            if not object_id or not _IDS.fullmatch(object_id):
+                return ident(object_id)
+            short = Markup('<code title="{}">{}…{}</code>').format(object_id, object_id[:4], object_id[-6:])
+            return ident(object_id, short)
+
+        def linked(text: str) -> Markup:
+            """A sentence in which each id leads to its page."""
+            parts = _IDS.split(mask_phones(text))
+            return Markup("").join(brief(part) if index % 2 else part for index, part in enumerate(parts))
+
+        def phone(number: str | None) -> str:
+            """Whole for those who may act for the payer, masked for those who only look."""
+            if number is None:
+                return templating.ABSENT
+            return Msisdn(number).masked if visitor.role is Role.VIEWER and number.isdigit() else number
+
+        return {
+            "root": root,
+            "asset": templating.asset,
+            "url": url,
+            "ident": ident,
+            "brief": brief,
+            "linked": linked,
+            "phone": phone,
+            "mask": mask_phones,
+            "when": when,
+            "now": now,
+            "visitor": visitor,
+            "may": may,
+            # A form acts in the env that it was shown in, whatever another tab looks at by then.
+            "token": Markup(
+                '<input type="hidden" name="form_token" value="{}"><input type="hidden" name="form_env" value="{}">'
+            ).format(session.form_token, visit.env),
+            "is_ours": session.is_ours,
+            "menu": groups(menu),
+            "is_live": visit.env == "live",
+            "env": visit.env,
+            # A list has its like in the other env, a page about one object has not.
+            "switch_to": page.path if page is not None and "{" not in page.path else "",
+            "page": page,
+            "note": None,
+            "problems": (),
+            "form": visit.form,
+        }
+
+    async def _panels(self, visit: PageRequest, place: str, about: str, values: Mapping[str, Any]) -> list[Markup]:
+        chosen = [(plugin, panel) for plugin, panel in self._desk.panels if panel.place == place]
+        return [
+            panel
+            for panel in await asyncio.gather(
+                *(self._panel(visit, plugin, each, about, values) for plugin, each in chosen)
+            )
+            if panel
+        ]
+
+    async def _panel(
+        self, visit: PageRequest, plugin: str, panel: Panel, about: str, values: Mapping[str, Any]
+    ) -> Markup | None:
+        async def draw() -> Markup:
+            shown = await panel.show(visit, about)
+            return Markup("") if shown is None else Markup(self._render(plugin, shown, values))  # noqa: S704 - a template's
+
+        drawn = await safely(draw())
+        if drawn is None:
+            return Markup(self._templates.get_template("panel_failed.html").render(dict(values), plugin=plugin))  # noqa: S704
+        return drawn or None
+
+    async def _moments(self, place: str, about: str) -> list[TimelineEntry]:
+        readers = [trace.read(self._runtime, about) for trace in self._desk.traces if trace.place == place]
+        found = await asyncio.gather(*map(safely, readers))
+        return sorted((moment for part in found if part is not None for moment in part), key=lambda moment: moment.at)
+
+    def _render(self, plugin: str, shown: Rendered, values: Mapping[str, Any]) -> str:
+        template = self._templates.get_template(f"{plugin}/{shown.template}")
+        return template.render(dict(values) | dict(shown.values))
+
+
+def _as_seen(visit: PageRequest, text: str) -> str:
+    """A whole page as its visitor sees it: for a viewer every payer's number in it is masked, wherever it stands.
+
+    Numbers also stand where no template expects one: in Daraja's handle, as a reference, in metadata.
+    """
+    return mask_phones(text) if visit.visitor.role is Role.VIEWER else text

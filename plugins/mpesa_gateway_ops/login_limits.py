@@ -1,0 +1,146 @@
+"""Bounds on guessing passwords: by address and by account, and for browsers that signed in before by themselves.
+
+A browser that signed in to an account once holds a device cookie. Its failures count for the device alone, so that
+guesses of strangers, from its own address or at its own account, do not shut it out (OWASP, "Device cookies").
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import re
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from mpesa_gateway.call_slots import released_slot
+from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.errors import TooManyFailures
+from mpesa_gateway.http.work_limits import WorkLimit
+from mpesa_gateway.ids import Ids
+from mpesa_gateway.secret import Secret
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.gateway_secrets import OPERATOR_FORMS, GatewaySecrets
+from mpesa_gateway.security.rate_limits import ACCOUNT, DEVICE, LOGIN, RateLimits
+
+T = TypeVar("T")
+
+DEVICE_LIFETIME = timedelta(days=365)
+
+_EACH, _QUEUE, _WAIT = 2, 8, 3.0
+"""Logins of one address at a time, that wait in all, and the seconds that one waits. One password is hashed at a time:
+it takes 64 MiB, and a core for a moment."""
+
+_PAUSE = 1.0
+"""Seconds after which a login that finds no room is refused."""
+
+_NICE = 10
+"""How much of a busy machine hashing leaves to everything else."""
+
+_COOKIE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})\Z", re.ASCII)
+
+
+@dataclass(frozen=True)
+class LoginAttempt:
+    """Who guesses at what: ``name`` as it was typed, in lower case; ``device`` is None for a browser we do not know."""
+
+    name: str
+    address: str
+    device: str | None
+
+    @property
+    def counters(self) -> tuple[tuple[str, str], ...]:
+        """What its failure is counted for. A name that no account has is counted like any other."""
+        if self.device is not None:
+            return ((DEVICE, self.device),)
+        return ((LOGIN, neighbourhood(self.address)), (ACCOUNT, hashlib.sha256(self.name.encode()).hexdigest()[:32]))
+
+
+class LoginLimits:
+    """Judges guesses in turn. Known devices have a queue of their own."""
+
+    def __init__(self, *, clock: Clock, ids: Ids, limits: RateLimits, vault: GatewaySecrets, audit: Audit) -> None:
+        self._clock = clock
+        self._ids = ids
+        self._limits = limits
+        self._vault = vault
+        self._audit = audit
+        self._strangers = WorkLimit(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
+        self._devices = WorkLimit(1, each=_EACH, queue=_QUEUE, wait=_WAIT, pause=_PAUSE)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="password", initializer=_lower_priority)
+
+    async def run(self, hash_or_verify: Callable[[], T]) -> T:
+        """Run what hashes a password in a thread of its own, behind everything else that wants the processor."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, hash_or_verify)
+
+    def stop(self) -> None:
+        """End the threads once they are idle."""
+        self._threads.shutdown(wait=False)
+
+    def guess(self, name: str, address: str, cookie: Secret) -> LoginAttempt:
+        """A guess at an account from a browser with this device cookie."""
+        return LoginAttempt(name, address, self._read(name, cookie))
+
+    @asynccontextmanager
+    async def judging(self, guess: LoginAttempt) -> AsyncGenerator[None]:
+        """A block that judges a guess, outside the places of calls that are worked on.
+
+        Raises TooManyFailures before it, in the same words for every account, and ServiceUnavailable for want of room.
+        """
+        turns, who = (
+            (self._strangers, neighbourhood(guess.address)) if guess.device is None else (self._devices, guess.device)
+        )
+        limits = self._limits
+        if any(limits.refusal(what, counted) for what, counted in guess.counters):
+            # Known in this process: no turn is taken from others.
+            await self._refuse_limited(guess)
+        with released_slot():
+            # Inside the turn, so that guesses made at the same time cannot all pass before the first one counts.
+            async with turns.acquire(who):
+                await self._refuse_limited(guess)
+                yield
+
+    async def _refuse_limited(self, guess: LoginAttempt) -> None:
+        """Raise TooManyFailures where the failures are used up, and put it on record."""
+        try:
+            for what, counted in guess.counters:
+                await self._limits.admits(what, counted)
+        except TooManyFailures:
+            await self._audit.observe("operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
+            raise
+
+    async def failed(self, guess: LoginAttempt) -> None:
+        """Count a wrong guess."""
+        for what, counted in guess.counters:
+            with suppress(TooManyFailures):
+                # The next guess is told.
+                await self._limits.failed(what, counted)
+
+    def device_cookie(self, name: str) -> Secret:
+        """A new device cookie of a browser that has signed in to this account."""
+        until = str(int((self._clock.now() + DEVICE_LIFETIME).timestamp()))
+        nonce = self._ids.token(16).hex()
+        return Secret(f"{until}.{nonce}.{self._mac(name, until, nonce)}")
+
+    def _read(self, name: str, cookie: Secret) -> str | None:
+        """The device of a cookie of this account, None for any other."""
+        found = _COOKIE.match(cookie.reveal())
+        if found is None or int(found[1]) <= self._clock.now().timestamp():
+            return None
+        return found[2] if hmac.compare_digest(self._mac(name, found[1], found[2]), found[3]) else None
+
+    def _mac(self, name: str, until: str, nonce: str) -> str:
+        text = f"device\0{until}\0{nonce}\0{name}"
+        return hmac.new(self._vault.secret(OPERATOR_FORMS), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

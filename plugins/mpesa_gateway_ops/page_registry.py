@@ -1,0 +1,145 @@
+"""The desk: all pages and acts that the enabled plugins bring, and the way to each."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+from mpesa_gateway.env import Env
+from mpesa_gateway.logs import trace
+from mpesa_gateway.ops_contract import Action, AttentionItem, Menu, Page, PageRequest
+from mpesa_gateway.plugin import Plugin, PluginError
+from mpesa_gateway.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+P = TypeVar("P", Page, Action)
+
+_ID = re.compile(r"([a-z]{3})_[0-9a-z]{4,40}\Z", re.ASCII)
+_VALUE = "[0-9A-Za-z_.:~-]{1,128}"
+"""An id, or the key of a job (`payments.query:pay_…`); any other value leads to no page."""
+
+
+@dataclass(frozen=True)
+class RegisteredPage(Generic[P]):
+    """A page or an act, the plugin that brings it, and the values in its address."""
+
+    plugin: str
+    it: P
+    values: dict[str, str]
+
+
+class PageRegistry:
+    """Knows every page and act. Raises PluginError when two want the same address."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        brought = [(plugin.name, plugin.pages) for plugin in runtime.contributed(Plugin)]
+        self._pages = _PathIndex([(name, page) for name, pages in brought for page in pages.pages])
+        self._acts = _PathIndex([(name, act) for name, pages in brought for act in pages.acts])
+        every = [page for _, pages in brought for page in pages.pages]
+        self._paths = {page.names: page.path for page in every if page.names}
+        self.menu: list[tuple[Menu, Page]] = sorted(
+            ((page.menu, page) for page in every if page.menu is not None), key=lambda entry: entry[0].order
+        )
+        self.panels = sorted(
+            ((name, panel) for name, pages in brought for panel in pages.panels), key=lambda entry: entry[1].order
+        )
+        self.traces = [trace for _, pages in brought for trace in pages.traces]
+        self._concerns = [reader for _, pages in brought for reader in pages.concerns]
+        self._finders = [pages.finder for _, pages in brought if pages.finder is not None]
+
+    def page_at(self, path: str) -> RegisteredPage[Page] | None:
+        """The page at an address below /ops."""
+        return self._pages.find(path)
+
+    def act_at(self, path: str) -> RegisteredPage[Action] | None:
+        """The act at an address below /ops."""
+        return self._acts.find(path)
+
+    def page_of(self, act: RegisteredPage[Action]) -> RegisteredPage[Page] | None:
+        """The page that an act's form stands on: the one that shares its address."""
+        found = self._pages.like(act.it.path)
+        return None if found is None else RegisteredPage(found[0], found[1], act.values)
+
+    def path_of(self, object_id: str) -> str | None:
+        """The page about an object, by the prefix of its id; None where no enabled plugin shows such objects."""
+        found = _ID.match(object_id)
+        path = self._paths.get(found[1]) if found else None
+        return None if path is None else re.sub(r"\{\w+\}", object_id, path)
+
+    async def find(self, visit: PageRequest, text: str) -> str | None:
+        """The page for what somebody has in hand: an id, or whatever a plugin's finder knows."""
+        path = self.path_of(text)
+        if path is not None:
+            return path
+        for finder in self._finders:
+            if (path := await finder(visit, text)) is not None:
+                return path
+        return None
+
+    async def attention_items(self, env: Env) -> list[AttentionItem]:
+        """What wants attention in ``env``, of all plugins, the gravest first."""
+        found = await asyncio.gather(*(safely(reader(self._runtime, env)) for reader in self._concerns))
+        concerns = [concern for part in found if part is not None for concern in part]
+        return sorted(concerns, key=lambda concern: concern.state != "failed")
+
+
+async def safely(work: Awaitable[T]) -> T | None:
+    """What the work gives; None, with a line in the log, when it fails: a part of a page must not take it all down."""
+    try:
+        return await work
+    except Exception as problem:  # noqa: BLE001 - see above
+        log.error("panel_failed", exception=trace(problem))
+        return None
+
+
+class _PathIndex(Generic[P]):
+    """Addresses of several segments, some of them values, and what is there."""
+
+    def __init__(self, brought: Sequence[tuple[str, P]]) -> None:
+        self._fixed: dict[str, tuple[str, P]] = {}
+        self._open: list[tuple[re.Pattern[str], str, P]] = []
+        self._shapes: dict[str, tuple[str, P]] = {}
+        for plugin, it in brought:
+            shape = _shape(it.path)
+            if shape in self._shapes:
+                raise PluginError(f"two plugins bring the page `/ops/{it.path}`: enable only one of them")
+            self._shapes[shape] = plugin, it
+            if "{" in it.path:
+                pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>" + _VALUE + ")", re.escape(it.path))
+                self._open.append((re.compile(pattern + r"\Z"), plugin, it))
+            else:
+                self._fixed[it.path] = plugin, it
+
+    def find(self, path: str) -> RegisteredPage[P] | None:
+        """What is at this address: a whole one before one with values in it."""
+        path = path.strip("/")
+        if path in self._fixed:
+            plugin, it = self._fixed[path]
+            return RegisteredPage(plugin, it, {})
+        for pattern, plugin, it in self._open:
+            found = pattern.match(path)
+            if found is not None:
+                return RegisteredPage(plugin, it, found.groupdict())
+        return None
+
+    def like(self, path: str) -> tuple[str, P] | None:
+        """What has an address of this shape, whatever its values are called."""
+        return self._shapes.get(_shape(path))
+
+
+def _shape(path: str) -> str:
+    return re.sub(r"\{\w+\}", "{}", path)
+
+
+def groups(menu: Iterable[tuple[Menu, Page]]) -> list[tuple[str, list[tuple[Menu, Page]]]]:
+    """The menu by its groups, in the order of the first page of each."""
+    found: dict[str, list[tuple[Menu, Page]]] = {}
+    for entry, page in menu:
+        found.setdefault(entry.group, []).append((entry, page))
+    return list(found.items())

@@ -1,0 +1,378 @@
+"""Decides what a report of money means: pure functions over the report and the rows that it may concern.
+
+``judge`` is the only place that connects money with a payment. It reads nothing and knows no clock: callers give it the
+payments and transactions that they found, without locks first and again with the payments locked.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from mpesa_gateway.erasure import may_be_handle
+from mpesa_gateway.money import Kes
+from mpesa_gateway.phone import PhoneMatch, compare
+from mpesa_gateway_payments.evidence import (
+    CLOCKS_DIFFER,
+    Direction,
+    Evidence,
+    Proof,
+    Receiver,
+    Source,
+    normalised,
+)
+from mpesa_gateway_payments.states import Status
+from mpesa_gateway_payments.verdicts import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    By,
+    Confirm,
+    Mismatch,
+    NotAssignable,
+    NotFound,
+    NotIncoming,
+    PaidBy,
+    Payment,
+    Rules,
+    Transaction,
+    Verdict,
+)
+
+_DEFAULT_RULES = Rules()
+
+SHOWN_FOR = timedelta(hours=48)
+"""How long before the money a payment may have been made to be shown to a person as a candidate."""
+
+_OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
+_PAYABLE = frozenset({*_OPEN, Status.COMPLETED.value})
+_PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
+_LOOSE = frozenset({None, "phone", "unconfirmed"})
+"""Mismatches that leave open whether the payment was paid; others wait for a person."""
+
+
+def names_payment(evidence: Evidence, payment: Payment) -> bool:
+    """Whether the push that a report names is this payment's."""
+    handle = evidence.handle
+    if handle is None or handle.payment_id not in {None, payment.payment_id}:
+        return False
+    told, known = handle.checkout_request_id, payment.checkout_request_id
+    if told is None or known is None:
+        return handle.payment_id is not None
+    return may_be_handle(told, known)
+
+
+def judge(
+    evidence: Evidence,
+    payments: Sequence[Payment],
+    transactions: Sequence[Transaction] = (),
+    rules: Rules = _DEFAULT_RULES,
+) -> Verdict:
+    """What a report means. ``payments`` are of all merchants of the receiver; their order does not matter."""
+    is_own_outgoing = evidence.receipt is not None and any(
+        one.direction is Direction.OUT and one.receipt == evidence.receipt for one in transactions
+    )
+    if evidence.direction is Direction.OUT or is_own_outgoing:
+        return NotIncoming()
+    if evidence.handle is not None and evidence.source is Source.STATUS_QUERY:
+        return _judge_answer(evidence, payments, rules)
+    if evidence.handle is not None:
+        return _judge_push(evidence, payments, rules)
+    evidence = _with_known_reference(evidence, transactions)
+    return _identified(evidence, payments, rules) or _judge_by_rule(evidence, payments, transactions, rules)
+
+
+def _with_known_reference(evidence: Evidence, transactions: Sequence[Transaction]) -> Evidence:
+    """The report with the reference that another report of the same receipt showed: status answers never show it."""
+    if evidence.reference is not None or evidence.receipt is None:
+        return evidence
+    shown = sorted(one.reference for one in transactions if one.receipt == evidence.receipt and one.reference)
+    return replace(evidence, reference=shown[0]) if shown else evidence
+
+
+def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -> Verdict:
+    named = [payment for payment in payments if names_payment(evidence, payment)]
+    if len(named) != 1:
+        return NotIncoming() if payments else NotFound()
+    (payment,) = named
+    if evidence.receiver is not None and not _is_at(payment, evidence.receiver):
+        return NotIncoming()
+    return _accepted(evidence, payment, "push", rules)
+
+
+def _judge_answer(  # noqa: PLR0911 - one return for each rule
+    evidence: Evidence, payments: Sequence[Payment], rules: Rules
+) -> Verdict:
+    """The verdict on a status answer to a question about a payment by the conversation of its push.
+
+    The conversation says which payment was asked about. The answer has to state that its money fits: what it lacks
+    leaves the payment as it is.
+    """
+    payment = next((one for one in payments if names_payment(evidence, one)), None)
+    if payment is None:
+        return NotIncoming() if payments else NotFound()
+    is_known = evidence.receipt is not None and evidence.receipt == payment.receipt
+    if not is_known and contradicts(evidence, payment, except_for_amount=True):
+        return NotIncoming()
+    if evidence.direction is Direction.IN and evidence.amount not in {None, payment.amount}:
+        return Mismatch(payment.payment_id, "amount", "receipt" if is_known else "push")
+    if is_known or (payment.status in _PAID and evidence.receipt is None):
+        return AlreadyKnown(payment.payment_id)
+    is_whole = (
+        evidence.direction is Direction.IN
+        and evidence.receipt is not None
+        and evidence.amount == payment.amount
+        and bool(evidence.time)
+        and _likeness(evidence.payer, payment) is not PhoneMatch.HIDDEN
+    )
+    if is_whole:
+        return _accepted(evidence, payment, "push", rules)
+    if payment.status == Status.FAILED.value and payment.failure_reason != "expired":
+        # It is not asked about again: a person decides.
+        return Mismatch(payment.payment_id, "unconfirmed")
+    return Ambiguous((payment.payment_id,))
+
+
+def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool = False) -> bool:
+    """Whether something that a report states differs from the payment that was asked about."""
+    return (
+        evidence.direction is Direction.OUT
+        or (evidence.receiver is not None and not _is_at(payment, evidence.receiver))
+        or (not except_for_amount and evidence.amount not in {None, payment.amount})
+        or (evidence.payer is not None and _likeness(evidence.payer, payment) is PhoneMatch.OTHER)
+        or evidence.is_impossible
+        or not all(_is_after(at, payment, SHOWN_FOR) for at in evidence.time)
+    )
+
+
+def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = _DEFAULT_RULES) -> Verdict:
+    """What a success means that came to the address of a payment's push and names another push.
+
+    It completes the payment where it states the amount, a receipt and the payer; otherwise a person decides.
+    """
+    is_whole = evidence.receipt is not None and evidence.amount == payment.amount and evidence.payer is not None
+    if is_whole and _likeness(evidence.payer, payment) is not PhoneMatch.OTHER:
+        verdict = _accepted(evidence, payment, "push", rules)
+        if not isinstance(verdict, Confirm):
+            return verdict
+    return Mismatch(payment.payment_id, "unconfirmed")
+
+
+def _identified(  # noqa: PLR0911 - one return for each rule
+    evidence: Evidence, payments: Sequence[Payment], rules: Rules
+) -> Verdict | None:
+    """The verdict on money whose receipt we know, or that carries a reference of our own; None for any other."""
+    receiver, receipt = evidence.receiver, evidence.receipt
+    is_in = evidence.direction is Direction.IN and receiver is not None
+    payments = sorted(payments, key=_by_id)
+    if receipt is not None:
+        for payment in payments:
+            if payment.receipt == receipt:
+                is_equal = not is_in or evidence.amount in {None, payment.amount}
+                return (
+                    AlreadyKnown(payment.payment_id) if is_equal else Mismatch(payment.payment_id, "amount", "receipt")
+                )
+        for payment in payments:
+            if payment.received_receipt == receipt and is_in:
+                if payment.receipt is not None:
+                    return Mismatch(payment.payment_id, payment.mismatch or "receipt", "receipt", is_new=False)
+                return _accepted(evidence, payment, "receipt", rules)
+    if receiver is None or (evidence.source is Source.STATUS_QUERY and not is_in):
+        # A status answer names its receiver by the credit party.
+        return NotIncoming()
+    owner = _owner_of_reference(evidence, receiver, payments)
+    if owner is None:
+        return None
+    if not is_in or evidence.amount is None or receipt is None:
+        return Ambiguous((owner.payment_id,))
+    # A second payment under a reference that has been paid is a mismatch: its merchant is told.
+    return _accepted(evidence, owner, "reference", rules)
+
+
+def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterable[Payment]) -> Payment | None:
+    """The payment whose own reference a report has; None where another payment with that reference can have its money.
+
+    A merchant may give the reference of an earlier payment to a later one, as shops do that copy it into a retry.
+    """
+    reference = normalised(evidence.reference)
+    alike = [one for one in payments if normalised(one.reference) == reference and _is_at(one, receiver)]
+    owner = next((one for one in alike if one.reference_is_ours), None)
+    if owner is None or any(one.payment_id != owner.payment_id and _may_pay(evidence, one) for one in alike):
+        return None
+    return owner
+
+
+def _judge_by_rule(
+    evidence: Evidence, payments: Sequence[Payment], transactions: Sequence[Transaction], rules: Rules
+) -> Verdict:
+    shown = sorted((payment for payment in payments if _may_pay(evidence, payment)), key=_by_id)
+    if not shown:
+        return NotFound()
+    ids = tuple(payment.payment_id for payment in shown)
+    fitting = [payment for payment in shown if _fits(evidence, payment, rules)]
+    if len(fitting) == 1 and not any(_is_rival(one, evidence, fitting[0], rules) for one in transactions):
+        return PaidBy(fitting[0].payment_id, "rule")
+    is_whole = all(_likeness(evidence.payer, one) in {PhoneMatch.SAME, PhoneMatch.OTHER} for one in shown)
+    if evidence.proof is Proof.WINDOW and not (is_whole and len(evidence.time) == 1):
+        return Ask(ids)
+    return Ambiguous(ids)
+
+
+def _accepted(  # noqa: PLR0911 - likewise
+    evidence: Evidence, payment: Payment, by: By, rules: Rules
+) -> Verdict:
+    """What money means for the payment that it names."""
+    payment_id, amount, receipt = payment.payment_id, evidence.amount, evidence.receipt
+    if evidence.proof is Proof.NONE and not payment.is_open:
+        return AlreadyKnown(payment_id)
+    is_other = evidence.payer is not None and _likeness(evidence.payer, payment) is PhoneMatch.OTHER
+    if evidence.source is Source.STK_CALLBACK and payment.is_open:
+        is_asked_for = amount == payment.amount and receipt is not None and not is_other
+        if _wants_confirmation(evidence, payment, rules, is_asked_for=is_asked_for):
+            can_be_asked = payment.checkout_request_id or (evidence.handle and evidence.handle.checkout_request_id)
+            if payment.mismatch is None and can_be_asked:
+                return Confirm(payment_id)
+            return Mismatch(payment_id, "unconfirmed", by)
+    if amount is not None and amount != payment.amount:
+        return Mismatch(payment_id, "amount", by)
+    if payment.receipt is not None and receipt not in {None, payment.receipt}:
+        # Two receipts for one payment: the payer may have paid twice.
+        return Mismatch(payment_id, "receipt", by)
+    if payment.status in _PAID and (receipt is None or receipt == payment.receipt):
+        return AlreadyKnown(payment_id)
+    if payment.status == Status.FAILED.value and receipt is None and not _is_from_own_callback(evidence, payment):
+        return Mismatch(payment_id, "unconfirmed", by)
+    is_held = payment.mismatch not in {None, "phone"} and payment.is_open
+    if is_held and (receipt is None or amount is None):
+        # Something else was reported before: only a receipt for the amount asked for outweighs it.
+        return Mismatch(payment_id, payment.mismatch or "", by, is_new=False)
+    return PaidBy(payment_id, by, is_other)
+
+
+def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, is_asked_for: bool) -> bool:
+    if evidence.proof is Proof.CONFIRMED:
+        return False
+    if evidence.proof is Proof.NONE or rules.confirm == "always" or evidence.is_receipt_unread:
+        # A receipt that cannot be read may be that of other money: M-Pesa's own answer about the push decides.
+        return True
+    if payment.failure_reason == "expired" and evidence.receipt is None:
+        # M-Pesa has said nothing yet: its own answer decides.
+        return True
+    return rules.confirm == "mismatch" and not is_asked_for
+
+
+def _is_from_own_callback(evidence: Evidence, payment: Payment) -> bool:
+    """Whether M-Pesa itself answered our STK query with 0 about a push whose failure was not its final word."""
+    is_asked = evidence.source is Source.STK_QUERY or evidence.proof is Proof.CONFIRMED
+    return is_asked and not payment.outcome_is_final
+
+
+def judge_choice(  # noqa: PLR0911 - likewise
+    evidence: Evidence,
+    chosen: Payment,
+    payments: Sequence[Payment],
+    transactions: Sequence[Transaction] = (),
+    rules: Rules = _DEFAULT_RULES,
+    *,
+    by_operator: bool = False,
+) -> Verdict | NotAssignable:
+    """What a report means that a person assigns to ``chosen``.
+
+    A merchant's choice has to fit the report, and no payment of another merchant may fit it. An operator decides where
+    the report contradicts nothing that is certain: the receiver, and who has the receipt or the reference.
+    """
+    everything = [one for one in payments if one.payment_id != chosen.payment_id] + [chosen]
+    verdict = judge(evidence, everything, transactions, rules)
+    payment_id = chosen.payment_id
+    if isinstance(verdict, NotIncoming):
+        return NotAssignable(payment_id, "not_ours")
+    if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
+        if verdict.payment_id == payment_id:
+            return verdict
+        if not by_operator or isinstance(verdict, AlreadyKnown) or verdict.by != "rule":
+            return NotAssignable(payment_id, "another")
+    if evidence.receiver is None or not _is_at(chosen, evidence.receiver):
+        return NotAssignable(payment_id, "receiver")
+    if chosen.receipt is not None:
+        return NotAssignable(payment_id, "paid")
+    owner = _owner_of_reference(evidence, evidence.receiver, everything)
+    if isinstance(verdict, Ambiguous) and verdict.payment_ids != (payment_id,) and owner is not None:
+        return NotAssignable(payment_id, "another")
+    if not by_operator:
+        if evidence.direction is not Direction.IN or not _may_pay(evidence, chosen):
+            return NotAssignable(payment_id, "differs")
+        if any(one.merchant_id != chosen.merchant_id and _may_pay(evidence, one) for one in everything):
+            return NotAssignable(payment_id, "merchant")
+    return _accepted(evidence, chosen, "hand", rules)
+
+
+def with_part_of_statement(evidence: Evidence) -> Evidence:
+    """The same report where other money or other payments may be missing: only what names its payment settles it."""
+    return replace(evidence, proof=Proof.PAGE)
+
+
+def _is_at(payment: Payment, receiver: Receiver) -> bool:
+    return (payment.env, payment.shortcode) == (receiver.env, receiver.number)
+
+
+def _by_id(payment: Payment) -> str:
+    return payment.payment_id
+
+
+def _likeness(payer: str | None, payment: Payment) -> PhoneMatch:
+    if payer is None or payment.phone is None:
+        return PhoneMatch.HIDDEN
+    return compare(payer, payment.phone)
+
+
+def _may_pay(evidence: Evidence, payment: Payment) -> bool:
+    """Whether nothing in a report contradicts that it is about this payment. What is absent contradicts nothing."""
+    receiver, reference = evidence.receiver, normalised(evidence.reference)
+    return (
+        receiver is not None
+        and _is_at(payment, receiver)
+        and isinstance(evidence.amount, Kes)
+        and evidence.amount == payment.amount
+        and payment.receipt is None
+        and payment.phone is not None
+        and payment.status in _PAYABLE
+        and _likeness(evidence.payer, payment) is not PhoneMatch.OTHER
+        and reference in {None, normalised(payment.reference)}
+        and not evidence.is_impossible
+        and (not evidence.time or any(_is_after(at, payment, SHOWN_FOR) for at in evidence.time))
+    )
+
+
+def _fits(evidence: Evidence, payment: Payment, rules: Rules) -> bool:
+    """Whether a report that may be about this payment states all that the rule asks for."""
+    receiver = evidence.receiver
+    if receiver is None or evidence.direction is not Direction.IN or evidence.receipt is None:
+        return False
+    if evidence.proof in {Proof.PAGE, Proof.NONE}:
+        return False
+    if payment.outcome_is_final or payment.mismatch not in _LOOSE:
+        return False
+    if not evidence.time or not all(_is_after(at, payment, rules.match_within) for at in evidence.time):
+        return False
+    has_reference = evidence.reference is not None
+    # A status answer never shows the reference. A paybill's statement always does.
+    if not receiver.is_till and not has_reference and evidence.source is not Source.STATUS_QUERY:
+        return False
+    likeness = _likeness(evidence.payer, payment)
+    return likeness is PhoneMatch.SAME or (likeness is PhoneMatch.PARTLY and has_reference and not receiver.is_till)
+
+
+def _is_after(at: datetime, payment: Payment, within: timedelta) -> bool:
+    return payment.created_at - CLOCKS_DIFFER <= at <= payment.created_at + within
+
+
+def _is_rival(one: Transaction, evidence: Evidence, payment: Payment, rules: Rules) -> bool:
+    """Whether other money, which is allocated to nothing yet, may be this payment's as well."""
+    return (
+        one.receipt != evidence.receipt
+        and one.direction is not Direction.OUT
+        and (one.receiver is None or _is_at(payment, one.receiver))
+        and one.amount in {None, payment.amount}
+        and _likeness(one.payer, payment) is not PhoneMatch.OTHER
+        and normalised(one.reference) in {None, normalised(payment.reference)}
+        and (not one.time or any(_is_after(at, payment, rules.match_within) for at in one.time))
+    )

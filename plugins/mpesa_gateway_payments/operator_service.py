@@ -1,0 +1,204 @@
+"""Payments as operators look at them, of all merchants together, and what they do about one."""
+
+import base64
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from piccolo.columns.combination import WhereRaw
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Found, Row
+from mpesa_gateway.db.keyset import Conditions, KeysetPage, Total
+from mpesa_gateway.env import Env
+from mpesa_gateway.errors import Conflict, InvalidFields, NotFound
+from mpesa_gateway.phone import Msisdn
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.sealing import Sealer, UnsealError
+from mpesa_gateway_payments import tables
+from mpesa_gateway_payments.listing import PAYMENTS, conditions, export_payments
+from mpesa_gateway_payments.schemas import CheckView, PaymentFilters, TimelineEntry
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.status_queries import StatusQueryService
+from mpesa_gateway_payments.stk_queries import StkQueries
+from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
+from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.views import exported
+
+_AAD = ("payments", "desk", "payer")
+_SHORTEST_REASON = 3
+_LONGEST_REASON = 500
+_MOST_CHECKS = 50
+"""Status checks that are shown of one payment, the first ones."""
+
+
+class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
+    """The filters of the operators' list.
+
+    ``payer`` is a phone number sealed, which is how one stands in an address; ``held`` lets through what waits for a
+    person, because the money is not what was asked for.
+    """
+
+    merchant: str | None = None
+    payer: str | None = None
+    held: bool = False
+    cursor: str | None = None
+
+
+class PaymentOperatorService:
+    """What operators ask of payments."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        audit: Audit,
+        sealer: Sealer,
+        moves: Transitions,
+        queries: StkQueries,
+        checks: StatusQueryService,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._audit = audit
+        self._sealer = sealer
+        self._moves = moves
+        self._queries = queries
+        self._checks = checks
+
+    # -- the list -------------------------------------------------------------------------------------------------
+
+    def seal_payer(self, phone: Msisdn) -> str:
+        """A number as it may stand in an address: for this gateway alone to read."""
+        sealed = self._sealer.seal(str(phone), aad=_AAD)
+        return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
+
+    def payer_of(self, filters: OperatorPaymentFilters) -> Msisdn | None:
+        """The number that the filters look for. Raises Invalid for what we did not seal."""
+        if filters.payer is None:
+            return None
+        try:
+            padded = filters.payer + "=" * (-len(filters.payer) % 4)
+            return Msisdn(self._sealer.open(base64.urlsafe_b64decode(padded).decode(), aad=_AAD))
+        except (UnsealError, ValueError):
+            raise InvalidFields.field_error("payer", "search for the number again") from None
+
+    async def page(self, env: Env, filters: OperatorPaymentFilters, limit: int) -> KeysetPage[Row]:
+        """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
+        return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
+
+    async def total(self, env: Env, filters: OperatorPaymentFilters) -> Total:
+        """Return the number and the requested amount of the payments of ``env`` that pass the filters."""
+        return await PAYMENTS.total(self._db, self._conditions(env, filters))
+
+    async def count_newer(self, env: Env, filters: OperatorPaymentFilters) -> int:
+        """How many payments of ``env`` that the filters let through have come since the cursor."""
+        return await PAYMENTS.count_newer(self._db, self._conditions(env, filters), filters.cursor)
+
+    async def count_needing_review(self, env: Env) -> int:
+        """How many payments of ``env`` wait for a person."""
+        return int(await self._db.fetchval(tables.COUNT_HELD, [env]))
+
+    def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
+        """All payments of one merchant that the filters let through, newest first, in pages."""
+        return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
+
+    def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:
+        values: dict[str, Any] = {name: getattr(filters, name) for name in PaymentFilters.__struct_fields__}
+        payer = self.payer_of(filters)
+        if payer is not None:
+            values["phone"] = str(payer)
+        return PaymentFilters(**values)
+
+    def _conditions(self, env: Env, filters: OperatorPaymentFilters) -> Conditions:
+        found = conditions(filters.merchant, env, self._plain(filters))
+        if filters.held:
+            found.add(tables.WAITS_FOR_A_PERSON)
+        return found
+
+    # -- one ------------------------------------------------------------------------------------------------------
+
+    async def get(self, payment_id: str) -> Row:
+        """A payment of whichever merchant. Raises NotFound."""
+        row = await self._db.fetchrow(tables.READ, [payment_id])
+        if row is None:
+            raise NotFound("there is no such payment")
+        return row
+
+    async def steps(self, payment_id: str) -> list[TimelineEntry]:
+        """What happened to it."""
+        return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
+
+    async def checks(self, payment_id: str) -> list[CheckView]:
+        """What M-Pesa was asked about it with status queries."""
+        rows = await self._checks_of(payment_id)
+        return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
+
+    async def handles(self, payment_id: str) -> list[str]:
+        """Daraja's own names for the payment's push and its status queries."""
+        row = await self.get(payment_id)
+        asked = await self._checks_of(payment_id)
+        known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
+        return [handle for handle in known if handle]
+
+    async def _checks_of(self, payment_id: str) -> list[Found]:
+        rows: list[Found] = await self._db.run(
+            StatusCheckRow.select()
+            .where(StatusCheckRow.payment_id == payment_id)
+            .order_by(StatusCheckRow.created_at)
+            .limit(_MOST_CHECKS)
+        )
+        return rows
+
+    async def query(self, payment_id: str) -> str:
+        """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
+        row = await self.get(payment_id)
+        await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
+        return str((await self.get(payment_id))["status"])
+
+    async def check_status(self, payment_id: str) -> None:
+        """Ask M-Pesa's transaction status query; the answer comes later.
+
+        Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
+        row = await self.get(payment_id)
+        await self._checks.ask(row["merchant_id"], row["env"], payment_id)
+
+    async def resolve(self, payment_id: str, reason: str, *, actor: str) -> None:
+        """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""
+        if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
+            raise InvalidFields.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
+        now = self._clock.now()
+        async with self._db.transaction():
+            rows: list[Found] = await self._db.run(
+                PaymentRow.update({PaymentRow.looked_after_at: now, PaymentRow.updated_at: now})
+                .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.WAITS_FOR_A_PERSON))
+                .returning(PaymentRow.merchant_id, PaymentRow.env, PaymentRow.mismatch, PaymentRow.reversed_outside)
+            )
+            if not rows:
+                await self.get(payment_id)
+                raise Conflict("this payment does not wait for a person")
+            (row,) = rows
+            await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
+            await self._audit.record(
+                "payment.looked_after",
+                merchant_id=row["merchant_id"],
+                actor=actor,
+                subject_id=payment_id,
+                env=row["env"],
+                detail={"mismatch": row["mismatch"], "reversed_outside": row["reversed_outside"]},
+            )
+
+
+def needs_review(row: Row) -> bool:
+    """Whether money came or went back that this payment does not count, and no person has seen to it yet."""
+    if row["looked_after_at"] is None and row["reversed_outside"] is not None:
+        return True
+    is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
+    # Paid with other money than that which was reported: the payer may have paid twice, whatever the amounts.
+    is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
+    is_settled = row["receipt"] is not None and row["receipt"] == row["received_receipt"]
+    is_other_amount = row["mismatch"] == "amount" and not is_settled
+    is_later = row["mismatch"] == "receipt" or row["is_mismatch_of_paid"]
+    is_uncounted = is_open or is_later or is_other or is_other_amount
+    return row["mismatch"] is not None and row["looked_after_at"] is None and is_uncounted

@@ -1,0 +1,292 @@
+"""Fetches what evidence is judged against, and writes what the judge decides to the payments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import NotFound
+from mpesa_gateway.money import MAXIMUM, Kes
+from mpesa_gateway_payments import matching, statement_matching_sql, tables
+from mpesa_gateway_payments.api import Finding, Lock, Settled, UnallocatedMoney, WantedMoney, lock_nothing
+from mpesa_gateway_payments.decisions import MatchedMoney, result_of
+from mpesa_gateway_payments.evidence import (
+    CLOCKS_DIFFER,
+    Direction,
+    Evidence,
+    Proof,
+    Source,
+    normalised,
+    read_unsigned,
+    reported_money,
+)
+from mpesa_gateway_payments.matching import SHOWN_FOR, judge_choice, with_part_of_statement
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.states import Cause
+from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.verdicts import (
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Mismatch,
+    NotAssignable,
+    PaidBy,
+    Payment,
+    Rules,
+    Transaction,
+    Verdict,
+    payment_of,
+)
+
+_FINDINGS: dict[str, Finding] = {"completed": "recovered", "known": "already_known", "mismatched": "mismatched"}
+
+_Group = tuple[str, str, int]
+"""Env, receiver and amount."""
+
+
+@dataclass
+class _Facts:
+    """What was found for several reports, by what finds it again for each of them."""
+
+    named: dict[str, Payment] = field(default_factory=dict[str, Payment])
+    candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
+    unallocated: dict[_Group, list[Transaction]] = field(default_factory=dict[_Group, list[Transaction]])
+    outgoing: dict[tuple[str, str], Transaction] = field(default_factory=dict[tuple[str, str], Transaction])
+    cut: set[_Group] = field(default_factory=set[_Group])
+
+    def judge(self, report: Evidence, rules: Rules) -> Verdict:
+        """The verdict on one of the reports."""
+        return matching.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
+
+    def whole(self, report: Evidence) -> Evidence:
+        """The report, marked as a part where not everything that it may concern was fetched."""
+        return with_part_of_statement(report) if _group(report) in self.cut else report
+
+    def payments(self, report: Evidence) -> list[Payment]:
+        """The payments that a report names, or may be about."""
+        found = {one.payment_id: one for one in self.candidates.get(_group(report) or ("", "", 0), ())}
+        reference = normalised(report.reference)
+        env = None if report.receiver is None else report.receiver.env
+        for one in self.named.values():
+            has_receipt = report.receipt is not None and report.receipt in {one.receipt, one.received_receipt}
+            has_reference = one.reference_is_ours and normalised(one.reference) == reference
+            is_pushed = report.handle is not None and report.handle.payment_id == one.payment_id
+            if (has_receipt or has_reference or is_pushed) and env in {None, one.env}:
+                found[one.payment_id] = one
+        return list(found.values())
+
+    def transactions(self, report: Evidence) -> list[Transaction]:
+        """The other money that matters to a report, and our own outgoing money that has its receipt."""
+        group = _group(report)
+        found = [] if group is None else list(self.unallocated.get(group, ()))
+        env = "" if report.receiver is None else report.receiver.env
+        own = self.outgoing.get((env, report.receipt or ""))
+        return found if own is None else [*found, own]
+
+    def replace(self, payment: Payment) -> None:
+        """Take a payment as it is now that it is locked."""
+        self.named[payment.payment_id] = payment
+        for group, payments in self.candidates.items():
+            self.candidates[group] = [payment if one.payment_id == payment.payment_id else one for one in payments]
+
+
+class PaymentStatementMatching:
+    """The port that reconciliation and status checks complete payments through."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        rules: Rules,
+        moves: Transitions,
+        outside: ExternalReversals,
+        unallocated: UnallocatedMoney | None,
+    ) -> None:
+        """``unallocated`` finds money that nothing asked for, where a plugin keeps it."""
+        self._db = db
+        self._clock = clock
+        self._rules = rules
+        self._moves = moves
+        self._outside = outside
+        self._unallocated = unallocated
+
+    async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
+        """See the port."""
+        facts = await self._facts(reports)
+        return [facts.judge(report, self._rules) for report in reports]
+
+    async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
+        """See the port."""
+        return await self._apply(report, lock, by_rule=True)
+
+    async def apply_named(self, report: Evidence) -> Settled:
+        """The same for a report that names its payment; one that only the rule connects with a payment is ambiguous."""
+        return await self._apply(report, lock_nothing, by_rule=False)
+
+    async def _apply(self, report: Evidence, lock: Lock, *, by_rule: bool) -> Settled:
+        facts = await self._facts([report])
+        verdict = facts.judge(report, self._rules)
+        if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
+            return _unsettled(verdict)
+        if isinstance(verdict, PaidBy) and verdict.by == "rule" and not by_rule:
+            return _unsettled(verdict)
+        row = await self._lock(verdict.payment_id, facts)
+        # As it is now: another worker may have been quicker.
+        verdict = facts.judge(report, self._rules)
+        if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
+            return _unsettled(verdict)
+        await lock()
+        return await self._write(row, report, verdict)
+
+    async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
+        """See the port."""
+        receiver = report.receiver
+        if receiver is None or report.receipt is None:
+            return Settled("not_found")
+        found = await self._db.fetchrow(
+            statement_matching_sql.PAID_AT, receiver.env, receiver.number, sorted(set(receipts))
+        )
+        row = None if found is None else await self._db.fetchrow(tables.LOCK, [found["payment_id"]])
+        if row is None:
+            return Settled("not_found")
+        await lock()
+        settled = Settled("already_known", row["payment_id"], row["merchant_id"])
+        if await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt]):
+            # The reversal of a refund of ours.
+            return settled
+        returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
+        is_whole = returned == row["amount"]
+        is_new = await self._outside.apply(
+            row,
+            "reversed" if is_whole else "partially_reversed",
+            Cause.STATEMENT,
+            "found on M-Pesa's statement",
+            None if report.receipt == row["receipt"] else report.receipt,
+        )
+        return settled if is_new or row["reversed_outside"] is not None else Settled("not_found")
+
+    async def assign(
+        self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
+    ) -> Settled | NotAssignable:
+        """See the port."""
+        facts = await self._facts([report])
+        row = await self._lock(payment_id, facts)
+        verdict = judge_choice(
+            facts.whole(report),
+            payment_of(row),
+            facts.payments(report),
+            facts.transactions(report),
+            self._rules,
+            by_operator=by_operator,
+        )
+        if isinstance(verdict, NotAssignable):
+            return verdict
+        await lock()
+        return await self._write(row, report, verdict)
+
+    async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
+        is_statement = report.source is Source.STATEMENT
+        text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
+        # What a line shows only since M-Pesa answered about it was decided by that answer.
+        cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
+        decisions = await self._moves.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
+        return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
+
+    async def _lock(self, payment_id: str, facts: _Facts) -> Row:
+        row = await self._db.fetchrow(tables.LOCK, [payment_id])
+        if row is None:
+            raise NotFound("there is no such payment")
+        facts.replace(payment_of(row))
+        return row
+
+    # -- what evidence is judged against --------------------------------------------------------------------------
+
+    async def _facts(self, reports: Sequence[Evidence]) -> _Facts:
+        facts = _Facts()
+        for env in sorted({report.receiver.env for report in reports if report.receiver is not None}):
+            ours = [report for report in reports if report.receiver is not None and report.receiver.env == env]
+            await self._fetch_named(facts, env, ours)
+            await self._fetch_candidates(facts, env, ours)
+        pushed = [report.handle.payment_id for report in reports if report.handle and report.handle.payment_id]
+        if pushed:
+            self._note(facts, await self._db.fetch(tables.READ, pushed))
+        return facts
+
+    async def _fetch_named(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
+        receipts = sorted({report.receipt for report in reports if report.receipt})
+        references = sorted({key for report in reports if (key := (normalised(report.reference) or "").upper())})
+        self._note(facts, await self._db.fetch(statement_matching_sql.NAMED, env, receipts, references))
+        for row in await self._db.fetch(statement_matching_sql.OUTGOING, env, receipts):
+            one = Transaction(receipt=row["receipt"], direction=Direction.OUT)
+            facts.outgoing[env, one.receipt] = one
+
+    async def _fetch_candidates(self, facts: _Facts, env: str, reports: Sequence[Evidence]) -> None:
+        wanted = self._wanted(reports)
+        if not wanted:
+            return
+        rows = await self._db.fetch(
+            statement_matching_sql.CANDIDATES,
+            env,
+            [one.number for one in wanted],
+            [one.amount for one in wanted],
+            [one.since for one in wanted],
+            [one.likely for one in wanted],
+            [one.until for one in wanted],
+        )
+        for row in rows:
+            group = env, row["shortcode"], row["amount"]
+            facts.candidates.setdefault(group, []).append(payment_of(row))
+        asked = [one for one in wanted if (env, one.number, one.amount) in facts.candidates]
+        for one in asked:
+            found = facts.candidates[env, one.number, one.amount]
+            if len(found) >= statement_matching_sql.MOST_CANDIDATES and found[-1].created_at >= one.likely:
+                facts.cut.add((env, one.number, one.amount))
+        if asked and self._unallocated is not None:
+            await self._note_unallocated(facts, env, await self._unallocated.find(env, asked))
+
+    async def _note_unallocated(self, facts: _Facts, env: str, money: Sequence[Transaction]) -> None:
+        receipts = sorted({one.receipt for one in money})
+        # Another merchant of the receiver may have its payment.
+        rows = await self._db.fetch(statement_matching_sql.RECEIPTS_KNOWN, env, receipts) if receipts else []
+        known = {row["receipt"] for row in rows}
+        for one in money:
+            if one.receipt not in known and one.receiver is not None and one.amount is not None:
+                facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
+
+    def _wanted(self, reports: Sequence[Evidence]) -> list[WantedMoney]:
+        """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
+        now, within = self._clock.now(), self._rules.match_within
+        times: dict[_Group, list[datetime]] = {}
+        for report in reports:
+            group = _group(report)
+            if group is not None and group[2] <= MAXIMUM:
+                times.setdefault(group, []).extend(report.time or (now,))
+        return [
+            WantedMoney(
+                number=group[1],
+                amount=group[2],
+                since=min(at) - SHOWN_FOR,
+                likely=min(at) - within,
+                until=max(at) + CLOCKS_DIFFER,
+            )
+            for group, at in sorted(times.items())
+        ]
+
+    def _note(self, facts: _Facts, rows: Sequence[Row]) -> None:
+        for row in rows:
+            facts.named[row["payment_id"]] = payment_of(row)
+
+
+def _group(report: Evidence) -> _Group | None:
+    if report.receiver is None or not isinstance(report.amount, Kes):
+        return None
+    return report.receiver.env, report.receiver.number, int(report.amount)
+
+
+def _unsettled(verdict: Verdict) -> Settled:
+    if isinstance(verdict, Ask | Ambiguous | PaidBy | AlreadyKnown | Mismatch):
+        ids = verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else (verdict.payment_id,)
+        return Settled("ambiguous", candidates=ids, asks=isinstance(verdict, Ask))
+    return Settled("not_found")

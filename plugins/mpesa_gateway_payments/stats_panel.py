@@ -1,0 +1,102 @@
+"""The overview's figures of payments: today's money, how many are paid and how soon, why others are not."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlencode
+
+from mpesa_gateway.clock import rfc3339
+from mpesa_gateway.http.charts import Column, Series
+from mpesa_gateway.ops_contract import PageRequest, Rendered
+from mpesa_gateway_payments.stats import DAY, HOUR, WAITS, PaymentStats, PaymentStatsReader, StatsPeriod
+
+COUNTS = (Series("good", "paid"), Series("wait", "pending"), Series("bad", "failed"))
+MONEY = (Series("good", "KES"),)
+
+_SOON = 3
+"""Classes of waits that are at most half a minute long."""
+
+_WAIT_LABELS = (
+    *(f"{start} to {end} s" for start, end in zip((0, *WAITS), WAITS, strict=False)),
+    f"over {WAITS[-1]} s",
+)
+
+_LABELLED = 6
+"""One column in so many has its hour, or its day, under it."""
+
+
+async def figures(visit: PageRequest, _: str) -> Rendered | None:
+    """Money by period with the period before, and how many payments are paid and how soon."""
+    tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
+    if tallied is None:
+        return Rendered("figures.html", {"tallied": None})
+    lately = sum(tallied.hours[1:], tallied.hours[0])
+    return Rendered(
+        "figures.html",
+        {
+            "tallied": tallied,
+            "periods": _periods(tallied),
+            "rate": lately.rate,
+            "soon": sum(lately.waits[:_SOON]) / lately.paid if lately.paid else None,
+            "by_hour": [_counts(figures, number) for number, figures in enumerate(tallied.hours)],
+            "by_day": [_money(figures, number) for number, figures in enumerate(tallied.days)],
+            "waits": list(zip(_WAIT_LABELS, lately.waits, strict=True)),
+            "reasons": [(reason.replace("_", " "), count) for reason, count in tallied.reasons],
+            "counts": COUNTS,
+            "money": MONEY,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Period:
+    """The money of some days beside that of the days before, each a link to the payments of those days."""
+
+    name: str
+    figures: PaymentStats
+    until: datetime
+    before: str
+    earlier: PaymentStats
+
+    @property
+    def query(self) -> str:
+        """The filters of the payments of these days."""
+        since, until = rfc3339(self.figures.since), rfc3339(self.until)
+        return urlencode({"since": since, "until": until})
+
+    @property
+    def change(self) -> float | None:
+        """The change as a share of the earlier money; None where there was none."""
+        return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
+
+
+def _periods(tallied: StatsPeriod) -> list[Period]:
+    days = [*tallied.earlier, *tallied.days]
+    tomorrow = days[-1].since + DAY
+    until = (tallied.hours[-1].since + HOUR).strftime("%H:%M")
+    return [
+        Period("Today", days[-1], tomorrow, f"yesterday until {until}", tallied.yesterday_so_far),
+        Period("Yesterday", days[-2], days[-1].since, "the day before", days[-3]),
+        *(
+            Period(
+                f"{count} days",
+                sum(days[1 - count :], days[-count]),
+                tomorrow,
+                f"the {count} days before",
+                sum(days[1 - 2 * count : -count], days[-2 * count]),
+            )
+            for count in (7, 30)
+        ),
+    ]
+
+
+def _counts(figures: PaymentStats, number: int) -> Column:
+    at = figures.since
+    label = f"{at:%H:%M}" if number % _LABELLED == 0 else ""
+    name = f"{at.day} {at:%b}, {at:%H:%M} to {at + HOUR:%H:%M}"
+    return Column(label, name, (figures.paid, figures.is_open, figures.failed))
+
+
+def _money(figures: PaymentStats, number: int) -> Column:
+    at = figures.since
+    label = f"{at.day} {at:%b}" if number % _LABELLED == 0 else ""
+    return Column(label, f"{at:%A}, {at.day} {at:%B}", (figures.taken,))

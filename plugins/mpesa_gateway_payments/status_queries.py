@@ -1,0 +1,392 @@
+"""Asks M-Pesa what became of a transaction, by its receipt or by our payment, and takes the answer when it comes."""
+
+import re
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from mpesa_gateway.daraja.client import Ack, DarajaFault, Initiator, NotSent, Rejected
+from mpesa_gateway.daraja.refusals import api_error_of
+from mpesa_gateway.daraja.wire import read_payer, read_receipt
+from mpesa_gateway.db.engine import Found, Row
+from mpesa_gateway.errors import InvalidFields, NotFound, ProviderNotConfigured
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.security.scopes import Env
+from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_payments import status_query_sql, tables
+from mpesa_gateway_payments.decisions import ReportedFailure, result_of
+from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.events import StatusResulted
+from mpesa_gateway_payments.evidence import (
+    Direction,
+    Evidence,
+    Handle,
+    Proof,
+    Receiver,
+    Source,
+    possible,
+    read_amount,
+    read_direction,
+    seen_unallocated,
+)
+from mpesa_gateway_payments.matching import contradicts
+from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
+from mpesa_gateway_payments.outside_reversal import ExternalReversals
+from mpesa_gateway_payments.result_codes import NOT_FOUND_RESULTS, TransactionState, transaction_state
+from mpesa_gateway_payments.schemas import CheckStarted, CheckView
+from mpesa_gateway_payments.statement_matching import PaymentStatementMatching
+from mpesa_gateway_payments.states import Cause, Status
+from mpesa_gateway_payments.tables import PaymentRow, StatusCheckRow
+from mpesa_gateway_payments.transitions import Transitions
+from mpesa_gateway_payments.verdicts import payment_of
+from mpesa_gateway_transactions.api import Transactions
+
+log = structlog.get_logger(__name__)
+
+_PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
+
+
+class StatusQueryService:
+    """Transaction status queries. Asking moves nothing; the answer moves at most one payment."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        moves: Transitions,
+        outside: ExternalReversals,
+        recovery: PaymentStatementMatching,
+        transactions: Transactions,
+    ) -> None:
+        self._runtime = runtime
+        self._db = runtime.db
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._moves = moves
+        self._outside = outside
+        self._recovery = recovery
+        self._transactions = transactions
+
+    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
+        """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
+
+        Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        """
+        self._db.refuse_transaction("asking M-Pesa about a transaction")
+        self._runtime.outcomes.require_room()
+        payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
+        credentials = await self._credentials_of(merchant_id, env, payment)
+        initiator = credentials.initiator_for("a status check")
+        now = self._runtime.clock.now()
+        check_id = self._runtime.ids.new("chk", now)
+        payment_id = None if payment is None else payment["payment_id"]
+        check = StatusCheckRow(
+            check_id=check_id,
+            merchant_id=merchant_id,
+            env=credentials.env,
+            shortcode=credentials.shortcode,
+            payment_id=payment_id,
+            receipt=receipt,
+            asked_for=what[:64],
+            reference=reference,
+            state="sending",
+            created_at=now,
+        )
+        await self._db.run(StatusCheckRow.insert(check))
+        self._runtime.trace_links.begin(check_id)
+        # A caller that hangs up must not tear the question from its record.
+        return await self._runtime.run_to_completion(
+            self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)
+        )
+
+    async def _ask(
+        self,
+        check_id: str,
+        payment_id: str | None,
+        credentials: MpesaCredentials,
+        initiator: Initiator,
+        receipt: str | None,
+        conversation_id: str | None,
+    ) -> CheckStarted:
+        outcomes = self._runtime.outcomes
+        try:
+            question = TransactionStatus(
+                initiator=initiator,
+                receipt=receipt,
+                conversation_id=None if receipt is not None else conversation_id,
+                result_url=credentials.result_url or self._address("status", credentials, check_id),
+                timeout_url=credentials.timeout_url or self._address("status-timeout", credentials, check_id),
+                remarks=f"status of {receipt or payment_id}",
+            )
+            ack = await self._runtime.daraja.call(TRANSACTION_STATUS, credentials.daraja, question)
+        except DarajaFault as fault:
+            await outcomes.record("status query fault", check_id, partial(self._write_fault, check_id, fault))
+            raise api_error_of(fault) from None
+        await outcomes.record("status query ack", check_id, partial(self._write_ack, check_id, payment_id, ack))
+        return CheckStarted(
+            originator_conversation_id=ack.originator_conversation_id,
+            conversation_id=ack.conversation_id,
+            response_code=ack.response_code,
+            response_description=ack.response_description,
+            check_id=check_id,
+            payment_id=payment_id,
+            env=credentials.env,
+        )
+
+    async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
+        """A check with its answer, as far as it has come. Raises NotFound."""
+        row = await self._db.run(
+            StatusCheckRow.select()
+            .where(
+                StatusCheckRow.check_id == check_id,
+                StatusCheckRow.merchant_id == merchant_id,
+                StatusCheckRow.env == env,
+            )
+            .first()
+        )
+        if row is None:
+            raise NotFound("there is no such status check")
+        return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
+
+    async def _credentials_of(self, merchant_id: str, env: Env, payment: Found | None) -> MpesaCredentials:
+        """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
+        port = self._credentials
+        if payment is not None:
+            return await port.of_shortcode(payment["shortcode_id"])
+        credentials = await port.get(merchant_id, env)
+        credentials.check_use()
+        return credentials
+
+    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Found | None, str | None, str | None]:
+        """The payment where we know it, its receipt, and the conversation of its push."""
+        if _PAYMENT_ID.match(what):
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
+            if payment is None:
+                raise NotFound("there is no such payment")
+            if payment["receipt"] is None and payment["merchant_request_id"] is None:
+                raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
+            return payment, payment["receipt"], payment["merchant_request_id"]
+        receipt = read_receipt(what)
+        if receipt is None:
+            raise InvalidFields.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
+        return await self._paid_by(merchant_id, env, receipt), receipt, None
+
+    async def _paid_by(self, merchant_id: str, env: Env, receipt: str) -> Found | None:
+        row: Found | None = await self._db.run(
+            PaymentRow.select()
+            .where(PaymentRow.env == env, PaymentRow.receipt == receipt, PaymentRow.merchant_id == merchant_id)
+            .first()
+        )
+        return row
+
+    def _address(self, kind: str, credentials: MpesaCredentials, check_id: str) -> str:
+        return self._callbacks.url_for(
+            "status" if kind == "status" else "status-timeout",
+            env=credentials.env,
+            merchant_id=credentials.merchant_id,
+            subject_id=check_id,
+        )
+
+    async def _write_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
+        now = self._runtime.clock.now()
+        asked = await self._db.fetchval(
+            status_query_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
+        )
+        if asked is None:
+            payment_id = None
+        if payment_id is not None:
+            # Before its step refers to it: a result that waits for this answer locks it.
+            await self._db.fetchrow(tables.LOCK, [payment_id])
+        callbacks = self._callbacks
+        for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
+            await callbacks.apply_waiting(handle)
+        if payment_id is not None:
+            # After the transaction that such a result may record.
+            await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
+
+    async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
+        state = "refused" if isinstance(fault, Rejected) else "unsent" if isinstance(fault, NotSent) else "unknown"
+        ended = None if state == "unknown" else self._runtime.clock.now()
+        await self._db.run(
+            StatusCheckRow.update(
+                {
+                    StatusCheckRow.state: state,
+                    StatusCheckRow.result_code: fault.code,
+                    StatusCheckRow.result_desc: fault.meaning,
+                    StatusCheckRow.finished_at: ended,
+                }
+            ).where(StatusCheckRow.check_id == check_id, StatusCheckRow.state == "sending")
+        )
+
+    # -- the answer -----------------------------------------------------------------------------------------------
+
+    async def apply_result(self, result: StatusResulted) -> None:
+        """A result or a timeout, inside the transaction that keeps it. One that is not ours to take stays waiting."""
+        if result.subject_id and not result.subject_id.startswith("chk_"):
+            return
+        if result.subject_id:
+            check = await self._db.fetchrow(status_query_sql.LOCK_CHECK, result.subject_id)
+        else:
+            check = await self._db.fetchrow(
+                status_query_sql.LOCK_CHECK_BY_HANDLE, result.originator_conversation_id, result.conversation_id
+            )
+        if check is None:
+            return
+        if _is_of_another(check, result):
+            raise DifferentSubject("this result is about another question than its address")
+        if result.is_final:
+            now = self._runtime.clock.now()
+            if result.timed_out:
+                await self._finish(check, "timed_out", result, None, now)
+            else:
+                await self._finish(check, "answered", result, await self._settle(check, result), now)
+        await self._callbacks.mark_applied(result.callback_id)
+
+    async def _finish(self, check: Row, state: str, result: StatusResulted, finding: str | None, now: datetime) -> None:
+        await self._db.run(
+            StatusCheckRow.update(
+                {
+                    StatusCheckRow.state: state,
+                    StatusCheckRow.result_code: result.result_code,
+                    StatusCheckRow.result_desc: result.result_desc,
+                    StatusCheckRow.transaction_status: result.transaction_status,
+                    StatusCheckRow.finding: finding,
+                    StatusCheckRow.finished_at: now,
+                }
+            ).where(StatusCheckRow.check_id == check["check_id"], StatusCheckRow.state != "answered")
+        )
+
+    async def _settle(self, check: Row, result: StatusResulted) -> str:
+        """Write what the answer means to the payment that it is about. Returns the finding."""
+        state, asked = transaction_state(result.transaction_status), check["receipt"]
+        if (why_nothing := _has_no_statement(result, state, asked)) is not None:
+            return why_nothing
+        evidence = await self._evidence(check, result)
+        recovery = self._recovery
+        if state == "completed":
+            # The rule needs the receipt from M-Pesa's own words.
+            settle = recovery.apply if result.receipt is not None else recovery.apply_named
+            settled = await settle(evidence)
+            if settled.payment_id is None:
+                seen = seen_unallocated(evidence, check["merchant_id"])
+                await self._transactions.defer([] if seen is None else [seen])
+            is_own = settled.merchant_id in {None, check["merchant_id"]}
+            return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
+        payment = await self._named(check, evidence)
+        if state in {"reversed", "partially_reversed"}:
+            return await self._withdraw(payment, check, evidence, state, result)
+        if payment is None:
+            # The payer tried, and it came to nothing: their next try may be the one that pays.
+            return "not_ours"
+        return await self._fail(payment, evidence, result)
+
+    async def _withdraw(
+        self, payment: Row | None, check: Row, evidence: Evidence, state: TransactionState, result: StatusResulted
+    ) -> str:
+        """Record money that came and went back; ``payment`` is the one that the answer names. Returns the finding.
+
+        A payment that does not have the money yet gets it first where the answer names it: the merchant hears of both.
+        Otherwise the receipt is noted, so that no later report of it completes a payment.
+        """
+        text = f"M-Pesa reports {result.transaction_status}"
+        has_money = payment is not None and evidence.receipt is not None and payment["receipt"] == evidence.receipt
+        if payment is None or not has_money or evidence.amount not in {None, payment["amount"]}:
+            if evidence.direction is Direction.OUT:
+                return "not_ours"
+            recovery = self._recovery
+            settled = await recovery.apply_named(evidence)
+            if settled.finding not in {"recovered", "already_known"} or settled.payment_id is None:
+                if evidence.receipt is not None and settled.finding != "mismatched":
+                    await self._outside.record(check["env"], evidence.receipt, state)
+                is_own = settled.merchant_id == check["merchant_id"]
+                return settled.finding if settled.finding == "mismatched" and is_own else "not_ours"
+            payment = await self._db.fetchrow(tables.LOCK, [settled.payment_id])
+        if payment is None:
+            return "not_ours"
+        await self._outside.apply(payment, state, Cause.STATUS_QUERY, text)
+        return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
+
+    async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
+        """What the answer states, and of which payment where that was asked about by its conversation."""
+        payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
+        time = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
+        return Evidence(
+            source=Source.STATUS_QUERY,
+            proof=Proof.ANSWER,
+            direction=read_direction(
+                result.payees, await self._numbers(check), debtors=result.payers, amount=result.amount_text
+            ),
+            receiver=Receiver(check["env"], check["shortcode"]),
+            receipt=result.receipt or check["receipt"],
+            handle=None if payment_id is None else Handle(payment_id),
+            reference=check["reference"],
+            amount=read_amount(result.amount, result.amount_text),
+            payer=read_payer(result.payers),
+            time=time,
+            is_impossible=result.finished_at is not None and not time,
+        )
+
+    async def _numbers(self, check: Row) -> set[str]:
+        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        numbers = {check["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            port = self._credentials
+            known = await port.get(check["merchant_id"], check["env"], check["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
+        return numbers
+
+    async def _named(self, check: Row, evidence: Evidence) -> Row | None:
+        """The payment that the answer names, locked: it was asked about, or has the receipt."""
+        payment_id = check["payment_id"]
+        if evidence.direction is Direction.OUT:
+            return None
+        if payment_id is None and evidence.receipt is not None:
+            known = await self._paid_by(check["merchant_id"], check["env"], evidence.receipt)
+            payment_id = None if known is None else known["payment_id"]
+        return None if payment_id is None else await self._db.fetchrow(tables.LOCK, [payment_id])
+
+    async def _fail(self, payment: Row, evidence: Evidence, result: StatusResulted) -> str:
+        """M-Pesa says that no money moved. Returns the finding."""
+        asked_about = payment_of(payment)
+        if asked_about.is_open and contradicts(evidence, asked_about):
+            log.error("status_answer_of_other_money", payment_id=payment["payment_id"])
+            return "not_ours"
+        report = ReportedFailure(
+            code=result.result_code,
+            text=f"M-Pesa reports {result.transaction_status}",
+            reason="other",
+            cause=Cause.STATUS_QUERY,
+            # What the answer does not state proves nothing for good.
+            is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
+        )
+        has_failed = result_of(await self._moves.apply(payment, report)) == "failed"
+        has_money = payment["status"] not in {Status.PENDING.value, Status.FAILED.value}
+        if has_money:
+            log.error("payment_contradicted", payment_id=payment["payment_id"], says=result.transaction_status)
+        return "contradicted" if has_money else "failed" if has_failed else "already_known"
+
+
+def _has_no_statement(result: StatusResulted, state: str, asked: str | None) -> str | None:
+    """Why nothing follows from an answer, None where something does."""
+    if result.result_code != "0":
+        return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
+    if state == "pending":
+        return "pending"
+    is_other = asked is not None and result.receipt is not None and asked != result.receipt
+    return "contradicted" if is_other else None
+
+
+def _is_of_another(check: Row, result: StatusResulted) -> bool:
+    if result.merchant_id and (result.merchant_id, result.env) != (check["merchant_id"], check["env"]):
+        return True
+    pairs = (
+        (check["originator_conversation_id"], result.originator_conversation_id),
+        (check["conversation_id"], result.conversation_id),
+    )
+    known = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+    return bool(known) and all(ours != theirs for ours, theirs in known)

@@ -1,0 +1,375 @@
+"""Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import DarajaClient, DarajaFault
+from mpesa_gateway.daraja.wire import StatementLine, read_payer
+from mpesa_gateway.db.engine import Database, Row
+from mpesa_gateway.errors import NotFound, ProviderNotConfigured
+from mpesa_gateway.security.audit import Audit
+from mpesa_gateway.security.scopes import Caller
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
+from mpesa_gateway_payments.api import (
+    CLOCKS_DIFFER,
+    TRANSACTION_STATUS,
+    AlreadyKnown,
+    Ambiguous,
+    Ask,
+    Direction,
+    Evidence,
+    Finding,
+    Lock,
+    Mismatch,
+    NotAssignable,
+    PaidBy,
+    Payments,
+    Proof,
+    Settled,
+    StatementMatching,
+    TransactionStatus,
+    Verdict,
+    Zone,
+    in_zone,
+    possible,
+    proven_zone,
+    read_direction,
+    transaction_state,
+)
+from mpesa_gateway_payments.events import StatusResulted
+from mpesa_gateway_reconciliation import tables
+from mpesa_gateway_reconciliation.errors import LineSettled
+from mpesa_gateway_reconciliation.line_evidence import evidence_of, named_receipts, zone_of
+from mpesa_gateway_reconciliation.matching import Decided, require_confirmation
+from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
+
+log = structlog.get_logger(__name__)
+
+_ASK_AGAIN = timedelta(hours=1)
+"""How long M-Pesa has for its answer about a line until it is asked once more."""
+
+_SETTLED = frozenset({"already_known", "recovered", "mismatched"})
+"""The findings that belong to a payment."""
+
+_UNFIT: Mapping[str, str] = {
+    "not_ours": "this line is of money that did not come in to this shortcode",
+    "receiver": "this line is of another env or shortcode than that payment",
+    "paid": "this payment has another receipt: it was paid with other money",
+    "another": "this line is another payment's: its receipt or its reference says so",
+    "merchant": "a payment of another merchant of this shortcode fits this line as well: an operator has to decide",
+    "differs": "this line does not fit that payment (amount, payer, reference or time differ): an operator can decide",
+}
+"""Why a line cannot be assigned to the payment that a person chose."""
+
+
+class _LineSettledConcurrently(Exception):
+    """A person has assigned the line or set it aside: nothing of this transaction counts."""
+
+
+class LineMatching:
+    """What becomes of statement lines. In every transaction a payment is locked before its money."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        audit: Audit,
+        daraja: DarajaClient,
+        trace_links: TraceLinks,
+        callbacks: Callbacks,
+        credentials: Credentials,
+        payments: Payments,
+        recovery: StatementMatching,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._audit = audit
+        self._daraja = daraja
+        self._trace_links = trace_links
+        self._callbacks = callbacks
+        self._credentials = credentials
+        self._payments = payments
+        self._recovery = recovery
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    async def zone_of(self, env: str, shortcode: str) -> Zone | None:
+        """How the statement of a shortcode writes times with a Z, as its latest lines with payments prove."""
+        return await zone_of(self._db, env, shortcode)
+
+    async def match_page(self, run: Row, lines: Sequence[StatementLine]) -> None:
+        """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
+        rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
+        reports = [evidence_of(row, Proof.PAGE) for row in rows]
+        verdicts = await self._recovery.judge(reports)
+        readings = {line.receipt: line.moments for line in lines}
+        named = [
+            (row, report)
+            for row, report, verdict in zip(rows, reports, verdicts, strict=True)
+            if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch)
+        ]
+        for row, report in named:
+            settled = await self._match_line(row, report, run)
+            await self._learn_zone(row, readings[row["receipt"]], settled)
+
+    async def match_window(self, run: Row, credentials: MpesaCredentials) -> None:
+        """Find out what each line of a run is whose window has been read to its end."""
+        self._db.refuse_transaction("settling a statement")
+        after = ""
+        while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
+            zone = await self.zone_of(run["env"], run["shortcode"])
+            asked = await self._match_lines(rows, [evidence_of(row, Proof.WINDOW, zone) for row in rows], run)
+            for row in asked:
+                await self._query_line(row, credentials)
+            after = rows[-1]["line_id"]
+        await self._match_reversals(run)
+
+    async def _match_reversals(self, run: Row) -> None:
+        """Find the payments whose money the reversals of a run sent back, once all that came in is settled."""
+        after = ""
+        while rows := await self._db.fetch(tables.REVERSALS_OF_RUN, run["run_id"], after):
+            for row in rows:
+                receipts = named_receipts(row)
+                if receipts:
+                    await self._write(
+                        row, run, partial(self._recovery.withdraw, evidence_of(row, Proof.WINDOW), receipts)
+                    )
+            after = rows[-1]["line_id"]
+
+    async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
+        """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
+        verdicts = await self._recovery.judge(reports)
+        loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
+        asked: list[Row] = []
+        for row, report, verdict in zip(rows, reports, verdicts, strict=True):
+            if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
+                settled = await self._match_line(row, report, run)
+                if settled.asks:
+                    asked.append(row)
+            else:
+                loose[_loose(verdict)].append(row)
+                if isinstance(verdict, Ask):
+                    asked.append(row)
+        for finding, found in loose.items():
+            await self._found(found, finding, run)
+        return asked
+
+    async def _found(self, rows: Sequence[Row], finding: Finding, run: Row | None) -> None:
+        """Write that lines belong to no payment, unless a person has said otherwise meanwhile."""
+        if rows:
+            run_id = None if run is None else run["run_id"]
+            await self._db.fetch(tables.FOUND_MANY, [row["line_id"] for row in rows], finding, run_id)
+
+    async def _match_line(self, row: Row, report: Evidence, run: Row | None) -> Settled:
+        """Settle one line in a transaction of its own: its payment and then the line."""
+        return await self._write(row, run, partial(self._recovery.apply, report))
+
+    async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
+        async def lock() -> None:
+            _require_open(await self._db.fetchrow(tables.LOCK_NOTE, row["line_id"]))
+
+        settled = Settled("already_known")
+        try:
+            async with self._db.transaction():
+                settled = await settle(lock)
+                if settled.payment_id is None:
+                    await lock()
+                is_settled = settled.finding in _SETTLED
+                payment_id, owner = (settled.payment_id, settled.merchant_id) if is_settled else (None, None)
+                now = self._clock.now()
+                await self._db.fetch(tables.FOUND, row["line_id"], settled.finding, payment_id, now, owner)
+                if run is not None:
+                    # A payment of another merchant of this receiver is theirs to see.
+                    is_shown = owner in {None, run["merchant_id"]}
+                    await self._found_in_run(run, row["line_id"], settled.finding if is_shown else "not_found")
+        except _LineSettledConcurrently:
+            if run is not None:
+                await self._found_in_run(run, row["line_id"], "already_known")
+        return settled
+
+    async def _learn_zone(self, row: Row, readings: tuple[datetime, ...], settled: Settled) -> None:
+        """Keep what a line with a known payment proves about the times of its shortcode's statement."""
+        if len(readings) != 2 or settled.payment_id is None or settled.finding == "mismatched":
+            return
+        payment = await self._payments.find(settled.payment_id)
+        if payment is None or payment.completed_at is None:
+            return
+        zone = proven_zone(readings, payment.created_at, payment.completed_at)
+        if zone is not None:
+            proof: dict[Any, Any] = {NoteRow.zone: zone, NoteRow.moments: list(in_zone(readings, zone))}
+            await self._note(row["line_id"], proof)
+
+    async def _note(self, line_id: str, values: dict[Any, Any]) -> None:
+        await self._db.run(NoteRow.update(values).where(NoteRow.transaction_id == line_id))
+
+    async def _found_in_run(self, run: Row, line_id: str, finding: str) -> None:
+        await self._db.run(
+            RunLineRow.update({RunLineRow.finding: finding}).where(
+                RunLineRow.run_id == run["run_id"], RunLineRow.transaction_id == line_id
+            )
+        )
+
+    # -- asking M-Pesa --------------------------------------------------------------------------------------------
+
+    async def _query_line(self, row: Row, credentials: MpesaCredentials) -> None:
+        """Ask M-Pesa whose money a line is: its answer shows the payer's whole number, and the time."""
+        now = self._clock.now()
+        if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
+            return
+        callbacks = self._callbacks
+
+        def address(kind: str) -> str:
+            return callbacks.url_for(
+                kind, env=credentials.env, merchant_id=row["merchant_id"], subject_id=row["line_id"]
+            )
+
+        try:
+            # Noted first: the answer may be quicker than the acknowledgement.
+            initiator = credentials.initiator_for("asking whose money a statement line is")
+            await self._note(row["line_id"], {NoteRow.asked_at: now})
+            self._trace_links.begin(row["line_id"])
+            question = TransactionStatus(
+                initiator=initiator,
+                receipt=row["receipt"],
+                conversation_id=None,
+                result_url=address("status"),
+                timeout_url=address("status-timeout"),
+                remarks=f"status of {row['receipt']}",
+            )
+            await self._daraja.call(TRANSACTION_STATUS, credentials.daraja, question)
+        except ProviderNotConfigured as problem:
+            log.info("ambiguous_line_not_queried", line_id=row["line_id"], problem=problem.message)
+        except DarajaFault as fault:
+            log.info("ambiguous_line_not_queried", line_id=row["line_id"], problem=fault.meaning)
+            await self._note(row["line_id"], {NoteRow.asked_at: row["asked_at"]})
+
+    async def apply_status(self, result: StatusResulted) -> None:
+        """Take the answer to a question of ours about a line, inside the transaction that keeps the callback.
+
+        What it shows is written to the line. The judge decides after commit, about the line and those like it: it locks
+        payments, and a payment is never locked while a line is.
+        """
+        if not result.subject_id.startswith("txn_"):
+            return
+        asked = await self._db.fetchrow(tables.FIND_LINE, result.subject_id)
+        if asked is None:
+            return
+        is_answer = result.is_final and not result.timed_out and result.result_code == "0"
+        if is_answer and asked["finding"] == "ambiguous" and result.receipt in {None, asked["receipt"]}:
+            if _agrees(asked, result):
+                await self._learn(asked, result)
+            else:
+                log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
+                await self._db.execute(tables.LEARN, asked["line_id"], None, None, result.received_at, None)
+
+            async def decide() -> None:
+                await self._decide_like(asked)
+
+            await self._db.after_commit(decide)
+        await self._callbacks.mark_applied(result.callback_id)
+
+    async def _learn(self, line: Row, result: StatusResulted) -> None:
+        numbers = {line["shortcode"]}
+        with suppress(ProviderNotConfigured):
+            port = self._credentials
+            known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
+            numbers.add(known.store_number or known.shortcode)
+        direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
+        moments = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
+        await self._db.execute(
+            tables.LEARN,
+            line["line_id"],
+            read_payer(result.payers),
+            list(moments) or None,
+            result.received_at,
+            None if direction is None else direction is Direction.IN,
+        )
+
+    async def _decide_like(self, asked: Row) -> None:
+        """Judge a line and the newest ambiguous ones like it, which the new number may decide as well."""
+        rows = await self._db.fetch(
+            tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
+        )
+        zone = await self.zone_of(asked["env"], asked["shortcode"])
+        # M-Pesa has been asked about all of them.
+        await self._match_lines(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
+
+    # -- people ---------------------------------------------------------------------------------------------------
+
+    async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
+        """Match a line to a payment. Raises NotFound, and LineSettled with the reason.
+
+        A merchant's choice has to fit the line, and no other merchant's payment may fit it. An operator decides, and
+        confirms an amount that differs: raises Invalid otherwise.
+        """
+        payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
+        found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
+        if found is None:
+            raise NotFound("there is no such statement line")
+        if found["payment_id"] is not None:
+            raise LineSettled("this line belongs to a payment already")
+        if by_operator is not None:
+            require_confirmation(found, payment, by_operator)
+        report = evidence_of(found, Proof.WINDOW, await self.zone_of(found["env"], found["shortcode"]))
+
+        async def lock() -> None:
+            note = await self._db.fetchrow(tables.LOCK_NOTE, line_id)
+            if note is None or note["payment_id"] is not None:
+                raise LineSettled("this line belongs to a payment already")
+
+        async with self._db.transaction():
+            settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator is not None)
+            if isinstance(settled, NotAssignable):
+                raise LineSettled(_UNFIT[settled.why])
+            now, owner = self._clock.now(), settled.merchant_id
+            await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
+            assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
+            # Last: a wait for the audit log holds nothing that others need.
+            detail = {"payment_id": payment_id, "finding": settled.finding}
+            await self._audit.record(
+                "statement_line.assigned",
+                merchant_id=caller.merchant_id,
+                actor=caller.actor,
+                subject_id=line_id,
+                env=caller.env,
+                detail=detail | ({} if by_operator is None else {"reason": by_operator.reason[:500]}),
+            )
+        if assigned is None:
+            raise NotFound("there is no such statement line")
+        return assigned
+
+    async def candidates(self, line: Row) -> tuple[str, ...]:
+        """The payments that a line can belong to, by their ids."""
+        report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
+        (verdict,) = await self._recovery.judge([report])
+        if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
+            return (verdict.payment_id,)
+        return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
+
+
+def _agrees(line: Row, result: StatusResulted) -> bool:
+    """Whether an answer is of the line's money as far as both state it: completed, of its amount and at its time."""
+    if transaction_state(result.transaction_status) != "completed":
+        return False
+    if result.amount_text is not None and result.amount != line["amount"]:
+        return False
+    at = result.finished_at
+    return at is None or any(abs(at - moment) <= CLOCKS_DIFFER for moment in line["moments"])
+
+
+def _require_open(line: Row | None) -> None:
+    if line is None or line["payment_id"] is not None or line["set_aside_at"] is not None:
+        raise _LineSettledConcurrently
+
+
+def _loose(verdict: Verdict) -> Finding:
+    return "ambiguous" if isinstance(verdict, Ask | Ambiguous) else "not_found"

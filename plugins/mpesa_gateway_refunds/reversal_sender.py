@@ -1,0 +1,193 @@
+"""Sends the reversal of a refund and records its outcome: accepted, refused, not sent or unknown."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+
+from mpesa_gateway.clock import Clock
+from mpesa_gateway.daraja.client import Ack, DarajaClient, DarajaFault, NotSent, OutcomeUnknown, Rejected
+from mpesa_gateway.daraja.refusals import api_error_of
+from mpesa_gateway.db import idempotency
+from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Found
+from mpesa_gateway.db.outcomes import OutcomeWriter
+from mpesa_gateway.money import Kes
+from mpesa_gateway.trace_links import TraceLinks
+from mpesa_gateway_callbacks.api import Callbacks
+from mpesa_gateway_credentials.api import MpesaCredentials
+from mpesa_gateway_refunds import tables
+from mpesa_gateway_refunds.completion import RefundCompletion
+from mpesa_gateway_refunds.listing import find_refund
+from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
+from mpesa_gateway_refunds.result_codes import ReversalOutcome
+from mpesa_gateway_refunds.settings import RefundsSettings
+from mpesa_gateway_refunds.subjects import callback_url
+from mpesa_gateway_refunds.tables import RefundRow, pending
+
+log = structlog.get_logger(__name__)
+
+_MARK_WITHIN = 5.0
+"""Seconds that committing the mark before a reversal may take; nothing is sent without it."""
+
+
+class ReversalSender:
+    """Sends one reversal per refund. The mark is committed before the call, the outcome is written after it."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        clock: Clock,
+        settings: RefundsSettings,
+        trace_links: TraceLinks,
+        daraja: DarajaClient,
+        outcomes: OutcomeWriter,
+        callbacks: Callbacks,
+        endings: RefundCompletion,
+    ) -> None:
+        """``daraja`` returns the client of the running gateway."""
+        self._db = db
+        self._clock = clock
+        self._settings = settings
+        self._trace_links = trace_links
+        self._daraja = daraja
+        self._outcomes = outcomes
+        self._callbacks = callbacks
+        self._endings = endings
+
+    async def send(self, row: Found, credentials: MpesaCredentials, key: str | None) -> Found:
+        """Send the one reversal of a refund and record its outcome; returns the refund.
+
+        Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the reversal.
+        """
+        self._db.refuse_transaction("asking for a refund")
+        refund_id = row["refund_id"]
+        structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
+        self._trace_links.begin(refund_id)
+        try:
+            await self._daraja.prepare(credentials.daraja)
+            if not await self._mark_sending(row):
+                # The refund was closed, because this request took longer than its lease.
+                return await find_refund(self._db, row["merchant_id"], row["env"], refund_id)
+            reversal = ReversalRequest(
+                initiator=credentials.initiator_for("a refund"),
+                receipt=row["receipt"],
+                amount=Kes(row["amount"]),
+                result_url=credentials.result_url or callback_url(self._callbacks, "reversal", credentials, refund_id),
+                timeout_url=credentials.timeout_url
+                or callback_url(self._callbacks, "reversal-timeout", credentials, refund_id),
+                remarks=row["reason"] or f"Refund {refund_id[-12:]}",
+            )
+            ack = await self._daraja.call(REVERSAL, credentials.daraja, reversal)
+        except OutcomeUnknown as fault:
+            return await self._record("unknown", row, partial(self._write_unknown, row, key, fault))
+        except (NotSent, Rejected) as fault:
+            await self._record("refusal", row, partial(self._write_refusal, row, key, fault))
+            raise api_error_of(fault, refund_id) from None
+        known = {
+            "originator_conversation_id": ack.originator_conversation_id,
+            "conversation_id": ack.conversation_id,
+        }
+        return await self._record("ack", row, partial(self._write_ack, row, key, ack), known)
+
+    async def _mark_sending(self, row: Found) -> bool:
+        """Commit that the reversal is about to be sent; False where it must not be. Raises NotSent without Postgres."""
+        try:
+            async with asyncio.timeout(_MARK_WITHIN):
+                # Committed before the call: what is still ``ready`` was never sent.
+                marked = await self._db.run(
+                    RefundRow.update({RefundRow.reversal: "sending"})
+                    .where(
+                        RefundRow.refund_id == row["refund_id"],
+                        RefundRow.attempt == row["attempt"],
+                        RefundRow.reversal == "ready",
+                    )
+                    .returning(RefundRow.refund_id)
+                )
+        except (*UNREACHABLE, *OVERBURDENED) as problem:
+            log.warning("reversal_not_marked", refund_id=row["refund_id"], error=type(problem).__name__)
+            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+        return bool(marked)
+
+    async def _record(
+        self, what: str, row: Found, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
+    ) -> Found:
+        """Write an outcome of the reversal; returns the refund, with what is ``known`` where it is written later."""
+
+        async def written() -> Found:
+            await write()
+            return await find_refund(self._db, row["merchant_id"], row["env"], row["refund_id"])
+
+        found = await self._outcomes.record(f"reversal {what}", row["refund_id"], written)
+        # A view reads either in the same way.
+        return found if found is not None else dict(row) | dict(known or {})
+
+    async def _write_ack(self, row: Found, key: str | None, ack: Ack) -> None:
+        now = self._clock.now()
+        await self._settle_key(row, key)
+        due = now + timedelta(seconds=self._settings.query_after[0])
+        originator, conversation = ack.originator_conversation_id, ack.conversation_id
+        await self._db.execute(tables.ACCEPTED, row["refund_id"], originator, conversation, now, due)
+        for handle in sorted({originator, conversation}):
+            await self._callbacks.apply_waiting(handle)
+
+    async def _write_unknown(self, row: Found, key: str | None, fault: OutcomeUnknown) -> None:
+        now = self._clock.now()
+        await self._settle_key(row, key)
+        due = now + timedelta(seconds=self._settings.query_after[0])
+        await self._db.run(
+            RefundRow.update(
+                {
+                    RefundRow.reversal: "unknown",
+                    RefundRow.result_desc: fault.meaning,
+                    RefundRow.updated_at: now,
+                    RefundRow.due_at: due,
+                }
+            ).where(*pending(row["refund_id"]), RefundRow.reversal == "sending")
+        )
+        log.warning("reversal_outcome_unknown", refund_id=row["refund_id"], fault=fault.meaning)
+
+    async def _write_refusal(self, row: Found, key: str | None, fault: DarajaFault) -> None:
+        """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
+        if key is not None:
+            await idempotency.lock(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+        found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
+        if found is None or found["attempt"] != row["attempt"] or found["status"] != "pending":
+            # This has been written before, or M-Pesa's result was quicker.
+            await self._settle_key_of(found, row, key)
+            return
+        if isinstance(fault, NotSent):
+            outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
+            await self._endings.fail(row, outcome, code="unsent", text=fault.explained, reversal="unsent")
+            if key is not None:
+                await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+        else:
+            outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
+            await self._endings.fail(
+                row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused"
+            )
+            await self._settle_key(row, key)
+
+    async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:
+        """Settle the key unless a later attempt has it, or it was released for one."""
+        if found is not None and found["attempt"] == row["attempt"] and found["reversal"] != "unsent":
+            await self._settle_key(row, key)
+
+    async def _settle_key(self, row: Found, key: str | None) -> None:
+        if key is not None:
+            await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+
+    async def close_unsent(self, row: Found) -> None:
+        """The process that was to send the reversal ended before the call: nothing was sent, and the money is free."""
+        key = row["idempotency_key"]
+        async with self._db.transaction():
+            if key is not None:
+                await idempotency.close(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
+            found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
+            if found is None or found["reversal"] != "ready" or found["attempt"] != row["attempt"]:
+                return
+            outcome = ReversalOutcome("other", "the reversal was never sent", "ask for it again")
+            await self._endings.fail(found, outcome, code="unsent", text=outcome.meaning, reversal="refused")

@@ -1,0 +1,247 @@
+"""The people who use the same tills and paybills and were never asked to pay: what they do around each push.
+
+Every decision is a pure function of a seed, so that a run can be repeated. `Prompts` writes the result to the ledger,
+where Pull and status answers find it. A new witness, such as a C2B confirmation, reads the same rows.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal, cast
+
+import msgspec
+
+Kind = Literal["push", "pay_bill", "buy_goods", "payout", "shop_payment", "portal_reversal", "charge"]
+"""What moved money."""
+
+OUTGOING: frozenset[str] = frozenset({"payout", "shop_payment", "portal_reversal", "charge"})
+"""The kinds of money that leaves the shortcode."""
+
+PayerShown = Literal["national", "whole", "masked", "partial", "hashed", "absent"]
+"""How a statement shows a payer's number."""
+
+TimeShown = Literal["offset", "no_zone", "z_meaning_eat"]
+"""How a statement shows a time: with its zone, without one, or with a ``Z`` that means East Africa Time."""
+
+PULL_TYPES: dict[Kind, str] = {
+    "pay_bill": "c2b-pay-bill-debit",
+    "buy_goods": "c2b-buy-goods-debit",
+    "payout": "Business Payment to Customer via API",
+    "shop_payment": "Business Buy Goods via API",
+    "portal_reversal": "Pay Bill Reversal",
+    "charge": "Pay Bill Charge",
+}
+"""``transactiontype`` of each kind on a statement. A push is a payment to a till or to a paybill like any other."""
+
+REVERSAL_TYPE = "Transaction Reversal"
+"""The same for a reversal that was asked for through the API."""
+
+
+def pull_type(kind: str, *, is_till: bool) -> str:
+    """``transactiontype`` of a row, a reversal that was asked for through the API included."""
+    if kind == "push":
+        return PULL_TYPES["buy_goods" if is_till else "pay_bill"]
+    return REVERSAL_TYPE if kind == "reversal" else PULL_TYPES[cast("Kind", kind)]
+
+
+REASONS: dict[Kind, str] = {
+    "push": "Pay Bill Online",
+    "pay_bill": "Pay Bill",
+    "buy_goods": "Customer Merchant Payment",
+    "payout": "Business Payment to Customer via API",
+    "shop_payment": "Business Buy Goods via API",
+    "portal_reversal": "Transaction Reversal",
+    "charge": "Organization Charge",
+}
+"""``ReasonType`` of each kind in a status answer."""
+
+OTHER_SHOP = "555555"
+"""The shortcode of a shop that no merchant of the gateway owns."""
+
+CLOSE_SHARE = 0.1
+"""The share of strangers who pay the amount of an open push, at its receiver, within minutes, with like digits."""
+
+_ACCOUNTS = ("", "1", "HOUSE 7B", "rent", "JANE", "walk-in", "0", "INV-2026/11", "x9 ", "Ksh")
+_SHOWN: tuple[PayerShown, ...] = ("national", "whole", "masked", "masked", "partial", "hashed", "absent")
+_HIDDEN: tuple[PayerShown, ...] = ("masked", "partial", "hashed", "absent")
+_TIMES: tuple[TimeShown, ...] = ("offset", "no_zone", "z_meaning_eat")
+_NAMES = ("JANE DOE", "ASHA", "OTIENO", "KAMAU J", "WANJIRU", "MÜLLER")
+_KINDS: tuple[str, ...] = (
+    *("walk_in",) * 4,
+    *("regular",) * 2,
+    "earlier",
+    "payout",
+    "refunded",
+    "shop",
+    "charge",
+    "away",
+)
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True):
+    """What the population knows of a push: ``amount`` is in KES, ``at`` is aware UTC."""
+
+    receiver: str
+    is_till: bool
+    phone: str
+    amount: int
+    reference: str
+    at: datetime
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the ledger: ``amount`` is in KES, ``skew`` in seconds, ``receipt`` empty until one is assigned.
+
+    ``phone`` is the payer, or the customer that money goes to; ``meant_for`` is the CheckoutRequestID of the push that
+    its payer pays by hand.
+    """
+
+    receipt: str = ""
+    phone: str
+    amount: int
+    shortcode: str
+    at: datetime
+    checkout_request_id: str | None = None
+    reference: str = ""
+    kind: Kind = "pay_bill"
+    party: str = ""
+    payer_shown: PayerShown = "national"
+    time_shown: TimeShown = "offset"
+    skew: int = 0
+    meant_for: str | None = None
+
+
+def bystanders_of(push: Push, count: float, seed: bytes) -> list[Movement]:
+    """The strangers of one push: ``count`` of them on average, the same ones for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 - the seed is the point
+    whole = int(count) + (chance.random() < count % 1)
+    return [_stranger(push, chance) for _ in range(whole)]
+
+
+def shown_by_chance(seed: bytes) -> tuple[PayerShown, TimeShown]:
+    """How a statement shows a payment, where people are about."""
+    chance = random.Random(seed)  # noqa: S311 - the seed is the point
+    return chance.choice(_SHOWN), chance.choice(_TIMES)
+
+
+def shown_payer(phone: str, how: PayerShown) -> str | None:
+    """A payer's number as a statement has it; None where the field is absent."""
+    national = phone[3:]
+    forms: dict[PayerShown, str | None] = {
+        "national": national,
+        "whole": phone,
+        "masked": f"{phone[:5]}****{phone[-3:]}",
+        "partial": f"{national[:3]}***{national[-3:]}",
+        "hashed": hashlib.sha256(phone.encode()).hexdigest(),
+        "absent": None,
+    }
+    return forms[how]
+
+
+def like_digits(phone: str, chance: random.Random) -> str:
+    """Another number with the same first three and last three national digits."""
+    while (middle := f"{chance.randrange(1000):03}") == phone[6:9]:
+        pass
+    return phone[:6] + middle + phone[9:]
+
+
+def _stranger(push: Push, chance: random.Random) -> Movement:
+    if chance.random() < CLOSE_SHARE:
+        return _close(push, chance)
+    what = chance.choice(_KINDS)
+    hours = timedelta(minutes=chance.randint(30, 11 * 60))
+    out: dict[str, Kind] = {
+        "payout": "payout",
+        "refunded": "portal_reversal",
+        "shop": "shop_payment",
+        "charge": "charge",
+    }
+    if what in out:
+        # Money that leaves: to the payer of the push as often as to anybody, with its amount and its reference.
+        return _movement(
+            chance,
+            phone=chance.choice((push.phone, _number(chance))),
+            amount=push.amount if what != "charge" else chance.choice((push.amount, 5)),
+            shortcode=push.receiver,
+            reference=chance.choice((push.reference, "")),
+            at=push.at + timedelta(seconds=chance.randint(-600, 60)),
+            kind=out[what],
+            party=OTHER_SHOP if what == "shop" else "",
+        )
+    inwards: Kind = "buy_goods" if push.is_till else "pay_bill"
+    account = "" if push.is_till else _another(push.reference, chance)
+    if what in {"regular", "earlier"}:
+        # The payer of the push buys the same again, hours before or after.
+        return _movement(
+            chance,
+            phone=push.phone,
+            amount=push.amount,
+            shortcode=push.receiver,
+            reference=account,
+            at=push.at - hours if what == "earlier" else push.at + hours,
+            kind=inwards,
+        )
+    is_away = what == "away"
+    return _movement(
+        chance,
+        phone=push.phone if is_away else _number(chance),
+        amount=chance.choice((push.amount, chance.randint(1, 5000))),
+        shortcode=OTHER_SHOP if is_away else push.receiver,
+        reference=push.reference if is_away and not push.is_till else account,
+        at=push.at + timedelta(seconds=chance.randint(-7200, 120)),
+        kind=inwards,
+    )
+
+
+def _close(push: Push, chance: random.Random) -> Movement:
+    """A stranger whom a careless match takes for the payer: same receiver, amount and minutes, hidden or like digits.
+
+    At a paybill the account is another one: with the same account too, nothing that M-Pesa shows would tell them apart.
+    """
+    return _movement(
+        chance,
+        phone=like_digits(push.phone, chance),
+        amount=push.amount,
+        shortcode=push.receiver,
+        reference="" if push.is_till else _another(push.reference, chance),
+        at=push.at + timedelta(seconds=chance.randint(-60, 240)),
+        kind="buy_goods" if push.is_till else "pay_bill",
+        payer_shown=chance.choice(_HIDDEN),
+    )
+
+
+def _movement(
+    chance: random.Random,
+    *,
+    phone: str,
+    amount: int,
+    shortcode: str,
+    reference: str,
+    at: datetime,
+    kind: Kind,
+    party: str = "",
+    payer_shown: PayerShown | None = None,
+) -> Movement:
+    return Movement(
+        phone=phone,
+        amount=amount,
+        shortcode=shortcode,
+        reference=reference,
+        at=at,
+        kind=kind,
+        party=party or _NAMES[chance.randrange(len(_NAMES))],
+        payer_shown=chance.choice(_SHOWN) if payer_shown is None else payer_shown,
+        time_shown=chance.choice(_TIMES),
+        skew=chance.choice((0, 0, 0, chance.randint(-90, 90))),
+    )
+
+
+def _another(reference: str, chance: random.Random) -> str:
+    """An account number that is not this one, however it is spelt."""
+    others: Sequence[str] = [one for one in _ACCOUNTS if one.strip().upper() != reference.strip().upper()]
+    return chance.choice(others)
+
+
+def _number(chance: random.Random) -> str:
+    return f"2547{chance.randrange(10**8):08}"

@@ -1,0 +1,326 @@
+"""Claims due deliveries, signs them and posts them to the merchants' servers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from opentelemetry.trace import Span
+
+from mpesa_gateway.batching import Batcher
+from mpesa_gateway.correlation import context_of, use_context
+from mpesa_gateway.db.engine import Row
+from mpesa_gateway.http.egress import Egress, EgressBusy, EgressFailed, EgressResponse
+from mpesa_gateway.logs import trace
+from mpesa_gateway.runtime import Runtime
+from mpesa_gateway.traceparent import current_traceparent
+from mpesa_gateway.tracing import client_span, postgres_span, set_attributes, set_error
+from mpesa_gateway_webhooks import signing, tables
+from mpesa_gateway_webhooks.attempts import AttemptRecorder, is_delivered
+from mpesa_gateway_webhooks.endpoint_limits import ROOM, WAITING_EACH, EndpointLimit, EndpointLimits
+from mpesa_gateway_webhooks.endpoints import EndpointService
+from mpesa_gateway_webhooks.metrics import WebhookMetrics
+from mpesa_gateway_webhooks.settings import WebhooksSettings
+
+log = structlog.get_logger(__name__)
+
+
+_LEASE = 6
+_WORK = 4
+"""In calls of the longest length: how long a claimed delivery is one worker's own, and how long it may begin to send.
+
+In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
+"""
+
+_NO_ROOM = timedelta(seconds=5)
+"""For how long a delivery is put off whose merchant's look-ups are all waiting for DNS."""
+
+_JOBS = 20
+"""Jobs whose deliveries are claimed in one round trip."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """For how long what was claimed together is this worker's own."""
+
+    claimed_at: datetime
+    leased_until: datetime
+    until: datetime
+    """No call is begun after it."""
+
+
+@dataclass(frozen=True)
+class _RequestedDelivery:
+    """What one job was woken for, and the context that it runs in: its log says who asked."""
+
+    delivery_ids: Sequence[str]
+    context: Context
+
+
+class DeliverySender:
+    """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
+
+    def __init__(
+        self, runtime: Runtime, *, endpoints: EndpointService, hand_over: Callable[[], Awaitable[object]]
+    ) -> None:
+        """``hand_over`` enqueues what is due, once there is room for it again."""
+        self._runtime = runtime
+        self._hand_over = hand_over
+        self._catching_up: asyncio.Task[None] | None = None
+        self._db = runtime.db
+        self._settings = runtime.settings(WebhooksSettings)
+        self._endpoints = endpoints
+        self._lanes = EndpointLimits(
+            at_once=self._settings.max_concurrent, per_endpoint=self._settings.max_concurrent_per_endpoint
+        )
+        self._tracer = runtime.tracer
+        self._claims: Batcher[_RequestedDelivery, list[asyncio.Task[None]]] = Batcher(
+            self._claim, most=_JOBS, told=partial(postgres_span, self._tracer, "claim deliveries")
+        )
+        metrics = runtime.metrics.get(WebhookMetrics)
+        self._attempt_seconds = metrics.attempt_seconds
+        self._recorder = AttemptRecorder(
+            db=runtime.db,
+            clock=runtime.clock,
+            ids=runtime.ids,
+            counter=metrics.attempts,
+            tracer=runtime.tracer,
+            settings=self._settings,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        # More than calls can be open, those to the merchants' test page included.
+        self.egress = Egress(
+            timeout=self._settings.timeout,
+            lookup=runtime.names,
+            connections=self._settings.max_concurrent * (WAITING_EACH + 2),
+        )
+
+    async def start(self) -> None:
+        """Open the way out."""
+        self._is_stopping = False
+        await self.egress.start()
+
+    async def stop(self) -> None:
+        """Finish what is being sent within the worker's grace, hand back what is not, and close the way out."""
+        self._is_stopping = True
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._runtime.config.worker.grace)
+        await _cancel(list(self._tasks))
+        await self.egress.stop()
+
+    async def deliver(self, delivery_ids: Sequence[str]) -> int:
+        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
+        tasks = await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context()))
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            await _cancel(tasks)
+            raise
+        return len(tasks)
+
+    async def begin(self, delivery_ids: Sequence[str]) -> int:
+        """Like ``deliver``, without waiting for an endpoint: a slow one must not keep a worker's slot.
+
+        While too much is claimed nothing is: the deliveries stay due, and are handed over once there is room.
+        """
+        if not self._lanes.has_room:
+            if self._catching_up is None or self._catching_up.done():
+                self._catching_up = self._run(self._catch_up(), None)
+            return 0
+        return len(await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context())))
+
+    async def _catch_up(self) -> None:
+        await self._lanes.room()
+        try:
+            await self._hand_over()
+        except Exception as problem:  # noqa: BLE001 - the sweep finds them
+            log.warning("undelivered_events_not_assigned", exception=trace(problem))
+
+    # -- claiming -------------------------------------------------------------------------------------------------
+
+    async def _claim(self, asked: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
+        """Claim what several jobs were woken for in one round trip, and begin to send it, for each job its own."""
+        if self._is_stopping:
+            return [[] for _ in asked]
+        lease = self._lease()
+        contexts = {delivery_id: one.context for one in asked for delivery_id in one.delivery_ids}
+        rows = await self._db.fetch(
+            tables.CLAIM, list(contexts), lease.claimed_at, lease.leased_until, self._lanes.full()
+        )
+        begun = await self._begin(rows, lease, contexts)
+        return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
+
+    def _lease(self) -> _Lease:
+        now = self._runtime.clock.now()
+        timeout = timedelta(seconds=self._settings.timeout)
+        return _Lease(now, now + _LEASE * timeout, now + _WORK * timeout)
+
+    async def _begin(
+        self, rows: Sequence[Row], lease: _Lease, contexts: Mapping[str, Context]
+    ) -> dict[str, asyncio.Task[None]]:
+        gone = [row["delivery_id"] for row in rows if not row["merchant_is_active"]]
+        # Their endpoint was removed: they wait for the next one.
+        homeless = [row["delivery_id"] for row in rows if row["merchant_is_active"] and not row["is_active"]]
+        begun: dict[str, asyncio.Task[None]] = {}
+        # In the order in which they were made, as far as the servers take them in any order.
+        for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
+            if row["is_active"] and row["merchant_is_active"]:
+                lane = self._lanes.enter(row["endpoint_id"], row["failures"])
+                context = contexts.get(row["delivery_id"])
+                begun[row["delivery_id"]] = self._run(self._deliver_one(row, lane, lease), context)
+        if gone:
+            await self._db.execute(tables.CANCEL, gone)
+        if homeless:
+            await self._db.execute(tables.MAKE_WAIT, homeless)
+        return begun
+
+    def _run(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
+        # Each in a copy of its own; what nobody asked for says so of nobody.
+        task = asyncio.create_task(work, context=Context() if context is None else context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _refill(self, endpoint_id: str, lane: EndpointLimit) -> None:
+        """Claim more for an endpoint of which some was left in Postgres, before its lane runs empty."""
+        try:
+            lease = self._lease()
+            rows = await self._db.fetch(
+                tables.CLAIM_OF_ENDPOINT, endpoint_id, lease.claimed_at, lease.leased_until, ROOM
+            )
+            lane.has_more = len(rows) == ROOM
+            await self._begin(rows, lease, {})
+        except Exception as problem:  # noqa: BLE001 - the sweep finds them
+            lane.has_more = False
+            log.warning("deliveries_not_claimed", endpoint_id=endpoint_id, exception=trace(problem))
+        finally:
+            lane.is_refilling = False
+            self._lanes.remove_if_idle(endpoint_id, lane)
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    async def _deliver_one(self, row: Row, lane: EndpointLimit, lease: _Lease) -> None:
+        delivery_id = row["delivery_id"]
+        try:
+            with use_context(context_of(delivery_id)):
+                await self._send_in_slot(row, lane, lease)
+        except asyncio.CancelledError:
+            # We are told to stop: who takes over need not wait for our lease to end.
+            await self._recorder.release(delivery_id, lease.leased_until)
+            raise
+        except Exception as problem:  # noqa: BLE001 - it is sent again once its lease has ended
+            log.error("delivery_crashed", delivery_id=delivery_id, exception=trace(problem))
+        finally:
+            self._leave(row["endpoint_id"], lane)
+
+    def _leave(self, endpoint_id: str, lane: EndpointLimit) -> None:
+        if self._is_stopping or lane.is_closed(self._runtime.clock.now()):
+            # What else it is owed waits in Postgres until the sweep finds it open again.
+            lane.has_more = False
+        if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
+            lane.is_refilling = True
+            self._run(self._refill(endpoint_id, lane), None)
+        self._lanes.leave(endpoint_id, lane)
+
+    async def _send_in_slot(self, row: Row, lane: EndpointLimit, lease: _Lease) -> None:
+        answer: EgressResponse | EgressFailed | EgressBusy | None = None
+        async with self._lanes.slot(lane):
+            # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
+            now = self._runtime.clock.now()
+            closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
+            is_closed = closed_until is not None and closed_until > now
+            if not is_closed and not self._is_stopping and now < lease.until:
+                said = {"http.request.method": "POST"}
+                with client_span(self._tracer, f"deliver {row['event_type']}", said) as span:
+                    self._runtime.trace_links.link(row["payment_id"])
+                    answer = await self._send(row)
+                    if span.is_recording() and not isinstance(answer, EgressBusy):
+                        _describe(span, row, answer)
+                if isinstance(answer, EgressResponse):
+                    self._attempt_seconds.observe(answer.ms / 1000)
+                if not isinstance(answer, EgressBusy):
+                    self._note(lane, answer)
+        if isinstance(answer, EgressBusy):
+            # Nothing was sent: this merchant's names take so long that enough of its calls wait for them.
+            await self._recorder.defer(row["delivery_id"], self._runtime.clock.now() + _NO_ROOM)
+        elif answer is not None:
+            await self._recorder.record(row, answer)
+        elif is_closed and closed_until is not None:
+            # The endpoint is down for all: wait for it without using up this delivery's attempts.
+            await self._recorder.defer(row["delivery_id"], closed_until)
+        else:
+            await self._recorder.release(row["delivery_id"], lease.leased_until)
+
+    def _note(self, lane: EndpointLimit, answer: EgressResponse | EgressFailed) -> None:
+        now = self._runtime.clock.now()
+        lane.note(
+            is_taken=is_delivered(answer),
+            at=now,
+            most=self._settings.breaker_failures,
+            until=now + timedelta(seconds=self._settings.breaker_pause),
+        )
+
+    async def _send(self, row: Row) -> EgressResponse | EgressFailed | EgressBusy:
+        now = self._runtime.clock.now()
+        body = row["body"].encode()
+        merchant_id = row["merchant_id"]
+        secrets = [self._endpoints.open(merchant_id, row["secret"])]
+        if row["previous_secret"] is not None and row["previous_until"] > now:
+            secrets.append(self._endpoints.open(merchant_id, row["previous_secret"]))
+        headers = signing.headers(row["event_id"], row["event_type"], body, now, secrets)
+        if self._runtime.tracing.is_sent_to_merchants and (traceparent := current_traceparent()):
+            headers["traceparent"] = traceparent
+        loopback = await self._endpoints.allows_loopback(row["env"])
+        send = partial(
+            self.egress.post, row["url"], body=body, headers=headers, allow_loopback=loopback, account=merchant_id
+        )
+        try:
+            return await send()
+        except EgressBusy as problem:
+            return problem
+        except EgressFailed as failure:
+            if failure.reason != "reset":
+                return failure
+        # A kept connection that the other side was just closing: the same id goes out once more, at once.
+        try:
+            return await send()
+        except (EgressFailed, EgressBusy) as failure:
+            return failure
+
+
+def _describe(span: Span, row: Row, answer: EgressResponse | EgressFailed) -> None:
+    # Only the host of the address: the rest may hold a secret of the merchant.
+    url = urlsplit(str(row["url"]))
+    set_attributes(
+        span,
+        {
+            "server.address": url.hostname or "",
+            "server.port": url.port or (443 if url.scheme == "https" else 80),
+            "url.scheme": url.scheme,
+            "http.request.resend_count": row["attempts"],
+            "mpesa.merchant_id": row["merchant_id"],
+            "mpesa.event_id": row["event_id"],
+            "mpesa.event_type": row["event_type"],
+            "mpesa.delivery_id": row["delivery_id"],
+        },
+    )
+    if isinstance(answer, EgressResponse):
+        set_attributes(span, {"http.response.status_code": answer.status})
+    if not is_delivered(answer):
+        set_error(span, str(answer.status) if isinstance(answer, EgressResponse) else answer.reason)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Tell deliveries to stop, and wait until they have handed back what they have not done."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
