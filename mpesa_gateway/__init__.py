@@ -1,1 +1,1 @@
-"""The kernel of a self-hosted M-Pesa payments gateway: HTTP, Postgres, the queue and Daraja's wire."""
+"""A self-hosted M-Pesa payments gateway."""

@@ -1,4 +1,4 @@
-"""The gateway itself: assembled from its configuration and plugins, served by itself or mounted in a host."""
+"""The gateway, assembled from configuration and plugins."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -68,7 +68,7 @@ T = TypeVar("T")
 Handler = Callable[[E], Awaitable[None]]
 
 _LAST = 5.0
-"""Seconds that what was begun gets when we stop, besides the time that a call to Daraja may take."""
+"""Seconds for running work at stop, plus the timeout of a Daraja call."""
 
 KERNEL_TABLES = (
     MerchantRow,
@@ -83,7 +83,7 @@ KERNEL_TABLES = (
 
 
 class Gateway:
-    """One gateway: its parts, its plugins, and the ASGI application in front of them. Making one does no I/O."""
+    """One gateway with its ASGI application. The constructor does no I/O."""
 
     def __init__(
         self,
@@ -93,10 +93,7 @@ class Gateway:
         clock: Clock | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
-        """``plugins`` are a host's own, besides those that the configuration names.
-
-        Raises ConfigError or PluginError, each with a sentence that says what to change.
-        """
+        """``plugins`` are a host's own. Raises ConfigError or PluginError."""
         config.refuse_unset()
         self.config: GatewayConfig = config
         self.clock: Clock = clock or SharedClock()
@@ -139,7 +136,6 @@ class Gateway:
         try:
             self.valkey = connect(config.valkey)
         except ValueError:
-            # The library's own words can quote a part of a password.
             raise ConfigError("setting `valkey.url`: must be like valkey://:password@host:6379/0") from None
         self.trace_links = TraceLinks(self.valkey, config.valkey, self.tracing.remember_hours)
         self.limits = RateLimits(config, self.clock)
@@ -181,10 +177,7 @@ class Gateway:
         self._place = ExitStack()
         self.asgi = GatewayApplication(self)
 
-    # -- what plugins use -----------------------------------------------------------------------------------------
-
     def _offered(self) -> Services:
-        """The ports of the plugins, each made when it is first asked for."""
         services = Services()
         for plugin in self.plugins:
             for port, factory in plugin.provides:
@@ -193,39 +186,29 @@ class Gateway:
 
     @property
     def load(self) -> LoadReport | None:
-        """API calls of this process by state, None in one that serves no HTTP."""
         return self.asgi.current_load_shedder
 
     @property
     def is_running(self) -> bool:
-        """Whether ``start`` has finished and ``stop`` has not begun."""
         return self._is_running
 
     def settings(self, kind: type[S]) -> S:
-        """A plugin's settings, by their class. Raises KeyError when no enabled plugin has such settings."""
         return cast(S, self._settings[kind])
 
     def contributed(self, kind: type[T]) -> list[T]:
-        """What the enabled plugins contribute of this type in their order; of ``Plugin``, themselves."""
         return [value for plugin in self.plugins for value in plugin.contributions if isinstance(value, kind)]
 
     def port(self, kind: type[T]) -> T:
-        """The provider of a port, such as ``gateway.port(Payments)``.
-
-        Raises NotProvided when no enabled plugin provides it.
-        """
+        """Return a provider: ``gateway.port(Payments)``. Raises NotProvided."""
         return self.services.get(kind)
 
     def port_if_provided(self, kind: type[T]) -> T | None:
-        """The provider of a port, None when no enabled plugin provides it."""
         return self.services.get(kind) if self.services.offers(kind) else None
 
     def url(self, path: str) -> str:
-        """An address of ours as others reach it: ``public_url`` and the path."""
         return self.config.public_url.rstrip("/") + path
 
     def event_type(self, kind: str) -> type[Event]:
-        """The class of a published event, by its name. Raises LookupError when no enabled plugin publishes it."""
         try:
             return self._event_types[kind]
         except KeyError:
@@ -233,14 +216,12 @@ class Gateway:
 
     @property
     def event_kinds(self) -> tuple[str, ...]:
-        """The names of all events that the enabled plugins publish."""
         return tuple(sorted(self._event_types))
 
     def on(self, event: type[E]) -> Callable[[Handler[E]], Handler[E]]:
-        """Decorate a host's handler of an event: run at least once, after commit, in a worker.
+        """Decorate a handler of an event, which runs at least once, after commit, in a worker.
 
-        The handler's module and name are what the outbox remembers it by: keep them, or what is owed to the old
-        name stays undone.
+        The outbox stores its module and name: after a rename, pending events are not handled.
         """
 
         def register(handler: Handler[E]) -> Handler[E]:
@@ -253,14 +234,10 @@ class Gateway:
 
         return register
 
-    # -- life -----------------------------------------------------------------------------------------------------
-
     async def start(self, *, migrate_first: bool = True) -> None:
-        """Connect, migrate, open the secrets, start what the plugins run. Starting twice counts; stop as often.
+        """Connect, migrate, open the secrets and start the plugins. Each start needs its own stop.
 
-        Raises ConfigError for a wrong master key, MigrationError when database and release do not fit,
-        SecondGateway when a gateway on another database or schema runs in this process, and what asyncpg raises when
-        Postgres cannot be reached. Valkey may be away.
+        Raises ConfigError, MigrationError, SecondGateway and errors of asyncpg. Valkey may be unreachable.
         """
         self._users += 1
         if self._users > 1:
@@ -289,7 +266,7 @@ class Gateway:
         await self.jobs.start()
         await self.limits.start()
         await self.daraja.start()
-        # First, and so the last to stop: the spans of the others until then are exported.
+        # Started first and stopped last, so that all spans are exported.
         await self.tracing.start()
         self._running_parts += [self.tracing, self.trace_links]
         for plugin in self.plugins:
@@ -305,7 +282,6 @@ class Gateway:
         log.info("gateway_started", plugins=[plugin.name for plugin in self.plugins])
 
     async def _bring_up_to_date(self) -> None:
-        """Let the owner migrate where that is due. Raises MigrationError."""
         due = await pending_changes(self)
         if not due:
             return
@@ -315,11 +291,11 @@ class Gateway:
         except MigrationError:
             if due == "migrations":
                 raise
-            # The log is kept for the longer of both times until the owner has noted the new one.
+            # The longer retention applies until the owner has stored the new one.
             log.warning("audit_days_differ", fix="run `mpesa-gateway migrate` with `database.owner_url`")
 
     async def stop(self) -> None:
-        """Stop what the plugins run and let go of every connection, once everyone who started has stopped."""
+        """The last of several stops stops the plugins and closes all connections."""
         self._users = max(0, self._users - 1)
         if self._users == 0:
             await self._stop()
@@ -347,10 +323,7 @@ class Gateway:
         self._place.close()
 
     async def run_to_completion(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do to its end what must not be torn apart, such as a push and its record; gives what it gives.
-
-        A caller that hangs up does not end it, and ``stop`` waits for it.
-        """
+        """Run ``work`` to its end even if the caller is cancelled. ``stop`` waits for it."""
         task = asyncio.create_task(work)
         self._begun.add(task)
         task.add_done_callback(self._done)
@@ -359,16 +332,15 @@ class Gateway:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._begun.discard(task)
         if not task.cancelled():
-            # Looked at, or asyncio complains where the caller has hung up.
+            # Asyncio logs an exception that is never retrieved.
             task.exception()
 
     def drain(self) -> None:
-        """Say at /health/ready that this process is about to stop; it goes on serving."""
+        """Report at /health/ready that this process is stopping."""
         self.is_draining = True
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["Gateway"]:
-        """The gateway, started for the length of the block."""
         await self.start()
         try:
             yield self
@@ -377,11 +349,10 @@ class Gateway:
 
     @asynccontextmanager
     async def lifespan(self, _: Any = None) -> AsyncGenerator[None]:
-        """The lifespan that a host composes into its own: ``FastAPI(lifespan=gateway.lifespan)``."""
         async with self.running():
             yield
 
     def worker(self, queues: Sequence[QueueName] | None = None) -> WorkerGroup:
-        """Workers for the jobs of these queues, those of ``worker.queues`` by default. The gateway must be started."""
+        """``queues`` defaults to ``worker.queues``. The gateway must be started."""
         chosen = self.config.worker.queues if queues is None else queues
         return WorkerGroup({queue: build_worker(self, queue) for queue in chosen})

@@ -17,10 +17,7 @@ from mpesa_gateway.standalone.process import die_with_parent
 
 
 def create() -> ASGIApp:
-    """The application, configured by MPESA_GATEWAY_CONFIG (a file) and the other environment variables.
-
-    Raises ConfigError or PluginError.
-    """
+    """Return the application, configured by the environment. Raises ConfigError or PluginError."""
     return _gateway().asgi
 
 
@@ -31,9 +28,9 @@ def _gateway() -> Gateway:
 
 
 def create_in_worker() -> ASGIApp:
-    """The same in a process of ``serve --workers``: gone with its parent, which stops at a refusal.
+    """Return the application for ``serve --workers``; it ends with its parent.
 
-    SIGUSR2 from the parent says that it is about to stop.
+    SIGUSR2 announces a stop.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:

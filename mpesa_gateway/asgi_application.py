@@ -1,4 +1,4 @@
-"""The ASGI application that a server or a host is given: the door of a gateway, and its layers in their order."""
+"""The ASGI application of a gateway, with its layers."""
 
 from typing import Any, Protocol, cast
 
@@ -26,21 +26,17 @@ log = structlog.get_logger(__name__)
 
 
 class ServedGateway(Runtime, Protocol):
-    """A gateway as its door sees it: with its plugins' routes, started and stopped by the server's lifespan."""
+    """A gateway whose lifespan the server controls."""
 
     plugins: tuple[Plugin, ...]
 
-    async def start(self) -> None:
-        """Start the gateway."""
-        ...
+    async def start(self) -> None: ...
 
-    async def stop(self) -> None:
-        """Stop the gateway."""
-        ...
+    async def stop(self) -> None: ...
 
 
 class GatewayApplication:
-    """The ASGI application: under any mount path, with an id for each request, shut until the gateway is started."""
+    """Assigns request ids, works under any mount path, rejects requests before the start."""
 
     def __init__(self, gateway: ServedGateway) -> None:
         self._gateway = gateway
@@ -54,7 +50,6 @@ class GatewayApplication:
 
     @property
     def litestar(self) -> Litestar:
-        """The application behind the door."""
         if self._litestar is None:
             gateway = self._gateway
             routes = [route for plugin in gateway.plugins for route in plugin.routes]
@@ -64,7 +59,6 @@ class GatewayApplication:
         return self._litestar
 
     def use_application(self, litestar: Litestar) -> Litestar:
-        """Stand in front of this application, which serves this gateway from now on, and give it back."""
         gateway = self._gateway
         litestar.state.gateway = gateway
         self._litestar = litestar
@@ -80,7 +74,6 @@ class GatewayApplication:
         return litestar
 
     def release(self) -> Litestar | None:
-        """Forget the application, so that another gateway may adopt it. None when it was never built."""
         released, self._litestar, self._gate, self._inside = self._litestar, None, None, None
         self._access = None
         if released is not None:
@@ -88,28 +81,23 @@ class GatewayApplication:
         return released
 
     def build(self) -> None:
-        """Make the application now, so that the first request need not wait for it: it takes half a second."""
         _ = self.litestar
 
     @property
     def load_shedder(self) -> LoadShedder:
-        """Who is let in, who waits, and how many were turned away."""
         _ = self.litestar
         return cast(LoadShedder, self._gate)
 
     @property
     def access(self) -> AdmissionControl:
-        """What comes before the gate."""
         _ = self.litestar
         return cast(AdmissionControl, self._access)
 
     @property
     def current_load_shedder(self) -> LoadShedder | None:
-        """The same, None in a process that serves nobody: a worker does not build the application."""
         return self._gate
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan when nobody stands in front of us."""
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
@@ -140,7 +128,7 @@ class GatewayApplication:
         try:
             self.build()
             await self._gateway.start()
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the server is told
+        except Exception as problem:  # noqa: BLE001 - reported to the server
             log.error("start_failed", exception=trace(problem))
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
@@ -151,11 +139,10 @@ class GatewayApplication:
 
 
 def _path_below_mount(scope: Message) -> str:
-    """Return the requested path without the mount's prefix; at least ``/``."""
     path, root = str(scope["path"]), scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
-    # Litestar's mounts add a slash to every path. Relative links are resolved against the path that was requested.
+    # Litestar's mounts append a slash; relative links need the requested path.
     raw = scope.get("raw_path")
     if raw and path.endswith("/") and not raw.endswith(b"/"):
         path = path[:-1]

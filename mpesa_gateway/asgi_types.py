@@ -1,4 +1,4 @@
-"""ASGI's types as its specification has them: what a server, a host and an application hand each other."""
+"""ASGI's types by its specification."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

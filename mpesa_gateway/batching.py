@@ -1,4 +1,4 @@
-"""Does at once what many callers want at the same time, so that under load one trip to Postgres serves them all."""
+"""Groups concurrent requests into one query."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,14 +10,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PATIENCE = 0.1
-"""Seconds that those who wait leave to what is being served: more than a trip to Postgres takes on a busy machine."""
+"""Seconds before waiting requests get another lane: longer than a query takes."""
 
 
 class Batcher(Generic[T, R]):
-    """Gathers what is asked for while others are being served, and serves it next, all of it in one go.
+    """Collects requests while a batch runs, and serves them in the next.
 
-    Nobody is kept waiting for company: who comes while nobody is served is served at once, alone. The busier it is,
-    the more are served together. Where serving takes long, as behind a lock, those who wait get a lane of their own.
+    If a batch is slow, as behind a lock, waiting requests get another lane.
     """
 
     def __init__(
@@ -28,10 +27,9 @@ class Batcher(Generic[T, R]):
         lanes: int = 2,
         told: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
-        """``serve`` gives a result, or the exception to raise, for each of what it is given, ``most`` at a time.
+        """``serve`` returns a result or exception for each request, outside the callers' contexts and transactions.
 
-        It runs outside its callers' contexts: in no transaction, and without what they have bound for the log. What
-        it is to each of them is therefore told where they wait: ``told`` is the block that they wait in.
+        ``told`` is a block around each caller's wait.
         """
         self._serve = serve
         self._most = most
@@ -43,7 +41,7 @@ class Batcher(Generic[T, R]):
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, what: T) -> R:
-        """The result for ``what``; raises the exception that it got. A caller that goes away is served all the same."""
+        """Raise the exception of ``what``, if any. Cancelling the caller does not cancel it."""
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         if not self._lanes_open:
@@ -82,13 +80,13 @@ class Batcher(Generic[T, R]):
                     self._schedule_flush()
                 await self._run_batch(served)
         finally:
-            # Here and not when the task is seen to be done: who asks in between must find a lane free.
+            # A request before the end of the task must find a free lane.
             self._lanes_open -= 1
 
     async def _run_batch(self, served: "list[tuple[T, asyncio.Future[R]]]") -> None:
         try:
             results = await self._serve([what for what, _ in served])
-        except Exception as problem:  # noqa: BLE001 - raised again by each of those who asked
+        except Exception as problem:  # noqa: BLE001 - raised by each caller
             results = [problem] * len(served)
         except BaseException:
             for _, answer in served:

@@ -1,22 +1,20 @@
-"""Places for work that waits for another server: bounded in all, bounded for each account, never waited for."""
+"""Limits on concurrent work with another server, in total and per account."""
 
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 
 _SILENT_SHARE = 4
-"""One place in so many is for accounts whose last question got no answer."""
+"""One slot in so many is for unresponsive accounts."""
 
 
 class Bulkhead:
-    """What one process does at the same time, for one kind of work.
+    """Limits concurrent work of one kind.
 
-    Work that gets no place is left undone, and stays due: it does not wait inside a worker's slot. Accounts that did
-    not answer share a small part of the places, so that they do not delay the others.
+    Work without a slot stays due and does not block a worker. Unresponsive accounts share few slots.
     """
 
     def __init__(self, at_once: int, each: int) -> None:
-        """``at_once`` bounds all accounts together, ``each`` a single one."""
         self._at_once = at_once
         self._each = each
         self._silent_at_once = max(1, at_once // _SILENT_SHARE)
@@ -25,7 +23,7 @@ class Bulkhead:
 
     @contextmanager
     def acquire(self, account: str) -> Generator[bool]:
-        """A block that has a place, or False where there is none."""
+        """Yield True with a slot, False without."""
         has_place = self._is_free(account)
         if has_place:
             self._taken[account] += 1
@@ -38,14 +36,12 @@ class Bulkhead:
                     del self._taken[account]
 
     def record_answer(self, account: str, *, answered: bool) -> None:
-        """Whether an account's question was answered."""
         if answered:
             self._silent.discard(account)
         else:
             self._silent.add(account)
 
     def is_unresponsive(self, account: str) -> bool:
-        """Whether an account's last question was not answered."""
         return account in self._silent
 
     def _is_free(self, account: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a check saw, how bad it is, and what to do about it."""
+"""Results of checks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from mpesa_gateway.security.scopes import Env
 
 
 class Level(StrEnum):
-    """How bad it is. Only a problem makes ``mpesa-gateway doctor`` exit with 1."""
+    """Severity. Only a problem makes ``mpesa-gateway doctor`` exit with 1."""
 
     OK = "ok"
     NOTE = "note"
-    """Worth knowing; nothing has to be done."""
+    """Needs no action."""
     WARNING = "warning"
-    """It works, and may stop to, or works less well than it could."""
+    """Works, but may fail, or works less well than it could."""
     PROBLEM = "problem"
-    """Money or news of it cannot get through, or is not safe."""
+    """Money or notifications fail or are not safe."""
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. ``name`` is stable, ``text`` and ``fix`` are plain words for whoever operates it.
-
-    Neither holds a secret or a phone number.
-    """
+    """One observation. ``text`` and ``fix`` hold no secrets and phone numbers."""
 
     name: str
     level: Level
@@ -40,10 +37,9 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What is examined: as going live needs it where ``is_live``, and for which merchants.
+    """The subject of checks. ``now`` is in UTC.
 
-    ``merchant`` and ``env`` are what a check of each merchant looks at; it is called once for each env that the
-    merchant has credentials for. ``merchant`` is None for all other checks. ``now`` is in UTC.
+    ``merchant`` and ``env`` are set for checks of each merchant.
     """
 
     now: datetime
@@ -54,14 +50,12 @@ class CheckContext:
 
     @property
     def one(self) -> Merchant:
-        """The merchant that a check of each merchant is to look at. Raises RuntimeError in any other."""
         if self.merchant is None:
             raise RuntimeError("this check is not of_each_merchant, so there is no merchant to look at")
         return self.merchant
 
     @property
     def if_live(self) -> Level:
-        """The level of what is a problem as soon as real money moves, and fine in the sandbox."""
         return Level.PROBLEM if self.is_live else Level.NOTE
 
 
@@ -70,10 +64,9 @@ Look = Callable[[Runtime, CheckContext], AsyncIterator[CheckResult]]
 
 @dataclass(frozen=True)
 class Check:
-    """Things to look at under one ``title``: an async generator of observations.
+    """An async generator of results.
 
-    One that is ``of_each_merchant`` is asked once for each merchant that is examined, and its title is not shown: the
-    merchant's name is.
+    With ``of_each_merchant``, it is called for each merchant and shown under its name.
     """
 
     title: str
@@ -82,20 +75,16 @@ class Check:
 
 
 def ok(name: str, text: str) -> CheckResult:
-    """As it should be."""
     return CheckResult(name=name, level=Level.OK, text=text)
 
 
 def note(name: str, text: str, fix: str | None = None) -> CheckResult:
-    """Worth knowing."""
     return CheckResult(name=name, level=Level.NOTE, text=text, fix=fix)
 
 
 def warning(name: str, text: str, fix: str) -> CheckResult:
-    """It works, and may stop to."""
     return CheckResult(name=name, level=Level.WARNING, text=text, fix=fix)
 
 
 def problem(name: str, text: str, fix: str) -> CheckResult:
-    """It has to be mended."""
     return CheckResult(name=name, level=Level.PROBLEM, text=text, fix=fix)

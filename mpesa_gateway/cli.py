@@ -1,4 +1,4 @@
-"""The ``mpesa-gateway`` command: what a host types to run, watch and look after the gateway."""
+"""The command ``mpesa-gateway``."""
 
 import os
 import sys
@@ -33,21 +33,18 @@ from mpesa_gateway.standalone.process import StartFailed
 from mpesa_gateway.standalone.settings import SIMULATOR
 
 CONFIGURATION = (ConfigError, PluginError, RouteError)
-"""Refusals that the host mends in the configuration: exit status 2."""
 
 OTHERS = (CommandFailed, StartFailed, ApiError, MigrationError, SecondGateway, BrokenChain, UnsealError)
-"""What else ends a command with a sentence instead of a traceback: exit status 1."""
+"""Exit status 1, without a traceback."""
 
 
 INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C has ended, as shells have it."""
 
 
 class Commands(click.RichGroup):
-    """Our commands, and those that the enabled plugins bring."""
+    """Commands of the kernel and of enabled plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Our own and, where the configuration can be read, the plugins'."""
         own = super().list_commands(ctx)
         try:
             return [*own, *(name for name in _plugin_commands(ctx) if name not in own)]
@@ -55,11 +52,10 @@ class Commands(click.RichGroup):
             return own
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command by its name; ours come first."""
         return super().get_command(ctx, cmd_name) or _plugin_commands(ctx).get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what is refused becomes one sentence on stderr, and Ctrl-C exit status 130."""
+        """Print errors as one sentence; exit with 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
         except CONFIGURATION as problem:
@@ -69,7 +65,7 @@ class Commands(click.RichGroup):
             _say(str(problem))
             ctx.exit(1)
         except KeyboardInterrupt:
-            # click would say "Aborted!" and give 1, as for a failure. Commands that serve stop with 0 once they listen.
+            # click would print "Aborted!" and exit with 1.
             ctx.exit(INTERRUPTED)
 
 
@@ -79,7 +75,6 @@ def _say(problem: str) -> None:
 
 def _plugin_commands(ctx: click.Context) -> dict[str, click.Command]:
     found: list[Plugin] = list(load(_session(ctx).config().plugins))
-    # `up` runs the simulator in a process of its own, so `plugins` need not name it.
     if SIMULATOR in installed() and all(plugin.name != SIMULATOR for plugin in found):
         found.append(installed()[SIMULATOR].load())
     return {str(command.name): command for plugin in found for command in plugin.commands}
@@ -122,7 +117,7 @@ for command in (merchants, apikeys, keys, audit, privacy, completion):
 
 
 def _is_text(argument: str) -> bool:
-    """Whether an argument is text: bytes that are not UTF-8 come as halves of surrogate pairs."""
+    """Bytes that are not UTF-8 arrive as surrogates."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -131,7 +126,6 @@ def _is_text(argument: str) -> bool:
 
 
 def main() -> None:
-    """The entry point of the ``mpesa-gateway`` script."""
     for number, argument in enumerate(sys.argv[1:], start=1):
         if not _is_text(argument):
             _say(f"argument {number} is not valid UTF-8: {os.fsencode(argument)!r}; correct it, or rename the file")

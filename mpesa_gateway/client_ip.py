@@ -1,4 +1,4 @@
-"""Whose address a request really comes from: the rightmost hop that is no proxy of ours."""
+"""Client addresses: the rightmost hop that is not a trusted proxy."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,13 +11,12 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 CLIENT = "mpesa_gateway_client"
-"""In the scope: the client's address, as ``client_address`` found it."""
 
 _LAST_PORT = 65_535
 
 
 def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
-    """Addresses and CIDR ranges from a setting. Raises ConfigError, naming it."""
+    """Parse addresses and CIDR ranges. Raises ConfigError."""
     networks: list[Network] = []
     for text in texts:
         try:
@@ -30,15 +29,11 @@ def read_networks(texts: Iterable[str], setting: str) -> tuple[Network, ...]:
 
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?\Z", re.ASCII)
-"""An address in brackets, or an IPv4 address, each with or without a port: how proxies write X-Forwarded-For."""
 
 
 @lru_cache(maxsize=4096)
 def read_address(text: str) -> Address | None:
-    """Return an address, without the port that may follow it. IPv4 mapped into IPv6 becomes IPv4.
-
-    Returns None for anything else: a name, a port out of range, half a bracket, an address with a zone.
-    """
+    """Return an address without its port. IPv4 in IPv6 becomes IPv4; zones are rejected."""
     text = text.strip()
     found = _WITH_PORT.match(text)
     if found is not None:
@@ -46,21 +41,20 @@ def read_address(text: str) -> Address | None:
             return None
         text = found[1] or found[2]
         if found[1] and ":" not in text:
-            # Brackets are for IPv6.
             return None
     try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
-        # One client could write any number of zones.
+        # A client could vary the zone.
         return None if address.scope_id is not None else address.ipv4_mapped or address
     return address
 
 
 @lru_cache(maxsize=4096)
 def neighbourhood(address: str) -> str:
-    """Return what an address is counted as: itself, or with IPv6 its /64, which is what one client is assigned."""
+    """Return the address, or the /64 of an IPv6 client."""
     found = read_address(address)
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
 
@@ -82,24 +76,18 @@ _INSIDE = tuple(
 
 
 def is_inside(address: Address) -> bool:
-    """Whether an address is of this machine or of a private network: where a proxy of one's own can be.
-
-    Not the opposite of a public one: addresses of examples, of multicast and of tunnels are neither.
-    """
+    """Return True for this machine and private networks, which may hold a trusted proxy."""
     return within(address, _INSIDE)
 
 
 def within(address: Address, networks: Sequence[Network]) -> bool:
-    """Whether the address lies in one of the ranges."""
     return any(address.version == network.version and address in network for network in networks)
 
 
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The client's address as text, ``unknown`` without one.
+    """Return the client's address or ``unknown``.
 
-    ``peer`` is who is connected; ``forwarded_for`` the X-Forwarded-For headers as received. Only what trusted
-    proxies wrote is believed: from the right, the first hop that is none of them, without its port. A trusted hop
-    followed by something that is no address ends the search there.
+    From the right, the first hop in X-Forwarded-For that is not trusted. An invalid entry ends the search.
     """
     current = read_address(peer or "")
     if current is None:

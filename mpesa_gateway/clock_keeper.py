@@ -1,4 +1,4 @@
-"""Compares the shared clock with Postgres' as long as a gateway runs."""
+"""Keeps the shared clock in agreement with Postgres."""
 
 import asyncio
 from datetime import timedelta
@@ -11,14 +11,13 @@ from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
 log = structlog.get_logger(__name__)
 
 _AGREE_EVERY = 30.0
-"""Seconds between two looks at Postgres' clock."""
+"""Seconds."""
 
 _WRONG = timedelta(seconds=2)
-"""How far a machine's clock may be from Postgres' before we say so."""
 
 
 class ClockKeeper:
-    """Keeps a clock in agreement with Postgres'."""
+    """Compares the clocks every 30 seconds."""
 
     def __init__(self, db: Database, clock: SharedClock) -> None:
         self._db = db
@@ -26,12 +25,10 @@ class ClockKeeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Compare once, and then every 30 seconds. Raises what asyncpg raises when Postgres cannot be reached."""
         await self._agree()
         self._task = asyncio.create_task(self._keep_agreeing())
 
     async def stop(self) -> None:
-        """Compare no more."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

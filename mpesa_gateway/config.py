@@ -1,4 +1,4 @@
-"""The settings: read from gateway.toml and the environment, checked whole, refused by name when unknown."""
+"""Settings from gateway.toml and the environment."""
 
 import codecs
 import os
@@ -16,16 +16,15 @@ from mpesa_gateway.dsn import DsnError, read_dsn
 from mpesa_gateway.secret import Secret
 
 ENVIRONMENT = "MPESA_GATEWAY_"
-"""Every environment variable that we read starts with this; ``__`` stands for the dot in a setting's path."""
+"""Prefix; ``__`` separates the parts of a setting's path."""
 
 ELSEWHERE = frozenset({"CONFIG", "DATA"})
-"""Variables with that prefix which the commands read themselves: where the file is, where ``up`` keeps its data."""
+"""The settings file, and the data folder of ``up``."""
 
 NOT_OURS = ("TEST_",)
-"""Prefixes, after ours, of variables that are not settings: those of the test fixtures."""
 
 QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
-"""One queue for each kind of work: webhooks; questions to M-Pesa; sweeps and upkeep; a host's and third parties'."""
+"""``default`` is for jobs of hosts and third parties."""
 
 QUEUES: tuple[QueueName, ...] = get_args(QueueName)
 
@@ -37,36 +36,30 @@ _NAME_SERVER = re.compile(
     r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?|[0-9a-fA-F:]+:[0-9a-fA-F:.]*", re.ASCII
 )
 Count = Annotated[int, msgspec.Meta(ge=1)]
-"""A number of things of which there must be one."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400, extra={"unit": "seconds"})]
-"""A time to wait for something, in seconds: a day at most, and never none. The reference shows what the unit is."""
 
 WholeSeconds = Annotated[int, msgspec.Meta(ge=1, extra={"unit": "seconds"})]
-"""A time in whole seconds, however long, but never none."""
 
 Pause = Annotated[float, msgspec.Meta(ge=0, le=86_400, extra={"unit": "seconds"})]
-"""A time to let pass, in seconds: none, or a day at most."""
 
 Room = Annotated[int, msgspec.Meta(ge=0)]
-"""A number of things of which there may be none."""
 
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500, extra={"unit": "days"})]
-"""A time to keep something, in days; 0 for ever."""
+"""0 keeps rows without limit."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
-"""A port to listen on; 0 takes a free one."""
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The text names the setting and the fix."""
+    """The text names the setting and the fix."""
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Postgres, the only truth. With ``direct_url``, ``url`` leads through a pooler in transaction mode.
+    """Connections to Postgres.
 
-    ``owner_url`` is for ``mpesa-gateway migrate`` alone: the role that owns the tables, past any pooler. Without it the
-    role of ``url`` owns them, and could change or remove whatever the gateway keeps.
+    ``direct_url`` is needed if ``url`` leads through a pooler in transaction mode. ``owner_url``, for ``mpesa-gateway
+    migrate`` only, bypasses poolers; without it, the role of ``url`` owns the tables.
     """
 
     url: Secret | None = None
@@ -81,9 +74,9 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Valkey: the queue, limits and caches. All of it may vanish.
+    """Valkey: queues, limits and caches, all of which may be lost.
 
-    With ``sentinels``, host and port are whatever these say of ``service``, and ``url`` tells the rest.
+    With ``sentinels``, host and port of ``url`` are ignored.
     """
 
     url: Secret | None = None
@@ -95,7 +88,7 @@ class ValkeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The master key that seals secrets at rest, and who may speak for a client's address."""
+    """Master key for sealing secrets, and trusted proxies."""
 
     master_key: Secret | None = None
     old_master_keys: tuple[Secret, ...] = ()
@@ -104,7 +97,7 @@ class SecurityConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where Safaricom's API answers, for how long we wait for it, and the files with its public certificates."""
+    """Addresses, timeouts and public certificates of Safaricom's API."""
 
     sandbox_url: str = "https://sandbox.safaricom.co.ke"
     live_url: str = "https://api.safaricom.co.ke"
@@ -116,23 +109,18 @@ class DarajaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class DnsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How host names of webhooks and of Daraja are looked up: by whom, and for how many seconds at most."""
+    """Name servers, and the time limit of a look-up."""
 
     timeout: Seconds = 5.0
     servers: tuple[str, ...] = ()
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where ``mpesa-gateway serve`` listens, how much it takes, in one request and at a time, and how long it waits.
+    """Listening address, limits and timeouts of ``mpesa-gateway serve``.
 
-    ``max_concurrent`` calls are worked on at a time, and ``max_unanswered`` are begun, those included that wait for
-    others; ``queue`` more may wait for their turn, ``wait`` seconds at most. Callbacks and health wait for nobody.
-    ``connections`` are served. ``anonymous_per_second`` requests without a known key and ``anonymous_max_concurrent``
-    of their
-    bodies and pages are taken from one address; more are slowed. Times are in seconds: ``head_timeout`` for a whole
-    request line with its headers, ``body_timeout`` for a whole body, ``stall_timeout`` for a client that takes nothing
-    of what it is sent. ``drain`` is for how long a server that is told to stop goes on serving while /health/ready
-    says that nothing new is to be sent to it.
+    ``max_unanswered`` includes calls that wait for other servers, ``max_concurrent`` does not; ``queue`` more wait up
+    to ``wait`` seconds. Callbacks and health checks never queue. ``anonymous_*`` limit requests without a known key,
+    per address. ``stall_timeout`` ends connections that read nothing. During ``drain``, only /health/ready fails.
     """
 
     host: str = "127.0.0.1"
@@ -153,7 +141,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The queues' workers: which queues a worker process serves, and how many jobs of each it runs at the same time."""
+    """Queues of a worker process, and concurrent jobs per queue."""
 
     queues: Annotated[tuple[QueueName, ...], msgspec.Meta(min_length=1)] = QUEUES
     deliveries: Count = 10
@@ -165,14 +153,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class LogsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the log looks like."""
+    """Format of the log."""
 
     format: Literal["json", "console"] = "json"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How often a client may fail to authenticate, how often one account may, and how often a key may call."""
+    """Limits on failed authentication and on calls per key."""
 
     auth_failures: Count = 10
     auth_failures_window: WholeSeconds = 300
@@ -182,7 +170,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the OpenAPI document tells merchants: whom to ask, and under which terms they use the API."""
+    """Contact and terms in the OpenAPI document."""
 
     contact_name: str = "The host of this gateway"
     contact_url: str | None = None
@@ -192,9 +180,9 @@ class OpenApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """For how long things are kept, in days, 0 for ever; each plugin says so of its own.
+    """Days that rows are kept; plugins add their own.
 
-    Every night what is older is deleted, ``batch`` rows at a time with a ``pause`` in between, in seconds.
+    Batches are ``pause`` seconds apart.
     """
 
     idempotency_days: Days = 90
@@ -205,17 +193,15 @@ class RetentionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class HasSettings(Protocol):
-    """The settings of the kernel, and those of plugins by their class."""
+    """Settings of the kernel and the plugins."""
 
     config: "GatewayConfig"
 
-    def settings(self, kind: type[S]) -> S:
-        """Return a plugin's settings. Raises KeyError when no enabled plugin has such settings."""
-        ...
+    def settings(self, kind: type[S]) -> S: ...
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set. ``sections`` holds the plugins' own tables, checked when they are loaded."""
+    """All settings. ``sections`` are the plugins' tables, checked when plugins are loaded."""
 
     public_url: str = "http://127.0.0.1:8000"
     plugins: tuple[str, ...] = (
@@ -243,10 +229,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the file (if one is named) and lay the environment over it.
-
-        Raises ConfigError for a file that cannot be read, an unknown or wrongly typed kernel setting.
-        """
+        """Read the file, overridden by the environment. Raises ConfigError."""
         values: dict[str, Any] = {}
         if path is not None:
             try:
@@ -260,7 +243,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values, laid out as in gateway.toml. Raises ConfigError."""
+        """``values`` are laid out as in gateway.toml. Raises ConfigError."""
         own = {field.name for field in msgspec.structs.fields(cls)} - {"sections"}
         kernel = {name: value for name, value in values.items() if name in own}
         others = {name: value for name, value in values.items() if name not in own}
@@ -275,7 +258,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
         return config
 
     def refuse_unset(self) -> None:
-        """Raise ConfigError where the address of Postgres or of Valkey is not set."""
         for name in ("database", "valkey"):
             if getattr(self, name).url is None:
                 raise ConfigError(
@@ -284,7 +266,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def refuse_sections_except(self, plugins: Collection[str]) -> None:
-        """Raise ConfigError for a section that belongs to no enabled plugin."""
         for name in self.sections:
             if name not in plugins:
                 raise ConfigError(
@@ -293,15 +274,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
 
     def section(self, name: str, kind: type[S]) -> S:
-        """A plugin's settings; raises ConfigError for unknown or wrongly typed keys."""
         return decode(_with_lists(self.sections.get(name, {}), kind), kind, name)
 
 
 def read_text_file(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in what its byte order mark says (Windows editors write one).
-
-    Raises OSError, and UnicodeDecodeError for anything else.
-    """
     content = path.read_bytes()
     has_utf16_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if has_utf16_mark else "utf-8-sig")
@@ -309,7 +285,7 @@ def read_text_file(path: Path) -> str:
 
 
 def decode(values: Any, kind: type[S], path: str) -> S:
-    """Turn plain values into a settings struct; raises ConfigError with the path of what is wrong."""
+    """Raise ConfigError with the path of the bad value."""
     try:
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode_secret)
     except msgspec.ValidationError as problem:
@@ -325,7 +301,7 @@ def decode(values: Any, kind: type[S], path: str) -> S:
 
 
 def _with_lists(values: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """A plugin's values, a list's split at their commas: the environment was read before the types were known."""
+    """The environment is read before the plugins' types are known."""
     hints = get_type_hints(kind)
     return {
         name: _split(value) if isinstance(value, str) and get_origin(hints.get(name)) is tuple else value
@@ -362,7 +338,7 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if name in ELSEWHERE or name.startswith(NOT_OURS):
             continue
         path = name.lower().split("__")
-        # Files of variables with Windows line ends leave a carriage return at the end of each value.
+        # Environment files with Windows line ends leave a carriage return.
         text = environ[variable].rstrip("\r\n")
         if name.lower().endswith("url"):
             text = text.strip()
@@ -386,7 +362,6 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _kernel_type(path: list[str]) -> Any:
-    """The declared type of a kernel setting, or None for anything else (a plugin's, or unknown)."""
     found: Any = GatewayConfig
     for part in path:
         if not (isinstance(found, type) and issubclass(found, msgspec.Struct)):
@@ -434,7 +409,6 @@ def _check(config: GatewayConfig) -> None:
 
 
 def _check_servers(config: GatewayConfig) -> None:
-    """Addresses that can be read, and mean what they say."""
     database = config.database
     for name, url in (
         ("database.url", database.url),
@@ -452,7 +426,6 @@ def _check_servers(config: GatewayConfig) -> None:
 
 
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]*\Z", re.ASCII)
-"""What a URL is written with (RFC 3986): no spaces, control characters, quotes, angle brackets or back slashes."""
 
 _HOST = re.compile(r"(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)\.?\Z", re.ASCII)
 _ODD_SEGMENT = re.compile(r"//|/\.\.?(?:/|\Z)")
@@ -460,7 +433,6 @@ _EXAMPLE = "such as https://pay.example.co.ke"
 
 
 def _problem_of_url(url: str) -> str | None:
-    """Return what is wrong with an address that others are told, with the fix; None where it can be used."""
     if not _URL.match(url):
         return f"without spaces, control characters or letters outside ASCII, {_EXAMPLE}"
     try:
@@ -480,7 +452,7 @@ def _problem_of_url(url: str) -> str | None:
 
 
 def _check_daraja(config: DarajaConfig) -> None:
-    """Real money goes to Safaricom's live API and to nothing else; what is tried goes nowhere near it."""
+    """Sandbox requests must never reach the live API, nor live requests anything else."""
     sandbox, live = urlsplit(config.sandbox_url), urlsplit(config.live_url)
     if sandbox.hostname == _LIVE_HOST:
         raise ConfigError(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
@@ -495,12 +467,10 @@ def _check_daraja(config: DarajaConfig) -> None:
 
 
 def _place(url: SplitResult) -> tuple[str | None, int | None, str]:
-    """What an address leads to, however it is spelt."""
     return url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme), unquote(url.path).rstrip("/")
 
 
 def masked_setting(value: Any) -> Any:
-    """A configuration as it may be printed: secrets masked, nothing else changed."""
     if isinstance(value, msgspec.Struct):
         return {field.name: masked_setting(getattr(value, field.name)) for field in msgspec.structs.fields(value)}
     if isinstance(value, Secret):
@@ -511,7 +481,6 @@ def masked_setting(value: Any) -> Any:
 
 
 def is_secret(kind: Any) -> bool:
-    """Whether a setting's declared type holds a secret."""
     if get_origin(kind) in {Union, UnionType, tuple}:
         return any(is_secret(part) for part in get_args(kind))
     return kind is Secret

@@ -1,4 +1,4 @@
-"""Characters that a terminal, a browser or a spreadsheet obeys instead of showing them."""
+"""Characters that control a terminal, browser or spreadsheet."""
 
 import re
 
@@ -7,14 +7,12 @@ UNSEEN = (
     "\\u2060-\\u206f\\ud800-\\udfff\\ufeff\\ufff9-\\ufffb\\U000110bd\\U000110cd\\U00013430-\\U0001343f"
     "\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e007f"
 )
-"""The inside of a regular expression's class: control characters, characters that reverse or hide text, separators of
-lines, and halves of surrogate pairs."""
+"""Control characters, bidirectional marks, invisible text, line separators and surrogates."""
 
 _ESCAPED = re.compile(f"(?![\n\t])[{UNSEEN}]")
 
 
 def escape_control_characters(text: str) -> str:
-    """The text with each such character as its JSON escape; line breaks and tabs stay."""
     return text if text.isprintable() else _ESCAPED.sub(_escape, text)
 
 

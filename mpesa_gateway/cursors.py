@@ -1,4 +1,4 @@
-"""Cursors: where the next page of a list begins, as opaque text that callers send back unchanged."""
+"""Opaque cursors of lists."""
 
 import base64
 import binascii
@@ -10,17 +10,15 @@ _SEPARATOR = "\x1f"
 
 
 def invalid_cursor() -> InvalidFields:
-    """Return the refusal of a cursor that is not of the list."""
     return InvalidFields.field_error("cursor", "send the next_cursor of the page before, unchanged")
 
 
 def encode_cursor(key: str, env: Env | None) -> str:
-    """Return the cursor after the row with this key in a list of ``env``, None for a list of both."""
     return base64.urlsafe_b64encode(f"{key}{_SEPARATOR}{env or ''}".encode()).decode().rstrip("=")
 
 
 def decode_cursor(text: str, env: Env | None) -> str:
-    """Return the key that a cursor holds. Raises Invalid (field ``cursor``), also for one of the other env's list."""
+    """Raise Invalid, also for the other env."""
     padded = text + "=" * (-len(text) % 4)
     try:
         key, its_env = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split(_SEPARATOR)

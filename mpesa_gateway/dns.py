@@ -1,7 +1,6 @@
-"""Look-ups of host names outside the event loop's threads: a name server that hangs delays only who asked for the name.
+"""Name resolution by c-ares.
 
-``getaddrinfo`` blocks a thread for as long as DNS takes, and a process has few of them. Here c-ares asks, with
-``resolv.conf`` (name servers, search list, ndots) and ``/etc/hosts`` as the C library reads them.
+``getaddrinfo`` would block a thread while a name server hangs.
 """
 
 import asyncio
@@ -17,22 +16,20 @@ from aiodns.error import DNSError
 if TYPE_CHECKING:
     from urllib3_future.contrib.resolver._async import AsyncBaseResolver
 else:
-    # Under whichever name niquests itself has it: as urllib3 where it took that over, as urllib3_future elsewhere.
+    # niquests vendors urllib3 under varying names.
     from niquests.packages.urllib3.contrib.resolver._async import AsyncBaseResolver
 
 Address = IPv4Address | IPv6Address
 Lookup = Callable[[str, int], Awaitable[list[str]]]
-"""Host and port to the addresses that DNS gives, as text. Raises OSError."""
 
 _TRY, _TRIES = 2.0, 2
-"""Seconds for the first question to a name server, doubled for the next, and questions to each server."""
+"""Seconds for the first question, doubled for the next, and questions per server."""
 
 _MOST = 512
-"""Names that one process looks up at the same time, whoever asks."""
+"""Concurrent look-ups."""
 
 
 def read_literal(host: str) -> Address | None:
-    """The address that a host spells, None for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -40,21 +37,18 @@ def read_literal(host: str) -> Address | None:
 
 
 class NameResolver:
-    """Looks names up with c-ares, one question for each name at a time, within a bounded time.
-
-    A channel, with one thread of its own for all names, is opened with the first name that needs it.
-    """
+    """Asks one question per name at a time, on one thread."""
 
     def __init__(self, *, timeout: float = 5.0, servers: tuple[str, ...] = ()) -> None:
-        """``timeout`` is for a whole look-up, in seconds. ``servers`` are asked instead of the machine's."""
+        """``timeout`` is for a whole look-up. ``servers`` replace the machine's."""
         self._timeout = timeout
         self._servers = servers
         self._resolver: aiodns.DNSResolver | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: dict[str, asyncio.Task[list[str]]] = {}
 
-    async def __call__(self, host: str, port: int) -> list[str]:  # noqa: ARG002 - the shape of a Lookup
-        """The addresses of a host, at least one. Raises OSError: gaierror for a name without one, TimeoutError."""
+    async def __call__(self, host: str, port: int) -> list[str]:  # noqa: ARG002 - signature of Lookup
+        """Raise gaierror or TimeoutError."""
         if read_literal(host) is not None:
             return [host]
         name = host.lower()
@@ -67,7 +61,7 @@ class NameResolver:
             task = asyncio.create_task(self._ask(name))
             self._asked[name] = task
             task.add_done_callback(partial(self._done, name))
-        # A caller that gives up does not end the question: others may wait for the same name.
+        # Others may wait for the same question.
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -76,7 +70,7 @@ class NameResolver:
             raise
 
     async def close(self) -> None:
-        """End what is being asked. The next look-up opens a channel again."""
+        """The next look-up opens a new channel."""
         for task in (waiting := list(self._asked.values())):
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -87,7 +81,7 @@ class NameResolver:
     def _done(self, name: str, task: "asyncio.Task[list[str]]") -> None:
         self._asked.pop(name, None)
         if not task.cancelled():
-            # Read here, or asyncio complains where every caller has given up.
+            # asyncio logs an exception that is never retrieved.
             task.exception()
 
     async def _ask(self, name: str) -> list[str]:
@@ -116,7 +110,7 @@ class NameResolver:
 
 
 async def system_lookup(host: str, port: int) -> list[str]:
-    """One look-up by itself, for a command that makes few. Raises OSError."""
+    """Look up without a channel. Raises OSError."""
     names = NameResolver()
     try:
         return await names(host, port)
@@ -125,9 +119,9 @@ async def system_lookup(host: str, port: int) -> list[str]:
 
 
 class ClientResolver(AsyncBaseResolver):
-    """The HTTP library's resolver interface over a Lookup, for sessions to hosts that the operator configured."""
+    """Resolver for hosts that the operator configured."""
 
-    protocol = "custom"  # type: ignore[assignment] # the library's own names are an enum
+    protocol = "custom"  # type: ignore[assignment] # an enum in the library
     implementation = "names"
 
     def __init__(self, lookup: Lookup) -> None:
@@ -135,27 +129,24 @@ class ClientResolver(AsyncBaseResolver):
         self._lookup = lookup
 
     def recycle(self) -> "ClientResolver":
-        """Another one like this."""
         return ClientResolver(self._lookup)
 
     def is_available(self) -> bool:
-        """Always: it keeps nothing open."""
         return True
 
-    async def close(self) -> None:  # type: ignore[override] # the library's own is declared synchronous
-        """Nothing to close: the Lookup belongs to its owner."""
+    async def close(self) -> None:  # type: ignore[override] # synchronous in the library
+        pass
 
-    async def getaddrinfo(  # type: ignore[override] # the library's signature is that of its Python 2 ancestor
+    async def getaddrinfo(  # type: ignore[override] # the library's signature is older
         self,
         host: Any,
         port: Any,
-        family: Any,  # noqa: ARG002 - socket.getaddrinfo's shape
-        type: Any,  # noqa: A002 - likewise
+        family: Any,  # noqa: ARG002 - signature of socket.getaddrinfo
+        type: Any,  # noqa: A002 - the same reason
         proto: int = 0,
-        flags: int = 0,  # noqa: ARG002 - likewise
+        flags: int = 0,  # noqa: ARG002 - the same reason
         **_: Any,
     ) -> list[tuple[Any, Any, int, str, tuple[Any, ...]]]:
-        """As socket.getaddrinfo. Raises OSError."""
         name = host.decode("ascii") if isinstance(host, bytes) else str(host)
         return [
             (socket.AF_INET, type, proto, "", (text, int(port)))

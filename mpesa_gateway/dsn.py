@@ -1,7 +1,4 @@
-"""Reads an address of Postgres: what asyncpg understands, what we understand for it, and what is refused by name.
-
-asyncpg takes a parameter that it does not know for a setting of Postgres, which then refuses the connection.
-"""
+"""Postgres URLs. asyncpg sends unknown parameters to Postgres, which rejects them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ _VALUES = {
 }
 
 _NO_DIFFERENCE: dict[str, Callable[[str], bool]] = {
-    # What these ask for is so anyway, or makes no difference to us.
+    # These values make no difference here.
     "channel_binding": lambda value: value in {"disable", "prefer"},
     "gssencmode": lambda value: value in {"disable", "prefer"},
     "sslcompression": lambda value: value == "0",
@@ -51,19 +48,18 @@ _INSTEAD = {
 
 
 class DsnError(ValueError):
-    """An address of Postgres cannot be used. The text names the parameter and the fix, and shows no value."""
+    """The text names parameter and fix, without values."""
 
 
 @dataclass(frozen=True)
 class Dsn:
-    """An address as asyncpg takes it. ``connect_timeout`` is what it says itself, in seconds."""
+    """``connect_timeout`` is in seconds."""
 
     text: str
     connect_timeout: float | None = None
 
 
 def read_dsn(url: Secret) -> Dsn:
-    """Read an address. Raises DsnError."""
     try:
         parts = urlsplit(url.reveal())
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -110,7 +106,7 @@ def _check_port(text: str) -> None:
 
 
 def _seconds(value: str) -> float | None:
-    """Libpq's rule: whole seconds, and 0 stands for the default."""
+    """As in libpq: whole seconds, 0 for the default."""
     if not (value.isascii() and value.isdigit() and int(value[:6]) <= 86_400):
         raise DsnError("has `connect_timeout` that is not a number of seconds: give it one, such as 10")
     return float(value) or None

@@ -1,4 +1,4 @@
-"""The two worlds that never meet: Daraja's sandbox, and live, where real money moves."""
+"""Daraja environments: sandbox, and live with real money."""
 
 from typing import Annotated, Literal
 
@@ -6,6 +6,6 @@ import msgspec
 
 Env = Literal["sandbox", "live"]
 Environment = Annotated[Env, msgspec.Meta(title="Environment")]
-"""The same as the API shows it."""
+"""The env in the API."""
 
 ENVS: tuple[Env, ...] = ("sandbox", "live")

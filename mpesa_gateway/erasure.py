@@ -1,4 +1,4 @@
-"""What is erased: a payer's number in every form in which texts hold it, and the case that it is erased from."""
+"""Phone numbers to erase, and the records that hold them."""
 
 import re
 from dataclasses import dataclass
@@ -10,20 +10,17 @@ import msgspec
 from mpesa_gateway.phone import Msisdn, PhoneMatch, compare
 
 ERASED = "erased"
-"""What stands where the number was."""
 
 _READER = msgspec.json.Decoder(float_hook=lambda number: msgspec.Raw(number.encode()))
-"""Numbers with a point stay as they stand."""
 
 _PARTY = re.compile(r"\+?[0-9*xX]{6,15}(?=\s*-|\s*\Z)", re.ASCII)
-"""A number, perhaps masked, at the beginning of a party as Daraja names them: ``2547****678 - JANE DOE``."""
+"""A perhaps masked number, as Daraja begins a party: ``2547****678 - JANE DOE``."""
 
 
 class ErasedNumber:
-    """A phone number to erase, in every form in which it stands in texts.
+    """A phone number in every form.
 
-    Daraja's name of a push (CheckoutRequestID) has been seen to end in it. ``tag`` is what keeps such names apart once
-    the number is gone from them.
+    A CheckoutRequestID may end in it. ``tag`` distinguishes such ids after erasure.
     """
 
     def __init__(self, phone: Msisdn, tag: str = "") -> None:
@@ -35,26 +32,22 @@ class ErasedNumber:
         self._nameless = rf"\g<1>{ERASED}{tag}"
 
     def is_in(self, text: str | None) -> bool:
-        """Whether the number stands in a text, whole or masked."""
         return text is not None and self.without(text) != text
 
     def is_in_json(self, text: str) -> bool:
-        """Whether the number stands anywhere in a JSON text."""
         return self.without_in_json(text) != text
 
     def without(self, text: str) -> str:
-        """The text with ``erased`` where the number was."""
         party = _PARTY.match(text.strip())
         if party is not None and (
             party[0] in self.forms
             or ("*" in party[0] and compare(party[0], self.phone) in {PhoneMatch.PARTLY, PhoneMatch.HIDDEN})
         ):
-            # The name behind the number is the payer's too.
+            # The name is the payer's too.
             return ERASED
         return self._in_handle.sub(self._nameless, self._anywhere.sub(ERASED, text))
 
     def without_in_json(self, text: str) -> str:
-        """A JSON text with ``erased`` for the number, wherever it stands: itself unchanged where it does not."""
         try:
             content = _READER.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -63,7 +56,6 @@ class ErasedNumber:
         return text if cleaned is content else msgspec.json.encode(cleaned).decode()
 
     def _cleaned(self, value: Any) -> Any:
-        """The value itself where nothing is to be erased in it, else another one."""
         if isinstance(value, str):
             cleaned = self.without(value)
             return value if cleaned == value else cleaned
@@ -88,17 +80,16 @@ class ErasedNumber:
 
 
 def may_be_handle(told: str, known: str) -> bool:
-    """Whether Daraja's name of a push is the one that we know, from which the payer's number may have been erased."""
+    """Compare CheckoutRequestIDs, of which the known one may be erased."""
     before, erased, _ = known.partition(ERASED)
     return told == known or (bool(erased) and told.startswith(before) and told[len(before) :].isdecimal())
 
 
 @dataclass(frozen=True)
 class ErasureCase:
-    """One thing that a payer did, such as a payment, and everything that is kept about it.
+    """A payer's action, such as a payment, with all its records.
 
-    ``ids`` are our identifiers of it and of what belongs to it, and Daraja's. What changed at ``before`` or later is
-    too recent to be erased.
+    ``ids`` are ours and Daraja's. Changes at ``before`` or later are too recent.
     """
 
     merchant_id: str
@@ -109,5 +100,4 @@ class ErasureCase:
 
     @property
     def named(self) -> list[str]:
-        """The identifiers as Postgres takes them."""
         return sorted(self.ids)

@@ -1,4 +1,4 @@
-"""Every way a request can be refused: one closed list of codes, each with its HTTP status and a next step."""
+"""Errors of the API: a closed list of codes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Code(StrEnum):
-    """The closed catalogue of error codes that the API answers with."""
+    """Error codes."""
 
     AUTH_INVALID_KEY = "AUTH_INVALID_KEY"
     AUTH_INSUFFICIENT_SCOPE = "AUTH_INSUFFICIENT_SCOPE"
@@ -61,11 +61,10 @@ NEXT_STEPS: dict[Code, str] = {
     "`Retry-After`, with the same `Idempotency-Key`",
     Code.INTERNAL_ERROR: "our fault: quote the `request_id` to whoever runs the gateway",
 }
-"""What the caller does about each code."""
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One entry of ``errors`` in a refused answer."""
+    """One entry of ``errors`` in a response."""
 
     code: Annotated[str, _CODE]
     message: str
@@ -73,11 +72,11 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     retryable: bool | None = None
     provider: dict[str, str] | None = None
     id: str | None = None
-    """The payment or refund that the request created and that remains, such as one that M-Pesa refused."""
+    """The payment or refund that remains."""
 
 
 class ApiError(Exception):
-    """A request that is not carried out. Subclasses are named after the situation and carry code and status."""
+    """A rejected request."""
 
     status: ClassVar[int] = 400
     code: ClassVar[Code] = Code.VALIDATION_ERROR
@@ -93,7 +92,7 @@ class ApiError(Exception):
         provider: dict[str, str] | None = None,
         subject_id: str | None = None,
     ) -> None:
-        """``message`` says what to do about it; ``retry_after`` is in seconds; ``subject_id`` is what remains."""
+        """``message`` names the fix; ``retry_after`` is in seconds."""
         super().__init__(message)
         self.message = message
         self.field = field
@@ -104,7 +103,6 @@ class ApiError(Exception):
 
     @property
     def problems(self) -> list[Problem]:
-        """The entries for ``errors`` in the answer."""
         return [
             Problem(
                 code=self.code.value,
@@ -118,13 +116,13 @@ class ApiError(Exception):
 
 
 class InvalidKey(ApiError):
-    """No valid API key was shown."""
+    """The API key is missing or not valid."""
 
     status, code = 401, Code.AUTH_INVALID_KEY
 
 
 class InsufficientScope(ApiError):
-    """The key may not do this."""
+    """The key lacks a scope."""
 
     status, code = 403, Code.AUTH_INSUFFICIENT_SCOPE
 
@@ -142,25 +140,25 @@ class RateLimited(ApiError):
 
 
 class NotFound(ApiError):
-    """There is no such object, or it is another merchant's."""
+    """The object does not exist or belongs to another merchant."""
 
     status, code = 404, Code.NOT_FOUND
 
 
 class MethodNotAllowed(ApiError):
-    """The address does not take this method."""
+    """The path does not support this method."""
 
     status, code = 405, Code.METHOD_NOT_ALLOWED
 
 
 class Conflict(ApiError):
-    """The object's state does not allow it."""
+    """The object's state does not allow the request."""
 
     status, code = 409, Code.CONFLICT
 
 
 class PayloadTooLarge(ApiError):
-    """The body is larger than we take."""
+    """The body is too large."""
 
     status, code = 413, Code.PAYLOAD_TOO_LARGE
 
@@ -172,47 +170,47 @@ class UnsupportedMediaType(ApiError):
 
 
 class RequestTimeout(ApiError):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
     status, code, retryable = 408, Code.REQUEST_TIMEOUT, True
 
 
 class ClientDisconnected(ApiError):
-    """The caller left before its body had come; nobody reads the answer."""
+    """The caller disconnected before the end of its body."""
 
 
 class ProviderNotConfigured(ApiError):
-    """Credentials, or a field of them that this call needs, are missing."""
+    """Daraja credentials for this call are missing."""
 
     status, code = 422, Code.PROVIDER_NOT_CONFIGURED
 
 
 class ProviderRejected(ApiError):
-    """Daraja refused."""
+    """Daraja rejected the request."""
 
     status, code = 502, Code.PROVIDER_REJECTED
 
 
 class ProviderUnavailable(ApiError):
-    """Nothing was sent: the same request may be made again."""
+    """The request was not sent to Daraja and may be retried."""
 
     status, code, retryable = 503, Code.PROVIDER_UNAVAILABLE, True
 
 
 class ServiceUnavailable(ApiError):
-    """A part that the gateway cannot do without is away."""
+    """A required service is unavailable."""
 
     status, code, retryable = 503, Code.SERVICE_UNAVAILABLE, True
 
 
 class InternalError(ApiError):
-    """Something went wrong on our side: quote the request_id to whoever runs this gateway."""
+    """Internal error. Quote the request_id to the operator of this gateway."""
 
     status, code = 500, Code.INTERNAL_ERROR
 
 
 class InvalidFields(ApiError):
-    """Fields that cannot be taken; one problem each, all of them at once."""
+    """Some fields are not valid; all are listed."""
 
     status, code = 422, Code.VALIDATION_ERROR
 
@@ -222,27 +220,23 @@ class InvalidFields(ApiError):
 
     @classmethod
     def field_error(cls, field: str, message: str) -> "InvalidFields":
-        """A single bad field."""
         return cls([Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message)])
 
     @property
     def problems(self) -> list[Problem]:
-        """One entry for each bad field."""
         return self._problems
 
 
 class FieldChecks:
-    """Collects what is wrong with each field, so that one answer names all of it."""
+    """Collects problems of all fields."""
 
     def __init__(self) -> None:
         self._problems: list[Problem] = []
 
     def fail(self, field: str, message: str) -> None:
-        """Note that ``field`` cannot be taken, and what to send instead."""
         self._problems.append(Problem(code=Code.VALIDATION_ERROR.value, field=field, message=message))
 
     def take(self, field: str, parse: Callable[[V], T], value: V) -> T | None:
-        """``parse(value)``, or None with the ValueError's text noted against ``field``."""
         try:
             return parse(value)
         except ValueError as problem:
@@ -250,21 +244,21 @@ class FieldChecks:
             return None
 
     def settle(self) -> None:
-        """Raise Invalid if anything was noted."""
+        """Raise Invalid if a check failed."""
         if self._problems:
             raise InvalidFields(self._problems)
 
 
 @contextmanager
 def check_fields() -> Generator[FieldChecks]:
-    """A block of checks; raises Invalid at its end if any failed."""
+    """Raise Invalid at the end of the block if a check failed."""
     checks = FieldChecks()
     yield checks
     checks.settle()
 
 
 class NotStarted(RuntimeError):
-    """The gateway was used before it was started."""
+    """The gateway is not started."""
 
     def __init__(self) -> None:
         super().__init__(NOT_STARTED)

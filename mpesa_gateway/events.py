@@ -1,4 +1,4 @@
-"""What happened, in the past tense: the values that plugins publish and others hear about."""
+"""Events that plugins publish."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,32 +9,29 @@ import msgspec
 from mpesa_gateway.env import Env
 
 UNPUBLISHED = datetime(1, 1, 1, tzinfo=UTC)
-"""``occurred_at`` before the outbox has stamped it."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A fact that one plugin publishes and others may subscribe to. The outbox fills the first two fields."""
+    """A fact for subscribers. The outbox sets the first two fields."""
 
     kind: ClassVar[str]
-    """The stable name, ``payment.completed``: what the outbox stores and decodes by."""
+    """Stable: ``payment.completed``."""
 
     event_id: str = ""
     occurred_at: datetime = UNPUBLISHED
     merchant_id: str
     env: Env | None = None
-    """The world that it happened in; None for what belongs to none, such as a callback that names nothing we know."""
+    """None if unknown."""
     subject_id: str
-    """The id of the object that the event is about, such as a payment's."""
 
 
 class PublicEvent(Event, frozen=True, kw_only=True):
-    """An event that merchants hear about: kept, listed, and delivered to their webhooks."""
+    """An event that is sent to merchants' webhooks."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
-    """What its fields hold in the reference's example, besides those that every event has."""
 
     env: Env  # pyright: ignore[reportGeneralTypeIssues] - required of what merchants hear
 
     def data(self) -> dict[str, Any]:
-        """The ``data`` of the webhook body: JSON-ready values, money as decimal strings. ``env`` is added to it."""
+        """Return ``data`` of the webhook body. Money is decimal strings; ``env`` is added."""
         raise TypeError(f"{type(self).__name__} does not say what merchants get to see of it")

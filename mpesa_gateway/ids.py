@@ -1,4 +1,4 @@
-"""Names for our objects: a prefix that says what it is, then time and chance, so that newer sorts later."""
+"""Ids: a prefix, then time and random bits."""
 
 import re
 import secrets
@@ -17,7 +17,6 @@ _MOST_CHANCE = (1 << 64) - 1
 
 
 def base32(number: int, length: int) -> str:
-    """A number in Crockford's base 32, lower case, ``length`` characters."""
     out: list[str] = []
     for _ in range(length):
         number, digit = divmod(number, 32)
@@ -27,7 +26,7 @@ def base32(number: int, length: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class IdPrefix:
-    """Three letters that identifiers of one kind begin with, and what they identify."""
+    """Three letters."""
 
     name: str
     what: str
@@ -43,7 +42,7 @@ KERNEL_PREFIXES = (
 
 
 class Ids:
-    """Makes identifiers such as ``pay_01jd…``: 48 bits of milliseconds, 16 bits for the prefix, 64 bits of chance."""
+    """Creates ids such as ``pay_01jd…``: 48 bits of milliseconds, 16 of prefix, 64 random."""
 
     def __init__(self, clock: Clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._clock = clock
@@ -51,10 +50,9 @@ class Ids:
         self._last: dict[str, tuple[int, int]] = {}
 
     def new(self, prefix: str, at: datetime | None = None) -> str:
-        """Return a new identifier with this prefix, 26 characters after the underscore. It begins with ``at`` or now.
+        """``at`` is the time of the row, so that both orders agree.
 
-        A row that has a time of its own gives it, so that lists by id and by that time are the same. Of two identifiers
-        that are made here one after the other for one millisecond, the later one is greater.
+        Consecutive ids of one millisecond increase.
         """
         milliseconds = _milliseconds(at or self._clock.now())
         chance = int.from_bytes(self._random_bytes(8), "big")
@@ -66,16 +64,13 @@ class Ids:
 
     @staticmethod
     def least(prefix: str, moment: datetime) -> str:
-        """Return the least identifier with this prefix of the millisecond of ``moment``: earlier ones are less."""
         return _spell(prefix, _milliseconds(moment), 0)
 
     @staticmethod
     def has_form(text: str, prefix: str) -> bool:
-        """Return whether a text could be an identifier with this prefix."""
         return text.startswith(f"{prefix}_") and uuid_of(text) != NO_ROW
 
     def token(self, size: int = 32) -> bytes:
-        """``size`` unguessable bytes."""
         return self._random_bytes(size)
 
 
@@ -88,20 +83,15 @@ def _spell(prefix: str, milliseconds: int, chance: int) -> str:
 
 
 def renamed(identifier: str, prefix: str) -> str:
-    """Return the identifier of the same moment and chance under another prefix. Raises ValueError for other text."""
     uuid = uuid_of(identifier)
     if uuid in {NO_ROW, _NIL}:
         raise ValueError("this is no identifier of ours")
     return _written(prefix, int.from_bytes(uuid, "big") & ~(0xFFFF << 64) | _tag(prefix) << 64)
 
 
-# -- in Postgres --------------------------------------------------------------------------------------------------
-
 NO_ROW = b"\xff" * 16
-"""The UUID that no row has: what text that is no identifier of ours is looked up as."""
 
 _NIL = b"\x00" * 16
-"""The UUID before all others: where a walk over identifiers begins, from the empty text."""
 
 _TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _ID = re.compile(rf"([a-z]{{3}})_[0-7][{_ALPHABET}]{{25}}\Z")
@@ -124,11 +114,11 @@ def _prefix(tag: int) -> str | None:
 
 
 def uuid_of(text: str) -> bytes:
-    """Return the 16 bytes of an identifier, or of a UUID in its usual form; ``NO_ROW`` for all other text."""
+    """Return 16 bytes; ``NO_ROW`` for other text."""
     return _uuid_of(text) if len(text) <= _LONGEST else NO_ROW
 
 
-# A request sends and reads the same few identifiers in several statements.
+# A request uses few ids in several statements.
 @lru_cache(_REMEMBERED)
 def _uuid_of(text: str) -> bytes:
     found = _ID.match(text)
@@ -140,7 +130,7 @@ def _uuid_of(text: str) -> bytes:
 
 @lru_cache(_REMEMBERED)
 def id_of(uuid: bytes) -> str:
-    """Return the identifier of 16 bytes from Postgres; a UUID that is no identifier of ours in its usual form."""
+    """A UUID that is not our id is returned in its usual form."""
     number = int.from_bytes(uuid, "big")
     prefix = _prefix(number >> 64 & 0xFFFF)
     if prefix is None:

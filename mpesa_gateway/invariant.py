@@ -1,4 +1,4 @@
-"""What must hold in the books at every moment: a sentence, and a query for what breaks it."""
+"""Invariants: a sentence and a query for violations."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -6,10 +6,9 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Invariant:
-    """``sql`` selects one column of text, the ids of what breaks the ``sentence``; nothing is as it should be.
+    """``sql`` selects ids that violate ``sentence``, in one statement.
 
-    It is asked on a live system, while money flows, in one statement: what changes together must be committed together.
-    Where something may be as it is for a while, ``grace`` says for how long, and ``$1`` is the moment so long ago.
+    ``grace`` is how long a state may last; ``$1`` is now minus ``grace``.
     """
 
     name: str

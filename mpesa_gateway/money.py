@@ -1,30 +1,30 @@
-"""Amounts of money: whole Kenya shillings inside, decimal strings like "500.00" outside."""
+"""Money: whole Kenya shillings inside, decimal strings like "500.00" outside."""
 
 from decimal import Decimal, InvalidOperation
 from typing import Self
 
 MINIMUM = 1
 MAXIMUM = 250_000
-"""The least and the most that one M-Pesa transaction may move, in KES (Safaricom's published tariff)."""
+"""Limit of one transaction in KES, by Safaricom's tariff."""
 
 _DIGITS = 12
-"""More digits than any amount of money needs: longer input is refused before it is computed with."""
+"""Longer input is rejected early."""
 
 
 class InvalidAmount(ValueError):
-    """What was given is not a whole, sensible number of shillings. The text says what to send instead."""
+    """The text names the fix."""
 
 
 class Kes(int):
-    """A whole number of Kenya shillings. M-Pesa moves no cents."""
+    """Whole Kenya shillings. M-Pesa moves no cents."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, value: Decimal | int | str) -> Self:
-        """Read an amount as it stands in JSON, a form or a statement line, never through a float.
+        """Parse ``500``, ``"500"`` or ``"500.00"``, never through a float.
 
-        Takes ``500``, ``"500"``, ``"500.00"``. Raises InvalidAmount for cents, signs, exponents, or words.
+        Raises InvalidAmount for cents, signs and exponents.
         """
         text = str(value).strip() if not isinstance(value, bool) else ""
         if not text or len(text) > _DIGITS or not text.isascii():
@@ -41,7 +41,6 @@ class Kes(int):
 
     @classmethod
     def parse_payable(cls, value: Decimal | int | str) -> Self:
-        """Like parse, and between 1 and 250,000 KES, the limits of one M-Pesa transaction."""
         amount = cls.parse(value)
         if not MINIMUM <= amount <= MAXIMUM:
             raise InvalidAmount(f"must be between {MINIMUM} and {MAXIMUM} KES, the limits of one M-Pesa transaction")
@@ -49,7 +48,6 @@ class Kes(int):
 
     @classmethod
     def parse_json(cls, raw: bytes) -> Self:
-        """Read an amount as it stands in a JSON body, a number or a text, digit for digit; payable as above."""
         text = bytes(raw).decode("utf-8", "replace").strip()
         if len(text) >= 2 and text[0] == text[-1] == '"':
             text = text[1:-1]
@@ -57,7 +55,7 @@ class Kes(int):
 
     @property
     def wire(self) -> str:
-        """The decimal string that goes over the wire: ``"500.00"``."""
+        """Decimal string: ``"500.00"``."""
         return f"{int(self)}.00"
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a plugin lets operators see and do: plain values, which the plugin that serves the operators' pages mounts."""
+"""Operators' pages of a plugin."""
 
 from __future__ import annotations
 
@@ -28,34 +28,32 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 _OFFERED = 200
-"""Merchants, the newest, that a list can be filtered by."""
 
 
 class Role(StrEnum):
-    """What an operator may do: look; act on payments and webhooks; change merchants, keys and secrets too."""
+    """View; act on payments and webhooks; change merchants, keys and secrets."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
 
     def may(self, needed: Role) -> bool:
-        """Whether this role is at least the one that is needed."""
         ranks = list(Role)
         return ranks.index(self) >= ranks.index(needed)
 
 
 @dataclass(frozen=True)
 class FirstOperator:
-    """A contribution (``Plugin.contributes``) of the plugin that signs operators in.
+    """Contribution of the plugin that signs operators in.
 
-    ``create`` takes a name and who acts. It returns the first operator's password, None where there is an operator.
+    ``create`` takes a name and the actor; returns the password, or None if an operator exists.
     """
 
     create: Callable[[Runtime, str, str], Awaitable[Secret | None]]
 
 
 class WrongEnvironment(Exception):
-    """The page shows something of the other env: it is shown again once that one is looked at."""
+    """The object is of the other env."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
@@ -64,7 +62,7 @@ class WrongEnvironment(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
-    """Who looks at a page or acts on it. ``actor`` is how the audit log names them."""
+    """``actor`` is the name in the audit log."""
 
     name: str
     role: Role
@@ -73,10 +71,9 @@ class Visitor:
 
 @dataclass(frozen=True, kw_only=True)
 class PageRequest:
-    """One request for a page, or one act.
+    """A request for a page or an action.
 
-    ``values`` are those in the page's address, ``query`` what follows it, ``form`` the fields that were sent with an
-    act; ``problems`` say what was wrong with them when a page is shown again. Operators look at one env at a time.
+    ``values`` are from the path.
     """
 
     gateway: Runtime
@@ -86,25 +83,21 @@ class PageRequest:
     form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     problems: tuple[Problem, ...] = ()
     env: Env = "sandbox"
-    """The world that is looked at, or that the form was shown in."""
 
     def require(self, env: Env) -> None:
-        """Raise WrongEnvironment where what the page shows is of another env than the one that is looked at."""
+        """Raise WrongEnvironment if the object is of another env."""
         if env != self.env:
             raise WrongEnvironment(env)
 
     def read_query(self, kind: type[Q]) -> Q:
-        """What follows the page's address, as a struct. Raises Invalid."""
         return read_query(self.query, kind)
 
     def kept_query(self, *without: str) -> str:
-        """What follows the page's address, without what is empty and what is named, for a link to more of the same."""
         return urlencode(
             [(name, text) for name, texts in self.query.items() if name not in without for text in texts if text]
         )
 
     def pager(self, path: str, next_cursor: str | None) -> dict[str, Any]:
-        """What the frame's ``pager.html`` needs: the list's path, where it goes on, and back to its beginning."""
         here = self.kept_query("cursor")
         return {
             "list_path": path,
@@ -114,7 +107,6 @@ class PageRequest:
         }
 
     async def merchant_names(self, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """The active merchants for the filter of a list (``whose.html``), and the names of those in its rows."""
         merchants = self.gateway.merchants
         chosen = self.query.get("merchant", ())
         return {
@@ -125,14 +117,10 @@ class PageRequest:
         }
 
     def text(self, name: str) -> str:
-        """A field of the form without the spaces around it, empty without one."""
         return next(iter(self.form.get(name, ())), "").strip()
 
     def moment(self, name: str) -> str:
-        """A time of the form in RFC 3339: one without a zone, as its field gives it, is East Africa Time.
-
-        What is no time is given as it was typed, for whoever reads it to refuse.
-        """
+        """Return RFC 3339, in East Africa Time by default. Malformed text is unchanged."""
         text = self.text(name)
         try:
             moment = datetime.fromisoformat(text)
@@ -141,16 +129,13 @@ class PageRequest:
             return text
 
     def caller(self, merchant: Merchant, env: Env) -> Caller:
-        """This visitor acting for a merchant in ``env``, for services that take who calls.
-
-        ``env`` is that of the object that is acted on, or the visit's where there is none.
-        """
+        """``env`` defaults to the selected one."""
         return Caller(merchant.merchant_id, "", frozenset(), env, by=self.visitor.actor)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a page shows: a template of the plugin's, and what it is filled with. ``title`` goes before the page's."""
+    """A template with its values."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -159,24 +144,20 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Redirect:
-    """What an act came to: the page to go on with (below the pages' own address), and what to say there.
+    """The next page, relative to the pages' address.
 
-    ``secret`` is shown there once, and kept sealed until then.
+    ``secret`` is shown once and stored sealed until then.
     """
 
     to: str
     note: str = ""
     secret: Secret | None = None
     is_warning: bool = False
-    """Done, with a result that needs review: shown without the colour of success."""
 
 
 @dataclass(frozen=True)
 class Menu:
-    """Where a page stands in the menu. A lower ``order`` comes first; groups come in the order of their first page.
-
-    ``key`` is what to press after ``g`` to get there.
-    """
+    """``key`` follows ``g`` as a shortcut."""
 
     label: str
     order: int
@@ -189,11 +170,10 @@ Show: TypeAlias = "Callable[[PageRequest], Awaitable[Rendered | Response[Any]]]"
 
 @dataclass(frozen=True)
 class Page:
-    """A page at ``path``, such as ``payments/{payment_id}``, for those whose role is at least ``role``.
+    """A page for operators with at least ``role``.
 
-    ``names`` is the prefix of the ids that the page is about (``pay``): wherever one is shown, it leads here. With a
-    ``place``, other plugins' panels for that place are shown on it, and what they know of the first value in its path.
-    A ``part`` is a piece of a page, asked for by a page that is open: it keeps no login alive.
+    ``names`` is the id prefix (``pay``) that links here. Panels of the same ``place`` are shown on it. A ``part`` does
+    not extend the session.
     """
 
     path: str
@@ -208,10 +188,9 @@ class Page:
 
 @dataclass(frozen=True)
 class Action:
-    """Something to do at ``path``, by POST, for those whose role is at least ``role``; the audit log keeps who did it.
+    """A POST, recorded in the audit log under ``name``.
 
-    ``name`` is what the log calls it, after the plugin's own. When it is refused, the page at the same path is shown
-    again with what was wrong, or else the one at ``back``.
+    Errors are shown on the page at the same path, or else at ``back``.
     """
 
     path: str
@@ -223,10 +202,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of another plugin's page, for the ``place`` that it names; nothing where ``show`` gives None.
-
-    The second argument is the id that the page is about, empty where it is about none.
-    """
+    """A part of other plugins' pages with this ``place``. ``show`` takes the page's id."""
 
     place: str
     show: Callable[[PageRequest, str], Awaitable[Rendered | None]]
@@ -235,10 +211,9 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineEntry:
-    """One line of a timeline: what happened when, in a word of state and a sentence.
+    """One line of a timeline.
 
-    ``body`` is what was said, as text, with nothing secret left in it; ``about`` the id that it leads to; ``ms`` how
-    long it took in milliseconds.
+    ``body`` holds no secrets; ``about`` is an id to link to.
     """
 
     at: datetime
@@ -253,7 +228,7 @@ class TimelineEntry:
 
 @dataclass(frozen=True)
 class TimelineSource:
-    """What a plugin knows of an object's past, for the timeline on the page of that ``place``."""
+    """Entries for pages with this ``place``."""
 
     place: str
     read: Callable[[Runtime, str], Awaitable[Sequence[TimelineEntry]]]
@@ -261,10 +236,7 @@ class TimelineSource:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionItem:
-    """Something that wants a person's attention: a sentence, and the page where it can be looked after.
-
-    ``state`` is ``failed`` where money or trust is at stake, else ``attention``.
-    """
+    """A problem that needs an operator. ``state`` is ``failed`` if money or trust is at risk, else ``attention``."""
 
     text: str
     to: str
@@ -273,11 +245,9 @@ class AttentionItem:
 
 @dataclass(frozen=True)
 class Pages:
-    """Everything that one plugin brings to the operators' pages.
+    """Pages of one plugin. ``templates`` is a package.
 
-    ``templates`` is the package with the folder ``templates``. A ``finder`` gives the page for what somebody has in
-    hand, such as a receipt, None for what it does not know; ids find their page by themselves. ``concerns`` are
-    those of one env, and those of no env.
+    ``finder`` returns the page of a search text, such as a receipt. ``concerns`` include problems without env.
     """
 
     templates: str = ""
@@ -290,4 +260,3 @@ class Pages:
 
 
 NO_PAGES = Pages()
-"""What a plugin brings that has nothing to show."""

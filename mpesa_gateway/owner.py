@@ -1,7 +1,4 @@
-"""What the owner of the tables does for the role that runs the gateway: migrates, grants, and notes the retention.
-
-Where ``database.owner_url`` is not set, the running role is the owner, and does it itself.
-"""
+"""Actions of the tables' owner, by default the running role."""
 
 import base64
 import hashlib
@@ -38,28 +35,25 @@ _NOTE_KEEPING = "SELECT audit_write($1, clock_timestamp(), NULL, 'owner', $2, NU
 
 
 def owner_config(config: DatabaseConfig) -> DatabaseConfig:
-    """How to connect as the owner, who needs few connections."""
     url = config.owner_url or config.direct_url or config.url
     return msgspec.structs.replace(config, url=url, direct_url=None, pool_min=1, pool_max=2)
 
 
 async def pending_changes(runtime: Runtime) -> Literal["", "migrations", "retention"]:
-    """What the owner has to do: apply migrations or grant, or note another retention. Raises MigrationError."""
     try:
         if await pending(runtime.db, runtime.migrations):
             return "migrations"
         days = await runtime.db.fetchval(_KEEP_DAYS)
     except asyncpg.InsufficientPrivilegeError:
-        # All is applied, and nothing is granted to this role yet.
+        # Only grants are missing.
         return "migrations"
     return "" if days == runtime.config.retention.audit_days else "retention"
 
 
 async def make_running_role(config: DatabaseConfig) -> str | None:
-    """Make the role of ``database.url``, with its password, where the owner's Postgres has none; returns its name then.
+    """Create the role of ``database.url``; return its name if new.
 
-    Does nothing without ``owner_url``, and without a password in ``url``. Raises MigrationError where the owner may
-    make no roles, and what asyncpg raises when Postgres cannot be reached.
+    Needs ``owner_url`` and a password. Raises MigrationError and errors of asyncpg.
     """
     if config.url is None or config.owner_url is None:
         return None
@@ -77,7 +71,6 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
             f"PASSWORD '{scram(password)}'"
         )
     except asyncpg.DuplicateObjectError:
-        # Another process was faster.
         return None
     except asyncpg.InsufficientPrivilegeError:
         raise MigrationError(
@@ -90,9 +83,9 @@ async def make_running_role(config: DatabaseConfig) -> str | None:
 
 
 def scram(password: str) -> str:
-    """What Postgres keeps of a password, so that the password itself is in no statement and no log of the server.
+    """Return the SCRAM verifier: the password stays out of server logs.
 
-    A password that is not ASCII would have to be prepared as RFC 4013 says: it is returned as it is, quoted.
+    Passwords that are not ASCII are returned quoted (RFC 4013).
     """
     if not password.isascii():
         return password.replace("'", "''")
@@ -105,10 +98,9 @@ def scram(password: str) -> str:
 
 
 async def update_schema(runtime: Runtime) -> list[Migration]:
-    """Apply what has not been applied, grant the running role what it needs, and note the retention of the audit log.
+    """Migrate, grant, and set the retention; return the applied migrations.
 
-    The gateway's database is connected. Returns the migrations that were applied now. Raises MigrationError as
-    ``migrate`` does, and where the role may not do it.
+    The database must be connected. Raises MigrationError.
     """
     if runtime.config.database.owner_url is None and not await pending_changes(runtime):
         return []
@@ -140,7 +132,7 @@ async def _owner(runtime: Runtime) -> AsyncGenerator[Database]:
 
 
 async def _note_retention(runtime: Runtime, owner: Database) -> None:
-    """Tell Postgres ``retention.audit_days``: its own function goes by that, and is told by nobody else."""
+    """Postgres uses this value only."""
     days, before = runtime.config.retention.audit_days, await owner.fetchval(_KEEP_DAYS)
     if days == before:
         return

@@ -1,4 +1,4 @@
-"""The plugin contract: a frozen value that says what a plugin brings. Importing one does nothing."""
+"""The plugin contract. Importing a plugin has no side effects."""
 
 from __future__ import annotations
 
@@ -60,35 +60,30 @@ __all__ = [
 ]
 
 GROUP = "mpesa_gateway.plugins"
-"""The entry-point group in which installed plugins are found by name."""
 
 E = TypeVar("E", bound=Event)
 N = TypeVar("N", bound="Named")
 
 Provides: TypeAlias = tuple[tuple[type[Any], Callable[[Runtime], Any]], ...]
-"""Ports, and how each is made of the parts of a gateway and of other ports."""
 
 
 class NoSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The settings of a plugin that has none."""
+    """No settings."""
 
 
 def on_event(event: type[E], handler: Callable[[E, Runtime], Awaitable[None]]) -> Subscriber:
-    """Hear about ``event`` at least once, after commit, in a job of its own that is tried again on failure."""
+    """Run ``handler`` at least once, after commit, in a job of its own that is retried."""
     return Subscriber(event, handler)
 
 
 def on_event_in_transaction(event: type[E], handler: Callable[[Sequence[E], Runtime], Awaitable[None]]) -> Subscriber:
-    """Take part in the publisher's transaction: for rows that must exist exactly if the event does.
-
-    ``handler`` receives the events that are published together: usually one.
-    """
+    """Run ``handler`` in the publisher's transaction with the events published together."""
     return Subscriber(event, handler, inside=True)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A plugin's Piccolo tables, the package whose numbered ``.sql`` files create them, and what they hold sealed."""
+    """Piccolo tables, the package of their migrations, and sealed columns."""
 
     models: tuple[type[Table], ...]
     migrations: str
@@ -97,11 +92,10 @@ class Tables:
 
 @dataclass(frozen=True)
 class RetentionRule:
-    """Rows that may go once they have been kept long enough: never those that something is still owed for.
+    """Deletes finished rows after some days.
 
-    ``what`` names them; ``days`` says from the settings for how long they are kept, 0 for ever. ``sql`` deletes at most
-    $2 of them, the oldest first, passing over those that somebody has locked: those from before the moment $1 or, with
-    a ``prefix``, those whose identifier is less than $1. Identifiers begin with their time, so that no index is needed.
+    ``days`` of 0 keeps them. ``sql`` deletes up to $2 rows, oldest first, skipping locked ones: from before the time $1
+    or, with a ``prefix``, with an id below $1.
     """
 
     what: str
@@ -112,12 +106,10 @@ class RetentionRule:
 
 @dataclass(frozen=True)
 class Eraser:
-    """How a payer's phone number is erased from what a plugin keeps, where they ask for it.
+    """Erases a payer's phone number on request.
 
-    ``find`` gives the identifiers of what the payer did, in order, those after the given one; ``widen`` what belongs to
-    a case besides, of ours and of Daraja's; ``objects`` why a case cannot be erased now, None where it can; ``erase``
-    erases and counts by what it was; ``keeps`` says what the number stands in for good. All but ``find`` are called
-    inside the case's transaction.
+    ``widen`` adds related ids; ``objects`` returns why a case cannot be erased now, or None; ``keeps`` states what
+    remains. All but ``find`` run in the case's transaction.
     """
 
     erase: Callable[[Runtime, ErasureCase], Awaitable[Mapping[str, int]]]
@@ -129,66 +121,56 @@ class Eraser:
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a plugin brings. Only ``name`` and ``summary`` are required."""
+    """A plugin. Only ``name`` and ``summary`` are required."""
 
     name: str
     summary: str
     requires: tuple[str, ...] = ()
     settings: type[msgspec.Struct] = NoSettings
     scopes: tuple[Scope, ...] = ()
-    """What an API key may do with this plugin's routes. Each scope belongs to one plugin."""
     id_prefixes: tuple[IdPrefix, ...] = ()
-    """What the identifiers of this plugin's objects begin with. Each prefix belongs to one plugin."""
     routes: tuple[Any, ...] = ()
     operations: tuple[Operation[Any, Any], ...] = ()
-    """What this plugin asks Daraja. Each operation belongs to one plugin."""
     callbacks: tuple[CallbackKind, ...] = ()
-    """Kinds of callbacks that Safaricom sends, for the plugin ``callbacks`` to take. Each belongs to one plugin."""
     jobs: tuple[Job, ...] = ()
     publishes: tuple[type[Event], ...] = ()
     subscribers: tuple[Subscriber, ...] = ()
     provides: Provides = ()
-    """Ports and how to make them. A provider with async ``start()`` and ``stop()`` runs while the gateway does."""
+    """Providers may have async ``start()`` and ``stop()``."""
     tables: Tables | None = None
     forgets: tuple[RetentionRule, ...] = ()
-    """What is deleted, night by night, once it has been kept long enough."""
     erasers: tuple[Eraser, ...] = ()
-    """How a payer's phone number is erased from what this plugin keeps."""
     commands: tuple[click.Command, ...] = ()
     pages: Pages = NO_PAGES
     checks: tuple[Check, ...] = ()
-    """What ``mpesa-gateway doctor`` looks at for this plugin."""
     invariants: tuple[Invariant, ...] = ()
-    """What always holds in this plugin's tables: ``mpesa-gateway doctor --ledger`` asks whether it does."""
     metrics: Callable[[CollectorRegistry], Any] | None = None
-    """The class that defines this plugin's counters and histograms: ``gateway.metrics.get(ThisClass)``."""
+    """Counters and histograms: ``gateway.metrics.get(ThisClass)``."""
     collectors: tuple[Collector, ...] = ()
-    """Gauges that the plugin ``metrics`` collects when Prometheus scrapes."""
     contributes: tuple[Any, ...] = ()
-    """Frozen values for the kernel or another plugin, which gathers them by type: ``gateway.contributed(Need)``."""
+    """Found by type: ``gateway.contributed(Need)``."""
     beside_worker: tuple[Callable[[Runtime], AbstractAsyncContextManager[None]], ...] = ()
-    """What runs beside ``mpesa-gateway worker``, a process that serves no HTTP of its own."""
+    """Blocks around ``mpesa-gateway worker``, which serves no HTTP API."""
     front: Callable[[Runtime, ASGIApp], ASGIApp] | None = None
-    """An ASGI layer in front of all routes, for addresses that no route can answer in the form of another API."""
+    """ASGI layer in front of all routes."""
 
     @property
     def contributions(self) -> tuple[Any, ...]:
-        """What ``gateway.contributed`` gathers by type."""
         sealed = () if self.tables is None else self.tables.sealed
         return (self, *self.contributes, *self.forgets, *self.erasers, *sealed)
 
     def job_name(self, job: Job) -> str:
-        """What the queue calls a job: ``webhooks.deliver``."""
+        """Return the name in the queue: ``webhooks.deliver``."""
         return f"{self.name}.{job.fn.__name__}"
 
 
 class PluginError(Exception):
-    """The list of plugins cannot be assembled. The text says what to change."""
+    """The text names the fix."""
 
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """A plugin that is installed: the name of its entry point, and the package that brought it."""
+    """An entry point and its package."""
 
     name: str
     distribution: str
@@ -196,7 +178,6 @@ class InstalledPlugin:
     point: EntryPoint
 
     def load(self) -> Plugin:
-        """The plugin itself. Raises PluginError for an entry point that names none, and what its import raises."""
         plugin = self.point.load()
         if not isinstance(plugin, Plugin):
             raise PluginError(
@@ -210,9 +191,9 @@ class InstalledPlugin:
 
 
 def installed() -> dict[str, InstalledPlugin]:
-    """What is installed, by name; nothing of it is imported, or enabled.
+    """Return the installed plugins without importing them.
 
-    A package that is installed while this process runs is found once ``sys.path`` has changed.
+    New packages are found once ``sys.path`` has changed.
     """
     return dict(_installed(tuple(sys.path)))
 
@@ -228,10 +209,9 @@ def _installed(_: tuple[str, ...]) -> dict[str, InstalledPlugin]:
 
 
 def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ...]:
-    """Return the enabled plugins in the order listed, but each after the plugins that it requires.
+    """Return the enabled plugins, each after its required ones. ``extra`` are a host's.
 
-    Installed is not enabled; ``extra`` are a host's own values. Raises PluginError for an unknown or repeated name,
-    for a requirement that is not enabled, and for plugins that require each other.
+    Raises PluginError for unknown, repeated or missing plugins and cycles.
     """
     known = installed()
     loaded: list[Plugin] = []
@@ -260,7 +240,7 @@ def load(names: Sequence[str], extra: Iterable[Plugin] = ()) -> tuple[Plugin, ..
 
 
 def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
-    # The tables of a plugin refer to those of the plugins that it requires: their migrations are applied first.
+    # Migrations of required plugins come first.
     ordered: list[Plugin] = []
     left = list(plugins)
     while left:
@@ -274,16 +254,11 @@ def _in_order(plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
 
 
 def scopes_of(plugins: Sequence[Plugin]) -> Scopes:
-    """The scopes of these plugins and of the kernel. Raises PluginError where one is declared twice."""
     return Scopes(declared("scope", plugins, lambda plugin: plugin.scopes, KERNEL_SCOPES))
 
 
 def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
-    """What identifiers begin with, by prefix.
-
-    Raises PluginError for one that is declared twice, that is not three lower-case letters, or that a plugin names
-    elsewhere without declaring it.
-    """
+    """Raise PluginError for a duplicate, malformed or undeclared prefix."""
     found = declared("id prefix", plugins, lambda plugin: plugin.id_prefixes, KERNEL_PREFIXES)
     for plugin in plugins:
         for prefix in plugin.id_prefixes:
@@ -298,11 +273,7 @@ def prefixes_of(plugins: Sequence[Plugin]) -> Mapping[str, IdPrefix]:
 
 
 def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
-    """The kinds of callbacks, by name.
-
-    Raises PluginError for a name or path that is declared twice, a name that cannot stand in an address for Daraja,
-    and a path that is no place of the specification's.
-    """
+    """Raise PluginError for a duplicate name or path, or one that does not fit in a callback URL."""
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
@@ -321,12 +292,10 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
 
 
 def operations_of(plugins: Sequence[Plugin]) -> Mapping[str, Operation[Any, Any]]:
-    """What Daraja is asked, by name. Raises PluginError where two plugins declare one name."""
     return declared("Daraja operation", plugins, lambda plugin: plugin.operations)
 
 
 def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
-    """The published events, by name. Raises PluginError where two plugins publish different events by one name."""
     found: dict[str, type[Event]] = {}
     for plugin in plugins:
         for event in plugin.publishes:
@@ -337,7 +306,6 @@ def event_types_of(plugins: Iterable[Plugin]) -> dict[str, type[Event]]:
 
 
 def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
-    """Return the metrics of the kernel and the plugins. Raises PluginError if two have the same name."""
     try:
         return Metrics([KernelMetrics, *(plugin.metrics for plugin in plugins if plugin.metrics is not None)])
     except DuplicateTimeseries as problem:
@@ -346,21 +314,14 @@ def metrics_of(plugins: Iterable[Plugin]) -> Metrics:
 
 
 class Named(Protocol):
-    """What a plugin declares under a name."""
-
     @property
-    def name(self) -> str:
-        """Its name, of which there is one in a gateway."""
-        ...
+    def name(self) -> str: ...
 
 
 def declared(
     what: str, plugins: Iterable[Plugin], brought: Callable[[Plugin], Iterable[N]], of_kernel: Iterable[N] = ()
 ) -> dict[str, N]:
-    """What the plugins and the kernel declare of one thing, by name, in that order.
-
-    Raises PluginError for a name that is declared twice.
-    """
+    """Raise PluginError for a duplicate name."""
     kernels = {value.name: value for value in of_kernel}
     owners = dict.fromkeys(kernels, "the kernel")
     found: dict[str, N] = {}

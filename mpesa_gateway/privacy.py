@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from old, settled records, everywhere it stands. The record of the money stays."""
+"""Erases a payer's phone number; records of money remain."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
@@ -20,10 +20,10 @@ from mpesa_gateway.security.tables import MerchantRow
 log = structlog.get_logger(__name__)
 
 YOUNGEST = timedelta(hours=48)
-"""Younger records are left alone: M-Pesa's statements reach back so far, and need the number to be matched."""
+"""M-Pesa's statements reach back 48 hours and are matched by number."""
 
 _TAG = 8
-"""So many characters of an identifier keep two apart that were made in the same millisecond."""
+"""Characters that distinguish ids of one millisecond."""
 
 # raw SQL: join - the subscribers' tasks of a case's events.
 # raw SQL: lock - the events of a case.
@@ -41,13 +41,12 @@ CHANGE_EVENT = "UPDATE event SET payload = $2::text::jsonb, body = $3 WHERE even
 
 
 LOCKS = "SET LOCAL lock_timeout = '200ms'"
-"""Bounds the wait of a host's erasers. Ours lock with NOWAIT: a case can begin with a row of any table, and a
-transaction that waits for no lock takes part in no deadlock, whatever its order."""
+"""Limits the wait of a host's erasers. Ours use NOWAIT, which avoids deadlocks."""
 
 
 @dataclass(frozen=True)
 class NotErased:
-    """What was not erased, and why not."""
+    """A remaining record, and the reason."""
 
     subject_id: str
     why: str
@@ -55,25 +54,23 @@ class NotErased:
 
 @dataclass
 class ErasureReport:
-    """What was erased, by what it was, and what was left."""
+    """Counts by kind, and remaining records."""
 
     cases: int = 0
     erased: Counter[str] = field(default_factory=Counter[str])
     left: list[NotErased] = field(default_factory=list[NotErased])
 
     def add(self, other: "ErasureReport") -> None:
-        """Count another one in."""
         self.cases += other.cases
         self.erased.update(other.erased)
         self.left += other.left
 
     def counted(self) -> dict[str, int]:
-        """The numbers alone, which name nobody."""
         return {"cases": self.cases, "left": len({left.subject_id for left in self.left}), **self.erased}
 
 
 class _Undone(Exception):
-    """Ends a transaction that was only a rehearsal."""
+    """Rolls back a rehearsal."""
 
 
 def _undo(is_rehearsal: bool) -> None:
@@ -98,11 +95,10 @@ async def _erase_events(runtime: Runtime, case: ErasureCase) -> dict[str, int]:
 
 
 KERNEL_ERASER = Eraser(erase=_erase_events, objects=_owed)
-"""What the kernel itself keeps about anybody: events, as they were told."""
 
 
 class Privacy:
-    """Goes through what every plugin keeps about a payer, one payment at a time, each in a transaction of its own."""
+    """Erases case by case, each in its own transaction."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -117,10 +113,9 @@ class Privacy:
         before: datetime | None = None,
         is_rehearsal: bool = False,
     ) -> ErasureReport:
-        """Erase a number from a merchant's records, or all merchants', that have not changed since ``before``.
+        """Erase a number from records last changed before ``before``; report others.
 
-        What is under way or too recent is left and named. With ``is_rehearsal`` everything is done, counted and undone.
-        Raises Invalid for a ``before`` of less than 48 hours ago, NotFound for an unknown merchant.
+        ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, and NotFound.
         """
         latest = self._runtime.clock.now() - YOUNGEST
         before = before or latest
@@ -130,7 +125,7 @@ class Privacy:
             )
         merchants = await self._merchants(merchant_id)
         if not is_rehearsal:
-            # Said before anything is done, so that nothing is ever done unsaid.
+            # First, so that no erasure is unrecorded.
             await self._record("privacy.erasing", merchant_id, actor, {"before": rfc3339(before)})
         done, seen = ErasureReport(), set[str]()
         for merchant in merchants:
@@ -158,8 +153,7 @@ class Privacy:
         return [row["merchant_id"] for row in rows]
 
     async def _roots(self, merchant_id: str, number: ErasedNumber) -> AsyncGenerator[str]:
-        """Everything of this payer's, by its identifier, page by page."""
-        # What others build on comes last: a payment is found as such before the callbacks about it are looked through.
+        # A payment before its callbacks.
         for eraser in reversed(self._erasers):
             after = ""
             while eraser.find is not None and (page := await eraser.find(self._runtime, merchant_id, number, after)):
@@ -168,7 +162,6 @@ class Privacy:
                 after = page[-1]
 
     async def _erase_case(self, case: ErasureCase, done: ErasureReport, *, is_rehearsal: bool) -> frozenset[str]:
-        """Erase one case, or say why not; gives all that belongs to it."""
         here = ErasureReport()
         try:
             async with self._runtime.db.transaction():
@@ -187,7 +180,7 @@ class Privacy:
         except _Undone:
             pass
         except OVERBURDENED:
-            # Whoever is at it goes first.
+            # Another session has locked it.
             done.left.append(NotErased(case.root, "it is being changed in this moment"))
             return case.ids
         done.add(here)
@@ -201,7 +194,6 @@ class Privacy:
         return None
 
     async def _widened(self, case: ErasureCase) -> ErasureCase:
-        """The case with everything that belongs to it, in turn: a payment's refunds, and their conversations."""
         while True:
             before = case.ids
             for eraser in reversed(self._erasers):

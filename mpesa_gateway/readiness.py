@@ -1,4 +1,4 @@
-"""What a merchant still lacks in one env: each plugin reports its own part."""
+"""Missing setup of a merchant in one env."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mpesa_gateway.security.scopes import Env
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is not set up: what it is, what does not work without it, and how to set it up."""
+    """A missing setup, its effect and the fix."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "initiator",
@@ -26,14 +26,10 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Need:
-    """A contribution (``Plugin.contributes``). ``missing`` returns what a merchant lacks in an env.
-
-    It reads Postgres and settings only: it is called by each ``PUT /v1/merchant/providers``.
-    """
+    """A contribution that reads Postgres and settings only: ``PUT /v1/merchant/providers`` calls it."""
 
     missing: Callable[[Runtime, str, Env], Awaitable[Sequence[Missing]]]
 
 
 async def missing_of(runtime: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    """What a merchant lacks in an env, by all enabled plugins."""
     return [one for need in runtime.contributed(Need) for one in await need.missing(runtime, merchant_id, env)]

@@ -1,4 +1,4 @@
-"""Forgets what has been kept long enough: a little at a time, the oldest first, and never what is still owed."""
+"""Deletes expired rows in batches, oldest first."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
-# raw SQL: lock - what several workers forget at once.
+# raw SQL: lock - several workers delete at once.
 FORGET_KEYS = """
 DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
     SELECT merchant_id, env, key FROM idempotency_key
@@ -38,20 +38,19 @@ KERNEL_FORGETS = (
         prefix="evt",
     ),
 )
-"""What the kernel itself forgets; the audit log has a way of its own."""
+"""The audit log has its own retention."""
 
 
 class Retention:
-    """Goes through everything that the settings let go. Run by two at once, each passes over what the other has."""
+    """Deletes expired rows and skips locked ones."""
 
     def __init__(self, runtime: Runtime, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """``sleep`` waits so many seconds between two batches."""
         self._runtime = runtime
         self._sleep = sleep
         self._settings = runtime.config.retention
 
     async def delete_expired(self) -> dict[str, int]:
-        """Delete what is old enough, in batches that each commit by themselves; gives the counts by what it was."""
+        """Commit each batch; return counts."""
         counts: dict[str, int] = {}
         forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(RetentionRule)]
         for forgetting in forgettings:
@@ -67,7 +66,7 @@ class Retention:
         return counts
 
     async def _may_cut(self) -> bool:
-        """Whether Postgres keeps the audit log as long as the settings say: it is told by ``mpesa-gateway migrate``."""
+        """``mpesa-gateway migrate`` stores the retention."""
         days = self._settings.audit_days
         stored = await self._runtime.audit.keep_days()
         if stored != days:
@@ -82,7 +81,7 @@ class Retention:
         return int(tag.rpartition(" ")[2])
 
     async def _repeat(self, what: str, batch: Callable[[], Awaitable[int]]) -> int:
-        """Batch after batch until one finds nothing, or Postgres has no room for it: there will be another night."""
+        """The next night continues if Postgres is busy."""
         count = 0
         try:
             while gone := await batch():

@@ -1,7 +1,6 @@
-"""What kernel classes, services, jobs and routes may use of a gateway: its parts by name, and the ports of plugins.
+"""The parts of a gateway and the ports of plugins.
 
-A constructor that needs few parts names them; one that needs most takes the ``Runtime``. Ports are resolved where a
-plugin is put together (``Plugin.provides``), in jobs, routes, pages and commands, never inside a service.
+Ports are never resolved inside a service.
 """
 
 from collections.abc import Coroutine, Mapping, Sequence
@@ -47,13 +46,11 @@ class LoadReport(Protocol):
     unanswered: int
 
     @property
-    def waiting(self) -> int:
-        """Return how many wait for a place."""
-        ...
+    def waiting(self) -> int: ...
 
 
 class Runtime(Protocol):
-    """One gateway, as everything below its composition sees it. ``Gateway`` implements it."""
+    """Implemented by ``Gateway``."""
 
     config: GatewayConfig
     clock: Clock
@@ -86,44 +83,26 @@ class Runtime(Protocol):
     is_draining: bool
 
     @property
-    def is_running(self) -> bool:
-        """Return whether the gateway has started and has not begun to stop."""
-        ...
+    def is_running(self) -> bool: ...
 
     @property
-    def load(self) -> LoadReport | None:
-        """Return the API calls of this process, None in one that serves no HTTP."""
-        ...
+    def load(self) -> LoadReport | None: ...
 
     @property
-    def event_kinds(self) -> tuple[str, ...]:
-        """Return the names of all events that the enabled plugins publish."""
-        ...
+    def event_kinds(self) -> tuple[str, ...]: ...
 
-    def event_type(self, kind: str) -> type[Event]:
-        """Return the class of a published event. Raises LookupError when no enabled plugin publishes it."""
-        ...
+    def event_type(self, kind: str) -> type[Event]: ...
 
-    def settings(self, kind: type[S]) -> S:
-        """Return a plugin's settings by their class. Raises KeyError when no enabled plugin has such settings."""
-        ...
+    def settings(self, kind: type[S]) -> S: ...
 
-    def contributed(self, kind: type[T]) -> list[T]:
-        """Return what the enabled plugins contribute of this type in their order; of ``Plugin``, themselves."""
-        ...
+    def contributed(self, kind: type[T]) -> list[T]: ...
 
-    def port(self, kind: type[T]) -> T:
-        """Return the provider of a port. Raises NotProvided when no enabled plugin provides it."""
-        ...
+    def port(self, kind: type[T]) -> T: ...
 
-    def port_if_provided(self, kind: type[T]) -> T | None:
-        """Return the provider of a port, None when no enabled plugin provides it."""
-        ...
+    def port_if_provided(self, kind: type[T]) -> T | None: ...
 
-    def url(self, path: str) -> str:
-        """Return an address of ours as others reach it: ``public_url`` and the path."""
-        ...
+    def url(self, path: str) -> str: ...
 
     async def run_to_completion(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run to its end what must not be torn apart, also when the caller hangs up; returns what it returns."""
+        """Run ``work`` to its end even if the caller is cancelled."""
         ...

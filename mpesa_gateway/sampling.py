@@ -1,10 +1,10 @@
-"""Samples of what happens too often to be written down each time: the first of a kind, and how many followed."""
+"""Samples of frequent events."""
 
 import time
 from collections.abc import Callable, Hashable
 
 _MOST = 10_000
-"""Kinds that are remembered. While so many are in their window, further ones are counted together."""
+"""Further keys share a count."""
 
 
 class Sampler:
@@ -15,10 +15,10 @@ class Sampler:
         self._window = window
         self._now = now
         self._seen: dict[Hashable, list[float]] = {}
-        """By key, when its window ends and how many were left out since; in the order of the windows' ends."""
+        """End and omitted count by key, in order of the ends."""
 
     def admit(self, key: Hashable) -> int | None:
-        """Return how many of this key were left out before this one; None when this one is to be left out as well."""
+        """Return the number omitted before, None to omit this one."""
         now = self._now()
         seen = self._seen.get(key)
         if seen is not None and now < seen[0]:

@@ -1,8 +1,8 @@
-"""A secret that does not show itself: only ``.reveal()`` gives it, and that is easy to search for."""
+"""Secrets that are masked unless revealed."""
 
 
 class Secret:
-    """A password, key or token whose repr, str and JSON are ``****ef12``."""
+    """repr, str and JSON are ``****ef12``."""
 
     __slots__ = ("_value",)
 
@@ -10,12 +10,11 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The secret itself."""
         return self._value
 
     @property
     def masked(self) -> str:
-        """``****`` and the last four characters; nothing of a secret shorter than twelve."""
+        """Four characters are shown if there are at least twelve."""
         return f"****{self._value[-4:]}" if len(self._value) >= 12 else "****"
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Finds the Valkey that is the primary at this moment, where Sentinel watches over it and replaces it when it dies."""
+"""Connections to the primary that Sentinel reports."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from mpesa_gateway.config import ValkeyConfig
 
 
 class PrimaryPool(SentinelConnectionPool):
-    """Connections to the primary; each new one asks the Sentinels where that is."""
+    """Each new connection asks the Sentinels."""
 
-    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - the client's shape
-        """Close the connections and those to the Sentinels; when the primary has changed, the idle ones alone."""
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT002 - signature of the client
+        """When the primary has changed, the client closes idle connections only."""
         try:
             await super().disconnect(inuse_connections)
         finally:
@@ -28,11 +28,7 @@ class PrimaryPool(SentinelConnectionPool):
 
 
 def primary_pool(config: ValkeyConfig, **options: Any) -> PrimaryPool:
-    """A pool of connections to the primary; ``options`` are those of a connection.
-
-    User, password, database number and whether to speak TLS come from ``valkey.url``; its host is not used. Raises
-    ValueError when ``valkey.url`` is not set.
-    """
+    """Take user, password, database number and TLS from ``valkey.url``. Raises ValueError without it."""
     if config.url is None:
         raise ValueError("valkey.url is not set")
     found: dict[str, Any] = dict(parse_url(config.url.reveal()))

@@ -1,4 +1,4 @@
-"""Where a server is, as may be shown: without the user and password that its address holds."""
+"""Addresses of servers without user and password."""
 
 from urllib.parse import urlsplit
 
@@ -7,7 +7,6 @@ from mpesa_gateway.secret import Secret
 
 
 def address(url: Secret | None) -> str:
-    """Host and port of a server's address, without user and password."""
     if url is None:
         return "(not set)"
     parts = urlsplit(url.reveal())
@@ -15,7 +14,6 @@ def address(url: Secret | None) -> str:
 
 
 def valkey_address(config: ValkeyConfig) -> str:
-    """Host and port of Valkey, or the Sentinels that know them."""
     if config.sentinels:
         return f"what {', '.join(config.sentinels)} call {config.service}"
     return address(config.url)

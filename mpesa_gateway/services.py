@@ -1,4 +1,4 @@
-"""What plugins offer each other, found by type: a Protocol in the owner's ``api.py``."""
+"""Ports that plugins offer each other."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -7,11 +7,11 @@ T = TypeVar("T")
 
 
 class NotProvided(LookupError):
-    """No enabled plugin provides what was asked for."""
+    """No enabled plugin provides the port."""
 
 
 class Services:
-    """Finds the one object that provides a port. Raises ValueError where two are made of each other."""
+    """Finds providers by Protocol. Raises ValueError for a cycle."""
 
     def __init__(self) -> None:
         self._factories: dict[type[Any], Callable[[], Any]] = {}
@@ -19,17 +19,16 @@ class Services:
         self._making: set[type[Any]] = set()
 
     def offer(self, port: type[Any], factory: Callable[[], Any]) -> None:
-        """Say who provides a port; made when first asked for."""
+        """Register a provider, created at first use."""
         if port in self._factories:
             raise ValueError(f"two plugins provide {port.__qualname__}: enable only one of them")
         self._factories[port] = factory
 
     def offers(self, port: type[Any]) -> bool:
-        """Whether anybody provides a port."""
         return port in self._factories
 
     def get(self, port: type[T]) -> T:
-        """The provider of ``port``; raises NotProvided, naming it, if no enabled plugin provides one."""
+        """Raise NotProvided."""
         made = self._made.get(port)
         if made is None:
             factory = self._factories.get(port)

@@ -1,4 +1,4 @@
-"""One process runs one gateway: a second one on another database or schema is refused."""
+"""One gateway per process."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from mpesa_gateway.config import GatewayConfig
 
 _running: list[tuple[str, str]] = []
-"""Database and schema of each gateway that runs in this process."""
 
 
 class SecondGateway(Exception):
@@ -15,11 +14,7 @@ class SecondGateway(Exception):
 
 @contextmanager
 def single_gateway(config: GatewayConfig) -> Generator[None]:
-    """Register a gateway for the length of the block.
-
-    Raises SecondGateway while a gateway with another database or schema runs in this process. Gateways on the same
-    database are replicas of each other and are allowed.
-    """
+    """Raise SecondGateway. Gateways on the same database are replicas and allowed."""
     url = config.database.url
     place = ("" if url is None else url.reveal(), config.database.schema)
     if any(other != place for other in _running):

@@ -1,4 +1,4 @@
-"""Writes settings in the form of gateway.toml, so that what is shown can be pasted back."""
+"""Settings in the form of gateway.toml."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import Any, cast
 import tomli_w
 
 _UNSET = time.min
-"""Stands for a setting without a value. No setting is a time of day, and a text is written in quotes."""
+"""Marks a setting without a value."""
 
 _UNSET_LINE = re.compile(rf"^(.+) = {_UNSET.isoformat()}$", re.MULTILINE)
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """Return settings as TOML. A setting without a value is a comment."""
+    """A setting without a value becomes a comment."""
     return _UNSET_LINE.sub(r"# \1 is not set", tomli_w.dumps(_writable(values)))
 
 

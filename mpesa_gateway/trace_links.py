@@ -1,4 +1,4 @@
-"""Links from a callback's span to the trace of its payment."""
+"""Links from a callback's span to its payment's trace."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,17 +17,16 @@ from mpesa_gateway.tracing import end_after
 log = structlog.get_logger(__name__)
 
 _PATIENCE = 0.5
-"""Timeout in seconds."""
 
 _REST = 2.0
-"""Seconds without a query after an error."""
+"""Seconds after an error."""
 
 
 class TraceLinks:
-    """Stores in Valkey in which trace a subject (payment, refund, status query) began. No caller waits for it."""
+    """Stores in Valkey where the trace of a payment, refund or status query began. Never delays callers."""
 
     def __init__(self, valkey: Any, config: ValkeyConfig, hours: int) -> None:
-        """``hours`` is how long an entry is kept; 0 switches links off."""
+        """``hours`` is the lifetime; 0 switches links off."""
         self._valkey = valkey
         self._prefix = config.prefix
         self._keep = timedelta(hours=hours)
@@ -35,17 +34,15 @@ class TraceLinks:
         self._resting_until = float("-inf")
 
     async def stop(self) -> None:
-        """Wait for Valkey, half a second at most."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_PATIENCE)
 
     def begin(self, subject_id: str) -> None:
-        """Store the current trace as the subject's."""
         if _set_subject(get_current_span(), subject_id):
             self._start(partial(self._store, subject_id, current_traceparent()))
 
     def link(self, subject_id: str) -> None:
-        """Link the current span to the subject's trace. It ends when Valkey has answered."""
+        """The current span ends when Valkey has answered."""
         span = get_current_span()
         if _set_subject(span, subject_id) and (task := self._start(partial(self._link, subject_id, span))):
             end_after(span, task)
@@ -62,7 +59,7 @@ class TraceLinks:
         try:
             async with asyncio.timeout(_PATIENCE):
                 await work()
-        except Exception as problem:  # noqa: BLE001 - without Valkey a link is missing and nothing else
+        except Exception as problem:  # noqa: BLE001 - only the link is missing
             self._resting_until = asyncio.get_running_loop().time() + _REST
             log.debug("trace_not_linked", error=type(problem).__name__)
 

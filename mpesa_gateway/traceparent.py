@@ -11,13 +11,12 @@ from structlog.contextvars import bound_contextvars
 _W3C = TraceContextTextMapPropagator()
 
 LATE_PARENT = create_key("mpesa-gateway-late-parent")
-"""Context key of a span that its first child starts."""
+"""A span that its first child starts."""
 
 LateParent = Callable[[], Context | None]
 
 
 def parent_context() -> Context | None:
-    """Return the context for a child span, None outside of all spans."""
     current = get_current()
     if get_current_span(current).get_span_context().is_valid:
         return current
@@ -26,7 +25,6 @@ def parent_context() -> Context | None:
 
 
 def current_traceparent() -> str:
-    """Return a ``traceparent``, empty outside of all spans."""
     parent = parent_context()
     carrier: dict[str, str] = {}
     if parent is not None:
@@ -41,7 +39,6 @@ def read_traceparent(traceparent: str, tracestate: str = "") -> Context:
 
 @contextmanager
 def continued(traceparent: str) -> Generator[None]:
-    """Return a block inside a remote span."""
     if not traceparent:
         yield
         return
@@ -55,7 +52,7 @@ def continued(traceparent: str) -> Generator[None]:
 
 
 def logged(span: Span) -> AbstractContextManager[None]:
-    """Return a block whose log lines have the ``trace_id`` of a sampled trace."""
+    """Bind the ``trace_id`` of a sampled trace."""
     known = span.get_span_context()
     if not known.trace_flags.sampled:
         return nullcontext()

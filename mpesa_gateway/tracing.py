@@ -32,46 +32,40 @@ UNTRACED = NoOpTracer()
 _NOT_RECORDED: AbstractContextManager[Span] = nullcontext(INVALID_SPAN)
 
 _ends_after: WeakKeyDictionary[Span, asyncio.Task[None]] = WeakKeyDictionary()
-"""Spans that a task ends, by span."""
 
 _LONG = 1_000_000_000
-"""Nanoseconds after which a cron's span is recorded without a child."""
+"""Nanoseconds after which a cron is recorded without a child."""
 
 
 class Tracing:
-    """Port: a tracer and its settings. This one records nothing."""
+    """Port. The default records nothing."""
 
     tracer: Tracer = UNTRACED
     trusted_callers: Sequence[Network] = ()
-    """Callers whose traces are continued, not only linked."""
 
     is_sent_to_merchants: bool = False
     remember_hours: int = 0
-    """Hours for which ``TraceLinks`` finds a trace."""
 
     async def start(self) -> None:
-        """Start to export."""
+        pass
 
     async def stop(self) -> None:
-        """Export queued spans and stop."""
+        pass
 
 
 def is_enabled(tracer: Tracer) -> bool:
-    """Return whether spans can be recorded."""
     return not isinstance(tracer, NoOpTracer)
 
 
 def root_span(
     tracer: Tracer, name: str, kind: SpanKind, attributes: Attributes, parent: Context, links: Sequence[Link] = ()
 ) -> AbstractContextManager[Span]:
-    """Return a block with the span of a request or job, whose log lines have the ``trace_id``."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _logged_span(tracer.start_span(name, parent, kind, _masked(attributes), links))
 
 
 def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
-    """Return a block with the span of a call to another system."""
     if not is_enabled(tracer):
         return _NOT_RECORDED
     return _current_span(
@@ -82,7 +76,7 @@ def client_span(tracer: Tracer, name: str, attributes: Attributes) -> AbstractCo
 def child_span(
     tracer: Tracer, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span]:
-    """Return a block with a span, recorded only inside another one."""
+    """Record the span only inside another one."""
     parent = parent_context() if is_enabled(tracer) else None
     if parent is None:
         return _NOT_RECORDED
@@ -90,13 +84,12 @@ def child_span(
 
 
 def postgres_span(tracer: Tracer, what: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a statement or transaction."""
     return child_span(tracer, f"postgres {what}", _POSTGRES, SpanKind.CLIENT)
 
 
 @contextmanager
 def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[None]:
-    """Return a block with a cron's span, recorded if it has a child span, fails, or takes longer than a second."""
+    """Record the span with a child, a failure, or after a second."""
     if not is_enabled(tracer):
         yield
         return
@@ -112,7 +105,7 @@ def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[No
     def parent() -> Context | None:
         return None if is_over else set_span_in_context(start(), Context())
 
-    # Not inside the span of a host that started the process.
+    # Not inside a host's span.
     token = attach(set_value(LATE_PARENT, parent, Context()))
     try:
         yield
@@ -129,26 +122,25 @@ def cron_span(tracer: Tracer, name: str, attributes: Attributes) -> Generator[No
 
 
 def set_attributes(span: Span, attributes: Attributes) -> None:
-    """Set attributes, masked."""
     if span.is_recording():
         span.set_attributes(_masked(attributes))
 
 
 def set_error(span: Span, error_type: str) -> None:
-    """Mark a span as failed. ``error_type`` is a class or code, never a message."""
+    """``error_type`` is a class or code, never a message."""
     span.set_attribute("error.type", error_type)
     span.set_status(StatusCode.ERROR)
 
 
 def end_after(span: Span, task: asyncio.Task[None]) -> None:
-    """End the span when the task is done, with the time at which its block ended."""
+    """End the span when the task is done, with the end time of its block."""
     _ends_after[span] = task
 
 
 @contextmanager
 def _current_span(span: Span) -> Generator[Span]:
     try:
-        # The text of an exception may quote a row.
+        # An exception may quote a row.
         with use_span(span, record_exception=False, set_status_on_exception=False):
             yield span
     except BaseException as problem:

@@ -1,4 +1,4 @@
-"""The workers: each runs the jobs and crons of one queue, for the process that serves it."""
+"""Workers, one per queue."""
 
 import asyncio
 import signal
@@ -27,23 +27,21 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayWorker(Worker[Any]):
-    """SAQ's worker without its signal handlers, stopping as soon as the running jobs have finished."""
+    """SAQ's worker without signal handlers and without delay at a stop."""
 
-    SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - declared so by SAQ
+    SIGNALS: list[signal.Signals] = []  # noqa: RUF012 - as in SAQ
 
     queue: GatewayQueue
 
     async def upkeep(self) -> list["asyncio.Task[None]"]:
-        """SAQ's upkeep, remembered so that stopping need not sleep it out."""
         self._upkeep = await super().upkeep()
         return self._upkeep
 
     async def stop(self) -> None:
-        """Take no more jobs, finish those that run or hand them back, and close."""
         self.event.set()
         pending: set[asyncio.Task[None]] = set(getattr(self, "_upkeep", ()))
         while pending:
-            # More than once: a cancellation that meets a connection being made can get lost, and a sleep follows.
+            # A cancellation during a connect can be lost.
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=0.1)
@@ -56,7 +54,6 @@ class GatewayWorker(Worker[Any]):
 
 
 def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
-    """A worker for the jobs and crons of one queue."""
     config = runtime.config
     queue = GatewayQueue(connect(config.valkey, patient=True), name=queue_key(config.valkey, name))
     jobs = {known: job for known, job in runtime.jobs_by_name.items() if job.queue == name}
@@ -74,7 +71,7 @@ def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
     return GatewayWorker(
         queue,
         functions,
-        # Crons are unique: with a slot for each, none waits for another one that takes long.
+        # One slot per cron: none waits for a slow one.
         concurrency=max(getattr(config.worker, name), len(crons)),
         cron_jobs=crons,
         timers={"schedule": 1, "worker_info": 10, "sweep": 5, "abort": 1},
@@ -85,7 +82,7 @@ def build_worker(runtime: Runtime, name: QueueName) -> GatewayWorker:
 
 
 class JobFailed(Exception):
-    """A job raised. The text is how that came about, without secrets and whole phone numbers."""
+    """The text is a masked traceback."""
 
 
 Runner = Callable[..., Coroutine[Any, Any, None]]
@@ -102,22 +99,21 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
         try:
             await _run_asked(runtime, name, job, context["job"].meta, kwargs)
             outcome = "done"
-        except Exception as problem:  # noqa: BLE001 - whatever a job raises, it failed
+        except Exception as problem:  # noqa: BLE001 - any error fails the job
             outcome = "failed"
-            # SAQ keeps and logs what it sees of a failure as it is: a database's error can quote a whole row.
+            # SAQ logs the original exception, which may quote a row.
             raise JobFailed(trace(problem)) from None
         finally:
             beat.cancel()
             metrics.jobs.labels(name, outcome).inc()
             metrics.job_seconds.labels(name).observe(time.perf_counter() - began)
 
-    # SAQ names a cron, and the key that makes it fire once per cluster, after its function.
+    # SAQ names a cron, and its cluster-wide key, after its function.
     run.__qualname__ = name
     return run
 
 
 async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, Any], kwargs: dict[str, Any]) -> None:
-    """Run a job with the request id and the trace of the request that enqueued it."""
     request_id, traceparent, tracer = meta.get(REQUEST_ID, ""), meta.get(TRACE, ""), runtime.tracer
     about: Attributes = _about(name, kwargs, request_id) if is_enabled(tracer) else {}
     span = (
@@ -130,7 +126,6 @@ async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, A
 
 
 def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
-    """What a span says of a job. Its kwargs are ids, or lists of them, of which it says how many there are."""
     said: dict[str, str | int | float | bool] = {
         **SAQ,
         "messaging.destination.name": name,
@@ -147,7 +142,7 @@ def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
 
 
 async def _beat(job: SaqJob, every: float) -> None:
-    """Tell Valkey that the job is alive, so that only a dead worker's jobs are given to another."""
+    """Send heartbeats: only a dead worker's jobs are reassigned."""
     while True:
         await asyncio.sleep(every)
         try:
@@ -157,19 +152,17 @@ async def _beat(job: SaqJob, every: float) -> None:
 
 
 class WorkerGroup:
-    """The workers of one process, one for each queue that it serves."""
+    """The workers of one process."""
 
     def __init__(self, workers: Mapping[QueueName, GatewayWorker]) -> None:
         self.workers = dict(workers)
 
     def stop(self) -> None:
-        """Tell all of them to take no more jobs."""
         for worker in self.workers.values():
             worker.event.set()
 
 
 async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] | None = None) -> None:
-    """Work until the group is stopped, then finish or hand back what is running. Raises what one of them raises."""
     workers = group.workers.values()
     running: list[asyncio.Task[None]] = []
     try:
@@ -180,7 +173,7 @@ async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] 
         running = [asyncio.create_task(worker.start()) for worker in workers]
         await asyncio.gather(*running)
     finally:
-        # If one has failed, the others finish what they do: the process is about to end.
+        # The others finish their jobs.
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -189,7 +182,6 @@ async def run_worker(group: WorkerGroup, started: Callable[[], Awaitable[None]] 
 
 
 async def keep_working(builders: Sequence[Callable[[], GatewayWorker]]) -> None:
-    """Work until cancelled, each worker for itself."""
     await asyncio.gather(*map(_keep_working, builders))
 
 
@@ -202,14 +194,14 @@ async def _run_one(worker: GatewayWorker) -> None:
 
 
 async def _keep_working(build: Callable[[], GatewayWorker]) -> None:
-    """Work until cancelled. A worker that ends by itself is followed by a new one: no supervisor would notice."""
+    """Restart a worker that ends: no supervisor would notice."""
     task = asyncio.current_task()
     while True:
         try:
             await _run_one(build())
-        except Exception as problem:  # noqa: BLE001 - another worker follows
+        except Exception as problem:  # noqa: BLE001 - the worker is replaced
             log.error("worker_ended", exception=trace(problem))
-        # SAQ's worker takes a cancellation as the wish to stop, and returns.
+        # SAQ's worker returns normally when cancelled.
         if task is not None and task.cancelling():
             return
         await asyncio.sleep(AWAY)

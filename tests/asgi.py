@@ -1,4 +1,4 @@
-"""Requests handed over as an ASGI server would hand them over, so that no server refuses what is to be tried."""
+"""Requests passed to an application as an ASGI server would pass them, so that no server rejects them first."""
 
 import asyncio
 import json
@@ -10,31 +10,31 @@ from urllib.parse import unquote
 Headers = tuple[tuple[bytes, bytes], ...]
 
 HANGS = 30.0
-"""Seconds after which an answer counts as never coming."""
+"""Seconds after which a request without an answer fails the test."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """What an application answered. Header names are in lower case."""
+    """The answer of an application. Header names are in lower case."""
 
     status: int
     headers: Headers
     body: bytes
 
     def header(self, name: bytes) -> bytes:
-        """The one header of this name, empty without it. Raises AssertionError for several."""
+        """Return the one header of this name, empty without it. Raises AssertionError for several."""
         found = [value for each, value in self.headers if each == name]
         assert len(found) <= 1, (name, found)
         return found[0] if found else b""
 
     @property
     def json(self) -> Any:
-        """The body, decoded."""
+        """Return the body, decoded."""
         return json.loads(self.body)
 
     @property
     def codes(self) -> list[str]:
-        """The codes of a refusal."""
+        """Return the codes of a refusal."""
         return [problem["code"] for problem in self.json["errors"]]
 
 
@@ -47,7 +47,7 @@ async def ask(
     *,
     path: str | None = None,
 ) -> Said:
-    """One request; ``target`` is the path and query as in the request line, ``path`` what a server makes of it."""
+    """Send one request; ``target`` is the path and query of the request line, ``path`` the decoded path of a server."""
     raw_path, _, query = target.partition(b"?")
     scope = {
         "type": "http",
@@ -75,9 +75,9 @@ async def ask(
     async def send(message: Any) -> None:
         sent.append(message)
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        # A stream of events has no end: who has heard the first of them goes away.
-        is_heard = bool(message.get("body")) and (b"text/event-stream" in dict(sent[0]["headers"])[b"content-type"])
-        if is_last or is_heard:
+        # A stream of events has no end: the client disconnects after the first event.
+        has_event = bool(message.get("body")) and (b"text/event-stream" in dict(sent[0]["headers"])[b"content-type"])
+        if is_last or has_event:
             done.set()
 
     async with asyncio.timeout(HANGS):
@@ -89,13 +89,14 @@ async def ask(
 
 
 def is_refusal(said: Said) -> bool:
-    """Whether this is a whole and honest refusal in the envelope. Raises AssertionError, showing it, otherwise."""
+    """Return True for a complete refusal in the envelope. Raises AssertionError otherwise, and shows the answer."""
     content = said.json
     assert set(content) == {"success", "errors", "request_id"}, content
     assert content["success"] is False
     assert content["errors"], content
     assert content["request_id"] == said.header(b"x-request-id").decode(), content
     for problem in content["errors"]:
-        assert {"code", "message"} <= set(problem) <= {"code", "message", "field", "retryable", "provider", "id"}, problem
+        allowed = {"code", "message", "field", "retryable", "provider", "id"}
+        assert {"code", "message"} <= set(problem) <= allowed, problem
         assert problem["message"]
     return True

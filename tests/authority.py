@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of our own, what it has signed, and what stands in for Safaricom's."""
+"""Certificates for tests: an authority of our own, host certificates signed by it, and copies of Safaricom's."""
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 @cache
 def key(number: int = 0) -> rsa.RSAPrivateKey:
-    """A key; the same for the same number."""
+    """Return a key; the same one for the same number."""
     assert number >= 0
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
@@ -22,19 +22,19 @@ def key(number: int = 0) -> rsa.RSAPrivateKey:
 def certificate(
     name: str = "Safaricom", *, number: int = 0, since: timedelta = timedelta(days=-9), until: timedelta
 ) -> x509.Certificate:
-    """A self-signed certificate for a key; times are counted from now."""
+    """Return a self-signed certificate for a key; times are counted from now."""
     return _build(name, name, key(number), key(number), since, until, is_authority=True)
 
 
 def authority(folder: Path) -> Path:
-    """The file with our authority's certificate."""
+    """Write our authority's certificate to a file and return its path."""
     file = folder / "authority.pem"
     file.write_bytes(certificate("authority", number=99, until=timedelta(days=999)).public_bytes(Encoding.PEM))
     return file
 
 
 def for_host(folder: Path, host: str, *, until: timedelta) -> Path:
-    """A file with a host's key and its certificate, signed by our authority."""
+    """Write a host's key and its certificate, signed by our authority, and return the path."""
     signed = _build(host, "authority", key(50), key(99), timedelta(days=-9), until, is_authority=False)
     file = folder / f"{host}.pem"
     secret = key(50).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,4 +1,4 @@
-"""A browser without a screen: keeps cookies by their path, follows redirects, reads pages, fills in and sends forms."""
+"""A browser without a screen: keeps cookies by path, follows redirects, parses pages, fills in and sends forms."""
 
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -22,7 +22,7 @@ _VOID = {"meta", "link", "input", "img", "br", "hr", "use", "path", "circle", "l
 
 @dataclass
 class Form:
-    """A form as it stands on a page: where it leads, how, and what is filled in already."""
+    """A form of a page: its address, method, and prefilled fields."""
 
     action: str
     method: str
@@ -106,7 +106,7 @@ class _Reader(HTMLParser):
 
 @dataclass(frozen=True)
 class Page:
-    """What a browser shows."""
+    """A page as a browser shows it."""
 
     status: int
     url: str
@@ -122,49 +122,48 @@ class Page:
 
     @property
     def words(self) -> str:
-        """What there is to read, with single spaces."""
+        """The visible text, with single spaces."""
         return " ".join("".join(self._read.words).split())
 
     @property
     def links(self) -> list[str]:
-        """Where the page's links and files lead."""
+        """The addresses of the page's links and files."""
         return self._read.links
 
     @property
     def forms(self) -> list[Form]:
-        """The page's forms."""
         return self._read.forms
 
     @property
     def untidy(self) -> list[str]:
-        """What a validator would complain about first: tags that do not fit."""
+        """The unbalanced tags that a validator would report first."""
         return [*self._read.untidy, *(f"<{tag}> stays open" for tag in self._read.open)]
 
     def form(self, ending: str) -> Form:
-        """The first form to be sent whose address ends so."""
+        """Return the first POST form whose address has this ending."""
         found = [form for form in self.forms if form.action.endswith(ending) and form.method == "post"]
         assert found, f"no form leads to …{ending}: {[form.action for form in self.forms]}"
         return found[0]
 
     def has_form(self, ending: str) -> bool:
-        """Whether a form leads to such an address."""
+        """Return True if a form has such an address."""
         return any(form.action.endswith(ending) and form.method == "post" for form in self.forms)
 
     def link(self, ending: str) -> str:
-        """The first link that ends so."""
+        """Return the first link with this ending."""
         found = [link for link in self.links if link.endswith(ending)]
         assert found, f"no link ends with {ending}: {self.links}"
         return found[0]
 
     def field(self, name: str) -> str:
-        """The value of the first field with this name, in any form."""
+        """Return the value of the first field with this name, in any form."""
         found = [form.fields[name][0] for form in self.forms if name in form.fields]
         assert found, self.text
         return found[0]
 
 
 class Browser:
-    """Keeps cookies by their path, as browsers do, and says where a request comes from."""
+    """Keeps cookies by path, as browsers do, and sends the Origin header."""
 
     def __init__(self, ops: str) -> None:
         self.ops = ops
@@ -179,16 +178,16 @@ class Browser:
 
     @property
     def cookies(self) -> list[Any]:
-        """The cookies of what the browser is signed in to and looks at, without the one by which it is known again."""
+        """The session cookies, without the device cookie."""
         return [cookie for cookie in self._session.cookies if cookie.name != DEVICE_COOKIE]
 
     @property
     def device_cookies(self) -> list[Any]:
-        """The cookies by which the browser is known that signed in before."""
+        """The device cookies of earlier sign-ins."""
         return [cookie for cookie in self._session.cookies if cookie.name == DEVICE_COOKIE]
 
     def takes(self, cookies: list[Any]) -> None:
-        """Keep somebody else's cookies."""
+        """Store the cookies of another browser."""
         for cookie in cookies:
             self._session.cookies[cookie.name] = cookie.value
 
@@ -213,7 +212,7 @@ class Browser:
         return _page(await self._session.post(url, data=dict(fields), headers=sent, allow_redirects=follows))
 
     async def submits(self, page: Page, ending: str, **filled: Any) -> Page:
-        """Send the form of this page that leads to an address with this ending, with these fields filled in."""
+        """Send the form of this page whose address has this ending, with these fields filled in."""
         form = page.form(ending)
         unknown = set(filled) - set(form.fields) - set(form.choices)
         assert not unknown, f"the form has no field {unknown}: {sorted(form.fields)}"
@@ -221,7 +220,7 @@ class Browser:
         return await self.sends(form.action, fields)
 
     async def signs_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
-        """Fill in the login's form."""
+        """Send the login form."""
         return await self.sends("/login", {"name": name, "password": password.reveal()}, **options)
 
 
@@ -231,7 +230,7 @@ def _page(response: niquests.Response) -> Page:
 
 @asynccontextmanager
 async def signed_in(ops: str, name: str = "amina") -> AsyncGenerator[Browser]:
-    """A browser whose operator is in."""
+    """Yield a browser with a signed-in operator."""
     async with Browser(ops) as browser:
         assert (await browser.signs_in(name)).status == 200
         yield browser

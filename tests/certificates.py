@@ -1,4 +1,4 @@
-"""Certificates that stand in for Safaricom's, with the private keys that only Safaricom would have."""
+"""Certificates in the place of Safaricom's, with their private keys, which only Safaricom has in production."""
 
 import base64
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ class Issued:
     key: rsa.RSAPrivateKey
 
     def decrypt(self, security_credential: str) -> str:
-        """What Safaricom reads in a SecurityCredential."""
+        """Return the text that Safaricom would decrypt from a SecurityCredential."""
         return self.key.decrypt(base64.b64decode(security_credential), padding.PKCS1v15()).decode()
 
     def sign(self, body: bytes) -> str:
-        """The signature header that Safaricom would send with a live callback."""
+        """Return the signature header of a live callback, as Safaricom would send it."""
         return base64.b64encode(self.key.sign(body, padding.PKCS1v15(), SHA256())).decode()
 
 
 def issue(path: Path, *, since: float = -1, days: float = 365, encoding: Encoding = Encoding.PEM) -> Issued:
-    """A certificate that is valid from ``since`` days from now for ``days`` days."""
+    """Issue a certificate that is valid from ``since`` days from now for ``days`` days."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     path.write_bytes(_certificate(key, since, days).public_bytes(encoding))
     return Issued(path, key)
 
 
 def issue_for_another_kind_of_key(path: Path) -> None:
-    """A certificate of an elliptic key, which Safaricom's are not."""
+    """Issue a certificate with an elliptic-curve key; Safaricom's keys are RSA."""
     key = ec.generate_private_key(ec.SECP256R1())
     path.write_bytes(_certificate(key, -1, 30).public_bytes(Encoding.PEM))
 

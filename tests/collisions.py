@@ -1,4 +1,4 @@
-"""All paths against each other, over few rows: each round begins several of them at once."""
+"""Plays all write paths against each other over few rows: each round starts several at once."""
 
 import asyncio
 import random
@@ -32,7 +32,7 @@ LIFE = 5
 """Rounds until the payments are replaced by new ones: they have ended by then."""
 
 PLAYED = "played"
-"""The property of a test's report that says what was played: rounds, how often each path, and deadlocks."""
+"""The property of a test report with the number of rounds, runs of each path, and deadlocks."""
 
 PAYMENT = {"amount": 500, "phone": "254711000001"}
 
@@ -40,13 +40,13 @@ OLD_PAYMENT = "UPDATE payment SET updated_at = now() - interval '3 days' WHERE p
 OLD_KEY = "UPDATE idempotency_key SET created_at = now() - interval '400 days' WHERE subject_id = $1"
 
 NO_FAULT = (ApiError, niquests.exceptions.ConnectionError)
-"""What a path may end with. The server closes an idle connection after 5 s, which a busy machine takes for one call."""
+"""Errors that a path may end with. The server closes connections idle for 5 s; one call may take that long here."""
 
 Path = Callable[[], Awaitable[Any]]
 
 
 class Collisions:
-    """Plays rounds, and counts how often each path was in one. One method for each path, so there are many."""
+    """Plays rounds and counts the runs of each path. One method for each path."""
 
     def __init__(self, paths: Paths, seed: int) -> None:
         self._paths, self._chance = paths, random.Random(seed)  # noqa: S311 - a test's order
@@ -59,7 +59,7 @@ class Collisions:
         self._deck = self._shuffled()
         self.played: Counter[str] = Counter()
         self.failed: list[BaseException | str] = []
-        """What went wrong otherwise than by a refusal."""
+        """Errors other than refusals."""
 
     def _kinds(self) -> tuple[Path, ...]:
         return (
@@ -95,13 +95,12 @@ class Collisions:
         )
 
     def _shuffled(self) -> Iterator[Path]:
-        """Endless: each path once, in an order of chance, and then all again."""
         while True:
             kinds = self._kinds()
             yield from self._chance.sample(kinds, len(kinds))
 
     async def play(self, rounds: int) -> None:
-        """Play so many rounds."""
+        """Play this many rounds."""
         for number in range(rounds):
             self._number = number
             if number % LIFE == 0:
@@ -119,7 +118,7 @@ class Collisions:
             self.failed.append(f"{method} {path}: {answer.status} {answer.body}")
 
     async def _one(self, sql: str) -> Any:
-        """One of the newest rows."""
+        """Return one of the newest rows."""
         rows = await self._db.fetch(sql)
         return self._chance.choice(rows)[0] if rows else None
 
@@ -133,15 +132,15 @@ class Collisions:
         await self._paths.call_back("stk", payment["id"], stk_callback(payment["provider_ref"], *says, **more))
 
     async def callback_of_paid(self) -> None:
-        """A payer has paid."""
+        """The payer paid."""
         await self._call_back(self._made, receipt=self._receipt)
 
     async def callback_of_cancelled(self) -> None:
-        """A payer has cancelled."""
+        """The payer cancelled."""
         await self._call_back(self._made, 1032)
 
     async def callback_of_same_receipt(self) -> None:
-        """Another payment with the receipt of the first."""
+        """Another payment is reported with the receipt of the first."""
         await self._call_back(self._other, receipt=self._receipt)
 
     async def callback_of_other_amount(self) -> None:
@@ -155,19 +154,19 @@ class Collisions:
             await self._services.get(CallbackOperatorService).replay(found, actor="a person")
 
     async def sweep(self) -> None:
-        """Callbacks that wait for their subject."""
+        """Dispatch the callbacks without a known subject."""
         await self._services.get(CallbackDispatcher).sweep()
 
     async def stk_query(self) -> None:
-        """M-Pesa is asked about a push."""
+        """Send an STK query."""
         await self._services.get(StkQueries).ask(self._made["id"], is_forced=True)
 
     async def outside_reversals(self) -> None:
-        """Noted reversals are taken."""
+        """Process noted reversals."""
         await self._services.get(ExternalReversals).apply_recorded()
 
     async def create(self) -> None:
-        """A payment of a key that several use."""
+        """Create a payment with a key that several requests use."""
         await self._ask("POST", "/v1/payments", PAYMENT, f"k{self._number // LIFE}")
 
     async def closing(self) -> None:
@@ -175,12 +174,12 @@ class Collisions:
         await self._services.get(PaymentOperatorService).resolve(self._other["id"], "seen to", actor="a person")
 
     async def expiry(self) -> None:
-        """A payment's time is up."""
+        """The payment expires."""
         await self._db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", self._other["id"])
         await self._services.get(Expiry).end_due()
 
     async def status_check(self) -> None:
-        """M-Pesa is asked about a payment's transaction, and answers."""
+        """Send a status query and answer it."""
         answer = await self._call("POST", f"/v1/payments/mpesa/check-status/{self._made['id']}")
         if answer.status == 200:
             status = self._chance.choice(("Completed", "Reversed", "Failed"))
@@ -188,7 +187,7 @@ class Collisions:
             await self._paths.call_back("status", answer.data["check_id"], result(0, says=says))
 
     async def tally(self) -> None:
-        """What has ended is counted."""
+        """Count finished payments."""
         await self._services.get(PaymentStatsReader).count()
 
     # -- refunds ---------------------------------------------------------------------------------------------------
@@ -196,33 +195,33 @@ class Collisions:
     _PENDING = "SELECT refund_id FROM refund WHERE status = 'pending' ORDER BY refund_id DESC LIMIT 2"
 
     async def refund_of_rest(self) -> None:
-        """A refund of all that is left."""
+        """Refund the rest."""
         await self._ask("POST", "/v1/refunds", {"payment_id": self._made["id"]})
 
     async def refund_of_rest_with_key(self) -> None:
-        """The same with a key that is used again."""
+        """Refund the rest with a key that is used again."""
         await self._ask("POST", "/v1/refunds", {"payment_id": self._made["id"]}, f"w{self._made['id']}")
 
     async def refund_of_part(self) -> None:
-        """A refund of a part with one of few keys."""
+        """Refund a part with one of few keys."""
         made = self._made["id"]
         await self._ask("POST", "/v1/refunds", {"payment_id": made, "amount": 5}, f"p{self._number % 7}{made}")
 
     async def reversal_result(self) -> None:
-        """A reversal has succeeded or failed."""
+        """A reversal succeeds or fails."""
         refund = await self._one(self._PENDING)
         if refund is not None:
             said = result(self._chance.choice((0, 1)), transaction_id=f"REV{self._number:06}X", says={})
             await self._paths.call_back("reversal", refund, said)
 
     async def refund_query(self) -> None:
-        """M-Pesa is asked about a refund."""
+        """Send a refund query."""
         refund = await self._one(self._PENDING)
         if refund is not None:
             await self._services.get(RefundStatusQueries).ask(refund)
 
     async def refund_resolution(self) -> None:
-        """An operator decides a refund."""
+        """An operator resolves a refund."""
         refund = await self._one(self._PENDING)
         if refund is not None:
             await self._paths.resolve(refund, "failed")
@@ -230,7 +229,7 @@ class Collisions:
     # -- statements ------------------------------------------------------------------------------------------------
 
     async def pull(self) -> None:
-        """A statement with lines of payments and of none, in an order of chance."""
+        """Pull a statement with matched and unmatched lines in random order."""
         number = self._number
         references = [one["reference"] for one in self._chance.sample(self._payments, 2)]
         rows = [line(f"S{number:07}{at}X", reference=text) for at, text in enumerate(references)]
@@ -265,21 +264,21 @@ class Collisions:
     _WEBHOOK = "/v1/merchant/webhook"
 
     async def webhook_secret(self) -> None:
-        """A secret is replaced."""
+        """Rotate the webhook secret."""
         await self._ask("POST", f"{self._WEBHOOK}/rotate")
 
     async def webhook_address(self) -> None:
-        """The endpoint is removed, or set again."""
+        """Delete the endpoint, or create it again."""
         if self._chance.random() < 0.3:
             await self._ask("DELETE", self._WEBHOOK)
         else:
             await self._ask("PUT", self._WEBHOOK, {"webhook_url": self._town.receiver.url})
 
     async def webhook_replay(self) -> None:
-        """The newest webhooks are sent again."""
+        """Replay the newest webhooks."""
         await self._paths.replay(seconds=2)
 
-    # -- what is kept ----------------------------------------------------------------------------------------------
+    # -- retention -----------------------------------------------------------------------------------------------------
 
     async def erasure(self) -> None:
         """A payer is erased."""
@@ -287,16 +286,16 @@ class Collisions:
         await self._paths.erase(self._other["phone"])
 
     async def retention(self) -> None:
-        """A key is old enough to be forgotten."""
+        """An idempotency key is past its retention."""
         await self._db.execute(OLD_KEY, self._other["id"])
         await Retention(self._town.gateway).delete_expired()
 
     async def credentials(self) -> None:
-        """Credentials are stored again."""
+        """Store the credentials again."""
         await self._ask("PUT", "/v1/merchant/providers", INITIATED)
 
     async def api_key(self) -> None:
-        """A key of the API is made, and revoked."""
+        """Create an API key and revoke it."""
         keys, merchant_id = self._town.gateway.api_keys, self._paths.merchant_id
         key, _ = await keys.create(merchant_id, name="more", scopes=(), env="sandbox", actor="a person")
         await keys.revoke(merchant_id, key.key_id, actor="a person")

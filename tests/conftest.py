@@ -1,4 +1,4 @@
-"""What all tests share: a served gateway with everything enabled, a shop that calls it, and a receiver of webhooks."""
+"""Fixtures for all tests: a served gateway with every plugin, a shop that calls it, and a webhook receiver."""
 
 import gc
 import os
@@ -25,8 +25,8 @@ from tests.owner import as_owner
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
 
-# The suite plays the same examples in each run, so that a change is refused for what it changes. `just model` and
-# `just explore` play others. A busy machine is no reason for a property to fail: nothing is measured here.
+# The suite uses the same examples in each run, so that a failure comes from the change under test. `just model` and
+# `just explore` use others. No deadline: nothing is measured here, and the machine may be busy.
 hypothesis_settings.register_profile(
     "suite",
     deadline=None,
@@ -37,10 +37,10 @@ hypothesis_settings.load_profile("suite")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes run the tests: four for two cores, and none besides this one for tests that were named.
+    """Return the number of worker processes: two per core, and none for tests named on the command line.
 
-    A test waits for about as long as it computes: three processes leave a quarter of two cores idle. Each process has
-    a Postgres and a Valkey of its own. ``-n`` on the command line says otherwise.
+    A test waits for about as long as it computes: three processes leave a quarter of two cores idle. Each process has a
+    Postgres and a Valkey of its own. ``-n`` overrides this.
     """
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return 0
@@ -49,18 +49,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """No garbage collection meanwhile: with what a whole run of tests has left, one takes a third of a second."""
+    """No garbage collection during the test: after a whole run of tests, one takes a third of a second."""
     gc.disable()
     yield
     gc.enable()
 
 
 FOLDERS = ("journeys", "model", "docs", "plugins", "kernel", "house")
-"""The folders of tests in the order in which they run: slow files first, so that no process ends long after another."""
+"""The test folders in their order: slow files first, so that all processes end at about the same time."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the whole suite by FOLDERS. Tests that were named run in the order in which they were named."""
+    """Order the whole suite by FOLDERS. Tests named on the command line keep their order."""
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS or "PYTEST_XDIST_WORKER" in os.environ:
         root = config.rootpath / "tests"
         items.sort(key=lambda item: _place(item.path.relative_to(root).parts[0]) if root in item.path.parents else -1)
@@ -71,7 +71,7 @@ def _place(folder: str) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Report what was played of all paths against each other: `just deadlocks`."""
+    """Report the runs of all paths against each other: `just deadlocks`."""
     reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, ())]
     played = [dict(one.user_properties)["played"] for one in reports if "played" in dict(one.user_properties)]
     if not played:
@@ -88,7 +88,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @dataclass(frozen=True)
 class Town:
-    """A gateway at work, a shop, and the shop's server."""
+    """A running gateway, a shop with its API client, and the shop's webhook receiver."""
 
     gateway: Gateway
     base: str
@@ -96,7 +96,7 @@ class Town:
     receiver: Receiver
 
     async def told(self, count: int) -> list[str]:
-        """The types of what the shop has heard, sorted, once it is so much and nothing more is owed to it or to us."""
+        """Return the received event types, sorted, once ``count`` have arrived and no event or callback is pending."""
         await self.receiver.wait_for(count)
 
         async def owes_nothing() -> bool:
@@ -114,14 +114,14 @@ SELECT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)
     OR EXISTS (SELECT FROM event LEFT JOIN delivery USING (event_id)
                WHERE is_public AND coalesce(delivery.status, 'pending') = 'pending')
 """
-"""Whether an event, a webhook, or a callback of the next seconds is still to come."""
+"""True while an event, a webhook, or a callback of the next seconds is pending."""
 
 
 def pytest_configure() -> None:
-    """Let the commands that tests start keep their bytecode: else each compiles all of our modules anew.
+    """Keep the bytecode of commands that tests start: otherwise each compiles all of our modules.
 
-    Connections to Valkey do not tell which library they are of: that is two of the four commands that each begins with,
-    and a gateway makes forty of them.
+    Connections to Valkey do not send the library's name: that saves two of the four commands that begin each
+    connection, and a gateway opens forty.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     defaults = AbstractConnection.__init__.__kwdefaults__
@@ -130,14 +130,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of every later garbage collection: it stays until the end."""
+    """Exclude imported objects from every later garbage collection: they live until the end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def real_hasher() -> Iterator[PasswordHasher]:
-    """Make operators' passwords cheap for the tests: one of pages hashes half a dozen. Gives what the product uses."""
+    """Make operators' password hashes cheap: a page test hashes half a dozen. Returns the hasher of the product."""
     real = operators._hasher  # pyright: ignore[reportPrivateUsage] - what the tests replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
@@ -146,7 +146,7 @@ def real_hasher() -> Iterator[PasswordHasher]:
 
 @pytest.fixture(autouse=True)
 def logging_left_alone() -> Generator[None]:
-    """No test sets up logging as our own processes do: loggers keep that for ever, and later tests hear nothing."""
+    """No test configures logging as our processes do: loggers cache it, and later tests would receive no log events."""
     yield
     assert not structlog.get_config()["cache_logger_on_first_use"]
 
@@ -174,30 +174,30 @@ def locks_in_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def values(database_url: str, valkey_url: str) -> dict[str, Any]:
-    """Settings for a gateway of this test's own."""
+    """Return settings for a gateway of this test's own."""
     return gateway_values(database_url, valkey_url)
 
 
 @pytest.fixture
 async def daraja() -> AsyncGenerator[Daraja]:
-    """Daraja, as this test tells it."""
+    """Yield a Daraja scripted by the test."""
     async with playing() as found:
         yield found
 
 
 @pytest.fixture
 def gateway_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """What the shipped fixtures start a gateway with."""
+    """Return the settings of the gateway fixtures."""
     return values
 
 
 @pytest.fixture
 def town(served: ServedGateway, shop_api: Api, webhook_receiver: Receiver) -> Town:
-    """Everything that a payment needs, running."""
+    """Return a running gateway with a shop and a webhook receiver."""
     return Town(served.gateway, served.base, shop_api, webhook_receiver)
 
 
 @pytest.fixture
 async def initiated(town: Town) -> None:
-    """The shop's credentials with an initiator and a nominated number: for status checks, refunds, reconciliation."""
+    """Store the shop's credentials with an initiator and a nominated number, for refunds and reconciliation."""
     assert (await town.api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200

@@ -1,4 +1,4 @@
-"""What Postgres itself refuses: for each constraint and trigger of a migration, a statement that it must not let by."""
+"""Runs the statements that Postgres itself must reject: one for each constraint and trigger of a migration."""
 
 import re
 from importlib.resources import files
@@ -14,9 +14,9 @@ _DROPPED = re.compile(r"\bDROP (?:INDEX|CONSTRAINT) ([a-z0-9_]+)")
 
 
 def added(package: str) -> set[str]:
-    """Return the names of the constraints, triggers and unique indexes that an owner's migrations state.
+    """Return the names of the constraints, triggers and unique indexes in an owner's migrations.
 
-    Constraints that have no name in the first one are left out, and triggers that refuse nothing: ``…_told`` and
+    Constraints without a name in the first one are left out, and triggers that reject nothing: ``…_told`` and
     ``…_kept``.
     """
     migrations = [one.read_text(encoding="utf-8") for one in files(package).iterdir() if one.name.endswith(".sql")]
@@ -27,9 +27,9 @@ def added(package: str) -> set[str]:
 
 
 async def refusals(db: Database, cases: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Run each statement in a transaction that is undone; gives those that its constraint did not refuse.
+    """Run each statement in a transaction that is rolled back; return the statements that were not rejected.
 
-    ``cases`` has the statements by the name of what must refuse them.
+    ``cases`` has the statements by the name of the constraint that must reject them.
     """
     missed: dict[str, list[str]] = {}
     for name, statements in cases.items():
@@ -41,7 +41,7 @@ async def refusals(db: Database, cases: dict[str, list[str]]) -> dict[str, list[
 
 
 async def _refuser(db: Database, statement: str) -> str:
-    """What refused a statement, by its name; else how far it got."""
+    """Return the name of the constraint that rejected a statement, else its command tag."""
     tag = ""
     try:
         async with db.transaction():
@@ -50,6 +50,6 @@ async def _refuser(db: Database, statement: str) -> str:
     except asyncpg.IntegrityConstraintViolationError as problem:
         return problem.constraint_name or str(problem)
     except asyncpg.InvalidSavepointSpecificationError:
-        # Nothing was refused, and with this everything is undone.
+        # Nothing was rejected; this error rolls everything back.
         return f"not refused ({tag})"
     raise AssertionError("unreachable")

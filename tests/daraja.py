@@ -1,4 +1,4 @@
-"""A Daraja that answers as a test tells it to, word for word, and remembers what it was asked."""
+"""A Daraja scripted by the test, word for word, that records its requests."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ Said = tuple[int, Any]
 
 
 def fault(code: str, message: str, status: int = 500) -> Said:
-    """An answer in Daraja's error format."""
+    """Return an answer in Daraja's error format."""
     return status, {"requestId": "r-1", "errorCode": code, "errorMessage": message}
 
 
@@ -35,13 +35,13 @@ PROCESSING = fault("500.001.1001", "The transaction is being processed")
 
 
 def stk_result(code: str, text: str = "said") -> Said:
-    """How a push stands, as STK query tells it."""
+    """Return the state of a push, as STK query reports it."""
     return 200, {"ResponseCode": "0", "ResponseDescription": "ok", "ResultCode": code, "ResultDesc": text}
 
 
 @dataclass
 class Daraja:
-    """What each operation answers: the next of the answers in line, else the usual one."""
+    """The answers of each operation: the next scripted answer, else the usual one."""
 
     base: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
@@ -53,21 +53,21 @@ class Daraja:
     _number: int = 0
 
     def say(self, operation: str, *answers: Said | Callable[[dict[str, Any]], Said]) -> None:
-        """The next answers of an operation."""
+        """Append the next answers of an operation."""
         self.answers.setdefault(operation, []).extend(answers)
 
     def hold(self, operation: str, of: str = "") -> asyncio.Event:
-        """Keep an operation waiting for its answers until the event is set: those in whose request ``of`` stands."""
+        """Delay the answers to requests that contain ``of`` until the event is set."""
         self.held[operation] = asyncio.Event()
         self.held_of[operation] = of
         return self.held[operation]
 
     def of(self, operation: str) -> list[dict[str, Any]]:
-        """What an operation was asked."""
+        """Return the request bodies of an operation."""
         return [body for name, body in self.asked if name == operation]
 
     async def asked_about(self, operation: str, count: int = 1, patience: float = 15.0) -> list[dict[str, Any]]:
-        """Wait until an operation was asked so often. Raises TimeoutError after ``patience`` seconds."""
+        """Wait for ``count`` requests of an operation. Raises TimeoutError after ``patience`` seconds."""
 
         async def is_asked() -> bool:
             return len(self.of(operation)) >= count
@@ -86,7 +86,7 @@ class Daraja:
         said = line.pop(0) if line else self._usual(operation)
         status, content = said(body) if callable(said) else said
         if operation == "stkquery" and isinstance(content, dict) and "ResultCode" in content:
-            # It names the push that it was asked about, unless the test says otherwise.
+            # The answer names the push of the request, unless the test sets another.
             named: dict[str, Any] = {"CheckoutRequestID": body.get("CheckoutRequestID")}
             content = named | cast("dict[str, Any]", content)
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -117,7 +117,7 @@ class Daraja:
 
 
 def ack(number: int) -> Said:
-    """The acknowledgement of a question or a reversal."""
+    """Return the acknowledgement of a status query or a reversal."""
     return 200, {
         "OriginatorConversationID": f"o-{number}",
         "ConversationID": f"AG_{number}",
@@ -135,7 +135,7 @@ def stk_callback(
     phone: Any = None,
     has_metadata: bool = True,
 ) -> dict[str, Any]:
-    """An STK callback as Daraja writes it."""
+    """Return an STK callback in Daraja's format."""
     callback: dict[str, Any] = {"MerchantRequestID": "m", "ResultCode": code, "ResultDesc": "said"}
     if handle is not None:
         callback["CheckoutRequestID"] = handle
@@ -156,7 +156,7 @@ def result(
     transaction_id: str | None = None,
     says: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The result of a status query or a reversal as Daraja writes it; ``says`` are its parameters."""
+    """Return the result of a status query or a reversal in Daraja's format; ``says`` are its parameters."""
     content: dict[str, Any] = {"ResultType": kind, "ResultCode": code, "ResultDesc": text}
     ids = {
         "OriginatorConversationID": originator,
@@ -172,7 +172,7 @@ def result(
 
 @asynccontextmanager
 async def playing() -> AsyncGenerator[Daraja]:
-    """Such a Daraja on a free port, for the length of the block."""
+    """Yield a scripted Daraja on a free port."""
     daraja = Daraja()
     async with scripted(daraja.answer) as server:
         daraja.base = server.base

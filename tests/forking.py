@@ -1,7 +1,7 @@
-"""Starts our commands in processes that need not import everything first: each is a fork of one that has done so.
+"""Starts our commands as forks of a process that has imported everything.
 
-A command imports for about a second and often works for less. What is started here is a process of its own all the
-same, with its own environment, folder, standard streams, process group and exit status. It dies with this process.
+A command imports for about a second and often works for less. Each fork is still a process with its own environment,
+folder, standard streams, process group and exit status. It ends with this process.
 """
 
 import atexit
@@ -45,14 +45,14 @@ if ended < 0:
     os.kill(os.getpid(), -ended)
 sys.exit(ended)
 """
-"""What a shell starts as `mpesa-gateway`: it has a fork started, passes signals on, and ends with its status."""
+"""The `mpesa-gateway` of a shell: it requests a fork, passes signals on, and exits with its status."""
 
 
 class Forked:
-    """A process that was started as a fork: what a test uses of `subprocess.Popen`."""
+    """A forked process with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, args: Sequence[str], pid: int, ended: int, stdout: IO[str] | None) -> None:
-        """``ended`` is a pipe that the exit status comes through."""
+        """``ended`` is a pipe that carries the exit status."""
         self.args = list(args)
         self.pid = pid
         self.stdout = stdout
@@ -60,15 +60,15 @@ class Forked:
         self._ended = ended
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal, None while the process runs."""
-        if self.returncode is None and _is_told(self._ended, 0):
+        """Return the exit status, negative for a signal, None while the process runs."""
+        if self.returncode is None and _is_readable(self._ended, 0):
             self.returncode = int.from_bytes(_read(self._ended), "big", signed=True)
             os.close(self._ended)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status, once there is one. Raises subprocess.TimeoutExpired after ``timeout`` seconds."""
-        if self.returncode is None and not _is_told(self._ended, timeout):
+        """Wait for the exit status. Raises subprocess.TimeoutExpired after ``timeout`` seconds."""
+        if self.returncode is None and not _is_readable(self._ended, timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         status = self.poll()
         assert status is not None
@@ -80,15 +80,13 @@ class Forked:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """End the process, and let go of what it is read through."""
+        """Kill the process and close its output."""
         self.kill()
         self.wait()
         if self.stdout is not None:
@@ -96,7 +94,7 @@ class Forked:
 
 
 class Forks:
-    """The process that is forked, started when it is first needed, ended with this one."""
+    """The forking process, started on first use, ended with this one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,7 +105,7 @@ class Forks:
     def run(
         self, words: Sequence[str], *, folder: Path, environ: Mapping[str, str], reads: str, patience: float
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `mpesa-gateway` with these words to its end. Raises TimeoutError, with the command ended."""
+        """Run `mpesa-gateway` with these words to its end. Raises TimeoutError after ending the command."""
         with (
             tempfile.TemporaryFile("w+") as given,
             tempfile.TemporaryFile("w+") as out,
@@ -128,9 +126,9 @@ class Forks:
     def start(
         self, words: Sequence[str], *, folder: Path, environ: Mapping[str, str], log: int, is_read: bool = False
     ) -> Forked:
-        """Leave `mpesa-gateway` running with these words. Its output goes to the file ``log``.
+        """Start `mpesa-gateway` with these words. Its output goes to the file ``log``.
 
-        With ``is_read``, only what it complains of does: the rest is in the process's ``stdout``.
+        With ``is_read``, only its standard error does: its standard output is in the process's ``stdout``.
         """
         with Path(os.devnull).open("rb") as nothing:
             if not is_read:
@@ -144,7 +142,7 @@ class Forks:
             return process
 
     def command(self) -> Path:
-        """A folder for the PATH of a shell. The `mpesa-gateway` in it starts a fork in the shell's folder."""
+        """Return a folder for the PATH of a shell. Its `mpesa-gateway` starts a fork in the shell's folder."""
         with self._asking:
             self._started()
         assert self._folder is not None
@@ -185,7 +183,7 @@ class Forks:
         return self._line
 
     def stop(self) -> None:
-        """End the process: it ends when nobody can ask it any more."""
+        """End the forking process by closing its socket."""
         if self._line is not None and self._process is not None:
             self._line.close()
             self._process.wait()
@@ -196,12 +194,12 @@ class Forks:
 
 
 def serve(number: int, door_number: int) -> None:
-    """Fork for each request until the socket ``number`` is closed, and tell how each fork has ended.
+    """Fork for each request until the socket ``number`` is closed, and report how each fork ended.
 
-    ``door_number`` is a socket that listens: a connection to it is for one request.
+    ``door_number`` is a listening socket: each connection to it carries one request.
     """
-    from mpesa_gateway.cli import main  # noqa: PLC0415 - not in the process that asks
-    from mpesa_gateway.plugin import installed, load  # noqa: PLC0415 - likewise
+    from mpesa_gateway.cli import main  # noqa: PLC0415 - not in the process that requests a fork
+    from mpesa_gateway.plugin import installed, load  # noqa: PLC0415 - the same reason
 
     load(tuple(installed()))
     gc.collect()
@@ -210,7 +208,7 @@ def serve(number: int, door_number: int) -> None:
     waking, woken = socket.socketpair()
     for end in (waking, woken):
         end.settimeout(0)
-    signal.signal(signal.SIGCHLD, _noticed)
+    signal.signal(signal.SIGCHLD, _ignore)
     signal.set_wakeup_fd(waking.fileno())
     running: dict[int, int] = {}
     ours = (line, door, waking, woken)
@@ -218,19 +216,19 @@ def serve(number: int, door_number: int) -> None:
         ready, _, _ = select.select([line, door, woken], [], [])
         if woken in ready:
             woken.recv(4096)
-            _tell_who_has_ended(running)
+            _report_ended(running)
         if door in ready:
             asking, _ = door.accept()
             with asking:
-                _fork_as_asked(asking, (*ours, asking), running, main)
-        if line in ready and not _fork_as_asked(line, ours, running, main):
+                _fork_on_request(asking, (*ours, asking), running, main)
+        if line in ready and not _fork_on_request(line, ours, running, main):
             return
 
 
-def _fork_as_asked(
+def _fork_on_request(
     line: socket.socket, ours: Sequence[socket.socket], running: dict[int, int], main: Callable[[], object]
 ) -> bool:
-    """Fork for the next request on ``line``, and answer with the process number; False where none comes any more."""
+    """Fork for the next request on ``line`` and answer with the process number; return False at its end."""
     head, streams, _, _ = socket.recv_fds(line, 4, 4)
     if not head:
         return False
@@ -252,11 +250,11 @@ def _fork_as_asked(
     return True
 
 
-def _noticed(_: int, __: FrameType | None) -> None:
-    """Python writes to the wake-up pipe for signals that have a handler."""
+def _ignore(_: int, __: FrameType | None) -> None:
+    """Python writes to the wake-up pipe only for signals that have a handler."""
 
 
-def _tell_who_has_ended(running: dict[int, int]) -> None:
+def _report_ended(running: dict[int, int]) -> None:
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -284,7 +282,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environ)
     time.tzset()
-    # What is there can be found, as where Python starts with it. It cannot take the place of what is imported.
+    # PYTHONPATH must be searched, as when Python starts with it. It cannot replace modules that are imported already.
     added = [each for each in environ.get("PYTHONPATH", "").split(os.pathsep) if each and each not in sys.path]
     sys.path[1:1] = added
     sys.argv = ["mpesa-gateway", *words]
@@ -293,11 +291,11 @@ def _run(
         main()
     except SystemExit as ended:
         status = ended.code
-    except BaseException:  # noqa: BLE001 - what Python itself does with it
+    except BaseException:  # noqa: BLE001 - Python itself handles uncaught exceptions in this way
         traceback.print_exc()
         status = 1
     if isinstance(status, str):
-        print(status, file=sys.stderr)  # noqa: T201 - likewise
+        print(status, file=sys.stderr)  # noqa: T201 - Python itself prints the text of a SystemExit
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -314,8 +312,8 @@ def _exactly(line: socket.socket, size: int) -> bytes:
     return found
 
 
-def _is_told(pipe: int, patience: float | None) -> bool:
-    """Whether something comes through this pipe within so many seconds. Unlike `select`, for any number of files."""
+def _is_readable(pipe: int, patience: float | None) -> bool:
+    """Wait up to ``patience`` seconds for data. Unlike `select`, poll works for any number of files."""
     looking = select.poll()
     looking.register(pipe, select.POLLIN | select.POLLHUP)
     return bool(looking.poll(None if patience is None else patience * 1000))
@@ -329,4 +327,4 @@ def _read(pipe: int) -> bytes:
 
 
 forks = Forks()
-"""Those of this test process."""
+"""The forks of this test process."""

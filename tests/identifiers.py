@@ -1,4 +1,4 @@
-"""Identifiers that a test chooses itself: those of the product are made of time and chance."""
+"""Identifiers chosen by a test: the product makes its own from time and randomness."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime

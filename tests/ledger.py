@@ -1,4 +1,4 @@
-"""The books of a test, read as `doctor --ledger` reads them, and bent in ways that Postgres would not let by."""
+"""Reads a test's books as `doctor --ledger` does, and corrupts them in ways that Postgres would reject."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,7 +14,7 @@ from tests.owner import as_owner
 
 
 async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, tuple[str, ...]]:
-    """The invariants that do not hold, with examples of what breaks them. Raises AssertionError for one unanswered."""
+    """Return the broken invariants, with examples. Raises AssertionError for an invariant without a result."""
     found: dict[str, tuple[str, ...]] = {}
     async for proof in read_ledger(gateway, gateway.db, patience=30, grace=grace):
         assert proof.holds is not None, proof.problem
@@ -24,9 +24,9 @@ async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, 
 
 
 async def lay_bare(gateway: Gateway) -> None:
-    """Drop every check and unique index, as if a restore had gone wrong: now anything can be written.
+    """Drop every check and unique index, as after a failed restore: now any row can be written.
 
-    The worker stops first, so that nobody mends what is bent.
+    The worker stops first, so that no job repairs the corrupted rows.
     """
     worker = gateway._in_process_worker  # pyright: ignore[reportPrivateUsage]
     assert worker is not None
@@ -48,14 +48,14 @@ async def lay_bare(gateway: Gateway) -> None:
 
 
 async def bend(gateway: Gateway, statement: str) -> list[str]:
-    """Change the books past every trigger and foreign key; gives the first column of what is returned."""
+    """Change the books without triggers and foreign keys; return the first column of the changed rows."""
     async with past_all_rules(gateway) as owner:
         return await _bend(owner, statement)
 
 
 @asynccontextmanager
 async def past_all_rules(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
-    """A connection of the owner's on which no trigger and no foreign key counts, for the length of the block."""
+    """Yield a connection of the owner on which no trigger and no foreign key applies."""
     async with as_owner(gateway) as owner:
         await owner.execute("SET session_replication_role = replica")
         yield owner
@@ -63,17 +63,17 @@ async def past_all_rules(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection
 
 async def _bend(owner: "asyncpg.Connection[Row]", statement: str) -> list[str]:
     rows = await owner.fetch(statement)
-    assert rows, f"nothing to bend: {statement}"
+    assert rows, f"nothing to corrupt: {statement}"
     return [str(row[0]) for row in rows]
 
 
 async def each_is_noticed(
     gateway: Gateway, bendings: dict[str, str], also: dict[str, str] | None = None
 ) -> dict[str, list[str]]:
-    """Bend the books in one way after the other; gives what was not noticed, or not as what it is, by its invariant.
+    """Corrupt the books in one way after the other; return the missed or misreported corruptions by invariant.
 
-    Each statement (`;` between them) returns the ids that the invariant must name, and must break no other but the
-    one that ``also`` names for it.
+    Each statement (`;` between them) returns the ids that the invariant must name, and must break no other but the one
+    that ``also`` names for it.
     """
     missed: dict[str, list[str]] = {}
     before = await broken(gateway)

@@ -1,7 +1,7 @@
-"""Records which rows each transaction locks, in the order in which Postgres locks them, and finds what is out of order.
+"""Records the rows that each transaction locks, in Postgres's order, and finds locks out of order.
 
-Row triggers report each row that is written, from within Postgres. ``FOR UPDATE`` reports nothing: the parser of
-Postgres finds it in the text of the statement, and the rows that have this transaction as their ``xmax`` are its rows.
+Row triggers report each written row from within Postgres. ``FOR UPDATE`` reports nothing: the parser of Postgres finds
+it in the text of the statement, and its rows have this transaction as their ``xmax``.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from pglast.visitors import Visitor
 from mpesa_gateway.db import engine
 
 ast: Any = importlib.import_module("pglast.ast")
-"""The kinds of nodes. Their fields are all optional to the type checker, whatever the grammar says."""
+"""The kinds of nodes. Their fields are all optional to the type checker, unlike in the grammar."""
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("callback_turn",),
     ("idempotency_key",),
     ("payout_account",),
     ("payout_batch",),
-    # About a payment, and locked before it.
+    # Refer to a payment, and are locked before it.
     ("refund", "payout", "status_check", "reconciliation_run"),
     ("payment",),
     ("transaction",),
     ("account_number",),
-    # A line of a statement is a witness of money: its payment and its transaction are locked before.
+    # A statement line is a witness of a transaction: its payment and transaction are locked before.
     ("statement_note",),
-    # Inserted, and changed by one process at a time.
+    # Inserted, or changed by one process at a time.
     (
         "reconciliation_line",
         "transaction_witness",
@@ -55,7 +55,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "attempt",
         "callback",
     ),
-    # Settings, and what a call or a delivery has shown of them.
+    # Settings, and the last outcome of a call or a delivery.
     ("merchant",),
     ("receiver",),
     ("shortcode",),
@@ -64,7 +64,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 """The tables in the order in which every transaction locks rows of them. Tables in one group have no order.
 
-Tables of plugins to come have their place already: a table has to be on a path once the database has it.
+Tables of future plugins are listed already: a table must be on a path once the database has it.
 """
 
 RANKS: Mapping[str, int] = {table: rank for rank, group in enumerate(ORDER) for table in group}
@@ -74,7 +74,7 @@ TURN = "callback_turn"
 
 BY: Mapping[str, tuple[str, ...]] = {
     "transaction": ("env", "direction", "receipt"),
-    # Two payments of one key are kept apart by the row of the key, which is locked before.
+    # The row of the idempotency key is locked before and separates two payments of one key.
     "payment": ("payment_id",),
 }
 """The unique key by which rows of a table are sorted, where that is not plain: the primary key, or for a row that is
@@ -94,12 +94,12 @@ their merchant, or it is of the process whose run they belong to."""
 Key = tuple[Any, ...]
 
 
-# -- what a statement says ---------------------------------------------------------------------------------------------
+# -- the text of a statement ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Locking:
-    """One ``FOR UPDATE`` of a statement."""
+    """One locking clause of a statement."""
 
     tables: tuple[str, ...]
     waits: bool
@@ -108,19 +108,18 @@ class Locking:
     equals: frozenset[str]
     """The columns that have to equal a parameter."""
     is_one: bool
-    """Whether it ends by ``LIMIT 1``."""
+    """True if it ends with ``LIMIT 1``."""
     after: frozenset[str]
     """The tables that parts of the statement write before it."""
 
     def is_sorted(self, table: str, catalogue: "Catalogue") -> bool:
-        """Whether rows of a table are locked in ascending order of its key, or there is at most one."""
+        """Return True if rows of a table are locked in ascending order of its key, or there is at most one."""
         left = tuple(name for name in catalogue.by(table) if name not in self.equals)
         unique = (catalogue.primary[table], *catalogue.unique[table])
         return self.is_one or any(map(self.equals.issuperset, unique)) or self.order[: len(left)] == left
 
 
 def _name(node: Any) -> str | None:
-    """The column that an expression is."""
     if isinstance(node, ast.ColumnRef) and node.fields and isinstance(node.fields[-1], ast.String):
         return cast("str", node.fields[-1].sval)
     return None
@@ -143,7 +142,6 @@ def _equalities(node: Any) -> Iterator[str]:
 
 
 def _sources(node: Any) -> Iterator[tuple[str, str]]:
-    """The tables of a FROM clause with their aliases."""
     if isinstance(node, ast.RangeVar):
         yield node.relname, node.alias.aliasname if node.alias else node.relname
     elif isinstance(node, ast.JoinExpr):
@@ -166,23 +164,23 @@ class _Reader(Visitor):
         if node.lockingClause:
             self.selects.append(node)
 
-    def visit_RangeVar(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
+    def visit_RangeVar(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         self.names.add(node.relname)
 
-    def visit_FuncCall(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
+    def visit_FuncCall(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         self.calls.add(node.funcname[-1].sval)
 
-    def visit_CommonTableExpr(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
+    def visit_CommonTableExpr(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         self.ctes.append(node)
 
-    def visit_InsertStmt(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
+    def visit_InsertStmt(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         self.written.append(node.relation.relname)
 
-    def visit_UpdateStmt(self, _: object, node: Any) -> None:  # noqa: N802 - likewise
+    def visit_UpdateStmt(self, _: object, node: Any) -> None:  # noqa: N802 - pglast's name
         self.changes.append(node)
         self.written.append(node.relation.relname)
 
-    visit_DeleteStmt = visit_UpdateStmt  # noqa: N815 - likewise
+    visit_DeleteStmt = visit_UpdateStmt  # noqa: N815 - pglast's name
 
 
 def _read(node: Any) -> _Reader:
@@ -193,13 +191,13 @@ def _read(node: Any) -> _Reader:
 
 @lru_cache(maxsize=4096)
 def inserts(sql: str, table: str) -> int:
-    """How many INSERTs into a table a statement has."""
+    """Return the number of INSERTs into a table in a statement."""
     return len(re.findall(rf"\bINSERT INTO {table}\b", sql, re.IGNORECASE))
 
 
 @lru_cache(maxsize=4096)
 def lockings(sql: str) -> tuple[Locking, ...]:
-    """The locking clauses of a statement, in its order. A statement that Postgres would not parse has none."""
+    """Return the locking clauses of a statement in order; none for a text that is not valid SQL."""
     if "UPDATE" not in sql.upper() and "pg_advisory_xact_lock" not in sql:
         return ()
     try:
@@ -245,7 +243,7 @@ def _lockings(statement: Any) -> Iterator[Locking]:
             )
 
 
-# -- what Postgres reports ---------------------------------------------------------------------------------------------
+# -- reports of Postgres ---------------------------------------------------------------------------------------------
 
 REPORT = """
 CREATE OR REPLACE FUNCTION report_row() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -297,7 +295,7 @@ SELECT to_jsonb(it) FROM {table} AS it WHERE it.xmax::text IN (
 
 @dataclass
 class Catalogue:
-    """What the database says of its tables."""
+    """The keys and references of the tables of a database."""
 
     primary: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     unique: dict[str, list[tuple[str, ...]]] = field(
@@ -333,7 +331,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Change:
-    """A row that a statement has written, as its trigger reported it."""
+    """A row written by a statement, as its trigger reported it."""
 
     table: str
     op: str
@@ -341,20 +339,20 @@ class Change:
     new: Mapping[str, Any] | None
 
 
-# -- what is held ------------------------------------------------------------------------------------------------------
+# -- held locks --------------------------------------------------------------------------------------------------------
 
 
 class Held:
-    """The locks of one transaction so far, and those that were out of order."""
+    """The locks of one transaction so far, and the locks out of order."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.keys: dict[str, set[Key]] = defaultdict(set)
         self.shared: dict[str, set[Key]] = defaultdict(set)
-        """Keys of rows that inserted rows refer to: others may refer to them as well, and nothing may lock them."""
+        """Keys of rows that inserted rows refer to: others may refer to them too, and nothing may lock them."""
         self.wrong: list[str] = []
         self._made: dict[str, set[Key]] = defaultdict(set)
-        """Keys of rows that this transaction has inserted: nobody else has locked them before."""
+        """Keys of rows that this transaction has inserted: no other transaction has locked them."""
         self._saved: list[tuple[dict[str, set[Key]], dict[str, set[Key]]]] = []
 
     def _held(self) -> Iterator[str]:
@@ -364,15 +362,15 @@ class Held:
         yield from (table for table, keys in self.shared.items() if keys)
 
     def save(self) -> None:
-        """A savepoint."""
+        """Set a savepoint."""
         self._saved.append((_copied(self.keys), _copied(self.shared)))
 
     def release(self) -> None:
-        """The newest savepoint is part of the transaction."""
+        """Release the newest savepoint."""
         self._saved.pop()
 
     def undo(self) -> None:
-        """The locks since the newest savepoint are gone."""
+        """Drop the locks since the newest savepoint."""
         self.keys, self.shared = map(_copied, self._saved.pop())
 
     def lock(
@@ -380,8 +378,8 @@ class Held:
     ) -> None:
         """Lock one row.
 
-        ``waits`` says that it waits for others, ``is_sorted`` that rows of this table have an order. ``child`` is the
-        table of a row that refers to this one: Postgres locks what a row refers to after the row.
+        ``waits`` means that it waits for others, ``is_sorted`` that rows of this table have an order. ``child`` is the
+        table of a row that refers to this one: Postgres locks the referred row after the row.
         """
         if table not in RANKS or key in self.keys[table] or (child and key in self.shared[table]):
             return
@@ -398,7 +396,7 @@ class Held:
         (self.shared if child else self.keys)[table].add(key)
 
     def take(self, sql: str, changes: Sequence[Change], own: Mapping[str, Sequence[Key]]) -> None:
-        """Take the locks of one statement: ``changes`` in their order, ``own`` the rows that the transaction has."""
+        """Record the locks of one statement: ``changes`` in their order, ``own`` the locked rows."""
         clauses = lockings(sql)
         for clause in clauses:
             if not clause.after:
@@ -424,7 +422,6 @@ class Held:
                 self.lock(table, key, sql, waits=clause.waits)
 
     def _write(self, changes: Sequence[Change], sql: str) -> None:
-        """Lock the rows that one statement has written, in their order, and then those that they refer to."""
         inserted: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         referred: list[tuple[str, Key, str]] = []
         for change in changes:
@@ -440,7 +437,7 @@ class Held:
             # Each of several INSERTs in one statement has its own order.
             if inserts(sql, table) == 1 and not self._is_sorted(table, rows):
                 self.wrong.append(f"rows of {table} are inserted in no order: {_short(sql)}")
-        # Postgres looks at them when the statement is done.
+        # Postgres checks references at the end of the statement.
         for table, key, child in referred:
             self.lock(table, key, sql, is_sorted=False, child=child)
 
@@ -457,18 +454,17 @@ class Held:
         for parent, columns in self._catalogue.references[change.table]:
             key = tuple(change.new[name] for name in columns)
             is_new = change.old is None or key != tuple(change.old[name] for name in columns)
-            # The transactions that witnesses, notes and lines refer to were recorded before, in the same transaction.
+            # Transactions that witnesses, notes and lines refer to were recorded earlier in the same transaction.
             if is_new and None not in key and parent not in SETTINGS | {"transaction"}:
                 yield parent, key, change.table
 
     def _is_sorted(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether rows come in ascending order of a unique key by which another transaction could wait for them."""
         if len(rows) < 2:
             return True
         natural = [BY[table]] if table in BY else self._catalogue.unique[table] or [self._catalogue.primary[table]]
         keys = [[tuple(row[name] for name in columns) for row in rows] for columns in natural]
-        told = [each for each in keys if not any(None in key for key in each)]
-        return not told or any(each == sorted(each) for each in told)
+        known = [each for each in keys if not any(None in key for key in each)]
+        return not known or any(each == sorted(each) for each in known)
 
 
 def _copied(held: Mapping[str, set[Key]]) -> dict[str, set[Key]]:
@@ -480,7 +476,7 @@ def _short(sql: str) -> str:
 
 
 def tables_of(sql: str) -> set[str]:
-    """The tables of which a statement writes or locks rows; none for a text that is no statement."""
+    """Return the tables whose rows a statement writes or locks; none for a text that is not valid SQL."""
     try:
         parsed = parse_sql(sql)
     except ParseError:
@@ -490,7 +486,7 @@ def tables_of(sql: str) -> set[str]:
 
 
 def unsorted_changes(sql: str, catalogue: "Catalogue") -> list[str]:
-    """The tables of which a statement changes several rows that it has not locked, in order or without waiting.
+    """Return the tables of which a statement changes several unlocked rows, in order or without waiting.
 
     A row that the statement names by its key is one row.
     """
@@ -522,13 +518,13 @@ class Recorder:
     """Follows the transactions of every connection of this process, to one database."""
 
     def __init__(self, *, of_tests: bool = False) -> None:
-        """``of_tests``: follow the statements of tests as well."""
+        """``of_tests``: follow the statements of tests too."""
         self._of_tests = of_tests
         self.catalogue = Catalogue()
         self._held: dict[Any, Held] = {}
         self._changes: dict[Any, list[Change]] = defaultdict(list)
         self.wrong: dict[str, None] = {}
-        """What was out of order, each once."""
+        """Locks that were out of order, each once."""
         self.seen: set[str] = set()
         """The tables whose rows were locked."""
         self.statements: set[str] = set()
@@ -537,7 +533,7 @@ class Recorder:
         """The functions, each with the file of its module, that waited for a statement."""
 
     async def install(self, owner: "asyncpg.Connection[Any]") -> None:
-        """Let every table of the owner's schema report its rows."""
+        """Add a trigger to every table of the owner's schema that reports its rows."""
         self.catalogue = await Catalogue.read(owner)
         await owner.execute(REPORT)
 
@@ -583,7 +579,6 @@ class Recorder:
         return run
 
     async def _own(self, connection: Any, query: str) -> dict[str, list[Key]]:
-        """The keys of the rows that the open transaction has locked, of the tables that a statement locks."""
         tables = {table for locking in lockings(query) for table in locking.tables} & self.catalogue.primary.keys()
         if not connection.is_in_transaction():
             return {}
@@ -596,7 +591,6 @@ class Recorder:
         }
 
     def _note(self, connection: Any, query: str, own: Mapping[str, Sequence[Key]]) -> None:
-        """Note what one statement has locked."""
         if connection not in self._held:
             self._held[connection] = Held(self.catalogue)
         held = self._held[connection]
@@ -620,7 +614,6 @@ _WAYS = (__file__, asyncpg.__path__[0], str(Path(engine.__file__).parent))
 
 
 def _callers() -> Iterator[tuple[str, str]]:
-    """The functions that wait for the statement of the caller, each with its file, the nearest first."""
     frame: FrameType | None = cast("Any", sys)._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_WAYS):
         frame = frame.f_back
@@ -630,7 +623,7 @@ def _callers() -> Iterator[tuple[str, str]]:
 
 
 def count_deadlocks(patch: pytest.MonkeyPatch, *, dawdle: float = 0.0) -> list[str]:
-    """Return the statements, from now on, that Postgres ends because of a deadlock.
+    """Return a list that collects the statements that Postgres ends because of a deadlock.
 
     After a statement in a transaction up to ``dawdle`` seconds pass, so that others lock rows in between.
     """

@@ -1,4 +1,4 @@
-"""Checks of the doctor, asked one by one, on a gateway that runs."""
+"""Runs single checks of the doctor on a running gateway."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,18 +10,18 @@ from mpesa_gateway.security.scopes import Env
 
 
 class OffClock:
-    """A clock that is so many seconds ahead."""
+    """A clock that is ``ahead`` seconds ahead."""
 
     def __init__(self, ahead: float) -> None:
         self._ahead = timedelta(seconds=ahead)
 
     def now(self) -> datetime:
-        """What it takes for the present moment."""
+        """Return the shifted time."""
         return datetime.now(UTC) + self._ahead
 
 
 async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, CheckResult]:
-    """What a check sees, by name. Raises AssertionError when it says two things under one name."""
+    """Return the results of a check by name. Raises AssertionError for two results with one name."""
     wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
     merchant = examined.get("merchant")
     wishes |= {} if merchant is None else {"env": merchant.env}
@@ -34,16 +34,16 @@ async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, Ch
 
 
 def levels(seen: dict[str, CheckResult]) -> dict[str, str]:
-    """How bad each is, by name."""
+    """Return the level of each result by name."""
     return {name: observation.level.value for name, observation in seen.items()}
 
 
 async def only_merchant(gateway: Gateway) -> Merchant:
-    """The merchant of a test's one shop."""
+    """Return the merchant of a test with one shop."""
     (merchant,) = (await gateway.merchants.page(10)).rows
     return merchant
 
 
 def merchant_in(env: Env, gateway: Gateway) -> Merchant:
-    """A merchant of an environment, for checks that look at no row of it."""
+    """Return a merchant of an environment, for checks that read no row of it."""
     return Merchant(merchant_id="mer_1", name="Shop", envs=(env,), is_active=True, created_at=gateway.clock.now())

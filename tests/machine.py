@@ -1,4 +1,4 @@
-"""A machine with nothing on it but this program: `up` on a data folder of its own, and whoever types commands."""
+"""A machine with only this program: `up` on a data folder of its own, and a terminal for commands."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ PATIENCE = 120.0
 
 
 class Machine:
-    """A machine with nothing on it but this program, and one data folder."""
+    """A machine with only this program and one data folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,12 +29,12 @@ class Machine:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment without anything of ours, and with our commands on the PATH."""
+        """The environment without our variables, and with our commands on the PATH."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         return ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def up(self, *options: str) -> "subprocess.Popen[str]":
-        """Start `up` and wait until it has said all that it has to say."""
+        """Start `up` and wait until it has printed its last line."""
         self._number += 1
         log = self.log
         with log.open("w") as output:
@@ -59,7 +59,7 @@ class Machine:
 
     @property
     def log(self) -> Path:
-        """What the last `up` prints."""
+        """The output of the last `up`."""
         return self.folder / f"up-{self._number}.log"
 
     @property
@@ -71,7 +71,7 @@ class Machine:
 
     @property
     def running(self) -> "subprocess.Popen[str] | None":
-        """The `up` that runs, if one does."""
+        """The running `up`, or None."""
         return self._up if self._up is not None and self._up.poll() is None else None
 
     def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -84,7 +84,7 @@ class Machine:
         )
 
     def processes(self) -> dict[int, str]:
-        """The command lines of what runs on the data folder, found by command line or environment."""
+        """Return the command lines of processes on the data folder, found by command line or environment."""
         found: dict[int, str] = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -99,7 +99,7 @@ class Machine:
         return found
 
     def kills_everything_during_a_demo(self) -> None:
-        """Start the demo, and at its first payment end every process that runs on the data folder with SIGKILL."""
+        """Start the demo, and at its first payment kill every process on the data folder with SIGKILL."""
         log = self.folder / "demo.log"
         with log.open("w") as output:
             demo = subprocess.Popen(
@@ -125,14 +125,14 @@ class Machine:
             time.sleep(0.1)
 
     def stops_everything(self) -> None:
-        """End what was left running."""
+        """Stop the running `up`."""
         if (process := self.running) is not None:
             process.terminate()
             process.wait(PATIENCE)
 
 
 def made(folder: Path) -> Machine:
-    """A machine in this new folder, which the database server's own user may pass through to."""
+    """Return a machine in this new folder, with permissions for the database server's own user to enter it."""
     folder.mkdir()
     for parent in (folder, *folder.parents):
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):

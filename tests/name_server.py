@@ -1,4 +1,4 @@
-"""A DNS server on a free loopback port that answers as a test tells it to: slowly, wrongly, cut short, or never."""
+"""A DNS server on a free loopback port, scripted by the test: slow, wrong, truncated or no answers."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ _RECORD = struct.Struct("!HHIH")
 
 @dataclass(frozen=True)
 class Question:
-    """One question as it came in: its name in lower case without the last dot, and its type."""
+    """One question: its name in lower case without the last dot, and its type."""
 
     ident: int
     name: str
@@ -28,7 +28,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Records:
-    """An answer: owner, type and value of each record, the code, and whether it is marked as cut short."""
+    """An answer: owner, type and value of each record, the code, and the truncation flag."""
 
     records: tuple[tuple[str, int, str], ...] = ()
     code: int = 0
@@ -36,12 +36,12 @@ class Records:
 
 
 Answering = Callable[[Question], Awaitable[Records | bytes | None]]
-"""How a question is answered: with records, with raw bytes, or not at all."""
+"""Returns the answer to a question: records, raw bytes, or None for no answer."""
 
 
 @dataclass
 class NameServer:
-    """What was asked, by UDP and by TCP, and how each question is answered."""
+    """The questions by UDP and by TCP, and the function that answers them."""
 
     answer: Answering
     address: str = ""
@@ -49,7 +49,7 @@ class NameServer:
     """Transport, name and type of each question."""
 
     async def reply(self, transport: str, data: bytes) -> bytes | None:
-        """The bytes to answer with, None for none."""
+        """Return the bytes of the answer, None for none."""
         question = _read(data)
         self.asked.append((transport, question.name, question.kind))
         said = await self.answer(question)
@@ -57,7 +57,7 @@ class NameServer:
 
 
 def always(*addresses: str, code: int = 0) -> Answering:
-    """An answer with these addresses to each name, by the type asked for."""
+    """Return a function that answers each name with these addresses, by the type of the question."""
 
     async def answer(question: Question) -> Records:
         version = {A: 4, AAAA: 6}[question.kind]
@@ -68,7 +68,7 @@ def always(*addresses: str, code: int = 0) -> Answering:
 
 
 async def never(_: Question) -> None:
-    """No answer."""
+    """Send no answer."""
 
 
 def _read(data: bytes) -> Question:
@@ -96,7 +96,7 @@ def _write(question: Question, said: Records) -> bytes:
 
 @asynccontextmanager
 async def name_server(answer: Answering) -> AsyncGenerator[NameServer]:
-    """A server for UDP and TCP on one free port, for the length of the block."""
+    """Yield a server for UDP and TCP on one free port."""
     server = NameServer(answer)
     busy: set[asyncio.Task[None]] = set()
 

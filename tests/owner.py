@@ -1,4 +1,4 @@
-"""The owner of a test's tables: what the gateway itself, which runs as a lesser role, may not do."""
+"""The owner of a test's tables, with more rights than the role of the gateway."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ from mpesa_gateway.db.engine import Row
 
 @asynccontextmanager
 async def as_owner(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
-    """A connection of the owner's for the length of the block, in the gateway's schema."""
+    """Yield a connection of the owner in the gateway's schema."""
     config = gateway.config.database
     url = config.owner_url or config.url
     assert url is not None

@@ -1,4 +1,4 @@
-"""Everything that locks rows of payments, refunds, statement lines and what belongs to them: one path at a time."""
+"""Every path that locks rows of payments, refunds and statement lines, one method each."""
 
 import asyncio
 from collections.abc import Iterator
@@ -34,15 +34,15 @@ OLD = (
     "UPDATE refund SET updated_at = now() - interval '3 days'",
     "UPDATE idempotency_key SET created_at = now() - interval '400 days'",
 )
-"""Let everything have changed days ago."""
+"""Statements that move every change days into the past."""
 
 
-async def hear(_: Event, __: Runtime) -> None:
+async def ignore(_: Event, __: Runtime) -> None:
     """A subscriber that does nothing."""
 
 
 class Paths:
-    """Everything that can happen to payments and refunds, one thing at a time."""
+    """All paths of payments and refunds, one at a time."""
 
     def __init__(self, town: Town, daraja: Daraja) -> None:
         self.town, self.daraja = town, daraja
@@ -50,14 +50,14 @@ class Paths:
         self.merchant_id = ""
 
     async def call_back(self, kind: Any, subject_id: str, body: dict[str, Any]) -> None:
-        """A callback to the address that was made for its subject."""
+        """Send a callback to the address of its subject."""
         dispatcher = self.town.gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for(kind, env="sandbox", merchant_id=self.merchant_id, subject_id=subject_id)
         answer = await self.town.api.call("POST", url.removeprefix(self.town.base), body)
         assert answer.status == 200, answer.body
 
     async def pay(self) -> dict[str, Any]:
-        """A payment that Daraja has taken."""
+        """Create a payment that Daraja has acknowledged."""
         self.number += 1
         made: dict[str, Any] = (
             await self.town.api.pay(f"2547110{self.number % 100000:05}", 500, key=f"k{self.number}")
@@ -66,21 +66,21 @@ class Paths:
         return made
 
     async def paid(self, *, times: int = 1) -> dict[str, Any]:
-        """One that was paid, and its callback repeated."""
+        """Create a payment that is paid, and repeat its callback."""
         made = await self.pay()
         body = stk_callback(made["provider_ref"], receipt=f"TKN{self.number:07}")
         await asyncio.gather(*(self.call_back("stk", made["id"], body) for _ in range(times)))
         return made
 
     async def sent_again(self) -> None:
-        """A push that was not sent, and then was."""
+        """A push is not sent, then retried."""
         self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
         number = self.number = self.number + 1
         for status in (503, 201):
             assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
 
     async def expired(self) -> None:
-        """One that M-Pesa never knew."""
+        """A payment expires that M-Pesa never received."""
         self.daraja.say("stkpush", (500, b"<html>"))
         made = await self.pay()
         await self.town.gateway.db.execute(
@@ -89,14 +89,14 @@ class Paths:
         await self.town.gateway.services.get(StkQueries).ask(made["id"])
 
     async def held(self) -> None:
-        """One whose money is not what was asked for, and a person who sees to it."""
+        """A payment with a mismatched amount is closed by an operator."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
         desk = self.town.gateway.services.get(PaymentOperatorService)
         await desk.resolve(made["id"], "seen to", actor="a person")
 
     async def waiting(self) -> None:
-        """A callback that came before we could know what it is about, offered by a person."""
+        """A callback arrives before its subject is known, and an operator replays it."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], 1032))
         callback_id = await self.town.gateway.db.fetchval(
@@ -106,7 +106,7 @@ class Paths:
         await self.town.gateway.services.get(CallbackDispatcher).sweep()
 
     async def refunded(self, *, code: int = 0) -> None:
-        """One whose money goes back, in part and then the rest."""
+        """A payment is refunded in part, then the rest."""
         made = await self.paid()
         headers = {"Idempotency-Key": f"r{self.number}"}
         for body in ({"payment_id": made["id"], "amount": 200}, {"payment_id": made["id"]}):
@@ -116,7 +116,7 @@ class Paths:
             await self.call_back("reversal", answer.data["id"], said)
 
     async def refund_unsent(self) -> None:
-        """A refund that was not sent, and then was."""
+        """A refund is not sent, then retried."""
         made = await self.paid()
         self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
         body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
@@ -126,7 +126,7 @@ class Paths:
         await self.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
 
     async def checked(self) -> None:
-        """One that M-Pesa is asked about, and calls reversed."""
+        """A status query reports that the payment was reversed."""
         made = await self.paid()
         check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
         receipt = await self.town.gateway.db.fetchval("SELECT receipt FROM payment WHERE payment_id = $1", made["id"])
@@ -134,7 +134,7 @@ class Paths:
         await self.call_back("status", check["check_id"], result(0, says=says))
 
     async def reconciled(self) -> None:
-        """Some that a statement names, one that the rule finds, one that a person assigns, and a reversal."""
+        """Payments matched by reference, by rule and by an operator, and a reversal."""
         paid, own, known = await self.paid(), await self.pay(), await self.pay()
         twins = [await self.pay_at_table(f"t{number}") for number in range(2)]
         by_rule = await self.pay_at_table("alone", 700)
@@ -156,14 +156,14 @@ class Paths:
         assert (await self.town.api.call("POST", path, {"payment_id": twins[0]["id"]})).status == 200
 
     async def pay_at_table(self, key: str, amount: int = 600) -> dict[str, Any]:
-        """A payment with a reference of the merchant's."""
+        """Create a payment with a reference of the merchant."""
         made: dict[str, Any] = (
             await self.town.api.pay("254711000001", amount, key=f"{key}-{self.number}", reference="table 4")
         ).data
         return made
 
     async def called_reversed(self) -> None:
-        """A receipt that M-Pesa calls reversed, and the callback of its payment after that."""
+        """M-Pesa reports a receipt as reversed, and the callback of its payment follows."""
         made = await self.pay()
         check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
         says = {
@@ -177,20 +177,20 @@ class Paths:
         await self.town.gateway.services.get(ExternalReversals).apply_recorded()
 
     async def ended(self) -> None:
-        """Some whose time is up."""
+        """A payment expires."""
         made = await self.pay()
         await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
         await self.town.gateway.services.get(Expiry).end_due()
 
     async def together(self) -> None:
-        """As many as are written together, and their callbacks in another order."""
+        """A whole batch of payments, and their callbacks in reverse order."""
         made = await asyncio.gather(*(self.pay() for _ in range(24)))
         bodies = [stk_callback(one["provider_ref"], receipt=f"BATCH{number:05}") for number, one in enumerate(made)]
         calls = [self.call_back("stk", one["id"], body) for one, body in zip(made, bodies, strict=True)]
         await asyncio.gather(*calls[::-1])
 
     async def set_aside(self) -> None:
-        """Lines that belong to nothing: one that a person has seen to, and then all of its run."""
+        """Unmatched lines: an operator closes one, then all of the run."""
         lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
         self.daraja.say("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
@@ -200,7 +200,7 @@ class Paths:
         assert await desk.dismiss_all(run["id"], "seen to", actor="a person") == 2
 
     async def resolved(self) -> None:
-        """A refund whose outcome a person decides."""
+        """An operator resolves a refund."""
         made = await self.paid()
         refund = (await self.town.api.call("POST", "/v1/refunds", {"payment_id": made["id"]})).data
         sql = "UPDATE refund SET attention = 'look' WHERE refund_id = $1"
@@ -208,13 +208,13 @@ class Paths:
         await self.resolve(refund["id"], "completed")
 
     async def resolve(self, refund_id: str, outcome: Literal["completed", "failed"]) -> None:
-        """A person decides a refund."""
+        """Resolve a refund as an operator."""
         endings = self.town.gateway.services.get(RefundCompletion)
         decided = Resolution(outcome=outcome, confirm=refund_id, note="seen on the portal")
         await endings.resolve("sandbox", refund_id, decided, "a person")
 
     async def heard(self) -> None:
-        """Webhooks: sent, sent again, and to an endpoint that changes."""
+        """Webhooks are sent, replayed, and sent to an endpoint that changes."""
         call, address = self.town.api.call, "/v1/merchant/webhook"
         await self.paid()
         await self.replay()
@@ -225,12 +225,12 @@ class Paths:
         await self.replay()
 
     async def replay(self, seconds: float = 3600) -> Any:
-        """Webhooks of the last so many seconds once more."""
+        """Replay the webhooks of the last ``seconds``."""
         since = rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
         return await self.town.api.call("POST", "/v1/webhooks/replay", {"since": since})
 
     async def let_go(self) -> None:
-        """Everything that has ended is old: payers are erased, and what may go goes."""
+        """Everything finished is old: payers are erased, and retention deletes rows."""
         gateway = self.town.gateway
         made = await self.paid()
         await self.town.receiver.wait_for(1)
@@ -248,7 +248,7 @@ class Paths:
         return done
 
     async def set_up(self) -> None:
-        """A merchant with keys, credentials and a receiver of its own; and what has happened is counted."""
+        """A merchant gets keys, credentials and a webhook endpoint; statistics are counted."""
         gateway = self.town.gateway
         async with shop(gateway, self.town.base) as other:
             assert (await other.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
@@ -259,12 +259,12 @@ class Paths:
         await gateway.services.get(PaymentStatsReader).count()
 
     async def heard_by_host(self) -> None:
-        """Events that a subscriber of the host's hears of after commit."""
-        self.town.gateway.outbox.subscribe(Subscriber(Event, hear))
+        """A subscriber of the host receives events after commit."""
+        self.town.gateway.outbox.subscribe(Subscriber(Event, ignore))
         await self.paid()
 
     def all(self) -> Iterator[Any]:
-        """Each once."""
+        """Yield each path once."""
         yield self.paid(times=3)
         yield self.sent_again()
         yield self.expired()

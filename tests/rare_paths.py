@@ -1,4 +1,4 @@
-"""Paths that a gateway takes when something has gone wrong, or when an operator steps in."""
+"""Paths of a gateway after a failure, and paths that an operator starts."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ ALL_DONE = "SELECT NOT EXISTS (SELECT FROM event_task WHERE done_at IS NULL)"
 
 
 class RarePaths(Paths):
-    """Further paths, one thing at a time."""
+    """Further paths, one at a time."""
 
     async def refused(self) -> None:
-        """A callback from an unknown address, that an operator replays."""
+        """A callback from an unknown address is rejected, and an operator replays it."""
         db, made = self.town.gateway.db, await self.pay()
         assert (await self.town.api.call("POST", EARLY, stk_callback(made["provider_ref"]))).status == 403
         refused = await db.fetchval("SELECT refused_id FROM refused_callback ORDER BY refused_id DESC LIMIT 1")
@@ -40,7 +40,7 @@ class RarePaths(Paths):
         await operators.replay(refused, actor="a person", vouches=True)
 
     async def unnamed(self) -> None:
-        """Callbacks and results without a token: what they are about is known once Daraja's answer has come."""
+        """Callbacks and results without a token: their subject is known after Daraja's answer."""
         call, daraja, services = self.town.api.call, self.daraja, self.town.gateway.services
         verifier: Any = services.get(CallbackVerifier)
         verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
@@ -58,13 +58,12 @@ class RarePaths(Paths):
         answer = result(0, originator="o-902", conversation="AG_902", transaction_id="EARLY00001", says={})
         refund = call("POST", "/v1/refunds", {"payment_id": paid["id"]})
         await self._early("reversal", refund, f"{EARLY}/reversal/result", answer)
-        # About nothing: it waits, and is offered again.
+        # Without a subject: it waits, and is dispatched again.
         assert (await call("POST", EARLY, stk_callback("ws_CO_nothing"))).status == 200
         await self.town.gateway.db.execute("UPDATE callback SET due_at = now() WHERE verdict = 'waiting'")
         await services.get(CallbackDispatcher).sweep()
 
     async def _early(self, operation: str, work: Any, path: str, body: dict[str, Any]) -> None:
-        """Do something whose result comes before Daraja's answer."""
         go, before = self.daraja.hold(operation), len(self.daraja.of(operation))
         under_way = asyncio.ensure_future(work)
         await self.daraja.asked_about(operation, before + 1)
@@ -77,7 +76,7 @@ class RarePaths(Paths):
         return await self.town.gateway.db.fetchval(sql, payment["id"])
 
     async def not_asked(self) -> None:
-        """Questions that Daraja refuses, and a reversal of which it does not say whether it was begun."""
+        """Daraja rejects status queries, and the outcome of a reversal request is unknown."""
         call, paid = self.town.api.call, await self.paid()
         self.daraja.say("transactionstatus", fault("500.003.02", "Spike arrest violation", 503))
         await call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")
@@ -90,7 +89,7 @@ class RarePaths(Paths):
         await self.call_back("reversal-timeout", refund, result(1))
 
     async def abandoned(self) -> None:
-        """A create whose process ended, and payments that are expired one at a time."""
+        """The process of a create ended, and payments are expired one at a time."""
         db, services = self.town.gateway.db, self.town.gateway.services
         made, late = await self.pay(), await self.pay()
         await db.execute(
@@ -106,7 +105,7 @@ class RarePaths(Paths):
         await expiry._end_each([])
 
     async def asked_about_lines(self) -> None:
-        """Lines that could be of two payments: M-Pesa is asked, and answers."""
+        """A line matches two payments: a status query decides."""
         for phone in ("254711000001", "254799999001"):
             await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
         self.daraja.say("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
@@ -122,7 +121,7 @@ class RarePaths(Paths):
         await self.call_back("status", line_id, result(0, says=says))
 
     async def not_heard(self) -> None:
-        """Webhooks to an endpoint that fails, then to one that is gone; and one that is sent once more."""
+        """Webhooks to a failing endpoint, then to a deleted one; one is replayed."""
         db, call, receiver = self.town.gateway.db, self.town.api.call, self.town.receiver
         receiver.status = 500
         await self.paid()
@@ -142,13 +141,13 @@ class RarePaths(Paths):
         await OutboxAdmin(gateway.db, gateway.clock).wake(row["event_id"], row["subscriber"])
 
     async def closed(self) -> None:
-        """A merchant that is deactivated."""
+        """A merchant is deactivated."""
         merchants = self.town.gateway.merchants
         made = await merchants.create("Test shop", actor="a person")
         await merchants.deactivate(made.merchant_id, actor="a person")
 
     async def erased_everywhere(self) -> None:
-        """A payer whose number is in a step, in a check and in a line."""
+        """Erase a payer whose number is in a step, a status query and a statement line."""
         gateway, made = self.town.gateway, await self.paid()
         phone = made["phone"]
         check = (await self.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).data
@@ -165,7 +164,7 @@ class RarePaths(Paths):
         assert done.cases > 0, done.left
 
     def all(self) -> Iterator[Any]:
-        """Each once."""
+        """Yield each path once."""
         yield self.refused()
         yield self.not_asked()
         yield self.abandoned()

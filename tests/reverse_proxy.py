@@ -1,4 +1,4 @@
-"""What stands in front of a gateway in tests: passes requests on, adds a header, asks for TLS, or answers itself."""
+"""A reverse proxy in front of a gateway: passes requests on, adds a header, terminates TLS, or answers itself."""
 
 import asyncio
 import ssl
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Answer = Callable[[str], bytes | None]
-"""The path that is asked for to a whole HTTP answer; None passes the request on."""
+"""Returns the HTTP answer for a path; None passes the request on."""
 
 
 @dataclass
 class Proxy:
-    """Where it passes requests on to, what it adds to them, and what it answers by itself."""
+    """The target of the proxy, the header that it adds, and its own answers."""
 
     port: int = 0
     target: int = 0
@@ -46,14 +46,14 @@ class Proxy:
 
 
 def says(status: str, body: str = "", *headers: str) -> bytes:
-    """A whole HTTP answer."""
+    """Return a whole HTTP answer."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Server: somebody", *headers, "", body]
     return "\r\n".join(lines).encode()
 
 
 @asynccontextmanager
 async def proxying(certificate: Path | None = None) -> AsyncGenerator[Proxy]:
-    """A proxy on a free port, for the length of the block; with TLS where it has a certificate."""
+    """Yield a proxy on a free port; with TLS if it has a certificate."""
     proxy = Proxy()
     context = None
     if certificate is not None:

@@ -1,4 +1,4 @@
-"""The route table, whole: every call that a gateway with every installed plugin answers, so that none is forgotten."""
+"""The whole route table of a gateway with every installed plugin, so that no route is forgotten."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -32,51 +32,51 @@ class Operation:
 
     @property
     def scope(self) -> Scope | None:
-        """What its caller must be allowed to do, None where it needs no key."""
+        """The required scope, None if no key is needed."""
         return scope_of(self.handler)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names in its path."""
+        """The names of its path parameters."""
         return tuple(part[1:-1] for part in self.path.split("/") if part.startswith("{"))
 
     @property
     def body(self) -> type[msgspec.Struct] | None:
-        """What its body is read into, None where it takes none or any."""
+        """The type of its body, None if it has none or accepts any."""
         data = self.handler.parsed_fn_signature.parameters.get("data")
         return None if data is None else data.annotation
 
     @property
     def query(self) -> type[msgspec.Struct] | None:
-        """What its query string is read into."""
+        """The type of its query string."""
         filters = self.handler.resolve_dependencies().get("filters")
         return None if filters is None else filters.dependency.query_type  # type: ignore[attr-defined]
 
     @property
     def is_shown(self) -> bool:
-        """Whether it is in the OpenAPI document."""
+        """True if it is in the OpenAPI document."""
         return self.handler.resolve_include_in_schema()
 
 
 def installed() -> list[str]:
-    """The names of all plugins that could be enabled."""
+    """Return the names of all installed plugins."""
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
 def whole_gateway() -> Gateway:
-    """A gateway that nobody starts, with every installed plugin."""
+    """Return a gateway with every installed plugin that is not started."""
     values = gateway_values("postgresql://nowhere", "redis://nowhere", plugins=installed())
     return Gateway(GatewayConfig.from_values(values))
 
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """All of them, by path."""
+    """Return all operations, by path."""
     return operations_of(whole_gateway())
 
 
 def operations_of(gateway: Gateway) -> tuple[Operation, ...]:
-    """Those of a gateway that may not have every plugin, sorted: Litestar's table has another order in each process."""
+    """Return the operations of a gateway, sorted: Litestar's table has another order in each process."""
     found = (
         Operation(str(method), route.path_format, handler)
         for route in gateway.asgi.litestar.routes
@@ -88,12 +88,12 @@ def operations_of(gateway: Gateway) -> tuple[Operation, ...]:
 
 
 def operation(name: str) -> Operation:
-    """The one with this method and path, such as ``GET /v1/payments``."""
+    """Return the operation with this method and path, such as ``GET /v1/payments``."""
     return next(each for each in operations() if str(each) == name)
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The OpenAPI document of the same gateway."""
+    """Return the OpenAPI document of the same gateway."""
     app = whole_gateway().asgi.litestar
     return complete(app, msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema())))

@@ -1,4 +1,4 @@
-"""Changes what is stored behind the gateway's back, and lets it know: it remembers credentials for a second."""
+"""Changes stored rows without the gateway's services and invalidates its cache of credentials."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.owner import as_owner
 
 
 async def change_credentials(gateway: Gateway, **columns: Any) -> None:
-    """Give these columns of every shortcode other values."""
+    """Set these columns of every shortcode."""
     changes = ", ".join(f"{name} = ${number}" for number, name in enumerate(columns, start=1))
     sql = f"UPDATE shortcode SET {changes} RETURNING merchant_id, shortcode_id"  # noqa: S608 - names from a test
     for row in await gateway.db.fetch(sql, *columns.values()):
@@ -19,7 +19,7 @@ async def change_credentials(gateway: Gateway, **columns: Any) -> None:
 
 
 async def default_shortcode(gateway: Gateway, merchant_id: str, env: Env = "sandbox") -> str:
-    """The id of a merchant's default shortcode."""
+    """Return the id of a merchant's default shortcode."""
     found = await gateway.db.fetchval(
         "SELECT shortcode_id FROM shortcode WHERE merchant_id = $1 AND env = $2 AND is_default", merchant_id, env
     )
@@ -27,7 +27,7 @@ async def default_shortcode(gateway: Gateway, merchant_id: str, env: Env = "sand
 
 
 async def move_to(api: Api, shortcode: str) -> dict[str, int]:
-    """Store the same credentials for another shortcode; returns what is open of the one that this retired."""
+    """Store the same credentials for another shortcode; return the open counts of the retired one."""
     fields = INITIATED["mpesa"] | {"shortcode": shortcode}
     answer = await api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})
     assert answer.status == 200, answer.body
@@ -39,11 +39,11 @@ WIPE = """
 UPDATE shortcode SET is_default = false, retired_at = now(), wiped_at = now(), consumer_key = NULL,
     consumer_secret = NULL, passkey = NULL, initiator = NULL, security_credential = NULL
 """
-"""Retires every shortcode and erases its secrets, long before its time."""
+"""Retires every shortcode and erases its secrets, before the end of its retention."""
 
 
 async def go_live(gateway: Gateway) -> None:
-    """Make every sandbox shortcode, with its receiver and merchant, a live one, past all rules, its secrets too."""
+    """Make every sandbox shortcode live, with its receiver, merchant and secrets, without triggers."""
     sealer, db = gateway.sealer, gateway.db
     rows = await db.fetch("SELECT shortcode.*, number FROM shortcode JOIN receiver USING (receiver_id)")
     async with as_owner(gateway) as owner:

@@ -1,4 +1,4 @@
-"""Two worlds for tests: copies one env's rows into the other, and walks every route with a key of the wrong env."""
+"""Isolation of envs: copies one env's rows into the other, and calls every route with a key of the wrong env."""
 
 import json
 import re
@@ -23,8 +23,8 @@ OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _ID = re.compile(r"\b[a-z]{3}_[0-9a-z]{26}\b")
 
-_OF_NO_WORLD = ("mer", "key", "aud", "ref", "rcv")
-"""Prefixes of ids that both worlds may show: a merchant and its audit entries belong to none, a key id is a handle."""
+_WITHOUT_ENV = ("mer", "key", "aud", "ref", "rcv")
+"""Prefixes of ids that both envs may show: merchants and audit entries have no env, a key id is a handle."""
 
 _TABLES = """
 SELECT relname AS name, EXISTS (
@@ -34,7 +34,7 @@ ORDER BY relname
 """
 
 _LEFT_OUT = {"merchant": "{envs,updated_at}", "api_key": "{last_used_at}"}
-"""Columns that calls of either world may change."""
+"""Columns that calls of either env may change."""
 
 _CHILDREN = """
 SELECT conrelid::regclass::text AS child, confrelid::regclass::text AS parent FROM pg_constraint
@@ -43,9 +43,9 @@ WHERE contype = 'f' AND connamespace = current_schema()::regnamespace AND conpar
 
 
 async def rows_of(db: Database) -> dict[str, list[str]]:
-    """Every row of every table as JSON, but for when keys were last used, and for which envs a merchant has.
+    """Return every row of every table as JSON, without the last use of keys and the envs of merchants.
 
-    Identifiers are as the API writes them.
+    Identifiers are in the API's format.
     """
     found: dict[str, list[str]] = {}
     for table in await db.fetch(_TABLES):
@@ -59,28 +59,28 @@ async def rows_of(db: Database) -> dict[str, list[str]]:
 
 
 async def mirror(gateway: Gateway, merchant_id: str) -> None:
-    """Copy all that a merchant has in the sandbox into live, under ids of its own.
+    """Copy all rows of a merchant in the sandbox into live, under ids of their own.
 
-    Receipts, references, phone numbers and Idempotency-Keys stay as they are: they may be the same in both worlds.
+    Receipts, references, phone numbers and Idempotency-Keys stay as they are: they may be the same in both envs.
     """
     db = gateway.db
     tables = {row["name"]: row["has_env"] for row in await db.fetch(_TABLES)}
     with_env = [name for name, has_env in tables.items() if has_env and name not in {"merchant", "api_key"}]
     chosen = {name for name in with_env if not name.startswith("sim_")}
-    # Their children that have no env, such as a payment's steps.
+    # Child tables without an env, such as a payment's steps.
     for row in await db.fetch(_CHILDREN):
         if row["parent"] in chosen and not tables[row["child"]]:
             chosen.add(row["child"])
     async with db.transaction():
-        # Rows are written in any order, and say themselves whose they are.
+        # Rows are written in any order; each names its own parents.
         await db.execute("SET LOCAL session_replication_role = replica")
         for name in sorted(chosen):
             for row in await db.fetch(f"SELECT to_jsonb(each)::text AS text FROM {name} AS each"):  # noqa: S608 - from the catalogue
                 text: str = row["text"]
                 if '"env": "live"' not in text:
                     await db.execute(
-                        f"INSERT INTO {name} OVERRIDING SYSTEM VALUE "  # noqa: S608 - likewise
-                        # What a merchant has once only cannot be copied.
+                        f"INSERT INTO {name} OVERRIDING SYSTEM VALUE "  # noqa: S608 - from the catalogue
+                        # A row that a merchant may have only once is not copied.
                         f"SELECT * FROM jsonb_populate_record(NULL::{name}, $1::text::jsonb) ON CONFLICT DO NOTHING",
                         _in_live(text, merchant_id),
                     )
@@ -91,7 +91,6 @@ async def mirror(gateway: Gateway, merchant_id: str) -> None:
 
 
 async def _seal_again(gateway: Gateway) -> None:
-    """Seal the copied credentials for the env that they are in now."""
     for row in await gateway.db.fetch(
         "SELECT shortcode.*, number FROM shortcode JOIN receiver USING (receiver_id) WHERE shortcode.env = 'live'"
     ):
@@ -135,7 +134,7 @@ def _in_live(text: str, merchant_id: str) -> str:
 
 @dataclass
 class Walk:
-    """Calls every route of a gateway with a key, and with the ids of the other world's objects."""
+    """Calls every route of a gateway with a key, and with the ids of the other env's objects."""
 
     gateway: Gateway
     key: str
@@ -145,7 +144,7 @@ class Walk:
     statuses: Counter[str] = field(default_factory=Counter[str])
 
     async def go(self, exempt: Mapping[str, str]) -> list[str]:
-        """What leaked: one sentence each. ``exempt`` names operations that are about what belongs to no world."""
+        """Return one sentence for each leak. ``exempt`` names operations on objects without an env."""
         theirs = OTHER[self.env]
         before = await rows_of(self.gateway.db)
         hidden = _ids(text for rows in before.values() for text in rows if f'"env": "{theirs}"' in text)
@@ -163,7 +162,6 @@ class Walk:
         return self.leaks
 
     def _choices(self, each: Operation, hidden: set[str]) -> list[dict[str, str]]:
-        """Ids for the path, body and query of an operation: of each kind some that the other world has."""
         by_prefix: dict[str, list[str]] = {}
         for one in sorted(hidden):
             by_prefix.setdefault(one[:3], []).append(one)
@@ -181,7 +179,7 @@ class Walk:
         }
         unknown = [name for name in each.parameters if name not in named]
         if unknown:
-            # A parameter that this file does not know: it is tried with an id of each kind.
+            # A parameter that is unknown here is tried with an id of each kind.
             return [named | dict.fromkeys(unknown, one) for one in first.values()]
         kind = next((named[name][:3] for name in each.parameters if name != "merchant_id"), None)
         name = each.parameters[-1] if each.parameters else ""
@@ -206,7 +204,7 @@ class Walk:
     def _look(self, each: Operation, said: Said, hidden: set[str]) -> None:
         text = said.body.decode()
         shown = sorted(_ids([text]) & hidden)
-        # A refusal may repeat the id that it was asked about.
+        # A refusal may repeat the id of its request.
         if shown and said.status < 400:
             self.leaks.append(f"{each} shows {shown[0]}")
         if said.status >= 500 and "PROVIDER" not in text:
@@ -216,13 +214,13 @@ class Walk:
 
 
 def _ids(texts: Iterable[str]) -> set[str]:
-    return {one for text in texts for one in _ID.findall(text) if not one.startswith(_OF_NO_WORLD)}
+    return {one for text in texts for one in _ID.findall(text) if not one.startswith(_WITHOUT_ENV)}
 
 
 def _changed(before: dict[str, list[str]], after: dict[str, list[str]], env: Env) -> list[str]:
-    """Rows that are gone or other than before, and new ones that are not of ``env``.
+    """Return changed or deleted rows, and new rows that are not of ``env``.
 
-    The audit log names who called; a row without an env may be new where it is about a new row of ``env``.
+    The audit log names the caller; a row without an env may be new if it refers to a new row of ``env``.
     """
     gone: list[str] = []
     new: list[tuple[str, str]] = []

@@ -1,1 +1,1 @@
-"""Safaricom's Daraja API: its wire, its codes, its token. Provider words stop at this folder's door."""
+"""The client for Safaricom's Daraja API, whose terms stay in this package."""

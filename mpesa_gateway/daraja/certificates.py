@@ -1,4 +1,4 @@
-"""Safaricom's public certificates: they encrypt the initiator's password and check signatures."""
+"""Safaricom's certificates, which encrypt initiator passwords and verify signatures."""
 
 import base64
 import codecs
@@ -17,16 +17,15 @@ from mpesa_gateway.secret import Secret
 from mpesa_gateway.security.scopes import Env
 
 SOON = timedelta(days=30)
-"""How long before its end a certificate is called attention to."""
 
 
 class CertificateError(Exception):
-    """A certificate file cannot be used. The text names the setting, the file and the fix."""
+    """A certificate file is unusable. The message names setting, file and fix."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """One certificate of Safaricom's; its times are in UTC."""
+    """A certificate; times in UTC."""
 
     subject: str
     not_before: datetime
@@ -34,10 +33,9 @@ class Certificate:
     public_key: RSAPublicKey
 
     def time_problem(self, now: datetime) -> str | None:
-        """Why it is not valid at ``now``, None where it is.
+        """Return why it is not valid at ``now``, or None.
 
-        Safaricom's published certificates passed their end dates years ago and are still in use: such a certificate
-        encrypts, and proves no signature.
+        Safaricom's published certificates expired years ago and still encrypt.
         """
         if now >= self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d}"
@@ -46,18 +44,18 @@ class Certificate:
         return None
 
     def check_time(self, now: datetime) -> None:
-        """Raises CertificateError when it is not valid at ``now``, for the verification of signatures."""
+        """Raise CertificateError if not valid at ``now``. Call before verifying signatures."""
         problem = self.time_problem(now)
         if problem is not None:
             raise CertificateError(f"Safaricom's certificate {problem}: signatures cannot be verified with it")
 
     def encrypt(self, password: Secret) -> Secret:
-        """The SecurityCredential: RSA with PKCS#1 v1.5 padding, base64 (Safaricom's developer portal)."""
+        """Return the SecurityCredential: RSA PKCS#1 v1.5, base64 (Safaricom's developer portal)."""
         sealed = self.public_key.encrypt(password.reveal().encode(), padding.PKCS1v15())
         return Secret(base64.b64encode(sealed).decode())
 
     def has_signed(self, content: bytes, signature: bytes) -> bool:
-        """Whether ``signature`` is this certificate's over ``content`` (RSASSA-PKCS1-v1_5 with SHA-256)."""
+        """Verify an RSASSA-PKCS1-v1_5 signature with SHA-256."""
         try:
             self.public_key.verify(signature, content, padding.PKCS1v15(), SHA256())
         except InvalidSignature:
@@ -66,7 +64,7 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """A certificate from a file, PEM or DER. Raises CertificateError."""
+    """Read PEM or DER. Raises CertificateError."""
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -80,14 +78,14 @@ def read_certificate(path: Path) -> Certificate:
             found = x509.load_der_x509_certificate(content)
         key = found.public_key()
     except ValueError:
-        raise CertificateError(f"{path}: is no X.509 certificate in PEM or DER form") from None
+        raise CertificateError(f"{path}: is not an X.509 certificate in PEM or DER") from None
     if not isinstance(key, RSAPublicKey):
-        raise CertificateError(f"{path}: holds no RSA key, which Safaricom's certificates do")
+        raise CertificateError(f"{path}: has no RSA key, unlike Safaricom's certificates")
     return Certificate(found.subject.rfc4514_string(), found.not_valid_before_utc, found.not_valid_after_utc, key)
 
 
 def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
-    """The configured certificate of an environment. Raises CertificateError, naming the setting."""
+    """Return the configured certificate. Raises CertificateError."""
     setting = "live_certificate" if env == "live" else "sandbox_certificate"
     path = Path(getattr(config, setting))
     try:
@@ -99,9 +97,9 @@ def certificate_for(config: DarajaConfig, env: Env) -> Certificate:
 
 
 def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
-    """Whether the configured certificate of an environment is fine, and until when, or what is wrong and the fix.
+    """Return whether the certificate is usable, with expiry or fault and fix.
 
-    One outside its time is fine: it encrypts.
+    An expired certificate still encrypts.
     """
     try:
         certificate = certificate_for(config, env)
@@ -118,7 +116,7 @@ def describe(config: DarajaConfig, env: Env, now: datetime) -> tuple[bool, str]:
 
 
 def describe_used(config: DarajaConfig, now: datetime, *, has_live: bool) -> tuple[bool, str]:
-    """The same for all that are in use: whose files are there, and the live one where there are live merchants."""
+    """Return the same for all existing certificate files, and for live if required."""
     used: list[Env] = []
     if Path(config.sandbox_certificate).exists():
         used.append("sandbox")

@@ -1,4 +1,4 @@
-"""Calls Daraja and says what is certain about each call: done, refused, never sent, or unknown."""
+"""The Daraja client; a call is acknowledged, rejected, not sent, or of unknown outcome."""
 
 import asyncio
 import base64
@@ -53,19 +53,18 @@ from mpesa_gateway.tracing import UNTRACED, Attributes, client_span, set_attribu
 log = structlog.get_logger(__name__)
 
 _CONNECTIONS = 1000
-"""To one host, and all merchants have the same one: more than calls can be open. Beyond them the library waits."""
+"""The library blocks at this limit, and all merchants share one host."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}\Z", re.ASCII)
-"""What a header can carry: a token with a space or a control character is none."""
 _LIFETIME = 3599
-"""Seconds that a token lives when Daraja does not say, and at most."""
-_SHORTEST_LIFETIME = 10
-_REST = 10
-"""Seconds to wait after Daraja took no request, when it does not say how long; it can say up to five minutes."""
-_LONGEST_REST = 300
+"""Seconds: default and maximum lifetime of a token."""
+_MIN_LIFETIME = 10
+_DEFAULT_DELAY = 10
+"""Seconds to wait after throttling without Retry-After."""
+_LONGEST_DELAY = 300
 _CODE = re.compile(r"(?![0-9]{10})[A-Za-z0-9_.]{1,64}\Z", re.ASCII)
-"""A code as Daraja has been seen to write it; anything else in its place is masked as text is."""
-_UNSENT = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
-"""What urllib3 calls a connection that never came about."""
+"""Other codes are masked like text."""
+_CONNECT_ERRORS = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
+"""urllib3's errors before a connection exists."""
 
 __all__ = [
     "Ack",
@@ -80,24 +79,22 @@ __all__ = [
 
 
 SIMULATED = "X-Daraja-Simulated"
-"""The header of every answer of a simulator. Live traffic that meets it is stopped at the token."""
+"""Header of simulator answers; a live call fails on it at the token request."""
 
 
 class _TokenRequestFailed(NotSent, TokenUnavailable):
-    """Nothing answered when a token was asked for."""
+    pass
 
 
 @dataclass(frozen=True)
 class _Answer:
     status: int
     content: Any
-    """The JSON object, None where the answer was none."""
     retry_after: int | None = None
-    """Seconds, from the header, None without one."""
 
 
 class DarajaClient:
-    """One HTTP session to Daraja, for all merchants, with one shared token for each consumer key."""
+    """One HTTP session for all merchants, with one shared token per consumer key."""
 
     def __init__(
         self,
@@ -114,10 +111,7 @@ class DarajaClient:
         lookup: Lookup | None = None,
         operations: Collection[str] = (),
     ) -> None:
-        """``refuse_transaction`` raises where the caller has a transaction open: no call is made inside one.
-
-        ``lookup`` looks Daraja's names up; without it this has one of its own. ``operations`` are counted from 0 on.
-        """
+        """``refuse_transaction`` raises if the caller has an open transaction."""
         self.refuse_transaction: Callable[[str], None] = refuse_transaction or (lambda _: None)
         self._config = config
         self._tracer = tracer
@@ -127,16 +121,15 @@ class DarajaClient:
         self._clock = clock
         self._tokens = AccessTokens(clock, valkey, sealer, prefix, ids.token)
         self.open_calls = Bulkhead(sys.maxsize, each=config.max_concurrent_per_key)
-        """Calls that wait for Daraja's answer, by account."""
+        """By account."""
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._live_host = urlsplit(config.live_url).hostname or ""
         self._session: niquests.AsyncSession | None = None
 
     async def start(self) -> None:
-        """Make the session; nothing is connected yet."""
         session = niquests.AsyncSession(
-            # Not the library's own, which takes a thread of the event loop for as long as DNS does not answer.
+            # The library's resolver occupies a thread of the event loop's pool during DNS timeouts.
             resolver=cast("Any", ClientResolver(self._look_up)),
             retries=0,
             disable_http3=True,
@@ -149,7 +142,6 @@ class DarajaClient:
         self._session = session
 
     async def close(self) -> None:
-        """Close every connection."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -157,45 +149,37 @@ class DarajaClient:
             await self._own_names.close()
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """The addresses of a host. Raises OSError, also where the name of the live API leads to this machine.
-
-        A simulator answers here, and so might anything else: real money's keys are not sent to it.
-        """
+        """Live credentials must not reach a local process: loopback raises OSError."""
         found = await self._lookup(host, port)
         is_name = read_literal(host) is None and host.lower() != "localhost"
         if is_name and host.lower() == self._live_host and any(ip_address(each).is_loopback for each in found):
-            raise ConnectionRefusedError("the name of Daraja's live API leads to this machine")
+            raise ConnectionRefusedError("the name of Daraja's live API resolves to this machine")
         return found
 
-    # -- calls ----------------------------------------------------------------------------------------------------
-
     async def prepare(self, credentials: DarajaCredentials) -> None:
-        """Fetch the access token that the next call needs, where there is none. Raises NotSent or Rejected.
-
-        Nothing has been sent for the caller when it returns or raises.
-        """
+        """Fetch the access token if none is stored. Raises NotSent or Rejected."""
         self.refuse_transaction("fetching an access token")
         base, owner = self._base(credentials)
-        with self.open_calls.acquire(self.account(credentials)) as has_place:
-            if not has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_slot:
+            if not has_slot:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
                 await self._tokens.get(owner, lambda: self._fetch_token(base, credentials))
             except DarajaFault:
                 raise
-            except Exception as problem:  # noqa: BLE001 - whatever the library raises: no token, and nothing was sent
+            except Exception as problem:  # noqa: BLE001 - any library error means no token and no request
                 log.error("daraja_token_not_fetched", exception=trace(problem))
-                raise NotSent("M-Pesa gave no access token", retry_after=5) from None
+                raise NotSent("M-Pesa returned no access token", retry_after=5) from None
 
     async def call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> A:
-        """Make one call and return what its answer acknowledges.
+        """Make one call and return its acknowledgement.
 
-        Raises Rejected, NotSent, also while too many calls of the same account are open, and OutcomeUnknown, also for
-        an unexpected error: the request may have been sent before it. Cancellation passes through.
+        Raises Rejected, NotSent (also above the account's limit) or OutcomeUnknown (also for unexpected errors: the
+        request may have been sent).
         """
         self.refuse_transaction(f"the call {operation.name}")
-        with self.open_calls.acquire(self.account(credentials)) as has_place:
-            if not has_place:
+        with self.open_calls.acquire(self.account(credentials)) as has_slot:
+            if not has_slot:
                 raise NotSent("too many calls of this account wait for M-Pesa's answer", retry_after=10)
             try:
                 return operation.read(await self._call(operation, credentials, request))
@@ -205,14 +189,14 @@ class DarajaClient:
                 return operation.pending(pending)
             except DarajaFault:
                 raise
-            except Exception as problem:  # noqa: BLE001 - as the docstring says
+            except Exception as problem:  # noqa: BLE001 - OutcomeUnknown, as the docstring says
                 log.error("daraja_answer_unreadable", operation=operation.name, exception=trace(problem))
                 raise OutcomeUnknown("M-Pesa's answer could not be read") from None
 
     async def verify(self, credentials: DarajaCredentials) -> None:
-        """Fetch a token with these very credentials. Raises Rejected when they are wrong, NotSent without an answer.
+        """Fetch a token with these credentials and store it. Raises Rejected or NotSent.
 
-        The new token makes the shared one invalid, so it takes its place.
+        The shared token becomes invalid when Daraja issues a new one.
         """
         self.refuse_transaction("verifying credentials")
         base, owner = self._base(credentials)
@@ -224,9 +208,9 @@ class DarajaClient:
             raise _no_token(problem) from None
 
     async def server_time(self, env: Env) -> datetime | None:
-        """What time it is there, in UTC, by the Date of an answer; None for an answer without. Raises NotSent.
+        """Return Daraja's Date header in UTC, or None. Raises NotSent.
 
-        Nothing is asked for and nobody's credentials are used: whatever the answer is, Daraja can be reached.
+        Sends no credentials; any answer proves reachability.
         """
         if self._session is None:
             raise NotSent("the Daraja client has not been started")
@@ -242,18 +226,15 @@ class DarajaClient:
             return None
 
     async def token_until(self, credentials: DarajaCredentials) -> datetime | None:
-        """Until when the shared token of these credentials is used, in UTC; None where there is none at present."""
         _, owner = self._base(credentials)
         return await self._tokens.until(owner)
 
     def tokens_held(self) -> tuple[int, timedelta]:
-        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        """Return the number of valid tokens and the age of the oldest."""
         return self._tokens.held()
 
-    # -- the way there --------------------------------------------------------------------------------------------
-
     def account(self, credentials: DarajaCredentials) -> str:
-        """Whose calls these are, as a name that tells nothing: an address and a consumer key."""
+        """Return a hash of address and consumer key."""
         return self._base(credentials)[1]
 
     def _base(self, credentials: DarajaCredentials) -> tuple[str, str]:
@@ -261,10 +242,9 @@ class DarajaClient:
         return base, AccessTokens.owner(base, credentials.consumer_key.reveal())
 
     async def _call(self, operation: Operation[Q, A], credentials: DarajaCredentials, request: Q) -> Any:
-        """POST with the shared token and return the answer's JSON object, without the secrets of this call.
+        """POST with the shared token, renewed once if invalid.
 
-        An invalid token is dropped if it is still the shared one, renewed, and the call repeated, once. Raises NotSent,
-        Rejected or OutcomeUnknown.
+        Raises NotSent, Rejected or OutcomeUnknown.
         """
         body, recognises = request.body(credentials, self._clock.now()), operation.recognises
         base, owner = self._base(credentials)
@@ -293,10 +273,10 @@ class DarajaClient:
             )
             if answer.status == _UNAUTHORISED and (recognises is None or not recognises(answer.content)):
                 await self._tokens.drop(owner, token)
-            judged = _judge(answer, operation.accepts, recognises)
-            if judged is None:
+            classified = _classify(answer, operation.accepts, recognises)
+            if classified is None:
                 return answer.content
-            meaning, message = judged
+            meaning, message = classified
             if meaning.retry is Retry.NEW_TOKEN:
                 await self._tokens.drop(owner, token)
                 if not is_last:
@@ -317,7 +297,7 @@ class DarajaClient:
                 headers={"Authorization": f"Basic {basic}"},
             )
         except (OutcomeUnknown, NotSent) as problem:
-            # A token that we did not get moved no money.
+            # A failed token request moved no money.
             raise _TokenRequestFailed(
                 problem.meaning, code=problem.code, retry_after=problem.retry_after or 5
             ) from None
@@ -327,7 +307,6 @@ class DarajaClient:
         raise _no_token_in(answer)
 
     def _read_token(self, answer: _Answer) -> AccessToken | None:
-        """The token in an answer, None where there is none that a header can carry."""
         content = answer.content
         text = content.get("access_token") if content is not None else None
         if not 200 <= answer.status < 300 or not isinstance(text, str) or not _TOKEN.match(text):
@@ -335,27 +314,24 @@ class DarajaClient:
         lifetime = read_code(content, "expires_in") or ""
         seconds = int(lifetime) if lifetime.isascii() and lifetime.isdigit() else _LIFETIME
         now = self._clock.now()
-        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _SHORTEST_LIFETIME), _LIFETIME)))
+        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _MIN_LIFETIME), _LIFETIME)))
         return AccessToken(text, now + kept, now)
 
     async def _exchange(
         self, method: str, url: str, operation: str, env: Env, secrets: tuple[str, ...], **options: Any
     ) -> _Answer:
-        """One HTTP exchange; ``secrets`` are removed from the answer before it is read.
-
-        Raises NotSent when no connection came about, OutcomeUnknown when no answer came back.
-        """
+        """Send one request. Raises NotSent without a connection, OutcomeUnknown without an answer."""
         parts = urlsplit(url)
-        said: Attributes = {
+        attributes: Attributes = {
             "http.request.method": method,
             "server.address": parts.hostname or "",
             "server.port": parts.port or (443 if parts.scheme == "https" else 80),
-            # Without its query, and without what somebody may have put before the host.
+            # Without query and user information.
             "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
             "mpesa.env": env,
             "mpesa.daraja.operation": operation,
         }
-        with client_span(self._tracer, f"daraja {operation}", said) as span:
+        with client_span(self._tracer, f"daraja {operation}", attributes) as span:
             return await self._exchange_once(method, url, operation, env, secrets, span, **options)
 
     async def _exchange_once(
@@ -367,7 +343,7 @@ class DarajaClient:
         status, error = 0, ""
         outcome, code = "no_answer", ""
         try:
-            # While M-Pesa thinks, others are worked on. The library's own read timeout starts anew with each byte.
+            # The library restarts its read timeout with each byte.
             async with asyncio.timeout(self._config.timeout):
                 with released_slot():
                     response = await self._session.request(
@@ -384,8 +360,8 @@ class DarajaClient:
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers
-            rest = _read_rest(response.headers.get("retry-after"))
-            answer = _Answer(status, content if isinstance(content, dict) else None, rest)
+            delay = _read_retry_after(response.headers.get("retry-after"))
+            answer = _Answer(status, content if isinstance(content, dict) else None, delay)
             outcome, code = counted_as(answer.status, answer.content)
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
@@ -396,7 +372,7 @@ class DarajaClient:
         else:
             if is_simulated:
                 outcome = "unreachable"
-                raise NotSent(f"daraja.live_url leads to a simulator ({urlsplit(url).hostname}): leave it out")
+                raise NotSent(f"daraja.live_url is a simulator ({urlsplit(url).hostname}): remove the setting")
             return answer
         finally:
             took = time.perf_counter() - began
@@ -411,7 +387,7 @@ class DarajaClient:
 
 def _no_token(problem: Exception) -> NotSent:
     log.error("daraja_token_unreadable", exception=trace(problem))
-    return NotSent("M-Pesa gave no access token", retry_after=5)
+    return NotSent("M-Pesa returned no access token", retry_after=5)
 
 
 def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> None:
@@ -424,10 +400,13 @@ def _describe(span: Span, status: int, outcome: str, code: str, error: str) -> N
         set_error(span, code or error or outcome)
 
 
-def _judge(
+def _classify(
     answer: _Answer, accepts: frozenset[str] | None, recognises: Callable[[Any], bool] | None
 ) -> tuple[FaultMeaning, str | None] | None:
-    """What is wrong with an answer, with the provider's words; None for one that can be used. Raises OutcomeUnknown."""
+    """Return None for a usable answer, else the fault with the provider's text.
+
+    Raises OutcomeUnknown for an answer without JSON, except 429.
+    """
     if answer.content is None:
         if answer.status == _TOO_MANY:
             return read_fault(answer.status, None, None), None
@@ -441,25 +420,24 @@ def _judge(
         return read_fault(answer.status, fault.code, fault.message), fault.message
     if accepts is None or code is None or code in accepts:
         return None
-    said = response_text(answer.content)
-    return read_response(code, said), said
+    text = response_text(answer.content)
+    return read_response(code, text), text
 
 
 _TOO_MANY = 429
 _UNAUTHORISED = 401
-"""What is wrong with a token is not always said in JSON. Dropping a good one costs one call."""
+"""Such an answer may lack JSON. Dropping a valid token costs one request."""
 
 
-def _read_rest(header: str | bytes | None) -> int | None:
-    """The seconds in a Retry-After header, within bounds; None for a date and for anything else."""
+def _read_retry_after(header: str | bytes | None) -> int | None:
     text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         return None
-    return min(max(int(text), 1), _LONGEST_REST)
+    return min(max(int(text), 1), _LONGEST_DELAY)
 
 
 def _no_token_in(answer: _Answer) -> DarajaFault:
-    """The fault of an answer without a token: only Daraja's JSON and codes blame the credentials."""
+    """Only JSON with Daraja's codes is evidence against the credentials."""
     fault = read_fault_body(answer.content)
     meaning = read_fault(answer.status, fault.code, fault.message)
     message = None if fault.message is None else provider_text(fault.message)
@@ -476,20 +454,20 @@ def _no_token_in(answer: _Answer) -> DarajaFault:
             return _fault(meaning, fault.message)
     hint = "; check consumer_key and consumer_secret if this persists" if answer.status in {400, 401} else ""
     return NotSent(
-        f"M-Pesa gave no access token{hint}",
+        f"M-Pesa returned no access token{hint}",
         code=meaning.code,
         provider_message=message,
-        mitigation=_AGAIN,
-        retry_after=answer.retry_after or (_REST if meaning.retry is Retry.BACK_OFF else 5),
+        mitigation=_RETRY_ADVICE,
+        retry_after=answer.retry_after or (_DEFAULT_DELAY if meaning.retry is Retry.BACK_OFF else 5),
         retryable=True,
     )
 
 
-_AGAIN = "try again in a few seconds"
+_RETRY_ADVICE = "try again in a few seconds"
 
 
 def counted_as(status: int, content: Any) -> tuple[str, str]:
-    """How an answer is counted, with the code of a fault: one that the table has, or ``other``."""
+    """Return outcome and fault code."""
     if content is None:
         return "no_json", ""
     code = read_fault_body(content).code
@@ -499,7 +477,6 @@ def counted_as(status: int, content: Any) -> tuple[str, str]:
 
 
 def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None = None) -> DarajaFault:
-    """The exception for a fault: by whether anything was done, and whether asking again is safe."""
     kind: type[DarajaFault]
     if meaning.retry is Retry.PENDING:
         kind = StillPending
@@ -514,14 +491,14 @@ def _fault(meaning: FaultMeaning, message: str | None, retry_after: int | None =
         code=meaning.code if _CODE.match(meaning.code) else provider_text(meaning.code, 64),
         provider_message=None if message is None else provider_text(message),
         mitigation=meaning.mitigation,
-        retry_after=(retry_after or _REST) if meaning.retry is Retry.BACK_OFF else None,
+        retry_after=(retry_after or _DEFAULT_DELAY) if meaning.retry is Retry.BACK_OFF else None,
         retryable=meaning.retry in {Retry.BACK_OFF, Retry.AFTER_A_MINUTE, Retry.NEW_TOKEN},
         failure_reason=meaning.failure_reason,
     )
 
 
 def _never_connected(problem: BaseException) -> bool:
-    """Whether the failure proves that not a byte of the request was sent."""
+    """Return True if the error proves that no byte was sent."""
     if isinstance(problem, niquests.exceptions.ConnectTimeout):
         return True
     if isinstance(problem, niquests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(problem):
@@ -532,7 +509,7 @@ def _never_connected(problem: BaseException) -> bool:
             return False
         reason = getattr(seen, "reason", None)
         for candidate in (seen, reason):
-            if candidate is not None and _UNSENT & {kind.__name__ for kind in type(candidate).__mro__}:
+            if candidate is not None and _CONNECT_ERRORS & {kind.__name__ for kind in type(candidate).__mro__}:
                 return True
         arguments = getattr(seen, "args", ())
         seen = arguments[0] if arguments and isinstance(arguments[0], BaseException) else None

@@ -1,8 +1,8 @@
-"""What a call to Daraja that brought no acknowledgement ends in: refused, never sent, or unknown."""
+"""Errors of Daraja calls without an acknowledgement."""
 
 
 class DarajaFault(Exception):
-    """A call to Daraja that brought no acknowledgement. Its text holds no secrets and no phone numbers."""
+    """No acknowledgement. The text contains no secrets and no phone numbers."""
 
     def __init__(
         self,
@@ -26,28 +26,26 @@ class DarajaFault(Exception):
 
     @property
     def explained(self) -> str:
-        """The meaning, followed by M-Pesa's own text where it sent one."""
         return f"{self.meaning}: {self.provider_message}" if self.provider_message else self.meaning
 
     @property
     def provider(self) -> dict[str, str] | None:
-        """Daraja's own code and message, and what to do, for the answer to the merchant."""
         if self.code is None:
             return None
         return {"errorCode": self.code, "errorMessage": self.provider_message or "", "mitigation": self.mitigation}
 
 
 class NotSent(DarajaFault):
-    """Nothing was sent or done: the same request may be made again. ``retry_after`` is in seconds."""
+    """Nothing was executed: a retry is safe. ``retry_after`` is in seconds."""
 
 
 class Rejected(DarajaFault):
-    """Daraja refused for good: nothing was done, and the same request will be refused again."""
+    """Daraja rejected the request: nothing was executed, and a retry fails too."""
 
 
 class OutcomeUnknown(DarajaFault):
-    """It may have been done. Never repeat it; ask."""
+    """The request may have been executed: query its status, do not retry."""
 
 
 class StillPending(OutcomeUnknown):
-    """The push that was asked about has not ended."""
+    """The push is still pending."""

@@ -1,4 +1,4 @@
-"""Daraja's error answers: one table of what each means, whether anything was done, and whether asking again is safe."""
+"""Daraja's faults: meaning, whether the request was executed, and whether a retry is safe."""
 
 import re
 from collections.abc import Iterator
@@ -7,20 +7,19 @@ from enum import StrEnum
 from typing import Literal
 
 FaultReason = Literal["duplicate_in_progress", "rejected_by_provider", "other"]
-"""Why a fault ends what was asked for, in a stable word."""
 
 
 class Delivered(StrEnum):
-    """Whether a request that was answered with a fault has been carried out."""
+    """Execution state of a request that received a fault."""
 
     NO = "no"
     UNKNOWN = "unknown"
     EARLIER = "earlier"
-    """An earlier, equal one was."""
+    """An earlier, equal request was executed."""
 
 
 class Retry(StrEnum):
-    """What to do about a fault."""
+    """The reaction to a fault."""
 
     FIX = "fix"
     NEW_TOKEN = "new_token"  # noqa: S105 - a word, not a token
@@ -33,7 +32,7 @@ class Retry(StrEnum):
 
 @dataclass(frozen=True)
 class FaultMeaning:
-    """What a fault means and what to do about it."""
+    """The meaning of a fault and the advice."""
 
     code: str
     meaning: str
@@ -45,10 +44,10 @@ class FaultMeaning:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the table: the faults that it matches, and what these mean.
+    """Faults of one meaning; an empty condition matches every fault.
 
-    An empty condition matches every fault. ``codes`` are whole error codes, ``families`` their beginnings in lower
-    case, ``statuses`` HTTP statuses, ``words`` parts of the message in lower case, one of which must be in it.
+    ``families`` are lower-case prefixes of codes. One of ``words`` and all of ``all_words`` must be in the lower-case
+    message.
     """
 
     meaning: str
@@ -63,7 +62,6 @@ class _Row:
     failure_reason: FaultReason = "rejected_by_provider"
 
     def matches(self, status: int, code: str, text: str) -> bool:
-        """Whether a fault is of this row; ``text`` is in lower case."""
         return (
             (not self.codes or code in self.codes)
             and (not self.families or code.lower().startswith(self.families))
@@ -73,23 +71,22 @@ class _Row:
         )
 
     def of(self, code: str) -> FaultMeaning:
-        """What the row means for this code."""
         return FaultMeaning(code, self.meaning, self.mitigation, self.sent, self.retry, self.failure_reason)
 
 
 _SPIKE = ("spike arrest", "spikearrest", "quota violation")
-_SLOWER = "try again in a few seconds, more slowly"
+_RETRY_SLOWER = "try again in a few seconds, more slowly"
 _PROXY = ("keymanagement.service.", "oauth.v2.", "steps.oauth.v2.")
-"""How the API proxy in front of Daraja names what is wrong with a token."""
+"""Code prefixes of the API proxy for token faults."""
 
 _PRODUCT = "add the product to the app on Safaricom's developer portal, or use the app that has it"
-_ASKED = "its result is asked for"
+_QUERIED = "its result is queried"
 _FIELDS = (
     *("amount", "phonenumber", "partya", "partyb", "shortcode", "accountreference", "transactiondesc"),
     *("transactiontype", "callbackurl", "resulturl", "queuetimeouturl", "timestamp", "password", "initiator"),
     *("securitycredential", "receiverparty", "transactionid", "identifiertype", "commandid", "remarks", "occasion"),
 )
-"""Daraja's request fields as its messages spell them, in lower case."""
+"""Daraja's request fields as in its messages, in lower case."""
 _NAMED_FIELD = "correct the field that M-Pesa's message names"
 _UNNAMED_FIELD = "M-Pesa's message names no field: check phone, amount and reference, and the shortcode's credentials"
 _STK = "500.001.1001"
@@ -97,12 +94,12 @@ _MANY = "500.002.1001"
 _BUSY = "500.003.02"
 
 _TABLE: tuple[_Row, ...] = (
-    # Refused by the proxy in front, before Daraja saw it.
-    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
-    _Row("spike arrest or quota", _SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
-    _Row("too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
-    _Row("spike arrest: too many requests", _SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
-    # A product that the app lacks looks like a bad token, and a token from before it was added stays bad for an hour.
+    # Rejected by the API proxy.
+    _Row("too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, statuses=(429,)),
+    _Row("spike arrest or quota", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, families=("policies.ratelimit.",)),
+    _Row("too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, codes=("429.001.01",)),
+    _Row("spike arrest: too many requests", _RETRY_SLOWER, Delivered.NO, Retry.BACK_OFF, words=_SPIKE),
+    # A missing product looks like an invalid token, and older tokens stay invalid for an hour.
     _Row(
         "the app lacks the product for this call",
         _PRODUCT,
@@ -131,7 +128,7 @@ _TABLE: tuple[_Row, ...] = (
         Retry.NEW_TOKEN,
         families=_PROXY,
     ),
-    # Refused by Daraja.
+    # Rejected by Daraja.
     _Row(
         "wrong authentication type",
         "the gateway must use HTTP Basic: report this as a bug",
@@ -191,7 +188,7 @@ _TABLE: tuple[_Row, ...] = (
         Retry.FIX,
         codes=("405.001",),
     ),
-    # One code, several meanings: the message decides.
+    # Codes with several meanings: the message decides.
     _Row(
         "the payer's line is busy with another prompt",
         "try again after a minute",
@@ -210,8 +207,8 @@ _TABLE: tuple[_Row, ...] = (
         words=("no iccid",),
     ),
     _Row(
-        "not ended yet",
-        "ask again",
+        "still pending",
+        "query again",
         Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
@@ -235,10 +232,10 @@ _TABLE: tuple[_Row, ...] = (
         words=("not exist", "not found", "unknown", "invalid"),
         all_words=("merchant",),
     ),
-    # Reported for live pushes some 20 seconds old: it proves nothing.
+    # Seen for live pushes about 20 seconds old, so it proves nothing.
     _Row(
-        "M-Pesa does not know it (yet)",
-        "ask again",
+        "M-Pesa does not know the request (yet)",
+        "query again",
         Delivered.UNKNOWN,
         Retry.PENDING,
         codes=(_STK,),
@@ -246,8 +243,8 @@ _TABLE: tuple[_Row, ...] = (
         failure_reason="other",
     ),
     _Row(
-        "M-Pesa's answer does not say what became of the request",
-        _ASKED,
+        "M-Pesa's answer does not state the outcome of the request",
+        _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
         codes=(_STK,),
@@ -255,7 +252,7 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "the same OriginatorConversationID was used before",
-        "the earlier request stands: ask for its status",
+        "the earlier request counts: query its status",
         Delivered.EARLIER,
         Retry.NEVER,
         codes=(_MANY,),
@@ -276,16 +273,16 @@ _TABLE: tuple[_Row, ...] = (
         Retry.BACK_OFF,
         codes=("00.002.1001",),
     ),
-    _Row("internal error at M-Pesa", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
+    _Row("internal error at M-Pesa", _QUERIED, Delivered.UNKNOWN, Retry.ASK, codes=(_MANY,), failure_reason="other"),
     _Row(
         "too many requests",
-        _SLOWER,
+        _RETRY_SLOWER,
         Delivered.NO,
         Retry.BACK_OFF,
         codes=(_BUSY,),
         words=("too many", "rate limit", "throttl"),
     ),
-    _Row("M-Pesa is busy", _ASKED, Delivered.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
+    _Row("M-Pesa is busy", _QUERIED, Delivered.UNKNOWN, Retry.ASK, codes=(_BUSY,), failure_reason="other"),
     _Row(
         "the quota is used up",
         "ask Safaricom for a higher quota; try again later",
@@ -295,28 +292,27 @@ _TABLE: tuple[_Row, ...] = (
     ),
     _Row(
         "internal error at M-Pesa",
-        "nothing is known about the request: its result is asked for",
+        "the outcome is unknown: its result is queried",
         Delivered.UNKNOWN,
         Retry.ASK,
         codes=("500.003.1001",),
         failure_reason="other",
     ),
 )
-"""What is known of faults, from the specification, Safaricom's portal, and integrations. The first match counts."""
+"""From the specification, Safaricom's portal and integrations. The first match applies."""
 
 KNOWN_FAULTS = frozenset(code for row in _TABLE for code in row.codes)
-"""Every fault code that the table names."""
 
 _REFUSED = re.compile(r"4(?!08|09|25|29)[0-9]{2}(?:\.[0-9]+)*\Z", re.ASCII)
-"""An error code of Daraja's for a request that it refused at the gate; a conflict or a timeout is none."""
+"""Rejections before execution; conflicts and timeouts are excluded."""
 
 _TOKEN_CODE = re.compile(r"401(?:\.[0-9]+)*\Z", re.ASCII)
 
 
 def read_fault(http_status: int, code: str | None, message: str | None) -> FaultMeaning:
-    """What a fault means: by the table, else by its class.
+    """Return the meaning of a fault from the table, or from its class.
 
-    Outside the table only a 4xx answer with an error code of the same class proves that nothing was done.
+    Outside the table, only a 4xx status with an error code of the same class proves that nothing was executed.
     """
     known, text = (code or "").strip(), (message or "").lower()
     for row in _TABLE:
@@ -334,8 +330,8 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
         return FaultMeaning(known, "M-Pesa refused the request", "see the provider's message", Delivered.NO, Retry.FIX)
     return FaultMeaning(
         known or f"http_{http_status}",
-        "M-Pesa's answer does not say what became of the request",
-        _ASKED,
+        "M-Pesa's answer does not state the outcome of the request",
+        _QUERIED,
         Delivered.UNKNOWN,
         Retry.ASK,
         "other",
@@ -343,42 +339,39 @@ def read_fault(http_status: int, code: str | None, message: str | None) -> Fault
 
 
 def known_faults() -> Iterator[tuple[FaultMeaning, str]]:
-    """Each row of the table for the documentation, with what the message must say, empty where that is nothing."""
+    """Yield each row with the required message text, for the documentation."""
     for row in _TABLE:
         words = " or ".join(f"“{word}”" for word in (*row.words, *row.all_words))
         for name in row.codes or row.families or ("any",):
             yield row.of(f"{name}*" if name in row.families else name), words
 
 
-# -- acknowledgements that are none -----------------------------------------------------------------------------------
-
 _RESPONSES: dict[str, tuple[Delivered, Retry, str]] = {
-    "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa had this request before"),
+    "15": (Delivered.EARLIER, Retry.NEVER, "M-Pesa received this request before"),
     "26": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is busy"),
-    "100000000": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa keeps the request and may still carry it out"),
+    "100000000": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa queued the request and may still execute it"),
     "100000001": (Delivered.UNKNOWN, Retry.ASK, "M-Pesa is overloaded"),
     "100000002": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
     "100000011": (Delivered.NO, Retry.BACK_OFF, "M-Pesa throttles requests"),
 }
-"""Response codes other than 0 that do not refuse a request for good, from M-Pesa's older layer."""
+"""Response codes of M-Pesa's older layer that are not final rejections."""
 
 _REFUSAL = (Delivered.NO, Retry.FIX, "M-Pesa did not accept the request")
-_UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had trouble of its own with the request")
+_UNKNOWN_RESPONSE = (Delivered.UNKNOWN, Retry.ASK, "M-Pesa had an internal error")
 
 
 _SYSTEM = re.compile(r"1000[0-9]{5}\Z", re.ASCII)
-"""M-Pesa's codes for troubles of its own: one that is unknown does not prove that nothing was done."""
+"""M-Pesa's internal errors: an unknown one proves nothing."""
 
 _DOTTED = re.compile(r"[0-9]{2,3}\.[0-9]", re.ASCII)
-"""How error codes begin."""
 
 
-def read_response(code: str, said: str) -> FaultMeaning:
-    """What a ResponseCode other than 0 means: a refusal, unless code or text say otherwise."""
+def read_response(code: str, message: str) -> FaultMeaning:
+    """Return the meaning of a non-zero ResponseCode: a rejection, unless code or text differ."""
     if _DOTTED.match(code):
-        # An error code in the place of the response code means what it means elsewhere.
-        return read_fault(int(code.partition(".")[0]), code, said)
-    text = said.lower()
+        # Daraja may send an error code as ResponseCode.
+        return read_fault(int(code.partition(".")[0]), code, message)
+    text = message.lower()
     for row in _TABLE:
         if not row.codes and not row.families and not row.statuses and row.matches(200, code, text):
             return row.of(code)
@@ -386,5 +379,5 @@ def read_response(code: str, said: str) -> FaultMeaning:
         sent, retry, meaning = _RESPONSES["100000000"]
     else:
         sent, retry, meaning = _RESPONSES.get(code, _UNKNOWN_RESPONSE if _SYSTEM.match(code) else _REFUSAL)
-    advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _SLOWER}.get(retry, _ASKED)
+    advice = {Retry.FIX: "see the provider's message", Retry.BACK_OFF: _RETRY_SLOWER}.get(retry, _QUERIED)
     return FaultMeaning(code, meaning, advice, sent, retry)

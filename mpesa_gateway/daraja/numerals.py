@@ -1,7 +1,4 @@
-"""Numbers as Daraja writes them: ``0``, ``"0"``, ``0.0``, ``"00000000"`` and ``1e2``, compared as numbers.
-
-No value passes through a float: a large integer keeps each of its digits.
-"""
+"""Exact parsing of Daraja's numbers, without floats."""
 
 import re
 from decimal import Decimal
@@ -11,7 +8,7 @@ _MOST_DIGITS = 40
 
 
 def read_number(text: str) -> Decimal | None:
-    """The exact value of a numeral. None for a word, NaN, Infinity, and a number of more than 40 digits."""
+    """Return the value, or None for text, NaN, Infinity and over 40 digits."""
     if not _NUMERAL.match(text):
         return None
     number = Decimal(text)
@@ -19,9 +16,9 @@ def read_number(text: str) -> Decimal | None:
 
 
 def canonical(text: str) -> str:
-    """The one form of a code, an identifier or a time: a whole number as its digits, any other text trimmed.
+    """Return a whole number as its digits, other text trimmed.
 
-    ``"00000000"``, ``"0.0"`` and ``"0"`` are ``"0"``; ``"1e2"`` is ``"100"``; ``"SFC_IC0003"`` stays.
+    ``"00000000"`` and ``"0.0"`` become ``"0"``, ``"1e2"`` becomes ``"100"``.
     """
     trimmed = text.strip()
     number = read_number(trimmed)

@@ -1,4 +1,4 @@
-"""Text from M-Pesa, fit for merchants, logs and stored rows: without credentials, phones and control characters."""
+"""Sanitised text from M-Pesa, without credentials and phone numbers."""
 
 import re
 import unicodedata
@@ -6,7 +6,6 @@ import unicodedata
 from mpesa_gateway.control_characters import UNSEEN
 
 LIMIT = 300
-"""Characters of such a text that are kept unless the caller says otherwise."""
 
 _UNSEEN = re.compile(f"[{UNSEEN}]+")
 
@@ -16,7 +15,7 @@ _NAMED = re.compile(
     r"([\"']?(?:\s*(?:[-:=>]|&gt;)\s*|\s+is\s+)[\"']?|\s+(?=[A-Za-z0-9+/=_.%!@#$*-]*[0-9]))([A-Za-z0-9+/=_.~%!@#$*-]{3,})",
     re.IGNORECASE,
 )
-"""A value that the text itself calls a token or a credential."""
+"""A value that the text names as a credential."""
 
 _ORDINARY = frozenset(
     {"invalid", "expired", "missing", "required", "empty", "wrong", "null", "none", "error", "not", "found", "the"}
@@ -25,10 +24,7 @@ _LONG = re.compile(
     r"(?<![A-Za-z0-9+/=_-])(?!AG_|ws_CO_)(?=[^\s]*[0-9])(?=[^\s]*[a-z])(?=[^\s]*[A-Z])[A-Za-z0-9+/=_-]{20,}"
     r"(?:\.[A-Za-z0-9+/=_-]+)*|(?<![A-Za-z0-9])[0-9a-fA-F]{32,}(?![A-Za-z0-9])"
 )
-"""A run of letters of both cases and digits, or of hexadecimal digits, that is as long as a token or a passkey.
-
-Daraja's own identifiers are kept.
-"""
+"""Text like a token or passkey, except Daraja's identifiers."""
 
 _PHONE = re.compile(
     r"(?<![0-9*])(?:(?:\+|00)?(254)[ .()/_-]{0,2}|(0))?([17])"
@@ -36,13 +32,12 @@ _PHONE = re.compile(
     re.ASCII,
 )
 _DIGITS = re.compile(r"\d{9,15}")
-"""Digits of any script."""
 _HANDLE = re.compile(r"(ws_CO_[0-9]{14}(?:[0-9]{3})?[17])[0-9]{5}([0-9]{3})(?![0-9])", re.ASCII)
-"""A CheckoutRequestID has been seen to end in the payer's nine digits, after the time of the push."""
+"""A CheckoutRequestID may end in the payer's nine digits."""
 
 
 def provider_text(text: str, limit: int = LIMIT) -> str:
-    """The text on one line and with at most ``limit`` characters, its credentials and phone numbers masked."""
+    """Return one line of at most ``limit`` characters, with credentials and phone numbers masked."""
     line = text[: 4 * limit]
     if not line.isprintable():
         line = _UNSEEN.sub(" ", line)
@@ -55,7 +50,7 @@ def provider_text(text: str, limit: int = LIMIT) -> str:
 
 
 def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
-    """A body without the secrets of the call that it answers, as they stand or with JSON's escaped slash."""
+    """Mask the call's secrets, also with JSON's escaped slash."""
     for secret in secrets:
         if len(secret) >= _SHORTEST:
             body = body.replace(secret.encode(), b"****").replace(secret.replace("/", "\\/").encode(), b"****")
@@ -63,7 +58,7 @@ def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
 
 
 _SHORTEST = 8
-"""Characters below which a secret is too short to be told from ordinary text."""
+"""Shorter secrets could match ordinary text."""
 
 
 def _mask_digits(found: re.Match[str]) -> str:

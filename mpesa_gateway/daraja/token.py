@@ -1,4 +1,4 @@
-"""Daraja's access token: one for all processes, because a new one makes the one before it invalid."""
+"""Daraja's access tokens, shared by all processes because a new token invalidates the previous one."""
 
 import asyncio
 import hashlib
@@ -17,46 +17,44 @@ from mpesa_gateway.security.sealing import Sealer, UnsealError
 
 log = structlog.get_logger(__name__)
 
-_EARLY = timedelta(minutes=5)
-"""How long before its end a token is replaced, so that a call under way does not outlive it."""
+_MARGIN = timedelta(minutes=5)
+"""Tokens are replaced this long before expiry, so that calls in progress can finish."""
 
-_PATIENCE = 0.5
-"""Seconds that Valkey may take before we go on without it."""
+_VALKEY_TIMEOUT = 0.5
+"""Seconds."""
 
 _LOCK_SECONDS = 15
-"""For how long one process may be fetching while the others wait for what it brings."""
+"""Seconds for which one process may fetch while others wait."""
 
-_LOOK_AGAIN = 0.1
-"""Seconds between looks for what another process fetches."""
+_POLL_SECONDS = 0.1
 
-_NO_VALKEY = "valkey is away"
-"""Stands for a lock where there is nobody to ask for one."""
+_NO_VALKEY = "no lock"
+"""Replaces the lock without Valkey."""
 
 _DELETE_OWN = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
-"""Compare and delete in one step, on the server."""
 
 
 class AccessToken(msgspec.Struct, frozen=True):
-    """An access token, the moment from which it is not used any more, and when it was fetched, in UTC."""
+    """``until`` is when its use ends, ``since`` when it was fetched, in UTC."""
 
     text: str
     until: datetime
     since: datetime | None = None
-    """None where a release that did not note it has fetched it."""
+    """None if fetched by an older release."""
 
 
 Fetch = Callable[[], Awaitable[AccessToken]]
 
 
 class TokenUnavailable(Exception):
-    """A fetch that brought no answer, whoever's secret it showed."""
+    """The token request got no answer."""
 
 
-_NONE: tuple[int, TokenUnavailable | None] = (0, None)
+_NO_FAILURE: tuple[int, TokenUnavailable | None] = (0, None)
 
 
 class AccessTokens:
-    """Tokens by whose they are. In this process, then in Valkey (sealed), then from Daraja, fetched once."""
+    """Tokens by owner, from memory, from Valkey (sealed), or fetched from Daraja by one caller."""
 
     def __init__(
         self, clock: Clock, valkey_client: Any, sealer: Sealer, prefix: str, random_bytes: Callable[[int], bytes]
@@ -68,43 +66,40 @@ class AccessTokens:
         self._random_bytes = random_bytes
         self._tokens: dict[str, AccessToken] = {}
         self._unanswered: dict[str, tuple[int, TokenUnavailable | None]] = {}
-        """How many fetches in a row brought no answer, and the last such failure, by owner."""
+        """Consecutive unanswered fetches and the last failure."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     @staticmethod
     def owner(base_url: str, consumer_key: str) -> str:
-        """Whose a token is, as a name that tells nothing."""
+        """Return a hash that identifies the account."""
         return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
 
     def early(self, lifetime: timedelta) -> timedelta:
-        """How long a token of this lifetime is used: all but the last five minutes, or half of a short one."""
-        return max(lifetime - _EARLY, lifetime / 2)
+        """Return the time of use: all but the last five minutes, or half of a short lifetime."""
+        return max(lifetime - _MARGIN, lifetime / 2)
 
     async def get(self, owner: str, fetch: Fetch) -> str:
-        """A valid token; raises what ``fetch`` raises.
+        """Return a valid token. Raises what ``fetch`` raises.
 
-        Calls that waited for a fetch that brought no answer raise its NoAnswer too: one after the other, each would
-        wait for as long again.
+        Waiting calls raise the TokenUnavailable of an unanswered fetch instead of fetching in turn.
         """
         token = self._tokens.get(owner)
         if token is not None and token.until > self._clock.now():
             return token.text
-        # Those that wait for a token of one account leave their places to calls of others.
         with released_slot():
             return await self._get_once(owner, fetch)
 
     async def _get_once(self, owner: str, fetch: Fetch) -> str:
-        """A valid token, fetched by one of those who ask at the same time."""
-        before, _ = self._unanswered.get(owner, _NONE)
+        before, _ = self._unanswered.get(owner, _NO_FAILURE)
         async with self._locks.setdefault(owner, asyncio.Lock()):
             token = self._tokens.get(owner)
             if token is not None and token.until > self._clock.now():
                 return token.text
-            count, failure = self._unanswered.get(owner, _NONE)
+            count, failure = self._unanswered.get(owner, _NO_FAILURE)
             if failure is not None and count > before:
                 raise copy(failure).with_traceback(None)
             try:
-                token = self._opened(owner, await self._sealed(owner)) or await self._fetch_once(owner, fetch)
+                token = self._unseal(owner, await self._read_sealed(owner)) or await self._fetch_once(owner, fetch)
             except TokenUnavailable as problem:
                 self._unanswered[owner] = (count + 1, problem)
                 raise
@@ -113,49 +108,48 @@ class AccessTokens:
             return token.text
 
     async def until(self, owner: str) -> datetime | None:
-        """Until when the present token of an owner is used, None where there is none."""
-        token = self._tokens.get(owner) or self._opened(owner, await self._sealed(owner))
+        """Return when the current token expires, or None."""
+        token = self._tokens.get(owner) or self._unseal(owner, await self._read_sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
 
     def held(self) -> tuple[int, timedelta]:
-        """How many tokens this process holds and still uses, and how old the oldest of them is."""
+        """Return the number of valid tokens and the age of the oldest."""
         now = self._clock.now()
         used = [token for token in self._tokens.values() if token.until > now]
         ages = [now - token.since for token in used if token.since is not None]
         return len(used), max(ages, default=timedelta())
 
     async def drop(self, owner: str, text: str) -> None:
-        """Forget a token that Daraja refused, unless another has taken its place."""
+        """Delete a rejected token, unless it was replaced."""
         held = self._tokens.get(owner)
         if held is not None and held.text == text:
             del self._tokens[owner]
-        sealed = await self._sealed(owner)
-        shared = self._opened(owner, sealed)
+        sealed = await self._read_sealed(owner)
+        shared = self._unseal(owner, sealed)
         if shared is not None and shared.text == text:
             await self._delete(self._key(owner), sealed)
 
     async def put(self, owner: str, token: AccessToken) -> None:
-        """Share a token that was fetched on purpose: it has made the one before it invalid."""
         self._tokens[owner] = token
         await self._share(owner, token)
 
     async def _fetch_once(self, owner: str, fetch: Fetch) -> AccessToken:
-        """Fetch, or wait for the process that is at it; without Valkey, each process fetches for itself."""
+        """Fetch, or wait for the process with the lock; without Valkey, each process fetches."""
         lock, mark = self._key(owner) + ":lock", self._random_bytes(16)
         is_ours = False
-        for _ in range(int(_LOCK_SECONDS / _LOOK_AGAIN)):
-            is_ours = await self._ask(
+        for _ in range(int(_LOCK_SECONDS / _POLL_SECONDS)):
+            is_ours = await self._run(
                 lambda: self._valkey.set(lock, mark, nx=True, ex=_LOCK_SECONDS), otherwise=_NO_VALKEY
             )
-            # Whoever had the lock before us may have left what it fetched.
-            shared = self._opened(owner, await self._sealed(owner))
+            # The previous lock holder may have stored a token.
+            shared = self._unseal(owner, await self._read_sealed(owner))
             if shared is not None:
                 if is_ours:
                     await self._delete(lock, mark)
                 return shared
             if is_ours:
                 break
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_POLL_SECONDS)
         try:
             token = await fetch()
             await self._share(owner, token)
@@ -164,11 +158,11 @@ class AccessTokens:
             if is_ours:
                 await self._delete(lock, mark)
 
-    async def _sealed(self, owner: str) -> bytes | None:
-        sealed = await self._ask(lambda: self._valkey.get(self._key(owner)))
+    async def _read_sealed(self, owner: str) -> bytes | None:
+        sealed = await self._run(lambda: self._valkey.get(self._key(owner)))
         return sealed if isinstance(sealed, bytes) else None
 
-    def _opened(self, owner: str, sealed: bytes | None) -> AccessToken | None:
+    def _unseal(self, owner: str, sealed: bytes | None) -> AccessToken | None:
         if sealed is None:
             return None
         try:
@@ -180,23 +174,22 @@ class AccessTokens:
         return token if token.until > self._clock.now() else None
 
     async def _delete(self, key: str, value: bytes | None) -> None:
-        """Delete a key that still has this value: another process may have put its own there."""
-        await self._ask(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
+        await self._run(lambda: self._valkey.eval(_DELETE_OWN, 1, key, value))
 
     async def _share(self, owner: str, token: AccessToken) -> None:
         seconds = int((token.until - self._clock.now()).total_seconds())
         if seconds > 0:
             sealed = self._sealer.seal(msgspec.json.encode(token).decode(), aad=("daraja", "token", owner))
-            await self._ask(lambda: self._valkey.set(self._key(owner), sealed, ex=seconds))
+            await self._run(lambda: self._valkey.set(self._key(owner), sealed, ex=seconds))
 
     def _key(self, owner: str) -> str:
         return f"{self._prefix}:daraja_token:{owner}"
 
-    async def _ask(self, command: Callable[[], Awaitable[Any]], otherwise: Any = None) -> Any:
+    async def _run(self, command: Callable[[], Awaitable[Any]], otherwise: Any = None) -> Any:
         if self._valkey is None:
             return otherwise
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_VALKEY_TIMEOUT):
                 return await command()
         except (ValkeyError, OSError, TimeoutError) as problem:
             log.warning("token_cache_unavailable", error=type(problem).__name__)

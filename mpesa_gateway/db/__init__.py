@@ -1,1 +1,1 @@
-"""Postgres, the only truth: one pool, transactions, the outbox, idempotency and migrations."""
+"""Postgres: connection pool, transactions, outbox, idempotency and migrations."""

@@ -1,4 +1,4 @@
-"""Encodes identifiers: text such as ``pay_01jd…`` in Python, a ``uuid`` of 16 bytes in Postgres."""
+"""Ids: text in Python, ``uuid`` in Postgres."""
 
 from typing import TypeAlias
 
@@ -11,5 +11,5 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record] | asyncpg.Connectio
 
 
 async def read_ids(connection: Connection) -> None:
-    """Make a connection accept and return identifiers as text wherever Postgres has a ``uuid``, also in arrays."""
+    """Convert ids on this connection, also in arrays."""
     await connection.set_type_codec("uuid", schema="pg_catalog", encoder=uuid_of, decoder=id_of, format="binary")

@@ -1,4 +1,4 @@
-"""Writes that nobody waits for before the end of their transaction: all of them go to Postgres in one statement."""
+"""Deferred writes are sent as one statement at the end of their transaction."""
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,38 +13,36 @@ from mpesa_gateway.db.codecs import Connection
 Told = Callable[[Sequence[str]], Awaitable[None]]
 
 MOST = 64
-"""Writes that one statement takes: Postgres returns 1,664 columns at most, and plans a long one long."""
+"""Postgres returns at most 1,664 columns, and long statements are planned slowly."""
 
 _NOT_AS_EXPECTED = "MG001"
-"""What ``written_as_expected`` raises; nobody else does."""
 
 _PARAMETER = re.compile(r"\$(\d+)")
 
 
 class ConcurrentUpdate(RuntimeError):
-    """A write did not find what it was to change as it was looked at before; nothing of its transaction is done."""
+    """A write found other rows than expected."""
 
 
 @dataclass(frozen=True)
 class DeferredWrite:
-    """A statement that returns one column of text, such as the ids of the rows that it writes.
+    """A statement that returns one column of text.
 
-    Writes of one transaction do not see each other's changes, and no two of them may change the same row.
+    Writes of one transaction do not see each other and must not change the same row.
     """
 
     sql: str
     args: tuple[Any, ...]
     expects: int | None = None
-    """How many rows it has to return; with another number all of the transaction fails by ConcurrentUpdate."""
+    """Expected number of rows, else ConcurrentUpdate."""
     on_written: Told | None = None
-    """Hears, once the write is done, what it returned. It may put nothing off."""
+    """Called with the returned values; must not defer writes."""
     then: str | None = None
-    """A statement that follows with the same arguments. It reads what was returned as the table ``{written}``: the
-    first column is called ``it``, further ones keep their names."""
+    """Following statement. Table ``{written}`` has the returned rows, its first column named ``it``."""
 
 
 async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]) -> None:
-    """Do all of them, or none. Raises ConcurrentUpdate, and what asyncpg raises for any of them."""
+    """Raise ConcurrentUpdate and errors of asyncpg."""
     args: list[Any] = []
     for write in writes:
         args.extend(write.args)
@@ -68,10 +66,7 @@ async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]
 
 @lru_cache(maxsize=512)
 def join_statements(parts: tuple[tuple[str, int, bool, str | None], ...]) -> str:
-    """One statement for all: each with its number of parameters, whether its rows are counted, and what follows it.
-
-    They are counted in their order, so that the first one which has to wait for somebody waits before the others.
-    """
+    """``parts``: text, number of parameters, is counted, following statement."""
     steps: list[str] = []
     found: list[str] = []
     given = 0
@@ -84,7 +79,7 @@ def join_statements(parts: tuple[tuple[str, int, bool, str | None], ...]) -> str
         if is_counted:
             given += 1
             found.append(f"written_as_expected((SELECT count(*) FROM write_{number}), ${given}) AS count_{number}")  # noqa: S608 - numbers
-        # raw SQL: aggregate - what a write that was put off has returned.
+        # raw SQL: aggregate - the rows returned by a deferred write.
         found.append(f"(SELECT array_agg(it) FROM write_{number}) AS was_{number}")  # noqa: S608 - numbers
     return f"WITH {', '.join(steps)} SELECT {', '.join(found)}"
 

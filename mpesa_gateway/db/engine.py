@@ -1,4 +1,4 @@
-"""Access to Postgres: one pool, one transaction for each task, and callbacks that run after its commit."""
+"""One pool, one transaction per task, and callbacks after commit."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -26,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 Row: TypeAlias = asyncpg.Record
 Found: TypeAlias = Row | Mapping[str, Any]
-"""A row, as asyncpg or as Piccolo returns it."""
 
 AfterCommit = Callable[[], Awaitable[None]]
 T = TypeVar("T")
@@ -41,10 +40,9 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.ReadOnlySQLTransactionError,
-    # Raised on a connection that the server has just closed.
     asyncpg.InternalClientError,
 )
-"""Errors of asyncpg when Postgres is unreachable, restarting or failing over, as opposed to refusing a statement."""
+"""Postgres is unreachable, restarting or failing over."""
 
 OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,
@@ -55,7 +53,7 @@ OVERBURDENED: tuple[type[BaseException], ...] = (
     asyncpg.SerializationError,
     ConcurrentUpdate,
 )
-"""Errors of a busy Postgres, of a time-out and of a lost race. Nothing was done, and a retry may succeed."""
+"""Postgres is busy or a race was lost. Nothing was committed, and a retry may succeed."""
 
 
 _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default=False)
@@ -63,7 +61,6 @@ _may_use_reserve: ContextVar[bool] = ContextVar("mpesa_gateway_reserve", default
 
 @contextmanager
 def reserve() -> Generator[None]:
-    """Allow the block to use the reserved connections, for work that must continue while all others are busy."""
     token = _may_use_reserve.set(True)
     try:
         yield
@@ -72,15 +69,15 @@ def reserve() -> Generator[None]:
 
 
 class DatabaseNotNamed(RuntimeError):
-    """A query of Piccolo's runs outside of ``Database.run`` and of transactions."""
+    """A Piccolo query ran outside ``Database.run`` and transactions."""
 
 
 class ExternalCallInTransaction(RuntimeError):
-    """A function that commits before it calls M-Pesa was called inside a transaction."""
+    """A function that calls M-Pesa was called inside a transaction."""
 
 
 class TransactionRolledBack(RuntimeError):
-    """Postgres rolled back a transaction instead of committing it: an error inside was caught and not raised again."""
+    """Postgres rolled back at COMMIT because an error was caught in the block."""
 
 
 _ENDED_INSIDE = "the transaction was ended by a statement inside its block: leave the block, or raise, to end it"
@@ -93,21 +90,16 @@ _SWALLOWED = (
 if TYPE_CHECKING:
     _Connection: TypeAlias = asyncpg.Connection[Row]
 else:
-    # Generic in its stubs only.
     _Connection = asyncpg.Connection
 
 
 class CheckedConnection(_Connection):
-    """A connection on which a COMMIT that commits nothing raises.
+    """COMMIT of a failed transaction raises.
 
-    Postgres answers COMMIT of a failed transaction with the command tag ROLLBACK, and asyncpg ignores the tag.
+    Postgres answers it with the tag ROLLBACK, which asyncpg ignores.
     """
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's signature
-        """Run a statement; returns its command tag.
-
-        Raises TransactionRolledBack for a COMMIT that rolled back, and for one that finds no transaction open.
-        """
         is_commit = query in _COMMITS
         if is_commit and not self.is_in_transaction():
             raise TransactionRolledBack(_ENDED_INSIDE)
@@ -118,65 +110,54 @@ class CheckedConnection(_Connection):
 
 
 _COMMITS = frozenset({"COMMIT;", "COMMIT", "END", "END;"})
-"""The statements that commit, as asyncpg and as hand-written code spell them."""
 
 
 class _Engine(PostgresEngine):
-    """Piccolo's engine without the connection that its constructor opens.
-
-    Its queries acquire connections like all others: the reserved ones only inside ``reserve``.
-    """
-
     def __init__(
         self,
         config: dict[str, Any],
         acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]",
     ) -> None:
-        """``acquire`` returns a connection for one query outside of transactions."""
         super().__init__(config=config, extensions=())
         self._acquire = acquire
 
     async def _run_in_pool(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Run a query of Piccolo's outside of transactions; returns its rows."""
         async with self._acquire() as connection:
             rows: list[Row] = await connection.fetch(query, *(args or ()))
             return rows
 
     async def _run_in_new_connection(self, query: str, args: Sequence[Any] | None = None) -> list[Row]:
-        """Raise RuntimeError without a pool. Piccolo would open a connection of its own."""
         return await self._run_in_pool(query, args)
 
     async def check_version(self) -> None:
-        """Do nothing: the migrations refuse a Postgres that is too old."""
+        pass
 
     async def prep_database(self) -> None:
-        """Do nothing: the gateway needs no extensions."""
+        pass
 
 
 class PoolerDetected(ConfigError):
-    """`database.url` leads to a pooler, and `database.direct_url` is not set."""
+    """``database.url`` leads to a pooler, and ``database.direct_url`` is not set."""
 
 
 class SearchPathLost(ConfigError):
-    """A connection does not have our schema as its search path."""
+    """The search path is not the gateway's schema."""
 
 
 class SettingLost(SearchPathLost):
-    """A connection behind a pooler has a setting that our statements do not work with."""
+    """A setting behind a pooler breaks our statements."""
 
 
 async def keep_session_state(_: "asyncpg.Connection[Row]") -> None:
-    """Return a connection to the pool without asyncpg's reset, which is a second round trip after every query.
+    """Skip asyncpg's reset, a round trip per query.
 
-    Our settings and locks end with their transaction, and the pool rolls back an open one by itself.
+    Settings and locks end with their transaction.
     """
 
 
 _SAVEPOINT = "mpesa_gateway"
-"""The name of each savepoint. An inner one of the same name hides the outer one until it is released."""
 
 _FAREWELL = 5.0
-"""Seconds that closing a connection outside the pool may take."""
 
 _SETTINGS = {
     "timezone": "UTC",
@@ -184,7 +165,7 @@ _SETTINGS = {
     "DateStyle": "ISO, MDY",
     "standard_conforming_strings": "on",
 }
-"""Settings of each connection. PgBouncer applies these as well."""
+"""PgBouncer applies these."""
 
 _PINNED = {
     "default_transaction_isolation": "read committed",
@@ -195,17 +176,13 @@ _PINNED = {
     "array_nulls": "on",
     "transform_null_equals": "off",
 }
-"""Settings that our statements rely on, whatever the defaults of the role, the database and the server are.
-
-PgBouncer does not apply them: `look_at` refuses a connection behind it on which one of ``_NEEDED`` differs.
-"""
+"""PgBouncer does not apply these: ``check_connection`` checks ``_NEEDED``."""
 
 _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 
 _ISOLATION: Literal["read_committed"] = "read_committed"
-"""Isolation level of each transaction, stated in BEGIN."""
 
-# raw SQL: catalog - where a connection leads.
+# raw SQL: catalog - backend, schema and settings of a connection.
 _WHERE = """
 SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
     current_database() AS name,
@@ -216,9 +193,9 @@ SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_
 async def check_connection(
     connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]", schema: str, *, may_be_pooled: bool
 ) -> None:
-    """Check a new connection. Raises PoolerDetected, SearchPathLost or SettingLost.
+    """Raise PoolerDetected, SearchPathLost or SettingLost.
 
-    A pooler is recognized by its server process id, which differs from that of the backend.
+    Behind a pooler, the protocol's process id differs from the backend's.
     """
     row = await connection.fetchrow(_WHERE, list(_NEEDED))
     if row is None:
@@ -249,7 +226,6 @@ _POOLER = (
 
 @contextmanager
 def startup_settings_refused() -> Generator[None]:
-    """Raise PoolerDetected where PgBouncer refuses a startup parameter that Postgres accepts."""
     try:
         yield
     except asyncpg.ProtocolViolationError as refusal:
@@ -259,8 +235,8 @@ def startup_settings_refused() -> Generator[None]:
 
 
 def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
-    """Return asyncpg's arguments for a connection to Postgres itself, without a pooler."""
-    # A process that dies with an open transaction must not keep its locks.
+    """Bypass any pooler."""
+    # A dead process must not keep its locks.
     timeout = str(int(config.statement_timeout * 1000))
     dsn = read_dsn(url)
     return {
@@ -277,24 +253,22 @@ def connection_options(url: Secret, config: DatabaseConfig) -> dict[str, Any]:
 
 
 class _OpenTransaction:
-    """The transaction of a task. BEGIN is sent before the first statement that cannot be deferred."""
+    """Sends BEGIN before the first statement that cannot be deferred."""
 
     def __init__(
         self, acquire: "Callable[[], AbstractAsyncContextManager[PoolConnectionProxy[Row]]]", stack: AsyncExitStack
     ) -> None:
-        """``stack`` is closed at the end of the transaction, which commits or rolls back."""
         self._acquire = acquire
         self._stack = stack
         self.connection: PoolConnectionProxy[Row] | None = None
         self.writes: list[DeferredWrite] = []
         self.after_commit: list[AfterCommit] = []
         self.failure: BaseException | None = None
-        """The first error: every later statement raises it, until a savepoint has rolled back to before it."""
+        """Raised by later statements until a savepoint before it has rolled back."""
         self.is_over = False
         self._is_telling = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
-        """Return the connection, after BEGIN and all deferred writes."""
         self.check()
         try:
             if self.connection is None:
@@ -308,7 +282,7 @@ class _OpenTransaction:
         return self.connection
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write. Once there are too many for one statement, all are written."""
+        """Send all deferred writes once there are ``MOST``."""
         self.check()
         if self._is_telling:
             raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
@@ -317,7 +291,7 @@ class _OpenTransaction:
             await self.begin()
 
     async def flush(self) -> None:
-        """Write what was deferred. A transaction of deferred writes only is one statement without BEGIN and COMMIT."""
+        """Deferred writes alone need no BEGIN and COMMIT."""
         self.check()
         if not self.writes:
             return
@@ -336,7 +310,6 @@ class _OpenTransaction:
             self._is_telling = False
 
     def check(self) -> None:
-        """Raise the first error of the transaction, and RuntimeError once it is over."""
         if self.is_over:
             raise RuntimeError("the transaction in which this task was started is over: start none inside")
         if self.failure is not None:
@@ -344,29 +317,21 @@ class _OpenTransaction:
 
 
 class _FirstUse:
-    """The connection of a transaction as Piccolo sees it. Its first query may send BEGIN."""
-
     def __init__(self, current: _OpenTransaction) -> None:
         self._current = current
 
     async def fetch(self, sql: str, *args: Any) -> Any:
-        """Run a query of Piccolo's."""
         return await (await self._current.begin()).fetch(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> Any:
-        """Run a statement of Piccolo's, such as its savepoints."""
         return await (await self._current.begin()).execute(sql, *args)
 
 
 _named: ContextVar["Database | None"] = ContextVar("mpesa_gateway_database", default=None)
-"""The database that ``Database.run`` or a transaction of this task has named for Piccolo's queries."""
 
 
 class _NamedEngine:
-    """The engine of every bound table: that of the database which the task has named."""
-
     engine_type = "postgres"
-    """Piccolo reads it while it builds a query, before the query runs."""
 
     def __getattr__(self, name: str) -> Any:
         database = _named.get()
@@ -382,9 +347,9 @@ _NAMED_ENGINE = _NamedEngine()
 
 
 class Database:
-    """One pool of connections whose search path is the gateway's own schema.
+    """One pool whose search path is the gateway's schema.
 
-    Over 20 methods: all ways to a connection share the pool and the open transaction of the task.
+    Over 20 methods: all share the pool and the open transaction of the task.
     """
 
     def __init__(self, config: DatabaseConfig) -> None:
@@ -394,28 +359,23 @@ class Database:
         self.schema = config.schema
         self.is_pooled = config.direct_url is not None
         self._direct = connection_options(config.direct_url or config.url, config)
-        # A pooler passes no other settings on, and the next transaction may run on another connection, where the
-        # prepared statements of this one do not exist.
+        # Poolers drop other settings, and prepared statements do not survive a change of connection.
         pooled = {"dsn": read_dsn(config.url).text, "server_settings": _SETTINGS, "statement_cache_size": 0}
         self.engine = _Engine(self._direct | (pooled if self.is_pooled else {}), self._acquire)
         self._pool_size = (config.pool_min, config.pool_max)
-        # At most half of the pool is reserved.
         self._ordinary = asyncio.Semaphore(config.pool_max - min(config.reserve, config.pool_max // 2))
         self._open: ContextVar[_OpenTransaction | None] = ContextVar("mpesa_gateway_transaction", default=None)
         self.tracer: Tracer = UNTRACED
 
     @property
     def is_running(self) -> bool:
-        """Return True while the pool is open."""
         return self.engine.pool is not None
 
     @property
     def in_transaction(self) -> bool:
-        """Return True if this task has an open transaction."""
         return self._open.get() is not None
 
     def refuse_transaction(self, what: str) -> None:
-        """Raise ExternalCallInTransaction if this task has an open transaction; ``what`` names the caller."""
         if self.in_transaction:
             raise ExternalCallInTransaction(
                 f"{what} writes its intent, commits, and only then calls M-Pesa: inside your transaction that commit "
@@ -423,10 +383,7 @@ class Database:
             )
 
     async def start(self) -> None:
-        """Open the pool.
-
-        Raises errors of asyncpg when Postgres cannot be reached, PoolerDetected and SearchPathLost.
-        """
+        """Raise PoolerDetected, SearchPathLost and errors of asyncpg."""
         least, most = self._pool_size
         with startup_settings_refused():
             await self.engine.start_connection_pool(
@@ -439,9 +396,9 @@ class Database:
             )
 
     async def connect(self) -> "asyncpg.Connection[Row]":
-        """Return a connection outside the pool and past any pooler. The caller closes it.
+        """Return a connection past any pooler. The caller closes it.
 
-        Raises errors of asyncpg when Postgres cannot be reached, and PoolerDetected.
+        Raises PoolerDetected and errors of asyncpg.
         """
         with startup_settings_refused():
             connection: asyncpg.Connection[Row] = await asyncpg.connect(
@@ -457,7 +414,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> "AsyncGenerator[PoolConnectionProxy[Row] | asyncpg.Connection[Row]]":
-        """Yield one connection for several transactions, for locks and settings that outlive them."""
+        """Yield a connection for locks and settings that outlive a transaction."""
         if not self.is_pooled:
             async with self.connection() as pooled:
                 yield pooled
@@ -473,7 +430,6 @@ class Database:
         await check_connection(connection, self.schema, may_be_pooled=self.is_pooled)
 
     async def stop(self, patience: float = 10.0) -> None:
-        """Close the pool; a query that still runs gets ``patience`` seconds to end."""
         pool = self.engine.pool
         try:
             if pool is not None:
@@ -485,17 +441,12 @@ class Database:
             self.engine.pool = None
 
     def bind(self, tables: Iterable[type[Table]]) -> None:
-        """Let ``run`` and transactions run the queries of these tables."""
         for table in tables:
             self.columns.learn(table)
-            # Piccolo has no other way to bind a table at run time.
+            # Piccolo cannot bind a table at run time otherwise.
             table._meta.db = cast("Any", _NAMED_ENGINE)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     async def run(self, query: Any) -> Any:
-        """Run a query of Piccolo's in the open transaction, if there is one; returns what the query returns.
-
-        ``Any``: Piccolo leaves the types of most queries open.
-        """
         token = _named.set(self)
         try:
             return await query
@@ -504,7 +455,6 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> "AsyncGenerator[PoolConnectionProxy[Row]]":
-        """Yield the connection of the open transaction, or one from the pool."""
         current = self._open.get()
         if current is not None:
             yield await current.begin()
@@ -522,49 +472,42 @@ class Database:
             yield connection
 
     async def fetch(self, sql: str, *args: Any) -> list[Row]:
-        """Return all rows of a query. ``*`` means the columns of a bound table that this release knows."""
         async with self.connection() as connection:
             rows: list[Row] = await connection.fetch(self.columns.spell_out(sql), *args)
             return rows
 
     async def fetch_planned(self, sql: str, *args: Any) -> list[Row]:
-        """Like ``fetch``, with a plan for exactly these values, at the price of a second round trip.
+        """Like ``fetch``, planned for these values, with a second round trip.
 
-        After five executions Postgres may keep one plan for all values, which is the wrong one for a list: a rare value
-        wants an index on it, a common one the newest rows.
+        A generic plan suits either rare or common values of a list.
         """
         async with self.connection() as connection:
-            # A statement without a name is planned for each execution.
             statement = await connection.prepare(self.columns.spell_out(sql), name="")
             rows: list[Row] = await statement.fetch(*args)
             return rows
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
-        """Return the first row of a query, or None."""
         async with self.connection() as connection:
             row: Row | None = await connection.fetchrow(self.columns.spell_out(sql), *args)
             return row
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
-        """Return the first value of the first row, or None."""
         async with self.connection() as connection:
             return await connection.fetchval(sql, *args)
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement. Returns the command tag of Postgres, such as ``UPDATE 1``."""
         async with self.connection() as connection:
             tag: str = await connection.execute(sql, *args)
             return tag
 
     async def executemany(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Run one statement for many rows, in one batch."""
         async with self.connection() as connection:
             await connection.executemany(sql, rows)
 
     async def read_unlocked(self, sql: str, *args: Any) -> list[Row]:
-        """Return all rows of a query. Does not send BEGIN for an open transaction of deferred writes.
+        """Return rows without locks and, in a transaction of deferred writes, without BEGIN.
 
-        The rows are not locked: a deferred write about them states how many rows it expects, see ``put_off``.
+        A deferred write that depends on them sets ``expects``.
         """
         current = self._open.get()
         if current is None or current.connection is not None:
@@ -574,9 +517,9 @@ class Database:
         return rows
 
     async def defer(self, write: DeferredWrite) -> None:
-        """Defer a write to the end of the open transaction or its next statement. Without one, write at once.
+        """Defer a write to the next other statement or the end of the transaction.
 
-        Deferred writes are one statement, which raises ConcurrentUpdate and errors of asyncpg when it runs, not here.
+        Its errors are raised then. Without a transaction, write now.
         """
         current = self._open.get()
         if current is not None:
@@ -589,9 +532,8 @@ class Database:
     async def transaction(self) -> AsyncGenerator[None]:
         """Commit at the end of the block, or roll back if it raises. A nested transaction joins the outer one.
 
-        Piccolo's queries in the block take part. Never start a task inside: it would share the connection. Raises
-        TransactionRolledBack, and runs no callbacks of ``after_commit``, where the block caught the error of a failed
-        statement. An exception that leaves a nested block also fails the outer one: only ``savepoint`` undoes a part.
+        Never start a task inside: it would share the connection. Raises TransactionRolledBack if the block caught a
+        database error.
         """
         token = _named.set(self)
         try:
@@ -614,8 +556,7 @@ class Database:
             async with AsyncExitStack() as stack:
                 current = _OpenTransaction(self._acquire, stack)
                 token = self._open.set(current)
-                # Piccolo finds the connection through this. Its own context manager would never release connection
-                # and context variable when ROLLBACK fails.
+                # Piccolo's own context manager leaks the connection when ROLLBACK fails.
                 shared = PostgresTransaction(self.engine)
                 shared.connection = cast("Any", _FirstUse(current))
                 piccolo_token = self.engine.current_transaction.set(shared)  # pyright: ignore[reportArgumentType]
@@ -629,13 +570,13 @@ class Database:
         for callback in current.after_commit:
             try:
                 await callback()
-            except Exception as problem:  # noqa: BLE001 - see below
-                # The commit is done. A sweeper finds the work in Postgres.
+            except Exception as problem:  # noqa: BLE001 - already committed
+                # Committed: a sweeper finds the work.
                 log.error("after_commit_failed", exception=trace(problem))
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """Roll back only this block of a transaction if it raises, its deferred writes included."""
+        """Roll back only this block, with its deferred writes, if it raises."""
         current = self._current()
         connection = await current.begin()
         put_off = len(current.after_commit)
@@ -655,7 +596,7 @@ class Database:
             raise
 
     async def after_commit(self, callback: AfterCommit) -> None:
-        """Run ``callback`` after the open transaction has committed; at once when none is open."""
+        """Call ``callback`` after commit, or now without a transaction."""
         current = self._open.get()
         if current is None:
             await callback()

@@ -1,6 +1,6 @@
-"""One key, one payment: who may act on an idempotency key is decided by Postgres, for every replica alike.
+"""Idempotency keys.
 
-A key belongs to (merchant, env), and all operations that move money share one namespace.
+All operations that move money share one namespace per merchant and env.
 """
 
 import hashlib
@@ -36,8 +36,7 @@ claimed AS (
     RETURNING subject_id
 )
 """
-"""For a statement that claims many keys and writes what they are claimed for: a CTE that reads these columns of
-``asked`` and gives the subjects whose keys nobody has used before. All others are left to ``claim``."""
+"""CTE: the subjects of ``asked`` with an unused key. ``claim`` handles the others."""
 
 UNLOCKED = """
 unlocked AS MATERIALIZED (
@@ -46,7 +45,7 @@ unlocked AS MATERIALIZED (
     ORDER BY known.merchant_id, known.env, known.key FOR UPDATE OF known SKIP LOCKED
 )
 """
-"""Likewise, for a statement that writes the outcome of many: locks the keys of ``told`` that no other session has."""
+"""CTE: locks keys of ``told`` that no other session has locked."""
 
 SETTLED = """
 settled AS (
@@ -55,7 +54,7 @@ settled AS (
         AND state = 'in_flight'
 )
 """
-"""Likewise: settles the keys of ``free``, a CTE of what can be written now."""
+"""CTE: settles the keys of ``free``."""
 
 FIND = """
 SELECT operation, fingerprint, state, subject_id, leased_until FROM idempotency_key
@@ -82,40 +81,40 @@ DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
 
 
 class KeyRequired(ApiError):
-    """The request moves money and came without an Idempotency-Key."""
+    """The request moves money and needs an Idempotency-Key."""
 
     status, code = 400, Code.IDEMPOTENCY_KEY_REQUIRED
 
 
 class KeyInProgress(Conflict):
-    """The first request with this key has not finished."""
+    """The first request with this key is not finished."""
 
     code: ClassVar[Code] = Code.IDEMPOTENCY_IN_PROGRESS
     retryable = True
 
 
 class KeyMismatch(ApiError):
-    """The key was used before with another body, or for another operation."""
+    """The key was used with another body or operation."""
 
     status, code = 422, Code.IDEMPOTENCY_MISMATCH
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who acts: ``is_ours`` says that the caller does, else the request is a repetition of an earlier one."""
+    """Without ``is_ours``, the request is a repetition."""
 
     subject_id: str
     is_ours: bool
 
 
 def fingerprint(operation: str, body: dict[str, Any]) -> bytes:
-    """What identifies a request: 16 bytes of the SHA-256 over the operation and its parsed body, in a fixed order."""
+    """Return 16 bytes of the SHA-256 over operation and body."""
     text = operation.encode() + b"\0" + msgspec.json.encode(body, order="deterministic")
     return hashlib.sha256(text).digest()[:16]
 
 
 def read_key(header: str | None) -> str:
-    """The Idempotency-Key as sent; raises KeyRequired when it is missing or not 1…255 printable ASCII characters."""
+    """Raise KeyRequired unless the key is 1 to 255 printable ASCII characters."""
     if header is None or not header.strip():
         raise KeyRequired("send an Idempotency-Key header, such as your order's id: it makes retrying safe")
     key = header.strip()
@@ -136,11 +135,9 @@ async def claim(
     now: datetime,
     lease: timedelta,
 ) -> Claim:
-    """Claim the key for ``subject_id`` in the open transaction, or return the subject that has it.
+    """Claim the key for ``subject_id``, or return its subject. Concurrent claims wait.
 
-    ``operation`` names what is asked for, such as ``payment``. Concurrent claims of one key wait for each other in
-    Postgres. Raises KeyMismatch for another body or operation, and KeyInProgress while the first request is within its
-    lease. A released key is claimed again for its first subject.
+    Raises KeyMismatch, and KeyInProgress during the first request's lease. A released key keeps its first subject.
     """
     taken = await db.fetchval(CLAIM, merchant_id, env, key, operation, fingerprint, subject_id, now, now + lease)
     if taken is not None:
@@ -161,33 +158,25 @@ async def claim(
 
 
 async def settle(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """The request has its outcome: later requests with the key are answered with what it made."""
     await db.execute(SETTLE, merchant_id, env, key, "settled")
 
 
 async def lock(db: Database, *, merchant_id: str, env: Env, key: str) -> datetime | None:
-    """Lock the key in the open transaction, before anything that it stands for; returns until when it is leased.
-
-    None where no request is under its lease: the key is settled, released or forgotten.
-    """
+    """Lock the key before its subject; return the end of its lease, or None without one."""
     row = await db.fetchrow(LOCK, merchant_id, env, key)
     leased_until: datetime | None = None if row is None or row["state"] != "in_flight" else row["leased_until"]
     return leased_until
 
 
 async def close(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """What the key stands for has ended: settle it, whether its request is in flight or was released."""
     await db.execute(CLOSE, merchant_id, env, key)
 
 
 async def delete_key(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Delete the key of an object that has ended and that has a copy of its key.
-
-    Does not wait, because its caller holds locks that come after keys: raises LockNotAvailableError.
-    """
+    """Delete the key of a finished object that has a copy. Raises LockNotAvailableError instead of waiting."""
     await db.execute(FORGET, merchant_id, env, key)
 
 
 async def release(db: Database, *, merchant_id: str, env: Env, key: str) -> None:
-    """Nothing was sent: the same key may try again."""
+    """Nothing was sent: allow a retry with the same key."""
     await db.execute(SETTLE, merchant_id, env, key, "released")

@@ -1,4 +1,4 @@
-"""Remembers for a moment what hardly ever changes, such as an API key, and hears from Postgres at once when it does."""
+"""Short-lived cache, invalidated by notifications of Postgres."""
 
 import asyncio
 import time
@@ -16,24 +16,20 @@ log = structlog.get_logger(__name__)
 V = TypeVar("V")
 
 _SECONDS = 1.0
-"""For how long something is remembered: the most that a change can go unheard when a message is lost."""
+"""Limits the effect of a lost notification."""
 
 _RENEWED = 0.75
-"""The part of that time after which one caller looks again, while the others still take what is remembered: without
-it, a busy process asks Postgres as many times at once as it has callers, every time."""
+"""After this share, one caller refreshes the entry: expiry causes one query."""
 
 _AWAY = 1.0
-"""Seconds between two attempts to listen while Postgres is away."""
+"""Seconds between attempts to listen."""
 
 _MOST = 10_000
-"""Things that one memory holds; full, it is emptied."""
+"""A full cache is cleared."""
 
 
 class InvalidationListener:
-    """A connection of its own that listens. While there is none, nothing is remembered and Postgres is asked each time.
-
-    Triggers tell of every change, whoever makes it; ``tell`` says it in this process before the message has come round.
-    """
+    """Listens on its own connection, without which nothing is cached."""
 
     def __init__(self, db: "Database") -> None:
         self._db = db
@@ -44,29 +40,23 @@ class InvalidationListener:
 
     @property
     def is_connected(self) -> int | None:
-        """The how-manieth connection it is that hears changes; None while there is none.
-
-        None in a transaction too: what that sees is its own affair.
-        """
+        """Return the connection's number, None without one and in transactions."""
         return self._times if self.is_listening and not self._db.in_transaction else None
 
     async def start(self) -> None:
-        """Begin to listen. Postgres may be away."""
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
-        """Stop listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
     def on(self, topic: str, forget: Callable[[str], None]) -> None:
-        """Call ``forget`` with the key of whatever changes."""
         self._heard.setdefault(topic, []).append(forget)
 
     def notify(self, topic: str, key: str) -> None:
-        """Something has changed, and the change is committed."""
+        """Call it after commit."""
         for forget in self._heard.get(topic, ()):
             forget(key)
 
@@ -74,7 +64,7 @@ class InvalidationListener:
         while True:
             try:
                 await self._listen_once()
-            except Exception as problem:  # noqa: BLE001 - whatever is wrong, without listening nothing is remembered
+            except Exception as problem:  # noqa: BLE001 - without a connection nothing is cached
                 log.info("invalidations_disconnected", error=type(problem).__name__)
             await asyncio.sleep(_AWAY)
 
@@ -106,7 +96,7 @@ class _Found(Generic[V]):
 
 
 class InvalidatedCache(Generic[V]):
-    """What was found under a key, for a second at most, and as long as the connection that would have told holds."""
+    """Caches for a second while the listener is connected."""
 
     def __init__(
         self, changes: InvalidationListener, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
@@ -118,7 +108,6 @@ class InvalidatedCache(Generic[V]):
         self._changed = 0
 
     async def get(self, key: str, find: Callable[[], Awaitable[V | None]]) -> V | None:
-        """What is remembered, or else what ``find`` finds. That nothing was found is not remembered."""
         hearing, now = self._changes.is_connected, self._clock()
         known = self._found.get(key)
         if known is not None and known.hearing == hearing and now < known.until:
@@ -127,7 +116,7 @@ class InvalidatedCache(Generic[V]):
             known.is_being_renewed = True
         before = self._changed
         found = await find()
-        # What was read before a change was heard, or could be heard, may be from before it.
+        # The result may predate a change.
         if (
             found is not None
             and hearing is not None
@@ -140,11 +129,9 @@ class InvalidatedCache(Generic[V]):
         return found
 
     def evict(self, key: str) -> None:
-        """What is under this key has changed."""
         self._changed += 1
         self._found.pop(key, None)
 
     def clear(self, _: str = "") -> None:
-        """Everything may have changed."""
         self._changed += 1
         self._found.clear()

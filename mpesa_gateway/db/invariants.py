@@ -1,4 +1,4 @@
-"""What always holds in the kernel's tables, besides what Postgres itself refuses."""
+"""Invariants of the kernel's tables that Postgres does not enforce."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""How values are kept in the database as JSON: an amount as its number, a phone number as its digits, and back."""
+"""JSON in the database: money as numbers, phone numbers as digits."""
 
 from typing import Any, TypeVar
 
@@ -11,17 +11,15 @@ T = TypeVar("T")
 
 
 def dumps(value: Any) -> str:
-    """A struct as JSON. Raises TypeError for a type that we do not keep, secrets among them."""
+    """Raise TypeError for other types, such as secrets."""
     return msgspec.json.encode(value, enc_hook=_plain).decode()
 
 
 def loads(text: str, kind: type[T]) -> T:
-    """The struct that ``dumps`` made this of. Raises msgspec.ValidationError for anything else."""
     return msgspec.json.decode(text, type=kind, dec_hook=_read)
 
 
 def plain(value: Any) -> Any:
-    """A struct as the dictionaries, lists, texts and numbers that its JSON has."""
     return msgspec.to_builtins(value, enc_hook=_plain)
 
 
@@ -29,7 +27,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Kes):
         return int(value)
     if isinstance(value, Msisdn):
-        # An exact str: what msgspec knows how to write.
+        # msgspec encodes exact str only.
         return "".join(value)
     raise TypeError(f"a {type(value).__name__} is not kept as JSON")
 

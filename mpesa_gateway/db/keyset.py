@@ -1,4 +1,4 @@
-"""Keyset pagination of long lists in the order of their ids, which begin with their time."""
+"""Keyset pagination by id; ids begin with their time."""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,16 +18,15 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 COUNTED = 100
-"""Most new rows that are counted."""
 
 EXPORTED = 1000
-"""Rows that an export reads at a time."""
+"""Rows per query."""
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Conditions:
-    """The parts of a WHERE clause with their parameters. ``since`` is inclusive, ``until`` is not: by the rows' ids."""
+    """A WHERE clause. ``since`` is inclusive, ``until`` exclusive."""
 
     def __init__(
         self,
@@ -44,23 +43,20 @@ class Conditions:
         self.values: list[Any] = []
 
     def bind(self, sql: str, *values: Any) -> str:
-        """Return ``sql`` with each ``{}`` replaced by a parameter with the next of ``values``."""
         names = [f"${len(self.values) + index}" for index in range(1, len(values) + 1)]
         self.values.extend(values)
         return sql.format(*names)
 
     def add(self, sql: str, *values: Any) -> None:
-        """Add a condition; ``{}`` stands for each of its parameters in turn."""
         self.parts.append(self.bind(sql, *values))
 
     def equal(self, **values: Any) -> None:
-        """Add a condition on each column that has a value. NUL, which no text in Postgres holds, is left out."""
+        """Skip empty values, and remove NUL: Postgres text cannot hold it."""
         for column, value in values.items():
             if value is not None:
                 self.add(f"{column} = {{}}", value.replace("\x00", "") if isinstance(value, str) else value)
 
     def copy(self) -> "Conditions":
-        """Return the same conditions, to add more to."""
         copied = Conditions(self.env, self.merchant_id, self.since, self.until)
         copied.parts, copied.values = [*self.parts], [*self.values]
         return copied
@@ -68,7 +64,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class KeysetPage(Generic[R]):
-    """Some rows of a list. ``next_cursor`` is None at the list's end; ``first`` is the cursor of the first row."""
+    """``next_cursor`` is None at the end."""
 
     rows: Sequence[R]
     limit: int
@@ -77,20 +73,19 @@ class KeysetPage(Generic[R]):
     total: int | None = None
 
     def map(self, view: Callable[[R], T]) -> "KeysetPage[T]":
-        """Return the page with each row as ``view`` returns it."""
         return KeysetPage([view(row) for row in self.rows], self.limit, self.next_cursor, self.first, self.total)
 
 
 @dataclass(frozen=True)
 class Total:
-    """How many rows a list has, and the sum of their amounts in KES."""
+    """Number of rows and their sum in KES."""
 
     count: int
     amount: int
 
 
 class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parameters of every page with a list: merchant and cursor."""
+    """Query parameters of operators' lists."""
 
     merchant: str | None = None
     cursor: str | None = None
@@ -98,11 +93,10 @@ class OperatorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 @dataclass(frozen=True, kw_only=True)
 class KeysetList:
-    """A table as a list, newest first by its key: an id with ``prefix``, or a number where that is empty.
+    """A table, newest first by ``key``: an id with ``prefix``, or a number.
 
-    ``source`` and ``columns`` are read instead of the table. ``of_env`` are the conditions for the rows of an env, each
-    with an index of its own. A list ``of_merchants`` has an index that begins with the merchant, and none over all
-    merchants. ``by_index``: the keys of a page are read from an index alone.
+    ``source`` and ``columns`` replace the table. ``of_env`` conditions each have an index; with ``of_merchants`` it
+    begins with the merchant.
     """
 
     table: str
@@ -118,7 +112,7 @@ class KeysetList:
     async def page(
         self, db: Database, found: Conditions, cursor: str | None, limit: int, *, count: bool = False
     ) -> KeysetPage[Row]:
-        """Return the rows after ``cursor``. Raises Invalid for a cursor of another list or env."""
+        """Raise Invalid for a cursor of another list or env."""
         rows = await db.fetch_planned(*self.select(found, limit + 1, self._after(cursor, found.env)))
         shown = rows[:limit]
         return KeysetPage(
@@ -130,7 +124,6 @@ class KeysetList:
         )
 
     async def count(self, db: Database, found: Conditions) -> int:
-        """Return how many rows there are."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
         if found.env is not None and self.of_env:
@@ -141,7 +134,7 @@ class KeysetList:
         return int(await db.fetchval(sql, *chosen.values))
 
     async def total(self, db: Database, found: Conditions) -> Total:
-        """Return the number of rows and the sum of their column ``amount``: each merchant's by its own index."""
+        """Use one index scan per merchant."""
         chosen = self._bounded(found)
         chosen.equal(merchant_id=found.merchant_id)
         by_merchant = self.of_merchants and found.merchant_id is None
@@ -162,7 +155,6 @@ class KeysetList:
         return Total(0, 0) if row is None else Total(row["count"], row["amount"])
 
     async def count_newer(self, db: Database, found: Conditions, cursor: str | None) -> int:
-        """Return how many rows are newer than the one at ``cursor``, all without one; COUNTED at most."""
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
@@ -170,7 +162,6 @@ class KeysetList:
         return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
     async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
-        """Yield all rows, as ``view`` returns them, in pages that are each read by a query of their own."""
         after: Any = None
         while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
             yield [view(row) for row in rows]
@@ -179,7 +170,6 @@ class KeysetList:
             after = rows[-1][self.key]
 
     def select(self, found: Conditions, limit: int, after: Any = None) -> Bound:
-        """Return the statement for the next ``limit`` rows after a key, followed by its parameters."""
         chosen = self._bounded(found, after)
         if not self.by_index:
             sql, values = self._rows(self.columns, chosen, limit)
@@ -194,7 +184,7 @@ class KeysetList:
         chosen = found.copy()
         if found.since is not None:
             chosen.add(f"{self.key} >= {{}}", Ids.least(self.prefix, found.since))
-        # The cursor and ``until`` become one bound: with two, Postgres starts at the later one and skips rows.
+        # With two bounds, Postgres starts at the later one and skips rows.
         until = None if found.until is None else Ids.least(self.prefix, found.until)
         if (bound := min((each for each in (after, until) if each is not None), default=None)) is not None:
             chosen.add(f"{self.key} {'>' if self.oldest_first else '<'} {{}}", bound)
@@ -215,7 +205,7 @@ class KeysetList:
         if len(queries) > 1:
             sql = f"SELECT page.* FROM (({') UNION ALL ('.join(queries)})) AS page {order}"  # noqa: S608
         if by_merchant:
-            # The newest of each merchant by its index, then the newest of those: no index over all merchants.
+            # No index covers all merchants.
             sql = f"SELECT page.* FROM merchant CROSS JOIN LATERAL ({sql}) AS page {order}"  # noqa: S608
         return sql, chosen.values
 

@@ -1,7 +1,4 @@
-"""Brings Postgres to the present version: numbered SQL files, forward only, each once, while others go on working.
-
-How such a file must be written, so that the release before can run on what it makes, is in docs/releasing.md.
-"""
+"""Applies numbered SQL files, forward only, while other processes work (docs/releasing.md)."""
 
 import asyncio
 import hashlib
@@ -54,7 +51,7 @@ _APPLIED = """
 SELECT owner, number, name, digest, COALESCE((to_jsonb(migration)->>'contracts')::boolean, false) AS contracts
 FROM migration
 """
-"""Also where the ledger was made before it had the column."""
+"""For ledgers without the column."""
 
 _NOTE = "INSERT INTO migration (owner, number, name, digest, contracts) VALUES ($1, $2, $3, $4, $5)"
 
@@ -64,25 +61,24 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS
 """
 
 LOCK_TIMEOUT = 2.0
-"""Seconds that a migration waits for a lock. While it waits, everybody else queues up behind it."""
+"""Seconds, during which traffic on the table queues up."""
 
 PATIENCE = 600.0
-"""Seconds after which a migration that found its table in use every time is given up."""
+"""Seconds of retries while tables are in use."""
 
 _PAUSE = 1.0
-"""Seconds between two tries: time for those who have queued up meanwhile."""
 
 _POLL = 0.2
-"""Seconds between two looks whether another process has done migrating."""
+"""Seconds."""
 
 
 class MigrationError(Exception):
-    """The database and this release do not fit together. The text says what to do."""
+    """The text names the fix."""
 
 
 @dataclass(frozen=True)
 class Migration:
-    """One numbered SQL file of the kernel or of a plugin."""
+    """One numbered SQL file."""
 
     owner: str
     number: int
@@ -91,23 +87,19 @@ class Migration:
 
     @cached_property
     def digest(self) -> str:
-        """What tells whether a file was changed after it was applied."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @cached_property
     def contract(self) -> str | None:
-        """Why this file may take away what the release before needs (``-- contract: …``), None for one that does not.
-
-        A release that does not know such a file cannot run beside it.
-        """
+        """Return why this file breaks the release before (``-- contract: …``), or None."""
         found = _CONTRACT.search(self.sql)
         return found[1].strip() if found else None
 
     @cached_property
     def statement(self) -> str | None:
-        """The one statement of a file that must not run in a transaction (``CREATE INDEX CONCURRENTLY``).
+        """Return the statement of a file that cannot run in a transaction (``CREATE INDEX CONCURRENTLY``), else None.
 
-        None for all others. Raises MigrationError for several statements: none of them could be undone.
+        Raises MigrationError for several.
         """
         statements = [text.strip() for text in _COMMENT.sub("", self.sql).split(";") if text.strip()]
         if not any(_CONCURRENTLY.match(text) for text in statements):
@@ -120,7 +112,7 @@ class Migration:
 
 
 def find(owner: str, package: str) -> list[Migration]:
-    """The migrations in a package's folder, in order. Raises MigrationError where a number is missing or doubled."""
+    """Raise MigrationError for a missing or doubled number."""
     found: list[Migration] = []
     for entry in files(package).iterdir():
         match = _NAME.match(entry.name)
@@ -142,17 +134,12 @@ async def migrate(
     patience: float = PATIENCE,
     pause: float = _PAUSE,
 ) -> list[Migration]:
-    """Apply what has not been applied, each in a transaction of its own, and give it back. Times are in seconds.
+    """Apply pending migrations, each in its own transaction; return them. Times are in seconds.
 
-    ``role`` is granted what running the gateway needs, whether something was applied or not.
-
-    An advisory lock lets one process at a time do it: the others wait and find nothing left to do. A migration whose
-    table is in use lets go of it after ``lock_timeout`` and tries again after ``pause``, so that traffic never stands
-    still behind it. Raises MigrationError when an applied file has changed since, the database is ahead of this
-    release in a way that it cannot run on, or ``patience`` has ended.
+    Grants ``role`` its rights. Retries when a table is locked, so that traffic is not blocked. Raises MigrationError if
+    an applied file has changed, the database is too new, or ``patience`` has ended.
     """
     async with db.session() as connection, _alone(connection):
-        # Migrations take as long as they take.
         await connection.execute("SET statement_timeout = 0")
         try:
             await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{db.schema}"')
@@ -171,7 +158,6 @@ async def migrate(
 
 
 async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migration]:
-    """What ``migrate`` would apply now, without applying it. Raises MigrationError as it does."""
     if await db.fetchval("SELECT to_regclass('migration')") is None:
         return list(migrations)
     return _missing(await db.fetch(_APPLIED), migrations)
@@ -179,10 +165,9 @@ async def pending(db: Database, migrations: Sequence[Migration]) -> list[Migrati
 
 @asynccontextmanager
 async def _alone(connection: Connection) -> AsyncGenerator[None]:
-    """A block that one process at a time is in.
+    """Exclude other processes by polling.
 
-    Waiting is asking again: a process that waited inside Postgres would hold a snapshot for as long, and an index that
-    another one makes CONCURRENTLY waits for every snapshot to end.
+    A session waiting inside Postgres holds a snapshot, which blocks CREATE INDEX CONCURRENTLY.
     """
     while True:
         if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
@@ -198,7 +183,6 @@ async def _alone(connection: Connection) -> AsyncGenerator[None]:
 async def _try(
     connection: Connection, migration: Migration, lock_timeout: float, patience: float, pause: float
 ) -> None:
-    """Apply one migration, again and again while its tables are in use. Raises MigrationError at last."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:
@@ -235,8 +219,7 @@ async def _apply(connection: Connection, migration: Migration, lock_timeout: flo
 
 
 async def _apply_outside(connection: Connection, migration: Migration, statement: str) -> None:
-    """Without a transaction: what a try that was interrupted has left is looked at first."""
-    # It blocks nobody while it waits.
+    # Waiting blocks no other session.
     await connection.execute("SET lock_timeout = 0")
     index = _NEW_INDEX.match(statement)
     is_valid = index and await connection.fetchval(
@@ -274,7 +257,7 @@ def _missing(rows: Sequence[Row], migrations: Sequence[Migration]) -> list[Migra
             )
     for owner in {migration.owner for migration in migrations}:
         newest = max(migration.number for migration in migrations if migration.owner == owner)
-        # A newer release has been here. What it has added is no matter; what it has taken away is.
+        # Additions of a newer release are harmless; removals are not.
         taken = [row["name"] for row in rows if row["owner"] == owner and row["number"] > newest and row["contracts"]]
         if taken:
             raise MigrationError(

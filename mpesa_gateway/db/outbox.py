@@ -1,4 +1,4 @@
-"""What happened, written in the same transaction as the change itself, and handed to everyone who wants to know."""
+"""Events, stored with their change and delivered after commit."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,11 @@ log = structlog.get_logger(__name__)
 E = TypeVar("E", bound=Event)
 
 HANDLE = "kernel.handle_event"
-"""The queue's name for the job that runs one subscriber on one event."""
 
 LEASE = timedelta(seconds=120)
-"""For how long one worker has a (event, subscriber) to itself; afterwards another may try."""
 
 PAUSES = (5, 30, 120, 600, 1800, 3600)
-"""Seconds until a failed subscriber is tried again; the last one repeats."""
+"""Seconds between retries; the last value repeats."""
 
 # raw SQL: hot path - each event is stored, claimed and settled.
 INSERT_EVENTS = """
@@ -70,11 +68,7 @@ RETURNING event_id, subscriber
 
 @dataclass(frozen=True)
 class Subscriber:
-    """A handler of one kind of event.
-
-    After commit it runs in a job of its own, with one event. With ``inside`` it runs in the publisher's transaction,
-    with the sequence of events that are published together.
-    """
+    """A handler, run after commit in a job of its own, or ``inside`` the publisher's transaction."""
 
     event: type[Event]
     handler: Callable[[Any, Any], Awaitable[None]]
@@ -82,35 +76,30 @@ class Subscriber:
 
     @property
     def name(self) -> str:
-        """What the outbox calls this subscriber: stable across releases."""
         return f"{self.handler.__module__}.{self.handler.__qualname__}"
 
 
 class NotInTransaction(RuntimeError):
-    """An event was published without the change that it tells of."""
+    """An event was published outside a transaction."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """How many owed tasks were handed to the queue."""
+    """Number of enqueued tasks."""
 
     woken: int
 
 
 class JobWaker(Protocol):
-    """The queues, as far as the outbox uses them."""
+    """The queues as the outbox uses them."""
 
-    def wake(self, name: str, /, **kwargs: Any) -> None:
-        """Like ``enqueue``, without waiting for it."""
-        ...
+    def wake(self, name: str, /, **kwargs: Any) -> None: ...
 
-    async def enqueue(self, name: str, /, *, once: str | None = None, **kwargs: Any) -> bool:
-        """Wake a job; nothing is added while one of this name waits or runs with the same ``once``."""
-        ...
+    async def enqueue(self, name: str, /, *, once: str | None = None, **kwargs: Any) -> bool: ...
 
 
 class Outbox:
-    """Publishes events inside the change's transaction and wakes their subscribers after commit."""
+    """Stores events in the open transaction and wakes their subscribers after commit."""
 
     def __init__(
         self,
@@ -123,7 +112,6 @@ class Outbox:
         event_type: Callable[[str], type[Event]],
         context: Any,
     ) -> None:
-        """``context`` is handed to each subscriber; ``event_type`` returns an event's class by its name."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -137,16 +125,14 @@ class Outbox:
                 raise ValueError(f"subscriber {name} is registered twice: give each handler a name of its own")
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Add a host's subscriber. Raises ValueError for a name that is taken."""
         if any(other.name == subscriber.name for other in self._subscribers):
             raise ValueError(f"subscriber {subscriber.name} is registered twice: give each handler a name of its own")
         self._subscribers.append(subscriber)
 
     async def publish(self, events: Sequence[E]) -> list[E]:
-        """Write events in the open transaction; returns them with their ids and times.
+        """Store events in the open transaction; return them with ids and times.
 
-        Each subscriber inside the transaction runs once, with its events. The others run after commit, each event in a
-        job of its own. Raises NotInTransaction when no transaction is open.
+        Subscribers inside the transaction run now. Raises NotInTransaction.
         """
         if events and not self._db.in_transaction:
             raise NotInTransaction(f"publish {events[0].kind} inside the transaction that makes it true")
@@ -186,7 +172,6 @@ class Outbox:
             await self._db.defer(DeferredWrite(INSERT_EVENTS, args))
 
     async def _insert_tasks(self, owed: Sequence[tuple[Event, str]]) -> None:
-        """Note which durable subscribers have to hear of which event, and wake them after commit."""
         args = (
             [event.event_id for event, _ in owed],
             [name for _, name in owed],
@@ -202,9 +187,9 @@ class Outbox:
         await self._db.after_commit(wake)
 
     async def handle(self, event_id: str, subscriber_name: str) -> bool:
-        """Run one durable subscriber on one event, unless that is done or another worker is at it.
+        """Run a durable subscriber on an event, unless done or claimed.
 
-        A failure is kept with its time and tried again; the exception goes no further.
+        Failures are stored for a retry, not raised.
         """
         subscriber = next((s for s in self._subscribers if s.name == subscriber_name and not s.inside), None)
         if subscriber is None:
@@ -220,7 +205,7 @@ class Outbox:
         try:
             event = event_of(row, self._event_type(row["kind"]))
             await subscriber.handler(event, self._context)
-        except Exception as problem:  # noqa: BLE001 - whatever a subscriber raises: it is tried again
+        except Exception as problem:  # noqa: BLE001 - any failure is retried
             pause = PAUSES[min(int(attempts), len(PAUSES)) - 1]
             log.error(
                 "subscriber_failed",
@@ -247,7 +232,6 @@ class Outbox:
         return True
 
     async def sweep(self, limit: int = 500) -> Sweep:
-        """Hand every owed (event, subscriber) to the queue again: what a lost wake-up or a crash has left behind."""
         now = self._clock.now()
         rows = await self._db.fetch(DUE_TASKS, now, now + timedelta(seconds=30), limit)
         for row in rows:
@@ -257,7 +241,7 @@ class Outbox:
 
 
 def public_body(event: PublicEvent) -> str:
-    """The exact webhook body: the same bytes for every delivery and every attempt."""
+    """Return the webhook body, identical for every delivery and attempt."""
     return msgspec.json.encode(
         {
             "id": event.event_id,
@@ -270,11 +254,10 @@ def public_body(event: PublicEvent) -> str:
 
 
 _COLUMNS = frozenset(Event.__struct_fields__)
-"""What every event has, each in a column of its own."""
 
 
 def payload_of(event: Event) -> str | None:
-    """The event's fields as JSON, None where the webhook's body has each of them under its name and as it is."""
+    """Return None if the webhook body holds all fields unchanged."""
     fields: dict[str, Any] = plain(event)
     own = [name for name in type(event).__struct_encode_fields__ if name not in _COLUMNS]
     payload = dumps({name: fields[name] for name in own if name in fields})
@@ -286,7 +269,7 @@ def payload_of(event: Event) -> str | None:
 
 
 def event_of(row: Row | Mapping[str, Any], kind: type[E]) -> E:
-    """The event that a row stores. Raises msgspec.ValidationError where this release cannot read it."""
+    """Raise msgspec.ValidationError if this release cannot read it."""
     stored = msgspec.json.decode(row["body"])["data"] if row["payload"] is None else msgspec.json.decode(row["payload"])
     columns = {name: row[name] for name in _COLUMNS}
     columns |= {"merchant_id": row["merchant_id"] or "", "subject_id": row["subject_id"] or ""}

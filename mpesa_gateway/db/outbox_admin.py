@@ -1,4 +1,4 @@
-"""What happened, looked at afterwards: events of one merchant or of all, and how far each subscriber has got."""
+"""Operators' view of the outbox."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from mpesa_gateway.errors import NotFound
 
 
 class EventRow(Table, tablename="event"):
-    """What happened, as webhooks carry it (``body``). ``payload`` has the fields where the body lacks some."""
+    """``payload`` holds the fields that ``body`` lacks."""
 
     event_id = Text(primary_key=True)
     kind = Text()
@@ -28,7 +28,7 @@ class EventRow(Table, tablename="event"):
 
 
 class EventTaskRow(Table, tablename="event_task"):
-    """One subscriber's work on an event. Its key in Postgres is both of them."""
+    """The primary key is both ids."""
 
     event_id = Text(primary_key=True)
     subscriber = Text()
@@ -42,7 +42,7 @@ class EventTaskRow(Table, tablename="event_task"):
 EVENTS = KeysetList(table="event", key="event_id", prefix="evt")
 
 STUCK = 3
-"""Failed tries from which a subscriber's work on an event is worth a look."""
+"""Failed tries before a task is reported."""
 
 # raw SQL: join - an event with its merchant, a subscriber's task with its event.
 _FIND = "SELECT event.*, merchant.name FROM event LEFT JOIN merchant USING (merchant_id) WHERE event_id = $1"
@@ -54,7 +54,6 @@ WHERE done_at IS NULL AND attempts >= $1 AND (event.env = $2 OR event.env IS NUL
 
 
 def public_events(env: Env, merchant_id: str | None, **equal: Any) -> Conditions:
-    """Return the conditions for the events that merchants hear of."""
     found = Conditions(env, merchant_id)
     found.add("is_public")
     found.equal(**equal)
@@ -62,43 +61,40 @@ def public_events(env: Env, merchant_id: str | None, **equal: Any) -> Conditions
 
 
 class EventsQuery(OperatorQuery, frozen=True, kw_only=True):
-    """The filters of the list of events."""
+    """Filters of the list."""
 
     kind: str | None = None
 
 
 class OutboxAdmin:
-    """Reads the outbox, and wakes what is stuck in it."""
+    """Reads the outbox and wakes stuck tasks."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
 
     async def page(self, env: Env, query: EventsQuery, limit: int) -> KeysetPage[Row]:
-        """A page of the events of ``env`` that merchants hear of. Raises Invalid for a bad cursor."""
         found = public_events(env, query.merchant, kind=query.kind)
         return await EVENTS.page(self._db, found, query.cursor, limit)
 
     async def get(self, event_id: str) -> Row:
-        """An event, of whichever kind. Raises NotFound."""
         row = await self._db.fetchrow(_FIND, event_id)
         if row is None:
             raise NotFound("there is no such event")
         return row
 
     async def tasks(self, event_id: str) -> Sequence[Mapping[str, Any]]:
-        """What subscribers have done, or owe, about an event."""
         tasks: list[dict[str, Any]] = await self._db.run(
             EventTaskRow.select().where(EventTaskRow.event_id == event_id).order_by(EventTaskRow.subscriber)
         )
         return tasks
 
     async def stuck(self, env: Env) -> Sequence[Row]:
-        """Tasks of ``env``, or of no env, that failed several times and are not done, oldest first; 100 at most."""
+        """Return up to 100 unfinished tasks that failed repeatedly, oldest first."""
         return await self._db.fetch(_STUCK, STUCK, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
-        """Make a subscriber's work due now; False when it is done, or there is none."""
+        """Return False if the task is done or absent."""
         woken = await self._db.run(
             EventTaskRow.update({EventTaskRow.due_at: self._clock.now()})
             .where(

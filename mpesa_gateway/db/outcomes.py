@@ -1,7 +1,6 @@
-"""Writes what a call to M-Pesa brought, and keeps in the process what Postgres cannot take until it can.
+"""Stores outcomes of calls to M-Pesa, in memory while Postgres is unavailable.
 
-An outcome that is lost costs money: the payer has a prompt that nothing in the books names. Locked rows, lost
-connections, deadlocks, a full pool and a restart of Postgres are therefore reasons to wait, not to give up.
+Without its outcome, a payer has a prompt that no row names.
 """
 
 import asyncio
@@ -22,21 +21,21 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MOST = 2_000
-"""Outcomes that one process keeps before it refuses new calls to M-Pesa. One takes about 2 KB."""
+"""Pending outcomes, 2 KB each, before calls are rejected."""
 
 ANSWER_WITHIN = 2.5
-"""Seconds that the caller, who waits for the answer of the API, gives a write."""
+"""Seconds while an API client waits."""
 
 LOCK_WAIT = 1.0
-"""Seconds that one attempt waits for a row that another session has locked."""
+"""Seconds for a locked row."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two attempts to write the same outcome: the pause doubles."""
+"""Seconds; doubled each time."""
 
 
 @dataclass(eq=False)
 class _Kept:
-    """An outcome that is not in Postgres yet. ``due`` is a time of the event loop, ``pause`` is in seconds."""
+    """``due`` is a time of the event loop, ``pause`` is in seconds."""
 
     what: str
     subject_id: str
@@ -46,9 +45,9 @@ class _Kept:
 
 
 class OutcomeWriter:
-    """The writes that follow calls to M-Pesa. A crash loses what is kept here; architecture.md 4 says what finds it.
+    """Stores outcomes. A crash loses pending ones (architecture.md 4).
 
-    Each ``write`` must be idempotent: an attempt whose COMMIT got no answer may have been carried out.
+    ``write`` must be idempotent: a COMMIT without an answer may have succeeded.
     """
 
     def __init__(self, db: Database, counter: Counter) -> None:
@@ -61,11 +60,10 @@ class OutcomeWriter:
 
     @property
     def kept(self) -> int:
-        """The number of outcomes that are not in Postgres yet."""
         return len(self._kept)
 
     def require_room(self) -> None:
-        """Raises ServiceUnavailable when too many outcomes wait: to be called before an intent is written."""
+        """Call it before storing an intent. Raises ServiceUnavailable."""
         if len(self._kept) >= MOST:
             raise ServiceUnavailable(
                 "the gateway cannot write what M-Pesa answers at the moment, and sends nothing until it can: "
@@ -81,10 +79,9 @@ class OutcomeWriter:
         *,
         at_once: Callable[[], Awaitable[T | None]] | None = None,
     ) -> T | None:
-        """Write an outcome now; returns what ``write`` returns, or None where it is kept and will be written later.
+        """Return the result of ``write``, or None if it is pending. Never raises its errors.
 
-        ``write`` runs in a transaction of its own. ``at_once`` is tried before it, outside any transaction, and
-        returns None where it could not write. No exception of Postgres, of the network or of ``write`` is raised.
+        ``write`` has its own transaction. ``at_once``, tried first, has none and returns None if it failed.
         """
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
@@ -94,7 +91,7 @@ class OutcomeWriter:
         except asyncio.CancelledError:
             self._keep(what, subject_id, write)
             raise
-        except Exception as problem:  # noqa: BLE001 - whatever the reason is: what M-Pesa said must not be lost
+        except Exception as problem:  # noqa: BLE001 - M-Pesa's answer must not be lost
             log.warning("outcome_buffered", what=what, subject_id=subject_id, error=type(problem).__name__)
             if not isinstance(problem, TimeoutError):
                 log.info("outcome_not_written", what=what, subject_id=subject_id, exception=trace(problem))
@@ -102,7 +99,6 @@ class OutcomeWriter:
             return None
 
     async def _attempt(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write in a transaction; at most one attempt at a time uses the reserve, which callbacks need as well."""
         if self._uses_reserve:
             return await self._in_transaction(write)
         self._uses_reserve = True
@@ -114,7 +110,7 @@ class OutcomeWriter:
 
     async def _in_transaction(self, write: Callable[[], Awaitable[T]]) -> T:
         async with self._db.transaction():
-            # SET takes no parameters. A pooler keeps nothing of it: it ends with the transaction.
+            # SET takes no parameters. LOCAL works behind a pooler.
             await self._db.execute(f"SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}")
             return await write()
 
@@ -123,11 +119,10 @@ class OutcomeWriter:
         loop = asyncio.get_running_loop()
         self._kept.append(_Kept(what, subject_id, write, loop.time() + _FIRST_PAUSE))
         if self._retrying is None or self._retrying.done():
-            # In no caller's transaction, and with nothing that a caller has bound for the log.
+            # Without the caller's transaction and log values.
             self._retrying = loop.create_task(self._retry(), context=Context())
 
     async def _retry(self) -> None:
-        """Write what is kept, one after the other, until nothing is left."""
         loop = asyncio.get_running_loop()
         while self._kept:
             first = min(one.due for one in self._kept)
@@ -138,11 +133,10 @@ class OutcomeWriter:
                     one.due = loop.time() + one.pause
 
     async def _write(self, one: _Kept) -> bool:
-        """Whether the outcome is in Postgres now."""
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await self._attempt(one.write)
-        except Exception as problem:  # noqa: BLE001 - it stays kept, and is tried again
+        except Exception as problem:  # noqa: BLE001 - retried later
             level = log.info if isinstance(problem, UNREACHABLE) else log.warning
             level("outcome_still_kept", what=one.what, subject_id=one.subject_id, error=type(problem).__name__)
             return False
@@ -152,7 +146,7 @@ class OutcomeWriter:
         return True
 
     async def stop(self, grace: float) -> None:
-        """Write what is kept, for at most ``grace`` seconds; what cannot be written then is lost, and logged."""
+        """Write for at most ``grace`` seconds; log lost outcomes."""
         if self._retrying is not None:
             self._retrying.cancel()
             await asyncio.gather(self._retrying, return_exceptions=True)
@@ -175,9 +169,8 @@ class OutcomeWriter:
 
 
 async def _tried(at_once: Callable[[], Awaitable[T | None]]) -> T | None:
-    """What ``at_once`` returns, None where it raises: the outcome is then written by itself."""
     try:
         return await at_once()
-    except Exception as problem:  # noqa: BLE001 - an attempt of its own follows
+    except Exception as problem:  # noqa: BLE001 - followed by an attempt of its own
         log.info("outcome_not_written_at_once", error=type(problem).__name__)
         return None

@@ -1,7 +1,4 @@
-"""Two roles in Postgres: the owner, which migrates, and the running role, which can change rows and nothing else.
-
-The owner grants the running role what it needs, after each run of migrations. ADR 50 says why.
-"""
+"""Roles in Postgres: the owner migrates, the running role changes rows only (ADR 50)."""
 
 from typing import TypeAlias
 
@@ -13,10 +10,10 @@ from mpesa_gateway.db.engine import Row
 Connection: TypeAlias = "PoolConnectionProxy[Row] | asyncpg.Connection[Row]"
 
 READ_ONLY = ("migration", "audit_entry", "audit_checkpoint", "audit_policy")
-"""Tables of the kernel that the running role only reads. What it adds to the audit log goes through a function."""
+"""The audit log is written by functions."""
 
 CALLED = ("audit_append", "audit_announce_cut", "audit_cut")
-"""Functions that the running role calls by name, and that are closed to PUBLIC."""
+"""Closed to PUBLIC."""
 
 # raw SQL: catalog - roles and functions.
 _FUNCTIONS = """
@@ -32,14 +29,13 @@ SELECT current_user AS role,
         WHERE relnamespace = current_schema()::regnamespace AND pg_has_role(current_user, relowner, 'MEMBER')
     ) AS is_owner
 """
-"""The role of a connection: whether it is a superuser, and whether it is, or can become, the owner of our tables."""
+"""Superuser, owner, or member of the owner."""
 
 
 async def grant(connection: Connection, schema: str, role: str) -> None:
-    """Let a role run the gateway in this schema: read and change rows, call our functions, and nothing else.
+    """Grant the gateway's rights, also on future tables. ``connection`` is the owner's.
 
-    ``connection`` is the owner's. What the owner makes later is granted too. Does nothing for the
-    owner itself. Raises InsufficientPrivilegeError for a connection of another role.
+    Does nothing for the owner. Raises InsufficientPrivilegeError.
     """
     if role == await connection.fetchval("SELECT current_user"):
         return
@@ -64,5 +60,4 @@ async def grant(connection: Connection, schema: str, role: str) -> None:
 
 
 def quoted(name: str) -> str:
-    """A name as it stands in a statement."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,7 +1,6 @@
-"""What ``*`` means in our queries: the columns that this release knows, whatever a newer one has added since.
+"""Expands ``*`` to this release's columns.
 
-Postgres refuses a prepared statement once its result has another shape ("cached plan must not change result type"). A
-process that works while the next release migrates would meet that in the middle of its transactions.
+Columns of a newer release would break prepared statements ("cached plan must not change result type").
 """
 
 import re
@@ -19,27 +18,24 @@ _LOCKED = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b|\bDO\s+UPDATE\s+SET\b", 
 
 
 def columns_of(table: type[Table]) -> tuple[str, tuple[str, ...]]:
-    """A table's name in Postgres, and the names of its columns as this release knows them."""
     meta: Any = table._meta  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
     return meta.tablename, tuple(column._meta.db_column_name for column in meta.columns)  # noqa: SLF001
 
 
 class StarExpansion:
-    """The columns of the tables that are bound."""
+    """Columns of the bound tables."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[str, ...]] = {}
-        # Queries are few and constant; those that are put together (lists with their filters) are a few hundred more.
+        # Queries are constant, except a few hundred lists with filters.
         self.spell_out = lru_cache(maxsize=4096)(self._expand)
 
     def learn(self, table: type[Table]) -> None:
-        """Take note of a table."""
         name, columns = columns_of(table)
         self._names[name] = columns
         self.spell_out.cache_clear()
 
     def _expand(self, sql: str) -> str:
-        """The query with each ``*`` of a bound table replaced by its columns."""
         return _STAR.sub(lambda found: self._replace(found, sql), sql) if "*" in sql else sql
 
     def _replace(self, found: "re.Match[str]", sql: str) -> str:
@@ -49,7 +45,7 @@ class StarExpansion:
         if found["qualified"] is not None:
             names = self._names.get(found["qualified"])
             return ", ".join(f"{found['qualified']}.{name}" for name in names) if names else found[0]
-        # The statement that returns is the one that began last before it.
+        # The returning statement is the last one before it.
         before = _LOCKED.sub("", sql[: found.start()])
         changed = [match[1] for match in _CHANGED.finditer(before)]
         names = self._names.get(changed[-1]) if changed else None

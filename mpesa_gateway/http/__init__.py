@@ -1,1 +1,1 @@
-"""HTTP, in and out: the envelope of every answer, errors, pages, authentication, and guarded calls to merchants."""
+"""The HTTP server, and calls to merchants."""

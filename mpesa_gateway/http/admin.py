@@ -1,4 +1,4 @@
-"""Administration over HTTP: merchants, their keys, and the audit log."""
+"""Administration routes: merchants, API keys and the audit log."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -23,12 +23,11 @@ from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import ADMIN, Admin, AuditRead, Environment
 
 NAME = matching(
-    # Not only spaces; nothing that controls, is not seen, or turns the text around.
+    # Rejects blank text, control, invisible and bidirectional characters.
     r"(?=.*[^ ])[^\x00-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]{1,100}",
     "must be 1 to 100 printable characters",
     examples=["Duka la Amina"],
 )
-"""The name of a merchant or a key."""
 
 _MERCHANT = path_id("merchant_id", "mer")
 
@@ -43,7 +42,7 @@ class MerchantCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A key to create. Without ``scopes``: everything but administration. ``env`` is that of the key that asks."""
+    """A key to create. Default ``scopes``: all except administration; ``env``: the calling key's."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "name": elsewhere(**NAME.schema),
@@ -65,7 +64,7 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class CreatedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key at the one moment when it is shown."""
+    """A new key with its secret, shown only once."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"api_key": f"sk_test_{example_id('')[1:]}…"}
 
@@ -89,7 +88,7 @@ async def list_merchants(
     caller: Admin,  # noqa: ARG001 - its annotation is the check
     gateway: NamedDependency[Any],
 ) -> Page[Merchant]:
-    """All merchants, newest first."""
+    """List all merchants, newest first."""
     found: KeysetPage[Merchant] = await gateway.merchants.page(filters.limit, filters.cursor, count=filters.count)
     return page_of(found)
 
@@ -100,7 +99,7 @@ async def get_merchant(
     caller: Admin,  # noqa: ARG001 - its annotation is the check
     gateway: NamedDependency[Any],
 ) -> Success[Merchant]:
-    """One merchant."""
+    """Return one merchant."""
     return Success(data=await gateway.merchants.require(merchant_id))
 
 
@@ -114,7 +113,7 @@ async def get_merchant(
 async def deactivate_merchant(
     merchant_id: FromPath[str], data: JSONBody[Confirmation], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[Merchant]:
-    """Refuse a merchant's keys from now on. This cannot be undone: ``confirm`` repeats the merchant's id."""
+    """Deactivate a merchant and reject its keys. Irreversible: ``confirm`` repeats its id."""
     data.check(merchant_id)
     if caller.env == "sandbox" and await gateway.api_keys.has_live(merchant_id):
         raise Conflict("this merchant has live API keys: deactivate it with an admin key that starts with sk_live_")
@@ -125,7 +124,7 @@ async def deactivate_merchant(
 async def create_key(
     merchant_id: FromPath[str], data: JSONBody[KeyCreate], caller: Admin, gateway: NamedDependency[Any]
 ) -> Success[CreatedKey]:
-    """Create a key for a merchant. It is shown now or never."""
+    """Create a key for a merchant. The secret is shown only once."""
     with check_fields() as checks:
         checks.take("name", NAME, data.name)
         scopes = gateway.scopes.of_merchants
@@ -152,7 +151,7 @@ async def create_key(
 
 @get("/v1/admin/merchants/{merchant_id:str}/keys", tags=["Administration"], described=_MERCHANT)
 async def list_keys(merchant_id: FromPath[str], caller: Admin, gateway: NamedDependency[Any]) -> Success[list[ApiKey]]:
-    """A merchant's keys of the env of the key that asks, newest first, never their secrets."""
+    """List a merchant's keys in the calling key's env, newest first, without secrets."""
     await gateway.merchants.require(merchant_id)
     return Success(data=await gateway.api_keys.list(merchant_id, caller.env))
 
@@ -171,13 +170,13 @@ async def revoke_key(
     caller: Admin,
     gateway: NamedDependency[Any],
 ) -> Success[ApiKey]:
-    """Refuse a key from now on. This cannot be undone: ``confirm`` repeats the key's id."""
+    """Revoke a key. Irreversible: ``confirm`` repeats its id."""
     data.check(key_id)
     return Success(data=await gateway.api_keys.revoke(merchant_id, key_id, actor=caller.actor, env=caller.env))
 
 
 class AuditQuery(ListQuery, frozen=True, kw_only=True):
-    """The filters of the audit log."""
+    """Filters of the audit log."""
 
     action: str | None = None
 
@@ -186,16 +185,16 @@ class AuditQuery(ListQuery, frozen=True, kw_only=True):
 async def list_audit(
     filters: NamedDependency[AuditQuery], caller: AuditRead, gateway: NamedDependency[Any]
 ) -> Page[AuditEntry]:
-    """Who did what to this merchant's settings, newest first, in the key's env; with the admin scope, to anybody's.
+    """List changes to this merchant in the key's env, newest first; with the admin scope, all merchants.
 
-    The address that an act came from (``from`` in ``detail``) is shown for acts with the merchant's own keys.
+    ``from`` in ``detail`` is shown for changes with the merchant's own keys.
     """
     merchant_id = None if ADMIN.name in caller.scopes else caller.merchant_id
     found: KeysetPage[AuditEntry] = await gateway.audit.page(
         filters.limit, merchant_id, filters.action, filters.cursor, env=caller.env, count=filters.count
     )
     if merchant_id is not None:
-        # Where operators and M-Pesa's callbacks came from is not for the merchant.
+        # Addresses of operators and of M-Pesa are hidden from merchants.
         own = {f"key:{key.key_id}" for key in await gateway.api_keys.list(merchant_id)}
         found = found.map(lambda entry: entry if entry.actor in own else _without_address(entry))
     return page_of(found)

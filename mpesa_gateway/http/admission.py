@@ -1,8 +1,4 @@
-"""What every request meets before it may take a place among those that are worked on, cheapest checks first.
-
-A request is *known* when its API key was right before, or when a plugin vouches for it. All others are strangers':
-slowed above a rate, its body bounded with those of other strangers, its key looked up in turn. ADR 48 has the table.
-"""
+"""Admission of requests before they take a slot."""
 
 import asyncio
 import time
@@ -39,29 +35,32 @@ from mpesa_gateway.security.api_keys import HEADER_HINT, id_of, is_well_formed
 from mpesa_gateway.security.rate_limits import AUTH
 
 _PROBE_DELAY = 0.5
-"""Seconds that a health check is delayed at most: probes give up after a second."""
+"""Seconds: probes time out after one."""
 
-_NOTICEABLE = 0.01
-"""Seconds that a request waits at least to count as slowed."""
+_SLOWED_AFTER = 0.01
+"""Seconds of delay from which a request counts as slowed."""
 
-_LOOK_UPS, _LOOK_UPS_EACH, _LOOK_UPS_WAITING = 4, 64, 256
-"""Keys that are looked up in Postgres at a time; of one address, those that wait for their turn included; in all."""
+_LOOKUPS, _LOOKUPS_EACH, _LOOKUPS_WAITING = 4, 64, 256
+"""Key lookups: concurrent, per address (with waiting ones), and waiting in total."""
 
 _TRICKLE = 1.0
-"""Seconds between two look-ups for an address that has used up its failures: its own right key still gets in."""
+"""Seconds between lookups for an address over the failure limit: its valid key still works."""
 
 _BODIES = 256
-"""Bodies of strangers that are waited for at a time, all addresses together, before each has SHORT seconds only."""
+"""Unknown bodies read at a time before the timeout drops to ``_SHORT``."""
 
 _BODY_TIME, _SHORT = 10.0, 3.0
-"""Seconds for a stranger's whole body; for one that is beyond the number of bodies at a time."""
+"""Seconds for an unknown body: normal, and above the limit."""
 
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AdmissionControl:
-    """ASGI middleware in front of two gates: one for API calls, one for pages and what else needs no key."""
+    """ASGI middleware in front of two load shedders: API calls, and keyless requests.
+
+    A request is *known* if its API key was valid before or a plugin vouches for it. Others are limited (ADR 48).
+    """
 
     def __init__(self, runtime: Runtime, app: Litestar, api: LoadShedder, pages: LoadShedder) -> None:
         http = runtime.config.http
@@ -69,30 +68,29 @@ class AdmissionControl:
         self._api, self._pages = api, pages
         self._routes = RouteTable(app)
         self._documents = Documents(app)
-        self._vouchers = runtime.contributed(KnownCallerCheck)
+        self._caller_checks = runtime.contributed(KnownCallerCheck)
         self._pace = Throttle(
             http.anonymous_per_second,
             max(2, http.connections * 3 // 4),
             chance=lambda: int.from_bytes(runtime.ids.token(2), "big") / 65_536,
         )
-        self._look_ups = WorkLimit(_LOOK_UPS, each=_LOOK_UPS_EACH, queue=_LOOK_UPS_WAITING, wait=max(http.wait, 0.001))
+        self._lookups = WorkLimit(_LOOKUPS, each=_LOOKUPS_EACH, queue=_LOOKUPS_WAITING, wait=max(http.wait, 0.001))
         self._looking_up: dict[str | None, asyncio.Event] = {}
         self._trickle = _SlowLane()
         self._each = http.anonymous_max_concurrent
         self._bodies = _Bodies(http.anonymous_max_concurrent)
-        self._at_pages: Counter[str] = Counter()
+        self._page_calls: Counter[str] = Counter()
         self._max_body = http.max_body_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             await self._api(scope, receive, send)
             return
         try:
             await self._admit(scope, receive, send)
         except ApiError as refusal:
-            # What is still to come of a body would be taken for the next request.
-            is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _TooManyReads)
+            # Unread bytes would be parsed as the next request.
+            is_last = isinstance(refusal, RequestTimeout | PayloadTooLarge | _Overloaded)
             is_last = is_last and scope.get("http_version", "1.1").startswith("1")
             await refuse(send, refusal, {"Connection": "close"} if is_last else None)
 
@@ -102,12 +100,11 @@ class AdmissionControl:
         key = _key_of(scope) if traits is None or traits.needs_key else None
         is_known = self._is_known(scope, traits, key)
         if not is_known and key in self._looking_up:
-            # The same key is being looked up, as many calls of a merchant begin at once after a start.
+            # Concurrent first calls with a key share one lookup.
             await self._looking_up[key].wait()
             is_known = self._is_known(scope, traits, key)
         scope[KNOWN] = is_known
         if route is not None:
-            # Litestar writes the same, for requests that reach it.
             scope["path_template"] = route.template
         if not is_known:
             await self._slow_down(scope, traits, key)
@@ -136,63 +133,57 @@ class AdmissionControl:
             async with self._place_at_pages(neighbourhood(scope[CLIENT])):
                 await self._pages(scope, receive, send)
 
-    # -- who is known ---------------------------------------------------------------------------------------------
-
     def _is_known(self, scope: Message, traits: RouteTraits | None, key: str | None) -> bool:
         if traits is None or traits.needs_key:
             return key is not None and self._runtime.api_keys.was_valid(key)
         path: str = scope["path"]
         return any(
             voucher.vouches(self._runtime, scope, scope[CLIENT])
-            for voucher in self._vouchers
+            for voucher in self._caller_checks
             if path.startswith(voucher.below)
         )
 
     async def _slow_down(self, scope: Message, traits: RouteTraits | None, key: str | None) -> None:
-        """Wait as long as the address has to. Raises ServiceUnavailable in a crowd, except for what has priority."""
+        """Wait for the address's turn. Raises ServiceUnavailable if overloaded, except for priority routes."""
         is_probe = traits is not None and traits.is_probe
         has_priority = traits is not None and traits.has_priority
         if scope.get(CROWDED) and not has_priority:
-            raise _TooManyReads(BUSY, retry_after=RETRY_AFTER)
+            raise _Overloaded(BUSY, retry_after=RETRY_AFTER)
         began = time.monotonic()
         admitted = await self._pace.admit(
             neighbourhood(scope[CLIENT]),
             longest=_PROBE_DELAY if is_probe else LONGEST,
-            # After a start no key is known: merchants share no rate.
+            # No key is known after a start: merchants must not share a rate.
             together=key is None or not is_well_formed(key),
         )
-        scope[SLOWED] = not admitted or time.monotonic() - began > _NOTICEABLE
+        scope[SLOWED] = not admitted or time.monotonic() - began > _SLOWED_AFTER
         if not admitted and not is_probe:
-            raise _TooManyReads("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
-
-    # -- keys -----------------------------------------------------------------------------------------------------
+            raise _Overloaded("too many requests from this address at once: send fewer", retry_after=RETRY_AFTER)
 
     async def _authenticate(self, scope: Message, key: str | None) -> None:
-        """Look a key up that was not right before. Raises InvalidKey, TooManyFailures or ServiceUnavailable."""
-        asked = {"method": scope["method"], "route": scope["path_template"]}
+        request_info = {"method": scope["method"], "route": scope["path_template"]}
         if key is None:
-            # No guess: a page of another site can make a browser ask without a key, never with one.
-            await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+            # Not a guess: any website can make a browser send requests without a key.
+            await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
             raise InvalidKey(HEADER_HINT)
-        who = neighbourhood(scope[CLIENT])
-        wait = self._runtime.limits.refusal(AUTH, who)
-        if wait and not (is_well_formed(key) and self._trickle.admits(who)):
-            await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        client = neighbourhood(scope[CLIENT])
+        wait = self._runtime.limits.refusal(AUTH, client)
+        if wait and not (is_well_formed(key) and self._trickle.admits(client)):
+            await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
             raise TooManyFailures(
                 "too many failed authentications from this address: check the API key and wait", retry_after=wait
             )
         try:
-            async with self._look_ups.acquire(who), self._looked_up(key):
+            async with self._lookups.acquire(client), self._share_lookup(key):
                 await self._runtime.api_keys.authenticate(key)
         except InvalidKey:
-            await count_failure(self._runtime, scope[CLIENT], asked)
+            await count_failure(self._runtime, scope[CLIENT], request_info)
             raise
         except (*UNREACHABLE, *OVERBURDENED):
             raise ServiceUnavailable(DATABASE_AWAY, retry_after=5) from None
 
     @asynccontextmanager
-    async def _looked_up(self, key: str) -> AsyncGenerator[None]:
-        """A block that looks a key up, for which others with the same key wait."""
+    async def _share_lookup(self, key: str) -> AsyncGenerator[None]:
         done = self._looking_up.setdefault(key, asyncio.Event())
         try:
             yield
@@ -200,18 +191,16 @@ class AdmissionControl:
             done.set()
             self._looking_up.pop(key, None)
 
-    # -- bodies and pages -----------------------------------------------------------------------------------------
-
     async def _read_ahead(self, scope: Message, traits: RouteTraits, receive: Receive) -> Receive:
-        # A route with priority judges a body that is too large itself: it is handed what was read, and the rest.
+        # A priority route judges oversized bodies itself.
         most = min(self._max_body, traits.body_bytes or self._max_body)
         if _length(scope) > most:
             if traits.has_priority:
                 return receive
-            raise _too_large(most)
+            raise _payload_too_large(most)
         messages, size = await self._bodies.read(neighbourhood(scope[CLIENT]), receive, most)
         if size > most and not traits.has_priority:
-            raise _too_large(most)
+            raise _payload_too_large(most)
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
@@ -219,36 +208,34 @@ class AdmissionControl:
         return replay
 
     @asynccontextmanager
-    async def _place_at_pages(self, who: str) -> AsyncGenerator[None]:
-        if self._at_pages[who] >= self._each:
+    async def _place_at_pages(self, client: str) -> AsyncGenerator[None]:
+        if self._page_calls[client] >= self._each:
             raise ServiceUnavailable(BUSY, retry_after=RETRY_AFTER)
-        self._at_pages[who] += 1
+        self._page_calls[client] += 1
         try:
             yield
         finally:
-            self._at_pages[who] -= 1
-            if not self._at_pages[who]:
-                del self._at_pages[who]
+            self._page_calls[client] -= 1
+            if not self._page_calls[client]:
+                del self._page_calls[client]
 
 
-class _TooManyReads(ServiceUnavailable):
-    """Refused, and the connection is closed: others need it."""
+class _Overloaded(ServiceUnavailable):
+    """The server is overloaded, and the connection is closed."""
 
 
 class _Bodies:
-    """Reads bodies of strangers, a few of each address with patience, more of them in a hurry."""
-
     def __init__(self, each: int) -> None:
         self._each = each
         self._awaited: Counter[str] = Counter()
 
-    async def read(self, who: str, receive: Receive, most: int) -> tuple[list[Message], int]:
-        """Return a body's messages and its size, no more than the first message beyond ``most`` bytes."""
-        is_patient = self._awaited[who] < self._each and self._awaited.total() < _BODIES
+    async def read(self, client: str, receive: Receive, most: int) -> tuple[list[Message], int]:
+        """Return messages and size, up to the first message beyond ``most`` bytes."""
+        is_patient = self._awaited[client] < self._each and self._awaited.total() < _BODIES
         seconds = _BODY_TIME if is_patient else _SHORT
         messages: list[Message] = []
         size = 0
-        self._awaited[who] += 1
+        self._awaited[client] += 1
         try:
             async with asyncio.timeout(seconds):
                 while size <= most:
@@ -258,36 +245,35 @@ class _Bodies:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise RequestTimeout(f"the body did not come within {seconds:g} seconds: send the request again") from None
+            raise RequestTimeout(
+                f"the body did not arrive within {seconds:g} seconds: send the request again"
+            ) from None
         finally:
-            self._awaited[who] -= 1
-            if not self._awaited[who]:
-                del self._awaited[who]
+            self._awaited[client] -= 1
+            if not self._awaited[client]:
+                del self._awaited[client]
         return messages, size
 
 
 class _SlowLane:
-    """One look-up in a while for each address that is limited."""
-
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._next: dict[str, float] = {}
 
-    def admits(self, who: str) -> bool:
+    def admits(self, client: str) -> bool:
         now = self._now()
-        if self._next.get(who, 0.0) > now:
+        if self._next.get(client, 0.0) > now:
             return False
-        if len(self._next) >= _TRICKLE_MOST:
+        if len(self._next) >= _MOST_ADDRESSES:
             self._next.clear()
-        self._next[who] = now + _TRICKLE
+        self._next[client] = now + _TRICKLE
         return True
 
 
-_TRICKLE_MOST = 10_000
+_MOST_ADDRESSES = 10_000
 
 
 async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
-    """Answer OPTIONS with the methods of the path, and raise MethodNotAllowed for what is none of them."""
     if scope["method"] != "OPTIONS":
         await refuse(send, MethodNotAllowed(NOT_ALLOWED), {"Allow": route.allow})
         return
@@ -296,7 +282,7 @@ async def _answer_method(scope: Message, route: KnownRoute, send: Send) -> None:
 
 
 def _without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """For HEAD: the head of the answer to GET. A stream ends with its first part."""
+    """Answer HEAD like GET without the body; a stream ends at its first part."""
     has_ended = False
 
     async def send_head(message: Message) -> None:
@@ -319,7 +305,6 @@ def _key_of(scope: Message) -> str | None:
 
 
 def _has_body(scope: Message) -> bool:
-    """Whether a body comes that the route reads: of GET none is."""
     if scope["method"] not in _WITH_BODY:
         return False
     return _length(scope) > 0 or any(name == b"transfer-encoding" for name, _ in scope["headers"])
@@ -330,5 +315,5 @@ def _length(scope: Message) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _too_large(most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is too large: at most {most} bytes are taken here")
+def _payload_too_large(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is too large: at most {most} bytes are accepted")

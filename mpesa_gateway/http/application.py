@@ -1,4 +1,4 @@
-"""The Litestar application, and what each request to it meets: who calls, then what they send."""
+"""The Litestar application: authorisation first, then decoding."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,10 +17,10 @@ from mpesa_gateway.security.scopes import Scopes
 
 
 class GatewayRequest(Request[Any, Any, Any]):
-    """A request whose JSON is read straight into the type that the route declares, numbers never through a float."""
+    """A request whose JSON is decoded into the route's type, without floats."""
 
     async def json(self) -> Any:
-        """The body as the route's ``data`` type. Raises Invalid with every bad field."""
+        """Raises InvalidFields."""
         wanted = self.route_handler.parsed_fn_signature.parameters.get("data")
         if wanted is not None and isinstance(wanted.annotation, type) and issubclass(wanted.annotation, msgspec.Struct):
             return read_body(await self.body(), wanted.annotation)
@@ -28,23 +28,19 @@ class GatewayRequest(Request[Any, Any, Any]):
 
 
 async def before_request(request: Request[Any, Any, Any]) -> None:
-    """Who calls, then what they send: the body is read for nobody who may not call."""
     if request.scope["path_template"] == "/schema/{path}":
-        raise NotFound("there is nothing at this address: the document is /schema/openapi.json, its page /schema")
+        raise NotFound("no such route: the document is /schema/openapi.json, its page /schema")
     await authorize(request)
     _refuse_other_media(request)
 
 
 def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
-    """JSON is the only body that the API takes. Public routes (callbacks) take what their caller calls it.
-
-    Nothing but a callback is taken compressed: a few bytes could become any number.
-    """
+    """Compressed bodies could expand to any size, so only priority routes accept them."""
     if request.method not in {"POST", "PUT", "PATCH"} or request.route_handler.opt.get(PRIORITY):
         return
     coding = request.headers.get("content-encoding", "").strip().lower()
     if coding not in {"", "identity"}:
-        raise UnsupportedMediaType(f"send the body as it is, without Content-Encoding: {coding[:40]!r} is not taken")
+        raise UnsupportedMediaType(f"send the body without Content-Encoding: {coding[:40]!r} is not supported")
     if request.route_handler.opt.get(PUBLIC):
         return
     media = request.headers.get("content-type")
@@ -54,10 +50,7 @@ def _refuse_other_media(request: Request[Any, Any, Any]) -> None:
 
 
 def build_app(routes: Iterable[Any], scopes: Scopes, *, max_body_bytes: int) -> Litestar:
-    """The Litestar application: the kernel's routes and these of the plugins, which need these scopes.
-
-    It depends on nothing else of a gateway: it serves the one in its ``state.gateway``, which the caller sets.
-    """
+    """Return the application; the caller sets ``state.gateway``."""
     own: list[Any] = [*health.routes, *admin.routes, *templating.routes]
     app = Litestar(
         route_handlers=[*own, *routes],

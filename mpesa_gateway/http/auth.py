@@ -1,4 +1,4 @@
-"""Who is calling: the X-API-Key header, checked against the scope that the route's signature names."""
+"""Authentication by X-API-Key, and the scopes of routes."""
 
 from typing import Any, cast
 
@@ -15,30 +15,29 @@ from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import Caller, Scope, Scopes
 
 PUBLIC = "public"
-"""``public=True`` in a route's decorator: it takes no API key (and has no ``caller``)."""
+"""``public=True`` on a route: no API key, no ``caller``."""
 
 PRIORITY = "priority"
-"""``priority=True`` in a route's decorator: it is let in however busy the process is. For what others cannot wait with:
-Safaricom's callbacks, health checks."""
+"""``priority=True`` on a route: admitted under any load."""
 
 PROBE = "probe"
-"""``probe=True`` in a route's decorator: machines that watch us ask it, and are delayed for a moment at most."""
+"""``probe=True`` on a route: polled by monitoring, so delays stay short."""
 
 BODY_BYTES = "body_bytes"
-"""``body_bytes=4096`` in a public route's decorator: how large a body it takes from callers who are not known."""
+"""``body_bytes=4096`` on a public route: limit for unknown callers."""
 
 _SCOPE = "mpesa_gateway_scope"
 _TAKES_QUERY = "mpesa_gateway_takes_query"
 
 
 class RouteError(Exception):
-    """A route says neither which scope its caller needs nor that it is public."""
+    """A route declares neither a scope nor ``public``."""
 
 
 def mark_scopes(app: Litestar, declared: Scopes) -> None:
-    """Note on each route which scope its ``caller`` needs.
+    """Store on each route the scope of its ``caller``.
 
-    Raises RouteError for a route that names no scope, or one that no enabled plugin declares.
+    Raises RouteError for a route without a scope, or with an undeclared one.
     """
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
@@ -52,28 +51,27 @@ def mark_scopes(app: Litestar, declared: Scopes) -> None:
                 if scope not in declared.all:
                     raise RouteError(
                         f"{handler}: no enabled plugin declares the scope `{scope}`: list it in the `scopes` of the "
-                        "plugin that brings the route, or let that plugin require the one that declares it"
+                        "plugin with the route, or let that plugin require the one that declares it"
                     )
                 handler.opt[_SCOPE] = scope
                 handler.opt[_TAKES_QUERY] = reads_query(handler)
             elif not handler.opt.get(PUBLIC) and not _is_own(handler):
-                raise RouteError(f"{handler}: take a `caller: PaymentsRead` (or another scope), or say `public=True`")
+                raise RouteError(f"{handler}: take a `caller: PaymentsRead` (or another scope), or set `public=True`")
 
 
 def scope_of(handler: BaseRouteHandler) -> Scope | None:
-    """The scope that a route's caller needs, None for a public one."""
+    """Return the required scope, None for a public route."""
     return cast("Scope | None", handler.opt.get(_SCOPE))
 
 
 def _is_own(handler: HTTPRouteHandler) -> bool:
-    """Litestar's own routes: the OpenAPI document, and the OPTIONS answers it adds to every path."""
     return handler.http_methods == {"OPTIONS"} or getattr(handler.fn, "__module__", "").startswith("litestar.")
 
 
 async def authorize(request: Request[Any, Any, Any]) -> None:
-    """Let in who may call this route, before anything of the request is read.
+    """Authorise the caller before the body is read.
 
-    Raises InvalidKey, InsufficientScope, TooManyFailures, RateLimited, or Invalid for a parameter that nothing reads.
+    Raises InvalidKey, InsufficientScope, TooManyFailures, RateLimited, or InvalidFields for an unused parameter.
     """
     if (needed := scope_of(request.route_handler)) is not None:
         request.state.caller = await _authenticate(request, needed)
@@ -82,7 +80,6 @@ async def authorize(request: Request[Any, Any, Any]) -> None:
 
 
 async def provide_caller(request: Request[Any, Any, Any]) -> Caller:
-    """The caller that was let in."""
     return cast(Caller, request.state.caller)
 
 
@@ -91,10 +88,10 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         caller = await runtime.api_keys.authenticate(request.headers.get("x-api-key"))
     except InvalidKey:
-        await count_failure(runtime, address_of(request), _asked(request))
+        await count_failure(runtime, address_of(request), _request_info(request))
         raise
     structlog.contextvars.bind_contextvars(merchant_id=caller.merchant_id, key_id=caller.key_id)
-    who: dict[str, Any] = {
+    caller_detail: dict[str, Any] = {
         "merchant_id": caller.merchant_id,
         "actor": caller.actor,
         "subject_id": caller.key_id,
@@ -103,31 +100,32 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
     try:
         await runtime.limits.called(caller.key_id)
     except RateLimited:
-        await runtime.audit.observe("key.limited", **who, detail=_asked(request))
+        await runtime.audit.observe("key.limited", **caller_detail, detail=_request_info(request))
         raise
     if needed.name not in caller.scopes:
-        await runtime.audit.observe("scope.denied", **who, detail=_asked(request) | {"scope": needed.name})
+        await runtime.audit.observe(
+            "scope.denied", **caller_detail, detail=_request_info(request) | {"scope": needed.name}
+        )
         raise InsufficientScope(f"this API key lacks the scope {needed}: use a key that has it")
     return caller
 
 
-async def count_failure(runtime: Runtime, address: str, asked: dict[str, str]) -> None:
-    """Put a wrong key on record, and count it for its address. Raises TooManyFailures beyond the limit."""
-    await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=asked)
+async def count_failure(runtime: Runtime, address: str, request_info: dict[str, str]) -> None:
+    """Record and count an invalid key. Raises TooManyFailures above the limit."""
+    await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
     try:
         await runtime.limits.failed(AUTH, neighbourhood(address))
     except TooManyFailures:
-        await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=asked)
+        await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
         raise
 
 
-def _asked(request: Request[Any, Any, Any]) -> dict[str, str]:
-    """What was asked for, by its route: no ids, no query."""
+def _request_info(request: Request[Any, Any, Any]) -> dict[str, str]:
     return {"method": str(request.method), "route": str(request.scope.get("path_template", ""))}
 
 
 def address_of(request: Request[Any, Any, Any]) -> str:
-    """The address of the client behind our own proxies."""
+    """Return the client's address behind trusted proxies."""
     known: str | None = cast("dict[str, Any]", request.scope).get(CLIENT)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn here: columns over time, with a table that says the same for those who do not see them."""
+"""Column charts as SVG, with an equivalent table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ _HEIGHT = 100
 _STEP = 10
 _GAP = 1.6
 _FEWEST = 24
-"""Columns that a chart is wide: fewer stand at its right end, where the newest are."""
+"""Minimum width in columns."""
 
 _TICKS = (1.0, 2.0, 2.5, 4.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what stands under it, what it is called in full, and its parts from the bottom up."""
+    """Axis label, full name, and parts from the bottom up."""
 
     label: str
     name: str
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Series:
-    """One colour of a chart, and what it stands for. Tones: good, bad, wait, back."""
+    """A colour and its name. Tones: good, bad, wait, back."""
 
     tone: str
     name: str
@@ -34,7 +34,7 @@ class Series:
 def columns(
     title: str, series: Sequence[Series], given: Sequence[Column], shown: Callable[[float], str] = "{:,.0f}".format
 ) -> Markup:
-    """A chart of stacked columns. ``shown`` writes a value as people read it."""
+    """Return a stacked chart; ``shown`` formats a value."""
     top = _ceiling(max((sum(column.parts) for column in given), default=0))
     width = max(_FEWEST, len(given))
     drawn = Markup("").join(
@@ -75,9 +75,9 @@ def _column(index: int, column: Column, series: Sequence[Series], top: float, sh
             rects += Markup('<rect data-tone="{}" x="{:.1f}" y="{:.2f}" width="{:.1f}" height="{:.2f}"/>').format(
                 each.tone, x, y, _STEP - _GAP, height
             )
-    said = ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, column.parts, strict=True))
+    text = ", ".join(f"{each.name} {shown(value)}" for each, value in zip(series, column.parts, strict=True))
     hit = Markup('<rect data-hit x="{}" y="0" width="{}" height="{}"/>').format(index * _STEP, _STEP, _HEIGHT)
-    return Markup("<g><title>{}: {}</title>{}{}</g>").format(column.name, said, rects, hit)
+    return Markup("<g><title>{}: {}</title>{}{}</g>").format(column.name, text, rects, hit)
 
 
 def _table(title: str, series: Sequence[Series], given: Sequence[Column], shown: Callable[[float], str]) -> Markup:
@@ -99,7 +99,6 @@ def _table(title: str, series: Sequence[Series], given: Sequence[Column], shown:
 
 
 def _ceiling(value: float) -> float:
-    """The least round number that is not below: the top of the scale."""
     if value <= 0:
         return 1.0
     size = 10.0 ** (len(str(int(value))) - 1)

@@ -1,4 +1,4 @@
-"""The body of calls that cannot be undone: it repeats what it is about."""
+"""Bodies that confirm irreversible calls."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,18 +10,17 @@ from mpesa_gateway.http.fields import example_id
 
 
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Proof that the caller means this very object: ``confirm`` repeats its id."""
+    """A confirmation: ``confirm`` repeats the object's id."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"confirm": example_id("mer")}
 
     confirm: str
 
     def check(self, subject_id: str) -> None:
-        """Raise Invalid unless it is this object that is meant."""
         require_confirmed(self.confirm, subject_id)
 
 
 def require_confirmed(confirm: str, subject_id: str) -> None:
-    """Raise Invalid, saying what to send, unless ``confirm`` repeats the object's id."""
+    """Raises InvalidFields."""
     if confirm != subject_id:
         raise InvalidFields.field_error("confirm", f"send the id again ({subject_id}): this cannot be undone")

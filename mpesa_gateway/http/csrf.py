@@ -1,14 +1,13 @@
-"""Whether a request was made by one of our own pages: browsers say so, and pages cannot make them say otherwise."""
+"""Cross-site request check."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 
 def is_same_site(headers: Mapping[str, str], own_hosts: Collection[str]) -> bool:
-    """Whether these headers come from a page at one of ``own_hosts`` (host, with the port where there is one).
+    """Return True for requests from pages at ``own_hosts`` (host with optional port).
 
-    Sec-Fetch-Site decides where a browser sends it (https and loopback), else Origin, else Referer; a request with
-    none of them was made by no browser that we know.
+    Uses Sec-Fetch-Site, else Origin, else Referer; every known browser sends one.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

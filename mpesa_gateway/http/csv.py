@@ -1,4 +1,4 @@
-"""Lists as CSV files, streamed: a page of rows at a time, so that memory stays flat however many there are."""
+"""Streamed CSV exports with constant memory."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ from litestar.response import Stream
 from mpesa_gateway.clock import rfc3339
 
 _FORMULA = re.compile(r"[\s\x00-\x1f]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
-"""What spreadsheets take for the start of a formula: also after spaces, and in full width."""
+"""Formulas, also after spaces and in full width."""
 
 
 def cell(value: Any) -> str:
-    """A value as it stands in a cell. Text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Return cell text; formulas get an apostrophe prefix."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -26,10 +26,9 @@ def cell(value: Any) -> str:
 
 
 async def stream_csv(name: str, header: Sequence[str], pages: AsyncIterator[Iterable[Sequence[Any]]]) -> Stream:
-    """A CSV file (RFC 4180, UTF-8) with these columns.
+    """Stream a CSV file (RFC 4180, UTF-8).
 
-    The first page is read before anything is sent, so that a refusal is an answer of its own; a failure later breaks
-    the connection off, and no half of a list looks like the whole.
+    Errors of the first page become a response; later ones break the connection.
     """
     first: Iterable[Sequence[Any]] = ()
     async for rows in pages:

@@ -1,4 +1,4 @@
-"""What a route's signature can ask for of the gateway that serves it: ``gateway: RuntimeDependency``."""
+"""The type of ``gateway`` parameters."""
 
 from typing import TypeAlias
 
@@ -8,4 +8,4 @@ from litestar.params import SkipValidation
 from mpesa_gateway.runtime import Runtime
 
 RuntimeDependency: TypeAlias = NamedDependency[SkipValidation[Runtime]]
-"""Not validated: a Protocol cannot be, and the value is ours."""
+"""A Protocol cannot be validated."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: rendered once in a thread, then served as bytes."""
+"""The OpenAPI document and its page, rendered once in a thread."""
 
 import asyncio
 import hashlib
@@ -31,14 +31,13 @@ class Documents:
         self._rendering: asyncio.Task[dict[str, _Document]] | None = None
 
     async def answer(self, scope: Message, send: Send) -> None:
-        """Send the document, or 304 if the client has it."""
         if self._rendering is None:
             self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
-        # A client that disconnects does not cancel the rendering for the next one.
+        # A client that disconnects must not cancel the rendering.
         documents = await asyncio.shield(self._rendering)
         path = scope["path"]
         document = documents[path if path in documents else path.rstrip("/")]
-        is_known = _names(scope, document.etag)
+        is_known = _matches_etag(scope, document.etag)
         headers = list(document.headers)
         if not is_known:
             headers.append((b"content-length", str(len(document.body)).encode()))
@@ -49,15 +48,15 @@ class Documents:
     def _render(self) -> dict[str, _Document]:
         document = document_of(self._app)
         title, policy = document["info"]["title"], f"{POLICY}; frame-ancestors 'none'".encode()
-        # The links of the page are relative, so the trailing slash matters.
+        # The links are relative, so the trailing slash matters.
         pages = {"/schema": render_page(title), "/schema/": render_page(title, "../")}
         return {
-            **{path: _made(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},
-            "/schema/openapi.json": _made(msgspec.json.encode(document), JsonRenderPlugin().media_type.encode(), None),
+            **{path: _build(page.encode(), b"text/html; charset=utf-8", policy) for path, page in pages.items()},
+            "/schema/openapi.json": _build(msgspec.json.encode(document), JsonRenderPlugin().media_type.encode(), None),
         }
 
 
-def _made(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
+def _build(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
     etag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
     headers: list[Header] = [(b"content-type", media_type), (b"etag", etag), (b"cache-control", b"no-cache")]
     if policy is not None:
@@ -65,7 +64,6 @@ def _made(body: bytes, media_type: bytes, policy: bytes | None) -> _Document:
     return _Document(body, etag, tuple(headers))
 
 
-def _names(scope: Message, etag: bytes) -> bool:
-    """Whether If-None-Match names this version."""
+def _matches_etag(scope: Message, etag: bytes) -> bool:
     given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match")
     return any(one.strip().removeprefix(b"W/") in {etag, b"*"} for one in given.split(b","))

@@ -1,4 +1,4 @@
-"""Calls out to addresses that merchants chose: never into our own network, whatever a name resolves to."""
+"""HTTP calls to merchants' addresses, never into private networks."""
 
 import asyncio
 import re
@@ -23,12 +23,12 @@ Reason = Literal["refused", "dns", "connect", "tls", "too_slow", "reset", "bad_a
 LONGEST_URL = 2048
 
 SHOWN = 1024
-"""Characters of an answer that are kept."""
+"""Stored characters of a response."""
 
-_NEVER = tuple(
+_NON_PUBLIC = tuple(
     ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20", "100::/64", "2001::/23")
 )
-"""Ranges that are not out in the Internet, whatever this release of Python's own tables say (IANA's registries)."""
+"""Non-public in IANA's registries, independent of the Python release."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
@@ -39,7 +39,7 @@ _HOST = re.compile(
 
 
 class EgressFailed(Exception):
-    """No answer came back. ``reason`` is a stable word; the text is fit for the merchant's eyes."""
+    """``reason`` is a stable word; the text is safe to show to the merchant."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -47,12 +47,12 @@ class EgressFailed(Exception):
 
 
 class ForbiddenAddress(OSError):
-    """A name resolved to an address that we do not call."""
+    """A name resolved to a forbidden address."""
 
 
 @dataclass(frozen=True)
 class EgressResponse:
-    """What the other side said: its HTTP status, how long it took in milliseconds, and how its body begins."""
+    """``ms`` is the duration in milliseconds."""
 
     status: int
     ms: int
@@ -60,17 +60,17 @@ class EgressResponse:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is out in the Internet: none of ours, none of the link, none in another's clothes."""
+    """Return True for a public address; embedded IPv4 addresses are checked too."""
     inner = _embedded(address)
     if inner is not None:
         return False if isinstance(address, IPv6Address) else is_public(inner)
-    if any(address.version == network.version and address in network for network in _NEVER):
+    if any(address.version == network.version and address in network for network in _NON_PUBLIC):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved and not address.is_unspecified
 
 
 def _embedded(address: Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 address carries inside: mapped, 6to4, Teredo, NAT64, compatible."""
+    """Covers mapped, 6to4, Teredo, NAT64 and compatible addresses."""
     if not isinstance(address, IPv6Address):
         return None
     if address.ipv4_mapped is not None:
@@ -84,25 +84,24 @@ def _embedded(address: Address) -> IPv4Address | None:
     return None
 
 
-_SUCH_AS = "must be an https address such as https://shop.example.co.ke/mpesa"
+_ADDRESS_ADVICE = "must be an https address such as https://shop.example.co.ke/mpesa"
 
 
 def _split(url: str) -> tuple[SplitResult, str, int | None]:
-    """The parts of an address, its host and its port. Raises ValueError for a bad one, and for one with a user name."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError(_SUCH_AS) from None
+        raise ValueError(_ADDRESS_ADVICE) from None
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
     return parts, host, port
 
 
 def check_url(url: str, *, allow_loopback: bool) -> None:
-    """Whether an address may be called at all. Raises ValueError, saying what to send instead.
+    """Raise ValueError if the address may not be called.
 
-    ``allow_loopback`` is for the sandbox: then http is fine, for this machine itself.
+    ``allow_loopback`` (sandbox) permits http to this machine.
     """
     if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise ValueError(f"must be an https address of at most {LONGEST_URL} printable ASCII characters")
@@ -118,17 +117,17 @@ def check_url(url: str, *, allow_loopback: bool) -> None:
     if is_loopback and allow_loopback:
         return
     if "[" in parts.netloc and not isinstance(literal, IPv6Address):
-        raise ValueError("must have nothing but an IPv6 address in brackets")
+        raise ValueError("must have only an IPv6 address in brackets")
     _check_host(host, literal)
 
 
 def normal_url(url: str, *, allow_loopback: bool) -> str:
-    """The address in the form that is kept: scheme and host in lower case, no default port, no last dot in the host.
+    """Return the canonical address: lower case, xn-- host, no default port or trailing dot.
 
-    A name in other letters is kept in its xn-- form. Raises ValueError, saying what to send instead.
+    Raises ValueError.
     """
     if len(url) > LONGEST_URL or not url.isprintable() or " " in url or "\\" in url:
-        # The parser below would drop some of these.
+        # urlsplit removes some of these characters.
         check_url(url, allow_loopback=allow_loopback)
     parts, host, port = _split(url)
     name = _ascii_name(host)
@@ -144,7 +143,7 @@ def normal_url(url: str, *, allow_loopback: bool) -> str:
 
 
 def _ascii_name(host: str) -> str:
-    """A host name in ASCII. Raises ValueError for one that two editions of IDNA would spell in two ways."""
+    """Raises ValueError if IDNA editions differ."""
     if host.isascii():
         return host
     try:
@@ -163,13 +162,13 @@ def _check_host(host: str, literal: Address | None) -> None:
         if not is_public(literal):
             raise ValueError("must not name a private, local or reserved address")
     elif _NUMERIC.match(host):
-        raise ValueError("must name its host, or spell its address in the usual way")
+        raise ValueError("must contain a host name, or an address in standard notation")
     elif not _HOST.match(host):
         raise ValueError("must name a host such as shop.example.co.ke (an international name in its xn-- form)")
 
 
 def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
-    """The addresses of a name, where each of them may be called. Raises Forbidden for a name with one that may not."""
+    """Return the addresses. Raises ForbiddenAddress if one may not be called."""
     for text in addresses:
         address = ip_address(text.partition("%")[0])
         if not (is_public(address) or (allow_loopback and address.is_loopback)):
@@ -178,15 +177,15 @@ def check_addresses(addresses: list[str], *, allow_loopback: bool) -> list[str]:
 
 
 _LOOKUPS, _LOOKUPS_EACH = 256, 4
-"""Names that calls of one process wait for at the same time, in all and of one account."""
+"""Concurrent lookups: in total and per account."""
 
 
 class EgressBusy(Exception):
-    """Look-ups of this account take so long that no further one is begun. Nothing was sent: try later."""
+    """Too many pending lookups of this account. Nothing was sent."""
 
 
 class Egress:
-    """Posts to merchants: to the Internet, and for the sandbox also to this machine."""
+    """POST client for merchants' addresses; loopback only in the sandbox."""
 
     def __init__(
         self,
@@ -196,26 +195,22 @@ class Egress:
         connections: int = 200,
         connect_timeout: float = 4.0,
     ) -> None:
-        """``timeout`` is the whole time for one call, in seconds, and ``connect_timeout`` for one address.
-
-        ``lookup`` is shared with others; without it this has one of its own. ``connections`` are kept without use.
-        """
+        """``timeout`` is seconds per call, ``connect_timeout`` seconds per address."""
         self._timeout = timeout
         self._own_names = NameResolver() if lookup is None else None
         self._lookup: Lookup = lookup or self._own_names or NameResolver()
         self._lookups = Bulkhead(_LOOKUPS, _LOOKUPS_EACH)
-        self._asked: Counter[tuple[str, str]] = Counter()
-        # A connection to this machine is not used by a call that may not go there.
+        self._running_lookups: Counter[tuple[str, str]] = Counter()
+        # Loopback connections are not reused for other calls.
         self._outbound = {
             allow_loopback: OutboundClient(connections=connections, connect_timeout=connect_timeout)
             for allow_loopback in (False, True)
         }
 
     async def start(self) -> None:
-        """Nothing is opened before the first call."""
+        """Connections open on demand."""
 
     async def stop(self) -> None:
-        """Close every connection."""
         for outbound in self._outbound.values():
             outbound.close()
         if self._own_names is not None:
@@ -224,26 +219,25 @@ class Egress:
     async def post(
         self, url: str, *, body: bytes, headers: Mapping[str, str], allow_loopback: bool, account: str = ""
     ) -> EgressResponse:
-        """POST once. No redirect is followed, no cookie kept, no proxy used. Raises EgressFailed and EgressBusy.
+        """POST once, without redirects, cookies or proxy. Raises EgressFailed and EgressBusy.
 
-        The status line is the answer: what is wrong with the rest of it changes nothing. ``account`` is on whose
-        behalf: look-ups of each are bounded.
+        Errors after the status line are ignored.
         """
         try:
             check_url(url, allow_loopback=allow_loopback)
-            place, request = _request(url, body, headers)
+            destination, request = _request(url, body, headers)
         except ValueError as problem:
             raise EgressFailed("refused", f"the address {problem}") from None
 
         async def addresses() -> list[str]:
-            return await self._look_up(place, account, allow_loopback=allow_loopback)
+            return await self._look_up(destination, account, allow_loopback=allow_loopback)
 
         began = time.perf_counter()
         reader = ResponseReader(SHOWN * 4)
         try:
             async with asyncio.timeout(self._timeout):
                 with released_slot():
-                    await self._outbound[allow_loopback].post(place, addresses, request, reader)
+                    await self._outbound[allow_loopback].post(destination, addresses, request, reader)
         except EgressBusy:
             raise
         except Exception as problem:  # noqa: BLE001 - any error is a failed attempt
@@ -253,24 +247,26 @@ class Egress:
         text = reader.body.decode("utf-8", "replace").replace("\x00", "")[:SHOWN]
         return EgressResponse(reader.status or 0, ms, text)
 
-    async def _look_up(self, place: Destination, account: str, *, allow_loopback: bool) -> list[str]:
-        if read_literal(place.host) is not None:
-            return check_addresses([place.host], allow_loopback=allow_loopback)
-        asked = (account, place.host)
-        # Calls that wait for the same name wait for one question.
-        with nullcontext(enter_result=True) if self._asked[asked] else self._lookups.acquire(account) as has_place:
-            if not has_place:
+    async def _look_up(self, destination: Destination, account: str, *, allow_loopback: bool) -> list[str]:
+        if read_literal(destination.host) is not None:
+            return check_addresses([destination.host], allow_loopback=allow_loopback)
+        key = (account, destination.host)
+        # Concurrent calls to one name share a lookup slot.
+        with (
+            nullcontext(enter_result=True) if self._running_lookups[key] else self._lookups.acquire(account) as has_slot
+        ):
+            if not has_slot:
                 raise EgressBusy
-            self._asked[asked] += 1
+            self._running_lookups[key] += 1
             try:
-                found = await _as_dns(self._lookup(place.host, place.port))
+                found = await _as_dns(self._lookup(destination.host, destination.port))
             except BaseException:
                 self._lookups.record_answer(account, answered=False)
                 raise
             finally:
-                self._asked[asked] -= 1
-                if not self._asked[asked]:
-                    del self._asked[asked]
+                self._running_lookups[key] -= 1
+                if not self._running_lookups[key]:
+                    del self._running_lookups[key]
             self._lookups.record_answer(account, answered=True)
         return check_addresses(found, allow_loopback=allow_loopback)
 
@@ -292,9 +288,9 @@ _FAILURES: tuple[tuple[tuple[type[Exception], ...], Reason, str], ...] = (
     ((ForbiddenAddress,), "refused", "the address resolves to a private, local or reserved address"),
     ((ConnectionResetError, ConnectionAbortedError, BrokenPipeError), "reset", _BROKEN),
     ((ssl.SSLError, ssl.CertificateError), "tls", "TLS failed: check the certificate"),
-    ((OSError,), "connect", "nothing took the connection"),
+    ((OSError,), "connect", "the connection failed"),
 )
-"""The stable word for an error of the network; the narrower kinds come first."""
+"""Subclasses come first."""
 
 
 async def _as_dns(lookup: Awaitable[list[str]]) -> list[str]:
@@ -318,4 +314,4 @@ def _request(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[Destina
 
 
 _SAFE = "%!#$&'()*+,/:;=?@[]~"
-"""What stays as it is in a path and a query; the rest is percent-encoded."""
+"""Not percent-encoded in paths and queries."""

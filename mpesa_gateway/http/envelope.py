@@ -1,4 +1,4 @@
-"""The shape of every answer: success with data, or failure with errors."""
+"""The envelope of every response."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
@@ -19,7 +19,7 @@ class Success(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a page stands in its list. ``total`` only when it was asked for with ``?count=true``."""
+    """Position of a page. ``total`` is present only with ``?count=true``."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"limit": 50, "has_more": False, "next_cursor": None}
 
@@ -30,7 +30,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """Some objects of a list, newest first."""
+    """A page of a list, newest first."""
 
     success: Yes = True
     data: list[T]
@@ -38,13 +38,13 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """It is gone."""
+    """The object was deleted."""
 
     deleted: Yes = True
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a request was not carried out."""
+    """The errors of a failed request."""
 
     success: No = False
     errors: list[Problem]

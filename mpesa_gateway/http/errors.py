@@ -1,4 +1,4 @@
-"""How a refusal becomes an answer: the envelope, a request id, and never a trace."""
+"""Error responses with request id, without traces."""
 
 from typing import Any
 
@@ -17,26 +17,25 @@ from mpesa_gateway.logs import trace
 
 log = structlog.get_logger(__name__)
 
-NOTHING_HERE = "there is nothing at this address: see /schema for what there is"
-NOT_ALLOWED = "this address does not take this method: see /schema"
+NOTHING_HERE = "no such route: see /schema"
+NOT_ALLOWED = "this route does not support this method: see /schema"
 DATABASE_AWAY = "the gateway cannot reach its database at the moment: try again with the same Idempotency-Key"
 
 _BY_STATUS = {
     404: (Code.NOT_FOUND, NOTHING_HERE),
     405: (Code.METHOD_NOT_ALLOWED, NOT_ALLOWED),
-    413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are taken"),
+    413: (Code.PAYLOAD_TOO_LARGE, "the body is too large: at most 64 KiB are accepted"),
     415: (Code.UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json"),
 }
 
 
 def failure(problems: list[Problem], status: int, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """A refused answer in the envelope."""
     body = msgspec.json.encode(Failure(errors=problems, request_id=current_request_id()))
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = None) -> None:
-    """Answer with a refusal where no route has been found yet. ``more`` are further headers."""
+    """Send a rejection before routing."""
     body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=current_request_id()))
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | _headers_of(refusal) | (more or {})
     headers = [(name.lower().encode(), text.encode()) for name, text in lines.items()]
@@ -47,7 +46,7 @@ async def refuse(send: Send, refusal: ApiError, more: dict[str, str] | None = No
 def _refused(request: Request[Any, Any, Any], refusal: ApiError) -> Response[bytes]:
     headers = _headers_of(refusal)
     if isinstance(refusal, RequestTimeout) and str(request.scope.get("http_version", "")).startswith("1"):
-        # What is still to come of the body would be taken for the next request.
+        # Unread bytes would be parsed as the next request.
         headers["Connection"] = "close"
     return failure(refusal.problems, refusal.status, headers)
 
@@ -71,13 +70,13 @@ def _validation_problems(problem: ValidationException) -> list[Problem]:
     extra: Any = problem.extra
     entries: list[dict[str, Any]] = [entry for entry in extra or [] if isinstance(entry, dict)]  # pyright: ignore[reportUnknownVariableType]
     if any(entry.get("message") == "'data'" for entry in entries):
-        # Litestar's way to say that there was no body at all.
+        # Litestar's message for a missing body.
         return [Problem(code=Code.VALIDATION_ERROR.value, field="body", message="send a JSON object")]
     found = [
         Problem(
             code=Code.VALIDATION_ERROR.value,
             field=str(entry.get("key", "body")).removeprefix("data"),
-            message=str(entry.get("message", "cannot be taken")),
+            message=str(entry.get("message", "is not valid")),
         )
         for entry in entries
     ]
@@ -93,12 +92,11 @@ def _unavailable(_: Request[Any, Any, Any], problem: Exception) -> Response[byte
 
 def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes]:
     log.error("unexpected_error", exception=trace(problem))
-    message = "something went wrong on our side: quote the request_id to whoever runs this gateway"
+    message = "internal error: report the request_id to the gateway's host"
     return failure(InternalError(message).problems, InternalError.status)
 
 
 def handlers() -> dict[int | type[Exception], Any]:
-    """The exception handlers of the application."""
     unreachable: dict[int | type[Exception], Any] = {
         kind: _unavailable for kind in (*UNREACHABLE, *OVERBURDENED) if issubclass(kind, Exception)
     }

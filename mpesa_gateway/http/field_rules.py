@@ -1,4 +1,4 @@
-"""What a field may hold: a rule that refuses in words, and says the same to machines in the OpenAPI document."""
+"""Rules for field values: a check and the equivalent JSON Schema."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -8,11 +8,11 @@ from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import Msisdn
 
 Compose = Callable[[Any], Mapping[str, Any]]
-"""Draws a part of the document from what the enabled plugins of this gateway declare."""
+"""Returns a schema from the declarations of enabled plugins."""
 
 
 class Rule:
-    """A check of one value, which raises ValueError, and the JSON Schema of what it lets through."""
+    """A check that raises ValueError, and the equivalent JSON Schema."""
 
     def __init__(self, check: Callable[[Any], Any], compose: Compose | None = None, **schema: Any) -> None:
         self._check = check
@@ -20,16 +20,14 @@ class Rule:
         self.schema = schema
 
     def schema_of(self, gateway: Any) -> dict[str, Any]:
-        """The schema with what depends on the gateway."""
         return self.schema | dict(self._compose(gateway) if self._compose is not None else {})
 
     def __call__(self, value: Any) -> Any:
-        """Check, and give what the check makes of the value."""
         return self._check(value)
 
 
 def matching(pattern: str, message: str, **schema: Any) -> Rule:
-    """Text that matches as a whole. ``message`` says what to send: ``must be 5 to 7 digits``."""
+    """Return a rule for a full match. ``message`` is the advice: ``must be 5 to 7 digits``."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(text: str) -> str:
@@ -41,12 +39,10 @@ def matching(pattern: str, message: str, **schema: Any) -> Rule:
 
 
 def printable(most: int, why: str = "", *, least: int = 1, **schema: Any) -> Rule:
-    """So many printable ASCII characters, spaces too."""
     return matching(rf"[ -~]{{{least},{most}}}", f"must be {least} to {most} printable ASCII characters{why}", **schema)
 
 
 def one_of(words: Iterable[str], why: str = "", **schema: Any) -> Rule:
-    """One of a few words."""
     known = sorted(words)
 
     def check(text: str) -> str:
@@ -58,7 +54,6 @@ def one_of(words: Iterable[str], why: str = "", **schema: Any) -> Rule:
 
 
 def at_most(most: int) -> Rule:
-    """So many characters of any kind."""
 
     def check(text: str) -> str:
         if len(text) > most:
@@ -69,12 +64,12 @@ def at_most(most: int) -> Rule:
 
 
 def elsewhere(**schema: Any) -> Rule:
-    """What the document says of a field that is checked where more is known."""
+    """Return a rule that only documents; the service checks."""
     return Rule(lambda value: value, **schema)
 
 
 def composed(compose: Compose, **schema: Any) -> Rule:
-    """What the document says of a field that is checked where the enabled plugins are known."""
+    """Return a rule that only documents, depending on the plugins."""
     return Rule(lambda value: value, compose, **schema)
 
 
@@ -84,7 +79,7 @@ PHONE = Rule(
     description="A Kenyan mobile number.",
     examples=["254708374149"],
 )
-"""A number as people write it; kept as 2547… or 2541…"""
+"""Stored as 2547… or 2541…"""
 
 _TEXT = r"^(?:[1-9][0-9]{0,4}|1[0-9]{5}|2[0-4][0-9]{4}|250000)(?:\.0{1,2})?$"
 
@@ -94,9 +89,9 @@ AMOUNT = Rule(
     description="Whole KES, as a number or as text.",
     examples=["500.00", 500],
 )
-"""An amount that M-Pesa moves in one transaction, as it stands in a JSON body."""
+"""An amount within M-Pesa's limit, in a JSON body."""
 
 WHOLE = Rule(
     Kes.parse, pattern=r"^[0-9]{1,9}(?:\.0{1,2})?$", description="Whole KES.", examples=["500", "500.00"], format=None
 )
-"""An amount of any size, as it stands in a query."""
+"""An amount of any size, in a query."""

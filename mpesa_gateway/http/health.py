@@ -1,4 +1,4 @@
-"""Whether the gateway lives, and whether it can do its work: each part with its state."""
+"""Liveness and readiness of the gateway."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping
@@ -19,16 +19,15 @@ from mpesa_gateway.http.request_id import SLOWED
 from mpesa_gateway.http.self_probe import answer
 from mpesa_gateway.runtime import Runtime
 
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 
-_KEPT = 1.0
-"""Seconds for which an answer will do."""
+_REUSED_FOR = 1.0
 
-_examining: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
+_running_checks: "WeakKeyDictionary[Runtime, tuple[asyncio.Task[dict[str, Part]], float]]" = WeakKeyDictionary()
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that the gateway needs."""
+    """State of one dependency."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"ok": True}
 
@@ -37,7 +36,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Everything that the gateway needs, by name. Valkey may be away: payments go on, limits and wake-ups wait."""
+    """State of all dependencies. Without Valkey payments continue; rate limits and wake-ups pause."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"ready": True, "parts": {"postgres": {"ok": True}, "valkey": {"ok": True}}}
 
@@ -46,7 +45,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """How a request reached us: who was connected, and whom we took for its client."""
+    """How a request arrived: connected peer and derived client."""
 
     peer: str
     client: str
@@ -55,7 +54,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Live(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The process answers. ``proof`` and ``seen`` are for the doctor only."""
+    """The process answers. ``proof`` and ``seen`` are for the doctor."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"live": True}
 
@@ -68,7 +67,7 @@ class Live(msgspec.Struct, frozen=True, omit_defaults=True):
 async def live(
     request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
 ) -> Success[Live]:
-    """The process answers. `mpesa-gateway doctor` sends a ``challenge`` to find out whether it is this gateway."""
+    """Report that the process answers. `mpesa-gateway doctor` sends ``challenge`` to identify this gateway."""
     proof = None if challenge is None else answer(gateway.vault, challenge)
     return Success(data=Live(live=True) if proof is None else Live(live=True, proof=proof, seen=_seen(request)))
 
@@ -85,30 +84,29 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
 
 @get("/health/ready", public=True, priority=True, probe=True, tags=["Operators"], answers={503: Success[Health]})
 async def ready(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Success[Health]]:
-    """Postgres, migrations, Valkey, queue and certificates, each with its state; 503: send nothing here."""
-    parts = await _examine_once(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
+    """Report Postgres, migrations, Valkey, queue and certificates. 503: send no requests here."""
+    parts = await _examine_shared(gateway, may_be_old=bool(cast("dict[str, Any]", request.scope).get(SLOWED)))
     if gateway.is_draining:
-        parts["process"] = Part(ok=False, detail="about to stop: send nothing new here")
+        parts["process"] = Part(ok=False, detail="shutting down: send no new requests")
     is_ready = gateway.is_running and not gateway.is_draining and parts["postgres"].ok and parts["migrations"].ok
     return Response(Success(data=Health(ready=is_ready, parts=parts)), status_code=200 if is_ready else 503)
 
 
-async def _examine_once(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
-    """Like ``examine``; requests that come meanwhile share its answer: anybody may ask, as often as they like.
+async def _examine_shared(runtime: Runtime, *, may_be_old: bool) -> dict[str, Part]:
+    """Concurrent requests share one result.
 
-    ``may_be_old``: for _KEPT seconds the last answer will do, for an address that asks faster than it may.
+    With ``may_be_old``, for addresses above their rate, it is reused for _REUSED_FOR seconds.
     """
     now = asyncio.get_running_loop().time()
-    running, began = _examining.get(runtime, (None, now))
-    if running is None or (running.done() and not (may_be_old and now - began < _KEPT)):
+    running, began = _running_checks.get(runtime, (None, now))
+    if running is None or (running.done() and not (may_be_old and now - began < _REUSED_FOR)):
         running = asyncio.create_task(examine(runtime))
-        _examining[runtime] = running, now
-    # Whoever hangs up does not end what the others wait for.
+        _running_checks[runtime] = running, now
+    # A client that disconnects must not cancel the shared task.
     return dict(await asyncio.shield(running))
 
 
 async def examine(runtime: Runtime) -> dict[str, Part]:
-    """Ask each part, at most two seconds."""
     checks = {
         "postgres": _postgres(runtime),
         "migrations": _migrations(runtime),
@@ -121,16 +119,16 @@ async def examine(runtime: Runtime) -> dict[str, Part]:
 
 async def _part(check: Awaitable[str | None]) -> Part:
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             return Part(ok=True, detail=await check)
     except NotReady as problem:
         return Part(ok=False, detail=str(problem))
-    except Exception as problem:  # noqa: BLE001 - whatever a driver raises, this part does not work
+    except Exception as problem:  # noqa: BLE001 - any driver error means the part is not ready
         return Part(ok=False, detail=type(problem).__name__)
 
 
 class NotReady(Exception):
-    """A part that answers and is not as it must be."""
+    """The part answers but is not ready."""
 
 
 async def _postgres(runtime: Runtime) -> str | None:
@@ -166,14 +164,13 @@ async def _queue(runtime: Runtime) -> str | None:
 
 
 async def _certificates(runtime: Runtime) -> str | None:
-    """Safaricom's, as far as they are in use: a live merchant needs its own; what is there must not run out unseen."""
     has_live = await runtime.merchants.any_live()
-    is_fine, said = await asyncio.to_thread(
+    is_fine, text = await asyncio.to_thread(
         describe_used, runtime.config.daraja, runtime.clock.now(), has_live=has_live
     )
     if not is_fine:
-        raise NotReady(said)
-    return said
+        raise NotReady(text)
+    return text
 
 
 routes = (live, ready)

@@ -1,4 +1,4 @@
-"""What a plugin knows about callers of its public routes: who is no stranger, before anything of a request is read."""
+"""Plugins' checks for known callers of public routes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,9 @@ from mpesa_gateway.runtime import Runtime
 
 @dataclass(frozen=True)
 class KnownCallerCheck:
-    """Part of a plugin's ``contributes``: what it vouches for is not slowed, nor bounded with strangers' bodies.
+    """Exempts callers from throttling; part of ``contributes``.
 
-    ``vouches`` is called with the runtime, the ASGI scope and the client's address, for each request whose path begins
-    with one of ``below``. It does no I/O, and what it says opens nothing: the route checks its caller itself.
+    ``vouches`` gets runtime, ASGI scope and client address. It does no I/O and authorises nothing.
     """
 
     below: tuple[str, ...]

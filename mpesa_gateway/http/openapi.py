@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the routes and completed with what Litestar does not know."""
+"""The OpenAPI 3.1 document."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,11 +43,10 @@ ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes
 DESCRIBED, NEEDS_KEY = "described", "needs_key"
 """Keywords of a route's decorator that add to the document.
 
-``answers={202: Success[RunView]}``: other responses, by status; ``refuses=(Conflict,)``: errors in addition to those
-of its scope, body and parameters; ``takes={…}``: the JSON Schema of a body that the route reads itself;
-``described={"kind": {…}}``: the JSON Schema of path parameters; ``needs_key=True``: Idempotency-Key is required;
-``or_answers=[{…}]``: the JSON Schemas of other bodies with status 200. ``takes``, ``described`` and ``or_answers`` may
-be functions of the gateway.
+``answers={202: Success[RunView]}``: other responses; ``refuses=(Conflict,)``: additional errors; ``takes={…}``: the
+JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``: the JSON Schema of path parameters;
+``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: other bodies with status 200. ``takes``,
+``described`` and ``or_answers`` may be functions of the gateway.
 """
 
 _TEXT = """\
@@ -60,7 +59,6 @@ too long."""
 _KEY = "An API key of the merchant: `sk_test_…` or `sk_live_…`."
 
 SCOPE = {"$ref": "#/components/schemas/Scope"}
-"""The schema of a scope's name. `complete` adds the names."""
 
 _OWN_TAGS = {
     "Administration": "Merchants and their API keys, for keys with the scope `admin`.",
@@ -68,7 +66,6 @@ _OWN_TAGS = {
 }
 
 _LAST = ("Administration", "Operators", "Callbacks", "Simulator")
-"""Tags after those that merchants use."""
 
 _REQUEST_ID = {
     "X-Request-ID": {
@@ -93,26 +90,19 @@ _IDEMPOTENCY_KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern
 
 
 class _Document(JsonRenderPlugin):
-    """The document at /schema/openapi.json."""
-
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """Return the document as JSON."""
         return msgspec.json.encode(complete(request.app, openapi_schema))
 
 
 class _Page(OpenAPIRenderPlugin):
-    """The page at /schema."""
-
     def __init__(self) -> None:
         super().__init__(path="/")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - Litestar passes it
-        """Return the page."""
         return render_page(openapi_schema["info"]["title"]).encode()
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Return Litestar's configuration of the document and its page."""
     return OpenAPIConfig(
         title="mpesa-gateway",
         version=version("mpesa-gateway"),
@@ -133,12 +123,11 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def document_of(app: Litestar) -> dict[str, Any]:
-    """Return the complete document of an application."""
     return complete(app, app.openapi_schema.to_schema())
 
 
 def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
-    """Add filters, scopes, field rules, responses and errors to Litestar's document, in place, once."""
+    """Complete Litestar's document in place, once."""
     _name_host(document, app.state.gateway.config)
     if "x-complete" in document:
         return document
@@ -168,7 +157,7 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
         if names[handler.handler_name] == 1:
             operation["operationId"] = handler.handler_name
     name_words(document)
-    _forget_unused(document)
+    _remove_unused_schemas(document)
     used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
     tags = sorted(_tags(app).items(), key=lambda tag: tag[0] in _LAST)
     document["tags"] = [{"name": tag, "description": text} for tag, text in tags if tag in used]
@@ -219,7 +208,7 @@ def _complete_operation(
         del responses[status]
     for status, kind in _answers(handler).items():
         responses[str(status)] = _success(status, kind, handler, components, responses.get(str(status)))
-    if others := _said(handler, OR_ANSWERS, gateway):
+    if others := _option(handler, OR_ANSWERS, gateway):
         shown = responses["200"]["content"]["application/json"]
         shown["schema"] = {"anyOf": [shown["schema"], *others]}
     for status in sorted({refusal.status for refusal in refusals}):
@@ -232,7 +221,7 @@ def _complete_operation(
 
 
 def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, gateway: Any) -> None:
-    described: Mapping[str, Mapping[str, Any]] = _said(handler, DESCRIBED, gateway) or {}
+    described: Mapping[str, Mapping[str, Any]] = _option(handler, DESCRIBED, gateway) or {}
     for parameter in operation.get("parameters", ()):
         parameter.pop("deprecated", None)
         if parameter["in"] == "path":
@@ -248,7 +237,7 @@ def _complete_parameters(operation: dict[str, Any], handler: HTTPRouteHandler, g
 
 
 def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, components: Components, gateway: Any) -> None:
-    taken: dict[str, Any] | None = _said(handler, TAKES, gateway)
+    taken: dict[str, Any] | None = _option(handler, TAKES, gateway)
     if taken is None:
         reference = components.reference(_body(handler))
         if reference is None:
@@ -257,7 +246,7 @@ def _complete_body(operation: dict[str, Any], handler: HTTPRouteHandler, compone
     operation["requestBody"] = {"required": True, "content": {"application/json": taken}}
 
 
-def _said(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
+def _option(handler: HTTPRouteHandler, name: str, gateway: Any) -> Any:
     said = handler.opt.get(name)
     return said(gateway) if callable(said) else said
 
@@ -281,7 +270,7 @@ def _answers(handler: HTTPRouteHandler) -> dict[int, Any]:
 def _refusals(handler: HTTPRouteHandler) -> list[type[ApiError]]:
     found: list[type[ApiError]] = [*handler.opt.get(REFUSES, ())]
     if scope_of(handler) is not None:
-        # Invalid: an unknown query parameter.
+        # InvalidFields: an unknown query parameter.
         found += [InvalidKey, InsufficientScope, RateLimited, TooManyFailures, InvalidFields]
         if handler.http_methods & {"POST", "PUT", "PATCH"}:
             found += [UnsupportedMediaType]
@@ -363,7 +352,7 @@ def _filters(provide: Provide, gateway: Any) -> list[dict[str, Any]]:
 
 
 def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema without references and null: a query parameter is present or absent."""
+    """A query parameter is never null."""
     if "$ref" in schema:
         return _inline(components[schema["$ref"]], components) | {"title": schema.get("title", "")}
     if "anyOf" in schema:
@@ -372,16 +361,15 @@ def _inline(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in schema.items() if not (name in {"default", "title"} and not value)}
 
 
-def _forget_unused(document: dict[str, Any]) -> None:
-    """Remove Litestar's schemas that no operation refers to."""
+def _remove_unused_schemas(document: dict[str, Any]) -> None:
     schemas: dict[str, Any] = document["components"]["schemas"]
     used: set[str] = set()
-    waiting = _references(document["paths"])
-    while waiting:
-        name = waiting.pop()
+    pending = _references(document["paths"])
+    while pending:
+        name = pending.pop()
         if name not in used:
             used.add(name)
-            waiting |= _references(schemas.get(name, {}))
+            pending |= _references(schemas.get(name, {}))
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(used & set(schemas))}
 
 

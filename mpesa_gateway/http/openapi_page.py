@@ -1,10 +1,10 @@
-"""The API reference page: the vendored reader Scalar shows the gateway's OpenAPI document."""
+"""The API reference page, shown by the vendored reader Scalar."""
 
 from html import escape
 
 from mpesa_gateway.http.templating import asset
 
-# Scalar sets styles from its script. An API key is typed into the page, so requests stay within this origin.
+# Scalar sets styles from its script. Users type API keys, so requests stay within this origin.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -12,7 +12,7 @@ POLICY = (
 
 
 def render_page(title: str, root: str = "") -> str:
-    """Return the page as HTML. ``root`` is the relative path from the page to the gateway's root."""
+    """``root`` is the relative path to the root."""
     scripts = "".join(
         f'<script src="{root}{asset(name)}" defer></script>' for name in ("scalar.js.gz", "openapi_page.js")
     )

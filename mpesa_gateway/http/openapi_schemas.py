@@ -1,4 +1,4 @@
-"""JSON Schemas of request bodies and responses for the OpenAPI document, made from the msgspec types."""
+"""JSON Schemas of bodies and responses, made from the msgspec types."""
 
 import inspect
 import re
@@ -16,10 +16,10 @@ _MODULE = re.compile(r"(?:\b[a-z_][a-z_0-9]*\.)+(?=[A-Z])")
 
 
 class Components:
-    """The schemas of types and of the types inside them. A type that msgspec cannot describe has no schema."""
+    """The schemas of types and of their inner types, if msgspec can describe them."""
 
     def __init__(self, bodies: Iterable[Any], answers: Iterable[Any], gateway: Any) -> None:
-        """``bodies`` are decoded types, ``answers`` encoded types: every field of an encoded type is present."""
+        """``bodies`` are decoded types, ``answers`` encoded types, whose fields are all present."""
         read = set(_structs(kind for kind in bodies if _is_described(kind)))
         written = [kind for kind in answers if _is_described(kind)]
         kinds = [*read, *written, *(each for each in _structs(written) if each not in read)]
@@ -44,11 +44,10 @@ class Components:
                 schema["examples"] = [self.example(schema)]
 
     def reference(self, kind: Any) -> dict[str, Any] | None:
-        """Return the schema of a type, None if it has no schema."""
         return self._references.get(kind)
 
     def example(self, schema: dict[str, Any]) -> Any:
-        """Return a value that fits the schema. The fields of an object's own example replace generated values."""
+        """Return a valid value; an object's own example replaces generated values."""
         if "$ref" in schema:
             return self.example(self._named(schema))
         own: Any = next(iter(schema.get("examples", ())), None)
@@ -77,27 +76,27 @@ class Components:
 
 
 def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool = False) -> None:
-    """Add a struct's ``RULES`` to its fields, and its ``TOGETHER`` and ``EXAMPLE`` to its schema."""
+    """Add a struct's ``RULES``, ``TOGETHER`` and ``EXAMPLE`` to its schema."""
     struct: Any = get_origin(kind) or kind
     rules: Mapping[str, Any] = getattr(struct, "RULES", {})
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
         rule = rules.get(field.name)
-        said = rule.schema_of(gateway) if isinstance(rule, Rule) else {}
+        extra = rule.schema_of(gateway) if isinstance(rule, Rule) else {}
         if is_moment(field.type):
-            said = {"format": "date-time"} | said
+            extra = {"format": "date-time"} | extra
         if not part:
-            # msgspec allows any value; the rule is stricter.
-            part.update(said)
-        elif said:
+            # msgspec allows any value here.
+            part.update(extra)
+        elif extra:
             present = (
                 part if "anyOf" not in part else next(each for each in part["anyOf"] if each.get("type") != "null")
             )
-            present.update(said)
+            present.update(extra)
             for name in [name for name, value in present.items() if value is None and name != "default"]:
                 del present[name]
         if part.get("default", part) is None:
-            # Null means that the field is absent; a client does not send it.
+            # Null means absent; a client does not send it.
             del part["default"]
         if not is_written:
             _forbid_nul(part)
@@ -106,13 +105,13 @@ def refine(schema: dict[str, Any], kind: Any, gateway: Any, *, is_written: bool 
         schema["examples"] = [dict(struct.EXAMPLE)]
     schema.pop("title", None)
     if is_written and struct.__struct_config__.omit_defaults:
-        _leave_out(schema, kind)
+        _remove_null(schema, kind)
     elif is_written:
         schema["required"] = list(schema["properties"])
 
 
-def _leave_out(schema: dict[str, Any], kind: Any) -> None:
-    """Remove null from the types of fields that are omitted when null."""
+def _remove_null(schema: dict[str, Any], kind: Any) -> None:
+    """Fields that are omitted when null cannot be null."""
     for field in msgspec.structs.fields(kind):
         part = schema["properties"][field.encode_name]
         if field.default is None and "anyOf" in part:
@@ -121,7 +120,7 @@ def _leave_out(schema: dict[str, Any], kind: Any) -> None:
 
 
 def _forbid_nul(part: dict[str, Any]) -> None:
-    """Exclude the NUL character from text: PostgreSQL does not store it."""
+    """PostgreSQL does not store NUL."""
     for option in (part, *part.get("anyOf", ())):
         if option.get("type") == "string" and not {"pattern", "enum", "const", "format"} & option.keys():
             option["pattern"] = _NO_NUL
@@ -129,16 +128,16 @@ def _forbid_nul(part: dict[str, Any]) -> None:
 
 def _structs(kinds: Iterable[Any]) -> Iterator[Any]:
     seen: list[Any] = []
-    waiting = list(kinds)
-    while waiting:
-        kind = waiting.pop()
+    pending = list(kinds)
+    while pending:
+        kind = pending.pop()
         if kind in seen:
             continue
         seen.append(kind)
         if _is_struct(kind):
             yield kind
-            waiting += [field.type for field in msgspec.structs.fields(kind)]
-        waiting += get_args(kind)
+            pending += [field.type for field in msgspec.structs.fields(kind)]
+        pending += get_args(kind)
 
 
 def _is_struct(kind: Any) -> bool:
@@ -177,7 +176,7 @@ def plain(docstring: str) -> str:
 
 
 def name_words(document: dict[str, Any]) -> None:
-    """Replace each titled enumeration by a reference to a schema with that name."""
+    """Replace each titled enumeration by a reference to a named schema."""
     schemas: dict[str, dict[str, Any]] = document["components"]["schemas"]
     for part in [*inside(list(schemas.values())), *inside(document["paths"])]:
         if "title" not in part or any(part is schema for schema in schemas.values()):

@@ -1,8 +1,4 @@
-"""A small HTTP/1.1 client for servers that are not trusted: it reads a bounded part of an answer, and nothing twice.
-
-The status line is the answer. What follows it is read for two reasons only, to show how the body begins and to keep the
-connection, and whatever is wrong with it changes neither the status nor what has been counted.
-"""
+"""An HTTP/1.1 client for untrusted servers."""
 
 import asyncio
 import re
@@ -17,17 +13,15 @@ from typing import Literal, cast
 import wassima
 
 HEAD, BODY = 65_536, 65_536
-"""Bytes that are read at most: of all heads of an answer together, and of its body with its framing."""
+"""Maximum bytes of all heads of a response, and of its body with framing."""
 
 READS, PIECES = 250, 1_024
-"""Reads from the connection, and chunks and interim answers, that one answer may take at most.
+"""Maximum socket reads, and chunks plus interim responses.
 
-A read costs more than a chunk: each is a turn of the event loop. Heads and body of the full size, in reads of 1,460
-bytes, take 90.
+Maximum head and body take 90 reads of 1,460 bytes.
 """
 
 _LONGEST_LINE = 1024
-"""Bytes of a chunk's line or a trailer's line."""
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +([1-5]\d\d)(?:[ \t][^\r\n]*)?\r?\Z")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?\r?\Z", re.DOTALL)
@@ -35,22 +29,21 @@ _LINE_END = b"\r\n"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 _IDLE, _AGE = 15.0, 300.0
-"""Seconds that a connection is kept without use, and after which it is not used again: DNS may say another address."""
+"""Seconds: idle time of a connection, and its age, since DNS may change."""
 
 _KEPT_EACH = 8
-"""Connections that are kept to one server."""
+"""Connections kept per server."""
 
 _ADDRESSES = 4
-"""Addresses of one name that are tried."""
+"""Addresses tried per name."""
 
 Addresses = Callable[[], Awaitable[Sequence[str]]]
-"""Looks the addresses of a place up, where a new connection needs them."""
 
 BrokenOff = Literal["reset", "bad_answer"]
 
 
 class NoResponse(Exception):
-    """The connection brought no status line of a final answer."""
+    """No final status line."""
 
     def __init__(self, reason: BrokenOff) -> None:
         super().__init__(reason)
@@ -58,10 +51,13 @@ class NoResponse(Exception):
 
 
 class ResponseReader:
-    """Reads one answer from bytes as they come. It never raises: what it cannot read ends the answer."""
+    """Incremental parser of one response. Never raises.
+
+    The status line decides; of the rest a limited part is read.
+    """
 
     def __init__(self, shown: int) -> None:
-        """``shown`` is how many bytes of the body are kept."""
+        """``shown`` is the number of body bytes to keep."""
         self._shown = shown
         self._data = bytearray()
         self._at = 0
@@ -75,20 +71,16 @@ class ResponseReader:
         self._left = 0
         self._keeps = False
         self.status: int | None = None
-        """The final status, as soon as its line is read."""
         self.failure: BrokenOff = "bad_answer"
-        """Why there is none, once the answer has ended."""
         self.is_done = False
         self.is_reusable = False
-        """Whether the answer ended where its framing says, on a connection that the server keeps."""
 
     @property
     def body(self) -> bytes:
-        """The beginning of the body; empty for one that is compressed."""
+        """The start of the body; empty if compressed."""
         return bytes(self._body[: self._shown]) if self._is_shown else b""
 
     def feed(self, data: bytes) -> None:
-        """Take what came. After ``is_done`` nothing more is read."""
         if self.is_done:
             self.is_reusable = False
             return
@@ -102,7 +94,6 @@ class ResponseReader:
             self._stop()
 
     def end(self) -> None:
-        """The connection has ended."""
         if not self.is_done:
             self.failure = "reset"
         self.is_done = True
@@ -112,11 +103,9 @@ class ResponseReader:
         self.is_done = True
 
     def _finish(self) -> None:
-        """The answer is whole. Bytes beyond it belong to no answer, and the connection is not used again."""
+        """Surplus bytes make the connection unusable."""
         self.is_done = True
         self.is_reusable = self._keeps and self._at == len(self._data)
-
-    # -- heads ----------------------------------------------------------------------------------------------------
 
     def _read_heads(self) -> None:
         while self._framing == "head" and not self.is_done:
@@ -128,7 +117,7 @@ class ResponseReader:
                 found = _STATUS.match(bytes(self._data[self._at : line_end]))
                 status = int(found[1]) if found else None
                 if status is None or status == 101:
-                    # No HTTP, or another protocol that was not asked for.
+                    # Not HTTP, or an unrequested protocol switch.
                     self._stop()
                     return
                 if status >= 200:
@@ -157,7 +146,7 @@ class ResponseReader:
             if colon:
                 fields[name.strip().lower()].add(value.strip().lower())
         length, transfer = fields[b"content-length"], fields[b"transfer-encoding"]
-        # Compressed bytes are not unpacked: a small answer could become a very large one.
+        # A small compressed response could expand to a very large one.
         coded = (fields[b"content-encoding"] | transfer) - {b"", b"identity", b"chunked"}
         self._is_shown = not coded
         if any(b"close" in value for value in fields[b"connection"]) or (length and transfer):
@@ -177,8 +166,6 @@ class ResponseReader:
         else:
             self._framing = "end"
         self._keeps = self._keeps and self._framing != "end"
-
-    # -- bodies ---------------------------------------------------------------------------------------------------
 
     def _read_body(self) -> None:
         if self._framing == "length":
@@ -220,7 +207,6 @@ class ResponseReader:
                 self._stop()
 
     def _is_past_chunk(self) -> bool:
-        """Read on in a chunk, if there is one, and say whether its line end was read too."""
         if self._left > len(_LINE_END):
             self._take(min(self._left - len(_LINE_END), len(self._data) - self._at))
         if not self._left:
@@ -247,15 +233,13 @@ class ResponseReader:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, used for one answer at a time."""
-
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.made_at = 0.0
         self._reader: ResponseReader | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._expires: asyncio.TimerHandle | None = None
-        self._forget: Callable[[_Connection], None] | None = None
+        self._remove: Callable[[_Connection], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -263,7 +247,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._reader is None:
-            # Nothing was asked: what comes now would be taken for the next answer.
+            # Unsolicited bytes could be mistaken for the next response.
             self.abort()
             return
         self._reader.feed(data)
@@ -273,8 +257,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self._reader is not None:
             self._reader.end()
-        if self._forget is not None:
-            self._forget(self)
+        if self._remove is not None:
+            self._remove(self)
         self._wake()
 
     def _wake(self) -> None:
@@ -290,7 +274,6 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     async def send(self, request: bytes, reader: ResponseReader) -> None:
-        """Send, and return once the answer is whole, broken off or beyond its bounds."""
         self._reader = reader
         self._waiting = asyncio.get_running_loop().create_future()
         try:
@@ -302,14 +285,13 @@ class _Connection(asyncio.Protocol):
         finally:
             self._reader = self._waiting = None
 
-    def release(self, forget: "Callable[[_Connection], None]") -> None:
-        """Wait for another use, and close after a while without it. ``forget`` is called when it has closed."""
-        self._forget = forget
+    def release(self, on_close: "Callable[[_Connection], None]") -> None:
+        """Keep the connection for reuse until ``_IDLE``."""
+        self._remove = on_close
         self._expires = asyncio.get_running_loop().call_later(_IDLE, self.abort)
 
     def resume(self) -> bool:
-        """Whether it can be used again."""
-        self._forget = None
+        self._remove = None
         if self._expires is not None:
             self._expires.cancel()
         return self.is_open and time.monotonic() - self.made_at < _AGE
@@ -317,7 +299,7 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a request goes: the name for TLS (empty for plain HTTP), and the port."""
+    """``host`` is the TLS server name."""
 
     host: str
     port: int
@@ -325,17 +307,17 @@ class Destination:
 
 
 def tls_context() -> ssl.SSLContext:
-    """A context that trusts what the operating system trusts, for HTTP/1.1."""
+    """Return a context that trusts the operating system's certificates."""
     context = wassima.create_default_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 class OutboundClient:
-    """Connections to servers, kept for a while. One instance for each set of rules about addresses."""
+    """A pool of connections for one address policy."""
 
     def __init__(self, *, connections: int, connect_timeout: float = 4.0) -> None:
-        """``connections`` are kept at most, without use; ``connect_timeout`` is for each address, in seconds."""
+        """``connections`` limits idle ones; ``connect_timeout`` is seconds per address."""
         self._most_kept = connections
         self._connect_timeout = connect_timeout
         self._kept: dict[Destination, list[_Connection]] = {}
@@ -343,49 +325,49 @@ class OutboundClient:
         self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
-        """Close every connection that is kept."""
         for connection in [each for kept in self._kept.values() for each in kept]:
             connection.resume()
             connection.abort()
         self._kept.clear()
         self._count = 0
 
-    async def post(self, place: Destination, addresses: Addresses, request: bytes, reader: ResponseReader) -> None:
-        """Send a request on a kept connection, or on a new one to the first of ``addresses`` that takes it.
+    async def post(
+        self, destination: Destination, addresses: Addresses, request: bytes, reader: ResponseReader
+    ) -> None:
+        """Send on an idle connection, or connect to the first reachable address.
 
-        Returns once ``reader`` has the final status. The caller bounds the time. Raises NoAnswer, and what
-        ``addresses`` and connecting raise: OSError (ssl.SSLError and TimeoutError among them).
+        The caller sets the timeout. Raises NoResponse and OSError.
         """
-        connection = self._take(place)
+        connection = self._take(destination)
         if connection is None:
-            connection = await self._connect(place, await addresses())
+            connection = await self._connect(destination, await addresses())
         try:
             await connection.send(request, reader)
         finally:
-            self._release(place, connection, reader)
+            self._release(destination, connection, reader)
         if reader.status is None:
             raise NoResponse(reader.failure)
 
-    def _take(self, place: Destination) -> _Connection | None:
-        while kept := self._kept.get(place):
+    def _take(self, destination: Destination) -> _Connection | None:
+        while kept := self._kept.get(destination):
             connection = kept[-1]
-            self._forget(place, connection)
+            self._remove(destination, connection)
             if connection.resume():
                 return connection
             connection.abort()
         return None
 
-    def _forget(self, place: Destination, connection: _Connection) -> None:
-        kept = self._kept[place]
+    def _remove(self, destination: Destination, connection: _Connection) -> None:
+        kept = self._kept[destination]
         kept.remove(connection)
         self._count -= 1
         if not kept:
-            del self._kept[place]
+            del self._kept[destination]
 
-    async def _connect(self, place: Destination, addresses: Sequence[str]) -> _Connection:
-        # The addresses are literals: the event loop looks no name up.
+    async def _connect(self, destination: Destination, addresses: Sequence[str]) -> _Connection:
+        # Literal addresses: the event loop performs no DNS lookup.
         loop = asyncio.get_running_loop()
-        if place.is_tls and self._tls is None:
+        if destination.is_tls and self._tls is None:
             self._tls = tls_context()
         failure: OSError = ConnectionError("no address")
         for address in addresses[:_ADDRESSES]:
@@ -394,9 +376,9 @@ class OutboundClient:
                     _, connection = await loop.create_connection(
                         _Connection,
                         address,
-                        place.port,
-                        ssl=self._tls if place.is_tls else None,
-                        server_hostname=place.host if place.is_tls else None,
+                        destination.port,
+                        ssl=self._tls if destination.is_tls else None,
+                        server_hostname=destination.host if destination.is_tls else None,
                     )
             except OSError as problem:
                 failure = problem
@@ -404,18 +386,18 @@ class OutboundClient:
                 return connection
         raise failure
 
-    def _release(self, place: Destination, connection: _Connection, reader: ResponseReader) -> None:
-        has_room = len(self._kept.get(place, ())) < _KEPT_EACH and self._count < self._most_kept
+    def _release(self, destination: Destination, connection: _Connection, reader: ResponseReader) -> None:
+        has_room = len(self._kept.get(destination, ())) < _KEPT_EACH and self._count < self._most_kept
         if reader.is_reusable and connection.is_open and has_room:
-            self._kept.setdefault(place, []).append(connection)
+            self._kept.setdefault(destination, []).append(connection)
             self._count += 1
-            connection.release(partial(self._forget, place))
+            connection.release(partial(self._remove, destination))
         else:
             connection.abort()
 
 
 def request_bytes(host: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A POST. Raises ValueError for a header that would begin another one."""
+    """Raises ValueError for a header with a line break."""
     fields = {"Host": host, "Accept": "*/*", "Accept-Encoding": "identity", "Content-Length": str(len(body)), **headers}
     lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     if any("\r" in line or "\n" in line for line in lines):

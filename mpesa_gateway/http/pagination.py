@@ -1,4 +1,4 @@
-"""A page of a long list as the API answers it."""
+"""Pages of keyset queries in the API's envelope."""
 
 from typing import TypeVar
 
@@ -9,12 +9,10 @@ T = TypeVar("T")
 
 
 def page_of(found: KeysetPage[T]) -> Page[T]:
-    """Return the page with its place in the list."""
     return Page(data=list(found.rows), meta=meta_of(found))
 
 
 def meta_of(found: KeysetPage[T]) -> Meta:
-    """Return where a page is in its list."""
     return Meta(
         limit=found.limit,
         has_more=found.next_cursor is not None,

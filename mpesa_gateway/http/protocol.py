@@ -1,9 +1,4 @@
-"""HTTP/1.1 as we serve it: a guard on each connection, and uvicorn's own protocol behind it.
-
-The guard reads the connection strictly and writes each request anew for uvicorn, one at a time and in one form only.
-A byte that the client sent never reaches uvicorn's parser unless the guard has said what it is part of. uvicorn's
-protocol is used as asyncio's interface has it, and by the two hooks that uvicorn documents: ``http`` and ``load``.
-"""
+"""HTTP/1.1 with a strict guard in front of uvicorn's protocol."""
 
 import asyncio
 import time
@@ -36,32 +31,31 @@ from mpesa_gateway.ids import Ids
 log = structlog.get_logger(__name__)
 
 _GRACE = 5.0
-"""Seconds after ``http.body_timeout`` until the connection is closed: the application answers 408 first."""
+"""Seconds after ``http.body_timeout``, so that the application can answer 408."""
 
 _LINGER = 2.0
-"""Seconds that a refused client has to read the refusal, before the connection is closed."""
+"""Seconds for a client to read a rejection."""
 
 _DISCARDED = 131_072
-"""Bytes that are discarded with a refusal and after it. A client that sends more waits until the connection closes."""
+"""Bytes discarded after a rejection before reading pauses."""
 
-_HELD = 65_536
-"""Bytes of later requests that are held while an earlier one is worked on. Beyond them the client is not read."""
+_MOST_PIPELINED = 65_536
+"""Bytes of pipelined requests before reading pauses."""
 
-_LOG_AGAIN = 1.0
-"""Seconds between two lines in the log about refused connections."""
+_LOG_INTERVAL = 1.0
 
 _STATE = "mpesa_gateway_connection"
 
 Waits = Literal["head", "next", "body", "write"]
-"""What a connection waits for its client to do. In this order, connections are closed when there are too many."""
+"""Waits for the client, in the order of eviction."""
 
 
 class ConnectionLimiter:
-    """The connections of one server. The longest-waiting one is closed where there are too many."""
+    """The connections of one server; evicts the longest-waiting one at the limit."""
 
     def __init__(self, most: int | None) -> None:
         self.most = most
-        self._logged_at = -_LOG_AGAIN
+        self._logged_at = -_LOG_INTERVAL
         self._not_logged = 0
         self._all: set[Connection] = set()
         self._waiting: dict[Waits, dict[Connection, None]] = {"head": {}, "next": {}, "body": {}, "write": {}}
@@ -71,13 +65,12 @@ class ConnectionLimiter:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether more connections are open than the settings allow, and none of them waits for its client."""
         return self.most is not None and len(self._all) > self.most
 
     def admit(self, connection: "Connection") -> bool:
-        """Add a connection; closes another one for it when there are too many. False when there is no room.
+        """Returns False without room.
 
-        A quarter more than the bound is admitted while none waits for its client: callbacks may be among them.
+        Up to a quarter more is admitted if no connection waits for its client: callbacks may be among them.
         """
         if self.most is not None and len(self._all) >= self.most:
             has_room = self._close_one() or len(self._all) < self.most * 5 // 4
@@ -87,12 +80,10 @@ class ConnectionLimiter:
         return True
 
     def remove(self, connection: "Connection") -> None:
-        """Forget a connection. Does nothing for one that is forgotten already."""
         self._all.discard(connection)
         self.move(connection, None)
 
     def move(self, connection: "Connection", waits: Waits | None) -> None:
-        """Note what a connection waits for from now on, None while the application works on its request."""
         if connection.waits is not None:
             self._waiting[connection.waits].pop(connection, None)
         connection.waits = waits if connection in self._all else None
@@ -100,9 +91,8 @@ class ConnectionLimiter:
             self._waiting[connection.waits][connection] = None
 
     def log_refusal(self, refusal: ApiError, request_id: str) -> None:
-        """Log a refused connection: one a second, with the number of those left out before it."""
         now = time.monotonic()
-        if now - self._logged_at < _LOG_AGAIN:
+        if now - self._logged_at < _LOG_INTERVAL:
             self._not_logged += 1
             return
         log.warning(
@@ -123,9 +113,9 @@ class ConnectionLimiter:
 
 
 class ServerConfig(uvicorn.Config):
-    """How we serve: uvicorn's settings, with the guard and its bounds. Each worker process is handed it whole.
+    """uvicorn's settings with the guard and its limits; pickled for worker processes.
 
-    ``limit_concurrency`` bounds connections. uvicorn's own check of it would answer in plain text.
+    Uses two documented hooks: ``http`` and ``load``. uvicorn's own ``limit_concurrency`` answers in plain text.
     """
 
     def __init__(self, app: Any, bounds: HttpConfig, *, limit_concurrency: int | None = None, **more: Any) -> None:
@@ -136,7 +126,6 @@ class ServerConfig(uvicorn.Config):
         self.most_connections = limit_concurrency
 
     def load(self) -> None:
-        """Load the application and the protocol, and put the guard before it."""
         super().load()
         self.loaded_app = _ResponseInProgress(self.loaded_app)
         guarded = partial(
@@ -145,13 +134,11 @@ class ServerConfig(uvicorn.Config):
             bounds=self.bounds,
             crowd=ConnectionLimiter(self.most_connections),
         )
-        # The server calls it with keywords, as it calls the class.
+        # The server passes keyword arguments only.
         self.http_protocol_class = cast("type[asyncio.Protocol]", guarded)
 
 
 class _ResponseInProgress:
-    """ASGI: tells a connection when the application has begun its answer, and when it has ended it."""
-
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -165,30 +152,31 @@ class _ResponseInProgress:
 
         is_answered = False
 
-        async def send_noted(message: Message) -> None:
+        async def send_tracked(message: Message) -> None:
             nonlocal is_answered
             connection.is_answering = True
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False) and not is_answered:
-                # From here on the connection may be at work on its next request.
+                # The connection may already process its next request.
                 is_answered = True
                 connection.answered()
 
         try:
-            await self._app(scope, receive, send_noted)
+            await self._app(scope, receive, send_tracked)
         finally:
             if not is_answered:
-                # uvicorn answers 500 or hangs up once this has returned.
+                # uvicorn answers 500 or closes the connection after this returns.
                 asyncio.get_running_loop().call_soon(connection.answered)
 
 
 class Connection(asyncio.Protocol):
-    """The guard of one connection: bounds every head, body and wait, and refuses in the envelope.
+    """The guard of one connection: limits heads, bodies and waits.
 
-    A request is passed on once the one before it has been answered, and the client has read of that answer. A refusal
-    ends the connection, after the answers that are owed to earlier requests.
+    Rewrites requests in canonical form, so that clients cannot desynchronise uvicorn's parser. Forwards the next
+    request once the client reads the complete previous response. A rejection follows earlier responses and ends the
+    connection.
 
-    Over 20 methods: asyncio's callbacks, and one small method for each state of the reader, which share its buffer.
+    Over 20 methods: asyncio's callbacks and one per parser state, which share a buffer.
     """
 
     def __init__(
@@ -202,95 +190,82 @@ class Connection(asyncio.Protocol):
         **more: Any,
     ) -> None:
         self._bounds = bounds
-        self._crowd = crowd
+        self._limiter = crowd
         self._default_headers: list[tuple[bytes, bytes]] = server_state.default_headers
         self._served: set[Any] = server_state.connections
-        self._make_behind = partial(behind, app_state=app_state | {_STATE: self}, server_state=server_state, **more)
-        self._behind: asyncio.Protocol | None = None
-        """Made for the first head: a silent connection costs as little as it can."""
+        self._make_inner = partial(behind, app_state=app_state | {_STATE: self}, server_state=server_state, **more)
+        self._inner_protocol: asyncio.Protocol | None = None
+        """Created at the first head: silent connections stay cheap."""
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._read = bytearray()
-        self._looked_at = 0
+        self._buffer = bytearray()
+        self._scanned = 0
         self._next = self._head
-        """Reads the next part of what has come; False when more has to come."""
-        self._left = 0
+        """Parses the next part; returns False if more bytes are needed."""
+        self._remaining = 0
         self._trailers = 0
-        self._is_over = False
-        """Nothing more is read of this connection."""
+        self._has_stopped = False
         self._is_detached = False
         self._is_last = False
         self._is_fresh = True
-        """No whole head has come yet."""
         self.waits: Waits | None = None
         self.is_answering = False
         self.is_answered = True
 
-    # -- asyncio's interface ----------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to wait for a head; abort where there is no room."""
         self._transport = cast("asyncio.Transport", transport)
-        if not self._crowd.admit(self):
-            self._is_over = self._is_detached = True
+        if not self._limiter.admit(self):
+            self._has_stopped = self._is_detached = True
             self._transport.abort()
             return
         self._served.add(self)
-        self._note_wait()
+        self._update_wait()
         self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel every timer, and pass it on unless uvicorn has been told already."""
-        self._is_over = True
-        self._crowd.remove(self)
+        self._has_stopped = True
+        self._limiter.remove(self)
         for name in list(self._timers):
             self._cancel_timer(name)
-        self._read.clear()
+        self._buffer.clear()
         self._detach(exc)
 
     def eof_received(self) -> None:
-        """Do nothing more. The transport closes itself."""
+        """The transport closes itself."""
 
     def pause_writing(self) -> None:
-        """Start to bound how long the client may read nothing."""
-        if self._behind is not None:
-            self._behind.pause_writing()
+        if self._inner_protocol is not None:
+            self._inner_protocol.pause_writing()
         self._start_timer("write", self._bounds.stall_timeout, self._transport.abort)
-        self._note_wait()
+        self._update_wait()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
         self._cancel_timer("write")
-        self._note_wait()
-        if self._behind is not None:
-            self._behind.resume_writing()
+        self._update_wait()
+        if self._inner_protocol is not None:
+            self._inner_protocol.resume_writing()
         if self.is_answered and self._is_open and self._next == self._head:
             self._await_next()
 
     def data_received(self, data: bytes) -> None:
-        """Read as far as the next request may be passed on. What follows a refusal is discarded."""
         if not self._is_open:
             self._discard(len(data))
             return
-        self._read += data
+        self._buffer += data
         self._continue()
-        if len(self._read) > _HELD and self._is_open:
+        if len(self._buffer) > _MOST_PIPELINED and self._is_open:
             self._transport.pause_reading()
 
     def shutdown(self) -> None:
-        """Called by the server at its stop, where no head has come."""
+        """Called by the stopping server before the first head."""
         self._transport.close()
-
-    # -- what the application does ------------------------------------------------------------------------------------
 
     @property
     def is_crowded(self) -> bool:
-        """Whether too many connections are open."""
-        return self._crowd.is_crowded
+        return self._limiter.is_crowded
 
     def answered(self) -> None:
-        """The application has answered the request: the next one may follow."""
         if self.is_answered:
             return
         self.is_answered = True
@@ -298,9 +273,8 @@ class Connection(asyncio.Protocol):
             self._await_next()
 
     def evict(self) -> None:
-        """Close the connection, which waits for its client, to make room for another one."""
-        self._crowd.remove(self)
-        self._is_over = True
+        self._limiter.remove(self)
+        self._has_stopped = True
         if self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
@@ -308,9 +282,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_open(self) -> bool:
-        return not self._is_over and not self._transport.is_closing()
-
-    # -- reading ------------------------------------------------------------------------------------------------------
+        return not self._has_stopped and not self._transport.is_closing()
 
     def _continue(self) -> None:
         try:
@@ -320,63 +292,62 @@ class Connection(asyncio.Protocol):
             self._refuse(refusal)
 
     def _await_next(self) -> None:
-        """The request is whole and answered: the next head is waited for."""
         if self._is_last:
-            # uvicorn closes it. What follows is nobody's request.
-            self._is_over = True
+            # Bytes after the last request belong to no request.
+            self._has_stopped = True
             return
-        self._looked_at = 0
-        self._note_wait()
+        self._scanned = 0
+        self._update_wait()
         if not self._transport.is_reading():
             self._transport.resume_reading()
         self._continue()
 
     def _head(self) -> bool:
-        if not self.is_answered or "write" in self._timers or not self._read:
+        if not self.is_answered or "write" in self._timers or not self._buffer:
             return False
         self._skip_empty_lines()
-        end = self._read.find(b"\r\n\r\n", max(0, self._looked_at - 3))
+        end = self._buffer.find(b"\r\n\r\n", max(0, self._scanned - 3))
         most = self._bounds.max_head_bytes
-        if max(end, self._left) > most or (end < 0 and len(self._read) + self._left > most):
+        if max(end, self._remaining) > most or (end < 0 and len(self._buffer) + self._remaining > most):
             raise head_too_large(most)
         if end < 0:
-            if self._read and cannot_be_head(self._read, self._looked_at):
-                raise InvalidRequest("what came is no HTTP: send HTTP/1.1 (RFC 9112)")
-            self._looked_at = len(self._read)
+            if self._buffer and cannot_be_head(self._buffer, self._scanned):
+                raise InvalidRequest("not HTTP: send HTTP/1.1 (RFC 9112)")
+            self._scanned = len(self._buffer)
             if "head" not in self._timers:
                 self._start_timer("head", self._bounds.head_timeout, self._head_is_late)
             return False
-        head = read_head(bytes(self._read[:end]), most)
-        del self._read[: end + 4]
+        head = read_head(bytes(self._buffer[:end]), most)
+        del self._buffer[: end + 4]
         self._cancel_timer("head")
-        self._left, self._trailers, self._looked_at = head.length or 0, 0, 0
+        self._remaining, self._trailers, self._scanned = head.length or 0, 0, 0
         self._is_last = head.is_last
         self.is_answered = self.is_answering = False
         self._is_fresh = False
         if head.length != 0:
             self._next = self._chunk_size if head.length is None else self._body
             self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
-        self._note_wait()
-        if self._behind is None:
+        self._update_wait()
+        if self._inner_protocol is None:
             self._served.discard(self)
-            self._behind = self._make_behind()
-            self._behind.connection_made(self._transport)
-        self._pass_on(head.written)
+            self._inner_protocol = self._make_inner()
+            self._inner_protocol.connection_made(self._transport)
+        self._forward(head.written)
         return True
 
     def _skip_empty_lines(self) -> None:
-        """Discard empty lines before a head. ``_left`` counts them: they must not come for ever."""
-        while self._read.startswith(b"\r\n"):
-            del self._read[:2]
-            self._left += 2
-            self._looked_at = 0
+        """``_remaining`` counts empty lines towards the head's limit."""
+        while self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+            self._remaining += 2
+            self._scanned = 0
 
     def _body(self) -> bool:
         part = self._take()
         if not part:
             return False
-        self._pass_on(part)
-        if not self._left:
+        self._forward(part)
+        if not self._remaining:
             self._finish_request()
         return True
 
@@ -384,21 +355,21 @@ class Connection(asyncio.Protocol):
         line = self._line(MOST_CHUNK_LINE)
         if line is None:
             return False
-        self._left = read_chunk_size(line)
-        self._next = self._chunk if self._left else self._trailer
+        self._remaining = read_chunk_size(line)
+        self._next = self._chunk if self._remaining else self._trailer
         return True
 
     def _chunk(self) -> bool:
-        if self._left:
+        if self._remaining:
             part = self._take()
             if part:
-                self._pass_on(b"%x\r\n%b\r\n" % (len(part), part))
+                self._forward(b"%x\r\n%b\r\n" % (len(part), part))
             return bool(part)
-        if len(self._read) < 2:
+        if len(self._buffer) < 2:
             return False
-        if not self._read.startswith(b"\r\n"):
+        if not self._buffer.startswith(b"\r\n"):
             raise InvalidRequest("a chunk is longer than the size before it (RFC 9112)")
-        del self._read[:2]
+        del self._buffer[:2]
         self._next = self._chunk_size
         return True
 
@@ -410,73 +381,68 @@ class Connection(asyncio.Protocol):
         if line:
             check_trailer(line)
             return True
-        self._pass_on(b"0\r\n\r\n")
+        self._forward(b"0\r\n\r\n")
         self._finish_request()
         return True
 
-    def _pass_on(self, data: bytes) -> None:
-        cast("asyncio.Protocol", self._behind).data_received(data)
+    def _forward(self, data: bytes) -> None:
+        cast("asyncio.Protocol", self._inner_protocol).data_received(data)
 
     def _finish_request(self) -> None:
-        """The body has been passed on to its end."""
         self._cancel_timer("body")
         self._next = self._head
-        self._left = self._looked_at = 0
+        self._remaining = self._scanned = 0
         if self.is_answered:
             self._await_next()
         else:
-            self._note_wait()
+            self._update_wait()
 
     def _take(self) -> bytes:
-        part = bytes(self._read[: self._left])
-        del self._read[: self._left]
-        self._left -= len(part)
+        part = bytes(self._buffer[: self._remaining])
+        del self._buffer[: self._remaining]
+        self._remaining -= len(part)
         return part
 
     def _line(self, most: int) -> bytes | None:
-        end = self._read.find(b"\r\n")
-        if max(end, len(self._read) if end < 0 else 0) > most:
+        end = self._buffer.find(b"\r\n")
+        if max(end, len(self._buffer) if end < 0 else 0) > most:
             raise InvalidRequest("a line of a body in chunks is too long (RFC 9112)")
         if end < 0:
             return None
-        line = bytes(self._read[:end])
-        del self._read[: end + 2]
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 2]
         return line
 
-    # -- what ends it -------------------------------------------------------------------------------------------------
-
     def _refuse(self, refusal: ApiError) -> None:
-        """Read no more of this connection, and answer why, unless the request has its answer or the start of one."""
-        has_begun, is_in_body = self.is_answering, self._next != self._head
-        self._is_over = True
-        self._left = len(self._read)
-        self._read.clear()
+        has_started, is_in_body = self.is_answering, self._next != self._head
+        self._has_stopped = True
+        self._remaining = len(self._buffer)
+        self._buffer.clear()
         for name in ("head", "body"):
             self._cancel_timer(name)
         self._detach(ConnectionAbortedError())
-        if is_in_body and has_begun:
+        if is_in_body and has_started:
             self._transport.close()
         else:
             self._respond_and_close(refusal)
 
     def _discard(self, count: int) -> None:
-        """Count what is discarded with a refusal: reading it costs as much as reading a request."""
-        self._left += count
-        if self._left > _DISCARDED and "linger" in self._timers:
+        """Reading discarded bytes costs as much as reading a request."""
+        self._remaining += count
+        if self._remaining > _DISCARDED and "linger" in self._timers:
             self._transport.pause_reading()
 
     def _detach(self, exc: Exception | None) -> None:
-        """Tell uvicorn, once, that the connection is lost. It tells the application, and writes nothing more."""
         if not self._is_detached:
             self._is_detached = True
             self._served.discard(self)
-            if self._behind is not None:
-                self._behind.connection_lost(exc)
+            if self._inner_protocol is not None:
+                self._inner_protocol.connection_lost(exc)
 
     def _respond_and_close(self, refusal: ApiError) -> None:
-        """Answer, and leave the client a moment to read it: closing on unread bytes would take the answer away."""
+        """Closing with unread bytes would reset the connection, so it closes after a delay."""
         request_id = Ids(SystemClock()).new("req")
-        self._crowd.log_refusal(refusal, request_id)
+        self._limiter.log_refusal(refusal, request_id)
         body = msgspec.json.encode(Failure(errors=refusal.problems, request_id=request_id))
         lines = [
             f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
@@ -491,26 +457,24 @@ class Connection(asyncio.Protocol):
         self._transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._crowd.move(self, "head")
+        self._limiter.move(self, "head")
         self._start_timer("linger", _LINGER, self._transport.close)
         self._discard(0)
 
     def _head_is_late(self) -> None:
-        if self._read or self._left:
-            self._refuse(RequestTimeout(f"no whole request within {self._bounds.head_timeout:g} seconds"))
+        if self._buffer or self._remaining:
+            self._refuse(RequestTimeout(f"no complete request within {self._bounds.head_timeout:g} seconds"))
         else:
-            # A client that has sent nothing is answered nothing.
             self._transport.close()
 
     def _body_is_late(self) -> None:
         if self._transport.is_reading():
-            self._refuse(RequestTimeout(f"the body did not come within {self._bounds.body_timeout:g} seconds"))
+            self._refuse(RequestTimeout(f"the body did not arrive within {self._bounds.body_timeout:g} seconds"))
         else:
-            # It is the application that does not read.
+            # The application has paused reading.
             self._start_timer("body", self._bounds.body_timeout + _GRACE, self._body_is_late)
 
-    def _note_wait(self) -> None:
-        """Tell the crowd what this connection waits for."""
+    def _update_wait(self) -> None:
         waits: Waits | None
         if "write" in self._timers:
             waits = "write"
@@ -518,7 +482,7 @@ class Connection(asyncio.Protocol):
             waits = None if self._next == self._head else "body"
         else:
             waits = "head" if self._is_fresh else "next"
-        self._crowd.move(self, waits)
+        self._limiter.move(self, waits)
 
     def _start_timer(self, name: str, seconds: float, then: Callable[[], None]) -> None:
         self._cancel_timer(name)

@@ -1,4 +1,4 @@
-"""The filters of a list: declared as a struct, read from the query string, shown in the OpenAPI document."""
+"""Filters of lists, declared as structs."""
 
 import re
 from datetime import datetime
@@ -15,13 +15,12 @@ from mpesa_gateway.http.validation import read_query
 Q = TypeVar("Q", bound=msgspec.Struct)
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A time in a body: RFC 3339, with its zone."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every list takes. ``count`` asks for ``meta.total``."""
+    """Parameters of every list. ``count`` requests ``meta.total``."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -29,7 +28,7 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
-    """The query string of a request as a struct. Raises Invalid."""
+    """Raises InvalidFields."""
     values: dict[str, list[str]] = {}
     for name, text in request.query_params.multi_items():
         values.setdefault(name, []).append(text)
@@ -37,23 +36,23 @@ def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
 
 
 def reads(kind: type[Q]) -> Provide:
-    """Make the dependency that reads the query string into ``kind``, for a route's ``filters``."""
+    """Return the dependency for a route's ``filters``."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:
         return read_params(request, kind)
 
-    provide.query_type = kind  # type: ignore[attr-defined]  # read again when the OpenAPI document is drawn
+    provide.query_type = kind  # type: ignore[attr-defined]  # the OpenAPI document reads it
     return Provide(provide)
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a route takes that declares no filters: nothing, so that no parameter is thought to have had an effect."""
+    """Rejects any parameter, so that an ignored one is not mistaken for a filter."""
 
 
 def reads_query(handler: BaseRouteHandler) -> bool:
-    """Whether a route takes parameters: by filters of ours, or by parameters of its own signature as Litestar has them.
+    """Return True if a route has filters or query parameters.
 
-    A route that reads ``request.query_params`` says ``reads_query=True`` in its decorator.
+    A route that reads ``request.query_params`` declares ``reads_query=True``.
     """
     given = handler.resolve_dependencies()
     if handler.opt.get("reads_query") or any(hasattr(each.dependency, "query_type") for each in given.values()):
@@ -67,12 +66,11 @@ def reads_query(handler: BaseRouteHandler) -> bool:
 
 
 def refuse_query(request: Request[Any, Any, Any]) -> None:
-    """Raise Invalid with one problem for each parameter that was sent to a route which takes none."""
+    """Raises InvalidFields."""
     if request.scope["query_string"]:
         read_params(request, NoQuery)
 
 
 _NOT_QUERY = frozenset({"body", "caller", "cookies", "data", "headers", "request", "scope", "socket", "state"})
-"""Names of parameters that Litestar fills from elsewhere."""
 
 _IN_PATH = re.compile(r"\{(\w+)(?::\w+)?\}")

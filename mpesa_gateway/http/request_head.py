@@ -1,4 +1,4 @@
-"""Heads and chunks of HTTP/1.1, read strictly (RFC 9112): one reading of each, or a refusal."""
+"""Strict parser for HTTP/1.1 heads and chunks (RFC 9112)."""
 
 import re
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from mpesa_gateway.errors import ApiError, PayloadTooLarge
 
 MOST_HEADERS = 100
-"""Headers of one request. Browsers and proxies together send a third of it."""
+"""Three times what browsers and proxies send."""
 
 MOST_CHUNK_LINE = 1024
-"""Bytes of the line before a chunk, its extensions included."""
+"""With extensions."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(
@@ -25,33 +25,32 @@ _HOP = frozenset({b"connection", b"upgrade", b"http2-settings", b"keep-alive", b
 
 
 class HeadTooLarge(PayloadTooLarge):
-    """The request line and its headers are more than the server takes."""
+    """The request line and headers exceed the server's limit."""
 
     status = 431
 
 
 class InvalidRequest(ApiError):
-    """The bytes are no HTTP/1.1 request."""
+    """The bytes are not an HTTP/1.1 request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's head. ``length`` is the body's in bytes, None for a body in chunks."""
+    """``length`` is the body's bytes, None for chunked."""
 
     written: bytes
-    """The head in its only form, without what concerns the connection: no Upgrade, no other way to end the body."""
+    """The canonical head, without hop-by-hop headers."""
     length: int | None
     is_last: bool
-    """Whether the client closes the connection after it."""
 
 
 def cannot_be_head(begun: bytearray, since: int) -> bool:
-    """Whether these bytes start no head, whatever follows. ``since`` bytes have been looked at before."""
+    """Return True if no head starts with these bytes."""
     return _NEVER.search(begun, max(0, since - 1)) is not None
 
 
 def read_head(head: bytes, most_bytes: int) -> Head:
-    """Read a whole head, up to and without its empty line. Raises HeadTooLarge or InvalidRequest."""
+    """Raises HeadTooLarge or InvalidRequest."""
     if len(head) > most_bytes:
         raise head_too_large(most_bytes)
     first, _, rest = (head + b"\r\n").partition(b"\r\n")
@@ -100,7 +99,7 @@ def _length(lengths: list[bytes], codings: list[bytes], version: bytes) -> int |
 
 
 def read_chunk_size(line: bytes) -> int:
-    """The size of a chunk by the line before it, in bytes. Raises InvalidRequest."""
+    """Return the bytes of a chunk. Raises InvalidRequest."""
     found = _CHUNK.fullmatch(line) if len(line) <= MOST_CHUNK_LINE else None
     if found is None:
         raise InvalidRequest("the size of a chunk cannot be read: send it in hexadecimal digits (RFC 9112)")
@@ -108,11 +107,10 @@ def read_chunk_size(line: bytes) -> int:
 
 
 def check_trailer(line: bytes) -> None:
-    """Raise InvalidRequest for a trailer that is no header. Trailers are read and discarded."""
+    """Raise InvalidRequest if malformed; trailers are discarded."""
     if _HEADERS.fullmatch(line + b"\r\n") is None:
         raise InvalidRequest("a trailer after the last chunk cannot be read (RFC 9112)")
 
 
 def head_too_large(most_bytes: int) -> HeadTooLarge:
-    """The refusal of a head of more than ``most_bytes`` bytes or MOST_HEADERS headers."""
     return HeadTooLarge(f"send at most {MOST_HEADERS} headers, and {most_bytes} bytes with the request line")

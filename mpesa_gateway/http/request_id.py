@@ -1,4 +1,4 @@
-"""One name for each request, in the answer and in every line that is logged about it."""
+"""Request ids, the request log and request metrics."""
 
 import re
 import time
@@ -19,30 +19,29 @@ from mpesa_gateway.tracing import Tracing, is_enabled
 log = structlog.get_logger("mpesa_gateway.http")
 
 KNOWN = "mpesa_gateway_known"
-"""In the scope: whether the caller was known before anything was read. Refusals of strangers are logged in samples."""
+"""Scope key: the caller is known. Rejections of others are sampled in the log."""
 
 SLOWED = "mpesa_gateway_slowed"
-"""In the scope: whether the request came faster than its address may send them."""
+"""Scope key: the request exceeded its address's rate."""
 
-_SANE = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
 QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
-"""Paths that are asked all day long and logged only when they fail."""
+"""Polled paths, logged only on errors."""
 
 
 _SAMPLED = 60.0
-"""Seconds in which one refusal of a kind is logged for each address; the next line says how many were left out."""
+"""Seconds per log line for rejections of one kind and address."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are counted by their names; a caller may make up others."""
+"""Metric labels; clients may send other methods."""
 
 
 _BOUND = ("merchant_id", "key_id", "payment_id")
-"""What whoever handles a request binds for its log lines."""
 
 
 class RequestIds:
-    """ASGI middleware: takes the caller's X-Request-ID if it is sane, else makes one; logs and counts each request."""
+    """ASGI middleware: keeps a valid X-Request-ID or creates one; logs and counts requests."""
 
     def __init__(self, app: ASGIApp, ids: Ids, metrics: KernelMetrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -53,12 +52,11 @@ class RequestIds:
         self._refusals = Sampler(_SAMPLED)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given.decode("ascii") if _SANE.match(given) else self._ids.new("req")
+        request_id = given.decode("ascii") if _VALID_ID.match(given) else self._ids.new("req")
         with use_request_id(request_id):
             try:
                 if not self._is_traced or scope["path"] in QUIET:
@@ -72,7 +70,7 @@ class RequestIds:
     async def _handle(self, scope: Message, receive: Receive, send: Send, span: Span) -> None:
         began = time.perf_counter()
         status = 0
-        asked = scope["method"]
+        raw_method = scope["method"]
         request_id = current_request_id().encode()
 
         async def send_with_id(message: Message) -> None:
@@ -85,14 +83,14 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            # The template and not the path: a callback's path carries its token.
+            # A callback's path contains its token.
             template = scope.get("path_template") or "(unknown)"
-            took = time.perf_counter() - began
-            method = asked if asked in _METHODS else OTHER
+            elapsed = time.perf_counter() - began
+            method = raw_method if raw_method in _METHODS else OTHER
             self._metrics.requests.labels(method, template, str(status)).inc()
-            self._metrics.request_seconds.labels(template).observe(took)
+            self._metrics.request_seconds.labels(template).observe(elapsed)
             if template not in QUIET or status >= 500:
-                self._log(scope, method=asked, route=template, status=status, ms=round(took * 1000, 1))
+                self._log(scope, method=raw_method, route=template, status=status, ms=round(elapsed * 1000, 1))
             if span.is_recording():
                 bound = structlog.contextvars.get_contextvars()
                 describe_request(
@@ -100,7 +98,6 @@ class RequestIds:
                 )
 
     def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
-        """Log a request. Of a stranger's refusals, the first of a minute by address, route and status."""
         more: dict[str, int] = {}
         if status >= 400 and not scope.get(KNOWN, False):
             left_out = self._refusals.admit((neighbourhood(scope.get(CLIENT, "")), route, status))

@@ -15,14 +15,14 @@ from mpesa_gateway.tracing import Tracing, root_span, set_attributes, set_error
 
 
 def request_span(tracing: Tracing, scope: Mapping[str, Any], request_id: str) -> AbstractContextManager[Span]:
-    """Return a block with the span of a request, named later by ``describe_request``."""
+    """Return a block with a span, named later by ``describe_request``."""
     parent, links = _caller(tracing, scope)
-    said = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
-    return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, said, parent, links)
+    attributes = {"mpesa.request_id": request_id, "url.scheme": scope.get("scheme", "http")}
+    return root_span(tracing.tracer, "HTTP", SpanKind.SERVER, attributes, parent, links)
 
 
 def describe_request(span: Span, method: str, route: str, status: int, ids: Mapping[str, str]) -> None:
-    """Name the span and set its attributes. ``status`` is 0 if there was no answer."""
+    """``status`` is 0 without an answer."""
     span.update_name(f"{method} {route}")
     set_attributes(
         span,
@@ -39,10 +39,10 @@ def describe_request(span: Span, method: str, route: str, status: int, ids: Mapp
 
 
 def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[Link]]:
-    """Return the parent (a span of the host or of a trusted caller) and the links."""
-    here = get_current()
-    if get_current_span(here).get_span_context().is_valid:
-        return here, []
+    """The parent is a span of the host or of a trusted caller."""
+    context = get_current()
+    if get_current_span(context).get_span_context().is_valid:
+        return context, []
     sent = {
         name: value.decode("latin-1") for name, value in scope["headers"] if name in {b"traceparent", b"tracestate"}
     }
@@ -50,6 +50,6 @@ def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[L
     address = read_address(acting_from.get() or "") if tracing.trusted_callers else None
     if address is not None and within(address, tracing.trusted_callers):
         return read_traceparent(traceparent, sent.get(b"tracestate", "")), []
-    # Another caller decides neither the id of the trace nor its sampling.
+    # An untrusted caller decides neither trace id nor sampling.
     theirs = get_current_span(read_traceparent(traceparent)).get_span_context()
     return Context(), [Link(theirs)] if theirs.is_valid else []

@@ -1,4 +1,4 @@
-"""Headers that every answer carries unless its route says otherwise: kept by nobody, framed by nobody, not sniffed."""
+"""Default response headers: not cached, not framed, not sniffed."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,6 @@ _DEFAULTS: tuple[Header, ...] = (
 
 
 def with_defaults(headers: Iterable[Header]) -> list[Header]:
-    """Return these headers, and each default whose name is not among them."""
     given = list(headers)
     names = {name.lower() for name, _ in given}
     return [*given, *(header for header in _DEFAULTS if header[0] not in names)]

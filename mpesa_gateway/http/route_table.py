@@ -1,4 +1,4 @@
-"""Finds a path's route without the router: what the route needs is known before anything of the request is read."""
+"""Route lookup before the router runs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from mpesa_gateway.http.auth import BODY_BYTES, PRIORITY, PROBE, scope_of
 
 @dataclass(frozen=True)
 class RouteTraits:
-    """What one method of a route says of itself. ``body_bytes`` bounds a body; None where the route says nothing."""
+    """Declared traits of a method; ``body_bytes`` is None if undeclared."""
 
     needs_key: bool = False
     has_priority: bool = False
@@ -22,21 +22,20 @@ class RouteTraits:
 
 @dataclass(frozen=True)
 class KnownRoute:
-    """A route's template and its methods. A mounted application takes every method, and is public."""
+    """A route. A mounted application is public and accepts every method."""
 
     template: str
     methods: Mapping[str, RouteTraits]
     is_mount: bool = False
 
     def traits(self, method: str) -> RouteTraits | None:
-        """What this method needs, None where the route does not take it. HEAD is answered as GET."""
+        """Return None for an unsupported method; HEAD is treated as GET."""
         if self.is_mount:
             return RouteTraits()
         return self.methods.get(method) or (self.methods.get("GET") if method == "HEAD" else None)
 
     @property
     def allow(self) -> str:
-        """The methods as the Allow header lists them."""
         return ", ".join(sorted({*self.methods, "OPTIONS", *(("HEAD",) if "GET" in self.methods else ())}))
 
 
@@ -45,12 +44,11 @@ class _Node:
     children: dict[str, "_Node"] = field(default_factory=dict[str, "_Node"])
     parameter: "_Node | None" = None
     rest: KnownRoute | None = None
-    """The route that takes everything below."""
     route: KnownRoute | None = None
 
 
 class RouteTable:
-    """All routes of an application, by their segments. Finds at least what the router finds."""
+    """All routes by path segments. Matches at least what the router matches."""
 
     def __init__(self, app: Litestar) -> None:
         self._root = _Node()
@@ -67,7 +65,6 @@ class RouteTable:
                 self._add(f"{route.path}/{{path:path}}", KnownRoute(route.path_format, {}, is_mount=True))
 
     def find(self, path: str) -> KnownRoute | None:
-        """The route of a path, None for a path that has none."""
         return _find(self._root, [part for part in path.split("/") if part], 0)
 
     def _add(self, path: str, route: KnownRoute) -> None:
@@ -82,7 +79,7 @@ class RouteTable:
             else:
                 node = node.children.setdefault(part, _Node())
         if node.route is not None:
-            # Two names of one parameter, each with methods of its own.
+            # Routes that differ only in a parameter's name are merged.
             route = replace(node.route, methods={**node.route.methods, **route.methods})
         node.route = route
 

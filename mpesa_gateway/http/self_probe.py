@@ -1,8 +1,4 @@
-"""Proves to the doctor that an address leads to this very gateway, and says how its request was seen: to nobody else.
-
-Whoever asks shows that it knows a secret of this installation, and the answer shows the same for what was asked:
-neither a wrong target nor a cache in between can give it.
-"""
+"""Challenge and response that prove to the doctor that a URL leads to this gateway."""
 
 import hashlib
 import hmac
@@ -10,17 +6,17 @@ import re
 
 from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS, GatewaySecrets
 
-_ASKED = re.compile(r"([0-9a-f]{32})([0-9a-f]{32})\Z", re.ASCII)
+_CHALLENGE = re.compile(r"([0-9a-f]{32})([0-9a-f]{32})\Z", re.ASCII)
 
 
 def create_nonce(vault: GatewaySecrets, nonce: bytes) -> str:
-    """What to send, for 16 random bytes: 64 hexadecimal digits."""
+    """Return the challenge for 16 random bytes: 64 hexadecimal digits."""
     return nonce.hex() + _mac(vault, "ask", nonce)
 
 
-def answer(vault: GatewaySecrets, asked: str) -> str | None:
-    """The proof for what was asked; None for whoever does not know our secret."""
-    found = _ASKED.match(asked)
+def answer(vault: GatewaySecrets, challenge: str) -> str | None:
+    """Return the proof, or None for an invalid challenge."""
+    found = _CHALLENGE.match(challenge)
     if found is None:
         return None
     nonce = bytes.fromhex(found[1])
@@ -28,11 +24,10 @@ def answer(vault: GatewaySecrets, asked: str) -> str | None:
 
 
 def expected(vault: GatewaySecrets, nonce: bytes) -> str:
-    """The proof that this gateway gives for these bytes."""
     return _mac(vault, "answer", nonce)
 
 
 def _mac(vault: GatewaySecrets, part: str, nonce: bytes) -> str:
-    # Tokens of callbacks are MACs under the same key, and begin with a kind of callback.
+    # Callback tokens use the same key; their text starts with a callback kind.
     text = f"doctor\0{part}\0".encode() + nonce
     return hmac.new(vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Headers that decide who calls or what is meant: sent twice, two readers would take two different values."""
+"""Headers that must not be repeated."""
 
 from collections.abc import Iterable
 
@@ -18,9 +18,9 @@ _ONCE = frozenset(
 
 
 def find_repeated_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The name of a header of which one is allowed and more were sent, None where there is none.
+    """Return the name of a repeated header, or None.
 
-    Names are in lower case, as ASGI has them. Not for a callback's signature: its inbox keeps what is refused.
+    Signature headers are excluded: the inbox stores rejected callbacks.
     """
     found = [name for name, _ in headers if name in _ONCE]
     if len(found) == len(set(found)):

@@ -1,4 +1,4 @@
-"""Pages as HTML: from templates, with the same words, signs and times everywhere, and nothing from another place."""
+"""HTML pages from templates, with common labels, icons and times."""
 
 import hashlib
 import re
@@ -22,25 +22,24 @@ from mpesa_gateway.http import charts
 Connection = ASGIConnection[Any, Any, Any, Any]
 
 ASKED_PATH = "mpesa_gateway_path"
-"""In the scope: the path as it was asked for, below any mount path. Litestar's own loses its last slash."""
+"""Scope key of the path below any mount path; Litestar strips the last slash."""
 
 _STATIC = "mpesa_gateway.http"
 _MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
 _GZIP = ".gz"
 
 ABSENT = "—"
-"""What stands where there is nothing."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
-"""What our pages may load: their own files, no script or style that stands in the page, nothing from elsewhere."""
+"""Own files only, no inline script or style."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How a word of state is shown: its tone (a colour), its sign, and itself."""
+    """A tone (colour) and an icon."""
 
     tone: str
     icon: str
@@ -80,11 +79,11 @@ _WORDS: tuple[tuple[State, tuple[str, ...]], ...] = (
 )
 
 STATES: dict[str, State] = {word: found for found, words in _WORDS for word in words}
-"""The words that have a colour and a sign; every other word is shown as it is, muted."""
+"""Other words are muted."""
 
 
 def state(word: str, label: str | None = None) -> Markup:
-    """A word of state with its sign and colour: none of the three has to be seen for it to be understood."""
+    """Return text with icon and colour."""
     text = word.replace("_", " ")
     found = STATES.get(text, _MUTE)
     return Markup('<b data-tone="{}"><svg aria-hidden="true"><use href="#i-{}"/></svg>{}</b>').format(
@@ -93,7 +92,10 @@ def state(word: str, label: str | None = None) -> Markup:
 
 
 def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup:
-    """A moment in East Africa Time; UTC shows under the pointer. The year is left out while it is clear."""
+    """Return a time in East Africa Time, with UTC as its title.
+
+    The year is omitted within 180 days.
+    """
     if moment is None:
         return escape(absent)
     local = moment.astimezone(EAT)
@@ -105,19 +107,19 @@ def when(moment: datetime | None, now: datetime, absent: str = ABSENT) -> Markup
 
 
 def local(text: str) -> str:
-    """A time as an address has it (RFC 3339) for a form's field: in East Africa Time, without a zone; else as it is."""
+    """Return an RFC 3339 time for a form field, in East Africa Time without zone."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None and len(text) > len("2026-11-23"):
             return text
-        # A day alone begins in UTC, as the API reads it.
+        # A date starts in UTC, as in the API.
         return f"{(moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(EAT):%Y-%m-%dT%H:%M:%S}"
     except (ValueError, OverflowError):
         return text
 
 
 def kes(amount: str | float | None) -> Markup:
-    """An amount in KES as people read it: ``KES 12,500``."""
+    """Return ``KES 12,500``."""
     if amount is None:
         return escape(ABSENT)
     text = str(amount)
@@ -127,14 +129,13 @@ def kes(amount: str | float | None) -> Markup:
 
 
 def number(value: float | None) -> str:
-    """A count with its thousands apart."""
     return ABSENT if value is None else f"{value:,}"
 
 
 def environment(packages: Mapping[str, str]) -> jinja2.Environment:
-    """Templates of these packages, each under its name; those of the empty name are found by their own.
+    """Return an environment with these packages' templates, prefixed by name.
 
-    What is missing in a template's values is an error, not an empty place; everything is escaped.
+    Undefined values raise; output is escaped.
     """
     own = packages.get("", "")
     loaders: list[jinja2.BaseLoader] = [jinja2.PackageLoader(_STATIC)]
@@ -154,37 +155,33 @@ def environment(packages: Mapping[str, str]) -> jinja2.Environment:
     return made
 
 
-# -- where things are -------------------------------------------------------------------------------------------------
-
-
 def asked_path(connection: Connection) -> str:
-    """The path below any mount path, with its last slash if it has one."""
+    """Return the path below any mount path, with its trailing slash."""
     return str(cast("dict[str, Any]", connection.scope)[ASKED_PATH])
 
 
 def root(connection: Connection) -> str:
-    """The way from this page to where the gateway is mounted: relative, so that it is right behind any proxy."""
+    """Return the relative path to the gateway's root, which works behind any proxy."""
     return "../" * (asked_path(connection).count("/") - 1)
 
 
 class Assets:
-    """The files in a package's folder ``static``. Each address has the file's digest: browsers cache it for a year."""
+    """Files in a package's ``static`` folder, cached for a year under their digest."""
 
     def __init__(self, package: str, place: str) -> None:
-        """``place`` is where they are served, below the root, such as ``web``."""
+        """``place`` is a path below the root, such as ``web``."""
         self._package = package
         self._place = place
         self._digests: dict[str, str] = {}
 
     def path(self, name: str) -> str:
-        """Where a file is, below the root."""
         digest = self._digests.get(name)
         if digest is None:
             digest = self._digests[name] = hashlib.sha256(self._read(name)).hexdigest()[:16]
         return f"{self._place}/{digest}/{name}"
 
     def answer(self, digest: str, name: str) -> Response[bytes]:
-        """Return a file; ``.gz`` files have Content-Encoding. Raises NotFound if this release does not have it."""
+        """Raises NotFound."""
         media = next((media for ending, media in _MEDIA.items() if name.removesuffix(_GZIP).endswith(ending)), None)
         known = {entry.name for entry in files(self._package).joinpath("static").iterdir()}
         if media is None or name not in known or self.path(name) != f"{self._place}/{digest}/{name}":
@@ -202,21 +199,17 @@ _OWN_ASSETS = Assets(_STATIC, "web")
 
 
 def asset(name: str) -> str:
-    """Where one of the kernel's own files is, below the root."""
+    """Return a kernel file's path below the root."""
     return _OWN_ASSETS.path(name)
 
 
 @get("/web/{digest:str}/{name:str}", public=True, include_in_schema=False)
 async def serve_asset(digest: FromPath[str], name: FromPath[str]) -> Response[bytes]:
-    """One of our own files, for any of our pages."""
     return _OWN_ASSETS.answer(digest, name)
 
 
-# -- answers ----------------------------------------------------------------------------------------------------------
-
-
 def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'") -> dict[str, str]:
-    """What every answer of a page carries: kept by nobody, framed by nobody, loading only what ``policy`` says."""
+    """Return the headers of every page."""
     return {
         "Content-Security-Policy": policy,
         "X-Frame-Options": "DENY",
@@ -227,13 +220,12 @@ def headers(policy: str = "default-src 'none'; base-uri 'none'; frame-ancestors 
 
 
 def answer(html: str, *, status: int = 200, more: Mapping[str, str] | None = None) -> Response[str]:
-    """A page."""
     return Response(html, status_code=status, media_type="text/html", headers=headers(POLICY) | dict(more or {}))
 
 
-def redirect(where: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
-    """See another page. What is no part of an address is encoded, so that it stands in a header."""
-    location = quote(where, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
+def redirect(url: str, *, more: Mapping[str, str] | None = None) -> Response[str]:
+    """Return a 303 redirect; invalid characters are encoded."""
+    location = quote(url, safe="/:?#[]@!$&'()*+,;=%-._~", errors="surrogatepass")
     return Response(
         "", status_code=303, media_type="text/plain", headers=headers() | {"Location": location, **(more or {})}
     )

@@ -1,4 +1,4 @@
-"""Reads what callers send: one clear problem for every bad field, all of them at once."""
+"""Decoding of bodies and queries; all invalid fields are reported at once."""
 
 import re
 from codecs import BOM_UTF8
@@ -15,15 +15,15 @@ from mpesa_gateway.http.json_keys import find_repeated_key
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NUL = "must not contain NUL"
 _MOST_UNKNOWN = 20
-"""Unknown names that one answer lists: each comes with all known ones, and one body can hold thousands."""
+"""Unknown names per response."""
 
 _SEND_JSON = "send a JSON object (RFC 8259, UTF-8)"
 
 _MOST_DIGITS = 15
-"""Of a whole number that is written with a fraction or an exponent: what a float can hold to the last digit."""
+"""Digits that a float represents exactly."""
 
 _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _AS_NUMBERS = msgspec.json.Encoder(decimal_format="number")
@@ -41,27 +41,27 @@ _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
 def read_body(body: bytes, kind: type[S]) -> S:
-    """Decode a JSON body into a struct. Raises Invalid with one problem for each bad, missing or unknown field.
+    """Decode a JSON body. Raises InvalidFields.
 
-    A field that is given twice is refused, at any depth: the last value would count here, and the first elsewhere.
-    A byte order mark in front of the body is skipped, as RFC 8259 allows.
+    A repeated field is rejected at any depth, because parsers disagree on the value. A byte order mark is skipped (RFC
+    8259).
     """
     body = body.removeprefix(BOM_UTF8)
     if (repeated := find_repeated_key(body)) is not None:
-        raise InvalidFields.field_error(repeated or "body", "is given twice in one object: send it once")
+        raise InvalidFields.field_error(repeated or "body", "is repeated in one object: send it once")
     checks = FieldChecks()
     try:
         decoded: S = _decode(body, kind)
     except msgspec.ValidationError as problem:
         try:
-            _examine(body, kind, "", checks)
-        except _NO_JSON:
-            # The first look met a wrong field before it met what is no JSON.
+            _check_fields(body, kind, "", checks)
+        except _DECODE_ERRORS:
+            # The body has an invalid field before the syntax error.
             raise InvalidFields.field_error("body", _SEND_JSON) from None
         checks.settle()
-        # Every field is right by itself: what is wrong is between them, or a field stands there twice.
+        # Each field is valid; their combination is not.
         raise InvalidFields.field_error("body", _explain(str(problem))) from None
-    except _NO_JSON:
+    except _DECODE_ERRORS:
         raise InvalidFields.field_error("body", _SEND_JSON) from None
     _apply_rules(kind, msgspec.structs.asdict(decoded), "", checks)
     checks.settle()
@@ -69,32 +69,28 @@ def read_body(body: bytes, kind: type[S]) -> S:
 
 
 def _decode(body: bytes | msgspec.Raw, kind: Any) -> Any:
-    """Decode JSON as this type. To JSON there is one kind of number: ``4.0`` is as whole as ``4``."""
+    """JSON has one number type: ``4.0`` is a valid integer."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as problem:
         if "got `float`" not in str(problem):
             raise
-        return msgspec.json.decode(_AS_NUMBERS.encode(_whole(_EXACT.decode(body))), type=kind)
+        return msgspec.json.decode(_AS_NUMBERS.encode(_with_integers(_EXACT.decode(body))), type=kind)
 
 
-def _whole(value: Any) -> Any:
-    """The same with every number as an integer that is one, digit for digit."""
+def _with_integers(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value.adjusted() < _MOST_DIGITS and value == value.to_integral_value() else value
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value)
-        return {name: _whole(part) for name, part in pairs.items()}
+        return {name: _with_integers(part) for name, part in pairs.items()}
     if isinstance(value, list):
-        return [_whole(part) for part in value]  # pyright: ignore[reportUnknownVariableType] - JSON
+        return [_with_integers(part) for part in value]  # pyright: ignore[reportUnknownVariableType] - JSON
     return value
 
 
 def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: str, checks: FieldChecks) -> None:
-    """Check well-typed values: what Postgres could not store, then the struct's own ``RULES``.
-
-    A rule is a field's name and what raises ValueError.
-    """
+    """Check that Postgres can store the values, then the struct's ``RULES``."""
     rules: Mapping[str, Callable[[Any], Any]] = getattr(kind, "RULES", {})
     for name, value in values.items():
         if value is None:
@@ -108,7 +104,6 @@ def _apply_rules(kind: type[msgspec.Struct], values: Mapping[str, Any], path: st
 
 
 def _unstorable(value: Any) -> str | None:
-    """Why Postgres could not keep a value: text with NUL, or a time beyond its calendar once it is in UTC."""
     if isinstance(value, str):
         return _NUL if "\x00" in value else None
     if isinstance(value, datetime):
@@ -127,13 +122,13 @@ def _unstorable(value: Any) -> str | None:
 
 
 def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
-    """Decode a query string into a struct. Raises Invalid with one problem for each bad or unknown parameter."""
+    """Decode a query string. Raises InvalidFields."""
     checks = FieldChecks()
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
     unknown = [name for name in values if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
-        known = f"known: {', '.join(sorted(fields))}" if fields else "none is taken here"
+        known = f"known: {', '.join(sorted(fields))}" if fields else "there are none"
         checks.fail(name[:64], f"unknown parameter: remove it ({known})")
     for name, field in fields.items():
         texts = values.get(name, ("",))
@@ -141,7 +136,7 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
             checks.fail(name, "send this parameter once")
         elif texts[0] != "":
             try:
-                found[name] = msgspec.convert(_aware(texts[0], field.type), _present(field.type), strict=False)
+                found[name] = msgspec.convert(_to_utc(texts[0], field.type), _without_none(field.type), strict=False)
             except msgspec.ValidationError as problem:
                 checks.fail(name, _explain(str(problem)))
             except (ValueError, OverflowError):
@@ -151,8 +146,8 @@ def read_query(values: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     return kind(**found)
 
 
-def _present(kind: Any) -> Any:
-    """A parameter's type once it is there: the word ``null`` is a text like any other, and no way to leave it out."""
+def _without_none(kind: Any) -> Any:
+    """``null`` is text in a query."""
     if get_origin(kind) not in {Union, UnionType}:
         return kind
     present: Any = None
@@ -162,11 +157,11 @@ def _present(kind: Any) -> Any:
     return present
 
 
-def _aware(text: str, kind: Any) -> str:
-    """A time with its zone, in UTC; a bare date is its beginning there. Raises ValueError for any other spelling."""
+def _to_utc(text: str, kind: Any) -> str:
+    """Return a time in UTC; a date means its start. Raises ValueError."""
     if not is_moment(kind):
         return text
-    # A plus sign that was not percent-encoded arrives as a space.
+    # An unencoded plus sign arrives as a space.
     text = text.upper().replace(" ", "+")
     if _MOMENT.fullmatch(text) is None:
         raise ValueError("neither a time of RFC 3339 nor a date")
@@ -175,13 +170,13 @@ def _aware(text: str, kind: Any) -> str:
 
 
 def is_moment(kind: Any) -> bool:
-    """Whether a field's type is a time, perhaps None too, whatever else is said of it."""
+    """Return True for datetime, also optional or annotated."""
     if get_origin(kind) in {Annotated, Union, UnionType}:
         return any(is_moment(part) for part in get_args(kind))
     return kind is datetime
 
 
-def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: FieldChecks) -> None:
+def _check_fields(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, checks: FieldChecks) -> None:
     try:
         given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
@@ -203,7 +198,7 @@ def _examine(body: bytes | msgspec.Raw, kind: type[msgspec.Struct], path: str, c
         except msgspec.ValidationError as problem:
             inner = _struct_in(field.type)
             if inner is not None and bytes(raw)[:1] == b"{":
-                _examine(raw, inner, f"{path}{name}.", checks)
+                _check_fields(raw, inner, f"{path}{name}.", checks)
             else:
                 checks.fail(f"{path}{name}", _explain(str(problem)))
         except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""A bound for one kind of expensive work: so much at once, so much of one client, and a short queue."""
+"""A limit for expensive work: concurrent, per client, and queued."""
 
 import asyncio
 from collections import Counter
@@ -11,27 +11,27 @@ _RETRY_AFTER = 1
 
 
 class WorkLimit:
-    """Lets work begin in the order in which it came."""
+    """Starts work in order of arrival."""
 
     def __init__(self, at_once: int, *, each: int, queue: int, wait: float, pause: float = 0.0) -> None:
-        """``each`` bounds one client's work, begun and waiting; ``queue`` what waits of all; ``wait`` is in seconds.
+        """``each`` is per client, with waiting work; ``wait`` is in seconds.
 
-        For want of room a caller is refused after ``pause`` seconds, so that it does not try again at once.
+        Rejections are delayed by ``pause`` seconds.
         """
         self._free = asyncio.Semaphore(at_once)
         self._most = at_once + queue
         self._each = each
         self._wait = wait
         self._pause = pause
-        self._here: Counter[str] = Counter()
+        self._active: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def acquire(self, who: str) -> AsyncGenerator[None]:
-        """A block that is done in turn. Raises ServiceUnavailable where there is no room, or not in time."""
-        if self._here[who] >= self._each or self._here.total() >= self._most:
+    async def acquire(self, client: str) -> AsyncGenerator[None]:
+        """Raises ServiceUnavailable if full or after ``wait``."""
+        if self._active[client] >= self._each or self._active.total() >= self._most:
             await asyncio.sleep(self._pause)
             raise _busy()
-        self._here[who] += 1
+        self._active[client] += 1
         try:
             try:
                 async with asyncio.timeout(self._wait):
@@ -43,9 +43,9 @@ class WorkLimit:
             finally:
                 self._free.release()
         finally:
-            self._here[who] -= 1
-            if not self._here[who]:
-                del self._here[who]
+            self._active[client] -= 1
+            if not self._active[client]:
+                del self._active[client]
 
 
 def _busy() -> ServiceUnavailable:

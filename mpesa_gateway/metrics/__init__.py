@@ -1,1 +1,1 @@
-"""Metrics on prometheus_client: one registry per gateway, definitions, and collectors."""
+"""Metrics: one registry per gateway, definitions and collectors."""

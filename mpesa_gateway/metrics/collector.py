@@ -1,4 +1,4 @@
-"""Gauges that are collected when Prometheus scrapes."""
+"""Gauges collected at a scrape."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ Gauges = Sequence[GaugeMetricFamily]
 
 @dataclass(frozen=True)
 class Collector:
-    """Gauges that are collected together, at most once in ``metrics.keep`` seconds.
+    """Gauges collected at most once in ``metrics.keep`` seconds.
 
-    ``gauges`` returns them without values. ``collect`` receives the gateway and these gauges, and adds the values;
-    its queries must be served by indexes. No label holds a merchant, a payment or a phone number.
+    ``gauges`` returns them without values; ``collect`` sets these. No label holds a merchant, payment or phone number.
     """
 
     gauges: Callable[[], Gauges]

@@ -1,9 +1,9 @@
-"""The counters and histograms of the kernel: requests, calls to Daraja, reads, outcomes, jobs."""
+"""Counters and histograms of the kernel."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 OTHER = "other"
-"""The value of a label in place of one that a caller or Daraja made up."""
+"""Replaces unexpected values of a label."""
 
 SHORT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds, for requests and calls."""
@@ -13,7 +13,7 @@ LONG_BUCKETS = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 900
 
 
 class KernelMetrics:
-    """The kernel's counters and histograms in one registry. Each label has a bounded set of values."""
+    """Each label has a bounded set of values."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(

@@ -1,1 +1,1 @@
-"""Who may do what, and how secrets are kept: merchants, API keys, scopes, sealing, limits and the audit log."""
+"""Merchants, API keys, scopes, sealing, rate limits and the audit log."""

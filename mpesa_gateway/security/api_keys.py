@@ -1,4 +1,4 @@
-"""API keys: shown once, kept as a digest, and told apart by an id that is no secret."""
+"""API keys: stored as a digest, identified by a public id."""
 
 import hashlib
 import hmac
@@ -28,24 +28,23 @@ _KEY = re.compile(r"sk_(live|test)_([0-9a-z]{26})([0-9a-z]{22})\Z", re.ASCII)
 _TOUCH_EVERY = timedelta(minutes=1)
 
 _MOST = 10_000
-"""Right keys that are remembered by their digests; full, the memory is emptied."""
+"""A full cache is cleared."""
 
 HEADER_HINT = "send your API key in the X-API-Key header: sk_live_… or sk_test_…"
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether a text could be an API key of ours: no other is looked up."""
     return _KEY.match(text) is not None
 
 
 def id_of(text: str | None) -> str:
-    """The id that stands in an API key, empty where the text could be none of ours. It is not a secret."""
+    """Return the public id, empty for other text."""
     found = _KEY.match(text or "")
     return "" if found is None else f"key_{found[2]}"
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key as it may be shown: never the secret."""
+    """An API key without its secret."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "key_id": "key_01jdk3v8rc4x9m2q7ztbn5wgae",
@@ -68,8 +67,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Known(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key as it is checked."""
-
     caller: Caller
     digest: bytes
     is_active: bool
@@ -105,7 +102,7 @@ class ApiKeys:
         actor: str,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, Secret]:
-        """A new key and its secret, which is shown now or never. Raises NotFound without such a merchant."""
+        """Return a key and its secret, which is not stored. Raises NotFound."""
         key_id = self._ids.new("key")
         text = key_prefix(env) + key_id.removeprefix("key_") + base32(int.from_bytes(self._ids.token(14), "big"), 22)
         key = ApiKey(
@@ -140,13 +137,13 @@ class ApiKeys:
         return key, Secret(text)
 
     async def authenticate(self, text: str | None) -> Caller:
-        """Who shows this key. Raises InvalidKey, with the same words whatever is wrong with it."""
+        """Raise InvalidKey, with one message for all causes."""
         found = _KEY.match(text or "")
         if text is None or found is None:
             raise InvalidKey(HEADER_HINT)
         key_id = f"key_{found[2]}"
         known = await self._known.get(key_id, lambda: self._find(key_id))
-        # The digest is computed and compared in any case: an unknown id must take as long as a wrong secret.
+        # An unknown id must take as long as a wrong secret.
         is_right = hmac.compare_digest(self._digest(text), known.digest if known is not None else bytes(32))
         now = self._clock.now()
         is_over = known is not None and known.expires_at is not None and known.expires_at <= now
@@ -161,7 +158,7 @@ class ApiKeys:
         return known.caller
 
     def was_valid(self, text: str) -> bool:
-        """Whether this key was right when it was last looked up in this process. It may have been revoked since."""
+        """Return the cached result, which may be outdated."""
         found = _KEY.match(text)
         known = None if found is None else self._right.get(f"key_{found[2]}")
         return known is not None and hmac.compare_digest(self._digest(text), known)
@@ -179,7 +176,6 @@ class ApiKeys:
         )
 
     async def _touch(self, known: "_Known", now: datetime) -> None:
-        """Note, once a minute, that a key is in use."""
         key_id = known.caller.key_id
         last = max(filter(None, (known.last_used_at, self._touched.get(key_id))), default=None)
         if last is None or last < now - _TOUCH_EVERY:
@@ -192,24 +188,19 @@ class ApiKeys:
             )
 
     async def list(self, merchant_id: str, env: Env | None = None) -> list[ApiKey]:
-        """A merchant's keys, newest first; with ``env`` those of it only."""
         rows = await self._db.run(
             ApiKeyRow.select(*_SHOWN).where(*_of(merchant_id, env)).order_by(ApiKeyRow.created_at, ascending=False)
         )
         return [_key(row) for row in rows]
 
     async def has_live(self, merchant_id: str) -> bool:
-        """Whether a merchant has a live key that was not revoked."""
         has_live: bool = await self._db.run(
             ApiKeyRow.exists().where(*_of(merchant_id, "live"), ApiKeyRow.revoked_at.is_null())
         )
         return has_live
 
     async def revoke(self, merchant_id: str, key_id: str, *, actor: str, env: Env | None = None) -> ApiKey:
-        """Refuse this key from now on; with ``env`` only where it is of that env.
-
-        Raises NotFound, and Conflict when it was revoked before.
-        """
+        """Raise NotFound or Conflict."""
         async with self._db.transaction():
             revoked = await self._db.run(
                 ApiKeyRow.update({ApiKeyRow.revoked_at: self._clock.now()})
@@ -244,7 +235,6 @@ _SHOWN = (
 
 
 def _of(merchant_id: str, env: Env | None) -> tuple[Where, ...]:
-    """Return the conditions for a merchant's keys, with ``env`` those of it only."""
     mine = ApiKeyRow.merchant_id == merchant_id
     return (mine,) if env is None else (mine, ApiKeyRow.env == env)
 

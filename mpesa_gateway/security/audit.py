@@ -1,4 +1,4 @@
-"""Who did what, when: entries chained by their digests, so that a changed or missing one shows."""
+"""The audit log: entries chained by digests."""
 
 import hashlib
 import re
@@ -24,24 +24,22 @@ from mpesa_gateway.security.tables import APPEND_ENTRY, AuditCheckpointRow, Audi
 _FIRST = bytes(32)
 
 CUT = "audit.cut"
-"""The action of the entry that says up to where the log is let go, before any of it is. Postgres writes it (ADR 51)."""
+"""Announces a cut. Written by Postgres before it deletes (ADR 51)."""
 
 KEEPING = "audit.keeping"
-"""The action of the entry that says for how many days the log is kept from then on. The tables' owner writes it."""
+"""Announces a new retention. Written by the tables' owner."""
 
 _OBSERVED_A_SECOND = 5
-"""How many entries of one kind about refused requests a process writes in a second: a flood must not fill the log, and
-one of one kind must not hide another."""
+"""Limits each kind: a flood must not fill the log or hide other kinds."""
 
 
 log = structlog.get_logger(__name__)
 
 acting_from: ContextVar[str | None] = ContextVar("mpesa_gateway_acting_from", default=None)
-"""The address of the client whose request is being handled; None outside a request."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry as the API shows it."""
+    """An audit entry in the API."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": "aud_01jdk3v8rc4x9m2q7ztbn5wgae",
@@ -69,17 +67,14 @@ ENTRIES = KeysetList(
 
 
 class BrokenChain(Exception):
-    """An audit entry was changed or is missing. The text names its number."""
+    """The text names the number of the changed or missing entry."""
 
 
 class _Observed:
-    """How much of one kind was seen in this second, and how much was left out since the last entry."""
-
     def __init__(self) -> None:
         self._second = self._count = self._left_out = 0
 
     def admit(self, second: int) -> int | None:
-        """How many were left out before this one; None when this one is to be left out as well."""
         if second != self._second:
             self._second, self._count = second, 0
         self._count += 1
@@ -91,10 +86,9 @@ class _Observed:
 
 
 class _Cut(msgspec.Struct, frozen=True):
-    """What an entry says that announces a cut.
+    """Detail of a cut's entry.
 
-    ``through`` is the last entry that goes, ``digest`` its digest in hexadecimal. ``before`` is the moment that all
-    which goes was recorded before.
+    ``through`` and ``digest`` are of the last deleted entry; all were recorded earlier than ``before``.
     """
 
     through: int
@@ -103,10 +97,7 @@ class _Cut(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The head of the log as an earlier look has shown it: number, digest and time of the newest entry.
-
-    ``at`` is None in a note of a release before, which had no time.
-    """
+    """An earlier head. ``at`` is None in notes of older releases."""
 
     number: int
     digest: bytes
@@ -114,7 +105,7 @@ class Note(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Read ``number:digest:time``. Raises ValueError for anything else."""
+        """Read ``number:digest:time``. Raises ValueError."""
         found = _NOTE.match(text.strip())
         if found is None:
             raise ValueError("not a note of the log's head: a number, a colon and 64 hexadecimal digits")
@@ -127,16 +118,14 @@ class Note(msgspec.Struct, frozen=True):
         return cls(int(found[1]), bytes.fromhex(found[2]), at)
 
     def __str__(self) -> str:
-        """How it is shown."""
         time = "" if self.at is None else f":{rfc3339(self.at)}"
         return f"{self.number}:{self.digest.hex()}{time}"
 
 
 class Audit:
-    """Writes and verifies the audit log.
+    """A refusal is recorded once per caller and ``window`` seconds.
 
-    ``window`` is for how long one refusal of a kind is recorded for each
-    caller, in seconds. ``keep_days`` is ``retention.audit_days``: 0 for ever.
+    ``keep_days`` of 0 means unlimited.
     """
 
     def __init__(
@@ -165,11 +154,9 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Like record, for what was refused: one of a kind for each caller and window, and few of a kind in a second.
+        """Record a refusal: one per caller, kind and window, few per second. Never raises.
 
-        A caller is an API key, and for what it is refused; a stranger is an address (with IPv6: its /64). The next
-        entry after some that were left out says how many: ``left_out`` in its detail. Raises nothing: the request was
-        refused already.
+        A caller is an API key or an address (IPv6: its /64). ``left_out`` counts omitted entries.
         """
         before = self._left_out_of(action, subject_id, detail)
         if before is None:
@@ -187,7 +174,6 @@ class Audit:
             log.warning("audit_entry_lost", action=action, error=type(problem).__name__)
 
     def _left_out_of(self, action: str, subject_id: str | None, detail: dict[str, Any] | None) -> int | None:
-        """How many of this kind were left out for this caller before this one; None to leave this one out."""
         if subject_id is not None:
             return self._by_caller.admit((action, subject_id, str(detail)))
         address = acting_from.get()
@@ -203,18 +189,15 @@ class Audit:
         env: Env | None = None,
         detail: dict[str, Any] | None = None,
     ) -> None:
-        """Add an entry in the open transaction, or one of its own. ``detail`` holds no secrets.
+        """Add an entry in the open transaction or its own.
 
-        ``env`` is that of what was done, and stands in ``detail``; what belongs to no env, such as a new merchant, has
-        none.
-
-        Nothing is ever erased from an entry: phone numbers in its texts, such as a person's note, are masked.
-        Where a request is being handled, the client's address is added to ``detail`` as ``from``.
+        ``detail`` must hold no secrets. Phone numbers are masked: entries are never erased. ``env`` and the client's
+        address (``from``) are added to it.
         """
         address = acting_from.get()
         detail = (detail or {}) | ({"env": env} if env else {}) | ({"from": address} if address else {})
         text = msgspec.json.encode(_masked(detail), order="deterministic").decode()
-        # Postgres chains it to the entry before; until the transaction ends, nobody else adds one.
+        # Locks the chain until the transaction ends.
         await self._db.execute(
             APPEND_ENTRY, self._ids.new("aud"), self._clock.now(), merchant_id, actor, action, subject_id, text
         )
@@ -230,25 +213,20 @@ class Audit:
         env: Env | None = None,
         count: bool = False,
     ) -> KeysetPage[AuditEntry]:
-        """Return entries, newest first, with ``env`` those of it and of no env. Raises Invalid for a bad cursor."""
+        """``env`` includes entries without env. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(action=action, subject_id=subject_id)
         return (await ENTRIES.page(self._db, found, cursor, limit, count=count)).map(_entry)
 
-    # -- letting go -----------------------------------------------------------------------------------------------
-
     async def announce_cut(self) -> None:
-        """Let Postgres say in the log what has been kept long enough, by its own clock, if there is any of it.
-
-        Only an unbroken stretch from the beginning may go: up to the first entry that is not older.
-        """
+        """Record which entries may be deleted, by the clock of Postgres: an unbroken range from the beginning."""
         # raw SQL: function - our own, in a migration; the log has no other writer.
         await self._db.execute("SELECT audit_announce_cut($1)", self._ids.new("aud"))
 
     async def cut(self) -> int:
-        """Delete the next of the oldest entries that were announced, 500 at most; returns how many.
+        """Delete up to 500 announced entries; return the number.
 
-        Postgres' own function does, and nothing else can: it leaves a checkpoint, with which the chain goes on.
+        Postgres stores a checkpoint that continues the chain.
         """
         return int(await self._db.fetchval("SELECT audit_cut()"))
 
@@ -263,29 +241,20 @@ class Audit:
         return row
 
     async def keep_days(self) -> int | None:
-        """For how many days Postgres keeps the log, 0 for ever; None where Postgres has not been told."""
+        """0 means unlimited, None not set."""
         policy = await self._db.run(AuditPolicyRow.select().first())
         return None if policy is None else int(policy["keep_days"])
 
-    # -- proving --------------------------------------------------------------------------------------------------
-
     async def head(self) -> str:
-        """The newest entry's number, digest and time: noted elsewhere, they prove all that came before it.
-
-        It looks like ``120:ab12…:2026-11-23T10:15:12.000000Z``.
-        """
+        """Return ``120:ab12…:2026-11-23T10:15:12.000000Z``, which proves all earlier entries if stored elsewhere."""
         last = await self._last()
         return str(Note(last["number"], bytes(last["digest"]), last["at"]) if last else Note(0, _FIRST, None))
 
     async def verify(self, noted: str | None = None) -> int:
-        """Check every entry against the one before; gives their count. Raises BrokenChain.
+        """Check the chain; return the number of entries. Raises BrokenChain.
 
-        Where the beginning was let go, the chain goes on from the checkpoint, and an entry must have announced it that
-        had been kept for ``retention.audit_days``.
-
-        A chain does not tell of its own cut-off end, nor of having been written anew from some entry on: with a
-        ``noted`` head (of an earlier look, see ``head``) it does, and the note's time tells of an entry that was let go
-        too early. Raises ValueError for a note that is none, or of an entry that has been let go in its time.
+        After a cut, the chain starts at an announced checkpoint. Only ``noted``, an earlier ``head``, detects a missing
+        end, a rewritten chain and an early cut. Raises ValueError if it is malformed or expired.
         """
         note = Note(0, _FIRST, None) if noted is None else Note.read(noted)
         while True:
@@ -295,7 +264,7 @@ class Audit:
                 await self._verify_note(note, *start)
                 break
             except BrokenChain:
-                # Perhaps only the beginning was let go meanwhile.
+                # The beginning may have been cut.
                 if await self._checkpoint() == start:
                     raise
         last = await self._last()
@@ -364,7 +333,6 @@ class Audit:
                 previous, expected = digest, expected + 1
 
     async def _kept(self) -> timedelta | None:
-        """For how long the log was kept at least, by the setting and by what Postgres has noted; None for ever."""
         policy = await self._db.run(AuditPolicyRow.select().first())
         days = [None if policy is None else policy["least_days"], self._keep_days]
         return timedelta(days=min(number for number in days if number)) if any(days) else None
@@ -374,7 +342,7 @@ _NOTE = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})(?::([0-9T:.Z+-]{10,40}))?\Z", 
 
 
 def _check_cut(row: dict[str, Any], kept: timedelta | None) -> None:
-    """Raises BrokenChain for an announcement of a cut that lets go what was recorded within ``kept``."""
+    """Raise BrokenChain if a cut covers entries younger than ``kept``."""
     try:
         before = msgspec.json.decode(row["detail"], type=_Cut).before
     except msgspec.MsgspecError:

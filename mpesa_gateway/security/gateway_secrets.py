@@ -1,4 +1,4 @@
-"""The gateway's own random secrets, made once per database and sealed there, such as the API keys' pepper."""
+"""The gateway's random secrets, such as the API keys' pepper."""
 
 import base64
 
@@ -17,7 +17,7 @@ _NAMES = (API_KEY_PEPPER, CALLBACK_TOKENS, CURSORS, OPERATOR_FORMS)
 
 
 class GatewaySecrets:
-    """Opens the gateway's secrets at start-up, which proves that the master key is the right one."""
+    """Opening them proves that the master key is right."""
 
     def __init__(self, db: Database, sealer: Sealer, ids: Ids) -> None:
         self._db = db
@@ -26,7 +26,7 @@ class GatewaySecrets:
         self._secrets: dict[str, bytes] = {}
 
     async def open(self) -> None:
-        """Read the secrets, making what is missing. Raises ConfigError when the master key does not open them."""
+        """Create missing secrets. Raises ConfigError for a wrong master key."""
         for name in _NAMES:
             made = self._sealer.seal(base64.b64encode(self._ids.token(32)).decode(), aad=aad(name))
             # raw SQL: upsert - Postgres states when a secret was made.
@@ -44,10 +44,9 @@ class GatewaySecrets:
             self._secrets[row["name"]] = base64.b64decode(text)
 
     def secret(self, name: str) -> bytes:
-        """32 bytes, the same in every process of this gateway."""
+        """32 bytes, the same in every process."""
         return self._secrets[name]
 
 
 def aad(name: str) -> tuple[str, ...]:
-    """What a gateway secret is sealed for."""
     return ("gateway", "kernel", name)

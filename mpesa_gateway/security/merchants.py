@@ -1,4 +1,4 @@
-"""Merchants: the accounts that own keys, payments and endpoints."""
+"""Merchants own keys, payments and endpoints."""
 
 from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import datetime
@@ -21,7 +21,7 @@ _MERCHANTS = KeysetList(table="merchant", key="merchant_id", prefix="mer", of_me
 
 
 class Merchant(msgspec.Struct, frozen=True, kw_only=True):
-    """A merchant. ``envs`` are the envs that it has credentials for: none, one or both."""
+    """``envs`` are those with credentials."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "merchant_id": "mer_01jdk3v8rc4x9m2q7ztbn5wgae",
@@ -38,7 +38,7 @@ class Merchant(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def env(self) -> Env:
-        """The env that commands and pages act in unless told otherwise: live with live credentials, else sandbox."""
+        """Default env of commands and pages."""
         return "live" if "live" in self.envs else "sandbox"
 
 
@@ -55,7 +55,7 @@ class Merchants:
         changes.on("merchant", self._live.clear)
 
     async def create(self, name: str, *, actor: str) -> Merchant:
-        """A new merchant, without credentials. ``name`` is 1 to 100 characters."""
+        """``name`` has 1 to 100 characters."""
         now = self._clock.now()
         merchant = Merchant(merchant_id=self._ids.new("mer", now), name=name, is_active=True, created_at=now)
         async with self._db.transaction():
@@ -72,27 +72,23 @@ class Merchants:
         return merchant
 
     async def get(self, merchant_id: str) -> Merchant | None:
-        """The merchant with this id."""
         row = await self._db.run(MerchantRow.select().where(MerchantRow.merchant_id == merchant_id).first())
         return None if row is None else _merchant(row)
 
     async def require(self, merchant_id: str) -> Merchant:
-        """The merchant with this id; raises NotFound."""
+        """Raise NotFound."""
         merchant = await self.get(merchant_id)
         if merchant is None:
             raise NotFound("there is no such merchant")
         return merchant
 
     async def page(self, limit: int, cursor: str | None = None, *, count: bool = False) -> KeysetPage[Merchant]:
-        """Return merchants, newest first. Raises Invalid for a bad cursor."""
         return (await _MERCHANTS.page(self._db, Conditions(), cursor, limit, count=count)).map(_merchant)
 
     def all(self) -> AsyncGenerator[list[Merchant]]:
-        """Return all merchants, newest first, in pages."""
         return _MERCHANTS.export(self._db, Conditions(), _merchant)
 
     async def names(self, merchant_ids: Collection[str]) -> dict[str, str]:
-        """The names of these merchants, by id."""
         # raw SQL: array - any number of ids in one statement.
         rows = await self._db.fetch(
             "SELECT merchant_id, name FROM merchant WHERE merchant_id = ANY($1::uuid[])", list(set(merchant_ids))
@@ -100,7 +96,7 @@ class Merchants:
         return {row["merchant_id"]: row["name"] for row in rows}
 
     async def deactivate(self, merchant_id: str, *, actor: str) -> Merchant:
-        """Refuse this merchant's keys from now on. Raises NotFound, and Conflict when it is not active."""
+        """Reject this merchant's keys from now on. Raises NotFound or Conflict."""
         async with self._db.transaction():
             changed = await self._db.run(
                 MerchantRow.update({MerchantRow.is_active: False, MerchantRow.updated_at: self._clock.now()})
@@ -117,7 +113,6 @@ class Merchants:
         return _merchant(changed[0])
 
     async def set_envs(self, merchant_id: str, envs: Collection[Env]) -> None:
-        """Note the envs that the merchant has credentials for."""
         await self._db.run(
             MerchantRow.update({MerchantRow.envs: sorted(envs), MerchantRow.updated_at: self._clock.now()}).where(
                 MerchantRow.merchant_id == merchant_id, MerchantRow.envs != sorted(envs)
@@ -129,11 +124,10 @@ class Merchants:
         self._changes.notify("merchant", merchant_id)
 
     async def is_sandbox_only(self) -> bool:
-        """Whether no merchant has live credentials. Remembered until a merchant changes, for a second at most."""
+        """Cached for at most a second."""
         return not await self._live.get("any", self.any_live)
 
     async def any_live(self) -> bool:
-        """Whether any merchant has live credentials: real money may move through this gateway."""
         # raw SQL: array - a partial index serves this constant, and no parameter.
         return bool(await self._db.fetchval("SELECT EXISTS (SELECT 1 FROM merchant WHERE 'live' = ANY(envs))"))
 

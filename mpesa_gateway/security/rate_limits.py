@@ -1,4 +1,4 @@
-"""How often clients may fail to authenticate and keys may call: counted in Valkey, failures in the process as well."""
+"""Limits on failed authentication and on calls."""
 
 import asyncio
 import math
@@ -22,24 +22,20 @@ from mpesa_gateway.sentinel import primary_pool
 log = structlog.get_logger(__name__)
 
 _PATIENCE = 0.25
-"""Seconds that a request waits for Valkey's count before it is let through uncounted."""
+"""Seconds before a request passes uncounted."""
 
 AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "metrics"
-"""What can be guessed: API keys and passwords by address, passwords by account and by device, the metrics' token by
-address. Each is counted by itself."""
+"""API keys and passwords by address, passwords also by account and device."""
 
 _MOST = 20_000
-"""Addresses and accounts whose failures one process remembers."""
+"""Addresses and accounts per process."""
 
 _REST = 2.0
-"""Seconds without asking after Valkey did not answer."""
+"""Seconds after a timeout of Valkey."""
 
 
 class RateLimits:
-    """Counts in Valkey. When Valkey is away, calls with a right key pass: a limit must not stop payments.
-
-    Failures are counted in this process too, so that guesses are limited without Valkey, for each process by itself.
-    """
+    """Limits. Without Valkey, calls with a valid key pass, and each process counts failures itself."""
 
     def __init__(self, config: GatewayConfig, clock: Clock) -> None:
         self._valkey = config.valkey
@@ -48,7 +44,6 @@ class RateLimits:
         self._auth_failures, self._account_failures = limits.auth_failures, limits.account_failures
         self._window = limits.auth_failures_window
         self._known = _Failures(self._window)
-        # A burst of `burst` calls at once, `requests_per_second` in the long run.
         self._call_limit: RateLimitItem = RateLimitItemPerSecond(
             limits.burst, max(1, round(limits.burst / limits.requests_per_second))
         )
@@ -57,7 +52,7 @@ class RateLimits:
         self._counted: Batcher[str, None] = Batcher(self._count_calls, lanes=1)
 
     async def start(self) -> None:
-        """Make the connections' pool; nothing is connected yet. Raises ValueError for an address without a host."""
+        """Does not connect. Raises ValueError for an address without a host."""
         url = self._valkey.url
         if url is None:
             raise ValueError("valkey.url is not set")
@@ -72,21 +67,17 @@ class RateLimits:
         )
 
     async def stop(self) -> None:
-        """Close the connections."""
         storage, self._storage = self._storage, None
         if storage is not None:
             bridge: Any = storage.bridge
             await bridge.storage.aclose(close_connection_pool=True)
 
     def refusal(self, what: str, who: str) -> int:
-        """Seconds until guesses are judged again, 0 where they are: as far as this process knows, without any I/O."""
+        """Return seconds until the next attempt, by this process's count."""
         return self._known.over(what, who, self._most(what))
 
     async def admits(self, what: str, who: str) -> None:
-        """Raise TooManyFailures for whoever has used up the failures: then a guess is not even checked.
-
-        Counts nothing by itself.
-        """
+        """Raise TooManyFailures. Counts nothing."""
         retry_after = self.refusal(what, who)
         if not retry_after:
             retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who, counts=False)
@@ -96,7 +87,7 @@ class RateLimits:
             raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
 
     async def failed(self, what: str, who: str) -> None:
-        """Count a failed guess. Raises TooManyFailures beyond the limit."""
+        """Count a failure. Raises TooManyFailures."""
         here = self._known.hit(what, who, self._most(what))
         retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who)
         if retry_after:
@@ -111,12 +102,12 @@ class RateLimits:
         return RateLimitItemPerSecond(self._most(what), self._window)
 
     async def called(self, key_id: str) -> None:
-        """Count a call with this key. Raises RateLimited beyond the limit."""
+        """Raise RateLimited."""
         if not self._is_valkey_paused():
             await self._counted.submit(key_id)
 
     async def acted(self, action: str, who: str, per_minute: int) -> None:
-        """Count an act that costs more than a call, by its name. Raises RateLimited beyond so many a minute."""
+        """Count an action. Raises RateLimited."""
         retry_after = await self._over(
             SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, who
         )
@@ -124,7 +115,7 @@ class RateLimits:
             raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
 
     async def _count_calls(self, key_ids: Sequence[str]) -> list[Exception | None]:
-        """Count calls that came at the same time: those of one key in one question, and one by one at the limit."""
+        """Calls of one key are counted together, one by one at the limit."""
         over: dict[str, int] = {}
         for key_id, calls in Counter(key_ids).items():
             if calls > 1 and not await self._over(
@@ -149,7 +140,7 @@ class RateLimits:
     async def _over(
         self, strategy: type[RateLimiter], item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
     ) -> int:
-        """0 when within the limit, else the seconds until it is worth trying again. Raises NotStarted."""
+        """Return 0 within the limit, else seconds until a retry. Raises NotStarted."""
         if self._is_valkey_paused():
             return 0
         if self._storage is None:
@@ -160,7 +151,7 @@ class RateLimits:
                 if await (limiter.hit if counts else limiter.test)(item, *who, cost=cost):
                     return 0
                 window = await limiter.get_window_stats(item, *who)
-        except Exception as problem:  # noqa: BLE001 - whatever is wrong with counting, requests pass
+        except Exception as problem:  # noqa: BLE001 - requests pass if counting fails
             self._resting_until = asyncio.get_running_loop().time() + _REST
             log.warning("limits_unavailable", error=type(problem).__name__)
             return 0
@@ -168,28 +159,23 @@ class RateLimits:
 
 
 class _Failures:
-    """Failures as one process counts them: what stops guesses while Valkey is away, and refuses the next without it."""
-
     def __init__(self, window: int, now: Callable[[], float] = time.monotonic) -> None:
         self._window = window
         self._now = now
         self._counts: dict[tuple[str, str], _Count] = {}
 
     def over(self, what: str, who: str, most: int) -> int:
-        """Seconds until the window ends in which ``most`` failures were counted, 0 otherwise."""
         found = self._counts.get((what, who))
         if found is None or found.failures < most:
             return 0
         return max(0, math.ceil(found.until - self._now()))
 
     def hit(self, what: str, who: str, most: int) -> int:
-        """Count a failure. Returns the seconds until the window ends where it is beyond ``most``, 0 otherwise."""
         found = self._open(what, who)
         found.failures += 1
         return math.ceil(found.until - self._now()) if found.failures > most else 0
 
     def close(self, what: str, who: str, seconds: int, most: int) -> None:
-        """Note what another process has counted: no more for so many seconds."""
         found = self._open(what, who)
         found.failures, found.until = max(found.failures, most), self._now() + seconds
 
@@ -205,7 +191,7 @@ class _Failures:
     def _forget(self, now: float) -> None:
         for key in [key for key, count in self._counts.items() if count.until <= now]:
             del self._counts[key]
-        # Still full: those with the fewest failures have the least to lose.
+        # Evict keys with the fewest failures.
         for key in sorted(self._counts, key=lambda each: self._counts[each].failures)[: len(self._counts) - _MOST // 2]:
             del self._counts[key]
 

@@ -1,4 +1,4 @@
-"""What an API key may do, as types: a route says in its signature which right its caller must have."""
+"""Scopes of API keys, as types for routes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,17 +31,12 @@ _KEY_PREFIX: dict[Env, str] = {"live": "sk_live_", "sandbox": "sk_test_"}
 
 
 def key_prefix(env: Env) -> str:
-    """How an API key of this env begins."""
     return _KEY_PREFIX[env]
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A right that an API key can carry.
-
-    ``meaning`` completes the sentence "its key may …". ``is_for_merchants`` says whether a merchant's own key carries
-    it where no scopes are named.
-    """
+    """A right of an API key. ``meaning`` completes "its key may …"."""
 
     name: str
     meaning: str
@@ -52,7 +47,7 @@ class Scope:
 
 
 class Scopes:
-    """The scopes that the enabled plugins and the kernel declare, in that order."""
+    """Scopes of kernel and plugins."""
 
     def __init__(self, declared: Mapping[str, Scope]) -> None:
         self._declared = declared
@@ -61,11 +56,10 @@ class Scopes:
 
     @property
     def names(self) -> list[str]:
-        """Their names, sorted."""
         return sorted(self._declared)
 
     def named(self, names: Iterable[str]) -> tuple[Scope, ...]:
-        """The scopes of these names. Raises ValueError for an unknown name and where there is none."""
+        """Raise ValueError for an unknown name or none."""
         wanted = tuple(names)
         unknown = [name for name in wanted if name not in self._declared]
         if unknown or not wanted:
@@ -76,7 +70,7 @@ class Scopes:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling: the merchant and the key that was shown, or an operator ``by`` name who acts for the merchant."""
+    """The merchant and its key, or an operator ``by`` name."""
 
     merchant_id: str
     key_id: str
@@ -86,12 +80,11 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """How the audit log names this caller."""
         return self.by or f"key:{self.key_id}"
 
 
 INJECTED = Dependency()
-"""Litestar's mark of a dependency. A plugin writes ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
+"""Litestar's marker: ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
 
 MERCHANT_READ = Scope(
     "merchant:read", "see whose key this is, and what is configured, secrets by their last four characters"
@@ -104,7 +97,6 @@ ADMIN = Scope(
     is_for_merchants=False,
 )
 KERNEL_SCOPES = (MERCHANT_READ, MERCHANT_WRITE, AUDIT_READ, ADMIN)
-"""The scopes of the kernel's own routes, and of several plugins that build on the kernel alone."""
 
 MerchantRead = Annotated[Caller, INJECTED, MERCHANT_READ]
 MerchantWrite = Annotated[Caller, INJECTED, MERCHANT_WRITE]

@@ -1,4 +1,4 @@
-"""Secrets at rest: AES-256-GCM under a ring of keys, so that what an old master key sealed still opens."""
+"""Sealed secrets: AES-256-GCM with a ring of keys."""
 
 import base64
 import binascii
@@ -18,11 +18,11 @@ _NONCE = 12
 
 
 class UnsealError(Exception):
-    """Something sealed cannot be opened: the key that sealed it is not in the ring, or it was tampered with."""
+    """The key is not in the ring, or the text was tampered with."""
 
 
 class _Key:
-    """One master key and the id that is written beside what it seals."""
+    """The id is stored with each sealed text."""
 
     __slots__ = ("cipher", "key_id")
 
@@ -32,10 +32,10 @@ class _Key:
 
 
 class Sealer:
-    """Seals with the first key of the ring, opens with any of them."""
+    """Seals with the first key, opens with any."""
 
     def __init__(self, ring: Sequence[bytes], reload: Callable[[], Sequence[bytes]] | None = None) -> None:
-        """``ring`` holds 32-byte keys, the present one first; ``reload`` is asked once for a key id not in the ring."""
+        """Keys have 32 bytes; ``reload`` is called for an unknown key id."""
         self._reload = reload
         self._set(ring)
 
@@ -46,22 +46,20 @@ class Sealer:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that seals now."""
         return self._primary.key_id
 
     @property
     def key_ids(self) -> tuple[str, ...]:
-        """The ids of all keys of the ring, the present one first."""
         return tuple(self._keys)
 
     def seal(self, plaintext: str, *, aad: tuple[str, ...]) -> str:
-        """Seal a text so that it opens only for the same ``aad`` (merchant, provider, field)."""
+        """``aad`` is merchant, provider and field."""
         nonce = secrets.token_bytes(_NONCE)
         sealed = self._primary.cipher.encrypt(nonce, plaintext.encode(), _bound(aad))
         return f"{_VERSION}.{self._primary.key_id}.{base64.urlsafe_b64encode(nonce + sealed).decode()}"
 
     def open(self, sealed: str, *, aad: tuple[str, ...]) -> str:
-        """The text that was sealed for this ``aad``. Raises UnsealError."""
+        """Raise UnsealError."""
         key_id, content = _parts(sealed)
         key = self._keys.get(key_id)
         if key is None and self._reload is not None:
@@ -75,7 +73,6 @@ class Sealer:
             raise UnsealError("sealed for something else, or altered since") from None
 
     def is_current(self, sealed: str) -> bool:
-        """Whether the present key sealed this."""
         return _parts(sealed)[0] == self.key_id
 
 
@@ -91,17 +88,17 @@ def _parts(sealed: str) -> tuple[str, bytes]:
 
 
 def _bound(aad: tuple[str, ...]) -> bytes:
-    # Lengths go in, so that ("a", "bc") and ("ab", "c") are not the same.
+    # Distinguishes ("a", "bc") from ("ab", "c").
     return b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in aad)
 
 
 def generate() -> str:
-    """A new master key, as it stands in the configuration: 32 random bytes in base64."""
+    """Return 32 random bytes in base64."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def read_key(text: str, setting: str) -> bytes:
-    """A master key from its base64. Raises ConfigError, naming the setting."""
+    """Raise ConfigError."""
     try:
         material = base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):
@@ -115,7 +112,7 @@ def read_key(text: str, setting: str) -> bytes:
 
 
 def read_ring_file(path: Path) -> list[bytes]:
-    """The master keys in a file, one a line, the present one first. Raises ConfigError."""
+    """Read one key a line, the current one first. Raises ConfigError."""
     try:
         lines = read_text_file(path).split()
     except (OSError, UnicodeDecodeError):
@@ -126,7 +123,6 @@ def read_ring_file(path: Path) -> list[bytes]:
 
 
 def sealer_for(config: SecurityConfig) -> Sealer:
-    """The sealer that the configuration describes. Raises ConfigError when there is no usable master key."""
     if config.master_key_file is not None:
         path = Path(config.master_key_file)
         return Sealer(read_ring_file(path), reload=lambda: read_ring_file(path))
@@ -141,5 +137,5 @@ def sealer_for(config: SecurityConfig) -> Sealer:
 
 
 def mask(secret: Secret | None) -> str | None:
-    """How a stored secret is shown: its last four characters."""
+    """Return ``****`` and the last four characters."""
     return None if secret is None else secret.masked

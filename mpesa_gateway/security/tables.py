@@ -1,11 +1,11 @@
-"""Merchants, API keys and the audit log as Piccolo knows them; the migrations say the rest."""
+"""Tables of merchants, API keys and the audit log."""
 
 from piccolo.columns import Array, BigInt, Boolean, Bytea, Integer, Text, Timestamptz, Varchar
 from piccolo.table import Table
 
 
 class MerchantRow(Table, tablename="merchant"):
-    """The account that owns keys, payments and endpoints."""
+    """A merchant."""
 
     merchant_id = Text(primary_key=True)
     name = Text()
@@ -16,7 +16,7 @@ class MerchantRow(Table, tablename="merchant"):
 
 
 class ApiKeyRow(Table, tablename="api_key"):
-    """One API key, known by its digest."""
+    """An API key, identified by its digest."""
 
     key_id = Text(primary_key=True)
     merchant_id = Text()
@@ -31,7 +31,7 @@ class ApiKeyRow(Table, tablename="api_key"):
 
 
 class AuditRow(Table, tablename="audit_entry"):
-    """One act that somebody may have to answer for, chained to the one before."""
+    """An entry, chained to the one before."""
 
     number = BigInt(primary_key=True)
     entry_id = Text()
@@ -47,7 +47,7 @@ class AuditRow(Table, tablename="audit_entry"):
 
 
 class AuditCheckpointRow(Table, tablename="audit_checkpoint"):
-    """The last entry of the log that was let go, if one was."""
+    """The last deleted entry."""
 
     is_the_only_one = Boolean(primary_key=True)
     number = BigInt()
@@ -55,7 +55,7 @@ class AuditCheckpointRow(Table, tablename="audit_checkpoint"):
 
 
 class AuditPolicyRow(Table, tablename="audit_policy"):
-    """For how many days the log is kept, and was kept at least; 0 for ever."""
+    """Retention in days and its minimum so far; 0 means unlimited."""
 
     is_the_only_one = Boolean(primary_key=True)
     keep_days = Integer()
@@ -63,7 +63,7 @@ class AuditPolicyRow(Table, tablename="audit_policy"):
 
 
 class GatewaySecretRow(Table, tablename="gateway_secret"):
-    """One of the gateway's own secrets, sealed."""
+    """A sealed secret."""
 
     name = Text(primary_key=True)
     sealed = Text()
@@ -79,4 +79,4 @@ FROM api_key JOIN merchant USING (merchant_id) WHERE api_key.key_id = $1
 
 # raw SQL: function - our own, in a migration.
 APPEND_ENTRY = "SELECT audit_append($1, $2, $3, $4, $5, $6, $7)"
-"""Takes the lock of the chain until the transaction ends. Postgres works out the digest."""
+"""Locks the chain until the transaction ends."""

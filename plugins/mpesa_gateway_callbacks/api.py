@@ -1,4 +1,4 @@
-"""What other plugins may ask of callbacks."""
+"""The interface of callbacks for other plugins."""
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -15,53 +15,44 @@ from mpesa_gateway_callbacks.openapi_bodies import RESULT, RESULT_CODE, RESULT_E
 __all__ = ["RESULT_CODE", "Callbacks", "DifferentSubject", "described", "result_kinds"]
 
 _UNANSWERED = "timed_out"
-"""The result code that we note for a timeout, which has none of its own."""
+"""The stored result code of a timeout, which has none."""
 
 
 class DifferentSubject(CallbackRejected):
-    """The callback's token is for one request and its content is about another.
-
-    Raised by whoever knows that.
-    """
+    """The content is about another request than the token."""
 
     status = 403
     reason = "subject"
 
 
 class Callbacks(Protocol):
-    """Hands out the addresses that Daraja calls back, and keeps what it sends there."""
+    """Callback addresses, and the callbacks that arrive there."""
 
     def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """The address to give Daraja for one request; only it is taken for ``subject_id``.
+        """Return the callback address for one request; its token is valid for ``subject_id`` only.
 
-        Raises LookupError where no enabled plugin declares the kind.
+        Raises LookupError if no enabled plugin declares the kind.
         """
         ...
 
     async def mark_applied(self, callback_id: str) -> None:
-        """Say, in the subscriber's transaction, that a callback has done its work."""
+        """Runs in the subscriber's transaction."""
         ...
 
     @property
     def is_batch(self) -> bool:
-        """True while callbacks that arrived together are published: if that fails, each is published alone."""
+        """True while a batch is published; if it fails, each callback is published alone."""
         ...
 
     async def find_waiting(self, handles: Sequence[str]) -> set[str]:
-        """Those of these handles of Daraja's under which callbacks wait."""
+        """Return the Daraja ids that unapplied callbacks have."""
         ...
 
     async def apply_waiting(self, handle: str) -> int:
-        """Publish again what waits under a ``handle`` of Daraja's that has just become known.
-
-        That is a CheckoutRequestID or an OriginatorConversationID. Runs in the open transaction; gives how many
-        callbacks were published.
-        """
+        """Publish the callbacks that wait for a Daraja id, in the open transaction; returns their number."""
         ...
 
-    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]:
-        """What came about these subjects of ours, or under these handles of Daraja's, as lines of a timeline."""
-        ...
+    async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> Sequence[TimelineEntry]: ...
 
 
 def result_kinds(
@@ -70,10 +61,10 @@ def result_kinds(
     event: type[QueryResulted],
     read: Callable[[ResultCallback], tuple[tuple[str, ...], dict[str, Any]]],
 ) -> tuple[CallbackKind, CallbackKind]:
-    """Declare the result of a request to Daraja, and Daraja's word that its queue gave up: ``{name}-timeout``.
+    """Return the kinds ``{name}`` and ``{name}-timeout``.
 
-    They are at ``{path}/result`` and ``{path}/timeout`` of the specification. ``read`` returns what equal results agree
-    in, beyond code and amount, and the event's own fields; of a timeout the event has only their defaults.
+    ``read`` returns what identical results share, apart from code and amount, and the event's own fields. A timeout
+    event has their defaults.
     """
 
     def read_answer(body: bytes) -> CallbackContent:
@@ -107,7 +98,7 @@ def result_kinds(
 
 
 def _read_timeout(body: bytes) -> ResultCallback:
-    """A timeout: the usual envelope, or any bytes and none at all, since its address says everything."""
+    # A timeout may have any body, or none.
     with suppress(InvalidCallback):
         return read_result(body)
     return ResultCallback(
@@ -133,7 +124,7 @@ def _content(
             "result_desc": result.result_desc,
             "originator_conversation_id": result.originator_conversation_id,
             "conversation_id": result.conversation_id,
-            # A timeout is the last word of its question, whatever its ResultType says.
+            # A timeout is final, even if its ResultType is not 0.
             "is_final": timed_out or result.is_final,
             "timed_out": timed_out,
         },

@@ -1,4 +1,4 @@
-"""``mpesa-gateway callbacks``: lists, shows and replays what Safaricom sent."""
+"""The commands ``mpesa-gateway callbacks list``, ``show`` and ``replay``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from mpesa_gateway_callbacks.schemas import CallbackQuery, laid_out, truncated
 _MOST = 1000
 _HEADINGS = ("id", "state", "kind", "env", "received_at", "source", "merchant_id", "subject_id")
 
-_KIND = click.option("--kind", metavar="KIND", help="Only those of this kind, such as stk.")
+_KIND = click.option("--kind", metavar="KIND", help="Only callbacks of this kind, such as stk.")
 _UNREAD = click.option(
-    "--unread", is_flag=True, help="Only those that nothing has used: waiting, unmatched, or refused as unreadable."
+    "--unread", is_flag=True, help="Only unused callbacks: waiting, unmatched, or refused as unreadable."
 )
-_SINCE = click.option("--since", metavar="TIME", help="Only those from then on, such as 2026-11-23T08:00:00Z.")
-_UNTIL = click.option("--until", metavar="TIME", help="Only those before then.")
+_SINCE = click.option("--since", metavar="TIME", help="Only callbacks from this time on, such as 2026-11-23T08:00:00Z.")
+_UNTIL = click.option("--until", metavar="TIME", help="Only callbacks before this time.")
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A callback as it is listed; ``problem`` is why it cannot be replayed."""
+    """A listed callback; ``problem`` prevents its replay."""
 
     callback_id: str
     state: str
@@ -77,7 +77,7 @@ def list_(
     is_live: bool,
     as_json: bool,
 ) -> None:
-    """List callbacks of one env, and those that name none, the newest first: accepted ones and refused ones."""
+    """List accepted and refused callbacks of one env, and those without an env, newest first."""
     query = _query(kind, since, until, limit, unread=unread)
     env = env_of(is_live=is_live)
 
@@ -89,11 +89,11 @@ def list_(
 
 @callbacks.command("show")
 @click.argument("callback_id", metavar="CBK_…|REF_…")
-@click.option("--unmasked", is_flag=True, help="Print the body as it came, with whole phone numbers. It is audited.")
+@click.option("--unmasked", is_flag=True, help="Print the body with whole phone numbers. This is audited.")
 @JSON
 @pass_session
 def show_(session: Session, callback_id: str, *, unmasked: bool, as_json: bool) -> None:
-    """Show one callback with what it said, phone numbers masked."""
+    """Show one callback with its body, phone numbers masked."""
 
     async def work(gateway: Gateway) -> dict[str, Any]:
         row = await _find(gateway, callback_id)
@@ -142,10 +142,10 @@ def replay(
     is_live: bool,
     as_json: bool,
 ) -> None:
-    """Send callbacks through the pipeline again: these, or with --unread all of one env that nothing has used.
+    """Process callbacks again: the named ones, or with --unread all unused ones of one env.
 
-    You vouch that refused ones came from Safaricom, and for nothing else: signature, shape and subject are checked as
-    always. A callback that was applied changes nothing. Each replay is audited.
+    You confirm that refused callbacks came from Safaricom. Signature, shape and subject are still checked. Applied
+    callbacks do not change. Each replay is audited.
     """
     if bool(callback_ids) == unread or (callback_ids and (kind or since or until)):
         raise click.UsageError("name callbacks (cbk_…, ref_…), or use --unread with its filters, and not both")
@@ -183,7 +183,6 @@ def replay(
 
 
 async def _replay(gateway: Gateway, kept: _Kept) -> tuple[str, str | None, str]:
-    """Replay one callback; one that fails does not keep the others from their turn."""
     operators = gateway.port(CallbackOperatorService)
     try:
         done = await operators.replay(kept.callback_id, actor=actor(), vouches=True)
@@ -233,7 +232,7 @@ def _kept(callback_id: str, row: Found) -> _Kept:
 
 
 def _details(callback_id: str, row: Found, *, unmasked: bool) -> dict[str, Any]:
-    """What is shown of a callback. Its handle and its body can hold a payer's number."""
+    # The handle and the body can contain the payer's number.
     kept = _kept(callback_id, row)
     found = dict(zip(_HEADINGS, kept.cells, strict=True))
     if callback_id.startswith("ref_"):

@@ -1,4 +1,4 @@
-"""Recognises callbacks that were stored before: first in Valkey, then in Postgres, which also counts them."""
+"""Detection of duplicate callbacks, in Valkey and Postgres."""
 
 import asyncio
 from collections import Counter
@@ -17,63 +17,63 @@ from mpesa_gateway_callbacks import tables
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE = 0.25
-"""Seconds that a callback waits for Valkey before Postgres alone decides."""
+_TIMEOUT = 0.25
+"""Seconds to wait for Valkey; then only Postgres decides."""
 
-_REST = 2.0
-"""Seconds without asking after Valkey did not answer."""
+_COOLDOWN = 2.0
+"""Seconds without requests to Valkey after a failure."""
 
 
 class Dedup:
-    """Fingerprints of committed callbacks. Valkey may be away or empty: the unique constraint decides then."""
+    """Fingerprints of committed callbacks. Without Valkey the unique constraint in Postgres decides."""
 
     def __init__(self, *, valkey: Valkey, prefix: str, keep: timedelta) -> None:
-        """``valkey`` returns the client of the running gateway; ``keep`` is how long a fingerprint is remembered."""
+        """Keep fingerprints for ``keep``."""
         self._valkey = valkey
         self._prefix = prefix
         self._keep = keep
-        self._resting_until = 0.0
-        self._noting: set[asyncio.Task[object]] = set()
+        self._unavailable_until = 0.0
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def find_known(self, fingerprints: Sequence[bytes]) -> set[bytes]:
-        """Return those of these fingerprints whose callbacks are known to be committed."""
+        """Return the fingerprints known to be committed; none without Valkey."""
         keys = [self._key(fingerprint) for fingerprint in fingerprints]
-        found = await self._ask(lambda: self._valkey.mget(keys))
+        found = await self._run(lambda: self._valkey.mget(keys))
         marks = cast("list[bytes | None]", found or [None] * len(fingerprints))
         return {fingerprint for fingerprint, mark in zip(fingerprints, marks, strict=True) if mark is not None}
 
     def remember(self, fingerprints: Sequence[bytes]) -> None:
-        """Note callbacks that have been committed, in a task of its own: Postgres knows them already."""
+        """Store fingerprints of committed callbacks in the background."""
         if fingerprints:
             pipeline = self._valkey.pipeline(transaction=False)
             for fingerprint in fingerprints:
                 pipeline.set(self._key(fingerprint), b"1", ex=self._keep)
-            task = asyncio.create_task(self._ask(pipeline.execute))
-            self._noting.add(task)
-            task.add_done_callback(self._noting.discard)
+            task = asyncio.create_task(self._run(pipeline.execute))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def settle(self) -> None:
-        """Wait until everything is noted."""
-        await asyncio.gather(*self._noting)
+        """Wait for the background tasks."""
+        await asyncio.gather(*self._tasks)
 
     def _key(self, fingerprint: bytes) -> str:
         return f"{self._prefix}:callback:{fingerprint.hex()}"
 
-    async def _ask(self, command: Callable[[], Awaitable[Any]]) -> object:
+    async def _run(self, command: Callable[[], Awaitable[Any]]) -> object:
         loop = asyncio.get_running_loop()
-        if loop.time() < self._resting_until:
+        if loop.time() < self._unavailable_until:
             return None
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 return await command()
         except (ValkeyError, OSError, TimeoutError) as problem:
-            self._resting_until = loop.time() + _REST
+            self._unavailable_until = loop.time() + _COOLDOWN
             log.warning("dedup_unavailable", error=type(problem).__name__)
             return None
 
 
 class RepetitionCounter:
-    """Counts how often stored callbacks came again. Waits for no lock: a locked row is counted later."""
+    """Counts duplicates, without waiting for locks: a locked row is counted later."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -81,7 +81,7 @@ class RepetitionCounter:
         self._counting: asyncio.Task[None] | None = None
 
     async def count(self, times: Counter[bytes]) -> set[bytes]:
-        """Count repetitions of stored callbacks; returns the fingerprints that are stored."""
+        """Returns the fingerprints that are stored."""
         fingerprints = sorted(times)
         rows = await self._db.fetch(tables.REPEATED, fingerprints, [times[one] for one in fingerprints])
         for row in rows:
@@ -90,15 +90,14 @@ class RepetitionCounter:
         return {bytes(row["fingerprint"]) for row in rows}
 
     async def count_where_possible(self, times: Counter[bytes]) -> set[bytes]:
-        """Like ``count``, but returns no fingerprint on an error: each caller then asks for its own callback."""
+        """Like ``count``, but empty on an error: each caller then checks its own callback."""
         try:
             return await self.count(times)
-        except Exception as problem:  # noqa: BLE001 - raised again for each repetition alone
+        except Exception as problem:  # noqa: BLE001 - raised again when each duplicate is checked alone
             log.warning("duplicates_counted_singly", count=times.total(), exception=trace(problem))
             return set()
 
     async def stop(self) -> None:
-        """Cancel the counting that is left."""
         if self._counting is not None:
             self._counting.cancel()
             await asyncio.gather(self._counting, return_exceptions=True)
@@ -106,7 +105,7 @@ class RepetitionCounter:
     def _count_later(self, fingerprint: bytes, times: int) -> None:
         self._uncounted[fingerprint] += times
         if self._counting is None or self._counting.done():
-            # One task for all of them: together they wait on one connection.
+            # One task, and so one connection.
             self._counting = asyncio.create_task(self._count_uncounted(), context=Context())
 
     async def _count_uncounted(self) -> None:
@@ -114,5 +113,5 @@ class RepetitionCounter:
             fingerprint, times = self._uncounted.popitem()
             try:
                 await self._db.execute(tables.COUNT_REPEATED, [fingerprint], [times])
-            except Exception as problem:  # noqa: BLE001 - a count for operators: the callback itself is stored
+            except Exception as problem:  # noqa: BLE001 - only a count is lost: the callback itself is stored
                 log.warning("duplicate_not_counted", times=times, exception=trace(problem))

@@ -1,4 +1,4 @@
-"""Publishes callbacks to their subscribers, and publishes the waiting ones again until a subscriber applies them."""
+"""Publishing of callbacks until they are applied."""
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,19 +27,17 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 log = structlog.get_logger(__name__)
 
 Verdict = Literal["waiting", "applied"]
-"""What became of a callback that is not written yet."""
 
 RETRY_PAUSES = (5, 15, 60, 300, 900, 3600)
-"""Seconds until a waiting callback is published again; the last repeats for ``unmatched_after_hours``."""
+"""Seconds between attempts to publish; the last repeats for ``unmatched_after_hours``."""
 
 _LEASE = timedelta(seconds=60)
-"""Time for which one sweep claims a waiting callback."""
 
 _SWEPT_AT_ONCE = 200
 
 
 class CallbackDispatcher:
-    """The port ``Callbacks``: the addresses of callbacks, their verdicts, and publishing them once or again."""
+    """Implements the port ``Callbacks``."""
 
     def __init__(
         self,
@@ -53,7 +51,6 @@ class CallbackDispatcher:
         token_key: Callable[[], bytes],
         public_url: Callable[[str], str],
     ) -> None:
-        """``token_key`` returns the key of the tokens; ``public_url`` the address under which a path is reached."""
         self._db = db
         self._outbox = outbox
         self._clock = clock
@@ -63,23 +60,19 @@ class CallbackDispatcher:
         self._token_key = token_key
         self._public_url = public_url
         self._unwritten: ContextVar[dict[str, Verdict] | None] = ContextVar("unwritten_callbacks", default=None)
-        """Callbacks that are written at the end of the open transaction, each with its verdict so far."""
+        """Verdicts on callbacks that are written at the end of the transaction."""
         self._is_batch: ContextVar[bool] = ContextVar("callbacks_in_batch", default=False)
 
     # -- the port -------------------------------------------------------------------------------------------------
 
     def url_for(self, kind: str, *, env: Env, merchant_id: str, subject_id: str) -> str:
-        """Return the address to send to Daraja with one request; it contains no word that Daraja filters.
-
-        Raises LookupError where no enabled plugin declares the kind.
-        """
+        # Daraja rejects addresses that contain certain words: see tokens.py.
         if self._kinds.get(kind) is None:
             raise LookupError(f"no enabled plugin declares the callback kind `{kind}`")
         token = make_token(self._token_key(), kind, Subject(env, merchant_id, subject_id))
         return self._public_url(f"/v1/cb/{kind}/{token}")
 
     async def mark_applied(self, callback_id: str) -> None:
-        """Record that a subscriber has used a callback."""
         unwritten = self._unwritten.get()
         if unwritten is not None and callback_id in unwritten:
             unwritten[callback_id] = "applied"
@@ -88,15 +81,12 @@ class CallbackDispatcher:
 
     @property
     def is_batch(self) -> bool:
-        """See the port."""
         return self._is_batch.get()
 
     async def find_waiting(self, handles: Sequence[str]) -> set[str]:
-        """See the port."""
         return {row["handle"] for row in await self._db.fetch(tables.WAITING_AMONG, handles)}
 
     async def apply_waiting(self, handle: str) -> int:
-        """See the port."""
         if not handle:
             return 0
         rows = await self._db.fetch(tables.WAITING_FOR, handle)
@@ -105,7 +95,6 @@ class CallbackDispatcher:
         return len(rows)
 
     async def timeline_of(self, subject_ids: Collection[str], handles: Collection[str]) -> list[TimelineEntry]:
-        """See the port."""
         rows = await self._db.fetch(tables.ABOUT, list(subject_ids), list(handles))
         return [
             TimelineEntry(
@@ -123,7 +112,7 @@ class CallbackDispatcher:
 
     @contextmanager
     def collect_verdicts(self, verdicts: dict[str, Verdict], *, is_batch: bool = False) -> Generator[None]:
-        """Return a block in which verdicts on these callbacks change ``verdicts``: their rows are written later."""
+        """In this block, verdicts change ``verdicts`` instead of rows."""
         token, batch = self._unwritten.set(verdicts), self._is_batch.set(is_batch)
         try:
             yield
@@ -132,9 +121,9 @@ class CallbackDispatcher:
             self._is_batch.reset(batch)
 
     async def publish(self, report: ParsedCallback, row: Mapping[str, Any]) -> None:
-        """Publish a callback in the open transaction. One whose subscriber fails keeps waiting.
+        """Publish a callback in the open transaction. It stays waiting if its subscriber fails.
 
-        Raises DifferentSubject when a subscriber finds that the content is not about the token's subject.
+        Raises DifferentSubject if a subscriber finds that the content is about another subject than the token.
         """
         if report.event is None:
             await self.mark_applied(row["callback_id"])
@@ -146,7 +135,7 @@ class CallbackDispatcher:
             await self._publish_event(make, row)
 
     async def publish_again(self, row: Found) -> None:
-        """Publish a stored callback again in the open transaction; one that can never be used becomes unmatched."""
+        """Publish a stored callback in the open transaction; one about another subject becomes unmatched."""
         try:
             body = row["body"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
             report = self._kinds.read(row["kind"], body, has_token=bool(row["subject_id"]))
@@ -154,11 +143,11 @@ class CallbackDispatcher:
         except DifferentSubject:
             await self._give_up(row["callback_id"])
         except InvalidCallback as problem:
-            # An earlier release may have accepted it: it must not stop the others.
+            # An earlier release may have accepted it. It must not block the other callbacks.
             log.error("callback_not_read", callback_id=row["callback_id"], exception=trace(problem))
 
     async def sweep(self) -> int:
-        """Publish again what is due, and delete refused callbacks over the limit; returns how many were published."""
+        """Publish due callbacks; returns their number. Deletes refused callbacks over the limit."""
         now = self._clock.now()
         rows = await self._db.fetch(tables.CLAIM_DUE, now, now + _LEASE, _SWEPT_AT_ONCE)
         for row in rows:

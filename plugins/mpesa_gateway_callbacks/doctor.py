@@ -1,4 +1,4 @@
-"""Looks whether Safaricom's callbacks are let in, and nobody else's."""
+"""Checks of callback settings and recent callbacks."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
@@ -12,16 +12,14 @@ from mpesa_gateway_callbacks import tables
 from mpesa_gateway_callbacks.settings import SAFARICOM, CallbacksSettings
 from mpesa_gateway_callbacks.tables import CallbackRow
 
-_LATELY = timedelta(days=7)
+_RECENT = timedelta(days=7)
 _WIDE = 65_536
-"""Addresses on the allowlist beyond which it keeps hardly anybody out."""
 
 
-async def check_callbacks(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """The allowlist, the signatures, whom callers appear to be, and what was refused lately."""
-    for observation in _settings(gateway.settings(CallbacksSettings), examination):
-        yield observation
-    since = examination.now - _LATELY
+async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
+    for result in _settings(gateway.settings(CallbacksSettings), context):
+        yield result
+    since = context.now - _RECENT
     yield await _sources(gateway, since)
     refused = await gateway.db.fetch(tables.REFUSED_LATELY, Ids.least("ref", since))
     if refused:
@@ -35,7 +33,7 @@ async def check_callbacks(gateway: Runtime, examination: CheckContext) -> AsyncI
         CallbackRow.count().where(
             CallbackRow.verdict == "waiting",
             CallbackRow.due_at.is_not_null(),
-            CallbackRow.received_at < examination.now - timedelta(hours=1),
+            CallbackRow.received_at < context.now - timedelta(hours=1),
         )
     )
     if waiting:
@@ -47,11 +45,8 @@ async def check_callbacks(gateway: Runtime, examination: CheckContext) -> AsyncI
 
 
 async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
-    """Whom we took for the senders of callbacks: an address inside may be a proxy that we do not know of.
-
-    Only one that said for whom it asks is worth a trust: anybody at it can say so from then on.
-    """
-    # A simulator on this very machine is no proxy.
+    # An unknown proxy would let any client set the source address.
+    # A simulator on this machine is not a proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
     rows = await gateway.db.fetch(tables.SOURCES_LATELY, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))
     sources = [row["source"] for row in rows]
@@ -74,13 +69,13 @@ async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
     return note("callbacks.sources", "no callback has come from Safaricom in the last 7 days")
 
 
-def _settings(settings: CallbacksSettings, examination: CheckContext) -> Iterator[CheckResult]:
+def _settings(settings: CallbacksSettings, context: CheckContext) -> Iterator[CheckResult]:
     networks = read_networks(settings.allowlist, "callbacks.allowlist")
     missing = [text for text in SAFARICOM if (found := read_address(text)) is None or not within(found, networks)]
     if settings.enforce_allowlist == "never":
         yield CheckResult(
             name="callbacks.allowlist",
-            level=examination.if_live,
+            level=context.if_live,
             text="callbacks are taken from any address: only their token says who sends them",
             fix='set callbacks.enforce_allowlist to "live"',
         )

@@ -1,4 +1,4 @@
-"""Erases a payer's phone number, and the name that Daraja puts beside it, from the callbacks about their payments."""
+"""Erasure of a payer's number and name from callbacks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,14 +10,14 @@ from mpesa_gateway_callbacks.tables import CallbackRow, RefusedRow
 
 _PAGE = 100
 
-_LOOKED_AT = 5000
-"""How many callbacks are looked at in one go: few enough that Postgres is soon ready."""
+_SCANNED_AT_ONCE = 5000
+"""Limits the duration of one query."""
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Callbacks about nothing that we know, and those that came after their payment's number had been erased."""
+    """Find callbacks without a known subject, and callbacks that arrived after the number was erased."""
     pattern = f"%{number.forms[-1]}%"
-    while rows := await gateway.db.fetch(tables.WITH_NUMBER, merchant_id, pattern, after, _LOOKED_AT):
+    while rows := await gateway.db.fetch(tables.WITH_NUMBER, merchant_id, pattern, after, _SCANNED_AT_ONCE):
         found = [row["callback_id"] for row in rows if row["body"] and number.is_in_json(row["body"])]
         if found:
             return found
@@ -26,14 +26,12 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 
 
 async def _find_refused(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Refused callbacks about nothing that we know: whoever sent them, the number is to go."""
     pattern = f"%{number.forms[-1]}%"
     rows = await gateway.db.fetch(tables.LOOSE_REFUSED, merchant_id, pattern, after, _PAGE)
     return [row["refused_id"] for row in rows]
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """The callbacks of the case, locked, and what they are about."""
     rows = await gateway.db.fetch(tables.OF_CASE, case.named, case.named)
     return {name for row in rows for name in (row["callback_id"], row["subject_id"]) if name}
 
@@ -55,7 +53,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     for row in await gateway.db.fetch(tables.OF_CASE, case.named, case.named):
         body, handle = case.number.without_in_json(row["body"]), case.number.without(row["handle"])
         if (body, handle) != (row["body"], row["handle"]):
-            # From the old fingerprint the number could be found again, by trying all that there are.
+            # The old fingerprint would reveal the number to a search over all numbers.
             await gateway.db.run(
                 CallbackRow.update(
                     {
@@ -70,7 +68,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
     refused = 0
     for row in await gateway.db.fetch(tables.REFUSED_OF_CASE, case.named):
         if case.number.is_in_json(row["original"]):
-            # It cannot be replayed any more; what is shown of it has been masked from the beginning.
+            # It cannot be replayed afterwards. Its displayed text was masked when it was stored.
             await gateway.db.run(
                 RefusedRow.update(
                     {RefusedRow.original: None, RefusedRow.body_bytes: None, RefusedRow.signature: None}
@@ -81,7 +79,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
 
 
 async def _erase_nothing(_: Runtime, __: ErasureCase) -> Mapping[str, int]:
-    """What is refused goes with the rest."""
+    # The other eraser erases refused callbacks too.
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Why a callback is not taken."""
+"""Reasons for rejecting a callback."""
 
 from typing import ClassVar
 
@@ -6,42 +6,42 @@ from mpesa_gateway.errors import ApiError, Code
 
 
 class CallbackRejected(ApiError):
-    """A callback that is not taken; ``reason`` is a stable word for the operator's list."""
+    """A rejected callback; ``reason`` is a stable word for the operators' list."""
 
     code: ClassVar[Code] = Code.CALLBACK_REFUSED
     reason: ClassVar[str] = ""
 
 
 class SourceRejected(CallbackRejected):
-    """Not from an address of Safaricom's."""
+    """The source is not an address of Safaricom."""
 
     status = 403
     reason = "source"
 
 
 class TokenRejected(CallbackRejected):
-    """A token that we did not make, or for another kind of callback."""
+    """The token is not one of ours, or is for another kind of callback."""
 
     status = 404
     reason = "token"
 
 
 class KindRejected(CallbackRejected):
-    """A callback of a kind that no enabled plugin declares, from Safaricom or with one of our tokens."""
+    """No enabled plugin declares this kind of callback. Raised for trusted senders only."""
 
     status = 404
     reason = "kind"
 
 
 class SignatureRejected(CallbackRejected):
-    """A signature that is wrong, cannot be checked, or is missing where one is required."""
+    """The signature is wrong, cannot be checked, or is missing although required."""
 
     status = 401
     reason = "signature"
 
 
 class SizeRejected(CallbackRejected):
-    """A body that is larger than is taken; its beginning is kept."""
+    """The body exceeds the size limit; its beginning is stored."""
 
     status = 413
     code = Code.PAYLOAD_TOO_LARGE
@@ -49,14 +49,14 @@ class SizeRejected(CallbackRejected):
 
 
 class ShapeRejected(CallbackRejected):
-    """Not a callback of this kind."""
+    """The body is not a callback of this kind."""
 
     status = 422
     reason = "shape"
 
 
 class DuplicateFieldRejected(CallbackRejected):
-    """A field that decides is there twice, with different values."""
+    """A decisive field appears twice with different values."""
 
     status = 422
     reason = "doubled"

@@ -1,13 +1,13 @@
-"""What results of requests to Daraja have in common, for the plugins that publish them."""
+"""The base of events about results."""
 
 from mpesa_gateway.daraja.callbacks import CallbackEvent
 from mpesa_gateway.money import Kes
 
 
 class QueryResulted(CallbackEvent, frozen=True, kw_only=True):
-    """What status queries and reversals have in common: Daraja's ids, and whether this is the last word.
+    """The result of a status query or reversal.
 
-    With ``timed_out`` Daraja's queue gave up: the request got no answer and nothing is known about the money.
+    With ``timed_out`` Daraja's queue gave up: the state of the money is unknown.
     """
 
     originator_conversation_id: str | None

@@ -1,4 +1,4 @@
-"""Receives callbacks: verifies each, stores it once, and publishes it in the same transaction."""
+"""The inbox: stores each callback once, and publishes it in the same transaction."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,11 +39,11 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 log = structlog.get_logger(__name__)
 
 _STORED_ALONE: tuple[type[BaseException], ...] = (DifferentSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
-"""Expected errors of a batch, after which each of its callbacks is stored alone."""
+"""After these errors of a batch each callback is stored alone."""
 
 
 class CallbackInbox:
-    """Stores and publishes verified callbacks, those that arrive together in one transaction."""
+    """Stores and publishes callbacks; concurrent ones share a transaction."""
 
     def __init__(
         self,
@@ -82,18 +82,17 @@ class CallbackInbox:
         )
 
     async def start(self) -> None:
-        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError if signatures are required and it is unusable."""
         await self._verifier.load_certificate()
 
     async def stop(self) -> None:
-        """Finish the work that no caller waits for."""
         await self._repetitions.stop()
         await self._dedup.settle()
 
     async def receive(self, incoming: CallbackPost) -> VerifiedCallback:
-        """Verify a callback and store it; returns it once it is committed, also one that was stored before.
+        """Verify and store a callback; returns it once committed, also a duplicate.
 
-        Raises CallbackRejected, after storing it for the operator, and what asyncpg raises when Postgres is away.
+        Raises CallbackRejected, after storing the refused callback, and asyncpg's errors without Postgres.
         """
         subject: Subject | None = None
         try:
@@ -107,7 +106,7 @@ class CallbackInbox:
                 self._trace_links.link(subject.subject_id)
             self._verifier.check_source(incoming, subject)
             arrival = await self.prepare(incoming, subject)
-            # One that may be of several kinds is published alone.
+            # A callback of ambiguous kind is published alone.
             is_new = None if arrival.report.otherwise else await self._batches.submit(arrival)
             if is_new is None:
                 is_new = await self.store(arrival)
@@ -128,7 +127,7 @@ class CallbackInbox:
         return arrival
 
     async def prepare(self, incoming: CallbackPost, subject: Subject | None) -> VerifiedCallback:
-        """Check a callback's signature and parse its body. Raises CallbackRejected."""
+        """Check the signature and parse the body. Raises CallbackRejected."""
         is_signed = await self._verifier.check_signature(incoming, subject)
         report, text, raw = await parse(incoming, self._kinds, has_token=subject is not None)
         return VerifiedCallback(
@@ -145,17 +144,16 @@ class CallbackInbox:
         )
 
     async def store(self, arrival: VerifiedCallback, *, counts: bool = True) -> bool:
-        """Store and publish one callback alone. Returns False for a duplicate, which is counted if ``counts``.
+        """Store and publish one callback. Returns False for a duplicate, which is counted if ``counts``.
 
-        The callback's subject is locked before the callback is written, as in a batch: of two duplicates one waits
-        for the other, without a deadlock.
+        The subject is locked first, as in a batch, so that duplicates cannot deadlock.
         """
         is_new = not await self._is_duplicate(arrival.fingerprint, counts=counts)
         if is_new:
             try:
                 await self._store_new(arrival)
             except ConcurrentUpdate:
-                # Only the same callback, stored meanwhile, explains that.
+                # Only a concurrent duplicate causes this.
                 if not await self._is_duplicate(arrival.fingerprint, counts=counts):
                     raise
                 is_new = False
@@ -180,13 +178,13 @@ class CallbackInbox:
     async def _store_batch(self, arrivals: Sequence[VerifiedCallback]) -> list[bool | None]:
         """Return for each callback: True if stored, False if duplicate, None if its caller has to store it alone.
 
-        An unusual callback, or one that would wait for a lock, is left to its caller, so that it delays no other.
+        Callers store unusual callbacks, and ones that would wait for a lock.
         """
         seen = await self._dedup.find_known([arrival.fingerprint for arrival in arrivals])
         again = Counter(arrival.fingerprint for arrival in arrivals if arrival.fingerprint in seen)
-        # Of two equal ones in this batch Postgres decides which is the duplicate.
+        # Postgres decides between duplicates within the batch.
         fresh = {arrival.fingerprint: arrival for arrival in arrivals if arrival.fingerprint not in seen}
-        # A batch runs outside its callers' contexts, and so without their right to the reserve.
+        # A batch runs outside its callers' contexts, and claims the reserve of connections itself.
         with reserve(), self._jobs_by_origin(arrivals):
             stored = await self._store_ordinary(list(fresh.values()))
             repeated = await self._repetitions.count_where_possible(again) if again else set[bytes]()
@@ -197,7 +195,6 @@ class CallbackInbox:
         ]
 
     def _jobs_by_origin(self, arrivals: Sequence[VerifiedCallback]) -> AbstractContextManager[None]:
-        """Return a block whose jobs carry the request ids of the callbacks that cause them."""
         if len(arrivals) == 1:
             return use_context(arrivals[0].origin)
         return use_job_contexts({one.subject.subject_id: one.origin for one in arrivals if one.subject and one.origin})
@@ -205,7 +202,7 @@ class CallbackInbox:
     async def _store_ordinary(self, arrivals: Sequence[VerifiedCallback]) -> set[str]:
         """Publish and store callbacks in one transaction with two round trips, the inbox last.
 
-        Returns their ids: none where one is a duplicate, or where a subscriber cannot take them together.
+        Returns their ids; none after a duplicate or if a subscriber rejects the batch.
         """
         if not arrivals:
             return set()
@@ -225,7 +222,7 @@ class CallbackInbox:
             return set()
         except UNREACHABLE:
             raise
-        except Exception as problem:  # noqa: BLE001 - then each is stored alone: only one that no subscriber can use waits
+        except Exception as problem:  # noqa: BLE001 - each is then stored alone, and only a failing one waits
             log.error("callbacks_stored_singly", count=len(arrivals), exception=trace(problem))
             return set()
         return {arrival.callback_id for arrival in arrivals}
@@ -233,7 +230,7 @@ class CallbackInbox:
     async def _write(
         self, arrivals: Sequence[VerifiedCallback], verdicts: Mapping[str, Verdict], now: datetime
     ) -> None:
-        """Defer writing these callbacks, all or none. At the end ConcurrentUpdate is raised if one is a duplicate."""
+        """Defer writing these callbacks. The commit raises ConcurrentUpdate if one is a duplicate."""
         sql, *args = tables.KEEP.bind_rows(
             [arrival.columns() | {"is_applied": verdicts[arrival.callback_id] == "applied"} for arrival in arrivals],
             received_at=now,

@@ -1,4 +1,4 @@
-"""A callback on its way in: the POST as it came, and the callback that passed every check."""
+"""Posted and verified callbacks."""
 
 import asyncio
 import hashlib
@@ -19,21 +19,18 @@ from mpesa_gateway_callbacks.tokens import Subject
 log = structlog.get_logger(__name__)
 
 KEPT_OF_LARGER = 65_536
-"""Bytes that are stored of a body over the size limit."""
+"""Bytes of an oversized body that are stored."""
 
 _LARGEST = 2**63 - 1
-"""The largest length that the column takes."""
+"""The largest length that fits the column."""
 
 _ON_EVENT_LOOP = 65_536
-"""Bytes up to which a body is read on the event loop; a larger one is read in a thread."""
+"""Bytes above which a body is parsed in a thread."""
 
 
 @dataclass(frozen=True)
 class TruncatedBody:
-    """A body over the size limit, of which ``Incoming.body`` is the beginning.
-
-    ``length`` is the announced or read length in bytes; ``sha256`` covers the first ``read`` bytes.
-    """
+    """An oversized body. ``length`` in bytes as announced or read; ``sha256`` covers the first ``read`` bytes."""
 
     length: int
     read: int
@@ -41,13 +38,13 @@ class TruncatedBody:
 
     @classmethod
     def of(cls, read: bytes, length: int) -> "TruncatedBody":
-        """Describe a body of ``length`` bytes of which ``read`` was received. A header can announce any number."""
+        # A header can announce any length.
         return cls(min(length, _LARGEST), len(read), hashlib.sha256(read).digest())
 
 
 @dataclass(frozen=True)
 class CallbackPost:
-    """A POST as it came: ``source`` is the client's address, ``signature`` the header, None without one."""
+    """A POST as received; ``source`` is the client's address."""
 
     kind: str
     token: str | None
@@ -56,12 +53,12 @@ class CallbackPost:
     signature: str | None = None
     cut: TruncatedBody | None = None
     was_forwarded: bool = False
-    """True if ``source`` named another client in X-Forwarded-For, as a proxy does."""
+    """True if ``source`` named another client in X-Forwarded-For."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedCallback:
-    """A callback that passed every check. ``subject`` is what its token was made for, None without a token."""
+    """A callback that passed every check; ``subject`` comes from its token."""
 
     callback_id: str
     incoming: CallbackPost
@@ -71,14 +68,14 @@ class VerifiedCallback:
     is_signed: bool
     is_listed: bool
     origin: RequestContext | None
-    """The request that brought it."""
+    """The request that delivered it."""
     text: str
-    """The body as it is shown and searched."""
+    """The body as text."""
     raw: bytes | None
-    """The body's bytes where they cannot be restored from ``text``."""
+    """The body's bytes if ``text`` cannot restore them."""
 
     def columns(self) -> dict[str, Any]:
-        """Return the columns of its row that do not depend on its verdict."""
+        """Return the row's columns that do not depend on the verdict."""
         subject = self.subject
         return {
             "callback_id": self.callback_id,
@@ -96,7 +93,7 @@ class VerifiedCallback:
         }
 
     def event_fields(self, received_at: datetime) -> Mapping[str, Any]:
-        """Return the fields that every event of a callback has."""
+        """Return the fields of every callback event."""
         return {
             "merchant_id": self.subject.merchant_id if self.subject else "",
             "subject_id": self.subject.subject_id if self.subject else "",
@@ -110,7 +107,7 @@ class VerifiedCallback:
 async def parse(
     incoming: CallbackPost, kinds: CallbackParsers, *, has_token: bool
 ) -> tuple[ParsedCallback, str, bytes | None]:
-    """Return the report, the text and, where the text does not restore them, the bytes of a body.
+    """Return the callback, its text, and its bytes if the text cannot restore them.
 
     Raises DuplicateFieldRejected and ShapeRejected.
     """
@@ -122,15 +119,14 @@ async def parse(
 
 
 async def storable(body: bytes) -> tuple[str, bytes | None]:
-    """Return the text of a body and, where the text does not restore them, its bytes."""
+    """Return a body's text, and its bytes if the text cannot restore them."""
     return stored_json(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(stored_json, body)
 
 
 def fingerprint_of(kind: str, subject_id: str, report: ParsedCallback) -> bytes:
-    """Return 16 bytes that two equal callbacks share: the same request and the same content.
+    """Return 16 bytes that duplicates share.
 
-    Different content about the same request is another callback: late proof of money counts. A callback at its
-    request's address differs from one without a token: the first may wait for what the second knows.
+    Different content about a request is a new callback, since late proof of payment counts.
     """
     parts = (kind, report.handle, subject_id, *report.content)
     return hashlib.sha256("\x1f".join(parts).encode()).digest()[:16]
@@ -143,6 +139,6 @@ def _read(incoming: CallbackPost, kinds: CallbackParsers, *, has_token: bool) ->
         raise DuplicateFieldRejected(f"not one statement: {problem}") from None
     except InvalidCallback as problem:
         raise ShapeRejected(f"not a callback of this kind: {problem}") from None
-    except Exception as problem:  # noqa: BLE001 - a bug in a reader must not lose the body: it is stored as refused
+    except Exception as problem:  # noqa: BLE001 - a parser's bug must not lose the body: it is stored as refused
         log.error("callback_not_read", kind=incoming.kind, exception=trace(problem))
         raise ShapeRejected("not a callback that can be read") from None

@@ -1,9 +1,8 @@
-"""The jobs of the callbacks plugin."""
+"""Jobs of the callbacks plugin."""
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 
 
 async def sweep(gateway: Runtime) -> None:
-    """Publish waiting callbacks again, and delete refused callbacks over the limit."""
     await gateway.port(CallbackDispatcher).sweep()

@@ -1,4 +1,4 @@
-"""Metrics of callbacks: verdicts, and callbacks that match no payment."""
+"""Metrics of callbacks."""
 
 from collections.abc import Iterable, Iterator
 
@@ -28,7 +28,6 @@ class CallbackMetrics:
 
 
 def label_values(kinds: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the label values of ``mpesa_callbacks_total`` for callbacks of these kinds."""
     for kind in (*kinds, OTHER):
         yield kind, "accepted", ""
         yield kind, "repeated", ""
@@ -58,7 +57,6 @@ def _unmatched_gauges() -> Gauges:
 
 
 async def collect_unmatched(gateway: Runtime, gauges: Gauges) -> None:
-    """Count waiting and unmatched callbacks, by env."""
     waiting, oldest, unmatched = gauges
     for env in ENVS:
         row = await gateway.db.fetchrow(tables.COUNT_WAITING, env)

@@ -1,37 +1,34 @@
-"""What Safaricom posts, described for whoever reads the API's document: as it comes, and as loosely as it is taken.
+"""OpenAPI schemas of the bodies that Safaricom posts.
 
-A field says what stands in it where Safaricom keeps to its own documentation. Only what a callback cannot be read
-without has a type and is required: all else has been seen missing, as text for a number, and alone where a list is
-usual.
+Only fields without which a callback cannot be read have a type and are required: integrations have seen any other
+field missing, as text instead of a number, or alone instead of in a list.
 """
 
 from typing import Any
 
 
 def described(text: str, example: Any = None, **more: Any) -> dict[str, Any]:
-    """The schema of a field that may hold anything: what stands in it, and an example."""
+    """Return the schema of a field that may hold any value."""
     return {"description": text} | ({} if example is None else {"examples": [example]}) | more
 
 
 RESULT_CODE: dict[str, Any] = {
     "type": ["number", "string"],
     "minLength": 1,
-    "description": "how it ended: 0 is done; a number, or text such as SFC_IC0003",
+    "description": "result code: 0 is success; a number, or text such as SFC_IC0003",
     "examples": [0],
 }
 
-_PARAMETER = {
-    "properties": {"Key": described("its name", "ReceiptNo"), "Value": described("its value; may be left out")}
-}
+_PARAMETER = {"properties": {"Key": described("its name", "ReceiptNo"), "Value": described("its value; optional")}}
 
 RESULT: dict[str, Any] = {
     "type": "object",
-    "description": "What a status query or a reversal brought; of a timeout, whose address says everything, anything.",
+    "description": "The result of a status query or a reversal. The body of a timeout may be anything.",
     "properties": {
         "Result": described(
-            "needed, but of a timeout",
+            "required, except in a timeout",
             properties={
-                "ResultType": described("0 is the last word, 1 says that more follows", 0),
+                "ResultType": described("0 is final, 1 announces another result", 0),
                 "ResultCode": {name: part for name, part in RESULT_CODE.items() if name not in {"type", "minLength"}},
                 "ResultDesc": described("the same in words", "The service request is processed successfully."),
                 "OriginatorConversationID": described("Daraja's id of our request", "10571-7910404-1"),
@@ -48,12 +45,11 @@ RESULT: dict[str, Any] = {
                         )
                     },
                 ),
-                "ReferenceData": described("what we had sent along; not read"),
+                "ReferenceData": described("data of our request; ignored"),
             },
         )
     },
 }
-"""The body of the result of a status query or a reversal, and of Daraja's word that its queue gave up."""
 
 RESULT_EXAMPLE: dict[str, Any] = {
     "Result": {

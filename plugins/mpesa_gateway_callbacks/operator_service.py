@@ -1,4 +1,4 @@
-"""What operators do with callbacks: list them, read them, count those that need attention, and replay them."""
+"""Operators' use cases of callbacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """The result of a replay: ``callback_id`` is the accepted callback; ``was_done`` if it had been used before."""
+    """``callback_id`` is the accepted callback; ``was_done`` is True if nothing changed."""
 
     id: str
     callback_id: str
@@ -43,7 +43,7 @@ class Replayed:
 
 
 class CallbackOperatorService:
-    """Reads and replays callbacks for the operators' pages, commands and routes."""
+    """Reads, counts and replays callbacks."""
 
     def __init__(
         self,
@@ -67,23 +67,21 @@ class CallbackOperatorService:
     # -- replaying ------------------------------------------------------------------------------------------------
 
     async def replay(self, callback_id: str, *, actor: str, env: Env | None = None, vouches: bool = False) -> Replayed:
-        """Send a stored callback through the pipeline again, an accepted or a refused one.
+        """Process a stored callback again, accepted or refused.
 
-        With ``env`` only callbacks of that env are found. With ``vouches`` the caller vouches that a refused callback
-        came from Safaricom; signature, shape and subject are checked as always. A callback that was applied, or a
-        refused one that was accepted since, changes nothing. Raises NotFound, Conflict where it cannot be replayed,
-        and CallbackRejected.
+        ``env`` restricts the search. With ``vouches`` a refused callback counts as sent by Safaricom; signature, shape
+        and subject are still checked. Raises NotFound, CallbackRejected, and Conflict if a replay is impossible.
         """
         if callback_id.startswith("ref_"):
             return await self._replay_refused(callback_id, actor, env, vouches=vouches)
         row = await self.find(callback_id)
         _check_env(row, env)
         async with self._db.transaction():
-            # Concurrent replays wait here, and find what the one before has done.
+            # Concurrent replays wait for the first.
             await self._db.execute(tables.ONE_AT_A_TIME, callback_id)
             is_applied = bool(await self._db.fetchval(tables.IS_APPLIED, callback_id))
             if not is_applied:
-                # The callback's subject is locked before the callback, as in every path.
+                # Every path locks the subject first, to avoid deadlocks.
                 await self._dispatcher.publish_again(row)
                 due = self._clock.now() + timedelta(seconds=RETRY_PAUSES[0])
                 await self._db.run(
@@ -126,7 +124,6 @@ class CallbackOperatorService:
         return Replayed(id=refused_id, callback_id=accepted_id, verdict=accepted["verdict"], was_done=was_done)
 
     async def _accept_refused(self, row: Found, *, vouches: bool) -> str:
-        """Check a refused callback again and store it as an accepted one; returns its new id."""
         if (problem := not_replayable(row)) is not None:
             raise Conflict(problem)
         if row["reason"] == SourceRejected.reason and not vouches:
@@ -134,7 +131,7 @@ class CallbackOperatorService:
         has_token = row["env"] is not None
         subject = Subject(row["env"], row["merchant_id"], row["subject_id"]) if has_token else None
         body = row["original"].encode() if row["body_bytes"] is None else bytes(row["body_bytes"])
-        # What came to the path of a plugin that was not enabled was stored with that path.
+        # A disabled plugin's callback is stored with its path as kind.
         named = self._kinds.at(row["kind"]) or row["kind"]
         kind = named if has_token else self._kinds.of_body(named, body)
         incoming = CallbackPost(kind, None, body, row["source"], row["signature"])
@@ -176,19 +173,18 @@ class CallbackOperatorService:
         return page_of((await self._refused(env, filters)).map(refused_view))
 
     async def rows(self, env: Env, filters: CallbackQuery) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Return accepted and refused callbacks of ``env``, or of no env, each newest first."""
         return (await self._accepted(env, filters)).rows, (await self._refused(env, filters)).rows
 
     async def count_unmatched(self, env: Env) -> int:
-        """Return how many callbacks of ``env``, or of no env, are unmatched."""
+        """Count the unmatched callbacks of ``env`` or of no env."""
         return int(await self._db.fetchval(tables.COUNT_UNMATCHED, env))
 
     async def count_refused(self, env: Env, within: timedelta) -> int:
-        """Return how many callbacks of ``env``, or of no env, were refused and not replayed; 1,000 at most."""
+        """Count callbacks refused and not replayed, of ``env`` or of no env; 1,000 at most."""
         return int(await self._db.fetchval(tables.COUNT_REFUSED_SINCE, self._refused_since(within), env))
 
     async def count_unread(self, env: Env, within: timedelta) -> int:
-        """Return how many trusted callbacks of ``env``, or of no env, could not be read; 1,000 at most."""
+        """Count unreadable callbacks from trusted senders, of ``env`` or of no env; 1,000 at most."""
         return int(await self._db.fetchval(tables.COUNT_UNREAD, self._refused_since(within), env))
 
     def _refused_since(self, within: timedelta) -> str:
@@ -199,7 +195,7 @@ class CallbackOperatorService:
         if filters.verdict is not None:
             found.add("verdict = {}", filters.verdict)
         if filters.unread or filters.verdict in {"waiting", "unmatched"}:
-            # The condition of the index on those that nothing has used.
+            # Matches the condition of the partial index.
             found.add("verdict <> 'applied'")
         return await tables.ACCEPTED.page(self._db, found, filters.cursor, filters.limit)
 
@@ -217,7 +213,7 @@ class CallbackOperatorService:
 
 
 def not_replayable(row: Found) -> str | None:
-    """Return why a refused callback cannot be replayed; None where it can."""
+    """Return the reason against a replay of a refused callback."""
     if row["reason"] == TokenRejected.reason:
         return "its address was none of ours, so nothing proves what it is about"
     if row["cut_read"] is not None:
@@ -228,7 +224,7 @@ def not_replayable(row: Found) -> str | None:
 
 
 def _check_env(row: Found, env: Env | None) -> None:
-    """Raises NotFound for a callback of the other env, and Conflict in the sandbox for one that may be live."""
+    # A callback without env may be about live money.
     if env is None or row["env"] == env:
         return
     if row["env"] is not None:

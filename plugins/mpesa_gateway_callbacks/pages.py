@@ -1,4 +1,4 @@
-"""The operators' pages about callbacks: what Safaricom sent, what was refused and why, and taking either up again."""
+"""The operators' pages of callbacks."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -27,7 +27,7 @@ WHY = {
     "doubled": "a decisive field appears twice with different values",
     "subject": "the subject differs from the subject of the callback address",
 }
-"""What each reason means, for people."""
+"""Explanations of the reasons of refusal."""
 
 
 class _Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,6 @@ class _Refused(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def callbacks(visit: PageRequest) -> Rendered:
-    """Those that were taken, newest first."""
     query = visit.read_query(_Accepted)
     page = await visit.gateway.port(CallbackOperatorService).accepted(
         visit.env, CallbackQuery(limit=50, cursor=query.cursor, verdict=query.verdict)
@@ -52,7 +51,6 @@ async def callbacks(visit: PageRequest) -> Rendered:
 
 
 async def refused(visit: PageRequest) -> Rendered:
-    """Those that were refused, newest first."""
     query = visit.read_query(_Refused)
     page = await visit.gateway.port(CallbackOperatorService).refused(
         visit.env, RefusedQuery(limit=50, cursor=query.cursor, unread=query.unread)
@@ -62,7 +60,6 @@ async def refused(visit: PageRequest) -> Rendered:
 
 
 async def callback(visit: PageRequest) -> Rendered:
-    """One that was taken."""
     row = await visit.gateway.port(CallbackOperatorService).find(visit.values["callback_id"])
     if row["env"] is not None:
         visit.require(row["env"])
@@ -73,13 +70,11 @@ async def callback(visit: PageRequest) -> Rendered:
 
 
 async def _merchant(visit: PageRequest, row: Found) -> str | None:
-    """The name of the merchant whom a callback is about."""
     merchant_id = row["merchant_id"]
     return (await visit.gateway.merchants.names([merchant_id])).get(merchant_id) if merchant_id else None
 
 
 async def refused_callback(visit: PageRequest) -> Rendered:
-    """One that was refused."""
     row = await visit.gateway.port(CallbackOperatorService).find_refused(visit.values["refused_id"])
     if row["env"] is not None:
         visit.require(row["env"])
@@ -90,14 +85,12 @@ async def refused_callback(visit: PageRequest) -> Rendered:
 
 
 async def offer(visit: PageRequest) -> Redirect:
-    """Offer it again to whoever waits for it."""
     done = await _replay(visit, visit.values["callback_id"])
     text = "Already applied: nothing changed." if done.was_done else f"Processed again: {done.verdict}."
     return Redirect(f"callbacks/{done.callback_id}", text)
 
 
 async def replay(visit: PageRequest) -> Redirect:
-    """Take a refused one after all."""
     refused_id = visit.values["refused_id"]
     if visit.text("confirm") != refused_id:
         raise InvalidFields.field_error("confirm", "confirm that Safaricom sent this callback")
@@ -107,7 +100,7 @@ async def replay(visit: PageRequest) -> Redirect:
 
 
 async def _replay(visit: PageRequest, callback_id: str) -> Replayed:
-    # Operators are shown callbacks without an env in both, and answer for either.
+    # Callbacks without an env are shown in both.
     operators = visit.gateway.port(CallbackOperatorService)
     row = await (operators.find_refused if callback_id.startswith("ref_") else operators.find)(callback_id)
     if row["env"] is not None:
@@ -116,7 +109,6 @@ async def _replay(visit: PageRequest, callback_id: str) -> Replayed:
 
 
 async def unused(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Callbacks that nobody could use, and those refused of late."""
     operators, found = gateway.port(CallbackOperatorService), list[AttentionItem]()
     if count := await operators.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} without a matching payment"

@@ -1,4 +1,4 @@
-"""The callback kinds of the enabled plugins: of which kind a callback is, and what is published of it."""
+"""Detection and parsing of the enabled plugins' callback kinds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ Make = Callable[[Mapping[str, Any]], CallbackEvent]
 
 @dataclass(frozen=True)
 class ParsedCallback:
-    """One callback, read. ``handle`` is Daraja's id of what it is about; ``content`` what equal callbacks agree in."""
+    """A parsed callback. ``handle`` is Daraja's id; duplicates share ``content``."""
 
     handle: str
     result_code: str
     content: tuple[str, ...]
     event: Make | None
-    """Makes the event from what the inbox knows; None for a callback that nobody waits for."""
+    """None if no plugin subscribes to the callback."""
     otherwise: tuple[Make, ...] = ()
-    """The events to publish, one after the other, while no subscriber used those before."""
+    """Published in turn until a subscriber applies one."""
 
 
 class CallbackParsers:
-    """The kinds by their names, in the order in which the plugins declare them."""
+    """The kinds by name, in the plugins' order."""
 
     def __init__(self, kinds: Mapping[str, CallbackKind]) -> None:
         self._kinds = kinds
@@ -34,33 +34,30 @@ class CallbackParsers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names."""
         return tuple(self._kinds)
 
     def get(self, name: str) -> CallbackKind | None:
-        """The kind of this name, None where no enabled plugin declares it."""
         return self._kinds.get(name)
 
     def at(self, path: str) -> str | None:
-        """The kind at a path of the specification, None where no enabled plugin declares one."""
         return self._by_path.get(path)
 
     def in_place_of(self, path: str) -> str | None:
-        """The kind that takes what comes to the path of a plugin that is not enabled, None where none does.
+        """Return an enabled kind for the path of a disabled plugin, or None.
 
-        It is one that shares its envelope with others and whose path ends alike: merchants set one address for all.
+        Merchants often register one address for all: a kind with the same path ending and envelope is used.
         """
         ending = path.partition("/")[2]
         taken = (name for other, name in self._by_path.items() if ending and other.partition("/")[2] == ending)
         return next((name for name in taken if self._kinds[name].family), None)
 
     def check(self, name: str | None) -> None:
-        """Raise Invalid for the name of a kind that there is not."""
+        """Raise Invalid for an unknown kind."""
         if name is not None and name not in self._kinds:
             raise InvalidFields.field_error("kind", f"must be one of {', '.join(sorted(self._kinds))}")
 
     def family(self, name: str) -> tuple[str, ...]:
-        """The kinds of one envelope with this one, itself first."""
+        """Return the kinds with the same envelope, ``name`` first."""
         own = self._kinds.get(name)
         if own is None:
             return (name,)
@@ -68,9 +65,9 @@ class CallbackParsers:
         return tuple(dict.fromkeys((name, *others)))
 
     def read(self, name: str, body: bytes, *, has_token: bool) -> ParsedCallback:
-        """Read a callback of this kind. Raises InvalidCallback, also where no enabled plugin takes it.
+        """Parse a callback. Raises InvalidCallback, also for an unknown kind.
 
-        One without a token may be of any kind of its family, whichever address it came to.
+        A callback without a token may be of any kind of its family.
         """
         kind = self._kinds.get(name)
         if kind is None:
@@ -91,7 +88,7 @@ class CallbackParsers:
         )
 
     def of_body(self, name: str, body: bytes) -> str:
-        """The kind of a callback without a token: that of its address, unless its body is plainly of another kind."""
+        """Return the kind of a callback without a token: its address's, unless the body clearly differs."""
         kind = self._kinds.get(name)
         if kind is None or kind.fits is None:
             return name
@@ -106,9 +103,9 @@ class CallbackParsers:
         return next((each.name for each in candidates if each.fits is not None and each.fits(fields)), name)
 
     def merged(self, address: str, token: str) -> str:
-        """The kind of a callback whose token was made for another address of its family.
+        """Return the kind of a callback whose token is for another address of its family.
 
-        That is the token's, as a timeout if either is.
+        It is the token's kind, as a timeout if either is one.
         """
         made, came = self._kinds.get(token), self._kinds.get(address)
         if made is None or came is None:

@@ -1,4 +1,4 @@
-"""The callbacks plugin, declared."""
+"""The declaration of the callbacks plugin."""
 
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.known_callers import KnownCallerCheck
@@ -26,7 +26,7 @@ def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
 
 plugin = Plugin(
     name="callbacks",
-    summary="Takes Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
+    summary="Receives Safaricom's callbacks: allowlist, token, deduplication, and an inbox with every verdict.",
     settings=CallbacksSettings,
     id_prefixes=(IdPrefix("cbk", "callback"), IdPrefix("ref", "refused callback")),
     routes=routes,

@@ -1,4 +1,4 @@
-"""Stores the callbacks that were refused, for an operator to read and replay."""
+"""Storage of refused callbacks."""
 
 from dataclasses import replace
 
@@ -24,17 +24,17 @@ _SHOWN = 2048
 """Characters of a refused callback that are shown."""
 
 _REPLAYABLE = 16_384
-"""Bytes up to which a stranger's callback is stored whole, so that it can be replayed."""
+"""Bytes up to which an untrusted sender's callback is stored whole."""
 
 _LOGGED_EVERY = 60.0
-"""Seconds in which one refusal is logged for each network and reason; the next line counts the others."""
+"""Seconds in which one refusal is logged per network and reason."""
 
 _STORED_A_SECOND = 20
-"""Callbacks of strangers that one process stores in a second; the others are only counted."""
+"""Untrusted senders' callbacks that one process stores per second."""
 
 
 class RefusedCallbacks:
-    """Stores refused callbacks: whole from a listed source or with a valid token, within limits from strangers."""
+    """The store of refused callbacks."""
 
     def __init__(self, *, db: Database, clock: Clock, ids: Ids, audit: Audit, verifier: CallbackVerifier) -> None:
         self._db = db
@@ -46,14 +46,14 @@ class RefusedCallbacks:
         self._stored_this_second = (0, 0)
 
     async def store(self, incoming: CallbackPost, subject: Subject | None, refusal: CallbackRejected) -> None:
-        """Log a refusal, and store and audit the callback unless strangers have used up this second's limit."""
+        """Log, store and audit a refusal, within the limit for untrusted senders."""
         self._log(incoming, refusal)
         if subject is None and (found := self._verifier.open_token(incoming.kind, incoming.token)) is not None:
-            # Refused before its token was read: the operator sees its subject, the sender does not.
+            # The operator sees the subject, the sender does not.
             subject, kind = found
             incoming = replace(incoming, kind=kind)
         is_trusted = subject is not None or self._verifier.is_listed(incoming.source)
-        if not is_trusted and not self._admit_stranger():
+        if not is_trusted and not self._admit_untrusted():
             return
         cut = incoming.cut
         is_whole = is_trusted or (cut is None and len(incoming.body) <= _REPLAYABLE)
@@ -91,7 +91,7 @@ class RefusedCallbacks:
             | ({} if cut is None else {"length": cut.length}),
         )
 
-    def _admit_stranger(self) -> bool:
+    def _admit_untrusted(self) -> bool:
         this_second = int(self._clock.now().timestamp())
         second, count = self._stored_this_second
         self._stored_this_second = (this_second, count + 1 if second == this_second else 1)

@@ -1,4 +1,4 @@
-"""Where Safaricom posts: the specification's paths, and the neutral ones that our own requests hand out."""
+"""Routes of callbacks, for Safaricom and for operators."""
 
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -46,7 +46,6 @@ _ACCEPTED = b'{"ResultCode": 0, "ResultDesc": "Accepted"}'
 
 
 def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], dict[str, Any]]:
-    """The body at an address that takes such kinds, as the enabled plugins describe it."""
 
     def compose(gateway: Runtime) -> dict[str, Any]:
         kinds = [kind for kind in gateway.callback_kinds.values() if has_place(kind)]
@@ -62,7 +61,6 @@ def _takes(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], dic
 
 
 def _answers(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], list[Mapping[str, Any]]]:
-    """What an address that takes such kinds answers beside ``Accepted``."""
 
     def compose(gateway: Runtime) -> list[Mapping[str, Any]]:
         kinds = [kind for kind in gateway.callback_kinds.values() if kind.answer is not None and has_place(kind)]
@@ -72,7 +70,6 @@ def _answers(has_place: Callable[[CallbackKind], bool]) -> Callable[[Runtime], l
 
 
 def _subjects(gateway: Runtime) -> dict[str, dict[str, Any]]:
-    """The two parts of the specification's addresses of results."""
     found = [kind.path.split("/") for kind in gateway.callback_kinds.values() if kind.path]
     return {
         "subject": {"enum": sorted({subject for subject, _ in found})},
@@ -88,7 +85,7 @@ _CALLBACK: dict[str, Any] = {
     "status_code": 200,
     "public": True,
     "priority": True,
-    # Who sends a body decides how much of it is read.
+    # The sender decides how much of the body is read.
     "request_max_body_size": None,
     "tags": ["Callbacks"],
     "answers": {200: Accepted},
@@ -117,7 +114,7 @@ _ANY: dict[str, Any] = _CALLBACK | {"takes": _takes(lambda _: True), "or_answers
 
 
 def _was_forwarded(request: Request[Any, Any, Any], source: str) -> bool:
-    """Whether whom we take for the sender named another one before: a proxy that no setting names."""
+    """Return True if the assumed sender may be an unconfigured proxy."""
     client = request.scope.get("client")
     hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
     if client is not None and str(read_address(client[0])) == source:
@@ -130,14 +127,14 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
     verifier, settings = gateway.port(CallbackVerifier), gateway.settings(CallbacksSettings)
     source, most = address_of(request), gateway.config.http.max_body_bytes
     if kind not in gateway.callback_kinds and not verifier.is_trusted(kind, token, source):
-        # A kind of no enabled plugin: what is ours or Safaricom's is kept for the day when the plugin is enabled.
+        # Trusted senders' callbacks of an unknown kind are stored for a later replay.
         raise NotFound("there is nothing at this address")
 
     def most_here() -> int | None:
         return max(most, settings.max_body_bytes) if verifier.is_trusted(kind, token, source) else None
 
     body, cut = await _read_body(request, most, most_here)
-    # Two of them are one that fits nothing, as a proxy would join them: neither counts, and both are kept.
+    # Two signature headers are joined to one invalid signature, and stored.
     signatures = request.headers.getall(settings.signature_header, [])
     signature = ", ".join(signatures) if signatures else None
     incoming = CallbackPost(kind, token, body, source, signature, cut, _was_forwarded(request, source))
@@ -146,7 +143,6 @@ async def _receive(gateway: Runtime, request: Request[Any, Any, Any], kind: str,
 
 
 async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:
-    """The kind's own answer, or ``Accepted``."""
     kind, make = gateway.callback_kinds.get(arrival.incoming.kind), arrival.report.event
     if kind is None or kind.answer is None or make is None:
         return _ACCEPTED
@@ -157,7 +153,6 @@ async def _answer_to(arrival: VerifiedCallback, gateway: Runtime) -> bytes:
 async def _receive_at(
     gateway: Runtime, request: Request[Any, Any, Any], path: str, token: str | None
 ) -> Response[bytes]:
-    """Take a callback at a path of the specification."""
     kinds = gateway.port(CallbackParsers)
     kind = kinds.at(path)
     if kind is None and gateway.port(CallbackVerifier).is_listed(address_of(request)):
@@ -168,10 +163,10 @@ async def _receive_at(
 async def _read_body(
     request: Request[Any, Any, Any], most: int, most_here: Callable[[], int | None]
 ) -> tuple[bytes, TruncatedBody | None]:
-    """A whole body, or the beginning of one that is too large with what is known of the rest.
+    """Return a whole body, or the beginning of an oversized one with its description.
 
-    ``most_here`` returns how many bytes are taken from this sender, None for a stranger; it is called only where there
-    are more than ``most``. Nothing is read of a stranger's body that announces to be larger.
+    ``most_here`` returns the limit for this sender, None if untrusted; it is called only above ``most`` bytes. Nothing
+    is read if an untrusted sender announces more.
     """
     announced, has_asked = request.content_length or 0, False
     if announced > most:
@@ -192,7 +187,7 @@ async def _read_body(
 
 @post("/v1/webhooks/mpesa", **_CALLBACK)
 async def stk_callback(gateway: RuntimeDependency, request: Request[Any, Any, Any]) -> Response[bytes]:
-    """An STK callback at the specification's address, known by its CheckoutRequestID."""
+    """An STK callback at the specification's address, identified by its CheckoutRequestID."""
     return await _receive_at(gateway, request, "", None)
 
 
@@ -211,7 +206,7 @@ async def result_callback(
     subject: FromPath[str],
     ending: FromPath[str],
 ) -> Response[bytes]:
-    """A result or timeout of ``transactionstatus`` or ``reversal``, known by its OriginatorConversationID."""
+    """A result or timeout of ``transactionstatus`` or ``reversal``, identified by its OriginatorConversationID."""
     return await _receive_at(gateway, request, f"{subject}/{ending}", None)
 
 
@@ -234,7 +229,7 @@ async def neutral_callback(
     kind: FromPath[str],
     token: FromPath[str],
 ) -> Response[bytes]:
-    """A callback of any kind at the address that our own requests hand to Daraja."""
+    """A callback of any kind, at the address that the gateway's requests to Daraja contain."""
     return await _receive(gateway, request, kind, token)
 
 
@@ -242,7 +237,7 @@ async def neutral_callback(
 async def list_callbacks(
     filters: NamedDependency[CallbackQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[CallbackView]:
-    """The callbacks that were taken in the key's env, or that name none, newest first, each with its verdict."""
+    """Accepted callbacks of the key's env, and those without an env, newest first, each with its verdict."""
     return await gateway.port(CallbackOperatorService).accepted(caller.env, filters)
 
 
@@ -250,7 +245,7 @@ async def list_callbacks(
 async def list_refused(
     filters: NamedDependency[RefusedQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[RefusedView]:
-    """The callbacks that were refused in the key's env, or that name none, newest first, each with the reason."""
+    """Refused callbacks of the key's env, and those without an env, newest first, each with its reason."""
     return await gateway.port(CallbackOperatorService).refused(caller.env, filters)
 
 
@@ -258,9 +253,9 @@ async def list_refused(
 async def replay_callback(
     callback_id: FromPath[str], caller: Admin, gateway: RuntimeDependency
 ) -> Success[ReplayedView]:
-    """Send a callback that was kept through the pipeline again: an accepted one, or one that was refused.
+    """Process a stored callback again, accepted or refused.
 
-    Nothing is changed by one that was applied. A key of the sandbox replays callbacks of the sandbox only.
+    An applied callback does not change. A sandbox key replays callbacks of the sandbox only.
     """
     operators = gateway.port(CallbackOperatorService)
     done = await operators.replay(callback_id, actor=caller.actor, env=caller.env)

@@ -1,4 +1,4 @@
-"""Callbacks as operators see them: never with a whole phone number."""
+"""Callbacks as operators see them, with masked phone numbers."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,14 +16,14 @@ from mpesa_gateway.phone import mask_phones
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="pascal"):
-    """The answer that Safaricom waits for: the callback is committed, or was before."""
+    """The acknowledgement for Safaricom: the callback is committed."""
 
     result_code: Literal[0]
     result_desc: Literal["Accepted"]
 
 
 class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
-    """A callback that was taken. ``repeats`` counts how often it came again; ``verdict`` says what became of it."""
+    """An accepted callback. ``repeats`` counts its duplicates."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": example_id("cbk"),
@@ -54,10 +54,7 @@ class CallbackView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Truncated(msgspec.Struct, frozen=True, kw_only=True):
-    """A body that was larger than is taken.
-
-    ``length`` in bytes as announced or read, how much of it was read, and that much's SHA-256 in hexadecimal.
-    """
+    """An oversized body: ``length`` in bytes as announced or read, and the SHA-256 of the ``read`` bytes."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "length": 1048576,
@@ -71,7 +68,7 @@ class Truncated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
-    """A callback that was not taken, and why."""
+    """A refused callback, and the reason."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": example_id("ref"),
@@ -101,7 +98,7 @@ class RefusedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay came to: the accepted callback, what became of it, and whether it had been used before."""
+    """A replayed callback. ``was_done`` is true if nothing changed."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "id": example_id("ref"),
@@ -116,10 +113,7 @@ class ReplayedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the list of refused callbacks takes.
-
-    ``unread`` asks for those at our own addresses, or from Safaricom's, that could not be read and were not replayed.
-    """
+    """Filters of refused callbacks; ``unread`` selects unreadable ones from trusted senders."""
 
     RULES: ClassVar[Mapping[str, Any]] = {
         "kind": composed(lambda gateway: {"enum": sorted(gateway.callback_kinds), "type": None})
@@ -134,26 +128,23 @@ class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class CallbackQuery(RefusedQuery, frozen=True, kw_only=True):
-    """The filters of the list of callbacks; ``unread`` asks for those that nothing has used."""
+    """Filters of accepted callbacks; ``unread`` selects unapplied ones."""
 
     verdict: Literal["waiting", "applied", "unmatched"] | None = None
 
 
 def callback_view(row: Any) -> CallbackView:
-    """A row as it is shown."""
     values = {name: row[name] for name in CallbackView.__struct_fields__ if name not in {"id", "body"}}
     values |= {name: row[name] or "" for name in ("merchant_id", "subject_id")}
     return CallbackView(id=row["callback_id"], body=visible(row["body"]), **values)
 
 
 def refused_view(row: Any) -> RefusedView:
-    """A row as it is shown."""
     values = {name: row[name] for name in RefusedView.__struct_fields__ if name not in {"id", "truncated"}}
     return RefusedView(id=row["refused_id"], truncated=truncated(row), **values)
 
 
 def truncated(row: Any) -> Truncated | None:
-    """What is known of a body that was larger than is taken; None for any other."""
     if row["cut_read"] is None:
         return None
     return Truncated(length=row["cut_length"], read=row["cut_read"], sha256=row["cut_sha256"].hex())
@@ -164,8 +155,7 @@ SHOWN = 65_536
 
 
 def laid_out(body: str) -> str:
-    """What a callback said, for people: JSON on several lines with its numbers as they came, and phones masked."""
-    # What is no JSON, or only the beginning of it, stays as it came.
+    """Return a body as indented JSON with unchanged numbers and masked phones."""
     if len(body) > SHOWN:
         return f"{visible(body[:SHOWN])} … ({len(body)} characters)"
     with suppress(msgspec.DecodeError):
@@ -174,5 +164,4 @@ def laid_out(body: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A body for people: phones masked, and each control character as its escape."""
     return escape_control_characters(mask_phones(text))

@@ -1,4 +1,4 @@
-"""What a host can set about callbacks."""
+"""Settings of callbacks."""
 
 from typing import Annotated, Literal
 
@@ -23,19 +23,18 @@ SAFARICOM = (
     "196.201.212.74",
     "196.201.212.69",
 )
-"""The addresses that Daraja's callbacks come from, as many integrations have seen them."""
+"""Addresses that Daraja's callbacks come from, as seen by many integrations."""
 
 
 class CallbacksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[callbacks]``.
 
-    ``enforce_allowlist``: for live payments and callbacks without token, for all, or never (results without a token
-    need a listed source in any case). ``signature``: whether a callback must carry one, must carry a right one if any,
-    or is not looked at; ``signature_header`` names the header. ``keep_refused`` bounds refused callbacks of strangers;
-    those at a valid token or from a listed source are all kept for ``keep_refused_days``.
-    ``max_body_bytes`` bounds a body at a valid token or from a listed source; of a larger one the beginning is kept.
-    ``keep_days`` and ``keep_refused_days`` say for how long callbacks are kept, 0 for ever; one that still waits for
-    its payment is kept in any case.
+    ``enforce_allowlist``: check the source of live payments and of callbacks without a token, of all, or never (results
+    without a token need a listed source in any case). ``signature``: required, checked if present, or ignored;
+    ``signature_header`` names the header. ``keep_refused`` limits refused callbacks of untrusted senders; those with a
+    valid token or from a listed source are all kept for ``keep_refused_days``.
+    ``max_body_bytes`` limits a body with a valid token or from a listed source; its beginning is always stored.
+    ``keep_days`` and ``keep_refused_days`` delete old callbacks, except waiting ones; 0 keeps all.
     """
 
     allowlist: tuple[str, ...] = SAFARICOM

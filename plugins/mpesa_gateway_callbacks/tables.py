@@ -1,4 +1,4 @@
-"""The inbox as Piccolo knows it, and the named queries on it; the migrations say the rest."""
+"""Tables and queries of the inbox."""
 
 from piccolo.columns import BigInt, Boolean, Bytea, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -8,7 +8,7 @@ from mpesa_gateway.db.named import Named
 
 
 class CallbackRow(Table, tablename="callback"):
-    """One callback that we accepted, with what became of it."""
+    """An accepted callback."""
 
     callback_id = Text(primary_key=True)
     kind = Text()
@@ -31,7 +31,7 @@ class CallbackRow(Table, tablename="callback"):
 
 
 class RefusedRow(Table, tablename="refused_callback"):
-    """One callback that we refused, and why; only the newest are kept."""
+    """A refused callback; only the newest are kept."""
 
     refused_id = Text(primary_key=True)
     kind = Text()
@@ -54,9 +54,9 @@ class RefusedRow(Table, tablename="refused_callback"):
     was_forwarded = Boolean()
 
 
-# raw SQL: hot path - what each callback takes: its row, its repetitions, its verdict and what waits for it.
-# raw SQL: lock - what a sweep claims, what a replay or an erasure holds, what several workers forget.
-# raw SQL: aggregate - what operators and the doctor see counted.
+# raw SQL: hot path - each callback runs these statements.
+# raw SQL: lock - sweeps, replays, erasures and deletions lock rows.
+# raw SQL: aggregate - counts for operators.
 
 KEEP = Named("""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, env, subject_id, handle, result_code, body,
@@ -71,7 +71,7 @@ FROM unnest($callback_id::uuid[], $kind::text[], $fingerprint::bytea[], $source:
     $signature::text[], $is_applied::boolean[], $body_bytes::bytea[])
     AS t(callback_id, kind, fingerprint, source, env, subject_id, handle, result_code, body, merchant_id, signature,
     is_applied, body_bytes)
--- Always in this order, so that two processes with the same callbacks wait for each other and not in a ring.
+-- A fixed order, so that two processes with the same callbacks cannot deadlock.
 ORDER BY fingerprint
 ON CONFLICT (fingerprint) DO NOTHING
 RETURNING callback_id
@@ -89,15 +89,15 @@ WITH free AS (
 SELECT fingerprint, fingerprint IN (SELECT fingerprint FROM counted) AS is_counted
 FROM callback WHERE fingerprint = ANY($1::bytea[])
 """
-"""Waits for no lock: a row that is locked is a repetition all the same, and is counted later.
+"""A locked row is a duplicate too, and is counted later.
 
-Nothing of what Postgres has lost, in a failover, and Valkey still remembers."""
+Returns no fingerprint that Postgres lost in a failover."""
 
 COUNT_REPEATED = """
 UPDATE callback SET repeats = repeats + again.times FROM (
     SELECT callback_id, times FROM unnest($1::bytea[], $2::integer[]) AS t(fingerprint, times)
         JOIN callback USING (fingerprint)
-    -- Two processes with the same callbacks wait for each other and not in a ring.
+    -- A fixed order, so that two processes with the same callbacks cannot deadlock.
     ORDER BY callback_id FOR UPDATE OF callback
 ) AS again WHERE callback.callback_id = again.callback_id
 """
@@ -110,7 +110,7 @@ WAITING_FOR = """
 SELECT callback_id, kind, env, merchant_id, subject_id, source, body, body_bytes, received_at FROM callback
 WHERE handle = $1 AND handle <> '' AND verdict <> 'applied' ORDER BY callback_id
 """
-"""Without a lock: what a callback is about is locked before the callback itself, in every path."""
+"""Takes no lock: every path locks the subject before the callback."""
 
 WAITING_AMONG = """
 SELECT handle FROM callback WHERE handle = ANY($1::text[]) AND handle <> '' AND verdict <> 'applied'
@@ -127,7 +127,6 @@ RETURNING callback_id, kind, env, merchant_id, subject_id, source, body, body_by
 
 _SHOWN = """callback_id, kind, received_at, source, env, subject_id, handle, result_code, left(body, 65536) AS body,
     repeats, verdict, applied_at, merchant_id, signature"""
-"""A callback in a list: of a larger body its beginning."""
 
 _ABOUT = """
 SELECT {0} FROM (
@@ -147,7 +146,7 @@ VALUES ($refused_id, $kind, $at, $source, $reason, $body, $merchant_id, $subject
 """)
 
 UNREAD = "is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind')"
-"""Refused callbacks from Safaricom, or to our own addresses, that could not be read. The condition of an index."""
+"""Unreadable callbacks of trusted senders. The condition of an index."""
 
 REFUSED = KeysetList(
     table="refused_callback",
@@ -156,7 +155,7 @@ REFUSED = KeysetList(
     of_env=("(env = {} OR env IS NULL)",),
     of_merchants=False,
 )
-"""Those of one env, and those without a token, which belong to none. Their primary key serves both."""
+"""By the primary key, for both envs."""
 
 ACCEPTED = KeysetList(
     table="callback",
@@ -166,14 +165,14 @@ ACCEPTED = KeysetList(
     of_env=("env = {}", "env IS NULL"),
     of_merchants=False,
 )
-"""Likewise, each by an index of its own: there may be many of the other env."""
+"""By an index of its own for each env."""
 
 IS_APPLIED = "SELECT verdict = 'applied' FROM callback WHERE callback_id = $1"
 
 FIND_BY_FINGERPRINT = "SELECT callback_id, verdict FROM callback WHERE fingerprint = $1"
 
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended('callback ' || $1, 0))"
-"""Taken before every other lock, and only by replays."""
+"""The first lock of a replay."""
 
 COUNT_UNMATCHED = (
     "SELECT count(*) FROM callback WHERE verdict <> 'applied' AND verdict = 'unmatched' AND (env = $1 OR env IS NULL)"
@@ -186,7 +185,7 @@ FROM (
     WHERE verdict = 'waiting' AND (env = $1 OR env IS NULL) ORDER BY due_at LIMIT 10000
 ) AS waits
 """
-"""Of one env. A callback whose env is not known yet may be of either, and counts in both."""
+"""A callback without an env counts in both."""
 
 COUNT_REFUSED_SINCE = """
 SELECT count(*) FROM (SELECT 1 FROM refused_callback
@@ -209,7 +208,7 @@ WITH_NUMBER = """
 SELECT callback_id, CASE WHEN COALESCE(merchant_id = $1, true) AND body LIKE $2 THEN body END AS body
 FROM callback WHERE callback_id > $3 ORDER BY callback_id LIMIT $4
 """
-"""Looks at the next so many, and gives what those say that it may stand in."""
+"""Scans ``$4`` callbacks, and returns the bodies that may contain the number."""
 
 REFUSED_OF_CASE = """
 SELECT refused_id, at, original FROM refused_callback
@@ -222,7 +221,7 @@ SELECT refused_id FROM refused_callback
 WHERE (merchant_id = $1 OR merchant_id IS NULL) AND subject_id IS NULL AND original LIKE $2 AND refused_id > $3
 ORDER BY refused_id LIMIT $4
 """
-"""Looks at all of them: there are only so many as the settings keep."""
+"""Scans all refused callbacks: ``keep_refused`` limits their number."""
 
 FORGET = """
 DELETE FROM callback WHERE callback_id IN (

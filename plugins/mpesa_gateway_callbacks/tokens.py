@@ -1,4 +1,4 @@
-"""The unguessable part of a callback address: it says what the callback is for, and only we can have written it."""
+"""Authenticated tokens of callback addresses."""
 
 import base64
 import hashlib
@@ -13,13 +13,13 @@ _ENVS: dict[str, Env] = {"s": "sandbox", "l": "live"}
 
 _TO_TOKEN = str.maketrans("xm", "io")
 _FROM_TOKEN = str.maketrans("io", "xm")
-"""Identifiers are random letters without i, l, o and u. Without x and m too, none of the words that M-Pesa filters in
-addresses (exe, cmd, sql, query) can come about in them; in hexadecimal none can anyway."""
+"""Identifiers contain no i, l, o and u. Without x and m too, they cannot contain the words that M-Pesa filters in
+addresses (exe, cmd, sql, query)."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a token was made for."""
+    """The request that a token was made for."""
 
     env: Env
     merchant_id: str
@@ -27,19 +27,19 @@ class Subject:
 
 
 def make_token(key: bytes, kind: str, subject: Subject) -> str:
-    """The token for a kind of callback about one subject: its ids, and 128 bits of HMAC-SHA-256 over all of them."""
+    """Return the ids, and 128 bits of HMAC-SHA-256 over them and the kind."""
     ids = "-".join(_exchange(one, _TO_TOKEN) for one in (subject.merchant_id, subject.subject_id))
     return f"{subject.env[0]}-{ids}.{_mac(key, kind, subject).hex()}"
 
 
 def read_token(key: bytes, kind: str, token: str) -> Subject | None:
-    """What a token was made for, None when we did not make it for this kind."""
+    """Return the subject of a token that is valid for the kind, or None."""
     found = _TOKEN.match(token)
     if found is None:
         return None
     subject = Subject(_ENVS[found[1]], _exchange(found[2], _FROM_TOKEN), _exchange(found[3], _FROM_TOKEN))
     mac = _mac(key, kind, subject)
-    # The form with 22 characters is that of the release before: pushes made by it are still under way.
+    # Pushes with the previous release's tokens of 22 characters may still be pending.
     known = mac.hex() if len(found[4]) == 32 else base64.urlsafe_b64encode(mac).decode().rstrip("=")
     return subject if hmac.compare_digest(known, found[4]) else None
 

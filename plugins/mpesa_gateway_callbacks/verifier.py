@@ -1,4 +1,4 @@
-"""Checks where a callback comes from: the token in its address, its source address and its signature."""
+"""Verification of tokens, source addresses and signatures."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -25,11 +25,11 @@ from mpesa_gateway_callbacks.tokens import Subject, read_token
 log = structlog.get_logger(__name__)
 
 _READ_CERTIFICATE_AGAIN = timedelta(minutes=1)
-"""Pause between two attempts to read a certificate that cannot be used."""
+"""Pause before an unusable certificate is read again."""
 
 
 class CallbackVerifier:
-    """Verifies tokens, source addresses and signatures of callbacks. Stores nothing."""
+    """Checks callbacks, and stores nothing."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class CallbackVerifier:
         secrets: CallbackSecrets | None,
         kinds: CallbackParsers,
     ) -> None:
-        """``token_key`` returns the key of the tokens; ``secrets`` is None where no plugin knows passkeys."""
+        """``secrets`` is None if no plugin provides passkeys."""
         self._settings = settings
         self._daraja = daraja
         self._clock = clock
@@ -55,7 +55,7 @@ class CallbackVerifier:
         self._certificate_read_at: datetime | None = None
 
     async def load_certificate(self) -> None:
-        """Read the live certificate. Raises ConfigError when signatures are required and it cannot be used."""
+        """Read the live certificate. Raises ConfigError if signatures are required and it is unusable."""
         try:
             self._read_certificate()
         except CertificateError as problem:
@@ -64,23 +64,22 @@ class CallbackVerifier:
             log.info("live_certificate_unavailable", problem=str(problem))
 
     def is_known(self, path: str, source: str) -> bool:
-        """Return True if a callback comes from a listed address, or has one of our tokens in its path. No I/O."""
+        """Return True for a listed source or a valid token in the path. No I/O."""
         if self.is_listed(source):
             return True
         token, key = path.rpartition("/")[2], self._token_key()
         return any(read_token(key, kind, token) is not None for kind in self._kinds.names)
 
     def is_trusted(self, kind: str, token: str | None, source: str) -> bool:
-        """Return True if any body is stored whole: its token is one of ours, or its source is listed."""
+        """Return True for a valid token or a listed source."""
         return self.open_token(kind, token) is not None or self.is_listed(source)
 
     def is_listed(self, source: str) -> bool:
-        """Return True if an address is on the allowlist."""
         address = read_address(source)
         return address is not None and within(address, self._allowlist)
 
     def open_token(self, address: str, token: str | None) -> tuple[Subject, str] | None:
-        """Return a token's subject and kind; None without a valid one. It fits every address of its family."""
+        """Return a valid token's subject and kind, or None. A token fits every address of its family."""
         if token is None:
             return None
         key = self._token_key()
@@ -91,10 +90,9 @@ class CallbackVerifier:
         return None
 
     def read_token(self, incoming: CallbackPost) -> tuple[Subject | None, str]:
-        """Return the token's subject, None without a token, and the kind of the callback.
+        """Return the token's subject and the callback's kind.
 
-        Raises TokenRejected, and SourceRejected before it: where every source is checked, a stranger learns nothing
-        about tokens.
+        Raises TokenRejected, and before it SourceRejected if every source is checked, to reveal nothing about tokens.
         """
         if self._settings.enforce_allowlist == "always":
             self._check_listed(incoming.source)
@@ -106,16 +104,16 @@ class CallbackVerifier:
         return found
 
     def check_source(self, incoming: CallbackPost, subject: Subject | None) -> None:
-        """Raise SourceRejected for an unlisted source where the settings, or a missing token, require a listed one."""
+        """Raise SourceRejected if the settings or a missing token require a listed source."""
         mode = self._settings.enforce_allowlist
-        # Without a token the address is the only proof, unless Daraja can be asked.
+        # Without a token the address is the only proof, unless Daraja can be queried.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
         kind = self._kinds.get(incoming.kind)
         if is_checked or (subject is None and not (kind is not None and kind.can_be_asked)):
             self._check_listed(incoming.source)
 
     async def check_signature(self, incoming: CallbackPost, subject: Subject | None) -> bool:
-        """Return True for a valid signature, False without one. Raises SignatureRejected for an invalid signature."""
+        """Return True for a valid signature, False without one. Raises SignatureRejected."""
         if self._settings.signature == "off":
             return False
         if incoming.signature is None:
@@ -137,12 +135,12 @@ class CallbackVerifier:
                 return False
             passkeys = await self._secrets.passkeys_of(subject.merchant_id, subject.env)
             return any(is_signed_with_passkey(passkey, body, signature) for passkey in passkeys)
-        # Without a token no merchant is known whose passkey it would be: only Safaricom's own key is left.
+        # Without a token the passkey is unknown: only Safaricom's key can have signed.
         certificate = self._live_certificate()
         return certificate is not None and is_signed_with_certificate(certificate, body, signature)
 
     def _live_certificate(self) -> Certificate | None:
-        """Return the certificate while it is valid, then its successor as soon as one is found."""
+        """Return the certificate while valid, then its successor."""
         now = self._clock.now()
         if self._certificate is not None and self._certificate.not_before <= now < self._certificate.not_after:
             return self._certificate
@@ -156,7 +154,6 @@ class CallbackVerifier:
         return self._certificate
 
     def _read_certificate(self) -> None:
-        """Raises CertificateError for a certificate that is not valid today."""
         self._certificate, self._certificate_read_at = None, self._clock.now()
         certificate = certificate_for(self._daraja, "live")
         certificate.check_time(self._certificate_read_at)

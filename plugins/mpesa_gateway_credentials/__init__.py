@@ -1,1 +1,1 @@
-"""Credentials: each merchant's keys to M-Pesa, sealed at rest, shown by their last four characters only."""
+"""Credentials of the merchants' shortcodes, stored sealed and shown masked."""

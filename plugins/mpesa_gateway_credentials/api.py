@@ -1,4 +1,4 @@
-"""The public interface of credentials: the port that other plugins call, and what they contribute to it."""
+"""The interface of credentials for other plugins."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +14,14 @@ from mpesa_gateway.security.scopes import Env
 
 
 class ReceiverOwned(Conflict):
-    """The receiver belongs to another merchant, whose right the call would use."""
+    """The receiver belongs to another merchant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MpesaCredentials:
-    """The opened credentials of one shortcode. Keep them no longer than the call that needs them.
+    """The unsealed credentials of one shortcode. Keep them only for the call that needs them.
 
-    ``shortcode`` is the number that payers pay: the paybill, or the till where there is one. ``store_number`` is the
-    BusinessShortCode of a till, None for a paybill.
+    ``shortcode`` is the number that payers pay, a paybill or till; ``store_number`` is a till's BusinessShortCode.
     """
 
     shortcode_id: str
@@ -48,7 +47,6 @@ class MpesaCredentials:
 
     @property
     def kind(self) -> Literal["paybill", "till"]:
-        """What the receiver is."""
         return "paybill" if self.store_number is None else "till"
 
     @property
@@ -58,12 +56,11 @@ class MpesaCredentials:
 
     @property
     def wants_owner(self) -> bool:
-        """True if the first call about the receiver that Safaricom accepts makes this merchant its owner."""
+        """True if the first accepted call makes this merchant the receiver's owner."""
         return self.env == "live" and self.owner_id is None
 
     @property
     def daraja(self) -> DarajaCredentials:
-        """The part that the Daraja client needs."""
         return DarajaCredentials(
             env=self.env,
             consumer_key=self.consumer_key,
@@ -74,7 +71,7 @@ class MpesaCredentials:
         )
 
     def initiator_for(self, purpose: str) -> Initiator:
-        """The initiator on the organisation portal. Raises ProviderNotConfigured, naming what ``purpose`` needs."""
+        """Return the initiator. Raises ProviderNotConfigured with what ``purpose`` needs."""
         if self.initiator is None or self.security_credential is None:
             raise ProviderNotConfigured(
                 f"{purpose} needs mpesa.initiator and mpesa.initiator_password (or mpesa.security_credential): "
@@ -84,7 +81,7 @@ class MpesaCredentials:
         return Initiator(self.initiator, self.security_credential)
 
     def nominated_for(self, purpose: str) -> Msisdn:
-        """The number nominated for Pull. Raises ProviderNotConfigured."""
+        """Return the number nominated for Pull. Raises ProviderNotConfigured."""
         if self.nominated_number is None:
             raise ProviderNotConfigured(
                 f"{purpose} needs mpesa.nominated_number: store the {self.env} credentials again with it",
@@ -93,7 +90,7 @@ class MpesaCredentials:
         return self.nominated_number
 
     def check_use(self) -> None:
-        """Raises ReceiverOwned unless the merchant owns the receiver, or the host allows it to use the receiver."""
+        """Raise ReceiverOwned unless the merchant owns the receiver or the host allows its use."""
         if not self.is_owner and not self.is_allowed:
             raise ReceiverOwned(
                 f"{self.env} shortcode {self.shortcode} belongs to another merchant of this gateway: ask its host to "
@@ -101,7 +98,7 @@ class MpesaCredentials:
             )
 
     def check_owner(self, purpose: str) -> None:
-        """Raises ReceiverOwned if another merchant owns the receiver."""
+        """Raise ReceiverOwned if another merchant owns the receiver."""
         if not self.is_owner:
             raise ReceiverOwned(
                 f"{self.env} shortcode {self.shortcode} belongs to another merchant of this gateway, and {purpose} is "
@@ -112,7 +109,7 @@ class MpesaCredentials:
 
 @dataclass(frozen=True)
 class StatementSource:
-    """A shortcode whose statement can be read: it has a nominated number, and its receiver's owner or none."""
+    """A shortcode whose statement can be read, with a nominated number."""
 
     shortcode_id: str
     merchant_id: str
@@ -122,10 +119,9 @@ class StatementSource:
 
 @dataclass(frozen=True)
 class OpenWork:
-    """A contribution (``Plugin.contributes``): what a plugin still has open of shortcodes.
+    """A plugin's open work on shortcodes, which keeps the secrets of retired ones.
 
-    ``what`` names it in the plural; ``count`` returns the number for each of the given shortcode ids that has any.
-    The secrets of a retired shortcode are kept while a count is not 0.
+    ``what`` is a plural noun; ``count`` returns the number by shortcode id.
     """
 
     what: str
@@ -133,30 +129,30 @@ class OpenWork:
 
 
 class Credentials(Protocol):
-    """Knows the credentials of each merchant's shortcodes."""
+    """Reads the credentials of merchants' shortcodes."""
 
     async def get(self, merchant_id: str, env: Env, shortcode: str | None = None) -> MpesaCredentials:
-        """The credentials to use now: of the default shortcode of (merchant, env), or of the number that payers pay.
+        """Return the credentials of the merchant's default shortcode in ``env``, or of the given number.
 
-        A retired shortcode is not found. Raises ProviderNotConfigured.
+        Raises ProviderNotConfigured, also for a retired shortcode.
         """
         ...
 
     async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
-        """The newest credentials of a shortcode, also of a retired one: for what exists, never for a new payment.
+        """Return a shortcode's newest credentials, also if retired, for existing payments.
 
-        Raises ProviderNotConfigured where its secrets have been wiped.
+        Raises ProviderNotConfigured if its secrets are erased.
         """
         ...
 
     async def accepted(self, credentials: MpesaCredentials) -> bool:
-        """Safaricom accepted a call about the receiver: in live its first merchant becomes the owner.
+        """Record that Safaricom accepted a call: in live the first merchant becomes the receiver's owner.
 
-        Returns False if another merchant owns it. Needs the open transaction that writes the outcome of the call.
-        Concurrent calls are decided in Postgres.
+        Returns False if another merchant owns it. Needs the open transaction that writes the call's outcome. Postgres
+        decides between concurrent calls.
         """
         ...
 
     async def statement_sources(self) -> list[StatementSource]:
-        """The shortcodes of active merchants that a regular reconciliation run is for, retired ones while open."""
+        """Return the shortcodes to reconcile; retired ones while they have open work."""
         ...

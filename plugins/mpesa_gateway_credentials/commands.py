@@ -1,4 +1,4 @@
-"""``mpesa-gateway receivers``: who owns a live paybill or till, and who else may use it."""
+"""The commands ``mpesa-gateway receivers``: owners and users of live paybills and tills."""
 
 import rich_click as click
 
@@ -12,8 +12,8 @@ from mpesa_gateway_credentials.ownership import ReceiverOwnership, ReceiverUse
 def receivers() -> None:
     """Show and change who owns a live paybill or till.
 
-    The owner is the merchant with whose credentials Safaricom first accepted a call about it. Statements are the
-    owner's. Other merchants take payments there only where `allow` lets them.
+    The owner is the merchant with whose credentials Safaricom first accepted a call about it. Only the owner gets
+    statements. Other merchants need `allow` to take payments there.
     """
 
 
@@ -22,7 +22,7 @@ def receivers() -> None:
 @JSON
 @pass_session
 def list_(session: Session, number: str, *, as_json: bool) -> None:
-    """List the merchants that have live credentials for NUMBER, the paybill or till that payers pay."""
+    """List the merchants with live credentials for NUMBER, a paybill or till."""
 
     async def work(gateway: Gateway) -> list[ReceiverUse]:
         return await gateway.port(ReceiverOwnership).users(number)
@@ -42,7 +42,7 @@ def list_(session: Session, number: str, *, as_json: bool) -> None:
 @click.argument("merchant_id")
 @pass_session
 def allow(session: Session, number: str, merchant_id: str) -> None:
-    """Let a merchant take payments at NUMBER, which another merchant owns."""
+    """Allow a merchant to take payments at NUMBER, which another merchant owns."""
     _set_use(session, number, merchant_id, is_allowed=True)
     click.echo(f"{merchant_id} may take payments at {number}.")
 
@@ -52,7 +52,7 @@ def allow(session: Session, number: str, merchant_id: str) -> None:
 @click.argument("merchant_id")
 @pass_session
 def refuse(session: Session, number: str, merchant_id: str) -> None:
-    """End what `allow` began: no new payments of this merchant at NUMBER."""
+    """Revoke `allow`: no new payments of this merchant at NUMBER."""
     _set_use(session, number, merchant_id, is_allowed=False)
     click.echo(f"{merchant_id} may take no new payments at {number}.")
 
@@ -62,7 +62,7 @@ def refuse(session: Session, number: str, merchant_id: str) -> None:
 @click.argument("merchant_id")
 @pass_session
 def move(session: Session, number: str, merchant_id: str) -> None:
-    """Make a merchant the owner of NUMBER: it reads the statements from now on."""
+    """Make a merchant the owner of NUMBER; it gets the statements from now on."""
 
     async def work(gateway: Gateway) -> None:
         await gateway.port(ReceiverOwnership).move_receiver(number, merchant_id, actor=actor())

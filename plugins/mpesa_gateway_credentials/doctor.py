@@ -1,4 +1,4 @@
-"""Looks whether a merchant's stored credentials are whole, and whether M-Pesa takes them."""
+"""Checks of merchants' credentials."""
 
 import base64
 import binascii
@@ -18,46 +18,45 @@ from mpesa_gateway_credentials.reader import CredentialReader
 from mpesa_gateway_credentials.readiness import foreign_receiver, missing_fields
 
 SANDBOX_SHORTCODE = "174379"
-"""Daraja's public one, which everybody's first payment uses."""
+"""Daraja's public shortcode for first payments."""
 
 _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 
 
-async def check_credentials(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Stored, readable, whole, at proper addresses, and good for an access token."""
-    merchant = examination.one
+async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
+    merchant = context.one
     try:
-        credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, examination.env)
+        credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, context.env)
     except ProviderNotConfigured as refusal:
         yield CheckResult(
             name="credentials.stored",
-            level=Level.WARNING if examination.is_live else Level.NOTE,
-            text=f"no M-Pesa credentials for {examination.env} are stored: it cannot take payments",
+            level=Level.WARNING if context.is_live else Level.NOTE,
+            text=f"no M-Pesa credentials for {context.env} are stored: it cannot take payments",
             fix=refusal.message,
         )
         return
     except UnsealError as refusal:
         yield problem("credentials.stored", f"its stored credentials cannot be read: {refusal}", _AGAIN)
         return
-    for observation in (*_completeness(credentials, examination), *_addresses(credentials, examination)):
-        yield observation
+    for result in (*_completeness(credentials, context), *_addresses(credentials, context)):
+        yield result
     if credentials.security_credential is not None:
         yield _security_credential(gateway, credentials, stored_at=credentials.updated_at)
     yield await _token(gateway, credentials)
 
 
-def _completeness(credentials: MpesaCredentials, examination: CheckContext) -> Iterator[CheckResult]:
+def _completeness(credentials: MpesaCredentials, context: CheckContext) -> Iterator[CheckResult]:
     missing = [*missing_fields(credentials), *foreign_receiver(credentials)]
     level = Level.WARNING if credentials.env == "live" else Level.NOTE
     if missing:
         text, fix = "; ".join(lack.message for lack in missing), "; ".join(lack.fix for lack in missing)
         yield CheckResult(name="credentials.whole", level=level, text=text, fix=fix)
     else:
-        yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are whole")
+        yield ok("credentials.whole", f"its {credentials.env} credentials for {credentials.shortcode} are complete")
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
-        text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode, and no shop's"
+        text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode"
         yield problem("credentials.live", text, f"{_AGAIN}, the live ones")
-    elif credentials.env == "sandbox" and examination.is_live and "live" not in examination.one.envs:
+    elif credentials.env == "sandbox" and context.is_live and "live" not in context.one.envs:
         yield note(
             "credentials.live",
             "it is in the sandbox: no real money moves",
@@ -65,13 +64,12 @@ def _completeness(credentials: MpesaCredentials, examination: CheckContext) -> I
         )
 
 
-def _addresses(credentials: MpesaCredentials, examination: CheckContext) -> Iterator[CheckResult]:
-    """The merchant's own addresses for results, where it has set any."""
+def _addresses(credentials: MpesaCredentials, context: CheckContext) -> Iterator[CheckResult]:
     for name in ("result_url", "timeout_url"):
         url: str | None = getattr(credentials, name)
         if url is None:
             continue
-        wrong = [f"has {word} in it, which M-Pesa filters" for word in filtered_words(url)]
+        wrong = [f"contains {word}, which M-Pesa filters" for word in filtered_words(url)]
         if urlsplit(url).scheme != "https":
             wrong.append("is not https")
         if through := tunnel(url):
@@ -79,14 +77,14 @@ def _addresses(credentials: MpesaCredentials, examination: CheckContext) -> Iter
         if wrong:
             yield CheckResult(
                 name=f"credentials.{name}",
-                level=Level.PROBLEM if credentials.env == "live" else examination.if_live,
+                level=Level.PROBLEM if credentials.env == "live" else context.if_live,
                 text=f"its {name} {' and '.join(wrong)}",
-                fix=f"{_AGAIN} without {name}: then our own address is used",
+                fix=f"{_AGAIN} without {name}, to use the gateway's own address",
             )
 
 
 def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, stored_at: datetime) -> CheckResult:
-    """What can be known without Safaricom's private key: the form, and when it was made."""
+    # Without Safaricom's private key only the form and the date can be checked.
     name, again = "credentials.initiator", f"{_AGAIN}, with initiator_password: it is encrypted here"
     secret = credentials.security_credential
     try:
@@ -96,28 +94,28 @@ def _security_credential(gateway: Runtime, credentials: MpesaCredentials, *, sto
     try:
         certificate = certificate_for(gateway.config.daraja, credentials.env)
     except CertificateError:
-        return note(name, f"whether its initiator's password was encrypted for {credentials.env} cannot be seen here")
+        return note(name, f"the {credentials.env} certificate is missing: its initiator's password cannot be checked")
     numbers = certificate.public_key.public_numbers()
     if len(sealed) != (numbers.n.bit_length() + 7) // 8 or int.from_bytes(sealed, "big") >= numbers.n:
-        text = f"its security_credential was not encrypted with the present {credentials.env} certificate"
+        text = f"its security_credential was not encrypted with the current {credentials.env} certificate"
         return problem(name, text, again)
     if stored_at < certificate.not_before:
-        text = f"its initiator's password was stored before the present {credentials.env} certificate was valid"
+        text = f"its initiator's password was stored before the current {credentials.env} certificate was valid"
         return warning(name, text, again)
-    return ok(name, f"its initiator's password fits the present {credentials.env} certificate")
+    return ok(name, f"its initiator's password fits the current {credentials.env} certificate")
 
 
 async def _token(gateway: Runtime, credentials: MpesaCredentials) -> CheckResult:
     try:
         await gateway.daraja.verify(credentials.daraja)
     except Rejected as fault:
-        text = f"M-Pesa gives no access token: {fault.meaning}"
+        text = f"M-Pesa returns no access token: {fault.meaning}"
         return problem("credentials.token", text, fault.mitigation or _AGAIN)
     except NotSent as fault:
         return warning(
-            "credentials.token", f"whether M-Pesa takes the keys could not be seen: {fault.meaning}", "try again later"
+            "credentials.token", f"M-Pesa could not be asked for an access token: {fault.meaning}", "try again later"
         )
-    return ok("credentials.token", "M-Pesa gives an access token for them")
+    return ok("credentials.token", "M-Pesa returns an access token for them")
 
 
 CHECKS = (Check("Credentials", check_credentials, of_each_merchant=True),)

@@ -1,8 +1,8 @@
-"""What always holds between merchants and their shortcodes, besides what Postgres itself refuses."""
+"""Invariants of merchants and shortcodes that constraints cannot express."""
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - the ledger's query encloses the statement of an invariant.
 INVARIANTS = (
     Invariant(
         name="envs_are_the_shortcodes",

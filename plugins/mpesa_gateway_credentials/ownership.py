@@ -1,4 +1,4 @@
-"""Decides which merchants may use a live receiver: its owner, and those that the host allows."""
+"""Ownership of live receivers, and their use by other merchants."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +14,7 @@ from mpesa_gateway.security.merchants import Merchants
 from mpesa_gateway_credentials import tables
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
-_NO_CREDENTIALS = (
-    "this merchant has stored no live credentials for {}: it stores them first, with PUT /v1/merchant/providers"
-)
+_NO_CREDENTIALS = "this merchant has no live credentials for {}: store them first, with PUT /v1/merchant/providers"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ReceiverUse:
 
 
 class ReceiverOwnership:
-    """Moves live receivers between merchants, and allows or ends their use by others."""
+    """Owners and users of live receivers."""
 
     def __init__(
         self,
@@ -49,7 +47,7 @@ class ReceiverOwnership:
         self._merchants = merchants
 
     async def move_receiver(self, number: str, merchant_id: str, *, actor: str) -> None:
-        """Make a merchant the owner of a live receiver. Raises NotFound."""
+        """Make a merchant the owner of a live receiver. Raises NotFound and Conflict."""
         await self._merchants.require(merchant_id)
         async with self._db.transaction():
             receiver = await self._live_receiver(number)
@@ -69,7 +67,7 @@ class ReceiverOwnership:
         self._changes.notify("receiver", receiver_id)
 
     async def allow_use(self, number: str, merchant_id: str, *, is_allowed: bool, actor: str) -> None:
-        """Let a merchant push at a live receiver that another one owns, or end that. Raises NotFound and Conflict."""
+        """Allow or revoke payments at a live receiver of another merchant. Raises NotFound and Conflict."""
         await self._merchants.require(merchant_id)
         now = self._clock.now()
         async with self._db.transaction():
@@ -92,7 +90,7 @@ class ReceiverOwnership:
         self._changes.notify("shortcode", found[0]["shortcode_id"])
 
     async def users(self, number: str) -> list[ReceiverUse]:
-        """The merchants that have, or had, live credentials for a receiver. Raises NotFound."""
+        """Return the merchants that have, or had, live credentials for a receiver. Raises NotFound."""
         rows = await self._db.fetch(tables.USERS, number)
         if not rows:
             raise NotFound(f"no merchant has stored live credentials for {number}")
@@ -115,5 +113,4 @@ class ReceiverOwnership:
 
 
 def _right(merchant_id: str, receiver_id: str) -> tuple[Where, Where]:
-    """Return the conditions for the shortcode of a merchant at a receiver."""
     return ShortcodeRow.merchant_id == merchant_id, ShortcodeRow.receiver_id == receiver_id

@@ -1,4 +1,4 @@
-"""The operators' pages about credentials: whether each merchant's keys to M-Pesa work, and for how long they will."""
+"""The operators' pages of credentials."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from mpesa_gateway_credentials.reader import CredentialReader
 
 _A_PAGE = 50
 _SOON = timedelta(days=30)
-"""How long before its end a certificate of Safaricom's is worth a word."""
+"""Time before a certificate expires from which operators are warned."""
 
 _ENVS: tuple[Env, ...] = ("sandbox", "live")
 
@@ -25,7 +25,7 @@ class _Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CertificateHealth(msgspec.Struct, frozen=True):
-    """How one of Safaricom's certificates is: a word of state, until when, and what is wrong."""
+    """The state of one of Safaricom's certificates, its end, and a problem."""
 
     env: Env
     state: str
@@ -34,7 +34,7 @@ class CertificateHealth(msgspec.Struct, frozen=True):
 
 
 def certificates(gateway: Runtime) -> list[CertificateHealth]:
-    """Safaricom's certificates as they are configured, each with its state."""
+    """Return the configured certificates with their states."""
     return [_certificate(gateway, env) for env in _ENVS]
 
 
@@ -52,7 +52,6 @@ def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
 
 
 async def credentials(visit: PageRequest) -> Rendered:
-    """Every merchant's credentials, and how they are."""
     query, gateway = visit.read_query(_Query), visit.gateway
     page = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE)
     rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in page.rows]
@@ -63,7 +62,6 @@ async def credentials(visit: PageRequest) -> Rendered:
 
 
 async def of_merchant(visit: PageRequest) -> Rendered:
-    """One merchant's credentials, masked, and what can be tried with them."""
     gateway = visit.gateway
     merchant = await gateway.merchants.require(visit.values["merchant_id"])
     reader = gateway.port(CredentialReader)
@@ -98,25 +96,23 @@ async def of_merchant(visit: PageRequest) -> Rendered:
 
 
 async def verify(visit: PageRequest) -> Redirect:
-    """Fetch a token with the stored keys now."""
     merchant_id = visit.values["merchant_id"]
     env: Env = "live" if visit.text("env") == "live" else "sandbox"
-    told = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
-    said = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in told.checks)
+    result = await visit.gateway.port(CredentialReader).verify(merchant_id, env)
+    text = " ".join(f"{check.message}. {check.mitigation or ''}".strip() for check in result.checks)
     return Redirect(
-        f"credentials/{merchant_id}", f"{'Credentials valid' if told.ok else 'Credentials rejected'}: {said}"
+        f"credentials/{merchant_id}", f"{'Credentials valid' if result.ok else 'Credentials rejected'}: {text}"
     )
 
 
 async def summary(visit: PageRequest, merchant_id: str) -> Rendered | None:
-    """What is stored for a merchant, for the merchant's own page."""
     reader = visit.gateway.port(CredentialReader)
     summaries = [view.config_summary for env in _ENVS for view in await reader.providers(merchant_id, env)]
     return Rendered("summary.html", {"summaries": summaries, "merchant_id": merchant_id})
 
 
 async def endangered(gateway: Runtime, _: Env) -> Sequence[AttentionItem]:
-    """Certificates that end soon, or have, while somebody uses them."""
+    # Only the live certificate matters to operators, once a merchant is live.
     used: list[Env] = ["live"] if await gateway.merchants.any_live() else []
     found = [each for each in certificates(gateway) if each.env in used and each.state != "valid"]
     return [

@@ -1,4 +1,4 @@
-"""The credentials plugin, declared."""
+"""The declaration of the credentials plugin."""
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Job, Plugin, SealedColumn, Tables
@@ -14,13 +14,13 @@ from mpesa_gateway_credentials.routes import routes
 from mpesa_gateway_credentials.settings import CredentialsSettings
 from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 
-# raw SQL: declared - the sealed column names a part of its key.
+# raw SQL: declared - the receiver's number is part of the sealed columns' associated data.
 _NUMBER = "(SELECT number FROM receiver WHERE receiver.receiver_id = shortcode.receiver_id)"
 
 
 plugin = Plugin(
     name="credentials",
-    summary="Keeps the credentials of merchants' shortcodes, sealed at rest, and who owns which receiver.",
+    summary="Stores the sealed credentials of merchants' shortcodes, and the owners of receivers.",
     settings=CredentialsSettings,
     id_prefixes=(IdPrefix("shc", "shortcode"), IdPrefix("rcv", "receiver")),
     routes=routes,

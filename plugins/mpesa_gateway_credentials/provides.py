@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""Ports and services of the credentials plugin."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Opens the stored credentials of shortcodes, for other plugins and for the merchants that stored them."""
+"""Reads the stored credentials of shortcodes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,27 +20,26 @@ from mpesa_gateway_credentials.schemas import Check, KeyView, MerchantView, Mpes
 from mpesa_gateway_credentials.tables import ReceiverRow
 
 SECRET_FIELDS = ("consumer_key", "consumer_secret", "passkey", "security_credential")
-"""The fields that are sealed at rest and masked everywhere."""
-"""The fields that are sealed at rest and masked everywhere."""
+"""Fields that are stored sealed and shown masked."""
 
 _OPENED = tuple(name for name in MpesaCredentials.__dataclass_fields__ if name != "shortcode")
 
 
 def aad(merchant_id: str, env: str, number: str, field: str) -> tuple[str, ...]:
-    """Return what a secret field is sealed for."""
+    """Return the associated data of a sealed field."""
     return (merchant_id, "mpesa", env, number, field)
 
 
 @dataclass(frozen=True)
 class StoredCredentials:
-    """The opened credentials of a shortcode that is not wiped, with its merchant's name."""
+    """Unsealed credentials, with the merchant's name."""
 
     credentials: MpesaCredentials
     merchant_name: str
 
 
 class CredentialReader:
-    """The ports ``Credentials`` and ``CallbackSecrets``: rows are remembered sealed, and opened for each call."""
+    """Implements the ports ``Credentials`` and ``CallbackSecrets``. Caches sealed rows; each call unseals them."""
 
     def __init__(
         self,
@@ -52,7 +51,6 @@ class CredentialReader:
         sealer: Sealer,
         daraja: DarajaClient,
     ) -> None:
-        """``daraja`` returns the client of the running gateway."""
         self._db = db
         self._audit = audit
         self._merchants = merchants
@@ -66,7 +64,6 @@ class CredentialReader:
         changes.on("receiver", self._by_id.clear)
 
     async def get(self, merchant_id: str, env: Env, shortcode: str | None = None) -> MpesaCredentials:
-        """See the port."""
         rows = await self._usable.get(merchant_id, lambda: self._db.fetch(tables.USABLE, merchant_id))
         for row in rows or ():
             is_meant = row["is_default"] if shortcode is None else row["number"] == shortcode
@@ -79,7 +76,6 @@ class CredentialReader:
         )
 
     async def of_shortcode(self, shortcode_id: str) -> MpesaCredentials:
-        """See the port."""
         row = await self._by_id.get(shortcode_id, lambda: self._db.fetchrow(tables.FIND, shortcode_id))
         if row is None:
             raise ProviderNotConfigured("there is no such shortcode")
@@ -91,11 +87,10 @@ class CredentialReader:
         return self._opened(row)
 
     async def accepted(self, credentials: MpesaCredentials) -> bool:
-        """See the port."""
         if not credentials.wants_owner:
             return credentials.is_owner
         receiver = ReceiverRow.receiver_id == credentials.receiver_id
-        # Postgres decides who is first: a second merchant's update waits for the first and then changes nothing.
+        # A second merchant's update waits for the first one and then changes nothing.
         owned = await self._db.run(
             ReceiverRow.update({ReceiverRow.owner_id: credentials.merchant_id})
             .where(receiver, ReceiverRow.owner_id.is_null(), ReceiverRow.env == "live")
@@ -114,7 +109,6 @@ class CredentialReader:
         return True
 
     async def statement_sources(self) -> list[StatementSource]:
-        """See the port."""
         rows = await self._db.fetch(tables.WITH_STATEMENTS)
         return [
             StatementSource(row["shortcode_id"], row["merchant_id"], row["env"], row["retired_at"] is not None)
@@ -122,31 +116,30 @@ class CredentialReader:
         ]
 
     async def passkeys_of(self, merchant_id: str, env: Env) -> list[Secret]:
-        """The passkeys of the merchant's shortcodes in an env, retired ones too, the usable ones first."""
+        """Return passkeys, also of retired shortcodes; the usable ones first."""
         return [self._secret(row, "passkey") for row in await self._db.fetch(tables.PASSKEYS, merchant_id, env)]
 
     async def providers(self, merchant_id: str, env: Env) -> list[ProviderView]:
-        """What is configured in an env, masked."""
         try:
             return [provider_view(await self.get(merchant_id, env))]
         except ProviderNotConfigured:
             return []
 
     async def shortcodes(self, merchant_id: str, env: Env) -> list[MpesaCredentials]:
-        """The merchant's shortcodes in an env that have their secrets, the usable ones first."""
+        """Return shortcodes with their secrets, the usable ones first."""
         return [self._opened(row) for row in await self._db.fetch(tables.OF_ENV, merchant_id, env)]
 
     async def page(self, cursor: str | None, limit: int) -> KeysetPage[StoredCredentials]:
-        """Return all merchants' shortcodes that have their secrets, newest first. Raises Invalid for a bad cursor."""
+        """Return all shortcodes with their secrets, newest first. Raises Invalid."""
         found = Conditions()
         found.add("wiped_at IS NULL")
         page = await tables.SHORTCODES.page(self._db, found, cursor, limit)
         return page.map(lambda row: StoredCredentials(self._opened(row), row["merchant_name"]))
 
     async def verify(self, merchant_id: str, env: Env) -> Verification:
-        """Fetch a token with the default shortcode's keys and report what works.
+        """Fetch a token with the default shortcode's keys, and return the outcome.
 
-        Raises ProviderNotConfigured, and ProviderUnavailable without an answer.
+        Raises ProviderNotConfigured, and ProviderUnavailable if M-Pesa does not respond.
         """
         self._db.refuse_transaction("verifying credentials")
         credentials = await self.get(merchant_id, env)
@@ -161,12 +154,10 @@ class CredentialReader:
             raise ProviderUnavailable(
                 "M-Pesa could not be reached: try again", retry_after=fault.retry_after or 5, provider=fault.provider
             ) from None
-        return Verification(
-            ok=True, checks=[Check(name="credentials", ok=True, message="M-Pesa gave an access token for these keys")]
-        )
+        check = Check(name="credentials", ok=True, message="M-Pesa returned an access token for these keys")
+        return Verification(ok=True, checks=[check])
 
     async def me(self, caller: Caller) -> MerchantView:
-        """The merchant and its configuration in the env of the calling key."""
         merchant = await self._merchants.require(caller.merchant_id)
         return MerchantView(
             id=merchant.merchant_id,
@@ -193,7 +184,7 @@ class CredentialReader:
 
 
 def provider_view(credentials: MpesaCredentials) -> ProviderView:
-    """As [spec] has it: with a till, ``shortcode`` is the store number."""
+    # In the specification ``shortcode`` is the store number of a till.
     wire = {"shortcode": credentials.daraja.shortcode, "till_number": credentials.daraja.till_number}
     values: dict[str, Any] = {}
     for name in MpesaSummary.__struct_fields__:

@@ -1,4 +1,4 @@
-"""What a merchant's credentials lack in an env, besides what an STK push needs."""
+"""Readiness of a merchant's credentials."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,6 @@ _AGAIN = "PUT /v1/merchant/providers again"
 
 
 async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    """What the default shortcode of (merchant, env) lacks, or that there is none."""
     try:
         credentials = await gateway.port(CredentialReader).get(merchant_id, env)
     except ProviderNotConfigured as problem:
@@ -23,7 +22,7 @@ async def missing_credentials(gateway: Runtime, merchant_id: str, env: Env) -> l
 
 
 def missing_fields(credentials: MpesaCredentials) -> Iterator[Missing]:
-    """The optional fields that are not stored, each with what is off without it."""
+    """Yield the missing optional fields, with what does not work without them."""
     if credentials.initiator is None:
         yield Missing(
             name="initiator",
@@ -50,7 +49,6 @@ def _unusable_certificate(gateway: Runtime, env: Env) -> Iterator[Missing]:
 
 
 def foreign_receiver(credentials: MpesaCredentials) -> Iterator[Missing]:
-    """That the receiver is another merchant's, unless the host allows this one to use it."""
     if not credentials.is_owner and not credentials.is_allowed:
         yield Missing(
             name="receiver",

@@ -1,4 +1,4 @@
-"""Credentials over HTTP."""
+"""Routes of credentials."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from mpesa_gateway_credentials.service import CredentialStore
 
 @get("/v1/merchant/me", tags=["Merchant"])
 async def me(caller: MerchantRead, services: NamedDependency[Services]) -> Success[MerchantView]:
-    """The merchant and the key that are asking."""
+    """The merchant and the API key of the request."""
     return Success(data=await services.get(CredentialReader).me(caller))
 
 
@@ -34,9 +34,9 @@ async def me(caller: MerchantRead, services: NamedDependency[Services]) -> Succe
 async def set_provider(
     data: JSONBody[SetProvider], caller: MerchantWrite, services: NamedDependency[Services]
 ) -> StoredProvider:
-    """Store the keys of the default shortcode of this key's env; its whole configuration is replaced.
+    """Store the default shortcode of the key's env. The whole configuration is replaced.
 
-    Another shortcode retires the former one. `meta.missing` lists what does not work yet, each with what to do.
+    A new shortcode retires the former one. `meta.missing` lists what does not work yet, and how to fix it.
     """
     stored = await services.get(CredentialStore).store(caller, data)
     return StoredProvider(data=stored.provider, meta=ProviderMeta(missing=stored.missing, retired=stored.retired))
@@ -46,7 +46,7 @@ async def set_provider(
 async def list_providers(
     caller: MerchantRead, services: NamedDependency[Services], gateway: NamedDependency[Any]
 ) -> Providers:
-    """What is configured for this key's env, secrets by their last four characters; `meta.missing` as for storing."""
+    """The configuration of the key's env, with masked secrets; `meta.missing` as in the response to PUT."""
     found = await services.get(CredentialReader).providers(caller.merchant_id, caller.env)
     missing = await missing_of(gateway, caller.merchant_id, caller.env) if found else []
     return Providers(data=found, meta=ProviderMeta(missing=missing))
@@ -54,7 +54,7 @@ async def list_providers(
 
 @delete("/v1/merchant/providers/mpesa", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[RemovedProvider]:
-    """Retire the default shortcode of this key's env: it takes no new payments. `open` counts what it still has."""
+    """Retire the default shortcode of the key's env: no new payments. `open` counts its open work."""
     retired = await services.get(CredentialStore).retire(caller)
     return Success(data=RemovedProvider(shortcode=retired.shortcode, open=retired.open))
 
@@ -66,7 +66,7 @@ async def remove_provider(caller: MerchantWrite, services: NamedDependency[Servi
     refuses=(ProviderNotConfigured, ProviderUnavailable),
 )
 async def verify_provider(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Verification]:
-    """Try the stored keys: fetches an access token."""
+    """Check the stored keys: fetch an access token with them."""
     return Success(data=await services.get(CredentialReader).verify(caller.merchant_id, caller.env))
 
 

@@ -1,4 +1,4 @@
-"""Credentials as they go over the wire: whole on the way in, masked on the way out."""
+"""Requests and responses of the credentials API; secrets are masked in responses."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -19,7 +19,6 @@ _NO, _TEXT = {"type": "null"}, {"type": "string"}
 
 
 def _initiated_by(secret: str, other: str) -> dict[str, Any]:
-    """The schema of who may ask and send back: an initiator with one form of its password."""
     return {"required": ["initiator", secret], "properties": {"initiator": _TEXT, secret: _TEXT, other: _NO}}
 
 
@@ -27,11 +26,11 @@ _INITIATED = [
     _initiated_by("initiator_password", "security_credential"),
     _initiated_by("security_credential", "initiator_password"),
 ]
-_INITIATED_BY_NOBODY = {"properties": {"initiator": _NO, "initiator_password": _NO, "security_credential": _NO}}
+_WITHOUT_INITIATOR = {"properties": {"initiator": _NO, "initiator_password": _NO, "security_credential": _NO}}
 
 
 class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A merchant's keys to M-Pesa, from Safaricom's developer portal."""
+    """A merchant's M-Pesa keys, from Safaricom's developer portal."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "env": one_of(["sandbox", "live"], title="Environment"),
@@ -45,15 +44,15 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         "shortcode": _SHORTCODE,
         "till_number": _SHORTCODE,
         "initiator": printable(100, examples=["testapi"]),
-        "result_url": printable(500, format="uri", description="At this gateway, or a host that it allows."),
-        "timeout_url": printable(500, format="uri", description="At this gateway, or a host that it allows."),
+        "result_url": printable(500, format="uri", description="At this gateway, or at an allowed host."),
+        "timeout_url": printable(500, format="uri", description="At this gateway, or at an allowed host."),
         "nominated_number": PHONE,
         "account_reference": printable(12),
     }
 
     TOGETHER: ClassVar[Mapping[str, Any]] = {
-        # As a condition: clients' generators take a plain `anyOf` for three kinds of objects.
-        "if": _INITIATED_BY_NOBODY,
+        # A condition, since client generators create three object types from a plain `anyOf`.
+        "if": _WITHOUT_INITIATOR,
         "else": {"anyOf": _INITIATED},
     }
 
@@ -73,7 +72,7 @@ class MpesaFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole configuration of a provider: what is left out is not kept."""
+    """The whole configuration of a provider; omitted fields are removed."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"provider": one_of(["mpesa"], title="Provider")}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -92,7 +91,7 @@ class SetProvider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class MpesaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A stored configuration; secrets by their last four characters."""
+    """A stored configuration, with secrets masked except for their last four characters."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379"}
 
@@ -111,14 +110,14 @@ class MpesaSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider that a merchant has configured."""
+    """A configured provider."""
 
     provider: Provider
     config_summary: MpesaSummary
 
 
 class RetiredView(msgspec.Struct, frozen=True, kw_only=True):
-    """A shortcode that takes no new payments any more. ``open`` counts what it still has, such as ``payments``."""
+    """A retired shortcode: no new payments. ``open`` counts its open work, such as ``payments``."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "600000", "open": {"payments": 2}}
 
@@ -127,7 +126,7 @@ class RetiredView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProviderMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the key's env still lacks, and the former shortcode where storing another one retired it."""
+    """Missing parts of the env's configuration, and the shortcode that this request retired."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"missing": []}
 
@@ -136,7 +135,7 @@ class ProviderMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class StoredProvider(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider as it is configured now."""
+    """The new configuration of a provider."""
 
     success: Yes = True
     data: ProviderView
@@ -144,7 +143,7 @@ class StoredProvider(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Providers(msgspec.Struct, frozen=True, kw_only=True):
-    """The providers that are configured for the key's env."""
+    """The configured providers of the key's env."""
 
     success: Yes = True
     data: list[ProviderView]
@@ -152,7 +151,7 @@ class Providers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RemovedProvider(msgspec.Struct, frozen=True, kw_only=True):
-    """The shortcode was retired: its secrets are erased once nothing of it is open, after 48 hours at the earliest."""
+    """The shortcode was retired. Its secrets are erased once it has no open work, after 48 hours at the earliest."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379", "open": {"payments": 0}}
 
@@ -162,7 +161,7 @@ class RemovedProvider(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that was tried with the stored credentials. ``mitigation`` says what to do where it failed."""
+    """A check of the stored credentials. ``mitigation`` is the next step after a failure."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "name": "credentials",
@@ -178,7 +177,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the stored credentials work."""
+    """The result of checking the stored credentials."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"ok": True}
 
@@ -187,7 +186,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """The API key that is asking."""
+    """The API key of the request."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"scopes": ["payments:read", "payments:write"]}
 
@@ -197,7 +196,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MerchantView(msgspec.Struct, frozen=True, kw_only=True):
-    """The calling merchant and key. ``env`` is the key's, and ``providers`` are configured in that env."""
+    """The calling merchant and key. ``env`` is the key's; ``providers`` are configured in it."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"name": "Duka la Amina", "is_active": True, "providers": ["mpesa"]}
 

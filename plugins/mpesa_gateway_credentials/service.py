@@ -1,4 +1,4 @@
-"""Stores, checks and retires the credentials of merchants' shortcodes."""
+"""Use cases of credentials."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,15 +30,15 @@ from mpesa_gateway_credentials.tables import ReceiverRow, ShortcodeRow
 log = structlog.get_logger(__name__)
 
 KEPT = timedelta(hours=48)
-"""How long the secrets of a retired shortcode are kept at least: as long as its last payments are asked about."""
+"""Minimum time before secrets are erased: last payments may need status queries."""
 
 _WIPED_AT_ONCE = 200
-"""Retired shortcodes that one run of the maintenance job looks at."""
+"""Retired shortcodes per run of the job."""
 
 
 @dataclass(frozen=True)
 class StoreResult:
-    """The answer to storing: what is stored, what the env still lacks, what was retired."""
+    """The stored configuration, its gaps, and the retired shortcode."""
 
     provider: ProviderView
     missing: list[Missing]
@@ -46,7 +46,7 @@ class StoreResult:
 
 
 class CredentialStore:
-    """Stores and retires shortcodes' credentials, and erases the secrets of retired ones."""
+    """Stores, retires and erases credentials."""
 
     def __init__(
         self,
@@ -65,10 +65,9 @@ class CredentialStore:
         missing_of: Callable[[str, Env], Awaitable[list[Missing]]],
         open_work: Mapping[str, Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]],
     ) -> None:
-        """``certificate_of`` returns the certificate that encrypts an env's passwords, or raises CertificateError.
+        """``certificate_of`` returns the certificate for an env's passwords, or raises CertificateError.
 
-        ``missing_of`` returns what a merchant's env still lacks.
-        ``open_work`` counts the open work of shortcodes, by the plural of what it is.
+        ``open_work`` counts the open work of shortcodes, by its plural noun.
         """
         self._db = db
         self._changes = changes
@@ -126,7 +125,7 @@ class CredentialStore:
                 detail={"provider": "mpesa", "env": env, "shortcode": number}
                 | ({} if retired is None else {"retired": retired["number"]}),
             )
-        self._tell(merchant_id, shortcode_id, None if retired is None else retired["shortcode_id"])
+        self._evict(merchant_id, shortcode_id, None if retired is None else retired["shortcode_id"])
         return StoreResult(
             provider_view(await self._reader.get(merchant_id, env)),
             await self._missing_of(merchant_id, env),
@@ -146,7 +145,7 @@ class CredentialStore:
         return str(row["receiver_id"])
 
     async def _retire(self, merchant_id: str, env: Env, receiver_id: str | None, now: datetime) -> Row | None:
-        """Retire the default shortcode unless it is of this receiver; returns it. Needs an open transaction."""
+        """Retire the default shortcode unless it has this receiver; returns it. Needs an open transaction."""
         retired = await self._db.run(
             ShortcodeRow.update(
                 {ShortcodeRow.retired_at: now, ShortcodeRow.is_default: False, ShortcodeRow.updated_at: now}
@@ -165,15 +164,15 @@ class CredentialStore:
     async def _note_envs(self, merchant_id: str) -> None:
         await self._merchants.set_envs(merchant_id, await self._db.fetchval(tables.ENVS, merchant_id))
 
-    def _tell(self, merchant_id: str, *shortcode_ids: str | None) -> None:
-        """Forget here what was remembered; the triggers tell the other processes."""
+    def _evict(self, merchant_id: str, *shortcode_ids: str | None) -> None:
+        # For this process; triggers notify the others.
         self._changes.notify("credentials", merchant_id)
         for shortcode_id in shortcode_ids:
             if shortcode_id is not None:
                 self._changes.notify("shortcode", shortcode_id)
 
     async def retire(self, caller: Caller) -> RetiredView:
-        """Retire the default shortcode of the caller's env: no new payments. Raises NotFound."""
+        """Retire the default shortcode of the caller's env. Raises NotFound."""
         async with self._db.transaction():
             await self._db.execute(tables.LOCK_MERCHANT, caller.merchant_id)
             retired = await self._retire(caller.merchant_id, caller.env, None, self._clock.now())
@@ -186,7 +185,7 @@ class CredentialStore:
                 subject_id=caller.merchant_id,
                 detail={"provider": "mpesa", "env": caller.env, "shortcode": retired["number"]},
             )
-        self._tell(caller.merchant_id, retired["shortcode_id"])
+        self._evict(caller.merchant_id, retired["shortcode_id"])
         return await self._retired_view(retired)
 
     async def _retired_view(self, row: Row) -> RetiredView:
@@ -195,7 +194,7 @@ class CredentialStore:
         )
 
     async def wipe_retired(self) -> int:
-        """Erase the secrets of shortcodes that were retired 48 h ago and have nothing open; returns their number."""
+        """Erase secrets of shortcodes retired 48 h ago without open work; returns their number."""
         now, wiped = self._clock.now(), 0
         rows = await self._db.run(
             ShortcodeRow.select(ShortcodeRow.shortcode_id, ShortcodeRow.merchant_id)
@@ -218,7 +217,7 @@ class CredentialStore:
                     actor="system",
                     subject_id=row["shortcode_id"],
                 )
-            self._tell(row["merchant_id"], row["shortcode_id"])
+            self._evict(row["merchant_id"], row["shortcode_id"])
             wiped += 1
         return wiped
 
@@ -241,7 +240,7 @@ class CredentialStore:
         return bool(wiped)
 
     async def _count_open(self, shortcode_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Return what is open of each shortcode, by the plural of what it is; every kind is counted, 0 too."""
+        """Return each shortcode's open work, zeros included."""
         counts: dict[str, dict[str, int]] = {shortcode_id: {} for shortcode_id in shortcode_ids}
         for what, count in self._open_work.items():
             found = await count(shortcode_ids)
@@ -249,10 +248,13 @@ class CredentialStore:
                 counts[shortcode_id][what] = found.get(shortcode_id, 0)
         return counts
 
-    # -- what is checked ------------------------------------------------------------------------------------------
+    # -- checks ---------------------------------------------------------------------------------------------------
 
     def _check(self, caller: Caller, body: SetProvider) -> str | None:
-        """Raise Invalid for what the fields cannot tell by themselves; returns the nominated number normalised."""
+        """Check fields against each other, the key and the settings; returns the nominated number normalised.
+
+        Raises Invalid.
+        """
         fields = body.mpesa
         with check_fields() as checks:
             self._check_env(checks, caller, fields)
@@ -264,7 +266,7 @@ class CredentialStore:
         return None if fields.nominated_number is None else str(Msisdn.parse(fields.nominated_number))
 
     def _encrypt(self, env: Env, password: str) -> str:
-        """The password as Safaricom wants it; only this is kept. Raises Invalid without a usable certificate."""
+        """Return the encrypted password, as Safaricom requires it. Raises Invalid without a usable certificate."""
         try:
             certificate = self._certificate_of(env)
         except CertificateError as problem:
@@ -315,5 +317,4 @@ class CredentialStore:
 
 
 def _to_wipe(now: datetime) -> tuple[Where, Where]:
-    """Return the conditions for shortcodes that were retired 48 h ago and still have their secrets."""
     return ShortcodeRow.retired_at < now - KEPT, ShortcodeRow.wiped_at.is_null()

@@ -1,4 +1,4 @@
-"""Receivers and shortcodes as Piccolo tables, and the named queries on them."""
+"""Tables and queries of receivers and shortcodes."""
 
 from piccolo.columns import Boolean, Text, Timestamptz
 from piccolo.table import Table
@@ -8,7 +8,7 @@ from mpesa_gateway.db.named import Named
 
 
 class ReceiverRow(Table, tablename="receiver"):
-    """A number that is paid (paybill or till) in one env. In live it has at most one owner."""
+    """A paybill or till in one env. In live it has at most one owner."""
 
     receiver_id = Text(primary_key=True)
     env = Text()
@@ -19,7 +19,7 @@ class ReceiverRow(Table, tablename="receiver"):
 
 
 class ShortcodeRow(Table, tablename="shortcode"):
-    """A merchant's right to use a receiver, with its credentials; the secret ones are sealed."""
+    """A merchant's right to use a receiver, with sealed credentials."""
 
     shortcode_id = Text(primary_key=True)
     merchant_id = Text()
@@ -45,13 +45,13 @@ class ShortcodeRow(Table, tablename="shortcode"):
     wiped_at = Timestamptz(null=True, default=None)
 
 
-# raw SQL: lock - one change of a merchant's shortcodes, or of a receiver, at a time.
+# raw SQL: lock - serialises changes of a merchant's shortcodes, or of a receiver.
 LOCK_MERCHANT = "SELECT merchant_id FROM merchant WHERE merchant_id = $1 FOR NO KEY UPDATE"
-"""Inserts that refer to the merchant do not wait for it."""
+"""Inserts that refer to the merchant do not wait for this lock."""
 
 LOCK_RECEIVER = "SELECT * FROM receiver WHERE env = 'live' AND number = $1 FOR NO KEY UPDATE"
 
-# raw SQL: upsert - what is kept, revived or replaced of a stored row is decided in one statement.
+# raw SQL: upsert - one statement inserts, replaces or revives a row.
 ADD_RECEIVER = """
 INSERT INTO receiver (receiver_id, env, number, kind, created_at) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (env, number) DO UPDATE SET kind = excluded.kind
@@ -73,7 +73,7 @@ ON CONFLICT (merchant_id, receiver_id) DO UPDATE SET store_number = excluded.sto
     updated_at = excluded.updated_at, retired_at = NULL, wiped_at = NULL
 RETURNING shortcode_id
 """)
-"""Stores the credentials of a shortcode and makes it the default one; revives it where it was retired."""
+"""Stores credentials as the default shortcode, and revives a retired one."""
 
 # raw SQL: aggregate
 ENVS = """

@@ -1,1 +1,1 @@
-"""Prometheus' text format for the metrics of the kernel and of all plugins. It owns no tables."""
+"""Prometheus metrics of the kernel and all plugins."""

@@ -1,4 +1,4 @@
-"""Who may read metrics: nobody, unless the settings say who."""
+"""Access to the metrics, by token and network."""
 
 import hmac
 from datetime import datetime, timedelta
@@ -17,10 +17,10 @@ _MOST_READERS = 1000
 
 
 class MetricsAccess:
-    """Lets in whoever shows the token and comes from one of the networks, as far as each is set."""
+    """Admits readers with the token and from the networks, if set."""
 
     def __init__(self, settings: MetricsSettings, *, clock: Clock, limits: RateLimits) -> None:
-        """Raises ConfigError where neither is set: then nobody could ever read them, or everybody."""
+        """Raises ConfigError if neither is set: then no reader, or every reader, would be admitted."""
         self._clock = clock
         self._limits = limits
         self._token = settings.token.reveal().encode() if settings.token else None
@@ -30,39 +30,39 @@ class MetricsAccess:
             raise ConfigError("setting `metrics.token` is empty: give it a value, or remove it")
         if self._token is None and not self._networks:
             raise ConfigError(
-                "nobody may read the metrics: set `metrics.token` (and give it to Prometheus as a bearer token) "
-                "or `metrics.networks`, or take `metrics` out of `plugins`"
+                "the metrics have no reader: set `metrics.token` (and give it to Prometheus as a bearer token) "
+                "or `metrics.networks`, or remove `metrics` from `plugins`"
             )
 
     def is_reader(self, client: str, authorization: str) -> bool:
-        """Whether this reader would be let in by network and token. Counts nothing, and does no I/O."""
+        """Return True if network and token are right. Counts no failure; no I/O."""
         return self._is_near(client) and (self._token is None or self._is_right(authorization))
 
     async def admit(self, client: str, authorization: str) -> None:
-        """Let in a reader at the address ``client``. Raises NotFound elsewhere, InvalidKey, TooManyFailures.
+        """Admit the reader at ``client``. Raises NotFound outside the networks, InvalidKey and TooManyFailures.
 
-        An address that has used up its guesses is refused even with the right token, unless it showed that within the
-        last day: then a stranger at the same address guesses, and the scraper goes on.
+        An address over the failure limit is rejected even with the right token, unless it sent that within the last
+        day, so that a stranger behind its address cannot lock the scraper out.
         """
         if not self._is_near(client):
-            raise NotFound("there is nothing at this address: see /schema for what there is")
+            raise NotFound("no such route: see /schema")
         if self._token is None:
             return
-        who, now = neighbourhood(client), self._clock.now()
+        source, now = neighbourhood(client), self._clock.now()
         is_right = self._is_right(authorization)
-        if is_right and self._readers.get(who, now - _READER_KNOWN) > now - _READER_KNOWN:
-            self._readers[who] = now
+        if is_right and self._readers.get(source, now - _READER_KNOWN) > now - _READER_KNOWN:
+            self._readers[source] = now
             return
         if authorization:
-            await self._limits.admits(METRICS, who)
+            await self._limits.admits(METRICS, source)
         if is_right:
             if len(self._readers) >= _MOST_READERS:
                 self._readers.clear()
-            self._readers[who] = now
+            self._readers[source] = now
             return
         if authorization:
-            # Without any token it is no guess: a page of another site can make a browser ask.
-            await self._limits.failed(METRICS, who)
+            # A request without a token is no guess: another site's page can make a browser send it.
+            await self._limits.failed(METRICS, source)
         raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")
 
     def _is_near(self, client: str) -> bool:

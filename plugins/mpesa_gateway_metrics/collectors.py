@@ -20,7 +20,6 @@ def _build_gauges() -> Gauges:
 
 
 async def collect_build(_: Runtime, gauges: Gauges) -> None:
-    """Report the version."""
     (build,) = gauges
     build.add_metric((version("mpesa-gateway"),), 1)
 
@@ -35,7 +34,6 @@ def _postgres_gauges() -> Gauges:
 
 
 async def collect_postgres(gateway: Runtime, gauges: Gauges) -> None:
-    """Report the connection to Postgres and the pending migrations."""
     up, migrations = gauges
     is_up, missing = 1, -1
     try:
@@ -66,7 +64,7 @@ def _queue_gauges() -> Gauges:
 
 
 async def collect_queues(gateway: Runtime, gauges: Gauges) -> None:
-    """Report Valkey, and the jobs and workers of each queue. Without Valkey only ``mpesa_valkey_up`` has a value."""
+    """Without Valkey only ``mpesa_valkey_up`` has a value."""
     up, workers, jobs, crons = gauges
     try:
         await gateway.valkey.ping()
@@ -97,7 +95,6 @@ def _process_gauges() -> Gauges:
 
 
 async def collect_process(gateway: Runtime, gauges: Gauges) -> None:
-    """Report the API calls and access tokens of this process."""
     calls, tokens, token_age = gauges
     load = gateway.load
     calls.add_metric(("working",), load.working if load else 0)
@@ -119,7 +116,6 @@ def _certificate_gauges() -> Gauges:
 
 
 async def collect_certificates(gateway: Runtime, gauges: Gauges) -> None:
-    """Report the certificates whose files exist."""
     (expires,) = gauges
     for env, seconds in await asyncio.to_thread(lambda: list(_certificates(gateway))):
         expires.add_metric((env,), seconds)

@@ -1,4 +1,4 @@
-"""The text that Prometheus scrapes: the gateway's registry, the process, and the collected gauges."""
+"""The text that Prometheus scrapes."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ log = structlog.get_logger(__name__)
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _COLLECT_WITHIN = 5.0
-"""Seconds for one collector. Prometheus gives up a scrape after ten."""
+"""Seconds for one collector. Prometheus ends a scrape after ten."""
 
 
 class Exposition:
-    """One gateway's metrics as text."""
+    """The metrics of a gateway as text."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -36,7 +36,7 @@ class Exposition:
         self._gauges: list[Metric] = []
 
     async def text(self) -> bytes:
-        """Return all metrics. The collectors run at most once in ``metrics.keep`` seconds."""
+        """Return all metrics. Collectors run at most once in ``metrics.keep`` seconds."""
         async with self._collecting:
             now = asyncio.get_running_loop().time()
             if now - self._collected_at >= self._keep:
@@ -45,10 +45,8 @@ class Exposition:
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the present values of all metrics, as ``generate_latest`` reads them."""
         for metric in self._runtime.metrics.registry.collect():
-            # The library's time of creation doubles the series of a counter. Its switch is for the whole process,
-            # which is the host's.
+            # Creation times would double a counter's series. The library's switch is for the whole process.
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
         yield from self._process.collect()
@@ -57,7 +55,7 @@ class Exposition:
     async def _collect_all(self) -> list[Metric]:
         self._failed.set(0)
         collectors = [collector for plugin in self._runtime.contributed(Plugin) for collector in plugin.collectors]
-        # In turn: together they use one connection, so that payments keep the others.
+        # One at a time, on one connection, so that payments keep the others.
         return [gauge for collector in collectors for gauge in await self._collect(collector)]
 
     async def _collect(self, collector: Collector) -> Gauges:

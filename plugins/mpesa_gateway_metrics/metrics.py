@@ -1,4 +1,4 @@
-"""The metric of the metrics plugin itself."""
+"""Metrics of the metrics plugin."""
 
 from prometheus_client import CollectorRegistry, Gauge
 

@@ -1,4 +1,4 @@
-"""The metrics plugin, declared."""
+"""The declaration of the metrics plugin."""
 
 from mpesa_gateway.asgi_types import Message
 from mpesa_gateway.http.known_callers import KnownCallerCheck
@@ -14,11 +14,11 @@ from mpesa_gateway_metrics.worker_server import serve_beside_worker
 
 
 def _vouches(gateway: Runtime, scope: Message, address: str) -> bool:
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    return gateway.port(MetricsAccess).is_reader(address, given.decode("latin-1"))
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    return gateway.port(MetricsAccess).is_reader(address, header.decode("latin-1"))
 
 
-def _admission(gateway: Runtime) -> MetricsAccess:
+def _access(gateway: Runtime) -> MetricsAccess:
     return MetricsAccess(gateway.settings(MetricsSettings), clock=gateway.clock, limits=gateway.limits)
 
 
@@ -27,7 +27,7 @@ plugin = Plugin(
     summary="Prometheus metrics of the kernel and all plugins at /metrics, behind a token or an allowlist of networks.",
     settings=MetricsSettings,
     routes=routes,
-    provides=((MetricsAccess, _admission), (Exposition, Exposition)),
+    provides=((MetricsAccess, _access), (Exposition, Exposition)),
     metrics=CollectionMetrics,
     collectors=COLLECTORS,
     contributes=(KnownCallerCheck(("/metrics",), _vouches),),

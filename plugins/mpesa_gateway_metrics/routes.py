@@ -1,4 +1,4 @@
-"""Where Prometheus asks."""
+"""The route of the metrics."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from mpesa_gateway_metrics.exposition import CONTENT_TYPE, Exposition
     refuses=(InvalidKey, NotFound, TooManyFailures),
 )
 async def metrics(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[bytes]:
-    """What this process counts, and how the gateway stands, in Prometheus' text format. For those who are let in."""
+    """Metrics of this process and of the gateway, in Prometheus' text format, for admitted readers."""
     await services.get(MetricsAccess).admit(address_of(request), request.headers.get("authorization", ""))
     return Response(await services.get(Exposition).text(), media_type=CONTENT_TYPE)
 

@@ -1,4 +1,4 @@
-"""The metrics of a worker: a server for Prometheus alone, in a process that serves no other HTTP."""
+"""An HTTP server in a worker process, for its metrics only."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
-    """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block, if that is set.
+    """Serve ``GET /metrics`` at ``metrics.worker_port`` for the length of the block, if set.
 
     Raises Failed if the port is in use.
     """
@@ -46,23 +46,18 @@ async def serve_beside_worker(gateway: Runtime) -> AsyncGenerator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server. The worker handles the signals."""
-
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
 
 
 class _Metrics:
-    """The only route of a worker."""
-
     def __init__(self, admission: MetricsAccess, exposition: Exposition, proxies: Sequence[Network]) -> None:
         self._admission = admission
         self._exposition = exposition
         self._proxies = proxies
 
     async def __call__(self, scope: Message, _: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         try:

@@ -1,4 +1,4 @@
-"""What other plugins and hosts may ask of payments."""
+"""The public API of payments for other plugins and hosts."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentRequest:
-    """A payment that a merchant wants: ``amount`` in KES; ``reference`` up to 12 characters, ``description`` 13."""
+    """A request for a payment. ``amount`` is in KES, ``reference`` up to 12 characters, ``description`` 13."""
 
     amount: Kes
     phone: Msisdn
@@ -101,33 +101,33 @@ class PaymentRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Similar:
-    """Money that a payment is wanted for: KES, a whole ``2547…``, an account number. None of them has to be known."""
+    """Facts about money, if known: KES, a whole ``2547…``, an account number."""
 
     amount: int | None
     phone: str | None
     reference: str | None
     before: datetime
-    """When the money came."""
+    """Time of the money."""
 
 
 @dataclass(frozen=True)
 class Requested:
-    """A payment, and whether this request made it or an earlier one with the same key did."""
+    """``is_replay``: an earlier request with the same key created the payment."""
 
     payment: PaymentView
     is_replay: bool
 
 
 Finding = Literal["already_known", "recovered", "not_found", "mismatched", "ambiguous"]
-"""What a report of money turned out to be."""
+"""The result of a report of money."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a report.
+    """The result of a report.
 
     ``payment_id`` and ``merchant_id`` are of the payment that has the money, or contradicts it. An ambiguous report has
-    ``candidates``, and ``asks`` where M-Pesa may know more about the receipt.
+    ``candidates``; ``asks``: a status query may help.
     """
 
     finding: Finding
@@ -139,9 +139,9 @@ class Settled:
 
 @dataclass(frozen=True, kw_only=True)
 class WantedMoney:
-    """A receiver's ``number`` and an ``amount`` in KES of which money is wanted.
+    """A receiver's ``number`` and an ``amount`` in KES to look for.
 
-    Payments made between ``since`` and ``until`` may have it, those from ``likely`` on by the rule. Times are in UTC.
+    Payments created between ``since`` and ``until`` (UTC) are candidates; the matching rule starts at ``likely``.
     """
 
     number: str
@@ -152,74 +152,72 @@ class WantedMoney:
 
 
 class UnallocatedMoney(Protocol):
-    """Knows money that came in and belongs to no payment. Provided by the owner of statements."""
+    """Finds incoming money without a payment; provided by the plugin with the statements."""
 
     async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
-        """Return the money of these receivers and amounts that came since ``likely``, each receipt once."""
+        """Return the money since ``likely``, each receipt once."""
         ...
 
 
 Lock: TypeAlias = Callable[[], Awaitable[None]]
-"""Locks what a report is kept in."""
+"""Locks the row that stores a report."""
 
 
 async def lock_nothing() -> None:
-    """For a report that is kept in no row of its own."""
+    """For a report without a row of its own."""
 
 
 class StatementMatching(Protocol):
-    """Finds the payments that money belongs to, by the one judge, and completes them.
+    """Matches money to payments and completes them.
 
-    ``lock`` is awaited once the payment is locked and before anything is written: so every path locks in one order.
-    What it raises leaves the call.
+    ``lock`` is awaited after the payment is locked and before any write, so that all paths lock in one order.
     """
 
     async def judge(self, reports: Sequence[Evidence]) -> Sequence[Verdict]:
-        """Return what each report means as things stand. Nothing is locked or written."""
+        """Return the verdict on each report, without locks."""
         ...
 
     async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
-        """Judge a report, lock its payment, judge again, and write what follows. Needs an open transaction.
+        """Judge a report, lock its payment, judge again and write the result.
 
-        The payment may be another merchant's of the same receiver.
+        Needs an open transaction. The payment may belong to another merchant of the receiver.
         """
         ...
 
     async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
-        """Record a reversal on a statement that names the receipt of a payment's money. Needs an open transaction.
+        """Record a reversal on a statement that names the receipt of a payment's money.
 
-        ``report.receipt`` is the reversal's own receipt. ``already_known`` with the payment that the money paid for,
-        whether this report or an earlier one was the first; ``not_found`` where no payment at the receiver has one of
-        ``receipts``, or where a refund of ours that is under way may be meant.
+        Needs an open transaction. ``report.receipt`` is the reversal's own. Returns ``already_known`` with the payment,
+        also for a repeated report; ``not_found`` if no payment of the receiver has one of ``receipts``, or a pending
+        refund of ours may be meant.
         """
         ...
 
     async def assign(
         self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
     ) -> Settled | NotAssignable:
-        """Give a payment the money that a person says is for it, or return why not. Needs an open transaction.
+        """Assign money to a payment that a person chose, or return the reason against it.
 
-        A merchant's choice has to fit the report; an operator decides. Raises NotFound.
+        Needs an open transaction. A merchant's choice must fit the report; an operator decides. Raises NotFound.
         """
         ...
 
 
 class StatusQueries(Protocol):
-    """Asks M-Pesa what became of a transaction."""
+    """Sends transaction status queries."""
 
-    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
-        """Ask about a receipt or a payment's id; the answer changes the payment when it comes.
+    async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
+        """Query a receipt or a payment id; the result changes the payment later.
 
-        The answer never shows the money's ``reference``: give it where it is known, so that no payment for another
-        account is taken for this one.
-        Raises Invalid, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        The result never shows the money's ``reference``: pass it to exclude payments with another one. Raises
+        InvalidFields, NotFound, Conflict, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refundable:
-    """A payment with ``amount`` KES of it set aside for a refund; ``left`` KES are neither refunded nor set aside."""
+    """A payment with ``amount`` KES reserved; ``left`` KES are neither refunded nor reserved."""
 
     payment_id: str
     env: Env
@@ -232,50 +230,50 @@ class Refundable:
 
 
 class RefundablePayments(Protocol):
-    """Lets refunds change payments. Each call needs an open transaction, so that refund and payment move together."""
+    """Changes payments for refunds. Each call needs an open transaction."""
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> Refundable:
-        """Set an amount aside (all that is left without one), so that refunds never exceed the payment.
+        """Reserve an amount, by default all that is left.
 
-        Raises NotFound, and Conflict where the payment is not paid, has no receipt, or has less left.
+        Raises NotFound, or Conflict if the payment is unpaid, has no receipt or has less left.
         """
         ...
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
-        """Whether a receipt is that of money that came in and paid for a payment of whichever merchant."""
+        """Return True if the receipt is of money that paid for any merchant's payment."""
         ...
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
-        """Free what was set aside for a refund that will not happen."""
+        """Release the amount of a refund that failed."""
         ...
 
     async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
-        """What was set aside has gone back to the payer: the payment is reversed, in whole or in part."""
+        """Mark a reserved amount as refunded."""
         ...
 
 
 class Payments(Protocol):
-    """Asks payers for money and knows how each payment stands."""
+    """Creates payments and reads them."""
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        """Ask a payer for money at the merchant's default shortcode of ``env``: one STK push for one key.
+        """Create a payment at the merchant's default shortcode: one STK push for each key.
 
-        A key belongs to (merchant, env). Raises ProviderNotConfigured without credentials for ``env``, KeyMismatch,
-        KeyInProgress, ProviderRejected, Conflict where the shortcode is another merchant's or the key's payment is of
-        one that is retired, and ProviderUnavailable when nothing was sent and the key may try again.
+        A key belongs to (merchant, env). Raises ProviderNotConfigured, KeyMismatch, KeyInProgress, ProviderRejected,
+        Conflict if the shortcode is another merchant's or the key's payment is of a retired one, and
+        ProviderUnavailable if nothing was sent and the key can be retried.
         """
         ...
 
     async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
-        """A payment of this merchant in ``env``; raises NotFound."""
+        """Raises NotFound."""
         ...
 
     async def find(self, payment_id: str) -> PaymentView | None:
-        """A payment of whichever merchant, for those who look after all of them; None without one."""
+        """Return a payment of any merchant, for operators."""
         ...
 
     async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:
-        """Return at most 10 unpaid payments made in the 48 hours before, with the amount, payer or reference."""
+        """Return at most 10 unpaid payments of the previous 48 hours with the amount, payer or reference."""
         ...

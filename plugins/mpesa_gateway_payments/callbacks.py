@@ -1,4 +1,4 @@
-"""The callbacks that payments wait for: how a push ended, and what a status query brought."""
+"""Callbacks of payments: STK results and status query results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from mpesa_gateway_payments.events import StatusResulted, StkResulted
 
 STK_BODY: dict[str, Any] = {
     "type": "object",
-    "description": "How a push ended.",
+    "description": "The outcome of a push.",
     "required": ["Body"],
     "properties": {
         "Body": {
@@ -25,9 +25,9 @@ STK_BODY: dict[str, Any] = {
                         "MerchantRequestID": described("Daraja's id of our request", "29115-34620561-1"),
                         "CheckoutRequestID": described("Daraja's id of the push", "ws_CO_191220191020363925"),
                         "ResultCode": RESULT_CODE,
-                        "ResultDesc": described("the same in words", "Request cancelled by user"),
+                        "ResultDesc": described("the text of the result", "Request cancelled by user"),
                         "CallbackMetadata": described(
-                            "only of a payment that was paid",
+                            "only for a paid push",
                             properties={
                                 "Item": described(
                                     "names and values, in any order: Amount in KES, MpesaReceiptNumber, Balance "
@@ -36,7 +36,7 @@ STK_BODY: dict[str, Any] = {
                                     items={
                                         "properties": {
                                             "Name": described("its name", "MpesaReceiptNumber"),
-                                            "Value": described("its value; may be left out", "NLJ7RT61SV"),
+                                            "Value": described("its value; may be absent", "NLJ7RT61SV"),
                                         }
                                     },
                                 )

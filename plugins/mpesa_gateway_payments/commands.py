@@ -1,4 +1,4 @@
-"""``mpesa-gateway payments``: how payments stand, and a question to M-Pesa about one that is not ended."""
+"""The command group ``mpesa-gateway payments``."""
 
 from typing import Any
 
@@ -18,14 +18,16 @@ from mpesa_gateway_payments.states import Status
 
 @click.group()
 def payments() -> None:
-    """List payments, look at one, and ask M-Pesa about one that is not ended."""
+    """List payments, show one, and query M-Pesa about one that has not ended."""
 
 
 @payments.command("list")
-@click.option("--status", type=click.Choice([status.value for status in Status]), help="Only those in this state.")
-@click.option("--since", metavar="TIME", help="Only those asked for since then, such as 2026-11-23T08:00:00Z.")
+@click.option(
+    "--status", type=click.Choice([status.value for status in Status]), help="Only payments with this status."
+)
+@click.option("--since", metavar="TIME", help="Only payments created since this time, such as 2026-11-23T08:00:00Z.")
 @click.option("--search", metavar="TEXT", help="A receipt, an id, a reference, an idempotency key or a phone number.")
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many at most.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="Maximum number of payments.")
 @MERCHANT
 @LIVE
 @JSON
@@ -80,7 +82,7 @@ def list_(
 @JSON
 @pass_session
 def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
-    """Show one payment, and everything that has happened to it. The phone number is masked."""
+    """Show a payment with its timeline. The phone number is masked."""
 
     async def work(gateway: Gateway) -> PaymentView:
         row = await gateway.port(PaymentOperatorService).get(payment_id)
@@ -103,7 +105,7 @@ def show_(session: Session, payment_id: str, *, as_json: bool) -> None:
 @JSON
 @pass_session
 def query(session: Session, payment_id: str, *, as_json: bool) -> None:
-    """Ask M-Pesa now how a pending payment stands; whatever it says changes the payment as a callback would."""
+    """Query M-Pesa now about a pending payment; the answer changes it as a callback would."""
 
     async def work(gateway: Gateway) -> str:
         return await gateway.port(PaymentOperatorService).query(payment_id)
@@ -116,7 +118,7 @@ def query(session: Session, payment_id: str, *, as_json: bool) -> None:
 
 
 def _masked(payment: PaymentView) -> dict[str, Any]:
-    """A payment as plain values, times as text, and the payer's number by its ends wherever it stands."""
+    """The phone number is masked in every field."""
     values: dict[str, Any] = msgspec.to_builtins(payment)
     values |= {name: rfc3339(value) for name in values if (value := getattr(payment, name)) and name.endswith("_at")}
     masked: dict[str, Any] = mask_within(values | {"phone": Msisdn(payment.phone).masked})

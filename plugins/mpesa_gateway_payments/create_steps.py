@@ -1,4 +1,4 @@
-"""Writes the steps of creates, those that come at the same time by one statement; a locked row is written alone."""
+"""Steps of creates, written in batches; locked rows are written alone."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ from mpesa_gateway_payments.settings import PaymentsSettings
 log = structlog.get_logger(__name__)
 
 OPERATION = "payment"
-"""What an Idempotency-Key of a payment was used for."""
+"""The operation of payments' Idempotency-Keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewPayment:
-    """A payment as it is to be written, before its push. ``amount`` is in KES, ``metadata`` JSON."""
+    """A payment to insert. ``amount`` is in KES; ``metadata`` is JSON."""
 
     payment_id: str
     merchant_id: str
@@ -52,7 +52,7 @@ class NewPayment:
 
 @dataclass(frozen=True)
 class AcceptedPush:
-    """A payment whose push Daraja has taken. ``is_named`` says that its callback tells by its address whose it is."""
+    """An accepted push. ``is_named``: its callback address names the payment."""
 
     payment_id: str
     merchant_id: str
@@ -68,11 +68,11 @@ _SINGLY: tuple[type[BaseException], ...] = (
     *UNREACHABLE,
     *OVERBURDENED,
 )
-"""Why a batch of acknowledgements was not written, with nothing wrong in the program."""
+"""Errors of a batch whose items are written alone."""
 
 
 class CreateSteps:
-    """The steps of a create, each one statement for all payments that are at it."""
+    """The steps of a create: one statement for all payments at the same step."""
 
     def __init__(
         self, *, db: Database, clock: Clock, tracer: Tracer, settings: PaymentsSettings, callbacks: Callbacks
@@ -92,18 +92,18 @@ class CreateSteps:
         )
 
     async def insert(self, wanted: NewPayment) -> Row | None:
-        """Claim the key and write the payment; None, with nothing done, where the key has been used before."""
+        """Claim the key and insert the payment; None if the key was used before."""
         return await self._inserts.submit(wanted)
 
     async def mark_sending(self, payment_id: str, push_attempt: int) -> bool:
-        """Commit that the push is about to be sent; False where the payment has changed meanwhile."""
+        """Commit the mark before a push; False if the payment has changed."""
         return await self._marks.submit((payment_id, push_attempt))
 
     async def _mark(self, pushes: Sequence[tuple[str, int]]) -> list[bool | Exception]:
-        # Not from the reserve: a push that cannot be marked is not sent, and callbacks need those connections.
+        # Without the reserved connections: callbacks need them, and an unmarked push is not sent.
         rows = await self._db.fetch(tables.SENDING, [one for one, _ in pushes], [number for _, number in pushes])
         marked = {row["payment_id"] for row in rows}
-        # Another session has locked the others, or they have changed.
+        # The others are locked or have changed.
         return [payment_id in marked or await self._mark_alone(payment_id, number) for payment_id, number in pushes]
 
     async def _mark_alone(self, payment_id: str, push_attempt: int) -> bool | Exception:
@@ -116,7 +116,7 @@ class CreateSteps:
             return cast("Exception", problem)
 
     async def accept(self, accepted: AcceptedPush) -> Row | None:
-        """Write that Daraja took the push; None where that has to be done by itself."""
+        """Store an acceptance; None if ``accept_alone`` is needed."""
         return await self._acks.submit(accepted)
 
     async def _insert(self, wanted: Sequence[NewPayment]) -> list[Row | Exception | None]:
@@ -125,7 +125,7 @@ class CreateSteps:
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.DeadlockDetectedError) as problem:
             if len(wanted) == 1:
                 return [problem]
-            # Something is wrong with one of them: each alone, so that it spoils no others and none waits for its lock.
+            # One is invalid: each alone, so that the others succeed without waiting.
             return await asyncio.gather(*map(self._insert_alone, wanted))
         made = {row["payment_id"]: row for row in rows}
         return [made.get(one.payment_id) for one in wanted]
@@ -133,18 +133,18 @@ class CreateSteps:
     async def _insert_alone(self, wanted: NewPayment) -> Row | Exception | None:
         try:
             (result,) = await self._insert([wanted])
-        except Exception as problem:  # noqa: BLE001 - raised again for the one who asked: others are committed
+        except Exception as problem:  # noqa: BLE001 - raised again for its caller: others are committed
             return problem
         return result
 
     async def _insert_rows(self, wanted: Sequence[NewPayment]) -> list[Row]:
-        hold = timedelta(seconds=self._settings.create_lease)
+        lease = timedelta(seconds=self._settings.create_lease)
         expires = timedelta(seconds=self._settings.expire_after)
         rows = [
             vars(one)
             | {
-                "leased_until": one.asked_at + hold,
-                "due_at": one.asked_at + hold,
+                "leased_until": one.asked_at + lease,
+                "due_at": one.asked_at + lease,
                 "expires_at": one.asked_at + expires,
                 "operation": OPERATION,
             }
@@ -153,7 +153,7 @@ class CreateSteps:
         return await self._db.fetch(*tables.INSERT.bind_rows(rows))
 
     async def accept_alone(self, accepted: AcceptedPush) -> None:
-        """Write it in the open transaction, waiting for locks: first the key's, then the payment's."""
+        """Store an acceptance in the open transaction. Locks the key, then the payment."""
         key, merchant_id, env = accepted.idempotency_key, accepted.merchant_id, accepted.env
         await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
         await self._db.fetchrow(tables.LOCK, [accepted.payment_id])
@@ -178,11 +178,11 @@ class CreateSteps:
             with reserve():
                 rows = await self._write_accepted(accepted)
         except _SINGLY as problem:
-            # Each alone then, so that one spoils no others.
+            # Each alone, so that one failure affects no other.
             log.info("acknowledgements_stored_singly", count=len(accepted), error=type(problem).__name__)
             return [None] * len(accepted)
         known = {row["payment_id"]: row for row in rows}
-        # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+        # A callback without a token may be waiting for its CheckoutRequestID.
         handles = {
             one.ack.checkout_request_id: one.payment_id
             for one in accepted
@@ -193,15 +193,14 @@ class CreateSteps:
                 for handle in await self._callbacks.find_waiting(list(handles)):
                     known[handles[handle]] = await self._apply(handles[handle], handle)
             except (*UNREACHABLE, *OVERBURDENED) as problem:
-                # The acks are written. What waits is offered again by the sweep of callbacks.
+                # The acceptances are committed; the callbacks' sweep retries the results.
                 log.warning("waiting_callbacks_failed", error=type(problem).__name__)
         return [known.get(one.payment_id) for one in accepted]
 
     async def _apply(self, payment_id: str, handle: str) -> Row:
-        """The payment after what waits under its handle has been offered."""
         async with self._db.transaction():
             await self._db.execute("SET LOCAL lock_timeout = 500")
-            # The payment before its callbacks, as everywhere, so that nobody waits in a ring.
+            # Payments are locked before their callbacks everywhere, to avoid deadlocks.
             await self._db.fetchrow(tables.LOCK, [payment_id])
             await self._callbacks.apply_waiting(handle)
             row = await self._db.fetchrow(tables.LOCK, [payment_id])
@@ -211,5 +210,4 @@ class CreateSteps:
 
 
 def metadata_json(metadata: Mapping[str, str] | None) -> str:
-    """A payment's metadata as it is stored."""
     return msgspec.json.encode(dict(metadata or {})).decode()

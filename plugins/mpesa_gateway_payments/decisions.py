@@ -1,4 +1,4 @@
-"""Decides what a report does to a payment: pure functions over the payment as it stands and the report."""
+"""Pure decisions: the effect of a report on a payment."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ from mpesa_gateway_payments.verdicts import Payment, Rules, Verdict
 
 EXPIRED = "M-Pesa reported no result in time; a late proof of money still completes this payment"
 UNSENT = "never sent, and the request was not repeated"
-"""Result descriptions of payments that ended by their time; the reason of the last attempt is appended to UNSENT."""
+"""Result descriptions of expired payments; UNSENT may have a reason appended."""
 
 _ANOTHER = "this callback is about another payment than its address"
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
@@ -35,7 +35,7 @@ _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIAL
 
 @dataclass(frozen=True)
 class StkCallback:
-    """What an STK callback states. ``names_another``: its CheckoutRequestID is that of another payment of the env."""
+    """``names_another``: its CheckoutRequestID is another payment's of the env."""
 
     result: StkResulted
     names_another: bool = False
@@ -43,23 +43,23 @@ class StkCallback:
 
 @dataclass(frozen=True)
 class StkAnswer:
-    """M-Pesa's answer to our STK query about the payment's push: paid, or not paid. Never that it is pending."""
+    """An STK query's answer: paid or not paid, never pending."""
 
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class MatchedMoney:
-    """A report of money that the judge has compared with other payments as well."""
+    """A report of money, judged against all payments."""
 
     verdict: Verdict
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFailure:
-    """No money moved. ``is_final``: it is M-Pesa's last word. ``due_at``: when M-Pesa is asked all the same."""
+    """No money moved. ``is_final``: no later money is expected. ``due_at``: time of a further query."""
 
     code: str
     text: str
@@ -72,9 +72,9 @@ class ReportedFailure:
 
 @dataclass(frozen=True)
 class Expired:
-    """The payment's time is up without a result.
+    """The payment expired without a result.
 
-    ``ask_at``: when M-Pesa is asked again, None for never. ``unsent_reason``: why the last push was not sent.
+    ``ask_at``: time of the next query. ``unsent_reason``: the last push was not sent.
     """
 
     ask_at: datetime | None = None
@@ -91,18 +91,18 @@ Result = Literal["completed", "failed", "mismatched", "confirming", "known", "wa
 
 @dataclass(frozen=True)
 class Complete:
-    """The payment is paid. ``other_phone`` is the payer's number as shown, where it is not the one that was asked."""
+    """The payment is paid. ``other_phone``: the payer's number, if not the requested one."""
 
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
 
 @dataclass(frozen=True)
 class LearnReceipt:
-    """The payment is paid already, and gets the receipt that no report had shown."""
+    """A paid payment gets its missing receipt."""
 
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
     other_phone: str | None = None
 
@@ -116,31 +116,31 @@ class Fail:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Money was reported that is not what was asked for: it is recorded and published, and a person decides."""
+    """Reported money differs from the request and needs review."""
 
     of: str
-    told: ReportedMoney
+    reported: ReportedMoney
     cause: Cause
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """M-Pesa is asked at once. ``told`` is stored until it has answered; None stores nothing."""
+    """Query M-Pesa now. ``reported``: the claim to store until it answers."""
 
-    told: ReportedMoney | None
+    reported: ReportedMoney | None
     within: timedelta
 
 
 @dataclass(frozen=True)
 class DropClaim:
-    """M-Pesa has answered about the stored claim. ``refuted`` is its answer where it contradicts the claim."""
+    """M-Pesa answered about the stored claim. ``refuted``: an answer that contradicts it."""
 
     refuted: str | None = None
 
 
 @dataclass(frozen=True)
 class LearnHandle:
-    """The acknowledgement was lost: the callback at the payment's own address says what Daraja calls its push."""
+    """The callback at the payment's own address names its push."""
 
     checkout_request_id: str
     merchant_request_id: str | None
@@ -148,30 +148,30 @@ class LearnHandle:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Nothing changes. ``waiting``: the report is to be decided again, once the stored claim has been."""
+    """Nothing changes. ``waiting``: decided again after the stored claim."""
 
     result: Literal["known", "mismatched", "waiting", "ignored"] = "ignored"
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The report came to an address that it does not belong to."""
+    """The report belongs to another address."""
 
-    why: str
+    reason: str
 
 
 Decision = Complete | LearnReceipt | Fail | Mismatch | Confirm | DropClaim | LearnHandle | Ignore | Refuse
 
 
 def decide(payment: Payment, report: Report, rules: Rules) -> tuple[Decision, ...]:
-    """Return what a report does to a payment, in the order in which it is written."""
+    """Return the decisions on a report, in the order of their writes."""
     match report:
         case StkCallback():
             return _decide_callback(payment, report, rules)
         case StkAnswer(outcome):
             return _decide_answer(payment, outcome, rules)
-        case MatchedMoney(verdict, told, cause):
-            return _decide_money(payment, verdict, told, cause)
+        case MatchedMoney(verdict, reported, cause):
+            return _decide_money(payment, verdict, reported, cause)
         case ReportedFailure():
             return (_decide_failure(payment, report),)
         case Expired():
@@ -189,7 +189,6 @@ _RESULTS: dict[type[Decision], Result] = {
 
 
 def result_of(decisions: tuple[Decision, ...]) -> Result:
-    """Return what came of a report, in one word."""
     for decision in decisions:
         result = decision.result if isinstance(decision, Ignore) else _RESULTS.get(type(decision))
         if result is not None:
@@ -198,9 +197,9 @@ def result_of(decisions: tuple[Decision, ...]) -> Result:
 
 
 def without_receipt(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Return the decisions for a receipt that another payment has: the same money cannot pay twice."""
+    """The receipt belongs to another payment: money cannot pay twice."""
     return tuple(
-        Mismatch("receipt", one.told, one.cause) if isinstance(one, Complete | LearnReceipt) else one
+        Mismatch("receipt", one.reported, one.cause) if isinstance(one, Complete | LearnReceipt) else one
         for one in decisions
     )
 
@@ -212,24 +211,24 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
     if result.merchant_id and (payment.merchant_id, payment.env) != (result.merchant_id, result.env):
         return (Refuse("this callback is about a payment of another merchant or env"),)
     evidence, outcome = read_callback(result), stk_outcome(result.result_code, result.result_desc)
-    told = reported_money(evidence, code=result.result_code, text=result.result_desc)
+    reported = reported_money(evidence, code=result.result_code, text=result.result_desc)
     if not names_payment(evidence, payment):
         if not outcome.is_paid or not result.subject_id or report.names_another:
             return (Refuse(_ANOTHER),)
-        # Money reported at a payment's own address is never refused.
-        return _decide_money(payment, judge_other_push(evidence, payment, rules), told, Cause.CALLBACK)
+        # Money at a payment's own address is never rejected.
+        return _decide_money(payment, judge_other_push(evidence, payment, rules), reported, Cause.CALLBACK)
     learnt = _learnt(payment, result, outcome)
     if outcome.is_paid:
         verdict = judge(evidence, (payment,), rules=rules)
         if not isinstance(verdict, verdicts.Confirm):
-            return (*learnt, *_decide_money(payment, verdict, told, Cause.CALLBACK))
-        return (*learnt, Confirm(told, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
+            return (*learnt, *_decide_money(payment, verdict, reported, Cause.CALLBACK))
+        return (*learnt, Confirm(reported, rules.confirm_within) if payment.claim is None else Ignore("waiting"))
     if evidence.proof is Proof.NONE:
-        # Nothing proves who says so.
+        # The sender is unproven.
         return (*learnt, Confirm(None, rules.confirm_within))
     if payment.is_open and has_receipt_of_unknown(result, outcome):
-        # The code says nothing that we know, and the receipt that money moved.
-        return (*learnt, *_decide_money(payment, _unconfirmed(payment), told, Cause.CALLBACK))
+        # An unknown code, but a receipt: money moved.
+        return (*learnt, *_decide_money(payment, _unconfirmed(payment), reported, Cause.CALLBACK))
     if outcome.is_pending:
         return (*learnt, Ignore())
     failure = ReportedFailure(
@@ -243,12 +242,12 @@ def _decide_callback(  # noqa: PLR0911 - one return for each rule
 
 
 def _learnt(payment: Payment, result: StkResulted, outcome: Outcome) -> tuple[LearnHandle, ...]:
-    told, known = result.checkout_request_id, payment.checkout_request_id
-    # After an erasure the known one is a digest: with the stated one M-Pesa can be queried about the reported payment.
-    is_erased = outcome.is_paid and told != known and payment.status == Status.FAILED.value
-    if not told or not (known is None or is_erased):
+    reported, known = result.checkout_request_id, payment.checkout_request_id
+    # After an erasure the stored id is a digest, which cannot be queried.
+    is_erased = outcome.is_paid and reported != known and payment.status == Status.FAILED.value
+    if not reported or not (known is None or is_erased):
         return ()
-    return (LearnHandle(told, result.merchant_request_id if known is None else None),)
+    return (LearnHandle(reported, result.merchant_request_id if known is None else None),)
 
 
 def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[Decision, ...]:
@@ -260,10 +259,10 @@ def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[De
         dropped = () if claim is None else (DropClaim(f"M-Pesa says: {outcome.meaning}"),)
         return (*dropped, _decide_failure(replace(payment, claim=None), failure))
     if claim is None or not claim.is_proven:
-        told, cause = ReportedMoney(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
+        reported, cause = ReportedMoney(code=outcome.code, text=outcome.meaning), Cause.STK_QUERY
         evidence = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
     else:
-        told, cause = claim, Cause.CALLBACK
+        reported, cause = claim, Cause.CALLBACK
         evidence = Evidence(
             source=Source.STK_CALLBACK,
             proof=Proof.CONFIRMED,
@@ -272,21 +271,21 @@ def _decide_answer(payment: Payment, outcome: Outcome, rules: Rules) -> tuple[De
             amount=read_amount(claim.amount, claim.amount_text),
             payer=claim.phone,
         )
-    money = _decide_money(payment, judge(evidence, (payment,), rules=rules), told, cause)
+    money = _decide_money(payment, judge(evidence, (payment,), rules=rules), reported, cause)
     return money if claim is None else (DropClaim(), *money)
 
 
-def _decide_money(payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause) -> tuple[Decision, ...]:
-    decision = _decide_verdict(payment, verdict, told, cause)
+def _decide_money(payment: Payment, verdict: Verdict, reported: ReportedMoney, cause: Cause) -> tuple[Decision, ...]:
+    decision = _decide_verdict(payment, verdict, reported, cause)
     claim = payment.claim
-    if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, told.receipt}:
+    if decision == Ignore() or claim is None or not claim.is_proven or claim.receipt in {None, reported.receipt}:
         return (decision,)
-    # Other money was quicker than the answer about this: the payer may have paid twice.
+    # The payer may have paid twice.
     return (decision, Mismatch("unconfirmed", claim, Cause.CALLBACK))
 
 
 def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
-    payment: Payment, verdict: Verdict, told: ReportedMoney, cause: Cause
+    payment: Payment, verdict: Verdict, reported: ReportedMoney, cause: Cause
 ) -> Decision:
     match verdict:
         case verdicts.AlreadyKnown():
@@ -294,15 +293,15 @@ def _decide_verdict(  # noqa: PLR0911 - one return for each verdict
         case verdicts.Mismatch(is_new=False):
             return Ignore("mismatched")
         case verdicts.Mismatch(of=of):
-            return Mismatch(of, told, cause)
+            return Mismatch(of, reported, cause)
         case verdicts.PaidBy(is_other_payer=is_other):
-            other_phone = told.phone if is_other else None
-            has_receipt = told.receipt is not None
+            other_phone = reported.phone if is_other else None
+            has_receipt = reported.receipt is not None
             is_final = payment.outcome_is_final
             if may_move(Status(payment.status), Status.COMPLETED, has_receipt=has_receipt, is_final=is_final):
-                return Complete(told, cause, other_phone)
+                return Complete(reported, cause, other_phone)
             if has_receipt and payment.receipt is None and payment.status in _PAID:
-                return LearnReceipt(told, cause, other_phone)
+                return LearnReceipt(reported, cause, other_phone)
             return Ignore("known")
         case _:
             return Ignore()
@@ -316,13 +315,12 @@ def _decide_failure(payment: Payment, failure: ReportedFailure) -> Decision:
 
 
 def unsent_text(reason: str | None) -> str:
-    """Return the result description of a payment that was never sent."""
     return f"{UNSENT}: {reason}" if reason else UNSENT
 
 
 def _decide_time_up(payment: Payment, report: Expired) -> tuple[Decision, ...]:
     if payment.claim is not None:
-        # M-Pesa neither confirmed nor denied a success that was reported.
+        # M-Pesa neither confirmed nor denied the claim.
         return (DropClaim(), Mismatch("unconfirmed", payment.claim, Cause.EXPIRY))
     is_unsent = payment.charge in {Charge.READY.value, Charge.RELEASED.value}
     failure = ReportedFailure(

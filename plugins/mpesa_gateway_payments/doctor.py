@@ -1,4 +1,4 @@
-"""Looks whether a merchant's payments end as they should: by M-Pesa's own word, and none left lying."""
+"""Doctor checks of payments: callbacks arrive, and no payment needs review."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -8,16 +8,16 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_payments import tables
 
-_LATELY = timedelta(hours=24)
+_RECENT = timedelta(hours=24)
 _ENOUGH = 5
-"""Payments without a single callback that are no coincidence."""
+"""Payments without any callback that are no coincidence."""
 
 
 async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Whether callbacks come, and whether money waits for a person."""
+    """Check that callbacks arrive and no payment needs review."""
     merchant = examination.one
     row = await gateway.db.fetchrow(
-        tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _LATELY), examination.env
+        tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _RECENT), examination.env
     )
     if row is None:
         return
@@ -25,9 +25,9 @@ async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIt
         yield CheckResult(
             name="payments.callbacks",
             level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
-            text=f"none of its last {row['ended']} payments ended by a callback: they do not arrive here, and every "
-            "payment takes longer",
-            fix="see what is said above of public_url and of refused callbacks",
+            text=f"none of its last {row['ended']} payments ended by a callback: callbacks do not arrive here, and "
+            "every payment takes longer",
+            fix="see the checks of public_url and of refused callbacks above",
         )
     elif row["ended"]:
         text = f"{row['by_callback']} of its last {row['ended']} payments ended by M-Pesa's callback"
@@ -35,8 +35,8 @@ async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIt
     if row["held"]:
         yield warning(
             "payments.held",
-            f"{row['held']} payments hold money that is not what was asked for, and wait for a person",
-            "see what M-Pesa's portal says of each, then say that it has been looked after (/ops, Payments)",
+            f"{row['held']} payments have money that differs from the request, and need review",
+            "check each on M-Pesa's portal, then mark it as resolved (/ops, Payments)",
         )
 
 

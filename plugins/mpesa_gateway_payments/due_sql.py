@@ -1,4 +1,4 @@
-"""Statements that find and claim payments which are due to be asked about, or have expired."""
+"""Statements that find and claim due and expired payments."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,7 +14,7 @@ from mpesa_gateway_payments.tables import PaymentRow
 
 DUE_SHORTCODES = """
 WITH RECURSIVE open AS (
-    -- Steps through the index from one shortcode to the next, and does not read all payments of each.
+    -- Steps through the index from one shortcode to the next, without reading all payments of each.
     (SELECT shortcode_id FROM payment WHERE due_at IS NOT NULL ORDER BY shortcode_id LIMIT 1)
     UNION ALL
     SELECT (SELECT payment.shortcode_id FROM payment
@@ -29,14 +29,14 @@ SELECT shortcode_id, oldest.due_at FROM open CROSS JOIN LATERAL (
 ) AS oldest
 ORDER BY oldest.due_at
 """
-"""A shortcode is an account at Daraja. Each is asked by a job of its own."""
+"""A shortcode is an account at Daraja; each has its own job."""
 
 CLAIM_DUE_OF = """
 UPDATE payment SET due_at = $3, asked = asked + 1
 WHERE payment_id IN (
     SELECT payment_id FROM payment
     WHERE shortcode_id = $1 AND due_at <= $2 AND checkout_request_id IS NOT NULL AND mismatch IS NULL
-    -- Expired payments come last: after an outage there may be thousands.
+    -- Expired payments come last: there may be thousands after an outage.
     ORDER BY status = 'failed' AND claim IS NULL, due_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 RETURNING *
@@ -48,7 +48,7 @@ WHERE status = 'pending' AND mismatch IS NULL AND expires_at <= $1 AND NOT payme
     AND charge NOT IN ('ready', 'sending')
 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
 """
-"""After an outage thousands have expired. The next run finds those that another session has locked."""
+"""Thousands may have expired after an outage; the next run finds locked rows."""
 
 # raw SQL: array
 UNSENT_REASONS = """
@@ -57,7 +57,7 @@ WHERE payment_id = ANY($1::uuid[]) AND kind = 'unsent' ORDER BY payment_id, numb
 """
 
 _IS_WAITING = WhereRaw("status = 'pending' AND mismatch IS NULL")
-"""The predicate of the index ``payment_expiry``. Text, because a generic plan does not match parameters with it."""
+"""The predicate of the index ``payment_expiry``, as text: a generic plan does not match parameters with it."""
 
 _IS_ASKED_ABOUT = WhereRaw(
     "(status = 'pending' OR claim IS NOT NULL OR (status = 'failed' AND failure_reason = 'expired'))"
@@ -65,16 +65,16 @@ _IS_ASKED_ABOUT = WhereRaw(
 
 
 async def read_unsent_reasons(db: Database, rows: Sequence[Row]) -> dict[str, str]:
-    """Return why the last push of each payment was not sent, by payment id; nothing for a push that was sent."""
+    """Return the reasons by payment id."""
     released = [row["payment_id"] for row in rows if row["charge"] == Charge.RELEASED.value]
     found = await db.fetch(UNSENT_REASONS, released) if released else []
     return {row["payment_id"]: row["detail"] for row in found}
 
 
 async def find_abandoned(db: Database, begun_before: datetime, now: datetime, limit: int) -> Sequence[str]:
-    """Return the ids of payments whose push has no record after the lease of their key, the oldest first.
+    """Return payments without an outcome after their key's lease, oldest first.
 
-    ``expires_at`` counts from the same moment as the lease.
+    ``expires_at`` counts from the same time as the lease.
     """
     rows: list[Found] = await db.run(
         PaymentRow.select(PaymentRow.payment_id)
@@ -92,7 +92,7 @@ async def find_abandoned(db: Database, begun_before: datetime, now: datetime, li
 
 
 async def claim_due(db: Database, payment_id: str, now: datetime, until: datetime, *, is_forced: bool) -> Found | None:
-    """Claim a payment until ``until`` to ask about it; returns it, None if it is not due. ``is_forced`` claims any."""
+    """Claim a payment until ``until``; None if it is not due. ``is_forced`` claims it in any case."""
     conditions: list[Where | WhereRaw] = [
         PaymentRow.payment_id == payment_id,
         _IS_ASKED_ABOUT,
@@ -109,7 +109,7 @@ async def claim_due(db: Database, payment_id: str, now: datetime, until: datetim
 
 
 async def ask_again(db: Database, payment_id: str, at: datetime | None) -> None:
-    """Set when a payment is asked about next, None for never."""
+    """Set the time of the next query, None for none."""
     await db.run(
         PaymentRow.update({PaymentRow.due_at: at}).where(
             PaymentRow.payment_id == payment_id, _IS_ASKED_ABOUT, PaymentRow.due_at.is_not_null()

@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from payments that have ended: who paid goes, what was paid stays."""
+"""Erasure of a payer's phone number from payments that have ended; amounts stay."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from mpesa_gateway_payments.tables import PaymentRow, PaymentStepRow, StatusChec
 _PAGE = 100
 
 _TEXTS = ("reference", "description", "result_desc", "callback_url", "checkout_request_id")
-"""Where else in a payment the number may stand: in what the merchant wrote, and in Daraja's own words and names."""
+"""Other columns that may contain the number."""
 
 _TEXTS_OF_CHECK = ("result_desc", "reference", "asked_for")
 _NAMES_OF_CHECK = ("check_id", "payment_id", "originator_conversation_id", "conversation_id")
@@ -29,7 +29,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """The payment, locked, with its push and the questions that were asked about it, by everybody's names for them."""
+    """Locks the payment and its status queries; returns all their ids."""
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     checks = await gateway.db.fetch(erasure_sql.CHECKS_OF_CASE, case.named)
     named = [row["checkout_request_id"] for row in rows]
@@ -43,9 +43,9 @@ async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
         if row["status"] == Status.PENDING.value:
             return "the payment is pending"
         if needs_review(row):
-            return "money that was not what was asked for waits for a person"
+            return "a mismatch of the payment needs review"
         if row["claim"] is not None or row["due_at"] is not None:
-            return "M-Pesa is being asked about the payment"
+            return "a status query about the payment is due"
         if row["refund_reserved"] > 0:
             return "a refund is under way"
         if row["updated_at"] >= case.before:
@@ -66,7 +66,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
         }
         if any(cleaned[name] != row[name] for name in cleaned):
             await gateway.db.run(PaymentRow.update(cleaned).where(PaymentRow.payment_id == row["payment_id"]))
-            # The number could be found again from the fingerprint of the request, by trying all that there are.
+            # The fingerprint would reveal the number to a search over all numbers.
             await idempotency.delete_key(
                 gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
             )
@@ -88,7 +88,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
 async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
     rows = await gateway.db.fetch(erasure_sql.LOCK_OF_CASE, case.named)
     return [
-        "the Idempotency-Key that the merchant chose contains the number; it stays, or it could make a second payment"
+        "the merchant's Idempotency-Key contains the number; it is kept, or it could create a second payment"
         for row in rows
         if case.number.is_in(row["idempotency_key"])
     ]

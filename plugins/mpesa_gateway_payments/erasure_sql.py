@@ -1,4 +1,4 @@
-"""Statements that find what names a payer."""
+"""Statements that find a payer's data."""
 
 # raw SQL: join - a payer's number in two columns, each with its index.
 # raw SQL: lock - a case's payments do not change while it is erased.

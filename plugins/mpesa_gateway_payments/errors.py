@@ -1,4 +1,4 @@
-"""What only payments can refuse."""
+"""Errors of payments."""
 
 from mpesa_gateway.errors import Conflict
 
@@ -8,8 +8,8 @@ class NotRefundable(Conflict):
 
 
 class NotAsked(Conflict):
-    """Daraja cannot be asked about this payment: it has no CheckoutRequestID, or has ended."""
+    """Daraja cannot be queried about this payment: it has no CheckoutRequestID, or has ended."""
 
 
 class ShortcodeRetired(Conflict):
-    """The shortcode that the payment is bound to takes no payments any more."""
+    """The payment's shortcode does not accept payments any more."""

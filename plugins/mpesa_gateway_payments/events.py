@@ -1,4 +1,4 @@
-"""What happened to a payment, for merchants, hosts and other plugins."""
+"""Events of payments, for merchants, hosts and other plugins."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,7 +12,7 @@ from mpesa_gateway_callbacks.events import QueryResulted
 
 
 class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
-    """A payment at the moment of the event. Money is a decimal string in KES, times are RFC 3339 in UTC."""
+    """A payment at the time of the event. Money is a decimal string in KES, times are RFC 3339 in UTC."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "payment_id": example_id("pay"),
@@ -49,7 +49,6 @@ class PaymentEvent(PublicEvent, frozen=True, kw_only=True):
     completed_at: str | None
 
     def data(self) -> dict[str, Any]:
-        """What merchants get to see."""
         return {
             "payment_id": self.payment_id,
             "merchant_id": self.merchant_id,
@@ -77,7 +76,7 @@ class PaymentCompleted(PaymentEvent, frozen=True, kw_only=True):
 
 
 class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
-    """The payer did not pay, or could not be asked to."""
+    """The payer did not pay, or the prompt was not sent."""
 
     kind: ClassVar[str] = "payment.failed"
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -92,10 +91,10 @@ class PaymentFailed(PaymentEvent, frozen=True, kw_only=True):
 
 
 class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
-    """Money went back to the payer: ``refund_amount`` now, ``refunded_amount`` in all.
+    """Money was returned to the payer: ``refund_amount`` now, ``refunded_amount`` in total.
 
-    ``origin`` is ``refund`` for a refund of the merchant's, and ``mpesa`` where M-Pesa reports a reversal that was not
-    asked for here: ``refund_id`` is null then, and ``refund_amount`` too where M-Pesa reversed an unknown part.
+    ``origin`` is ``refund`` for the merchant's refund, and ``mpesa`` if M-Pesa reports a reversal that was not
+    requested here. Then ``refund_id`` is null, and so is ``refund_amount`` if M-Pesa reversed an unknown part.
     """
 
     kind: ClassVar[str] = "payment.reversed"
@@ -116,7 +115,6 @@ class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
     origin: Literal["refund", "mpesa"] = "refund"
 
     def data(self) -> dict[str, Any]:
-        """What merchants get to see."""
         return super().data() | {
             "refund_id": self.refund_id,
             "refund_amount": self.refund_amount,
@@ -127,7 +125,7 @@ class PaymentReversed(PaymentEvent, frozen=True, kw_only=True):
 
 
 class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
-    """M-Pesa reports money that is not what was asked for: somebody has to look. ``mismatch`` names what differs."""
+    """M-Pesa reports money that differs from the request: it needs review. ``mismatch`` names the difference."""
 
     kind: ClassVar[str] = "payment.mismatched"
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -147,7 +145,6 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
     received_receipt: str | None
 
     def data(self) -> dict[str, Any]:
-        """What merchants get to see."""
         return super().data() | {
             "mismatch": self.mismatch,
             "received_amount": self.received_amount,
@@ -156,10 +153,10 @@ class PaymentMismatched(PaymentEvent, frozen=True, kw_only=True):
 
 
 class StkResulted(CallbackEvent, frozen=True, kw_only=True):
-    """Daraja told how an STK push ended.
+    """The outcome of an STK push.
 
-    ``amount`` is in KES, None when absent or unreadable (then ``amount_text`` says what stood there). ``phone`` is as
-    received: whole, masked, or None. ``is_receipt_unread`` says that a receipt is stated and cannot be read.
+    ``amount`` is in KES, None if absent or unreadable (``amount_text`` is the original). ``phone`` is as received:
+    whole, masked, or None.
     """
 
     kind: ClassVar[str] = "callback.stk_resulted"
@@ -175,9 +172,9 @@ class StkResulted(CallbackEvent, frozen=True, kw_only=True):
 
 
 class StatusResulted(QueryResulted, frozen=True, kw_only=True):
-    """Daraja told how a transaction stands: ``result_code`` is the query's, ``transaction_status`` the money's.
+    """The result of a status query: ``result_code`` is the query's, ``transaction_status`` the money's.
 
-    ``payers`` are the debit parties as Daraja names them, such as ``2547… - JANE DOE``, ``payees`` the credit parties.
+    ``payers`` are the debit parties in Daraja's form, ``2547… - JANE DOE``; ``payees`` the credit parties.
     """
 
     kind: ClassVar[str] = "callback.status_resulted"

@@ -1,4 +1,4 @@
-"""Reports of money, read once at the edge. What a report does not state stays absent."""
+"""Reports of money, parsed once. Absent facts stay absent."""
 
 import re
 import unicodedata
@@ -18,17 +18,17 @@ from mpesa_gateway_payments.result_codes import Outcome
 from mpesa_gateway_transactions.api import ReportedTransaction
 
 CLOCKS_DIFFER = timedelta(minutes=2)
-"""How far M-Pesa's clock and ours may be apart."""
+"""Greatest difference between M-Pesa's clock and ours."""
 
 _PROVES_WITHIN = timedelta(hours=1)
-"""Between asking for a payment and knowing its money: two readings of a time are three hours apart."""
+"""Longest time from request to money for proof of a zone: the two readings are three hours apart."""
 
 Zone = Literal["eat", "utc"]
-"""How a shortcode's statement writes times that end in ``Z``: in East Africa Time, or truly in UTC."""
+"""Zone of statement times that end in ``Z``: East Africa Time, or really UTC."""
 
 
 class Source(StrEnum):
-    """Where a report comes from."""
+    """Origin of a report."""
 
     STK_CALLBACK = "stk_callback"
     STK_QUERY = "stk_query"
@@ -37,26 +37,26 @@ class Source(StrEnum):
 
 
 class Proof(StrEnum):
-    """Why a report is believed to come from M-Pesa."""
+    """Reason to believe that a report comes from M-Pesa."""
 
     ADDRESS = "address"
-    """It was posted to an address that only M-Pesa was given."""
+    """Posted to an address that only M-Pesa knows."""
     LISTED = "listed"
-    """It was posted from one of M-Pesa's addresses."""
+    """Posted from one of M-Pesa's addresses."""
     ANSWER = "answer"
-    """M-Pesa gave it in answer to our question."""
+    """Returned by M-Pesa to our query."""
     WINDOW = "window"
-    """It is in a statement whose window has been read to its end."""
+    """On a statement read to its end."""
     PAGE = "page"
-    """It is in a statement whose window has not been read to its end: other money may follow."""
+    """On a statement not read to its end: other money may follow."""
     CONFIRMED = "confirmed"
-    """It was posted, and M-Pesa's own answer to our question agreed."""
+    """Posted, and confirmed by M-Pesa's answer."""
     NONE = "none"
-    """Nothing proves its sender."""
+    """Sender unproven."""
 
 
 class Direction(StrEnum):
-    """Where the money went, seen from the receiver."""
+    """Direction of the money, seen from the receiver."""
 
     IN = "in"
     OUT = "out"
@@ -64,7 +64,7 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True)
 class Receiver:
-    """The number that was paid, as payers know it: a till or a paybill."""
+    """The till or paybill that payers pay."""
 
     env: Env
     number: str
@@ -73,7 +73,7 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Handle:
-    """Which push of ours a report names: by the address that was made for it, by Daraja's name of it, or by both."""
+    """The push that a report names, by callback address, CheckoutRequestID, or both."""
 
     payment_id: str | None = None
     checkout_request_id: str | None = None
@@ -81,12 +81,10 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a report says of money that moved.
+    """Facts in a report of money.
 
-    ``amount`` is in KES, the text where it is no whole number, None where none is stated. ``payer`` is the number as
-    shown: whole, masked, cut or a digest. ``time`` has the possible readings of the money's time, in UTC;
-    ``is_impossible`` says that a time is stated and that none of its readings is possible, ``is_receipt_unread`` that a
-    receipt is stated and cannot be read.
+    ``amount`` is in KES; text if not a whole number. ``payer`` is as shown: whole, masked, cut or a digest. ``time``
+    has the possible readings in UTC; ``is_impossible``: none of the stated time's readings is possible.
     """
 
     source: Source
@@ -104,7 +102,6 @@ class Evidence:
 
 
 def read_callback(result: StkResulted) -> Evidence:
-    """What an STK callback states of the push that it speaks of."""
     proof = Proof.ADDRESS if result.subject_id else Proof.LISTED if result.is_listed else Proof.NONE
     return Evidence(
         source=Source.STK_CALLBACK,
@@ -119,10 +116,10 @@ def read_callback(result: StkResulted) -> Evidence:
 
 
 class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
-    """What M-Pesa told of money that moved.
+    """Reported money as stored.
 
-    ``amount`` is in KES, None when absent or not whole (then ``amount_text`` says what stood there); ``phone`` is what
-    is visible of the payer's number.
+    ``amount`` is in KES, None if absent or not whole (``amount_text`` is the original). ``phone`` is the visible part
+    of the number.
     """
 
     receipt: str | None = None
@@ -132,18 +129,16 @@ class ReportedMoney(msgspec.Struct, frozen=True, kw_only=True):
     code: str = "0"
     text: str = ""
     at: datetime | None = None
-    """When the money moved, None where that is not stated."""
     is_proven: bool = True
-    """False while nothing proves who posted it: then M-Pesa's own answer counts, and nothing else of it."""
+    """False if the sender is unproven: only M-Pesa's own answer counts."""
 
     @property
     def amount_shown(self) -> str | None:
-        """The amount as the API shows it, or what stood there where it is none."""
+        """Return the amount in the API's format, or its original text."""
         return self.amount_text if self.amount is None else Kes(self.amount).wire
 
 
 def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> ReportedMoney:
-    """What is written of a report."""
     amount = evidence.amount
     return ReportedMoney(
         receipt=evidence.receipt,
@@ -158,17 +153,16 @@ def reported_money(evidence: Evidence, *, code: str = "0", text: str = "") -> Re
 
 
 def has_receipt_of_unknown(result: StkResulted, outcome: Outcome) -> bool:
-    """Whether a callback has a receipt beside a result code that is unknown: neither a payment nor a failure."""
+    """A receipt with an unknown code is neither a payment nor a failure."""
     return not outcome.is_known and result.receipt is not None
 
 
 def read_amount(amount: Kes | None, text: str | None) -> Kes | str | None:
-    """The amount of a report from its number and the text that stood there."""
     return text if amount is None else amount
 
 
 def normalised(text: str | None) -> str | None:
-    """A reference as it is compared: regardless of case, width, outer and repeated spaces. None for an empty one."""
+    """Return a reference for comparison: case, width and extra spaces are ignored."""
     return " ".join(unicodedata.normalize("NFKC", text or "").split()).casefold() or None
 
 
@@ -185,13 +179,13 @@ _INCOMING: dict[str, bool] = {
     "customerbuygoodsonline": True,
     "customermerchantpayment": True,
 }
-"""Values of ``transactiontype`` for payments from customers, letters only, and whether the receiver is a till."""
+"""Customers' payments by ``transactiontype``, letters only; True for a till."""
 
 _OUTGOING = ("revers", "b2c", "b2b", "payout", "charge", "withdraw", "salary", "promotion", "businesspayment")
 
 
 def read_kind(kind: str | None) -> tuple[Direction | None, bool]:
-    """The direction of a ``transactiontype`` (None for one that is absent or unknown), and whether it is a till's."""
+    """Return the direction of a ``transactiontype``, and True for a till."""
     word = _LETTERS.sub("", (kind or "").casefold())
     if word in _INCOMING:
         return Direction.IN, _INCOMING[word]
@@ -202,7 +196,7 @@ _PARTY = re.compile(r"\s*\+?([0-9]{5,15})(?![0-9*xX])", re.ASCII)
 
 
 def party_number(party: str) -> str | None:
-    """The number in a party as M-Pesa names it, such as ``174379 - SHOP``; None without a whole one."""
+    """Return the number in a party such as ``174379 - SHOP``, if whole."""
     found = _PARTY.match(party)
     return None if found is None else found[1]
 
@@ -210,11 +204,10 @@ def party_number(party: str) -> str | None:
 def read_direction(
     creditors: Iterable[str], numbers: Iterable[str], *, debtors: Iterable[str] = (), amount: str | None = None
 ) -> Direction | None:
-    """The direction of a status answer by its parties; ``numbers`` are those of the receiver.
+    """Return the direction of a status answer; ``numbers`` are the receiver's.
 
-    IN where each credit party is the receiver, None where none is stated. OUT where a credit party is somebody else,
-    where the only debit party is the receiver itself (M-Pesa names it beside the payer, too), or where the ``amount``
-    that was stated is below zero.
+    IN if each credit party is the receiver; None if none is stated. OUT if a credit party is another, the receiver is
+    the only debit party (M-Pesa also names it beside the payer), or ``amount`` is negative.
     """
     known = set(numbers)
     paid = {party_number(party) for party in debtors}
@@ -227,10 +220,9 @@ def read_direction(
 
 
 def seen_unallocated(evidence: Evidence, merchant_id: str) -> ReportedTransaction | None:
-    """M-Pesa's answer as money that came in to our receiver and that no payment is known to have.
+    """Return a status answer as unallocated money; None unless it states receipt, direction, amount and one time.
 
-    Returns None where the answer does not state its receipt, direction, amount and one time. ``merchant_id`` is the
-    merchant that asked.
+    ``merchant_id`` is the merchant that sent the query.
     """
     is_certain = evidence.proof is Proof.ANSWER and evidence.direction is Direction.IN and len(evidence.time) == 1
     receiver, receipt, amount = evidence.receiver, evidence.receipt, evidence.amount
@@ -250,7 +242,7 @@ def seen_unallocated(evidence: Evidence, merchant_id: str) -> ReportedTransactio
 
 
 def is_negative(amount: str | None) -> bool:
-    """Whether an amount is written as one that went out: ``-500.00``, ``500.00-`` or ``(500.00)``."""
+    """True for ``-500.00``, ``500.00-`` or ``(500.00)``."""
     text = (amount or "").strip().replace("\u2212", "-")
     return any(digit != "0" for digit in text if digit.isdigit()) and (
         text.startswith(("-", "(")) or text.endswith(("-", ")"))
@@ -258,25 +250,22 @@ def is_negative(amount: str | None) -> bool:
 
 
 def read_unsigned(amount: str | None) -> Kes | None:
-    """An amount in KES that is shown below zero, because the money went out."""
     return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
 def possible(
     readings: Iterable[datetime], *, now: datetime, since: datetime | None = None, until: datetime | None = None
 ) -> tuple[datetime, ...]:
-    """The readings of a time that are neither in the future nor outside the window that was asked for."""
+    """Return the readings that lie in the window and not in the future."""
     first = None if since is None else since - CLOCKS_DIFFER
     last = now + CLOCKS_DIFFER if until is None else min(now, until) + CLOCKS_DIFFER
     return tuple(at for at in dict.fromkeys(readings) if at <= last and (first is None or at >= first))
 
 
 def proven_zone(readings: tuple[datetime, ...], asked_at: datetime, known_at: datetime) -> Zone | None:
-    """What a line of a payment proves about times that end in ``Z``.
+    """Return the zone that a payment's statement line proves, or None.
 
-    The payment was asked for at ``asked_at``, and its money was known of at ``known_at``: the money moved in between.
-    ``readings`` are the line's, in East Africa Time first. None where they prove nothing: also where so much time lies
-    in between that a wrong reading might fit.
+    The money moved between ``asked_at`` and ``known_at``. ``readings`` has the East Africa Time first.
     """
     if len(readings) != 2 or known_at - asked_at > _PROVES_WITHIN:
         return None
@@ -287,7 +276,7 @@ def proven_zone(readings: tuple[datetime, ...], asked_at: datetime, known_at: da
 
 
 def in_zone(readings: tuple[datetime, ...], zone: Zone | None) -> tuple[datetime, ...]:
-    """The readings of a time where its zone is proven; all of them where it is not."""
+    """Return the reading in the proven zone; all readings without one."""
     if zone is None or len(readings) != 2:
         return readings
     return readings[:1] if zone == "eat" else readings[1:]

@@ -1,4 +1,4 @@
-"""Ends payments whose time is up. It asks nothing and waits for nothing: M-Pesa may be away."""
+"""Expiry of payments, without requests to M-Pesa."""
 
 from datetime import datetime, timedelta
 
@@ -16,14 +16,14 @@ from mpesa_gateway_payments.unacknowledged import UnacknowledgedPushes
 log = structlog.get_logger(__name__)
 
 _BATCH = 500
-"""Payments that are ended in one transaction, by the same number of statements however many they are."""
+"""Payments per transaction."""
 
 _AT_MOST = 50
-"""Batches of one run; the next run goes on."""
+"""Batches per run."""
 
 
 class Expiry:
-    """The end of a payment's time: expired, never sent, or a reported success that M-Pesa did not confirm."""
+    """Ends payments after their time: expired, never sent, or unconfirmed."""
 
     def __init__(
         self,
@@ -41,10 +41,9 @@ class Expiry:
         self._unacknowledged = unacknowledged
 
     async def end_due(self) -> int:
-        """End every payment that is past ``expires_at`` or was never acknowledged; return how many ended.
+        """End every payment past ``expires_at`` or never acknowledged; return their number.
 
-        Asks nothing, and does not depend on Daraja.
-        Skips rows that are locked: the next run finds them. A payment that cannot be ended delays no other.
+        Makes no requests. Skips locked rows. A payment that fails to end delays no other.
         """
         ended = await self._unacknowledged.close_due()
         failed: list[str] = []
@@ -53,7 +52,7 @@ class Expiry:
                 count, has_more = await self._end_batch(failed)
             except UNREACHABLE:
                 raise
-            except Exception as problem:  # noqa: BLE001 - one of them is to blame: each by itself then
+            except Exception as problem:  # noqa: BLE001 - one payment caused it: each is tried alone
                 log.error("payments_expired_singly", exception=trace(problem))
                 count, has_more = await self._end_each(failed)
             ended += count
@@ -62,7 +61,7 @@ class Expiry:
         return ended
 
     async def _end_batch(self, except_for: list[str]) -> tuple[int, bool]:
-        """End a batch in one transaction; returns their number, and whether there may be more."""
+        """Return the number of ended payments, and True if there may be more."""
         async with self._db.transaction():
             now = self._clock.now()
             rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
@@ -73,7 +72,7 @@ class Expiry:
         return len(rows), len(rows) == _BATCH
 
     async def _end_each(self, failed: list[str]) -> tuple[int, bool]:
-        """End a batch one by one; adds those that cannot be ended to ``failed``."""
+        """Adds failures to ``failed``."""
         for count in range(_BATCH):
             row: Row | None = None
             try:
@@ -92,12 +91,12 @@ class Expiry:
         return _BATCH, True
 
     async def end(self, row: Row) -> None:
-        """End a locked, pending payment whose time is up, in the open transaction."""
+        """End a locked, expired payment in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
         await self._moves.apply(row, Expired(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
 
     def next_ask(self, row: Row, now: datetime) -> datetime | None:
-        """When M-Pesa is asked again about an expired payment, counted from its creation; None after the last time."""
+        """Return the time of the next query about an expired payment; None after the last."""
         if row["checkout_request_id"] is None:
             return None
         asks = (row["created_at"] + timedelta(seconds=after) for after in self._settings.query_expired_after)

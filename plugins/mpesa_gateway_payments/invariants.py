@@ -11,7 +11,7 @@ INVARIANTS = (
         name="change_has_one_event",
         sentence="Every change of a payment's status has exactly one event, and every such event its change",
         sql="""
-            SELECT COALESCE(changed.payment_id, told.payment_id)
+            SELECT COALESCE(changed.payment_id, published.payment_id)
             FROM (
                 SELECT payment_id, count(*) AS times, CASE
                     WHEN kind = 'completed' THEN 'payment.completed'
@@ -26,13 +26,13 @@ INVARIANTS = (
                 SELECT subject_id AS payment_id, count(*) AS times, kind FROM event
                 WHERE kind IN ('payment.completed', 'payment.failed', 'payment.reversed')
                 GROUP BY 1, 3
-            ) AS told ON told.payment_id = changed.payment_id AND told.kind = changed.kind
-            WHERE changed.times IS DISTINCT FROM told.times
+            ) AS published ON published.payment_id = changed.payment_id AND published.kind = changed.kind
+            WHERE changed.times IS DISTINCT FROM published.times
         """,
     ),
     Invariant(
         name="status_is_its_timelines",
-        sentence="A payment's status is what its timeline says",
+        sentence="A payment's status agrees with its timeline",
         sql="""
             SELECT payment.payment_id FROM payment LEFT JOIN (
                 SELECT payment_id, CASE
@@ -43,13 +43,13 @@ INVARIANTS = (
                 FROM payment_timeline
                 WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed', 'partially_reversed')
                 GROUP BY payment_id
-            ) AS told ON told.payment_id = payment.payment_id
-            WHERE payment.status <> COALESCE(told.status, 'pending')
+            ) AS published ON published.payment_id = payment.payment_id
+            WHERE payment.status <> COALESCE(published.status, 'pending')
         """,
     ),
     Invariant(
         name="completed_has_its_time",
-        sentence="A paid payment has its time of completion, and no other payment has one",
+        sentence="A paid payment has a time of completion, and no other payment has one",
         sql="""
             SELECT payment_id FROM payment
             WHERE (status IN ('completed', 'reversed', 'partially_reversed')) <> (completed_at IS NOT NULL)
@@ -65,7 +65,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="receipt_is_its_transaction",
-        sentence="A payment's receipt is a transaction of its amount that is for it, and others contradict a mismatch",
+        sentence="A payment's receipt is that of its transaction with its amount; others contradict a mismatch",
         sql="""
             SELECT COALESCE(payment_id, transaction_id)
             FROM payment FULL JOIN (SELECT * FROM transaction WHERE subject_kind = 'payment') AS money
@@ -89,7 +89,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="mismatch_was_told",
-        sentence="Money that is not what was asked for was told to the merchant",
+        sentence="Every mismatch of a payment was published to its merchant",
         sql="""
             SELECT payment_id FROM payment WHERE mismatch IS NOT NULL AND NOT EXISTS (
                 SELECT 1 FROM event WHERE subject_id = payment_id AND kind = 'payment.mismatched')

@@ -1,4 +1,4 @@
-"""Finds payments: one by its id, or a list by any filters, each served by an index, newest first."""
+"""Look-ups and lists of payments, newest first, served by indexes."""
 
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -22,13 +22,13 @@ from mpesa_gateway_payments.schemas import PaymentFilters, PaymentQuery, Payment
 _LONGEST_SEARCH = 100
 
 OWN_REFERENCE = re.compile("[A-Z2-7]{12}")
-"""The form of the references that the gateway makes; a reference of a merchant may have it too."""
+"""The form of our own references; a merchant's may have it too."""
 
 PAYMENTS = KeysetList(table="payment", key="payment_id", prefix="pay", by_index=True)
 
 
 async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str) -> Row:
-    """Return a payment of this merchant in ``env``. Raises NotFound."""
+    """Raises NotFound."""
     row = await db.fetchrow(tables.FIND, merchant_id, env, payment_id)
     if row is None:
         raise NotFound("there is no such payment")
@@ -36,13 +36,13 @@ async def find_payment(db: Database, merchant_id: str, env: Env, payment_id: str
 
 
 async def find_similar(db: Database, merchant_id: str, env: Env, wanted: Similar) -> list[Row]:
-    """Return unpaid payments of the 48 hours before the money with its amount, payer or reference, newest first."""
+    """Return unpaid payments of the previous 48 hours with the amount, payer or reference."""
     first, last = Ids.least("pay", wanted.before - SHOWN_FOR), Ids.least("pay", wanted.before + CLOCKS_DIFFER)
     return await db.fetch(tables.SIMILAR, merchant_id, env, first, last, wanted.amount, wanted.phone, wanted.reference)
 
 
 def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Conditions:
-    """Return the filters as SQL. Raises Invalid with every filter that cannot be read."""
+    """Raises InvalidFields with all unreadable filters."""
     found = Conditions(env, merchant_id, filters.since, filters.until)
     with check_fields() as checks:
         for name, column, operator, parse in (
@@ -50,13 +50,13 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
             ("max_amount", "amount", "<=", Kes.parse),
             ("phone", "phone", "=", Msisdn.parse),
         ):
-            given: Any = getattr(filters, name)
-            if given is None:
+            text: Any = getattr(filters, name)
+            if text is None:
                 continue
             read: Callable[[Any], Any] = parse
-            value = checks.take(name, read, given)
+            value = checks.take(name, read, text)
             if isinstance(value, Kes):
-                # Beyond the column's range the answer is the same as at its end.
+                # Beyond the column's range the result is the same.
                 found.add(f"{column} {operator} {{}}", min(int(value), 2**31 - 1))
             elif value is not None:
                 found.add(f"{column} {operator} {{}}", str(value))
@@ -64,7 +64,7 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
             checks.fail("search", f"must be at most {_LONGEST_SEARCH} characters, none of them NUL")
         if filters.reference is not None and "\x00" in filters.reference:
             checks.fail("reference", "must not contain NUL")
-    # There is one provider: a filter on it lets everything through.
+    # There is one provider.
     found.equal(status=None if filters.status is None else filters.status.value)
     if filters.reference is not None:
         parts = _reference_parts(filters.reference)
@@ -75,7 +75,7 @@ def conditions(merchant_id: str | None, env: Env, filters: PaymentFilters) -> Co
 
 
 def _reference_parts(reference: str) -> list[str]:
-    """Conditions that are each served by an index: references of ours and those of merchants have one each."""
+    """Our references and merchants' references have an index each."""
     parts = ["reference = {} AND NOT reference_is_ours"]
     if OWN_REFERENCE.fullmatch(reference):
         parts.append("reference = {} AND reference_is_ours")
@@ -83,10 +83,9 @@ def _reference_parts(reference: str) -> list[str]:
 
 
 def _add_search(found: Conditions, text: str) -> None:
-    """What a person has in hand: a receipt, our id, Daraja's, their own reference or key, or a phone number.
+    """A whole receipt, id, reference, key or phone number.
 
-    The whole of it. Receipts and ids that begin alike are of one time: whoever looked for a beginning from newest to
-    oldest would pass over all that has come since (126 ms with 200,000 payments).
+    A prefix search would scan all newer payments (126 ms with 200,000 payments).
     """
     upper = text.upper()
     values: list[str | None]
@@ -117,7 +116,7 @@ def _add_search(found: Conditions, text: str) -> None:
 async def list_payments(
     db: Database, merchant_id: str, env: Env, filters: PaymentQuery, view: Callable[[Row], PaymentView]
 ) -> Page[PaymentView]:
-    """Return one page. Raises Invalid."""
+    """Raises InvalidFields."""
     found = conditions(merchant_id, env, filters)
     page = await PAYMENTS.page(db, found, filters.cursor, filters.limit, count=filters.count)
     return page_of(page.map(view))
@@ -126,5 +125,5 @@ async def list_payments(
 def export_payments(
     db: Database, merchant_id: str, env: Env, filters: PaymentFilters, row: Callable[[Row], Sequence[Any]]
 ) -> AsyncGenerator[list[Sequence[Any]]]:
-    """Return all payments that the filters let through, newest first, in pages. Raises Invalid."""
+    """Raises InvalidFields."""
     return PAYMENTS.export(db, conditions(merchant_id, env, filters), row)

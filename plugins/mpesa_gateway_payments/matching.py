@@ -1,8 +1,4 @@
-"""Decides what a report of money means: pure functions over the report and the rows that it may concern.
-
-``judge`` is the only place that connects money with a payment. It reads nothing and knows no clock: callers give it the
-payments and transactions that they found, without locks first and again with the payments locked.
-"""
+"""Pure decisions on reports of money; only ``judge`` links money to a payment."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -41,24 +37,23 @@ from mpesa_gateway_payments.verdicts import (
 _DEFAULT_RULES = Rules()
 
 SHOWN_FOR = timedelta(hours=48)
-"""How long before the money a payment may have been made to be shown to a person as a candidate."""
+"""Greatest age of a candidate payment at the time of its money."""
 
 _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 _PAYABLE = frozenset({*_OPEN, Status.COMPLETED.value})
 _PAID = frozenset({Status.COMPLETED.value, Status.REVERSED.value, Status.PARTIALLY_REVERSED.value})
 _LOOSE = frozenset({None, "phone", "unconfirmed"})
-"""Mismatches that leave open whether the payment was paid; others wait for a person."""
+"""Mismatches of payments that may still be unpaid; others need review."""
 
 
 def names_payment(evidence: Evidence, payment: Payment) -> bool:
-    """Whether the push that a report names is this payment's."""
     handle = evidence.handle
     if handle is None or handle.payment_id not in {None, payment.payment_id}:
         return False
-    told, known = handle.checkout_request_id, payment.checkout_request_id
-    if told is None or known is None:
+    stated, known = handle.checkout_request_id, payment.checkout_request_id
+    if stated is None or known is None:
         return handle.payment_id is not None
-    return may_be_handle(told, known)
+    return may_be_handle(stated, known)
 
 
 def judge(
@@ -67,7 +62,11 @@ def judge(
     transactions: Sequence[Transaction] = (),
     rules: Rules = _DEFAULT_RULES,
 ) -> Verdict:
-    """What a report means. ``payments`` are of all merchants of the receiver; their order does not matter."""
+    """Judge a report.
+
+    ``payments`` are of all merchants of the receiver, in any order. Callers judge without locks first, and again with
+    the payments locked.
+    """
     is_own_outgoing = evidence.receipt is not None and any(
         one.direction is Direction.OUT and one.receipt == evidence.receipt for one in transactions
     )
@@ -82,7 +81,7 @@ def judge(
 
 
 def _with_known_reference(evidence: Evidence, transactions: Sequence[Transaction]) -> Evidence:
-    """The report with the reference that another report of the same receipt showed: status answers never show it."""
+    """Status answers never show the reference: another report of the receipt may."""
     if evidence.reference is not None or evidence.receipt is None:
         return evidence
     shown = sorted(one.reference for one in transactions if one.receipt == evidence.receipt and one.reference)
@@ -102,11 +101,7 @@ def _judge_push(evidence: Evidence, payments: Sequence[Payment], rules: Rules) -
 def _judge_answer(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence, payments: Sequence[Payment], rules: Rules
 ) -> Verdict:
-    """The verdict on a status answer to a question about a payment by the conversation of its push.
-
-    The conversation says which payment was asked about. The answer has to state that its money fits: what it lacks
-    leaves the payment as it is.
-    """
+    """The answer must state receipt, amount, payer and time to complete the payment."""
     payment = next((one for one in payments if names_payment(evidence, one)), None)
     if payment is None:
         return NotIncoming() if payments else NotFound()
@@ -127,13 +122,12 @@ def _judge_answer(  # noqa: PLR0911 - one return for each rule
     if is_whole:
         return _accepted(evidence, payment, "push", rules)
     if payment.status == Status.FAILED.value and payment.failure_reason != "expired":
-        # It is not asked about again: a person decides.
+        # No further query follows.
         return Mismatch(payment.payment_id, "unconfirmed")
     return Ambiguous((payment.payment_id,))
 
 
 def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool = False) -> bool:
-    """Whether something that a report states differs from the payment that was asked about."""
     return (
         evidence.direction is Direction.OUT
         or (evidence.receiver is not None and not _is_at(payment, evidence.receiver))
@@ -145,9 +139,9 @@ def contradicts(evidence: Evidence, payment: Payment, *, except_for_amount: bool
 
 
 def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = _DEFAULT_RULES) -> Verdict:
-    """What a success means that came to the address of a payment's push and names another push.
+    """Judge a success at a payment's address that names another push.
 
-    It completes the payment where it states the amount, a receipt and the payer; otherwise a person decides.
+    It completes the payment if it states the amount, a receipt and the payer.
     """
     is_whole = evidence.receipt is not None and evidence.amount == payment.amount and evidence.payer is not None
     if is_whole and _likeness(evidence.payer, payment) is not PhoneMatch.OTHER:
@@ -160,7 +154,7 @@ def judge_other_push(evidence: Evidence, payment: Payment, rules: Rules = _DEFAU
 def _identified(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence, payments: Sequence[Payment], rules: Rules
 ) -> Verdict | None:
-    """The verdict on money whose receipt we know, or that carries a reference of our own; None for any other."""
+    """Judge money with a known receipt or our own reference; None for other money."""
     receiver, receipt = evidence.receiver, evidence.receipt
     is_in = evidence.direction is Direction.IN and receiver is not None
     payments = sorted(payments, key=_by_id)
@@ -177,22 +171,19 @@ def _identified(  # noqa: PLR0911 - one return for each rule
                     return Mismatch(payment.payment_id, payment.mismatch or "receipt", "receipt", is_new=False)
                 return _accepted(evidence, payment, "receipt", rules)
     if receiver is None or (evidence.source is Source.STATUS_QUERY and not is_in):
-        # A status answer names its receiver by the credit party.
+        # A status answer names its receiver in the credit party.
         return NotIncoming()
     owner = _owner_of_reference(evidence, receiver, payments)
     if owner is None:
         return None
     if not is_in or evidence.amount is None or receipt is None:
         return Ambiguous((owner.payment_id,))
-    # A second payment under a reference that has been paid is a mismatch: its merchant is told.
+    # A second payment with a paid reference is a mismatch.
     return _accepted(evidence, owner, "reference", rules)
 
 
 def _owner_of_reference(evidence: Evidence, receiver: Receiver, payments: Iterable[Payment]) -> Payment | None:
-    """The payment whose own reference a report has; None where another payment with that reference can have its money.
-
-    A merchant may give the reference of an earlier payment to a later one, as shops do that copy it into a retry.
-    """
+    """None if another payment with that reference can have the money: shops reuse references in retries."""
     reference = normalised(evidence.reference)
     alike = [one for one in payments if normalised(one.reference) == reference and _is_at(one, receiver)]
     owner = next((one for one in alike if one.reference_is_ours), None)
@@ -217,10 +208,9 @@ def _judge_by_rule(
     return Ambiguous(ids)
 
 
-def _accepted(  # noqa: PLR0911 - likewise
+def _accepted(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence, payment: Payment, by: By, rules: Rules
 ) -> Verdict:
-    """What money means for the payment that it names."""
     payment_id, amount, receipt = payment.payment_id, evidence.amount, evidence.receipt
     if evidence.proof is Proof.NONE and not payment.is_open:
         return AlreadyKnown(payment_id)
@@ -235,7 +225,7 @@ def _accepted(  # noqa: PLR0911 - likewise
     if amount is not None and amount != payment.amount:
         return Mismatch(payment_id, "amount", by)
     if payment.receipt is not None and receipt not in {None, payment.receipt}:
-        # Two receipts for one payment: the payer may have paid twice.
+        # The payer may have paid twice.
         return Mismatch(payment_id, "receipt", by)
     if payment.status in _PAID and (receipt is None or receipt == payment.receipt):
         return AlreadyKnown(payment_id)
@@ -243,7 +233,7 @@ def _accepted(  # noqa: PLR0911 - likewise
         return Mismatch(payment_id, "unconfirmed", by)
     is_held = payment.mismatch not in {None, "phone"} and payment.is_open
     if is_held and (receipt is None or amount is None):
-        # Something else was reported before: only a receipt for the amount asked for outweighs it.
+        # After an earlier mismatch, only a receipt with the right amount completes the payment.
         return Mismatch(payment_id, payment.mismatch or "", by, is_new=False)
     return PaidBy(payment_id, by, is_other)
 
@@ -252,21 +242,20 @@ def _wants_confirmation(evidence: Evidence, payment: Payment, rules: Rules, *, i
     if evidence.proof is Proof.CONFIRMED:
         return False
     if evidence.proof is Proof.NONE or rules.confirm == "always" or evidence.is_receipt_unread:
-        # A receipt that cannot be read may be that of other money: M-Pesa's own answer about the push decides.
+        # An unreadable receipt may be of other money: M-Pesa's own answer decides.
         return True
     if payment.failure_reason == "expired" and evidence.receipt is None:
-        # M-Pesa has said nothing yet: its own answer decides.
+        # M-Pesa has reported no outcome: its own answer decides.
         return True
     return rules.confirm == "mismatch" and not is_asked_for
 
 
 def _is_from_own_callback(evidence: Evidence, payment: Payment) -> bool:
-    """Whether M-Pesa itself answered our STK query with 0 about a push whose failure was not its final word."""
     is_asked = evidence.source is Source.STK_QUERY or evidence.proof is Proof.CONFIRMED
     return is_asked and not payment.outcome_is_final
 
 
-def judge_choice(  # noqa: PLR0911 - likewise
+def judge_choice(  # noqa: PLR0911 - one return for each rule
     evidence: Evidence,
     chosen: Payment,
     payments: Sequence[Payment],
@@ -275,10 +264,10 @@ def judge_choice(  # noqa: PLR0911 - likewise
     *,
     by_operator: bool = False,
 ) -> Verdict | NotAssignable:
-    """What a report means that a person assigns to ``chosen``.
+    """Judge a report that a person assigns to ``chosen``.
 
-    A merchant's choice has to fit the report, and no payment of another merchant may fit it. An operator decides where
-    the report contradicts nothing that is certain: the receiver, and who has the receipt or the reference.
+    A merchant's choice must fit the report, and no other merchant's payment may fit. An operator's choice must not
+    contradict the receiver, or the owner of the receipt or reference.
     """
     everything = [one for one in payments if one.payment_id != chosen.payment_id] + [chosen]
     verdict = judge(evidence, everything, transactions, rules)
@@ -306,7 +295,7 @@ def judge_choice(  # noqa: PLR0911 - likewise
 
 
 def with_part_of_statement(evidence: Evidence) -> Evidence:
-    """The same report where other money or other payments may be missing: only what names its payment settles it."""
+    """Return the report for a statement not read to its end: only a receipt or our reference settles it."""
     return replace(evidence, proof=Proof.PAGE)
 
 
@@ -325,7 +314,7 @@ def _likeness(payer: str | None, payment: Payment) -> PhoneMatch:
 
 
 def _may_pay(evidence: Evidence, payment: Payment) -> bool:
-    """Whether nothing in a report contradicts that it is about this payment. What is absent contradicts nothing."""
+    """Absent facts contradict nothing."""
     receiver, reference = evidence.receiver, normalised(evidence.reference)
     return (
         receiver is not None
@@ -343,7 +332,6 @@ def _may_pay(evidence: Evidence, payment: Payment) -> bool:
 
 
 def _fits(evidence: Evidence, payment: Payment, rules: Rules) -> bool:
-    """Whether a report that may be about this payment states all that the rule asks for."""
     receiver = evidence.receiver
     if receiver is None or evidence.direction is not Direction.IN or evidence.receipt is None:
         return False
@@ -354,7 +342,7 @@ def _fits(evidence: Evidence, payment: Payment, rules: Rules) -> bool:
     if not evidence.time or not all(_is_after(at, payment, rules.match_within) for at in evidence.time):
         return False
     has_reference = evidence.reference is not None
-    # A status answer never shows the reference. A paybill's statement always does.
+    # Status answers never show the reference; paybill statements always do.
     if not receiver.is_till and not has_reference and evidence.source is not Source.STATUS_QUERY:
         return False
     likeness = _likeness(evidence.payer, payment)
@@ -366,7 +354,6 @@ def _is_after(at: datetime, payment: Payment, within: timedelta) -> bool:
 
 
 def _is_rival(one: Transaction, evidence: Evidence, payment: Payment, rules: Rules) -> bool:
-    """Whether other money, which is allocated to nothing yet, may be this payment's as well."""
     return (
         one.receipt != evidence.receipt
         and one.direction is not Direction.OUT

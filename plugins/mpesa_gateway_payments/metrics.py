@@ -1,4 +1,4 @@
-"""Metrics of payments: how they end, the last hours from the tally, and open payments."""
+"""Metrics of payments: ended and open ones, and counts of the last hours."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -23,7 +23,7 @@ _WINDOWS = {"2h": _HOUR, "24h": _DAY - _HOUR}
 
 
 class PaymentMetrics:
-    """Payments that ended, by outcome, and the time that they took."""
+    """Payments that ended, and their duration."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ended = Counter(
@@ -45,7 +45,7 @@ class PaymentMetrics:
             self.ended.labels(env, "failed", reason)
 
     def count_ended(self, row: Mapping[str, Any], reason: str | None, at: datetime) -> None:
-        """Count a payment that ended at ``at``: completed, or failed for ``reason``. ``row`` is the payment."""
+        """``reason`` is None for a completed payment."""
         outcome = (Status.COMPLETED if reason is None else Status.FAILED).value
         self.ended.labels(row["env"], outcome, reason or "").inc()
         self.result_seconds.labels(row["env"], outcome).observe((at - row["created_at"]).total_seconds())
@@ -71,7 +71,7 @@ def _window_gauges() -> Gauges:
 
 
 async def collect_windows(gateway: Runtime, gauges: Gauges) -> None:
-    """Read the tally of the last hours, which is some seconds old."""
+    """The counts are some seconds old."""
     payments, failed, taken, returned = gauges
     this_hour = gateway.clock.now().replace(minute=0, second=0, microsecond=0)
     for window, back in _WINDOWS.items():
@@ -109,7 +109,6 @@ def _open_gauges() -> Gauges:
 
 
 async def collect_open(gateway: Runtime, gauges: Gauges) -> None:
-    """Count open payments and mismatches, by env."""
     open_payments, oldest, held = gauges
     for env in ENVS:
         row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)

@@ -1,4 +1,4 @@
-"""What payments ask Daraja: to prompt a payer, how a push stands, and what became of a transaction."""
+"""Daraja operations of payments: STK push, STK query and transaction status."""
 
 import base64
 from dataclasses import dataclass
@@ -26,10 +26,7 @@ from mpesa_gateway_payments.result_codes import Outcome, stk_query_outcome
 
 
 class StkAck(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja took a push: the prompt is on its way. Nothing has been paid.
-
-    ``merchant_request_id`` has been seen to be missing.
-    """
+    """Acknowledgement of a push: the prompt is on its way. ``merchant_request_id`` is sometimes missing."""
 
     merchant_request_id: str | None
     checkout_request_id: str
@@ -38,20 +35,20 @@ class StkAck(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class StkQueryAnswer:
-    """How Daraja says a push stands. It never gives the receipt."""
+    """Answer about a push, without the receipt."""
 
     outcome: Outcome
     result_desc: str
     checkout_request_id: str | None = None
     merchant_request_id: str | None = None
-    """The push that the answer names, by either of Daraja's ids of it."""
+    """Daraja's ids of the push that the answer names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StkPush:
-    """One prompt to one phone.
+    """A prompt to one phone.
 
-    Daraja's push is not idempotent and takes no id of ours: after OutcomeUnknown it must not be repeated.
+    Daraja's push is not idempotent and takes no id of ours: it must not be repeated after OutcomeUnknown.
     """
 
     amount: Kes
@@ -61,7 +58,6 @@ class StkPush:
     description: str
 
     def body(self, credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         is_till = credentials.till_number is not None
         return _signed(credentials, now) | {
             "TransactionType": "CustomerBuyGoodsOnline" if is_till else "CustomerPayBillOnline",
@@ -77,21 +73,17 @@ class StkPush:
 
 @dataclass(frozen=True)
 class StkQuery:
-    """How does this push stand? Asking again is always safe."""
+    """A query about a push; can be repeated."""
 
     checkout_request_id: str
 
     def body(self, credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         return _signed(credentials, now) | {"CheckoutRequestID": self.checkout_request_id}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionStatus:
-    """What became of a transaction, by its receipt or by the conversation that began it?
-
-    The answer comes to ``result_url``; asking again is always safe.
-    """
+    """A query about a transaction, by receipt or conversation; can be repeated. The answer goes to ``result_url``."""
 
     initiator: Initiator
     receipt: str | None
@@ -101,7 +93,6 @@ class TransactionStatus:
     remarks: str
 
     def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         body = {
             "Initiator": self.initiator.name,
             "SecurityCredential": self.initiator.security_credential.reveal(),
@@ -121,7 +112,7 @@ class TransactionStatus:
 
 
 def _signed(credentials: DarajaCredentials, now: datetime) -> dict[str, Any]:
-    """The shortcode with STK push's password: base64 of shortcode, passkey and timestamp."""
+    """The password is base64 of shortcode, passkey and timestamp (Daraja)."""
     timestamp = daraja_timestamp(now)
     text = credentials.shortcode + credentials.passkey.reveal() + timestamp
     return {
@@ -143,22 +134,22 @@ def _read_push(answer: Any) -> StkAck:
 
 
 def _names_a_push(answer: Any) -> bool:
-    """Whether an answer names a push, with no word that it was refused: by its name M-Pesa can be asked about it."""
+    """True for an answer that names a push without a refusal."""
     return read_text(answer, "CheckoutRequestID") is not None and is_unrefused(answer, {None, *ACCEPTED})
 
 
 def _read_query(answer: Any) -> StkQueryAnswer:
     code = read_code(answer, "ResultCode")
     if code is None:
-        raise OutcomeUnknown("M-Pesa's answer says no result")
-    if (taken := response_code(answer)) is not None and taken not in ACCEPTED:
-        raise OutcomeUnknown("M-Pesa's answer names a result and says that it did not take the question")
-    said = read_message(answer, "ResultDesc") or ""
-    outcome = stk_query_outcome(code, said)
+        raise OutcomeUnknown("M-Pesa's answer has no result")
+    if (accepted := response_code(answer)) is not None and accepted not in ACCEPTED:
+        raise OutcomeUnknown("M-Pesa's answer has a result, but its response code rejects the query")
+    description = read_message(answer, "ResultDesc") or ""
+    outcome = stk_query_outcome(code, description)
     if outcome.is_paid and read_code(answer, "ResponseCode") not in {None, "0"}:
         raise OutcomeUnknown("M-Pesa's answer contradicts itself")
     ids = (read_text(answer, "CheckoutRequestID"), read_text(answer, "MerchantRequestID"))
-    return StkQueryAnswer(outcome, said, *ids)
+    return StkQueryAnswer(outcome, description, *ids)
 
 
 def _still_open(fault: StillPending) -> StkQueryAnswer:

@@ -1,4 +1,4 @@
-"""Payments as operators look at them, of all merchants together, and what they do about one."""
+"""Operators' use cases for the payments of all merchants."""
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
@@ -28,14 +28,13 @@ _AAD = ("payments", "desk", "payer")
 _SHORTEST_REASON = 3
 _LONGEST_REASON = 500
 _MOST_CHECKS = 50
-"""Status checks that are shown of one payment, the first ones."""
+"""Status queries shown for a payment."""
 
 
 class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
-    """The filters of the operators' list.
+    """Filters of the operators' list.
 
-    ``payer`` is a phone number sealed, which is how one stands in an address; ``held`` lets through what waits for a
-    person, because the money is not what was asked for.
+    ``payer`` is a sealed phone number; ``held`` selects payments that need review.
     """
 
     merchant: str | None = None
@@ -45,7 +44,7 @@ class OperatorPaymentFilters(PaymentFilters, frozen=True, kw_only=True):
 
 
 class PaymentOperatorService:
-    """What operators ask of payments."""
+    """Lists payments for operators and performs their actions."""
 
     def __init__(
         self,
@@ -66,15 +65,15 @@ class PaymentOperatorService:
         self._queries = queries
         self._checks = checks
 
-    # -- the list -------------------------------------------------------------------------------------------------
+    # -- list -----------------------------------------------------------------------------------------------------
 
     def seal_payer(self, phone: Msisdn) -> str:
-        """A number as it may stand in an address: for this gateway alone to read."""
+        """Return a number sealed for a URL."""
         sealed = self._sealer.seal(str(phone), aad=_AAD)
         return base64.urlsafe_b64encode(sealed.encode()).decode().rstrip("=")
 
     def payer_of(self, filters: OperatorPaymentFilters) -> Msisdn | None:
-        """The number that the filters look for. Raises Invalid for what we did not seal."""
+        """Raises InvalidFields for a value that was not sealed here."""
         if filters.payer is None:
             return None
         try:
@@ -84,23 +83,19 @@ class PaymentOperatorService:
             raise InvalidFields.field_error("payer", "search for the number again") from None
 
     async def page(self, env: Env, filters: OperatorPaymentFilters, limit: int) -> KeysetPage[Row]:
-        """A page of payments of ``env``. Raises Invalid for filters that cannot be read."""
+        """Raises InvalidFields."""
         return await PAYMENTS.page(self._db, self._conditions(env, filters), filters.cursor, limit)
 
     async def total(self, env: Env, filters: OperatorPaymentFilters) -> Total:
-        """Return the number and the requested amount of the payments of ``env`` that pass the filters."""
         return await PAYMENTS.total(self._db, self._conditions(env, filters))
 
     async def count_newer(self, env: Env, filters: OperatorPaymentFilters) -> int:
-        """How many payments of ``env`` that the filters let through have come since the cursor."""
         return await PAYMENTS.count_newer(self._db, self._conditions(env, filters), filters.cursor)
 
     async def count_needing_review(self, env: Env) -> int:
-        """How many payments of ``env`` wait for a person."""
         return int(await self._db.fetchval(tables.COUNT_HELD, [env]))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All payments of one merchant that the filters let through, newest first, in pages."""
         return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
 
     def _plain(self, filters: OperatorPaymentFilters) -> PaymentFilters:
@@ -116,26 +111,23 @@ class PaymentOperatorService:
             found.add(tables.WAITS_FOR_A_PERSON)
         return found
 
-    # -- one ------------------------------------------------------------------------------------------------------
+    # -- one payment ----------------------------------------------------------------------------------------------
 
     async def get(self, payment_id: str) -> Row:
-        """A payment of whichever merchant. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.fetchrow(tables.READ, [payment_id])
         if row is None:
             raise NotFound("there is no such payment")
         return row
 
     async def steps(self, payment_id: str) -> list[TimelineEntry]:
-        """What happened to it."""
         return [TimelineEntry(**dict(step)) for step in await self._db.fetch(tables.TIMELINE, payment_id)]
 
     async def checks(self, payment_id: str) -> list[CheckView]:
-        """What M-Pesa was asked about it with status queries."""
         rows = await self._checks_of(payment_id)
         return [CheckView(**{name: row[name] for name in CheckView.__struct_fields__}) for row in rows]
 
     async def handles(self, payment_id: str) -> list[str]:
-        """Daraja's own names for the payment's push and its status queries."""
         row = await self.get(payment_id)
         asked = await self._checks_of(payment_id)
         known = [row["checkout_request_id"], *(check["originator_conversation_id"] for check in asked)]
@@ -151,23 +143,20 @@ class PaymentOperatorService:
         return rows
 
     async def query(self, payment_id: str) -> str:
-        """Ask M-Pesa's STK query now; gives the status that came of it. Raises NotFound, NotAsked."""
+        """Send an STK query; return the new status. Raises NotFound and NotAsked."""
         row = await self.get(payment_id)
         await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
         return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
-        """Ask M-Pesa's transaction status query; the answer comes later.
-
-        Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
-        """
+        """Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable."""
         row = await self.get(payment_id)
         await self._checks.ask(row["merchant_id"], row["env"], payment_id)
 
     async def resolve(self, payment_id: str, reason: str, *, actor: str) -> None:
-        """Note that a person has seen to money that was not what we asked for. Raises NotFound, Invalid, Conflict."""
+        """Record a review. Raises NotFound, InvalidFields, or Conflict if none is pending."""
         if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-            raise InvalidFields.field_error("reason", "say in a few words what was done about it (3 to 500 characters)")
+            raise InvalidFields.field_error("reason", "state what was done about it (3 to 500 characters)")
         now = self._clock.now()
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
@@ -177,7 +166,7 @@ class PaymentOperatorService:
             )
             if not rows:
                 await self.get(payment_id)
-                raise Conflict("this payment does not wait for a person")
+                raise Conflict("this payment does not need review")
             (row,) = rows
             await self._moves.step(payment_id, now, "looked_after", Cause.OPERATOR, None, reason)
             await self._audit.record(
@@ -191,11 +180,11 @@ class PaymentOperatorService:
 
 
 def needs_review(row: Row) -> bool:
-    """Whether money came or went back that this payment does not count, and no person has seen to it yet."""
+    """True if reported money is not accounted for and no operator has reviewed it."""
     if row["looked_after_at"] is None and row["reversed_outside"] is not None:
         return True
     is_open = row["status"] in {Status.PENDING.value, Status.FAILED.value}
-    # Paid with other money than that which was reported: the payer may have paid twice, whatever the amounts.
+    # Paid with other money than reported: the payer may have paid twice.
     is_other = None not in {row["receipt"], row["received_receipt"]} and row["receipt"] != row["received_receipt"]
     is_settled = row["receipt"] is not None and row["receipt"] == row["received_receipt"]
     is_other_amount = row["mismatch"] == "amount" and not is_settled

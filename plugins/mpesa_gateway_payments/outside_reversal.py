@@ -1,4 +1,4 @@
-"""Records what M-Pesa says it reversed and we did not: on its portal, by its support, or by another system."""
+"""Reversals that M-Pesa reports and this gateway did not request."""
 
 from datetime import timedelta
 from typing import Literal
@@ -20,11 +20,11 @@ from mpesa_gateway_payments.views import event_fields
 log = structlog.get_logger(__name__)
 
 _LOOK_BACK = timedelta(days=7)
-"""For how long a receipt that M-Pesa called reversed is looked for among payments: callbacks do not come later."""
+"""Age of a recorded receipt after which no callback for it comes."""
 
 
 class ExternalReversals:
-    """The way to ``reversed`` without a refund of ours."""
+    """Marks payments as reversed without a refund of ours."""
 
     def __init__(self, *, db: Database, clock: Clock, outbox: Outbox, moves: Transitions) -> None:
         self._db = db
@@ -35,13 +35,11 @@ class ExternalReversals:
     async def apply(
         self, row: Row, state: TransactionState, cause: Cause, text: str, reversal_receipt: str | None = None
     ) -> bool:
-        """Record that M-Pesa calls a payment reversed. Returns False where nothing changes.
+        """Record that M-Pesa reversed a payment; return False if nothing changes.
 
-        Needs an open transaction in which ``row`` is locked.
-
-        A payment of which a refund of ours has gone back, or is under way, is left to the refunds: M-Pesa's word does
-        not say whose reversal it means. Of a part M-Pesa does not say how much: the payment stays completed, takes no
-        refund any more, and waits for a person as one that was reversed in full does.
+        Needs an open transaction in which ``row`` is locked. A payment with a refund, finished or pending, is
+        unchanged: M-Pesa does not state whose reversal it means. M-Pesa states no amount of a partial reversal: the
+        payment stays completed, rejects refunds and needs review.
         """
         of: Literal["whole", "part"] = "part" if state == "partially_reversed" else "whole"
         now = self._clock.now()
@@ -68,23 +66,23 @@ class ExternalReversals:
         return True
 
     async def record(self, env: str, receipt: str, state: TransactionState) -> None:
-        """Record in the open transaction that M-Pesa calls a receipt reversed that names no payment.
+        """Record a reversed receipt without a payment, in the open transaction.
 
-        No later report of it completes a payment by the rule. A payment that gets the receipt all the same, by a
-        transaction that was open at this moment or by its callback, is reversed by ``apply_recorded``.
+        No later report of it completes a payment by the rule. If a concurrent transaction or a callback stores it,
+        ``apply_recorded`` reverses that payment.
         """
         now = self._clock.now()
         await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
 
-        async def look() -> None:
+        async def apply_later() -> None:
             await self.apply_recorded()
 
-        await self._db.after_commit(look)
+        await self._db.after_commit(apply_later)
 
     async def apply_recorded(self) -> int:
-        """Reverse the payments whose receipt M-Pesa had called reversed before they had it; returns their number.
+        """Reverse the payments that got a recorded receipt; return their number.
 
-        Postgres decides: whichever of the two transactions commits last, a look after it finds both.
+        It runs after commit and finds both rows, in any order of commits.
         """
         rows = await self._db.fetch(statement_matching_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
         count = 0
@@ -93,7 +91,7 @@ class ExternalReversals:
                 payment = await self._db.fetchrow(tables.LOCK, [row["payment_id"]])
                 if payment is None or payment["receipt"] is None:
                     continue
-                # Of two that find the same payment, one takes the note.
+                # Of two concurrent calls, one deletes the row.
                 notes = await self._db.run(
                     OutgoingReceiptRow.delete()
                     .where(
@@ -104,5 +102,7 @@ class ExternalReversals:
                 )
                 for note in notes:
                     state: TransactionState = "partially_reversed" if note["is_part"] else "reversed"
-                    count += await self.apply(payment, state, Cause.STATUS_QUERY, "M-Pesa had reported it reversed")
+                    count += await self.apply(
+                        payment, state, Cause.STATUS_QUERY, "M-Pesa had reported the receipt as reversed"
+                    )
         return count

@@ -1,4 +1,4 @@
-"""The operators' pages about payments: the live list with every filter, a payment with its timeline, and what to do."""
+"""Operators' pages of payments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,9 +34,9 @@ from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.stats_panel import figures
 from mpesa_gateway_payments.views import EXPORTED, view
 
-_BY_FORM = "a phone number does not stand in an address: search for it by the form"
+_BY_FORM = "phone numbers are not allowed in a URL: use the search form"
 _NOT_BY_PHONE = (
-    "an operator's role is needed to search by phone number: search by receipt, reference or id, or look for the last "
+    "searching by phone number needs the operator role: search by receipt, reference or id, or find the last "
     "three digits in the list"
 )
 _A_PAGE = 50
@@ -44,19 +44,18 @@ _TEXTS = ("status", "since", "until", "min_amount", "max_amount", "reference", "
 
 
 async def payments(visit: PageRequest) -> Rendered:
-    """The list, newest first."""
-    desk = visit.gateway.port(PaymentOperatorService)
+    service = visit.gateway.port(PaymentOperatorService)
     filters, problems = OperatorPaymentFilters(), visit.problems
     try:
         filters = _filters(visit)
-        page = await desk.page(visit.env, filters, _A_PAGE)
-        payer = desk.payer_of(filters)
+        page = await service.page(visit.env, filters, _A_PAGE)
+        payer = service.payer_of(filters)
     except InvalidFields as refused:
         problems, payer = (*problems, *refused.problems), None
-        page = await desk.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
+        page = await service.page(visit.env, OperatorPaymentFilters(), _A_PAGE)
     whose = await visit.merchant_names(page.rows)
     merchants = whose["merchants"]
-    chosen = {name: value for name in _TEXTS if (value := _told(visit, name))}
+    chosen = {name: value for name in _TEXTS if (value := _filter_value(visit, name))}
     if filters.payer is not None:
         chosen["payer"] = filters.payer
     if filters.held:
@@ -82,9 +81,9 @@ async def payments(visit: PageRequest) -> Rendered:
 
 
 def _filters(visit: PageRequest) -> OperatorPaymentFilters:
-    """What the address says. Raises Invalid where it holds a payer's number in clear, whoever looks.
+    """Raises InvalidFields for a payer's number in the query.
 
-    A number that is searched for is compared with whole ones: who may not search by it could guess until one is found.
+    Viewers may not search by number: guesses would reveal it.
     """
     filters = visit.read_query(OperatorPaymentFilters)
     if filters.phone is not None:
@@ -92,33 +91,31 @@ def _filters(visit: PageRequest) -> OperatorPaymentFilters:
     text = filters.search or ""
     if _phone(text) is not None:
         raise InvalidFields.field_error("search", _BY_FORM if visit.visitor.role.may(Role.OPERATOR) else _NOT_BY_PHONE)
-    for name, given in (("search", text), ("reference", filters.reference or "")):
-        if given:
-            _refuse_number(visit, name, given)
+    for name, value in (("search", text), ("reference", filters.reference or "")):
+        if value:
+            _refuse_number(visit, name, value)
     return filters
 
 
 def _refuse_number(visit: PageRequest, field: str, text: str) -> None:
-    """Raise Invalid for a viewer's search for what the pages show masked: a number, also within a key or handle."""
+    """Raise InvalidFields for a viewer's search by a number, also within a key or handle."""
     is_hidden = _phone(text) is not None or any(mask_phones(spelt) != spelt for spelt in (text, text.upper()))
     if is_hidden and not visit.visitor.role.may(Role.OPERATOR):
         raise InvalidFields.field_error(field, _NOT_BY_PHONE)
 
 
-def _told(visit: PageRequest, name: str) -> str:
-    """What the list was filtered by, or what somebody has just typed."""
+def _filter_value(visit: PageRequest, name: str) -> str:
     return visit.text(name) or "".join(visit.query.get(name, ()))
 
 
 async def total(visit: PageRequest) -> Rendered:
-    """The number and the requested amount of the payments that pass the filters."""
     return Rendered(
         "total.html", {"total": await visit.gateway.port(PaymentOperatorService).total(visit.env, _filters(visit))}
     )
 
 
 async def newer(visit: PageRequest) -> Rendered:
-    """How many payments have come since the list was drawn: its rows stay where they are."""
+    """Count the payments created since the list was drawn."""
     filters = _filters(visit)
     count = await visit.gateway.port(PaymentOperatorService).count_newer(visit.env, filters)
     kept = {
@@ -130,29 +127,28 @@ async def newer(visit: PageRequest) -> Rendered:
 
 
 async def search(visit: PageRequest) -> Redirect:
-    """Turn what was typed into an address of the list: phone numbers go in sealed, and nothing that is empty."""
+    """Redirect to the filtered list; phone numbers are sealed."""
     query = {name: visit.text(name) for name in _TEXTS if visit.text(name)}
-    # The form's times are those that the list shows; addresses have UTC, as the API does.
+    # The form has East Africa Time; the query has UTC.
     query |= {name: visit.moment(name) for name in ("since", "until") if name in query}
-    desk = visit.gateway.port(PaymentOperatorService)
+    service = visit.gateway.port(PaymentOperatorService)
     phone, text = visit.text("phone"), query.get("search", "")
     for name, typed in (("phone", phone), ("search", text), ("reference", query.get("reference", ""))):
         _refuse_number(visit, name, typed)
     if phone:
         try:
-            query["payer"] = desk.seal_payer(Msisdn.parse(phone))
+            query["payer"] = service.seal_payer(Msisdn.parse(phone))
         except ValueError as problem:
             raise InvalidFields([Problem(code="VALIDATION_ERROR", field="phone", message=str(problem))]) from None
     elif text and (number := _phone(text)) is not None:
         del query["search"]
-        query["payer"] = desk.seal_payer(number)
+        query["payer"] = service.seal_payer(number)
     if visit.text("held"):
         query["held"] = "true"
     return Redirect(f"payments?{urlencode(query)}" if query else "payments")
 
 
 async def find(visit: PageRequest, text: str) -> str | None:
-    """The list for a receipt, a phone number, a reference, a key: whatever somebody has in hand."""
     _refuse_number(visit, "text", text)
     phone = _phone(text)
     if phone is not None:
@@ -170,7 +166,6 @@ def _phone(text: str) -> Msisdn | None:
 
 
 async def export(visit: PageRequest) -> Response[Any]:
-    """The list of one merchant as a CSV file, all of it."""
     filters = _filters(visit)
     merchant = await visit.gateway.merchants.require(filters.merchant or "")
     await visit.gateway.audit.record(
@@ -186,9 +181,8 @@ async def export(visit: PageRequest) -> Response[Any]:
 
 
 async def payment(visit: PageRequest) -> Rendered:
-    """One payment: how it stands, what happened, and what can be done."""
-    desk, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
-    row = await desk.get(payment_id)
+    service, payment_id = visit.gateway.port(PaymentOperatorService), visit.values["payment_id"]
+    row = await service.get(payment_id)
     visit.require(row["env"])
     shown = view(row)
     return Rendered(
@@ -211,7 +205,6 @@ class _Since(msgspec.Struct, frozen=True):
 
 
 async def changed(visit: PageRequest) -> Rendered:
-    """Whether a payment has changed since its page was drawn."""
     row = await visit.gateway.port(PaymentOperatorService).get(visit.values["payment_id"])
     return Rendered(
         "changed.html", {"is_changed": row["updated_at"].isoformat() != visit.read_query(_Since).at, "row": row}
@@ -219,29 +212,26 @@ async def changed(visit: PageRequest) -> Rendered:
 
 
 async def query(visit: PageRequest) -> Redirect:
-    """Ask M-Pesa now."""
     payment_id = visit.values["payment_id"]
     status = await visit.gateway.port(PaymentOperatorService).query(payment_id)
-    said = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
-    return Redirect(f"payments/{payment_id}", said)
+    message = "M-Pesa reports: still pending." if status == "pending" else f"M-Pesa reports: {status}."
+    return Redirect(f"payments/{payment_id}", message)
 
 
 async def check_status(visit: PageRequest) -> Redirect:
-    """Ask M-Pesa what became of the transaction."""
     payment_id = visit.values["payment_id"]
     await visit.gateway.port(PaymentOperatorService).check_status(payment_id)
     return Redirect(f"payments/{payment_id}", "Status query sent. The result will appear in the timeline.")
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """Note that a person has seen to it."""
     payment_id = visit.values["payment_id"]
-    desk = visit.gateway.port(PaymentOperatorService)
-    await desk.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
+    service = visit.gateway.port(PaymentOperatorService)
+    await service.resolve(payment_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"payments/{payment_id}", "Marked as resolved.")
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- parts of other pages ---------------------------------------------------------------------------------------------
 
 _CAUSES = {
     "merchant": "by the merchant",
@@ -256,7 +246,7 @@ _CAUSES = {
     "operator": "an operator",
 }
 
-_SAID = {
+_STEP_TEXTS = {
     "requested": "Payment requested",
     "sent": "STK push accepted by M-Pesa",
     "unsent": "STK push not sent; the same key may try again",
@@ -280,36 +270,34 @@ _SAID = {
 
 
 _STATES = {"looked_after": "resolved", "receipt_learnt": "receipt received", "unsent": "not sent"}
-"""The words of state that differ from the names of the steps."""
+"""States with another name than their step."""
 
 _PUSHED = frozenset({"sent", "unknown", "refused"})
-"""Steps at which a push had gone out."""
+"""Steps after a push was sent."""
 
 
-def _asked(row: Row) -> str:
-    """What the push asked for, as the payment has it and by Daraja's names; the password is kept nowhere."""
-    said = {
+def _push_request(row: Row) -> str:
+    """Daraja's names; the password is stored nowhere."""
+    fields = {
         "BusinessShortCode": row["shortcode"],
         "Amount": row["amount"],
         "PhoneNumber": mask_phones(row["phone"]),
         "AccountReference": row["reference"],
         "TransactionDesc": row["description"],
     }
-    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
 
 
-def _acknowledged(row: Row) -> str:
-    """What M-Pesa's acknowledgement named."""
-    said = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
-    return msgspec.json.format(msgspec.json.encode(said), indent=2).decode()
+def _push_acknowledgement(row: Row) -> str:
+    fields = {"MerchantRequestID": row["merchant_request_id"], "CheckoutRequestID": row["checkout_request_id"]}
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode()
 
 
 async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """The payment's own steps, what M-Pesa was asked about it, and the callbacks that came."""
-    desk = gateway.port(PaymentOperatorService)
-    row = await desk.get(payment_id)
-    checks = await desk.checks(payment_id)
-    handles = await desk.handles(payment_id)
+    service = gateway.port(PaymentOperatorService)
+    row = await service.get(payment_id)
+    checks = await service.checks(payment_id)
+    handles = await service.handles(payment_id)
     about = [payment_id, *(check.check_id for check in checks)]
     moments = [*await gateway.port(Callbacks).timeline_of(about, handles)]
     moments += [
@@ -317,11 +305,11 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
             at=step.at,
             source=f"payment, {_CAUSES[step.cause]}",
             state=_STATES.get(step.kind, step.kind.replace("_", " ")),
-            text=": ".join(part for part in (_SAID[step.kind], step.detail) if part),
-            body=_asked(row) if step.kind in _PUSHED else "",
-            answer=_acknowledged(row) if step.kind == "sent" else "",
+            text=": ".join(part for part in (_STEP_TEXTS[step.kind], step.detail) if part),
+            body=_push_request(row) if step.kind in _PUSHED else "",
+            answer=_push_acknowledgement(row) if step.kind == "sent" else "",
         )
-        for step in await desk.steps(payment_id)
+        for step in await service.steps(payment_id)
     ]
     return moments + [
         TimelineEntry(
@@ -344,7 +332,6 @@ async def past(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
 
 
 async def held(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Money that is not what was asked for."""
     count = await gateway.port(PaymentOperatorService).count_needing_review(env)
     if not count:
         return ()

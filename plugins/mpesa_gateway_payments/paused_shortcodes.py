@@ -1,4 +1,4 @@
-"""Remembers which shortcodes Daraja takes no calls for at the moment."""
+"""Shortcodes whose calls are paused because of Daraja's spike arrest."""
 
 from datetime import datetime, timedelta
 
@@ -6,24 +6,24 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import NotSent
 
 _REST = 10
-"""Seconds without calls for a shortcode after Daraja took none, when it does not say how long."""
+"""Pause in seconds if Daraja states none."""
 
 
 class PausedShortcodes:
-    """Shortcodes that are not asked about for a while: Daraja's spike arrest counts every call."""
+    """Shortcodes without calls for a time: Daraja's spike arrest counts every call."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._until: dict[str, datetime] = {}
 
     def pause(self, shortcode_id: str, fault: NotSent) -> datetime:
-        """Let a shortcode rest until the returned time."""
+        """Return the end of the pause."""
         until = self._clock.now() + timedelta(seconds=fault.retry_after or _REST)
         self._until[shortcode_id] = until
         return until
 
     def paused_until(self, shortcode_id: str) -> datetime | None:
-        """Return until when a shortcode rests, None where it does not."""
+        """Return the end of the pause, None if there is none."""
         until = self._until.get(shortcode_id)
         if until is not None and until <= self._clock.now():
             self.resume(shortcode_id)
@@ -31,5 +31,4 @@ class PausedShortcodes:
         return until
 
     def resume(self, shortcode_id: str) -> None:
-        """End a shortcode's rest."""
         self._until.pop(shortcode_id, None)

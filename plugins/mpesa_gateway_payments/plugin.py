@@ -1,4 +1,4 @@
-"""The payments plugin, declared."""
+"""Declaration of the payments plugin."""
 
 from collections.abc import Sequence
 
@@ -40,12 +40,10 @@ from mpesa_gateway_payments.tables import (
 
 
 async def take_stk_results(results: Sequence[StkResulted], gateway: Runtime) -> None:
-    """Daraja told how pushes ended."""
     await gateway.port(StkResults).apply_results(results)
 
 
 async def take_status_results(results: Sequence[StatusResulted], gateway: Runtime) -> None:
-    """Daraja told how transactions stand."""
     for result in results:
         await gateway.port(StatusQueryService).apply_result(result)
 
@@ -57,7 +55,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 
 plugin = Plugin(
     name="payments",
-    summary="Asks payers for money by STK push, once for each idempotency key, and follows every payment to its end.",
+    summary="Asks payers for money by STK push, once for each idempotency key, and tracks each payment until it ends.",
     requires=("credentials", "callbacks", "transactions"),
     settings=PaymentsSettings,
     scopes=(PAYMENTS_READ, PAYMENTS_WRITE),

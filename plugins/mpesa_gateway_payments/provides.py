@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""Construction of the ports and services of this plugin."""
 
 from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.plugin import Provides
@@ -52,7 +52,7 @@ def _service(gateway: Runtime) -> PaymentService:
         merchants=gateway.merchants,
         outcomes=gateway.outcomes,
         public_url=gateway.url,
-        see_through=gateway.run_to_completion,
+        run_to_completion=gateway.run_to_completion,
         credentials=gateway.port(Credentials),
         steps=steps,
         pusher=pusher,
@@ -135,7 +135,7 @@ def _checks(gateway: Runtime) -> StatusQueryService:
     )
 
 
-def _desk(gateway: Runtime) -> PaymentOperatorService:
+def _operator_service(gateway: Runtime) -> PaymentOperatorService:
     return PaymentOperatorService(
         db=gateway.db,
         clock=gateway.clock,
@@ -162,6 +162,6 @@ PROVIDES: Provides = (
     (PaymentStatementMatching, _recovery),
     (StatementMatching, lambda gateway: gateway.port(PaymentStatementMatching)),
     (RefundablePayments, lambda gateway: PaymentRefunds(db=gateway.db, moves=gateway.port(Transitions))),
-    (PaymentOperatorService, _desk),
+    (PaymentOperatorService, _operator_service),
     (PaymentStatsReader, lambda gateway: PaymentStatsReader(db=gateway.db, clock=gateway.clock)),
 )

@@ -1,4 +1,4 @@
-"""Sends the STK push of a payment and records its outcome: accepted, refused, not sent or unknown."""
+"""STK pushes and their outcomes: accepted, refused, not sent or unknown."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,11 +32,11 @@ from mpesa_gateway_payments.transitions import Transitions
 log = structlog.get_logger(__name__)
 
 _MARK_WITHIN = 5.0
-"""Seconds that committing the mark before a push may take; nothing is sent without it."""
+"""Timeout in seconds of the commit before a push."""
 
 
 class StkPushSender:
-    """Sends one push per payment. The mark is committed before the call, the outcome is written after it."""
+    """Sends one push per payment. The mark is committed before the call, the outcome after it."""
 
     def __init__(
         self,
@@ -52,7 +52,6 @@ class StkPushSender:
         moves: Transitions,
         resting: PausedShortcodes,
     ) -> None:
-        """``daraja`` returns the client of the running gateway."""
         self._db = db
         self._clock = clock
         self._settings = settings
@@ -65,11 +64,11 @@ class StkPushSender:
         self._resting = resting
 
     async def push(self, row: Row, credentials: MpesaCredentials) -> Row:
-        """Send the one STK push of a payment and record its outcome; returns the payment.
+        """Send the STK push of a payment, store its outcome and return the payment.
 
-        Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the push.
+        Raises ProviderUnavailable if nothing was sent, ProviderRejected if M-Pesa refused it.
         """
-        self._db.refuse_transaction("asking for a payment")
+        self._db.refuse_transaction("sending an STK push")
         payment_id = row["payment_id"]
         address = row["callback_url"] or self._callbacks.url_for(
             "stk", env=credentials.env, merchant_id=row["merchant_id"], subject_id=payment_id
@@ -77,7 +76,7 @@ class StkPushSender:
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
-                return await self._leave(row)
+                return await self._return_unchanged(row)
             push = StkPush(
                 amount=Kes(row["amount"]),
                 phone=Msisdn(row["phone"]),
@@ -111,26 +110,21 @@ class StkPushSender:
             "ack",
             row,
             partial(self._write_accepted, row, ack, credentials),
-            # The first accepted push of a live receiver also makes its owner, which needs a transaction of its own.
+            # The first accepted push of a live receiver makes its owner, in its own transaction.
             at_once=None if credentials.wants_owner else partial(self._steps.accept, _accepted(row, ack)),
             known=handles,
         )
 
     async def _mark_sending(self, row: Row) -> bool:
-        """Commit that the push is about to be sent; False if the payment changed first: nothing may be sent.
-
-        Raises NotSent where Postgres cannot commit it.
-        """
+        """Commit the mark; False if the payment must not be sent. Raises NotSent if Postgres cannot commit."""
         try:
             async with asyncio.timeout(_MARK_WITHIN):
                 return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
         except (*UNREACHABLE, *OVERBURDENED) as problem:
             log.warning("push_not_marked", payment_id=row["payment_id"], error=type(problem).__name__)
-            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+            raise NotSent("the gateway cannot write to its database now", retry_after=5) from None
 
-    async def _leave(self, row: Row) -> Row:
-        """A payment that is not to be pushed any more, as it is; its key is settled."""
-
+    async def _return_unchanged(self, row: Row) -> Row:
         async def write() -> Row:
             await self._settle_key(row)
             return await find_payment(self._db, row["merchant_id"], row["env"], row["payment_id"])
@@ -139,16 +133,16 @@ class StkPushSender:
 
     async def _record(
         self,
-        what: str,
+        outcome: str,
         row: Row,
         write: Callable[[], Awaitable[Row]],
         *,
         at_once: Callable[[], Awaitable[Row | None]] | None = None,
         known: Mapping[str, Any] | None = None,
     ) -> Row:
-        """Write an outcome of the push; returns the payment, with what is ``known`` where it will be written later."""
-        written = await self._outcomes.record(what, row["payment_id"], write, at_once=at_once)
-        # A view reads either in the same way.
+        """Return the payment, with ``known`` values if the write is deferred."""
+        written = await self._outcomes.record(outcome, row["payment_id"], write, at_once=at_once)
+        # Views read both types.
         return written if written is not None else cast("Row", dict(row) | dict(known or {}))
 
     async def _write_accepted(self, row: Row, ack: StkAck, credentials: MpesaCredentials) -> Row:
@@ -159,12 +153,12 @@ class StkPushSender:
                 await self._steps.accept_alone(_accepted(row, ack))
         except asyncpg.UniqueViolationError:
             log.error("checkout_request_id_of_another", payment_id=payment_id, handle=ack.checkout_request_id)
-            why = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
-            return await self._write_unknown(row, OutcomeUnknown(why))
+            reason = "M-Pesa's acknowledgement has the CheckoutRequestID of another payment"
+            return await self._write_unknown(row, OutcomeUnknown(reason))
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as problem:
             log.error("acknowledgement_not_stored", payment_id=payment_id, error=type(problem).__name__)
             return await self._write_unknown(row, OutcomeUnknown("M-Pesa's acknowledgement has no usable ids"))
-        # A callback that came without a token, before we knew its CheckoutRequestID, has been waiting for this.
+        # A callback without a token may be waiting for its CheckoutRequestID.
         await self._callbacks.apply_waiting(ack.checkout_request_id)
         await self._credentials.accepted(credentials)
         return await find_payment(self._db, merchant_id, row["env"], payment_id)
@@ -178,7 +172,7 @@ class StkPushSender:
         return await find_payment(self._db, row["merchant_id"], row["env"], payment_id)
 
     async def _write_unsent(self, row: Row, fault: NotSent) -> Row:
-        """Nothing was sent: the same key may try again, unless something says that there was a prompt after all."""
+        """The key is released unless a report shows a prompt."""
         payment_id, merchant_id, now = row["payment_id"], row["merchant_id"], self._clock.now()
         key, attempt = row["idempotency_key"], row["push_attempt"]
         await idempotency.lock(self._db, merchant_id=merchant_id, env=row["env"], key=key)

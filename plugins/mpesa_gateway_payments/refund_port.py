@@ -1,4 +1,4 @@
-"""What the refunds plugin does to payments: sets money aside, frees it, and notes what went back."""
+"""The port through which the refunds plugin changes payments."""
 
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
@@ -9,20 +9,18 @@ from mpesa_gateway_payments.transitions import Reversal, Transitions
 
 
 class PaymentRefunds:
-    """The port that refunds change payments through."""
+    """Implements ``RefundablePayments``."""
 
     def __init__(self, *, db: Database, moves: Transitions) -> None:
         self._db = db
         self._moves = moves
 
     async def has_paid(self, env: Env, receipt: str) -> bool:
-        """See the port."""
         return bool(await self._db.fetch(statement_matching_sql.RECEIPTS_KNOWN, env, [receipt]))
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> Refundable:
-        """See the port."""
         row, reserved = await self._moves.reserve(merchant_id, env, payment_id, amount, refund_id)
         return Refundable(
             payment_id=payment_id,
@@ -36,9 +34,7 @@ class PaymentRefunds:
         )
 
     async def release(self, payment_id: str, refund_id: str, amount: Kes, text: str) -> None:
-        """See the port."""
         await self._moves.release(payment_id, Reversal(refund_id, amount, None), text)
 
     async def reverse(self, payment_id: str, refund_id: str, amount: Kes, receipt: str | None) -> None:
-        """See the port."""
         await self._moves.reverse(payment_id, Reversal(refund_id, amount, receipt))

@@ -1,4 +1,4 @@
-"""What M-Pesa's codes mean for a payment, what to do about each, and whether a failure is the last word."""
+"""M-Pesa's result codes for payments, with advice for merchants."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from mpesa_gateway.daraja.numerals import canonical
 
 ORDINARY = "The service request is processed successfully."
-"""What M-Pesa says with the result code 0. A payment's row has NULL where its code is 0 and this is its text."""
+"""M-Pesa's text for code 0. A payment with code 0 and this text stores NULL."""
 
 FailureReason = Literal[
     "insufficient_funds",
@@ -21,17 +21,16 @@ FailureReason = Literal[
     "not_sent",
     "other",
 ]
-"""Why a payment failed, in a stable word."""
+"""Stable failure reasons of payments."""
 
 FAILURE_REASONS: tuple[str, ...] = get_args(FailureReason)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an STK push ended, or that it has not. ``advice`` says what the merchant can do.
+    """The outcome of an STK push.
 
-    ``is_final``: this failure is M-Pesa's last word, so no later money of this push is expected. False for codes that
-    this table does not know. ``is_known``: the table has the code.
+    ``advice`` is for the merchant. ``is_final``: no later money is expected. ``is_known``: the table has the code.
     """
 
     code: str
@@ -46,8 +45,6 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Result:
-    """One row of the table of result codes. ``is_final`` as in Outcome."""
-
     meaning: str
     failure_reason: FailureReason
     advice: str
@@ -101,35 +98,35 @@ STK_RESULTS: dict[str, _Result] = {
     ),
     "8006": _Result("the payer's PIN is locked", "rejected_by_provider", "the payer has to call Safaricom at 100"),
 }
-"""Result codes of STK pushes: from Safaricom's portal, and as seen by integrations."""
+"""Result codes of STK pushes, from Safaricom's portal and from integrations."""
 
 STK_PENDING = frozenset({"4999"})
-"""Result codes that mean: not yet."""
+"""Result codes of a pending push."""
 
 
 STK_UNDECIDED = frozenset({"26", "9999"})
-"""Result codes that say nothing about the push when a query answers with them: M-Pesa itself failed."""
+"""Result codes by which M-Pesa reports its own failure when queried."""
 
 
 def stk_outcome(result_code: str, result_desc: str = "") -> Outcome:
-    """What a ResultCode of an STK callback means. An unknown one is a failure for reason ``other`` and not final."""
-    code, said = canonical(result_code), result_desc.lower()
+    """Return the outcome of an STK callback. An unknown code is a failure for ``other``, not final."""
+    code, description = canonical(result_code), result_desc.lower()
     if code == "0":
         return Outcome("0", "paid", "other", "", is_paid=True)
-    if code in STK_PENDING or "under processing" in said or "being processed" in said:
+    if code in STK_PENDING or "under processing" in description or "being processed" in description:
         return Outcome(code, "not ended yet", "other", "wait", is_pending=True)
     row = STK_RESULTS.get(code) or STK_RESULTS.get(code.upper())
     if row is None:
         return Outcome(code, result_desc or "an unknown result", "other", "see result_desc", is_known=False)
-    if code == "1037" and "no response" in said:
+    if code == "1037" and "no response" in description:
         return Outcome(code, "the payer did not respond", "timeout", _AGAIN)
     return Outcome(code, row.meaning, row.failure_reason, row.advice, is_final=row.is_final)
 
 
 def stk_query_outcome(result_code: str, result_desc: str = "") -> Outcome:
-    """What a ResultCode of an STK query means. A code that is unknown, or M-Pesa's own trouble, is pending.
+    """Return the outcome of an STK query.
 
-    A failure that only a query reports is never final.
+    An unknown code or M-Pesa's own failure is pending. A failure that only a query reports is never final.
     """
     outcome = stk_outcome(result_code, result_desc)
     if not outcome.is_paid and (not outcome.is_known or outcome.code in STK_UNDECIDED):
@@ -154,9 +151,9 @@ _STATES: dict[str, TransactionState] = {
 
 
 def transaction_state(text: str | None) -> TransactionState:
-    """What a TransactionStatus means for the money; anything that we do not know is not an end."""
+    """Return the state for a TransactionStatus; unknown ones are pending."""
     return _STATES.get("".join(letter for letter in (text or "").lower() if letter.isalpha()), "pending")
 
 
 NOT_FOUND_RESULTS = frozenset({"2032"})
-"""Result codes of a status query that mean: M-Pesa knows no such transaction."""
+"""Result codes for an unknown transaction."""

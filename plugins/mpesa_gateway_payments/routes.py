@@ -1,4 +1,4 @@
-"""Payments over HTTP."""
+"""HTTP routes of payments."""
 
 from typing import Annotated
 
@@ -35,7 +35,10 @@ _PAYMENT = path_id("payment_id", "pay")
 
 IdempotencyKey = Annotated[
     str | None,
-    HeaderParameter(name="Idempotency-Key", description="Your name for this request: repeating it repeats no charge."),
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="Your key for this request: a request with the same key creates no second payment.",
+    ),
 ]
 
 
@@ -61,7 +64,7 @@ async def create_payment(
     services: NamedDependency[Services],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Success[PaymentView]]:
-    """Ask a payer for money: sends an STK push to their phone."""
+    """Create a payment: sends an STK push to the payer's phone."""
     key = read_key(idempotency_key)
     service = services.get(PaymentService)
     made = await service.request(caller.merchant_id, caller.env, service.read(data), idempotency_key=key)
@@ -76,7 +79,7 @@ async def create_payment(
 async def list_payments(
     filters: NamedDependency[PaymentQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[PaymentView]:
-    """The merchant's payments, newest first."""
+    """List the merchant's payments, newest first."""
     return await services.get(PaymentService).page(caller.merchant_id, caller.env, filters)
 
 
@@ -84,7 +87,7 @@ async def list_payments(
 async def export_payments(
     filters: NamedDependency[PaymentFilters], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Stream:
-    """The same list as a CSV file, all of it, newest first."""
+    """Export the merchant's payments as a CSV file, newest first."""
     pages = services.get(PaymentService).export(caller.merchant_id, caller.env, filters)
     return await stream_csv("payments.csv", EXPORTED, pages)
 
@@ -93,7 +96,7 @@ async def export_payments(
 async def get_payment(
     payment_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
-    """A payment with everything that has happened to it."""
+    """Return a payment with its timeline."""
     return Success(data=await services.get(PaymentService).get(caller.merchant_id, caller.env, payment_id))
 
 
@@ -107,7 +110,7 @@ async def get_payment(
 async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
-    """Ask M-Pesa now how a pending payment stands."""
+    """Query M-Pesa now about a pending payment."""
     await services.get(StkQueries).ask_now(caller.merchant_id, caller.env, payment_id)
     return Success(data=await services.get(PaymentService).get(caller.merchant_id, caller.env, payment_id))
 
@@ -122,7 +125,7 @@ async def query_payment(
 async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[CheckStarted]:
-    """Ask M-Pesa what became of a transaction, by its receipt or by a payment's id; the answer comes later."""
+    """Query M-Pesa about a transaction, by its receipt or a payment's id; the result arrives later."""
     return Success(data=await services.get(StatusQueryService).ask(caller.merchant_id, caller.env, receipt))
 
 
@@ -130,7 +133,7 @@ async def check_status(
 async def get_check(
     check_id: FromPath[str], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Success[CheckView]:
-    """A status check, and its answer as far as it has come."""
+    """Return a status query with its result so far."""
     return Success(data=await services.get(StatusQueryService).get(caller.merchant_id, caller.env, check_id))
 
 

@@ -1,4 +1,4 @@
-"""Payments as they go over the wire."""
+"""Wire schemas of payments."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -38,14 +38,14 @@ _METADATA = Rule(
 
 
 class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A payment that a merchant wants."""
+    """A request for a payment."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "amount": AMOUNT,
         "currency": one_of(["KES"], ": M-Pesa moves no other currency", title="Currency"),
         "provider": one_of(["mpesa"], title="Provider"),
         "phone": PHONE,
-        "callback_url": printable(500, format="uri", description="Only for hosts that the configuration allows."),
+        "callback_url": printable(500, format="uri", description="Only with a host that the configuration allows."),
         "reference": printable(12, ": the payer sees it as the account", examples=["order 1041"]),
         "description": printable(13, examples=["Shoes"]),
         "metadata": _METADATA,
@@ -70,7 +70,7 @@ class CreatePayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a payment, with its time and what caused it."""
+    """A step in a payment's timeline, with its time and cause."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"kind": "completed", "cause": "callback", "result_code": "0", "detail": ""}
 
@@ -82,7 +82,7 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
-    """What M-Pesa reported instead of what was asked for."""
+    """The money that M-Pesa reported instead of the requested amount or payer."""
 
     of: Annotated[Literal["amount", "phone", "receipt", "unconfirmed"], named("MismatchKind")]
     received_amount: str | None
@@ -131,13 +131,13 @@ class PaymentView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentWithTimeline(PaymentView, frozen=True, kw_only=True):
-    """A payment and everything that has happened to it."""
+    """A payment with its timeline."""
 
     timeline: list[TimelineEntry]
 
 
 class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What payments can be filtered by, each alone or together."""
+    """Filters of payments; they can be combined."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "search": at_most(100),
@@ -158,7 +158,7 @@ class PaymentFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
-    """The filters of the list of payments, and where in it to look. ``count`` asks for ``meta.total``."""
+    """Filters and page of the list of payments. ``count`` requests ``meta.total``."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -166,7 +166,10 @@ class PaymentQuery(PaymentFilters, frozen=True, kw_only=True):
 
 
 class CheckStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """Daraja took the question. The answer follows by itself and changes the payment; ``check_id`` shows it."""
+    """The acknowledgement of a status query.
+
+    The result arrives later and changes the payment; ``check_id`` shows it.
+    """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "OriginatorConversationID": "2b1c-4f0e-9d57-6a8e21743710",
@@ -200,11 +203,10 @@ CheckFinding = Literal[
 
 
 class CheckView(msgspec.Struct, frozen=True, kw_only=True):
-    """A status check and what became of it.
+    """A status query with its result.
 
-    ``state`` is sending, asked, unsent, refused, unknown, answered or timed_out; ``finding`` what the answer meant:
-    recovered, already_known, failed, mismatched, reversed, pending, not_found, not_ours, ambiguous, contradicted or
-    unanswered.
+    ``state`` is sending, asked, unsent, refused, unknown, answered or timed_out. ``finding`` is recovered,
+    already_known, failed, mismatched, reversed, pending, not_found, not_ours, ambiguous, contradicted or unanswered.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Creates payments, once for each Idempotency-Key, and reads them."""
+"""Creation of payments, once for each Idempotency-Key, and their reading."""
 
 import base64
 import hashlib
@@ -47,11 +47,11 @@ _OPERATION = "payments.request"
 
 
 class _PaymentExists(Exception):
-    """A payment has this Idempotency-Key, and the record of the key has expired."""
+    """The key's record has expired, but a payment has the key."""
 
 
 class PaymentService:
-    """The port ``Payments``: creates a payment and has it pushed, or returns what its key made before."""
+    """Creates and pushes payments, or returns the payment of a used key."""
 
     def __init__(
         self,
@@ -64,16 +64,13 @@ class PaymentService:
         merchants: Merchants,
         outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
-        see_through: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
+        run_to_completion: Callable[[Coroutine[Any, Any, Row]], Awaitable[Row]],
         credentials: Credentials,
         steps: CreateSteps,
         pusher: StkPushSender,
         unacknowledged: UnacknowledgedPushes,
     ) -> None:
-        """``public_url`` returns the address under which a path is reached.
-
-        ``see_through`` runs work to its end even if its caller is cancelled.
-        """
+        """``run_to_completion`` runs work to its end even if its caller is cancelled."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -82,16 +79,16 @@ class PaymentService:
         self._merchants = merchants
         self._outcomes = outcomes
         self._public_url = public_url
-        self._see_through = see_through
+        self._run_to_completion = run_to_completion
         self._credentials = credentials
         self._steps = steps
         self._pusher = pusher
         self._unacknowledged = unacknowledged
 
-    # -- creating -------------------------------------------------------------------------------------------------
+    # -- creation -------------------------------------------------------------------------------------------------
 
     def read(self, body: CreatePayment) -> PaymentRequest:
-        """Return a payment request from a body with valid fields. Raises Invalid for its callback_url."""
+        """Return the request in a valid body. Raises InvalidFields for its callback_url."""
         if body.callback_url is not None:
             with check_fields() as checks:
                 self._check_callback_url(checks, body.callback_url)
@@ -122,8 +119,7 @@ class PaymentService:
             )
 
     async def request(self, merchant_id: str, env: Env, request: PaymentRequest, *, idempotency_key: str) -> Requested:
-        """See the port."""
-        self._db.refuse_transaction("asking for a payment")
+        self._db.refuse_transaction("creating a payment")
         self._outcomes.require_room()
         row, credentials = await self._insert_first(merchant_id, env, request, idempotency_key)
         if row is None:
@@ -132,21 +128,21 @@ class PaymentService:
             return Requested(view(row), is_replay=True)
         structlog.contextvars.bind_contextvars(payment_id=row["payment_id"])
         self._trace_links.begin(row["payment_id"])
-        # A caller that hangs up must not cancel the record of the push.
-        pushed = await self._see_through(self._pusher.push(row, credentials))
+        # A disconnected caller must not cancel the record of the push.
+        pushed = await self._run_to_completion(self._pusher.push(row, credentials))
         return Requested(view(pushed), is_replay=False)
 
     async def _insert_first(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row | None, MpesaCredentials | None]:
-        """Return the new payment of an unused key, as almost every key; None for any other."""
+        """Return the new payment of an unused key, the common case; None for other keys."""
         try:
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
         except (ProviderNotConfigured, ReceiverOwned):
-            # A host may name any merchant. Raises NotFound for one that does not exist.
+            # Raises NotFound for an unknown merchant.
             await self._merchants.require(merchant_id)
-            # A used key is answered with its payment, whatever the credentials are now.
+            # A used key returns its payment even without usable credentials.
             return None, None
         now = self._clock.now()
         payment_id = self._ids.new("pay", now)
@@ -173,21 +169,21 @@ class PaymentService:
     async def _claim(
         self, merchant_id: str, env: Env, request: PaymentRequest, key: str
     ) -> tuple[Row, MpesaCredentials | None]:
-        """The payment of this key, with the credentials to push it where that is ours to do, None for a replay."""
+        """The credentials are None if nothing is to be pushed."""
         try:
             return await self._claim_now(merchant_id, env, request, key)
         except _PaymentExists:
             return await self._find_old(merchant_id, env, request, key), None
 
     async def _find_old(self, merchant_id: str, env: Env, request: PaymentRequest, key: str) -> Row:
-        """Return the payment whose key's record has expired: no second one is made. KeyMismatch for another body.
+        """Return the payment of an expired key.
 
-        The fingerprint went with the key, so the requests are compared by what the payment itself has kept.
+        Raises KeyMismatch. The key's fingerprint is deleted, so the payment's columns are compared.
         """
         row = await self._db.fetchrow(tables.FIND_BY_KEY, merchant_id, env, key)
         if row is None:
-            # What kept the payment from being written has just ended.
-            raise idempotency.KeyInProgress("this Idempotency-Key cannot be used at the moment", retry_after=1)
+            # The conflicting transaction has just ended.
+            raise idempotency.KeyInProgress("this Idempotency-Key is in use", retry_after=1)
         is_same = row["amount"] == request.amount and (row["erased_at"] is not None or row["phone"] == request.phone)
         if not is_same or request.reference not in {None, row["reference"]}:
             raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")
@@ -213,7 +209,7 @@ class PaymentService:
             if not claim.is_ours:
                 row = await find_payment(self._db, merchant_id, env, claim.subject_id)
                 if row["charge"] in {Charge.READY.value, Charge.SENDING.value}:
-                    # The lease has ended and there is no record: the process that had it is gone.
+                    # The lease has expired without an outcome: its process died.
                     row = await self._unacknowledged.close(claim.subject_id, now) or row
                 return row, None
             if claim.subject_id != payment_id:
@@ -223,28 +219,25 @@ class PaymentService:
                 again = await self._db.fetchrow(tables.RESEND, claim.subject_id, now, due, expires)
                 if again is not None:
                     return again, credentials
-                # The payment was closed: its present state is the answer.
+                # The payment was closed.
                 await idempotency.settle(self._db, merchant_id=merchant_id, env=env, key=key)
                 return await find_payment(self._db, merchant_id, env, claim.subject_id), None
-            # The key is unused: what kept the payment from being written is raised, or the payment is an old one.
+            # Unused key: raise the error that prevented the insert, or find an old payment.
             credentials = await self._credentials.get(merchant_id, env)
             credentials.check_use()
             raise _PaymentExists
 
     async def _credentials_again(self, merchant_id: str, payment_id: str, env: Env) -> MpesaCredentials:
-        """What a payment that was not sent is pushed with now: its own shortcode's newest credentials.
-
-        Raises ShortcodeRetired where that shortcode takes no payments any more.
-        """
+        """Raises ShortcodeRetired."""
         row = await find_payment(self._db, merchant_id, env, payment_id)
-        told = f"this payment is of {row['env']} shortcode {row['shortcode']}"
+        subject = f"this payment is of {row['env']} shortcode {row['shortcode']}"
         try:
             credentials = await self._credentials.of_shortcode(row["shortcode_id"])
         except ProviderNotConfigured:
             credentials = None
         if credentials is None or credentials.retired_at is not None:
             raise ShortcodeRetired(
-                f"{told}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
+                f"{subject}, which is not configured any more: store it again with PUT /v1/merchant/providers, or send "
                 "a new Idempotency-Key to ask at the present shortcode"
             )
         credentials.check_use()
@@ -253,45 +246,40 @@ class PaymentService:
     # -- reading --------------------------------------------------------------------------------------------------
 
     async def get(self, merchant_id: str, env: Env, payment_id: str) -> PaymentWithTimeline:
-        """See the port."""
         row = await find_payment(self._db, merchant_id, env, payment_id)
         steps = await self._db.fetch(tables.TIMELINE, payment_id)
         timeline = [TimelineEntry(**dict(step)) for step in steps]
         return PaymentWithTimeline(**msgspec.structs.asdict(view(row)), timeline=timeline)
 
     def url_of(self, payment_id: str) -> str:
-        """Return the address of a payment."""
         return self._public_url(f"/v1/payments/{payment_id}")
 
     async def find(self, payment_id: str) -> PaymentView | None:
-        """See the port."""
         row = await self._db.fetchrow(tables.READ, [payment_id])
         return None if row is None else view(row)
 
     async def find_similar(self, merchant_id: str, env: Env, wanted: Similar) -> list[PaymentView]:
-        """See the port."""
         return [view(row) for row in await find_similar(self._db, merchant_id, env, wanted)]
 
     async def page(self, merchant_id: str, env: Env, filters: PaymentQuery) -> Page[PaymentView]:
-        """One page of the merchant's payments of ``env``; raises Invalid for filters that cannot be read."""
+        """Raises InvalidFields."""
         return await list_payments(self._db, merchant_id, env, filters, view)
 
     def export(self, merchant_id: str, env: Env, filters: PaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """All of the merchant's payments of ``env`` that pass the filters, in pages; raises Invalid."""
+        """Raises InvalidFields."""
         return export_payments(self._db, merchant_id, env, filters, exported)
 
 
 def own_reference(payment_id: str) -> str:
-    """Return the AccountReference of a payment without one: 12 characters from its id, practically unique.
+    """Return an AccountReference of 12 characters, practically unique.
 
-    Daraja's push takes no id of ours, but Pull statements carry this (``billreference``): it finds the payment again.
+    Pull statements return it as ``billreference``; Daraja's push takes no id of ours.
     """
     digest = hashlib.sha256(payment_id.encode()).digest()
     return base64.b32encode(digest)[:12].decode()
 
 
 def _canonical(request: PaymentRequest) -> dict[str, Any]:
-    """What two requests must agree in to be the same."""
     return {
         "amount": int(request.amount),
         "phone": str(request.phone),

@@ -1,4 +1,4 @@
-"""What a host can set about payments."""
+"""Settings of payments."""
 
 from datetime import timedelta
 from typing import Annotated, Literal
@@ -10,22 +10,19 @@ from mpesa_gateway_payments.verdicts import Rules
 
 
 class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[payments]``. Times are in seconds.
+    """``[payments]``.
 
-    ``match_within`` is how long after a payment was made money can be matched to it that names it by neither receipt
-    nor our own reference, at most 60 minutes. ``query_after`` says when Daraja is asked about a payment that no
-    callback
-    has ended, counted from the push, the last pause repeating; ``expire_after`` when a payment that Daraja knows
-    nothing about counts as expired; ``query_expired_after`` when Daraja is asked about one that expired, counted from
-    its creation;
-    ``unsent_after`` when one that could never be sent does; ``max_concurrent_queries`` bounds the questions of one
-    shortcode
-    that a worker has open at the same time; ``create_lease`` how long a create call may take before another with its
-    Idempotency-Key is answered with the payment as it stands. ``confirm`` says which reported successes are
-    confirmed by STK query before they count: none, those that do not fit what was asked, or all; one that is
-    neither confirmed nor denied in ``confirm_within`` is held for a person. ``keep_status_queries_days`` is for how
-    long status checks are kept, in days, 0 for ever; payments are never deleted. ``allowed_callback_hosts`` are the
-    hosts, besides our own, that a merchant's ``callback_url`` may name.
+    Times are in seconds. ``match_within``: time from a payment's creation in which money without its receipt or our own
+    reference can match it, at most 60 minutes. ``query_after``: times after the push at which Daraja is queried about a
+    payment without a callback; the last pause repeats. ``expire_after``: time until a payment without a result expires.
+    ``query_expired_after``: times after creation at which Daraja is queried about an expired payment. ``unsent_after``:
+    time until a payment that could not be sent expires. ``max_concurrent_queries``: concurrent queries of one shortcode
+    in a worker. ``create_lease``: longest duration of a create call; afterwards a call with its Idempotency-Key returns
+    the payment in its present state. ``confirm``: reported successes that need confirmation by STK query before they
+    count: none, the differing ones, or all. One that is neither confirmed nor denied in
+    ``confirm_within`` needs review. ``keep_status_queries_days``: days for which status queries are stored, 0 for no
+    limit; payments are never deleted. ``description``: the default text on the payer's prompt.
+    ``allowed_callback_hosts``: hosts other than our own that a merchant's ``callback_url`` may name.
     """
 
     query_after: Annotated[tuple[WholeSeconds, ...], msgspec.Meta(min_length=1)] = (30, 60, 120, 300)
@@ -43,7 +40,6 @@ class PaymentsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     @property
     def rules(self) -> Rules:
-        """The settings of the judge."""
         return Rules(
             match_within=timedelta(seconds=self.match_within),
             confirm=self.confirm,

@@ -1,4 +1,4 @@
-"""Fetches what evidence is judged against, and writes what the judge decides to the payments."""
+"""Rows that evidence is judged against, and writes of the verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ _Group = tuple[str, str, int]
 
 @dataclass
 class _Facts:
-    """What was found for several reports, by what finds it again for each of them."""
+    """Rows fetched for several reports."""
 
     named: dict[str, Payment] = field(default_factory=dict[str, Payment])
     candidates: dict[_Group, list[Payment]] = field(default_factory=dict[_Group, list[Payment]])
@@ -56,15 +56,13 @@ class _Facts:
     cut: set[_Group] = field(default_factory=set[_Group])
 
     def judge(self, report: Evidence, rules: Rules) -> Verdict:
-        """The verdict on one of the reports."""
         return matching.judge(self.whole(report), self.payments(report), self.transactions(report), rules)
 
     def whole(self, report: Evidence) -> Evidence:
-        """The report, marked as a part where not everything that it may concern was fetched."""
+        """Incomplete if the limit on candidates was reached."""
         return with_part_of_statement(report) if _group(report) in self.cut else report
 
     def payments(self, report: Evidence) -> list[Payment]:
-        """The payments that a report names, or may be about."""
         found = {one.payment_id: one for one in self.candidates.get(_group(report) or ("", "", 0), ())}
         reference = normalised(report.reference)
         env = None if report.receiver is None else report.receiver.env
@@ -77,7 +75,6 @@ class _Facts:
         return list(found.values())
 
     def transactions(self, report: Evidence) -> list[Transaction]:
-        """The other money that matters to a report, and our own outgoing money that has its receipt."""
         group = _group(report)
         found = [] if group is None else list(self.unallocated.get(group, ()))
         env = "" if report.receiver is None else report.receiver.env
@@ -85,14 +82,13 @@ class _Facts:
         return found if own is None else [*found, own]
 
     def replace(self, payment: Payment) -> None:
-        """Take a payment as it is now that it is locked."""
         self.named[payment.payment_id] = payment
         for group, payments in self.candidates.items():
             self.candidates[group] = [payment if one.payment_id == payment.payment_id else one for one in payments]
 
 
 class PaymentStatementMatching:
-    """The port that reconciliation and status checks complete payments through."""
+    """The port through which reconciliation and status queries complete payments."""
 
     def __init__(
         self,
@@ -104,7 +100,6 @@ class PaymentStatementMatching:
         outside: ExternalReversals,
         unallocated: UnallocatedMoney | None,
     ) -> None:
-        """``unallocated`` finds money that nothing asked for, where a plugin keeps it."""
         self._db = db
         self._clock = clock
         self._rules = rules
@@ -113,16 +108,14 @@ class PaymentStatementMatching:
         self._unallocated = unallocated
 
     async def judge(self, reports: Sequence[Evidence]) -> list[Verdict]:
-        """See the port."""
         facts = await self._facts(reports)
         return [facts.judge(report, self._rules) for report in reports]
 
     async def apply(self, report: Evidence, lock: Lock = lock_nothing) -> Settled:
-        """See the port."""
         return await self._apply(report, lock, by_rule=True)
 
     async def apply_named(self, report: Evidence) -> Settled:
-        """The same for a report that names its payment; one that only the rule connects with a payment is ambiguous."""
+        """Like ``apply``, but a payment found by the matching rule is ambiguous."""
         return await self._apply(report, lock_nothing, by_rule=False)
 
     async def _apply(self, report: Evidence, lock: Lock, *, by_rule: bool) -> Settled:
@@ -133,7 +126,7 @@ class PaymentStatementMatching:
         if isinstance(verdict, PaidBy) and verdict.by == "rule" and not by_rule:
             return _unsettled(verdict)
         row = await self._lock(verdict.payment_id, facts)
-        # As it is now: another worker may have been quicker.
+        # The row may have changed before the lock.
         verdict = facts.judge(report, self._rules)
         if not isinstance(verdict, PaidBy | AlreadyKnown | Mismatch) or verdict.payment_id != row["payment_id"]:
             return _unsettled(verdict)
@@ -141,7 +134,6 @@ class PaymentStatementMatching:
         return await self._write(row, report, verdict)
 
     async def withdraw(self, report: Evidence, receipts: Sequence[str], lock: Lock = lock_nothing) -> Settled:
-        """See the port."""
         receiver = report.receiver
         if receiver is None or report.receipt is None:
             return Settled("not_found")
@@ -154,7 +146,7 @@ class PaymentStatementMatching:
         await lock()
         settled = Settled("already_known", row["payment_id"], row["merchant_id"])
         if await self._db.fetch(statement_matching_sql.OUTGOING, receiver.env, [report.receipt]):
-            # The reversal of a refund of ours.
+            # A refund of ours.
             return settled
         returned = report.amount if isinstance(report.amount, Kes) else read_unsigned(report.amount)
         is_whole = returned == row["amount"]
@@ -170,7 +162,6 @@ class PaymentStatementMatching:
     async def assign(
         self, report: Evidence, payment_id: str, lock: Lock = lock_nothing, *, by_operator: bool = False
     ) -> Settled | NotAssignable:
-        """See the port."""
         facts = await self._facts([report])
         row = await self._lock(payment_id, facts)
         verdict = judge_choice(
@@ -189,7 +180,7 @@ class PaymentStatementMatching:
     async def _write(self, row: Row, report: Evidence, verdict: Verdict) -> Settled:
         is_statement = report.source is Source.STATEMENT
         text = "found on M-Pesa's statement" if is_statement else "M-Pesa reports Completed"
-        # What a line shows only since M-Pesa answered about it was decided by that answer.
+        # A status answer completed the line.
         cause = Cause.STATEMENT if is_statement and report.proof is not Proof.ANSWER else Cause.STATUS_QUERY
         decisions = await self._moves.apply(row, MatchedMoney(verdict, reported_money(report, text=text), cause))
         return Settled(_FINDINGS[result_of(decisions)], row["payment_id"], row["merchant_id"])
@@ -201,7 +192,7 @@ class PaymentStatementMatching:
         facts.replace(payment_of(row))
         return row
 
-    # -- what evidence is judged against --------------------------------------------------------------------------
+    # -- rows that evidence is judged against ---------------------------------------------------------------------
 
     async def _facts(self, reports: Sequence[Evidence]) -> _Facts:
         facts = _Facts()
@@ -256,7 +247,7 @@ class PaymentStatementMatching:
                 facts.unallocated.setdefault((env, one.receiver.number, one.amount), []).append(one)
 
     def _wanted(self, reports: Sequence[Evidence]) -> list[WantedMoney]:
-        """The receivers and amounts of reports, each once, with the times between which payments can be theirs."""
+        """Each receiver and amount once."""
         now, within = self._clock.now(), self._rules.match_within
         times: dict[_Group, list[datetime]] = {}
         for report in reports:

@@ -1,7 +1,7 @@
-"""Statements that match money to payments, and note money that was sent back outside the gateway."""
+"""Statements that match money to payments and record reversals outside the gateway."""
 
 MOST_CANDIDATES = 1000
-"""Payments of one receiver and amount that evidence is compared with; beyond that the rule decides nothing."""
+"""Beyond this number the rule decides nothing."""
 
 # raw SQL: expression
 REVERSED_OUTSIDE = """
@@ -19,7 +19,7 @@ INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $
 ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
     WHERE outgoing_receipt.is_part
 """
-"""A payment that has the receipt may be committed at this moment: GONE_AND_PAID finds it afterwards."""
+"""A concurrent transaction may commit a payment with the receipt: GONE_AND_PAID finds it afterwards."""
 
 # raw SQL: join
 GONE_AND_PAID = """
@@ -33,7 +33,7 @@ _FACTS = """payment_id, merchant_id, env, shortcode, amount, phone, erased_at, r
     status, failure_reason, outcome_is_final, receipt, received_receipt, checkout_request_id, mismatch, charge,
     claim"""
 
-# raw SQL: hot path - what each report of money is compared with.
+# raw SQL: hot path - compared with each report of money.
 NAMED = f"""
 SELECT {_FACTS} FROM payment WHERE env = $1 AND receipt = ANY($2::text[])
 UNION ALL
@@ -41,7 +41,7 @@ SELECT {_FACTS} FROM payment WHERE env = $1 AND received_receipt = ANY($2::text[
 UNION ALL
 SELECT {_FACTS} FROM payment WHERE reference_is_ours AND reference = ANY($3::text[]) AND env = $1
 """  # noqa: S608 - the columns above
-"""Payments of all merchants that have one of these receipts, or one of these references of our own."""
+"""Payments of all merchants with one of these receipts or own references."""
 
 CANDIDATES = f"""
 SELECT found.* FROM (
@@ -55,8 +55,8 @@ SELECT found.* FROM (
         AND created_at BETWEEN wanted.since AND wanted.until
     ORDER BY (created_at >= wanted.likely) DESC, created_at DESC LIMIT {MOST_CANDIDATES}
 ) AS found
-"""  # noqa: S608 - likewise
-"""Payments of all merchants of these receivers that have no receipt, those that the rule can fit first."""
+"""  # noqa: S608 - the columns above
+"""Payments of all merchants of these receivers without a receipt; candidates of the rule come first."""
 
 # raw SQL: array
 RECEIPTS_KNOWN = """
@@ -75,4 +75,4 @@ UNION
 SELECT receipt FROM transaction
 WHERE env = $1 AND direction = 'out' AND receipt = ANY($2::text[]) AND subject_id IS NOT NULL
 """
-"""Receipts that pay for nothing: M-Pesa called them reversed, or they are those of refunds."""
+"""Receipts that pay for nothing: reversed, or of our refunds."""

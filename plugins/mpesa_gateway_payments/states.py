@@ -1,4 +1,4 @@
-"""What a payment can be, and the only moves between those states."""
+"""Statuses of payments and the allowed transitions."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from mpesa_gateway_payments.result_codes import FailureReason
 
 
 class Status(StrEnum):
-    """Where a payment stands."""
+    """The status of a payment."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -16,22 +16,22 @@ class Status(StrEnum):
 
 
 class Charge(StrEnum):
-    """Where the one STK push of a payment stands."""
+    """The state of a payment's STK push."""
 
     READY = "ready"
-    """Committed, and nothing sent: only the process that holds the lease of the key may send it."""
+    """Committed, nothing sent: only the process with the key's lease may send it."""
     SENDING = "sending"
-    """Committed immediately before the call: it may be under way, or have been cut off by a crash."""
+    """Committed immediately before the call: in flight, or lost in a crash."""
     RELEASED = "released"
-    """Nothing was sent; the same Idempotency-Key may try again."""
+    """Nothing was sent; the key can be retried."""
     ACCEPTED = "accepted"
     REFUSED = "refused"
     UNKNOWN = "unknown"
-    """Sent, and no answer that says what became of it. Never sent again by us."""
+    """Sent without a usable answer; never resent."""
 
 
 class Cause(StrEnum):
-    """What moved a payment."""
+    """The cause of a payment's change."""
 
     MERCHANT = "merchant"
     ACK = "ack"
@@ -49,7 +49,7 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
     {
         (Status.PENDING, Status.COMPLETED),
         (Status.PENDING, Status.FAILED),
-        # By a receipt, or by M-Pesa's own answer where the failure was not its last word.
+        # By a receipt, or by M-Pesa's own answer if the failure was not final.
         (Status.FAILED, Status.COMPLETED),
         (Status.COMPLETED, Status.REVERSED),
         (Status.COMPLETED, Status.PARTIALLY_REVERSED),
@@ -57,21 +57,18 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
         (Status.PARTIALLY_REVERSED, Status.REVERSED),
     }
 )
-"""Every move there is."""
+"""All allowed transitions."""
 
 
 def may_move(now: Status, to: Status, *, has_receipt: bool, is_final: bool = True) -> bool:
-    """Return whether a payment may go from one status to another.
-
-    ``has_receipt``: there is proof that money moved. ``is_final``: the failure was M-Pesa's last word.
-    """
+    """``has_receipt``: money has moved. ``is_final``: the failure was final."""
     if (now, to) == (Status.FAILED, Status.COMPLETED):
         return has_receipt or not is_final
     return (now, to) in MOVES
 
 
 def sources(to: Status, *, has_receipt: bool, is_final: bool = True) -> list[str]:
-    """Return the statuses that a payment may come from: what the transition's WHERE clause names."""
+    """Return the statuses before a transition, for its WHERE clause."""
     return [status.value for status in Status if may_move(status, to, has_receipt=has_receipt, is_final=is_final)]
 
 

@@ -1,4 +1,4 @@
-"""How payments do, hour by hour: counted beside them every few seconds, so that looking at it costs next to nothing."""
+"""Hourly counts of payments, updated every few seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 HOURS, DAYS = 24, 30
 
 WAITS = (10, 20, 30, 60, 120)
-"""Seconds from asking to money at which one class of waits ends and the next begins."""
+"""Upper bounds in seconds of the classes of waiting times."""
 
 _LATE = timedelta(minutes=5)
-"""A change may become visible so much later than its time says: its transaction was still open."""
+"""Longest delay until a change is visible: its transaction may be open."""
 
 _FIRST = timedelta(days=2 * DAYS + 2)
-"""How far back the first count of all goes."""
+"""Period of the first count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaymentStats:
-    """Payments that were asked for in one hour or day, in East Africa Time. Amounts are in KES."""
+    """Counts of one hour's or day's payments (East Africa Time). Amounts are in KES."""
 
     since: datetime
     asked: int = 0
@@ -42,17 +42,15 @@ class PaymentStats:
 
     @property
     def is_open(self) -> int:
-        """Those that have not ended."""
         return self.asked - self.paid - self.failed
 
     @property
     def rate(self) -> float | None:
-        """The share of those that ended which were paid, None where none has ended."""
+        """Return the share of ended payments that were paid."""
         ended = self.paid + self.failed
         return self.paid / ended if ended else None
 
     def __add__(self, other: "PaymentStats") -> "PaymentStats":
-        """Both together, since this one's beginning."""
         return PaymentStats(
             since=self.since,
             asked=self.asked + other.asked,
@@ -66,10 +64,10 @@ class PaymentStats:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsPeriod:
-    """The figures of one environment: hours and days from the oldest to the present one, which is not over.
+    """Counts of one env, oldest first; the last hour and day are incomplete.
 
-    ``earlier`` are the days before ``days``, ``yesterday_so_far`` the hours of yesterday until the present hour ends.
-    ``reasons`` says why payments of these days failed, the most frequent first; ``counted_at`` how new all of it is.
+    ``earlier`` are the days before ``days``; ``yesterday_so_far`` ends with the present hour. ``reasons`` are sorted by
+    frequency.
     """
 
     env: Env
@@ -82,17 +80,14 @@ class StatsPeriod:
 
 
 class PaymentStatsReader:
-    """Counts payments, and gives what was counted."""
+    """Counts payments by hour and reads the counts."""
 
     def __init__(self, *, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
 
     async def count(self) -> int:
-        """Count again each hour of which a payment has changed since the last time; gives how many that were.
-
-        Two at once count the same, and so does one that is repeated.
-        """
+        """Recount each hour with a changed payment; return their number. Safe to run concurrently and repeatedly."""
         now = self._clock.now()
         last = await self._counted_at()
         since = now - _FIRST if last is None else last - _LATE
@@ -102,7 +97,7 @@ class PaymentStatsReader:
         return counted
 
     async def read(self, env: Env) -> StatsPeriod | None:
-        """The last hours and days of ``env``; None before its first payment."""
+        """None before the first payment."""
         now = self._clock.now().astimezone(EAT)
         this_hour = now.replace(minute=0, second=0, microsecond=0)
         today = this_hour.replace(hour=0)
@@ -148,7 +143,6 @@ class PaymentStatsReader:
         )
 
     async def _counted_at(self) -> datetime | None:
-        """When payments were counted last."""
         row = await self._db.run(PaymentTallyRow.select(Max(PaymentTallyRow.counted_at)).first())
         found: datetime | None = row["max"]
         return found

@@ -1,4 +1,4 @@
-"""The overview's figures of payments: today's money, how many are paid and how soon, why others are not."""
+"""The overview's panel of payments."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ COUNTS = (Series("good", "paid"), Series("wait", "pending"), Series("bad", "fail
 MONEY = (Series("good", "KES"),)
 
 _SOON = 3
-"""Classes of waits that are at most half a minute long."""
+"""Classes of waiting times up to 30 seconds."""
 
 _WAIT_LABELS = (
     *(f"{start} to {end} s" for start, end in zip((0, *WAITS), WAITS, strict=False)),
@@ -21,25 +21,24 @@ _WAIT_LABELS = (
 )
 
 _LABELLED = 6
-"""One column in so many has its hour, or its day, under it."""
+"""Every n-th column has a label."""
 
 
 async def figures(visit: PageRequest, _: str) -> Rendered | None:
-    """Money by period with the period before, and how many payments are paid and how soon."""
     tallied = await visit.gateway.port(PaymentStatsReader).read(visit.env)
     if tallied is None:
         return Rendered("figures.html", {"tallied": None})
-    lately = sum(tallied.hours[1:], tallied.hours[0])
+    last_day = sum(tallied.hours[1:], tallied.hours[0])
     return Rendered(
         "figures.html",
         {
             "tallied": tallied,
             "periods": _periods(tallied),
-            "rate": lately.rate,
-            "soon": sum(lately.waits[:_SOON]) / lately.paid if lately.paid else None,
+            "rate": last_day.rate,
+            "soon": sum(last_day.waits[:_SOON]) / last_day.paid if last_day.paid else None,
             "by_hour": [_counts(figures, number) for number, figures in enumerate(tallied.hours)],
             "by_day": [_money(figures, number) for number, figures in enumerate(tallied.days)],
-            "waits": list(zip(_WAIT_LABELS, lately.waits, strict=True)),
+            "waits": list(zip(_WAIT_LABELS, last_day.waits, strict=True)),
             "reasons": [(reason.replace("_", " "), count) for reason, count in tallied.reasons],
             "counts": COUNTS,
             "money": MONEY,
@@ -49,7 +48,7 @@ async def figures(visit: PageRequest, _: str) -> Rendered | None:
 
 @dataclass(frozen=True)
 class Period:
-    """The money of some days beside that of the days before, each a link to the payments of those days."""
+    """The money of some days and of the days before, with a link to the payments."""
 
     name: str
     figures: PaymentStats
@@ -59,13 +58,12 @@ class Period:
 
     @property
     def query(self) -> str:
-        """The filters of the payments of these days."""
         since, until = rfc3339(self.figures.since), rfc3339(self.until)
         return urlencode({"since": since, "until": until})
 
     @property
     def change(self) -> float | None:
-        """The change as a share of the earlier money; None where there was none."""
+        """Return the share of the earlier money; None if that is 0."""
         return (self.figures.taken - self.earlier.taken) / self.earlier.taken if self.earlier.taken else None
 
 

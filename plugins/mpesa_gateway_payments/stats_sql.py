@@ -1,4 +1,4 @@
-"""Statements that count payments by hour, and read the counts."""
+"""Statements that count payments by hour and read the counts."""
 
 # raw SQL: upsert - each hour is counted and written in one statement.
 # raw SQL: aggregate - the hours of several merchants are added up.

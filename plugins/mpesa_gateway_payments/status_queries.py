@@ -1,4 +1,4 @@
-"""Asks M-Pesa what became of a transaction, by its receipt or by our payment, and takes the answer when it comes."""
+"""Transaction status queries and their results."""
 
 import re
 from contextlib import suppress
@@ -50,7 +50,7 @@ _PAYMENT_ID = re.compile(r"pay_[0-9a-z]{26}\Z", re.ASCII)
 
 
 class StatusQueryService:
-    """Transaction status queries. Asking moves nothing; the answer moves at most one payment."""
+    """Sends status queries and applies their results to at most one payment each."""
 
     def __init__(
         self,
@@ -72,16 +72,16 @@ class StatusQueryService:
         self._recovery = recovery
         self._transactions = transactions
 
-    async def ask(self, merchant_id: str, env: Env, what: str, *, reference: str | None = None) -> CheckStarted:
-        """Ask about a receipt, or about one of our payments; gives Daraja's acknowledgement.
+    async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
+        """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
 
-        Raises Invalid, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        Raises InvalidFields, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
-        self._db.refuse_transaction("asking M-Pesa about a transaction")
+        self._db.refuse_transaction("sending a status query")
         self._runtime.outcomes.require_room()
-        payment, receipt, conversation_id = await self._subject(merchant_id, env, what)
+        payment, receipt, conversation_id = await self._subject(merchant_id, env, subject)
         credentials = await self._credentials_of(merchant_id, env, payment)
-        initiator = credentials.initiator_for("a status check")
+        initiator = credentials.initiator_for("a status query")
         now = self._runtime.clock.now()
         check_id = self._runtime.ids.new("chk", now)
         payment_id = None if payment is None else payment["payment_id"]
@@ -92,14 +92,14 @@ class StatusQueryService:
             shortcode=credentials.shortcode,
             payment_id=payment_id,
             receipt=receipt,
-            asked_for=what[:64],
+            asked_for=subject[:64],
             reference=reference,
             state="sending",
             created_at=now,
         )
         await self._db.run(StatusCheckRow.insert(check))
         self._runtime.trace_links.begin(check_id)
-        # A caller that hangs up must not tear the question from its record.
+        # A disconnected caller must not cancel the query before its outcome is stored.
         return await self._runtime.run_to_completion(
             self._ask(check_id, payment_id, credentials, initiator, receipt, conversation_id)
         )
@@ -139,7 +139,7 @@ class StatusQueryService:
         )
 
     async def get(self, merchant_id: str, env: Env, check_id: str) -> CheckView:
-        """A check with its answer, as far as it has come. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.run(
             StatusCheckRow.select()
             .where(
@@ -150,11 +150,10 @@ class StatusQueryService:
             .first()
         )
         if row is None:
-            raise NotFound("there is no such status check")
+            raise NotFound("there is no such status query")
         return CheckView(**{name: row[name] for name in CheckView.__struct_fields__})
 
     async def _credentials_of(self, merchant_id: str, env: Env, payment: Found | None) -> MpesaCredentials:
-        """Those of the payment's own shortcode; for a receipt that is no payment's, those of the default one."""
         port = self._credentials
         if payment is not None:
             return await port.of_shortcode(payment["shortcode_id"])
@@ -162,16 +161,15 @@ class StatusQueryService:
         credentials.check_use()
         return credentials
 
-    async def _subject(self, merchant_id: str, env: Env, what: str) -> tuple[Found | None, str | None, str | None]:
-        """The payment where we know it, its receipt, and the conversation of its push."""
-        if _PAYMENT_ID.match(what):
-            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, what)
+    async def _subject(self, merchant_id: str, env: Env, subject: str) -> tuple[Found | None, str | None, str | None]:
+        if _PAYMENT_ID.match(subject):
+            payment = await self._db.fetchrow(tables.FIND, merchant_id, env, subject)
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
-                raise NotAsked("M-Pesa never acknowledged this payment, so there is nothing to ask about: wait for it")
+                raise NotAsked("M-Pesa has not acknowledged this payment, so it cannot be queried: wait for its result")
             return payment, payment["receipt"], payment["merchant_request_id"]
-        receipt = read_receipt(what)
+        receipt = read_receipt(subject)
         if receipt is None:
             raise InvalidFields.field_error("receipt", "send an M-Pesa receipt such as TKN4A1B2C3, or a payment's id")
         return await self._paid_by(merchant_id, env, receipt), receipt, None
@@ -200,13 +198,13 @@ class StatusQueryService:
         if asked is None:
             payment_id = None
         if payment_id is not None:
-            # Before its step refers to it: a result that waits for this answer locks it.
+            # Locked first: a result that waits for this acknowledgement locks the payment too.
             await self._db.fetchrow(tables.LOCK, [payment_id])
         callbacks = self._callbacks
         for handle in sorted({ack.originator_conversation_id, ack.conversation_id}):
             await callbacks.apply_waiting(handle)
         if payment_id is not None:
-            # After the transaction that such a result may record.
+            # Last: a waiting result may record a transaction.
             await self._moves.step(payment_id, now, "asked", Cause.MERCHANT, None, check_id)
 
     async def _write_fault(self, check_id: str, fault: DarajaFault) -> None:
@@ -223,10 +221,10 @@ class StatusQueryService:
             ).where(StatusCheckRow.check_id == check_id, StatusCheckRow.state == "sending")
         )
 
-    # -- the answer -----------------------------------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------------------------
 
     async def apply_result(self, result: StatusResulted) -> None:
-        """A result or a timeout, inside the transaction that keeps it. One that is not ours to take stays waiting."""
+        """Apply a result in the transaction that stores its callback; results of other subjects stay waiting."""
         if result.subject_id and not result.subject_id.startswith("chk_"):
             return
         if result.subject_id:
@@ -238,7 +236,7 @@ class StatusQueryService:
         if check is None:
             return
         if _is_of_another(check, result):
-            raise DifferentSubject("this result is about another question than its address")
+            raise DifferentSubject("this result is about another query than its address")
         if result.is_final:
             now = self._runtime.clock.now()
             if result.timed_out:
@@ -262,14 +260,13 @@ class StatusQueryService:
         )
 
     async def _settle(self, check: Row, result: StatusResulted) -> str:
-        """Write what the answer means to the payment that it is about. Returns the finding."""
         state, asked = transaction_state(result.transaction_status), check["receipt"]
-        if (why_nothing := _has_no_statement(result, state, asked)) is not None:
-            return why_nothing
+        if (finding := _finding_without_statement(result, state, asked)) is not None:
+            return finding
         evidence = await self._evidence(check, result)
         recovery = self._recovery
         if state == "completed":
-            # The rule needs the receipt from M-Pesa's own words.
+            # `apply` requires a receipt that M-Pesa stated itself.
             settle = recovery.apply if result.receipt is not None else recovery.apply_named
             settled = await settle(evidence)
             if settled.payment_id is None:
@@ -281,17 +278,17 @@ class StatusQueryService:
         if state in {"reversed", "partially_reversed"}:
             return await self._withdraw(payment, check, evidence, state, result)
         if payment is None:
-            # The payer tried, and it came to nothing: their next try may be the one that pays.
+            # The payer's next attempt may pay.
             return "not_ours"
         return await self._fail(payment, evidence, result)
 
     async def _withdraw(
         self, payment: Row | None, check: Row, evidence: Evidence, state: TransactionState, result: StatusResulted
     ) -> str:
-        """Record money that came and went back; ``payment`` is the one that the answer names. Returns the finding.
+        """Record money that was received and sent back; return the finding.
 
-        A payment that does not have the money yet gets it first where the answer names it: the merchant hears of both.
-        Otherwise the receipt is noted, so that no later report of it completes a payment.
+        A named payment is completed first: its merchant gets both events. Otherwise no later report of the receipt
+        completes a payment.
         """
         text = f"M-Pesa reports {result.transaction_status}"
         has_money = payment is not None and evidence.receipt is not None and payment["receipt"] == evidence.receipt
@@ -312,7 +309,6 @@ class StatusQueryService:
         return "reversed" if payment["merchant_id"] == check["merchant_id"] else "not_ours"
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
-        """What the answer states, and of which payment where that was asked about by its conversation."""
         payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
         time = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
         return Evidence(
@@ -332,7 +328,7 @@ class StatusQueryService:
         )
 
     async def _numbers(self, check: Row) -> set[str]:
-        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        """M-Pesa names the receiver by its public number or its store number."""
         numbers = {check["shortcode"]}
         with suppress(ProviderNotConfigured):
             port = self._credentials
@@ -341,7 +337,6 @@ class StatusQueryService:
         return numbers
 
     async def _named(self, check: Row, evidence: Evidence) -> Row | None:
-        """The payment that the answer names, locked: it was asked about, or has the receipt."""
         payment_id = check["payment_id"]
         if evidence.direction is Direction.OUT:
             return None
@@ -351,7 +346,6 @@ class StatusQueryService:
         return None if payment_id is None else await self._db.fetchrow(tables.LOCK, [payment_id])
 
     async def _fail(self, payment: Row, evidence: Evidence, result: StatusResulted) -> str:
-        """M-Pesa says that no money moved. Returns the finding."""
         asked_about = payment_of(payment)
         if asked_about.is_open and contradicts(evidence, asked_about):
             log.error("status_answer_of_other_money", payment_id=payment["payment_id"])
@@ -361,7 +355,7 @@ class StatusQueryService:
             text=f"M-Pesa reports {result.transaction_status}",
             reason="other",
             cause=Cause.STATUS_QUERY,
-            # What the answer does not state proves nothing for good.
+            # An answer without direction or amount is no final failure.
             is_final=evidence.direction is Direction.IN and evidence.amount == asked_about.amount,
         )
         has_failed = result_of(await self._moves.apply(payment, report)) == "failed"
@@ -371,8 +365,7 @@ class StatusQueryService:
         return "contradicted" if has_money else "failed" if has_failed else "already_known"
 
 
-def _has_no_statement(result: StatusResulted, state: str, asked: str | None) -> str | None:
-    """Why nothing follows from an answer, None where something does."""
+def _finding_without_statement(result: StatusResulted, state: str, asked: str | None) -> str | None:
     if result.result_code != "0":
         return "not_found" if result.result_code in NOT_FOUND_RESULTS else "unanswered"
     if state == "pending":

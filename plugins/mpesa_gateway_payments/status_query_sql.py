@@ -1,4 +1,4 @@
-"""The statements on status checks that Piccolo's builder cannot express."""
+"""Statements on status queries that Piccolo's builder cannot express."""
 
 # raw SQL: lock - one result at a time ends a check, and several workers delete old checks.
 # raw SQL: expression - a result that arrived before its acknowledgement keeps its state.

@@ -1,4 +1,4 @@
-"""Asks Daraja by STK query how pending payments stand, and takes the answers."""
+"""STK queries about pending payments, and their answers."""
 
 import asyncio
 import time
@@ -35,17 +35,17 @@ from mpesa_gateway_payments.verdicts import payment_of
 log = structlog.get_logger(__name__)
 
 _ASKING = timedelta(seconds=60)
-"""Time for which one worker claims a payment while it asks Daraja."""
+"""Lease of a payment during its query."""
 
 _ASK_FOR = 20.0
-"""Seconds after which a shortcode's job begins no more queries: others have their turn."""
+"""Seconds after which a shortcode's job starts no more queries."""
 
 _LAST_ASK = timedelta(seconds=45)
-"""How long before a payment's end the last query is sent: longer than a call to Daraja takes."""
+"""Time before expiry of the last query: longer than a call to Daraja takes."""
 
 
 class StkQueries:
-    """Queries due payments, side by side within limits, and writes what the answers prove."""
+    """Queries due payments concurrently and applies the answers."""
 
     def __init__(
         self,
@@ -63,7 +63,6 @@ class StkQueries:
         unacknowledged: UnacknowledgedPushes,
         resting: PausedShortcodes,
     ) -> None:
-        """``daraja`` and ``jobs`` return those of the running gateway; ``places`` bounds the queries at one time."""
         self._db = db
         self._clock = clock
         self._settings = settings
@@ -78,7 +77,7 @@ class StkQueries:
         self._resting = resting
 
     async def wake_due(self) -> int:
-        """Wake one job for each shortcode with payments that are due; returns their count."""
+        """Enqueue a job for each shortcode with due payments; return their number."""
         rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
             shortcode_id = row["shortcode_id"]
@@ -86,12 +85,12 @@ class StkQueries:
         return len(rows)
 
     async def ask_due(self, shortcode_id: str) -> int:
-        """Ask Daraja about a shortcode's due payments, ``max_concurrent_queries`` side by side; returns their count.
+        """Query a shortcode's due payments, ``max_concurrent_queries`` at a time; return their number.
 
-        What is left after a while, or after a question without an answer, stays due for the next job. Raises what was
-        raised for one of the payments, after the others.
+        Stops after 20 s or without answers from Daraja; the rest stays due. Raises the first error after all queries
+        have ended.
         """
-        self._db.refuse_transaction("asking M-Pesa about payments")
+        self._db.refuse_transaction("sending STK queries")
         count = 0
         failed: list[BaseException] = []
         with self._places.acquire(shortcode_id) as has_place:
@@ -114,11 +113,11 @@ class StkQueries:
         return count
 
     async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
-        """Ask Daraja how a pending payment stands, or expire it once its time is up.
+        """Query a pending payment, or expire it.
 
-        False when it is not due, has ended, or another worker is asking.
+        Returns False if it is not due, has ended, or is claimed by another worker.
         """
-        self._db.refuse_transaction("asking M-Pesa about a payment")
+        self._db.refuse_transaction("sending an STK query")
         now = self._clock.now()
         row = await due_sql.claim_due(self._db, payment_id, now, now + _ASKING, is_forced=is_forced)
         if row is None:
@@ -127,17 +126,16 @@ class StkQueries:
         return True
 
     async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
-        """Ask Daraja at once. Raises NotFound, ProviderNotConfigured, and NotAsked without anything to ask about."""
-        self._db.refuse_transaction("asking M-Pesa about a payment")
+        """Raises NotFound, ProviderNotConfigured and NotAsked."""
+        self._db.refuse_transaction("sending an STK query")
         row = await find_payment(self._db, merchant_id, env, payment_id)
         await self._credentials.of_shortcode(row["shortcode_id"])
         is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
         if not is_open or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be asked about")
+            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be queried")
         await self.ask(payment_id, is_forced=True)
 
     async def _ask_claimed(self, row: Found, now: datetime) -> None:
-        """Ask about a payment that is this worker's own for ``_ASKING``."""
         payment_id = row["payment_id"]
         structlog.contextvars.bind_contextvars(payment_id=payment_id)
         self._trace_links.link(payment_id)
@@ -147,11 +145,11 @@ class StkQueries:
         try:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
-            # We are told to stop: who takes the job over asks at once.
+            # On shutdown the next worker must query at once.
             await due_sql.ask_again(self._db, payment_id, now)
             raise
         async with self._db.transaction():
-            # Meanwhile a callback may have come, or have left something to confirm.
+            # A callback may have changed the payment.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
                 await due_sql.ask_again(self._db, payment_id, again_at)
@@ -159,13 +157,12 @@ class StkQueries:
                 await self._apply_answer(locked, outcome, now)
 
     async def _apply_answer(self, row: Row, outcome: Outcome | None, now: datetime) -> None:
-        """What Daraja answered, or that it did not, about a locked payment."""
         payment_id = row["payment_id"]
         is_expired = row["status"] == Status.FAILED.value and row["failure_reason"] == "expired"
         if outcome is not None and not outcome.is_pending:
             await self._moves.apply(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
-                # M-Pesa has said how it ended. Its merchant knows that it failed.
+                # The merchant already knows that the payment failed.
                 await due_sql.ask_again(self._db, payment_id, None)
         elif now < row["expires_at"]:
             await due_sql.ask_again(self._db, payment_id, self._next_ask(row, now))
@@ -175,7 +172,7 @@ class StkQueries:
             await due_sql.ask_again(self._db, payment_id, self._expiry.next_ask(row, now))
 
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
-        """Daraja's answer, None when there was none; and when to ask again where it could not even be asked."""
+        """Return the answer, and the time of the next try if nothing could be sent."""
         shortcode_id = row["shortcode_id"]
         if (rests_until := self._resting.paused_until(shortcode_id)) is not None:
             return None, rests_until
@@ -198,25 +195,25 @@ class StkQueries:
         self._places.record_answer(shortcode_id, answered=True)
         handle = Handle(row["payment_id"], answer.checkout_request_id)
         named = Evidence(source=Source.STK_QUERY, proof=Proof.ANSWER, handle=handle)
-        # A success has to name the push: what is absent proves no payment.
+        # A success must name the push.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
-        told, known = answer.merchant_request_id, row["merchant_request_id"]
-        is_other = told is not None and known is not None and not may_be_handle(told, known)
+        stated, known = answer.merchant_request_id, row["merchant_request_id"]
+        is_other = stated is not None and known is not None and not may_be_handle(stated, known)
         if is_named and not is_other and names_payment(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])
         return None, None
 
     def _next_ask(self, row: Row, now: datetime) -> datetime:
-        """When to ask again: counted from the push, the last pause repeating, and once more before the end."""
+        """The schedule counts from the push; its last pause repeats."""
         schedule = self._settings.query_after
         expires_at: datetime = row["expires_at"]
-        # A push that was made later than the payment, because nothing had been sent at first, has its time from then.
+        # A resent push counts from its own time.
         pushed_at = max(row["created_at"], expires_at - timedelta(seconds=self._settings.expire_after))
         age = (now - pushed_at).total_seconds()
         later = next((pause for pause in schedule if pause > age), None)
         at = pushed_at + timedelta(seconds=later) if later is not None else now + timedelta(seconds=schedule[-1])
-        # The last question comes before the end, so that its answer does; after it the payment only expires.
+        # The last query leaves time for its answer; afterwards the payment only expires.
         last: datetime = expires_at - min(_LAST_ASK, (expires_at - pushed_at) / 10)
         if last <= now:
             return expires_at + _ASKING

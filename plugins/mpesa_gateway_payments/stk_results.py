@@ -1,4 +1,4 @@
-"""Takes STK callbacks: what Daraja reports about the end of a push moves its payment."""
+"""STK callbacks and their effect on payments."""
 
 from collections.abc import Sequence
 
@@ -21,11 +21,11 @@ from mpesa_gateway_payments.verdicts import payment_of
 log = structlog.get_logger(__name__)
 
 _HANDLE = "payment_checkout_request_id"
-"""The constraint that a CheckoutRequestID is that of one payment of its env."""
+"""The unique constraint on a CheckoutRequestID in one env."""
 
 
 class StkResults:
-    """Moves payments by their STK callbacks, one or several in one transaction."""
+    """Applies STK callbacks to payments."""
 
     def __init__(self, *, db: Database, callbacks: Callbacks, moves: Transitions) -> None:
         self._db = db
@@ -33,11 +33,11 @@ class StkResults:
         self._moves = moves
 
     async def apply_results(self, results: Sequence[StkResulted]) -> None:
-        """Take callbacks inside the transaction that stores them: their payments move, or nothing does.
+        """Apply callbacks in the transaction that stores them, all or none.
 
-        A callback for a payment that we do not know (yet) is left waiting. So is one without a token whose handle both
-        a sandbox and a live payment have. Payments are locked, those of a batch only while they are written: the batch
-        fails if one of them has changed by then, or is locked elsewhere. Raises DifferentSubject.
+        A callback for an unknown payment stays waiting, as does one without a token if a sandbox and a live payment
+        have its handle. Payments are locked; in a batch only for the write, which fails if one has changed or is
+        locked. Raises DifferentSubject.
         """
         if self._callbacks.is_batch:
             reports = await self._reports(results)
@@ -46,9 +46,9 @@ class StkResults:
             return
         for result in results:
             for row, report in await self._reports([result]):
-                await self._finish(result, await self._take(row, report))
+                await self._finish(result, await self._apply_one(row, report))
 
-    async def _take(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
+    async def _apply_one(self, row: Row, report: StkCallback) -> tuple[Decision, ...]:
         try:
             return await self._moves.apply(row, report)
         except asyncpg.UniqueViolationError as problem:
@@ -63,7 +63,6 @@ class StkResults:
         ]
 
     async def _find(self, results: Sequence[StkResulted]) -> list[tuple[Row, StkResulted]]:
-        """The payments that callbacks are about, as they are now: locked, or only read for a batch."""
         ids = sorted({result.subject_id for result in results if result.subject_id})
         handles = sorted({result.checkout_request_id or "" for result in results if not result.subject_id})
         if self._callbacks.is_batch:
@@ -104,6 +103,6 @@ class StkResults:
     async def _finish(self, result: StkResulted, decisions: tuple[Decision, ...]) -> None:
         for decision in decisions:
             if isinstance(decision, Refuse):
-                raise DifferentSubject(decision.why)
+                raise DifferentSubject(decision.reason)
         if result_of(decisions) != "waiting":
             await self._callbacks.mark_applied(result.callback_id)

@@ -1,4 +1,4 @@
-"""The tables of payments for Piccolo, and statements on them; the migrations define the constraints."""
+"""Piccolo tables of payments and their statements."""
 
 from piccolo.columns import JSONB, Array, BigInt, Boolean, Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -57,7 +57,7 @@ class PaymentRow(Table, tablename="payment"):
 
 
 class PaymentTallyRow(Table, tablename="payment_tally"):
-    """Counts of one merchant's payments of one hour."""
+    """Counts of one merchant's payments in one hour."""
 
     hour = Timestamptz(primary_key=True)
     merchant_id = Text()
@@ -73,7 +73,7 @@ class PaymentTallyRow(Table, tablename="payment_tally"):
 
 
 class StatusCheckRow(Table, tablename="status_check"):
-    """One question to M-Pesa about a transaction, and its answer."""
+    """A status query and its answer."""
 
     check_id = Text(primary_key=True)
     merchant_id = Text()
@@ -95,7 +95,7 @@ class StatusCheckRow(Table, tablename="status_check"):
 
 
 class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
-    """A receipt that M-Pesa called reversed and that no payment had."""
+    """A reversed receipt without a payment."""
 
     env = Text(primary_key=True)
     receipt = Text()
@@ -104,7 +104,7 @@ class OutgoingReceiptRow(Table, tablename="outgoing_receipt"):
 
 
 class PaymentStepRow(Table, tablename="payment_step"):
-    """One stored step of a payment's timeline. The view ``payment_timeline`` adds those that its columns state."""
+    """A step of a payment's timeline. The view ``payment_timeline`` adds the steps in its columns."""
 
     payment_id = Text(primary_key=True)
     number = BigInt()
@@ -121,7 +121,6 @@ class PaymentStepRow(Table, tablename="payment_step"):
 # raw SQL: aggregate - what operators, the doctor and metrics see counted.
 
 HAS_KEY = "payment_key(merchant_id, env, idempotency_key) = payment_key({}, {}, {})"
-"""The merchant, env and Idempotency-Key, as the unique index has them."""
 
 HAS_KEY_OF_ANY = """payment_key(merchant_id, env, idempotency_key) = ANY(ARRAY(
     SELECT payment_key(merchant.merchant_id, {}, {}) FROM merchant))"""
@@ -138,7 +137,7 @@ WITH asked AS (
         AS t(subject_id, merchant_id, env, shortcode, amount, phone, reference, reference_is_ours, description,
         callback_url, metadata, idempotency_key, fingerprint, leased_until, due_at, expires_at, asked_at, operation,
         shortcode_id) LIMIT cardinality($payment_id)) AS t
-    -- The record of an old payment's key has been deleted; a payment is never deleted.
+    -- The record of an old payment's key is deleted; the payment is not.
     WHERE NOT EXISTS (SELECT 1 FROM payment p
         WHERE payment_key(p.merchant_id, p.env, p.idempotency_key) = payment_key(
             t.merchant_id, t.env, t.idempotency_key))
@@ -158,7 +157,7 @@ NOTHING_KNOWN = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
     AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
-"""No report says that a prompt was shown or that money moved. A push is sent, or sent again, only while this holds."""
+"""No report states a prompt or money. A push is sent or resent only while this holds."""
 
 RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
@@ -167,17 +166,17 @@ RETURNING *
 """  # noqa: S608 - the clause above
 
 SENDING = f"""
-WITH told AS (
+WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
-    SELECT payment_id FROM told JOIN payment USING (payment_id, push_attempt)
+    SELECT payment_id FROM given JOIN payment USING (payment_id, push_attempt)
     WHERE charge = 'ready' AND {NOTHING_KNOWN}
     ORDER BY payment_id FOR UPDATE OF payment SKIP LOCKED
 )
 UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
 RETURNING payment.payment_id
 """  # noqa: S608 - the clause above
-"""Committed before each push: without it, nothing was sent. Skips rows that another session has locked."""
+"""Committed before each push: without it, nothing was sent. Skips locked rows."""
 
 ACCEPTED = f"""
 WITH told AS (
@@ -185,7 +184,7 @@ WITH told AS (
         AS t(payment_id, merchant_id, idempotency_key, merchant_request_id, checkout_request_id, env)
     LIMIT cardinality($1)
 ), {idempotency.UNLOCKED}, free AS MATERIALIZED (
-    -- A key or payment that another session has locked is written alone afterwards. Old keys have no row.
+    -- Locked keys and payments are written alone afterwards. Old keys have no row.
     SELECT told.* FROM told LEFT JOIN unlocked ON unlocked.subject_id = told.payment_id
         JOIN payment ON payment.payment_id = told.payment_id
     WHERE charge <> 'accepted' AND erased_at IS NULL AND (unlocked.subject_id IS NOT NULL OR NOT EXISTS (
@@ -205,7 +204,7 @@ RETURNING payment.*
 
 RELEASE_PUSH = f"""
 UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
-    -- A payment that was never sent expires when it may no longer be sent.
+    -- An unsent payment expires when it can no longer be sent.
     expires_at = $4
 WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
 RETURNING *
@@ -221,33 +220,34 @@ RETURNING *
 _VERSIONED = "SELECT payment.*, payment.xmin::text AS version FROM"
 
 READ = f"""
-{_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS told
+{_VERSIONED} (SELECT unnest($1::uuid[]) AS payment_id LIMIT cardinality($1)) AS given
     JOIN payment USING (payment_id)
 """
-"""``version`` changes with each write of the row: ``CHANGE`` writes a row only as it was read.
+"""``version`` changes with each write; ``CHANGE`` writes only unchanged rows.
 
-``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. With it Postgres expects one row of an
-unknown list instead of ten, and keeps the generic plan. Planning takes up to 4 ms."""
+``LIMIT cardinality($1)``, here and in other statements on lists, removes no row. It makes Postgres expect one row
+instead of ten and keep the generic plan; planning takes up to 4 ms.
+"""
 
 HAS_HANDLE = "handle_by_time(checkout_request_id) = handle_by_time({})"
-"""A condition that the unique index on CheckoutRequestIDs answers."""
+"""Served by the unique index on CheckoutRequestIDs."""
 
 READ_BY_CHECKOUT = f"""
-{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS told
-    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(told.checkout_request_id)
+{_VERSIONED} (SELECT unnest($1::text[]) AS checkout_request_id LIMIT cardinality($1)) AS given
+    JOIN payment ON handle_by_time(payment.checkout_request_id) = handle_by_time(given.checkout_request_id)
 """
-"""For callbacks that do not state their env. A handle can have two rows, one of each env."""
+"""For callbacks without an env: a handle can have one row in each."""
 
 LOCK = f"{READ} ORDER BY payment_id FOR UPDATE OF payment"
 LOCK_BY_CHECKOUT = f"{READ_BY_CHECKOUT} ORDER BY payment_id FOR UPDATE OF payment"
-"""Locks in the order of ids, so that two transactions cannot deadlock."""
+"""Locks in the order of ids, to avoid deadlocks."""
 
 OPEN_OF_SHORTCODES = """
 SELECT shortcode_id, count(*) AS open FROM payment
 WHERE (due_at IS NOT NULL OR (mismatch IS NOT NULL AND looked_after_at IS NULL)) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
-"""Payments with a status query due, or that need review. Served by payment_due and payment_held."""
+"""Payments that are due or need review. Served by payment_due and payment_held."""
 
 FIND = "SELECT * FROM payment WHERE merchant_id = $1 AND env = $2 AND payment_id = $3"
 
@@ -267,7 +267,7 @@ looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NU
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
 """
-"""A report of another amount is settled only by a later report of the same receipt with the requested amount."""
+"""A mismatched amount is settled by a later report of the same receipt with the requested amount."""
 
 COUNT_OPEN = """
 SELECT count(*) AS open, min(created_at) AS oldest
@@ -282,16 +282,15 @@ COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAI
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
-"""The view adds the steps that the payment's columns state to the stored ones."""
 
 EXAMINE = f"""
-WITH lately AS (
+WITH recent AS (
     SELECT payment_id FROM payment
     WHERE merchant_id = $1 AND env = $3 AND payment_id >= $2 AND charge = 'accepted' AND status <> 'pending'
     ORDER BY payment_id DESC LIMIT 50
 )
-SELECT (SELECT count(*) FROM lately) AS ended,
-    (SELECT count(DISTINCT payment_id) FROM lately JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
+SELECT (SELECT count(*) FROM recent) AS ended,
+    (SELECT count(DISTINCT payment_id) FROM recent JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
     (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
 """  # noqa: S608 - the clause above

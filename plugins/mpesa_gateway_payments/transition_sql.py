@@ -1,4 +1,4 @@
-"""Statements that write what decisions change, and those that set money aside for refunds."""
+"""Statements that write decisions and refunds."""
 
 from mpesa_gateway_payments.result_codes import ORDINARY
 
@@ -25,19 +25,19 @@ _COLUMNS = {
     "completed_at": "timestamptz",
     "completed_by": "text",
 }
-"""The columns that a decision can change."""
+"""Columns that a decision can change."""
 
 WRITTEN = ("payment_id", "version", *_COLUMNS)
-"""The columns that ``CHANGE`` takes of each payment, in this order."""
+"""The parameters of ``CHANGE``, in order."""
 
 _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _VALUES = {
-    "claim": "told.claim::jsonb",
-    "result_desc": f"CASE WHEN told.result_code = '0' THEN NULLIF(told.result_desc, '{ORDINARY}') "
-    "ELSE told.result_desc END",
+    "claim": "given.claim::jsonb",
+    "result_desc": f"CASE WHEN given.result_code = '0' THEN NULLIF(given.result_desc, '{ORDINARY}') "
+    "ELSE given.result_desc END",
 }
-_SET = ", ".join(f"{name} = {_VALUES.get(name, f'told.{name}')}" for name in _COLUMNS)
+_SET = ", ".join(f"{name} = {_VALUES.get(name, f'given.{name}')}" for name in _COLUMNS)
 
 # raw SQL: hot path - each callback.
 CHANGE = f"""
@@ -47,17 +47,17 @@ FROM (
         SELECT payment.ctid AS place, payment.xmin::text AS found, t.* FROM (
             SELECT * FROM unnest({_ARRAYS}) AS t({", ".join(WRITTEN)}) LIMIT cardinality($1)
         ) AS t JOIN payment USING (payment_id)
-        -- A batch waits for no lock: what is locked elsewhere is not returned, and its report is taken alone.
+        -- A batch waits for no lock: the reports of locked rows are applied alone.
         FOR UPDATE OF payment SKIP LOCKED
     ) AS free
-    -- Two batches that bring the same receipts, for other payments each, write them in the same order.
+    -- Two batches with the same receipts for different payments write them in the same order.
     ORDER BY receipt
-) AS told
--- By its place, so that Postgres goes through them in that order: by payment_id it may begin with the payments.
-WHERE payment.ctid = told.place AND told.found = told.version
+) AS given
+-- By ctid, so that Postgres keeps that order: a join by payment_id may start with the payments.
+WHERE payment.ctid = given.place AND given.found = given.version
 RETURNING payment.payment_id
 """  # noqa: S608 - the columns above
-"""Writes payments as decisions leave them. One that has changed since it was read is left as it is."""
+"""Writes decided payments; skips rows that have changed since the read."""
 
 STEPS = """
 INSERT INTO payment_step (payment_id, at, kind, cause, result_code, detail)

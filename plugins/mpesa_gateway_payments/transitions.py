@@ -1,4 +1,4 @@
-"""Moves payments: the one place where a status changes, each time with its event in one transaction."""
+"""Writes payments: every status change, with its event in the same transaction."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,12 +41,12 @@ from mpesa_gateway_transactions.api import ReportedTransaction, Subject, Transac
 log = structlog.get_logger(__name__)
 
 _RECEIPT = "payment_receipt"
-"""The constraint that a receipt is that of one payment of its env."""
+"""The unique constraint on a receipt in one env."""
 
 
 @dataclass(frozen=True)
 class Reversal:
-    """A refund that M-Pesa carried out. ``amount`` is in KES, ``receipt`` the reversal's own."""
+    """A refund that M-Pesa carried out. ``amount`` is in KES; ``receipt`` is the reversal's own."""
 
     refund_id: str
     amount: Kes
@@ -54,14 +54,13 @@ class Reversal:
 
 
 def _may_clash(decision: Decision) -> bool:
-    """Return True if a decision writes what is unique among payments."""
     if isinstance(decision, Complete | LearnReceipt):
-        return decision.told.receipt is not None
+        return decision.reported.receipt is not None
     return isinstance(decision, LearnHandle)
 
 
 class Transitions:
-    """Every way a payment can go. Each needs an open transaction."""
+    """All status changes of payments. Each method needs an open transaction."""
 
     def __init__(
         self,
@@ -81,14 +80,14 @@ class Transitions:
         self._transactions = transactions
 
     async def apply(self, row: Row, report: Report) -> tuple[Decision, ...]:
-        """Decide one report about a payment that the caller has locked, and write the decisions; returns them.
+        """Decide a report about a locked payment, write the decisions and return them.
 
-        A receipt that another payment has, or whose money is recorded with another amount, is a mismatch: the same
-        money cannot pay twice. Raises UniqueViolationError for a CheckoutRequestID that another payment has.
+        Another payment's receipt, or money recorded with another amount, is a mismatch. Raises UniqueViolationError for
+        another payment's CheckoutRequestID.
         """
         ((change, decisions),) = await self._decided([(row, partial(decide, report=report, rules=self._rules))])
         if isinstance(report, MatchedMoney) and report.cause is Cause.STATUS_QUERY and Ignore("known") in decisions:
-            change.record_report(report.told, report.cause, self._clock.now())
+            change.record_report(report.reported, report.cause, self._clock.now())
         if not any(map(_may_clash, decisions)):
             await self._write([change])
             return decisions
@@ -99,23 +98,23 @@ class Transitions:
             if problem.constraint_name != _RECEIPT:
                 raise
         except ConcurrentUpdate:
-            # The payment is locked: it is the transaction that has another subject, amount or receiver.
+            # The locked payment is unchanged: its transaction has another subject, amount or receiver.
             log.error("receipt_of_other_money", payment_id=row["payment_id"])
         else:
             return decisions
         decisions = without_receipt(decisions)
         ((change, _),) = await self._decided([(row, lambda _: decisions)])
-        # The CheckoutRequestID may be another payment's as well: that is raised from here, not at the end.
+        # A duplicate CheckoutRequestID must raise here, not at the end.
         async with self._db.savepoint():
             await self._write([change])
         return decisions
 
     async def apply_batch(self, reports: Sequence[tuple[Row, Report]]) -> list[tuple[Decision, ...]]:
-        """Decide reports and write the decisions at the end of the transaction; returns those on each report.
+        """Decide reports and defer the writes to the end of the transaction; return the decisions on each report.
 
-        A report about a payment that another report is about as well is decided after it. Payments that are not locked
-        have to be unchanged by then. The transaction fails by ConcurrentUpdate otherwise, and by it or by
-        UniqueViolationError where a receipt is another payment's: the caller then takes each report alone.
+        Reports about one payment are decided in order. The transaction raises ConcurrentUpdate if an unlocked payment
+        or a receipt's owner has changed, or UniqueViolationError for a duplicate receipt: the caller then applies each
+        report alone.
         """
         decided = await self._decided(
             [(row, partial(decide, report=report, rules=self._rules)) for row, report in reports]
@@ -126,7 +125,7 @@ class Transitions:
     async def _decided(
         self, asked: Sequence[tuple[Row, Callable[[Payment], tuple[Decision, ...]]]]
     ) -> list[tuple[PaymentChange, tuple[Decision, ...]]]:
-        """Return for each the decisions, and what they and those before change of the same payment."""
+        """Later decisions about a payment see its earlier ones."""
         noted, now = await self._noted([row for row, _ in asked]), self._clock.now()
         changes: dict[str, PaymentChange] = {}
         decided: list[tuple[PaymentChange, tuple[Decision, ...]]] = []
@@ -140,13 +139,12 @@ class Transitions:
         return decided
 
     async def _noted(self, rows: Sequence[Row]) -> dict[str, list[str]]:
-        """The mismatches in the timelines of payments that have one, by payment."""
         held = sorted({row["payment_id"] for row in rows if row["mismatch"] is not None})
         found = await self._db.fetch(transition_sql.MISMATCHES, held) if held else []
         return {row["payment_id"]: row["details"] for row in found}
 
     async def _write(self, changes: Sequence[PaymentChange]) -> None:
-        """Write payments, then their transactions, steps and events, whatever their number by one statement each."""
+        """One statement each for any number of payments."""
         now = self._clock.now()
         changed = [change for change in changes if change.is_changed]
         if not changed:
@@ -164,22 +162,22 @@ class Transitions:
                 row = change.row
                 for reason in change.ended:
                     self._metrics.count_ended(row, reason, now)
-                    word = "payment_completed" if reason is None else "payment_failed"
-                    log.info(word, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
-                for word, fields in change.words:
-                    log.error(word, payment_id=row["payment_id"], **fields)
+                    event = "payment_completed" if reason is None else "payment_failed"
+                    log.info(event, payment_id=row["payment_id"], code=row["result_code"], reason=reason)
+                for event, fields in change.log_events:
+                    log.error(event, payment_id=row["payment_id"], **fields)
 
-        # Not before: the payment may turn out to have changed meanwhile.
+        # After commit: the write may raise ConcurrentUpdate.
         await self._db.after_commit(written)
 
-    # -- money that goes back -------------------------------------------------------------------------------------
+    # -- refunds --------------------------------------------------------------------------------------------------
 
     async def reserve(
         self, merchant_id: str, env: Env, payment_id: str, amount: Kes | None, refund_id: str
     ) -> tuple[Found, Kes]:
-        """Set an amount (all that is left without one) aside for a refund; gives the payment, and what was set aside.
+        """Reserve an amount in KES, by default all that remains; return the payment and the amount.
 
-        Raises NotFound, and NotRefundable where the payment is not paid, has no receipt, or has less left.
+        Locks the payment. Raises NotFound, or NotRefundable.
         """
         now = self._clock.now()
         row = await self._db.fetchrow(tables.LOCK, [payment_id])
@@ -188,22 +186,22 @@ class Transitions:
         left = row["amount"] - row["refunded"] - row["refund_reserved"]
         if row["reversed_outside"] is not None:
             raise NotRefundable(
-                "M-Pesa reports that this payment was reversed outside this gateway: look on its portal what went back"
+                "M-Pesa reports that this payment was reversed outside this gateway: check the amount on its portal"
             )
         if row["status"] == Status.REVERSED.value:
             raise NotRefundable("this payment has been refunded in full")
         if row["status"] not in {Status.COMPLETED.value, Status.PARTIALLY_REVERSED.value}:
-            raise NotRefundable(f"this payment is {row['status']}: only money that has come in can be refunded")
+            raise NotRefundable(f"this payment is {row['status']}: only a paid payment can be refunded")
         if row["receipt"] is None:
             raise NotRefundable(
-                "M-Pesa has not told this payment's receipt yet, and a refund needs it: "
+                "this payment has no receipt yet, and a refund needs it: "
                 f"POST /v1/payments/mpesa/check-status/{payment_id}, or wait for the reconciliation"
             )
         wanted = left if amount is None else int(amount)
         if wanted > left or left == 0:
             raise NotRefundable(
                 f"KES {left} of this payment can still be refunded: "
-                f"KES {row['refunded']} have been, and KES {row['refund_reserved']} are under way"
+                f"KES {row['refunded']} are refunded, and KES {row['refund_reserved']} are reserved"
             )
         changes: dict[Any, Any] = {
             PaymentRow.refund_reserved: PaymentRow.refund_reserved + wanted,
@@ -216,7 +214,6 @@ class Transitions:
         return reserved, Kes(wanted)
 
     async def release(self, payment_id: str, reversal: Reversal, text: str) -> None:
-        """A refund will not happen: what was set aside for it is free again."""
         now = self._clock.now()
         left = PaymentRow.refund_reserved - int(reversal.amount)
         changes: dict[Any, Any] = {PaymentRow.refund_reserved: left, PaymentRow.updated_at: now}
@@ -224,11 +221,11 @@ class Transitions:
         await self.step(payment_id, now, "refund_failed", Cause.REVERSAL, None, f"{reversal.refund_id}: {text}")
 
     async def reverse(self, payment_id: str, reversal: Reversal, cause: Cause = Cause.REVERSAL) -> None:
-        """The one way to ``reversed`` and ``partially_reversed``: what was set aside has gone back to the payer."""
+        """Mark a reserved amount as refunded; the only way to ``reversed`` and ``partially_reversed``."""
         now = self._clock.now()
         row = await self._db.fetchrow(transition_sql.REVERSE, payment_id, int(reversal.amount), now)
         if row is None:
-            raise RuntimeError(f"{reversal.refund_id} has nothing set aside on {payment_id}")
+            raise RuntimeError(f"{reversal.refund_id} has no reserved amount on {payment_id}")
         if reversal.receipt is not None:
             await self._record_outgoing(row, reversal, reversal.receipt, now)
         detail = f"{reversal.refund_id}: KES {int(reversal.amount)}"
@@ -259,13 +256,13 @@ class Transitions:
             subject=Subject("refund", reversal.refund_id),
         )
         if await self._transactions.record([seen]) == [None]:
-            # M-Pesa has carried the refund out all the same.
+            # M-Pesa has carried out the refund.
             log.error("reversal_receipt_of_other_money", refund_id=reversal.refund_id, receipt=receipt)
 
-    # -- the timeline ---------------------------------------------------------------------------------------------
+    # -- timeline -------------------------------------------------------------------------------------------------
 
     async def step(self, payment_id: str, at: datetime, kind: str, cause: Cause, code: str | None, detail: str) -> None:
-        """Add an entry that a payment's own columns do not say to its timeline."""
+        """Add a step that the payment's columns do not state."""
         await self._write_steps([(payment_id, at, kind, cause.value, code, detail)])
 
     async def _write_steps(self, steps: Sequence[Step]) -> None:

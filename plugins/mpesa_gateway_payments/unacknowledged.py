@@ -1,4 +1,4 @@
-"""Ends payments whose push was never acknowledged: nothing was sent, or what was sent cannot be asked about."""
+"""Closes payments whose push was never acknowledged."""
 
 from datetime import datetime, timedelta
 
@@ -16,17 +16,17 @@ from mpesa_gateway_payments.transitions import Transitions
 log = structlog.get_logger(__name__)
 
 _AT_MOST = 500
-"""Payments that one run closes; the next run goes on."""
+"""Payments closed by one run."""
 
 CUT_OFF = "the request was cut off before M-Pesa was called"
-"""Why nothing was sent where no attempt left a reason."""
+"""Reason if no attempt left one."""
 
 
 class UnacknowledgedPushes:
-    """Payments without a CheckoutRequestID. ``ready`` and ``released`` prove that nothing was sent; nothing else does.
+    """Closes payments without a CheckoutRequestID.
 
-    A push that is marked ``sending`` and whose process is gone may have reached the payer. It is never failed as
-    ``not_sent``: its outcome is unknown, and a callback, Pull or a status query may still complete it.
+    Only ``ready`` and ``released`` prove that nothing was sent. A push marked ``sending`` whose process died may have
+    reached the payer: its outcome is unknown, and a callback, Pull or a status query may still complete it.
     """
 
     def __init__(self, *, db: Database, clock: Clock, settings: PaymentsSettings, moves: Transitions) -> None:
@@ -36,12 +36,12 @@ class UnacknowledgedPushes:
         self._moves = moves
 
     async def close_due(self) -> int:
-        """Close the payments whose push has no record after the lease of their key; returns their count.
+        """Close payments without an outcome after their key's lease; return their number.
 
-        Asks nothing, and does not depend on Daraja. One that is locked for long is left to the next run.
+        Makes no requests. Locked payments are left to the next run.
         """
         now = self._clock.now()
-        # The lease and the payment's time begin at the same moment.
+        # Lease and expiry are counted from the same time.
         begun_before = now + timedelta(seconds=self._settings.expire_after - self._settings.create_lease)
         closed = 0
         for payment_id in await due_sql.find_abandoned(self._db, begun_before, now, _AT_MOST):
@@ -55,18 +55,14 @@ class UnacknowledgedPushes:
         return closed
 
     async def close(self, payment_id: str, now: datetime) -> Row | None:
-        """Do what is due for one such payment in a transaction; returns the payment as it then is.
-
-        The key is locked before the payment. While the request that sends the push is under its lease, nothing is
-        done but to set the time of the next look.
-        """
+        """Close one payment in a transaction, or reschedule it; return its new row. Locks the key, then the payment."""
         async with self._db.transaction():
             found = await self._db.fetchrow(tables.READ, [payment_id])
             if found is None:
                 return None
             merchant_id, env, key = found["merchant_id"], found["env"], found["idempotency_key"]
             leased_until = await idempotency.lock(self._db, merchant_id=merchant_id, env=env, key=key)
-            # Meanwhile it may have been sent again, or a callback may have told what Daraja calls it.
+            # The payment may have been resent, or acknowledged by a callback.
             row = await self._db.fetchrow(tables.LOCK, [payment_id])
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
@@ -98,10 +94,15 @@ class UnacknowledgedPushes:
             )
             await self._db.fetchrow(tables.OUTCOME_UNKNOWN, payment_id, now)
             await self._moves.step(
-                payment_id, now, "unknown", Cause.EXPIRY, None, "the process that sent the push ended without a record"
+                payment_id,
+                now,
+                "unknown",
+                Cause.EXPIRY,
+                None,
+                "the process that sent the push ended without storing its outcome",
             )
         if now >= row["expires_at"]:
-            # As it is after the outcome was written.
+            # Read again after the write.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None:
                 await self._moves.apply(locked, Expired())

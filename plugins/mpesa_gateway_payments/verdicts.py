@@ -1,4 +1,4 @@
-"""What the judge knows of payments and transactions, by which rules it decides, and its verdicts."""
+"""The judge's inputs and verdicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _OPEN = frozenset({Status.PENDING.value, Status.FAILED.value})
 
 @dataclass(frozen=True, kw_only=True)
 class Payment:
-    """A payment as far as it matters to evidence. ``amount`` is in KES; ``phone`` is None once it has been erased."""
+    """A payment's facts for the judge. ``amount`` is in KES; ``phone`` is None after an erasure."""
 
     payment_id: str
     merchant_id: str
@@ -35,17 +35,16 @@ class Payment:
     mismatch: str | None = None
     charge: str = Charge.ACCEPTED.value
     claim: ReportedMoney | None = None
-    """A reported success that waits for M-Pesa's own answer."""
+    """A reported success that awaits confirmation."""
 
     @property
     def is_open(self) -> bool:
-        """Return True if the payment is pending or failed."""
         return self.status in _OPEN
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transaction:
-    """Money that is known and allocated to no payment, or (``direction`` OUT) money of ours that went out."""
+    """Unallocated money, or (``direction`` OUT) our own outgoing money."""
 
     receipt: str
     direction: Direction | None = Direction.IN
@@ -58,10 +57,9 @@ class Transaction:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Settings of the judge.
+    """``match_within``: time from a payment's creation in which money can match it.
 
-    ``match_within`` is how long after a payment was made money can be matched to it, ``confirm_within`` how long
-    M-Pesa is asked to confirm a reported success.
+    ``confirm_within``: time for M-Pesa to confirm a reported success.
     """
 
     match_within: timedelta = timedelta(minutes=15)
@@ -70,12 +68,12 @@ class Rules:
 
 
 By = Literal["push", "receipt", "reference", "rule", "hand"]
-"""By what a payment was identified."""
+"""The fact that identified a payment."""
 
 
 @dataclass(frozen=True)
 class PaidBy:
-    """The money is this payment's. ``is_other_payer``: the number shown is not the one that was asked."""
+    """The money is this payment's. ``is_other_payer``: from another number than requested."""
 
     payment_id: str
     by: By
@@ -84,14 +82,14 @@ class PaidBy:
 
 @dataclass(frozen=True)
 class AlreadyKnown:
-    """The money is this payment's, and the payment has it."""
+    """The payment already has this money."""
 
     payment_id: str
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The money names this payment and is not what was asked for; ``is_new`` unless a person waits for it already."""
+    """The money names this payment and differs from the request."""
 
     payment_id: str
     of: str
@@ -101,21 +99,21 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Confirm:
-    """M-Pesa is to be asked by STK query whether this payment was paid before the report counts."""
+    """The report needs confirmation by an STK query."""
 
     payment_id: str
 
 
 @dataclass(frozen=True)
 class Ask:
-    """M-Pesa is to be asked about the receipt: the report shows too little to choose between these payments."""
+    """A status query about the receipt must decide between these payments."""
 
     payment_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Ambiguous:
-    """The money may be that of one of these payments; only a person can say."""
+    """A person has to decide between these payments."""
 
     payment_ids: tuple[str, ...]
 
@@ -127,15 +125,15 @@ class NotFound:
 
 @dataclass(frozen=True)
 class NotIncoming:
-    """The report is not of money that came in to our receiver, or speaks of another push."""
+    """The money was not received by our receiver, or names another push."""
 
 
 @dataclass(frozen=True)
 class NotAssignable:
-    """A person chose a payment that the money cannot be assigned to, and why."""
+    """The money cannot be assigned to the chosen payment."""
 
     payment_id: str
-    why: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
+    reason: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
 
 
 Verdict = PaidBy | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotIncoming
@@ -145,7 +143,6 @@ _COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name not in {"
 
 
 def payment_of(row: Row | Mapping[str, Any]) -> Payment:
-    """The payment in a row of its table."""
     values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     values["phone"] = None if row["erased_at"] is not None else row["phone"]
     values["claim"] = None if row["claim"] is None else loads(row["claim"], ReportedMoney)

@@ -1,4 +1,4 @@
-"""A payment's row as others see it: merchants over HTTP, everybody in events."""
+"""A payment's row as API view, CSV row and event fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,6 @@ from mpesa_gateway_payments.schemas import Mismatch, PaymentView
 
 
 def view(row: Row) -> PaymentView:
-    """A payment's row as merchants see it."""
     mismatch = row["mismatch"]
     return PaymentView(
         id=row["payment_id"],
@@ -51,14 +50,13 @@ EXPORTED: tuple[str, ...] = (*_SHOWN, "mismatch", "received_amount", "received_r
 
 
 def exported(row: Row) -> tuple[Any, ...]:
-    """A payment's row as it stands in the CSV file."""
     shown = view(row)
     plain = tuple(getattr(shown, name) for name in _SHOWN)
     return (*plain, row["mismatch"], row["received_amount"], row["received_receipt"], row["metadata"])
 
 
 def event_fields(row: Row | Mapping[str, Any]) -> Mapping[str, Any]:
-    """What every payment event carries."""
+    """Return the fields common to all payment events."""
     fields: dict[str, Any] = {name: row[name] for name in _SHARED}
     completed_at = row["completed_at"]
     return fields | {

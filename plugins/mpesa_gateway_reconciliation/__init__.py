@@ -1,4 +1,4 @@
-"""Reconciliation: reads M-Pesa's own statement and completes the payments whose callbacks never came.
+"""The reconciliation plugin: owns runs and statement lines.
 
-This plugin owns runs and statement lines. It never guesses: money that fits two payments waits for proof or a person.
+Money that fits two payments waits for proof or a person's decision.
 """

@@ -1,4 +1,4 @@
-"""Compares the statements that were read today with the payments of the gateway, for the overview."""
+"""Comparison of today's statements with the gateway's payments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mpesa_gateway.ids import Ids
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LONGEST_PAYMENT = timedelta(hours=1)
-"""A payer answers a prompt within minutes: older payments are not looked through for money of today."""
+"""Payers answer a prompt within minutes."""
 
 # raw SQL: aggregate
 STATEMENT_SUMS = """
@@ -33,15 +33,14 @@ WHERE payment.merchant_id = $1 AND payment.env = $2 AND payment_id >= $3 AND rec
     AND occurred_at >= $5 AND occurred_at < $6
     AND NOT EXISTS (SELECT 1 FROM reconciliation_line AS line WHERE line.transaction_id = transaction.transaction_id)
 """
-"""Money of payments in a window whose statement has been read, and does not show it."""
+"""Payments without a line on their window's statement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What today's statements of one shortcode and the gateway say of the same window. Amounts are in KES.
+    """Today's statements of a shortcode compared with the gateway.
 
-    ``missing`` are payments that the statement does not show. ``gaps`` are times between windows, of which nothing is
-    known.
+    Amounts are in KES. ``missing`` counts payments without a line; ``gaps`` are times between windows.
     """
 
     merchant_id: str
@@ -61,9 +60,9 @@ class Agreement:
 
     @property
     def state(self) -> str:
-        """Return ``agrees`` only where both show the same money and nothing is unknown.
+        """``agrees``: the same money, and nothing unknown.
 
-        ``explained``: the whole difference is of lines that an operator dismissed.
+        ``explained``: dismissed lines account for the difference.
         """
         if self.unmatched or self.missing or self.statement - self.dismissed_amount != self.gateway:
             return "differs"
@@ -73,7 +72,7 @@ class Agreement:
 
 
 async def read_agreements(db: Database, merchant_id: str, env: Env, now: datetime) -> list[Agreement]:
-    """Return the comparison of today, in East Africa Time, for each shortcode with a completed run of today."""
+    """Return today's comparison (East Africa Time) for each shortcode with a completed run."""
     today = now.astimezone(EAT).replace(hour=0, minute=0, second=0, microsecond=0)
     runs: list[Found] = await db.run(
         RunRow.select()
@@ -130,7 +129,7 @@ async def _compare(db: Database, env: Env, runs: Sequence[Found], *, last_failed
 
 
 def gaps_of(windows: Sequence[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """Return the times between windows that none of them covers; ``windows`` are in the order of their start."""
+    """Return the times that no window covers; ``windows`` are ordered by start."""
     found: list[tuple[datetime, datetime]] = []
     reached = windows[0][1]
     for start, end in windows[1:]:

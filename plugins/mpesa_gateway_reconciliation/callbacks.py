@@ -1,4 +1,4 @@
-"""The callbacks of Pull, which Safaricom documents nowhere: any JSON object is kept, and nothing follows from it."""
+"""Callbacks of Pull. Safaricom does not document them: any JSON object is stored and ignored."""
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
 from mpesa_gateway.daraja.wire import InvalidCallback, decoded, read_json_leniently
@@ -19,6 +19,6 @@ CALLBACKS = (
         name="pull",
         read=_read_pull,
         event=None,
-        schema={"type": "object", "description": "Of kind pull, whose body Safaricom describes nowhere: it is kept."},
+        schema={"type": "object", "description": "Of kind pull. Safaricom does not document the body; it is stored."},
     ),
 )

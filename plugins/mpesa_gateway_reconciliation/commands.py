@@ -1,4 +1,4 @@
-"""``mpesa-gateway reconcile``: compares a merchant's payments with M-Pesa's statement, now."""
+"""The command ``mpesa-gateway reconcile``."""
 
 import asyncio
 
@@ -22,17 +22,17 @@ from mpesa_gateway_reconciliation.run_reader import RunReader
 from mpesa_gateway_reconciliation.schemas import RunView, Window
 from mpesa_gateway_reconciliation.service import ReconciliationService
 
-_LOOK = 0.5
-"""Seconds between two looks at a run that is not finished."""
+_POLL = 0.5
+"""Seconds between two reads of a running run."""
 
 _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous", "malformed")
 
 
 @click.command()
 @click.option(
-    "--start", metavar="TIME", help="From when on; two hours before the end without it, 48 hours ago at most."
+    "--start", metavar="TIME", help="Start of the window: at most 48 hours ago, by default two hours before the end."
 )
-@click.option("--end", metavar="TIME", help="Until when, such as 2026-11-23T08:00:00Z; now without it.")
+@click.option("--end", metavar="TIME", help="End of the window, such as 2026-11-23T08:00:00Z; by default now.")
 @MERCHANT
 @LIVE
 @JSON
@@ -40,9 +40,9 @@ _FINDINGS = ("already_known", "recovered", "not_found", "mismatched", "ambiguous
 def reconcile(
     session: Session, start: str | None, end: str | None, merchant_id: str | None, *, is_live: bool, as_json: bool
 ) -> None:
-    """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 when the run fails.
+    """Read M-Pesa's statement of a merchant's shortcode and match its lines; exits with 1 if the run fails.
 
-    What is found completes payments as the regular runs do, which the worker starts every 15 minutes by itself.
+    Payments are completed as by the regular runs, which the worker starts every 15 minutes.
     """
     window = Window(
         start=None if start is None else read_time(start, "--start"),
@@ -57,8 +57,8 @@ def reconcile(
         service = gateway.port(ReconciliationService)
         run = await service.run_now(caller, window)
         while run.status == "running":
-            # It is this process that reads: it ends with the run, and not before.
-            await asyncio.sleep(_LOOK)
+            # The run is a task of this process.
+            await asyncio.sleep(_POLL)
             run = await gateway.port(RunReader).get(merchant.merchant_id, env, run.id)
         return run
 

@@ -1,4 +1,4 @@
-"""Looks whether a merchant's statements can be read, and whether they are."""
+"""Doctor checks of reconciliation: registration for Pull, and recent runs."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -14,11 +14,11 @@ from mpesa_gateway_reconciliation.registration import registered_at
 from mpesa_gateway_reconciliation.tables import RunRow
 
 _LATE = timedelta(hours=1)
-"""Without a completed run for so long something is wrong: one begins every 15 minutes."""
+"""Runs start every 15 minutes."""
 
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Pull is registered, and the last run is not long ago."""
+    """Check that Pull is registered and the last run is recent."""
     merchant_id = examination.one.merchant_id
     try:
         credentials = await gateway.port(Credentials).get(merchant_id, examination.env)
@@ -30,7 +30,7 @@ async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> A
     since = await registered_at(gateway.db, merchant_id, credentials.env, shortcode)
     if since is None:
         make = problem if credentials.env == "live" else note
-        text = f"Pull is not registered for {shortcode}: money whose callback is lost is not found on the statement"
+        text = f"Pull is not registered for {shortcode}: payments with a lost callback are not recovered"
         yield make("reconciliation.registered", text, "POST /v1/payments/mpesa/pull/register, once, with its API key")
         return
     yield ok("reconciliation.registered", f"Pull is registered for {shortcode}, since {since:%Y-%m-%d}")
@@ -46,7 +46,7 @@ async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> A
         yield warning(
             "reconciliation.runs",
             f"its statement has not been read since {_when(reached or since)}{f': {error}' if error else ''}",
-            "see GET /v1/payments/mpesa/reconciliations, and whether a worker runs; M-Pesa gives 48 hours back",
+            "see GET /v1/payments/mpesa/reconciliations, and check that a worker runs; M-Pesa keeps 48 hours",
         )
     elif reached is not None:
         yield ok("reconciliation.runs", f"its statement has been read up to {_when(reached)}")

@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from what M-Pesa's statements and answers say beside the transactions."""
+"""Erasure of a payer's phone number from statement notes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _PAGE = 100
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Money that belongs to no payment here; other lines are their payments'."""
+    """Payments' lines are found through their payments."""
     rows: list[dict[str, Any]] = await gateway.db.run(
         NoteRow.select(NoteRow.transaction_id)
         .where(
@@ -29,7 +29,7 @@ async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after:
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """The lines of the case's payments: M-Pesa may have been asked whose money they are."""
+    """M-Pesa may have been queried about the case's lines."""
     rows = await gateway.db.fetch(tables.NOTES_OF_CASE, case.named)
     return {name for row in rows for name in (row["transaction_id"], row["payment_id"]) if name}
 
@@ -37,7 +37,7 @@ async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
 async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     for row in await gateway.db.fetch(tables.NOTES_OF_CASE, case.named):
         if row["finding"] in {"new", "ambiguous"} and row["set_aside_at"] is None:
-            return f"{row['transaction_id']} waits for a person"
+            return f"{row['transaction_id']} needs review"
         if max(row["created_at"], row["settled_at"] or row["created_at"]) >= case.before:
             return f"{row['transaction_id']} is too recent"
     return None

@@ -1,4 +1,4 @@
-"""What only reconciliation can refuse."""
+"""Errors of reconciliation."""
 
 from mpesa_gateway.errors import Conflict
 
@@ -10,8 +10,8 @@ class RunInProgress(Conflict):
 
 
 class RunLost(Exception):
-    """A run took so long that it was given up; another may be at work."""
+    """The run's lease has expired; another run may have started."""
 
 
 class LineSettled(Conflict):
-    """The statement line belongs to a payment already."""
+    """The statement line already belongs to a payment."""

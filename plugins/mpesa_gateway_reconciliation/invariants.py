@@ -1,4 +1,4 @@
-"""What always holds between M-Pesa's statements and the payments, besides what Postgres itself refuses."""
+"""Invariants of statements and payments that no constraint of Postgres enforces."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from mpesa_gateway.invariant import Invariant
 INVARIANTS = (
     Invariant(
         name="lines_fit_their_payments",
-        sentence="A line of a payment has its receipt and amount, or reversed it; what does not fit is marked",
+        sentence="A line of a payment has its receipt and amount, or reversed it; other lines are mismatched",
         sql="""
             SELECT line_id FROM noted_line AS line JOIN payment USING (payment_id)
             WHERE (line.merchant_id, line.env) <> (payment.merchant_id, payment.env)
@@ -31,7 +31,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="runs_add_up",
-        sentence="A completed run knows what each of its lines is, and its counts are those of its lines",
+        sentence="A completed run has a finding for each line, and its counts agree with its lines",
         sql="""
             SELECT run_id FROM reconciliation_run LEFT JOIN reconciliation_line USING (run_id)
             WHERE status = 'completed' GROUP BY run_id
@@ -45,7 +45,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="runs_end",
-        sentence="No run is still called running whose process has stopped",
+        sentence="No run is running after its process has stopped",
         sql="SELECT run_id FROM reconciliation_run WHERE status = 'running' AND lease_until < $1",
         grace=timedelta(minutes=30),
     ),

@@ -1,14 +1,12 @@
-"""The queue's way into reconciliation."""
+"""Jobs of reconciliation."""
 
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_reconciliation.service import ReconciliationService
 
 
 async def reconcile(gateway: Runtime, *, shortcode_id: str) -> None:
-    """Reconcile the last hours of one shortcode."""
     await gateway.port(ReconciliationService).run_due(shortcode_id)
 
 
 async def reconcile_all(gateway: Runtime) -> None:
-    """Wake a run for every shortcode that can be reconciled."""
     await gateway.port(ReconciliationService).wake_all()

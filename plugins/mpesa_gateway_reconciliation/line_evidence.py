@@ -1,4 +1,4 @@
-"""Reads statement lines as evidence for the judge of payments."""
+"""Evidence from statement lines, for the judge of payments."""
 
 import re
 from datetime import datetime
@@ -26,16 +26,16 @@ from mpesa_gateway_transactions.api import ReportedTransaction
 
 
 async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
-    """The zone that the latest proofs of a shortcode agree in; None without one, and where they contradict."""
+    """Return the zone of the latest proofs; None without proofs or if they contradict."""
     zones: set[Zone] = {row["zone"] for row in await db.fetch(tables.ZONES, env, shortcode)}
     return zones.pop() if len(zones) == 1 else None
 
 
 def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
-    """The readings of a line's time that are kept, and whether one of them is possible in the window of its run.
+    """Return a line's possible times, and False if none is possible.
 
-    A line without a readable time is kept at the end of the window, and as impossible: only its receipt or our own
-    reference settles it.
+    A line without a readable time has the end of the window and False: only its receipt or our own reference settles
+    it.
     """
     readings = in_zone(line.moments, zone) or (run["window_end"],)
     if not line.moments:
@@ -45,7 +45,6 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
 
 
 def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
-    """A line as a report of money. It is of money that came in unless it states otherwise."""
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
     amount = read_unsigned(line.amount_text) if is_out else line.amount
@@ -65,7 +64,6 @@ def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTra
 
 
 def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
-    """A kept line as evidence. Once M-Pesa has answered about it, it shows no more."""
     direction, is_called_a_tills = read_kind(row["kind"])
     values: dict[str, Any] = {
         "source": Source.STATEMENT,
@@ -77,7 +75,7 @@ def evidence_of(row: Row, proof: Proof, zone: Zone | None = None) -> Evidence:
         "amount": read_amount(None if row["amount"] is None else Kes(row["amount"]), row["amount_text"]),
         "payer": row["phone"],
         "time": in_zone(tuple(row["moments"]), zone) if row["is_timed"] else (),
-        # Outside the window that was asked for, or in the future: a time that contradicts every payment.
+        # Contradicts every payment.
         "is_impossible": not row["is_timed"],
     }
     return Evidence(**values)
@@ -87,7 +85,7 @@ _RECEIPT = re.compile(r"(?<![A-Z0-9])[A-Z0-9]{6,20}(?![A-Z0-9])", re.ASCII)
 
 
 def named_receipts(row: Row) -> list[str]:
-    """What may be the receipt of the money that a reversal sent back; nothing for a line of another kind."""
+    """Return possible receipts of the money that a reversal sent back."""
     kind = row["kind"] or ""
     if read_kind(kind)[0] is not Direction.OUT or "revers" not in kind.casefold():
         return []

@@ -1,4 +1,4 @@
-"""Finds out what statement lines are: gives them to the judge of payments, and writes its findings to the lines."""
+"""Judges statement lines and stores their findings."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -54,28 +54,28 @@ from mpesa_gateway_reconciliation.tables import NoteRow, RunLineRow
 log = structlog.get_logger(__name__)
 
 _ASK_AGAIN = timedelta(hours=1)
-"""How long M-Pesa has for its answer about a line until it is asked once more."""
+"""Time until an unanswered query is repeated."""
 
 _SETTLED = frozenset({"already_known", "recovered", "mismatched"})
-"""The findings that belong to a payment."""
+"""Findings that link a line to a payment."""
 
-_UNFIT: Mapping[str, str] = {
-    "not_ours": "this line is of money that did not come in to this shortcode",
+_NOT_ASSIGNABLE: Mapping[str, str] = {
+    "not_ours": "this line is not of money received by this shortcode",
     "receiver": "this line is of another env or shortcode than that payment",
     "paid": "this payment has another receipt: it was paid with other money",
-    "another": "this line is another payment's: its receipt or its reference says so",
+    "another": "this line's receipt or reference names another payment",
     "merchant": "a payment of another merchant of this shortcode fits this line as well: an operator has to decide",
     "differs": "this line does not fit that payment (amount, payer, reference or time differ): an operator can decide",
 }
-"""Why a line cannot be assigned to the payment that a person chose."""
+"""Reasons why a line cannot be assigned to the chosen payment."""
 
 
 class _LineSettledConcurrently(Exception):
-    """A person has assigned the line or set it aside: nothing of this transaction counts."""
+    """The line was assigned or set aside concurrently."""
 
 
 class LineMatching:
-    """What becomes of statement lines. In every transaction a payment is locked before its money."""
+    """Matches statement lines to payments. Every transaction locks a payment before its money."""
 
     def __init__(
         self,
@@ -103,11 +103,11 @@ class LineMatching:
     # -- runs -----------------------------------------------------------------------------------------------------
 
     async def zone_of(self, env: str, shortcode: str) -> Zone | None:
-        """How the statement of a shortcode writes times with a Z, as its latest lines with payments prove."""
+        """Return the time zone that the shortcode's latest matched lines prove."""
         return await zone_of(self._db, env, shortcode)
 
     async def match_page(self, run: Row, lines: Sequence[StatementLine]) -> None:
-        """Settle those lines of a page whose receipt or reference names their payment, whatever comes later."""
+        """Match the lines of a page that name their payment by receipt or reference."""
         rows = await self._db.fetch(tables.UNSETTLED_OF_PAGE, run["run_id"], [line.receipt for line in lines])
         reports = [evidence_of(row, Proof.PAGE) for row in rows]
         verdicts = await self._recovery.judge(reports)
@@ -122,8 +122,8 @@ class LineMatching:
             await self._learn_zone(row, readings[row["receipt"]], settled)
 
     async def match_window(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Find out what each line of a run is whose window has been read to its end."""
-        self._db.refuse_transaction("settling a statement")
+        """Match the lines of a run that was read to its end."""
+        self._db.refuse_transaction("matching a statement")
         after = ""
         while rows := await self._db.fetch(tables.UNSETTLED, run["run_id"], after):
             zone = await self.zone_of(run["env"], run["shortcode"])
@@ -134,7 +134,6 @@ class LineMatching:
         await self._match_reversals(run)
 
     async def _match_reversals(self, run: Row) -> None:
-        """Find the payments whose money the reversals of a run sent back, once all that came in is settled."""
         after = ""
         while rows := await self._db.fetch(tables.REVERSALS_OF_RUN, run["run_id"], after):
             for row in rows:
@@ -146,9 +145,9 @@ class LineMatching:
             after = rows[-1]["line_id"]
 
     async def _match_lines(self, rows: Sequence[Row], reports: Sequence[Evidence], run: Row | None) -> list[Row]:
-        """Judge and settle lines. Returns those that M-Pesa is to be asked about."""
+        """Return the lines that need a status query."""
         verdicts = await self._recovery.judge(reports)
-        loose: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
+        unmatched: dict[Finding, list[Row]] = {"not_found": [], "ambiguous": []}
         asked: list[Row] = []
         for row, report, verdict in zip(rows, reports, verdicts, strict=True):
             if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
@@ -156,21 +155,20 @@ class LineMatching:
                 if settled.asks:
                     asked.append(row)
             else:
-                loose[_loose(verdict)].append(row)
+                unmatched[_unmatched_finding(verdict)].append(row)
                 if isinstance(verdict, Ask):
                     asked.append(row)
-        for finding, found in loose.items():
+        for finding, found in unmatched.items():
             await self._found(found, finding, run)
         return asked
 
     async def _found(self, rows: Sequence[Row], finding: Finding, run: Row | None) -> None:
-        """Write that lines belong to no payment, unless a person has said otherwise meanwhile."""
+        """Lines that a person has decided keep their finding."""
         if rows:
             run_id = None if run is None else run["run_id"]
             await self._db.fetch(tables.FOUND_MANY, [row["line_id"] for row in rows], finding, run_id)
 
     async def _match_line(self, row: Row, report: Evidence, run: Row | None) -> Settled:
-        """Settle one line in a transaction of its own: its payment and then the line."""
         return await self._write(row, run, partial(self._recovery.apply, report))
 
     async def _write(self, row: Row, run: Row | None, settle: Callable[[Lock], Awaitable[Settled]]) -> Settled:
@@ -188,7 +186,7 @@ class LineMatching:
                 now = self._clock.now()
                 await self._db.fetch(tables.FOUND, row["line_id"], settled.finding, payment_id, now, owner)
                 if run is not None:
-                    # A payment of another merchant of this receiver is theirs to see.
+                    # Another merchant's payment is not shown.
                     is_shown = owner in {None, run["merchant_id"]}
                     await self._found_in_run(run, row["line_id"], settled.finding if is_shown else "not_found")
         except _LineSettledConcurrently:
@@ -197,7 +195,6 @@ class LineMatching:
         return settled
 
     async def _learn_zone(self, row: Row, readings: tuple[datetime, ...], settled: Settled) -> None:
-        """Keep what a line with a known payment proves about the times of its shortcode's statement."""
         if len(readings) != 2 or settled.payment_id is None or settled.finding == "mismatched":
             return
         payment = await self._payments.find(settled.payment_id)
@@ -218,10 +215,10 @@ class LineMatching:
             )
         )
 
-    # -- asking M-Pesa --------------------------------------------------------------------------------------------
+    # -- status queries -------------------------------------------------------------------------------------------
 
     async def _query_line(self, row: Row, credentials: MpesaCredentials) -> None:
-        """Ask M-Pesa whose money a line is: its answer shows the payer's whole number, and the time."""
+        """The answer shows the payer's whole number and the time."""
         now = self._clock.now()
         if row["asked_at"] is not None and now - row["asked_at"] < _ASK_AGAIN:
             return
@@ -233,8 +230,8 @@ class LineMatching:
             )
 
         try:
-            # Noted first: the answer may be quicker than the acknowledgement.
-            initiator = credentials.initiator_for("asking whose money a statement line is")
+            # First: the answer may arrive before the acknowledgement.
+            initiator = credentials.initiator_for("a status query about a statement line")
             await self._note(row["line_id"], {NoteRow.asked_at: now})
             self._trace_links.begin(row["line_id"])
             question = TransactionStatus(
@@ -253,10 +250,9 @@ class LineMatching:
             await self._note(row["line_id"], {NoteRow.asked_at: row["asked_at"]})
 
     async def apply_status(self, result: StatusResulted) -> None:
-        """Take the answer to a question of ours about a line, inside the transaction that keeps the callback.
+        """Apply the answer to a query about a line, in the transaction that stores the callback.
 
-        What it shows is written to the line. The judge decides after commit, about the line and those like it: it locks
-        payments, and a payment is never locked while a line is.
+        The line is judged after commit: a payment is never locked after a line.
         """
         if not result.subject_id.startswith("txn_"):
             return
@@ -295,21 +291,21 @@ class LineMatching:
         )
 
     async def _decide_like(self, asked: Row) -> None:
-        """Judge a line and the newest ambiguous ones like it, which the new number may decide as well."""
+        """The payer's number may decide similar lines too."""
         rows = await self._db.fetch(
             tables.OPEN_LIKE, asked["env"], asked["shortcode"], asked["amount"], asked["line_id"], asked["merchant_id"]
         )
         zone = await self.zone_of(asked["env"], asked["shortcode"])
-        # M-Pesa has been asked about all of them.
+        # M-Pesa has been queried about all of them.
         await self._match_lines(rows, [evidence_of(row, Proof.ANSWER, zone) for row in rows], None)
 
-    # -- people ---------------------------------------------------------------------------------------------------
+    # -- assignment -----------------------------------------------------------------------------------------------
 
     async def assign(self, caller: Caller, line_id: str, payment_id: str, *, by_operator: Decided | None = None) -> Row:
-        """Match a line to a payment. Raises NotFound, and LineSettled with the reason.
+        """Assign a line to a payment.
 
-        A merchant's choice has to fit the line, and no other merchant's payment may fit it. An operator decides, and
-        confirms an amount that differs: raises Invalid otherwise.
+        Raises NotFound, and LineSettled with the reason. A merchant's choice must fit the line, and no other merchant's
+        payment may fit. An operator must confirm an amount that differs: raises InvalidFields otherwise.
         """
         payment = await self._payments.get(caller.merchant_id, caller.env, payment_id)
         found = await self._db.fetchrow(tables.FIND_LINE_OF, caller.merchant_id, caller.env, line_id)
@@ -329,11 +325,11 @@ class LineMatching:
         async with self._db.transaction():
             settled = await self._recovery.assign(report, payment_id, lock, by_operator=by_operator is not None)
             if isinstance(settled, NotAssignable):
-                raise LineSettled(_UNFIT[settled.why])
+                raise LineSettled(_NOT_ASSIGNABLE[settled.reason])
             now, owner = self._clock.now(), settled.merchant_id
             await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
             assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
-            # Last: a wait for the audit log holds nothing that others need.
+            # Last: the audit log is locked after all other rows.
             detail = {"payment_id": payment_id, "finding": settled.finding}
             await self._audit.record(
                 "statement_line.assigned",
@@ -348,7 +344,6 @@ class LineMatching:
         return assigned
 
     async def candidates(self, line: Row) -> tuple[str, ...]:
-        """The payments that a line can belong to, by their ids."""
         report = evidence_of(line, Proof.WINDOW, await self.zone_of(line["env"], line["shortcode"]))
         (verdict,) = await self._recovery.judge([report])
         if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
@@ -357,7 +352,6 @@ class LineMatching:
 
 
 def _agrees(line: Row, result: StatusResulted) -> bool:
-    """Whether an answer is of the line's money as far as both state it: completed, of its amount and at its time."""
     if transaction_state(result.transaction_status) != "completed":
         return False
     if result.amount_text is not None and result.amount != line["amount"]:
@@ -371,5 +365,5 @@ def _require_open(line: Row | None) -> None:
         raise _LineSettledConcurrently
 
 
-def _loose(verdict: Verdict) -> Finding:
+def _unmatched_finding(verdict: Verdict) -> Finding:
     return "ambiguous" if isinstance(verdict, Ask | Ambiguous) else "not_found"

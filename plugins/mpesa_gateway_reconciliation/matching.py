@@ -1,4 +1,4 @@
-"""Compares a statement line with the payment that an operator matches it to."""
+"""Comparison of a statement line with a payment."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mpesa_gateway_payments.api import CLOCKS_DIFFER, PaymentView
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """An operator's decision: the reason, and the received amount as the operator typed it where amounts differ."""
+    """An operator's decision: the reason, and the received amount as typed."""
 
     reason: str
     confirmed_amount: str = ""
@@ -19,7 +19,7 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """The fields in which a line contradicts a payment."""
+    """Fields in which a line contradicts a payment."""
 
     amount: bool
     time: bool
@@ -28,7 +28,7 @@ class Differences:
 
 
 def differences(line: Row, payment: PaymentView) -> Differences:
-    """Return the fields that differ. A field that the line does not state differs only for the amount."""
+    """Return the fields that differ. Of absent fields only the amount counts."""
     payer = line["phone"]
     return Differences(
         amount=_amounts_differ(line, payment),
@@ -39,12 +39,11 @@ def differences(line: Row, payment: PaymentView) -> Differences:
 
 
 def amount_to_confirm(line: Row) -> str:
-    """Return the amount that an operator types to match a line to a payment of another amount."""
     return str(line["amount_text"] if line["amount"] is None else line["amount"])
 
 
 def require_confirmation(line: Row, payment: PaymentView, decided: Decided) -> None:
-    """Raise Invalid where the amounts differ and the operator has not typed the received amount."""
+    """Raise InvalidFields if the amounts differ and the received amount was not typed."""
     typed = decided.confirmed_amount.replace(",", "").removesuffix(".00").strip()
     if _amounts_differ(line, payment) and typed != amount_to_confirm(line).removesuffix(".00"):
         raise InvalidFields.field_error("confirm", f"the amounts differ: type {amount_to_confirm(line)} to confirm")

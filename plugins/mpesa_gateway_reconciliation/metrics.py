@@ -41,7 +41,6 @@ def _finding_gauges() -> Gauges:
 
 
 async def collect_findings(gateway: Runtime, gauges: Gauges) -> None:
-    """Count unresolved statement lines and failing merchants, by env."""
     unresolved, failing = gauges
     rows = await gateway.db.fetch(tables.COUNT_UNRESOLVED_BY_FINDING)
     counts = {(row["env"], row["finding"]): row["count"] for row in rows}

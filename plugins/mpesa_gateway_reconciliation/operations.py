@@ -1,4 +1,4 @@
-"""What reconciliation asks Daraja: to enable Pull for a shortcode, and what came in between two moments."""
+"""Daraja operations of reconciliation: Pull registration and Pull query."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,21 +19,20 @@ from mpesa_gateway.phone import Msisdn
 
 _OK = frozenset({"0", "1000"})
 _EMPTY = frozenset({"1001"})
-"""Pull's response codes: rows follow, and there are none (for a registration: done, and done before)."""
+"""Pull's response codes: rows follow; no rows (for a registration: done; done before)."""
 
 _NOTHING_HERE = "404.002.01"
-"""The error code with which Pull has been seen to say that it has no rows."""
+"""An error code that Pull also returns for an empty window."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullRegistration:
-    """Enable Pull for the shortcode, once. Being registered already is fine, and repeating it safe."""
+    """Enables Pull for the shortcode; can be repeated."""
 
     nominated_number: Msisdn
     callback_url: str
 
     def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         return {
             "ShortCode": credentials.receiver,
             "RequestType": "Pull",
@@ -44,33 +43,30 @@ class PullRegistration:
 
 @dataclass(frozen=True, kw_only=True)
 class PullQuery:
-    """One page of what came in between two moments, from row ``offset`` on; asking again is always safe."""
+    """A page of transactions from row ``offset`` on; can be repeated."""
 
     start: datetime
     end: datetime
     offset: int
 
     def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         return {
             "ShortCode": credentials.receiver,
             "StartDate": f"{self.start.astimezone(EAT):%Y-%m-%d %H:%M:%S}",
-            # Whole seconds: the last one counts to its end.
+            # The last second is included.
             "EndDate": f"{(self.end + timedelta(microseconds=999_999)).astimezone(EAT):%Y-%m-%d %H:%M:%S}",
             "OffSetValue": str(self.offset),
         }
 
 
 def _read_registration(answer: Any) -> tuple[str, str]:
-    """The response code and its text."""
     code = response_code(answer)
     if code is None:
-        raise OutcomeUnknown("M-Pesa's answer says no status")
+        raise OutcomeUnknown("M-Pesa's answer has no status")
     return code, response_text(answer)
 
 
 def _read_page(answer: Any) -> StatementPage:
-    """A page; one without lines where there is nothing."""
     page = read_statement(answer)
     if page.rows == 0 and response_code(answer) not in _OK and not _is_empty_statement(answer):
         raise OutcomeUnknown("M-Pesa's answer is no statement")
@@ -78,14 +74,14 @@ def _read_page(answer: Any) -> StatementPage:
 
 
 def _is_empty_statement(answer: Any) -> bool:
-    """Whether Pull says that there is nothing: by a code, or in words under any HTTP status."""
+    """Pull reports an empty window by a code, or by text under any HTTP status."""
     if read_statement(answer).rows:
         return False
     code, fault = response_code(answer), read_fault_body(answer)
     if code in _EMPTY or canonical(fault.code or "") == _NOTHING_HERE:
         return True
-    said = f"{response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
-    return code not in _OK and says_no_transactions(said)
+    text = f"{response_text(answer)}. {fault.message or ''}. {read_text(answer, 'Response') or ''}"
+    return code not in _OK and says_no_transactions(text)
 
 
 PULL_REGISTER = Operation(

@@ -1,4 +1,4 @@
-"""Reconciliation as operators look at it, of all merchants together, and how they resolve what no rule can."""
+"""Operators' use cases for the reconciliation of all merchants."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,13 +22,13 @@ _LONGEST_REASON = 500
 
 
 class LinesQuery(OperatorQuery, frozen=True, kw_only=True):
-    """The filters of the lines that nobody has seen to."""
+    """Filters of the unresolved lines."""
 
     finding: Literal["not_found", "mismatched", "ambiguous"] | None = None
 
 
 class ReconciliationOperatorService:
-    """What operators ask of reconciliation."""
+    """Lists runs and lines for operators and resolves lines."""
 
     def __init__(self, *, db: Database, clock: Clock, audit: Audit, payments: Payments, settling: LineMatching) -> None:
         self._db = db
@@ -38,57 +38,52 @@ class ReconciliationOperatorService:
         self._settling = settling
 
     async def runs(self, env: Env, query: OperatorQuery, limit: int) -> KeysetPage[Row]:
-        """A page of runs of ``env``. Raises Invalid for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await tables.RUNS.page(self._db, Conditions(env, query.merchant), query.cursor, limit)
 
     async def run(self, run_id: str) -> Found:
-        """A run of whichever merchant. Raises NotFound."""
+        """Raises NotFound."""
         row = await tables.find_run(self._db, run_id)
         if row is None:
             raise NotFound("there is no such reconciliation run")
         return row
 
     async def run_lines(self, run: Found, finding: str | None, cursor: str | None, limit: int) -> KeysetPage[Row]:
-        """Return a run's lines, each with what it was found to be then. Raises Invalid for a bad cursor."""
+        """Return a run's lines with their findings then. Raises InvalidFields for a bad cursor."""
         return await tables.RUN_LINES.page(self._db, tables.lines_of(run, finding), cursor, limit)
 
     async def unresolved(self, env: Env, query: LinesQuery, limit: int) -> KeysetPage[Row]:
-        """A page of the lines that nobody has seen to. Raises Invalid for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         return await LINES.page(self._db, _unresolved(env, query), query.cursor, limit)
 
     async def total(self, env: Env, query: LinesQuery) -> Total:
-        """Return the number of unresolved lines and the sum of the amounts that can be read."""
+        """Return the number of unresolved lines and the sum of their readable amounts."""
         return await LINES.total(self._db, _unresolved(env, query))
 
     async def count_unresolved(self, env: Env) -> tuple[int, int]:
-        """How many lines contradict a payment or fit several, and how many lines there are to look at in all."""
+        """Return the number of lines that contradict a payment or fit several, and of all unresolved lines."""
         row = await self._db.fetchrow(tables.COUNT_UNRESOLVED, env)
-        return (0, 0) if row is None else (row["gravely"], row["in_all"])
+        return (0, 0) if row is None else (row["conflicting"], row["total"])
 
     async def count_failing(self, env: Env) -> int:
-        """How many merchants' last run failed."""
+        """Return the number of merchants whose last run failed."""
         return int(await self._db.fetchval(tables.COUNT_FAILING, [env]))
 
     async def line(self, line_id: str) -> Row:
-        """A line of whichever merchant's statement. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_LINE, line_id)
         if row is None:
             raise NotFound("there is no such statement line")
         return row
 
     async def runs_of(self, line_id: str) -> list[Row]:
-        """The runs that have read a line, newest first."""
         return await self._db.fetch(tables.RUNS_OF_LINE, line_id)
 
     async def lines_of(self, payment_id: str) -> list[Row]:
-        """The lines that belong to a payment."""
         return await self._db.fetch(tables.LINES_OF_PAYMENT, payment_id)
 
     async def candidates(self, line: Row) -> list[PaymentView]:
-        """Return the payments that the judge names, then unpaid ones of the same amount, payer or reference.
-
-        A line whose time is impossible for its window gets no suggestions.
-        """
+        """Return the judge's candidates, then similar unpaid payments if the line's time is possible."""
         payments, merchant_id = self._payments, line["merchant_id"]
         named = [await payments.find(payment_id) for payment_id in await self._settling.candidates(line)]
         similar: list[PaymentView] = []
@@ -107,7 +102,6 @@ class ReconciliationOperatorService:
         return list(found.values())[:_MOST_CANDIDATES]
 
     async def registrations(self, merchant_id: str, env: Env) -> Sequence[Found]:
-        """The shortcodes of a merchant in ``env`` that Pull is enabled for."""
         rows: list[dict[str, Any]] = await self._db.run(
             RegistrationRow.select()
             .where(RegistrationRow.merchant_id == merchant_id, RegistrationRow.env == env)
@@ -116,7 +110,7 @@ class ReconciliationOperatorService:
         return rows
 
     async def dismiss(self, line_id: str, reason: str, *, actor: str) -> None:
-        """Note that a person has seen to a line: runs leave it alone. Raises Invalid, NotFound, Conflict."""
+        """Set a line aside: later runs skip it. Raises InvalidFields, NotFound and Conflict."""
         now = self._clock.now()
         check_reason(reason)
         async with self._db.transaction():
@@ -137,7 +131,7 @@ class ReconciliationOperatorService:
             )
             if not rows:
                 await self.line(line_id)
-                raise Conflict("this line belongs to a payment, or was set aside before")
+                raise Conflict("this line belongs to a payment, or is already set aside")
             (row,) = rows
             await self._audit.record(
                 "statement_line.set_aside",
@@ -149,10 +143,7 @@ class ReconciliationOperatorService:
             )
 
     async def dismiss_all(self, run_id: str, reason: str, *, actor: str) -> int:
-        """The same for all lines of a run that no payment of ours explains; gives their count.
-
-        Raises Invalid and NotFound.
-        """
+        """Set aside a run's lines without a payment; return their number. Raises InvalidFields and NotFound."""
         now, run = self._clock.now(), await self.run(run_id)
         check_reason(reason)
         async with self._db.transaction():
@@ -176,6 +167,6 @@ def _unresolved(env: Env, query: LinesQuery) -> Conditions:
 
 
 def check_reason(reason: str, wanted: str = "what this money is") -> None:
-    """Raise Invalid unless a person has said in a few words what is ``wanted``."""
+    """Raise InvalidFields unless the reason has 3 to 500 characters."""
     if not _SHORTEST_REASON <= len(reason) <= _LONGEST_REASON:
-        raise InvalidFields.field_error("reason", f"say in a few words {wanted} (3 to 500 characters)")
+        raise InvalidFields.field_error("reason", f"state {wanted} (3 to 500 characters)")

@@ -1,4 +1,4 @@
-"""The operators' pages about reconciliation: runs and what they found, and resolving by hand what no rule can."""
+"""Operators' pages of reconciliation."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -40,20 +40,19 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
 
 _A_PAGE = 40
 _COMPARED = 20
-"""Merchants, the newest, whose statements the overview compares."""
+"""Newest merchants whose statements are compared."""
 
 SERIES = (Series("good", "known or recovered"), Series("bad", "unexplained"))
 
 
 async def runs(visit: PageRequest) -> Rendered:
-    """The runs, newest first, and what there is to look at."""
     gateway, query = visit.gateway, visit.read_query(OperatorQuery)
-    desk = gateway.port(ReconciliationOperatorService)
-    page = await desk.runs(visit.env, query, _A_PAGE)
+    service = gateway.port(ReconciliationOperatorService)
+    page = await service.runs(visit.env, query, _A_PAGE)
     sources = await gateway.port(Credentials).statement_sources()
     with_statements = {source.merchant_id for source in sources if not source.is_retired}
     whose = await visit.merchant_names(page.rows)
-    gravely, in_all = await desk.count_unresolved(visit.env)
+    conflicting, total = await service.count_unresolved(visit.env)
     return Rendered(
         "runs.html",
         {
@@ -62,8 +61,8 @@ async def runs(visit: PageRequest) -> Rendered:
             "can_run": [merchant for merchant in whose["merchants"] if merchant.merchant_id in with_statements],
             "columns_": [_column(row) for row in reversed(page.rows)],
             "series": SERIES,
-            "gravely": gravely,
-            "in_all": in_all,
+            "conflicting": conflicting,
+            "total": total,
             "fields": {name: visit.text(name) for name in ("merchant", "start", "end")},
         }
         | whose
@@ -78,15 +77,14 @@ def _column(row: Row) -> Column:
 
 
 async def run_now(visit: PageRequest) -> Redirect:
-    """Reconcile a window of one merchant's statement now."""
     merchant = await visit.gateway.merchants.get(visit.text("merchant"))
     if merchant is None:
         raise InvalidFields.field_error("merchant", "choose a merchant")
     wanted = {name: visit.text(name) for name in ("start", "end") if visit.text(name)}
     window = read_body(msgspec.json.encode(wanted), Window)
     run = await visit.gateway.port(ReconciliationService).run_now(visit.caller(merchant, visit.env), window)
-    said = "Run in progress." if run.status == "running" else f"Run {run.status}."
-    return Redirect(f"reconciliation/{run.id}", said)
+    message = "Run in progress." if run.status == "running" else f"Run {run.status}."
+    return Redirect(f"reconciliation/{run.id}", message)
 
 
 class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,11 +93,10 @@ class _RunQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(visit: PageRequest) -> Rendered:
-    """A run with the lines that it read."""
-    desk, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
-    row = await desk.run(visit.values["run_id"])
+    service, query = visit.gateway.port(ReconciliationOperatorService), visit.read_query(_RunQuery)
+    row = await service.run(visit.values["run_id"])
     visit.require(row["env"])
-    lines = await desk.run_lines(row, query.finding, query.cursor, _A_PAGE)
+    lines = await service.run_lines(row, query.finding, query.cursor, _A_PAGE)
     return Rendered(
         "run.html",
         {
@@ -115,22 +112,20 @@ async def run(visit: PageRequest) -> Rendered:
 
 
 async def dismiss_all(visit: PageRequest) -> Redirect:
-    """See to all lines of a run without a payment."""
-    run_id, desk = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
-    count = await desk.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
+    run_id, service = visit.values["run_id"], visit.gateway.port(ReconciliationOperatorService)
+    count = await service.dismiss_all(run_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/{run_id}", f"{count} {'line' if count == 1 else 'lines'} dismissed.")
 
 
 async def lines(visit: PageRequest) -> Rendered:
-    """The lines that nobody has seen to."""
     query = visit.read_query(LinesQuery)
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    page = await desk.unresolved(visit.env, query, _A_PAGE)
+    service = visit.gateway.port(ReconciliationOperatorService)
+    page = await service.unresolved(visit.env, query, _A_PAGE)
     return Rendered(
         "lines.html",
         {
             "lines": page.rows,
-            "total": await desk.total(visit.env, query),
+            "total": await service.total(visit.env, query),
             "query": query,
         }
         | await visit.merchant_names(page.rows)
@@ -139,9 +134,8 @@ async def lines(visit: PageRequest) -> Rendered:
 
 
 async def line(visit: PageRequest) -> Rendered:
-    """A statement line, what it could belong to, and how to resolve it."""
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    row = await desk.line(visit.values["line_id"])
+    service = visit.gateway.port(ReconciliationOperatorService)
+    row = await service.line(visit.values["line_id"])
     visit.require(row["env"])
     is_open = row["payment_id"] is None
     return Rendered(
@@ -149,8 +143,8 @@ async def line(visit: PageRequest) -> Rendered:
         {
             "line": row,
             "merchant": await visit.gateway.merchants.require(row["merchant_id"]),
-            "runs": await desk.runs_of(row["line_id"]),
-            "candidates": await desk.candidates(row) if is_open else (),
+            "runs": await service.runs_of(row["line_id"]),
+            "candidates": await service.candidates(row) if is_open else (),
             "is_open": is_open,
             "can_set_aside": row["set_aside_at"] is None and row["finding"] in {"not_found", "mismatched", "ambiguous"},
             "fields": {"reason": visit.text("reason")},
@@ -159,10 +153,9 @@ async def line(visit: PageRequest) -> Rendered:
 
 
 async def dismiss(visit: PageRequest) -> Redirect:
-    """Record that a line belongs to no payment."""
     line_id = visit.values["line_id"]
-    desk = visit.gateway.port(ReconciliationOperatorService)
-    await desk.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
+    service = visit.gateway.port(ReconciliationOperatorService)
+    await service.dismiss(line_id, visit.text("reason"), actor=visit.visitor.actor)
     return Redirect(f"reconciliation/lines/{line_id}", "Dismissed. Later runs skip this line.")
 
 
@@ -171,7 +164,6 @@ class _MatchQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def match(visit: PageRequest) -> Rendered:
-    """A statement line beside the payment that it is to be matched to."""
     row = await visit.gateway.port(ReconciliationOperatorService).line(visit.values["line_id"])
     visit.require(row["env"])
     payment_id = visit.text("payment_id") or visit.read_query(_MatchQuery).payment_id.strip()
@@ -191,13 +183,12 @@ async def match(visit: PageRequest) -> Rendered:
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """Match a line to a payment."""
-    desk, line_id, reason = (
+    service, line_id, reason = (
         visit.gateway.port(ReconciliationOperatorService),
         visit.values["line_id"],
         visit.text("reason"),
     )
-    row = await desk.line(line_id)
+    row = await service.line(line_id)
     check_reason(reason, "how you know whose money this is")
     merchant = await visit.gateway.merchants.require(row["merchant_id"])
     assigned = await visit.gateway.port(LineMatching).assign(
@@ -213,26 +204,24 @@ async def resolve(visit: PageRequest) -> Redirect:
 
 
 async def register(visit: PageRequest) -> Redirect:
-    """Enable Pull for a merchant's shortcode."""
     merchant = await visit.gateway.merchants.require(visit.values["merchant_id"])
-    told = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
-    said = f"M-Pesa response {told.response_code}: {told.response_desc}"
-    return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {told.shortcode}. {said}")
+    registration = await visit.gateway.port(PullRegistrations).register(visit.caller(merchant, visit.env))
+    response = f"M-Pesa response {registration.response_code}: {registration.response_desc}"
+    return Redirect(f"credentials/{merchant.merchant_id}", f"Pull registered for {registration.shortcode}. {response}")
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- parts of other pages ---------------------------------------------------------------------------------------------
 
 
 async def registered(visit: PageRequest, merchant_id: str) -> Rendered | None:
-    """Whether Pull is registered for a merchant."""
     rows = await visit.gateway.port(ReconciliationOperatorService).registrations(merchant_id, visit.env)
     return Rendered("registered.html", {"rows": rows, "merchant_id": merchant_id})
 
 
 async def agreement(visit: PageRequest, _: str) -> Rendered | None:
-    """Return whether today's statements and the gateway agree, for each shortcode; None without a merchant."""
     gateway = visit.gateway
-    merchants = [each for each in (await gateway.merchants.page(_COMPARED)).rows if visit.env in each.envs]
+    page = await gateway.merchants.page(_COMPARED)
+    merchants = [each for each in page.rows if visit.env in each.envs]
     sources = [each for each in await gateway.port(Credentials).statement_sources() if each.env == visit.env]
     names = {each.merchant_id: each.name for each in merchants}
     compared: list[tuple[str, Agreement]] = []
@@ -244,9 +233,10 @@ async def agreement(visit: PageRequest, _: str) -> Rendered | None:
         if len(found) < wanted:
             unread[names[merchant_id]] = wanted - len(found)
     without = len(names.keys() - {each.merchant_id for each in sources})
-    if not compared and not unread and not without:
+    others = page.next_cursor is not None
+    if not (compared or unread or without or others):
         return None
-    values = {"compared": compared, "unread": unread, "without": without, "clock": _clock}
+    values = {"compared": compared, "unread": unread, "without": without, "others": others, "clock": _clock}
     return Rendered("agreement.html", values)
 
 
@@ -255,7 +245,6 @@ def _clock(moment: datetime) -> str:
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """The statement lines that belong to a payment."""
     return [
         TimelineEntry(
             at=row["settled_at"] or row["created_at"],
@@ -271,16 +260,16 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 
 async def unresolved(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Statements that cannot be read, and lines that no payment explains: gravest those that contradict one."""
-    desk, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
-    if failing := await desk.count_failing(env):
+    """Lines that contradict a payment are graver."""
+    service, found = gateway.port(ReconciliationOperatorService), list[AttentionItem]()
+    if failing := await service.count_failing(env):
         text = f"the last statement run of {failing} {'merchant' if failing == 1 else 'merchants'} failed"
         found.append(AttentionItem(text=text, to="reconciliation"))
-    gravely, in_all = await desk.count_unresolved(env)
-    if gravely:
-        text = f"{gravely} statement {'line' if gravely == 1 else 'lines'} to match manually"
+    conflicting, total = await service.count_unresolved(env)
+    if conflicting:
+        text = f"{conflicting} statement {'line' if conflicting == 1 else 'lines'} to match manually"
         found.append(AttentionItem(text=text, to="reconciliation/lines", state="failed"))
-    if unexplained := in_all - gravely:
+    if unexplained := total - conflicting:
         text = f"{unexplained} statement {'line' if unexplained == 1 else 'lines'} without a payment"
         found.append(AttentionItem(text=text, to="reconciliation/lines?finding=not_found"))
     return found

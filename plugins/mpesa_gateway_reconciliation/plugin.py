@@ -1,4 +1,4 @@
-"""The reconciliation plugin, declared."""
+"""Declaration of the reconciliation plugin."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,6 @@ from mpesa_gateway_reconciliation.tables import NoteRow, RegistrationRow, RunLin
 
 
 async def take_status_of_line(results: Sequence[StatusResulted], gateway: Runtime) -> None:
-    """Daraja told what we asked about a statement line."""
     for result in results:
         await gateway.port(LineMatching).apply_status(result)
 
@@ -37,7 +36,7 @@ def _keep_days(gateway: HasSettings) -> int:
 
 plugin = Plugin(
     name="reconciliation",
-    summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks never came.",
+    summary="Reads M-Pesa's statements every 15 minutes and completes payments whose callbacks were lost.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=ReconciliationSettings,
     id_prefixes=(IdPrefix("run", "reconciliation run"),),

@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""Construction of the ports and services of this plugin."""
 
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
@@ -25,7 +25,7 @@ def _registrations(gateway: Runtime) -> PullRegistrations:
     )
 
 
-def _settling(gateway: Runtime) -> LineMatching:
+def _line_matching(gateway: Runtime) -> LineMatching:
     return LineMatching(
         db=gateway.db,
         clock=gateway.clock,
@@ -49,7 +49,7 @@ def _service(gateway: Runtime) -> ReconciliationService:
     )
 
 
-def _desk(gateway: Runtime) -> ReconciliationOperatorService:
+def _operator_service(gateway: Runtime) -> ReconciliationOperatorService:
     return ReconciliationOperatorService(
         db=gateway.db,
         clock=gateway.clock,
@@ -63,7 +63,7 @@ PROVIDES: Provides = (
     (ReconciliationService, _service),
     (RunReader, lambda gateway: RunReader(db=gateway.db)),
     (PullRegistrations, _registrations),
-    (LineMatching, _settling),
-    (ReconciliationOperatorService, _desk),
+    (LineMatching, _line_matching),
+    (ReconciliationOperatorService, _operator_service),
     (UnallocatedMoney, lambda gateway: UnallocatedMoneyReader(gateway.db)),
 )

@@ -1,4 +1,4 @@
-"""What reconciliation lacks of a merchant in an env."""
+"""Readiness of a merchant for reconciliation."""
 
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.readiness import Missing, Need
@@ -9,7 +9,7 @@ from mpesa_gateway_reconciliation.registration import registered_at
 
 
 async def missing_registration(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    """That Pull is not registered, where the merchant can register it."""
+    """Return a missing registration for Pull, if the merchant can register."""
     try:
         credentials = await gateway.port(Credentials).get(merchant_id, env)
     except ProviderNotConfigured:

@@ -1,4 +1,4 @@
-"""Enables Pull for merchants' shortcodes."""
+"""Registration of merchants' shortcodes for Pull."""
 
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,6 @@ from mpesa_gateway_reconciliation.tables import RegistrationRow
 
 
 async def registered_at(db: Database, merchant_id: str, env: str, shortcode: str) -> datetime | None:
-    """When Pull was enabled for a shortcode, None where it was not."""
     rows: list[dict[str, Any]] = await db.run(
         RegistrationRow.select(RegistrationRow.registered_at).where(
             RegistrationRow.merchant_id == merchant_id,
@@ -42,7 +41,6 @@ class PullRegistrations:
         callbacks: Callbacks,
         credentials: Credentials,
     ) -> None:
-        """``daraja`` returns the client of the running gateway."""
         self._db = db
         self._clock = clock
         self._audit = audit
@@ -51,10 +49,9 @@ class PullRegistrations:
         self._credentials = credentials
 
     async def register(self, caller: Caller) -> Registration:
-        """Enable Pull for the merchant's shortcode; doing it again is fine.
+        """Enable Pull for the merchant's shortcode; can be repeated.
 
-        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable, and ReceiverOwned where the shortcode is
-        another merchant's.
+        Raises ProviderNotConfigured, ProviderRejected, ProviderUnavailable and ReceiverOwned.
         """
         self._db.refuse_transaction("registering for Pull")
         credentials = await self._credentials.get(caller.merchant_id, caller.env)
@@ -75,7 +72,7 @@ class PullRegistrations:
             )
             if not await self._credentials.accepted(credentials):
                 raise ReceiverOwned(
-                    f"another merchant has just registered {credentials.shortcode}: Pull is its owner's"
+                    f"another merchant has just registered {credentials.shortcode}: only the owner can use Pull"
                 )
             await self._audit.record(
                 "pull.registered",

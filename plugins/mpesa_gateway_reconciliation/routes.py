@@ -1,4 +1,4 @@
-"""Reconciliation over HTTP."""
+"""HTTP routes of reconciliation."""
 
 from litestar import Response, get, post
 from litestar.di import NamedDependency
@@ -36,7 +36,7 @@ from mpesa_gateway_reconciliation.service import ReconciliationService
     refuses=(ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def register_pull(caller: PaymentsWrite, services: NamedDependency[Services]) -> Success[Registration]:
-    """Enable Pull for the merchant's shortcode, once; doing it again is fine."""
+    """Enable Pull for the merchant's shortcode; can be repeated."""
     return Success(data=await services.get(PullRegistrations).register(caller))
 
 
@@ -50,7 +50,7 @@ async def register_pull(caller: PaymentsWrite, services: NamedDependency[Service
 async def reconcile(
     caller: PaymentsWrite, services: NamedDependency[Services], data: JSONBody[Window]
 ) -> Response[Success[RunView]]:
-    """Read M-Pesa's statement now and complete what it proves; 202 while a long run goes on."""
+    """Read M-Pesa's statement now and complete the payments that it proves; 202 while the run continues."""
     run = await services.get(ReconciliationService).run_now(caller, data)
     return Response(Success(data=run), status_code=202 if run.status == "running" else 200)
 
@@ -59,7 +59,7 @@ async def reconcile(
 async def list_runs(
     filters: NamedDependency[RunsQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[RunView]:
-    """The merchant's reconciliation runs, newest first."""
+    """List the merchant's reconciliation runs, newest first."""
     return await services.get(RunReader).page(caller.merchant_id, caller.env, filters)
 
 
@@ -75,7 +75,7 @@ async def get_run(
     caller: PaymentsRead,
     services: NamedDependency[Services],
 ) -> RunPage:
-    """A run with the statement lines that it read, each with its finding."""
+    """Return a run with its statement lines, each with its finding."""
     return await services.get(RunReader).rows(caller.merchant_id, caller.env, run_id, filters)
 
 
@@ -89,7 +89,7 @@ async def get_run(
 async def assign_line(
     line_id: FromPath[str], data: JSONBody[Assignment], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[LineView]:
-    """Say which payment a statement line belongs to that M-Pesa's data cannot decide."""
+    """Assign a statement line to a payment."""
     return Success(data=line_view(await services.get(LineMatching).assign(caller, line_id, data.payment_id)))
 
 

@@ -1,4 +1,4 @@
-"""Reads reconciliation runs: one, a list of them, or the lines of one."""
+"""Reads of reconciliation runs."""
 
 from mpesa_gateway.db.engine import Database, Found
 from mpesa_gateway.db.keyset import Conditions
@@ -25,17 +25,17 @@ class RunReader:
         self._db = db
 
     async def get(self, merchant_id: str, env: Env, run_id: str) -> RunView:
-        """Return a run of this merchant in ``env``. Raises NotFound."""
+        """Raises NotFound."""
         return run_view(await self._require(merchant_id, env, run_id))
 
     async def page(self, merchant_id: str, env: Env, filters: RunsQuery) -> Page[RunView]:
-        """Return the merchant's runs of ``env``, newest first. Raises Invalid for a bad cursor."""
+        """Raises InvalidFields for a bad cursor."""
         found = Conditions(env, merchant_id)
         page = await tables.RUNS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(run_view))
 
     async def rows(self, merchant_id: str, env: Env, run_id: str, filters: RowsQuery) -> RunPage:
-        """Return a run with its lines, oldest first. Raises NotFound, and Invalid for a bad cursor."""
+        """Return a run with its lines, oldest first. Raises NotFound, and InvalidFields for a bad cursor."""
         run = await self._require(merchant_id, env, run_id)
         found = tables.lines_of(run, filters.outcome)
         page = await tables.RUN_LINES.page(self._db, found, filters.cursor, filters.limit)

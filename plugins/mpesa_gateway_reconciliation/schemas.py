@@ -1,4 +1,4 @@
-"""Reconciliation as it goes over the wire."""
+"""Wire schemas of reconciliation."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,7 +21,7 @@ _LineFinding = Literal["new", Finding]
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """A shortcode that Pull is enabled for."""
+    """A shortcode with Pull enabled."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"shortcode": "174379", "response_code": "0", "response_desc": "Success"}
 
@@ -33,7 +33,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to reconcile: the last two hours, or from ``start`` to ``end``, at most the last 48 hours."""
+    """The window to reconcile: from ``start`` to ``end`` within the last 48 hours, by default the last two hours."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {}
 
@@ -42,7 +42,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
-    """One reconciliation run and what it found. ``malformed`` rows could not be read and are not among the lines."""
+    """A reconciliation run with its counts. ``malformed`` rows were unreadable and are not counted as lines."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "cause": "cron",
@@ -78,9 +78,9 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of M-Pesa's statement and what it turned out to be; ``payment_id`` where it belongs to one.
+    """A line of M-Pesa's statement with its finding; ``payment_id`` if it belongs to a payment.
 
-    ``asked_at`` is when M-Pesa was asked whose money it is, because several payments fit.
+    ``asked_at`` is the time of the status query about it, sent if several payments fit.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -106,13 +106,13 @@ class LineView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunWithRows(RunView, frozen=True, kw_only=True):
-    """A run with the lines that it read."""
+    """A run with its lines."""
 
     rows: list[LineView]
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A run, and where its rows stand in the whole."""
+    """A run with one page of its lines."""
 
     success: Yes = True
     data: RunWithRows
@@ -120,7 +120,7 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the list of runs takes."""
+    """Page of the list of runs."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -128,7 +128,7 @@ class RunsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class RowsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run's rows can be filtered by."""
+    """Filter and page of a run's lines."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -136,7 +136,7 @@ class RowsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The payment that a person found a statement line to belong to."""
+    """The payment that a person assigns to a statement line."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"payment_id": example_id("pay")}
 
@@ -144,17 +144,14 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def run_view(row: Found) -> RunView:
-    """A run's row as merchants see it."""
     return RunView(**_run_values(row))
 
 
 def run_with_rows(row: Found, rows: list[LineView]) -> RunWithRows:
-    """A run's row with its lines."""
     return RunWithRows(**_run_values(row), rows=rows)
 
 
 def line_view(row: Row, finding: Finding | None = None) -> LineView:
-    """A line's row as merchants see it."""
     return LineView(
         id=row["line_id"],
         env=row["env"],

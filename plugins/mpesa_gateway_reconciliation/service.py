@@ -1,4 +1,4 @@
-"""Reads M-Pesa's statements, keeps each line once, and completes the payments that they prove were paid."""
+"""Reconciliation runs: read the statement, store each line once, complete the payments that it proves."""
 
 import asyncio
 from contextlib import suppress
@@ -39,31 +39,31 @@ from mpesa_gateway_transactions.api import RecordedTransaction, ReportedTransact
 log = structlog.get_logger(__name__)
 
 FARTHEST = timedelta(hours=48)
-"""How far back Pull reaches (Safaricom's portal)."""
+"""Pull returns at most the last 48 hours (Safaricom's portal)."""
 
 REACH = timedelta(hours=47, minutes=55)
-"""How far back a run asks: with the time that asking takes it stays within what Pull gives."""
+"""Longest regular window: leaves five minutes for the request."""
 
 OVERLAP = timedelta(minutes=10)
-"""How much of the window before is read again: lines have been seen to appear late."""
+"""Overlap with the previous window: lines have appeared late."""
 
 _LEASE = timedelta(seconds=60)
-"""For how long a run that is not heard of counts as running: then its process has died, and another may begin."""
+"""A run without a heartbeat for this long is lost."""
 
 _BEAT = 15.0
-"""Seconds between two signs of life of a run."""
+"""Seconds between a run's heartbeats."""
 
 _STOPPED = "the process that ran it was stopped"
 
 _PAGE_ROWS = 100
-"""Rows of a whole page (Safaricom's portal): a shorter page is the last one."""
+"""Rows of a full page (Safaricom's portal); a shorter page is the last."""
 _MOST_PAGES = 2_000
 _MOST_UNREADABLE = 10
-"""Pages of a statement, and pages in a row without a single readable line, after which it has no end."""
+"""Limits of a statement: pages, and consecutive pages without a readable line."""
 
 
 class ReconciliationService:
-    """Runs reconciliations. A run is a row before it asks anything; a receiver has one at a time."""
+    """Runs reconciliations. A run is stored before its first request; a receiver has one at a time."""
 
     def __init__(
         self,
@@ -83,16 +83,16 @@ class ReconciliationService:
         self._runs = runs
         self._transactions = transactions
         self._places = Bulkhead(self._settings.max_concurrent, each=1)
-        self._without_place: dict[str, None] = {}
-        """Shortcodes whose regular run found no place, in order: each run that ends wakes the next."""
+        self._waiting_for_slot: dict[str, None] = {}
+        """Shortcodes that wait for a slot; each run that ends wakes the next."""
         self._at_work: set[asyncio.Future[None]] = set()
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
     async def run_now(self, caller: Caller, window: Window) -> RunView:
-        """Reconcile a window now, the last two hours without one; gives the run, perhaps still running.
+        """Reconcile a window, by default the last ``window_hours``; return the run, perhaps still running.
 
-        Raises Invalid for a window that Pull cannot give, RunInProgress, ProviderNotConfigured, and ReceiverOwned.
+        Raises InvalidFields, RunInProgress, ProviderNotConfigured and ReceiverOwned.
         """
         self._db.refuse_transaction("a reconciliation run")
         start, end = self._read_window(window)
@@ -100,7 +100,7 @@ class ReconciliationService:
         credentials.check_owner("reconciliation")
         credentials.nominated_for("reconciliation (Pull)")
         run = await self._begin(credentials, "manual", start, end)
-        # The run goes on when its caller hangs up, or is tired of waiting.
+        # The run continues without its caller.
         work = asyncio.ensure_future(self._run(run, credentials))
         self._at_work.add(work)
         work.add_done_callback(self._at_work.discard)
@@ -109,23 +109,23 @@ class ReconciliationService:
         return await self._runs.get(caller.merchant_id, caller.env, run["run_id"])
 
     async def run_due(self, shortcode_id: str) -> bool:
-        """A regular run: the last two hours, or back to where the last regular one ended.
+        """Run the regular reconciliation of a shortcode; return False if it did not run.
 
-        Returns False while another run of the receiver is running, and where another merchant owns it by now. Without
-        a place among ``at_once`` runs it is False too, and the shortcode is woken again once a run has ended.
+        The window extends back to the end of the last regular run. Without one of the ``max_concurrent`` slots, the
+        next run that ends wakes the shortcode.
         """
         self._db.refuse_transaction("a reconciliation run")
-        with self._places.acquire(shortcode_id) as has_place:
-            if not has_place:
-                self._without_place[shortcode_id] = None
+        with self._places.acquire(shortcode_id) as has_slot:
+            if not has_slot:
+                self._waiting_for_slot[shortcode_id] = None
                 return False
-            self._without_place.pop(shortcode_id, None)
+            self._waiting_for_slot.pop(shortcode_id, None)
             try:
                 return await self._run_due(shortcode_id)
             finally:
-                if self._without_place:
-                    waiting = next(iter(self._without_place))
-                    del self._without_place[waiting]
+                if self._waiting_for_slot:
+                    waiting = next(iter(self._waiting_for_slot))
+                    del self._waiting_for_slot[waiting]
                     self._runtime.jobs.wake("reconciliation.reconcile", once=waiting, shortcode_id=waiting)
 
     async def _run_due(self, shortcode_id: str) -> bool:
@@ -146,7 +146,7 @@ class ReconciliationService:
         return True
 
     async def wake_all(self) -> int:
-        """Enqueue a regular run for each shortcode whose statement can be read; returns their number."""
+        """Enqueue a run for each shortcode with a readable statement; return their number."""
         sources = await self._credentials.statement_sources()
         for source in sources:
             await self._runtime.jobs.enqueue(
@@ -159,12 +159,12 @@ class ReconciliationService:
         end = window.end or now
         with check_fields() as checks:
             if end < now - FARTHEST:
-                # Before anything is reckoned with it: the calendar itself has a first day.
-                checks.fail("end", "must be within the last 48 hours: M-Pesa gives no more")
+                # First: arithmetic on a time near year 1 overflows.
+                checks.fail("end", "must be within the last 48 hours: M-Pesa keeps no older statements")
         start = window.start or end - timedelta(hours=self._settings.window_hours)
         with check_fields() as checks:
             if start < now - FARTHEST:
-                checks.fail("start", "must be within the last 48 hours: M-Pesa gives no more")
+                checks.fail("start", "must be within the last 48 hours: M-Pesa keeps no older statements")
             if end > now + timedelta(minutes=1):
                 checks.fail("end", "must not be in the future")
             if start >= end:
@@ -206,9 +206,12 @@ class ReconciliationService:
         return run
 
     async def _run(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Read the window to its end and settle what it holds; whatever goes wrong is the run's error."""
-        said = {"mpesa.run_id": run["run_id"], "mpesa.merchant_id": run["merchant_id"], "mpesa.cause": run["cause"]}
-        with child_span(self._runtime.tracer, "reconciliation run", said) as span:
+        attributes = {
+            "mpesa.run_id": run["run_id"],
+            "mpesa.merchant_id": run["merchant_id"],
+            "mpesa.cause": run["cause"],
+        }
+        with child_span(self._runtime.tracer, "reconciliation run", attributes) as span:
             if await self._run_windows(run, credentials) == "failed":
                 set_error(span, "failed")
 
@@ -222,15 +225,15 @@ class ReconciliationService:
             self._places.record_answer(credentials.shortcode_id, answered=True)
         except DarajaFault as fault:
             self._places.record_answer(credentials.shortcode_id, answered=fault.code is not None)
-            error = await self._explained(fault, credentials)
+            error = await self._error_text(fault, credentials)
             log.warning("reconciliation_failed", run_id=run["run_id"], fault=fault.meaning)
         except RunLost:
             log.warning("reconciliation_lease_lost", run_id=run["run_id"])
-        except Exception as problem:  # noqa: BLE001 - it is the run that failed
+        except Exception as problem:  # noqa: BLE001 - the error is stored in the run
             error = f"unexpected: {type(problem).__name__}"
             log.error("reconciliation_failed", run_id=run["run_id"], exception=trace(problem))
         finally:
-            # Cancelled too: nobody should wait for the lease of a run that was told to stop.
+            # Even if cancelled: the next run must not wait for this lease.
             beat.cancel()
             status = "completed" if error is None else "failed"
             await self._db.execute(tables.FINISH, run["run_id"], status, error, self._runtime.clock.now())
@@ -238,18 +241,16 @@ class ReconciliationService:
             log.info("reconciliation_finished", run_id=run["run_id"], status=status)
         return status
 
-    async def _explained(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
-        """A fault as the run's error, with what to do about it."""
-        said = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
+    async def _error_text(self, fault: DarajaFault, credentials: MpesaCredentials) -> str:
+        text = f"{fault.meaning}: {fault.mitigation}" if fault.mitigation else fault.meaning
         shortcode = credentials.shortcode
         if isinstance(fault, Rejected) and not await registered_at(
             self._db, credentials.merchant_id, credentials.env, shortcode
         ):
-            return f"Pull was never enabled here for {shortcode}: POST /v1/payments/mpesa/pull/register first ({said})"
-        return said
+            return f"Pull is not enabled for {shortcode}: POST /v1/payments/mpesa/pull/register first ({text})"
+        return text
 
     async def _beat(self, run_id: str) -> None:
-        """Show that the run is alive for as long as it is."""
         while True:
             await asyncio.sleep(_BEAT)
             try:
@@ -262,20 +263,16 @@ class ReconciliationService:
                 log.warning("reconciliation_lease_not_extended", run_id=run_id, error=type(problem).__name__)
 
     async def start(self) -> None:
-        """Nothing runs until somebody asks."""
+        """Runs start on request."""
 
     async def stop(self) -> None:
-        """End the manual runs that are under way."""
         at_work = list(self._at_work)
         for work in at_work:
             work.cancel()
         await asyncio.gather(*at_work, return_exceptions=True)
 
     async def _read(self, run: Row, credentials: MpesaCredentials) -> None:
-        """Page through the window until nothing new comes: an offset that is not honoured must not loop for ever.
-
-        Raises DarajaFault, also for a statement that has no end, and RunLost.
-        """
+        """Read pages until one holds nothing new. Raises RunLost and DarajaFault."""
         offset = unreadable = 0
         for _ in range(_MOST_PAGES):
             page = await self._ask(
@@ -285,11 +282,11 @@ class ReconciliationService:
                 return
             zone = await self._settling.zone_of(run["env"], run["shortcode"])
             is_new = await self._store_lines(run, page, zone, is_till=credentials.kind == "till") > 0
-            # A later page may fail: what is certain does not wait for it.
+            # Now: the next page may fail.
             await self._settling.match_page(run, page.lines)
             if page.rows < _PAGE_ROWS or (not is_new and page.malformed < page.rows):
                 return
-            # A page without a readable row may be one of many, or the same one again and again.
+            # An unreadable page may be one of many, or the same one repeated.
             unreadable = 0 if is_new else unreadable + 1
             if unreadable == _MOST_UNREADABLE:
                 break
@@ -298,7 +295,6 @@ class ReconciliationService:
         raise OutcomeUnknown("M-Pesa's statement cannot be read to its end")
 
     async def _ask(self, credentials: MpesaCredentials, question: PullQuery) -> StatementPage:
-        """Ask until there is an answer, a few times: asking is always safe. Raises DarajaFault."""
         for tried in range(1, self._settings.tries + 1):
             try:
                 return await self._runtime.daraja.call(PULL_QUERY, credentials.daraja, question)
@@ -311,11 +307,11 @@ class ReconciliationService:
         raise AssertionError("unreachable")
 
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
-        """Write a page's lines, each once, and their transactions. Returns how many of them this run had not seen."""
+        """Return the number of lines new to this run."""
         now = self._runtime.clock.now()
         times = [kept_times(line, run, zone, now) for line in page.lines]
         seen = [seen_on(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)]
-        # One line of a page proves how its shortcode writes times, though the zone is known by now.
+        # One line of each page is kept as proof of the time zone, even of a known one.
         first = next((line.receipt for line in page.lines if len(line.moments) > 1), None)
         async with self._db.transaction():
             read: dict[Any, Any] = {
@@ -329,17 +325,17 @@ class ReconciliationService:
                 .returning(RunRow.run_id)
             )
             if not is_ours:
-                raise RunLost("the run was given up meanwhile")
+                raise RunLost("the lease of the run has expired")
             recorded = await self._transactions.record(seen)
-            given = [
-                _line_columns(run, line, told, known, proves=zone is None or line.receipt == first)
+            values = [
+                _line_columns(run, line, reported, known, proves=zone is None or line.receipt == first)
                 | {"likely": moments[0], "other": moments[1] if len(moments) > 1 else None, "is_timed": is_timed}
-                for line, (moments, is_timed), told, known in zip(page.lines, times, seen, recorded, strict=True)
+                for line, (moments, is_timed), reported, known in zip(page.lines, times, seen, recorded, strict=True)
                 if known is not None
             ]
             rows = await self._db.fetch(
                 *tables.KEEP_LINES.bind_rows(
-                    given,
+                    values,
                     merchant_id=run["merchant_id"],
                     env=run["env"],
                     created_at=now,
@@ -353,10 +349,7 @@ class ReconciliationService:
 def _line_columns(
     run: Row, line: StatementLine, seen: ReportedTransaction, known: RecordedTransaction, *, proves: bool
 ) -> dict[str, Any]:
-    """What is kept of a line beside its transaction. ``proves``: it may prove how its shortcode writes times.
-
-    A line of a payment's own money and amount is explained at once.
-    """
+    """``proves``: the line may prove the time zone and is not explained at once."""
     subject = known.subject
     is_paid = subject is not None and subject.kind == "payment" and seen.direction == "in"
     is_same = seen.amount_cents is not None and seen.amount_cents == known.amount_cents
@@ -364,7 +357,7 @@ def _line_columns(
     is_own = known.merchant_id == run["merchant_id"]
     return {
         "transaction_id": known.transaction_id,
-        "amount": _whole(line.amount),
+        "amount": _column_amount(line.amount),
         "amount_text": line.amount_text,
         "is_explained": is_explained,
         "finding": "already_known" if is_own else "not_found",
@@ -373,6 +366,6 @@ def _line_columns(
     }
 
 
-def _whole(amount: Kes | None) -> int | None:
-    """An amount as the column takes it; beyond its range it belongs to no payment of ours."""
+def _column_amount(amount: Kes | None) -> int | None:
+    """Amounts outside the column's range belong to no payment."""
     return int(amount) if amount is not None and int(amount) < 2**31 else None

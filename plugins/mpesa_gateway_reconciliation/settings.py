@@ -1,4 +1,4 @@
-"""What a host can set about reconciliation."""
+"""Settings of reconciliation."""
 
 from typing import Annotated
 
@@ -10,15 +10,15 @@ _LEAST_DAYS = 3
 
 
 class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[reconciliation]``. Times are in seconds unless their name says otherwise.
+    """``[reconciliation]``.
 
-    ``window_hours`` is how far back a regular run looks; after missed runs it reaches back to where the last one ended,
-    48 hours at most, which is all that Pull gives. ``max_concurrent`` bounds how many merchants one worker reconciles
-    at a time, the others are woken when a run ends; ``tries`` and ``pause`` say how often and how patiently one page is
-    asked for, and ``page_pause`` is the time between one page and the next, below Daraja's spike arrest; ``wait`` is
-    how long a manual run is waited for before it is answered as still running. ``keep_days`` is for how long runs and
-    lines are kept, in days, 0 for ever, at least 3: M-Pesa's statements reach back 48 hours, and must not show a line
-    that is forgotten. A line that waits for a person stays.
+    Times are in seconds unless their name states another unit. ``window_hours``: window of a regular run; after missed
+    runs it starts at the end of the last one, at most 48 hours back, the limit of Pull. ``max_concurrent``: merchants
+    that a worker reconciles at a time; others are woken when a run ends. ``tries`` and ``pause``: attempts for one page
+    and the pause between them. ``page_pause``: pause between pages, for Daraja's spike arrest. ``wait``: time until a
+    manual run is returned as running. ``keep_days``: days for which runs and lines are stored, 0 for no limit, at least
+    3: M-Pesa's statements reach back 48 hours and must not show a deleted line. A line that needs review is never
+    deleted.
     """
 
     window_hours: Annotated[float, msgspec.Meta(gt=0, le=48)] = 2.0
@@ -30,6 +30,5 @@ class ReconciliationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     keep_days: Days = 731
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a time that is too short."""
         if 0 < self.keep_days < _LEAST_DAYS:
             raise ValueError("`keep_days` must be 0 or at least 3: M-Pesa's statements reach back 48 hours")

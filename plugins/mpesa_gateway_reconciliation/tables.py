@@ -1,4 +1,4 @@
-"""Runs and statement lines as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+"""Piccolo tables of runs and statement lines, with their named queries."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mpesa_gateway.db.named import Named
 
 
 class RegistrationRow(Table, tablename="pull_registration"):
-    """A shortcode that Pull has been enabled for."""
+    """A shortcode with Pull enabled."""
 
     merchant_id = Text(primary_key=True)
     env = Text()
@@ -22,7 +22,7 @@ class RegistrationRow(Table, tablename="pull_registration"):
 
 
 class RunRow(Table, tablename="reconciliation_run"):
-    """One reading of one window of a merchant's statement."""
+    """One reading of one window of a statement."""
 
     run_id = Text(primary_key=True)
     merchant_id = Text()
@@ -48,10 +48,7 @@ class RunRow(Table, tablename="reconciliation_run"):
 
 
 class NoteRow(Table, tablename="statement_note"):
-    """What a transaction's own columns do not say of the line of a statement that shows it.
-
-    There is one for a line that was not explained when it was read, or that states its amount or time differently.
-    """
+    """Facts of a statement line beyond its transaction, if it was unexplained or its amount or time differs."""
 
     transaction_id = Text(primary_key=True)
     merchant_id = Text()
@@ -76,7 +73,7 @@ class NoteRow(Table, tablename="statement_note"):
 
 
 class RunLineRow(Table, tablename="reconciliation_line"):
-    """What a transaction was found to be in one run."""
+    """The finding of a transaction in one run."""
 
     run_id = Text(primary_key=True)
     transaction_id = Text()
@@ -106,7 +103,7 @@ REACHED = """
 SELECT max(window_end) FROM reconciliation_run
 WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' AND cause = 'cron'
 """
-"""Only regular runs join each other without a gap; a manual one reads whatever window somebody wanted."""
+"""Regular runs adjoin without gaps; manual windows do not."""
 
 # raw SQL: upsert
 KEEP_LINES = Named("""
@@ -118,7 +115,7 @@ WITH locked AS (
         $amount_text::text[], $is_timed::boolean[], $is_explained::boolean[], $finding::text[], $payment_id::uuid[],
         $owner::uuid[])
         AS t(transaction_id, likely, other, amount, amount_text, is_timed, is_explained, finding, payment_id, owner)
-    -- Not before the notes are locked.
+    -- After the notes are locked.
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 ), noted AS (
     INSERT INTO statement_note AS known (transaction_id, merchant_id, env, moments, amount, amount_text, is_timed,
@@ -128,15 +125,15 @@ WITH locked AS (
     FROM given WHERE NOT is_explained ORDER BY transaction_id
     ON CONFLICT (transaction_id) DO UPDATE SET
         (moments, is_timed) = (
-            -- The window of this run leaves fewer readings of the time than those before, or the first possible one.
+            -- This run's window leaves fewer readings of the time than earlier ones, or the first possible one.
             SELECT CASE WHEN learns THEN excluded.moments ELSE known.moments END,
                 known.is_timed OR excluded.is_timed
             FROM (SELECT excluded.is_timed AND known.payment_id IS NULL AND known.answered_at IS NULL
                 AND (NOT known.is_timed OR cardinality(excluded.moments) < cardinality(known.moments)) AS learns
-            ) AS told)
+            ) AS merged)
     RETURNING transaction_id, finding, set_aside_at
 ), explained AS (
-    -- Its payment got it by another report meanwhile.
+    -- Another report has completed its payment.
     UPDATE statement_note AS note SET finding = 'already_known', payment_id = given.payment_id,
         merchant_id = given.owner, settled_at = $created_at
     FROM given WHERE note.transaction_id = given.transaction_id AND given.payment_id IS NOT NULL
@@ -186,9 +183,7 @@ SELECT found.* FROM (
     ORDER BY note.created_at DESC LIMIT 1000
 ) AS found
 """
-"""Money on statements of all merchants of these receivers that belongs to no payment.
-
-What only a status answer has shown is not among it: the answer was judged alone, as before there were transactions."""
+"""Unallocated money on these receivers' statements, of all merchants, except money known from status answers only."""
 
 ZONES = """
 SELECT note.zone FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id)
@@ -219,14 +214,14 @@ UPDATE statement_note SET finding = $2, payment_id = $3, merchant_id = COALESCE(
 WHERE transaction_id = $1
 RETURNING transaction_id
 """
-"""Money of another merchant's payment is that merchant's to see."""
+"""A line of another merchant's payment moves to that merchant."""
 
 # raw SQL: lock
 LOCK_NOTE = """
 SELECT payment_id, set_aside_at FROM transaction JOIN statement_note USING (transaction_id)
 WHERE transaction_id = $1 FOR UPDATE
 """
-"""Locks the transaction and then its note: what settles a line writes the transaction."""
+"""Locks the transaction before its note."""
 
 # raw SQL: array
 OPEN_LIKE = """
@@ -241,7 +236,7 @@ WHERE finding = 'ambiguous' AND set_aside_at IS NULL AND line_id = ANY (ARRAY(
         ORDER BY note.created_at DESC LIMIT 100)))
 ORDER BY line_id
 """
-"""The line that was asked about and the newest that it may have left alone: the new number may decide those too."""
+"""The queried line and the newest similar ones."""
 
 # raw SQL: expression
 LEARN = """
@@ -281,11 +276,10 @@ RUN_LINES = KeysetList(
     of_merchants=False,
     oldest_first=True,
 )
-"""The payment is shown to its own merchant only: a sandbox number is read by several."""
+"""A payment is shown to its own merchant only: several merchants may read a sandbox number."""
 
 
 def lines_of(run: Found, finding: str | None) -> Conditions:
-    """Return the conditions for the lines of a run."""
     found = Conditions(run["env"])
     found.add("run_id = {}", run["run_id"])
     if finding is not None:
@@ -303,7 +297,7 @@ FOR UPDATE NOWAIT
 FORGET_RUNS = """
 WITH old AS (
     SELECT run_id FROM reconciliation_run WHERE run_id < $1 AND status <> 'running'
-    -- With each run go its lines, perhaps hundreds.
+    -- Each run may have hundreds of lines, which are deleted with it.
     ORDER BY run_id LIMIT GREATEST($2 / 50, 1) FOR UPDATE SKIP LOCKED
 ), lines AS (
     DELETE FROM reconciliation_line WHERE run_id IN (SELECT run_id FROM old)
@@ -327,10 +321,10 @@ SELECT * FROM statement WHERE env = $2 AND line_id = $3 AND (merchant_id = $1 OR
     SELECT 1 FROM reconciliation_line JOIN reconciliation_run USING (run_id)
     WHERE transaction_id = $3 AND reconciliation_run.merchant_id = $1))
 """
-"""A line of this merchant, or one that its runs have read: a sandbox number is read by several."""
+"""A line of this merchant, or one that its runs have read."""
 
 UNRESOLVED = "finding IN ('not_found', 'mismatched', 'ambiguous') AND set_aside_at IS NULL"
-"""Lines that no payment explains, and that nobody has seen to."""
+"""Lines without a payment that await review."""
 
 # raw SQL: join
 RUNS_OF_LINE = """
@@ -351,7 +345,7 @@ ORDER BY statement.created_at LIMIT 20
 
 # raw SQL: aggregate
 COUNT_UNRESOLVED = f"""
-SELECT count(*) FILTER (WHERE finding <> 'not_found') AS gravely, count(*) AS in_all FROM (
+SELECT count(*) FILTER (WHERE finding <> 'not_found') AS conflicting, count(*) AS total FROM (
     SELECT open.finding FROM merchant CROSS JOIN LATERAL (
         SELECT finding FROM statement_note
         WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = $1 AND {UNRESOLVED}
@@ -365,7 +359,7 @@ FROM merchant CROSS JOIN unnest(ARRAY['sandbox', 'live']) AS world CROSS JOIN LA
     WHERE statement_note.merchant_id = merchant.merchant_id AND statement_note.env = world AND {UNRESOLVED}
     ORDER BY transaction_id DESC LIMIT 1000) AS open
 GROUP BY world, open.finding
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the same reason
 
 # raw SQL: join
 SET_ASIDE_OF_RUN = f"""
@@ -376,7 +370,7 @@ WHERE transaction_id IN (
         AND finding = 'not_found' AND {UNRESOLVED}
     ORDER BY transaction_id FOR UPDATE
 ) RETURNING transaction_id
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the same reason
 
 # raw SQL: aggregate
 COUNT_FAILING = """
@@ -389,6 +383,5 @@ WHERE last.status = 'failed'
 
 
 async def find_run(db: Database, run_id: str) -> Found | None:
-    """A run of any merchant."""
     rows: list[dict[str, Any]] = await db.run(RunRow.select().where(RunRow.run_id == run_id))
     return rows[0] if rows else None

@@ -1,4 +1,4 @@
-"""Finds money on statements that belongs to no payment."""
+"""Unallocated money on statements."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,12 @@ from mpesa_gateway_reconciliation.line_evidence import evidence_of, zone_of
 
 
 class UnallocatedMoneyReader:
-    """The port by which payments ask for money that belongs to no payment."""
+    """The port through which payments find unallocated money."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
     async def find(self, env: str, wanted: Sequence[WantedMoney]) -> Sequence[Transaction]:
-        """See the port."""
         rows = await self._db.fetch(
             tables.UNALLOCATED,
             env,

@@ -1,4 +1,4 @@
-"""Refunds: money that a merchant sends back to a payer, by M-Pesa's reversal, once for each request.
+"""Refunds of payments by M-Pesa's reversals, one reversal per refund.
 
-This plugin owns refunds and their reversals. What it may take back is set aside on the payment, in one transaction.
+The refunded amount is reserved on the payment, in the same transaction.
 """

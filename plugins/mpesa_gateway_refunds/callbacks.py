@@ -1,4 +1,4 @@
-"""The callbacks that refunds wait for: how a reversal ended."""
+"""Callback kinds of refunds: results of reversals."""
 
 from typing import Any
 

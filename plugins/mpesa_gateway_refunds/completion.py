@@ -1,4 +1,4 @@
-"""Ends refunds: completed, failed, or left to an operator, who decides from M-Pesa's portal."""
+"""Ends of refunds: completed, failed, or resolved by an operator."""
 
 import asyncpg
 import structlog
@@ -24,9 +24,9 @@ from mpesa_gateway_refunds.views import view
 log = structlog.get_logger(__name__)
 
 DONE = ReversalOutcome("reversed", "the money went back to the payer", "")
-"""The outcome of a reversal that M-Pesa or an operator reports as done."""
+"""The outcome of a completed reversal."""
 
-CAME_IN = "M-Pesa says that it is done, and names money that came in: look on its portal"
+CAME_IN = "M-Pesa reports success and names an incoming payment: check its portal"
 
 
 class RefundCompletion:
@@ -50,15 +50,15 @@ class RefundCompletion:
     async def complete(
         self, row: Found, outcome: ReversalOutcome, code: str | None, text: str | None, receipt: str | None
     ) -> bool:
-        """The one way to ``completed``; a refund that was given up and went through after all gets there as well.
+        """Complete a refund, also one that has failed and went through later.
 
-        False when the payment has no money left for it, which another refund may still free.
+        Returns False if the payment has no money left for it; the end of another refund may free some.
         """
         shown = None if receipt == row["receipt"] else receipt
         if row["status"] == "completed":
             known = row["reversal_receipt"]
             if known is not None and shown not in {None, known}:
-                await self.require_review(row, f"M-Pesa gives it a second receipt, {shown}: look on its portal")
+                await self.require_review(row, f"M-Pesa reports a second receipt, {shown}: check its portal")
             return True
         now = self._clock.now()
         payment_id, refund_id, amount = row["payment_id"], row["refund_id"], Kes(row["amount"])
@@ -87,11 +87,11 @@ class RefundCompletion:
                     ).where(RefundRow.refund_id == refund_id, RefundRow.status != "completed")
                 )
         except Conflict as problem:
-            why = f"M-Pesa carried this refund out after all, and its money is promised to another: {problem.message}"
+            why = f"M-Pesa carried this refund out late, and its money is reserved for another: {problem.message}"
             await self.require_review(row, why)
             return False
         except asyncpg.UniqueViolationError:
-            await self.require_review(row, f"M-Pesa gives it the receipt {shown}, which another refund has")
+            await self.require_review(row, f"M-Pesa reports the receipt {shown}, which another refund has")
             return True
         await self._payments.reverse(payment_id, refund_id, amount, shown)
         log.info("refund_completed", refund_id=refund_id, outcome=outcome.word)
@@ -100,7 +100,7 @@ class RefundCompletion:
     async def fail(
         self, row: Found, outcome: ReversalOutcome, *, code: str, text: str, reversal: str = "ended"
     ) -> None:
-        """The one way to ``failed``: what was set aside is free again, and the merchant hears of it."""
+        """Fail a refund: release the reserved money, and publish ``refund.failed`` unless nothing was sent."""
         now = self._clock.now()
         failed = await self._db.run(
             RefundRow.update(
@@ -146,15 +146,15 @@ class RefundCompletion:
         log.info("refund_failed", refund_id=row["refund_id"], outcome=outcome.word)
 
     async def require_review(self, row: Found, why: str) -> None:
-        """Note on a locked refund why an operator has to decide it."""
+        """Record on a locked refund why it needs review."""
         now = self._clock.now()
         if await self._db.fetchval(tables.NEEDS_ATTENTION, row["refund_id"], why, now) is not None:
             log.error("refund_needs_review", refund_id=row["refund_id"], why=why)
 
     async def resolve(self, env: Env, refund_id: str, resolution: Resolution, actor: str) -> RefundView:
-        """End a refund of ``env`` by hand, from what a person saw on M-Pesa's portal.
+        """End a refund of ``env`` as an operator decides from M-Pesa's portal.
 
-        Raises NotFound, Invalid, RefundEnded.
+        Raises NotFound, Invalid and RefundEnded.
         """
         require_confirmed(resolution.confirm, refund_id)
         async with self._db.transaction():
@@ -162,7 +162,7 @@ class RefundCompletion:
             if row is None or row["env"] != env:
                 raise NotFound("there is no such refund")
             await self._resolve(row, resolution)
-            # Last: a transaction that waits for the audit log then holds no lock that others need.
+            # Last, so that a transaction that waits for the audit log holds no contended lock.
             await self._audit.record(
                 "refund.resolved",
                 merchant_id=row["merchant_id"],
@@ -175,7 +175,7 @@ class RefundCompletion:
 
     async def _resolve(self, row: Found, resolution: Resolution) -> None:
         if row["attention"] is None:
-            raise RefundEnded("only a refund that needs attention is decided by hand")
+            raise RefundEnded("only a refund that needs review can be resolved")
         note = resolution.note
         if row["status"] == resolution.outcome:
             await self._db.run(
@@ -185,9 +185,9 @@ class RefundCompletion:
             )
         elif resolution.outcome == "completed":
             if not await self.complete(row, DONE, "operator", note, None):
-                raise RefundEnded("this payment has no money left for this refund: another one has it")
+                raise RefundEnded("the payment has no money left for this refund: another refund has it")
         elif row["status"] == "pending":
-            outcome = ReversalOutcome("other", "an operator found that no money went back", "ask for it again")
+            outcome = ReversalOutcome("other", "an operator found no reversal", "request the refund again")
             await self.fail(row, outcome, code="operator", text=note)
         else:
-            raise RefundEnded("this refund is completed and its payment reversed, which is not taken back")
+            raise RefundEnded("this refund is completed and its payment reversed: this cannot be undone")

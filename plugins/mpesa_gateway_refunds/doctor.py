@@ -1,4 +1,4 @@
-"""Looks whether a refund waits for a person."""
+"""Check for refunds that need review."""
 
 from collections.abc import AsyncIterator
 
@@ -7,12 +7,12 @@ from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_refunds.tables import RefundRow
 
 
-async def check_refunds(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Refunds of which M-Pesa has not said what became of them."""
+async def check_refunds(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
+    """Count the pending refunds that need review."""
     count = await gateway.db.run(
         RefundRow.count().where(
-            RefundRow.merchant_id == examination.one.merchant_id,
-            RefundRow.env == examination.env,
+            RefundRow.merchant_id == context.one.merchant_id,
+            RefundRow.env == context.env,
             RefundRow.status == "pending",
             RefundRow.attention.is_not_null(),
         )
@@ -20,8 +20,8 @@ async def check_refunds(gateway: Runtime, examination: CheckContext) -> AsyncIte
     if count:
         yield warning(
             "refunds.attention",
-            f"{count} refunds wait for a person: M-Pesa has not said what became of them",
-            "GET /v1/refunds?status=pending shows why; decide by POST /v1/admin/refunds/{id}/resolve",
+            f"{count} refunds need review: M-Pesa has not reported their results",
+            "GET /v1/refunds?status=pending shows why; resolve with POST /v1/admin/refunds/{id}/resolve",
         )
 
 

@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from what was written down about refunds of their payments."""
+"""Erasure of a payer's phone number from refunds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def _widen(gateway: Runtime, case: ErasureCase) -> set[str]:
-    """The refunds of the case's payments, by everybody's names for them."""
+    # Callbacks refer to a refund by its ids at Daraja and by its subjects.
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     named = [row[name] for row in rows for name in ("originator_conversation_id", "conversation_id")]
     for row in rows:
@@ -24,7 +24,7 @@ async def _objects(gateway: Runtime, case: ErasureCase) -> str | None:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     pending = next((row["refund_id"] for row in rows if row["status"] == "pending"), None)
     if pending is not None:
-        return f"{pending} is under way"
+        return f"{pending} is pending"
     recent = next((row for row in rows if row["updated_at"] >= case.before), None)
     return None if recent is None else f"{recent['refund_id']} is too recent"
 
@@ -41,7 +41,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
                 )
             )
             if row["idempotency_key"] is not None:
-                # As for payments: the fingerprint is of a text that had the number.
+                # The key's fingerprint covers a text with the number.
                 await idempotency.delete_key(
                     gateway.db, merchant_id=row["merchant_id"], env=row["env"], key=row["idempotency_key"]
                 )
@@ -52,7 +52,7 @@ async def _erase(gateway: Runtime, case: ErasureCase) -> Mapping[str, int]:
 async def _keeps(gateway: Runtime, case: ErasureCase) -> Sequence[str]:
     rows = await gateway.db.fetch(tables.OF_CASE, case.named)
     return [
-        f"the Idempotency-Key of {row['refund_id']} contains the number; it stays, or it could make a second refund"
+        f"the Idempotency-Key of {row['refund_id']} contains the number; it stays, to prevent a second refund"
         for row in rows
         if case.number.is_in(row["idempotency_key"])
     ]

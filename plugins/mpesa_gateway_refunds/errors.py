@@ -1,7 +1,7 @@
-"""What only refunds can refuse."""
+"""Errors of refunds."""
 
 from mpesa_gateway.errors import Conflict
 
 
 class RefundEnded(Conflict):
-    """The refund has ended, or is not one that a person has to decide."""
+    """The refund has ended, or does not need review."""

@@ -1,4 +1,4 @@
-"""What happened to a refund, for merchants, hosts and other plugins."""
+"""Events of refunds."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from mpesa_gateway_refunds.result_codes import REVERSAL_RESULTS
 
 
 class RefundFailed(PublicEvent, frozen=True, kw_only=True):
-    """M-Pesa sent no money back. ``outcome`` is a stable word, ``advice`` says what the merchant can do."""
+    """M-Pesa sent no money back. ``outcome`` is a stable word, ``advice`` the merchant's next step."""
 
     kind: ClassVar[str] = "refund.failed"
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -38,7 +38,6 @@ class RefundFailed(PublicEvent, frozen=True, kw_only=True):
     result_desc: str | None
 
     def data(self) -> dict[str, Any]:
-        """What merchants get to see."""
         return {
             "refund_id": self.refund_id,
             "payment_id": self.payment_id,
@@ -55,7 +54,7 @@ class RefundFailed(PublicEvent, frozen=True, kw_only=True):
 
 
 class ReversalResulted(QueryResulted, frozen=True, kw_only=True):
-    """Daraja told how a reversal ended: ``reversal_receipt`` is its own, ``receipt`` that of the reversed payment."""
+    """The result of a reversal; ``receipt`` is the reversed payment's."""
 
     kind: ClassVar[str] = "callback.reversal_resulted"
 

@@ -1,10 +1,10 @@
-"""What always holds in the books of refunds, besides what Postgres itself refuses."""
+"""Invariants of refunds that constraints cannot express."""
 
 from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - the ledger's query encloses the statement of an invariant.
 INVARIANTS = (
     Invariant(
         name="sums_are_the_payments",
@@ -40,7 +40,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="failed_was_told",
-        sentence="A refund that failed has exactly one event refund.failed, unless nothing was ever sent",
+        sentence="A failed refund has exactly one event refund.failed, unless nothing was ever sent",
         sql="""
             SELECT refund_id FROM refund
             LEFT JOIN event ON event.subject_id = refund_id AND event.kind = 'refund.failed'
@@ -49,18 +49,18 @@ INVARIANTS = (
     ),
     Invariant(
         name="pending_is_due",
-        sentence="A refund that is pending has a time when it is looked at again, or waits for a person",
+        sentence="A pending refund has a time of its next status query, or needs review",
         sql="SELECT refund_id FROM refund WHERE status = 'pending' AND due_at IS NULL AND attention IS NULL",
     ),
     Invariant(
         name="nothing_overdue",
-        sentence="No refund waits to be asked about",
+        sentence="No refund is overdue for a status query",
         sql="SELECT refund_id FROM refund WHERE due_at < $1",
         grace=timedelta(minutes=10),
     ),
     Invariant(
         name="key_names_its_refund",
-        sentence="An Idempotency-Key stands for the refund that was made with it, settled once its reversal was sent",
+        sentence="An Idempotency-Key refers to the refund that was made with it, settled once its reversal was sent",
         sql="""
             SELECT refund_id FROM refund JOIN idempotency_key
                 ON (idempotency_key.merchant_id, idempotency_key.env, idempotency_key.key)

@@ -1,4 +1,4 @@
-"""Finds refunds: one by its id, or a list by any filters, newest first."""
+"""Queries for one refund or a list, newest first."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ REFUNDS = KeysetList(table="refund", key="refund_id", prefix="rfd")
 
 
 async def find_refund(db: Database, merchant_id: str, env: Env, refund_id: str) -> Found:
-    """Return a refund of this merchant in ``env``. Raises NotFound."""
+    """Return a merchant's refund in ``env``. Raises NotFound."""
     row: Found | None = await db.run(
         RefundRow.select()
         .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.refund_id == refund_id)
@@ -38,7 +38,7 @@ async def list_refunds(db: Database, merchant_id: str, env: Env, filters: Refund
 def export_refunds(
     db: Database, merchant_id: str, env: Env, filters: RefundFilters
 ) -> AsyncGenerator[list[Sequence[Any]]]:
-    """Return all refunds that pass the filters, newest first, in pages."""
+    """Return all matching refunds, newest first, in pages."""
     return REFUNDS.export(db, _conditions(merchant_id, env, filters), exported)
 
 

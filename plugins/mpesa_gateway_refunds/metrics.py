@@ -1,4 +1,4 @@
-"""Gauges of refunds: open ones, and those that need review."""
+"""Gauges of refunds."""
 
 from prometheus_client.core import GaugeMetricFamily
 
@@ -22,13 +22,12 @@ def _refund_gauges() -> Gauges:
 
 
 async def collect_refunds(gateway: Runtime, gauges: Gauges) -> None:
-    """Count open refunds and refunds that need review, by env."""
-    open_refunds, oldest, held = gauges
+    open_refunds, oldest, needing_review = gauges
     for env in ENVS:
         row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)
         open_refunds.add_metric((env,), 0 if row is None else row["open"])
         oldest.add_metric((env,), seconds_since(None if row is None else row["oldest"], gateway.clock))
-        held.add_metric((env,), await gateway.db.run(tables.waiting_of(env)))
+        needing_review.add_metric((env,), await gateway.db.run(tables.waiting_of(env)))
 
 
 COLLECTORS = (Collector(_refund_gauges, collect_refunds),)

@@ -1,4 +1,4 @@
-"""What refunds ask Daraja: to reverse a payment."""
+"""Daraja's reversal operation."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +10,9 @@ from mpesa_gateway.money import Kes
 
 @dataclass(frozen=True, kw_only=True)
 class ReversalRequest:
-    """Send money back to the payer. The answer comes to ``result_url``.
+    """The body of a reversal; its result is posted to ``result_url``.
 
-    It takes no id of ours: after OutcomeUnknown it must not be repeated.
+    It has no id of ours, so it must not be repeated after OutcomeUnknown.
     """
 
     initiator: Initiator
@@ -23,7 +23,6 @@ class ReversalRequest:
     remarks: str
 
     def body(self, credentials: DarajaCredentials, _: datetime) -> dict[str, Any]:
-        """See ``Request``."""
         return {
             "Initiator": self.initiator.name,
             "SecurityCredential": self.initiator.security_credential.reveal(),
@@ -31,7 +30,7 @@ class ReversalRequest:
             "TransactionID": self.receipt,
             "Amount": int(self.amount),
             "ReceiverParty": credentials.receiver,
-            # Safaricom's own spelling.
+            # The spelling is Safaricom's.
             "RecieverIdentifierType": "11",
             "ResultURL": self.result_url,
             "QueueTimeOutURL": self.timeout_url,

@@ -1,4 +1,4 @@
-"""Refunds as operators look at them, of all merchants together, and what they do about one."""
+"""Operators' use cases of refunds, for all merchants."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,7 +22,7 @@ from mpesa_gateway_refunds.tables import RefundRow, waiting_of
 
 
 class RefundsQuery(OperatorQuery, frozen=True, kw_only=True):
-    """The filters of the operators' list; ``waiting`` lets through what waits for a person."""
+    """Filters of the operators' list; ``waiting`` selects refunds that need review."""
 
     status: Literal["pending", "completed", "failed"] | None = None
     since: datetime | None = None
@@ -39,7 +39,7 @@ def _conditions(env: Env, query: RefundsQuery) -> Conditions:
 
 
 class RefundOperatorService:
-    """What operators ask of refunds."""
+    """Lists, finds, counts and requests refunds."""
 
     def __init__(self, *, db: Database, merchants: Merchants, payments: Payments, refunds: RefundService) -> None:
         self._db = db
@@ -48,22 +48,22 @@ class RefundOperatorService:
         self._refunds = refunds
 
     async def page(self, env: Env, query: RefundsQuery, limit: int) -> KeysetPage[Row]:
-        """A page of refunds of ``env``. Raises Invalid for a bad cursor."""
+        """Return a page of refunds of ``env``. Raises Invalid for a bad cursor."""
         return await REFUNDS.page(self._db, _conditions(env, query), query.cursor, limit)
 
     async def total(self, env: Env, query: RefundsQuery) -> Total:
-        """Return the number and the amount of the refunds that pass the filters."""
+        """Return the number and the amount of the matching refunds."""
         return await REFUNDS.total(self._db, _conditions(env, query))
 
     async def get(self, refund_id: str) -> Found:
-        """A refund of whichever merchant. Raises NotFound."""
+        """Return a refund of any merchant. Raises NotFound."""
         row: Found | None = await self._db.run(RefundRow.select().where(RefundRow.refund_id == refund_id).first())
         if row is None:
             raise NotFound("there is no such refund")
         return row
 
     async def of_payment(self, payment_id: str) -> list[Found]:
-        """A payment's refunds, newest first."""
+        """Return a payment's refunds, newest first."""
         rows: list[Found] = await self._db.run(
             RefundRow.select()
             .where(RefundRow.payment_id == payment_id)
@@ -73,19 +73,19 @@ class RefundOperatorService:
         return rows
 
     async def count_waiting(self, env: Env) -> int:
-        """How many refunds of ``env`` wait for a person."""
+        """Count the refunds of ``env`` that need review."""
         count: int = await self._db.run(waiting_of(env))
         return count
 
     async def payment(self, payment_id: str) -> PaymentView:
-        """The payment that a refund is of. Raises NotFound."""
+        """Return a refund's payment. Raises NotFound."""
         payment = await self._payments.find(payment_id)
         if payment is None:
             raise NotFound("there is no such payment")
         return payment
 
     async def request(self, visit: PageRequest, payment_id: str) -> RefundView:
-        """Send money back, as a form asks for it.
+        """Request a refund from a submitted form.
 
         Raises Invalid, NotFound, Conflict, KeyMismatch, ProviderNotConfigured, ProviderRejected, ProviderUnavailable.
         """
@@ -100,9 +100,9 @@ class RefundOperatorService:
 
 
 def refundable_amount(payment: PaymentView, refunds: Sequence[Found]) -> int:
-    """KES of a payment that can still be sent back: none unless it was paid and its receipt is known."""
+    """Return the refundable KES of a payment: 0 unless it is paid and its receipt is known."""
     if payment.status not in {"completed", "partially_reversed"} or payment.receipt is None:
         return 0
-    under_way = sum(row["amount"] for row in refunds if row["status"] == "pending")
-    left: int = Kes.parse(payment.amount) - Kes.parse(payment.refunded_amount) - under_way
+    reserved = sum(row["amount"] for row in refunds if row["status"] == "pending")
+    left: int = Kes.parse(payment.amount) - Kes.parse(payment.refunded_amount) - reserved
     return left

@@ -1,4 +1,4 @@
-"""The operators' pages about refunds: the list, one refund, sending money back, and deciding what M-Pesa never told."""
+"""The operators' pages of refunds."""
 
 from collections.abc import Sequence
 
@@ -31,15 +31,14 @@ _A_PAGE = 50
 
 
 async def refunds(visit: PageRequest) -> Rendered:
-    """The list, newest first."""
     query = visit.read_query(RefundsQuery)
-    desk = visit.gateway.port(RefundOperatorService)
-    page = await desk.page(visit.env, query, _A_PAGE)
+    operators = visit.gateway.port(RefundOperatorService)
+    page = await operators.page(visit.env, query, _A_PAGE)
     return Rendered(
         "refunds.html",
         {
             "rows": page.rows,
-            "total": await desk.total(visit.env, query),
+            "total": await operators.total(visit.env, query),
             "query": query,
         }
         | await visit.merchant_names(page.rows)
@@ -48,7 +47,6 @@ async def refunds(visit: PageRequest) -> Rendered:
 
 
 async def refund(visit: PageRequest) -> Rendered:
-    """One refund: how it stands, and what can be done."""
     row = await visit.gateway.port(RefundOperatorService).get(visit.values["refund_id"])
     visit.require(row["env"])
     return Rendered(
@@ -64,7 +62,6 @@ async def refund(visit: PageRequest) -> Rendered:
 
 
 async def query(visit: PageRequest) -> Redirect:
-    """Ask M-Pesa now what became of it."""
     refund_id = visit.values["refund_id"]
     row = await visit.gateway.port(RefundOperatorService).get(refund_id)
     await visit.gateway.port(RefundStatusQueries).ask_now(row["merchant_id"], row["env"], refund_id)
@@ -72,7 +69,6 @@ async def query(visit: PageRequest) -> Redirect:
 
 
 async def resolve(visit: PageRequest) -> Redirect:
-    """End it from what a person saw on M-Pesa's portal."""
     refund_id, outcome = visit.values["refund_id"], visit.text("outcome")
     if outcome not in {"completed", "failed"}:
         raise InvalidFields.field_error("outcome", "choose completed or failed")
@@ -81,22 +77,21 @@ async def resolve(visit: PageRequest) -> Redirect:
     confirm = visit.text("confirm") or "nothing"
     decided = Resolution(outcome=outcome, confirm=confirm, note=visit.text("note"))  # type: ignore[arg-type]
     row = await visit.gateway.port(RefundOperatorService).get(refund_id)
-    endings = visit.gateway.port(RefundCompletion)
-    ended = await endings.resolve(row["env"], refund_id, decided, visit.visitor.actor)
+    completion = visit.gateway.port(RefundCompletion)
+    ended = await completion.resolve(row["env"], refund_id, decided, visit.visitor.actor)
     return Redirect(f"refunds/{refund_id}", f"Refund {ended.status}.")
 
 
 async def refund_form(visit: PageRequest) -> Rendered:
-    """The form that sends a payment's money back."""
-    desk, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
-    payment = await desk.payment(payment_id)
+    operators, payment_id = visit.gateway.port(RefundOperatorService), visit.values["payment_id"]
+    payment = await operators.payment(payment_id)
     visit.require(payment.env)
     return Rendered(
         "refund_form.html",
         {
             "payment": payment,
-            "left": refundable_amount(payment, await desk.of_payment(payment_id)),
-            # One form, one refund, however often it is sent.
+            "left": refundable_amount(payment, await operators.of_payment(payment_id)),
+            # The form's key: sending the form twice makes one refund.
             "key": visit.text("key") or f"ops-{visit.gateway.ids.token(16).hex()}",
             "fields": {name: visit.text(name) for name in ("amount", "reason", "confirm")},
         },
@@ -104,20 +99,18 @@ async def refund_form(visit: PageRequest) -> Rendered:
 
 
 async def create(visit: PageRequest) -> Redirect:
-    """Send it back."""
     if visit.text("confirm") != visit.values["payment_id"]:
         raise InvalidFields.field_error("confirm", "confirm: a refund cannot be undone")
     made = await visit.gateway.port(RefundOperatorService).request(visit, visit.values["payment_id"])
     return Redirect(f"refunds/{made.id}", "Refund requested.")
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- panels and timelines of other plugins' pages ---------------------------------------------------------------------
 
 
 async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
-    """A payment's refunds, and the way to one more."""
-    desk = visit.gateway.port(RefundOperatorService)
-    rows, payment = await desk.of_payment(payment_id), await desk.payment(payment_id)
+    operators = visit.gateway.port(RefundOperatorService)
+    rows, payment = await operators.of_payment(payment_id), await operators.payment(payment_id)
     left = refundable_amount(payment, rows)
     return (
         Rendered("refunds_of_payment.html", {"rows": rows, "left": left, "payment": payment}) if rows or left else None
@@ -125,7 +118,6 @@ async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """What M-Pesa said about a payment's refunds."""
     rows = await gateway.port(RefundOperatorService).of_payment(payment_id)
     handles = [row["originator_conversation_id"] for row in rows if row["originator_conversation_id"]]
     subjects = [subject for row in rows for subject in callback_subjects(row["refund_id"])]
@@ -133,7 +125,6 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 
 async def past(gateway: Runtime, refund_id: str) -> Sequence[TimelineEntry]:
-    """What became of a refund."""
     row = await gateway.port(RefundOperatorService).get(refund_id)
     handles = [row["originator_conversation_id"]] if row["originator_conversation_id"] else []
     moments = [
@@ -153,7 +144,6 @@ async def past(gateway: Runtime, refund_id: str) -> Sequence[TimelineEntry]:
 
 
 async def waiting(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Refunds that M-Pesa never answered for."""
     count = await gateway.port(RefundOperatorService).count_waiting(env)
     if not count:
         return ()

@@ -1,4 +1,4 @@
-"""The refunds plugin, declared."""
+"""The declaration of the refunds plugin."""
 
 from collections.abc import Sequence
 
@@ -26,13 +26,13 @@ from mpesa_gateway_refunds.tables import RefundRow
 
 
 async def take_reversal_result(results: Sequence[ReversalResulted], gateway: Runtime) -> None:
-    """Daraja told how a reversal ended."""
+    """Apply the results of reversals."""
     for result in results:
         await gateway.port(ReversalResults).apply_result(result)
 
 
 async def take_status_of_reversal(results: Sequence[StatusResulted], gateway: Runtime) -> None:
-    """Daraja told what we asked about a reversal."""
+    """Apply the results of status queries about refunds."""
     for result in results:
         await gateway.port(ReversalResults).apply_status(result)
 
@@ -44,7 +44,7 @@ async def _count_open(gateway: Runtime, shortcode_ids: Sequence[str]) -> dict[st
 
 plugin = Plugin(
     name="refunds",
-    summary="Sends money back by reversal, never more than came in, and follows each reversal to its end.",
+    summary="Refunds payments by reversal, never more than was paid, and tracks each reversal to its end.",
     requires=("credentials", "callbacks", "transactions", "payments"),
     settings=RefundsSettings,
     scopes=(REFUNDS_READ, REFUNDS_WRITE),

@@ -1,4 +1,4 @@
-"""Puts the parts of this plugin together: ports for other plugins, and classes for our own use."""
+"""Ports and services of the refunds plugin."""
 
 from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.plugin import Provides
@@ -15,7 +15,7 @@ from mpesa_gateway_refunds.settings import RefundsSettings
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 
 _ASKED_EACH = 2
-"""Refunds of one merchant that one worker asks about at the same time."""
+"""Concurrent status queries of one worker about refunds of one merchant."""
 
 
 def _service(gateway: Runtime) -> RefundService:
@@ -27,7 +27,7 @@ def _service(gateway: Runtime) -> RefundService:
         audit=gateway.audit,
         outcomes=gateway.outcomes,
         public_url=gateway.url,
-        see_through=gateway.run_to_completion,
+        run_to_completion=gateway.run_to_completion,
         payments=gateway.port(RefundablePayments),
         credentials=gateway.port(Credentials),
         sender=gateway.port(ReversalSender),
@@ -45,7 +45,7 @@ def _queries(gateway: Runtime) -> RefundStatusQueries:
         jobs=gateway.jobs,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        endings=gateway.port(RefundCompletion),
+        completion=gateway.port(RefundCompletion),
         sender=gateway.port(ReversalSender),
     )
 
@@ -56,7 +56,7 @@ def _results(gateway: Runtime) -> ReversalResults:
         clock=gateway.clock,
         callbacks=gateway.port(Callbacks),
         credentials=gateway.port(Credentials),
-        endings=gateway.port(RefundCompletion),
+        completion=gateway.port(RefundCompletion),
     )
 
 
@@ -69,11 +69,11 @@ def _sender(gateway: Runtime) -> ReversalSender:
         daraja=gateway.daraja,
         outcomes=gateway.outcomes,
         callbacks=gateway.port(Callbacks),
-        endings=gateway.port(RefundCompletion),
+        completion=gateway.port(RefundCompletion),
     )
 
 
-def _endings(gateway: Runtime) -> RefundCompletion:
+def _completion(gateway: Runtime) -> RefundCompletion:
     return RefundCompletion(
         db=gateway.db,
         clock=gateway.clock,
@@ -83,7 +83,7 @@ def _endings(gateway: Runtime) -> RefundCompletion:
     )
 
 
-def _desk(gateway: Runtime) -> RefundOperatorService:
+def _operator_service(gateway: Runtime) -> RefundOperatorService:
     return RefundOperatorService(
         db=gateway.db,
         merchants=gateway.merchants,
@@ -97,6 +97,6 @@ PROVIDES: Provides = (
     (RefundStatusQueries, _queries),
     (ReversalResults, _results),
     (ReversalSender, _sender),
-    (RefundCompletion, _endings),
-    (RefundOperatorService, _desk),
+    (RefundCompletion, _completion),
+    (RefundOperatorService, _operator_service),
 )

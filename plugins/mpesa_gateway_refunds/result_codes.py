@@ -1,4 +1,4 @@
-"""What M-Pesa's codes mean for a refund, and what to do about each."""
+"""Result codes of reversals, with their meaning and the next step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,14 +18,14 @@ ReversalWord = Literal[
     "rejected_by_provider",
     "other",
 ]
-"""How a reversal ended, in a stable word."""
+"""Stable words for the outcome of a reversal."""
 
 
 @dataclass(frozen=True)
 class ReversalOutcome:
-    """How a reversal ended. ``advice`` says what the merchant can do.
+    """The outcome of a reversal. ``advice`` is the merchant's next step.
 
-    ``is_known``: the table has the code. An unknown code does not prove that no money went back.
+    ``is_known``: the code is in the table. An unknown code does not prove that no money was sent back.
     """
 
     word: ReversalWord
@@ -66,10 +66,10 @@ REVERSAL_RESULTS: dict[str, ReversalOutcome] = {
         "initiator_locked", "the initiator is locked", "unlock the API user on the M-Pesa organisation portal"
     ),
 }
-"""Result codes of reversals: from Safaricom's portal, and as seen by integrations."""
+"""Sources: Safaricom's portal, and codes seen by integrations."""
 
 
 def reversal_outcome(result_code: str, result_desc: str = "") -> ReversalOutcome:
-    """What a ResultCode of a reversal means; an unknown one is ``other`` and proves nothing about the money."""
+    """Return the outcome of a ResultCode; an unknown code is ``other`` and proves nothing about the money."""
     known = REVERSAL_RESULTS.get(canonical(result_code).upper())
     return known or ReversalOutcome("other", result_desc or "an unknown result", "see result_desc", is_known=False)

@@ -1,4 +1,4 @@
-"""Takes what M-Pesa reports about reversals: their results, and the answers to status queries."""
+"""Application of reversals' results and of the answers to status queries."""
 
 from contextlib import suppress
 
@@ -22,13 +22,13 @@ from mpesa_gateway_refunds.tables import RefundRow, pending
 
 log = structlog.get_logger(__name__)
 
-_NO_RECEIPT = "M-Pesa says that it is done, and does not name the transaction: look on its portal"
-_UNKNOWN_RESULT = "M-Pesa ended the reversal with a result that proves nothing about the money: look on its portal:"
-_NOT_HOW_MUCH = "M-Pesa says that this payment was reversed before, and not how much of it: look on its portal"
+_NO_RECEIPT = "M-Pesa reports success without naming the transaction: check its portal"
+_UNKNOWN_RESULT = "M-Pesa reports a result that proves nothing about the money: check its portal:"
+_NOT_HOW_MUCH = "M-Pesa reports that this payment was reversed before, and not how much of it: check its portal"
 
 
 class ReversalResults:
-    """Moves refunds by their reversals' results and by the answers to status queries."""
+    """Updates refunds by results of reversals and answers to status queries."""
 
     def __init__(
         self,
@@ -37,21 +37,21 @@ class ReversalResults:
         clock: Clock,
         callbacks: Callbacks,
         credentials: Credentials,
-        endings: RefundCompletion,
+        completion: RefundCompletion,
     ) -> None:
         self._db = db
         self._clock = clock
         self._callbacks = callbacks
         self._credentials = credentials
-        self._endings = endings
+        self._completion = completion
 
     async def apply_result(self, result: ReversalResulted) -> None:
-        """Take a reversal's result inside the transaction that stores it. An unknown refund's result keeps waiting."""
+        """Apply a result in the transaction that stores it. The result of an unknown refund keeps waiting."""
         row = await self._find(result)
         if row is None:
             return
         if result.receipt is not None and result.receipt != row["receipt"]:
-            raise DifferentSubject("this result is about another payment's reversal")
+            raise DifferentSubject("this result is about the reversal of another payment")
         if result.timed_out:
             await self._db.run(
                 RefundRow.update({RefundRow.due_at: self._clock.now()}).where(
@@ -59,12 +59,12 @@ class ReversalResults:
                 )
             )
         elif result.is_final and not await self._end(row, result):
-            # Its money is promised to another refund: offered again until that one has ended.
+            # The money is reserved for another refund. The result waits until that one ends.
             return
         await self._callbacks.mark_applied(result.callback_id)
 
     async def apply_status(self, result: StatusResulted) -> None:
-        """Take the answer to a status query about a refund inside the transaction that stores the callback."""
+        """Apply the answer to a status query about a refund, in the transaction that stores the callback."""
         prefix = result.subject_id.partition("_")[0]
         if prefix not in {ABOUT_REVERSAL, ABOUT_PAYMENT}:
             return
@@ -72,7 +72,7 @@ class ReversalResults:
         if row is None:
             return
         if result.is_final and not result.timed_out and row["status"] == "pending" and result.result_code == "0":
-            # What was asked decides what the answer is about, unless it names the payment's own receipt.
+            # The query decides what the answer is about, unless the answer has the payment's own receipt.
             if prefix == ABOUT_PAYMENT or result.receipt == row["receipt"]:
                 await self._apply_payment_status(row, result)
             else:
@@ -80,38 +80,40 @@ class ReversalResults:
         await self._callbacks.mark_applied(result.callback_id)
 
     async def _end(self, row: Found, result: ReversalResulted) -> bool:
-        """What M-Pesa says is done. False when it cannot be taken yet."""
+        """Apply a final result. Returns False if it has to wait."""
         outcome = reversal_outcome(result.result_code, result.result_desc)
         code, text = result.result_code, result.result_desc
         if outcome.word == "reversed":
             if result.amount_text is not None and result.amount != row["amount"]:
-                await self._endings.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+                await self._completion.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
                 return True
             if result.receipt is None:
-                # The result of a payout or a balance query has no OriginalTransactionID.
-                await self._endings.require_review(row, _NO_RECEIPT)
+                # Results of payouts and balance queries have no OriginalTransactionID.
+                await self._completion.require_review(row, _NO_RECEIPT)
                 return True
-            return await self._endings.complete(row, outcome, code, text, result.reversal_receipt)
+            return await self._completion.complete(row, outcome, code, text, result.reversal_receipt)
         if row["status"] == "completed":
             if outcome.word != "already_reversed":
-                await self._endings.require_review(row, f"M-Pesa said later that this refund failed: {code} {text}")
+                await self._completion.require_review(
+                    row, f"M-Pesa later reported this refund as failed: {code} {text}"
+                )
         elif not outcome.is_known and row["status"] == "pending":
-            # An unknown code does not prove that no money went back: its amount stays reserved.
-            await self._endings.require_review(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
+            # An unknown code does not prove that no money was sent back: the amount stays reserved.
+            await self._completion.require_review(row, f"{_UNKNOWN_RESULT} {code} {text}".rstrip())
         elif outcome.word != "already_reversed":
-            await self._endings.fail(row, outcome, code=code, text=text)
+            await self._completion.fail(row, outcome, code=code, text=text)
         elif await self._has_amount(row):
             await self._verify(row, code, text)
         else:
-            await self._endings.require_review(row, _NOT_HOW_MUCH)
+            await self._completion.require_review(row, _NOT_HOW_MUCH)
         return True
 
     async def _has_amount(self, row: Found) -> bool:
-        """Return True if a payment that is reversed can only be so by the whole of this refund.
+        """Return True if this refund is the only possible reason for the payment's reversal.
 
-        M-Pesa says that a payment was reversed, and not of which part it speaks.
+        M-Pesa reports a payment as reversed without the amount.
         """
-        may_have_gone_back_in_part = await self._db.run(
+        may_be_partly_reversed = await self._db.run(
             RefundRow.exists().where(
                 RefundRow.payment_id == row["payment_id"],
                 RefundRow.refund_id != row["refund_id"],
@@ -119,7 +121,7 @@ class ReversalResults:
                 RefundRow.reversal.not_in(["unsent", "refused"]),
             )
         )
-        return row["amount"] == row["payment_amount"] and not may_have_gone_back_in_part
+        return row["amount"] == row["payment_amount"] and not may_be_partly_reversed
 
     async def _verify(self, row: Found, code: str, text: str) -> None:
         now = self._clock.now()
@@ -138,51 +140,55 @@ class ReversalResults:
         )
 
     async def _apply_payment_status(self, row: Found, result: StatusResulted) -> None:
-        """How the payment stands that a reversal was asked for: ``Reversed`` is proof, and after R000001 all is."""
+        """Apply the state of the payment: ``Reversed`` is proof; after R000001 every final state counts."""
         state = transaction_state(result.transaction_status)
         if result.receipt not in {None, row["receipt"]} or state == "pending":
             return
         is_verifying = row["reversal"] == "verifying"
         if state == "partially_reversed":
-            # Of which refund the part is, M-Pesa does not say.
+            # M-Pesa does not name the refund of a partial reversal.
             if is_verifying:
-                await self._endings.require_review(row, _NOT_HOW_MUCH)
+                await self._completion.require_review(row, _NOT_HOW_MUCH)
             return
         if not is_verifying and state != "reversed":
             return
         if result.receipt is None:
-            # It need not be about this payment.
-            await self._endings.require_review(row, _NO_RECEIPT)
+            # The answer may be about another payment.
+            await self._completion.require_review(row, _NO_RECEIPT)
             return
         is_other_amount = result.amount_text is not None and result.amount != row["payment_amount"]
         if is_other_amount or (is_verifying and state == "failed"):
             of = "" if result.amount_text is None else f" of KES {result.amount_text}"
-            said = f"M-Pesa says {'both already reversed and ' if is_verifying else ''}{result.transaction_status}{of}"
-            await self._endings.require_review(row, said)
+            reversed_too = "both already reversed and " if is_verifying else ""
+            await self._completion.require_review(row, f"M-Pesa reports {reversed_too}{result.transaction_status}{of}")
         elif not await self._has_amount(row):
-            await self._endings.require_review(row, _NOT_HOW_MUCH)
+            await self._completion.require_review(row, _NOT_HOW_MUCH)
         elif is_verifying:
-            await self._endings.complete(row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None)
+            await self._completion.complete(
+                row, reversal_outcome("R000001"), row["result_code"], row["result_desc"], None
+            )
         else:
-            await self._endings.complete(row, DONE, result.result_code, result.result_desc, None)
+            await self._completion.complete(row, DONE, result.result_code, result.result_desc, None)
 
     async def _apply_reversal_status(self, row: Found, result: StatusResulted) -> None:
-        """How the reversal itself stands, by the conversation that its ack named."""
+        """Apply the state of the reversal, queried by the conversation in its ack."""
         state = transaction_state(result.transaction_status)
         if state == "failed":
-            outcome = ReversalOutcome("other", f"M-Pesa reports {result.transaction_status}", "ask for it again")
-            await self._endings.fail(row, outcome, code=result.result_code, text=outcome.meaning)
+            outcome = ReversalOutcome(
+                "other", f"M-Pesa reports {result.transaction_status}", "request the refund again"
+            )
+            await self._completion.fail(row, outcome, code=result.result_code, text=outcome.meaning)
         elif state == "completed" and result.amount_text is not None and result.amount != row["amount"]:
-            await self._endings.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
+            await self._completion.require_review(row, f"M-Pesa reports KES {result.amount_text} as sent back")
         elif state == "completed" and result.receipt is None:
-            await self._endings.require_review(row, _NO_RECEIPT)
+            await self._completion.require_review(row, _NO_RECEIPT)
         elif state == "completed" and read_direction(result.payees, await self._numbers(row)) is Direction.IN:
-            await self._endings.require_review(row, CAME_IN)
+            await self._completion.require_review(row, CAME_IN)
         elif state == "completed":
-            await self._endings.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
+            await self._completion.complete(row, DONE, result.result_code, result.result_desc, result.receipt)
 
     async def _numbers(self, row: Found) -> set[str]:
-        """The numbers by which M-Pesa may name the receiver: the one that payers pay, and the store's."""
+        """Return the numbers by which M-Pesa may name the receiver: the paid number and the store's."""
         numbers = {row["shortcode"]}
         with suppress(ProviderNotConfigured):
             known = await self._credentials.of_shortcode(row["shortcode_id"])

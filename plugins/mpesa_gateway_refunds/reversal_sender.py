@@ -1,4 +1,4 @@
-"""Sends the reversal of a refund and records its outcome: accepted, refused, not sent or unknown."""
+"""Sending of reversals, and their outcomes: accepted, refused, unsent or unknown."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,11 +30,11 @@ from mpesa_gateway_refunds.tables import RefundRow, pending
 log = structlog.get_logger(__name__)
 
 _MARK_WITHIN = 5.0
-"""Seconds that committing the mark before a reversal may take; nothing is sent without it."""
+"""Seconds to commit the mark before a reversal; without it nothing is sent."""
 
 
 class ReversalSender:
-    """Sends one reversal per refund. The mark is committed before the call, the outcome is written after it."""
+    """Sends one reversal per refund. A mark is committed before the call, the outcome after it."""
 
     def __init__(
         self,
@@ -46,9 +46,8 @@ class ReversalSender:
         daraja: DarajaClient,
         outcomes: OutcomeWriter,
         callbacks: Callbacks,
-        endings: RefundCompletion,
+        completion: RefundCompletion,
     ) -> None:
-        """``daraja`` returns the client of the running gateway."""
         self._db = db
         self._clock = clock
         self._settings = settings
@@ -56,12 +55,12 @@ class ReversalSender:
         self._daraja = daraja
         self._outcomes = outcomes
         self._callbacks = callbacks
-        self._endings = endings
+        self._completion = completion
 
     async def send(self, row: Found, credentials: MpesaCredentials, key: str | None) -> Found:
-        """Send the one reversal of a refund and record its outcome; returns the refund.
+        """Send a refund's reversal and record the outcome; returns the refund.
 
-        Raises ProviderUnavailable when nothing was sent, and ProviderRejected when M-Pesa refused the reversal.
+        Raises ProviderUnavailable if nothing was sent, and ProviderRejected if M-Pesa refused the reversal.
         """
         self._db.refuse_transaction("asking for a refund")
         refund_id = row["refund_id"]
@@ -70,7 +69,7 @@ class ReversalSender:
         try:
             await self._daraja.prepare(credentials.daraja)
             if not await self._mark_sending(row):
-                # The refund was closed, because this request took longer than its lease.
+                # This request exceeded its lease, and the refund was closed.
                 return await find_refund(self._db, row["merchant_id"], row["env"], refund_id)
             reversal = ReversalRequest(
                 initiator=credentials.initiator_for("a refund"),
@@ -94,10 +93,10 @@ class ReversalSender:
         return await self._record("ack", row, partial(self._write_ack, row, key, ack), known)
 
     async def _mark_sending(self, row: Found) -> bool:
-        """Commit that the reversal is about to be sent; False where it must not be. Raises NotSent without Postgres."""
+        """Commit the mark; returns False if nothing may be sent. Raises NotSent without Postgres."""
         try:
             async with asyncio.timeout(_MARK_WITHIN):
-                # Committed before the call: what is still ``ready`` was never sent.
+                # Committed before the call: a refund that is still ``ready`` was never sent.
                 marked = await self._db.run(
                     RefundRow.update({RefundRow.reversal: "sending"})
                     .where(
@@ -109,20 +108,19 @@ class ReversalSender:
                 )
         except (*UNREACHABLE, *OVERBURDENED) as problem:
             log.warning("reversal_not_marked", refund_id=row["refund_id"], error=type(problem).__name__)
-            raise NotSent("the gateway cannot write to its database at the moment", retry_after=5) from None
+            raise NotSent("the gateway cannot write to its database now", retry_after=5) from None
         return bool(marked)
 
     async def _record(
         self, what: str, row: Found, write: Callable[[], Awaitable[None]], known: Mapping[str, Any] | None = None
     ) -> Found:
-        """Write an outcome of the reversal; returns the refund, with what is ``known`` where it is written later."""
+        """Write an outcome; returns the refund, with ``known`` if the write is deferred."""
 
         async def written() -> Found:
             await write()
             return await find_refund(self._db, row["merchant_id"], row["env"], row["refund_id"])
 
         found = await self._outcomes.record(f"reversal {what}", row["refund_id"], written)
-        # A view reads either in the same way.
         return found if found is not None else dict(row) | dict(known or {})
 
     async def _write_ack(self, row: Found, key: str | None, ack: Ack) -> None:
@@ -151,28 +149,28 @@ class ReversalSender:
         log.warning("reversal_outcome_unknown", refund_id=row["refund_id"], fault=fault.meaning)
 
     async def _write_refusal(self, row: Found, key: str | None, fault: DarajaFault) -> None:
-        """Nothing was done: the money is free again. What was never sent may be asked for again with the same key."""
+        # Nothing was reversed, so the money is released. An unsent refund can be requested again with the same key.
         if key is not None:
             await idempotency.lock(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
         if found is None or found["attempt"] != row["attempt"] or found["status"] != "pending":
-            # This has been written before, or M-Pesa's result was quicker.
+            # The refusal is already written, or M-Pesa's result came first.
             await self._settle_key_of(found, row, key)
             return
         if isinstance(fault, NotSent):
-            outcome = ReversalOutcome("other", fault.meaning, "ask for it again")
-            await self._endings.fail(row, outcome, code="unsent", text=fault.explained, reversal="unsent")
+            outcome = ReversalOutcome("other", fault.meaning, "request the refund again")
+            await self._completion.fail(row, outcome, code="unsent", text=fault.explained, reversal="unsent")
             if key is not None:
                 await idempotency.release(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
         else:
             outcome = ReversalOutcome("rejected_by_provider", fault.meaning, fault.mitigation)
-            await self._endings.fail(
+            await self._completion.fail(
                 row, outcome, code=fault.code or "refused", text=fault.explained, reversal="refused"
             )
             await self._settle_key(row, key)
 
     async def _settle_key_of(self, found: Found | None, row: Found, key: str | None) -> None:
-        """Settle the key unless a later attempt has it, or it was released for one."""
+        """Settle the key, unless it was released or belongs to a later attempt."""
         if found is not None and found["attempt"] == row["attempt"] and found["reversal"] != "unsent":
             await self._settle_key(row, key)
 
@@ -181,7 +179,7 @@ class ReversalSender:
             await idempotency.settle(self._db, merchant_id=row["merchant_id"], env=row["env"], key=key)
 
     async def close_unsent(self, row: Found) -> None:
-        """The process that was to send the reversal ended before the call: nothing was sent, and the money is free."""
+        """Fail a refund whose process ended before the call, and release its money."""
         key = row["idempotency_key"]
         async with self._db.transaction():
             if key is not None:
@@ -189,5 +187,5 @@ class ReversalSender:
             found = await self._db.fetchrow(tables.LOCK, row["refund_id"])
             if found is None or found["reversal"] != "ready" or found["attempt"] != row["attempt"]:
                 return
-            outcome = ReversalOutcome("other", "the reversal was never sent", "ask for it again")
-            await self._endings.fail(found, outcome, code="unsent", text=outcome.meaning, reversal="refused")
+            outcome = ReversalOutcome("other", "the reversal was never sent", "request the refund again")
+            await self._completion.fail(found, outcome, code="unsent", text=outcome.meaning, reversal="refused")

@@ -1,4 +1,4 @@
-"""Refunds over HTTP."""
+"""Routes of refunds."""
 
 from typing import Annotated
 
@@ -28,7 +28,7 @@ _REFUND = path_id("refund_id", "rfd")
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
-        name="Idempotency-Key", description="Your name for this request: repeating it sends nothing twice."
+        name="Idempotency-Key", description="Your name for this request; a repeated request makes no second refund."
     ),
 ]
 
@@ -54,7 +54,7 @@ async def create_refund(
     services: NamedDependency[Services],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[Success[RefundView]]:
-    """Send money back to the payer, all or a part of what is left of a payment."""
+    """Refund a payment, in whole or in part."""
     key = None if idempotency_key is None else read_key(idempotency_key)
     service = services.get(RefundService)
     refund, is_replay = await service.request(caller, data, key)
@@ -77,7 +77,7 @@ async def list_refunds(
 async def export_refunds(
     filters: NamedDependency[RefundFilters], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Stream:
-    """The same list as a CSV file, all of it, newest first."""
+    """All matching refunds as a CSV file, newest first."""
     pages = services.get(RefundService).export(caller.merchant_id, caller.env, filters)
     return await stream_csv("refunds.csv", EXPORTED, pages)
 
@@ -100,7 +100,7 @@ async def get_refund(
 async def query_refund(
     refund_id: FromPath[str], caller: RefundsWrite, services: NamedDependency[Services]
 ) -> Success[RefundView]:
-    """Ask M-Pesa now what became of a pending refund; the answer comes later."""
+    """Send a status query about a pending refund; the answer comes later."""
     await services.get(RefundStatusQueries).ask_now(caller.merchant_id, caller.env, refund_id)
     return Success(data=await services.get(RefundService).get(caller.merchant_id, caller.env, refund_id))
 
@@ -115,7 +115,7 @@ async def query_refund(
 async def resolve_refund(
     refund_id: FromPath[str], data: JSONBody[Resolution], caller: Admin, services: NamedDependency[Services]
 ) -> Success[RefundView]:
-    """End a refund that M-Pesa never answered for, from what a person saw on its portal. This cannot be undone."""
+    """End a refund that needs review, as seen on M-Pesa's portal. This cannot be undone."""
     return Success(data=await services.get(RefundCompletion).resolve(caller.env, refund_id, data, caller.actor))
 
 

@@ -1,4 +1,4 @@
-"""Refunds as they go over the wire."""
+"""Requests and responses of the refunds API."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -26,7 +26,7 @@ from mpesa_gateway_refunds.result_codes import ReversalWord
 RefundId = Annotated[str, id_field("rfd")]
 
 _LONGEST_REASON = 90
-"""Characters of a reason: Daraja takes 2 to 100 as remarks."""
+"""Characters of a reason. Daraja's remarks have 2 to 100."""
 
 _LONGEST_NOTE = 500
 
@@ -41,17 +41,17 @@ def _reason(text: str) -> str:
 
 _REASON = Rule(
     _reason,
-    # Not only spaces at its ends.
+    # At least two characters that are not spaces at an end.
     pattern=r"^(?=\s*\S.*\S)[ -~]{2,90}$",
     examples=["ordered twice"],
 )
 
 _ALL = msgspec.Raw(b"null")
-"""No amount: all that is left of the payment."""
+"""No amount: the whole remaining amount."""
 
 
 def read_amount(raw: msgspec.Raw) -> Kes | None:
-    """The amount in a body, None where it stands for all. Raises InvalidAmount."""
+    """Return the amount of a body; None for the whole remaining amount. Raises InvalidAmount."""
     return None if bytes(raw) == bytes(_ALL) else Kes.parse_json(bytes(raw))
 
 
@@ -59,13 +59,13 @@ RefundStatus = Annotated[Literal["pending", "completed", "failed"], named("Refun
 
 
 class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A refund that a merchant wants; without ``amount``, of all that is left of the payment."""
+    """A requested refund; without ``amount``, of the whole remaining amount."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "amount": Rule(
             read_amount,
             anyOf=[*AMOUNT.schema["anyOf"], {"type": "null"}],
-            description="Whole KES; all that is left without it.",
+            description="Whole KES; the whole remaining amount if omitted.",
             examples=["500.00"],
         ),
         "reason": _REASON,
@@ -82,10 +82,10 @@ class CreateRefund(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RefundView(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund as merchants see it.
+    """A refund.
 
-    ``outcome`` is a stable word once it has ended; ``advice`` says what to do about a failure; ``attention`` why a
-    person has to look: nobody says what became of it, or M-Pesa contradicts what is known.
+    ``outcome`` is a stable word for the result, ``advice`` the next step after a failure. ``attention`` is the reason
+    for a review: M-Pesa has reported no result, or a contradictory one.
     """
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
@@ -123,7 +123,7 @@ class RefundView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What refunds can be filtered by, each alone or together."""
+    """Filters of refunds."""
 
     payment_id: str | None = None
     status: RefundStatus | None = None
@@ -133,7 +133,7 @@ class RefundFilters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class RefundQuery(RefundFilters, frozen=True, kw_only=True):
-    """The filters of the list of refunds, and where in it to look. ``count`` asks for ``meta.total``."""
+    """Filters and position of a list of refunds; ``count`` adds ``meta.total``."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -141,7 +141,7 @@ class RefundQuery(RefundFilters, frozen=True, kw_only=True):
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person found out about a refund that needs attention. ``confirm`` repeats the refund's id."""
+    """An operator's decision on a refund that needs review. ``confirm`` repeats the refund's id."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"note": at_most(_LONGEST_NOTE)}
     EXAMPLE: ClassVar[Mapping[str, Any]] = {

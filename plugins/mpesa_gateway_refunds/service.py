@@ -1,4 +1,4 @@
-"""Creates refunds: sets the money aside, commits, and has the reversal sent."""
+"""Use cases of refunds: reserve the money, commit, and send the reversal."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
@@ -27,11 +27,11 @@ from mpesa_gateway_refunds.views import view
 _OPERATION = "refunds.request"
 
 _TRIES = 5
-"""Attempts to make a refund while other requests make or end refunds of the same payment."""
+"""Attempts to create a refund while concurrent requests change refunds of the same payment."""
 
 
 class _WholeRefundExists(Exception):
-    """Another request has made the refund of all that is left, since we looked for one."""
+    """A concurrent request created the refund of the whole remaining amount, or it failed."""
 
 
 class _RefundExists(Exception):
@@ -43,7 +43,7 @@ class _RefundExists(Exception):
 
 
 class RefundService:
-    """Creates refunds, each once, and reads them. A reversal is sent once: its outcome is queried, never repeated."""
+    """Creates and reads refunds. A reversal is sent once: its outcome is queried, never repeated."""
 
     def __init__(
         self,
@@ -55,15 +55,12 @@ class RefundService:
         audit: Audit,
         outcomes: OutcomeWriter,
         public_url: Callable[[str], str],
-        see_through: Callable[[Coroutine[Any, Any, Found]], Awaitable[Found]],
+        run_to_completion: Callable[[Coroutine[Any, Any, Found]], Awaitable[Found]],
         payments: RefundablePayments,
         credentials: Credentials,
         sender: ReversalSender,
     ) -> None:
-        """``public_url`` returns the address under which a path is reached.
-
-        ``see_through`` runs work to its end even if its caller is cancelled.
-        """
+        """``run_to_completion`` finishes its work even if its caller is cancelled."""
         self._db = db
         self._clock = clock
         self._ids = ids
@@ -71,18 +68,18 @@ class RefundService:
         self._audit = audit
         self._outcomes = outcomes
         self._public_url = public_url
-        self._see_through = see_through
+        self._run_to_completion = run_to_completion
         self._payments = payments
         self._credentials = credentials
         self._sender = sender
 
     async def request(self, caller: Caller, body: CreateRefund, key: str | None) -> tuple[RefundView, bool]:
-        """Ask M-Pesa to send money back; returns the refund, and whether an earlier request made it.
+        """Refund a payment; returns the refund, and True if an earlier request made it.
 
-        Without ``amount`` the call is idempotent by itself: a refund of the whole rest that is pending or completed is
-        the answer. With ``amount`` it needs a key. Raises KeyRequired, NotFound, Conflict where the payment does not
-        allow it, KeyMismatch, KeyInProgress, ProviderNotConfigured, ProviderRejected, ProviderUnavailable when nothing
-        was sent, and ExternalCallInTransaction inside a transaction of the caller.
+        Without ``amount`` a pending or completed refund of the whole remaining amount is returned; with ``amount`` a
+        key is required. Raises KeyRequired, NotFound, KeyMismatch, KeyInProgress, ProviderNotConfigured,
+        ProviderRejected, Conflict if the payment cannot be refunded, ProviderUnavailable if nothing was sent, and
+        ExternalCallInTransaction.
         """
         self._db.refuse_transaction("asking for a refund")
         self._outcomes.require_room()
@@ -90,29 +87,29 @@ class RefundService:
         if amount is not None and key is None:
             raise KeyRequired(
                 "send an Idempotency-Key header with `amount`: without it a repeated request would refund twice. "
-                "Leave `amount` out to refund all that is left"
+                "Omit `amount` to refund the whole remaining amount"
             )
         try:
             row, credentials = await self._claim(caller, body, key)
         except _RefundExists as found:
             return view(_same(found.row, body)), True
         if credentials is not None:
-            # A caller that hangs up must not cancel the record of the reversal.
-            row = await self._see_through(self._sender.send(row, credentials, key))
+            # A disconnected caller must not cancel the record of the reversal.
+            row = await self._run_to_completion(self._sender.send(row, credentials, key))
         return view(row), credentials is None
 
     async def _claim(
         self, caller: Caller, body: CreateRefund, key: str | None
     ) -> tuple[Found, MpesaCredentials | None]:
-        """The refund of this request with its money set aside, and its payment's credentials; None for a replay."""
+        """Return the refund with its money reserved, and its payment's credentials; None for a replay."""
         for _ in range(_TRIES):
             try:
                 async with self._db.transaction():
                     return await self._claim_now(caller, body, key)
             except _WholeRefundExists:
-                # Another request made the refund of the whole rest: the next look finds it.
+                # The next attempt sees the other request's refund.
                 continue
-        raise Conflict("this payment's refunds change at this moment: try again")
+        raise Conflict("other requests change this payment's refunds now: try again")
 
     async def _claim_now(
         self, caller: Caller, body: CreateRefund, key: str | None
@@ -120,7 +117,7 @@ class RefundService:
         now = self._clock.now()
         refund_id = self._ids.new("rfd", now)
         amount = read_amount(body.amount)
-        # A key stands for what it was claimed for: where a refund of the whole rest exists, for that.
+        # A key refers to the refund that it was claimed for: here an existing refund of the whole amount, if any.
         of_payment, is_again = (caller.merchant_id, caller.env, body.payment_id), False
         found = None if amount is not None else await self._find_whole(caller, body.payment_id)
         subject_id = found or refund_id
@@ -148,16 +145,16 @@ class RefundService:
             if claim.subject_id == subject_id:
                 await self._refuse_old(caller.merchant_id, caller.env, key)
             else:
-                # As for a result, the refund is locked before the payment.
+                # The refund is locked before the payment, as when a result is applied.
                 refund_id, is_again = claim.subject_id, True
                 await self._db.fetchrow(tables.LOCK, refund_id)
         whole = None if amount is not None else await self._db.fetchrow(tables.LOCK_WHOLE, *of_payment)
         if whole is None and not is_again and subject_id != refund_id:
-            # It has failed since we looked for it.
+            # It failed after ``_find_whole``.
             raise _WholeRefundExists
         if whole is not None:
             if key is not None and is_again:
-                # The key's own refund was never sent: it stays free to be sent should this one fail.
+                # The key's own refund was never sent. It can be sent later, if this one fails.
                 await idempotency.release(self._db, merchant_id=caller.merchant_id, env=caller.env, key=key)
             elif key is not None and subject_id != whole["refund_id"]:
                 raise _WholeRefundExists
@@ -169,7 +166,7 @@ class RefundService:
     async def _insert(
         self, caller: Caller, body: CreateRefund, key: str | None, refund_id: str
     ) -> tuple[Found, MpesaCredentials]:
-        """Reserve the money and insert the refund. Raises _WholeRefundExists if a refund of the whole rest exists."""
+        """Reserve the money and insert the refund. Raises _WholeRefundExists if a whole refund exists."""
         now, amount = self._clock.now(), read_amount(body.amount)
         try:
             async with self._db.savepoint():
@@ -180,7 +177,7 @@ class RefundService:
             if amount is None and await self._find_whole(caller, body.payment_id):
                 raise _WholeRefundExists from None
             raise
-        # The payment is locked from here on, so no other refund of it is made.
+        # The payment is now locked, so no other refund of it is created.
         has_whole = await self._find_whole(caller, body.payment_id) is not None
         if has_whole and amount is None:
             raise _WholeRefundExists
@@ -205,7 +202,7 @@ class RefundService:
             )
         )
         if row is None:
-            raise Conflict("this refund is under way: look at it before asking again")
+            raise Conflict("this refund is pending: check its status before another request")
         await self._audit.record(
             "refund.requested",
             merchant_id=caller.merchant_id,
@@ -217,7 +214,7 @@ class RefundService:
         return row, credentials
 
     async def _find_whole(self, caller: Caller, payment_id: str) -> str | None:
-        """Return the id of the payment's refund of the whole rest that has not failed."""
+        """Return the id of the payment's refund of the whole remaining amount, unless failed."""
         row: dict[str, str] | None = await self._db.run(
             RefundRow.select(RefundRow.refund_id)
             .where(
@@ -232,7 +229,7 @@ class RefundService:
         return None if row is None else row["refund_id"]
 
     async def _refuse_old(self, merchant_id: str, env: Env, key: str) -> None:
-        """Raises _KeyOfOld for the key of an old refund: it never makes a second one."""
+        """Raise _RefundExists if an old refund has the key, which never makes a second one."""
         row = await self._db.run(
             RefundRow.select()
             .where(RefundRow.merchant_id == merchant_id, RefundRow.env == env, RefundRow.idempotency_key == key)
@@ -242,11 +239,9 @@ class RefundService:
             raise _RefundExists(row)
 
     async def get(self, merchant_id: str, env: Env, refund_id: str) -> RefundView:
-        """Return a refund of this merchant in ``env``. Raises NotFound."""
         return view(await find_refund(self._db, merchant_id, env, refund_id))
 
     def url_of(self, refund_id: str) -> str:
-        """Return the address of a refund."""
         return self._public_url(f"/v1/refunds/{refund_id}")
 
     async def page(self, merchant_id: str, env: Env, filters: RefundQuery) -> Page[RefundView]:
@@ -254,12 +249,12 @@ class RefundService:
         return await list_refunds(self._db, merchant_id, env, filters)
 
     def export(self, merchant_id: str, env: Env, filters: RefundFilters) -> AsyncGenerator[list[Sequence[Any]]]:
-        """Return all of the merchant's refunds that pass the filters, newest first, in pages."""
+        """Return all matching refunds of the merchant, newest first, in pages."""
         return export_refunds(self._db, merchant_id, env, filters)
 
 
 def _same(row: Found, body: CreateRefund) -> Found:
-    """Return the refund if the body asks for the same, as far as the refund shows. Raises KeyMismatch."""
+    """Return the refund if it fits the body. Raises KeyMismatch."""
     amount = read_amount(body.amount)
     if row["payment_id"] != body.payment_id or amount not in {None, row["amount"]}:
         raise KeyMismatch("this Idempotency-Key was used with another request: send a new key, or the same body")

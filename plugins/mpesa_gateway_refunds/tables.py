@@ -1,4 +1,4 @@
-"""Refunds as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+"""The table of refunds, and the queries on it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mpesa_gateway.env import Env
 
 
 class RefundRow(Table, tablename="refund"):
-    """Money that a merchant sends back."""
+    """A refund of a payment."""
 
     refund_id = Text(primary_key=True)
     merchant_id = Text()
@@ -44,19 +44,19 @@ class RefundRow(Table, tablename="refund"):
 
 
 def pending(refund_id: str) -> tuple[Where, Where]:
-    """Return the conditions for a refund that has not ended."""
+    """Return the conditions for a pending refund."""
     return RefundRow.refund_id == refund_id, RefundRow.status == "pending"
 
 
 def waiting_of(env: Env) -> Any:
-    """Return the query that counts the refunds of an env that wait for a person."""
+    """Return the query that counts the refunds of ``env`` that need review."""
     return RefundRow.count().where(RefundRow.attention.is_not_null(), RefundRow.env == env)
 
 
 # raw SQL: lock - a refund is locked before its payment.
-# raw SQL: upsert - a refund that was never sent is asked for again.
-# raw SQL: expression - what a result that was quicker has left.
-# raw SQL: aggregate - some of each merchant, and what operators see counted.
+# raw SQL: upsert - an unsent refund is requested again.
+# raw SQL: expression - a result that came before the ack is kept.
+# raw SQL: aggregate - limited per merchant, and counted for operators.
 
 INSERT = Named("""
 INSERT INTO refund (refund_id, merchant_id, payment_id, env, amount, payment_amount, receipt, reason, idempotency_key,
@@ -123,4 +123,4 @@ SELECT shortcode_id, count(*) AS open FROM refund
 WHERE (due_at IS NOT NULL OR attention IS NOT NULL) AND shortcode_id = ANY($1::uuid[])
 GROUP BY shortcode_id
 """
-"""Refunds that are asked about, or wait for a person. Served by refund_due and refund_attention."""
+"""Refunds with open queries or reviews. Served by refund_due and refund_attention."""

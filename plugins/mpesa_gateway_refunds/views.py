@@ -1,4 +1,4 @@
-"""A refund's row as merchants see it."""
+"""Refunds as the API and the CSV file show them."""
 
 from typing import Any
 
@@ -14,7 +14,6 @@ _PLAIN = tuple(
 
 
 def view(row: Found) -> RefundView:
-    """A refund's row as merchants see it."""
     return RefundView(
         id=row["refund_id"],
         amount=Kes(row["amount"]).wire,
@@ -26,10 +25,8 @@ def view(row: Found) -> RefundView:
 
 
 EXPORTED: tuple[str, ...] = tuple(name for name in RefundView.__struct_fields__ if name != "merchant_id")
-"""The columns of the CSV file."""
 
 
 def exported(row: Found) -> tuple[Any, ...]:
-    """A refund's row as it stands in the CSV file."""
     shown = view(row)
     return tuple(getattr(shown, name) for name in EXPORTED)

@@ -1,4 +1,4 @@
-"""Exports spans to the collector by OTLP over HTTP, from a thread of the OpenTelemetry SDK."""
+"""Export of spans by OTLP over HTTP, in a thread of the OpenTelemetry SDK."""
 
 import gzip
 import threading
@@ -25,7 +25,7 @@ _BATCH = 512
 """Spans per request."""
 
 _LONGEST = 30.0
-"""Seconds between two attempts while the collector is away."""
+"""Maximum pause between attempts, in seconds."""
 
 _RETRIED = frozenset(
     {
@@ -35,17 +35,17 @@ _RETRIED = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
-"""Statuses after which the same spans are sent again, by the OTLP specification."""
+"""Statuses that are retried, by the OTLP specification."""
 
 
 class OtlpExporter(SpanExporter):
-    """Sends a batch until the collector takes or refuses it. New spans wait in the processor's queue meanwhile."""
+    """Sends a batch until the collector answers; new spans wait in the processor's queue."""
 
     def __init__(self, settings: TracesSettings, counter: Counter) -> None:
-        """Raises ConfigError for an endpoint or a header that cannot be used."""
+        """Raises ConfigError for an invalid endpoint or header."""
         self._url = _read_endpoint(settings.endpoint)
         self._headers = dict(_read_header(header.reveal()) for header in settings.headers)
-        # A kept connection that the collector closes meanwhile would look like a failure.
+        # A kept connection that the collector closes would look like a failure.
         self._headers |= {
             "Content-Type": "application/x-protobuf",
             "Content-Encoding": "gzip",
@@ -67,30 +67,29 @@ class OtlpExporter(SpanExporter):
         self._session.trust_env = False
 
     def reserve(self) -> bool:
-        """Return whether another span may be queued; otherwise count it as dropped."""
+        """Return True if a span may be queued, else count it as dropped."""
         if self._room.acquire(blocking=False):
             return True
         self._counter.labels("dropped").inc()
         return False
 
     def close(self) -> None:
-        """Give what is queued one last attempt, within ``traces.timeout``."""
+        """Allow one last attempt, within ``traces.timeout``."""
         self._deadline = time.monotonic() + self._settings.timeout
         self._is_closing.set()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send one batch and count its spans; blocks while the collector is away."""
+        """Blocks while the collector is unreachable."""
         outcome = "refused"
         try:
             outcome = self._send_until_answered(gzip.compress(encode_spans(spans).SerializeToString(), compresslevel=1))
-        except Exception as problem:  # noqa: BLE001 - a batch that cannot be encoded is lost and the next one is not
+        except Exception as problem:  # noqa: BLE001 - only a batch that cannot be encoded is lost
             log.error("span_export_failed", exception=trace(problem))
         self._room.release(len(spans))
         self._counter.labels(outcome).inc(len(spans))
         return SpanExportResult.SUCCESS if outcome == "sent" else SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
-        """Close the connections."""
         self._session.close()
 
     def _send_until_answered(self, body: bytes) -> str:
@@ -102,20 +101,20 @@ class OtlpExporter(SpanExporter):
                 return "dropped"
             status, problem = self._send(body, timeout)
             if 200 <= status < 300:
-                self._note_taken()
+                self._record_success()
                 return "sent"
-            self._note_problem(problem)
+            self._record_problem(problem)
             if status and status not in _RETRIED:
                 return "refused"
             if is_last:
-                # The batches behind this one would only wait for the same collector.
+                # The next batches would wait for the same collector.
                 self._deadline = 0
                 return "dropped"
             self._is_closing.wait(pause)
             pause = min(pause * 2, _LONGEST)
 
     def _send(self, body: bytes, timeout: float) -> tuple[int, str]:
-        """Return the status, 0 without an answer, and words for the log."""
+        """Return the status, or 0, and a text for the log."""
         try:
             answer = self._session.post(
                 self._url.geturl(), data=body, headers=self._headers, timeout=timeout, allow_redirects=False
@@ -124,19 +123,19 @@ class OtlpExporter(SpanExporter):
             return 0, type(problem).__name__
         return answer.status_code or 0, f"HTTP {answer.status_code}"
 
-    def _note_problem(self, problem: str) -> None:
+    def _record_problem(self, problem: str) -> None:
         if not self._is_failing:
             self._is_failing = True
             log.warning("spans_rejected", collector=self._url.hostname, problem=problem)
 
-    def _note_taken(self) -> None:
+    def _record_success(self) -> None:
         if self._is_failing:
             self._is_failing = False
             log.info("span_export_resumed", collector=self._url.hostname)
 
 
 class BoundedProcessor(BatchSpanProcessor):
-    """Drops and counts a new span while the queue is full. The SDK's own queue drops the oldest and counts nothing."""
+    """Drops and counts new spans while the queue is full, where the SDK's queue drops the oldest uncounted."""
 
     def __init__(self, exporter: OtlpExporter, settings: TracesSettings) -> None:
         super().__init__(
@@ -149,7 +148,6 @@ class BoundedProcessor(BatchSpanProcessor):
         self._exporter = exporter
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Queue a sampled span."""
         if span.context is not None and span.context.trace_flags.sampled and self._exporter.reserve():
             super().on_end(span)
 

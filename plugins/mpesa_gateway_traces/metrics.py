@@ -1,4 +1,4 @@
-"""The counter of the traces plugin."""
+"""Metrics of the traces plugin."""
 
 from prometheus_client import CollectorRegistry, Counter
 

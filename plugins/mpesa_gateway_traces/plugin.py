@@ -1,4 +1,4 @@
-"""The traces plugin, declared."""
+"""The declaration of the traces plugin."""
 
 from importlib import import_module
 from typing import cast
@@ -12,9 +12,9 @@ from mpesa_gateway_traces.settings import TracesSettings
 
 
 def make_tracing(gateway: Runtime) -> Tracing:
-    """Return the tracing. Raises ConfigError if the OpenTelemetry SDK is not installed or a setting is wrong."""
+    """Raises ConfigError without the OpenTelemetry SDK, or for an invalid setting."""
     try:
-        # Imported here because the SDK is an optional dependency.
+        # The SDK is an optional dependency.
         provider = import_module("mpesa_gateway_traces.provider")
     except ModuleNotFoundError as missing:
         if not (missing.name or "").startswith(("opentelemetry", "google")):

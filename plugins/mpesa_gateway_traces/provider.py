@@ -1,4 +1,4 @@
-"""The tracer of one gateway: from its host's TracerProvider if there is one, else from a provider of its own."""
+"""The tracer, from the host's TracerProvider or its own."""
 
 import asyncio
 import os
@@ -24,24 +24,22 @@ log = structlog.get_logger(__name__)
 
 
 class LateTracer(Tracer):
-    """A tracer whose provider is known once the gateway starts."""
+    """A tracer whose provider is set later."""
 
     target: Tracer = NoOpTracer()
 
     def start_span(self, *args: Any, **kwargs: Any) -> Span:
-        """Start a span at the provider."""
         return self.target.start_span(*args, **kwargs)
 
     def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a span at the provider and make it current."""
         return self.target.start_as_current_span(*args, **kwargs)
 
 
 class OtelTracing(Tracing):
-    """Tracing by the settings of ``[traces]``. No global provider is set."""
+    """No global provider is set."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Raises ConfigError for a setting that cannot be used."""
+        """Raises ConfigError for an invalid setting."""
         settings = runtime.settings(TracesSettings)
         self._settings = settings
         self._counter = runtime.metrics.get(TracesMetrics).spans
@@ -53,7 +51,6 @@ class OtelTracing(Tracing):
         self.remember_hours = settings.remember_hours
 
     async def start(self) -> None:
-        """Choose the provider."""
         provider = get_tracer_provider()
         is_own = isinstance(provider, ProxyTracerProvider)
         if is_own:
@@ -62,12 +59,12 @@ class OtelTracing(Tracing):
         log.info("tracing_started", to="the collector" if is_own else "the host's TracerProvider")
 
     async def stop(self) -> None:
-        """Export what is queued, within ``traces.timeout``."""
+        """Export queued spans, within ``traces.timeout``."""
         self._tracer.target = NoOpTracer()
         provider, self._provider = self._provider, None
         if provider is not None:
             self._exporter.close()
-            # A thread that hangs in a connection must not keep the process from ending.
+            # A hanging connection must not keep the process alive.
             flush = threading.Thread(target=provider.shutdown, daemon=True)
             flush.start()
             await asyncio.to_thread(flush.join, self._settings.timeout)

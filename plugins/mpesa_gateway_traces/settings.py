@@ -11,10 +11,10 @@ from mpesa_gateway.secret import Secret
 class TracesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[traces]``. Spans are sent to ``endpoint`` by OTLP over HTTP with ``headers``, each ``Name: value``.
 
-    ``ratio`` is the share of traces that is sampled. A ``traceparent`` from the networks in ``trusted_callers`` is
-    continued, any other becomes a link. ``tell_merchants`` adds ours to webhooks. At most ``queue`` spans are kept in
-    memory. They are sent every ``every`` seconds; one request, and the last flush, takes at most ``timeout`` seconds.
-    Later spans of a payment link to its first trace for ``remember_hours``.
+    ``ratio`` of all traces is sampled. A ``traceparent`` from ``trusted_callers`` is continued, any other is linked.
+    ``tell_merchants`` adds ours to webhooks. At most ``queue`` spans wait in memory; they are sent every ``every``
+    seconds. A request, and the last flush, takes at most ``timeout`` seconds. Later spans of a payment link to its
+    first trace for ``remember_hours``.
 
     If the host's process has a TracerProvider, spans go there, and only ``trusted_callers``, ``tell_merchants`` and
     ``remember_hours`` apply.

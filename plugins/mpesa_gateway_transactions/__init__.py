@@ -1,1 +1,1 @@
-"""Money that M-Pesa moved: one row for each receipt, and which reports have shown it."""
+"""The transactions plugin: one row for each receipt, with the reports that have shown it."""

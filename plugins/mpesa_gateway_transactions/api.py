@@ -1,4 +1,4 @@
-"""What other plugins ask of transactions: to record money that M-Pesa reports."""
+"""The public API of transactions: recording money that M-Pesa reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Literal, Protocol
 from mpesa_gateway.env import Env
 
 Direction = Literal["in", "out"]
-"""Where the money went, seen from the receiver."""
+"""Direction of the money, seen from the receiver."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What money paid for (``payment``) or paid out (``refund``, ``payout``)."""
+    """The object that money paid for (``payment``) or paid out (``refund``, ``payout``)."""
 
     kind: str
     subject_id: str
@@ -23,10 +23,10 @@ class Subject:
 class ReportedTransaction:
     """A report of money with a receipt.
 
-    ``number`` is the receiver's, which has to be known. ``amount_cents`` is None where no amount can be read; ``payer``
-    is what is visible of the other party's number, ``account_number`` what the payer typed, ``kind`` M-Pesa's name for
-    it. ``conflict_id`` is the payment that the money contradicts. ``merchant_id`` is the merchant of the subject or the
-    conflict, and where neither is known the one that was told.
+    ``number`` is that of a known receiver. ``amount_cents`` is None if unreadable. ``payer`` is the visible part of the
+    other party's number, ``account_number`` the payer's input, ``kind`` M-Pesa's transaction type. ``conflict_id`` is
+    the payment that the money contradicts. ``merchant_id`` is the merchant of the subject or conflict, otherwise of the
+    request or run.
     """
 
     source: str
@@ -48,7 +48,7 @@ class ReportedTransaction:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTransaction:
-    """A transaction as it is recorded. ``is_new``: this report is the first of its receipt."""
+    """``is_new``: this is the first report of its receipt."""
 
     transaction_id: str
     merchant_id: str
@@ -58,27 +58,24 @@ class RecordedTransaction:
 
 
 class Transactions(Protocol):
-    """Records money: one transaction for each env, direction and receipt, whichever report is the first.
+    """Records money: one transaction for each env, direction and receipt.
 
-    Amount, time, receiver, receipt and direction stay as the first report states them, and a subject stays for good.
-    Later reports fill in what is absent. Each is a witness, and one that states another amount says so.
-
-    The amount of a transaction without a subject changes in one case: the report that makes a payment its subject
-    states the amount that was asked for, and the first report contradicted that payment.
-
-    Writers lock their payments before: a transaction is locked when it is recorded.
+    Amount, time, receiver, receipt and direction are taken from the first report; a subject is never replaced. Later
+    reports add absent facts and are stored as witnesses, with any other amount that they state. One exception: if the
+    first report contradicted a payment that becomes the subject, the requested amount replaces the reported one.
+    Writers lock their payments first; recording locks the transaction.
     """
 
     async def record(self, seen: Sequence[ReportedTransaction]) -> Sequence[RecordedTransaction | None]:
-        """Record reports at once and return their transactions, in the order of the reports.
+        """Record reports and return their transactions in order.
 
-        None for a report whose subject cannot have the money: another has it, or the amount or the receiver differs.
+        None for a report whose subject cannot have the money: it has another subject, amount or receiver.
         """
         ...
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """Record reports in the statement that ends the open transaction, or precedes its next query.
+        """Record reports at the end of the transaction, or before its next query.
 
-        The transaction fails by ConcurrentUpdate where ``record`` returns None.
+        The transaction raises ConcurrentUpdate where ``record`` returns None.
         """
         ...

@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from transactions; what was moved stays."""
+"""Erasure of a payer's phone number from transactions; amounts stay."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ FOR UPDATE NOWAIT
 
 
 async def _find(gateway: Runtime, merchant_id: str, number: ErasedNumber, after: str) -> Sequence[str]:
-    """Money that belongs to nothing here; other money is its subject's."""
+    """Other transactions are found through their subjects."""
     rows: list[dict[str, Any]] = await gateway.db.run(
         TransactionRow.select(TransactionRow.transaction_id)
         .where(

@@ -1,4 +1,4 @@
-"""What always holds of transactions, besides what Postgres itself refuses."""
+"""Invariants of transactions that no constraint of Postgres enforces."""
 
 from mpesa_gateway.invariant import Invariant
 

@@ -1,4 +1,4 @@
-"""The transactions plugin, declared."""
+"""Declaration of the transactions plugin."""
 
 from mpesa_gateway.ids import IdPrefix
 from mpesa_gateway.plugin import Plugin, Tables
@@ -10,7 +10,7 @@ from mpesa_gateway_transactions.tables import TransactionRow, WitnessRow
 
 plugin = Plugin(
     name="transactions",
-    summary="Keeps one record of each receipt that M-Pesa gives, whichever report shows it first.",
+    summary="Stores one record of each M-Pesa receipt, with the reports that show it.",
     requires=("credentials",),
     id_prefixes=(IdPrefix("txn", "transaction"),),
     provides=(

@@ -1,4 +1,4 @@
-"""Records transactions: one statement for any number of reports."""
+"""Recording of transactions, with one statement for any number of reports."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _Key = tuple[str, str, str]
 
 
 class TransactionRecorder:
-    """The port that other plugins record money through."""
+    """The port through which other plugins record money."""
 
     def __init__(self, *, db: Database, clock: Clock, ids: Ids) -> None:
         self._db = db
@@ -23,7 +23,7 @@ class TransactionRecorder:
         self._ids = ids
 
     async def record(self, seen: Sequence[ReportedTransaction]) -> list[RecordedTransaction | None]:
-        """See the port. Raises ValueError for two reports of one receipt."""
+        """Raises ValueError for two reports of one receipt."""
         if not seen:
             return []
         if len({_key(one) for one in seen}) < len(seen):
@@ -32,12 +32,12 @@ class TransactionRecorder:
         found = await self._db.fetch(tables.RECORD, *self._bound(rows))
         known = {(row["env"], row["direction"], row["receipt"]): row for row in found}
         return [
-            None if (row := known.get(_key(one))) is None else _recorded(row, given["transaction_id"])
-            for one, given in zip(seen, rows, strict=True)
+            None if (row := known.get(_key(one))) is None else _recorded(row, columns["transaction_id"])
+            for one, columns in zip(seen, rows, strict=True)
         ]
 
     async def defer(self, seen: Sequence[ReportedTransaction]) -> None:
-        """See the port. Raises ConcurrentUpdate for reports of one receipt that differ: each is to be taken alone."""
+        """Raises ConcurrentUpdate for different reports of one receipt."""
         if not seen:
             return
         different = dict.fromkeys(seen)
@@ -76,12 +76,12 @@ def _key(one: ReportedTransaction) -> _Key:
     return one.env, one.direction, one.receipt
 
 
-def _recorded(row: Row, given_id: str) -> RecordedTransaction:
+def _recorded(row: Row, new_id: str) -> RecordedTransaction:
     kind = row["subject_kind"]
     return RecordedTransaction(
         transaction_id=row["it"],
         merchant_id=row["merchant_id"],
         amount_cents=row["amount_cents"],
         subject=None if kind is None else Subject(kind, row["subject_id"]),
-        is_new=row["it"] == given_id,
+        is_new=row["it"] == new_id,
     )

@@ -1,4 +1,4 @@
-"""Transactions as Piccolo knows them, and the statement that records them; the migrations say the rest."""
+"""Piccolo tables of transactions, and the statement that records them."""
 
 from piccolo.columns import BigInt, Text, Timestamptz
 from piccolo.table import Table
@@ -7,7 +7,7 @@ from mpesa_gateway.db.named import Named
 
 
 class TransactionRow(Table, tablename="transaction"):
-    """Money that M-Pesa moved, one row for each receipt of an env and a direction."""
+    """Money that M-Pesa moved: one row for each receipt, env and direction."""
 
     transaction_id = Text(primary_key=True)
     env = Text()
@@ -29,7 +29,7 @@ class TransactionRow(Table, tablename="transaction"):
 
 
 class WitnessRow(Table, tablename="transaction_witness"):
-    """The second report of a transaction and each later one, one row for each source."""
+    """A later report of a transaction: one row for each source."""
 
     transaction_id = Text(primary_key=True)
     source = Text()
@@ -64,7 +64,7 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
             THEN excluded.merchant_id
         ELSE known.merchant_id END,
     kind = COALESCE(known.kind, excluded.kind),
-    -- A report for the amount that was asked for outweighs one of another amount, as it does for the payment.
+    -- The requested amount replaces a contradicting one, as for the payment.
     amount_cents = CASE WHEN known.subject_id IS NULL AND known.conflict_id = excluded.subject_id
         THEN excluded.amount_cents ELSE COALESCE(known.amount_cents, excluded.amount_cents) END,
     fee_cents = COALESCE(known.fee_cents, excluded.fee_cents),
@@ -74,7 +74,7 @@ ON CONFLICT (env, direction, receipt) DO UPDATE SET
     subject_kind = COALESCE(known.subject_kind, excluded.subject_kind),
     subject_id = COALESCE(known.subject_id, excluded.subject_id),
     conflict_id = COALESCE(known.conflict_id, excluded.conflict_id)
--- Money of another subject, amount or receiver is not the subject's: nothing is returned, and the writer decides again.
+-- No row for money of another subject, amount or receiver: the writer decides again.
 WHERE excluded.subject_id IS NULL OR known.subject_id = excluded.subject_id
     OR (known.subject_id IS NULL AND known.receiver_id = excluded.receiver_id
         AND (known.amount_cents IS NULL OR known.amount_cents = excluded.amount_cents
@@ -90,7 +90,7 @@ SELECT found.it, t.source, $seen_at::timestamptz,
         THEN 'reports ' || t.amount_cents || ' cents, not ' || COALESCE(before.amount_cents, found.amount_cents) END
 FROM {{written}} AS found
     JOIN ({_SEEN}) AS t ON t.env = found.env AND t.direction = found.direction AND t.receipt = found.receipt
-    -- As it was before this statement.
+    -- The row before this statement.
     LEFT JOIN transaction AS before ON before.transaction_id = found.it
 WHERE found.it <> t.transaction_id
     AND (t.source <> found.first_source
@@ -98,15 +98,15 @@ WHERE found.it <> t.transaction_id
 ORDER BY found.it
 ON CONFLICT (transaction_id, source) DO UPDATE SET detail = excluded.detail
     WHERE transaction_witness.detail IS NULL AND excluded.detail IS NOT NULL
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the rows above
 
 BOTH = Named(f"{_INSERT};{_WITNESS}")
 INSERT, WITNESS = BOTH.sql.split(";")
-"""What records transactions, sorted by their key, and what adds the later witnesses of those that were known before."""
+"""INSERT records transactions, sorted by key; WITNESS adds later witnesses."""
 
 bind_rows = BOTH.bind_rows
 
-# The same at once, where the caller needs what was found.
+# For callers that need the result at once.
 RECORD = f"""
 WITH written (it) AS ({INSERT}), witness AS ({WITNESS.replace("{written}", "written")}) SELECT * FROM written
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - the statements above

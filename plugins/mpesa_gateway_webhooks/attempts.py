@@ -1,4 +1,4 @@
-"""Writes the outcomes of deliveries (delivered, failed, deferred, handed back), those of one moment in a batch."""
+"""Batched storage of delivery outcomes."""
 
 import random
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ log = structlog.get_logger(__name__)
 _GONE = 410
 
 _SOON = timedelta(days=1)
-"""A first attempt within this time stands in its delivery, so that the delivery's id tells how old the answer is."""
+"""Age up to which a first attempt is stored in its delivery, whose id then dates the answer."""
 
 
 class AttemptRecorder:
-    """Writes the outcome of each claimed delivery, in batches where nothing failed."""
+    """Stores the outcomes of claimed deliveries, in batches if nothing failed."""
 
     def __init__(
         self,
@@ -47,59 +47,59 @@ class AttemptRecorder:
         self._counter = counter
         self._settings = settings
         self._chance = random.SystemRandom()
-        self._taken: Batcher[tuple[Row, EgressResponse], None] = Batcher(
-            self._note_taken, told=partial(postgres_span, tracer, "note delivery")
+        self._delivered: Batcher[tuple[Row, EgressResponse], None] = Batcher(
+            self._store_delivered, told=partial(postgres_span, tracer, "note delivery")
         )
-        self._put_off: Batcher[tuple[str, datetime], None] = Batcher(self._note_put_off)
-        self._handed_back: Batcher[tuple[str, datetime], None] = Batcher(self._note_handed_back)
+        self._deferred: Batcher[tuple[str, datetime], None] = Batcher(self._store_deferred)
+        self._released: Batcher[tuple[str, datetime], None] = Batcher(self._store_released)
 
     async def defer(self, delivery_id: str, until: datetime) -> None:
-        """Write that a delivery is due at ``until``, without an attempt."""
-        await self._put_off.submit((delivery_id, until))
+        await self._deferred.submit((delivery_id, until))
 
     async def release(self, delivery_id: str, leased_until: datetime) -> None:
-        """End the lease of a delivery that was not sent: it is due at once."""
-        await self._handed_back.submit((delivery_id, leased_until))
+        """Make an unsent delivery due at once."""
+        await self._released.submit((delivery_id, leased_until))
 
     async def record(self, row: Row, answer: EgressResponse | EgressFailed) -> None:
-        """Note an attempt. One whose note fails is made again, with the same id, once its lease has ended."""
+        """Store an attempt. After a failure the delivery is sent again with the same id."""
         if isinstance(answer, EgressResponse) and is_delivered(answer):
-            await self._taken.submit((row, answer))
+            await self._delivered.submit((row, answer))
         else:
             await self._record_failure(row, answer)
 
-    async def _note_taken(self, taken: Sequence[tuple[Row, EgressResponse]]) -> Sequence[Exception | None]:
-        """Note those that were taken at the same time together, or each by itself where one of them cannot be noted."""
+    async def _store_delivered(self, delivered: Sequence[tuple[Row, EgressResponse]]) -> Sequence[Exception | None]:
         try:
-            await self._write_taken(taken)
-        except Exception as problem:  # noqa: BLE001 - given back, or met again alone
-            if len(taken) == 1 or isinstance(problem, UNREACHABLE):
-                return [problem] * len(taken)
-            return [(await self._note_taken([one]))[0] for one in taken]
-        return [None] * len(taken)
+            await self._write_delivered(delivered)
+        except Exception as problem:  # noqa: BLE001 - returned, or raised again for one delivery alone
+            if len(delivered) == 1 or isinstance(problem, UNREACHABLE):
+                return [problem] * len(delivered)
+            return [(await self._store_delivered([one]))[0] for one in delivered]
+        return [None] * len(delivered)
 
-    async def _write_taken(self, taken: Sequence[tuple[Row, EgressResponse]]) -> None:
+    async def _write_delivered(self, delivered: Sequence[tuple[Row, EgressResponse]]) -> None:
         now = self._clock.now()
         async with self._db.transaction():
             await self._db.execute(
                 tables.DELIVERED,
-                [self._ids.new("att", now) for _ in taken],
-                [row["delivery_id"] for row, _ in taken],
-                [answer.status for _, answer in taken],
-                [answer.ms for _, answer in taken],
-                [_shown(answer) for _, answer in taken],
+                [self._ids.new("att", now) for _ in delivered],
+                [row["delivery_id"] for row, _ in delivered],
+                [answer.status for _, answer in delivered],
+                [answer.ms for _, answer in delivered],
+                [_shown(answer) for _, answer in delivered],
                 now,
                 now - _SOON,
-                [row["address_id"] for row, _ in taken],
+                [row["address_id"] for row, _ in delivered],
             )
-            await self._db.execute(endpoint_tables.ENDPOINTS_WELL, list({row["address_id"] for row, _ in taken}), now)
-        self._counter.labels("delivered").inc(len(taken))
+            await self._db.execute(
+                endpoint_tables.ENDPOINTS_WELL, list({row["address_id"] for row, _ in delivered}), now
+            )
+        self._counter.labels("delivered").inc(len(delivered))
 
-    async def _note_put_off(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
+    async def _store_deferred(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
         return [None] * len(later)
 
-    async def _note_handed_back(self, leased: Sequence[tuple[str, datetime]]) -> list[None]:
+    async def _store_released(self, leased: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(
             tables.HAND_BACK, [delivery_id for delivery_id, _ in leased], [until for _, until in leased]
         )
@@ -142,10 +142,9 @@ class AttemptRecorder:
 
 
 def is_delivered(answer: EgressResponse | EgressFailed) -> bool:
-    """Return True if the merchant's server accepted the delivery."""
     return isinstance(answer, EgressResponse) and 200 <= answer.status < 300
 
 
 def _shown(answer: EgressResponse) -> str:
-    """The beginning of what a merchant's server said. That is anything at all: some say again what they were sent."""
+    # The response can contain any data, so it is masked.
     return masked(answer.body_start)[:SHOWN]

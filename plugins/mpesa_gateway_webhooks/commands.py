@@ -1,4 +1,4 @@
-"""``mpesa-gateway webhooks``: see events arrive on your own machine, make them happen, and send them again."""
+"""The commands ``mpesa-gateway webhooks listen``, ``trigger`` and ``replay``."""
 
 import asyncio
 import re
@@ -38,14 +38,14 @@ from mpesa_gateway_webhooks.tables import DeliveryRow
 from mpesa_gateway_webhooks.test_events import KINDS, EventTrigger, TriggeredEvent
 
 _PAUSE = 0.3
-"""Seconds between two looks for new events."""
+"""Seconds between two queries for new events."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @click.group()
 def webhooks() -> None:
-    """See events arrive on your own machine, make them happen, and send them again."""
+    """Show events, forward them to your own machine, trigger them, and send them again."""
 
 
 @webhooks.command()
@@ -53,16 +53,16 @@ def webhooks() -> None:
     "--forward-to",
     "url",
     metavar="URL",
-    help="Where your program takes webhooks, such as localhost:3000/webhooks; without it events are only shown.",
+    help="The address of your program, such as localhost:3000/webhooks; without it events are only shown.",
 )
 @click.option(
-    "--events", default="*", show_default=True, help="Which, separated by commas; * stands for anything: payment.*"
+    "--events", default="*", show_default=True, help="Event types, separated by commas; * is a wildcard: payment.*"
 )
 @MERCHANT
 @click.option(
-    "--live", "is_live", is_flag=True, help="Live events, with real payers' numbers; without it, the sandbox's."
+    "--live", "is_live", is_flag=True, help="Live events, with real phone numbers; without it, sandbox events."
 )
-@click.option("--print-secret", is_flag=True, help="Print what events are signed with, and end.")
+@click.option("--print-secret", is_flag=True, help="Print the signing secret, and exit.")
 @JSON
 @pass_session
 def listen(
@@ -75,10 +75,9 @@ def listen(
     print_secret: bool,
     as_json: bool,
 ) -> None:
-    """Show events as they happen, and forward each to your own machine, signed, until Ctrl-C.
+    """Show new events until Ctrl-C, and forward each to your own machine, signed.
 
-    The merchant's endpoint and its deliveries are not touched: it gets what it is owed as if nobody listened. What
-    your program answers is shown and not tried again.
+    The merchant's endpoint still gets its deliveries. Your program's responses are shown; failures are not retried.
     """
     url, env = None if url is None else _read_url(url), env_of(is_live=is_live)
 
@@ -99,7 +98,7 @@ def listen(
         await listener.start()
         try:
             await gateway.audit.record("webhook.listened", merchant_id=merchant.merchant_id, actor=actor(), env=env)
-            _greet(listener, merchant, env, url, as_json=as_json)
+            _print_banner(listener, merchant, env, url, as_json=as_json)
             await _listen(listener, url, as_json=as_json)
         finally:
             await listener.stop()
@@ -107,21 +106,21 @@ def listen(
     session.run(work)
 
 
-def _greet(listener: DevListener, merchant: Merchant, env: Env, url: str | None, *, as_json: bool) -> None:
-    where = "shown here" if url is None else f"forwarded to {url}"
+def _print_banner(listener: DevListener, merchant: Merchant, env: Env, url: str | None, *, as_json: bool) -> None:
+    target = "shown here" if url is None else f"forwarded to {url}"
     click.echo(
-        f"Listening: {env} events of `{merchant.name}` ({merchant.merchant_id}) are {where}. Ctrl-C ends.", err=as_json
+        f"Listening: {env} events of `{merchant.name}` ({merchant.merchant_id}) are {target}. Ctrl-C ends.", err=as_json
     )
     click.echo(f"Signed with {listener.secret.reveal()} (the same each time)", err=as_json)
 
 
 async def _listen(listener: DevListener, url: str | None, *, as_json: bool) -> None:
-    told = asyncio.Event()
+    stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stopped.set)
     is_away = False
-    while not told.is_set():
+    while not stopped.is_set():
         rows: Sequence[Row] = ()
         try:
             rows = await listener.new_events()
@@ -131,18 +130,18 @@ async def _listen(listener: DevListener, url: str | None, *, as_json: bool) -> N
                 click.echo(f"mpesa-gateway: Postgres is away ({type(problem).__name__}): waiting for it", err=True)
             is_away = True
         for row in rows:
-            if told.is_set():
+            if stopped.is_set():
                 return
             answer = None if url is None else await listener.forward(row, url)
-            _tell(row, answer, as_json=as_json)
+            _print_event(row, answer, as_json=as_json)
         if not rows:
             try:
-                await asyncio.wait_for(told.wait(), _PAUSE)
+                await asyncio.wait_for(stopped.wait(), _PAUSE)
             except TimeoutError:
                 continue
 
 
-def _tell(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bool) -> None:
+def _print_event(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bool) -> None:
     status = answer.status if isinstance(answer, EgressResponse) else None
     error = str(answer) if isinstance(answer, EgressFailed) else None
     if as_json:
@@ -153,7 +152,7 @@ def _tell(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bo
     if isinstance(answer, EgressResponse):
         line += f"  [{answer.status}] {answer.ms} ms"
     elif error is not None:
-        line += f"  [not taken] {error}"
+        line += f"  [not delivered] {error}"
     click.echo(line)
 
 
@@ -166,10 +165,10 @@ def _tell(row: Row, answer: EgressResponse | EgressFailed | None, *, as_json: bo
 @JSON
 @pass_session
 def trigger(session: Session, event: str, amount: int, merchant_id: str | None, *, as_json: bool) -> None:
-    """Make an EVENT happen in the sandbox: a payment is made with a simulated phone, and ends that way.
+    """Trigger an EVENT in the sandbox, with a payment from a simulated phone.
 
-    Needs the running gateway with its worker and simulator, as `mpesa-gateway up` has them; only webhook.test, which
-    says that nothing was paid, needs no simulator. Nothing of it touches what the merchant has in live.
+    Needs the running gateway with its worker and simulator, as started by `mpesa-gateway up`; webhook.test needs no
+    simulator. Live data is not touched.
     """
 
     async def work(gateway: Gateway) -> TriggeredEvent:
@@ -189,12 +188,12 @@ def trigger(session: Session, event: str, amount: int, merchant_id: str | None, 
 
 @webhooks.command()
 @click.argument("event_ids", nargs=-1, metavar="[EVT_…]…")
-@click.option("--since", metavar="TIME", help="All deliveries from then on, such as 2026-11-23T08:00:00Z.")
-@click.option("--until", metavar="TIME", help="With --since: those before then.")
+@click.option("--since", metavar="TIME", help="All deliveries from this time on, such as 2026-11-23T08:00:00Z.")
+@click.option("--until", metavar="TIME", help="With --since: only deliveries before this time.")
 @click.option(
     "--status",
     type=click.Choice(["waiting", "pending", "delivered", "dead"]),
-    help="With --since: only those in this state, such as dead.",
+    help="With --since: only deliveries with this status, such as dead.",
 )
 @MERCHANT
 @LIVE
@@ -213,7 +212,7 @@ def replay(
 ) -> None:
     """Send deliveries to the merchant's endpoint again: of these events, or all since a time.
 
-    They keep their webhook-id, so that an endpoint which remembers ids takes none for new.
+    The webhook-id stays the same, so that the endpoint can detect duplicates.
     """
     if bool(event_ids) == (since is not None) or (event_ids and (until or status)):
         raise click.UsageError("name events (evt_…), or a time with --since, and not both")
@@ -275,7 +274,7 @@ def _read_url(text: str) -> str:
 
 
 def _kinds(gateway: Gateway, patterns: str) -> list[str]:
-    """The events that are asked for. Raises BadParameter for a pattern that none of this gateway's fits."""
+    """Return the matching event types. Raises BadParameter for a pattern without a match."""
     known = sorted(
         event.kind for plugin in gateway.plugins for event in plugin.publishes if issubclass(event, PublicEvent)
     )

@@ -1,4 +1,4 @@
-"""Deliveries: one for each event and endpoint, sent until it is taken or the schedule ends, and replayed on demand."""
+"""Deliveries: creation, scheduling, lists and replays."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -39,18 +39,18 @@ from mpesa_gateway_webhooks.tables import DELIVERIES, DeliveryRow
 
 DELIVER = "webhooks.deliver"
 BATCH = 100
-"""Deliveries in one job."""
+"""Deliveries per job."""
 
 SWEEP = 2000
 SWEEP_EACH = 100
-"""Deliveries that one sweep hands over, in all and of one endpoint: those that are owed little are not behind much."""
+"""Deliveries that one sweep enqueues, in all and per endpoint."""
 
 MOST_REPLAYED = 10_000
-"""Deliveries that one replay call takes."""
+"""Deliveries per replay call."""
 
 
 class DeliveryService:
-    """What merchants are owed: made with each event, handed to workers, listed, and sent again when they ask for it."""
+    """Creates, enqueues, lists and replays deliveries."""
 
     def __init__(self, runtime: Runtime, *, endpoints: EndpointService) -> None:
         self._runtime = runtime
@@ -60,23 +60,20 @@ class DeliveryService:
 
     @property
     def egress(self) -> Egress:
-        """The way out to merchants' servers."""
         return self._sender.egress
 
     async def start(self) -> None:
-        """Open the way out."""
         await self._sender.start()
 
     async def stop(self) -> None:
-        """Finish or hand back what is being sent, and close it."""
         await self._sender.stop()
 
-    # -- owing ----------------------------------------------------------------------------------------------------
+    # -- creating and enqueueing ----------------------------------------------------------------------------------
 
     async def create_deliveries(self, events: Sequence[PublicEvent]) -> None:
-        """Inside the publisher's transaction: a delivery of each for the endpoint of its merchant and env.
+        """Create the deliveries of events, inside the publisher's transaction.
 
-        It is sent after commit, or waits for an endpoint where none is set.
+        They are sent after the commit, or wait for an endpoint.
         """
         made = {self._runtime.ids.new("dlv", event.occurred_at): event for event in events}
         args = (
@@ -97,7 +94,6 @@ class DeliveryService:
         await self._db.defer(DeferredWrite(tables.FAN_OUT, args, on_written=wake))
 
     async def _wake_soon(self, delivery_ids: Mapping[str, RequestContext | None]) -> None:
-        """Send these now, each for the request that led to it where several did."""
         known = list(delivery_ids.items())
         for start in range(0, len(known), BATCH):
             batch = known[start : start + BATCH]
@@ -109,44 +105,43 @@ class DeliveryService:
             await self._runtime.jobs.enqueue(DELIVER, delivery_ids=list(delivery_ids[start : start + BATCH]))
 
     async def sweep(self) -> int:
-        """Hand what is due to the queue again; gives how many."""
+        """Enqueue due deliveries; returns their number."""
         rows = await self._db.fetch(tables.DUE, self._runtime.clock.now(), SWEEP, SWEEP_EACH)
         due = [row["delivery_id"] for row in rows]
         for start in range(0, len(due), BATCH):
-            # Without a worker, one sweep after the other finds the same: they are not added again and again.
+            # ``once``: without a worker, successive sweeps find the same deliveries.
             await self._runtime.jobs.enqueue(DELIVER, once=due[start], delivery_ids=due[start : start + BATCH])
         return len(due)
 
     async def assign_undelivered(self) -> int:
-        """Give what waits to the endpoint of its merchant and env, where one is set by now; returns how many.
+        """Assign waiting deliveries to new endpoints; returns their number.
 
-        What is owed to an endpoint that was removed waits first. What has waited for longer than ``wait_days`` is dead.
-        Each batch commits by itself; what another process has locked is left to it.
+        Deliveries older than ``wait_days`` are dead. Each batch commits by itself and skips locked rows.
         """
-        handed_over = 0
+        assigned = 0
         while True:
             now = self._runtime.clock.now()
             orphans = await self._db.fetch(tables.MAKE_ORPHANS_WAIT, now, SWEEP)
             rows = await self._db.fetch(tables.ADOPT, now, now - self._wait, SWEEP)
-            handed_over += len(rows)
+            assigned += len(rows)
             await self._wake([row["delivery_id"] for row in rows if row["status"] == "pending"])
             if len(rows) < SWEEP and len(orphans) < SWEEP:
-                return handed_over
+                return assigned
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
+        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         return await self._sender.deliver(delivery_ids)
 
     async def begin(self, delivery_ids: Sequence[str]) -> int:
-        """Like ``deliver``, without waiting for an endpoint."""
+        """Like ``deliver``, but returns after the claim."""
         return await self._sender.begin(delivery_ids)
 
     # -- reading and replaying ------------------------------------------------------------------------------------
 
     async def page(self, merchant_id: str, env: Env, filters: DeliveryQuery) -> Page[DeliveryView]:
-        """Return the delivery log of ``env``, newest first. Raises Invalid for a bad cursor."""
+        """Return deliveries, newest first. Raises Invalid for a bad cursor."""
         found = Conditions(env, merchant_id)
         found.equal(status=filters.status, event_type=filters.event_type)
         if filters.payment_id is not None:
@@ -155,14 +150,14 @@ class DeliveryService:
         return page_of(page.map(_view))
 
     async def events(self, merchant_id: str, env: Env, filters: EventQuery) -> Page[EventBody]:
-        """Return the merchant's events of ``env`` as webhooks carry them, newest first. Raises Invalid."""
+        """Return events, newest first. Raises Invalid for a bad cursor."""
         found = public_events(env, merchant_id, kind=filters.type)
         found.since, found.until = filters.since, filters.until
         page = await EVENTS.page(self._db, found, filters.cursor, filters.limit, count=filters.count)
         return page_of(page.map(_event))
 
     async def get(self, merchant_id: str, env: Env, delivery_id: str) -> DeliveryWithAttempts:
-        """A delivery with its attempts and the event it carries. Raises NotFound."""
+        """Raises NotFound."""
         row = await self._db.run(
             DeliveryRow.select()
             .where(
@@ -182,7 +177,7 @@ class DeliveryService:
         )
 
     async def event(self, merchant_id: str, env: Env, event_id: str) -> EventBody:
-        """An event as its webhook carries it. Raises NotFound."""
+        """Return an event. Raises NotFound."""
         row = await self._db.run(
             EventRow.select(EventRow.body)
             .where(
@@ -198,17 +193,14 @@ class DeliveryService:
         return msgspec.json.decode(row["body"], type=EventBody)
 
     async def replay(self, caller: Caller, delivery_id: str) -> DeliveryView:
-        """Send a delivery again, whatever became of it, with the same webhook-id, to the endpoint that is set now.
-
-        Raises NotFound, and Conflict without an endpoint.
-        """
+        """Send a delivery again with the same webhook-id, to the current endpoint. Raises NotFound and Conflict."""
         async with self._db.transaction():
             row = await self._db.fetchrow(
                 tables.REPLAY_ONE, caller.merchant_id, caller.env, self._runtime.clock.now(), delivery_id
             )
             if row is None:
                 await self.get(caller.merchant_id, caller.env, delivery_id)
-                raise _nowhere(caller.env)
+                raise _no_endpoint(caller.env)
             await self._runtime.audit.record(
                 "delivery.replayed",
                 merchant_id=caller.merchant_id,
@@ -220,12 +212,9 @@ class DeliveryService:
         return _view(row)
 
     async def replay_many(self, caller: Caller, which: ReplayMany) -> Replayed:
-        """Send many deliveries again, the oldest first, at most 10,000 in one call.
-
-        Raises Conflict without an endpoint.
-        """
+        """Send up to 10,000 deliveries again, oldest first. Raises Conflict without an endpoint."""
         if not await self._db.run(EndpointRow.exists().where(*active_of(caller.merchant_id, caller.env))):
-            raise _nowhere(caller.env)
+            raise _no_endpoint(caller.env)
         async with self._db.transaction():
             rows = await self._db.fetch(
                 tables.REPLAY_MANY,
@@ -249,8 +238,8 @@ class DeliveryService:
         return Replayed(len(delivery_ids), has_more=len(delivery_ids) == MOST_REPLAYED)
 
 
-def _nowhere(env: Env) -> Conflict:
-    return Conflict(f"no {env} webhook is set: PUT /v1/merchant/webhook first, and what waits is sent by itself")
+def _no_endpoint(env: Env) -> Conflict:
+    return Conflict(f"no {env} webhook is set: PUT /v1/merchant/webhook first; waiting events are then sent")
 
 
 def _view(row: Row | Mapping[str, Any]) -> DeliveryView:

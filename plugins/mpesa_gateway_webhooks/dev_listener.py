@@ -1,4 +1,4 @@
-"""Tells a developer's own machine of events as they happen, beside the merchant's endpoint and without touching it."""
+"""Forwarding of new events to a developer's machine."""
 
 import hashlib
 import hmac
@@ -16,20 +16,17 @@ from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS, GatewaySecre
 from mpesa_gateway_webhooks import signing, tables
 
 LOOK_BACK = timedelta(seconds=60)
-"""How much later than its time an event may be seen: it is stamped before its transaction is committed."""
+"""Maximum age of a new event, whose time is set before the commit."""
 
 BATCH = 100
-"""Events that one look takes."""
+"""Events per query."""
 
 TIMEOUT = 10.0
-"""Seconds that the developer's program may take to answer, as an endpoint may."""
+"""Seconds that the developer's program may take to respond."""
 
 
 class DevListener:
-    """One merchant's events of one env from now on, each once, in the order of their times as far as they are known.
-
-    It only reads: deliveries, their attempts and the endpoint stay as they are. ``kinds`` lets only these through.
-    """
+    """New events of one merchant and env, each returned once, oldest first as far as known. Writes nothing."""
 
     def __init__(
         self,
@@ -53,37 +50,34 @@ class DevListener:
         self._egress = Egress(timeout=TIMEOUT, lookup=names)
 
     async def start(self) -> None:
-        """Take what has happened so far as known, and open the way out."""
+        """Skip the existing events, and start the HTTP client."""
         await self._egress.start()
         while await self.new_events():
             continue
 
     async def stop(self) -> None:
-        """Close the way out."""
         await self._egress.stop()
 
     @property
     def secret(self) -> Secret:
-        """What forwarded events are signed with: the merchant's own, the same in every run, and no endpoint's."""
+        """The signing secret, constant for the merchant."""
         text = f"listen\0{self._merchant_id}".encode()
-        # Tokens of callbacks are MACs under the same key, and begin with a kind of callback.
+        # Callback tokens use the same key, but begin with a kind.
         return signing.new_secret(hmac.new(self._vault.secret(CALLBACK_TOKENS), text, hashlib.sha256).digest())
 
     async def new_events(self) -> Sequence[Row]:
-        """Events that no look has seen yet, the oldest first; BATCH at most."""
         now = self._clock.now()
         rows = await self._db.fetch(
             tables.EVENTS_SINCE, self._merchant_id, self._since, self._kinds, list(self._seen), BATCH, self._env
         )
         self._seen.update(row["event_id"] for row in rows)
         if len(rows) < BATCH:
-            # Everything committed by now has been seen: only what was stamped lately may still turn up.
+            # Only recent events can still appear.
             self._since = max(self._since, Ids.least("evt", now - LOOK_BACK))
             self._seen = {event_id for event_id in self._seen if event_id >= self._since}
         return rows
 
     async def forward(self, row: Row, url: str) -> EgressResponse | EgressFailed:
-        """Send an event to the developer's address once, with the headers of a real webhook."""
         body = row["body"].encode()
         headers = signing.headers(row["event_id"], row["kind"], body, self._clock.now(), [self.secret])
         try:

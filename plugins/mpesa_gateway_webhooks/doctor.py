@@ -1,4 +1,4 @@
-"""Looks whether a merchant hears of its money: where its webhooks go, and whether they arrive."""
+"""Checks of endpoints and deliveries."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -13,85 +13,84 @@ from mpesa_gateway_webhooks import tables
 from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
-_LATELY = timedelta(days=7)
+_RECENT = timedelta(days=7)
 
 
-async def check_settings(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """What is fine for trying webhooks out, and not beside real money."""
-    if gateway.settings(WebhooksSettings).allow_loopback and not examination.is_live:
-        text = "sandbox merchants may name this machine as their endpoint, and so reach what listens on it alone"
+async def check_settings(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
+    """Warn about settings that suit only a trial."""
+    if gateway.settings(WebhooksSettings).allow_loopback and not context.is_live:
+        text = "sandbox merchants may use this machine as their endpoint, and so reach its local services"
         fix = "set webhooks.allow_loopback to false where this gateway can be reached from outside"
         yield note("webhooks.allow_loopback", text, fix)
     else:
-        yield ok("webhooks.allow_loopback", "no merchant's webhook may point at this machine")
+        yield ok("webhooks.allow_loopback", "no merchant's webhook may use this machine as its endpoint")
 
 
-async def check_endpoint(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """The endpoint is set, may be called, and takes what is sent."""
-    merchant = examination.one
+async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
+    merchant = context.one
     row = await gateway.db.fetchrow(
         tables.EXAMINE,
         merchant.merchant_id,
-        Ids.least("dlv", examination.now - _LATELY),
-        examination.now,
-        examination.env,
+        Ids.least("dlv", context.now - _RECENT),
+        context.now,
+        context.env,
     )
     if row is None:
         wait = timedelta(days=gateway.settings(WebhooksSettings).wait_days)
-        oldest = Ids.least("dlv", examination.now - wait)
-        waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, examination.env, oldest)
+        oldest = Ids.least("dlv", context.now - wait)
+        waiting = await gateway.db.fetchval(tables.EXAMINE_WAITING, merchant.merchant_id, context.env, oldest)
         yield CheckResult(
             name="webhooks.endpoint",
-            level=Level.WARNING if examination.env == "live" else Level.NOTE,
-            text=f"no {examination.env} webhook is set: it hears of its payments only by asking (GET /v1/events)"
+            level=Level.WARNING if context.env == "live" else Level.NOTE,
+            text=f"no {context.env} webhook is set: the merchant can only poll for its payments (GET /v1/events)"
             + (f"; {waiting} of its events wait for one" if waiting else ""),
             fix="PUT /v1/merchant/webhook, with its API key",
         )
         return
     host = urlsplit(str(row["url"])).hostname
     try:
-        check_url(row["url"], allow_loopback=await gateway.port(EndpointService).allows_loopback(examination.env))
+        check_url(row["url"], allow_loopback=await gateway.port(EndpointService).allows_loopback(context.env))
     except ValueError as refusal:
         text = f"its webhook at {host} is never called: the address {refusal}"
-        yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an address that may be called")
+        yield problem("webhooks.endpoint", text, "PUT /v1/merchant/webhook again, with an allowed address")
         return
-    for observation in (*_health(row, host or "", examination), *_debts(row)):
-        yield observation
+    for result in (*_health(row, host or "", context), *_backlog(row)):
+        yield result
 
 
-def _health(row: Row, host: str, examination: CheckContext) -> Iterator[CheckResult]:
+def _health(row: Row, host: str, context: CheckContext) -> Iterator[CheckResult]:
     why = row["last_error"] or "see GET /v1/webhooks/logs"
-    if row["closed_until"] is not None and row["closed_until"] > examination.now:
+    if row["closed_until"] is not None and row["closed_until"] > context.now:
         yield CheckResult(
             name="webhooks.endpoint",
-            level=Level.PROBLEM if examination.env == "live" else Level.WARNING,
-            text=f"its webhook at {host} failed {row['failures']} times in a row, and is not called for a while: {why}",
-            fix="let the shop mend its server; what is owed is sent as soon as it answers",
+            level=Level.PROBLEM if context.env == "live" else Level.WARNING,
+            text=f"its webhook at {host} failed {row['failures']} times in a row, and is paused: {why}",
+            fix="ask the merchant to repair its server; pending deliveries are sent as soon as it responds",
         )
     elif row["failures"]:
         yield warning(
             "webhooks.endpoint",
             f"its webhook at {host} failed {row['failures']} times in a row: {why}",
-            "let the shop look at its server (POST /v1/merchant/webhook/test tries it)",
+            "ask the merchant to check its server (POST /v1/merchant/webhook/test sends a test)",
         )
     elif row["last_success_at"] is None:
         yield note(
             "webhooks.endpoint",
-            f"its webhook at {host} has taken nothing yet",
-            "POST /v1/merchant/webhook/test tries it",
+            f"its webhook at {host} has accepted nothing yet",
+            "POST /v1/merchant/webhook/test sends a test",
         )
     else:
         yield ok(
             "webhooks.endpoint",
-            f"its webhook at {host} works; the last one was taken on {row['last_success_at']:%Y-%m-%d %H:%M} UTC",
+            f"its webhook at {host} works; the last one was accepted on {row['last_success_at']:%Y-%m-%d %H:%M} UTC",
         )
 
 
-def _debts(row: Row) -> Iterator[CheckResult]:
+def _backlog(row: Row) -> Iterator[CheckResult]:
     if row["dead"]:
         yield warning(
             "webhooks.dead",
-            f"{row['dead']} webhooks of the last 7 days were given up: the shop has not heard of that money",
+            f"{row['dead']} webhooks of the last 7 days are dead: the merchant does not know of these payments",
             'once its server works: POST /v1/webhooks/replay {"since": …, "status": "dead"}',
         )
     if row["owed"]:

@@ -1,4 +1,4 @@
-"""Lanes: each merchant's server has one of its own, so that nobody's webhooks wait for one that is slow or down."""
+"""Limits of calls and claimed deliveries, per endpoint and in all."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,35 +6,35 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 _QUICK = 0.5
-"""Seconds after which a call that has not ended is one that waits, and costs nothing but its connection."""
+"""Seconds after which a slow call releases its slot."""
 
 WAITING_EACH = 10
-"""Calls that may wait, for each slot: beyond that they keep their slots, for connections are not free either."""
+"""Slow calls per slot; further ones keep their slots, since connections cost memory."""
 
 ROOM = 64
-"""Deliveries that are claimed for one endpoint before what else it is owed stays in Postgres for a while."""
+"""Claimed deliveries per endpoint; the others stay in Postgres."""
 
 _AHEAD = 20
-"""Deliveries that are claimed in all, for each slot, before new ones stay there. Lanes that are stuck do not count."""
+"""Claimed deliveries per slot. Endpoints with slow calls do not count."""
 
 
 class EndpointLimit:
-    """One endpoint, as far as this worker has to do with it now."""
+    """One endpoint's calls and claimed deliveries in this worker."""
 
     def __init__(self, per_endpoint: int, failures: int) -> None:
-        """``per_endpoint`` bounds its calls at the same time; ``failures`` in a row are known in Postgres."""
+        """``failures`` are consecutive and come from Postgres."""
         self.places = asyncio.Semaphore(per_endpoint)
         self.claimed = 0
         self.waiting = 0
-        """Calls that have taken so long that they have given their slot back."""
+        """Slow calls, which have released their slots."""
         self.has_more = False
-        """Whether deliveries were left in Postgres because there are enough of them here."""
+        """True if deliveries were left in Postgres."""
         self.is_refilling = False
         self._failures = failures
         self._closed: tuple[datetime, datetime] | None = None
 
     def note(self, *, is_taken: bool, at: datetime, most: int, until: datetime) -> None:
-        """How a call has ended. After ``most`` failures in a row the endpoint is left in peace ``until`` then."""
+        """Record an outcome. ``most`` consecutive failures pause the endpoint ``until`` then."""
         self._failures = 0 if is_taken else self._failures + 1
         if is_taken:
             self._closed = None
@@ -42,88 +42,86 @@ class EndpointLimit:
             self._closed = (at, until)
 
     def is_closed(self, now: datetime) -> bool:
-        """Whether we have learnt that the endpoint is to be left in peace now."""
         return self._closed is not None and self._closed[1] > now
 
     def closed_until(self, claimed_at: datetime, known: datetime | None) -> datetime | None:
-        """Until when the endpoint is left in peace: what we learnt since, or what was ``known`` at the claim."""
+        """Return the end of the pause: as recorded after ``claimed_at``, else ``known``."""
         if self._closed is not None and self._closed[0] >= claimed_at:
             return self._closed[1]
         return known
 
 
 class EndpointLimits:
-    """All lanes that are in use, by endpoint, and the slots that they share: calls at the same time."""
+    """The limits of all endpoints, and their shared slots."""
 
     def __init__(self, *, at_once: int, per_endpoint: int, quick: float = _QUICK) -> None:
-        """``quick`` is for how long a call has its slot for certain, in seconds."""
+        """``quick`` is in seconds."""
         self._per_endpoint = per_endpoint
         self._quick = quick
         self._slots = asyncio.Semaphore(at_once)
         self._most_waiting = at_once * WAITING_EACH
         self._most_ahead = at_once * _AHEAD
-        self._lanes: dict[str, EndpointLimit] = {}
+        self._limits: dict[str, EndpointLimit] = {}
         self._waiting = 0
         self._ahead = 0
         self._eased = asyncio.Event()
         self._eased.set()
 
     def enter(self, endpoint_id: str, failures: int) -> EndpointLimit:
-        """The endpoint's lane, with one more delivery in it."""
-        lane = self._lanes.get(endpoint_id)
-        if lane is None:
-            lane = self._lanes[endpoint_id] = EndpointLimit(self._per_endpoint, failures)
-        lane.claimed += 1
-        if not lane.waiting:
+        """Return the endpoint's limit, with one more delivery."""
+        limit = self._limits.get(endpoint_id)
+        if limit is None:
+            limit = self._limits[endpoint_id] = EndpointLimit(self._per_endpoint, failures)
+        limit.claimed += 1
+        if not limit.waiting:
             self._count(1)
-        return lane
+        return limit
 
-    def leave(self, endpoint_id: str, lane: EndpointLimit) -> None:
-        """One delivery fewer. A lane that nothing keeps is forgotten: Postgres knows the rest."""
-        lane.claimed -= 1
-        if not lane.waiting:
+    def leave(self, endpoint_id: str, limit: EndpointLimit) -> None:
+        limit.claimed -= 1
+        if not limit.waiting:
             self._count(-1)
-        self.remove_if_idle(endpoint_id, lane)
+        self.remove_if_idle(endpoint_id, limit)
 
-    def remove_if_idle(self, endpoint_id: str, lane: EndpointLimit) -> None:
-        """Forget a lane in which nothing is and nothing will be."""
-        if not (lane.claimed or lane.has_more or lane.is_refilling):
-            self._lanes.pop(endpoint_id, None)
+    def remove_if_idle(self, endpoint_id: str, limit: EndpointLimit) -> None:
+        """Forget an idle endpoint."""
+        if not (limit.claimed or limit.has_more or limit.is_refilling):
+            self._limits.pop(endpoint_id, None)
 
     def full(self) -> list[str]:
-        """Endpoints for which enough is claimed; that there is more is remembered."""
-        found = [(endpoint_id, lane) for endpoint_id, lane in self._lanes.items() if lane.claimed >= ROOM]
-        for _, lane in found:
-            lane.has_more = True
+        """Return the endpoints at their limit, marked to have more."""
+        found = [(endpoint_id, limit) for endpoint_id, limit in self._limits.items() if limit.claimed >= ROOM]
+        for _, limit in found:
+            limit.has_more = True
         return [endpoint_id for endpoint_id, _ in found]
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be claimed."""
+        """True if more deliveries may be claimed."""
         return self._eased.is_set()
 
     async def room(self) -> None:
-        """Wait while so much is claimed that more of it would only grow old here."""
+        """Wait until more deliveries may be claimed."""
         await self._eased.wait()
 
     @asynccontextmanager
-    async def slot(self, lane: EndpointLimit) -> AsyncGenerator[None]:
-        """A place in the lane and a slot, for the length of the block; a call that turns out to be slow keeps none."""
-        async with lane.places:
+    async def slot(self, limit: EndpointLimit) -> AsyncGenerator[None]:
+        """Hold a place and a shared slot; a slow call releases the slot early."""
+        async with limit.places:
             await self._slots.acquire()
             has_slot = True
 
-            def give_back() -> None:
+            def release_early() -> None:
                 nonlocal has_slot
                 if self._waiting < self._most_waiting:
                     has_slot = False
                     self._waiting += 1
-                    lane.waiting += 1
-                    if lane.waiting == 1:
-                        self._count(-lane.claimed)
+                    limit.waiting += 1
+                    if limit.waiting == 1:
+                        self._count(-limit.claimed)
                     self._slots.release()
 
-            timer = asyncio.get_running_loop().call_later(self._quick, give_back)
+            timer = asyncio.get_running_loop().call_later(self._quick, release_early)
             try:
                 yield
             finally:
@@ -132,9 +130,9 @@ class EndpointLimits:
                     self._slots.release()
                 else:
                     self._waiting -= 1
-                    lane.waiting -= 1
-                    if not lane.waiting:
-                        self._count(lane.claimed)
+                    limit.waiting -= 1
+                    if not limit.waiting:
+                        self._count(limit.claimed)
 
     def _count(self, more: int) -> None:
         self._ahead += more

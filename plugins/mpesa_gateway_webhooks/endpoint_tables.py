@@ -1,4 +1,4 @@
-"""Webhook endpoints as Piccolo knows them, and the named queries on them; the migrations say the rest."""
+"""Table and queries of endpoints."""
 
 from piccolo.columns import Boolean, Integer, Text, Timestamptz
 from piccolo.columns.combination import Where
@@ -9,7 +9,7 @@ from mpesa_gateway.env import Env
 
 
 class EndpointRow(Table, tablename="webhook_endpoint"):
-    """Where a merchant hears of events."""
+    """A merchant's endpoint."""
 
     endpoint_id = Text(primary_key=True)
     address_id = Integer()
@@ -29,7 +29,6 @@ class EndpointRow(Table, tablename="webhook_endpoint"):
 
 
 def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
-    """Return the conditions for the merchant's active endpoint in an env."""
     return (
         EndpointRow.merchant_id == merchant_id,
         EndpointRow.env == env,
@@ -37,18 +36,18 @@ def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
     )
 
 
-# raw SQL: hot path - what each attempt says of its endpoint.
+# raw SQL: hot path - each attempt updates its endpoint.
 # raw SQL: upsert - the active endpoint of a merchant and env, found by a partial index.
-# raw SQL: aggregate - what an endpoint is owed, with a limit on what is read for it.
+# raw SQL: aggregate - an endpoint's deliveries, counted up to a limit.
 
 ENDPOINTS_WELL = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
-    -- A success at an address that has been replaced says nothing about the new one.
+    -- A success at a replaced address does not count for the new one.
     WHERE address_id = ANY($1::integer[])
         AND (failures > 0 OR last_success_at IS NULL OR last_success_at < $2::timestamptz - interval '10 seconds')
-    -- All in one order, so that two who note the same endpoints wait for one another and not in a ring.
+    -- A fixed order, so that two processes with the same endpoints cannot deadlock.
     ORDER BY endpoint_id FOR UPDATE
 )
 """

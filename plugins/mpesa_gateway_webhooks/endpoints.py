@@ -1,4 +1,4 @@
-"""A merchant's endpoint in each env: set, rotated, tried and removed; its secret shown once."""
+"""Use cases of endpoints."""
 
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,6 @@ from mpesa_gateway_webhooks.schemas import TestAnswer, WebhookView, WebhookWithS
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 HAND_OVER = "webhooks.hand_over"
-"""The queue's name for the job that gives what waits to an endpoint."""
 
 SHOWN: tuple[Column, ...] = (
     EndpointRow.endpoint_id,
@@ -39,16 +38,16 @@ SHOWN: tuple[Column, ...] = (
 
 
 def aad(merchant_id: str) -> tuple[str, ...]:
-    """What an endpoint's secret is sealed for."""
+    """Return the associated data of the sealed secret."""
     return (merchant_id, "webhooks", "secret")
 
 
 _TESTS, _TESTS_EACH = 32, 2
-"""Tests of webhooks that one process has under way, in all and of one merchant: each waits for a merchant's server."""
+"""Concurrent tests of one process, in all and per merchant."""
 
 
 class EndpointService:
-    """The use cases of endpoints."""
+    """A merchant's endpoint in each env."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -57,17 +56,16 @@ class EndpointService:
         self._tests = Bulkhead(_TESTS, _TESTS_EACH)
 
     async def set_url(self, caller: Caller, url: str) -> WebhookWithSecret:
-        """Set where the merchant hears of the caller's env, with a new secret. The old one signs too for a day.
+        """Set the endpoint with a new secret; the old one also signs for ``overlap_hours``.
 
-        What is owed, or has waited for an endpoint, goes to the new address. Raises Invalid for an address that is not
-        called.
+        Pending and waiting deliveries go to the new address. Raises Invalid.
         """
         allow_loopback = await self.allows_loopback(caller.env)
         with check_fields() as checks:
-            taken: str | None = checks.take(
+            accepted: str | None = checks.take(
                 "webhook_url", lambda text: normal_url(text, allow_loopback=allow_loopback), url
             )
-        url = taken or url
+        url = accepted or url
         secret = signing.new_secret(self._runtime.ids.token(32))
         now = self._runtime.clock.now()
         async with self._db.transaction():
@@ -86,7 +84,7 @@ class EndpointService:
         return WebhookWithSecret(url, secret.reveal(), caller.env)
 
     async def rotate(self, caller: Caller) -> WebhookWithSecret:
-        """A new secret; the old one signs too for a day. Raises NotFound without an endpoint."""
+        """Create a new secret; the old one also signs for ``overlap_hours``. Raises NotFound."""
         secret = signing.new_secret(self._runtime.ids.token(32))
         now = self._runtime.clock.now()
         async with self._db.transaction():
@@ -103,7 +101,7 @@ class EndpointService:
         return WebhookWithSecret(row["url"], secret.reveal(), caller.env)
 
     async def remove(self, caller: Caller) -> None:
-        """Deliver no more. What is owed, and what happens from now on, waits for the next endpoint. Raises NotFound."""
+        """Remove the endpoint; its deliveries and new events wait for the next one. Raises NotFound."""
         async with self._db.transaction():
             row = await self._change(
                 caller, {EndpointRow.is_active: False, EndpointRow.updated_at: self._runtime.clock.now()}
@@ -112,11 +110,11 @@ class EndpointService:
             await self._db.after_commit(self._hand_over)
 
     async def _hand_over(self) -> None:
-        """Where this wake-up is lost, the same job runs each minute."""
+        # The same job also runs each minute.
         self._runtime.jobs.wake(HAND_OVER)
 
     async def view(self, merchant_id: str, env: Env) -> WebhookView:
-        """The endpoint of ``env`` with its secret masked. Raises NotFound."""
+        """Return the endpoint with a masked secret. Raises NotFound."""
         row = await self._find(merchant_id, env)
         now = self._runtime.clock.now()
         until, closed = row["previous_until"], row["closed_until"]
@@ -133,10 +131,9 @@ class EndpointService:
         )
 
     async def test(self, caller: Caller, egress: Egress) -> TestAnswer:
-        """Send a ``webhook.test`` now, outside the schedule, and say what the server answered.
+        """Send a test at once, and return the response.
 
-        Raises NotFound, and RateLimited beyond a number a minute, or while enough tests of this merchant wait for its
-        server.
+        Raises NotFound, and RateLimited while too many tests run or above ``tests_per_minute``.
         """
         self._db.refuse_transaction("sending a test webhook")
         await self._runtime.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
@@ -191,18 +188,18 @@ class EndpointService:
         )
 
     def open(self, merchant_id: str, sealed: str) -> Secret:
-        """A sealed endpoint secret. Raises UnsealError."""
+        """Unseal an endpoint's secret. Raises UnsealError."""
         return Secret(self._runtime.sealer.open(sealed, aad=aad(merchant_id)))
 
     async def allows_loopback(self, env: str) -> bool:
-        """Whether webhooks of this env may go to this machine itself now: never beside a live merchant.
+        """Return True if webhooks may go to this machine: only while no merchant is live.
 
-        Asked for each call, so that what was set or queued before the first merchant went live is refused after it.
+        Checked for each call, since a merchant may have gone live since.
         """
         return env == "sandbox" and self._settings.allow_loopback and await self._runtime.merchants.is_sandbox_only()
 
     async def _change(self, caller: Caller, values: dict[Any, Any]) -> dict[str, Any]:
-        """Change the endpoint of the caller's env; returns its id and address. Raises NotFound."""
+        """Change the endpoint; returns its id and url. Raises NotFound."""
         changed: list[dict[str, Any]] = await self._db.run(
             EndpointRow.update(values)
             .where(*active_of(caller.merchant_id, caller.env))
@@ -227,7 +224,7 @@ class EndpointService:
 
 
 def _busy() -> RateLimited:
-    return RateLimited("other calls to this webhook still wait for its server or its name: wait", retry_after=10)
+    return RateLimited("other calls to this webhook still wait for its server or for DNS: wait", retry_after=10)
 
 
 def _none_set(env: Env) -> NotFound:

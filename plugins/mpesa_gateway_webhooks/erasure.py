@@ -1,4 +1,4 @@
-"""Erases a payer's phone number from what merchants' endpoints answered; what they were sent is the events'."""
+"""Erasure of a payer's number from stored responses."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What webhooks themselves publish: nothing but a test."""
+"""The events that webhooks publish."""
 
 from typing import Any, ClassVar
 
@@ -6,10 +6,9 @@ from mpesa_gateway.events import PublicEvent
 
 
 class WebhookTest(PublicEvent, frozen=True, kw_only=True):
-    """The merchant asked for a webhook to try their endpoint with."""
+    """A merchant requested a test webhook."""
 
     kind: ClassVar[str] = "webhook.test"
 
     def data(self) -> dict[str, Any]:
-        """What merchants get to see."""
         return {"message": "This is a test. Nothing has been paid."}

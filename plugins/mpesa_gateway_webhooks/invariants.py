@@ -1,14 +1,14 @@
-"""What always holds between events and their deliveries, besides what Postgres itself refuses."""
+"""Invariants of events and deliveries that constraints cannot express."""
 
 from datetime import timedelta
 
 from mpesa_gateway.invariant import Invariant
 
-# raw SQL: declared - an invariant is a statement that the ledger's query encloses.
+# raw SQL: declared - the ledger's query encloses the statement of an invariant.
 INVARIANTS = (
     Invariant(
         name="event_has_its_delivery",
-        sentence="Every event that merchants hear of has its delivery, which waits while no endpoint is set",
+        sentence="Every public event has its delivery, which waits while no endpoint is set",
         sql="""
             SELECT event_id FROM event
             WHERE is_public AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.event_id = event.event_id)
@@ -29,7 +29,7 @@ INVARIANTS = (
     ),
     Invariant(
         name="nothing_overdue",
-        sentence="No delivery waits to be sent to an endpoint that is not being left in peace",
+        sentence="No delivery is overdue at an endpoint that is not paused",
         sql="""
             SELECT delivery_id FROM delivery JOIN webhook_endpoint USING (endpoint_id)
             WHERE status = 'pending' AND due_at < $1 AND (leased_until IS NULL OR leased_until < $1)

@@ -1,4 +1,4 @@
-"""Metrics of webhooks: attempts, and deliveries that are due or dead."""
+"""Metrics of webhooks."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -50,14 +50,13 @@ def _delivery_gauges() -> Gauges:
 
 
 async def collect_deliveries(gateway: Runtime, gauges: Gauges) -> None:
-    """Count pending and dead deliveries, by env."""
     pending, oldest, dead = gauges
-    desk = gateway.port(WebhookOperatorService)
+    operators = gateway.port(WebhookOperatorService)
     for env in ENVS:
-        count, since = await desk.owed(env)
+        count, since = await operators.owed(env)
         pending.add_metric((env,), count)
         oldest.add_metric((env,), seconds_since(since, gateway.clock))
-        dead.add_metric((env,), await desk.count_dead(env))
+        dead.add_metric((env,), await operators.count_dead(env))
 
 
 COLLECTORS = (Collector(_delivery_gauges, collect_deliveries),)

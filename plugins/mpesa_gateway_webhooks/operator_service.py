@@ -1,4 +1,4 @@
-"""Webhooks as operators look at them, of all merchants together, and what they do about them."""
+"""Operators' use cases of webhooks, for all merchants."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,21 +17,21 @@ from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.schemas import AttemptView, DeliveryStatus
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
-ILL = 3
-"""Failures in a row from which an endpoint is worth a look."""
+FAILING = 3
+"""Consecutive failures of a failing endpoint."""
 
-_LATELY = timedelta(days=1)
+_RECENT = timedelta(days=1)
 
 
 class DeliveriesQuery(OperatorQuery, frozen=True, kw_only=True):
-    """The filters of the operators' list of deliveries."""
+    """Filters of the operators' list of deliveries."""
 
     status: DeliveryStatus | None = None
     event_type: str | None = None
 
 
 class WebhookOperatorService:
-    """What operators ask of webhooks."""
+    """Lists, finds and counts endpoints and deliveries."""
 
     def __init__(
         self,
@@ -49,10 +49,7 @@ class WebhookOperatorService:
         self._endpoints = endpoints
 
     async def endpoints(self, env: Env, cursor: str | None, limit: int) -> KeysetPage[Row]:
-        """Return active endpoints of ``env``, newest first, each with what it is owed and what died in the last day.
-
-        Raises Invalid for a bad cursor.
-        """
+        """Return active endpoints with their pending and dead deliveries, newest first. Raises Invalid."""
         found = Conditions(env)
         found.add("is_active")
         page = await endpoint_tables.ENDPOINTS.page(self._db, found, cursor, limit)
@@ -60,78 +57,73 @@ class WebhookOperatorService:
         return page.map(lambda row: rows[row["endpoint_id"]])
 
     async def endpoint(self, endpoint_id: str) -> Row:
-        """One endpoint. Raises NotFound."""
+        """Return one endpoint. Raises NotFound."""
         rows = await self._health([endpoint_id])
         if not rows:
             raise NotFound("there is no such endpoint")
         return rows[endpoint_id]
 
     async def endpoint_of(self, merchant_id: str, env: Env) -> Row | None:
-        """A merchant's active endpoint in ``env``."""
         return await self._db.fetchrow(endpoint_tables.ENDPOINT_OF_MERCHANT, self._since(), merchant_id, env)
 
     async def owner_of(self, endpoint_id: str) -> tuple[Merchant, Env]:
-        """The merchant and the env of an active endpoint. Raises NotFound, and Conflict for one that was removed."""
+        """Raises NotFound, and Conflict for a removed endpoint."""
         row = await self.endpoint(endpoint_id)
         if not row["is_active"]:
             raise Conflict("this endpoint was removed")
         return await self._merchants.require(row["merchant_id"]), row["env"]
 
     def masked_secret(self, row: Row) -> str:
-        """An endpoint's secret by its last four characters."""
         return self._endpoints.open(row["merchant_id"], row["secret"]).masked
 
     async def deliveries(self, env: Env, query: DeliveriesQuery, limit: int) -> KeysetPage[Row]:
-        """A page of deliveries of ``env``. Raises Invalid for a bad cursor."""
+        """Raises Invalid for a bad cursor."""
         found = Conditions(env, query.merchant)
         found.equal(status=query.status, event_type=query.event_type)
         return await tables.DELIVERIES.page(self._db, found, query.cursor, limit)
 
     async def delivery(self, delivery_id: str) -> Row:
-        """A delivery with its endpoint and the event that it carries. Raises NotFound."""
+        """Return a delivery with its endpoint and event. Raises NotFound."""
         row = await self._db.fetchrow(tables.FIND_ANY, delivery_id)
         if row is None:
             raise NotFound("there is no such delivery")
         return row
 
     async def attempts(self, delivery_id: str) -> list[AttemptView]:
-        """What was tried."""
         return [AttemptView(**row) for row in await self._db.fetch(tables.ATTEMPTS_OF_DELIVERY, delivery_id)]
 
     async def of_payment(self, payment_id: str) -> list[Row]:
-        """The deliveries about a payment, newest first."""
+        """Return the deliveries about a payment, newest first."""
         return await self._db.fetch(tables.OF_PAYMENT, payment_id)
 
     async def of_event(self, event_id: str) -> list[Row]:
-        """The deliveries of an event."""
         return await self._db.fetch(tables.OF_EVENT, event_id)
 
     async def attempts_of_payment(self, payment_id: str) -> list[Row]:
-        """Every attempt to tell of a payment."""
         return await self._db.fetch(tables.ATTEMPTS_OF_PAYMENT, payment_id)
 
     async def owed(self, *envs: Env) -> tuple[int, datetime | None]:
-        """How many deliveries of these envs are owed (10,000 at most), and since when the oldest of them is."""
+        """Return the number of pending deliveries, at most 10,000, and the oldest's time."""
         row = await self._db.fetchrow(tables.OWED, list(envs))
         return (0, None) if row is None else (row["owed"], row["oldest"])
 
     async def count_failing(self, env: Env) -> int:
-        """How many endpoints of ``env`` do not take what they are sent."""
+        """Count the failing and paused endpoints of ``env``."""
         count: int = await self._db.run(
             EndpointRow.count().where(
                 EndpointRow.is_active.eq(value=True),
                 EndpointRow.env == env,
-                (EndpointRow.failures >= ILL) | (EndpointRow.closed_until > self._clock.now()),
+                (EndpointRow.failures >= FAILING) | (EndpointRow.closed_until > self._clock.now()),
             )
         )
         return count
 
     async def count_dead(self, *envs: Env) -> int:
-        """How many deliveries of these envs and the last day have used up their attempts."""
+        """Count the last day's dead deliveries."""
         return int(await self._db.fetchval(tables.DEAD_SINCE, self._since(), list(envs)))
 
     async def waiting(self, env: Env) -> tuple[int, datetime | None]:
-        """How many merchants have events of ``env`` that wait for an endpoint, and since when the oldest does."""
+        """Return the number of merchants with waiting events, and the oldest's time."""
         wait = timedelta(days=self._settings.wait_days)
         row = await self._db.fetchrow(tables.WAITING, env, Ids.least("dlv", self._clock.now() - wait))
         return (0, None) if row is None else (row["merchants"], row["oldest"])
@@ -141,18 +133,18 @@ class WebhookOperatorService:
         return {row["endpoint_id"]: row for row in rows}
 
     def _since(self) -> str:
-        return Ids.least("dlv", self._clock.now() - _LATELY)
+        return Ids.least("dlv", self._clock.now() - _RECENT)
 
 
 def health_of(row: Row, now: datetime) -> str:
-    """A word for how an endpoint fares."""
+    """Return ``paused``, ``failing``, ``healthy`` or ``new``."""
     if row["closed_until"] is not None and row["closed_until"] > now:
         return "paused"
-    if row["failures"] >= ILL:
+    if row["failures"] >= FAILING:
         return "failing"
     return "healthy" if row["last_success_at"] is not None else "new"
 
 
 def host_of(url: str | None) -> str:
-    """The host of an endpoint's address: its path may hold what is nobody else's business."""
+    """Return the host of an address, whose path may contain a secret."""
     return "no endpoint" if url is None else urlsplit(url).netloc

@@ -1,4 +1,4 @@
-"""The operators' pages about webhooks: endpoints and how they fare, what was tried and answered, and sending again."""
+"""The operators' pages of webhooks."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -35,7 +35,7 @@ from mpesa_gateway_webhooks.schemas import ReplayMany
 
 _A_PAGE = 50
 _LATE = timedelta(minutes=10)
-"""How old the oldest owed delivery may be before somebody should look: a shop waits for it."""
+"""Age of a pending delivery from which operators are warned."""
 
 _STATUSES = ("waiting", "pending", "delivered", "dead", "cancelled")
 
@@ -45,7 +45,6 @@ class _Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def endpoints(visit: PageRequest) -> Rendered:
-    """Every merchant's endpoint, and how it fares."""
     query, now = visit.read_query(_Endpoints), visit.gateway.clock.now()
     page = await visit.gateway.port(WebhookOperatorService).endpoints(visit.env, query.cursor, _A_PAGE)
     health = {row["endpoint_id"]: health_of(row, now) for row in page.rows}
@@ -54,16 +53,15 @@ async def endpoints(visit: PageRequest) -> Rendered:
 
 
 async def endpoint(visit: PageRequest) -> Rendered:
-    """One endpoint."""
-    desk = visit.gateway.port(WebhookOperatorService)
-    row = await desk.endpoint(visit.values["endpoint_id"])
+    operators = visit.gateway.port(WebhookOperatorService)
+    row = await operators.endpoint(visit.values["endpoint_id"])
     visit.require(row["env"])
     return Rendered(
         "endpoint.html",
         {
             "row": row,
             "health": health_of(row, visit.gateway.clock.now()),
-            "secret": desk.masked_secret(row),
+            "secret": operators.masked_secret(row),
             "statuses": _STATUSES,
             "fields": {name: visit.text(name) for name in ("since", "until", "status")},
         },
@@ -72,30 +70,27 @@ async def endpoint(visit: PageRequest) -> Rendered:
 
 
 async def test(visit: PageRequest) -> Redirect:
-    """Send a test now."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     egress = gateway.port(DeliveryService).egress
     answer = await gateway.port(EndpointService).test(visit.caller(merchant, env), egress)
-    said = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
+    outcome = answer.error or f"HTTP {answer.status} in {answer.ms} ms"
     return Redirect(
-        f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {said}."
+        f"webhooks/{endpoint_id}", f"Test event {'delivered' if answer.delivered else 'not delivered'}: {outcome}."
     )
 
 
 async def rotate(visit: PageRequest) -> Redirect:
-    """Make a new secret."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     if visit.text("confirm") != endpoint_id:
         raise InvalidFields.field_error("confirm", "confirm that the merchant will install the new secret")
     merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     made = await gateway.port(EndpointService).rotate(visit.caller(merchant, env))
-    said = "New secret created. The previous secret stays valid for a limited time."
-    return Redirect(f"webhooks/{endpoint_id}", said, Secret(made.webhook_secret))
+    text = "New secret created. The previous secret stays valid for a limited time."
+    return Redirect(f"webhooks/{endpoint_id}", text, Secret(made.webhook_secret))
 
 
 async def resend_since(visit: PageRequest) -> Redirect:
-    """Send everything since a time again."""
     gateway, endpoint_id = visit.gateway, visit.values["endpoint_id"]
     merchant, env = await gateway.port(WebhookOperatorService).owner_of(endpoint_id)
     wanted = {name: visit.text(name) for name in ("since", "until", "status") if visit.text(name)}
@@ -107,7 +102,6 @@ async def resend_since(visit: PageRequest) -> Redirect:
 
 
 async def deliveries(visit: PageRequest) -> Rendered:
-    """What was sent, or is owed."""
     query = visit.read_query(DeliveriesQuery)
     page = await visit.gateway.port(WebhookOperatorService).deliveries(visit.env, query, _A_PAGE)
     kinds = [kind for kind in visit.gateway.event_kinds if issubclass(visit.gateway.event_type(kind), PublicEvent)]
@@ -125,16 +119,15 @@ async def deliveries(visit: PageRequest) -> Rendered:
 
 
 async def delivery(visit: PageRequest) -> Rendered:
-    """A delivery with each attempt: what was sent, and what was answered."""
-    desk = visit.gateway.port(WebhookOperatorService)
-    row = await desk.delivery(visit.values["delivery_id"])
+    operators = visit.gateway.port(WebhookOperatorService)
+    row = await operators.delivery(visit.values["delivery_id"])
     visit.require(row["env"])
     return Rendered(
         "delivery.html",
         {
             "row": row,
             "host": host_of(row["url"]),
-            "attempts": await desk.attempts(row["delivery_id"]),
+            "attempts": await operators.attempts(row["delivery_id"]),
             "body": _pretty(row["body"]),
         },
         title=f"{row['event_type']} to {host_of(row['url'])}",
@@ -142,7 +135,6 @@ async def delivery(visit: PageRequest) -> Rendered:
 
 
 async def resend(visit: PageRequest) -> Redirect:
-    """Send one delivery again."""
     gateway, delivery_id = visit.gateway, visit.values["delivery_id"]
     row = await gateway.port(WebhookOperatorService).delivery(delivery_id)
     merchant = await gateway.merchants.require(row["merchant_id"])
@@ -157,47 +149,43 @@ def _pretty(body: str) -> str:
     return mask_phones(msgspec.json.format(body.encode(), indent=2).decode())
 
 
-# -- what others' pages get -------------------------------------------------------------------------------------------
+# -- panels of other plugins' pages -----------------------------------------------------------------------------------
 
 
 async def of_payment(visit: PageRequest, payment_id: str) -> Rendered | None:
-    """The deliveries about a payment."""
     rows = await visit.gateway.port(WebhookOperatorService).of_payment(payment_id)
     return Rendered("deliveries_of.html", {"rows": rows, "host": host_of, "about": payment_id}) if rows else None
 
 
 async def of_event(visit: PageRequest, event_id: str) -> Rendered | None:
-    """The deliveries of an event."""
     rows = await visit.gateway.port(WebhookOperatorService).of_event(event_id)
     return Rendered("deliveries_of.html", {"rows": rows, "host": host_of, "about": ""}) if rows else None
 
 
 async def of_merchant(visit: PageRequest, merchant_id: str) -> Rendered | None:
-    """A merchant's endpoint."""
     row = await visit.gateway.port(WebhookOperatorService).endpoint_of(merchant_id, visit.env)
     health = None if row is None else health_of(row, visit.gateway.clock.now())
     return Rendered("endpoint_of.html", {"row": row, "health": health, "host": host_of})
 
 
 async def owed(visit: PageRequest, _: str) -> Rendered | None:
-    """What merchants have not been told yet."""
-    desk = visit.gateway.port(WebhookOperatorService)
-    count, oldest = await desk.owed(visit.env)
-    waiting, _since = await desk.waiting(visit.env)
+    operators = visit.gateway.port(WebhookOperatorService)
+    count, oldest = await operators.owed(visit.env)
+    waiting, _since = await operators.waiting(visit.env)
     return Rendered(
         "owed.html",
         {
             "count": count,
             "oldest": oldest,
             "waiting": waiting,
-            "ill": await desk.count_failing(visit.env),
-            "dead": await desk.count_dead(visit.env),
+            "failing": await operators.count_failing(visit.env),
+            "dead": await operators.count_dead(visit.env),
         },
     )
 
 
 async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
-    """Return one entry per delivery, at the time of its last attempt."""
+    """Return one entry per delivery, at its last attempt."""
     deliveries: dict[str, list[Row]] = {}
     for row in await gateway.port(WebhookOperatorService).attempts_of_payment(payment_id):
         deliveries.setdefault(row["delivery_id"], []).append(row)
@@ -205,17 +193,17 @@ async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[Timelin
 
 
 def _moment(attempts: Sequence[Row]) -> TimelineEntry:
-    """Return the timeline entry of one delivery; ``attempts`` begin with the oldest."""
+    # The oldest attempt comes first.
     last = attempts[-1]
     is_delivered = last["status"] is not None and 200 <= last["status"] < 300
     at = last["at"].astimezone(EAT)
-    said = last["error"] or f"HTTP {last['status']}"
+    outcome = last["error"] or f"HTTP {last['status']}"
     count = "" if len(attempts) == 1 else f" ({len(attempts)} attempts, last at {at:%H:%M:%S})"
     return TimelineEntry(
         at=last["at"],
         source=f"webhook to {host_of(last['url'])}",
         state="delivered" if is_delivered else "not delivered",
-        text=f"{last['event_type']}: {said}{count}",
+        text=f"{last['event_type']}: {outcome}{count}",
         body=_pretty(last["body"]),
         answer=mask_phones(last["answer"]),
         about=last["delivery_id"],
@@ -224,20 +212,19 @@ def _moment(attempts: Sequence[Row]) -> TimelineEntry:
 
 
 async def unheard(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
-    """Merchants who do not hear of their money."""
-    desk, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
-    if ill := await desk.count_failing(env):
-        text = f"{ill} failing webhook {'endpoint' if ill == 1 else 'endpoints'}"
+    operators, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
+    if failing := await operators.count_failing(env):
+        text = f"{failing} failing webhook {'endpoint' if failing == 1 else 'endpoints'}"
         found.append(AttentionItem(text=text, to="webhooks"))
-    if dead := await desk.count_dead(env):
+    if dead := await operators.count_dead(env):
         text = f"{dead} {'delivery' if dead == 1 else 'deliveries'} dead today after the last attempt"
         found.append(AttentionItem(text=text, to="webhooks/deliveries?status=dead"))
-    count, oldest = await desk.owed(env)
+    count, oldest = await operators.owed(env)
     if oldest is not None and gateway.clock.now() - oldest > _LATE:
         minutes = int((gateway.clock.now() - oldest).total_seconds() // 60)
         text = f"the oldest of {count} undelivered webhooks is {minutes:,} minutes old"
         found.append(AttentionItem(text=text, to="webhooks/deliveries?status=pending"))
-    waiting, _ = await desk.waiting(env)
+    waiting, _ = await operators.waiting(env)
     if waiting:
         whose = "1 merchant" if waiting == 1 else f"{waiting} merchants"
         text = f"{whose} with events and no {env} webhook endpoint"

@@ -1,4 +1,4 @@
-"""The webhooks plugin, declared."""
+"""The declaration of the webhooks plugin."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, Attem
 
 
 async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
-    """Make a delivery of each event for the endpoint of its merchant and env."""
+    """Create the deliveries of these events."""
     await gateway.port(DeliveryService).create_deliveries(events)
 
 
@@ -33,7 +33,7 @@ _AAD = ("merchant_id", "'webhooks'", "'secret'")
 
 plugin = Plugin(
     name="webhooks",
-    summary="Tells merchants: signed webhooks, tried again for 32 hours, logged, replayable, and a list of events.",
+    summary="Notifies merchants: signed webhooks, retried for 32 hours, logged, replayable, and a list of events.",
     settings=WebhooksSettings,
     scopes=(WEBHOOKS_READ, WEBHOOKS_WRITE),
     id_prefixes=(IdPrefix("whe", "endpoint"), IdPrefix("dlv", "delivery"), IdPrefix("att", "attempt at a delivery")),

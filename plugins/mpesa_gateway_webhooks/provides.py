@@ -1,4 +1,4 @@
-"""The objects of this plugin, each made of what it needs."""
+"""Ports and services of the webhooks plugin."""
 
 from mpesa_gateway.plugin import Provides
 from mpesa_gateway.runtime import Runtime
@@ -8,7 +8,7 @@ from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
 from mpesa_gateway_webhooks.settings import WebhooksSettings
 
 
-def _desk(runtime: Runtime) -> WebhookOperatorService:
+def _operator_service(runtime: Runtime) -> WebhookOperatorService:
     return WebhookOperatorService(
         db=runtime.db,
         clock=runtime.clock,
@@ -21,5 +21,5 @@ def _desk(runtime: Runtime) -> WebhookOperatorService:
 PROVIDES: Provides = (
     (EndpointService, EndpointService),
     (DeliveryService, lambda runtime: DeliveryService(runtime, endpoints=runtime.port(EndpointService))),
-    (WebhookOperatorService, _desk),
+    (WebhookOperatorService, _operator_service),
 )

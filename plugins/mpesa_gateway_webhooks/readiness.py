@@ -1,4 +1,4 @@
-"""What webhooks lack of a merchant in an env."""
+"""Readiness of a merchant's webhooks."""
 
 from mpesa_gateway.readiness import Missing, Need
 from mpesa_gateway.runtime import Runtime
@@ -7,7 +7,6 @@ from mpesa_gateway_webhooks.endpoint_tables import EndpointRow, active_of
 
 
 async def missing_endpoint(gateway: Runtime, merchant_id: str, env: Env) -> list[Missing]:
-    """That no webhook is set for ``env``."""
     if await gateway.db.run(EndpointRow.exists().where(*active_of(merchant_id, env))):
         return []
     return [

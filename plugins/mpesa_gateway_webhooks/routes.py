@@ -1,4 +1,4 @@
-"""Webhooks over HTTP."""
+"""Routes of webhooks and events."""
 
 from litestar import delete, get, post, put
 from litestar.di import NamedDependency
@@ -34,32 +34,32 @@ _DELIVERY = path_id("delivery_id", "dlv")
 async def set_webhook(
     data: JSONBody[SetWebhook], caller: MerchantWrite, services: NamedDependency[Services]
 ) -> Success[WebhookWithSecret]:
-    """Set where the merchant hears of events of the key's env. The secret is shown now or never."""
+    """Set the endpoint for events of the key's env. The secret is shown only in this response."""
     return Success(data=await services.get(EndpointService).set_url(caller, data.webhook_url))
 
 
 @get("/v1/merchant/webhook", tags=["Merchant"], refuses=(NotFound,))
 async def get_webhook(caller: MerchantRead, services: NamedDependency[Services]) -> Success[WebhookView]:
-    """The endpoint, its secret masked, and how it fares."""
+    """The endpoint, with its secret masked and its health."""
     return Success(data=await services.get(EndpointService).view(caller.merchant_id, caller.env))
 
 
 @delete("/v1/merchant/webhook", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def remove_webhook(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[Deleted]:
-    """Deliver no more webhooks of the key's env; what happens waits for the next endpoint."""
+    """Remove the endpoint of the key's env; events wait for the next one."""
     await services.get(EndpointService).remove(caller)
     return Success(data=Deleted())
 
 
 @post("/v1/merchant/webhook/rotate", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def rotate_secret(caller: MerchantWrite, services: NamedDependency[Services]) -> Success[WebhookWithSecret]:
-    """A new secret, shown now or never; the old one signs too for a day."""
+    """Create a new secret, shown only in this response; the old one also signs for a day."""
     return Success(data=await services.get(EndpointService).rotate(caller))
 
 
 @post("/v1/merchant/webhook/test", status_code=200, tags=["Merchant"], refuses=(NotFound,))
 async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) -> Success[TestAnswer]:
-    """Send a test webhook now and say what the server answered."""
+    """Send a test webhook at once, and return the server's response."""
     return Success(data=await services.get(EndpointService).test(caller, services.get(DeliveryService).egress))
 
 
@@ -67,7 +67,7 @@ async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) 
 async def list_deliveries(
     filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[DeliveryView]:
-    """What was sent, or is owed, newest first."""
+    """Sent and pending deliveries, newest first."""
     return await services.get(DeliveryService).page(caller.merchant_id, caller.env, filters)
 
 
@@ -75,7 +75,7 @@ async def list_deliveries(
 async def get_delivery(
     delivery_id: FromPath[str], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Success[DeliveryWithAttempts]:
-    """A delivery with each attempt."""
+    """A delivery with its attempts."""
     return Success(data=await services.get(DeliveryService).get(caller.merchant_id, caller.env, delivery_id))
 
 
@@ -105,7 +105,7 @@ async def replay_deliveries(
 async def list_events(
     filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[EventBody]:
-    """What happened, newest first, as webhooks carry it."""
+    """Events as sent in webhooks, newest first."""
     return await services.get(DeliveryService).events(caller.merchant_id, caller.env, filters)
 
 

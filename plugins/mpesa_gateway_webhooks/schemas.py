@@ -1,4 +1,4 @@
-"""Webhooks as they go over the wire."""
+"""Requests and responses of the webhooks API."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -18,7 +18,7 @@ DeliveryStatus = Annotated[Literal["waiting", "pending", "delivered", "dead", "c
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True):
-    """An event, as its webhook carries it. What ``data`` holds depends on ``type``."""
+    """An event as sent in a webhook. The fields of ``data`` depend on ``type``."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "type": "payment.completed",
@@ -35,14 +35,14 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a merchant wants to hear of events."""
+    """A merchant's new endpoint."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
         "webhook_url": elsewhere(
             format="uri",
             maxLength=LONGEST_URL,
             pattern="^[Hh][Tt][Tt][Pp][Ss]?://",
-            description="An https address out in the Internet (http for this machine itself, in the sandbox).",
+            description="A public https address (in the sandbox also http to this machine).",
         )
     }
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"webhook_url": "https://shop.example.co.ke/mpesa"}
@@ -51,7 +51,7 @@ class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WebhookWithSecret(msgspec.Struct, frozen=True):
-    """An endpoint at the one moment when its secret is shown."""
+    """An endpoint with its secret, which is shown only once."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "webhook_url": "https://shop.example.co.ke/mpesa",
@@ -64,7 +64,7 @@ class WebhookWithSecret(msgspec.Struct, frozen=True):
 
 
 class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
-    """An endpoint and how it fares. ``failures`` counts failed attempts in a row."""
+    """An endpoint and its health. ``failures`` counts consecutive failed attempts."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "webhook_url": "https://shop.example.co.ke/mpesa",
@@ -86,7 +86,7 @@ class WebhookView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TestAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the merchant's server said to a test."""
+    """The response of the merchant's server to a test."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"delivered": True, "status": 200, "ms": 84, "error": None, "answer": "OK"}
 
@@ -114,7 +114,7 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
-    """One event on its way to one endpoint; it is ``waiting`` while no endpoint is set in its env."""
+    """The delivery of one event to one endpoint; ``waiting`` while no endpoint is set in its env."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "event_type": "payment.completed",
@@ -141,14 +141,14 @@ class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryWithAttempts(DeliveryView, frozen=True, kw_only=True):
-    """A delivery with everything that was tried."""
+    """A delivery with its attempts and its event."""
 
     attempt_log: list[AttemptView]
     event: EventBody
 
 
 class DeliveryQuery(ListQuery, frozen=True, kw_only=True):
-    """The filters of the delivery log."""
+    """Filters of the delivery log."""
 
     status: DeliveryStatus | None = None
     event_type: str | None = None
@@ -156,7 +156,7 @@ class DeliveryQuery(ListQuery, frozen=True, kw_only=True):
 
 
 class EventQuery(ListQuery, frozen=True, kw_only=True):
-    """The filters of the list of events."""
+    """Filters of the list of events."""
 
     type: str | None = None
     since: Moment | None = None
@@ -164,7 +164,7 @@ class EventQuery(ListQuery, frozen=True, kw_only=True):
 
 
 class ReplayMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which deliveries to send again: those created since (and before ``until``)."""
+    """The deliveries to send again: created from ``since`` on (and before ``until``)."""
 
     EXAMPLE: ClassVar[Mapping[str, Any]] = {"since": "2026-11-23T00:00:00Z", "status": "dead"}
 
@@ -174,7 +174,7 @@ class ReplayMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """How many deliveries will be sent again; ``has_more`` says that the request was larger than one call takes."""
+    """The number of deliveries to be sent again; ``has_more`` if the limit of one call was reached."""
 
     replayed: int
     has_more: bool

@@ -1,4 +1,4 @@
-"""The scopes of webhooks, and the callers that carry them."""
+"""Scopes of webhooks, and callers with them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Claims due deliveries, signs them and posts them to the merchants' servers."""
+"""Claiming, signing and sending of due deliveries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -32,50 +32,48 @@ log = structlog.get_logger(__name__)
 
 _LEASE = 6
 _WORK = 4
-"""In calls of the longest length: how long a claimed delivery is one worker's own, and how long it may begin to send.
+"""Lengths of a lease and of the time to start a call in it, in call timeouts.
 
-In between lies the time for a call and its repetition, so that nobody sends what another is still sending.
+The difference covers a call and its repetition, so that no two workers send a delivery at once.
 """
 
 _NO_ROOM = timedelta(seconds=5)
-"""For how long a delivery is put off whose merchant's look-ups are all waiting for DNS."""
+"""Pause of a delivery while too many of the merchant's calls wait for DNS."""
 
 _JOBS = 20
-"""Jobs whose deliveries are claimed in one round trip."""
+"""Jobs per claim."""
 
 
 @dataclass(frozen=True)
 class _Lease:
-    """For how long what was claimed together is this worker's own."""
-
     claimed_at: datetime
     leased_until: datetime
     until: datetime
-    """No call is begun after it."""
+    """The last moment to start a call."""
 
 
 @dataclass(frozen=True)
 class _RequestedDelivery:
-    """What one job was woken for, and the context that it runs in: its log says who asked."""
+    """The deliveries and the log context of one job."""
 
     delivery_ids: Sequence[str]
     context: Context
 
 
 class DeliverySender:
-    """Sends what is owed. Who sends is decided by a lease in Postgres; a crash in between sends the same id again."""
+    """Sends due deliveries under a lease in Postgres; after a crash the same id is sent again."""
 
     def __init__(
         self, runtime: Runtime, *, endpoints: EndpointService, hand_over: Callable[[], Awaitable[object]]
     ) -> None:
-        """``hand_over`` enqueues what is due, once there is room for it again."""
+        """``hand_over`` enqueues due deliveries."""
         self._runtime = runtime
         self._hand_over = hand_over
         self._catching_up: asyncio.Task[None] | None = None
         self._db = runtime.db
         self._settings = runtime.settings(WebhooksSettings)
         self._endpoints = endpoints
-        self._lanes = EndpointLimits(
+        self._limits = EndpointLimits(
             at_once=self._settings.max_concurrent, per_endpoint=self._settings.max_concurrent_per_endpoint
         )
         self._tracer = runtime.tracer
@@ -94,7 +92,7 @@ class DeliverySender:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        # More than calls can be open, those to the merchants' test page included.
+        # More than the number of open calls, tests by merchants included.
         self.egress = Egress(
             timeout=self._settings.timeout,
             lookup=runtime.names,
@@ -102,12 +100,11 @@ class DeliverySender:
         )
 
     async def start(self) -> None:
-        """Open the way out."""
         self._is_stopping = False
         await self.egress.start()
 
     async def stop(self) -> None:
-        """Finish what is being sent within the worker's grace, hand back what is not, and close the way out."""
+        """Finish calls within the grace period, and release the other deliveries."""
         self._is_stopping = True
         if self._catching_up is not None:
             self._catching_up.cancel()
@@ -117,7 +114,7 @@ class DeliverySender:
         await self.egress.stop()
 
     async def deliver(self, delivery_ids: Sequence[str]) -> int:
-        """Claim those that are due and that no worker is sending, and send them side by side; returns how many."""
+        """Claim due, unleased deliveries and send them concurrently; returns their number."""
         tasks = await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context()))
         try:
             if tasks:
@@ -128,36 +125,36 @@ class DeliverySender:
         return len(tasks)
 
     async def begin(self, delivery_ids: Sequence[str]) -> int:
-        """Like ``deliver``, without waiting for an endpoint: a slow one must not keep a worker's slot.
+        """Like ``deliver``, but returns after the claim, so that a slow endpoint occupies no worker.
 
-        While too much is claimed nothing is: the deliveries stay due, and are handed over once there is room.
+        Claims nothing while too many deliveries are claimed; they are enqueued again later.
         """
-        if not self._lanes.has_room:
+        if not self._limits.has_room:
             if self._catching_up is None or self._catching_up.done():
                 self._catching_up = self._run(self._catch_up(), None)
             return 0
         return len(await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context())))
 
     async def _catch_up(self) -> None:
-        await self._lanes.room()
+        await self._limits.room()
         try:
             await self._hand_over()
-        except Exception as problem:  # noqa: BLE001 - the sweep finds them
+        except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
             log.warning("undelivered_events_not_assigned", exception=trace(problem))
 
     # -- claiming -------------------------------------------------------------------------------------------------
 
-    async def _claim(self, asked: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
-        """Claim what several jobs were woken for in one round trip, and begin to send it, for each job its own."""
+    async def _claim(self, requested: Sequence[_RequestedDelivery]) -> Sequence[list[asyncio.Task[None]]]:
+        """Claim the deliveries of several jobs in one round trip; returns each job's tasks."""
         if self._is_stopping:
-            return [[] for _ in asked]
+            return [[] for _ in requested]
         lease = self._lease()
-        contexts = {delivery_id: one.context for one in asked for delivery_id in one.delivery_ids}
+        contexts = {delivery_id: one.context for one in requested for delivery_id in one.delivery_ids}
         rows = await self._db.fetch(
-            tables.CLAIM, list(contexts), lease.claimed_at, lease.leased_until, self._lanes.full()
+            tables.CLAIM, list(contexts), lease.claimed_at, lease.leased_until, self._limits.full()
         )
-        begun = await self._begin(rows, lease, contexts)
-        return [[begun.pop(known) for known in one.delivery_ids if known in begun] for one in asked]
+        started = await self._begin(rows, lease, contexts)
+        return [[started.pop(known) for known in one.delivery_ids if known in started] for one in requested]
 
     def _lease(self) -> _Lease:
         now = self._runtime.clock.now()
@@ -169,78 +166,78 @@ class DeliverySender:
     ) -> dict[str, asyncio.Task[None]]:
         gone = [row["delivery_id"] for row in rows if not row["merchant_is_active"]]
         # Their endpoint was removed: they wait for the next one.
-        homeless = [row["delivery_id"] for row in rows if row["merchant_is_active"] and not row["is_active"]]
-        begun: dict[str, asyncio.Task[None]] = {}
-        # In the order in which they were made, as far as the servers take them in any order.
+        orphans = [row["delivery_id"] for row in rows if row["merchant_is_active"] and not row["is_active"]]
+        started: dict[str, asyncio.Task[None]] = {}
+        # Oldest first.
         for row in sorted(rows, key=lambda row: str(row["delivery_id"])):
             if row["is_active"] and row["merchant_is_active"]:
-                lane = self._lanes.enter(row["endpoint_id"], row["failures"])
+                limit = self._limits.enter(row["endpoint_id"], row["failures"])
                 context = contexts.get(row["delivery_id"])
-                begun[row["delivery_id"]] = self._run(self._deliver_one(row, lane, lease), context)
+                started[row["delivery_id"]] = self._run(self._deliver_one(row, limit, lease), context)
         if gone:
             await self._db.execute(tables.CANCEL, gone)
-        if homeless:
-            await self._db.execute(tables.MAKE_WAIT, homeless)
-        return begun
+        if orphans:
+            await self._db.execute(tables.MAKE_WAIT, orphans)
+        return started
 
     def _run(self, work: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[None]:
-        # Each in a copy of its own; what nobody asked for says so of nobody.
+        # A copy of the job's context, or an empty one.
         task = asyncio.create_task(work, context=Context() if context is None else context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _refill(self, endpoint_id: str, lane: EndpointLimit) -> None:
-        """Claim more for an endpoint of which some was left in Postgres, before its lane runs empty."""
+    async def _refill(self, endpoint_id: str, limit: EndpointLimit) -> None:
+        """Claim more deliveries of an endpoint before it runs out."""
         try:
             lease = self._lease()
             rows = await self._db.fetch(
                 tables.CLAIM_OF_ENDPOINT, endpoint_id, lease.claimed_at, lease.leased_until, ROOM
             )
-            lane.has_more = len(rows) == ROOM
+            limit.has_more = len(rows) == ROOM
             await self._begin(rows, lease, {})
-        except Exception as problem:  # noqa: BLE001 - the sweep finds them
-            lane.has_more = False
+        except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
+            limit.has_more = False
             log.warning("deliveries_not_claimed", endpoint_id=endpoint_id, exception=trace(problem))
         finally:
-            lane.is_refilling = False
-            self._lanes.remove_if_idle(endpoint_id, lane)
+            limit.is_refilling = False
+            self._limits.remove_if_idle(endpoint_id, limit)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    async def _deliver_one(self, row: Row, lane: EndpointLimit, lease: _Lease) -> None:
+    async def _deliver_one(self, row: Row, limit: EndpointLimit, lease: _Lease) -> None:
         delivery_id = row["delivery_id"]
         try:
             with use_context(context_of(delivery_id)):
-                await self._send_in_slot(row, lane, lease)
+                await self._send_in_slot(row, limit, lease)
         except asyncio.CancelledError:
-            # We are told to stop: who takes over need not wait for our lease to end.
+            # The next worker need not wait for the end of the lease.
             await self._recorder.release(delivery_id, lease.leased_until)
             raise
-        except Exception as problem:  # noqa: BLE001 - it is sent again once its lease has ended
+        except Exception as problem:  # noqa: BLE001 - it is sent again after its lease
             log.error("delivery_crashed", delivery_id=delivery_id, exception=trace(problem))
         finally:
-            self._leave(row["endpoint_id"], lane)
+            self._leave(row["endpoint_id"], limit)
 
-    def _leave(self, endpoint_id: str, lane: EndpointLimit) -> None:
-        if self._is_stopping or lane.is_closed(self._runtime.clock.now()):
-            # What else it is owed waits in Postgres until the sweep finds it open again.
-            lane.has_more = False
-        if lane.has_more and not lane.is_refilling and lane.claimed <= ROOM // 2:
-            lane.is_refilling = True
-            self._run(self._refill(endpoint_id, lane), None)
-        self._lanes.leave(endpoint_id, lane)
+    def _leave(self, endpoint_id: str, limit: EndpointLimit) -> None:
+        if self._is_stopping or limit.is_closed(self._runtime.clock.now()):
+            # The other deliveries stay in Postgres until the pause ends.
+            limit.has_more = False
+        if limit.has_more and not limit.is_refilling and limit.claimed <= ROOM // 2:
+            limit.is_refilling = True
+            self._run(self._refill(endpoint_id, limit), None)
+        self._limits.leave(endpoint_id, limit)
 
-    async def _send_in_slot(self, row: Row, lane: EndpointLimit, lease: _Lease) -> None:
+    async def _send_in_slot(self, row: Row, limit: EndpointLimit, lease: _Lease) -> None:
         answer: EgressResponse | EgressFailed | EgressBusy | None = None
-        async with self._lanes.slot(lane):
-            # That may have taken long: the endpoint may have broken down meanwhile, or the time be up.
+        async with self._limits.slot(limit):
+            # The wait for a slot may have been long.
             now = self._runtime.clock.now()
-            closed_until = lane.closed_until(lease.claimed_at, row["closed_until"])
+            closed_until = limit.closed_until(lease.claimed_at, row["closed_until"])
             is_closed = closed_until is not None and closed_until > now
             if not is_closed and not self._is_stopping and now < lease.until:
-                said = {"http.request.method": "POST"}
-                with client_span(self._tracer, f"deliver {row['event_type']}", said) as span:
+                attributes = {"http.request.method": "POST"}
+                with client_span(self._tracer, f"deliver {row['event_type']}", attributes) as span:
                     self._runtime.trace_links.link(row["payment_id"])
                     answer = await self._send(row)
                     if span.is_recording() and not isinstance(answer, EgressBusy):
@@ -248,21 +245,21 @@ class DeliverySender:
                 if isinstance(answer, EgressResponse):
                     self._attempt_seconds.observe(answer.ms / 1000)
                 if not isinstance(answer, EgressBusy):
-                    self._note(lane, answer)
+                    self._note(limit, answer)
         if isinstance(answer, EgressBusy):
-            # Nothing was sent: this merchant's names take so long that enough of its calls wait for them.
+            # Nothing was sent: too many of the merchant's calls wait for DNS.
             await self._recorder.defer(row["delivery_id"], self._runtime.clock.now() + _NO_ROOM)
         elif answer is not None:
             await self._recorder.record(row, answer)
         elif is_closed and closed_until is not None:
-            # The endpoint is down for all: wait for it without using up this delivery's attempts.
+            # A pause does not count as an attempt.
             await self._recorder.defer(row["delivery_id"], closed_until)
         else:
             await self._recorder.release(row["delivery_id"], lease.leased_until)
 
-    def _note(self, lane: EndpointLimit, answer: EgressResponse | EgressFailed) -> None:
+    def _note(self, limit: EndpointLimit, answer: EgressResponse | EgressFailed) -> None:
         now = self._runtime.clock.now()
-        lane.note(
+        limit.note(
             is_taken=is_delivered(answer),
             at=now,
             most=self._settings.breaker_failures,
@@ -290,7 +287,7 @@ class DeliverySender:
         except EgressFailed as failure:
             if failure.reason != "reset":
                 return failure
-        # A kept connection that the other side was just closing: the same id goes out once more, at once.
+        # The server closed a kept connection: retry once.
         try:
             return await send()
         except (EgressFailed, EgressBusy) as failure:
@@ -298,7 +295,7 @@ class DeliverySender:
 
 
 def _describe(span: Span, row: Row, answer: EgressResponse | EgressFailed) -> None:
-    # Only the host of the address: the rest may hold a secret of the merchant.
+    # Only the host: the rest of the address may contain a secret.
     url = urlsplit(str(row["url"]))
     set_attributes(
         span,
@@ -320,7 +317,6 @@ def _describe(span: Span, row: Row, answer: EgressResponse | EgressFailed) -> No
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Tell deliveries to stop, and wait until they have handed back what they have not done."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

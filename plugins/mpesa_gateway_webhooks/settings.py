@@ -1,4 +1,4 @@
-"""What a host can set about webhooks."""
+"""Settings of webhooks."""
 
 from typing import Annotated
 
@@ -9,16 +9,16 @@ from mpesa_gateway_webhooks.schedule import PAUSES
 
 
 class WebhooksSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[webhooks]``. ``timeout`` is for one whole call and ``breaker_pause`` for a closed breaker, in seconds.
+    """``[webhooks]``. ``timeout`` limits one call; ``breaker_pause`` is a failing endpoint's pause; both in seconds.
 
-    ``retry_after`` has the pauses between attempts, in seconds; after the last attempt a delivery is dead.
-    ``max_concurrent`` bounds the calls that one worker makes at the same time, those that take long left out, and
-    ``max_concurrent_per_endpoint`` those to one endpoint;
-    ``breaker_failures`` failures in a row close an endpoint's breaker; ``overlap_hours`` is for how long a replaced
-    secret signs too; ``keep_attempts_days`` for how long each attempt and each answer is kept, 0 for ever:
-    that an event was delivered is never forgotten. ``wait_days`` is for how long an event waits for an endpoint
-    of its env; an older one is sent by a replay only. ``tests_per_minute`` bounds the test webhooks of one
-    merchant. ``allow_loopback`` lets sandbox merchants name this machine, by http too, while no merchant is live.
+    ``retry_after`` lists the pauses between attempts, in seconds; after the last attempt a delivery is dead.
+    ``max_concurrent`` limits the concurrent calls of one worker, slow ones excluded, and
+    ``max_concurrent_per_endpoint`` those to one endpoint.
+    ``breaker_failures`` consecutive failures pause an endpoint. A replaced secret also signs for ``overlap_hours``.
+    Attempts and responses are deleted after ``keep_attempts_days``, 0 keeps all; deliveries are never deleted.
+    ``wait_days`` limits how long an event waits for an endpoint; an older one is sent only by a replay.
+    ``tests_per_minute`` limits the test webhooks of one merchant. ``allow_loopback`` lets sandbox merchants use this
+    machine as their endpoint, also by http, while no merchant is live.
     """
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=15, extra={"unit": "seconds"})] = 10.0

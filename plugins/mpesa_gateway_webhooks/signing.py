@@ -1,4 +1,4 @@
-"""How a webhook proves that it is ours: two header families over the same bytes, one for each kind of reader."""
+"""Signatures of webhooks, in two header families over the same bytes."""
 
 import base64
 import hashlib
@@ -14,15 +14,15 @@ _AGENT = f"mpesa-gateway/{version('mpesa-gateway')}"
 
 
 def new_secret(random_bytes: bytes) -> Secret:
-    """A secret as the Standard Webhooks libraries want it: ``whsec_`` and base64."""
+    """Return a secret in the format of Standard Webhooks: ``whsec_`` and base64."""
     return Secret(_PREFIX + base64.b64encode(random_bytes).decode())
 
 
 def headers(event_id: str, event_type: str, body: bytes, at: datetime, secrets: Sequence[Secret]) -> dict[str, str]:
-    """The headers of one attempt. ``secrets`` holds the present one, and after it a replaced one that still signs.
+    """Return the headers of one attempt. ``secrets`` holds the current secret, then a replaced one that still signs.
 
-    ``X-Payments-Signature`` is HMAC-SHA256, keyed with the secret's text as it was shown, over
-    ``{timestamp}.{body}``; ``webhook-signature`` is as standardwebhooks.com has it.
+    ``X-Payments-Signature`` is HMAC-SHA256 over ``{timestamp}.{body}`` with the secret's text as the key;
+    ``webhook-signature`` follows standardwebhooks.com.
     """
     timestamp = str(int(at.timestamp()))
     found = {
@@ -36,7 +36,7 @@ def headers(event_id: str, event_type: str, body: bytes, at: datetime, secrets: 
         "webhook-signature": " ".join(_standard(secret, event_id, timestamp, body) for secret in secrets),
     }
     if len(secrets) > 1:
-        # Most readers compare the first header as a whole, so the second signature needs one of its own.
+        # Most receivers compare the whole header, so the second signature needs its own.
         found["X-Payments-Signature-Previous"] = _plain(secrets[1], timestamp, body)
     return found
 

@@ -1,4 +1,4 @@
-"""Endpoints, deliveries and attempts as Piccolo knows them, and the named queries on them."""
+"""The tables of deliveries and attempts, and the queries on them."""
 
 from piccolo.columns import Integer, Text, Timestamptz
 from piccolo.table import Table
@@ -9,7 +9,7 @@ DELIVERIES = KeysetList(table="delivery", key="delivery_id", prefix="dlv")
 
 
 class DeliveryRow(Table, tablename="delivery"):
-    """One event on its way to one endpoint. It waits without one while its merchant has none in its env."""
+    """The delivery of one event to one endpoint, or waiting for one."""
 
     delivery_id = Text(primary_key=True)
     event_id = Text()
@@ -34,7 +34,7 @@ class DeliveryRow(Table, tablename="delivery"):
 
 
 class AttemptRow(Table, tablename="attempt"):
-    """One HTTP try that has a row of its own."""
+    """An HTTP attempt with a row of its own."""
 
     attempt_id = Text(primary_key=True)
     delivery_id = Text()
@@ -46,13 +46,13 @@ class AttemptRow(Table, tablename="attempt"):
     answer = Text()
 
 
-# raw SQL: hot path - what each delivery takes: its row, its claim, its attempt and its result.
-# raw SQL: lock - what a sweep moves.
+# raw SQL: hot path - each delivery is created, claimed, attempted and completed by these statements.
+# raw SQL: lock - sweeps lock the deliveries they change.
 # raw SQL: join - a delivery with its endpoint, its event and its merchant.
 # raw SQL: array - the deliveries of a list of events, payments or ids.
-# raw SQL: aggregate - what operators see counted, with a limit on what is read for it.
+# raw SQL: aggregate - counts for operators, up to a limit.
 
-# ``LIMIT cardinality($1)`` takes nothing away, and lets Postgres keep the plan: see ADR 35.
+# ``LIMIT cardinality($1)`` removes no row, and lets Postgres keep the plan: see ADR 35.
 FAN_OUT = """
 INSERT INTO delivery (delivery_id, event_id, endpoint_id, merchant_id, env, event_type, payment_id, status, due_at,
     created_at)
@@ -67,7 +67,7 @@ FROM (
 ORDER BY event_id, endpoint_id
 RETURNING CASE WHEN status = 'pending' THEN delivery_id END
 """
-"""Returns the ids of those that can be sent now, and NULL for each that waits for an endpoint."""
+"""Returns the ids of pending deliveries, and NULL for each waiting one."""
 
 _CLAIM = """
 UPDATE delivery SET leased_until = $3, tried = tried + 1
@@ -106,7 +106,7 @@ FROM (
 
 DUE = """
 WITH RECURSIVE owed AS (
-    -- From one endpoint that is owed something to the next, along the index: much that one is owed is not read for it.
+    -- Steps along the index from endpoint to endpoint, so that a long backlog of one is not read.
     (SELECT endpoint_id FROM delivery WHERE status = 'pending' ORDER BY endpoint_id LIMIT 1)
     UNION ALL
     SELECT (SELECT delivery.endpoint_id FROM delivery
@@ -150,9 +150,9 @@ INSERT INTO attempt (attempt_id, delivery_id, at, status, ms, answer, address_id
 SELECT attempt_id, id, $6::timestamptz, status, taken.ms, answer, address_id FROM taken
 WHERE id NOT IN (SELECT delivery_id FROM delivered WHERE delivered.ms IS NOT NULL) ORDER BY attempt_id
 """
-"""Stores the attempt in its delivery if it is the first one and the delivery was made after ``$7``.
+"""Stores the attempt in its delivery if it is the first one and the delivery was created after ``$7``.
 
-Statements about many deliveries lock them in the order of their ids.
+Statements on many deliveries lock them in the order of their ids, to avoid deadlocks.
 """
 
 FAILED = """
@@ -163,7 +163,7 @@ UPDATE delivery SET status = CASE WHEN $5::timestamptz IS NULL AND is_current TH
 FROM (SELECT is_active AND address_id = $7 AS is_current FROM webhook_endpoint WHERE endpoint_id = $6) AS endpoint
 WHERE delivery_id = $1 AND status = 'pending'
 """
-"""An attempt at an address that was replaced or removed meanwhile counts for nothing: the new one is tried at once."""
+"""An attempt at a replaced or removed address does not count: the new address is tried at once."""
 
 PUT_OFF = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
@@ -204,7 +204,7 @@ WHERE delivery_id = ANY(ARRAY(
 ))
 RETURNING delivery_id
 """
-"""What is owed to endpoints that were removed waits for the next one."""
+"""Pending deliveries of removed endpoints wait for the next one."""
 
 ADOPT = """
 WITH RECURSIVE owner AS (
@@ -233,7 +233,7 @@ UPDATE delivery SET endpoint_id = adopted.endpoint_id, attempts = 0,
 FROM adopted WHERE delivery.delivery_id = adopted.delivery_id AND status = 'waiting'
 RETURNING delivery.delivery_id, status
 """
-"""What waits goes to the active endpoint of its merchant and env; what is from before $2 is dead, and replayable."""
+"""Assigns waiting deliveries to the active endpoint of their merchant and env; those from before $2 are dead."""
 
 CANCEL = """
 UPDATE delivery SET status = 'cancelled', due_at = NULL, leased_until = NULL
@@ -244,7 +244,7 @@ WHERE delivery_id IN (
 """
 
 
-# The lock returns the newest version of a row, with an attempt that another process has just stored in it.
+# The lock returns the newest version of a row, with an attempt that a concurrent process stored in it.
 _REPLAY = """
 WITH chosen AS MATERIALIZED (
     SELECT delivery_id, last_attempt_at, last_status, delivery.address_id, ms, answer, webhook_endpoint.endpoint_id
@@ -261,7 +261,7 @@ UPDATE delivery SET status = 'pending', attempts = 0, due_at = $3, leased_until 
 FROM chosen WHERE delivery.delivery_id = chosen.delivery_id
 RETURNING delivery.*
 """
-"""Stores the attempt that a delivery contains as a row of its own, and makes the delivery pending."""
+"""Moves the attempt that a delivery contains to a row of its own, and makes the delivery pending."""
 
 REPLAY_ONE = _REPLAY.format("delivery_id = $4")
 
@@ -285,7 +285,7 @@ UPDATE delivery SET answer = NULL WHERE delivery_id IN (
 
 ABOUT = """delivery_id = ANY(ARRAY(
     SELECT owed.delivery_id FROM event JOIN delivery AS owed USING (event_id) WHERE event.subject_id = {}))"""
-"""The deliveries of a subject's events, found by the indexes of both: delivery has none of its own for subjects."""
+"""The deliveries of a subject's events, found by the indexes of ``event``: ``delivery`` has none for subjects."""
 
 _OF_CASE = "event_id IN (SELECT event_id FROM event WHERE subject_id = ANY($1::uuid[]))"
 
@@ -310,7 +310,7 @@ WHERE merchant_id = $1 AND env = $6 AND is_public AND event_id >= $2 AND kind = 
 ORDER BY event_id LIMIT $5
 """
 
-# -- what operators look at -------------------------------------------------------------------------------------------
+# -- operators' queries -----------------------------------------------------------------------------------------------
 
 
 OWED = """
@@ -341,25 +341,25 @@ SENT_TO = """COALESCE(CASE WHEN delivery.status = 'delivered' THEN (
         SELECT webhook_address.url FROM attempt_log JOIN webhook_address USING (address_id)
         WHERE attempt_log.delivery_id = delivery.delivery_id ORDER BY attempt_id DESC LIMIT 1
     ) END, webhook_endpoint.url) AS url"""
-"""The address that accepted a delivery, or the one that it is sent to next."""
+"""The address that accepted a delivery, or the next one."""
 
 FIND_ANY = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}, event.body, merchant.name
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) JOIN event USING (event_id)
     JOIN merchant ON merchant.merchant_id = delivery.merchant_id
 WHERE delivery_id = $1
-"""  # noqa: S608 - put together from constants
+"""  # noqa: S608 - composed of constants
 
 OF_PAYMENT = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id)
 WHERE {ABOUT.format("$1")} ORDER BY delivery_id DESC LIMIT 50
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - composed of constants
 
 OF_EVENT = f"""
 SELECT delivery.*, {SENT_TO}, {CAN_REPLAY}
 FROM delivery LEFT JOIN webhook_endpoint USING (endpoint_id) WHERE event_id = $1 LIMIT 50
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - composed of constants
 
 ATTEMPTS_OF_DELIVERY = """
 SELECT attempt_id AS id, at, url, status, ms, error, answer
@@ -372,7 +372,7 @@ FROM (SELECT * FROM delivery WHERE {ABOUT.format("$1")} ORDER BY delivery_id DES
     JOIN attempt_log USING (delivery_id) JOIN webhook_address ON webhook_address.address_id = attempt_log.address_id
     JOIN event ON event.event_id = delivery.event_id
 ORDER BY attempt_id LIMIT 100
-"""  # noqa: S608 - likewise
+"""  # noqa: S608 - composed of constants
 
 EXAMINE = """
 SELECT url, failures, closed_until, last_success_at,

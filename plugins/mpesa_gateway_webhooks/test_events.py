@@ -1,4 +1,4 @@
-"""Makes each kind of event really happen in the sandbox: a developer sees what their program does with it."""
+"""Triggers of sandbox events, for developers who test their endpoints."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from mpesa_gateway.standalone.stage import Api, NotSo
 from mpesa_gateway_webhooks.events import WebhookTest
 
 PATIENCE = 30.0
-"""Seconds until an event that was made to happen counts as not happening."""
+"""Seconds to wait for a triggered event."""
 
 _LOOK = 0.1
 _KEY_LIVES = timedelta(minutes=5)
@@ -27,12 +27,12 @@ _KEY_LIVES = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class EventRecipe:
-    """How an event is made: the simulated phone that is asked to pay, and whether the payment is refunded then."""
+    """The simulated phone of the payment, and the refund that follows."""
 
     phone: str
     refunded: bool = False
     refused: bool = False
-    """M-Pesa refuses the refund."""
+    """M-Pesa rejects the refund."""
 
 
 RECIPES: dict[str, EventRecipe] = {
@@ -44,19 +44,18 @@ RECIPES: dict[str, EventRecipe] = {
 }
 
 KINDS = (*RECIPES, WebhookTest.kind)
-"""What can be made to happen."""
 
 
 @dataclass(frozen=True)
 class TriggeredEvent:
-    """An event that was made to happen; ``subject_id`` is its payment, or the merchant for a test."""
+    """A triggered event; ``subject_id`` is its payment, or the merchant for a test."""
 
     event_id: str
     subject_id: str
 
 
 class EventTrigger:
-    """Makes events of one sandbox merchant, as a shop and its payers would: over HTTP, with a key for this one time."""
+    """Triggers events of one sandbox merchant over HTTP, with a temporary API key."""
 
     def __init__(self, runtime: Runtime, merchant: Merchant, *, actor: str) -> None:
         self._runtime = runtime
@@ -64,10 +63,9 @@ class EventTrigger:
         self._actor = actor
 
     async def make(self, kind: str, amount: int) -> TriggeredEvent:
-        """Make one event of this kind, of a payment of ``amount`` KES where it is about one.
+        """Trigger one event, for a payment of ``amount`` KES if the event is about a payment.
 
-        It happens in the sandbox, whatever the merchant has in live. Raises Conflict where no simulator plays M-Pesa,
-        and NotSo when it does not happen.
+        Raises Conflict without the simulator, and NotSo if the event does not occur in time.
         """
         if kind == WebhookTest.kind:
             return await self._test()
@@ -94,7 +92,6 @@ class EventTrigger:
             await self._runtime.api_keys.revoke(self._merchant.merchant_id, key.key_id, actor=self._actor)
 
     async def _test(self) -> TriggeredEvent:
-        """A test event that says of itself that nothing was paid, delivered as any other."""
         merchant_id = self._merchant.merchant_id
         async with self._runtime.db.transaction():
             (event,) = await self._runtime.outbox.publish(
@@ -107,18 +104,18 @@ class EventTrigger:
 
     async def _play(self, api: Api, simulator: Api, kind: str, amount: int) -> TriggeredEvent:
         recipe = RECIPES[kind]
-        began = self._runtime.clock.now()
+        started = self._runtime.clock.now()
         if not await api.data("GET", "/v1/merchant/providers"):
-            # A new sandbox merchant's first payment: the public shortcode and passkey, as the simulator takes them.
+            # The first payment of a new sandbox merchant needs the public shortcode and passkey.
             await api.data("PUT", "/v1/merchant/providers", CREDENTIALS)
         body = {"amount": amount, "phone": recipe.phone, "reference": "TRIGGERED", "metadata": {"triggered": kind}}
         key = {"Idempotency_Key": f"trigger-{self._runtime.ids.new('evt')}"}
         payment = await api.data("POST", "/v1/payments", body, status=201, **key)
         payment_id = str(payment["id"])
         if recipe.refunded:
-            await self._await("payment.completed", payment_id, began)
+            await self._await("payment.completed", payment_id, started)
             await self._refund(api, simulator, payment_id, refused=recipe.refused)
-        return TriggeredEvent(await self._await(kind, payment_id, began), payment_id)
+        return TriggeredEvent(await self._await(kind, payment_id, started), payment_id)
 
     async def _refund(self, api: Api, simulator: Api, payment_id: str, *, refused: bool) -> None:
         body, key = {"payment_id": payment_id}, {"Idempotency_Key": f"trigger-{payment_id}"}
@@ -148,11 +145,11 @@ class EventTrigger:
                 .order_by(EventRow.event_id)
                 .limit(100)
             ):
-                told: dict[str, Any] = msgspec.json.decode(row["body"])["data"]
-                if told.get("payment_id") == payment_id:
+                data: dict[str, Any] = msgspec.json.decode(row["body"])["data"]
+                if data.get("payment_id") == payment_id:
                     return str(row["event_id"])
             await asyncio.sleep(_LOOK)
         raise NotSo(
             f"{kind} of {payment_id} was expected within {PATIENCE:g} seconds and did not come: "
-            "look whether a worker runs (`mpesa-gateway doctor`)"
+            "check that a worker runs (`mpesa-gateway doctor`)"
         )

@@ -33,7 +33,7 @@ FORBIDDEN = frozenset(
 )
 """Modules that decide what a report of money means."""
 
-FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "StatementMatching", "judge", "may_be", "take_money", "visible_pattern"})
+FORBIDDEN_NAMES = frozenset({"Evidence", "Match", "judge", "may_be", "take_money", "visible_pattern"})
 """Names of the product's matching code, wherever they are imported from."""
 
 

@@ -380,13 +380,13 @@ FORGERIES: dict[str, tuple[list[str], set[str]]] = {
     "a payment that stands elsewhere": (
         ["UPDATE payment SET status = 'failed' WHERE payment_id = {one}"],
         {
-            "untold: A payment's status is what its timeline says, not so",
+            "untold: A payment's status agrees with its timeline, not so",
             "lost: money that moved and no payment is completed with it",
         },
     ),
     "money held in silence": (
         ["UPDATE payment SET mismatch = 'amount' WHERE payment_id = {one}"],
-        {"untold: Money that is not what was asked for was told to the merchant, not so"},
+        {"untold: Every mismatch of a payment was published to its merchant, not so"},
     ),
     "a refund that nobody heard of": (
         ["DELETE FROM event WHERE kind = 'payment.reversed' AND body::jsonb->'data'->>'refund_id' = id_text({refund})"],

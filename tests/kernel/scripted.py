@@ -1,4 +1,4 @@
-"""An HTTP server on the loopback interface that answers as a test tells it to, badly too."""
+"""An HTTP server on the loopback interface, scripted by the test, with invalid answers too."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came in. Header names are in lower case."""
+    """One request as it arrived. Header names are in lower case."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Asked:
 
 @dataclass
 class Scripted:
-    """What was asked, and how each request is answered: by a function that writes to the connection itself."""
+    """The requests, and the function that writes each answer to the connection."""
 
     answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
     base: str = ""
@@ -31,11 +31,11 @@ class Scripted:
     connections: int = 0
 
     def of(self, path: str) -> list[Asked]:
-        """The requests to this path, query strings aside."""
+        """Return the requests to this path, without their query strings."""
         return [one for one in self.asked if one.path.partition("?")[0] == path]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection, until the other side or the answer ends it."""
+        """Serve one connection until the client or the answer ends it."""
         self.connections += 1
         try:
             while not writer.is_closing():
@@ -54,24 +54,24 @@ class Scripted:
 
 
 def write(writer: asyncio.StreamWriter, status: int, body: bytes = b"", **headers: str) -> None:
-    """A plain answer. ``Content_Type="text/html"`` becomes a header of that name."""
+    """Write an answer. ``Content_Type="text/html"`` becomes a header of that name."""
     lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {text}" for name, text in headers.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
 
 
 def write_json(writer: asyncio.StreamWriter, status: int, content: Any) -> None:
-    """A plain answer in JSON."""
+    """Write an answer in JSON."""
     write(writer, status, json.dumps(content).encode(), Content_Type="application/json")
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Break the connection off at once."""
+    """Abort the connection."""
     writer.transport.abort()
 
 
 async def drip(writer: asyncio.StreamWriter, status: int, pause: float) -> None:
-    """Promise a body and send a byte of it now and then, for longer than anyone should wait."""
+    """Announce a body and send one byte per ``pause`` seconds, for longer than any timeout."""
     writer.write(f"HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n".encode())
     for _ in range(10_000):
         writer.write(b" ")
@@ -80,18 +80,18 @@ async def drip(writer: asyncio.StreamWriter, status: int, pause: float) -> None:
 
 
 def point_proxies_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Name this proxy in the environment, for every address."""
+    """Set this proxy in the environment, for every address."""
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, url)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    # The library remembers what it once read there; this looks anew.
+    # The library caches the environment; this function does not.
     monkeypatch.setattr("niquests.utils.getproxies", urllib.request.getproxies)
 
 
 @asynccontextmanager
 async def scripted(answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]) -> AsyncGenerator[Scripted]:
-    """A server on a free port, for the length of the block."""
+    """Yield a server on a free port."""
     script = Scripted(answer)
     busy: set[asyncio.Task[None]] = set()
 
@@ -102,7 +102,7 @@ async def scripted(answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[Non
         try:
             await script.serve(reader, writer)
         except asyncio.CancelledError:
-            # Only this server's end cancels it, and asyncio would report it as an accident.
+            # Only the end of this server cancels it, and asyncio would report it as an error.
             writer.transport.abort()
         finally:
             busy.discard(task)

@@ -1,4 +1,4 @@
-"""What comes at the same time is served together, and nobody is forgotten or kept waiting for company."""
+"""Protects batching: concurrent items run in one batch, each gets its result, and none waits for others."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ import pytest
 from mpesa_gateway.batching import Batcher
 
 
-class Kitchen:
-    """Serves numbers doubled, and writes down what it was asked for at a time."""
+class Doubler:
+    """Doubles numbers and records each batch."""
 
     def __init__(self, *, is_slow: bool = True) -> None:
         self.served: list[list[int]] = []
         self._pauses = 3 if is_slow else 0
 
     async def serve(self, numbers: Sequence[int]) -> list[int | Exception]:
-        """Twice each number; 13 is refused."""
+        """Return twice each number; 13 is refused."""
         self.served.append(list(numbers))
         for _ in range(self._pauses):
             await asyncio.sleep(0)
         return [ValueError("thirteen") if number == 13 else number * 2 for number in numbers]
 
 
-async def test_one_alone_is_served_at_once_and_the_rest_while_it_is_follow_together() -> None:
-    kitchen = Kitchen()
-    table = Batcher(kitchen.serve, lanes=1)
+async def test_batch_of_one_runs_at_once_and_later_items_follow_together() -> None:
+    doubler = Doubler()
+    table = Batcher(doubler.serve, lanes=1)
 
     async def late(number: int) -> int:
         await asyncio.sleep(0)
@@ -33,10 +33,10 @@ async def test_one_alone_is_served_at_once_and_the_rest_while_it_is_follow_toget
         return await table.submit(number)
 
     assert await asyncio.gather(table.submit(0), *map(late, range(1, 6))) == [0, 2, 4, 6, 8, 10]
-    assert kitchen.served == [[0], [1, 2, 3, 4, 5]]
+    assert doubler.served == [[0], [1, 2, 3, 4, 5]]
 
 
-async def test_who_is_served_behind_a_lock_holds_up_nobody_for_long() -> None:
+async def test_batch_that_waits_for_a_lock_delays_no_other() -> None:
     is_free = asyncio.Event()
 
     async def serve(numbers: Sequence[int]) -> list[int | Exception]:
@@ -54,7 +54,7 @@ async def test_who_is_served_behind_a_lock_holds_up_nobody_for_long() -> None:
     assert await held_up == 0
 
 
-async def test_more_than_are_served_at_a_time_do_not_wait_for_ever_either() -> None:
+async def test_batch_over_its_size_is_continued_in_another_lane() -> None:
     is_free = asyncio.Event()
     served: list[list[int]] = []
 
@@ -65,7 +65,7 @@ async def test_more_than_are_served_at_a_time_do_not_wait_for_ever_either() -> N
         return list(numbers)
 
     table = Batcher(serve, most=2)
-    # All of them before the first lane has begun: nobody comes later who could see to it that these are served.
+    # All are submitted before the first lane starts: no later item triggers the second batch.
     waiting = [asyncio.create_task(table.submit(number)) for number in range(4)]
     async with asyncio.timeout(20):
         assert await asyncio.gather(*waiting[2:]) == [2, 3]
@@ -74,7 +74,7 @@ async def test_more_than_are_served_at_a_time_do_not_wait_for_ever_either() -> N
     assert await asyncio.gather(*waiting[:2]) == [0, 1]
 
 
-async def test_those_who_come_while_others_are_served_wait_for_them_and_go_together() -> None:
+async def test_items_arriving_during_a_batch_form_the_next_one() -> None:
     is_free = asyncio.Event()
     served: list[list[int]] = []
 
@@ -95,14 +95,14 @@ async def test_those_who_come_while_others_are_served_wait_for_them_and_go_toget
     assert served == [[0], [1, 2, 3]]
 
 
-async def test_what_is_wrong_with_one_is_only_told_to_that_one() -> None:
-    table = Batcher(Kitchen().serve)
+async def test_error_of_one_item_is_raised_for_that_item_only() -> None:
+    table = Batcher(Doubler().serve)
     answers = await asyncio.gather(*map(table.submit, (12, 13, 14)), return_exceptions=True)
     assert (answers[0], answers[2]) == (24, 28)
     assert isinstance(answers[1], ValueError)
 
 
-async def test_when_nothing_can_be_served_everybody_hears_it() -> None:
+async def test_error_of_a_batch_is_raised_for_each_item() -> None:
     async def serve(numbers: Sequence[int]) -> list[int | Exception]:
         raise OSError(f"{len(numbers)} lost")
 
@@ -111,23 +111,23 @@ async def test_when_nothing_can_be_served_everybody_hears_it() -> None:
     assert [str(answer) for answer in answers] == ["3 lost"] * 3
 
 
-async def test_who_goes_away_is_served_all_the_same_and_holds_up_nobody() -> None:
-    kitchen = Kitchen()
-    table = Batcher(kitchen.serve)
+async def test_cancelled_item_is_processed_and_delays_no_other() -> None:
+    doubler = Doubler()
+    table = Batcher(doubler.serve)
     first, second = asyncio.create_task(table.submit(1)), asyncio.create_task(table.submit(2))
     await asyncio.sleep(0)
     first.cancel()
     assert await second == 4
-    assert kitchen.served == [[1, 2]]
+    assert doubler.served == [[1, 2]]
     with pytest.raises(asyncio.CancelledError):
         await first
 
 
 @pytest.mark.parametrize("is_slow", [True, False])
-async def test_nobody_is_left_waiting_however_they_come(is_slow: bool) -> None:
-    table = Batcher(Kitchen(is_slow=is_slow).serve, most=3, lanes=2)
+async def test_items_in_any_order_of_arrival_are_all_answered(is_slow: bool) -> None:
+    table = Batcher(Doubler(is_slow=is_slow).serve, most=3, lanes=2)
 
-    async def guest(number: int) -> int:
+    async def submit_five(number: int) -> int:
         for _ in range(number % 7):
             await asyncio.sleep(0)
         total = 0
@@ -136,6 +136,6 @@ async def test_nobody_is_left_waiting_however_they_come(is_slow: bool) -> None:
         return total
 
     async with asyncio.timeout(20):
-        assert sum(await asyncio.gather(*map(guest, range(50)))) == sum(
+        assert sum(await asyncio.gather(*map(submit_five, range(50)))) == sum(
             2 * (number * 100 + again) for number in range(50) for again in range(5)
         )

@@ -1,4 +1,4 @@
-"""One clock for all processes: Postgres', so that a machine whose clock is wrong holds nobody up."""
+"""Protects the clock shared by all processes: Postgres', so that a wrong clock of one machine delays nothing."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 class Counter:
-    """Seconds that a test lets pass."""
+    """A counter of seconds that a test advances."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -22,12 +22,12 @@ class Counter:
         return self.seconds
 
 
-async def test_until_it_has_been_compared_it_is_the_machines() -> None:
+async def test_shared_clock_before_its_first_comparison_is_the_machines() -> None:
     assert SharedClock(SetClock(NOON)).now() == NOON
 
 
 @pytest.mark.parametrize("wrong", [timedelta(seconds=90), timedelta(seconds=-90), timedelta(days=400)])
-async def test_a_wrong_machine_is_set_right_and_told_by_how_much(wrong: timedelta) -> None:
+async def test_shared_clock_corrects_a_wrong_machine_and_returns_the_difference(wrong: timedelta) -> None:
     count = Counter()
     clock = SharedClock(SetClock(NOON + wrong), count)
 
@@ -40,7 +40,7 @@ async def test_a_wrong_machine_is_set_right_and_told_by_how_much(wrong: timedelt
     assert clock.now() == NOON + timedelta(seconds=7.5)
 
 
-async def test_the_machine_may_be_set_while_it_works_and_time_goes_on_evenly() -> None:
+async def test_shared_clock_ignores_a_later_change_of_the_machines_clock() -> None:
     machine, count = SetClock(NOON), Counter()
     clock = SharedClock(machine, count)
 
@@ -53,7 +53,7 @@ async def test_the_machine_may_be_set_while_it_works_and_time_goes_on_evenly() -
     assert clock.now() == NOON + timedelta(seconds=1)
 
 
-async def test_half_of_the_way_is_added_and_a_slow_answer_moves_nothing() -> None:
+async def test_shared_clock_adds_half_of_the_round_trip_and_ignores_slow_answers() -> None:
     count = Counter()
     clock = SharedClock(SetClock(NOON), count)
 
@@ -66,7 +66,7 @@ async def test_half_of_the_way_is_added_and_a_slow_answer_moves_nothing() -> Non
     assert clock.now() == NOON + timedelta(seconds=4)
 
     async def ask_again() -> datetime:
-        # All four on the way there: Postgres looked at its clock just before it answered.
+        # All four on the way there: Postgres read its clock just before it answered.
         count.seconds += 4
         return NOON + timedelta(seconds=8)
 
@@ -74,7 +74,7 @@ async def test_half_of_the_way_is_added_and_a_slow_answer_moves_nothing() -> Non
     assert clock.now() == NOON + timedelta(seconds=8)
 
 
-async def test_a_running_gateway_tells_postgres_time(values: dict[str, Any]) -> None:
+async def test_shared_clock_of_a_running_gateway_is_postgres_time(values: dict[str, Any]) -> None:
     wrong = SharedClock(SetClock(NOON - timedelta(days=9000)))
     async with Gateway(
         GatewayConfig.from_values(values | {"worker": {"in_process": False}}), clock=wrong
@@ -86,7 +86,7 @@ async def test_a_running_gateway_tells_postgres_time(values: dict[str, Any]) -> 
     assert before - slack < now < after + slack
 
 
-async def test_a_clock_that_was_passed_in_is_left_alone(values: dict[str, Any]) -> None:
+async def test_gateway_with_a_given_clock_uses_it(values: dict[str, Any]) -> None:
     clock = SetClock(NOON)
     config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
     async with Gateway(config, clock=clock).running() as gateway:

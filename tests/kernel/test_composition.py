@@ -1,4 +1,4 @@
-"""A gateway is composed without I/O: its parts are there before the start, and say what cannot work yet."""
+"""Protects composition without I/O: a gateway's parts exist before its start, and raise if they need it."""
 
 from typing import Any, Protocol
 
@@ -28,17 +28,17 @@ class Bread(Protocol):
 
 
 class Butter(Protocol):
-    """A port that nobody provides, or one that needs bread."""
+    """A port without a provider, or one that needs bread."""
 
 
 class Loaf:
-    """What provides both ports."""
+    """The provider of both ports."""
 
     def __init__(self, butter: Butter | None) -> None:
         self.butter = butter
 
 
-async def test_parts_of_a_gateway_that_has_not_started_say_so() -> None:
+async def test_gateway_parts_before_the_start_raise_not_started() -> None:
     gateway = composed()
     assert gateway.limits.refusal(AUTH, "10.0.0.1") == 0
     with pytest.raises(NotStarted, match=r"lifespan=gateway\.lifespan"):
@@ -49,7 +49,7 @@ async def test_parts_of_a_gateway_that_has_not_started_say_so() -> None:
         await gateway.jobs.enqueue("kernel.forget")
 
 
-def test_a_plugins_object_is_made_of_ports_before_the_start_and_once() -> None:
+def test_port_object_is_made_once_before_the_start() -> None:
     bread = Plugin(
         name="bread",
         summary="Bakes.",
@@ -64,7 +64,7 @@ def test_a_plugins_object_is_made_of_ports_before_the_start_and_once() -> None:
         gateway.port(Butter)
 
 
-def test_two_ports_that_are_made_of_each_other_are_refused() -> None:
+def test_ports_that_need_each_other_are_refused() -> None:
     def of_butter(runtime: Runtime) -> Loaf:
         return Loaf(runtime.port(Butter))
 
@@ -77,7 +77,7 @@ def test_two_ports_that_are_made_of_each_other_are_refused() -> None:
 
 
 @pytest.mark.parametrize("url", ["somewhere", "http://a", "valkey://:se/cret@a:6379"])
-def test_an_address_of_valkey_that_cannot_be_read_is_refused_by_name(url: str) -> None:
+def test_valkey_url_that_is_invalid_is_refused_by_name(url: str) -> None:
     with pytest.raises(ConfigError, match=r"valkey\.url") as refused:
         composed(valkey_url=url)
     assert "cret" not in str(refused.value)

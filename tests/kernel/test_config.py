@@ -1,4 +1,4 @@
-"""Settings: from the file and the environment, whole or not at all, and every refusal names its setting."""
+"""Protects settings: read from file and environment, complete or refused, and each refusal names its setting."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ class ShopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(environ: dict[str, str], file: Path | None = None) -> GatewayConfig:
-    """What the settings are with these variables, by what follows MPESA_GATEWAY_."""
+    """Return the settings with these variables, named without MPESA_GATEWAY_."""
     return GatewayConfig.load(file, {f"MPESA_GATEWAY_{name}": value for name, value in environ.items()})
 
 
@@ -37,9 +37,7 @@ def load(environ: dict[str, str], file: Path | None = None) -> GatewayConfig:
         ({"security": {"masterkey": "x"}}, "security.masterkey", "master_key"),
     ],
 )
-def test_an_unknown_setting_is_refused_by_its_path_with_those_that_exist(
-    values: dict[str, Any], path: str, known: str
-) -> None:
+def test_unknown_setting_is_refused_with_the_known_ones(values: dict[str, Any], path: str, known: str) -> None:
     with pytest.raises(ConfigError) as refused:
         GatewayConfig.from_values(values)
     assert str(refused.value).startswith(f"unknown setting `{path}`: ")
@@ -95,13 +93,13 @@ def test_an_unknown_setting_is_refused_by_its_path_with_those_that_exist(
         ({"daraja": {"timeout": float("nan")}}, "setting `daraja.timeout`: Expected `float`"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_by_its_path(values: dict[str, Any], words: str) -> None:
+def test_invalid_setting_is_refused_by_its_path(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as refused:
         GatewayConfig.from_values(values)
     assert words in str(refused.value)
 
 
-def test_no_refusal_shows_a_secret() -> None:
+def test_refusal_of_a_setting_shows_no_secret() -> None:
     for values in ({"database": {"url": [URL]}}, {"security": {"master_key": {"is": KEY}}}):
         with pytest.raises(ConfigError) as refused:
             GatewayConfig.from_values(values)
@@ -109,7 +107,7 @@ def test_no_refusal_shows_a_secret() -> None:
         assert KEY not in str(refused.value)
 
 
-def test_two_underscores_are_the_dot_in_a_settings_path() -> None:
+def test_environment_two_underscores_separate_the_path() -> None:
     config = load(
         {
             "DATABASE__URL": URL,
@@ -130,7 +128,7 @@ def test_two_underscores_are_the_dot_in_a_settings_path() -> None:
     assert config.sections == {"payments": {"expire_after": "60"}, "shop": {"deep": {"setting": "x"}}}
 
 
-def test_a_plugins_numbers_are_read_from_text() -> None:
+def test_environment_numbers_of_a_plugin_are_read_from_text() -> None:
     class Shop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         size: int = 1
         is_open: bool = False
@@ -145,21 +143,21 @@ def test_a_plugins_numbers_are_read_from_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["credentials, payments", '["credentials", "payments"]', "credentials,payments,"])
-def test_a_list_is_written_with_commas_or_as_json(text: str) -> None:
+def test_environment_list_is_written_with_commas_or_as_json(text: str) -> None:
     assert load({"PLUGINS": text}).plugins == ("credentials", "payments")
 
 
-def test_a_plugins_list_is_written_with_commas_too() -> None:
+def test_environment_list_of_a_plugin_is_written_with_commas() -> None:
     config = load({"SHOP__SOURCES": "192.0.2.1, 192.0.2.0/24", "SHOP__PAUSES": "5,10"})
     assert config.section("shop", ShopSettings) == ShopSettings(sources=("192.0.2.1", "192.0.2.0/24"), pauses=(5, 10))
 
 
-def test_what_only_looks_like_json_is_refused_by_its_variable() -> None:
+def test_environment_invalid_json_is_refused_by_its_variable() -> None:
     with pytest.raises(ConfigError, match="MPESA_GATEWAY_PLUGINS looks like JSON but is not"):
         load({"PLUGINS": '["credentials"'})
 
 
-def test_an_unknown_variable_is_refused_by_its_path() -> None:
+def test_environment_unknown_variable_is_refused_by_its_path() -> None:
     with pytest.raises(ConfigError, match=r"unknown setting `database\.ulr`"):
         load({"DATABASE__ULR": "x"})
     with pytest.raises(ConfigError, match=r"unknown setting `port`"):
@@ -168,12 +166,12 @@ def test_an_unknown_variable_is_refused_by_its_path() -> None:
         load({"PUBLIC_URL": "https://pay.example.co.ke", "PUBLIC_URL__HOST": "x"})
 
 
-def test_variables_that_are_no_settings_and_those_of_others_are_left_alone() -> None:
+def test_environment_variables_that_are_no_settings_are_ignored() -> None:
     assert load({"CONFIG": "x", "DATA": "y", "TEST_DATABASE_URL": "z"}) == GatewayConfig()
     assert GatewayConfig.load(None, {"DATABASE__URL": "x", "PATH": "/bin"}) == GatewayConfig()
 
 
-def test_the_processes_own_environment_is_read_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_process_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MPESA_GATEWAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MPESA_GATEWAY_HTTP__PORT", "9002")
@@ -181,7 +179,7 @@ def test_the_processes_own_environment_is_read_unless_another_is_given(monkeypat
     assert GatewayConfig.load(None, {}).http.port == 8000
 
 
-def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
+def test_environment_secret_is_read_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"{URL}\n")
     (tmp_path / "token").write_text("open-sesame-please\n")
     config = load({"DATABASE__URL_FILE": str(tmp_path / "url"), "SHOP__TOKEN_FILE": str(tmp_path / "token")})
@@ -189,15 +187,15 @@ def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     assert config.sections == {"shop": {"token": "open-sesame-please"}}
 
 
-def test_the_master_keys_file_is_a_setting_of_its_own(tmp_path: Path) -> None:
+def test_environment_master_key_file_is_a_setting_of_its_own(tmp_path: Path) -> None:
     config = load({"SECURITY__MASTER_KEY_FILE": str(tmp_path / "ring")})
     assert config.security.master_key_file == str(tmp_path / "ring")
     assert config.security.master_key is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
-    """Windows' editors and PowerShell write one."""
+def test_settings_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    """Editors on Windows and PowerShell write one."""
     settings, secret, key = tmp_path / "gateway.toml", tmp_path / "url", tmp_path / "master.key"
     settings.write_bytes('public_url = "https://pay.example"\r\n[ops]\r\n'.encode(encoding))
     secret.write_bytes("postgresql://x\r\n".encode(encoding))
@@ -210,19 +208,19 @@ def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) ->
     assert len(read_ring_file(key)) == 3
 
 
-def test_a_secrets_file_that_is_not_text_is_refused_by_its_variable(tmp_path: Path) -> None:
+def test_secret_file_that_is_not_text_is_refused_by_its_variable(tmp_path: Path) -> None:
     file = tmp_path / "url"
     file.write_bytes(b"postgresql://\xff\x00")
     with pytest.raises(ConfigError, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: .*save it as UTF-8"):
         GatewayConfig.load(None, {"MPESA_GATEWAY_DATABASE__URL_FILE": str(file)})
 
 
-def test_a_secrets_file_that_is_not_there_is_refused_by_its_variable(tmp_path: Path) -> None:
+def test_secret_file_that_is_missing_is_refused_by_its_variable(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"MPESA_GATEWAY_DATABASE__URL_FILE: cannot read .*gone: No such file"):
         load({"DATABASE__URL_FILE": str(tmp_path / "gone")})
 
 
-def test_the_environment_goes_over_the_file_setting_by_setting(tmp_path: Path) -> None:
+def test_environment_overrides_single_settings_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(
         "public_url = 'https://file.example'\nplugins = ['credentials']\n"
@@ -238,7 +236,9 @@ def test_the_environment_goes_over_the_file_setting_by_setting(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "words"), [(b"= 1", "is not valid TOML"), (b"\xff", "is not valid TOML"), (None, "cannot read")]
 )
-def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_settings_file_that_cannot_be_read_is_refused_by_its_name(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
     file = tmp_path / "mine.toml"
     if content is not None:
         file.write_bytes(content)
@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, conte
         load({}, file)
 
 
-def test_no_representation_of_the_settings_shows_a_secret() -> None:
+def test_settings_representation_shows_no_secret() -> None:
     config = load(
         {
             "DATABASE__URL": URL,
@@ -265,12 +265,12 @@ def test_no_representation_of_the_settings_shows_a_secret() -> None:
     assert config.database.url.reveal() == URL
 
 
-def test_which_settings_hold_a_secret_is_known_by_their_type() -> None:
+def test_is_secret_is_decided_by_the_type() -> None:
     assert [is_secret(kind) for kind in (Secret, Secret | None, tuple[Secret, ...])] == [True] * 3
     assert [is_secret(kind) for kind in (str, str | None, tuple[str, ...], int)] == [False] * 4
 
 
-def test_a_type_that_no_setting_can_have_is_said_to_the_plugins_author() -> None:
+def test_setting_of_an_unsupported_type_is_refused() -> None:
     class Odd(msgspec.Struct, frozen=True):
         where: Path
 
@@ -278,18 +278,18 @@ def test_a_type_that_no_setting_can_have_is_said_to_the_plugins_author() -> None
         decode({"where": "x"}, Odd, "odd")
 
 
-# -- addresses that others are told -------------------------------------------------------------------------------
+# -- public addresses --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "text", ["https://pay.example.co.ke\r", "https://pay.example.co.ke\r\n", "  https://pay.example.co.ke \t\n"]
 )
-def test_white_space_around_public_url_of_the_environment_is_stripped(text: str) -> None:
+def test_public_url_of_the_environment_is_stripped(text: str) -> None:
     config = GatewayConfig.load(environ={"MPESA_GATEWAY_PUBLIC_URL": text})
     assert config.public_url == "https://pay.example.co.ke"
 
 
-def test_a_carriage_return_at_the_end_of_any_variable_is_stripped() -> None:
+def test_environment_carriage_return_at_the_end_is_stripped() -> None:
     config = GatewayConfig.load(
         environ={"MPESA_GATEWAY_HTTP__PORT": "9001\r", "MPESA_GATEWAY_SECURITY__MASTER_KEY": "secret\r\n"}
     )
@@ -323,7 +323,7 @@ def test_a_carriage_return_at_the_end_of_any_variable_is_stripped() -> None:
     ],
 )
 @pytest.mark.parametrize("setting", ["public_url", "sandbox_url", "live_url"])
-def test_an_address_that_cannot_be_handed_out_is_refused_by_name_and_fix(setting: str, url: str, fix: str) -> None:
+def test_address_that_is_unusable_is_refused_by_name_and_fix(setting: str, url: str, fix: str) -> None:
     values = {setting: url} if setting == "public_url" else {"daraja": {setting: url}}
     with pytest.raises(ConfigError) as refused:
         GatewayConfig.from_values(values)
@@ -343,5 +343,5 @@ def test_an_address_that_cannot_be_handed_out_is_refused_by_name_and_fix(setting
         "http://localhost",
     ],
 )
-def test_an_address_in_any_usual_form_is_taken(url: str) -> None:
+def test_public_url_in_any_usual_form_is_accepted(url: str) -> None:
     assert GatewayConfig.from_values({"public_url": url}).public_url == url

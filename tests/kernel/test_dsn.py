@@ -1,4 +1,4 @@
-"""Addresses of Postgres as people paste them: understood, or refused by the name of the parameter."""
+"""Protects Postgres addresses as users paste them: understood, or refused by the name of the parameter."""
 
 from contextlib import suppress
 from typing import Any
@@ -51,20 +51,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("query", "kept"), UNDERSTOOD.items())
-def test_what_is_understood_reaches_asyncpg_as_it_knows_it(query: str, kept: str) -> None:
+def test_read_dsn_passes_known_parameters_to_asyncpg(query: str, kept: str) -> None:
     assert read_dsn(Secret(BASE + query)).text == BASE + kept
 
 
 @pytest.mark.parametrize("name", ["url", "direct_url", "owner_url"])
 @pytest.mark.parametrize(("query", "says"), list(REFUSED.items())[:3])
-def test_each_address_is_looked_at(name: str, query: str, says: str) -> None:
+def test_read_dsn_is_applied_to_every_address(name: str, query: str, says: str) -> None:
     with pytest.raises(ConfigError, match=f"setting `database.{name}`") as refusal:
         GatewayConfig.from_values({"database": {"url": BASE, name: BASE + query}})
     assert says in str(refusal.value)
 
 
 @pytest.mark.parametrize(("query", "says"), REFUSED.items())
-def test_what_is_not_is_refused_by_its_name_and_without_the_password(query: str, says: str) -> None:
+def test_read_dsn_of_an_unknown_parameter_names_it_without_the_password(query: str, says: str) -> None:
     with pytest.raises(DsnError) as refusal:
         read_dsn(Secret(BASE + query))
     assert says in str(refusal.value)
@@ -83,7 +83,7 @@ def test_what_is_not_is_refused_by_its_name_and_without_the_password(query: str,
         "postgresql://mpesa:pass@[::1/shop",
     ],
 )
-def test_what_is_no_address_of_postgres_is_refused(url: str) -> None:
+def test_database_url_that_is_no_postgres_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"setting `database\.url`"):
         GatewayConfig.from_values({"database": {"url": url}})
 
@@ -98,23 +98,23 @@ def test_what_is_no_address_of_postgres_is_refused(url: str) -> None:
         "postgresql://mpesa:a%40b@localhost/shop",
     ],
 )
-def test_other_forms_that_libpq_knows_are_taken(url: str) -> None:
+def test_read_dsn_of_other_libpq_forms_is_accepted(url: str) -> None:
     assert read_dsn(Secret(url)).text == url
 
 
 @given(st.text(), st.text())
-def test_nothing_but_a_sentence_comes_of_it(name: str, value: str) -> None:
+def test_read_dsn_of_any_text_is_accepted_or_refused(name: str, value: str) -> None:
     with suppress(DsnError):
         assert read_dsn(Secret(f"{BASE}?{name}={value}")).text.startswith(BASE)
 
 
-def test_its_timeout_goes_before_the_setting() -> None:
+def test_dsn_timeout_overrides_the_setting() -> None:
     config = GatewayConfig.from_values({"database": {"url": BASE, "connect_timeout": 7}}).database
     assert connection_options(Secret(BASE), config)["timeout"] == 7
     assert connection_options(Secret(BASE + "?connect_timeout=3"), config)["timeout"] == 3
 
 
-async def test_a_gateway_runs_with_what_is_understood(values: dict[str, Any]) -> None:
+async def test_gateway_with_known_parameters_in_its_url_runs(values: dict[str, Any]) -> None:
     values["database"]["url"] += "?channel_binding=prefer&connect_timeout=20&application_name=shop&sslmode=disable"
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:

@@ -1,4 +1,4 @@
-"""The ledger: what the kernel's books must hold, and what becomes of a question that is not answered."""
+"""Protects the kernel's invariants: each finds its corruption, and an unanswered query is reported as such."""
 
 from datetime import timedelta
 from typing import Any
@@ -31,7 +31,7 @@ BENDINGS = {
 }
 
 
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_each_kernel_invariant_finds_its_corruption_and_no_other(town: Town) -> None:
     await lay_bare(town.gateway)
     assert await each_is_noticed(town.gateway, BENDINGS) == {}
 
@@ -47,13 +47,13 @@ async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
         ),
     ],
 )
-async def test_a_rule_that_is_switched_off_shows(town: Town, off: str, name: str) -> None:
+async def test_rules_are_on_invariant_finds_a_disabled_rule(town: Town, off: str, name: str) -> None:
     assert await broken(town.gateway) == {}
     await town.gateway.db.execute(off)
     assert await broken(town.gateway) == {"kernel.rules_are_on": (name,)}
 
 
-def test_every_invariant_of_the_kernel_is_bent() -> None:
+def test_every_kernel_invariant_has_a_corruption() -> None:
     named = {f"kernel.{invariant.name}" for invariant in INVARIANTS}
     assert named - set(BENDINGS) == {"kernel.rules_are_on"}
 
@@ -61,7 +61,7 @@ def test_every_invariant_of_the_kernel_is_bent() -> None:
 async def proofs_of(
     values: dict[str, Any], *invariants: Invariant, patience: float = 30, grace: timedelta | None = None
 ) -> list[InvariantResult]:
-    """What the books say about a host's own invariants, with the kernel's left out."""
+    """Return the proofs of a host's own invariants."""
     plugin = Plugin(name="own", summary="A host's own.", invariants=invariants)
     values["worker"] = {"in_process": False}
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
@@ -69,7 +69,7 @@ async def proofs_of(
     return [proof for proof in proofs if proof.owner == "own"]
 
 
-async def test_a_hosts_own_plugin_brings_its_own(values: dict[str, Any]) -> None:
+async def test_read_ledger_includes_invariants_of_a_hosts_plugin(values: dict[str, Any]) -> None:
     held, not_held = await proofs_of(
         values,
         Invariant("nothing", "Nothing is", "SELECT 'x' WHERE false"),
@@ -80,13 +80,13 @@ async def test_a_hosts_own_plugin_brings_its_own(values: dict[str, Any]) -> None
     assert not_held.examples == ("thing_1", "thing_2", "thing_3", "thing_4", "thing_5")
 
 
-async def test_with_too_many_it_stops_counting(values: dict[str, Any]) -> None:
+async def test_read_ledger_with_many_violations_stops_counting(values: dict[str, Any]) -> None:
     many = Invariant("many", "Many are", "SELECT n::text FROM generate_series(1, 5000) AS n")
     (proof,) = await proofs_of(values, many)
     assert (proof.holds, proof.count, proof.is_more) == (False, 1000, True)
 
 
-async def test_what_takes_too_long_is_not_answered_and_the_others_are(values: dict[str, Any]) -> None:
+async def test_read_ledger_invariant_that_times_out_has_no_result(values: dict[str, Any]) -> None:
     slow, quick = await proofs_of(
         values,
         Invariant("slow", "Slow is", "SELECT 'x' FROM pg_sleep(60)"),
@@ -98,18 +98,18 @@ async def test_what_takes_too_long_is_not_answered_and_the_others_are(values: di
     assert quick.holds is True
 
 
-async def test_a_table_that_is_missing_is_the_migrations_business(values: dict[str, Any]) -> None:
+async def test_read_ledger_with_a_missing_table_advises_to_migrate(values: dict[str, Any]) -> None:
     (proof,) = await proofs_of(values, Invariant("gone", "Gone is", "SELECT id FROM no_such_table"))
     assert proof.holds is None
     assert "mpesa-gateway migrate" in (proof.problem or "")
 
 
-async def test_nothing_can_be_written_by_it(values: dict[str, Any]) -> None:
+async def test_read_ledger_is_read_only(values: dict[str, Any]) -> None:
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         await proofs_of(values, Invariant("bad", "Bad is", "SELECT nextval('sim_chance')::text"))
 
 
-async def test_grace_is_the_invariants_own_unless_another_is_given(values: dict[str, Any]) -> None:
+async def test_read_ledger_grace_is_the_invariants_own_unless_given(values: dict[str, Any]) -> None:
     waits = Invariant(
         "waits", "Nothing waits", "SELECT 'x' WHERE now() - interval '5 minutes' < $1", grace=timedelta(minutes=10)
     )
@@ -118,7 +118,7 @@ async def test_grace_is_the_invariants_own_unless_another_is_given(values: dict[
     assert (own.holds, given.holds) == (True, False)
 
 
-async def test_it_needs_no_gateway_that_runs(town: Town) -> None:
+async def test_read_ledger_needs_no_running_gateway(town: Town) -> None:
     db = Database(town.gateway.config.database)
     await db.start()
     try:

@@ -1,4 +1,4 @@
-"""The log: one line an event, with the ids to find it by, and never a secret or a whole phone number."""
+"""Protects the log: one line per event, with the ids to find it, and never a secret or a whole phone number."""
 
 import json
 import subprocess
@@ -40,14 +40,14 @@ warnings.warn("an old way to call 254711000001")
 
 
 def written(form: str) -> str:
-    """What a process of ours writes with this format."""
+    """Return the log of a process with this format."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, form], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     return done.stderr
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_whatever_is_logged_has_its_secrets_and_phone_numbers_masked(form: str) -> None:
+def test_log_masks_secrets_and_phone_numbers(form: str) -> None:
     log = written(form)
     for word in ("711000001", "hunter2hunter2", "bfb279f9aa9b", "not_said", "\x1b"):
         assert word not in log
@@ -55,7 +55,7 @@ def test_whatever_is_logged_has_its_secrets_and_phone_numbers_masked(form: str) 
         assert word in log
 
 
-def test_as_json_each_line_is_one_event_with_its_level_time_and_ids() -> None:
+def test_log_as_json_has_one_event_a_line_with_level_time_and_ids() -> None:
     lines = [json.loads(line) for line in written("json").splitlines()]
     assert [(line["level"], line["event"]) for line in lines[:3]] == [
         ("info", "said"),
@@ -68,7 +68,7 @@ def test_as_json_each_line_is_one_event_with_its_level_time_and_ids() -> None:
     assert lines[0]["handle"] == "x\ny"
 
 
-def test_a_log_that_cannot_be_written_stops_nobody() -> None:
+def test_log_that_cannot_be_written_does_not_stop_the_process() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT + "\nprint('went on')", "json"],
@@ -83,7 +83,7 @@ PHONES = st.from_regex(r"(254|\+254|0)[17][0-9]{8}", fullmatch=True)
 
 
 @given(PHONES, st.sampled_from(["{}", "({})", "phone={}", "{} - JANE DOE", "'{}'", "tel:{},"]))
-def test_no_value_of_any_shape_shows_a_phone_number(phone: str, form: str) -> None:
+def test_mask_of_any_value_shows_no_phone_number(phone: str, form: str) -> None:
     text = form.format(phone)
     values: list[Any] = [
         text,
@@ -101,20 +101,20 @@ def test_no_value_of_any_shape_shows_a_phone_number(phone: str, form: str) -> No
     assert str(Msisdn.parse(phone))[3:] not in shown
 
 
-def test_what_is_no_phone_number_stays_as_it_is() -> None:
+def test_mask_leaves_values_that_are_no_phone_number() -> None:
     event: dict[str, Any] = {"ms": 1.5, "count": 254, "ok": True, "none": None, "amount": Kes(250_000), "id": "pay_01"}
     assert mask(None, "info", dict(event)) == event
 
 
 @pytest.mark.parametrize("name", ["passkey", "Authorization", "X-API-Key", "consumer_secret", "password"])
-def test_what_is_called_a_secret_is_not_shown_at_any_depth(name: str) -> None:
+def test_mask_hides_values_with_secret_names_at_any_depth(name: str) -> None:
     event = mask(None, "info", {name: "hunter2", "headers": {name: "hunter2"}, "list": [{name: b"hunter2"}]})
     assert "hunter2" not in repr(event)
     assert "hunter2" not in repr(mask(None, "info", {"key": Secret("hunter2"), "of": {Secret("hunter2")}}))
 
 
-def test_darajas_own_handles_end_in_the_payers_number() -> None:
-    # ws_CO_, the time with milliseconds, and nine digits of the payer: so Daraja names pushes.
+def test_mask_phones_hides_the_number_at_the_end_of_darajas_handles() -> None:
+    # ws_CO_, the time with milliseconds, and nine digits of the payer: Daraja's names of pushes.
     handle = "ws_CO_20062024144114958711000001"
     assert mask_phones(f"callback for {handle} came") == "callback for ws_CO_200620241441149587****001 came"
     assert mask_phones("ws_CO_19082026112835987") == "ws_CO_19082026112835987"
@@ -125,7 +125,7 @@ _MAC = "0123456789abcdef" * 2
 
 
 def _token(env: str, one: str, kind: str, two: str, mac: str) -> str:
-    """A token as the callbacks' addresses have it."""
+    """Return a token in the form of callback addresses."""
     return f"{env}-mer_{one}-{kind}_{two}.{mac}"
 
 
@@ -161,14 +161,14 @@ _FORMS: list[Callable[[str], Any]] = [
 
 
 @given(_TOKENS, st.sampled_from(_FORMS))
-def test_no_eight_digits_of_a_callbacks_token_are_written_down(token: str, form: Callable[[str], Any]) -> None:
-    """Whatever form an address comes in, nothing of its secret stays."""
+def test_mask_hides_callback_tokens_in_any_form(token: str, form: Callable[[str], Any]) -> None:
+    """No eight digits of the token's secret stay, in any form of its address."""
     said = str(mask(None, "info", {"event": form(token), "path": form(token)})).lower()
     mac = token.rpartition(".")[2].lower()
     assert [mac[at : at + 8] for at in range(len(mac) - 7) if mac[at : at + 8] in said] == []
 
 
-def test_nor_by_a_traceback() -> None:
+def test_trace_hides_callback_tokens() -> None:
     token = f"s-mer_{'0' * 26}-pay_{'0' * 26}.{_MAC}"
     routes: dict[str, str] = {}
     with pytest.raises(LookupError) as raised:

@@ -1,4 +1,4 @@
-"""The list of plugins: what cannot be assembled is refused before anything is connected to, with what to change."""
+"""Protects the list of plugins: an invalid one is refused before any connection, with what to change."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
@@ -28,13 +28,13 @@ class Opened(Event, frozen=True, kw_only=True):
 
 
 class AlsoOpened(Event, frozen=True, kw_only=True):
-    """Another event that took the same name."""
+    """Another event with the same name."""
 
     kind: ClassVar[str] = "shop.opened"
 
 
 class ShopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Settings of a plugin of this test's own."""
+    """Settings of a plugin of this test."""
 
     size: int = 1
 
@@ -43,7 +43,7 @@ SHOP = Plugin(name="shop", summary="A shop.", settings=ShopSettings, publishes=(
 
 
 def gateway(*plugins: Plugin, **changes: Any) -> Gateway:
-    """A gateway that nobody starts: there are no servers where it is told they are."""
+    """Return a gateway that is not started: there are no servers at its addresses."""
     values: dict[str, Any] = {
         "plugins": [],
         "database": {"url": "postgresql://mpesa@127.0.0.1:9/shop"},
@@ -64,23 +64,23 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, entry
     monkeypatch.syspath_prepend(folder)
 
 
-def test_plugins_are_loaded_in_the_order_listed_and_a_hosts_own_come_last() -> None:
+def test_load_keeps_the_listed_order_with_the_hosts_own_last() -> None:
     names = ("webhooks", "credentials", "callbacks", "transactions", "payments")
     assert [plugin.name for plugin in load(names, [SHOP])] == [*names, "shop"]
     assert load(()) == ()
 
 
-def test_an_unknown_plugin_is_refused_with_those_that_are_installed() -> None:
+def test_load_of_an_unknown_plugin_is_refused_with_the_installed_ones() -> None:
     with pytest.raises(PluginError, match=r"`barter` is not installed \(installed: .*credentials.*\): install it or"):
         load(["credentials", "barter"])
 
 
-def test_a_plugin_that_is_listed_twice_is_refused() -> None:
+def test_load_of_a_plugin_listed_twice_is_refused() -> None:
     with pytest.raises(PluginError, match=r"`credentials` is listed twice: remove one of them from `plugins`"):
         load(["credentials", "credentials"])
 
 
-def test_a_plugin_that_is_both_listed_and_given_is_refused() -> None:
+def test_load_of_a_plugin_both_listed_and_given_is_refused() -> None:
     (credentials,) = load(["credentials"])
     with pytest.raises(PluginError, match=r"`credentials` is given twice: remove it from `plugins` or from the code"):
         load(["credentials"], [credentials])
@@ -113,37 +113,37 @@ def test_load_of_plugins_that_require_each_other_is_refused() -> None:
 
 
 class FileSettings(msgspec.Struct, frozen=True):
-    """Settings of which one cannot be told from the environment's way to read a file."""
+    """Settings with a name that the environment reads as a file."""
 
     cert_file: str = ""
 
 
-def test_a_setting_that_the_environment_would_take_for_a_file_is_refused() -> None:
+def test_load_of_a_setting_that_the_environment_reads_as_a_file_is_refused() -> None:
     greedy = Plugin(name="greedy", summary="Reads.", settings=FileSettings)
     with pytest.raises(PluginError, match=r"`greedy` has a setting `cert_file`.*name the setting otherwise"):
         load([], [greedy])
 
 
-def test_installed_is_not_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_does_not_import_plugins_that_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(tmp_path, monkeypatch, "raise RuntimeError('imported')", entry="bomb")
     assert [plugin.name for plugin in load(["credentials"])] == ["credentials"]
     with pytest.raises(RuntimeError, match="imported"):
         load(["bomb"])
 
 
-def test_a_stranger_enters_by_the_same_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_a_third_party_plugin_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from mpesa_gateway.plugin import Plugin\nplugin = Plugin(name='stranger', summary='Says hello.')\n"
     installed(tmp_path, monkeypatch, code, entry="stranger")
     assert load(["credentials", "stranger"])[1] == Plugin(name="stranger", summary="Says hello.")
 
 
-def test_an_entry_point_that_is_no_plugin_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_an_entry_point_that_is_no_plugin_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(tmp_path, monkeypatch, "plugin = 'hello'\n", entry="text")
     with pytest.raises(PluginError, match=r"`text` is no Plugin value: its entry point `strange_.*:plugin` must"):
         load(["text"])
 
 
-def test_an_entry_point_under_another_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_an_entry_point_under_another_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "from mpesa_gateway.plugin import Plugin\nplugin = Plugin(name='shop', summary='A shop.')\n"
     installed(tmp_path, monkeypatch, code, entry="market")
     with pytest.raises(PluginError, match="`market` calls itself `shop`: its entry point must carry its own name"):
@@ -156,10 +156,10 @@ SHOPS_CLOSE = Scope("shops:close", "close shops", is_for_merchants=False)
 
 @get("/v1/shops")
 async def list_shops(caller: Annotated[Caller, INJECTED, SHOPS_READ]) -> None:
-    """A route that wants a scope of a plugin's own."""
+    """A route with a scope of a plugin."""
 
 
-def test_a_scope_is_known_where_its_plugin_is_enabled() -> None:
+def test_scope_is_known_if_its_plugin_is_enabled() -> None:
     shop = Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ, SHOPS_CLOSE))
     assert gateway().scopes.all == KERNEL_SCOPES
     known = gateway(shop).scopes
@@ -181,7 +181,7 @@ def test_a_scope_is_known_where_its_plugin_is_enabled() -> None:
     ("scope", "owner"),
     [(Scope("shops:read", "see ours"), "plugin `shop`"), (Scope("admin", "do it all"), "the kernel")],
 )
-def test_a_scope_that_is_declared_twice_is_refused(scope: Scope, owner: str) -> None:
+def test_scope_that_is_declared_twice_is_refused(scope: Scope, owner: str) -> None:
     shop = Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ,))
     twin = Plugin(name="twin", summary="Another.", scopes=(scope,))
     said = f"{owner} and plugin `twin` declare the scope `{scope}`: rename it in one of them, or enable only one"
@@ -189,14 +189,14 @@ def test_a_scope_that_is_declared_twice_is_refused(scope: Scope, owner: str) -> 
         gateway(shop, twin)
 
 
-def test_a_route_whose_scope_no_enabled_plugin_declares_is_refused() -> None:
+def test_route_with_an_undeclared_scope_is_refused() -> None:
     mute = Plugin(name="mute", summary="Says nothing of its scope.", routes=(list_shops,))
     with pytest.raises(RouteError, match="no enabled plugin declares the scope `shops:read`: list it in the `scopes`"):
         gateway(mute).asgi.build()
     gateway(mute, Plugin(name="shop", summary="A shop.", scopes=(SHOPS_READ,))).asgi.build()
 
 
-def test_an_id_prefix_belongs_to_one_plugin() -> None:
+def test_id_prefix_belongs_to_one_plugin() -> None:
     shop = Plugin(name="shop", summary="A shop.", id_prefixes=(IdPrefix("shp", "shop"),))
     assert gateway(shop).id_prefixes["shp"].what == "shop"
     assert set(gateway().id_prefixes) == {prefix.name for prefix in KERNEL_PREFIXES}
@@ -209,7 +209,7 @@ def test_an_id_prefix_belongs_to_one_plugin() -> None:
         gateway(Plugin(name="long", summary="Long.", id_prefixes=(IdPrefix("shop", "shop"),)))
 
 
-def test_a_prefix_that_is_named_and_not_declared_is_refused() -> None:
+def test_id_prefix_that_is_not_declared_is_refused() -> None:
     old = RetentionRule("old shops", "DELETE FROM shop WHERE shop_id < $1", days=lambda _: 1, prefix="shp")
     with pytest.raises(PluginError, match="plugin `shop` names the id prefix `shp`: list it in `id_prefixes`"):
         gateway(Plugin(name="shop", summary="A shop.", forgets=(old,)))
@@ -243,7 +243,7 @@ def test_callback_kind_whose_name_or_path_is_taken_or_malformed_is_refused(
         gateway(*shops)
 
 
-def test_callback_kinds_without_a_path_are_as_many_as_there_are_names() -> None:
+def test_callback_kinds_without_a_path_may_be_several() -> None:
     kinds = [CallbackKind(name=name, read=_read_nothing, event=None, schema={}) for name in ("question", "c2b-ticket")]
     assert list(gateway(Plugin(name="shop", summary="A shop.", callbacks=tuple(kinds))).callback_kinds) == [
         "question",
@@ -255,7 +255,7 @@ def _read_nothing(_: bytes) -> CallbackContent:
     return CallbackContent("", "0", (), {})
 
 
-def test_two_events_of_one_kind_are_refused() -> None:
+def test_event_kind_published_twice_is_refused() -> None:
     twin = Plugin(name="twin", summary="Another.", publishes=(AlsoOpened,))
     with pytest.raises(PluginError, match=r"two plugins publish `shop\.opened`: enable only one of them"):
         gateway(SHOP, twin)
@@ -264,14 +264,14 @@ def test_two_events_of_one_kind_are_refused() -> None:
         gateway(SHOP).event_type("bell.rang")
 
 
-def test_a_section_that_is_nobodys_is_refused() -> None:
+def test_section_without_a_plugin_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown section `\[barter\]`: .* add the plugin to `plugins`"):
         gateway(SHOP, barter={"a": 1})
     with pytest.raises(ConfigError, match=r"unknown section `\[shop\]`"):
         gateway(shop={"size": 2})
 
 
-def test_a_plugins_section_becomes_its_settings_and_an_unknown_key_is_refused() -> None:
+def test_section_of_a_plugin_is_read_into_its_settings() -> None:
     assert gateway(SHOP, shop={"size": 2}).settings(ShopSettings) == ShopSettings(size=2)
     assert gateway(SHOP).settings(ShopSettings) == ShopSettings()
     with pytest.raises(ConfigError, match=r"unknown setting `shop\.sise`.*\(known: size\)"):
@@ -280,12 +280,12 @@ def test_a_plugins_section_becomes_its_settings_and_an_unknown_key_is_refused() 
         gateway(SHOP, shop={"size": "big"})
 
 
-def test_a_plugin_without_settings_takes_none() -> None:
+def test_section_of_a_plugin_without_settings_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown setting `bare\.a`"):
         gateway(Plugin(name="bare", summary="Bare."), bare={"a": 1})
 
 
-def test_two_plugins_that_provide_one_thing_are_refused() -> None:
+def test_port_provided_by_two_plugins_is_refused() -> None:
     plugins = [Plugin(name=name, summary="Sells.", provides=((Shop, Shop),)) for name in ("one", "two")]
     with pytest.raises(ValueError, match="two plugins provide Shop: enable only one of them"):
         gateway(*plugins)
@@ -296,26 +296,26 @@ def test_two_plugins_that_provide_one_thing_are_refused() -> None:
 
 
 class Shop:
-    """What a plugin provides."""
+    """A port of a plugin."""
 
     def __init__(self, gateway: Runtime) -> None:
         self.gateway = gateway
 
 
-def test_jobs_are_called_after_their_plugin() -> None:
+def test_job_is_named_after_its_plugin() -> None:
     async def sweep(gateway: Gateway) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     swept = gateway(Plugin(name="shop", summary="A shop.", jobs=(Job(sweep, timeout=5),)))
     assert swept.jobs_by_name["shop.sweep"].fn is sweep
     assert set(gateway().jobs_by_name) < set(swept.jobs_by_name)
-    # One that names no queue runs beside no sweep, no webhook and no question to M-Pesa.
+    # A job without a queue does not share one with sweeps, webhooks and calls to M-Pesa.
     assert swept.jobs_by_name["shop.sweep"].queue == "default"
 
 
 def test_load_with_a_job_in_an_unknown_queue_is_refused() -> None:
     async def sweep(gateway: Gateway) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     jobs = (Job(sweep, timeout=5, queue=cast("Any", "webhooks")),)
     with pytest.raises(PluginError, match=r"the job `shop\.sweep` names the queue `webhooks`"):
@@ -327,7 +327,7 @@ def test_own_jobs_name_their_queue() -> None:
     assert {job.queue for name, job in known.items() if name != HANDLE} <= {"deliveries", "daraja", "maintenance"}
 
 
-def test_a_gateway_without_its_servers_addresses_says_which_variable_to_set() -> None:
+def test_gateway_without_a_server_address_names_the_variable() -> None:
     for name in ("database", "valkey"):
         with pytest.raises(ConfigError, match=rf"`{name}\.url` is not set: set MPESA_GATEWAY_{name.upper()}__URL"):
             gateway(**{name: {}})

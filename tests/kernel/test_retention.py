@@ -1,4 +1,4 @@
-"""What has been kept long enough goes a little at a time: it waits for nobody, and nobody waits for it."""
+"""Protects retention: rows are deleted in small batches that lock out no other process."""
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ FROM generate_series($5::integer + 1, $5 + $3::integer) number
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
-    """A gateway without a worker, whose clock stands."""
+    """Yield a gateway without a worker, with a fixed clock."""
     values |= {"worker": {"in_process": False}, "retention": {"batch": BATCH}}
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
     del values["simulator"]
@@ -45,7 +45,7 @@ async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
 
 @pytest.fixture
 async def other(gateway: Gateway, database_url: str) -> AsyncGenerator["asyncpg.Connection[Any]"]:
-    """Somebody else's connection."""
+    """Yield a connection of another process."""
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         database_url, server_settings={"search_path": gateway.config.database.schema}
     )
@@ -55,7 +55,7 @@ async def other(gateway: Gateway, database_url: str) -> AsyncGenerator["asyncpg.
 
 
 async def receive(gateway: Gateway, days: int, count: int, verdict: str = "applied") -> str:
-    """Put callbacks into the inbox that came so many days ago; gives an identifier that is less than theirs."""
+    """Insert callbacks received ``days`` ago; return an identifier less than theirs."""
     at = NOW - timedelta(days=days)
     prefix = Ids.least("cbk", at)
     there: int = await gateway.db.fetchval("SELECT count(*) FROM callback")
@@ -63,7 +63,7 @@ async def receive(gateway: Gateway, days: int, count: int, verdict: str = "appli
     return prefix
 
 
-async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_between(
+async def test_retention_deletes_a_hundred_thousand_rows_in_batches_without_locks_in_between(
     gateway: Gateway, other: "asyncpg.Connection[Any]"
 ) -> None:
     old = await receive(gateway, 200, ROWS)
@@ -71,7 +71,7 @@ async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_betwee
     left: list[int] = []
 
     async def pause(seconds: float) -> None:
-        """Between two batches, others see the last one gone, and can lock any row that is left without waiting."""
+        """Between two batches, others see the last one deleted and can lock all other rows."""
         assert seconds == gateway.config.retention.pause
         left.append(await other.fetchval("SELECT count(*) FROM callback WHERE callback_id < $1", young))
         if len(left) % 20 == 1:
@@ -86,12 +86,12 @@ async def test_a_hundred_thousand_rows_go_in_batches_that_lock_nothing_in_betwee
     assert old < young
 
 
-async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway: Gateway) -> None:
+async def test_retention_batches_are_served_by_an_index_in_order(gateway: Gateway) -> None:
     plans: dict[str, str] = {}
     for forgetting in (*KERNEL_FORGETS, *(one for plugin in gateway.plugins for one in plugin.forgets)):
         oldest = Ids.least(forgetting.prefix, NOW) if forgetting.prefix else NOW
         async with gateway.db.transaction():
-            # Where there is an index, Postgres takes it now, however few rows there are.
+            # If there is an index, Postgres now uses it even for few rows.
             await gateway.db.execute("SET LOCAL enable_seqscan = off")
             await gateway.db.execute("SET LOCAL enable_bitmapscan = off")
             await gateway.db.execute("SET LOCAL enable_hashjoin = off")
@@ -101,13 +101,13 @@ async def test_an_index_serves_each_batch_in_the_order_in_which_it_goes(gateway:
         plans[forgetting.what] = "\n".join(row[0] for row in rows)
     assert len(plans) == 10
     assert {what: plan for what, plan in plans.items() if "Seq Scan" in plan or "Sort" in plan} == {}
-    # What still names a row is looked up by the row.
+    # References to a row are found by an index.
     assert "refused_callback_became" in plans["callbacks"]
     assert "reconciliation_line_transaction" in plans["statement lines"]
     assert "delivery_answered" in plans["answers to deliveries"]
 
 
-async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
+async def test_retention_runs_as_a_cron_job_at_night(values: dict[str, Any]) -> None:
     values["plugins"] = ["callbacks"]
     del values["simulator"]
     async with Gateway(GatewayConfig.from_values(values), clock=SetClock(NOW)).running() as gateway:
@@ -122,7 +122,7 @@ async def test_a_worker_does_it_at_night(values: dict[str, Any]) -> None:
         await eventually(is_done)
 
 
-async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gateway: Gateway) -> None:
+async def test_retention_keeps_idempotency_keys_in_flight(gateway: Gateway) -> None:
     merchant_id = (await gateway.merchants.create("Duka", actor="test")).merchant_id
     old = NOW - timedelta(days=91)
     for key, state, until in (
@@ -146,7 +146,7 @@ async def test_a_key_in_flight_stays_and_the_same_key_when_it_has_ended_goes(gat
     assert [row["key"] for row in rows] == ["at work", "young"]
 
 
-async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -> None:
+async def test_retention_keeps_open_subscriber_tasks(gateway: Gateway) -> None:
     at = NOW - timedelta(days=31)
     event_id = Ids.least("evt", at)
     await gateway.db.execute(
@@ -167,25 +167,25 @@ async def test_a_subscriber_who_has_not_heard_keeps_its_task(gateway: Gateway) -
 
 
 @pytest.mark.parametrize("days", [1, 2])
-async def test_lines_that_a_statement_may_show_again_are_not_forgotten(values: dict[str, Any], days: int) -> None:
+async def test_retention_of_statement_lines_below_three_days_is_refused(values: dict[str, Any], days: int) -> None:
     values["reconciliation"] = {"keep_days": days}
     with pytest.raises(ConfigError, match="at least 3"):
         Gateway(GatewayConfig.from_values(values))
 
 
-async def test_what_somebody_has_locked_is_passed_over_and_goes_another_night(
+async def test_retention_skips_locked_rows_until_the_next_run(
     gateway: Gateway, other: "asyncpg.Connection[Any]"
 ) -> None:
     await receive(gateway, 200, 2 * BATCH)
     fourth = identifier("cbk", 4, at=NOW - timedelta(days=200))
     async with other.transaction():
         await other.execute("SELECT FROM callback WHERE callback_id < $1 FOR UPDATE", fourth)
-        # Were it to wait for these three rows, which are the oldest, it would never end.
+        # If it waited for these three rows, which are the oldest, it would never end.
         assert (await Retention(gateway).delete_expired())["callbacks"] == 2 * BATCH - 3
     assert (await Retention(gateway).delete_expired())["callbacks"] == 3
 
 
-async def test_two_at_once_share_the_work(gateway: Gateway) -> None:
+async def test_retention_by_two_processes_shares_the_work(gateway: Gateway) -> None:
     await receive(gateway, 200, 4 * BATCH)
     counts: list[int] = []
 
@@ -197,14 +197,14 @@ async def test_two_at_once_share_the_work(gateway: Gateway) -> None:
     assert counts == [3 * BATCH, BATCH]
 
 
-async def test_what_waits_for_its_payment_stays_however_old(gateway: Gateway) -> None:
+async def test_retention_keeps_waiting_callbacks(gateway: Gateway) -> None:
     await receive(gateway, 4000, 3, "waiting")
     await receive(gateway, 4000, 2, "unmatched")
     assert (await Retention(gateway).delete_expired())["callbacks"] == 2
     assert await gateway.db.fetchval("SELECT count(*) FROM callback WHERE verdict = 'waiting'") == 3
 
 
-async def test_nothing_goes_where_the_settings_keep_it_for_ever(values: dict[str, Any]) -> None:
+async def test_retention_without_a_limit_deletes_nothing(values: dict[str, Any]) -> None:
     values |= {
         "worker": {"in_process": False},
         "plugins": ["callbacks"],
@@ -218,7 +218,7 @@ async def test_nothing_goes_where_the_settings_keep_it_for_ever(values: dict[str
         assert await gateway.db.fetchval("SELECT count(*) FROM callback") == 5
 
 
-async def test_what_postgres_has_no_time_for_is_left_to_the_next_night(
+async def test_retention_that_times_out_continues_with_the_next_table(
     gateway: Gateway, other: "asyncpg.Connection[Any]"
 ) -> None:
     await receive(gateway, 200, 5)

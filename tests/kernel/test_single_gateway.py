@@ -1,4 +1,4 @@
-"""One process runs one gateway; gateways on one database are replicas whose queries and transactions never mix."""
+"""Protects the rule of one gateway per process; gateways on one database never share transactions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mpesa_gateway.security.tables import MerchantRow
 from mpesa_gateway.single_gateway import SecondGateway
 
 
-async def test_start_beside_a_gateway_on_another_schema_is_refused(values: dict[str, Any]) -> None:
+async def test_gateway_start_beside_one_on_another_schema_is_refused(values: dict[str, Any]) -> None:
     second = Gateway(GatewayConfig.from_values(values | {"database": values["database"] | {"schema": "second"}}))
     async with Gateway(GatewayConfig.from_values(values)).running() as first:
         with pytest.raises(SecondGateway, match="start each gateway in a process of its own"):
@@ -23,7 +23,7 @@ async def test_start_beside_a_gateway_on_another_schema_is_refused(values: dict[
         assert (await second.merchants.page(10)).rows == []
 
 
-async def test_replicas_in_one_process_use_their_own_transactions(values: dict[str, Any]) -> None:
+async def test_gateways_of_one_database_use_their_own_transactions(values: dict[str, Any]) -> None:
     first, second = (Gateway(GatewayConfig.from_values(values)) for _ in range(2))
     async with first.running(), second.running():
         async with first.db.transaction():
@@ -33,7 +33,7 @@ async def test_replicas_in_one_process_use_their_own_transactions(values: dict[s
         assert await second.merchants.get(made.merchant_id) == made
 
 
-async def test_a_query_without_a_pool_opens_no_connection_of_its_own(values: dict[str, Any]) -> None:
+async def test_query_without_a_pool_opens_no_connection(values: dict[str, Any]) -> None:
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         pool, gateway.db.engine.pool = gateway.db.engine.pool, None
         try:

@@ -1,4 +1,4 @@
-"""What is shipped for tests says what is wrong instead of ending the tests, and stands beside itself."""
+"""Protects the shipped test fixtures: clear errors, separate databases and keyspaces, no files left."""
 
 import asyncio
 import fcntl
@@ -25,14 +25,14 @@ async def refuses_to_start(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.startup.failed", "message": "no"})
 
 
-async def test_an_application_that_does_not_start_is_an_error_of_its_test() -> None:
+async def test_serving_an_application_that_does_not_start_raises() -> None:
     with listening() as at, pytest.raises(RuntimeError, match="did not start"):
         async with serving(refuses_to_start, at):
             pytest.fail("it was served")
 
 
-async def test_an_answer_does_not_wait_until_the_one_before_it_is_acknowledged() -> None:
-    """Without TCP_NODELAY each answer over a connection that is kept open takes 40 ms."""
+async def test_listening_sockets_have_tcp_nodelay() -> None:
+    """Without TCP_NODELAY each answer over a kept connection takes 40 ms."""
     accepted: asyncio.Queue[int] = asyncio.Queue()
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,7 +47,7 @@ async def test_an_answer_does_not_wait_until_the_one_before_it_is_acknowledged()
             writer.close()
 
 
-async def test_gateways_that_follow_each_other_share_an_application_and_nothing_else(values: dict[str, Any]) -> None:
+async def test_running_gateways_in_sequence_share_only_the_application(values: dict[str, Any]) -> None:
     used: list[Any] = []
     for number in (1, 2):
         public_url = f"https://pay-{number}.example.co.ke"
@@ -66,9 +66,7 @@ async def test_gateways_that_follow_each_other_share_an_application_and_nothing_
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_processes_with_one_valkey_leave_each_other_their_keyspaces(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keyspaces_of_processes_with_one_valkey_are_separate(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     for number in range(count):
         monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{number}")
@@ -78,7 +76,7 @@ def test_processes_with_one_valkey_leave_each_other_their_keyspaces(
     assert sorted(taken) == list(range(1, 16))
 
 
-def test_a_process_alone_takes_every_keyspace_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyspaces_of_a_single_process_are_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     servers = Servers("", "", databases=16)
@@ -99,16 +97,14 @@ ORDER BY 1
 
 
 async def schema_after_start(url: str, valkey_url: str, **changes: Any) -> tuple[list[str], str]:
-    """What a gateway has in its database after its start, and when its first migration was applied."""
+    """Return the schema after a gateway's start, and the time of its first migration."""
     values = gateway_values(url, valkey_url, **changes)
     async with running_gateway(values) as (gateway, _):
         rows = await gateway.db.fetch(_SCHEMA)
         return [row[0] for row in rows], str(await gateway.db.fetchval("SELECT min(applied_at) FROM migration"))
 
 
-async def test_gateways_with_the_same_migrations_start_on_copies_of_one_database(
-    servers: Servers, valkey_url: str
-) -> None:
+async def test_databases_with_the_same_migrations_are_copies_of_one(servers: Servers, valkey_url: str) -> None:
     found: list[tuple[list[str], str]] = []
     for plugins in (["credentials"], ["credentials"], ["credentials"], ["credentials", "ops"]):
         with empty_database(servers) as url:
@@ -123,7 +119,7 @@ async def test_gateways_with_the_same_migrations_start_on_copies_of_one_database
 @pytest.mark.parametrize(
     "sql", ["CREATE TABLE public.kept ()", "CREATE SCHEMA kept", "CREATE FUNCTION public.kept() RETURNS int RETURN 1"]
 )
-async def test_a_database_that_a_test_has_used_is_never_replaced(sql: str, servers: Servers, valkey_url: str) -> None:
+async def test_database_used_by_a_test_is_never_replaced(sql: str, servers: Servers, valkey_url: str) -> None:
     for _ in range(2):
         with empty_database(servers) as url:
             await schema_after_start(url, valkey_url, plugins=[])
@@ -138,7 +134,7 @@ async def test_a_database_that_a_test_has_used_is_never_replaced(sql: str, serve
         await connection.close()
 
 
-async def test_a_database_that_a_test_is_connected_to_is_never_replaced(servers: Servers, valkey_url: str) -> None:
+async def test_database_with_an_open_connection_is_never_replaced(servers: Servers, valkey_url: str) -> None:
     for _ in range(2):
         with empty_database(servers) as url:
             await schema_after_start(url, valkey_url, plugins=[])
@@ -149,7 +145,7 @@ async def test_a_database_that_a_test_is_connected_to_is_never_replaced(servers:
         await connection.close()
 
 
-async def test_a_database_is_empty_however_many_gateways_ran_before(servers: Servers, valkey_url: str) -> None:
+async def test_database_is_empty_after_earlier_gateways(servers: Servers, valkey_url: str) -> None:
     for _ in range(3):
         with empty_database(servers) as url:
             connection = await asyncpg.connect(url)
@@ -158,7 +154,7 @@ async def test_a_database_is_empty_however_many_gateways_ran_before(servers: Ser
             await schema_after_start(url, valkey_url, plugins=[])
 
 
-def test_the_servers_of_a_session_wait_for_no_disk(servers: Servers) -> None:
+def test_servers_of_a_session_do_not_sync_to_disk(servers: Servers) -> None:
     async def settings() -> list[str]:
         connection = await asyncpg.connect(servers.database_url)
         rows = await connection.fetch(
@@ -170,9 +166,7 @@ def test_the_servers_of_a_session_wait_for_no_disk(servers: Servers) -> None:
     assert servers.aside.run(settings()) == ["off"] * 3
 
 
-def test_the_files_of_a_session_that_was_killed_are_removed_and_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_killed_session_are_deleted_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest_plugin, "_MEMORY", tmp_path)
     monkeypatch.setattr(pytest_plugin, "_ROOM", 0)
     long_ago = time.time() - 3600

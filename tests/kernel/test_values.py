@@ -1,4 +1,4 @@
-"""Money, phones, time and secrets: read in every form, kept in one."""
+"""Protects money, phones, time and secrets: read in every form, stored in one."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,20 +18,20 @@ from mpesa_gateway.secret import Secret
 
 
 @given(st.integers(1, 250_000))
-def test_every_payable_amount_comes_back_as_it_went(number: int) -> None:
+def test_kes_of_every_payable_amount_is_the_same_after_its_wire_form(number: int) -> None:
     amount = Kes.parse_payable(number)
     assert amount == number == Kes.parse(amount.wire) == Kes.parse(Decimal(number)) == Kes.parse(str(number))
     assert amount.wire == f"{number}.00"
 
 
 @given(st.decimals(allow_nan=True, allow_infinity=True) | st.text(max_size=20) | st.integers())
-def test_whatever_is_no_whole_number_of_shillings_is_refused_with_a_sentence(value: Decimal | str | int) -> None:
+def test_kes_of_other_values_is_refused_with_a_sentence(value: Decimal | str | int) -> None:
     try:
         expected = Decimal(str(value).strip())
     except InvalidOperation:
         expected = Decimal("NaN")
     if expected.is_finite() and expected == int(expected) and expected >= 0:
-        with suppress(InvalidAmount):  # a number can be right and its spelling wrong: 1E+3
+        with suppress(InvalidAmount):  # a valid number can have an invalid spelling: 1E+3
             assert Kes.parse(value) == expected
     else:
         with pytest.raises(InvalidAmount, match=r"\w"):
@@ -39,13 +39,13 @@ def test_whatever_is_no_whole_number_of_shillings_is_refused_with_a_sentence(val
 
 
 @pytest.mark.parametrize("raw", [b"1.5", b'"500.001"', b"1e3", b"null", b"true", b'""', b'"\\u0031"', b"[1]", b"-5"])
-def test_json_amounts_are_read_digit_for_digit(raw: bytes) -> None:
+def test_kes_parse_json_of_other_numbers_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidAmount, match=r"\w"):
         Kes.parse_json(raw)
 
 
 @given(st.sampled_from("17"), st.integers(0, 99_999_999))
-def test_every_way_to_write_a_number_is_the_same_number(first: str, rest: int) -> None:
+def test_msisdn_of_every_notation_is_the_same_number(first: str, rest: int) -> None:
     national = f"{first}{rest:08}"
     expected = "254" + national
     spaced = f"+254 {national[:3]} {national[3:6]}-{national[6:]}"
@@ -60,7 +60,7 @@ DASHES = ("-", "\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\uff
 
 
 @pytest.mark.parametrize("mark", [*INVISIBLE, *SPACES, *DASHES])
-def test_number_with_invisible_or_odd_characters_is_the_same_number(mark: str) -> None:
+def test_msisdn_with_invisible_or_unusual_characters_is_the_same_number(mark: str) -> None:
     for text in (f"{mark}0712345678{mark}", f"+254{mark}712{mark}345{mark}678", f"{mark}+{mark}254712345678"):
         assert Msisdn.parse(text) == "254712345678"
     assert compare(f"{mark}254712{mark}345678", "254712345678") is PhoneMatch.SAME
@@ -68,7 +68,7 @@ def test_number_with_invisible_or_odd_characters_is_the_same_number(mark: str) -
         Msisdn.parse(f"071234567{mark}")
 
 
-def test_number_in_full_width_digits_is_the_same_number() -> None:
+def test_msisdn_in_full_width_digits_is_the_same_number() -> None:
     assert Msisdn.parse("\uff0b\uff12\uff15\uff14712345678") == "254712345678"
 
 
@@ -86,37 +86,37 @@ def test_number_in_full_width_digits_is_the_same_number() -> None:
         "\u202a" * 60 + "0712345678",
     ],
 )
-def test_other_numbers_are_refused(text: str) -> None:
+def test_msisdn_of_another_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidPhone, match="Kenyan mobile number"):
         Msisdn.parse(text)
 
 
 @given(st.text(max_size=30), st.integers(0, 99_999_999), st.text(max_size=30))
-def test_no_text_shows_a_whole_number_once_masked(before: str, rest: int, after: str) -> None:
+def test_mask_phones_of_any_text_shows_no_whole_number(before: str, rest: int, after: str) -> None:
     phone = f"2547{rest:08}"
     text = f"{before} {phone} {after}"
     assert phone not in mask_phones(text)
 
 
-@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)))  # noqa: DTZ001 - the zone is put on below
-def test_daraja_has_east_africa_time(naive: datetime) -> None:
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)))  # noqa: DTZ001 - the zone is set below
+def test_daraja_timestamp_is_read_back_as_the_same_time(naive: datetime) -> None:
     moment = naive.replace(tzinfo=UTC, microsecond=0)
     assert from_daraja_timestamp(daraja_timestamp(moment)) == moment
 
 
-def test_the_timestamp_is_three_hours_ahead() -> None:
+def test_daraja_timestamp_is_three_hours_ahead_of_utc() -> None:
     moment = datetime(2026, 11, 23, 22, 30, 5, tzinfo=UTC)
     assert daraja_timestamp(moment) == "20261124013005"
     assert rfc3339(moment) == "2026-11-23T22:30:05.000000Z"
 
 
 @pytest.mark.parametrize("text", ["", "2026112322300", "20261323223000", "2026112322300x"])
-def test_other_timestamps_are_refused(text: str) -> None:
+def test_daraja_timestamp_in_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         from_daraja_timestamp(text)
 
 
-def test_later_ids_sort_later() -> None:
+def test_new_ids_sort_by_time() -> None:
     clock = SetClock(datetime(2026, 1, 1, tzinfo=UTC))
     ids = Ids(clock)
     made: list[str] = []
@@ -127,7 +127,7 @@ def test_later_ids_sort_later() -> None:
     assert len({len(one) for one in made}) == 1
 
 
-def test_a_secret_shows_its_last_four_at_most() -> None:
+def test_secret_shows_at_most_its_last_four_characters() -> None:
     secret = Secret("consumer-secret-ef12")
     shown = f"{secret} {secret!r} {[secret]}"
     assert shown == "****ef12 ****ef12 [****ef12]"
@@ -138,21 +138,21 @@ def test_a_secret_shows_its_last_four_at_most() -> None:
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """Something with every type of ours that is kept."""
+    """A struct with each of our stored types."""
 
     amount: Kes | None
     phone: Msisdn | None
 
 
 @given(st.integers(1, 250_000) | st.none(), st.from_regex(r"254[17][0-9]{8}", fullmatch=True) | st.none())
-def test_what_is_kept_comes_back_as_what_it_was(amount: int | None, phone: str | None) -> None:
+def test_json_codec_reads_back_stored_types(amount: int | None, phone: str | None) -> None:
     kept = Kept(None if amount is None else Kes(amount), None if phone is None else Msisdn(phone))
     found = loads(dumps(kept), Kept)
     assert found == kept
     assert (type(found.amount), type(found.phone)) == (type(kept.amount), type(kept.phone))
 
 
-def test_a_secret_is_not_kept_and_an_amount_is_no_text() -> None:
+def test_json_codec_refuses_secrets_and_amounts_as_text() -> None:
     with pytest.raises(TypeError, match="Secret is not kept"):
         dumps({"password": Secret("hunter2hunter2")})
     with pytest.raises(msgspec.ValidationError, match="Kes"):

@@ -1,4 +1,4 @@
-"""A worker that stops: at once when it is idle, and without losing a job that arrives meanwhile."""
+"""Protects the stop of a worker: at once when idle, and without losing a job that arrives during it."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ done: list[str] = []
 
 
 async def note(gateway: Gateway, *, number: str) -> None:
-    """Remember which jobs were run."""
+    """Record the job."""
     assert gateway.is_running
     done.append(number)
 
@@ -27,14 +27,14 @@ PLUGIN = Plugin(name="noting", summary="Notes its jobs.", jobs=(Job(note, timeou
 
 
 def made(values: dict[str, Any], **changes: Any) -> Gateway:
-    """A gateway with one job, whose workers the test runs."""
+    """Return a gateway with one job, whose workers the test runs."""
     bare: dict[str, Any] = {"plugins": [], "worker": {"in_process": False}}
     kept = {name: values[name] for name in ("database", "valkey", "security")}
     return Gateway(GatewayConfig.from_values(kept | bare | changes), plugins=(PLUGIN,))
 
 
 async def working(gateway: Gateway) -> tuple[GatewayWorker, "asyncio.Task[None]"]:
-    """A worker all of whose slots wait in Valkey."""
+    """Start a worker and wait until all of its slots wait in Valkey."""
     (worker,) = gateway.worker(["default"]).workers.values()
     await worker.queue.connect()
     task = asyncio.create_task(worker.start())
@@ -48,7 +48,7 @@ async def working(gateway: Gateway) -> tuple[GatewayWorker, "asyncio.Task[None]"
 
 
 async def seconds_to_stop(worker: GatewayWorker, task: "asyncio.Task[None]") -> float:
-    """How long a worker takes to end."""
+    """Return the seconds until a worker has ended."""
     began = time.monotonic()
     worker.event.set()
     await task
@@ -56,16 +56,16 @@ async def seconds_to_stop(worker: GatewayWorker, task: "asyncio.Task[None]") -> 
     return time.monotonic() - began
 
 
-async def test_an_idle_worker_does_not_sit_out_its_wait_for_a_job(
+async def test_worker_stop_when_idle_does_not_wait_for_a_job(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Longer than any machine takes for the rest: a slot that sat it out would be seen.
+    # Longer than any machine takes for the rest: a slot that waited for it would fail the test.
     monkeypatch.setattr("mpesa_gateway.queues.DEQUEUE", 60.0)
     async with made(values, worker={"in_process": False, "grace": 120}).running() as gateway:
         assert await seconds_to_stop(*await working(gateway)) < 30
 
 
-async def test_where_valkey_forbids_it_a_worker_still_stops(values: dict[str, Any]) -> None:
+async def test_worker_stop_without_valkey_permissions_ends(values: dict[str, Any]) -> None:
     client: Any = valkey.asyncio.from_url(values["valkey"]["url"])  # type: ignore[no-untyped-call]
     await client.acl_setuser(
         "narrow",
@@ -85,7 +85,7 @@ async def test_where_valkey_forbids_it_a_worker_still_stops(values: dict[str, An
         await client.aclose()
 
 
-async def test_a_job_that_arrives_while_a_worker_stops_is_done_or_left_to_the_next(values: dict[str, Any]) -> None:
+async def test_worker_stop_with_arriving_jobs_loses_none(values: dict[str, Any]) -> None:
     done.clear()
     async with made(values).running() as gateway:
         sent = 0
@@ -97,7 +97,7 @@ async def test_a_job_that_arrives_while_a_worker_stops_is_done_or_left_to_the_ne
                 sent += 1
             await stopping
         queue: GatewayQueue = gateway.jobs.queues["default"]
-        # None is in the hands of a worker that is gone.
+        # No job is claimed by the ended worker.
         assert await queue.count("active") == 0
         worker, task = await working(gateway)
 

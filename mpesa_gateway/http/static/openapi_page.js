@@ -5,7 +5,7 @@ const base = location.href.replace(/\/schema\/?([?#].*)?$/, "")
 
 Scalar.createApiReference("#reference", {
   url: `${base}/schema/openapi.json`,
-  // The address in the browser: the policy allows requests to this origin only.
+  // The content security policy allows requests to this origin only.
   servers: [{ url: base }],
   agent: { disabled: true },
   mcp: { disabled: true },
@@ -17,6 +17,6 @@ Scalar.createApiReference("#reference", {
   showDeveloperTools: "never",
   documentDownloadType: "json",
   defaultHttpClient: { targetKey: "shell", clientKey: "curl" },
-  // Scalar's placeholder for a key is a joke in base64.
+  // Hides Scalar's placeholder for a key.
   customCss: '[placeholder^="QUxM"]::placeholder { color: transparent !important }',
 })

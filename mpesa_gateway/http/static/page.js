@@ -1,4 +1,4 @@
-// What scripts add to the operators' pages: a sign that something is under way, the keyboard, and quiet when nobody looks.
+// Operator pages: busy indicator, keyboard shortcuts, copy buttons, and no polling in the background.
 "use strict";
 
 const root = document.documentElement;
@@ -10,7 +10,7 @@ addEventListener("pageshow", () => {
 
 document.addEventListener("submit", (event) => {
   const button = event.submitter ?? event.target.querySelector("button");
-  if (button?.getAttribute("aria-busy")) return event.preventDefault(); // the first press counts
+  if (button?.getAttribute("aria-busy")) return event.preventDefault(); // ignore repeated clicks
   button?.setAttribute("aria-busy", "true");
   root.dataset.busy = "";
 });
@@ -22,12 +22,12 @@ document.addEventListener("click", (event) => {
   if (!isDownload && link.origin === location.origin && !link.getAttribute("href").startsWith("#")) root.dataset.busy = "";
 });
 
-// A page in the background asks for nothing.
+// A page in the background does not poll.
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (document.hidden) event.preventDefault();
 });
 
-// The session has ended: what is polled for would be the page that asks who is there.
+// The session has expired: polling would swap in the login page.
 document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.responseURL.endsWith("/login")) {
     event.detail.shouldSwap = false;

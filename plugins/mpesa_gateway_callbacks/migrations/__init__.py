@@ -1,1 +1,1 @@
-"""The inbox of callbacks, as numbered SQL files."""
+"""SQL migrations of the inbox."""

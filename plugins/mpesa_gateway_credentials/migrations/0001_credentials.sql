@@ -11,7 +11,7 @@ CREATE TABLE receiver (
     UNIQUE (receiver_id, env)
 );
 
--- A merchant's right to one receiver, with sealed credentials. Payments and refunds name it for good.
+-- A merchant's right to one receiver, with sealed credentials. Payments and refunds refer to it, so it is never deleted.
 CREATE TABLE shortcode (
     shortcode_id uuid PRIMARY KEY CHECK (has_prefix(shortcode_id, 'shc')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -50,7 +50,7 @@ CREATE UNIQUE INDEX shortcode_default ON shortcode (merchant_id, env) WHERE is_d
 CREATE INDEX shortcode_receiver ON shortcode (receiver_id);
 CREATE INDEX shortcode_to_wipe ON shortcode (retired_at) WHERE retired_at IS NOT NULL AND wiped_at IS NULL;
 
--- Processes remember a merchant's shortcodes by the merchant, and one shortcode by its id.
+-- Processes cache a merchant's shortcodes by the merchant, and one shortcode by its id.
 CREATE FUNCTION tell_shortcode() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(TG_TABLE_SCHEMA || '_changed', 'credentials:' || id_text(NEW.merchant_id));

@@ -1,1 +1,1 @@
-"""Stored credentials, as numbered SQL files."""
+"""SQL migrations of credentials."""

@@ -1,5 +1,5 @@
--- A CheckoutRequestID, ws_CO_DDMMYYYYHHMMSS…, with the year before the month and the month before the day: an index in
--- that order grows at its end. The function moves characters and drops none: different texts stay different.
+-- Reorders a CheckoutRequestID, ws_CO_DDMMYYYYHHMMSS…, by year, month and day, so that its index grows at the end. The
+-- function moves characters and drops none: different texts stay different.
 CREATE FUNCTION handle_by_time(handle text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT substr(handle, 11, 4) || substr(handle, 9, 2) || substr(handle, 7, 2) || substr(handle, 15) || left(handle, 6)
 $$;
@@ -11,9 +11,9 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT encode(substr(sha256(replace(merchant_id::text || env || key, E'\\', E'\\\\')::bytea), 1, 16), 'hex')::uuid
 $$;
 
--- A payment is bound to its shortcode_id for good; shortcode is the number that payers pay. outcome_is_final: the
--- failure was M-Pesa's last word. accepted_at, completed_at, completed_by: steps of an ordinary payment, which stores
--- no others. result_desc is NULL where result_code is 0 and M-Pesa's text is the ordinary one.
+-- A payment keeps its shortcode_id; shortcode is the number that payers pay. outcome_is_final: no money is expected
+-- after this failure. accepted_at, completed_at and completed_by are the only steps that an ordinary payment stores.
+-- result_desc is NULL if result_code is 0 and M-Pesa's text is the ordinary one.
 CREATE TABLE payment (
     payment_id uuid PRIMARY KEY CHECK (has_prefix(payment_id, 'pay')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -44,7 +44,7 @@ CREATE TABLE payment (
     idempotency_key text NOT NULL,
     status text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'completed', 'failed', 'reversed', 'partially_reversed')),
-    -- ready is committed with the payment, sending immediately before its push: what is still ready was never sent.
+    -- ready is committed with the payment, sending immediately before its push: a ready push was never sent.
     charge text NOT NULL DEFAULT 'sending'
         CHECK (charge IN ('ready', 'sending', 'released', 'accepted', 'refused', 'unknown')),
     metadata jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
@@ -101,18 +101,18 @@ CREATE INDEX payment_due ON payment (shortcode_id, due_at) WHERE due_at IS NOT N
 CREATE INDEX payment_expiry ON payment (expires_at) WHERE status = 'pending' AND mismatch IS NULL;
 CREATE UNIQUE INDEX payment_checkout_request_id ON payment (handle_by_time(checkout_request_id), env)
     WHERE checkout_request_id IS NOT NULL;
--- The tally looks for payments that changed. Only the newest time in each range matters to it.
+-- The hourly counts read changed payments: only the newest time in each range matters.
 CREATE INDEX payment_updated ON payment USING brin (updated_at) WITH (autosummarize='on', pages_per_range='16');
 CREATE INDEX payment_newest ON payment (merchant_id, env, payment_id) INCLUDE (amount);
 CREATE INDEX payment_newest_of_status ON payment (merchant_id, env, status, payment_id) INCLUDE (amount);
 CREATE INDEX payment_merchant_phone ON payment (merchant_id, env, phone, payment_id);
--- References of ours are found by payment_own_reference.
+-- Our own references are indexed by payment_own_reference.
 CREATE INDEX payment_merchant_reference ON payment (merchant_id, env, reference, payment_id) WHERE NOT reference_is_ours;
 CREATE INDEX payment_merchant_amount ON payment (merchant_id, env, amount, payment_id);
 CREATE INDEX payment_held ON payment (merchant_id, env, payment_id)
     WHERE looked_after_at IS NULL AND (mismatch IS NOT NULL OR reversed_outside IS NOT NULL);
 
--- The steps that are not ordinary.
+-- Steps other than those in the payment's columns.
 CREATE TABLE payment_step (
     payment_id uuid NOT NULL REFERENCES payment,
     number bigint GENERATED ALWAYS AS IDENTITY,
@@ -126,7 +126,7 @@ CREATE TABLE payment_step (
     detail text NOT NULL,
     PRIMARY KEY (payment_id, number)
 );
--- A payment fails once, is completed once and is reversed in full once.
+-- A payment fails, completes and is fully reversed at most once each.
 CREATE UNIQUE INDEX payment_step_change ON payment_step (payment_id, (CASE
     WHEN (kind = ANY (ARRAY['refused', 'expired'])) THEN 'failed' ELSE kind
     END)) WHERE kind IN ('completed', 'failed', 'refused', 'expired', 'reversed');
@@ -158,7 +158,7 @@ CREATE INDEX status_check_originator ON status_check (originator_conversation_id
     WHERE originator_conversation_id IS NOT NULL;
 CREATE INDEX status_check_payment ON status_check (payment_id, check_id) WHERE payment_id IS NOT NULL;
 
--- Counts for the overview, one row an hour.
+-- Hourly counts for the overview.
 CREATE TABLE payment_tally (
     hour timestamptz NOT NULL CHECK (hour = date_trunc('hour', hour, 'UTC')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -176,8 +176,8 @@ CREATE TABLE payment_tally (
 );
 CREATE INDEX payment_tally_counted ON payment_tally (counted_at DESC);
 
--- Receipts that M-Pesa called reversed and that no payment had at that time: they pay for nothing. is_part: it was
--- reversed in part. The receipts of reversals are transactions.
+-- Receipts that M-Pesa reported as reversed and that no payment had: they pay for nothing. is_part: reversed in part.
+-- The receipts of reversals are transactions.
 CREATE TABLE outgoing_receipt (
     env text NOT NULL CHECK (env IN ('sandbox', 'live')),
     receipt text COLLATE "C" NOT NULL CHECK (receipt ~ '^[A-Z0-9]{6,20}$'),
@@ -187,7 +187,7 @@ CREATE TABLE outgoing_receipt (
 );
 CREATE INDEX outgoing_receipt_gone ON outgoing_receipt (noted_at);
 
--- Every step of a payment, stored or not, in the order of (at, rank, number): rank decides between equal times.
+-- All steps of a payment, ordered by (at, rank, number): rank decides between equal times.
 CREATE VIEW payment_timeline AS
 SELECT payment_id, created_at AS at, 'requested' AS kind, 'merchant' AS cause, NULL AS result_code, '' AS detail,
     0 AS rank, 0::bigint AS number
@@ -225,7 +225,7 @@ CREATE TRIGGER payment_asks_for_the_same AFTER UPDATE OF merchant_id, env, provi
     OR OLD.shortcode_id IS DISTINCT FROM NEW.shortcode_id OR OLD.amount IS DISTINCT FROM NEW.amount
     OR OLD.currency IS DISTINCT FROM NEW.currency OR OLD.idempotency_key IS DISTINCT FROM NEW.idempotency_key)
     EXECUTE FUNCTION refuse_rewriting('what was asked for', 'make another payment');
--- states.py has the same moves; tests/plugins/payments/test_constraints.py compares the two.
+-- The same transitions as in states.py; tests/plugins/payments/test_constraints.py compares the two.
 CREATE TRIGGER payment_moves AFTER UPDATE OF status ON payment
     FOR EACH ROW WHEN (OLD.status <> NEW.status AND (NOT ((OLD.status = 'pending'
     AND NEW.status IN ('completed', 'failed')) OR (OLD.status = 'failed' AND NEW.status = 'completed'
@@ -233,7 +233,7 @@ CREATE TRIGGER payment_moves AFTER UPDATE OF status ON payment
     OR (OLD.status IN ('completed', 'partially_reversed') AND NEW.status IN ('reversed', 'partially_reversed')))))
     EXECUTE FUNCTION refuse_rewriting('the status', 'states.py has no such move');
 
--- The detail is left out: a payer's number can be erased from it on request.
+-- Without detail: an erasure removes a payer's number from it.
 CREATE TRIGGER payment_step_append_only BEFORE UPDATE OF payment_id, at, kind, cause, result_code ON payment_step
     FOR EACH ROW
     EXECUTE FUNCTION refuse_change();

@@ -1,1 +1,1 @@
-"""Payments and their timelines, as numbered SQL files."""
+"""The migrations of payments, as numbered SQL files."""

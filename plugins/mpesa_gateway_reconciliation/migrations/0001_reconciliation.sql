@@ -8,8 +8,8 @@ CREATE TABLE pull_registration (
     PRIMARY KEY (merchant_id, env, shortcode)
 );
 
--- A reading of one window of a statement. In live one run at a time of a receiver; in the sandbox, whose numbers
--- merchants share without knowing of each other, one of a merchant.
+-- One reading of one window of a statement. One run at a time: of a receiver in live, of a merchant in the sandbox,
+-- where merchants share numbers.
 CREATE TABLE reconciliation_run (
     run_id uuid PRIMARY KEY CHECK (has_prefix(run_id, 'run')),
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -46,8 +46,8 @@ CREATE UNIQUE INDEX reconciliation_run_one_at_a_time ON reconciliation_run (rece
     WHEN 'live' THEN receiver_id ELSE merchant_id END)) WHERE status = 'running';
 CREATE INDEX reconciliation_run_merchant ON reconciliation_run (merchant_id, env, run_id);
 
--- What reconciliation knows of a transaction that its own columns do not say: a row for a line that was not explained when
--- it was read, or that states its amount or its time differently. payer is what M-Pesa answered to a question.
+-- Facts of a statement line beyond its transaction. A line has a row if it was unexplained when it was read, or states
+-- another amount or time. payer is from M-Pesa's answer to a status query.
 CREATE TABLE statement_note (
     transaction_id uuid PRIMARY KEY REFERENCES transaction,
     merchant_id uuid NOT NULL REFERENCES merchant,
@@ -92,10 +92,10 @@ CREATE TABLE reconciliation_line (
     PRIMARY KEY (run_id, transaction_id)
 );
 CREATE INDEX reconciliation_line_finding ON reconciliation_line (run_id, finding, transaction_id);
--- A note is deleted once no run has its line any more.
+-- A note is deleted when no run has its line any more.
 CREATE INDEX reconciliation_line_transaction ON reconciliation_line (transaction_id);
 
--- A line as runs, pages and the judge read it.
+-- Lines with a note, for runs, pages and the judge.
 CREATE VIEW noted_line AS
 SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.number AS shortcode, receipt, moments, amount,
     amount_text, COALESCE(note.payer, transaction.payer) AS phone, account_number AS reference, transaction.kind, finding,
@@ -103,7 +103,7 @@ SELECT note.transaction_id AS line_id, note.merchant_id, note.env, receiver.numb
     set_aside_by, set_aside_reason
 FROM statement_note AS note JOIN transaction USING (transaction_id) JOIN receiver USING (receiver_id);
 
--- The same also of transactions without a note: the money of a payment, as it was reported before.
+-- All lines: those of transactions without a note have the facts of their first report.
 CREATE VIEW statement AS
 SELECT transaction_id AS line_id, COALESCE(note.merchant_id, transaction.merchant_id) AS merchant_id,
     COALESCE(note.env, transaction.env) AS env, receiver.number AS shortcode, receipt,

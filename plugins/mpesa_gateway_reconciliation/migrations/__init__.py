@@ -1,1 +1,1 @@
-"""Runs and statement lines, as numbered SQL files."""
+"""The migrations of reconciliation, as numbered SQL files."""

@@ -1,5 +1,5 @@
--- is_whole: a refund of all that is left of a payment, of which there is one. attempt: a refund that was never sent can
--- be sent again under its key. reversal: ready is committed with the refund, sending immediately before the call.
+-- is_whole: a refund of the whole remaining amount; a payment has at most one. attempt: an unsent refund can be sent
+-- again under its key. reversal: ready is committed with the refund, sending immediately before the call.
 CREATE TABLE refund (
     refund_id uuid PRIMARY KEY CHECK (has_prefix(refund_id, 'rfd')),
     merchant_id uuid NOT NULL REFERENCES merchant,

@@ -1,1 +1,1 @@
-"""Refunds, as numbered SQL files."""
+"""SQL migrations of refunds."""

@@ -1,7 +1,7 @@
 -- Money that M-Pesa moved: one row for each (env, direction, receipt). A transfer between two of our receivers has two
--- sides, and so two rows. The subject is what the money paid for or paid out, the conflict the payment that it contradicts.
--- amount_cents is NULL where no report states an amount that can be read. merchant_id is the merchant of the subject or
--- of the conflict; of other money it is the receiver's owner, or the merchant that reported it where there is none.
+-- rows. The subject is the payment, refund or payout of the money, the conflict the payment that it contradicts.
+-- amount_cents is NULL if no report states a readable amount. merchant_id is the merchant of the subject or conflict,
+-- otherwise the receiver's owner, otherwise the merchant that reported the money.
 CREATE TABLE transaction (
     transaction_id uuid PRIMARY KEY CHECK (has_prefix(transaction_id, 'txn')),
     receiver_id uuid NOT NULL,
@@ -27,7 +27,7 @@ CREATE TABLE transaction (
 CREATE UNIQUE INDEX transaction_subject ON transaction (subject_id)
     WHERE subject_kind IN ('payment', 'refund', 'payout');
 CREATE INDEX transaction_conflict ON transaction (conflict_id) WHERE conflict_id IS NOT NULL;
--- Money that came in and belongs to nothing is looked for by its receiver and amount.
+-- For unallocated money by receiver and amount.
 CREATE INDEX transaction_unallocated ON transaction (receiver_id, amount_cents)
     WHERE direction = 'in' AND subject_id IS NULL AND conflict_id IS NULL;
 CREATE INDEX transaction_loose_payer ON transaction (merchant_id, payer) WHERE subject_id IS NULL AND payer IS NOT NULL;
@@ -45,8 +45,8 @@ CREATE TRIGGER transaction_has_one_subject AFTER UPDATE OF subject_kind, subject
     EXECUTE FUNCTION refuse_rewriting('what money is for', 'a receipt pays for one thing');
 CREATE TRIGGER transaction_not_deleted BEFORE DELETE ON transaction FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
--- The second report of a receipt and each later one, one row for each source. detail says what it states differently: a
--- person has to look.
+-- Later reports of a receipt, one row for each source. detail states a difference from the first report, which needs
+-- review.
 CREATE TABLE transaction_witness (
     transaction_id uuid NOT NULL REFERENCES transaction,
     source text NOT NULL CHECK (source <> ''),

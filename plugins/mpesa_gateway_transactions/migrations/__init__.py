@@ -1,1 +1,1 @@
-"""The numbered SQL files of this plugin."""
+"""The migrations of transactions, as numbered SQL files."""

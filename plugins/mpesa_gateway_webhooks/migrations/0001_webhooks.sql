@@ -1,4 +1,4 @@
--- An endpoint belongs to one merchant and env; one is active. address_id names its url: another url has another number.
+-- An endpoint belongs to one merchant and env; one is active. address_id identifies its url: a new url gets a new number.
 CREATE SEQUENCE webhook_address_number AS integer;
 CREATE TABLE webhook_endpoint (
     endpoint_id uuid PRIMARY KEY CHECK (has_prefix(endpoint_id, 'whe')),
@@ -24,7 +24,7 @@ CREATE TABLE webhook_endpoint (
 );
 CREATE UNIQUE INDEX webhook_endpoint_active ON webhook_endpoint (merchant_id, env) WHERE is_active;
 
--- The urls that endpoints had before. Attempts that were sent there name them.
+-- The former urls of endpoints. The attempts at them refer to these rows.
 CREATE TABLE webhook_former_address (
     address_id integer PRIMARY KEY,
     endpoint_id uuid NOT NULL REFERENCES webhook_endpoint,
@@ -46,10 +46,10 @@ SELECT address_id, url FROM webhook_endpoint
 UNION ALL
 SELECT address_id, url FROM webhook_former_address;
 
--- An event on its way to an endpoint. It waits while its merchant has no endpoint in its env. A delivery that was
+-- The delivery of an event to an endpoint. It waits while its merchant has no endpoint in its env. A delivery that was
 -- accepted at its first attempt has no row in attempt: last_attempt_at and last_status are of that attempt, with
--- address_id, ms and answer, which is NULL where it was empty. Columns of 8 bytes come before those of 4 and texts:
--- so no row has padding.
+-- address_id, ms and answer, which is NULL where it was empty. Columns of 8 bytes come before those of 4 and texts, so
+-- that no row has padding.
 CREATE TABLE delivery (
     delivery_id uuid PRIMARY KEY CHECK (has_prefix(delivery_id, 'dlv')),
     event_id uuid NOT NULL REFERENCES event,
@@ -91,7 +91,7 @@ CREATE INDEX delivery_merchant_type ON delivery (merchant_id, env, event_type, d
 CREATE INDEX delivery_waiting ON delivery (merchant_id, env, delivery_id) WHERE status = 'waiting';
 CREATE INDEX delivery_answered ON delivery (delivery_id) WHERE answer IS NOT NULL;
 
--- The attempts at a delivery, with the first KB of what was answered.
+-- The attempts at a delivery, with the first KB of each response.
 CREATE TABLE attempt (
     attempt_id uuid PRIMARY KEY CHECK (has_prefix(attempt_id, 'att')),
     delivery_id uuid NOT NULL REFERENCES delivery,
@@ -105,7 +105,7 @@ CREATE TABLE attempt (
 );
 CREATE INDEX attempt_delivery ON attempt (delivery_id, attempt_id);
 
--- The id of an attempt that has no row: the time of the attempt, the prefix att and the delivery's random part.
+-- The id of an attempt without a row: the time of the attempt, the prefix att and the delivery's random part.
 CREATE FUNCTION attempt_id_of(delivery_id uuid, at timestamptz) RETURNS uuid
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT (lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') || '0694'

@@ -1,1 +1,1 @@
-"""Endpoints, deliveries and attempts, as numbered SQL files."""
+"""SQL migrations of webhooks."""

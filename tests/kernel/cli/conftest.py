@@ -1,4 +1,4 @@
-"""Hosts to type for: one with nothing set, one with real servers."""
+"""Host fixtures: one without settings, one with real servers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.kernel.cli.terminal import Host
 
 @pytest.fixture
 def bare_host(tmp_path: Path) -> Iterator[Host]:
-    """A host who has set nothing."""
+    """Yield a host without settings."""
     host = Host(tmp_path, {})
     yield host
     host.stops_everything()
@@ -19,7 +19,7 @@ def bare_host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def host(tmp_path: Path, database_url: str, valkey_url: str) -> Iterator[Host]:
-    """A host with a Postgres, a Valkey and a ring file."""
+    """Yield a host with a Postgres, a Valkey and a ring file."""
     ring = tmp_path / "ring"
     ring.write_text(generate() + "\n")
     ring.chmod(0o600)

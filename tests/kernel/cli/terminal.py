@@ -1,4 +1,4 @@
-"""The command as a host types it: a process of its own, in an empty folder, with nothing but its environment.
+"""The command as a host runs it: a process of its own, in an empty folder, with only its environment.
 
 It is a fork of a process that has imported it: tests.forking.
 """
@@ -23,11 +23,11 @@ COMMAND = (sys.executable, "-m", "mpesa_gateway.cli")
 PATIENCE = 30.0
 
 Process: TypeAlias = subprocess.Popen[str] | Forked
-"""A command that runs on."""
+"""A command that keeps running."""
 
 
 class Host:
-    """Somebody in ``folder``. ``variables`` are ours, by what follows MPESA_GATEWAY_; ``outside`` are others."""
+    """A terminal in ``folder``. ``variables`` are ours, without MPESA_GATEWAY_; ``outside`` are others."""
 
     def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         self.folder = folder
@@ -41,11 +41,11 @@ class Host:
         return ours | self.outside | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
 
     def types(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; ``reads`` is what it finds on its standard input."""
+        """Run a command to its end; ``reads`` is its standard input."""
         return forks.run(words, folder=self.folder, environ=self._environ, reads=reads, patience=PATIENCE)
 
     def asks(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command that starts no gateway, in this process: it comes to the same, and sooner."""
+        """Run a command that starts no gateway in this process: the result is the same, and sooner."""
         answer = CliRunner(env=dict.fromkeys(set(os.environ) - set(self._environ)) | self._environ)
         with chdir(self.folder):
             done = answer.invoke(cli, list(words))
@@ -54,20 +54,20 @@ class Host:
         return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
     def gets(self, *words: str) -> str:
-        """What a command that succeeds prints."""
+        """Return the output of a command that must succeed."""
         done = self.types(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def starts(self, *words: str, log: str = "") -> Forked:
-        """Leave a command running; its log is in ``<first word>.log``, or in the file that ``log`` names."""
+        """Start a command; its log is in ``<first word>.log``, or in the file ``log``."""
         with (self.folder / (log or f"{words[0]}.log")).open("w") as file:
             process = forks.start(words, folder=self.folder, environ=self._environ, log=file.fileno(), is_read=True)
         self._processes.append(process)
         return process
 
     def starts_anew(self, *words: str) -> "subprocess.Popen[str]":
-        """The same, of a process that has begun with nothing: one that starts others as what it is itself."""
+        """Start a command as a fresh process instead of a fork: it spawns processes of its own."""
         with (self.folder / f"{words[0]}.log").open("w") as file:
             process = subprocess.Popen(
                 [*COMMAND, *words], cwd=self.folder, env=self._environ, stdout=subprocess.PIPE, stderr=file, text=True
@@ -76,7 +76,7 @@ class Host:
         return process
 
     def stops_everything(self) -> None:
-        """End what was left running."""
+        """Kill the running commands."""
         while self._processes:
             process = self._processes.pop()
             process.kill()
@@ -86,7 +86,7 @@ class Host:
 
 
 def is_refused(done: "subprocess.CompletedProcess[str]", status: int, words: str) -> bool:
-    """Whether a command ended with this status and one sentence that has these words."""
+    """Return True if a command ended with this status and one sentence with these words."""
     assert done.returncode == status, (done.returncode, done.stderr)
     assert done.stderr.startswith("mpesa-gateway: "), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -95,7 +95,7 @@ def is_refused(done: "subprocess.CompletedProcess[str]", status: int, words: str
 
 
 def address_of(process: "Process") -> str:
-    """The address that a serving process prints once it serves."""
+    """Return the address that a serving process prints."""
     assert process.stdout is not None
     found = re.search(r"http://[^ ]+", process.stdout.readline())
     assert found is not None
@@ -103,14 +103,14 @@ def address_of(process: "Process") -> str:
 
 
 def ends_at(process: "Process", number: signal.Signals) -> int:
-    """Send the signal, and give the exit status."""
+    """Send the signal and return the exit status."""
     process.send_signal(number)
     return process.wait(PATIENCE)
 
 
 def until(is_so: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait until it is so."""
+    """Wait until the condition is true."""
     deadline = time.monotonic() + patience
     while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)

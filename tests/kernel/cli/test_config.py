@@ -1,4 +1,4 @@
-"""What the host is told about the settings, before anything is connected to."""
+"""Protects `config check` and `config show`: what the host learns about the settings before any connection."""
 
 import re
 import tomllib
@@ -12,13 +12,13 @@ from tests.kernel.cli.terminal import Host, is_refused
 URL = "postgresql://mpesa:hunter2-and-more@127.0.0.1:1/shop"
 
 
-def test_check_without_servers_says_who_will_start(bare_host: Host) -> None:
+def test_config_check_without_servers_names_the_missing_settings(bare_host: Host) -> None:
     printed = bare_host.gets("config", "check")
     assert "can be used" in printed
     assert "`database.url` is not set" in printed
 
 
-def test_check_with_everything(host: Host) -> None:
+def test_config_check_with_all_settings_reports_nothing_missing(host: Host) -> None:
     assert "not set" not in host.gets("config", "check")
 
 
@@ -39,21 +39,21 @@ def test_check_with_everything(host: Host) -> None:
         ("= 1", "is not valid TOML"),
     ],
 )
-def test_check_refuses_with_a_sentence(bare_host: Host, text: str, words: str) -> None:
+def test_config_check_of_an_invalid_setting_is_refused_with_a_sentence(bare_host: Host, text: str, words: str) -> None:
     (bare_host.folder / "mine.toml").write_text(text)
     assert is_refused(bare_host.asks("--config", "mine.toml", "config", "check"), 2, words)
 
 
-def test_a_file_that_is_not_there(bare_host: Host) -> None:
+def test_config_check_of_a_missing_file_is_refused(bare_host: Host) -> None:
     assert is_refused(bare_host.asks("--config", "gone.toml", "config", "check"), 2, "cannot read gone.toml")
 
 
-def test_an_unknown_variable(bare_host: Host) -> None:
+def test_config_check_of_an_unknown_variable_is_refused(bare_host: Host) -> None:
     bare_host.variables["DATABASE__ULR"] = "x"
     assert is_refused(bare_host.asks("config", "check"), 2, "unknown setting `database.ulr`")
 
 
-def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
+def test_config_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
     key, old = generate(), generate()
     bare_host.variables |= {
         "DATABASE__URL": URL,
@@ -70,7 +70,7 @@ def test_show_masks_every_secret_and_is_toml(bare_host: Host) -> None:
     assert shown["payments"]["expire_after"] == 900
 
 
-def test_the_environment_goes_over_the_file_in_the_folder(bare_host: Host) -> None:
+def test_config_show_environment_overrides_the_file_in_the_folder(bare_host: Host) -> None:
     folder = bare_host.folder / "config"
     folder.mkdir()
     (folder / "gateway.toml").write_text("[http]\nport = 9000\n[payments]\ncreate_lease = 99\n")
@@ -84,14 +84,14 @@ def test_the_environment_goes_over_the_file_in_the_folder(bare_host: Host) -> No
 
 
 @pytest.mark.parametrize("name", ["gateway.toml", "gateway.live.toml"])
-def test_our_own_files_can_be_used(bare_host: Host, name: str) -> None:
+def test_config_check_of_our_own_files_succeeds(bare_host: Host, name: str) -> None:
     file = Path(__file__).parents[3] / "config" / name
     bare_host.variables["SECURITY__MASTER_KEY"] = generate()
     (bare_host.folder / name).write_text(file.read_text().replace("master_key_file =", "# master_key_file ="))
     assert "can be used" in bare_host.asks("--config", name, "config", "check").stdout
 
 
-def test_plugins_says_what_is_loaded(bare_host: Host) -> None:
+def test_plugins_command_lists_what_each_plugin_provides(bare_host: Host) -> None:
     printed = bare_host.asks("plugins").stdout
     for words in ("payments: ", "POST /v1/payments", "payment.completed", "webhooks.deliver", "PublicEvent"):
         assert words in printed

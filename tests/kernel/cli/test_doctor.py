@@ -1,4 +1,4 @@
-"""The doctor on the command line: what it prints, how it ends, and that it changes nothing."""
+"""Protects the `doctor` command: its output, its exit status, and that it changes nothing."""
 
 import asyncio
 import json
@@ -17,18 +17,16 @@ pytestmark = pytest.mark.as_owner
 
 
 def report(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
-    """The JSON that was printed."""
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def levels(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
-    """How bad each thing is, by its name."""
     return {seen["name"]: seen["level"] for seen in report(done)["observations"]}
 
 
 def in_database(host: Host, *statements: str) -> None:
-    """Change something behind the gateway's back."""
+    """Change rows without the gateway."""
 
     async def work() -> None:
         connection = await asyncpg.connect(
@@ -44,18 +42,18 @@ def in_database(host: Host, *statements: str) -> None:
 
 @pytest.fixture
 def narrow(host: Host) -> Host:
-    """A host whose terminal has 80 columns, and whose Daraja nobody is."""
+    """Return a host with a terminal of 80 columns and an unreachable Daraja."""
     host.outside = {"COLUMNS": "80", "PATH": os.environ["PATH"]}
     host.variables |= {"DARAJA__SANDBOX_URL": "http://127.0.0.1:9", "DARAJA__LIVE_URL": "http://127.0.0.1:19"}
     return host
 
 
 def too_wide(lines: list[str]) -> list[str]:
-    """Lines of more than 80 columns that could have been broken, and those that end in blanks."""
+    """Return breakable lines of more than 80 columns, and lines that end in blanks."""
     return [line for line in lines if (len(line) > 80 and " " in line.strip()) or line != line.rstrip()]
 
 
-def test_nothing_set_is_itself_what_is_wrong(bare_host: Host) -> None:
+def test_doctor_without_settings_reports_the_settings_as_the_problem(bare_host: Host) -> None:
     done = bare_host.types("doctor")
     assert done.returncode == 1
     assert "problem" in done.stdout
@@ -65,7 +63,7 @@ def test_nothing_set_is_itself_what_is_wrong(bare_host: Host) -> None:
     assert (done.returncode, levels(done)) == (1, {"settings.readable": "problem"})
 
 
-def test_from_the_first_look_to_no_problem(narrow: Host) -> None:
+def test_doctor_from_first_run_to_no_problem(narrow: Host) -> None:
     host = narrow
     done = host.types("doctor")
     assert done.returncode == 1
@@ -77,7 +75,7 @@ def test_from_the_first_look_to_no_problem(narrow: Host) -> None:
     assert {name for name, level in levels(done).items() if level == "problem"} == {"workers.alive", "daraja.sandbox"}
 
     host.variables["PUBLIC_URL"] = address_of(host.starts("serve", "--port", "0"))
-    # Whatever answers there says what time it is.
+    # The Date header of any HTTP server is good enough for the check of the clock.
     host.variables["DARAJA__SANDBOX_URL"] = host.variables["PUBLIC_URL"]
     host.starts("worker")
     until(lambda: host.types("doctor").returncode == 0)
@@ -99,7 +97,7 @@ def test_from_the_first_look_to_no_problem(narrow: Host) -> None:
     live = host.types("doctor", "--live")
     assert live.returncode == 1
     assert "problems (" in live.stdout
-    # What has to be mended stands once more at the end.
+    # Problems are repeated at the end.
     assert live.stdout.count("public_url is http://127.0.0.1") == 2
 
     merchant_id = host.gets("merchants", "create", "Other")
@@ -108,7 +106,7 @@ def test_from_the_first_look_to_no_problem(narrow: Host) -> None:
     assert is_refused(host.types("doctor", "--merchant", "mer_nobody"), 1, "there is no merchant mer_nobody")
 
 
-def test_a_master_key_that_is_not_the_databases(narrow: Host) -> None:
+def test_doctor_with_a_master_key_of_another_database_reports_a_problem(narrow: Host) -> None:
     host = narrow
     host.gets("merchants", "list")
     host.variables["SECURITY__MASTER_KEY"] = generate()
@@ -118,7 +116,7 @@ def test_a_master_key_that_is_not_the_databases(narrow: Host) -> None:
     assert host.variables["SECURITY__MASTER_KEY"] not in done.stdout
 
 
-def test_books_that_agree_and_books_that_do_not(narrow: Host) -> None:
+def test_doctor_ledger_reports_broken_invariants(narrow: Host) -> None:
     host = narrow
     host.gets("merchants", "create", "Duka")
     done = host.types("doctor", "--ledger")
@@ -139,7 +137,7 @@ def test_books_that_agree_and_books_that_do_not(narrow: Host) -> None:
     assert broken["envs_are_the_shortcodes"]["examples"][0].startswith("mer_")
 
 
-def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:
+def test_doctor_ledger_waiting_rows_are_stuck_after_the_given_grace(host: Host) -> None:
     host.gets("merchants", "list")
     in_database(
         host,
@@ -150,7 +148,7 @@ def test_what_waits_is_stuck_after_the_grace_that_is_given(host: Host) -> None:
     assert host.types("doctor", "--ledger", "--grace", "2").returncode == 1
 
 
-def test_books_that_cannot_be_asked(host: Host) -> None:
+def test_doctor_ledger_of_an_unreachable_database_is_refused(host: Host) -> None:
     done = host.types("doctor", "--ledger")
     assert done.returncode == 1
     assert "mpesa-gateway migrate" in done.stdout
@@ -160,7 +158,7 @@ def test_books_that_cannot_be_asked(host: Host) -> None:
     assert host.types("doctor", "--ledger", "--live").returncode == 2
 
 
-def test_neither_changes_anything(narrow: Host) -> None:
+def test_doctor_changes_no_row(narrow: Host) -> None:
     host = narrow
     host.gets("merchants", "create", "Duka")
 

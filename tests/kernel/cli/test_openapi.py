@@ -1,11 +1,11 @@
-"""The command prints the OpenAPI document without a server, a database or a key."""
+"""Protects the `openapi` command: the document without a server, a database or a key."""
 
 import json
 
 from tests.kernel.cli.terminal import Host
 
 
-def test_the_document_needs_nothing_that_runs(bare_host: Host) -> None:
+def test_openapi_command_needs_no_running_server(bare_host: Host) -> None:
     printed = bare_host.asks("openapi")
     assert printed.returncode == 0
     document = json.loads(printed.stdout)
@@ -15,7 +15,7 @@ def test_the_document_needs_nothing_that_runs(bare_host: Host) -> None:
     assert "/simulator/control/reset" not in document["paths"]
 
 
-def test_it_describes_what_is_enabled_where_it_is_reached(bare_host: Host) -> None:
+def test_openapi_command_describes_enabled_plugins_at_the_public_url(bare_host: Host) -> None:
     bare_host.variables |= {"PLUGINS": "credentials,webhooks", "PUBLIC_URL": "https://pay.example.co.ke/"}
     document = json.loads(bare_host.asks("openapi").stdout)
     assert document["servers"] == [{"url": "https://pay.example.co.ke"}]
@@ -23,14 +23,14 @@ def test_it_describes_what_is_enabled_where_it_is_reached(bare_host: Host) -> No
     assert "/v1/payments" not in document["paths"]
 
 
-def test_out_writes_the_document_to_a_file(bare_host: Host) -> None:
+def test_openapi_command_writes_the_document_to_a_file(bare_host: Host) -> None:
     done = bare_host.asks("openapi", "--out", "openapi.json")
     assert (done.returncode, done.stdout) == (0, "")
     document = json.loads((bare_host.folder / "openapi.json").read_text(encoding="utf-8"))
     assert document["openapi"].startswith("3.1")
 
 
-def test_a_file_that_cannot_be_written_is_named(bare_host: Host) -> None:
+def test_openapi_command_with_an_unwritable_file_names_the_file(bare_host: Host) -> None:
     done = bare_host.asks("openapi", "--out", "missing/document.json")
     assert done.returncode == 2
     assert "missing/document.json" in done.stderr

@@ -1,4 +1,4 @@
-"""What programs read: JSON from every command that shows something; and how the commands are reached and completed."""
+"""Protects JSON output of every command, and how the commands are found and completed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.kernel.cli.terminal import Host, is_refused
 
 SHOWS_NOTHING = {
     "up": "runs until it is stopped",
-    "demo": "tells a story",
+    "demo": "plays a demonstration",
     "serve": "runs until it is stopped",
     "worker": "runs until it is stopped",
     "completion": "prints what a shell reads",
@@ -41,7 +41,7 @@ SHOWS_NOTHING = {
 
 
 def commands() -> dict[str, click.Command]:
-    """Every command by its words, those of plugins too."""
+    """Return every command by its words, including plugin commands."""
     found: dict[str, click.Command] = {}
 
     def walk(command: click.Command, words: str) -> None:
@@ -58,17 +58,17 @@ def commands() -> dict[str, click.Command]:
     return found
 
 
-def test_whatever_shows_something_shows_it_to_programs_too() -> None:
+def test_every_command_that_shows_data_has_json_output() -> None:
     mute = {words for words, command in commands().items() if not any("--json" in each.opts for each in command.params)}
     assert mute - {"plugins"} == set(SHOWS_NOTHING)
 
 
 def reads(host: Host, *words: str) -> Any:
-    """What a command that succeeds prints as JSON."""
+    """Return the JSON output of a command that must succeed."""
     return json.loads(host.gets(*words, "--json"))
 
 
-def test_programs_read_what_people_see(host: Host) -> None:
+def test_json_output_has_the_data_of_the_text_output(host: Host) -> None:
     assert reads(host, "config", "check")["usable"] is True
     missing = host.types("migrate", "--check", "--json")
     assert missing.returncode == 1
@@ -92,18 +92,18 @@ def test_programs_read_what_people_see(host: Host) -> None:
 
 
 def nothing(_: LogsConfig) -> None:
-    """In place of setting up logging."""
+    """Replaces the setup of logging."""
 
 
-def test_a_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the serving process is to run one: jobs that it took up would be cut off at its end."""
+def test_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the serving process has one: jobs started here would be cut off at the end of the command."""
     for name, value in (host.variables | {"WORKER__IN_PROCESS": "true", "CONFIG": ""}).items():
         monkeypatch.setenv(f"MPESA_GATEWAY_{name}", value)
 
     async def look(gateway: Gateway) -> tuple[bool, bool]:
         return gateway.is_running, gateway.config.worker.in_process
 
-    # Logging is for a process of its own: set up here it would stay as it is for all tests that follow.
+    # Logging belongs to a process of its own: configured here, it would stay for all later tests.
     monkeypatch.setattr(logs, "configure", nothing)
     session = Session()
     assert session.attached().worker.in_process is True
@@ -111,14 +111,14 @@ def test_a_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("shell", "says"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete ")])
-def test_a_shell_learns_to_complete(bare_host: Host, shell: str, says: str) -> None:
+def test_completion_prints_the_script_of_a_shell(bare_host: Host, shell: str, says: str) -> None:
     done = bare_host.asks("completion", shell)
     assert done.returncode == 0
     assert says in done.stdout
     assert VARIABLE in done.stdout
 
 
-def test_commands_of_plugins_and_options_are_completed(tmp_path: Path) -> None:
+def test_completion_knows_plugin_commands_and_options(tmp_path: Path) -> None:
     def completed(*words: str) -> set[str]:
         environ = {"PATH": os.environ["PATH"], VARIABLE: "bash_complete"}
         environ |= {"COMP_WORDS": " ".join(["mpesa-gateway", *words]), "COMP_CWORD": str(len(words))}
@@ -132,7 +132,7 @@ def test_commands_of_plugins_and_options_are_completed(tmp_path: Path) -> None:
     assert {"--forward-to", "--events"} <= completed("webhooks", "listen", "--")
 
 
-def test_litestars_command_has_ours(host: Host) -> None:
+def test_litestar_command_has_our_commands(host: Host) -> None:
     def litestar(*words: str) -> subprocess.CompletedProcess[str]:
         ours = {f"MPESA_GATEWAY_{name}": value for name, value in host.variables.items()}
         environ = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}

@@ -1,4 +1,4 @@
-"""A plugin's own commands stand beside ours as soon as it is enabled, and not before."""
+"""Protects commands of plugins: present once the plugin is enabled, and not before."""
 
 import json
 import os
@@ -26,7 +26,7 @@ plugin = Plugin(name="barter", summary="Goats.", commands=(barter,))
 
 @pytest.fixture
 def trader(host: Host) -> Host:
-    """A host who has installed somebody's plugin, and not enabled it."""
+    """Return a host with an installed plugin that is not enabled."""
     installed = host.folder / "site"
     (installed / "barter-1.0.dist-info").mkdir(parents=True)
     (installed / "barter-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: barter\nVersion: 1.0\n")
@@ -38,25 +38,25 @@ def trader(host: Host) -> Host:
     return host
 
 
-def test_installed_is_not_enabled(trader: Host) -> None:
+def test_plugin_command_of_an_installed_plugin_is_absent(trader: Host) -> None:
     assert "Swap goats" not in trader.gets("--help")
     done = trader.types("barter")
     assert done.returncode == 2
     assert "No such command" in done.stderr
 
 
-def test_an_enabled_plugin_brings_its_commands(trader: Host) -> None:
+def test_plugin_command_of_an_enabled_plugin_is_present(trader: Host) -> None:
     trader.variables["PLUGINS"] = "credentials,barter"
     assert "Swap goats" in trader.gets("--help")
     assert trader.gets("barter") == "0 merchants to swap with"
     assert "command    barter" in trader.gets("plugins")
 
 
-def test_what_is_installed_is_listed_with_what_it_provides_and_needs(trader: Host) -> None:
+def test_plugins_command_lists_installed_plugins_with_what_they_provide_and_need(trader: Host) -> None:
     trader.variables["PLUGINS"] = "callbacks,credentials,transactions,payments"
     (trader.folder / "site" / "barter_plugin.py").write_text("raise RuntimeError('no goats')\n")
     views = {view["name"]: view for view in json.loads(trader.gets("plugins", "--json"))["plugins"]}
-    # Enabled ones as configured, the others by name.
+    # Enabled plugins in configured order, the others by name.
     names = ["callbacks", "credentials", "transactions", "payments", "barter", "ops", "reconciliation", "refunds"]
     assert [name for name in views if name in names] == names
     assert [name for name, view in views.items() if view["is_enabled"]] == names[:4]
@@ -69,12 +69,12 @@ def test_what_is_installed_is_listed_with_what_it_provides_and_needs(trader: Hos
     assert {line.partition(" ")[0] for line in payments["crons"]} <= {
         line.partition(" ")[0] for line in payments["jobs"]
     }
-    # One that cannot be read says so, and hides nobody else.
+    # A broken plugin is reported and hides no other.
     assert views["barter"]["problem"] == "cannot be read (RuntimeError: no goats)"
     assert (views["barter"]["distribution"], views["barter"]["version"]) == ("barter", "1.0")
 
 
-def test_a_worker_of_a_host_is_told_when_there_is_no_gateway_where_it_was_sent(trader: Host) -> None:
+def test_worker_with_a_gateway_path_that_leads_to_no_gateway_is_refused(trader: Host) -> None:
     for where, words in (
         ("nowhere:gateway", "leads to no gateway (No module named 'nowhere'): name it as module:name"),
         ("barter_plugin:gateway", "leads to no gateway (module 'barter_plugin' has no attribute 'gateway')"),
@@ -84,6 +84,6 @@ def test_a_worker_of_a_host_is_told_when_there_is_no_gateway_where_it_was_sent(t
         assert is_refused(trader.types("worker", "--gateway", where), 1, words)
 
 
-def test_help_survives_a_configuration_that_cannot_be_used(trader: Host) -> None:
+def test_help_with_an_invalid_configuration_is_printed(trader: Host) -> None:
     trader.variables["BOGUS"] = "1"
     assert "merchants" in trader.gets("--help")

@@ -1,4 +1,4 @@
-"""Merchants, API keys, master keys and the audit log, from the command line."""
+"""Protects the commands for merchants, API keys, master keys, erasure and the audit log."""
 
 import asyncio
 import urllib.error
@@ -13,10 +13,10 @@ from tests.identifiers import identifier
 from tests.kernel.cli.terminal import Host, address_of, is_refused
 
 PENDING = identifier("pay", 2)
-"""A payment whose payer is still to answer."""
+"""A payment that waits for the payer."""
 
 
-def test_a_merchant_from_first_to_last(host: Host) -> None:
+def test_merchant_commands_from_create_to_deactivate(host: Host) -> None:
     merchant_id = host.gets("merchants", "create", "Duka la Mtaa")
     assert merchant_id.startswith("mer_")
     assert f"{merchant_id}\tDuka la Mtaa\t\tyes" in host.gets("merchants", "list")
@@ -36,7 +36,7 @@ def test_a_merchant_from_first_to_last(host: Host) -> None:
     assert host.types("audit", "verify", "--noted", "yesterday").returncode == 2
 
 
-def test_an_operator_decides_about_a_live_receiver(host: Host) -> None:
+def test_receiver_commands_decide_who_may_use_a_live_receiver(host: Host) -> None:
     one, two = (host.gets("merchants", "create", name) for name in ("Owner", "User"))
     assert is_refused(host.types("receivers", "list", "600001"), 1, "no merchant has stored live credentials")
     assert is_refused(host.types("receivers", "move", "600001", one), 1, "no merchant has stored live credentials")
@@ -54,7 +54,6 @@ def test_an_operator_decides_about_a_live_receiver(host: Host) -> None:
 
 
 async def _share(url: str, owner_id: str, user_id: str) -> None:
-    """A live receiver that one merchant owns, with credentials of two."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
     await read_ids(connection)
     await connection.execute(
@@ -75,13 +74,13 @@ async def _share(url: str, owner_id: str, user_id: str) -> None:
     await connection.close()
 
 
-def test_an_empty_name_is_refused(host: Host) -> None:
+def test_merchants_create_with_an_empty_name_is_refused(host: Host) -> None:
     done = host.types("merchants", "create", " ")
     assert done.returncode == 2
     assert "1 to 100 characters" in done.stderr
 
 
-def test_a_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None:
+def test_api_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None:
     merchant_id = host.gets("merchants", "create", "Duka")
     key = host.gets("apikeys", "create", merchant_id, "--name", "till 1")
     live = host.gets("apikeys", "create", merchant_id, "--live", "--scope", "payments:read", "--days", "30")
@@ -104,11 +103,11 @@ def test_a_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None
     assert is_refused(host.types("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes"), 1, "revoked before")
 
 
-def test_a_key_for_nobody_is_refused(host: Host) -> None:
+def test_apikeys_create_for_an_unknown_merchant_is_refused(host: Host) -> None:
     assert is_refused(host.types("apikeys", "create", "mer_nobody"), 1, "no such merchant")
 
 
-def test_rotation_seals_everything_again(host: Host) -> None:
+def test_keys_rotate_seals_everything_again(host: Host) -> None:
     ring = Path(host.variables["SECURITY__MASTER_KEY_FILE"])
     old = ring.read_text().strip()
     merchant_id = host.gets("merchants", "create", "Duka")
@@ -129,13 +128,13 @@ def test_rotation_seals_everything_again(host: Host) -> None:
     assert is_refused(host.types("merchants", "list"), 2, "not the one that this database was sealed with")
 
 
-def test_generating_needs_a_ring_file(host: Host) -> None:
+def test_keys_rotate_generate_without_a_ring_file_is_refused(host: Host) -> None:
     del host.variables["SECURITY__MASTER_KEY_FILE"]
     host.variables["SECURITY__MASTER_KEY"] = generate()
     assert is_refused(host.types("keys", "rotate", "--generate"), 1, "security.old_master_keys")
 
 
-def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
+def test_privacy_erase_with_confirmation_erases_the_payer(host: Host) -> None:
     merchant_id = host.gets("merchants", "create", "Duka")
     asyncio.run(_pay(host.variables["DATABASE__URL"], merchant_id))
     erase = ("privacy", "erase", "0711000001")
@@ -159,7 +158,6 @@ def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
 
 
 async def _pay(url: str, merchant_id: str) -> None:
-    """A payment of long ago, and one that is pending."""
     connection = await asyncpg.connect(url, server_settings={"search_path": "mpesa"})
     await read_ids(connection)
     await connection.execute(
@@ -188,7 +186,7 @@ async def _pay(url: str, merchant_id: str) -> None:
 
 
 def status_of(address: str, key: str) -> int:
-    """The status of a merchant's simplest call."""
+    """Return the status of a merchant's simplest call."""
     request = urllib.request.Request(f"{address}/v1/merchant/me", headers={"X-API-Key": key})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:

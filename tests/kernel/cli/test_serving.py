@@ -1,4 +1,4 @@
-"""Serving and working: they say where, refuse with a sentence, and stop when told."""
+"""Protects `serve`, `worker` and `migrate`: the printed address, refusals in one sentence, and the stop on a signal."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def status_of(url: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_on_a_free_port_until_told_to_stop(host: Host, number: signal.Signals) -> None:
+def test_serve_on_a_free_port_runs_until_a_signal(host: Host, number: signal.Signals) -> None:
     process = host.starts("serve", "--port", "0")
     assert health(address_of(process))["postgres"]["ok"]
     assert ends_at(process, number) == 0
@@ -48,10 +48,10 @@ import sys, time
 if "multiprocessing" in " ".join(sys.orig_argv):
     time.sleep(6)
 """
-"""A machine on which a process of several takes longer to begin than uvicorn waits for by itself."""
+"""Delays each process of several for longer than uvicorn waits by default."""
 
 
-def test_several_processes_share_the_address_and_die_with_their_parent_however_slowly_they_begin(host: Host) -> None:
+def test_serve_with_several_slow_processes_shares_the_address_and_ends_with_its_parent(host: Host) -> None:
     (host.folder / "slow").mkdir()
     (host.folder / "slow/sitecustomize.py").write_text(SLOW, encoding="utf-8")
     host.outside["PYTHONPATH"] = str(host.folder / "slow")
@@ -67,7 +67,7 @@ def test_several_processes_share_the_address_and_die_with_their_parent_however_s
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str) -> None:
+def test_serve_on_sigterm_is_not_ready_first_and_still_serves(host: Host, workers: str) -> None:
     host.variables["HTTP__DRAIN"] = "3"
     starts = host.starts if workers == "1" else host.starts_anew
     process = starts("serve", "--port", "0", "--workers", workers)
@@ -80,11 +80,11 @@ def test_told_to_stop_it_first_says_so_and_still_serves(host: Host, workers: str
     assert process.wait(30) == 0
 
 
-def test_several_processes_are_announced_once_all_of_them_serve(
+def test_serve_with_several_processes_prints_the_address_once_all_serve(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def keep(_: Multiprocess) -> None:
-        """Nothing is there to be kept alive."""
+        """Replaces the restart of processes."""
 
     monkeypatch.setattr(Multiprocess, "keep_subprocess_alive", keep)
     ready = [False, False]
@@ -101,7 +101,7 @@ def test_several_processes_are_announced_once_all_of_them_serve(
 
 
 @pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",), ("demo",), ("plugins",)])
-def test_an_interrupt_before_a_command_listens_to_signals_is_no_failure(
+def test_command_interrupted_before_its_signal_handlers_exits_with_130(
     bare_host: Host, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -113,13 +113,13 @@ def test_an_interrupt_before_a_command_listens_to_signals_is_no_failure(
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_a_worker_inside(host: Host) -> None:
+def test_serve_with_worker_runs_a_worker(host: Host) -> None:
     address = address_of(host.starts("serve", "--port", "0", "--with-worker"))
     until(lambda: health(address)["queue"]["ok"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_worker_works_until_told_to_stop(host: Host, number: signal.Signals) -> None:
+def test_worker_runs_until_a_signal(host: Host, number: signal.Signals) -> None:
     process = host.starts("worker")
     assert process.stdout is not None
     assert process.stdout.readline() == "Working\n"
@@ -137,36 +137,36 @@ def test_worker_with_chosen_queues_leaves_the_others_without_a_worker(host: Host
 
 
 @pytest.mark.parametrize("queues", ["webhooks", "", ",", "daraja,webhooks"])
-def test_worker_with_a_queue_that_there_is_not_is_refused(host: Host, queues: str) -> None:
+def test_worker_with_an_unknown_queue_is_refused(host: Host, queues: str) -> None:
     words = "name some of deliveries, daraja, maintenance, default"
     assert is_refused(host.types("worker", "--queues", queues), 1, words)
 
 
-def test_a_taken_port(host: Host) -> None:
+def test_serve_on_a_port_in_use_is_refused(host: Host) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert is_refused(host.types("serve", "--port", port), 1, f"cannot listen on 127.0.0.1 port {port}")
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_no_database_named(bare_host: Host, command: str) -> None:
+def test_serve_and_worker_without_a_database_url_are_refused(bare_host: Host, command: str) -> None:
     assert is_refused(bare_host.types(command), 2, "`database.url` is not set")
 
 
 @pytest.mark.parametrize("command", [("serve", "--port", "0"), ("worker",), ("migrate",), ("merchants", "list")])
-def test_postgres_away(host: Host, command: tuple[str, ...]) -> None:
+def test_commands_with_an_unreachable_postgres_are_refused(host: Host, command: tuple[str, ...]) -> None:
     host.variables["DATABASE__URL"] = "postgresql://mpesa:hunter2-and-more@127.0.0.1:1/shop"
     done = host.types(*command)
     assert is_refused(done, 1, "cannot reach Postgres at 127.0.0.1:1")
     assert "hunter2" not in done.stderr
 
 
-def test_a_database_that_does_not_exist(host: Host) -> None:
+def test_migrate_of_a_missing_database_is_refused(host: Host) -> None:
     host.variables["DATABASE__URL"] += "_gone"
     assert is_refused(host.types("migrate"), 1, "does not exist")
 
 
-def test_a_worker_waits_for_a_valkey_that_is_away(host: Host) -> None:
+def test_worker_with_an_unreachable_valkey_waits_for_it(host: Host) -> None:
     host.variables["VALKEY__URL"] = "redis://:hunter2-and-more@127.0.0.1:1"
     process = host.starts("worker")
     assert process.stdout is not None
@@ -177,7 +177,7 @@ def test_a_worker_waits_for_a_valkey_that_is_away(host: Host) -> None:
     assert "hunter2" not in said
 
 
-def test_a_worker_with_a_wrong_valkey_password(host: Host) -> None:
+def test_worker_with_a_wrong_valkey_password_fails(host: Host) -> None:
     start, _, end = host.variables["VALKEY__URL"].partition("@")
     assert end
     host.variables["VALKEY__URL"] = start.rpartition(":")[0] + ":not-the-password@" + end
@@ -187,7 +187,7 @@ def test_a_worker_with_a_wrong_valkey_password(host: Host) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_migrate_says_what_it_does(host: Host) -> None:
+def test_migrate_prints_what_it_applies(host: Host) -> None:
     done = host.types("migrate", "--check")
     assert done.returncode == 1
     assert "missing kernel/0001_kernel.sql" in done.stdout
@@ -197,7 +197,6 @@ def test_migrate_says_what_it_does(host: Host) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started."""
     return [
         int(child)
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

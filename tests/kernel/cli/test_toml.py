@@ -1,4 +1,4 @@
-"""Settings are written so that they read back as they were."""
+"""Protects the TOML writer: settings read back as they were written."""
 
 import tomllib
 from typing import Any
@@ -16,9 +16,9 @@ settings = st.recursive(values | st.lists(values), lambda inner: st.dictionaries
 
 
 @given(st.dictionaries(texts, settings))
-def test_what_is_written_reads_back(written: dict[str, Any]) -> None:
+def test_toml_dumps_any_settings_read_back_as_written(written: dict[str, Any]) -> None:
     assert tomllib.loads(toml.dumps(written)) == written
 
 
-def test_what_is_not_set_is_a_comment() -> None:
+def test_toml_dumps_an_unset_value_is_a_comment() -> None:
     assert toml.dumps({"url": None, "schema": "mpesa"}) == '# url is not set\nschema = "mpesa"\n'

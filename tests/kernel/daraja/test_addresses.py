@@ -1,4 +1,4 @@
-"""Addresses that M-Pesa calls: which words it filters, and which hosts are tunnels."""
+"""Protects the checks of callback addresses: words that M-Pesa filters, and tunnel hosts."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from mpesa_gateway.daraja.addresses import filtered_words, tunnel
         ("https://pay.example.co.ke/exec/CMD/mysql", ("exec", "cmd", "sql")),
     ],
 )
-def test_words_that_are_filtered_are_found_in_any_case(url: str, words: tuple[str, ...]) -> None:
+def test_filtered_words_are_found_in_any_case(url: str, words: tuple[str, ...]) -> None:
     assert filtered_words(url) == words
 
 
@@ -30,5 +30,5 @@ def test_words_that_are_filtered_are_found_in_any_case(url: str, words: tuple[st
         ("https://mylocaltunnel.me", None),
     ],
 )
-def test_a_tunnel_is_known_by_its_domain(url: str, name: str | None) -> None:
+def test_tunnel_is_known_by_its_domain(url: str, name: str | None) -> None:
     assert tunnel(url) == name

@@ -1,4 +1,4 @@
-"""Safaricom's certificates: read in both forms, refused in plain words, and encrypting so that its key reads it."""
+"""Protects Safaricom's certificates: both encodings, refusals in plain words, encryption and signatures."""
 
 import base64
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from tests.certificates import issue, issue_for_another_kind_of_key
 
 
 @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
-def test_what_is_encrypted_is_read_with_safaricoms_key_and_differs_each_time(
+def test_certificate_encrypt_is_decrypted_by_safaricoms_key_and_differs_each_time(
     encoding: Encoding, tmp_path: Path
 ) -> None:
     issued = issue(tmp_path / "a.cer", encoding=encoding)
@@ -32,13 +32,13 @@ def test_certificate_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Pat
     assert issued.decrypt(read_certificate(issued.path).encrypt(Secret("word")).reveal()) == "word"
 
 
-def test_each_environment_has_its_own_certificate(tmp_path: Path) -> None:
+def test_certificate_for_each_env_is_its_own(tmp_path: Path) -> None:
     sandbox, live = issue(tmp_path / "sandbox.cer"), issue(tmp_path / "live.cer")
     config = DarajaConfig(sandbox_certificate=str(sandbox.path), live_certificate=str(live.path))
     for env, mine, other in (("sandbox", sandbox, live), ("live", live, sandbox)):
         sealed = certificate_for(config, env).encrypt(Secret("password")).reveal()  # type: ignore[arg-type]
         assert mine.decrypt(sealed) == "password"
-        # Python answers a wrong key with nonsense, not with an error.
+        # Python decrypts with a wrong key to random bytes, without an error.
         assert _read_or_none(other, sealed) != "password"
 
 
@@ -49,11 +49,11 @@ def _read_or_none(issued: object, sealed: str) -> str | None:
         return None
 
 
-def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_path: Path) -> None:
+def test_certificate_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_path: Path) -> None:
     junk, elliptic = tmp_path / "junk.cer", tmp_path / "elliptic.cer"
     junk.write_text("-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----")
     issue_for_another_kind_of_key(elliptic)
-    for path, word in ((tmp_path / "none.cer", "cannot be read"), (junk, "no X.509"), (elliptic, "no RSA key")):
+    for path, word in ((tmp_path / "none.cer", "cannot be read"), (junk, "not an X.509"), (elliptic, "no RSA key")):
         config = DarajaConfig(live_certificate=str(path))
         with pytest.raises(CertificateError, match=word) as refused:
             certificate_for(config, "live")
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_fix(tmp_pat
         assert "download Safaricom's live certificate" in text
 
 
-def test_a_certificate_verifies_signatures_while_it_is_valid_only_and_always_encrypts(tmp_path: Path) -> None:
+def test_certificate_outside_its_validity_is_refused_for_signatures_and_still_encrypts(tmp_path: Path) -> None:
     issued = issue(tmp_path / "old.cer", since=-4000, days=365)
     assert issued.decrypt(read_certificate(issued.path).encrypt(Secret("Safaricom999!")).reveal()) == "Safaricom999!"
     certificate = read_certificate(issue(tmp_path / "a.cer", days=30).path)
@@ -75,7 +75,7 @@ def test_a_certificate_verifies_signatures_while_it_is_valid_only_and_always_enc
         certificate.check_time(now - timedelta(days=2))
 
 
-def test_what_is_signed_is_told_from_what_is_not(tmp_path: Path) -> None:
+def test_certificate_has_signed_only_what_its_key_signed(tmp_path: Path) -> None:
     issued, other = issue(tmp_path / "a.cer"), issue(tmp_path / "b.cer")
     certificate = read_certificate(issued.path)
     body = b'{"Body": 1}'
@@ -89,7 +89,7 @@ def _raw(header: str) -> bytes:
     return base64.b64decode(header)
 
 
-def test_how_a_certificate_is_doing_is_said_in_a_few_words(tmp_path: Path) -> None:
+def test_certificate_describe_states_env_and_expiry(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     issued = issue(tmp_path / "a.cer", since=-100, days=140)
     config = DarajaConfig(live_certificate=str(issued.path), sandbox_certificate=str(tmp_path / "none.cer"))
@@ -99,7 +99,7 @@ def test_how_a_certificate_is_doing_is_said_in_a_few_words(tmp_path: Path) -> No
         False,
         f"live until {until}, in 19 days: download the next one from the developer portal",
     )
-    # The published ones expired years ago and are still in use.
+    # The published certificates expired years ago and are still in use.
     for later in (timedelta(days=41), timedelta(days=4000)):
         is_fine, text = describe(config, "live", now + later)
         assert (is_fine, f"expired on {until}, and still encrypts" in text) == (True, True)

@@ -1,4 +1,4 @@
-"""Calling Daraja: what is certain about each call, one token for everybody, and nothing sent twice."""
+"""Protects calls to Daraja: the certainty of each outcome, one shared token, and no request sent twice."""
 
 import asyncio
 import base64
@@ -63,14 +63,14 @@ ACK = {
     "ResponseDescription": "Success. Request accepted for processing",
     "CustomerMessage": "Success. Request accepted for processing",
 }
-# Half past ten at night in UTC is the next day in Nairobi.
+# 22:30 in UTC is the next day in Nairobi.
 NIGHT = datetime(2026, 11, 23, 22, 30, 5, tzinfo=UTC)
 
 Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Daraja:
-    """Answers as Daraja does: of the tokens it has given, only the newest is valid."""
+    """Answers as Daraja does: only the newest of its tokens is valid."""
 
     def __init__(self) -> None:
         self.given: list[str] = []
@@ -95,7 +95,7 @@ class Daraja:
 
 
 def says(status: int, content: Any) -> Answering:
-    """An answer in JSON."""
+    """Return an answer in JSON."""
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
         write_json(writer, status, content)
@@ -104,12 +104,12 @@ def says(status: int, content: Any) -> Answering:
 
 
 def faults(status: int, code: str, message: str = "Something") -> Answering:
-    """Daraja's error answer."""
+    """Return Daraja's error answer."""
     return says(status, {"requestId": "1", "errorCode": code, "errorMessage": message})
 
 
 def proxy(status: int, code: str, message: str = "said by the proxy") -> Answering:
-    """The error answer of the API proxy in front of Daraja."""
+    """Return the error answer of the API proxy in front of Daraja."""
     return says(status, {"fault": {"faultstring": message, "detail": {"errorcode": code}}})
 
 
@@ -127,7 +127,7 @@ SOAP_FAULT = {
 
 
 def writes(status: int, body: bytes, **headers: str) -> Answering:
-    """An answer in bytes."""
+    """Return an answer in bytes."""
 
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
         write(writer, status, body, **headers)
@@ -139,7 +139,7 @@ async def breaks_off(_: Asked, writer: asyncio.StreamWriter) -> None:
     reset(writer)
 
 
-async def drips(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def answers_slowly(_: Asked, writer: asyncio.StreamWriter) -> None:
     await drip(writer, 200, 0.05)
 
 
@@ -180,7 +180,7 @@ UNREADABLE: list[Answering] = [
     writes(200, b"[" * 100_000),
     writes(200, b'{"ResponseCode": ' + b"9" * 5000 + b"}"),
 ]
-"""Answers that make the library, or our reading of them, raise."""
+"""Answers that make the library or our parser raise."""
 
 
 @asynccontextmanager
@@ -195,8 +195,8 @@ async def started(*clients: DarajaClient) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def market(**options: Any) -> AsyncGenerator[tuple[Daraja, Scripted, DarajaClient]]:
-    """A Daraja, what it was asked, and a client of it."""
+async def daraja_client(**options: Any) -> AsyncGenerator[tuple[Daraja, Scripted, DarajaClient]]:
+    """Yield a scripted Daraja, its server, and a client of it."""
     daraja = Daraja()
     async with scripted(daraja) as server:
         client = client_of(server.base, **options)
@@ -225,7 +225,7 @@ async def push(client: DarajaClient, credentials: DarajaCredentials = CREDENTIAL
 
 
 async def fault_of(kind: type[DarajaFault], client: DarajaClient) -> DarajaFault:
-    """The fault of exactly this kind that a push ends in."""
+    """Return the fault of exactly this kind that a push ends in."""
     with pytest.raises(kind) as failed:
         await push(client)
     shown = f"{failed.value} {failed.value.provider} {failed.value.__dict__}"
@@ -234,11 +234,11 @@ async def fault_of(kind: type[DarajaFault], client: DarajaClient) -> DarajaFault
     return failed.value
 
 
-# -- what is sent ------------------------------------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_push_says_what_daraja_wants_to_know_in_nairobis_time() -> None:
-    async with market() as (_, server, client):
+async def test_stk_push_has_darajas_fields_in_nairobi_time() -> None:
+    async with daraja_client() as (_, server, client):
         ack = await push(client)
         assert ack == StkAck(
             merchant_request_id="29115-34620561-1",
@@ -267,8 +267,8 @@ async def test_a_push_says_what_daraja_wants_to_know_in_nairobis_time() -> None:
     assert type(json.loads(asked.body)["Amount"]) is int
 
 
-async def test_a_push_to_a_till_names_the_store_and_the_till() -> None:
-    async with market() as (_, server, client):
+async def test_stk_push_to_a_till_names_the_store_and_the_till() -> None:
+    async with daraja_client() as (_, server, client):
         await push(client, replace(CREDENTIALS, till_number="600001"))
         sent = json.loads(server.of(PUSH)[0].body)
     assert (sent["TransactionType"], sent["BusinessShortCode"], sent["PartyB"]) == (
@@ -278,8 +278,8 @@ async def test_a_push_to_a_till_names_the_store_and_the_till() -> None:
     )
 
 
-async def test_a_question_carries_the_same_password_and_gets_its_result_as_text() -> None:
-    async with market() as (daraja, server, client):
+async def test_stk_query_has_the_same_password_and_reads_its_result_as_text() -> None:
+    async with daraja_client() as (daraja, server, client):
         daraja.says = says(200, {"ResponseCode": "0", "ResultCode": "1032", "ResultDesc": "Request cancelled by user"})
         answer = await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
         assert json.loads(server.of(QUERY)[0].body) == {
@@ -293,7 +293,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         assert (await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome.is_paid
 
 
-# -- what is certain about a push --------------------------------------------------------------------------------------
+# -- the outcome of a push ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         # not accepted
         (says(200, ACK | {"ResponseCode": "1"}), Rejected, "1"),
         (says(200, ACK | {"ResponseCode": 17}), Rejected, "17"),
-        # faults that say that nothing was done
+        # faults that state that nothing was done
         (faults(400, "400.002.02", "Bad Request - Invalid PhoneNumber"), Rejected, "400.002.02"),
         (faults(400, "400.002.05"), Rejected, "400.002.05"),
         (faults(400, "400.003.02"), Rejected, "400.003.02"),
@@ -318,7 +318,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (faults(500, "500.002.1001", "Duplicate OriginatorConversationID"), OutcomeUnknown, "500.002.1001"),
         (faults(500, "500.002.1001", "System internal error."), OutcomeUnknown, "500.002.1001"),
         (faults(500, "500.002.1001", "The service is under maintenance just now"), NotSent, "500.002.1001"),
-        # busy: nothing was done, and it may be asked again
+        # busy: nothing was done, and the request may be retried
         (faults(500, "500.003.02", "Spike arrest violation"), NotSent, "500.003.02"),
         (faults(429, "500.003.02", "System is busy"), NotSent, "500.003.02"),
         (faults(500, "500.003.02", "System is busy"), OutcomeUnknown, "500.003.02"),
@@ -338,7 +338,7 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (says(200, ACK | {"ResponseCode": "15"}), OutcomeUnknown, "15"),
         (says(200, ACK | {"ResponseCode": 100000000}), OutcomeUnknown, "100000000"),
         (faults(500, "500.003.03", "Quota violation"), NotSent, "500.003.03"),
-        # everything else says nothing
+        # everything else has an unknown outcome
         (faults(500, "500.003.1001", "Internal Server Error"), OutcomeUnknown, "500.003.1001"),
         (faults(500, "500.001.1001", "The transaction is being processed"), OutcomeUnknown, "500.001.1001"),
         (faults(500, "500.001.1001", "Something else"), OutcomeUnknown, "500.001.1001"),
@@ -378,10 +378,10 @@ async def test_a_question_carries_the_same_password_and_gets_its_result_as_text(
         (breaks_off, OutcomeUnknown, None),
     ],
 )
-async def test_an_answer_to_a_push_says_what_became_of_it_and_no_push_is_repeated(
+async def test_stk_push_fault_has_its_certainty_and_is_not_repeated(
     answering: Answering, kind: type[DarajaFault], code: str | None
 ) -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         daraja.says = answering
         fault = await fault_of(kind, client)
         assert fault.code == code
@@ -390,8 +390,8 @@ async def test_an_answer_to_a_push_says_what_became_of_it_and_no_push_is_repeate
     assert kind is not NotSent or (fault.retryable and fault.retry_after)
 
 
-async def test_a_refusal_hands_on_darajas_words_without_phone_numbers() -> None:
-    async with market() as (daraja, _, client):
+async def test_stk_push_refusal_has_darajas_text_without_phone_numbers() -> None:
+    async with daraja_client() as (daraja, _, client):
         daraja.says = faults(400, "400.002.02", "Bad Request - Invalid PartyA 254711000001")
         fault = await fault_of(Rejected, client)
         assert fault.provider is not None
@@ -411,19 +411,19 @@ async def test_a_refusal_hands_on_darajas_words_without_phone_numbers() -> None:
         assert fault.provider_message == "no 2547****001"
 
 
-async def test_a_slow_drip_ends_with_the_time_and_nothing_is_known() -> None:
-    async with market(timeout=0.5) as (daraja, server, client):
-        daraja.says = drips
-        # Left to itself, it would drip for minutes.
+async def test_stk_push_with_a_slow_answer_times_out_with_unknown_outcome() -> None:
+    async with daraja_client(timeout=0.5) as (daraja, server, client):
+        daraja.says = answers_slowly
+        # Without a timeout, it would last for minutes.
         async with asyncio.timeout(60):
             await fault_of(OutcomeUnknown, client)
         assert len(server.of(PUSH)) == 1
-        # What is left of that answer is not taken for the next.
+        # The rest of that answer is not read as the next one.
         daraja.says = says(200, ACK)
         assert (await push(client)).checkout_request_id == "ws_CO_1"
 
 
-async def test_where_nobody_listens_nothing_was_sent(valkey_url: str) -> None:
+async def test_stk_push_without_a_listener_is_not_sent(valkey_url: str) -> None:
     with listening() as free:
         base = f"http://127.0.0.1:{free.getsockname()[1]}"
     async with cache_at(valkey_url) as cache:
@@ -431,24 +431,24 @@ async def test_where_nobody_listens_nothing_was_sent(valkey_url: str) -> None:
         async with started(client):
             fault = await fault_of(NotSent, client)
             assert fault.retry_after
-            # Nor with a token in hand, when it is the push itself that finds nobody.
+            # Nor with a token, if the push itself finds no listener.
             await share(cache, base, "from-another-process")
             fault = await fault_of(NotSent, client)
             assert fault.retry_after
 
 
-async def test_a_client_that_was_not_started_sends_nothing() -> None:
+async def test_stk_push_of_a_client_that_was_not_started_is_not_sent() -> None:
     async with scripted(Daraja()) as server:
         await fault_of(NotSent, client_of(server.base))
         assert server.connections == 0
 
 
-async def test_a_connection_that_daraja_has_closed_meanwhile_is_not_used_again() -> None:
+async def test_connection_closed_by_daraja_is_not_used_again() -> None:
     async def then_closes(_: Asked, writer: asyncio.StreamWriter) -> None:
         write_json(writer, 200, ACK)
         writer.close()
 
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         daraja.says = then_closes
         for _ in range(3):
             await push(client)
@@ -456,16 +456,16 @@ async def test_a_connection_that_daraja_has_closed_meanwhile_is_not_used_again()
         assert len(server.of(PUSH)) == 3
 
 
-async def test_no_proxy_of_the_environment_sees_a_push(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stk_push_ignores_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(Daraja()) as proxy:
         point_proxies_to(proxy.base, monkeypatch)
-        async with market() as (_, _, client):
+        async with daraja_client() as (_, _, client):
             await push(client)
         assert proxy.connections == 0
 
 
 async def test_stk_push_ack_without_merchant_request_id_keeps_the_checkout_request_id() -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         for missing in (None, "", " "):
             daraja.says = says(200, ACK | {"MerchantRequestID": missing})
             assert await push(client) == StkAck(
@@ -481,27 +481,27 @@ NAMED = [
     says(200, ACK | {"ResponseCode": None}),
     says(500, ACK | {"errorCode": "500.003.1001", "errorMessage": "Internal Server Error"}),
 ]
-"""Answers that name a push, with too little or too much beside its name."""
+"""Answers that name a push, with missing or extra fields."""
 
 
 @pytest.mark.parametrize("answering", NAMED)
 async def test_stk_push_answer_that_names_the_push_keeps_its_name(answering: Answering) -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         daraja.says = answering
         assert (await push(client)).checkout_request_id == "ws_CO_1"
         assert len(server.of(PUSH)) == 1
 
 
 def says_twice(name: str, *values: str) -> Answering:
-    """An acknowledgement in which one field stands more than once."""
+    """Return an acknowledgement with one field repeated."""
     others = {field: value for field, value in ACK.items() if field != name}
     fields = [*((field, json.dumps(value)) for field, value in others.items()), *((name, value) for value in values)]
     body = "{" + ", ".join(f'"{field}": {value}' for field, value in fields) + "}"
     return writes(200, body.encode(), Content_Type="application/json")
 
 
-async def test_stk_push_ack_that_contradicts_itself_keeps_the_name_of_the_push_and_proves_no_other() -> None:
-    async with market() as (daraja, server, client):
+async def test_stk_push_ack_that_contradicts_itself_keeps_only_an_unambiguous_name() -> None:
+    async with daraja_client() as (daraja, server, client):
         for values in (('"0"', '"1"'), ('"1"', '"0"'), ('"0"', "0")):
             daraja.says = says_twice("ResponseCode", *values)
             assert (await push(client)).checkout_request_id == "ws_CO_1"
@@ -511,7 +511,7 @@ async def test_stk_push_ack_that_contradicts_itself_keeps_the_name_of_the_push_a
 
 
 async def test_stk_query_answer_that_contradicts_itself_proves_nothing() -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         for first, second in (('"0"', '"1032"'), ('"1032"', '"0"')):
             names = '"ResponseCode": "0", "CheckoutRequestID": "ws_CO_1"'
             said = f'{{{names}, "ResultCode": {first}, "ResultCode": {second}}}'
@@ -521,17 +521,17 @@ async def test_stk_query_answer_that_contradicts_itself_proves_nothing() -> None
 
 
 @pytest.mark.parametrize("operation", ["transaction_status", "reverse"])
-async def test_conversation_of_an_answer_with_an_odd_status_is_kept(operation: str) -> None:
+async def test_conversation_of_an_answer_with_an_unusual_status_is_kept(operation: str) -> None:
     said = {"OriginatorConversationID": "o", "ConversationID": "AG", "ResponseCode": "0"}
     for status in (202, 400, 429, 500):
-        async with market() as (daraja, _, client):
+        async with daraja_client() as (daraja, _, client):
             daraja.says = says(status, said)
             assert (await call(client, operation)).conversation_id == "AG"
 
 
 @pytest.mark.parametrize("answering", [writes(401, b""), writes(401, b"<html>"), says(401, {"error": "invalid_token"})])
-async def test_any_401_drops_the_token(answering: Answering) -> None:
-    async with market() as (daraja, server, client):
+async def test_token_after_any_401_is_dropped(answering: Answering) -> None:
+    async with daraja_client() as (daraja, server, client):
         daraja.says = answering
         await fault_of(OutcomeUnknown, client)
         daraja.says = says(200, ACK)
@@ -539,8 +539,8 @@ async def test_any_401_drops_the_token(answering: Answering) -> None:
         assert (len(server.of(PUSH)), len(server.of(TOKEN))) == (2, 2)
 
 
-async def test_message_alone_about_the_token_renews_it() -> None:
-    async with market() as (daraja, server, client):
+async def test_token_after_a_message_without_a_code_is_renewed() -> None:
+    async with daraja_client() as (daraja, server, client):
         daraja.says = says(200, {"requestId": "1", "errorMessage": "Invalid Access Token"})
         await fault_of(NotSent, client)
         assert (len(server.of(PUSH)), len(server.of(TOKEN))) == (2, 2)
@@ -549,7 +549,7 @@ async def test_message_alone_about_the_token_renews_it() -> None:
 @pytest.mark.parametrize("code", ["1", 1, "500.001.1001", "500.003.1001", "17"])
 @pytest.mark.parametrize("result", ["0", "1032"])
 async def test_stk_query_answer_that_was_not_accepted_proves_nothing(code: Any, result: str) -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         daraja.says = says(200, {"ResponseCode": code, "ResultCode": result, "ResultDesc": "said"})
         with pytest.raises(DarajaFault):
             await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
@@ -557,7 +557,7 @@ async def test_stk_query_answer_that_was_not_accepted_proves_nothing(code: Any, 
 
 @pytest.mark.parametrize("code", ["0", 0, 0.0, "0.0", "00000000", "000", " 0 ", -0.0])
 async def test_ack_with_any_zero_is_accepted(code: Any) -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         daraja.says = says(200, ACK | {"ResponseCode": code})
         assert (await push(client)).checkout_request_id == "ws_CO_1"
         ids = {"OriginatorConversationID": "o-1", "ConversationID": "AG_1"}
@@ -577,20 +577,20 @@ async def test_ack_with_any_zero_is_accepted(code: Any) -> None:
     ],
 )
 async def test_stk_push_ack_that_is_not_strict_json_is_read(body: bytes) -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         daraja.says = writes(200, body, Content_Type="application/json")
         assert (await push(client)).checkout_request_id == "ws_CO_1"
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("30", 30), ("99999", 300), ("0", 1), ("soon", 10), ("-3", 10)])
 async def test_rate_limit_retry_after_is_honoured_within_bounds(header: str, seconds: int) -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         daraja.says = writes(429, b"", Retry_After=header)
         assert (await fault_of(NotSent, client)).retry_after == seconds
 
 
 async def test_fault_text_carries_no_secret_of_the_call() -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         await push(client)
         sent = json.loads(server.of(PUSH)[0].body)["Password"]
         basic = base64.b64encode(b"consumer-key-of-tests:consumer-secret-of-tests").decode()
@@ -605,7 +605,7 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
         assert len((await fault_of(Rejected, client)).provider_message or "") == 300
 
 
-# -- questions ---------------------------------------------------------------------------------------------------------
+# -- status queries ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -616,7 +616,7 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
         faults(500, "500.001.1001", "The transaction does not exist"),
         says(200, {"ResponseCode": "0", "ResultCode": "4999", "ResultDesc": "Under processing"}),
         says(200, {"ResponseCode": "0", "ResultCode": 4999, "ResultDesc": "The transaction is still under processing"}),
-        # M-Pesa's own trouble, and codes that are unknown, do not end a push.
+        # Trouble of M-Pesa, and unknown codes, do not end a push.
         says(200, {"ResponseCode": "0", "ResultCode": "9999", "ResultDesc": "An error occurred"}),
         says(200, {"ResponseCode": "0", "ResultCode": 9999.0}),
         says(200, {"ResponseCode": "0", "ResultCode": "26", "ResultDesc": "System busy"}),
@@ -624,8 +624,8 @@ async def test_fault_text_carries_no_secret_of_the_call() -> None:
         says(200, {"ResponseCode": "0", "ResultCode": "SFC_IC9999"}),
     ],
 )
-async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> None:
-    async with market() as (daraja, _, client):
+async def test_stk_query_of_an_open_prompt_is_pending(answering: Answering) -> None:
+    async with daraja_client() as (daraja, _, client):
         daraja.says = answering
         outcome = (await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))).outcome
     assert (outcome.is_pending, outcome.is_paid) == (True, False)
@@ -643,8 +643,8 @@ async def test_a_prompt_that_is_still_open_is_pending(answering: Answering) -> N
         (faults(400, "400.002.02", "Invalid CheckoutRequestID"), Rejected),
     ],
 )
-async def test_a_question_without_an_answer_proves_nothing(answering: Answering, kind: type[DarajaFault]) -> None:
-    async with market() as (daraja, _, client):
+async def test_stk_query_without_a_result_proves_nothing(answering: Answering, kind: type[DarajaFault]) -> None:
+    async with daraja_client() as (daraja, _, client):
         daraja.says = answering
         with pytest.raises(kind):
             await client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1"))
@@ -684,12 +684,12 @@ TAKEN: dict[str, Any] = ACK | {
     "ResponseStatus": "1000",
     "Response": [[]],
 }
-"""An answer that every operation takes."""
+"""An answer that every operation accepts."""
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_operation_with_an_invalid_token_renews_it_once_and_is_repeated_once(operation: str) -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         await push(client)
 
         async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -706,7 +706,7 @@ async def test_operation_with_an_invalid_token_renews_it_once_and_is_repeated_on
         with pytest.raises(NotSent) as refused:
             await call(client, operation)
         assert "the-token" not in f"{refused.value.provider}"
-        # The dead token is not kept.
+        # The invalid token is not kept.
         daraja.says = says(200, TAKEN)
         await call(client, operation)
         assert server.asked[-1].headers["authorization"].endswith(f"-{len(daraja.given)}")
@@ -714,7 +714,7 @@ async def test_operation_with_an_invalid_token_renews_it_once_and_is_repeated_on
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_operation_refused_by_the_proxy_was_not_sent(operation: str) -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         for status in (429, 500):
             daraja.says = proxy(status, "policies.ratelimit.SpikeArrestViolation")
             with pytest.raises(NotSent) as refused:
@@ -722,14 +722,14 @@ async def test_operation_refused_by_the_proxy_was_not_sent(operation: str) -> No
             assert (refused.value.retryable, refused.value.retry_after) == (True, 10)
 
 
-# The library does not close a connection whose answer it cannot read; the garbage collector does,
-# at the end of these tests.
+# The library does not close a connection with an unreadable answer; the garbage collector does, at the end of these
+# tests.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("answering", UNREADABLE)
 async def test_operation_with_unreadable_answer_has_unknown_outcome(
     answering: Answering,
 ) -> None:
-    async with market() as (daraja, _, client):
+    async with daraja_client() as (daraja, _, client):
         daraja.says = answering
         for operation in OPERATIONS:
             with pytest.raises(OutcomeUnknown):
@@ -745,7 +745,7 @@ async def test_operation_with_unreadable_answer_has_unknown_outcome(
 async def test_operation_with_unexpected_library_error_has_unknown_outcome(
     operation: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with market() as (_, _, client):
+    async with daraja_client() as (_, _, client):
         await push(client)
 
         async def fail(*_: Any, **__: Any) -> None:
@@ -757,12 +757,12 @@ async def test_operation_with_unexpected_library_error_has_unknown_outcome(
         assert "254711000001" not in str(failed.value)
 
 
-# The library does not close a connection whose answer it cannot read; the garbage collector does,
-# at the end of these tests.
+# The library does not close a connection with an unreadable answer; the garbage collector does, at the end of these
+# tests.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("answering", UNREADABLE)
-async def test_unreadable_token_answer_means_not_sent(answering: Answering) -> None:
-    async with market() as (daraja, server, client):
+async def test_token_with_unreadable_answer_means_not_sent(answering: Answering) -> None:
+    async with daraja_client() as (daraja, server, client):
         daraja.gives = answering
         for operation in OPERATIONS:
             with pytest.raises(NotSent):
@@ -774,8 +774,8 @@ async def test_unreadable_token_answer_means_not_sent(answering: Answering) -> N
 
 
 @pytest.mark.parametrize("lifetime", ["\u00b2", "9" * 5000, "9" * 20, -1, 0, "", [], {}])
-async def test_token_with_odd_lifetime_is_used_for_an_hour_at_most(lifetime: Any) -> None:
-    async with market() as (daraja, _, client):
+async def test_token_with_an_invalid_lifetime_is_used_for_an_hour_at_most(lifetime: Any) -> None:
+    async with daraja_client() as (daraja, _, client):
         daraja.lifetime = lifetime
         assert (await push(client)).checkout_request_id == "ws_CO_1"
         until = await client.token_until(CREDENTIALS)
@@ -792,7 +792,7 @@ async def test_call_of_an_account_with_too_many_open_calls_is_not_sent() -> None
         daraja = server.answer
         assert isinstance(daraja, Daraja)
         async with started(client):
-            daraja.says = drips
+            daraja.says = answers_slowly
             hanging = [asyncio.create_task(push(client)) for _ in range(2)]
 
             async def both_wait() -> bool:
@@ -801,23 +801,23 @@ async def test_call_of_an_account_with_too_many_open_calls_is_not_sent() -> None
             await eventually(both_wait)
             assert (await fault_of(NotSent, client)).retry_after
             assert len(server.of(PUSH)) == 2
-            # Another account has its own.
+            # Another account has its own limit.
             daraja.says = says(200, ACK)
             other = replace(CREDENTIALS, consumer_key=Secret("another-consumer-key"))
             assert (await push(client, other)).checkout_request_id == "ws_CO_1"
             for task in hanging:
                 task.cancel()
             await asyncio.gather(*hanging, return_exceptions=True)
-            # Cancelled calls give their places back.
+            # Cancelled calls free their slots.
             daraja.given.clear()
             await client.verify(CREDENTIALS)
             assert (await push(client)).checkout_request_id == "ws_CO_1"
 
 
 async def test_cancelled_call_raises_cancelled_error() -> None:
-    async with market() as (daraja, server, client):
+    async with daraja_client() as (daraja, server, client):
         await push(client)
-        daraja.says = drips
+        daraja.says = answers_slowly
         work = asyncio.create_task(client.call(STK_QUERY, CREDENTIALS, StkQuery("ws_CO_1")))
         await eventually(lambda: _is_asked(server, QUERY))
         work.cancel()
@@ -833,14 +833,14 @@ async def _is_asked(server: Scripted, path: str) -> bool:
 
 
 async def share(cache: Any, base: str, text: str) -> None:
-    """Put a token into the shared cache, as another process would."""
+    """Store a token in the shared cache, as another process would."""
     tokens = AccessTokens(SetClock(NIGHT), cache, Sealer([b"k" * 32]), "mpesa", secrets.token_bytes)
     owner = AccessTokens.owner(base, CREDENTIALS.consumer_key.reveal())
     await tokens.put(owner, AccessToken(text, NIGHT + timedelta(minutes=50)))
 
 
-async def test_one_token_serves_many_calls() -> None:
-    async with market() as (daraja, server, client):
+async def test_token_is_shared_by_many_calls() -> None:
+    async with daraja_client() as (daraja, server, client):
         await asyncio.gather(*(push(client) for _ in range(10)))
         await push(client)
         assert (len(server.of(TOKEN)), len(server.of(PUSH)), len(daraja.given)) == (1, 11, 1)
@@ -864,8 +864,8 @@ INVALID_TOKEN: list[tuple[str, Answering]] = [
 
 
 @pytest.mark.parametrize(("code", "refuses"), INVALID_TOKEN)
-async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(code: str, refuses: Answering) -> None:
-    async with market() as (daraja, server, client):
+async def test_token_that_is_invalid_is_replaced_and_the_call_repeated_once(code: str, refuses: Answering) -> None:
+    async with daraja_client() as (daraja, server, client):
         await push(client)
 
         async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -879,19 +879,19 @@ async def test_an_invalid_token_is_replaced_and_the_call_repeated_exactly_once(c
         bearers = [asked.headers["authorization"][-1] for asked in server.of(PUSH)]
         assert (bearers, len(daraja.given)) == (["1", "1", "2"], 2)
         assert server.of(PUSH)[1].body == server.of(PUSH)[2].body
-        # And when no token is good enough, it ends there: nothing was done.
+        # If the new token is invalid too, it ends there: nothing was done.
         daraja.says = refuses
         fault = await fault_of(NotSent, client)
         assert fault.code == code
         assert "abc" not in (fault.provider_message or "")
         assert (len(server.of(PUSH)), len(daraja.given)) == (5, 3)
-        # The refused token is not tried again.
+        # The rejected token is not tried again.
         daraja.says = says(200, ACK)
         await push(client)
         assert server.of(PUSH)[-1].headers["authorization"].endswith("-4")
 
 
-async def test_twenty_calls_of_two_processes_fetch_one_token(valkey_url: str) -> None:
+async def test_token_of_twenty_calls_in_two_processes_is_fetched_once(valkey_url: str) -> None:
     daraja = Daraja()
     daraja.pause = 0.3
     async with scripted(daraja) as server, cache_at(valkey_url) as one, cache_at(valkey_url) as other:
@@ -899,26 +899,26 @@ async def test_twenty_calls_of_two_processes_fetch_one_token(valkey_url: str) ->
         async with started(first, second):
             await asyncio.gather(*(push(client) for client in (first, second) * 10))
         assert (len(daraja.given), len(server.of(TOKEN)), len(server.of(PUSH))) == (1, 1, 20)
-        # A process that starts later takes what is there.
+        # A process that starts later uses the cached token.
         third = client_of(server.base, one)
         async with started(third):
             await push(third)
         assert len(server.of(TOKEN)) == 1
 
 
-async def test_when_the_token_of_twenty_calls_is_refused_one_new_one_is_fetched(valkey_url: str) -> None:
+async def test_token_refused_for_twenty_calls_is_fetched_once(valkey_url: str) -> None:
     daraja = Daraja()
     daraja.pause = 0.2
     async with scripted(daraja) as server, cache_at(valkey_url) as one, cache_at(valkey_url) as other:
         first, second = client_of(server.base, one), client_of(server.base, other)
         async with started(first, second):
             await asyncio.gather(push(first), push(second))
-            daraja.given.append("another-that-somebody-else-has")
+            daraja.given.append("the-token-of-another-client")
             await asyncio.gather(*(push(client) for client in (first, second) * 10))
         assert len(server.of(TOKEN)) == 2
 
 
-async def test_a_process_whose_token_another_has_replaced_takes_the_new_one(valkey_url: str) -> None:
+async def test_token_replaced_by_another_process_is_used(valkey_url: str) -> None:
     daraja = Daraja()
     async with scripted(daraja) as server, cache_at(valkey_url) as cache:
         first, second = client_of(server.base, cache), client_of(server.base, cache)
@@ -932,7 +932,7 @@ async def test_a_process_whose_token_another_has_replaced_takes_the_new_one(valk
 
 
 async def test_tokens_of_two_merchants_are_kept_apart(valkey_url: str) -> None:
-    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+    async with cache_at(valkey_url) as cache, daraja_client(cache=cache) as (daraja, server, client):
         await push(client)
         other = replace(CREDENTIALS, consumer_key=Secret("another-key"))
         await push(client, other)
@@ -940,8 +940,8 @@ async def test_tokens_of_two_merchants_are_kept_apart(valkey_url: str) -> None:
         assert [asked.headers["authorization"][-1] for asked in server.of(PUSH)] == ["1", "2"]
 
 
-async def test_in_valkey_the_token_is_sealed(valkey_url: str) -> None:
-    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+async def test_token_in_valkey_is_sealed(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, daraja_client(cache=cache) as (daraja, server, client):
         await push(client)
         names = [name async for name in cache.scan_iter()]
         kept = {name: await cache.dump(name) for name in names}
@@ -951,12 +951,12 @@ async def test_in_valkey_the_token_is_sealed(valkey_url: str) -> None:
         for text in (daraja.given[0], "consumer-key", "consumer-secret", server.base):
             for encoded in (text.encode(), base64.b64encode(text.encode()).rstrip(b"=")[:-2]):
                 assert encoded not in b"".join(names) + b"".join(kept.values()) + b"".join(values.values())
-        # Whoever has another master key cannot open it, and fetches one of their own.
+        # A process with another master key cannot open it, and fetches its own.
         stranger = client_of(server.base, cache, key=b"x" * 32)
         async with started(stranger):
             await push(stranger)
         assert len(daraja.given) == 2
-        # Nor is anything else that stands there believed.
+        # Any other cached value is ignored.
         await cache.set(names[0], b"nonsense")
         newcomer = client_of(server.base, cache)
         async with started(newcomer):
@@ -964,7 +964,7 @@ async def test_in_valkey_the_token_is_sealed(valkey_url: str) -> None:
         assert len(daraja.given) == 3
 
 
-async def test_without_valkey_there_is_a_token_for_each_process() -> None:
+async def test_token_without_valkey_is_kept_by_each_process() -> None:
     daraja = Daraja()
     with listening() as free:
         url = f"valkey://127.0.0.1:{free.getsockname()[1]}/0"
@@ -978,7 +978,7 @@ async def test_without_valkey_there_is_a_token_for_each_process() -> None:
     assert len(daraja.given) == 4
 
 
-async def test_a_valkey_that_says_nothing_holds_nobody_up_for_long() -> None:
+async def test_token_with_an_unresponsive_valkey_is_fetched_soon() -> None:
     asked: list[bytes] = []
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -988,7 +988,7 @@ async def test_a_valkey_that_says_nothing_holds_nobody_up_for_long() -> None:
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         url = f"valkey://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-        async with cache_at(url) as cache, market(cache=cache) as (_, _, client):
+        async with cache_at(url) as cache, daraja_client(cache=cache) as (_, _, client):
             async with asyncio.timeout(60):
                 await push(client)
             assert asked
@@ -997,8 +997,8 @@ async def test_a_valkey_that_says_nothing_holds_nobody_up_for_long() -> None:
             assert not asked, "the token that was fetched is used, and Valkey not asked for it"
 
 
-async def test_a_process_that_died_while_fetching_holds_nobody_up_for_long(valkey_url: str) -> None:
-    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+async def test_token_with_the_lock_of_a_dead_process_is_fetched_soon(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, daraja_client(cache=cache) as (daraja, server, client):
         owner = AccessTokens.owner(server.base, CREDENTIALS.consumer_key.reveal())
         lock = f"mpesa:daraja_token:{owner}:lock"
         await cache.set(lock, b"of the dead", px=300)
@@ -1034,9 +1034,9 @@ async def test_a_process_that_died_while_fetching_holds_nobody_up_for_long(valke
         ([], 3299),
     ],
 )
-async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> None:
+async def test_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> None:
     clock = SetClock(NIGHT)
-    async with market(clock=clock) as (daraja, _, client):
+    async with daraja_client(clock=clock) as (daraja, _, client):
         daraja.lifetime = lifetime
         await push(client)
         clock.advance(timedelta(seconds=used - 1))
@@ -1092,30 +1092,30 @@ async def test_a_token_is_replaced_before_it_ends(lifetime: Any, used: int) -> N
         (breaks_off, NotSent),
     ],
 )
-async def test_without_a_token_nothing_was_sent(answering: Answering, kind: type[DarajaFault]) -> None:
-    async with market() as (daraja, server, client):
+async def test_call_without_a_token_is_not_sent(answering: Answering, kind: type[DarajaFault]) -> None:
+    async with daraja_client() as (daraja, server, client):
         daraja.gives = answering
         fault = await fault_of(kind, client)
         assert kind is Rejected or fault.retry_after
         with pytest.raises(kind):
             await client.verify(CREDENTIALS)
         assert (len(server.of(TOKEN)), len(server.of(PUSH))) == (2, 0), "asked once for each call"
-        # Nothing is kept of a failure.
+        # A failure is not cached.
         daraja.gives = daraja.give
         assert (await push(client)).checkout_request_id == "ws_CO_1"
 
 
-async def test_a_token_that_drips_ends_with_the_time_and_nothing_was_sent() -> None:
-    async with market(timeout=0.5) as (daraja, server, client):
-        daraja.gives = drips
-        # Left to itself, it would drip for minutes.
+async def test_token_with_a_slow_answer_times_out_and_nothing_was_sent() -> None:
+    async with daraja_client(timeout=0.5) as (daraja, server, client):
+        daraja.gives = answers_slowly
+        # Without a timeout, it would last for minutes.
         async with asyncio.timeout(60):
             await fault_of(NotSent, client)
         assert server.of(PUSH) == []
 
 
-async def test_credentials_that_are_verified_bring_the_token_that_is_used_from_then_on(valkey_url: str) -> None:
-    async with cache_at(valkey_url) as cache, market(cache=cache) as (daraja, server, client):
+async def test_verify_stores_a_token_that_later_calls_use(valkey_url: str) -> None:
+    async with cache_at(valkey_url) as cache, daraja_client(cache=cache) as (daraja, server, client):
         await push(client)
         await client.verify(CREDENTIALS)
         await push(client)

@@ -1,4 +1,4 @@
-"""What Daraja's faults mean: each row of the table that integrations have learnt from, and what is done about it."""
+"""Protects the meaning of Daraja's faults: each row of the table, and what the gateway does after it."""
 
 import pytest
 from hypothesis import given
@@ -60,7 +60,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("code", "message", "sent", "retry"), ROWS)
-def test_read_fault_known_fault_has_its_meaning_whatever_its_status(
+def test_read_fault_known_fault_has_its_meaning_with_any_status(
     code: str, message: str, sent: Delivered, retry: Retry
 ) -> None:
     for status in (200, 400, 401, 404, 500, 503):
@@ -100,13 +100,13 @@ def test_read_fault_unknown_code_of_a_refusal_was_not_carried_out(status: int) -
         (400, "steps.servicecallout.ExecutionFailed"),
     ],
 )
-def test_read_fault_outside_the_table_nothing_is_known(status: int, code: str) -> None:
+def test_read_fault_outside_the_table_has_unknown_outcome(status: int, code: str) -> None:
     meaning = read_fault(status, code, "Something went wrong")
     assert (meaning.code, meaning.sent, meaning.retry) == (code or f"http_{status}", Delivered.UNKNOWN, Retry.ASK)
 
 
 @given(st.integers(200, 599), st.text(max_size=30), st.text(max_size=60))
-def test_read_fault_retry_is_only_offered_where_nothing_was_sent(status: int, code: str, message: str) -> None:
+def test_read_fault_retry_is_offered_only_if_nothing_was_sent(status: int, code: str, message: str) -> None:
     meaning = read_fault(status, code, message)
     assert meaning.failure_reason in FAILURE_REASONS
     if meaning.retry in {Retry.FIX, Retry.NEW_TOKEN, Retry.BACK_OFF, Retry.AFTER_A_MINUTE}:
@@ -141,7 +141,7 @@ def test_read_fault_retry_is_only_offered_where_nothing_was_sent(status: int, co
         ("1", "Invalid Access Token", Delivered.NO, Retry.NEW_TOKEN),
     ],
 )
-def test_read_response_other_than_zero_is_a_refusal_unless_it_says_otherwise(
+def test_read_response_other_than_zero_is_a_refusal_unless_its_text_differs(
     code: str, said: str, sent: Delivered, retry: Retry
 ) -> None:
     meaning = read_response(code, said)

@@ -1,4 +1,4 @@
-"""Daraja's names that DNS keeps or falsifies, and answers of random bytes: each is a fault, and nothing else waits."""
+"""Protects calls with slow or false DNS, and answers of random bytes: each is a fault, and no other call waits."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ def client_of(config: DarajaConfig, lookup: Any = None) -> DarajaClient:
     return DarajaClient(config, clock=clock, ids=Ids(clock), valkey=None, sealer=Sealer([b"k" * 32]), lookup=lookup)
 
 
-async def test_daraja_whose_dns_hangs_takes_no_thread_and_is_not_sent() -> None:
+async def test_daraja_with_an_unresponsive_dns_takes_no_thread_and_is_not_sent() -> None:
     async with name_server(never) as dns:
         names = NameResolver(servers=(dns.address,), timeout=2.0)
         client = client_of(DarajaConfig(sandbox_url="https://daraja.example.co.ke", max_concurrent_per_key=1000), names)
@@ -73,7 +73,7 @@ async def test_live_name_that_leads_to_this_machine_is_not_called() -> None:
 
 
 async def test_sandbox_name_may_lead_to_this_machine() -> None:
-    """Compose and Kubernetes name the simulator's service so."""
+    """Compose and Kubernetes give the simulator's service such a name."""
     daraja = Daraja()
     async with scripted(daraja) as server, name_server(always("127.0.0.1")) as dns:
         names = NameResolver(servers=(dns.address,))
@@ -105,7 +105,7 @@ async def test_answers_of_random_bytes_are_faults() -> None:
                 for _ in range(1 + number % 3):
                     damaged[chance.randrange(len(damaged))] = chance.randrange(256)
                 said = bytes(damaged) if number % 2 else chance.randbytes(chance.randrange(1, 300))
-                # Each key is asked for a token of its own.
+                # Each consumer key needs a token of its own.
                 credentials = replace(CREDENTIALS, consumer_key=Secret(f"consumer-key-{number}"))
                 with suppress(NotSent, OutcomeUnknown):
                     await client.call(STK_QUERY, credentials, StkQuery("ws_CO_1"))

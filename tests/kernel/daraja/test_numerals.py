@@ -1,4 +1,4 @@
-"""Numbers in Daraja's many spellings: equal values have one form, and no digit is lost."""
+"""Protects numbers in Daraja's spellings: equal values have one form, and no digit is lost."""
 
 from decimal import Decimal
 

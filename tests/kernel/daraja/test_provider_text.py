@@ -1,4 +1,4 @@
-"""What M-Pesa says reaches merchants, logs and rows without credentials, phone numbers and control characters."""
+"""Protects texts of M-Pesa for merchants, logs and rows: no credentials, phone numbers or control characters."""
 
 import re
 import time
@@ -53,7 +53,7 @@ TOKEN = "x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
         ("key bfb279f9aa9bdbcf158e97dd71a467cd2e0c893059b10f78e6b72ada1ed2c919", "key ****"),
     ],
 )
-def test_provider_text_is_fit_to_be_shown(text: str, shown: str) -> None:
+def test_provider_text_is_masked_and_printable(text: str, shown: str) -> None:
     assert provider_text(text) == shown
     assert provider_text(shown) == shown
 

@@ -1,4 +1,4 @@
-"""A connected database for tests of what stands directly on Postgres."""
+"""Database fixture for tests of the db package."""
 
 from collections.abc import AsyncGenerator
 
@@ -11,7 +11,7 @@ from mpesa_gateway.secret import Secret
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncGenerator[Database]:
-    """An empty database, connected."""
+    """Yield an empty, connected database."""
     database = Database(DatabaseConfig(url=Secret(database_url), pool_max=10))
     await database.start()
     yield database

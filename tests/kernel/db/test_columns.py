@@ -1,4 +1,4 @@
-"""``*`` means the columns that this release knows: a database that has more of them changes no query's shape."""
+"""Protects queries with ``*``: they return the columns that this release knows, even if the database has more."""
 
 from importlib import import_module
 from typing import Any
@@ -51,14 +51,14 @@ class Sale(Table, tablename="sale"):
         ("SELECT 1", "SELECT 1"),
     ],
 )
-def test_a_star_is_spelt_out(sql: str, meant: str) -> None:
+def test_star_is_replaced_by_the_known_columns(sql: str, meant: str) -> None:
     columns = StarExpansion()
     assert columns.spell_out(sql) == sql
     columns.learn(Sale)
     assert columns.spell_out(sql) == meant
 
 
-async def test_a_column_that_is_added_meanwhile_is_not_seen_and_breaks_no_transaction(db: Database) -> None:
+async def test_star_with_a_column_added_later_returns_the_known_columns(db: Database) -> None:
     await db.execute("CREATE SCHEMA mpesa")
     await db.execute("CREATE TABLE sale (sale_id text, amount integer)")
     await db.execute("INSERT INTO sale VALUES ('a', 1)")
@@ -73,10 +73,10 @@ async def test_a_column_that_is_added_meanwhile_is_not_seen_and_breaks_no_transa
 
 
 LEAVING: dict[str, set[str]] = {}
-"""Columns that this release uses no more, and a later one takes away (docs/releasing.md)."""
+"""Columns that this release no longer uses and a later one drops (docs/releasing.md)."""
 
 
-async def test_tables_know_every_column_that_they_have(values: dict[str, Any]) -> None:
+async def test_tables_declare_every_column_of_the_database(values: dict[str, Any]) -> None:
     models: list[type[Table]] = [*KERNEL_TABLES]
     for package in PACKAGES[1:]:
         plugin: Plugin = import_module(f"{package.name}.plugin").plugin

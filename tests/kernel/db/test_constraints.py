@@ -1,4 +1,4 @@
-"""What the kernel's tables refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the kernel's tables: each has a statement that breaks it."""
 
 from typing import Any
 from uuid import UUID
@@ -98,17 +98,17 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_every_kernel_constraint_has_a_statement_that_breaks_it() -> None:
     assert added("mpesa_gateway.db.migrations") - set(CASES) == set()
 
 
-async def test_the_tables_refuse_what_must_not_be(values: dict[str, Any]) -> None:
+async def test_kernel_constraints_reject_their_statements(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.db.execute(ROWS)
         assert await refusals(gateway.db, CASES) == {}
 
 
-async def test_a_payers_number_can_be_erased_from_an_event(values: dict[str, Any]) -> None:
+async def test_event_payload_update_that_erases_a_payer_is_allowed(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.db.execute(ROWS)
         assert await gateway.db.execute("UPDATE event SET payload = '{\"phone\": \"\"}', body = '{}'") == "UPDATE 1"

@@ -1,4 +1,4 @@
-"""Transactions: all or nothing, one at a time for each task, and what follows only once they have committed."""
+"""Protects transactions: atomic, one per task, deferred writes, and callbacks only after the commit."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -22,7 +22,7 @@ Outsider: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 class Note(Table, tablename="note"):
-    """A table of this test's own."""
+    """A table of this test."""
 
     word = Text(primary_key=True)
 
@@ -38,17 +38,17 @@ WRITTEN_AS_EXPECTED = _KERNEL[_KERNEL.index("CREATE FUNCTION written_as_expected
 
 
 def note(*words: str, told: Told | None = None) -> DeferredWrite:
-    """A write of these words."""
+    """Return a write of these words."""
     return DeferredWrite("INSERT INTO note SELECT unnest($1::text[]) RETURNING word", (list(words),), on_written=told)
 
 
 class Oops(Exception):
-    """What goes wrong in these tests."""
+    """The error of these tests."""
 
 
 @pytest.fixture
 async def notes(db: Database) -> Database:
-    """A database with the table, bound."""
+    """Return a database with the table, bound."""
     await migrate(db, [Migration("test", 1, "0001_note.sql", _NOTES)])
     await db.execute(WRITTEN_AS_EXPECTED)
     db.bind([Note])
@@ -57,7 +57,7 @@ async def notes(db: Database) -> Database:
 
 @pytest.fixture
 async def outsider(database_url: str) -> AsyncGenerator[Outsider]:
-    """Somebody else, who sees only what has been committed."""
+    """Yield a connection that sees only committed rows."""
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()
@@ -70,7 +70,7 @@ async def write(db: Database, word: str) -> None:
 
 @asynccontextmanager
 async def doomed(db: Database) -> AsyncGenerator[None]:
-    """A transaction that goes wrong at its end."""
+    """Open a transaction that is rolled back at its end."""
     with suppress(Oops):
         async with db.transaction():
             yield
@@ -78,16 +78,15 @@ async def doomed(db: Database) -> AsyncGenerator[None]:
 
 
 def is_inside(db: Database) -> bool:
-    """Whether this task has a transaction open."""
     return db.in_transaction
 
 
 async def seen(outsider: Outsider) -> list[str]:
-    """The words that everybody sees."""
+    """Return the committed words."""
     return [row["word"] for row in await outsider.fetch("SELECT word FROM mpesa.note ORDER BY word")]
 
 
-async def test_a_transaction_shows_its_changes_when_it_ends_and_not_before(notes: Database, outsider: Outsider) -> None:
+async def test_transaction_shows_its_changes_only_after_the_commit(notes: Database, outsider: Outsider) -> None:
     assert not is_inside(notes)
     async with notes.transaction():
         assert is_inside(notes)
@@ -98,7 +97,7 @@ async def test_a_transaction_shows_its_changes_when_it_ends_and_not_before(notes
     assert await seen(outsider) == ["a"]
 
 
-async def test_a_failure_undoes_all_of_it_and_is_not_swallowed(notes: Database, outsider: Outsider) -> None:
+async def test_transaction_that_fails_is_undone_and_raises(notes: Database, outsider: Outsider) -> None:
     async def work() -> None:
         async with notes.transaction():
             await write(notes, "a")
@@ -111,7 +110,7 @@ async def test_a_failure_undoes_all_of_it_and_is_not_swallowed(notes: Database, 
     assert await seen(outsider) == []
 
 
-async def test_a_task_that_is_cancelled_leaves_nothing_and_gives_its_connection_back(
+async def test_transaction_of_a_cancelled_task_is_undone_and_returns_its_connection(
     database_url: str, notes: Database, outsider: Outsider
 ) -> None:
     narrow = Database(DatabaseConfig(url=Secret(database_url), pool_max=1))
@@ -138,7 +137,7 @@ async def test_a_task_that_is_cancelled_leaves_nothing_and_gives_its_connection_
     assert notes.is_running
 
 
-async def test_queries_of_piccolo_take_part(notes: Database, outsider: Outsider) -> None:
+async def test_transaction_includes_piccolo_queries(notes: Database, outsider: Outsider) -> None:
     async with doomed(notes):
         await Note(word="lost").save()
         assert await notes.fetchval("SELECT count(*) FROM note") == 1
@@ -154,7 +153,7 @@ async def test_queries_of_piccolo_take_part(notes: Database, outsider: Outsider)
         await Note.count()
 
 
-async def test_a_nested_transaction_is_part_of_the_outer_one(notes: Database, outsider: Outsider) -> None:
+async def test_nested_transaction_is_part_of_the_outer_one(notes: Database, outsider: Outsider) -> None:
     async with doomed(notes):
         await write(notes, "outer")
         async with notes.transaction():
@@ -169,7 +168,7 @@ async def test_a_nested_transaction_is_part_of_the_outer_one(notes: Database, ou
     assert await seen(outsider) == ["inner", "outer"]
 
 
-async def test_what_is_put_off_is_one_statement_and_a_transaction_of_nothing_else_is_that(
+async def test_deferred_writes_alone_are_one_statement_without_a_transaction(
     notes: Database, outsider: Outsider
 ) -> None:
     heard: list[object] = []
@@ -186,12 +185,12 @@ async def test_what_is_put_off_is_one_statement_and_a_transaction_of_nothing_els
         await notes.defer(DeferredWrite("UPDATE sum SET words = words + 2 RETURNING words::text", (), expects=1))
         assert heard == []
         assert await seen(outsider) == []
-    # Nothing had to begin: what it is told is committed already.
+    # No transaction had to begin: the callback runs after the commit.
     assert heard == [(["one", "two"], ["one", "two"]), "committed"]
     assert await outsider.fetchval("SELECT words FROM mpesa.sum") == 2
 
 
-async def test_whoever_asks_finds_what_was_put_off_before(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_write_is_seen_by_later_queries(notes: Database, outsider: Outsider) -> None:
     async with doomed(notes):
         await notes.defer(note("one"))
         assert await notes.fetchval("SELECT word FROM note") == "one"
@@ -204,20 +203,20 @@ async def test_whoever_asks_finds_what_was_put_off_before(notes: Database, outsi
     assert await seen(outsider) == []
 
 
-async def test_a_look_begins_nothing_and_sees_what_is_committed(notes: Database, outsider: Outsider) -> None:
+async def test_unlocked_read_begins_no_transaction_and_sees_committed_rows(notes: Database, outsider: Outsider) -> None:
     async with notes.transaction():
         await notes.defer(note("mine"))
         assert await notes.read_unlocked("SELECT word FROM note") == []
         await outsider.execute("INSERT INTO mpesa.note VALUES ('theirs')")
         assert [row["word"] for row in await notes.read_unlocked("SELECT word FROM note")] == ["theirs"]
         await write(notes, "begun")
-        # Now there is a transaction to look in.
+        # Now there is a transaction to read in.
         assert len(await notes.read_unlocked("SELECT word FROM note")) == 3
     assert await seen(outsider) == ["begun", "mine", "theirs"]
 
 
 @pytest.mark.parametrize("has_begun", [True, False])
-async def test_who_finds_other_rows_than_expected_has_written_nothing(
+async def test_deferred_write_with_an_unexpected_row_count_writes_nothing(
     notes: Database, outsider: Outsider, *, has_begun: bool
 ) -> None:
     called: list[str] = []
@@ -242,7 +241,7 @@ async def test_who_finds_other_rows_than_expected_has_written_nothing(
     assert called == ["one", "two"]
 
 
-async def test_what_is_put_off_in_a_savepoint_goes_with_it(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_write_in_a_savepoint_is_undone_with_it(notes: Database, outsider: Outsider) -> None:
     async def fail() -> None:
         async with notes.savepoint():
             await notes.defer(note("inside"))
@@ -258,7 +257,7 @@ async def test_what_is_put_off_in_a_savepoint_goes_with_it(notes: Database, outs
     assert await seen(outsider) == ["after", "before", "kept"]
 
 
-async def test_one_that_fails_in_a_savepoint_fails_there_and_alone(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_write_that_fails_in_a_savepoint_fails_alone(notes: Database, outsider: Outsider) -> None:
     await write(notes, "there")
 
     async def fail() -> None:
@@ -273,7 +272,9 @@ async def test_one_that_fails_in_a_savepoint_fails_there_and_alone(notes: Databa
     assert await seen(outsider) == ["after", "there"]
 
 
-async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_write_that_fails_raises_at_the_end_of_the_transaction(
+    notes: Database, outsider: Outsider
+) -> None:
     await write(notes, "there")
 
     async def work() -> None:
@@ -284,12 +285,14 @@ async def test_one_that_fails_fails_where_the_transaction_ends(notes: Database, 
     with pytest.raises(asyncpg.UniqueViolationError):
         await work()
     assert await seen(outsider) == ["there"]
-    # Without a transaction there is nothing to put it off to.
+    # Without a transaction, the write runs at once.
     with pytest.raises(asyncpg.UniqueViolationError):
         await notes.defer(note("there"))
 
 
-async def test_a_failure_that_is_swallowed_is_met_again_at_the_end(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_write_error_that_is_swallowed_raises_again_at_the_end(
+    notes: Database, outsider: Outsider
+) -> None:
     await write(notes, "there")
     called: list[str] = []
 
@@ -421,7 +424,7 @@ async def test_nested_transaction_that_raised_fails_the_outer_one_though_it_is_c
     assert await seen(outsider) == ["whole"]
 
 
-async def test_commit_of_a_hosts_own_transaction_on_our_connection_is_checked(
+async def test_transaction_of_a_host_on_our_connection_is_checked_at_commit(
     notes: Database, outsider: Outsider
 ) -> None:
     async def work() -> None:
@@ -435,7 +438,7 @@ async def test_commit_of_a_hosts_own_transaction_on_our_connection_is_checked(
     assert await seen(outsider) == []
 
 
-async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider: Outsider) -> None:
+async def test_task_that_outlives_its_transaction_raises(notes: Database, outsider: Outsider) -> None:
     is_over = asyncio.Event()
 
     async def later(work: Callable[[], Awaitable[object]]) -> object:
@@ -443,7 +446,7 @@ async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider
         return await work()
 
     async def nothing() -> None:
-        """After the commit."""
+        """Runs after the commit."""
 
     async with notes.transaction():
         await notes.defer(note("inside"))
@@ -462,7 +465,7 @@ async def test_who_outlives_its_transaction_is_told_so(notes: Database, outsider
     assert await seen(outsider) == ["inside"]
 
 
-async def test_however_many_are_put_off_all_are_written(notes: Database, outsider: Outsider) -> None:
+async def test_deferred_writes_of_any_number_are_all_written(notes: Database, outsider: Outsider) -> None:
     words = [f"{number:04}" for number in range(1700)]
     async with notes.transaction():
         for word in words:
@@ -471,7 +474,7 @@ async def test_however_many_are_put_off_all_are_written(notes: Database, outside
     assert await seen(outsider) == words
 
 
-async def test_who_is_told_of_a_write_puts_off_no_other(notes: Database) -> None:
+async def test_deferred_write_callback_may_not_defer_another(notes: Database) -> None:
     async def told(_: Sequence[str]) -> None:
         await notes.defer(note("second"))
 
@@ -483,14 +486,14 @@ async def test_who_is_told_of_a_write_puts_off_no_other(notes: Database) -> None
         await work()
 
 
-async def test_a_transaction_that_asks_for_nothing_takes_no_connection(database_url: str) -> None:
+async def test_transaction_without_a_query_takes_no_connection(database_url: str) -> None:
     nowhere = Database(DatabaseConfig(url=Secret(database_url)))
     async with nowhere.transaction():
         assert is_inside(nowhere)
     assert not is_inside(nowhere)
 
 
-async def test_tasks_side_by_side_have_a_transaction_each(notes: Database, outsider: Outsider) -> None:
+async def test_transactions_of_concurrent_tasks_are_separate(notes: Database, outsider: Outsider) -> None:
     both = asyncio.Barrier(2)
 
     async def work(word: str, *, fails: bool) -> None:
@@ -507,9 +510,7 @@ async def test_tasks_side_by_side_have_a_transaction_each(notes: Database, outsi
     assert await seen(outsider) == ["a"]
 
 
-async def test_a_failure_in_a_savepoint_is_undone_alone_with_what_it_had_put_off(
-    notes: Database, outsider: Outsider
-) -> None:
+async def test_savepoint_that_fails_is_undone_alone_with_its_callbacks(notes: Database, outsider: Outsider) -> None:
     ran: list[str] = []
 
     async def put_off(name: str) -> None:
@@ -539,7 +540,7 @@ async def test_a_failure_in_a_savepoint_is_undone_alone_with_what_it_had_put_off
     assert await seen(outsider) == ["before", "kept", "then"]
 
 
-async def test_a_savepoint_needs_a_transaction_and_ends_with_it(notes: Database, outsider: Outsider) -> None:
+async def test_savepoint_without_a_transaction_raises(notes: Database, outsider: Outsider) -> None:
     with pytest.raises(RuntimeError, match=r"async with db\.transaction"):
         async with notes.savepoint():
             await write(notes, "never")
@@ -548,7 +549,7 @@ async def test_a_savepoint_needs_a_transaction_and_ends_with_it(notes: Database,
     assert await seen(outsider) == []
 
 
-async def test_what_was_put_off_runs_in_order_once_others_see_the_commit(notes: Database, outsider: Outsider) -> None:
+async def test_after_commit_callbacks_run_in_order_after_the_commit(notes: Database, outsider: Outsider) -> None:
     found: list[tuple[str, list[str], bool]] = []
 
     async def put_off(name: str) -> None:
@@ -568,7 +569,7 @@ async def test_what_was_put_off_runs_in_order_once_others_see_the_commit(notes: 
     assert found[2:] == [("outside", ["a"], False)]
 
 
-async def test_what_was_put_off_never_runs_after_a_rollback(notes: Database) -> None:
+async def test_after_commit_callback_never_runs_after_a_rollback(notes: Database) -> None:
     ran: list[str] = []
 
     async def call() -> None:
@@ -581,7 +582,7 @@ async def test_what_was_put_off_never_runs_after_a_rollback(notes: Database) -> 
     assert ran == []
 
 
-async def test_a_commit_that_fails_runs_nothing(notes: Database, outsider: Outsider) -> None:
+async def test_after_commit_callback_never_runs_after_a_failed_commit(notes: Database, outsider: Outsider) -> None:
     await notes.execute("ALTER TABLE note ADD COLUMN of text REFERENCES note DEFERRABLE INITIALLY DEFERRED")
     ran: list[str] = []
 
@@ -600,7 +601,7 @@ async def test_a_commit_that_fails_runs_nothing(notes: Database, outsider: Outsi
     assert not is_inside(notes)
 
 
-async def test_a_failure_after_the_commit_undoes_nothing_and_stops_nobody(notes: Database, outsider: Outsider) -> None:
+async def test_after_commit_callback_that_fails_stops_no_other(notes: Database, outsider: Outsider) -> None:
     ran: list[str] = []
 
     async def fail() -> None:
@@ -617,7 +618,7 @@ async def test_a_failure_after_the_commit_undoes_nothing_and_stops_nobody(notes:
     assert await seen(outsider) == ["a"]
 
 
-async def test_every_connection_speaks_of_our_schema_and_utc_and_gives_up_in_time(database_url: str) -> None:
+async def test_connection_has_our_schema_utc_and_a_statement_timeout(database_url: str) -> None:
     db = Database(DatabaseConfig(url=Secret(database_url), schema="till", statement_timeout=0.3))
     await db.start()
     shown = [await db.fetchval(f"SHOW {name}") for name in ("search_path", "timezone", "statement_timeout")]
@@ -627,7 +628,7 @@ async def test_every_connection_speaks_of_our_schema_and_utc_and_gives_up_in_tim
     await db.stop()
 
 
-async def test_what_is_not_connected_says_so(database_url: str) -> None:
+async def test_database_without_a_url_or_a_start_raises(database_url: str) -> None:
     with pytest.raises(ValueError, match=r"database\.url is not set"):
         Database(DatabaseConfig())
     db = Database(DatabaseConfig(url=Secret(database_url)))
@@ -636,7 +637,7 @@ async def test_what_is_not_connected_says_so(database_url: str) -> None:
         await db.fetchval("SELECT 1")
 
 
-async def test_stopping_does_not_wait_for_ever_for_a_query_that_does_not_end(database_url: str) -> None:
+async def test_database_stop_with_an_endless_query_returns_in_time(database_url: str) -> None:
     db = Database(DatabaseConfig(url=Secret(database_url)))
     await db.start()
     endless = asyncio.create_task(db.execute("SELECT pg_sleep(600)"))

@@ -1,4 +1,4 @@
-"""Idempotency keys: one winner, the same answer for everyone who repeats, and no second try that could pay twice."""
+"""Protects idempotency keys: one winner, the same answer to each repetition, and no second payment."""
 
 import asyncio
 import re
@@ -39,13 +39,13 @@ BODIES = st.dictionaries(st.text(max_size=10), VALUES | st.lists(VALUES, max_siz
 
 
 @given(st.text(PRINTABLE, min_size=1, max_size=255).filter(str.strip))
-def test_every_printable_key_is_taken_as_it_was_sent(text: str) -> None:
+def test_read_key_printable_text_is_accepted_as_sent(text: str) -> None:
     assert read_key(text) == text.strip(" ")
     assert read_key(f"  {text}\t") == text.strip(" ")
 
 
 @given(st.text(max_size=300) | st.text(PRINTABLE, min_size=250, max_size=260) | st.none())
-def test_whatever_is_no_key_is_refused_with_a_sentence(text: str | None) -> None:
+def test_read_key_anything_else_is_refused_with_a_sentence(text: str | None) -> None:
     if text is not None and re.fullmatch(r"[ -~]{1,255}", text.strip()):
         assert read_key(text) == text.strip()
     else:
@@ -55,7 +55,7 @@ def test_whatever_is_no_key_is_refused_with_a_sentence(text: str | None) -> None
 
 
 @given(BODIES, st.randoms())
-def test_the_order_of_a_body_does_not_matter(body: dict[str, Any], chance: Any) -> None:
+def test_fingerprint_ignores_the_order_of_a_body(body: dict[str, Any], chance: Any) -> None:
     items = list(body.items())
     chance.shuffle(items)
     assert fingerprint("pay", dict(items)) == fingerprint("pay", body)
@@ -63,17 +63,17 @@ def test_the_order_of_a_body_does_not_matter(body: dict[str, Any], chance: Any) 
 
 
 @given(BODIES, BODIES, st.sampled_from(["pay", "refund"]), st.sampled_from(["pay", "refund"]))
-def test_another_body_or_operation_is_another_request(
+def test_fingerprint_of_another_body_or_operation_differs(
     one: dict[str, Any], two: dict[str, Any], first: str, second: str
 ) -> None:
-    # As JSON: Python takes True for 1.
+    # As JSON: in Python, True equals 1.
     is_same = first == second and repr(sorted(one.items())) == repr(sorted(two.items()))
     assert (fingerprint(first, one) == fingerprint(second, two)) is is_same
 
 
 @pytest.fixture
 async def shops(db: Database) -> Database:
-    """A database with two merchants."""
+    """Return a database with two merchants."""
     await migrate(db, find("kernel", "mpesa_gateway.db.migrations"))
     await db.execute(
         "INSERT INTO merchant (merchant_id, name, created_at, updated_at) "
@@ -109,7 +109,7 @@ async def ask(
         )
 
 
-async def test_who_comes_first_acts_and_who_repeats_waits_then_learns_the_outcome(shops: Database) -> None:
+async def test_claim_of_a_claimed_key_waits_then_returns_the_outcome(shops: Database) -> None:
     assert await ask(shops, PAYMENTS[1]) == Claim(PAYMENTS[1], is_ours=True)
     with pytest.raises(KeyInProgress) as waits:
         await ask(shops, PAYMENTS[2], at=NOW + LEASE - timedelta(microseconds=1))
@@ -119,13 +119,13 @@ async def test_who_comes_first_acts_and_who_repeats_waits_then_learns_the_outcom
     assert await ask(shops, PAYMENTS[3]) == Claim(PAYMENTS[1], is_ours=False)
 
 
-async def test_a_lease_that_ran_out_gives_the_first_subject_and_never_a_second_try(shops: Database) -> None:
+async def test_claim_after_an_expired_lease_returns_the_first_subject(shops: Database) -> None:
     await ask(shops, PAYMENTS[1])
     for late in (LEASE, timedelta(days=400)):
         assert await ask(shops, PAYMENTS[2], at=NOW + late) == Claim(PAYMENTS[1], is_ours=False)
 
 
-async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Database) -> None:
+async def test_claim_of_a_released_key_is_for_its_first_subject(shops: Database) -> None:
     await ask(shops, PAYMENTS[1])
     await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     later = NOW + timedelta(seconds=10)
@@ -134,7 +134,7 @@ async def test_a_released_key_is_taken_again_for_its_first_subject(shops: Databa
         await ask(shops, PAYMENTS[3], at=later + LEASE - timedelta(seconds=1))
 
 
-async def test_another_body_is_refused_whatever_became_of_the_first(shops: Database) -> None:
+async def test_claim_with_another_body_is_refused_in_every_state(shops: Database) -> None:
     async def is_refused() -> None:
         with pytest.raises(KeyMismatch) as refused:
             await ask(shops, PAYMENTS[2], body=b"x" * 16)
@@ -149,14 +149,14 @@ async def test_another_body_is_refused_whatever_became_of_the_first(shops: Datab
     await is_refused()
 
 
-async def test_what_is_settled_is_never_released(shops: Database) -> None:
+async def test_release_of_a_settled_key_does_nothing(shops: Database) -> None:
     await ask(shops, PAYMENTS[1])
     await settle(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     assert await ask(shops, PAYMENTS[2]) == Claim(PAYMENTS[1], is_ours=False)
 
 
-async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
+async def test_claim_of_another_merchant_is_separate(shops: Database) -> None:
     assert (await ask(shops, PAYMENTS[1])).is_ours
     assert await ask(shops, PAYMENTS[2], merchant=OTHER_MERCHANT, body=b"x" * 16) == Claim(PAYMENTS[2], is_ours=True)
     await settle(shops, merchant_id=OTHER_MERCHANT, env="sandbox", key="order 1")
@@ -164,7 +164,7 @@ async def test_each_merchant_has_keys_of_their_own(shops: Database) -> None:
         await ask(shops, PAYMENTS[3])
 
 
-async def test_each_env_has_keys_of_its_own(shops: Database) -> None:
+async def test_claim_of_another_env_is_separate(shops: Database) -> None:
     assert (await ask(shops, PAYMENTS[1])).is_ours
     assert await ask(shops, PAYMENTS[2], env="live") == Claim(PAYMENTS[2], is_ours=True)
     await settle(shops, merchant_id=MERCHANT, env="live", key="order 1")
@@ -177,7 +177,7 @@ async def test_each_env_has_keys_of_its_own(shops: Database) -> None:
 
 
 @pytest.mark.parametrize("end", [settle, release, None])
-async def test_a_key_of_another_operation_is_refused_and_the_operation_named(shops: Database, end: Any) -> None:
+async def test_claim_for_another_operation_is_refused_and_the_operation_named(shops: Database, end: Any) -> None:
     await ask(shops, PAYMENTS[1])
     if end is not None:
         await end(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
@@ -190,9 +190,7 @@ async def test_a_key_of_another_operation_is_refused_and_the_operation_named(sho
 
 
 @pytest.mark.parametrize("commits", [True, False])
-async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_rolled_back(
-    shops: Database, commits: bool
-) -> None:
+async def test_claims_wait_for_the_first_and_one_wins_only_after_its_rollback(shops: Database, commits: bool) -> None:
     took = asyncio.Event()
     go_on = asyncio.Event()
 
@@ -220,7 +218,7 @@ async def test_others_wait_for_the_first_and_one_of_them_follows_only_if_it_roll
     assert kept == ([PAYMENTS[0]] if commits else [won[0].subject_id])
 
 
-async def test_a_released_key_has_one_winner_among_many(shops: Database) -> None:
+async def test_claims_of_a_released_key_have_one_winner(shops: Database) -> None:
     await ask(shops, PAYMENTS[0])
     await release(shops, merchant_id=MERCHANT, env="sandbox", key="order 1")
     ends = await asyncio.gather(*(ask(shops, one) for one in PAYMENTS), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Identifiers: text such as ``pay_01jd…`` in Python, a ``uuid`` in Postgres, the same order in both."""
+"""Protects identifiers: text such as ``pay_01jd…`` in Python, a ``uuid`` in Postgres, the same order in both."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ IN_POSTGRES = settings(max_examples=50, suppress_health_check=[HealthCheck.funct
 
 
 def made(prefix: str, moment: datetime, chance: bytes) -> str:
-    """Return the identifier that ``Ids.new`` makes at this moment with this chance."""
+    """Return the identifier that ``Ids.new`` makes at this time with these random bytes."""
     return Ids(SetClock(moment), lambda _: chance).new(prefix)
 
 
@@ -67,12 +67,12 @@ UNFIT = [
     "' OR true --",
     "x" * 100_000,
 ]
-"""Text that is no identifier of ours, most of it nearly one."""
+"""Texts that are no identifiers of ours; most differ little from one."""
 
 
 @pytest.fixture
 async def kernel(db: Database) -> Database:
-    """A database with the kernel's tables and functions."""
+    """Return a database with the kernel's tables and functions."""
     await migrate(db, find("kernel", "mpesa_gateway.db.migrations"))
     return db
 
@@ -81,7 +81,7 @@ async def kernel(db: Database) -> Database:
 
 
 @given(PREFIXES, MOMENTS, CHANCE)
-def test_id_of_time_and_chance_is_its_16_bytes_and_back(prefix: str, moment: datetime, chance: bytes) -> None:
+def test_new_id_is_its_16_bytes_of_time_and_randomness_and_back(prefix: str, moment: datetime, chance: bytes) -> None:
     text = made(prefix, moment, chance)
     uuid = uuid_of(text)
     assert (len(text), text[:4], len(uuid), id_of(uuid)) == (30, f"{prefix}_", 16, text)
@@ -98,8 +98,8 @@ def test_id_of_any_bytes_is_an_id_or_a_uuid_of_these_bytes(uuid: bytes) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["evt", "pay"]), st.binary(min_size=8, max_size=8)), max_size=50))
-def test_ids_of_one_millisecond_are_in_the_order_in_which_they_were_made(made: list[tuple[str, bytes]]) -> None:
-    # So near to the end that the numbers begin again, a start has a chance of one in some thousand million.
+def test_new_ids_of_one_millisecond_are_in_the_order_of_creation(made: list[tuple[str, bytes]]) -> None:
+    # A start so near to the end that the numbers wrap around has a probability of one in some thousand million.
     chances = iter([bytes(1) + chance[1:] for _, chance in made])
     ids = Ids(SetClock(NOON), lambda _: next(chances))
     found = [ids.new(prefix) for prefix, _ in made]
@@ -109,7 +109,7 @@ def test_ids_of_one_millisecond_are_in_the_order_in_which_they_were_made(made: l
 
 
 @given(st.text(max_size=40) | st.text("pay_0123456789abcdefghjkmnpqrstvwxyz", min_size=29, max_size=31))
-def test_uuid_of_any_text_is_of_this_very_text_or_names_no_row(text: str) -> None:
+def test_uuid_of_any_text_is_of_this_text_or_names_no_row(text: str) -> None:
     uuid = uuid_of(text)
     assert uuid in {NO_ROW, bytes(16)} or id_of(uuid) == text
     assert (uuid == bytes(16)) == (text == "")
@@ -123,9 +123,7 @@ def test_uuid_of_text_that_is_no_id_names_no_row(text: str) -> None:
 
 
 @given(PREFIXES, MOMENTS, CHANCE, CHANCE)
-def test_least_is_between_what_was_made_before_and_what_is_made_then(
-    prefix: str, moment: datetime, before: bytes, then: bytes
-) -> None:
+def test_least_is_between_earlier_and_later_ids(prefix: str, moment: datetime, before: bytes, then: bytes) -> None:
     moment = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
     least = Ids.least(prefix, moment)
     assert made(prefix, moment - timedelta(milliseconds=1), before) < least <= made(prefix, moment, then)
@@ -133,7 +131,7 @@ def test_least_is_between_what_was_made_before_and_what_is_made_then(
 
 
 @given(IDS, PREFIXES)
-def test_renamed_keeps_moment_and_chance(text: str, prefix: str) -> None:
+def test_renamed_keeps_time_and_random_bytes(text: str, prefix: str) -> None:
     other = renamed(text, prefix)
     assert other.startswith(f"{prefix}_")
     assert (uuid_of(other)[:6], uuid_of(other)[8:]) == (uuid_of(text)[:6], uuid_of(text)[8:])
@@ -146,7 +144,7 @@ def test_ids_of_one_prefix_sort_as_their_bytes(one: str, other: str) -> None:
     assert (one < other) == (uuid_of(one) < uuid_of(other))
 
 
-def test_renamed_refuses_the_empty_text() -> None:
+def test_renamed_of_the_empty_text_raises() -> None:
     with pytest.raises(ValueError, match="no identifier"):
         renamed("", "evt")
 
@@ -156,7 +154,7 @@ def test_renamed_refuses_the_empty_text() -> None:
 
 @IN_POSTGRES
 @given(ids=MANY)
-async def test_every_id_comes_back_from_postgres_as_it_went(db: Database, ids: list[str]) -> None:
+async def test_id_is_returned_by_postgres_unchanged(db: Database, ids: list[str]) -> None:
     with_none: list[str | None] = [*ids, None]
     row = await db.fetchrow(
         "SELECT $1::uuid AS one, $2::uuid[] AS many, $3::uuid AS nothing, ROW($1::uuid, $2::uuid[]) AS both,"
@@ -171,7 +169,7 @@ async def test_every_id_comes_back_from_postgres_as_it_went(db: Database, ids: l
 
 @IN_POSTGRES
 @given(ids=MANY)
-async def test_postgres_sorts_ids_as_their_text_within_a_prefix(db: Database, ids: list[str]) -> None:
+async def test_ids_in_postgres_sort_as_their_text_within_a_prefix(db: Database, ids: list[str]) -> None:
     ours = [renamed(one, ids[0][:3]) for one in ids]
     rows = await db.fetch("SELECT id FROM unnest($1::uuid[]) AS id ORDER BY id", ours)
     assert [row["id"] for row in rows] == sorted(ours)
@@ -180,7 +178,7 @@ async def test_postgres_sorts_ids_as_their_text_within_a_prefix(db: Database, id
 
 @IN_POSTGRES
 @given(ids=MANY)
-async def test_functions_of_postgres_read_and_write_ids_as_python_does(kernel: Database, ids: list[str]) -> None:
+async def test_id_functions_of_postgres_agree_with_python(kernel: Database, ids: list[str]) -> None:
     rows = await kernel.fetch(
         "SELECT id::text, id_text(id) AS text, id_uuid(id_text(id)) AS again, is_id(id) AS is_id,"
         " has_prefix(id, substr(id_text(id), 1, 3)) AS has_prefix, has_prefix(id, $2) AS has_other"
@@ -193,7 +191,7 @@ async def test_functions_of_postgres_read_and_write_ids_as_python_does(kernel: D
     ]
 
 
-async def test_functions_of_postgres_give_null_for_null_and_nothing_that_is_stored(kernel: Database) -> None:
+async def test_id_functions_of_postgres_return_null_for_null_and_accept_no_other_uuid(kernel: Database) -> None:
     row = await kernel.fetchrow("SELECT id_text(NULL), id_uuid(NULL), is_id(NULL), has_prefix(NULL, 'pay')")
     assert row is not None
     assert tuple(row) == (None, None, None, None)
@@ -201,7 +199,7 @@ async def test_functions_of_postgres_give_null_for_null_and_nothing_that_is_stor
         assert await kernel.fetchval(f"SELECT is_id('{uuid}') OR has_prefix('{uuid}', 'pay')") is False
 
 
-async def test_text_that_is_no_id_finds_nothing_and_is_stored_nowhere(kernel: Database) -> None:
+async def test_text_that_is_no_id_finds_nothing_and_cannot_be_stored(kernel: Database) -> None:
     merchant = identifier("mer", at=NOON)
     insert = "INSERT INTO merchant (merchant_id, name, created_at, updated_at) VALUES ($1, 'Shop', now(), now())"
     await kernel.execute(insert, merchant)
@@ -213,7 +211,7 @@ async def test_text_that_is_no_id_finds_nothing_and_is_stored_nowhere(kernel: Da
     assert await kernel.fetchval("SELECT merchant_id FROM merchant WHERE merchant_id > $1", "") == merchant
 
 
-async def test_connection_of_its_own_and_a_pooled_one_take_and_give_text(db: Database, database_url: str) -> None:
+async def test_id_is_text_on_pooled_and_separate_connections(db: Database, database_url: str) -> None:
     connection = await db.connect()
     plain = await asyncpg.connect(database_url)
     try:
@@ -226,7 +224,7 @@ async def test_connection_of_its_own_and_a_pooled_one_take_and_give_text(db: Dat
         await connection.close()
 
 
-# -- what the tables store ----------------------------------------------------------------------------------------
+# -- stored values ----------------------------------------------------------------------------------------------------
 
 
 COLUMNS = """
@@ -247,20 +245,20 @@ ORDER BY relname, attname
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
-    """A gateway with the tables of all plugins."""
+    """Yield a gateway with the tables of all plugins."""
     async with running_gateway(values | {"worker": {"in_process": False}}) as (found, _):
         yield found
 
 
 async def refuse(db: Database, column: str, checks: Sequence[str], value: str) -> bool:
-    """Whether one of the CHECKs of a column refuses this value, which is a uuid as SQL writes it."""
+    """Return True if a CHECK of a column rejects this value, a uuid in SQL."""
     passes = " AND ".join(f"({check})" for check in checks) or "true"
     found = await db.fetchval(f"SELECT ({passes}) IS FALSE FROM (SELECT '{value}'::uuid AS {column}) AS each")  # noqa: S608
     assert isinstance(found, bool)
     return found
 
 
-async def test_every_uuid_column_stores_ids_only_and_a_key_those_of_its_prefix(gateway: Gateway) -> None:
+async def test_uuid_columns_store_only_ids_and_keys_only_those_of_their_prefix(gateway: Gateway) -> None:
     columns = await gateway.db.fetch(COLUMNS)
     own_keys: list[str] = []
     for table, column, is_key, has_foreign_key, checks in columns:

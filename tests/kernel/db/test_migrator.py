@@ -1,4 +1,4 @@
-"""Migrations: each once however many start at once, none that was changed, nothing half done."""
+"""Protects migrations: each runs once even if several processes start, and a failure leaves nothing."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ OTHER = Migration("cafe", 1, "0001_cafe.sql", "CREATE TABLE cafe (number integer
 
 
 def package(folder: Path, name: str, files: dict[str, str]) -> str:
-    """A package with these files in it; gives its name."""
+    """Create a package with these files and return its name."""
     home = folder / name
     home.mkdir()
     for file, text in files.items():
@@ -34,17 +34,17 @@ def package(folder: Path, name: str, files: dict[str, str]) -> str:
 
 
 async def ledger(db: Database) -> list[tuple[str, int]]:
-    """What Postgres says has been applied."""
+    """Return the migrations that Postgres has recorded."""
     rows = await db.fetch("SELECT owner, number FROM migration ORDER BY owner, number")
     return [(row["owner"], row["number"]) for row in rows]
 
 
 async def migrating(environ: dict[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """A process that migrates, as a host types it, once it has ended."""
+    """Run `migrate` in a process to its end."""
     return await asyncio.to_thread(forks.run, ("migrate",), folder=folder, environ=environ, reads="", patience=120)
 
 
-async def test_six_processes_at_once_apply_each_migration_once(
+async def test_migrate_by_six_processes_at_once_applies_each_migration_once(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT)} | {
@@ -54,7 +54,7 @@ async def test_six_processes_at_once_apply_each_migration_once(
     }
     watcher = await asyncpg.connect(database_url)
     barrier = await asyncpg.connect(database_url)
-    # A schema that is being made and then is not: nobody gets past it before all six have arrived.
+    # An open transaction creates the schema: no process gets past it before all six have arrived.
     making = barrier.transaction()
     await making.start()
     await barrier.execute("CREATE SCHEMA mpesa")
@@ -65,7 +65,7 @@ async def test_six_processes_at_once_apply_each_migration_once(
             "SELECT count(*) AS here, count(*) FILTER (WHERE wait_event_type = 'Lock') AS stuck FROM pg_stat_activity "
             "WHERE datname = current_database() AND application_name = 'mpesa-gateway'"
         )
-        # One makes the schema, and the others wait for that one.
+        # One creates the schema, and the others wait for that one.
         return arrived is not None and tuple(arrived) == (6, 1)
 
     await eventually(all_wait, 60)
@@ -94,14 +94,14 @@ async def test_pending_names_what_migrate_then_applies_once(db: Database) -> Non
     assert await db.fetchval("SELECT count(*) FROM one") == 1
 
 
-async def test_a_plugin_that_is_not_enabled_any_more_leaves_its_tables_in_peace(db: Database) -> None:
+async def test_migrate_leaves_tables_of_a_disabled_plugin(db: Database) -> None:
     await migrate(db, [ONE, OTHER])
     assert await pending(db, [ONE]) == []
     assert await migrate(db, [ONE, TWO]) == [TWO]
     assert await db.fetchval("SELECT to_regclass('cafe') IS NOT NULL")
 
 
-async def test_everything_is_made_in_the_schema_of_the_gateway_and_not_in_public(db: Database) -> None:
+async def test_migrate_creates_everything_in_the_gateways_schema(db: Database) -> None:
     await migrate(db, [ONE])
     tables = await db.fetch(
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'mpesa') ORDER BY tablename"
@@ -109,7 +109,7 @@ async def test_everything_is_made_in_the_schema_of_the_gateway_and_not_in_public
     assert [tuple(row) for row in tables] == [("mpesa", "migration"), ("mpesa", "one")]
 
 
-async def test_a_file_that_was_changed_after_it_was_applied_is_refused(db: Database) -> None:
+async def test_migrate_of_a_file_changed_after_it_was_applied_is_refused(db: Database) -> None:
     await migrate(db, [ONE])
     changed = Migration(ONE.owner, ONE.number, ONE.name, ONE.sql + " -- better")
     for use in (migrate, pending):
@@ -118,14 +118,14 @@ async def test_a_file_that_was_changed_after_it_was_applied_is_refused(db: Datab
     assert await ledger(db) == [("shop", 1)]
 
 
-async def test_a_newer_release_may_have_added_to_the_database(db: Database) -> None:
+async def test_migrate_of_a_database_extended_by_a_newer_release_succeeds(db: Database) -> None:
     await migrate(db, [ONE, TWO])
     assert await pending(db, [ONE, OTHER]) == [OTHER]
     assert await migrate(db, [ONE, OTHER]) == [OTHER]
     assert await ledger(db) == [("cafe", 1), ("shop", 1), ("shop", 2)]
 
 
-async def test_a_database_that_a_newer_release_has_taken_something_from_is_refused(db: Database) -> None:
+async def test_migrate_of_a_database_contracted_by_a_newer_release_is_refused(db: Database) -> None:
     await migrate(db, [ONE, TWO, GONE])
     for use in (migrate, pending):
         with pytest.raises(MigrationError, match=r"ahead .*\(shop: 0003_gone\.sql took away .*\): run the newer"):
@@ -134,7 +134,7 @@ async def test_a_database_that_a_newer_release_has_taken_something_from_is_refus
     assert await pending(db, [ONE, TWO, GONE]) == []
 
 
-async def test_a_ledger_from_before_it_told_of_contracts_is_brought_up_to_date(db: Database) -> None:
+async def test_migrate_of_an_old_ledger_without_contracts_updates_it(db: Database) -> None:
     await migrate(db, [ONE])
     await db.execute("ALTER TABLE migration DROP COLUMN contracts")
     assert await pending(db, [ONE, TWO]) == [TWO]
@@ -144,7 +144,7 @@ async def test_a_ledger_from_before_it_told_of_contracts_is_brought_up_to_date(d
 
 
 @pytest.mark.parametrize("bad", ["CREATE TABLE broken (", "SELECT 1 / 0", "INSERT INTO one VALUES ('x')"])
-async def test_a_migration_that_fails_leaves_nothing_behind(db: Database, bad: str) -> None:
+async def test_migrate_that_fails_leaves_nothing_behind(db: Database, bad: str) -> None:
     failing = Migration("shop", 2, "0002_bad.sql", "CREATE TABLE half (number integer); " + bad)
     with pytest.raises(asyncpg.PostgresError):
         await migrate(db, [ONE, failing])
@@ -154,7 +154,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(db: Database, bad: s
     assert await migrate(db, [ONE, TWO]) == [TWO]
 
 
-async def test_a_migration_lets_go_of_a_table_in_use_so_that_traffic_never_stands_behind_it(db: Database) -> None:
+async def test_migrate_of_a_table_in_use_retries_without_blocking_queries(db: Database) -> None:
     await migrate(db, [ONE])
     reader = await asyncpg.connect(db.engine.config["dsn"], server_settings={"search_path": "mpesa"})
     reading = reader.transaction()
@@ -167,7 +167,7 @@ async def test_a_migration_lets_go_of_a_table_in_use_so_that_traffic_never_stand
 
     for _ in range(3):
         await eventually(has_queued)
-        # Behind a migration that waits for ever, this would too.
+        # Behind a migration that waits for its lock, this query would wait too.
         assert await db.fetch("SELECT number FROM one") != []
     assert not migrating.done()
     await reading.rollback()
@@ -175,7 +175,7 @@ async def test_a_migration_lets_go_of_a_table_in_use_so_that_traffic_never_stand
     await reader.close()
 
 
-async def test_a_table_that_is_always_in_use_is_given_up_with_advice(db: Database) -> None:
+async def test_migrate_of_a_table_always_in_use_is_refused_with_advice(db: Database) -> None:
     await migrate(db, [ONE])
     reader = await asyncpg.connect(db.engine.config["dsn"], server_settings={"search_path": "mpesa"})
     async with reader.transaction():
@@ -184,12 +184,12 @@ async def test_a_table_that_is_always_in_use_is_given_up_with_advice(db: Databas
             await migrate(db, [ONE, TWO], lock_timeout=0.05, patience=0.2, pause=0.05)
     assert await pending(db, [ONE, TWO]) == [TWO]
     assert await migrate(db, [ONE, TWO]) == [TWO]
-    # What was set for migrations is not left behind on the connection.
+    # The settings of migrations do not stay on the connection.
     assert await db.fetchval("SHOW lock_timeout") == "0"
     await reader.close()
 
 
-async def test_an_index_is_made_while_others_write_and_processes_that_wait_do_not_hold_it_up(db: Database) -> None:
+async def test_migrate_creates_an_index_while_others_write(db: Database) -> None:
     await migrate(db, [ONE])
     writer = await asyncpg.connect(db.engine.config["dsn"], server_settings={"search_path": "mpesa"})
     writing = writer.transaction()
@@ -210,13 +210,13 @@ async def test_an_index_is_made_while_others_write_and_processes_that_wait_do_no
 
 
 @pytest.mark.parametrize("is_valid", [False, True])
-async def test_what_an_interrupted_index_has_left_is_cleared_up(db: Database, *, is_valid: bool) -> None:
+async def test_migrate_removes_the_rest_of_an_interrupted_index(db: Database, *, is_valid: bool) -> None:
     await migrate(db, [ONE])
     await db.execute("INSERT INTO one VALUES (1)")
     if is_valid:
         await db.execute("CREATE INDEX one_number ON one (number)")
     else:
-        # It fails on the doubled row, and leaves an index that is good for nothing.
+        # It fails on the duplicate row and leaves an invalid index.
         with pytest.raises(asyncpg.UniqueViolationError):
             await db.execute("CREATE UNIQUE INDEX CONCURRENTLY one_number ON one (number)")
     assert await migrate(db, [ONE, INDEX]) == [INDEX]
@@ -225,7 +225,7 @@ async def test_what_an_interrupted_index_has_left_is_cleared_up(db: Database, *,
     assert tuple(row) == (True, False)
 
 
-async def test_what_is_made_concurrently_stands_alone(db: Database) -> None:
+async def test_migrate_of_a_concurrent_statement_beside_another_is_refused(db: Database) -> None:
     crowded = Migration("shop", 2, "0002_crowd.sql", INDEX.sql + "ALTER TABLE one ADD COLUMN word text")
     with pytest.raises(
         MigrationError, match=r"shop/0002_crowd\.sql: what is made CONCURRENTLY needs a file of its own"
@@ -234,7 +234,7 @@ async def test_what_is_made_concurrently_stands_alone(db: Database) -> None:
     assert await ledger(db) == [("shop", 1)]
 
 
-async def test_a_migration_may_take_longer_than_a_query_may(database_url: str) -> None:
+async def test_migrate_may_take_longer_than_a_query(database_url: str) -> None:
     db = Database(DatabaseConfig(url=Secret(database_url), statement_timeout=0.2))
     await db.start()
     slow = "SELECT pg_sleep(0.4)"
@@ -255,7 +255,7 @@ async def test_a_migration_may_take_longer_than_a_query_may(database_url: str) -
         (["0000_zero.sql", "0001_a.sql"], r"\[0, 1\]"),
     ],
 )
-def test_numbers_with_a_gap_or_twice_are_refused(
+def test_find_numbers_with_a_gap_or_twice_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], numbers: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -264,7 +264,9 @@ def test_numbers_with_a_gap_or_twice_are_refused(
         find("shop", name)
 
 
-def test_files_are_found_in_order_and_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_returns_migrations_in_order_and_ignores_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     files = {"0002_b.sql": "SELECT 2", "0001_a.sql": "SELECT 1", "README.md": "x", "0003_c.sql.orig": "x", "x.sql": ""}
     found = find("shop", package(tmp_path, "orderly", files))
@@ -275,7 +277,7 @@ def test_files_are_found_in_order_and_others_are_left_alone(tmp_path: Path, monk
     assert len({one.digest for one in found}) == 2
 
 
-async def test_a_gateway_that_must_not_migrate_says_how_to(database_url: str, valkey_url: str) -> None:
+async def test_gateway_start_without_migrating_names_the_command(database_url: str, valkey_url: str) -> None:
     values = {"database": {"url": database_url}, "valkey": {"url": valkey_url}, "security": {"master_key": generate()}}
     gateway = Gateway(GatewayConfig.from_values(values))
     with pytest.raises(ConfigError, match="migrations are not applied: run `mpesa-gateway migrate`"):

@@ -1,4 +1,4 @@
-"""SQL compares no nullable column with ``<>``, ``!=`` or ``NOT IN``: NULL is unequal to nothing, and rows vanish."""
+"""Protects SQL from comparing nullable columns with ``<>``, ``!=`` or ``NOT IN``, which drops rows with NULL."""
 
 import ast
 import re
@@ -18,16 +18,16 @@ _UNEQUAL = re.compile(
 _TABLES = re.compile(r"\b(?:FROM|JOIN|UPDATE|INTO)\s+([a-z_]+)", re.IGNORECASE)
 
 MEANT = {
-    # A delivery that waits for an endpoint is claimed by none.
+    # A delivery without an endpoint is claimed by no worker.
     ("delivery", "endpoint_id"),
-    # The simulator asks only about pushes that have ended, and these have a result.
+    # The simulator compares only pushes that have ended, and these have a result.
     ("sim_push", "result_code"),
 }
-"""Comparisons where a NULL is meant to be left out."""
+"""Comparisons that leave out NULL on purpose."""
 
 
 def compared(sql: str, nullable: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The nullable columns, of tables that the statement names, that it compares as unequal."""
+    """Return the nullable columns, of tables in the statement, that it compares as unequal."""
     tables = {name.lower() for name in _TABLES.findall(sql)}
     found: set[tuple[str, str]] = set()
     for match in _UNEQUAL.finditer(sql):
@@ -39,7 +39,7 @@ def compared(sql: str, nullable: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The texts of a module, f-strings by their constant parts, that look like SQL."""
+    """Yield the texts of a module that look like SQL; of f-strings the constant parts."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -53,7 +53,7 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def clauses(path: Path) -> Iterator[str]:
-    """Named parts of statements, such as a WHERE clause, belong to their plugin's own tables."""
+    """Yield SQL texts; parts of statements, such as a WHERE clause, belong to their plugin's own tables."""
     own = re.findall(r'tablename="([a-z_]+)"', path.read_text(encoding="utf-8"))
     for text in texts(path):
         yield text if _TABLES.search(text) else text + " ".join(f" FROM {table}" for table in own)
@@ -86,6 +86,6 @@ async def test_nullable_columns_are_compared_with_is_distinct_from(gateway: Gate
         ("SELECT 1 FROM refund WHERE receipt <> $1", 0),
     ],
 )
-def test_a_comparison_that_loses_null_is_found(sql: str, count: int) -> None:
+def test_compared_finds_a_comparison_that_loses_null(sql: str, count: int) -> None:
     nullable = {("payment", "receipt"), ("payment", "received_receipt")}
     assert len(compared(sql, nullable)) == count

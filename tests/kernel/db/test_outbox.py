@@ -1,4 +1,4 @@
-"""Events: written with the change they tell of, heard by everyone who wants to know, whatever dies in between."""
+"""Protects events: stored with their change, delivered to every subscriber, and retried after any crash."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -29,7 +29,7 @@ DOOR = identifier("dor")
 
 
 class BellRang(Event, frozen=True, kw_only=True):
-    """Somebody stands at the door."""
+    """An event that only subscribers receive."""
 
     kind: ClassVar[str] = "bell.rang"
     times: int = 1
@@ -38,7 +38,7 @@ class BellRang(Event, frozen=True, kw_only=True):
 
 
 class DoorOpened(PublicEvent, frozen=True, kw_only=True):
-    """Merchants hear of it, and nobody here does."""
+    """An event that only merchants receive."""
 
     kind: ClassVar[str] = "door.opened"
 
@@ -46,8 +46,8 @@ class DoorOpened(PublicEvent, frozen=True, kw_only=True):
         return {"door": self.subject_id}
 
 
-class Ears:
-    """Hears the bell: fails as often as it is told, takes as long as it is told."""
+class BellSubscriber:
+    """A subscriber of the bell that fails ``failures`` times and waits for ``hold``."""
 
     def __init__(self) -> None:
         self.heard: list[BellRang] = []
@@ -55,23 +55,22 @@ class Ears:
         self.hold: asyncio.Event | None = None
 
     async def hear(self, event: BellRang, gateway: Runtime) -> None:
-        """Remember it."""
         assert gateway.is_running
         self.heard.append(event)
         if self.hold is not None:
             await self.hold.wait()
         if self.failures:
             self.failures -= 1
-            raise LookupError("nobody at home")
+            raise LookupError("no answer")
 
     @property
     def name(self) -> str:
-        """What the outbox calls these ears."""
+        """The name of this subscriber in the outbox."""
         return on_event(BellRang, self.hear).name
 
     @property
     def plugin(self) -> Plugin:
-        """The plugin that these ears are."""
+        """The plugin with this subscriber."""
         return Plugin(
             name="bell",
             summary="A bell.",
@@ -81,11 +80,11 @@ class Ears:
 
 
 @asynccontextmanager
-async def house(values: dict[str, Any], ears: Ears, **changes: Any) -> AsyncGenerator[Gateway]:
-    """A gateway with nothing but a bell, without a worker unless one is asked for."""
+async def bell_gateway(values: dict[str, Any], subscriber: BellSubscriber, **changes: Any) -> AsyncGenerator[Gateway]:
+    """Yield a gateway with only the bell's plugin, without a worker by default."""
     bare: dict[str, Any] = {"plugins": [], "worker": {"in_process": False}}
     config = GatewayConfig.from_values({name: values[name] for name in values if name != "simulator"} | bare | changes)
-    async with Gateway(config, plugins=(ears.plugin,)).running() as gateway:
+    async with Gateway(config, plugins=(subscriber.plugin,)).running() as gateway:
         yield gateway
 
 
@@ -94,97 +93,97 @@ WORKING: dict[str, Any] = {"worker": {"in_process": True, "grace": 5}}
 
 
 async def ring(gateway: Gateway, times: int = 1) -> BellRang:
-    """Ring, in a transaction of its own."""
+    """Publish a ring in a transaction of its own."""
     async with gateway.db.transaction():
         return (await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=times)]))[0]
 
 
-async def test_amounts_and_phone_numbers_are_heard_as_they_were_published(values: dict[str, Any]) -> None:
-    ears = Ears()
+async def test_subscriber_receives_amounts_and_phone_numbers_as_published(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
     rang = BellRang(merchant_id="", subject_id=DOOR, alms=Kes(70), caller=Msisdn("254711000001"))
-    async with house(values, ears, **WORKING) as gateway:
+    async with bell_gateway(values, subscriber, **WORKING) as gateway:
         async with gateway.db.transaction():
             (published,) = await gateway.outbox.publish([rang])
         await eventually(lambda: done(gateway), 8)
-    assert ears.heard == [published]
-    assert (type(ears.heard[0].alms), type(ears.heard[0].caller)) == (Kes, Msisdn)
+    assert subscriber.heard == [published]
+    assert (type(subscriber.heard[0].alms), type(subscriber.heard[0].caller)) == (Kes, Msisdn)
 
 
 async def task_of(gateway: Gateway) -> Row:
-    """What is owed, or was."""
+    """Return the task of the event."""
     row = await gateway.db.fetchrow("SELECT *, due_at - now() AS wait FROM event_task")
     assert row is not None
     return row
 
 
 async def make_due(gateway: Gateway) -> None:
-    """Let everything owed be due: the gateway's clock may be a moment behind Postgres'."""
+    """Make every task due: the gateway's clock may be slightly behind Postgres'."""
     await gateway.db.execute("UPDATE event_task SET due_at = now() - interval '1 minute'")
 
 
 @pytest.fixture
 def swept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the worker's own sweep, every ten seconds, not be faster than the test's."""
+    """Disable the worker's own sweep, every ten seconds, so that it does not precede the test's."""
     monkeypatch.setitem(KERNEL_JOBS, SWEEP, replace(KERNEL_JOBS[SWEEP], cron=None))
 
 
-async def test_a_subscriber_that_failed_is_tried_again_by_the_worker_alone(
+async def test_failed_subscriber_is_retried_by_the_worker(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert KERNEL_JOBS[SWEEP].cron == "* * * * * */10"
     monkeypatch.setitem(KERNEL_JOBS, SWEEP, replace(KERNEL_JOBS[SWEEP], cron="* * * * * *"))
     monkeypatch.setattr(outbox, "PAUSES", (1,))
-    ears = Ears()
-    ears.failures = 1
-    async with house(values, ears, **WORKING) as gateway:
+    subscriber = BellSubscriber()
+    subscriber.failures = 1
+    async with bell_gateway(values, subscriber, **WORKING) as gateway:
         event = await ring(gateway)
         await eventually(lambda: done(gateway), 8)
-        assert ears.heard == [event, event]
+        assert subscriber.heard == [event, event]
         assert (await task_of(gateway))["attempts"] == 2
 
 
 async def done(gateway: Gateway) -> bool:
-    """Whether nothing is owed any more."""
+    """Return True if no task is open."""
     return not await gateway.db.fetchval("SELECT EXISTS (SELECT 1 FROM event_task WHERE done_at IS NULL)")
 
 
-async def test_an_event_without_its_change_is_refused(values: dict[str, Any]) -> None:
-    async with house(values, Ears()) as gateway:
+async def test_publish_outside_a_transaction_raises(values: dict[str, Any]) -> None:
+    async with bell_gateway(values, BellSubscriber()) as gateway:
         with pytest.raises(NotInTransaction, match=r"publish bell\.rang inside the transaction"):
             await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR)])
         assert await gateway.db.fetchval("SELECT count(*) FROM event") == 0
 
 
-async def test_what_committed_is_heard_once_and_what_rolled_back_never(values: dict[str, Any]) -> None:
-    ears = Ears()
+async def test_event_is_delivered_once_after_commit_and_never_after_rollback(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
 
     async def ring_and_fail(gateway: Gateway) -> None:
         async with gateway.db.transaction():
             await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=7)])
             raise KeyError
 
-    async with house(values, ears, **WORKING) as gateway:
+    async with bell_gateway(values, subscriber, **WORKING) as gateway:
         with pytest.raises(KeyError):
             await ring_and_fail(gateway)
         async with gateway.db.transaction():
             (published,) = await gateway.outbox.publish([BellRang(merchant_id="", subject_id=DOOR, times=2)])
             await asyncio.sleep(0.3)
-            assert ears.heard == []
-        # Sooner than the sweeper would have found it: the wake-up came with the commit.
+            assert subscriber.heard == []
+        # Sooner than the sweep would have found it: the job is enqueued with the commit.
         await eventually(lambda: done(gateway), 8)
         await gateway.outbox.sweep()
         await asyncio.sleep(0.3)
-        assert ears.heard == [published]
+        assert subscriber.heard == [published]
         assert published.event_id.startswith("evt_")
         assert published.occurred_at.utcoffset() is not None
         assert await gateway.db.fetchval("SELECT count(*) FROM event") == 1
 
 
 @pytest.mark.usefixtures("swept_by_hand")
-async def test_a_subscriber_that_fails_is_tried_again_and_its_failure_noted(values: dict[str, Any]) -> None:
-    ears = Ears()
-    ears.failures = 2
-    async with house(values, ears, **WORKING) as gateway:
+async def test_failed_subscriber_is_retried_with_pauses_and_its_error_stored(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
+    subscriber.failures = 2
+    async with bell_gateway(values, subscriber, **WORKING) as gateway:
         await ring(gateway)
 
         async def failed(attempts: int) -> Row:
@@ -207,41 +206,41 @@ async def test_a_subscriber_that_fails_is_tried_again_and_its_failure_noted(valu
         await make_due(gateway)
         await gateway.outbox.sweep()
         await eventually(lambda: done(gateway))
-        assert len(ears.heard) == 3
-        assert len({event.event_id for event in ears.heard}) == 1
+        assert len(subscriber.heard) == 3
+        assert len({event.event_id for event in subscriber.heard}) == 1
         await make_due(gateway)
         assert await gateway.outbox.sweep() == Sweep(0)
 
 
 @pytest.mark.usefixtures("swept_by_hand")
-async def test_a_lost_wake_up_is_made_good_by_the_sweep(values: dict[str, Any]) -> None:
-    ears = Ears()
-    async with house(values, ears) as gateway:
+async def test_sweep_enqueues_an_event_whose_job_was_lost(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
+    async with bell_gateway(values, subscriber) as gateway:
         await ring(gateway)
         await gateway.valkey.flushdb()
         await make_due(gateway)
         worker = gateway.worker()
         working = asyncio.create_task(run_worker(worker))
         assert await gateway.outbox.sweep() == Sweep(1)
-        # One that is under way is not handed over again.
+        # An event in progress is not enqueued again.
         assert await gateway.outbox.sweep() == Sweep(0)
         await eventually(lambda: done(gateway), 8)
         worker.stop()
         await working
-        assert len(ears.heard) == 1
+        assert len(subscriber.heard) == 1
 
 
-async def test_while_valkey_is_away_events_are_kept_and_delivered_when_it_is_back(
+async def test_event_published_without_valkey_is_delivered_after_its_return(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
-    ears, valkey = Ears(), EmbeddedValkey(tmp_path)
+    subscriber, valkey = BellSubscriber(), EmbeddedValkey(tmp_path)
     url = valkey.start()
     try:
-        async with house(values, ears, valkey={"url": url}, **WORKING) as gateway:
+        async with bell_gateway(values, subscriber, valkey={"url": url}, **WORKING) as gateway:
             await asyncio.to_thread(valkey.stop)
             await ring(gateway, 3)
             assert not await done(gateway)
-            assert ears.heard == []
+            assert subscriber.heard == []
             assert await asyncio.to_thread(valkey.start) == url
 
             async def delivered() -> bool:
@@ -251,50 +250,50 @@ async def test_while_valkey_is_away_events_are_kept_and_delivered_when_it_is_bac
                 return await done(gateway)
 
             await eventually(delivered, 20)
-            assert [event.times for event in ears.heard] == [3]
+            assert [event.times for event in subscriber.heard] == [3]
     finally:
         await asyncio.to_thread(valkey.stop)
 
 
-async def test_two_workers_at_one_event_run_its_handler_once(values: dict[str, Any]) -> None:
-    ears = Ears()
-    ears.hold = asyncio.Event()
-    async with house(values, ears) as gateway:
+async def test_handle_by_several_workers_runs_the_subscriber_once(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
+    subscriber.hold = asyncio.Event()
+    async with bell_gateway(values, subscriber) as gateway:
         event = await ring(gateway)
-        workers = [asyncio.create_task(gateway.outbox.handle(event.event_id, ears.name)) for _ in range(5)]
+        workers = [asyncio.create_task(gateway.outbox.handle(event.event_id, subscriber.name)) for _ in range(5)]
         _, running = await asyncio.wait(workers, timeout=1)
         assert len(running) == 1
-        ears.hold.set()
+        subscriber.hold.set()
         assert sorted(await asyncio.gather(*workers)) == [False, False, False, False, True]
-        assert not await gateway.outbox.handle(event.event_id, ears.name)
-        assert ears.heard == [event]
+        assert not await gateway.outbox.handle(event.event_id, subscriber.name)
+        assert subscriber.heard == [event]
 
 
-async def test_what_a_dead_worker_held_is_free_when_its_lease_is_over(values: dict[str, Any]) -> None:
-    ears = Ears()
-    async with house(values, ears) as gateway:
+async def test_handle_after_an_expired_lease_runs_the_subscriber(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
+    async with bell_gateway(values, subscriber) as gateway:
         event = await ring(gateway)
         await make_due(gateway)
         await gateway.db.execute("UPDATE event_task SET attempts = 1, leased_until = now() + interval '5 seconds'")
         assert await gateway.outbox.sweep() == Sweep(0)
-        assert not await gateway.outbox.handle(event.event_id, ears.name)
+        assert not await gateway.outbox.handle(event.event_id, subscriber.name)
         await gateway.db.execute("UPDATE event_task SET leased_until = now() - interval '1 second'")
         assert await gateway.outbox.sweep() == Sweep(1)
-        assert await gateway.outbox.handle(event.event_id, ears.name)
-        assert ears.heard == [event]
+        assert await gateway.outbox.handle(event.event_id, subscriber.name)
+        assert subscriber.heard == [event]
         assert (await task_of(gateway))["attempts"] == 2
 
 
-async def test_what_nobody_hears_any_more_stays_owed(values: dict[str, Any]) -> None:
-    ears = Ears()
-    async with house(values, ears) as gateway:
+async def test_handle_for_an_unknown_subscriber_keeps_the_task(values: dict[str, Any]) -> None:
+    subscriber = BellSubscriber()
+    async with bell_gateway(values, subscriber) as gateway:
         event = await ring(gateway)
         assert not await gateway.outbox.handle(event.event_id, "gone.handler")
-        assert not await gateway.outbox.handle("evt_none", ears.name)
+        assert not await gateway.outbox.handle("evt_none", subscriber.name)
         assert (await task_of(gateway))["attempts"] == 0
 
 
-async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, Any]) -> None:
+async def test_subscriber_inside_the_transaction_can_roll_it_back(values: dict[str, Any]) -> None:
     refuses = False
 
     async def book(events: Sequence[BellRang], gateway: Runtime) -> None:
@@ -312,11 +311,11 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
     async def names(gateway: Gateway) -> set[str]:
         return {merchant.name for merchant in (await gateway.merchants.page(10)).rows}
 
-    ears = Ears()
+    subscriber = BellSubscriber()
     other = Plugin(name="book", summary="Books.", subscribers=(on_event_in_transaction(BellRang, book),))
     values |= {"plugins": [], "worker": {"in_process": False}}
     del values["simulator"]
-    async with running_gateway(values, plugins=(ears.plugin, other)) as (gateway, _):
+    async with running_gateway(values, plugins=(subscriber.plugin, other)) as (gateway, _):
         refuses = True
         with pytest.raises(PermissionError):
             await act(gateway)
@@ -326,11 +325,11 @@ async def test_who_takes_part_in_the_transaction_decides_it(values: dict[str, An
         refuses = False
         await act(gateway)
         assert await names(gateway) == {"the change itself", "booked 4"}
-        assert (await task_of(gateway))["subscriber"] == ears.name
+        assert (await task_of(gateway))["subscriber"] == subscriber.name
 
 
-async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(values: dict[str, Any]) -> None:
-    async with house(values, Ears()) as gateway:
+async def test_public_event_without_subscribers_is_stored(values: dict[str, Any]) -> None:
+    async with bell_gateway(values, BellSubscriber()) as gateway:
         merchant = await gateway.merchants.create("Shop", actor="test")
         async with gateway.db.transaction():
             (made,) = await gateway.outbox.publish(
@@ -347,12 +346,12 @@ async def test_an_event_that_merchants_see_is_kept_though_nobody_here_listens(va
         assert await gateway.db.fetchval("SELECT count(*) FROM event_task") == 0
 
 
-async def test_two_handlers_of_one_name_are_refused(values: dict[str, Any]) -> None:
+async def test_subscribers_with_one_name_are_refused(values: dict[str, Any]) -> None:
     values |= {"plugins": []}
     del values["simulator"]
-    twin = Plugin(name="twin", summary="Another.", subscribers=(on_event(BellRang, Ears().hear),))
-    with pytest.raises(ValueError, match=r"Ears\.hear is registered twice: give each handler a name of its own"):
-        Gateway(GatewayConfig.from_values(values), plugins=(Ears().plugin, twin))
-    gateway = Gateway(GatewayConfig.from_values(values), plugins=(Ears().plugin,))
-    with pytest.raises(ValueError, match=r"Ears\.hear is registered twice"):
-        gateway.outbox.subscribe(on_event(BellRang, Ears().hear))
+    twin = Plugin(name="twin", summary="Another.", subscribers=(on_event(BellRang, BellSubscriber().hear),))
+    with pytest.raises(ValueError, match=r"BellSubscriber\.hear is registered twice: give each handler a name"):
+        Gateway(GatewayConfig.from_values(values), plugins=(BellSubscriber().plugin, twin))
+    gateway = Gateway(GatewayConfig.from_values(values), plugins=(BellSubscriber().plugin,))
+    with pytest.raises(ValueError, match=r"BellSubscriber\.hear is registered twice"):
+        gateway.outbox.subscribe(on_event(BellRang, BellSubscriber().hear))

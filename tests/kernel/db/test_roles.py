@@ -1,4 +1,4 @@
-"""The role that runs the gateway: it does all of the product's work, and can undo none of what protects the records."""
+"""Protects the running role: it can do all work of the product, and cannot remove the protection of the records."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -27,7 +27,7 @@ from tests.owner import as_owner
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
-    """A gateway with all tables that runs as the lesser role, and three entries in its log."""
+    """Yield a gateway with all tables that runs as the lesser role, and three entries in its audit log."""
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         for number in range(3):
@@ -43,7 +43,7 @@ SELECT number + 1, 'aud_forged', now(), 'retention', 'audit.cut',
 """
 
 REFUSED = [
-    # Rules are not switched off.
+    # Triggers and constraints are not switched off.
     "ALTER TABLE audit_entry DISABLE TRIGGER ALL",
     "ALTER TABLE payment DISABLE TRIGGER USER",
     "ALTER TABLE payment DISABLE TRIGGER payment_moves",
@@ -52,7 +52,7 @@ REFUSED = [
     "SELECT set_config('session_replication_role', 'replica', false)",
     "ALTER TABLE payment DROP CONSTRAINT payment_pkey",
     "CREATE RULE nothing AS ON INSERT TO audit_entry DO INSTEAD NOTHING",
-    # Tables and functions stay what they are.
+    # Tables and functions are not changed.
     "DROP TABLE audit_entry",
     "DROP SCHEMA mpesa CASCADE",
     "TRUNCATE audit_entry",
@@ -64,7 +64,7 @@ REFUSED = [
     "ALTER FUNCTION audit_cut() SET search_path = pg_temp",
     "ALTER FUNCTION audit_cut() OWNER TO CURRENT_USER",
     "CREATE INDEX slow ON payment (description)",
-    # The audit log is added to, by one function.
+    # The audit log is extended only by its function.
     "DELETE FROM audit_entry",
     "UPDATE audit_entry SET actor = 'nobody'",
     "UPDATE audit_entry SET recorded_at = '2001-01-01'",
@@ -103,13 +103,13 @@ REFUSED = [
 ]
 
 
-async def test_what_would_undo_the_records_is_refused(gateway: Gateway) -> None:
+async def test_running_role_statement_that_would_undo_the_records_is_refused(gateway: Gateway) -> None:
     before = await gateway.db.fetch("SELECT * FROM audit_entry ORDER BY number")
     let_by: list[str] = []
     for statement in REFUSED:
         connection = await gateway.db.connect()
         try:
-            # A COPY that is let by waits for rows.
+            # A COPY that is accepted waits for rows.
             async with asyncio.timeout(10):
                 await connection.execute(statement)
             let_by.append(statement)
@@ -125,10 +125,10 @@ async def test_what_would_undo_the_records_is_refused(gateway: Gateway) -> None:
     assert await gateway.audit.verify() == 3
 
 
-async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gateway) -> None:
+async def test_running_role_audit_cut_never_deletes_young_entries(gateway: Gateway) -> None:
     connection = await gateway.db.connect()
     try:
-        # Tables of the same names, in front of ours for whoever asks by name alone.
+        # Tables of the same names, in front of ours in the search path.
         await connection.execute("""
             CREATE TEMP TABLE audit_policy AS SELECT true AS is_the_only_one, 1 AS keep_days, 1 AS least_days;
             CREATE TEMP TABLE audit_entry (LIKE mpesa.audit_entry);
@@ -141,7 +141,7 @@ async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gatew
         for _ in range(3):
             assert await connection.fetchval("SELECT mpesa.audit_announce_cut('aud_1')") is None
             assert await connection.fetchval("SELECT mpesa.audit_cut()") == 0
-        # Entries that say that they are old are as young as they are.
+        # Entries with an old time are still young by the time of their recording.
         await connection.execute(
             "SELECT mpesa.audit_append('aud_old', '2001-01-01', NULL, 'x', 'y', NULL, '{}');"
             "SELECT mpesa.audit_append('aud_new', '2201-01-01', NULL, 'x', 'y', NULL, '{}');"
@@ -154,7 +154,7 @@ async def test_the_cut_lets_nothing_young_go_however_it_is_called(gateway: Gatew
     assert await gateway.audit.verify() == 5
 
 
-async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gateway) -> None:
+async def test_audit_cut_deletes_old_entries_and_keeps_young_ones_with_old_times(gateway: Gateway) -> None:
     async with as_owner(gateway) as owner:
         await owner.execute("""
             SET session_replication_role = replica;
@@ -167,7 +167,7 @@ async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gat
     assert await gateway.audit.verify(noted) == 2
     with pytest.raises(ValueError, match="note the head anew"):
         await gateway.audit.verify(first)
-    # A note with its time tells that it went too early, whoever has let it go.
+    # A note with its time proves a cut that was too early, by any role.
     young = f"{first}:{datetime.now(UTC).isoformat()}"
     with pytest.raises(BrokenChain, match=r"was noted at .* has been let go before"):
         await gateway.audit.verify(young)
@@ -176,8 +176,8 @@ async def test_what_is_old_goes_and_what_came_by_an_old_clock_stays(gateway: Gat
         await gateway.audit.verify(old)
 
 
-async def test_an_owner_who_forges_a_young_cut_is_found_out(gateway: Gateway) -> None:
-    """An announcement with a right digest, and its entries gone."""
+async def test_audit_verify_finds_a_young_cut_forged_by_the_owner(gateway: Gateway) -> None:
+    """An announcement with a right digest, and its entries deleted."""
     noted = await gateway.audit.head()
     rows = await gateway.db.fetch("SELECT * FROM audit_entry ORDER BY number")
     clock = SetClock(datetime.now(UTC))
@@ -194,7 +194,7 @@ async def test_an_owner_who_forges_a_young_cut_is_found_out(gateway: Gateway) ->
             await gateway.audit.verify(note)
 
 
-async def test_with_its_triggers_on_not_even_the_owner_lets_young_entries_go(gateway: Gateway) -> None:
+async def test_owner_with_triggers_on_cannot_delete_young_entries(gateway: Gateway) -> None:
     async with as_owner(gateway) as owner:
         for statement in (
             FORGED,
@@ -208,7 +208,7 @@ async def test_with_its_triggers_on_not_even_the_owner_lets_young_entries_go(gat
     assert await gateway.audit.verify() == 3
 
 
-async def test_another_retention_is_noted_by_the_owner_and_until_then_the_longer_one_counts(
+async def test_audit_retention_change_needs_the_owner_and_the_longer_one_counts_until_then(
     gateway: Gateway, values: dict[str, Any]
 ) -> None:
     async def stored() -> Any:
@@ -231,7 +231,7 @@ async def test_another_retention_is_noted_by_the_owner_and_until_then_the_longer
         assert "audit entries" not in await Retention(other).delete_expired()
 
 
-async def test_entries_that_come_together_are_one_chain(gateway: Gateway) -> None:
+async def test_audit_entries_of_concurrent_calls_are_one_chain(gateway: Gateway) -> None:
     texts = ["é😀\u2028", "\x01\x1f\x7f\b\f\n\r\t", '"\\/', "'; DROP TABLE x; --", "{}", "null"]
     await asyncio.gather(
         *(
@@ -242,19 +242,19 @@ async def test_entries_that_come_together_are_one_chain(gateway: Gateway) -> Non
     assert await gateway.audit.verify() == 3 + 18
 
 
-async def test_who_may_not_migrate_is_told_what_to_set(values: dict[str, Any]) -> None:
+async def test_migrate_by_the_running_role_is_refused_with_the_setting(values: dict[str, Any]) -> None:
     lesser = values | {"database": {k: v for k, v in values["database"].items() if k != "owner_url"}}
     with pytest.raises(MigrationError, match=r"`database\.owner_url`"):
         await Gateway(GatewayConfig.from_values(lesser)).start()
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         assert await update_schema(gateway) == []
-    # What is migrated runs without the owner, and is found to be so.
+    # A migrated gateway starts without the owner.
     async with Gateway(GatewayConfig.from_values(lesser)).running() as gateway:
         assert await update_schema(gateway) == []
 
 
-async def test_a_new_running_role_is_granted_what_it_needs(values: dict[str, Any], database_url: str) -> None:
-    """An installation of one role becomes one of two."""
+async def test_running_role_added_later_is_granted_its_rights(values: dict[str, Any], database_url: str) -> None:
+    """An installation with one role becomes one with two."""
     single = values | {"database": {"url": database_url}}
     async with Gateway(GatewayConfig.from_values(single)).running() as gateway:
         await gateway.audit.record("before", merchant_id=None, actor="test")
@@ -270,7 +270,7 @@ async def test_a_new_running_role_is_granted_what_it_needs(values: dict[str, Any
 
 
 async def role_seen(gateway: Gateway) -> Any:
-    """What the doctor says of the role."""
+    """Return the doctor's result for the role."""
     db = Database(gateway.config.database)
     try:
         found = [one async for one in check_postgres(gateway, db, CheckContext(gateway.clock.now(), is_live=False))]
@@ -281,9 +281,7 @@ async def role_seen(gateway: Gateway) -> Any:
 
 
 @pytest.mark.parametrize("password", ["plain", 'o\'clock "x" \\ %', "päss"])
-async def test_migrating_makes_the_running_role_where_there_is_none(
-    values: dict[str, Any], database_url: str, password: str
-) -> None:
+async def test_migrate_creates_a_missing_running_role(values: dict[str, Any], database_url: str, password: str) -> None:
     name = f"odd_{len(password)}'\" role"
     parts = urlsplit(database_url)
     url = parts._replace(netloc=f"{quote(name)}:{quote(password)}@{parts.netloc.rpartition('@')[2]}").geturl()

@@ -1,4 +1,4 @@
-"""What a role, a database or the server is set to does not change how our statements work."""
+"""Protects statements from settings of a role, a database or the server."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ ODD = {
 
 
 async def _set(owner_url: str, role: str) -> None:
-    """Set the role, in this database alone, as no gateway would want it."""
+    """Set unusual settings for the role, in this database alone."""
     connection = await asyncpg.connect(owner_url)
     name = urlsplit(owner_url).path[1:]
     try:
@@ -40,9 +40,7 @@ async def _set(owner_url: str, role: str) -> None:
         await connection.close()
 
 
-async def test_payments_and_their_callbacks_at_once_whatever_the_role_is_set_to(
-    values: dict[str, Any], database_url: str
-) -> None:
+async def test_payments_with_unusual_role_settings_complete(values: dict[str, Any], database_url: str) -> None:
     role = urlsplit(str(values["database"]["url"])).username
     assert role is not None
     await _set(database_url, role)
@@ -56,8 +54,8 @@ async def test_payments_and_their_callbacks_at_once_whatever_the_role_is_set_to(
         assert [payment["status"] for payment in ended] == ["completed"] * 8
 
 
-async def test_a_transaction_says_its_isolation_itself(database_url: str) -> None:
-    """Behind a pooler the settings of a connection may be those of the role."""
+async def test_transaction_states_its_isolation_level(database_url: str) -> None:
+    """Behind a pooler a connection may have the settings of the role."""
     db = Database(DatabaseConfig(url=Secret(database_url)))
     await db.start()
     try:
@@ -72,9 +70,7 @@ async def test_a_transaction_says_its_isolation_itself(database_url: str) -> Non
 @pytest.mark.parametrize(
     ("setting", "value"), [("default_transaction_isolation", "serializable"), ("transform_null_equals", "on")]
 )
-async def test_a_setting_that_a_pooler_does_not_pin_is_told_with_the_fix(
-    database_url: str, setting: str, value: str
-) -> None:
+async def test_setting_lost_behind_a_pooler_raises_with_the_fix(database_url: str, setting: str, value: str) -> None:
     connection = await asyncpg.connect(database_url, server_settings={"search_path": "mpesa", setting: value})
     try:
         with pytest.raises(SettingLost, match=f"SET {setting} = "):

@@ -1,4 +1,4 @@
-"""An event is stored once: what a subscriber reads is what was published, whatever the webhook's body says of it."""
+"""Protects stored events: a subscriber reads the published values, even if the webhook's body differs."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -16,10 +16,10 @@ from tests.identifiers import identifier
 MERCHANT, SUBJECT = identifier("mer"), identifier("pay")
 
 
-class Told(PublicEvent, frozen=True, kw_only=True):
+class Plain(PublicEvent, frozen=True, kw_only=True):
     """Its body has each field as it is."""
 
-    kind: ClassVar[str] = "shop.told"
+    kind: ClassVar[str] = "shop.plain"
     name: str
     parts: dict[str, int]
 
@@ -27,7 +27,7 @@ class Told(PublicEvent, frozen=True, kw_only=True):
         return {"name": self.name, "parts": self.parts, "more": 1}
 
 
-class Formatted(Told, frozen=True, kw_only=True):
+class Formatted(Plain, frozen=True, kw_only=True):
     """Its body has other values under the names of its fields."""
 
     kind: ClassVar[str] = "shop.formatted"
@@ -39,7 +39,7 @@ class Formatted(Told, frozen=True, kw_only=True):
         return super().data() | {"ok": 1, "amount": "5.00", "note": ""}
 
 
-class Sparse(Told, frozen=True, kw_only=True, omit_defaults=True):
+class Sparse(Plain, frozen=True, kw_only=True, omit_defaults=True):
     """Its body has a value where the event has none."""
 
     kind: ClassVar[str] = "shop.sparse"
@@ -50,8 +50,8 @@ class Sparse(Told, frozen=True, kw_only=True, omit_defaults=True):
         return super().data() | {"discount": "0.00", "rate": 7}
 
 
-class Strict(Told, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """It takes no field that it does not have, and is written in other names."""
+class Strict(Plain, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """It rejects unknown fields and has other names in JSON."""
 
     kind: ClassVar[str] = "shop.strict"
     long_name: str = "x"
@@ -61,7 +61,7 @@ class Strict(Told, frozen=True, kw_only=True, forbid_unknown_fields=True, rename
 
 
 class Private(Event, frozen=True, kw_only=True):
-    """No merchant hears of it."""
+    """It is not public."""
 
     kind: ClassVar[str] = "shop.private"
     by_number: dict[int, str]
@@ -74,16 +74,16 @@ BASE: dict[str, Any] = {
     "merchant_id": MERCHANT,
     "subject_id": SUBJECT,
 }
-TOLD: dict[str, Any] = BASE | {"env": "live", "name": "Duka", "parts": {"a": 1}}
+FIELDS: dict[str, Any] = BASE | {"env": "live", "name": "Duka", "parts": {"a": 1}}
 
 
 def base(**more: Any) -> dict[str, Any]:
-    """What every event has, and more."""
+    """Return the fields of every event, and more."""
     return BASE | more
 
 
 def row_of(event: Event) -> dict[str, Any]:
-    """The row that an event is stored in."""
+    """Return the row of an event."""
     columns = {name: getattr(event, name) for name in Event.__struct_fields__}
     body = public_body(event) if isinstance(event, PublicEvent) else None
     return columns | {"payload": payload_of(event), "body": body}
@@ -92,12 +92,12 @@ def row_of(event: Event) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "event",
     [
-        Told(**TOLD),
-        Formatted(**TOLD),
-        Formatted(**TOLD, ok=False, note="n"),
-        Sparse(**TOLD),
-        Sparse(**TOLD, discount="1.00", rate=7),
-        Strict(**TOLD, long_name="y"),
+        Plain(**FIELDS),
+        Formatted(**FIELDS),
+        Formatted(**FIELDS, ok=False, note="n"),
+        Sparse(**FIELDS),
+        Sparse(**FIELDS, discount="1.00", rate=7),
+        Strict(**FIELDS, long_name="y"),
         Private(**BASE, by_number={7: "seven"}),
         Private(**base(merchant_id="", subject_id="", by_number={})),
         *(
@@ -107,13 +107,13 @@ def row_of(event: Event) -> dict[str, Any]:
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_event_is_read_as_it_was_published(event: Event) -> None:
+def test_stored_event_is_read_as_it_was_published(event: Event) -> None:
     found = event_of(row_of(event), type(event))
     assert (found, type(found)) == (event, type(event))
     assert msgspec.to_builtins(found, enc_hook=str) == msgspec.to_builtins(event, enc_hook=str)
 
 
-def test_event_whose_body_has_every_field_stores_no_second_copy() -> None:
-    assert payload_of(Told(**TOLD)) is None
+def test_payload_of_an_event_whose_body_has_every_field_is_none() -> None:
+    assert payload_of(Plain(**FIELDS)) is None
     assert payload_of(PaymentCompleted(**base(env="live", **PaymentCompleted.EXAMPLE))) is None
-    assert payload_of(Formatted(**TOLD)) is not None
+    assert payload_of(Formatted(**FIELDS)) is not None

@@ -1,4 +1,4 @@
-"""The examination as a whole: in order, for the right merchants, and with nothing that breaks stopping the rest."""
+"""Protects the doctor's run as a whole: order, merchants, and that a failing check does not stop the others."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,17 +20,17 @@ from tests.conftest import Town
 
 
 async def examined(gateway: Gateway, **wishes: Any) -> list[DoctorReport]:
-    """Everything that is seen."""
+    """Return all results."""
     return [seen async for seen in examine(gateway, **wishes)]
 
 
 def problems(seen: list[DoctorReport]) -> set[str]:
-    """The names of what has to be mended."""
+    """Return the names of the problems."""
     return {one.name for one in seen if one.level is Level.PROBLEM}
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_a_town_at_work_has_no_problem_and_goes_on(town: Town) -> None:
+async def test_examine_working_gateway_has_no_problem_and_keeps_running(town: Town) -> None:
     made = (await town.api.pay("254711000001", key="a")).data
     await town.api.settled(made["id"], "completed")
     seen = await examined(town.gateway)
@@ -39,23 +39,23 @@ async def test_a_town_at_work_has_no_problem_and_goes_on(town: Town) -> None:
     assert titles[:4] == ["Postgres", "Settings", "Valkey", "Workers"]
     assert titles[-1].startswith("Test shop (mer_")
     assert {one.merchant_id for one in seen if one.title == titles[-1]} == {made["merchant_id"]}
-    # The same gateway goes on: the examination neither stopped it nor took its tables.
+    # The examination neither stopped the gateway nor unbound its tables.
     assert town.gateway.is_running
     assert (await town.api.pay("254711000002", key="b")).status == 201
 
 
-async def test_before_going_live_the_same_town_has_a_lot_to_mend(town: Town) -> None:
+async def test_examine_for_live_reports_missing_live_settings(town: Town) -> None:
     found = problems(await examined(town.gateway, is_live=True))
     assert {"address.https", "address.public", "certificate.live", "settings.daraja"} <= found
 
 
-async def test_a_live_merchant_makes_it_so_by_itself(town: Town) -> None:
+async def test_examine_with_a_live_merchant_checks_for_live(town: Town) -> None:
     other = await town.gateway.merchants.create("Live", actor="test")
     await town.gateway.merchants.set_envs(other.merchant_id, ["live"])
     assert "address.https" in problems(await examined(town.gateway))
 
 
-async def test_only_the_merchants_that_were_named_and_only_active_ones_else(town: Town) -> None:
+async def test_examine_covers_the_named_merchants_or_all_active_ones(town: Town) -> None:
     other = await town.gateway.merchants.create("Other", actor="test")
     gone = await town.gateway.merchants.create("Gone", actor="test")
     await town.gateway.merchants.deactivate(gone.merchant_id, actor="test")
@@ -70,7 +70,7 @@ async def test_only_the_merchants_that_were_named_and_only_active_ones_else(town
         await examined(town.gateway, merchant_ids=["mer_unknown"])
 
 
-async def test_without_postgres_the_rest_that_can_be_seen_is_seen(values: dict[str, Any]) -> None:
+async def test_examine_without_postgres_runs_the_checks_that_need_none(values: dict[str, Any]) -> None:
     config = GatewayConfig.from_values(values)
     nowhere = msgspec.structs.replace(config.database, url=Secret("postgresql://mpesa:secret@127.0.0.1:9/shop"))
     seen = await examined(Gateway(msgspec.structs.replace(config, database=nowhere)))
@@ -84,13 +84,13 @@ async def test_without_postgres_the_rest_that_can_be_seen_is_seen(values: dict[s
     assert "secret" not in str(seen)
 
 
-async def test_migrations_that_are_missing_are_not_applied(values: dict[str, Any]) -> None:
+async def test_examine_with_missing_migrations_does_not_apply_them(values: dict[str, Any]) -> None:
     gateway = Gateway(GatewayConfig.from_values(values))
     assert problems(await examined(gateway)) == {"postgres.migrations"}
     assert problems(await examined(gateway)) == {"postgres.migrations"}
 
 
-async def test_without_valkey_the_workers_are_not_asked_for(town: Town) -> None:
+async def test_examine_without_valkey_skips_the_workers(town: Town) -> None:
     config = town.gateway.config
     away = msgspec.structs.replace(config.valkey, url=Secret("valkey://127.0.0.1:9/0"))
     town.gateway.config = msgspec.structs.replace(config, valkey=away)
@@ -99,7 +99,7 @@ async def test_without_valkey_the_workers_are_not_asked_for(town: Town) -> None:
     assert "Workers" not in {one.title for one in seen}
 
 
-async def test_another_master_key_is_the_reason_that_nothing_starts(values: dict[str, Any]) -> None:
+async def test_examine_with_another_master_key_reports_that_the_gateway_does_not_start(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}):
         pass
     values["security"] = {"master_key": generate()}
@@ -109,18 +109,17 @@ async def test_another_master_key_is_the_reason_that_nothing_starts(values: dict
 
 
 async def fine(_: Runtime, __: CheckContext) -> AsyncIterator[CheckResult]:
-    """As it should be."""
     yield ok("own.fine", "it is")
 
 
 async def breaks(_: Runtime, __: CheckContext) -> AsyncIterator[CheckResult]:
-    """Sees one thing and breaks."""
+    """Report one result, then fail."""
     yield problem("own.seen", "call +254708374149 about it", "ring 0708374149")
     raise LookupError("254708374149")
 
 
 async def greets(_: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
-    """Looks at each merchant."""
+    """Report each merchant."""
     yield ok("own.greeting", f"hello {examination.one.name}")
 
 
@@ -131,7 +130,7 @@ OWN = Plugin(
 )
 
 
-async def test_a_hosts_own_checks_and_one_that_breaks(values: dict[str, Any]) -> None:
+async def test_examine_own_check_that_fails_stops_no_other(values: dict[str, Any]) -> None:
     async with running_gateway(values, plugins=(OWN,)) as (gateway, base), shop(gateway, base):
         seen = await examined(gateway)
     assert [one.name for one in seen if one.title == "Own"] == ["own.seen", "doctor.broke", "own.fine"]
@@ -142,7 +141,7 @@ async def test_a_hosts_own_checks_and_one_that_breaks(values: dict[str, Any]) ->
     assert "0708374149" not in str(seen)
 
 
-async def test_a_check_of_no_merchant_has_none(values: dict[str, Any]) -> None:
+async def test_examine_check_without_a_merchant_that_reads_one_fails(values: dict[str, Any]) -> None:
     plugin = Plugin(name="own", summary="Wrong.", checks=(Check("Own", greets),))
     async with running_gateway(values, plugins=(plugin,)) as (gateway, _):
         seen = await examined(gateway)

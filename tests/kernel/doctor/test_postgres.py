@@ -1,4 +1,4 @@
-"""What the doctor sees of Postgres: each thing as it should be, and as it should not."""
+"""Protects the doctor's checks of Postgres: each setting in its right and wrong state."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, CheckResult]:
-    """What is seen of the gateway's Postgres."""
+    """Return the results for the gateway's Postgres."""
     db = Database(gateway.config.database)
     examination = CheckContext(now=gateway.clock.now(), is_live=is_live)
     try:
@@ -37,7 +37,7 @@ async def seen(gateway: Gateway, *, is_live: bool = True) -> dict[str, CheckResu
 
 @pytest.fixture(scope="module", autouse=True)
 def durable(servers: Servers) -> Iterator[None]:
-    """The tests' Postgres is quick and not durable. Here it is durable."""
+    """The tests' Postgres is fast and not durable. Here it is durable."""
 
     async def settle(change: str, expected: str) -> None:
         connection = await asyncpg.connect(servers.database_url)
@@ -58,12 +58,12 @@ def durable(servers: Servers) -> Iterator[None]:
 
 @pytest.fixture
 def gateway(values: dict[str, Any]) -> Gateway:
-    """A gateway that has not been started."""
+    """Return a gateway that has not been started."""
     return Gateway(GatewayConfig.from_values(values))
 
 
 async def apply_migrations(gateway: Gateway) -> None:
-    """Bring its database to this release."""
+    """Migrate its database to this release."""
     db = Database(gateway.config.database)
     await db.start()
     await migrate(db, gateway.migrations)
@@ -72,7 +72,7 @@ async def apply_migrations(gateway: Gateway) -> None:
 
 @asynccontextmanager
 async def changed(url: str, change: str, undo: str, setting: str) -> AsyncGenerator[None]:
-    """A setting of the whole server, changed for the length of the block."""
+    """Change a setting of the whole server for the length of the block."""
     connection = await asyncpg.connect(url)
     before = await connection.fetchval("SELECT current_setting($1)", setting)
 
@@ -94,7 +94,7 @@ async def changed(url: str, change: str, undo: str, setting: str) -> AsyncGenera
         await connection.close()
 
 
-async def test_as_it_should_be(gateway: Gateway) -> None:
+async def test_look_at_postgres_in_order_reports_ok(gateway: Gateway) -> None:
     await apply_migrations(gateway)
     assert levels(await seen(gateway)) == {
         f"postgres.{name}": "ok" for name in ("reachable", "version", "durable", "connections", "migrations", "clock")
@@ -109,7 +109,7 @@ async def test_as_it_should_be(gateway: Gateway) -> None:
         (("@127.0.0.1:", "@127.0.0.1:9/?krbsrvname="), "cannot be reached"),
     ],
 )
-async def test_one_that_does_not_let_us_in_and_its_password_is_not_told(
+async def test_look_at_postgres_without_access_reports_a_problem_without_the_password(
     gateway: Gateway, change: tuple[str, str], words: str
 ) -> None:
     url = gateway.config.database.url
@@ -126,7 +126,9 @@ async def test_one_that_does_not_let_us_in_and_its_password_is_not_told(
 
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
-async def test_one_that_forgets_in_a_crash(gateway: Gateway, database_url: str, setting: str) -> None:
+async def test_look_at_postgres_without_durability_reports_a_problem(
+    gateway: Gateway, database_url: str, setting: str
+) -> None:
     await apply_migrations(gateway)
     change, undo = f"ALTER SYSTEM SET {setting} = off", f"ALTER SYSTEM SET {setting} = on"
     async with changed(database_url, change, undo, setting):
@@ -135,7 +137,9 @@ async def test_one_that_forgets_in_a_crash(gateway: Gateway, database_url: str, 
         assert (await seen(gateway, is_live=False))["postgres.durable"].level == "warning"
 
 
-async def test_one_whose_commits_do_not_wait_for_the_disk(gateway: Gateway, database_url: str) -> None:
+async def test_look_at_postgres_with_asynchronous_commits_reports_a_problem(
+    gateway: Gateway, database_url: str
+) -> None:
     await apply_migrations(gateway)
     connection = await asyncpg.connect(database_url)
     await connection.execute(f"ALTER ROLE mpesa IN DATABASE {_name(database_url)} SET synchronous_commit = off")
@@ -144,7 +148,7 @@ async def test_one_whose_commits_do_not_wait_for_the_disk(gateway: Gateway, data
     assert (found.level, "synchronous_commit" in found.text) == ("problem", True)
 
 
-async def test_one_that_takes_nothing(gateway: Gateway, database_url: str) -> None:
+async def test_look_at_postgres_that_is_read_only_reports_a_problem(gateway: Gateway, database_url: str) -> None:
     await apply_migrations(gateway)
     connection = await asyncpg.connect(database_url)
     await connection.execute(f"ALTER DATABASE {_name(database_url)} SET default_transaction_read_only = on")
@@ -152,18 +156,18 @@ async def test_one_that_takes_nothing(gateway: Gateway, database_url: str) -> No
     assert (await seen(gateway))["postgres.writable"].level == "problem"
 
 
-def test_a_standby() -> None:
+def test_see_role_of_a_standby_reports_a_problem() -> None:
     row: Any = {"is_standby": True, "read_only": "on"}
     (found,) = role_result(row)
     assert (found.level, "standby" in found.text) == ("problem", True)
 
 
-def test_an_old_one() -> None:
+def test_see_version_of_an_old_postgres_warns() -> None:
     old: Any = {"number": 130_004, "version": "13.4"}
     assert version_result(old).level == "warning"
 
 
-async def test_one_that_is_nearly_full(gateway: Gateway, database_url: str) -> None:
+async def test_look_at_postgres_with_few_free_connections_warns(gateway: Gateway, database_url: str) -> None:
     await apply_migrations(gateway)
     connections = [await asyncpg.connect(database_url) for _ in range(165)]
     try:
@@ -174,7 +178,7 @@ async def test_one_that_is_nearly_full(gateway: Gateway, database_url: str) -> N
     assert (found.level, "max_connections" in (found.fix or "")) == ("warning", True)
 
 
-def test_a_connection_over_the_network_without_tls() -> None:
+def test_see_connections_over_the_network_without_tls_warns() -> None:
     row: Any = {"used": 1, "connections": 100, "is_encrypted": False, "is_local": False}
     assert {found.name: found.level for found in connections_result(row)} == {
         "postgres.connections": "ok",
@@ -182,7 +186,7 @@ def test_a_connection_over_the_network_without_tls() -> None:
     }
 
 
-async def test_a_database_that_is_not_at_this_release(gateway: Gateway, database_url: str) -> None:
+async def test_look_at_postgres_at_another_release_reports_a_problem(gateway: Gateway, database_url: str) -> None:
     found = (await seen(gateway))["postgres.migrations"]
     assert (found.level, "mpesa-gateway migrate" in (found.fix or "")) == ("problem", True)
     await apply_migrations(gateway)
@@ -197,7 +201,9 @@ async def test_a_database_that_is_not_at_this_release(gateway: Gateway, database
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (10, "warning"), (-10, "warning"), (100, "problem")])
-async def test_clocks_that_differ(values: dict[str, Any], ahead: int, level: str) -> None:
+async def test_look_at_postgres_with_a_different_clock_reports_the_difference(
+    values: dict[str, Any], ahead: int, level: str
+) -> None:
     gateway = Gateway(GatewayConfig.from_values(values), clock=OffClock(ahead))
     found = (await seen(gateway))["postgres.clock"]
     assert found.level == level

@@ -1,4 +1,4 @@
-"""What the doctor sees of the address that M-Pesa calls back."""
+"""Protects the doctor's checks of the public address that M-Pesa calls back."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -25,15 +25,15 @@ SANDBOX = CheckContext(now=OffClock(0).now(), is_live=False)
 
 
 def form(url: str, examination: CheckContext = LIVE) -> dict[str, str]:
-    """How bad each thing about an address is."""
+    """Return the levels of the results for an address."""
     return levels({found.name: found for found in form_result(url, examination)})
 
 
-def test_an_address_that_may_be_called() -> None:
+def test_see_form_of_a_valid_address_reports_ok() -> None:
     assert form("https://pay.example.co.ke/shop") == {"address.https": "ok", "address.words": "ok"}
 
 
-def test_addresses_that_mpesa_does_not_call() -> None:
+def test_see_form_of_an_address_that_mpesa_does_not_call_reports_it() -> None:
     assert form("http://pay.example.co.ke")["address.https"] == "problem"
     assert form("http://127.0.0.1:8000", SANDBOX)["address.https"] == "note"
     assert form("https://mpesa.example.co.ke")["address.words"] == "warning"
@@ -43,19 +43,19 @@ def test_addresses_that_mpesa_does_not_call() -> None:
 
 
 async def resolved(url: str, examination: CheckContext = LIVE) -> CheckResult:
-    """What is said about where a name leads."""
+    """Return the result for the resolution of a name."""
     (found,) = await resolution_result(url, examination)
     return found
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "localhost", "[::1]", "192.168.1.1:8443", "169.254.169.254", "0x7f.1"])
-async def test_addresses_that_nobody_outside_can_reach(host: str) -> None:
+async def test_see_resolution_of_a_private_address_reports_a_problem(host: str) -> None:
     found = await resolved(f"https://{host}")
     assert (found.name, found.level) == ("address.public", "problem")
     assert (await resolved(f"https://{host}", SANDBOX)).level == "note"
 
 
-async def test_where_a_name_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_see_resolution_of_a_name_reports_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"inside.example": ["10.1.2.3"], "outside.example": ["8.8.8.8", "2001:4860:4860::8888"]}
 
     async def lookup(host: str, _: int) -> list[str]:
@@ -74,7 +74,7 @@ async def test_where_a_name_leads(monkeypatch: pytest.MonkeyPatch) -> None:
 async def behind(
     values: dict[str, Any], certificate: Path | None = None, **changes: Any
 ) -> AsyncGenerator[tuple[Gateway, Proxy]]:
-    """A gateway whose public address is a proxy's."""
+    """Yield a gateway with a proxy as its public address."""
     async with proxying(certificate) as proxy:
         scheme, host = ("https", "localhost") if certificate else ("http", "127.0.0.1")
         own = {"public_url": f"{scheme}://{host}:{proxy.port}", "worker": {"in_process": False}}
@@ -84,20 +84,20 @@ async def behind(
 
 
 async def look(gateway: Gateway) -> dict[str, CheckResult]:
-    """What is seen of the gateway's address before going live, but for its form."""
+    """Return the results for the gateway's address before going live, without the checks of its form."""
     found = await seen_by(check_public_address, gateway, is_live=True)
     of_its_form = {"address.https", "address.words", "address.public"}
     return {name: one for name, one in found.items() if name not in of_its_form}
 
 
-async def test_an_address_that_leads_here(values: dict[str, Any]) -> None:
+async def test_look_at_public_address_of_this_gateway_reports_ok(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         found = await look(gateway)
         assert levels(found) == {f"address.{name}": "ok" for name in ("reached", "proxies", "callbacks")}
         assert "127.0.0.1" in found["address.proxies"].text
 
 
-async def test_nothing_answers(values: dict[str, Any]) -> None:
+async def test_look_at_public_address_without_an_answer_reports_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"public_url": "http://127.0.0.1:9"}) as (gateway, _):
         found = await look(gateway)
     assert levels(found) == {"address.reached": "problem"}
@@ -117,7 +117,9 @@ async def test_nothing_answers(values: dict[str, Any]) -> None:
         (b"nonsense\r\n\r\n", "no HTTP answer"),
     ],
 )
-async def test_something_else_answers(values: dict[str, Any], answer: bytes, words: str) -> None:
+async def test_look_at_public_address_with_another_server_reports_a_problem(
+    values: dict[str, Any], answer: bytes, words: str
+) -> None:
     async with behind(values) as (gateway, proxy):
         proxy.answer = lambda _: answer
         found = await look(gateway)
@@ -126,7 +128,7 @@ async def test_something_else_answers(values: dict[str, Any], answer: bytes, wor
     assert found["address.reached"].fix
 
 
-async def test_a_proxy_that_we_do_not_know_of(values: dict[str, Any]) -> None:
+async def test_look_at_public_address_behind_an_untrusted_proxy_reports_a_problem(values: dict[str, Any]) -> None:
     async with behind(values) as (gateway, proxy):
         proxy.adds = "X-Forwarded-For: 41.90.0.1"
         found = await look(gateway)
@@ -134,7 +136,7 @@ async def test_a_proxy_that_we_do_not_know_of(values: dict[str, Any]) -> None:
         assert '"127.0.0.1"' in (found["address.proxies"].fix or "")
 
 
-async def test_a_proxy_that_is_trusted(values: dict[str, Any]) -> None:
+async def test_look_at_public_address_behind_a_trusted_proxy_reports_ok(values: dict[str, Any]) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.1/32"]}
     async with behind(values) as (gateway, proxy):
         proxy.adds = "X-Forwarded-For: 41.90.0.1"
@@ -142,7 +144,7 @@ async def test_a_proxy_that_is_trusted(values: dict[str, Any]) -> None:
         assert (found.level, "41.90.0.1" in found.text) == ("ok", True)
 
 
-async def test_a_proxy_that_passes_only_some_paths(values: dict[str, Any]) -> None:
+async def test_look_at_public_address_behind_a_proxy_with_few_paths_reports_a_problem(values: dict[str, Any]) -> None:
     async with behind(values) as (gateway, proxy):
         proxy.answer = lambda path: None if path.startswith("/health") else says("404 Not Found")
         found = await look(gateway)
@@ -154,7 +156,7 @@ async def test_a_proxy_that_passes_only_some_paths(values: dict[str, Any]) -> No
     [(60, "ok"), (10, "warning"), (1, "problem"), (-1, "problem")],
     ids=["long", "soon", "now", "past"],
 )
-async def test_a_certificate_that_ends(
+async def test_look_at_public_address_certificate_reports_its_expiry(
     values: dict[str, Any], days: int, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path)))
@@ -164,7 +166,7 @@ async def test_a_certificate_that_ends(
         assert ("address.reached" in found) is (days > 0)
 
 
-async def test_a_certificate_that_is_anothers_or_nobodys(
+async def test_look_at_public_address_certificate_of_another_host_or_issuer_reports_a_problem(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = for_host(tmp_path, "other.example", until=timedelta(days=60))
@@ -179,7 +181,7 @@ async def test_a_certificate_that_is_anothers_or_nobodys(
         assert "fullchain" in (found["address.certificate"].fix or "")
 
 
-async def test_a_tls_proxy_that_does_not_say_for_whom_it_asks(
+async def test_look_at_public_address_tls_proxy_without_a_client_address_warns(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path)))
@@ -192,7 +194,7 @@ async def test_a_tls_proxy_that_does_not_say_for_whom_it_asks(
         assert (found.level, "10.0.0.9" in found.text) == ("note", True)
 
 
-async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[str, Any]) -> None:
+async def test_challenge_reveals_the_seen_address_only_for_our_secret(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, base):
         api = Api(base, None)
         try:
@@ -213,8 +215,8 @@ async def test_only_who_knows_our_secret_is_told_how_it_was_seen(values: dict[st
     ("peer", "is_advised"),
     [("127.0.0.1", True), ("10.4.0.2", True), ("fd00::7", True), ("104.16.0.9", False), ("203.0.113.9", False)],
 )
-def test_only_a_proxy_inside_is_to_be_trusted(peer: str, *, is_advised: bool) -> None:
-    """To trust an address outside lets whoever is behind it pose as Safaricom."""
+def test_proxies_check_advises_to_trust_only_a_private_address(peer: str, *, is_advised: bool) -> None:
+    """A trusted public address would let any client behind it pose as Safaricom."""
     seen = Seen(peer=peer, client=peer, was_forwarded=True, peer_is_trusted=False)
     found = public_address._proxies(seen, LIVE, is_https=True)  # pyright: ignore[reportPrivateUsage]
     assert (f'add "{peer}"' in str(found.fix)) is is_advised

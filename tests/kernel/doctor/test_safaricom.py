@@ -1,4 +1,4 @@
-"""What the doctor sees of Daraja and of Safaricom's certificates."""
+"""Protects the doctor's checks of Daraja and of Safaricom's certificates."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.reverse_proxy import proxying, says
 
 
 def gateway_with(values: dict[str, Any], folder: Path, **certificates: Any) -> Gateway:
-    """A gateway with these certificates for sandbox and live: how each is made, None for a file that is not there."""
+    """Return a gateway with these certificates for sandbox and live; None for a missing file."""
     files: dict[str, str] = {}
     for env, made in certificates.items():
         files[f"{env}_certificate"] = str(folder / f"{env}.cer")
@@ -31,7 +31,7 @@ SANDBOX = {"name": "sandbox.example", "until": LONG, "number": 1}
 LIVE = {"name": "live.example", "until": LONG, "number": 2}
 
 
-async def test_certificates_as_they_should_be(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_look_at_certificates_in_order_reports_ok(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=SANDBOX, live=LIVE)
     merchants = (merchant_in("sandbox", gateway), merchant_in("live", gateway))
     found = await seen_by(check_certificates, gateway, is_live=True, merchants=merchants)
@@ -49,7 +49,7 @@ async def test_certificates_as_they_should_be(values: dict[str, Any], tmp_path: 
         ({"until": LONG, "since": timedelta(days=2)}, "warning", "is valid from"),
     ],
 )
-async def test_a_live_certificate_that_is_missing_or_not_valid(
+async def test_look_at_certificates_missing_or_invalid_live_one_is_reported(
     values: dict[str, Any], tmp_path: Path, live: Any, level: str, words: str
 ) -> None:
     gateway = gateway_with(values, tmp_path, live=live)
@@ -57,26 +57,30 @@ async def test_a_live_certificate_that_is_missing_or_not_valid(
     assert (found.level, words in found.text, bool(found.fix)) == (level, True, True)
 
 
-async def test_what_nobody_needs_yet_is_not_looked_at(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_look_at_certificates_skips_the_ones_not_needed_yet(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=None, live=None)
     assert levels(await seen_by(check_certificates, gateway)) == {"certificate.sandbox": "note"}
 
 
-async def test_the_same_certificate_for_both(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_look_at_certificates_same_one_for_both_envs_is_reported(values: dict[str, Any], tmp_path: Path) -> None:
     gateway = gateway_with(values, tmp_path, sandbox=LIVE, live=LIVE)
     assert (await seen_by(check_certificates, gateway, is_live=True))["certificate.differ"].level == "problem"
     assert (await seen_by(check_certificates, gateway))["certificate.differ"].level == "note"
 
 
 @pytest.mark.parametrize("name", ["sandbox.example", "mpesa-gateway simulator"])
-async def test_a_live_certificate_that_calls_itself_another(values: dict[str, Any], tmp_path: Path, name: str) -> None:
+async def test_look_at_certificates_live_one_with_another_name_is_a_problem(
+    values: dict[str, Any], tmp_path: Path, name: str
+) -> None:
     gateway = gateway_with(values, tmp_path, live=LIVE | {"name": name})
     found = (await seen_by(check_certificates, gateway, is_live=True))["certificate.differ"]
     assert (found.level, name in found.text) == ("problem", True)
 
 
 @pytest.mark.parametrize(("ahead", "level"), [(0, "ok"), (20, "warning"), (-20, "warning"), (300, "problem")])
-async def test_darajas_clock_and_ours(values: dict[str, Any], ahead: int, level: str) -> None:
+async def test_look_at_daraja_with_a_different_clock_reports_the_difference(
+    values: dict[str, Any], ahead: int, level: str
+) -> None:
     async with running_gateway(values, clock=OffClock(ahead)) as (gateway, _):
         found = (await seen_by(check_daraja, gateway))["daraja.sandbox"]
     assert found.level == level
@@ -84,7 +88,7 @@ async def test_darajas_clock_and_ours(values: dict[str, Any], ahead: int, level:
         assert ("ahead of" if ahead > 0 else "behind") in found.text
 
 
-async def test_a_daraja_that_cannot_be_reached(values: dict[str, Any]) -> None:
+async def test_look_at_daraja_unreachable_is_a_problem(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": "http://127.0.0.1:9", "live_url": "http://127.0.0.1:19"}
     async with running_gateway(values | {"daraja": daraja}) as (gateway, _):
         merchants = (merchant_in("sandbox", gateway),)
@@ -92,7 +96,7 @@ async def test_a_daraja_that_cannot_be_reached(values: dict[str, Any]) -> None:
     assert levels(found) == {"daraja.live": "problem", "daraja.sandbox": "problem"}
 
 
-async def test_a_daraja_that_does_not_say_what_time_it_is(values: dict[str, Any]) -> None:
+async def test_look_at_daraja_without_a_date_header_is_a_note(values: dict[str, Any]) -> None:
     async with proxying() as proxy:
         proxy.answer = lambda _: says("400 Bad Request", "{}")
         daraja = {"sandbox_url": f"http://127.0.0.1:{proxy.port}"}

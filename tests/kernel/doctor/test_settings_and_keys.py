@@ -1,4 +1,4 @@
-"""What the doctor sees of the settings, the master key and a merchant's API keys."""
+"""Protects the doctor's checks of settings, the master key and API keys."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +19,11 @@ from tests.looking import levels, merchant_in, only_merchant, seen_by
 
 
 def gateway_of(values: dict[str, Any], **changes: Any) -> Gateway:
-    """A gateway that has not been started, with other settings."""
+    """Return a gateway that has not been started, with other settings."""
     return Gateway(GatewayConfig.from_values(values | changes))
 
 
-async def test_settings_as_they_should_be(values: dict[str, Any]) -> None:
+async def test_look_at_settings_in_order_reports_ok(values: dict[str, Any]) -> None:
     found = await seen_by(check_settings, gateway_of(values), is_live=True)
     assert levels(found) == {f"settings.{name}": "ok" for name in ("readable", "daraja", "logs")}
     assert "payments" in found["settings.readable"].text
@@ -36,7 +36,9 @@ async def test_settings_as_they_should_be(values: dict[str, Any]) -> None:
         ({"daraja": {"sandbox_url": "http://127.0.0.1:9/simulator"}}, "note", "note"),
     ],
 )
-async def test_a_daraja_that_is_not_safaricoms(values: dict[str, Any], changes: Any, live: str, sandbox: str) -> None:
+async def test_look_at_settings_with_another_daraja_is_reported(
+    values: dict[str, Any], changes: Any, live: str, sandbox: str
+) -> None:
     gateway = gateway_of(values, **changes)
     assert (await seen_by(check_settings, gateway, is_live=True))["settings.daraja"].level == live
     assert (await seen_by(check_settings, gateway))["settings.daraja"].level == sandbox
@@ -46,7 +48,7 @@ async def test_a_daraja_that_is_not_safaricoms(values: dict[str, Any], changes: 
     ("level", "live", "sandbox"),
     [("debug", "warning", "note"), ("error", "warning", "warning"), ("warning", "ok", "ok")],
 )
-async def test_a_log_that_says_too_much_or_too_little(
+async def test_look_at_settings_with_an_unsuitable_log_level_is_reported(
     values: dict[str, Any], level: str, live: str, sandbox: str
 ) -> None:
     gateway = gateway_of(values, logs={"level": level})
@@ -54,7 +56,7 @@ async def test_a_log_that_says_too_much_or_too_little(
     assert (await seen_by(check_settings, gateway))["settings.logs"].level == sandbox
 
 
-async def test_a_master_key_that_only_we_can_read(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_look_at_master_key_file_readable_only_by_us_is_ok(values: dict[str, Any], tmp_path: Path) -> None:
     ring = tmp_path / "ring"
     ring.write_text(generate())
     ring.chmod(0o600)
@@ -70,7 +72,7 @@ async def test_a_master_key_that_only_we_can_read(values: dict[str, Any], tmp_pa
         assert (await seen_by(check_master_key, gateway))["master_key.source"].level == "warning"
 
 
-async def test_a_master_key_among_the_settings_or_in_the_environment(
+async def test_look_at_master_key_in_settings_or_environment_is_reported(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_gateway(values) as (gateway, _):
@@ -81,7 +83,7 @@ async def test_a_master_key_among_the_settings_or_in_the_environment(
         assert values["security"]["master_key"] not in str(found)
 
 
-async def test_former_keys_that_are_used_still_and_no_more(values: dict[str, Any]) -> None:
+async def test_look_at_master_key_old_keys_are_reported_while_used_and_after(values: dict[str, Any]) -> None:
     old = values["security"]["master_key"]
     async with running_gateway(values) as (gateway, _):
         old_id = gateway.sealer.key_id
@@ -97,14 +99,14 @@ async def test_former_keys_that_are_used_still_and_no_more(values: dict[str, Any
         assert (found["master_key.old"].level, old_id in found["master_key.old"].text) == ("note", True)
 
 
-async def test_secrets_that_no_listed_key_opens(values: dict[str, Any]) -> None:
+async def test_look_at_master_key_with_unopenable_secrets_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         await gateway.db.execute("UPDATE gateway_secret SET sealed = 'v1.0123456789ab.AAAA' WHERE name = 'cursors'")
         found = (await seen_by(check_master_key, gateway))["master_key.sealed"]
     assert (found.level, "0123456789ab" in found.text) == ("problem", True)
 
 
-async def test_a_merchants_api_keys(values: dict[str, Any]) -> None:
+async def test_look_at_api_keys_reports_missing_and_expiring_keys(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         made = await gateway.merchants.create("Shop", actor="test")
         sandbox = await only_merchant(gateway)

@@ -1,4 +1,4 @@
-"""What the doctor sees of Valkey and of the workers: each thing as it should be, and as it should not."""
+"""Protects the doctor's checks of Valkey and of the workers: each in its right and wrong state."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,13 +19,13 @@ from tests.looking import OffClock, levels, seen_by
 
 @pytest.fixture
 def gateway(values: dict[str, Any]) -> Gateway:
-    """A gateway that has not been started."""
+    """Return a gateway that has not been started."""
     return Gateway(GatewayConfig.from_values(values))
 
 
 @asynccontextmanager
 async def changed(url: str, name: str, value: str) -> AsyncGenerator[None]:
-    """A setting of the whole server, changed for the length of the block."""
+    """Change a setting of the whole server for the length of the block."""
     client: Any = valkey.asyncio.from_url(url)  # type: ignore[no-untyped-call]
     before = (await client.config_get(name))[name]
     await client.config_set(name, value)
@@ -36,13 +36,13 @@ async def changed(url: str, name: str, value: str) -> AsyncGenerator[None]:
         await client.aclose()
 
 
-async def test_valkey_as_it_should_be(gateway: Gateway) -> None:
+async def test_look_at_valkey_in_order_reports_ok(gateway: Gateway) -> None:
     assert levels(await seen_by(check_valkey, gateway)) == {
         f"valkey.{name}": "ok" for name in ("reachable", "eviction", "persistence")
     }
 
 
-async def test_sentinels_that_do_not_answer_are_named(values: dict[str, Any]) -> None:
+async def test_look_at_valkey_with_unreachable_sentinels_names_them(values: dict[str, Any]) -> None:
     sentinels = {"url": "valkey://:opens-nothing@10.0.0.5:6379/0", "sentinels": ["127.0.0.1:9", "127.0.0.1:10"]}
     gateway = Gateway(GatewayConfig.from_values(values | {"valkey": sentinels | {"service": "till"}}))
     (found,) = (await seen_by(check_valkey, gateway)).values()
@@ -54,7 +54,9 @@ async def test_sentinels_that_do_not_answer_are_named(values: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("url", "words"), [("valkey://:wrong@{}", "refuses us"), ("valkey://:secret@127.0.0.1:9/0", "cannot be reached")]
 )
-async def test_a_valkey_that_does_not_let_us_in(gateway: Gateway, url: str, words: str) -> None:
+async def test_look_at_valkey_without_access_reports_a_problem_without_the_password(
+    gateway: Gateway, url: str, words: str
+) -> None:
     ours = gateway.config.valkey.url
     assert ours is not None
     at = ours.reveal().rpartition("@")[2]
@@ -66,34 +68,34 @@ async def test_a_valkey_that_does_not_let_us_in(gateway: Gateway, url: str, word
     assert "wrong" not in str(found)
 
 
-async def test_one_that_throws_jobs_away_when_memory_is_short(gateway: Gateway, valkey_url: str) -> None:
+async def test_look_at_valkey_with_eviction_of_jobs_warns(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "maxmemory-policy", "allkeys-lru"):
         found = (await seen_by(check_valkey, gateway))["valkey.eviction"]
     assert (found.level, "allkeys-lru" in found.text, "noeviction" in (found.fix or "")) == ("warning", True, True)
 
 
-async def test_one_that_forgets_its_jobs(gateway: Gateway, valkey_url: str) -> None:
+async def test_look_at_valkey_without_persistence_is_a_note(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "appendonly", "no"):
         found = (await seen_by(check_valkey, gateway))["valkey.persistence"]
     assert (found.level, found.fix) == ("note", "set appendonly yes")
 
 
-def test_one_that_cannot_write() -> None:
+def test_see_persistence_that_cannot_write_is_a_problem() -> None:
     (found,) = persistence_result({"aof_enabled": 1, "aof_last_write_status": "err"})
     assert (found.level, "AOF" in found.text) == ("problem", True)
 
 
-def test_one_that_is_nearly_full() -> None:
+def test_see_memory_nearly_full_warns() -> None:
     info = {"maxmemory_policy": "noeviction", "maxmemory": 1000, "used_memory": 950}
     assert (memory_result(info).level, "95 %" in memory_result(info).text) == ("warning", True)
 
 
-def test_one_that_is_too_old_for_the_queue() -> None:
+def test_see_version_too_old_for_the_queue_is_a_problem() -> None:
     assert [found.level for found in version_result("Redis", "6.0.16")] == ["problem"]
     assert version_result("Redis", "6.2.7") == version_result("Valkey", "9.1.0") == []
 
 
-async def test_nobody_at_work(values: dict[str, Any]) -> None:
+async def test_look_at_workers_without_a_worker_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.jobs.enqueue("payments.ask", payment_id="pay_1")
         found = await seen_by(check_workers, gateway)
@@ -101,15 +103,15 @@ async def test_nobody_at_work(values: dict[str, Any]) -> None:
         assert "1 jobs wait" in found["workers.alive"].text
 
 
-async def works(gateway: Gateway) -> bool:
-    """Whether a worker has said that it is there, and what it does by the clock."""
+async def is_healthy(gateway: Gateway) -> bool:
+    """Return True once a worker has sent a heartbeat and run its cron jobs."""
     found = await seen_by(check_workers, gateway)
     return levels(found) == {"workers.alive": "ok", "workers.crons": "ok"}
 
 
-async def test_somebody_at_work(values: dict[str, Any]) -> None:
+async def test_look_at_workers_with_a_worker_reports_ok(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
-        await eventually(lambda: works(gateway))
+        await eventually(lambda: is_healthy(gateway))
 
 
 async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, Any]) -> None:
@@ -128,11 +130,11 @@ async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, 
     assert "--queues daraja" in (found.fix or "")
 
 
-async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None:
+async def test_look_at_workers_with_fewer_plugins_names_the_missing_crons(values: dict[str, Any]) -> None:
     less = values | {"plugins": ["credentials", "callbacks", "transactions", "payments"]}
     less.pop("simulator")
     async with running_gateway(less) as (gateway, _):
-        await eventually(lambda: works(gateway))
+        await eventually(lambda: is_healthy(gateway))
         gateway.jobs_by_name = Gateway(GatewayConfig.from_values(values)).jobs_by_name
         found = (await seen_by(check_workers, gateway))["workers.crons"]
     assert found.level == "problem"
@@ -140,16 +142,16 @@ async def test_workers_that_know_less_than_we_do(values: dict[str, Any]) -> None
     assert "payments.sweep" not in found.text
 
 
-async def test_what_runs_by_the_clock_and_is_late(values: dict[str, Any]) -> None:
+async def test_look_at_workers_with_a_late_cron_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
-        await eventually(lambda: works(gateway))
+        await eventually(lambda: is_healthy(gateway))
         found = (await seen_by(check_workers, gateway, now=OffClock(3600).now()))["workers.crons"]
     assert (found.level, "payments.sweep" in found.text) == ("problem", True)
 
 
-async def test_jobs_that_failed(values: dict[str, Any]) -> None:
+async def test_look_at_workers_with_failed_jobs_is_a_note(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
-        await eventually(lambda: works(gateway))
+        await eventually(lambda: is_healthy(gateway))
         await gateway.jobs.enqueue("payments.ask", nonsense="x")
 
         async def noted() -> bool:

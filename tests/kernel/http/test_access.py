@@ -1,4 +1,4 @@
-"""Before a call takes a place: strangers are slowed, refused and read by themselves, and known callers pass them."""
+"""Protects the checks before a call takes a slot: unknown clients are delayed and limited, known callers are not."""
 
 import asyncio
 import gzip
@@ -32,12 +32,12 @@ from tests.conftest import Town
 from tests.routes import operations, whole_gateway
 
 UNKNOWN_KEY = "sk_test_" + "0" * 48
-"""A key as ours are, that was never made."""
+"""A key in our format that was never created."""
 
 
 @dataclass(frozen=True)
-class Front:
-    """A gateway behind a proxy, so that a test says where each request comes from."""
+class ProxiedGateway:
+    """A gateway behind a proxy: a test chooses the client address of each request."""
 
     gateway: Gateway
     base: str
@@ -46,7 +46,7 @@ class Front:
     async def ask(
         self, method: str, path: str, source: str = "203.0.113.1", *, key: str | None = None, **more: Any
     ) -> Said:
-        """One request from this address."""
+        """Send one request from this address."""
         headers: Headers = ((b"x-forwarded-for", source.encode()), *more.pop("headers", ()))
         if key is not None:
             headers = (*headers, (b"x-api-key", key.encode()))
@@ -54,25 +54,27 @@ class Front:
 
 
 @asynccontextmanager
-async def front(values: dict[str, Any], **changes: Any) -> AsyncGenerator[Front]:
-    """A gateway whose proxy is this machine, and a shop."""
+async def proxied_gateway(values: dict[str, Any], **changes: Any) -> AsyncGenerator[ProxiedGateway]:
+    """Yield a gateway that trusts this machine as its proxy, and a shop."""
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     values["worker"] = {"in_process": False}
     for name, change in changes.items():
         values[name] = values.get(name, {}) | change
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
-        yield Front(gateway, base, api)
+        yield ProxiedGateway(gateway, base, api)
 
 
 # -- API keys ---------------------------------------------------------------------------------------------------------
 
 
-async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    async with front(values, limits={"auth_failures": 5}) as door:
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+async def test_access_without_a_known_key_takes_no_slot(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with proxied_gateway(values, limits={"auth_failures": 5}) as proxied:
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         entered: list[str] = []
-        gate = door.gateway.asgi.load_shedder
-        enter = gate._enter  # pyright: ignore[reportPrivateUsage] - what a call takes its place with
+        gate = proxied.gateway.asgi.load_shedder
+        enter = gate._enter  # pyright: ignore[reportPrivateUsage] - a call takes its slot with it
 
         async def noted(who: str) -> bool:
             entered.append(who)
@@ -80,93 +82,95 @@ async def test_without_a_known_key_no_place_is_taken(values: dict[str, Any], mon
 
         monkeypatch.setattr(gate, "_enter", noted)
         for key in (None, "", "sk_test_wrong", "sk_live_" + "0" * 47, UNKNOWN_KEY):
-            assert (await door.ask("GET", "/v1/payments", key=key)).status == 401, key
-        # From here on the address is limited: it is refused just as cheaply.
-        assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401, 429, 429]
+            assert (await proxied.ask("GET", "/v1/payments", key=key)).status == 401, key
+        # From here on the address is limited: it is rejected as cheaply.
+        assert [(await proxied.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401, 429, 429]
         for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/nothing/at/all"), ("PATCH", "/v1/payments")):
-            assert (await door.ask(method, path)).status in {404, 405}
+            assert (await proxied.ask(method, path)).status in {404, 405}
         assert entered == []
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         # Its share is counted for the key.
-        assert entered == [f"key_{(door.api.key or '').split('_')[2][:26]}"]
+        assert entered == [f"key_{(proxied.api.key or '').split('_')[2][:26]}"]
 
 
-async def test_a_limited_address_is_refused_without_postgres_and_its_own_right_key_passes(
+async def test_access_of_a_limited_address_is_refused_without_postgres_and_a_right_key_passes(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A busy machine may take longer than a second for what follows.
+    # A busy machine may take longer than a second for the following calls.
     monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
-    async with front(values, limits={"auth_failures": 3}) as door:
-        assert [(await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
+    async with proxied_gateway(values, limits={"auth_failures": 3}) as proxied:
+        assert [(await proxied.ask("GET", "/v1/payments", key=UNKNOWN_KEY)).status for _ in range(3)] == [401] * 3
         looked_up: list[str] = []
-        find = door.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - what asks Postgres
+        find = proxied.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - the query of Postgres
 
         async def noted(key_id: str) -> Any:
             looked_up.append(key_id)
             return await find(key_id)
 
-        monkeypatch.setattr(door.gateway.api_keys, "_find", noted)
-        refused = [await door.ask("GET", "/v1/payments", key=UNKNOWN_KEY) for _ in range(8)]
+        monkeypatch.setattr(proxied.gateway.api_keys, "_find", noted)
+        refused = [await proxied.ask("GET", "/v1/payments", key=UNKNOWN_KEY) for _ in range(8)]
         assert {said.status for said in refused} == {429}
-        # A begun second is told whole.
+        # A started second counts as a whole one.
         assert 0 < int(refused[0].header(b"retry-after")) <= 301
-        # One in a second is looked up, so that a key that was not used before gets in from there too.
+        # One key in a second is looked up, so that a key without earlier calls can pass from there too.
         assert len(looked_up) == 1
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 429
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 429
         monkeypatch.setattr(admission, "_TRICKLE", 0.0)
-        door.gateway.asgi.access._trickle = admission._SlowLane()  # pyright: ignore[reportPrivateUsage] - a second later
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
+        proxied.gateway.asgi.access._trickle = admission._SlowLane()  # pyright: ignore[reportPrivateUsage] - a second later
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
-        # Right once, it passes at once.
-        assert {(await door.ask("GET", "/v1/payments", key=door.api.key)).status for _ in range(5)} == {200}
-        assert (await door.ask("GET", "/v1/payments", "203.0.113.2", key=UNKNOWN_KEY)).status == 401
+        # After its first success, the key passes at once.
+        assert {(await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status for _ in range(5)} == {200}
+        assert (await proxied.ask("GET", "/v1/payments", "203.0.113.2", key=UNKNOWN_KEY)).status == 401
 
 
-async def test_a_request_without_a_key_is_no_guess(values: dict[str, Any]) -> None:
-    async with front(values, limits={"auth_failures": 2}) as door:
-        assert {(await door.ask("GET", "/v1/payments")).status for _ in range(6)} == {401}
-        assert door.gateway.limits.refusal(AUTH, "203.0.113.1") == 0
+async def test_access_without_a_key_is_not_counted_as_a_failure(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values, limits={"auth_failures": 2}) as proxied:
+        assert {(await proxied.ask("GET", "/v1/payments")).status for _ in range(6)} == {401}
+        assert proxied.gateway.limits.refusal(AUTH, "203.0.113.1") == 0
 
 
-async def test_a_revoked_key_is_refused_at_once_though_it_was_right(values: dict[str, Any]) -> None:
-    async with front(values) as door:
-        caller = await door.gateway.api_keys.authenticate(door.api.key)
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        assert door.gateway.api_keys.was_valid(door.api.key or "")
-        await door.gateway.api_keys.revoke(caller.merchant_id, caller.key_id, actor="test")
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 401
-        assert not door.gateway.api_keys.was_valid(door.api.key or "")
+async def test_access_with_a_revoked_key_is_refused_at_once(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
+        caller = await proxied.gateway.api_keys.authenticate(proxied.api.key)
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
+        assert proxied.gateway.api_keys.was_valid(proxied.api.key or "")
+        await proxied.gateway.api_keys.revoke(caller.merchant_id, caller.key_id, actor="test")
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 401
+        assert not proxied.gateway.api_keys.was_valid(proxied.api.key or "")
 
 
-async def test_failures_are_limited_without_valkey_too(values: dict[str, Any]) -> None:
-    async with front(values, valkey={"url": "valkey://127.0.0.1:9/0"}, limits={"auth_failures": 3}) as door:
-        statuses = [(await door.ask("GET", "/v1/payments", key="sk_test_wrong")).status for _ in range(5)]
+async def test_access_failures_are_limited_without_valkey(values: dict[str, Any]) -> None:
+    async with proxied_gateway(
+        values, valkey={"url": "valkey://127.0.0.1:9/0"}, limits={"auth_failures": 3}
+    ) as proxied:
+        statuses = [(await proxied.ask("GET", "/v1/payments", key="sk_test_wrong")).status for _ in range(5)]
         assert statuses == [401, 401, 401, 429, 429]
-        assert (await door.ask("GET", "/v1/payments", "203.0.113.2", key="sk_test_wrong")).status == 401
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status in {200, 429}
+        assert (await proxied.ask("GET", "/v1/payments", "203.0.113.2", key="sk_test_wrong")).status == 401
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status in {200, 429}
 
 
-async def test_another_process_is_told_by_valkey_who_is_limited(values: dict[str, Any]) -> None:
-    async with front(values, limits={"auth_failures": 2}) as door:
-        other = Gateway(GatewayConfig.from_values(values | {"public_url": door.base}))
+async def test_access_limit_is_shared_with_other_processes_through_valkey(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values, limits={"auth_failures": 2}) as proxied:
+        other = Gateway(GatewayConfig.from_values(values | {"public_url": proxied.base}))
         async with other.running():
             for _ in range(2):
                 await other.limits.failed(AUTH, "203.0.113.7")
-            assert door.gateway.limits.refusal(AUTH, "203.0.113.7") == 0
+            assert proxied.gateway.limits.refusal(AUTH, "203.0.113.7") == 0
             with pytest.raises(TooManyFailures):
-                await door.gateway.limits.admits(AUTH, "203.0.113.7")
-            # Known here from now on, without a question.
-            assert 0 < door.gateway.limits.refusal(AUTH, "203.0.113.7") <= 301
+                await proxied.gateway.limits.admits(AUTH, "203.0.113.7")
+            # Known here from now on, without a query.
+            assert 0 < proxied.gateway.limits.refusal(AUTH, "203.0.113.7") <= 301
 
 
-async def test_one_row_of_the_audit_log_for_each_address_and_window(values: dict[str, Any]) -> None:
-    async with front(values, limits={"auth_failures": 2}) as door:
-        before = (await door.gateway.audit.page(1, None, None, None, count=True)).total or 0
+async def test_access_failures_have_one_audit_entry_for_each_address_and_window(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values, limits={"auth_failures": 2}) as proxied:
+        before = (await proxied.gateway.audit.page(1, None, None, None, count=True)).total or 0
         for source in ("203.0.113.1", "2001:db8::1", "2001:db8::2"):
             for _ in range(10):
-                await door.ask("GET", "/v1/payments", source, key="sk_test_wrong")
-        entries = (await door.gateway.audit.page(100, None, None, None)).rows
-        assert (await door.gateway.audit.page(1, None, None, None, count=True)).total == before + 4
+                await proxied.ask("GET", "/v1/payments", source, key="sk_test_wrong")
+        entries = (await proxied.gateway.audit.page(100, None, None, None)).rows
+        assert (await proxied.gateway.audit.page(1, None, None, None, count=True)).total == before + 4
         assert sorted((entry.action, entry.detail["from"]) for entry in entries[:4]) == [
             ("auth.failed", "2001:db8::1"),
             ("auth.failed", "203.0.113.1"),
@@ -175,7 +179,7 @@ async def test_one_row_of_the_audit_log_for_each_address_and_window(values: dict
         ]
 
 
-def test_the_first_of_a_window_says_how_many_were_left_out_of_the_one_before() -> None:
+def test_sampler_first_of_a_window_has_the_count_skipped_in_the_one_before() -> None:
     now = 0.0
     sampler = Sampler(60.0, now=lambda: now)
     assert [sampler.admit("a") for _ in range(4)] == [0, None, None, None]
@@ -185,10 +189,10 @@ def test_the_first_of_a_window_says_how_many_were_left_out_of_the_one_before() -
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=40))
-def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_nothing_is_lost(
+def test_sampler_samples_of_a_key_are_a_window_apart_and_nothing_is_lost(
     came: list[tuple[int, int]],
 ) -> None:
-    now, last, seen, told = 0.0, dict[int, float](), 0, 0
+    now, last, seen, counted = 0.0, dict[int, float](), 0, 0
     sampler = Sampler(60.0, now=lambda: now)
     for key, pause in came:
         now += pause
@@ -197,23 +201,23 @@ def test_whatever_comes_a_sample_of_a_key_is_never_closer_than_its_window_and_no
         if left_out is not None:
             assert now - last.get(key, -60.0) >= 60.0
             last[key] = now
-            told += 1 + left_out
+            counted += 1 + left_out
     now += 60.0
-    told += sum(found for key in range(6) if (found := sampler.admit(key)) is not None)
-    assert told == seen
+    counted += sum(found for key in range(6) if (found := sampler.admit(key)) is not None)
+    assert counted == seen
 
 
 # -- pace -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_bound() -> None:
+def test_pace_of_an_address_has_a_burst_then_its_rate_and_a_longest_delay() -> None:
     now, chances = 0.0, count()
     pace = Throttle(10, 100, now=lambda: now, chance=lambda: next(chances) / 1000)
     assert [round(pace.delay("a"), 3) for _ in range(20)] == [0.0] * 20
     assert [round(pace.delay("a"), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     delays = [pace.delay("a") for _ in range(200)]
     assert max(delays) <= LONGEST + 1e-9
-    # Those that came at once go on one after the other.
+    # Calls that came at once continue one after the other.
     assert min(delays[100:]) >= LONGEST / 2
     assert len(set(delays[100:])) == 100
     assert pace.delay("b") == 0.0
@@ -222,8 +226,8 @@ def test_an_address_has_a_burst_and_then_its_rate_and_waits_no_longer_than_the_b
 
 
 @given(st.lists(st.integers(0, 10), max_size=80), st.integers(1, 20))
-def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses: list[int], rate: int) -> None:
-    """What is not delayed at all is at most the burst and the rate."""
+def test_pace_admits_no_address_faster_than_its_rate(pauses: list[int], rate: int) -> None:
+    """Undelayed calls are at most the burst and the rate."""
     now, admitted = 0.0, 0
     pace = Throttle(rate, 100, now=lambda: now)
     for pause in pauses:
@@ -232,7 +236,7 @@ def test_no_address_is_admitted_faster_than_its_rate_as_long_as_it_waits(pauses:
     assert admitted <= 2 * rate + rate * now + 1
 
 
-async def test_so_many_wait_and_two_thirds_of_them_of_one_address() -> None:
+async def test_pace_limits_waiting_calls_in_all_and_of_one_address() -> None:
     pace = Throttle(1, 3)
     tasks = [asyncio.create_task(pace.admit("a", longest=0.05)) for _ in range(6)]
     results = await asyncio.gather(*tasks)
@@ -240,19 +244,19 @@ async def test_so_many_wait_and_two_thirds_of_them_of_one_address() -> None:
     assert pace.held == 0
 
 
-async def test_all_addresses_together_have_four_times_the_rate_of_one() -> None:
+async def test_pace_of_all_addresses_together_is_four_times_the_rate_of_one() -> None:
     pace = Throttle(10, 100, now=lambda: 0.0)
     admitted = [await pace.admit(f"203.0.113.{host}", longest=0.0) for host in range(100)]
     assert admitted == [True] * 100
     assert [round(pace.delay("all", 4), 3) for _ in range(2)] == [0.525, 0.55]
 
 
-async def test_calls_with_a_key_that_is_looked_up_wait_for_the_first_of_them_and_are_not_slowed(
+async def test_access_calls_with_one_new_key_share_a_lookup_and_are_not_delayed(
     values: dict[str, Any],
 ) -> None:
-    async with front(values, http={"anonymous_per_second": 1}) as door:
+    async with proxied_gateway(values, http={"anonymous_per_second": 1}) as proxied:
         looked_up: list[str] = []
-        find = door.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - what asks Postgres
+        find = proxied.gateway.api_keys._find  # pyright: ignore[reportPrivateUsage] - the query of Postgres
         may = asyncio.Event()
 
         async def noted(key_id: str) -> Any:
@@ -261,8 +265,8 @@ async def test_calls_with_a_key_that_is_looked_up_wait_for_the_first_of_them_and
             return await find(key_id)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(door.gateway.api_keys, "_find", noted)
-            calls = [asyncio.create_task(door.ask("GET", "/v1/payments", key=door.api.key)) for _ in range(12)]
+            patch.setattr(proxied.gateway.api_keys, "_find", noted)
+            calls = [asyncio.create_task(proxied.ask("GET", "/v1/payments", key=proxied.api.key)) for _ in range(12)]
             await eventually(lambda: has_begun(looked_up))
             may.set()
             async with asyncio.timeout(3):
@@ -274,14 +278,14 @@ async def has_begun(looked_up: list[str]) -> bool:
     return bool(looked_up)
 
 
-async def test_an_address_that_asks_too_fast_is_slowed_and_nobody_else_is(
+async def test_access_of_a_fast_address_is_delayed_and_no_other(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with front(values, http={"anonymous_per_second": 2}) as door:
-        # Rendered before, so that a second passes nowhere below.
-        assert (await door.ask("GET", "/schema", "198.51.100.1")).status == 200
+    async with proxied_gateway(values, http={"anonymous_per_second": 2}) as proxied:
+        # Rendered before, so that no call below takes a second.
+        assert (await proxied.ask("GET", "/schema", "198.51.100.1")).status == 200
         delays: list[float] = []
-        pace = door.gateway.asgi.access._pace  # pyright: ignore[reportPrivateUsage] - what slows
+        pace = proxied.gateway.asgi.access._pace  # pyright: ignore[reportPrivateUsage] - the delay under test
 
         async def admit(who: str, *, longest: float = LONGEST, **_: bool) -> bool:
             if (delay := pace.delay(who)) > 0.01:
@@ -293,40 +297,40 @@ async def test_an_address_that_asks_too_fast_is_slowed_and_nobody_else_is(
             delays.clear()
             source = f"203.0.113.{len(path)}"
             for _ in range(4):
-                await door.ask("GET", path, source)
+                await proxied.ask("GET", path, source)
             assert delays == [], path
-            await door.ask("GET", path, source)
+            await proxied.ask("GET", path, source)
             assert len(delays) == 1, path
         delays.clear()
-        assert {(await door.ask("GET", "/v1/payments", key=door.api.key)).status for _ in range(10)} == {200}
+        assert {(await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status for _ in range(10)} == {200}
         listed = "196.201.214.200"
         for _ in range(10):
-            await door.ask("POST", "/v1/webhooks/mpesa", listed, body=[b"{}"])
+            await proxied.ask("POST", "/v1/webhooks/mpesa", listed, body=[b"{}"])
         token = (
-            door.gateway.port(Callbacks)
+            proxied.gateway.port(Callbacks)
             .url_for("stk", env="sandbox", merchant_id="mer_" + "0" * 26, subject_id="pay_" + "0" * 26)
-            .removeprefix(door.base)
+            .removeprefix(proxied.base)
         )
         for _ in range(10):
-            await door.ask("POST", token, "203.0.113.200", body=[b"{}"])
+            await proxied.ask("POST", token, "203.0.113.200", body=[b"{}"])
         assert delays == []
         for _ in range(10):
-            assert (await door.ask("GET", "/health/live", "203.0.113.201")).status == 200
+            assert (await proxied.ask("GET", "/health/live", "203.0.113.201")).status == 200
         assert delays
         assert max(delays) <= 0.5
 
 
-async def test_in_a_crowd_strangers_are_turned_away_and_known_callers_are_not(values: dict[str, Any]) -> None:
-    async with front(values) as door:
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        app = door.gateway.asgi
+async def test_access_under_load_refuses_unknown_clients_and_passes_known_callers(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
+        app = proxied.gateway.asgi
 
         async def crowded(scope: Any, receive: Any, send: Any) -> None:
             await app(scope | {CROWDED: True}, receive, send)
 
         refused = await ask(crowded, "GET", b"/v1/payments")
         assert (refused.status, refused.header(b"connection")) == (503, b"close")
-        known = await ask(crowded, "GET", b"/v1/payments", ((b"x-api-key", (door.api.key or "").encode()),))
+        known = await ask(crowded, "GET", b"/v1/payments", ((b"x-api-key", (proxied.api.key or "").encode()),))
         assert known.status == 200
         assert (await ask(crowded, "GET", b"/health/live")).status == 200
 
@@ -336,19 +340,19 @@ async def test_in_a_crowd_strangers_are_turned_away_and_known_callers_are_not(va
 
 @dataclass
 class Slow:
-    """A request whose body does not come, and its answer."""
+    """A request without the end of its body, and its answer."""
 
     task: "asyncio.Task[None]"
     sent: list[Any]
 
     @property
     def status(self) -> int:
-        """What it was answered, 0 while it was not."""
+        """The status of the answer, 0 without one."""
         return int(self.sent[0]["status"]) if self.sent else 0
 
 
-def posts_half(door: Front, path: str, source: str) -> Slow:
-    """Send the half of a body."""
+def posts_half(proxied: ProxiedGateway, path: str, source: str) -> Slow:
+    """Send half of a body."""
     first = [{"type": "http.request", "body": b"name=a", "more_body": True}]
     sent: list[Any] = []
 
@@ -372,31 +376,31 @@ def posts_half(door: Front, path: str, source: str) -> Slow:
         "headers": headers,
         "client": ("127.0.0.1", 1),
     }
-    return Slow(asyncio.create_task(door.gateway.asgi(scope, receive, send)), sent)
+    return Slow(asyncio.create_task(proxied.gateway.asgi(scope, receive, send)), sent)
 
 
 @pytest.mark.parametrize("path", ["/ops/login", "/v1/webhooks/mpesa", "/ops/anything"])
-async def test_bodies_of_strangers_are_waited_for_without_a_place_and_few_of_one_address(
+async def test_access_bodies_of_unknown_clients_take_no_slot_and_few_of_one_address_wait(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(admission, "_SHORT", 0.05)
-    # The patient ones are not among those that are answered, however long that takes.
+    # The waiting ones are never answered here, even on a slow machine.
     monkeypatch.setattr(admission, "_BODY_TIME", 3600.0)
-    async with front(
+    async with proxied_gateway(
         values, http={"max_concurrent": 1, "queue": 0, "max_unanswered": 1, "anonymous_max_concurrent": 2}
-    ) as door:
-        posts = [posts_half(door, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
-        # All but two have a moment only.
+    ) as proxied:
+        posts = [posts_half(proxied, path, f"2001:db8:0:1::{host:x}") for host in range(1, 31)]
+        # All but two time out soon.
         await eventually(lambda: answered(posts, 28))
         assert sum(not post.status for post in posts) == 2
         assert {post.status for post in posts if post.status} == {408}
         refused = next(post for post in posts if post.status)
         assert (b"connection", b"close") in refused.sent[0]["headers"]
-        # A whole body from the very same address comes through, and an API call finds the only place free.
-        whole = await door.ask("POST", path, "2001:db8:0:1::1", body=[b"name=a"])
+        # A whole body from the same address is accepted, and an API call finds the only slot free.
+        whole = await proxied.ask("POST", path, "2001:db8:0:1::1", body=[b"name=a"])
         assert whole.status in {401, 403, 404, 415, 422}
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        assert (door.gateway.asgi.load_shedder.working, door.gateway.asgi.load_shedder.unanswered) == (0, 0)
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
+        assert (proxied.gateway.asgi.load_shedder.working, proxied.gateway.asgi.load_shedder.unanswered) == (0, 0)
         for post in posts:
             post.task.cancel()
         await asyncio.gather(*(post.task for post in posts), return_exceptions=True)
@@ -406,55 +410,60 @@ async def answered(posts: list[Slow], count: int) -> bool:
     return sum(bool(post.status) for post in posts) >= count
 
 
-async def test_a_strangers_body_has_ten_seconds(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert admission._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - what is asserted
+async def test_access_body_of_an_unknown_client_times_out_after_ten_seconds(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert admission._BODY_TIME <= 10.0  # pyright: ignore[reportPrivateUsage] - the value under test
     monkeypatch.setattr(admission, "_BODY_TIME", 0.05)
-    async with front(values) as door:
-        post = posts_half(door, "/ops/login", "203.0.113.1")
+    async with proxied_gateway(values) as proxied:
+        post = posts_half(proxied, "/ops/login", "203.0.113.1")
         await post.task
         assert post.status == 408
 
 
-async def test_a_login_is_small(values: dict[str, Any]) -> None:
-    async with front(values) as door:
+async def test_access_login_body_over_the_limit_is_refused(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
         for headers in ((), ((b"content-length", b"70000"),), ((b"transfer-encoding", b"chunked"),)):
-            said = await door.ask("POST", "/ops/login", headers=headers, body=[b"x" * 5000, b"x" * 5000])
+            said = await proxied.ask("POST", "/ops/login", headers=headers, body=[b"x" * 5000, b"x" * 5000])
             assert said.status in ({413} if headers else {413, 403}), headers
-        said = await door.ask("POST", "/ops/payments/x", headers=((b"content-length", b"70000"),))
+        said = await proxied.ask("POST", "/ops/payments/x", headers=((b"content-length", b"70000"),))
         assert said.status == 413
 
 
-async def test_a_body_that_is_read_ahead_arrives_whole(values: dict[str, Any]) -> None:
-    async with front(values) as door:
+async def test_access_body_that_is_read_ahead_arrives_whole(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
         body = [b'{"Body": {"stkCallback": {"CheckoutRequestID": "ws_1",', b' "ResultCode": 1, "ResultDesc": "no"}}}']
-        said = await door.ask("POST", "/v1/webhooks/mpesa", headers=((b"transfer-encoding", b"chunked"),), body=body)
+        said = await proxied.ask("POST", "/v1/webhooks/mpesa", headers=((b"transfer-encoding", b"chunked"),), body=body)
         assert said.codes == ["CALLBACK_REFUSED"]
-        kept = await door.gateway.db.fetchval("SELECT original FROM refused_callback")
+        kept = await proxied.gateway.db.fetchval("SELECT original FROM refused_callback")
         assert kept.encode() == b"".join(body)
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
 
 
-async def test_pages_take_no_place_of_an_api_call(values: dict[str, Any]) -> None:
-    async with front(values, http={"max_concurrent": 1, "queue": 0, "wait": 0.0}) as door, hold_page(door):
-        assert (await door.ask("GET", "/v1/payments", key=door.api.key)).status == 200
-        assert (await door.ask("GET", "/ops/login", "203.0.113.9")).status == 503
+async def test_access_pages_take_no_slot_of_an_api_call(values: dict[str, Any]) -> None:
+    async with (
+        proxied_gateway(values, http={"max_concurrent": 1, "queue": 0, "wait": 0.0}) as proxied,
+        hold_page(proxied),
+    ):
+        assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
+        assert (await proxied.ask("GET", "/ops/login", "203.0.113.9")).status == 503
 
 
-async def test_pages_of_one_address_leave_places_to_others(values: dict[str, Any]) -> None:
-    async with front(values, http={"anonymous_max_concurrent": 2}) as door:
-        place = door.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - where pages wait
+async def test_access_pages_of_one_address_leave_slots_to_others(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values, http={"anonymous_max_concurrent": 2}) as proxied:
+        place = proxied.gateway.asgi.access._place_at_pages  # pyright: ignore[reportPrivateUsage] - the slots of pages
         async with place("2001:db8:0:1::/64"), place("2001:db8:0:1::/64"):
-            assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
-            assert (await door.ask("GET", "/ops/login", "2001:db8:0:2::9")).status == 200
-        assert (await door.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 200
+            assert (await proxied.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 503
+            assert (await proxied.ask("GET", "/ops/login", "2001:db8:0:2::9")).status == 200
+        assert (await proxied.ask("GET", "/ops/login", "2001:db8:0:1::9")).status == 200
 
 
 @asynccontextmanager
-async def hold_page(door: Front) -> AsyncGenerator[None]:
-    """One place among the pages, taken."""
-    pages = door.gateway.asgi.access._pages  # pyright: ignore[reportPrivateUsage] - the places of pages
+async def hold_page(proxied: ProxiedGateway) -> AsyncGenerator[None]:
+    """Hold one slot of the pages."""
+    pages = proxied.gateway.asgi.access._pages  # pyright: ignore[reportPrivateUsage] - the slots of pages
     assert await pages._enter("")  # pyright: ignore[reportPrivateUsage] - the same
     try:
         yield
@@ -488,8 +497,8 @@ async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, mon
     assert len(times) == 1
 
 
-async def test_health_checks_that_come_together_are_one_look(values: dict[str, Any]) -> None:
-    async with front(values) as door:
+async def test_health_checks_at_the_same_time_share_one_examination(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
         times: list[str] = []
         pending = migrator.pending
 
@@ -499,19 +508,19 @@ async def test_health_checks_that_come_together_are_one_look(values: dict[str, A
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(health, "pending", noted)
-            answers = await asyncio.gather(*(door.ask("GET", "/health/ready") for _ in range(20)))
+            answers = await asyncio.gather(*(proxied.ask("GET", "/health/ready") for _ in range(20)))
             assert {said.status for said in answers} == {200}
             assert len(times) == 1
-            assert (await door.ask("GET", "/health/ready")).status == 200
+            assert (await proxied.ask("GET", "/health/ready")).status == 200
             assert len(times) == 2
 
             async def slowed(*_: Any, **__: Any) -> bool:
                 await asyncio.sleep(0.02)
                 return True
 
-            # For an address that asks too fast, the answer of a second ago will do.
-            patch.setattr(door.gateway.asgi.access._pace, "admit", slowed)  # pyright: ignore[reportPrivateUsage] - what slows
-            assert (await door.ask("GET", "/health/ready")).status == 200
+            # A fast address receives the answer of up to a second ago.
+            patch.setattr(proxied.gateway.asgi.access._pace, "admit", slowed)  # pyright: ignore[reportPrivateUsage] - the delay under test
+            assert (await proxied.ask("GET", "/health/ready")).status == 200
             assert len(times) == 2
 
 
@@ -519,11 +528,11 @@ async def test_health_checks_that_come_together_are_one_look(values: dict[str, A
 
 
 def filled(path: str) -> str:
-    """A path with something for each parameter."""
+    """Return a path with a value for each parameter."""
     return "/".join("x" if part.startswith("{") else part for part in path.split("/"))
 
 
-def test_every_route_is_found_with_what_it_needs() -> None:
+def test_route_table_finds_every_route_with_its_needs() -> None:
     table = RouteTable(whole_gateway().asgi.litestar)
     for each in operations():
         for path in (filled(each.path), filled(each.path) + "/"):
@@ -556,7 +565,7 @@ async def test_head_is_answered_as_get_without_its_body(town: Town) -> None:
     assert (await ask(app, "HEAD", b"/v1/payments")).status == 401
 
 
-async def test_every_answer_says_that_it_is_kept_framed_and_sniffed_by_nobody(town: Town) -> None:
+async def test_every_answer_has_headers_against_caching_framing_and_sniffing(town: Town) -> None:
     app = town.gateway.asgi
     key = ((b"x-api-key", (town.api.key or "").encode()),)
     for each in operations():
@@ -580,10 +589,10 @@ def check_headers(what: object, said: Said) -> None:
     assert kept == b"no-store" or is_public, (what, kept)
 
 
-async def test_a_new_key_is_kept_nowhere(values: dict[str, Any]) -> None:
+async def test_new_api_key_answer_is_not_cacheable(values: dict[str, Any]) -> None:
     async with (
-        front(values) as door,
-        shop(door.gateway, door.base, scopes=(ADMIN,), is_configured=False) as admin,
+        proxied_gateway(values) as proxied,
+        shop(proxied.gateway, proxied.base, scopes=(ADMIN,), is_configured=False) as admin,
     ):
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "Duka"})).data["merchant_id"]
         made = await admin.call("POST", f"/v1/admin/merchants/{merchant}/keys", {"name": "till"})
@@ -592,7 +601,7 @@ async def test_a_new_key_is_kept_nowhere(values: dict[str, Any]) -> None:
         assert made.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_a_compressed_body_is_refused_with_what_to_send_instead(town: Town) -> None:
+async def test_compressed_body_is_refused_with_advice(town: Town) -> None:
     body = gzip.compress(b'{"amount": 5, "phone": "254711000001"}')
     for coding in (b"gzip", b"GZIP", b"br", b"deflate, gzip"):
         said = await ask(
@@ -612,7 +621,7 @@ async def test_a_compressed_body_is_refused_with_what_to_send_instead(town: Town
         assert "without Content-Encoding" in said.json["errors"][0]["message"]
 
 
-async def test_a_body_with_a_byte_order_mark_is_taken(town: Town) -> None:
+async def test_body_with_a_byte_order_mark_is_accepted(town: Town) -> None:
     made = await town.api.call(
         "POST",
         "/v1/payments",
@@ -625,14 +634,14 @@ async def test_a_body_with_a_byte_order_mark_is_taken(town: Town) -> None:
 # -- the log ----------------------------------------------------------------------------------------------------------
 
 
-async def test_refused_callbacks_and_strangers_are_logged_in_samples(values: dict[str, Any]) -> None:
-    async with front(values) as door:
+async def test_log_samples_refused_callbacks_and_unknown_clients(values: dict[str, Any]) -> None:
+    async with proxied_gateway(values) as proxied:
         with structlog.testing.capture_logs() as lines:
             for _ in range(10):
-                await door.ask("POST", "/v1/webhooks/mpesa/x", body=[b"{}"])
-                await door.ask("GET", "/v1/payments")
-                await door.ask("GET", f"/v1/nothing/{_}")
-            await door.ask("POST", "/v1/webhooks/mpesa/x", "203.0.113.2", body=[b"{}"])
+                await proxied.ask("POST", "/v1/webhooks/mpesa/x", body=[b"{}"])
+                await proxied.ask("GET", "/v1/payments")
+                await proxied.ask("GET", f"/v1/nothing/{_}")
+            await proxied.ask("POST", "/v1/webhooks/mpesa/x", "203.0.113.2", body=[b"{}"])
         events = [(line["event"], line.get("route")) for line in lines]
         assert events.count(("callback_refused", None)) == 2
         assert events.count(("request", "/v1/webhooks/mpesa/{token}")) == 2
@@ -640,15 +649,15 @@ async def test_refused_callbacks_and_strangers_are_logged_in_samples(values: dic
         assert events.count(("request", "(unknown)")) == 1
         with structlog.testing.capture_logs() as lines:
             for _ in range(3):
-                await door.ask("GET", "/v1/payments/x", key=door.api.key)
-        # What a known caller is refused is logged each time.
+                await proxied.ask("GET", "/v1/payments/x", key=proxied.api.key)
+        # A refusal of a known caller is logged each time.
         assert [line["event"] for line in lines].count("request") == 3
 
 
 # -- turns ------------------------------------------------------------------------------------------------------------
 
 
-async def test_work_is_done_in_turn_bounded_for_each_client_and_in_all() -> None:
+async def test_turns_are_bounded_for_each_client_and_in_all() -> None:
     turns = WorkLimit(1, each=2, queue=2, wait=30)
     over, order = asyncio.Event(), list[str]()
 
@@ -669,7 +678,7 @@ async def test_work_is_done_in_turn_bounded_for_each_client_and_in_all() -> None
     await work("c")
 
 
-async def test_whoever_waits_too_long_or_hangs_up_leaves_no_trace() -> None:
+async def test_turns_after_a_timeout_or_cancellation_are_free() -> None:
     turns = WorkLimit(1, each=5, queue=5, wait=0.01)
     async with turns.acquire("a"):
         with pytest.raises(ServiceUnavailable):

@@ -1,4 +1,4 @@
-"""What every answer looks like: one envelope, a request id, the right status, never a trace, and pages in order."""
+"""Protects the form of every answer: envelope, request id, status, no traceback, and pages in order."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ LARGEST = 65_536
 
 
 def enveloped(answer: Answer, status: int, code: str) -> Answer:
-    """The answer, once it has been seen to be a whole and honest refusal."""
+    """Return the answer after checking that it is a complete refusal."""
     assert (answer.status, answer.error["code"]) == (status, code), answer.body
     assert set(answer.body) == {"success", "errors", "request_id"}
     assert answer.body["success"] is False
@@ -33,7 +33,7 @@ def enveloped(answer: Answer, status: int, code: str) -> Answer:
 
 
 async def raw(base: str, head: bytes, body: bytes = b"") -> Answer:
-    """One request, byte for byte, on a connection of its own. ``head`` is the request line and its headers."""
+    """Send one request byte by byte on a connection of its own. ``head`` is the request line and its headers."""
     parts = urlsplit(base)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -48,19 +48,19 @@ async def raw(base: str, head: bytes, body: bytes = b"") -> Answer:
         writer.close()
 
 
-async def test_an_unknown_address_is_not_found(town: Town) -> None:
+async def test_request_to_an_unknown_address_is_not_found(town: Town) -> None:
     enveloped(await town.api.call("GET", "/v1/nothing"), 404, "NOT_FOUND")
     enveloped(await town.api.call("GET", "/"), 404, "NOT_FOUND")
     enveloped(await town.api.call("GET", "/v1/payments/pay_none"), 404, "NOT_FOUND")
 
 
-async def test_another_method_is_refused_with_those_that_are_taken(town: Town) -> None:
+async def test_request_with_another_method_is_refused_with_the_allowed_ones(town: Town) -> None:
     answer = enveloped(await town.api.call("DELETE", "/v1/payments"), 405, "METHOD_NOT_ALLOWED")
     assert {"GET", "POST"} <= {method.strip() for method in answer.headers["Allow"].split(",")}
     enveloped(await town.api.call("PATCH", "/v1/merchant/providers", {}), 405, "METHOD_NOT_ALLOWED")
 
 
-async def test_a_body_of_more_than_64_kib_is_too_large_and_one_of_just_so_much_is_read(town: Town) -> None:
+async def test_request_body_over_64_kib_is_too_large(town: Town) -> None:
     async def send(size: int) -> Answer:
         body = PAYMENT + b" " * (size - len(PAYMENT))
         return await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": str(size)})
@@ -69,7 +69,7 @@ async def test_a_body_of_more_than_64_kib_is_too_large_and_one_of_just_so_much_i
     assert (await send(LARGEST)).status == 201
 
 
-async def test_a_chunked_body_is_counted_as_it_comes(town: Town) -> None:
+async def test_request_chunked_body_is_counted_as_it_arrives(town: Town) -> None:
     key = (town.api.key or "").encode()
     head = (
         b"POST /v1/payments HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
@@ -80,7 +80,7 @@ async def test_a_chunked_body_is_counted_as_it_comes(town: Town) -> None:
     assert (await raw(town.base, head, start + blank * 15 + b"0\r\n\r\n")).status == 201
 
 
-async def test_anything_but_json_is_an_unsupported_media_type(town: Town) -> None:
+async def test_request_of_another_media_type_is_unsupported(town: Town) -> None:
     for media in (
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -96,7 +96,7 @@ async def test_anything_but_json_is_an_unsupported_media_type(town: Town) -> Non
     assert (await town.api.call("POST", "/v1/payments", raw=PAYMENT, headers=headers)).status == 201
 
 
-async def test_who_calls_is_asked_before_what_they_send(town: Town) -> None:
+async def test_request_without_a_key_is_refused_before_its_body_is_read(town: Town) -> None:
     for key in (None, "sk_test_" + "0" * 48):
         api = Api(town.base, key)
         for body in (b"{", b'{"amount": "much"}', b" " * (LARGEST + 1), b'{"secret": 1}'):
@@ -106,7 +106,7 @@ async def test_who_calls_is_asked_before_what_they_send(town: Town) -> None:
         await api.close()
 
 
-async def test_a_payment_without_an_idempotency_key_is_refused(town: Town) -> None:
+async def test_payment_without_an_idempotency_key_is_refused(town: Town) -> None:
     answer = await town.api.call("POST", "/v1/payments", raw=PAYMENT)
     enveloped(answer, 400, "IDEMPOTENCY_KEY_REQUIRED")
     assert "Idempotency-Key" in answer.error["message"]
@@ -132,7 +132,7 @@ NO_OBJECTS = (
 )
 
 
-async def test_what_is_no_json_object_is_said_to_be_none(town: Town) -> None:
+async def test_request_body_that_is_no_json_object_is_refused(town: Town) -> None:
     for body in NO_OBJECTS:
         answer = await town.api.call("POST", "/v1/payments", raw=body, headers={"Idempotency-Key": "a"})
         enveloped(answer, 422, "VALIDATION_ERROR")
@@ -140,13 +140,13 @@ async def test_what_is_no_json_object_is_said_to_be_none(town: Town) -> None:
     assert (await town.api.call("GET", "/v1/payments")).data == []
 
 
-async def test_no_body_at_all_is_asked_for(town: Town) -> None:
+async def test_request_without_a_body_is_refused(town: Town) -> None:
     answer = await town.api.call("POST", "/v1/payments", headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
     assert "JSON object" in answer.error["message"]
 
 
-async def test_an_unknown_field_is_named_with_its_path(town: Town) -> None:
+async def test_request_with_an_unknown_field_names_it_with_its_path(town: Town) -> None:
     body = json.loads(PAYMENT) | {"ammount": 1}
     answer = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "a"})
     enveloped(answer, 422, "VALIDATION_ERROR")
@@ -157,7 +157,7 @@ async def test_an_unknown_field_is_named_with_its_path(town: Town) -> None:
     assert [problem["field"] for problem in answer.body["errors"]] == ["mpesa.pass_key"]
 
 
-async def test_all_bad_fields_are_named_at_once(town: Town) -> None:
+async def test_request_with_several_bad_fields_names_all_at_once(town: Town) -> None:
     bad = {
         "amount": "5.50",
         "currency": "USD",
@@ -172,7 +172,7 @@ async def test_all_bad_fields_are_named_at_once(town: Town) -> None:
     assert {problem["code"] for problem in answer.body["errors"]} == {"VALIDATION_ERROR"}
 
 
-async def test_a_sane_request_id_comes_back(town: Town) -> None:
+async def test_valid_request_id_is_returned(town: Town) -> None:
     for given in ("a", "req-1", "root:1", "x" * 128, "A.b_c-9"):
         refused = await town.api.call("GET", "/v1/nothing", headers={"X-Request-ID": given})
         assert enveloped(refused, 404, "NOT_FOUND").body["request_id"] == given
@@ -181,7 +181,7 @@ async def test_a_sane_request_id_comes_back(town: Town) -> None:
 
 
 async def over_asgi(town: Town, request_id: bytes) -> tuple[int, list[bytes], dict[str, Any]]:
-    """Handed over as an ASGI server would: some servers refuse odd bytes themselves, others do not."""
+    """Send a request over ASGI: some servers reject unusual bytes themselves, others do not."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -209,7 +209,7 @@ async def over_asgi(town: Town, request_id: bytes) -> tuple[int, list[bytes], di
     return sent[0]["status"], ids, json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
 
 
-INSANE = (
+INVALID_IDS = (
     b"",
     b"x" * 129,
     b"two words",
@@ -227,19 +227,19 @@ INSANE = (
 )
 
 
-async def test_an_insane_request_id_is_replaced(town: Town) -> None:
+async def test_invalid_request_id_is_replaced(town: Town) -> None:
     assert (await over_asgi(town, b"sane"))[:2] == (404, [b"sane"])
     seen: set[bytes] = set()
-    for given in INSANE:
+    for given in INVALID_IDS:
         status, ids, body = await over_asgi(town, given)
         assert (status, len(ids)) == (404, 1)
         assert ids[0].startswith(b"req_"), given
         assert body["request_id"] == ids[0].decode()
         seen.add(ids[0])
-    assert len(seen) == len(INSANE)
+    assert len(seen) == len(INVALID_IDS)
 
 
-async def test_an_insane_request_id_is_replaced_over_the_wire_too(town: Town) -> None:
+async def test_invalid_request_id_over_http_is_replaced(town: Town) -> None:
     heads = [b"GET /v1/nothing HTTP/1.1\r\nX-Request-ID: " + given for given in (b"two words", b"\xff", b"x" * 129)]
     answers = [enveloped(await raw(town.base, head), 404, "NOT_FOUND") for head in heads]
     ids = {answer.body["request_id"] for answer in answers}
@@ -262,13 +262,13 @@ async def broken_chain() -> None:
     try:
         await broken.fn()
     except LookupError as problem:
-        raise RuntimeError("what came of it") from problem
+        raise RuntimeError("the outer error") from problem
 
 
 BROKEN = Plugin(name="broken", summary="Routes that raise.", routes=(broken, broken_in_its_answer, broken_chain))
 
 
-async def test_what_goes_wrong_with_us_is_answered_without_a_trace(values: dict[str, Any]) -> None:
+async def test_internal_error_is_answered_without_a_traceback(values: dict[str, Any]) -> None:
     async with running_gateway(values, plugins=(BROKEN,)) as (_, base):
         api = Api(base, None)
         for path in ("/v1/broken", "/v1/broken-in-its-answer", "/v1/broken-chain"):
@@ -282,7 +282,7 @@ async def test_what_goes_wrong_with_us_is_answered_without_a_trace(values: dict[
                 "LookupError",
                 "RuntimeError",
                 "inner-secret",
-                "came of it",
+                "outer error",
                 ".py",
                 "0x",
             ):
@@ -291,7 +291,7 @@ async def test_what_goes_wrong_with_us_is_answered_without_a_trace(values: dict[
         await api.close()
 
 
-async def test_seven_payments_in_pages_of_three_come_once_each_and_newest_first(town: Town) -> None:
+async def test_pages_of_payments_have_each_once_newest_first(town: Town) -> None:
     made = [(await town.api.pay(f"25471100000{i}", key=f"k{i}")).data["id"] for i in range(7)]
     pages: list[list[str]] = []
     cursor: str | None = ""
@@ -304,7 +304,7 @@ async def test_seven_payments_in_pages_of_three_come_once_each_and_newest_first(
         assert "total" not in meta
         cursor = meta["next_cursor"]
         if len(pages) == 1:
-            # What is added meanwhile stands before the first page and moves nothing.
+            # A payment added in between is before the first page and moves nothing.
             await town.api.pay("254711000009", key="meanwhile")
     assert [len(page) for page in pages] == [3, 3, 1]
     assert [payment for page in pages for payment in page] == made[::-1]
@@ -312,7 +312,7 @@ async def test_seven_payments_in_pages_of_three_come_once_each_and_newest_first(
     assert counted.body["meta"] == {"limit": 8, "has_more": False, "next_cursor": None, "total": 8}
 
 
-async def test_a_cursor_that_is_not_ours_is_refused(town: Town) -> None:
+async def test_cursor_that_is_not_ours_is_refused(town: Town) -> None:
     for i in range(2):
         await town.api.pay(f"25471100000{i}", key=f"k{i}")
     cursor: str = (await town.api.call("GET", "/v1/payments?limit=1")).body["meta"]["next_cursor"]
@@ -354,20 +354,20 @@ BAD_QUERIES = (
 )
 
 
-async def test_a_bad_parameter_is_named(town: Town) -> None:
+async def test_query_with_bad_parameters_names_them(town: Town) -> None:
     for query, fields in BAD_QUERIES:
         answer = enveloped(await town.api.call("GET", f"/v1/payments?{query}"), 422, "VALIDATION_ERROR")
         assert sorted(problem["field"] for problem in answer.body["errors"]) == fields, query
 
 
-async def test_limits_from_one_to_a_hundred_are_taken(town: Town) -> None:
+async def test_query_limit_from_one_to_a_hundred_is_accepted(town: Town) -> None:
     for limit in (1, 100):
         answer = await town.api.call("GET", f"/v1/payments?limit={limit}")
         assert (answer.data, answer.body["meta"]["limit"]) == ([], limit)
     assert (await town.api.call("GET", "/v1/payments")).body["meta"]["limit"] == 50
 
 
-async def test_times_and_cursors_that_postgres_could_not_take_are_refused_by_name(town: Town) -> None:
+async def test_query_values_that_postgres_would_reject_are_refused_by_name(town: Town) -> None:
     for query, field in (
         ("since=9999-12-31T23:59:59-23:00", "since"),
         ("until=0001-01-01T00:00:00%2B05:00", "until"),

@@ -1,4 +1,4 @@
-"""Whatever is sent to whatever route: an answer that the document knows, in the envelope, and never our own fault."""
+"""Protects every route from any input: the answer is documented, in the envelope, and never status 500."""
 
 import asyncio
 import itertools
@@ -24,12 +24,12 @@ from tests.asgi import Headers, Said, ask, is_refusal
 from tests.routes import Operation, document, installed, operation, operations
 
 DARAJA = ("/simulator/oauth/", "/simulator/mpesa/", "/simulator/pulltransactions/")
-"""Where the simulator speaks with Daraja's voice."""
+"""Paths of the simulator's Daraja."""
 
 FORMS = ("/ops/", "/simulator/touch", "/simulator/hold", "/simulator/let-go", "/simulator/turn")
-"""Where pages send their forms."""
+"""Paths of the forms of pages."""
 
-TAKEN = [each for each in operations() if each.method != "OPTIONS"]
+OPERATIONS = [each for each in operations() if each.method != "OPTIONS"]
 
 TOKENS = (
     b"null",
@@ -88,7 +88,7 @@ TOKENS = (
     b"tru",
     b"'a'",
 )
-"""Values as they stand in JSON, and some that do not."""
+"""JSON values, and some texts that are none."""
 
 SEGMENTS = (
     b"%00",
@@ -122,7 +122,7 @@ SEGMENTS = (
     b"mpesa",
     b"export",
 )
-"""Parts of a path, as they stand in the request line."""
+"""Segments of a path, as in the request line."""
 
 QUERIES = (
     b"%00=%00",
@@ -166,7 +166,7 @@ TEXTS = (
     b"x" * 5000,
     b"'%20OR%201=1--",
 )
-"""Values of parameters, as they stand in the request line."""
+"""Values of parameters, as in the request line."""
 
 HEADERS: tuple[Headers, ...] = (
     (),
@@ -204,15 +204,15 @@ HEADERS: tuple[Headers, ...] = (
 
 
 @dataclass(frozen=True)
-class House:
-    """A served gateway with everything enabled, the loop that it runs in, and a shop's key that may do anything."""
+class RunningGateway:
+    """A served gateway with every plugin, its event loop, and a shop's key with all scopes."""
 
     runner: asyncio.Runner
     gateway: Gateway
     api: Api
 
     def say(self, operation: Operation, target: bytes, headers: Headers = (), body: tuple[bytes, ...] = ()) -> Said:
-        """One request with the key."""
+        """Send one request with the key."""
         return self.runner.run(ask(self.gateway.asgi, operation.method, target, (*self.keyed, *headers), body))
 
     @property
@@ -222,7 +222,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(servers: Servers) -> Iterator[House]:
+def running(servers: Servers) -> Iterator[RunningGateway]:
     with empty_database(servers) as database_url, asyncio.Runner() as runner:
         values = gateway_values(
             database_url,
@@ -234,31 +234,31 @@ def house(servers: Servers) -> Iterator[House]:
         )
         stack = AsyncExitStack()
 
-        async def enter() -> House:
+        async def enter() -> RunningGateway:
             gateway, base = await stack.enter_async_context(running_gateway(values))
             api = await stack.enter_async_context(shop(gateway, base, scopes=gateway.scopes.all))
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
-            return House(runner, gateway, api)
+            return RunningGateway(runner, gateway, api)
 
-        house = runner.run(enter())
+        running = runner.run(enter())
         try:
-            yield house
+            yield running
         finally:
             runner.run(stack.aclose())
 
 
 def is_well_answered(operation: Operation, said: Said) -> bool:
-    """Whether this is an answer that its callers were told of. Raises AssertionError otherwise."""
+    """Return True for an answer that the document describes. Raises AssertionError otherwise."""
     assert said.header(b"x-request-id"), (operation, said)
     if operation.is_shown and said.status != 400:
-        # 400 is for what is no HTTP; only some calls give it for more.
+        # 400 is for input that is no HTTP; only some calls document it for more.
         assert str(said.status) in document()["paths"][operation.path][operation.method.lower()]["responses"], (
             operation,
             said,
         )
     kind = said.header(b"content-type")
     if operation.path.startswith(DARAJA):
-        # Its faults are its own, some of them with status 500.
+        # The simulator's faults are Daraja's, some with status 500.
         assert said.status < 500 or "errorCode" in said.json, (operation, said)
         return True
     assert said.status != 500, (operation, said)
@@ -269,7 +269,7 @@ def is_well_answered(operation: Operation, said: Said) -> bool:
 
 
 def placed(operation: Operation, *segments: bytes) -> bytes:
-    """The operation's path with these parts in place of its parameters, the last of them repeating."""
+    """Return the operation's path with these segments as its parameters, the last of them repeated."""
     waiting = [*segments]
 
     def next_one() -> bytes:
@@ -279,40 +279,40 @@ def placed(operation: Operation, *segments: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("query", [b"never=5", b"%6eever", b"never=", b"never=1&never=2", b"a=b&never=5"])
-def test_a_parameter_that_a_call_does_not_take_is_refused_by_name(house: House, query: bytes) -> None:
-    """Whoever asks for a part of a refund in the address would otherwise send all of it back."""
-    for each in TAKEN:
+def test_every_call_with_an_unknown_parameter_is_refused_by_name(running: RunningGateway, query: bytes) -> None:
+    """An amount of a refund in the query string would otherwise refund the whole payment."""
+    for each in OPERATIONS:
         if each.scope is None:
             continue
-        said = house.say(each, placed(each, b"x") + b"?" + query, ((b"content-type", b"application/json"),), (b"{}",))
+        said = running.say(each, placed(each, b"x") + b"?" + query, ((b"content-type", b"application/json"),), (b"{}",))
         assert said.status == 422, (str(each), said)
         problems = said.json["errors"]
         assert ("never", True) in [(one.get("field"), "unknown parameter" in one["message"]) for one in problems], each
 
 
-def test_a_question_mark_alone_is_no_parameter(house: House) -> None:
+def test_call_with_an_empty_query_string_is_accepted(running: RunningGateway) -> None:
     for query in (b"?", b"?&&"):
-        assert house.say(operation("GET /v1/merchant/me"), b"/v1/merchant/me" + query).status == 200
+        assert running.say(operation("GET /v1/merchant/me"), b"/v1/merchant/me" + query).status == 200
 
 
-@pytest.mark.parametrize("operation", [each for each in TAKEN if each.parameters], ids=str)
-def test_any_part_of_a_path(house: House, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.parameters], ids=str)
+def test_every_path_with_any_segment_is_well_answered(running: RunningGateway, operation: Operation) -> None:
     for segment in SEGMENTS:
         for segments in {(segment,), (segment, b"x"), (b"x", segment)}:
-            assert is_well_answered(operation, house.say(operation, placed(operation, *segments)))
+            assert is_well_answered(operation, running.say(operation, placed(operation, *segments)))
 
 
-@pytest.mark.parametrize("operation", TAKEN, ids=str)
-def test_any_query_and_any_header(house: House, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_every_call_with_any_query_and_header_is_well_answered(running: RunningGateway, operation: Operation) -> None:
     target = placed(operation, b"x")
     queries = [b"", *QUERIES]
     if operation.query is not None:
         for name in operation.query.__struct_fields__:
             queries += [f"{name}=".encode() + text for text in TEXTS]
     for query in queries:
-        assert is_well_answered(operation, house.say(operation, target + b"?" + query))
+        assert is_well_answered(operation, running.say(operation, target + b"?" + query))
     for headers in HEADERS:
-        assert is_well_answered(operation, house.say(operation, target, headers, (b"{}",)))
+        assert is_well_answered(operation, running.say(operation, target, headers, (b"{}",)))
 
 
 BODIES = (
@@ -346,24 +346,24 @@ BODIES = (
     (b'{"Result": {"ResultCode": 0, "ResultParameters": {"ResultParameter": {"Key": [], "Value": {}}}}}',),
     (b'{"Result": {"ResultCode": ' + b"9" * 5000 + b"}}",),
 )
-"""Whole bodies, in the pieces that they come in."""
+"""Whole bodies, in the pieces in which they arrive."""
 
-WITH_BODY = [each for each in TAKEN if each.method in {"POST", "PUT", "PATCH"}]
+WITH_BODY = [each for each in OPERATIONS if each.method in {"POST", "PUT", "PATCH"}]
 
 
 @pytest.mark.parametrize("operation", WITH_BODY, ids=str)
-def test_any_body(house: House, operation: Operation) -> None:
+def test_every_call_with_any_body_is_well_answered(running: RunningGateway, operation: Operation) -> None:
     kinds = [b"application/json"]
     if operation.path.startswith(FORMS):
         kinds = [b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x"]
     for kind in kinds:
         headers = ((b"content-type", kind), (b"origin", b"http://gateway"))
         for body in BODIES:
-            assert is_well_answered(operation, house.say(operation, placed(operation, b"stk", b"x"), headers, body))
+            assert is_well_answered(operation, running.say(operation, placed(operation, b"stk", b"x"), headers, body))
 
 
 def fields_of(kind: type[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where each field of a body stands, those of structs inside it too."""
+    """Yield the path of each field of a body, with fields of nested structs."""
     for field in msgspec.structs.fields(kind):
         yield (*path, field.encode_name)
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
@@ -371,7 +371,7 @@ def fields_of(kind: type[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 
 def with_field(example: Any, path: tuple[str, ...], token: bytes) -> bytes:
-    """The example as JSON, with these very bytes as the value of one field."""
+    """Return the example as JSON, with these bytes as the value of one field."""
     name, *rest = path
     inner = with_field(example.get(name, {}), tuple(rest), token) if rest else token
     members = {key: json.dumps(value).encode() for key, value in example.items()} | {name: inner}
@@ -381,8 +381,8 @@ def with_field(example: Any, path: tuple[str, ...], token: bytes) -> bytes:
 JSON = (b"content-type", b"application/json")
 
 
-@pytest.mark.parametrize("operation", [each for each in TAKEN if each.body is not None], ids=str)
-def test_any_value_in_any_field(house: House, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.body is not None], ids=str)
+def test_every_field_with_any_value_is_well_answered(running: RunningGateway, operation: Operation) -> None:
     kind = operation.body
     assert kind is not None
     example: dict[str, Any] = dict(kind.EXAMPLE)  # type: ignore[attr-defined]
@@ -391,11 +391,11 @@ def test_any_value_in_any_field(house: House, operation: Operation) -> None:
         for token in TOKENS:
             body = with_field(example, path, token)
             headers = (JSON, (b"idempotency-key", f"k{next(keys)}".encode()))
-            assert is_well_answered(operation, house.say(operation, placed(operation, b"x"), headers, (body,)))
+            assert is_well_answered(operation, running.say(operation, placed(operation, b"x"), headers, (body,)))
         once = with_field(example, path, b"1")
         headers = (JSON, (b"idempotency-key", f"k{next(keys)}".encode()))
         twice = (once[:-1], b", ", once[1:])
-        assert is_well_answered(operation, house.say(operation, placed(operation, b"x"), headers, twice))
+        assert is_well_answered(operation, running.say(operation, placed(operation, b"x"), headers, twice))
 
 
 MEMBERS = st.recursive(
@@ -405,8 +405,8 @@ MEMBERS = st.recursive(
 )
 
 
-@pytest.mark.parametrize("operation", TAKEN, ids=str)
-def test_anything_at_all(house: House, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_every_call_with_random_input_is_well_answered(running: RunningGateway, operation: Operation) -> None:
     names = [] if operation.body is None else [*operation.body.__struct_fields__]
     objects = st.dictionaries(st.sampled_from(names) if names else st.text(max_size=8), MEMBERS, max_size=6)
 
@@ -428,7 +428,7 @@ def test_anything_at_all(house: House, operation: Operation) -> None:
     )
     def any_request(segment: bytes, query: bytes, headers: Headers, body: tuple[bytes, ...]) -> None:
         target = placed(operation, segment) + b"?" + query
-        assert is_well_answered(operation, house.say(operation, target, headers, body))
+        assert is_well_answered(operation, running.say(operation, target, headers, body))
 
     any_request()
 
@@ -460,20 +460,20 @@ CALLBACKS = {
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value where another could stand."""
+    """Yield the path of every value in a JSON value."""
     yield path
     for name in members_of(content):
         yield from places(content[name], (*path, name))
 
 
 def members_of(content: Any) -> list[Any]:
-    """The names or numbers of what is inside a JSON value."""
+    """Return the names or indexes inside a JSON value."""
     whole: Any = content
     return list(whole) if isinstance(content, dict) else list(range(len(whole))) if isinstance(content, list) else []
 
 
 def put(content: Any, path: tuple[Any, ...], token: bytes) -> bytes:
-    """A JSON value with these very bytes at one of its places."""
+    """Return a JSON value with these bytes at one of its paths."""
     if not path:
         return token
     parts = [
@@ -486,21 +486,21 @@ def put(content: Any, path: tuple[Any, ...], token: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["stk", "status", "status-timeout", "reversal", "reversal-timeout", "pull"])
-def test_any_callback_at_an_address_that_we_gave(house: House, kind: Any) -> None:
-    inbox = house.gateway.services.get(Callbacks)
+def test_every_callback_at_our_address_is_well_answered(running: RunningGateway, kind: Any) -> None:
+    inbox = running.gateway.services.get(Callbacks)
     prefix = {"stk": "pay", "pull": "mer"}.get(kind, "chk" if kind.startswith("status") else "rfd")
     example = CALLBACKS["stk" if kind == "stk" else "status"]
     neutral = operation("POST /v1/cb/{kind}/{token}")
     for path in places(example):
         for token in TOKENS if kind in {"stk", "status"} else TOKENS[:: len(kind)]:
-            subject = house.gateway.ids.new(prefix)
-            url = inbox.url_for(kind, env="sandbox", merchant_id=house.gateway.ids.new("mer"), subject_id=subject)
-            said = house.say(neutral, urlsplit(url).path.encode(), (JSON,), (put(example, path, token),))
+            subject = running.gateway.ids.new(prefix)
+            url = inbox.url_for(kind, env="sandbox", merchant_id=running.gateway.ids.new("mer"), subject_id=subject)
+            said = running.say(neutral, urlsplit(url).path.encode(), (JSON,), (put(example, path, token),))
             assert is_well_answered(neutral, said)
             assert said.status in {200, 422}, said
 
 
-def test_any_request_to_the_simulator(house: House) -> None:
+def test_every_request_to_the_simulator_is_well_answered(running: RunningGateway) -> None:
     pair = b64encode(b"key:secret")
     oauth = operation("GET /simulator/oauth/v1/generate")
     target = b"/simulator/oauth/v1/generate?grant_type=client_credentials"
@@ -511,8 +511,8 @@ def test_any_request_to_the_simulator(house: House) -> None:
         b"Basic " + b64encode(b"\x00:\x00"),
         b"Basic " + b64encode(b"\xff:\xff"),
     ):
-        assert is_well_answered(oauth, house.say(oauth, target, ((b"authorization", text),)))
-    issued = house.say(oauth, target, ((b"authorization", b"Basic " + pair),))
+        assert is_well_answered(oauth, running.say(oauth, target, ((b"authorization", text),)))
+    issued = running.say(oauth, target, ((b"authorization", b"Basic " + pair),))
     headers = ((b"authorization", b"Bearer " + issued.json["access_token"].encode()),)
     moment = "20261124120000"
     signed = {
@@ -570,9 +570,9 @@ def test_any_request_to_the_simulator(house: House) -> None:
             "OffSetValue": "0",
         },
     }
-    assert {*asked, oauth.path} == {each.path for each in TAKEN if each.path.startswith(DARAJA)}
+    assert {*asked, oauth.path} == {each.path for each in OPERATIONS if each.path.startswith(DARAJA)}
     for path, example in asked.items():
         one = operation(f"POST {path}")
         for place in places(example):
             for token in TOKENS:
-                assert is_well_answered(one, house.say(one, path.encode(), headers, (put(example, place, token),)))
+                assert is_well_answered(one, running.say(one, path.encode(), headers, (put(example, place, token),)))

@@ -1,4 +1,4 @@
-"""The connections of a serving process, over real sockets: one reading of every byte, and room for the next client."""
+"""Protects connections of a serving process: one interpretation of every byte, and room for the next client."""
 
 import asyncio
 import resource
@@ -21,21 +21,21 @@ PATIENCE = 10.0
 
 
 @dataclass
-class Shop:
-    """An application that records what reaches it. It answers ``/hold`` when it is told to."""
+class RecordingApp:
+    """An application that records its requests. It answers ``/hold`` once ``released`` is set."""
 
     seen: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     crowded: list[bool] = field(default_factory=list[bool])
-    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     lost: int = 0
-    at_work: int = 0
+    in_progress: int = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.at_work += 1
+        self.in_progress += 1
         try:
             await self._answer(scope, receive, send)
         finally:
-            self.at_work -= 1
+            self.in_progress -= 1
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -50,7 +50,7 @@ class Shop:
         self.seen.append({"path": scope["path"], "headers": headers, "body": body.decode("latin-1")})
         self.crowded.append(bool(scope.get(CROWDED)))
         if scope["path"] == "/hold":
-            await self.let_go.wait()
+            await self.released.wait()
         answer = b"x" * (2_000_000 if scope["path"] == "/large" else 2)
         length = str(len(answer)).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
@@ -65,30 +65,30 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
-class Served:
+class Site:
     """An application on a port, and the connections to it."""
 
-    shop: Shop
+    app: RecordingApp
     port: int
     opened: list[Streams] = field(default_factory=list[Streams])
 
     async def connect(self) -> Streams:
-        """A connection that is closed at the end of the test."""
+        """Open a connection that is closed at the end of the test."""
         streams = await asyncio.open_connection("127.0.0.1", self.port)
         self.opened.append(streams)
         return streams
 
 
 @asynccontextmanager
-async def served(connections: int | None = None, bounds: HttpConfig | None = None) -> AsyncGenerator[Served]:
+async def served(connections: int | None = None, bounds: HttpConfig | None = None) -> AsyncGenerator[Site]:
     with listening() as at:
-        shop = Shop()
-        async with serving(shop, at, bounds, limit_concurrency=connections, lifespan="off"):
-            found = Served(shop, at.getsockname()[1])
+        app = RecordingApp()
+        async with serving(app, at, bounds, limit_concurrency=connections, lifespan="off"):
+            found = Site(app, at.getsockname()[1])
             try:
                 yield found
             finally:
-                shop.let_go.set()
+                app.released.set()
                 for _, writer in found.opened:
                     writer.close()
 
@@ -98,7 +98,7 @@ def get(path: str) -> bytes:
 
 
 async def status(streams: Streams) -> int:
-    """The status of the next answer, whose body is two bytes or JSON."""
+    """Return the status of the next answer, whose body is two bytes or JSON."""
     reader, _ = streams
     async with asyncio.timeout(PATIENCE):
         head = await reader.readuntil(b"\r\n\r\n")
@@ -120,11 +120,11 @@ async def is_closed(streams: Streams) -> bool:
         return True
 
 
-# -- one reading of every byte -----------------------------------------------------
+# -- one interpretation of every byte -----------------------------------------------
 
 
 async def attacked(case: smuggling.Case) -> str | None:
-    """Why a case was not withstood, None when it was."""
+    """Return the problem of a case, None if it is handled safely."""
     async with served() as site:
         reader, writer = await site.connect()
         for number, segment in enumerate(case.segments):
@@ -132,17 +132,17 @@ async def attacked(case: smuggling.Case) -> str | None:
                 await asyncio.sleep(0.05)
             writer.write(segment)
         if case.must:
-            await eventually(lambda: _has(site.shop, len(case.allowed)))
+            await eventually(lambda: _has(site.app, len(case.allowed)))
         try:
-            # Until the server hangs up, or has been silent for a while: nothing more is to come then.
+            # Read until the server closes, or has been silent for a while.
             while await asyncio.wait_for(reader.read(65_536), 0.25):
                 pass
         except (TimeoutError, ConnectionError):
             pass
-        return smuggling.judge(case, site.shop.seen)
+        return smuggling.judge(case, site.app.seen)
 
 
-async def test_smuggling_reaches_nothing_and_honest_requests_arrive_whole() -> None:
+async def test_smuggled_requests_reach_nothing_and_honest_ones_arrive_whole() -> None:
     at_once = asyncio.Semaphore(20)
 
     async def problem_of(case: smuggling.Case) -> tuple[str, str | None]:
@@ -157,7 +157,7 @@ async def test_smuggling_reaches_nothing_and_honest_requests_arrive_whole() -> N
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.2, h2c", "H2C"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-async def test_an_ignored_upgrade_delivers_its_body_and_keeps_the_connection(upgrade: str, framing: str) -> None:
+async def test_ignored_upgrade_delivers_its_body_and_keeps_the_connection(upgrade: str, framing: str) -> None:
     body = get("/forged")
     how = f"Content-Length: {len(body)}" if framing == "length" else "Transfer-Encoding: chunked"
     sent = body if framing == "length" else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -171,12 +171,12 @@ async def test_an_ignored_upgrade_delivers_its_body_and_keeps_the_connection(upg
                 await asyncio.sleep(0.03)
             assert await status(streams) == 200
             assert await asks(streams, "/after") == 200
-            assert site.shop.paths == ["/v1/payments", "/after"]
-            assert site.shop.seen[0]["body"].encode() == body
-            assert not {"upgrade", "http2-settings", "connection"} & {name for name, _ in site.shop.seen[0]["headers"]}
+            assert site.app.paths == ["/v1/payments", "/after"]
+            assert site.app.seen[0]["body"].encode() == body
+            assert not {"upgrade", "http2-settings", "connection"} & {name for name, _ in site.app.seen[0]["headers"]}
 
 
-async def test_a_body_is_whole_however_it_is_cut() -> None:
+async def test_body_cut_at_any_point_arrives_whole() -> None:
     body = bytes(range(256)) * 40
     sent = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in (body[:1], body[1:300], body[300:]))
     sent += b"0\r\nX-Trailer: 1\r\n\r\n"
@@ -191,33 +191,33 @@ async def test_a_body_is_whole_however_it_is_cut() -> None:
             if size == 1:
                 streams[1].write(request[400:])
             assert [await status(streams) for _ in range(3)] == [200] * 3
-        assert site.shop.paths == ["/chunks", "/length", "/after"] * 3
-        assert {one["body"].encode("latin-1") for one in site.shop.seen if one["path"] != "/after"} == {body}
+        assert site.app.paths == ["/chunks", "/length", "/after"] * 3
+        assert {one["body"].encode("latin-1") for one in site.app.seen if one["path"] != "/after"} == {body}
 
 
-async def test_a_later_request_waits_until_the_one_before_is_answered() -> None:
+async def test_pipelined_request_waits_for_the_answer_before_it() -> None:
     async with served() as site:
         streams = await site.connect()
         streams[1].write(get("/hold") + get("/second") + get("/third"))
-        await eventually(lambda: _has(site.shop, 1))
+        await eventually(lambda: _has(site.app, 1))
         await asyncio.sleep(0.05)
-        assert site.shop.paths == ["/hold"]
-        site.shop.let_go.set()
+        assert site.app.paths == ["/hold"]
+        site.app.released.set()
         assert [await status(streams) for _ in range(3)] == [200] * 3
-        assert site.shop.paths == ["/hold", "/second", "/third"]
+        assert site.app.paths == ["/hold", "/second", "/third"]
 
 
-async def test_a_large_pipeline_is_not_read_while_a_request_is_worked_on() -> None:
+async def test_large_pipeline_is_not_read_during_a_request() -> None:
     async with served() as site:
         streams = await site.connect()
         streams[1].write(get("/hold"))
-        await eventually(lambda: _has(site.shop, 1))
-        # More than the socket's buffers and the guard hold: the client cannot send it.
+        await eventually(lambda: _has(site.app, 1))
+        # More than the buffers of the socket and the guard hold: the client cannot send it.
         streams[1].write(get("/more") * 600_000)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await streams[1].drain()
-        site.shop.let_go.set()
+        site.app.released.set()
         assert [await status(streams) for _ in range(50)] == [200] * 50
         streams[1].transport.abort()
 
@@ -231,7 +231,7 @@ async def test_a_large_pipeline_is_not_read_while_a_request_is_worked_on() -> No
     ],
 )
 async def test_little_is_read_after_a_refusal(sent: bytes, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is discarded costs the processor as well: a client could send for as long as it is let linger."""
+    """Discarded bytes cost processor time: without a bound, a client could send for the whole linger time."""
     monkeypatch.setattr("mpesa_gateway.http.protocol._LINGER", 1.0)
     async with served() as site:
         reader, writer = await site.connect()
@@ -247,7 +247,7 @@ async def test_little_is_read_after_a_refusal(sent: bytes, expected: int, monkey
         assert await is_closed((reader, writer))
 
 
-async def test_an_early_answer_leaves_the_rest_of_the_body_unread_by_the_next_request() -> None:
+async def test_early_answer_leaves_its_body_out_of_the_next_request() -> None:
     body = get("/forged") * 3
     async with served() as site:
         streams = await site.connect()
@@ -255,17 +255,17 @@ async def test_an_early_answer_leaves_the_rest_of_the_body_unread_by_the_next_re
         assert await status(streams) == 200
         streams[1].write(body)
         assert await asks(streams, "/after") == 200
-        assert site.shop.paths == ["/early", "/after"]
+        assert site.app.paths == ["/early", "/after"]
 
 
-async def test_nothing_is_read_after_a_request_that_closes() -> None:
+async def test_bytes_after_a_closing_request_are_not_read() -> None:
     for last in ("Connection: close", "Connection: Upgrade, close", "Connection: x,CLOSE"):
         async with served() as site:
             streams = await site.connect()
             streams[1].write(smuggling.post(last, "Content-Length: 0", path="/last") + get("/forged"))
             assert await status(streams) == 200
             assert await is_closed(streams)
-            assert site.shop.paths == ["/last"]
+            assert site.app.paths == ["/last"]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ async def test_nothing_is_read_after_a_request_that_closes() -> None:
         (b"OPTIONS * HTTP/1.1", b"*"),
     ],
 )
-def test_a_head_is_written_in_one_form(line: bytes, path: bytes) -> None:
+def test_read_head_writes_one_form(line: bytes, path: bytes) -> None:
     head = read_head(line + b"\r\nHOST:  x \r\nUpgrade: h2c\r\nConnection: Upgrade\r\nX-A:\tb\t", 1000)
     assert head.written == line.split(b" ")[0] + b" " + path + b" HTTP/1.1\r\nhost: x\r\nx-a: b\r\n\r\n"
     assert (head.length, head.is_last) == (0, False)
@@ -285,7 +285,7 @@ def test_a_head_is_written_in_one_form(line: bytes, path: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"GET http://e v/ HTTP/1.1", b"GET ftp://x/ HTTP/1.1", b"GET x HTTP/1.1", b"GET http:///x HTTP/1.1", b""]
 )
-def test_a_target_in_no_known_form_is_refused(line: bytes) -> None:
+def test_read_head_of_an_unknown_target_form_is_refused(line: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_head(line + b"\r\nHost: x", 1000)
 
@@ -303,13 +303,13 @@ def test_a_target_in_no_known_form_is_refused(line: bytes) -> None:
         ["Transfer-Encoding: gzip, chunked"],
     ],
 )
-def test_a_body_that_ends_in_two_ways_is_refused(headers: list[str]) -> None:
-    """Here, whatever uvicorn's parser would do with it."""
+def test_read_head_of_a_body_with_two_lengths_is_refused(headers: list[str]) -> None:
+    """It is rejected here, independent of uvicorn's parser."""
     with pytest.raises(InvalidRequest):
         read_head("\r\n".join(["POST / HTTP/1.1", "Host: x", *headers]).encode(), 1000)
 
 
-def test_a_chunk_has_one_size() -> None:
+def test_read_chunk_size_accepts_one_form() -> None:
     assert [read_chunk_size(line) for line in (b"0", b"a", b"0F;x=y", b"10 ; q", b"000000000005")] == [0, 10, 15, 16, 5]
     for line in (b"", b"-1", b"+1", b"0x1", b" 1", b"1_0", b"1;\x00", b"1\n", b"g", b"1" * 13, b"1;" + b"x" * 2000):
         with pytest.raises(InvalidRequest):
@@ -319,11 +319,11 @@ def test_a_chunk_has_one_size() -> None:
 # -- room for the next client -------------------------------------------------------
 
 
-async def _has(shop: Shop, count: int) -> bool:
-    return len(shop.seen) >= count
+async def _has(app: RecordingApp, count: int) -> bool:
+    return len(app.seen) >= count
 
 
-async def test_the_longest_silent_connection_gives_way() -> None:
+async def test_full_server_closes_the_longest_silent_connection() -> None:
     async with served(connections=3) as site:
         silent = await site.connect()
         kept = await site.connect()
@@ -331,12 +331,12 @@ async def test_the_longest_silent_connection_gives_way() -> None:
         half = await site.connect()
         half[1].write(b"GET /half HTTP/1.1\r\n")
         await half[1].drain()
-        # One after the other gives way: those without a request first, whoever waits longest first.
+        # They are closed in order: connections without a request first, the longest silent first.
         for expected in (silent, half, kept):
             new = await site.connect()
             assert await asks(new, "/new") == 200
             assert await is_closed(expected)
-        assert site.shop.crowded == [False] * 4
+        assert site.app.crowded == [False] * 4
 
 
 async def test_two_thousand_idle_connections_refuse_no_call() -> None:
@@ -347,66 +347,66 @@ async def test_two_thousand_idle_connections_refuse_no_call() -> None:
             if number % 20 == 0:
                 assert await asks(honest, "/honest") == 200
         assert await asks(await site.connect(), "/another") == 200
-        assert site.shop.crowded == [False] * 101
+        assert site.app.crowded == [False] * 101
 
 
-async def test_a_half_body_and_a_client_that_reads_nothing_give_way_as_well() -> None:
+async def test_full_server_closes_a_half_body_and_a_client_that_reads_nothing() -> None:
     async with served(connections=2) as site:
         body = await site.connect()
         body[1].write(smuggling.post("Content-Length: 100", path="/body") + b"{")
         deaf = await site.connect()
         deaf[1].write(get("/large") * 3)
-        await eventually(lambda: _has(site.shop, 1))
+        await eventually(lambda: _has(site.app, 1))
         await asyncio.sleep(0.05)
         first = await site.connect()
         assert await asks(first, "/first") == 200
         assert await is_closed(body)
-        await eventually(lambda: _lost(site.shop))
+        await eventually(lambda: _lost(site.app))
         first[1].write(get("/hold"))
-        await eventually(lambda: _has(site.shop, 3))
+        await eventually(lambda: _has(site.app, 3))
         second = await site.connect()
         assert await asks(second, "/second") == 200
         deaf[1].write(b"\r\n")
-        assert "/second" in site.shop.paths
+        assert "/second" in site.app.paths
 
 
-async def test_a_client_that_reads_nothing_has_one_request_in_work() -> None:
+async def test_client_that_reads_nothing_has_one_request_in_progress() -> None:
     async with served() as site:
         streams = await site.connect()
         streams[1].transport.pause_reading()  # type: ignore[attr-defined]
         streams[1].write(get("/large") * 20)
-        await eventually(lambda: _has(site.shop, 1))
-        # Others are answered meanwhile: what was to be passed on of the first client's requests has been by then.
+        await eventually(lambda: _has(site.app, 1))
+        # By the answers to another client, all requests that the first may pass on have been passed on.
         other = await site.connect()
         for _ in range(20):
             assert await asks(other, "/second") == 200
-        # The operating system takes an answer or two; none waits in the application for the client.
-        assert (site.shop.paths.count("/large") < 10, site.shop.at_work) == (True, 0)
+        # The operating system buffers an answer or two; none waits in the application for the client.
+        assert (site.app.paths.count("/large") < 10, site.app.in_progress) == (True, 0)
         streams[1].transport.resume_reading()  # type: ignore[attr-defined]
         for _ in range(20):
             await streams[0].readuntil(b"\r\n\r\n")
             await streams[0].readexactly(2_000_000)
-        assert site.shop.paths.count("/large") == 20
+        assert site.app.paths.count("/large") == 20
 
 
-async def _lost(shop: Shop) -> bool:
-    return shop.lost > 0
+async def _lost(app: RecordingApp) -> bool:
+    return app.lost > 0
 
 
-async def test_a_request_that_is_worked_on_never_gives_way() -> None:
+async def test_full_server_never_closes_a_request_in_progress() -> None:
     async with served(connections=4) as site:
         busy = [await site.connect() for _ in range(4)]
         for streams in busy:
             streams[1].write(get("/hold"))
-        await eventually(lambda: _has(site.shop, 4))
-        # A quarter more is admitted, and marked: callbacks may be among them.
+        await eventually(lambda: _has(site.app, 4))
+        # A quarter more is admitted and marked: callbacks may be among them.
         fifth = await site.connect()
         assert await asks(fifth, "/fifth") == 200
-        assert site.shop.crowded == [False] * 4 + [True]
+        assert site.app.crowded == [False] * 4 + [True]
         fifth[1].write(get("/hold"))
-        await eventually(lambda: _has(site.shop, 6))
+        await eventually(lambda: _has(site.app, 6))
         assert await is_closed(await site.connect())
-        site.shop.let_go.set()
+        site.app.released.set()
         assert [await status(streams) for streams in (*busy, fifth)] == [200] * 5
 
 
@@ -421,7 +421,7 @@ async def test_a_request_that_is_worked_on_never_gives_way() -> None:
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000),
     ],
 )
-def test_open_files_are_enough_for_the_connections(
+def test_connections_within_open_files_raises_the_limit(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int, connections: int
 ) -> None:
     limits = [(soft, hard)]
@@ -438,7 +438,7 @@ def test_open_files_are_enough_for_the_connections(
     assert limits[-1] == (raised, hard)
 
 
-async def test_the_bounds_are_the_settings() -> None:
+async def test_connections_use_the_configured_bounds() -> None:
     bounds = HttpConfig(max_head_bytes=1000, head_timeout=0.2, body_timeout=0.2)
     async with served(bounds=bounds) as site:
         for extra, expected in (("x" * 900, 200), ("x" * 1100, 431)):
@@ -452,7 +452,7 @@ async def test_the_bounds_are_the_settings() -> None:
         assert await is_closed(await site.connect())
 
 
-def test_a_limit_of_open_files_that_may_not_be_raised_bounds_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_within_open_files_without_permission_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int, __: tuple[int, int]) -> None:
         raise PermissionError
 
@@ -464,7 +464,7 @@ def test_a_limit_of_open_files_that_may_not_be_raised_bounds_the_connections(mon
     assert connections_within_open_files(1000) == 499
 
 
-async def test_a_flood_of_refusals_is_one_line_a_second() -> None:
+async def test_log_of_many_refusals_is_one_line_a_second() -> None:
     with capture_logs() as lines:
         async with served() as site:
             for _ in range(50):
@@ -483,9 +483,9 @@ async def test_a_flood_of_refusals_is_one_line_a_second() -> None:
     }
 
 
-async def test_an_application_that_fails_leaves_an_answer_and_no_open_connection() -> None:
+async def test_application_that_fails_is_answered_and_its_connection_closed() -> None:
     async def fails(_: Any, __: Any, ___: Any) -> None:
-        raise RuntimeError("as it may happen")
+        raise RuntimeError("a failure")
 
     with listening() as at:
         async with serving(fails, at, lifespan="off"):

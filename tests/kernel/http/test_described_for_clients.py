@@ -1,4 +1,4 @@
-"""The OpenAPI document as generators of clients read it: everything has a name and a type."""
+"""Protects the OpenAPI document for client generators: everything has a name and a type."""
 
 import ast
 import re
@@ -23,14 +23,14 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_every_call_has_a_name_of_its_own() -> None:
+def test_document_calls_have_unique_names() -> None:
     names = Counter(operation["operationId"] for operation in OPERATIONS.values())
     assert {name for name, count in names.items() if count > 1 or not re.fullmatch(r"[a-z]+(_[a-z]+)*", name)} == set()
     assert OPERATIONS["POST /v1/payments"]["operationId"] == "create_payment"
 
 
 @pytest.mark.parametrize("call", OPERATIONS)
-def test_every_refusal_has_the_same_type(call: str) -> None:
+def test_document_refusals_have_one_type(call: str) -> None:
     for status, answer in OPERATIONS[call]["responses"].items():
         if int(status) >= 400:
             schema = answer["content"]["application/json"]["schema"]
@@ -38,11 +38,11 @@ def test_every_refusal_has_the_same_type(call: str) -> None:
         assert "X-Request-ID" in answer["headers"]
 
 
-def test_a_refusal_says_its_code_as_one_of_the_catalogue() -> None:
+def test_document_refusal_code_is_one_of_the_catalogue() -> None:
     problem = SCHEMAS["Problem"]
     assert problem["properties"]["code"] == {"$ref": "#/components/schemas/ErrorCode"}
     assert "IDEMPOTENCY_MISMATCH" in SCHEMAS["ErrorCode"]["enum"]
-    # What is left out of an answer is never null in it.
+    # An omitted field of an answer is never null.
     assert problem["properties"]["field"] == {"type": "string"}
     assert problem["required"] == ["code", "message"]
 
@@ -51,7 +51,7 @@ def test_a_refusal_says_its_code_as_one_of_the_catalogue() -> None:
     "name",
     ["PaymentStatus", "RefundStatus", "DeliveryStatus", "FailureReason", "RefundOutcome", "Environment", "Currency"],
 )
-def test_words_that_stand_in_several_places_are_one_type(name: str) -> None:
+def test_document_repeated_enums_are_one_type(name: str) -> None:
     words = SCHEMAS[name]["enum"]
     reference = {"$ref": f"#/components/schemas/{name}"}
     everything = [*inside(document()["paths"]), *inside(SCHEMAS)]
@@ -60,32 +60,32 @@ def test_words_that_stand_in_several_places_are_one_type(name: str) -> None:
     assert alike == []
 
 
-def test_a_filter_has_the_type_of_what_it_filters() -> None:
+def test_document_filter_has_the_type_of_its_field() -> None:
     parameters = {each["name"]: each["schema"] for each in OPERATIONS["GET /v1/payments"]["parameters"]}
     assert parameters["status"] == SCHEMAS["PaymentView"]["properties"]["status"]
     assert [each["format"] for each in parameters["since"]["anyOf"]] == ["date-time", "date"]
     assert {each["type"] for each in parameters["since"]["anyOf"]} == {"string"}
 
 
-def test_credentials_are_one_kind_of_object() -> None:
-    """A generator takes ``anyOf`` beside the fields for several kinds, each without them."""
+def test_document_credentials_are_one_object() -> None:
+    """For generators, ``anyOf`` beside the fields means several kinds, each without them."""
     fields = SCHEMAS["MpesaFields"]
     assert {"properties", "if", "else"} <= fields.keys()
     assert not {"anyOf", "oneOf", "allOf"} & fields.keys()
 
 
-def test_no_description_is_written_for_python() -> None:
+def test_document_descriptions_have_no_python_markup() -> None:
     texts = [part["description"] for part in inside(document()) if isinstance(part.get("description"), str)]
     assert [text for text in texts if "``" in text or "\n    " in text] == []
 
 
-def test_every_call_takes_a_request_id() -> None:
+def test_document_calls_accept_a_request_id() -> None:
     for operation in OPERATIONS.values():
         assert "X-Request-ID" in [each["name"] for each in operation["parameters"]]
 
 
-def test_no_schema_has_a_name_that_a_generator_constructs() -> None:
-    """Of a schema X the generator for Go makes NewX, NewXWithDefaults, NullableX and NewNullableX."""
+def test_document_schemas_have_no_name_that_a_generator_constructs() -> None:
+    """For a schema X the generator for Go creates NewX, NewXWithDefaults, NullableX and NewNullableX."""
     made = {
         form.format(name) for name in SCHEMAS for form in ("New{}", "New{}WithDefaults", "Nullable{}", "NewNullable{}")
     }
@@ -95,8 +95,8 @@ def test_no_schema_has_a_name_that_a_generator_constructs() -> None:
     assert {name for name, count in plain.items() if count > 1} == set()
 
 
-def test_no_constant_of_a_set_of_words_is_another_name_when_it_is_prefixed_with_its_type() -> None:
-    """With enumClassPrefix, which docs/clients.md names, constants are TYPE_WORD: no two are equal."""
+def test_document_enum_constants_with_their_type_prefix_are_unique() -> None:
+    """With enumClassPrefix, as in docs/clients.md, constants are TYPE_WORD: no two are equal."""
     constants = Counter(
         re.sub(r"[^A-Z0-9]", "_", f"{name}_{word}".upper())
         for name, schema in SCHEMAS.items()
@@ -106,14 +106,14 @@ def test_no_constant_of_a_set_of_words_is_another_name_when_it_is_prefixed_with_
     assert "enumClassPrefix=true" in (ROOT / "docs/clients.md").read_text(encoding="utf-8")
 
 
-def test_success_is_a_plain_boolean() -> None:
+def test_document_success_is_a_plain_boolean() -> None:
     for part in inside(document()):
         assert "const" not in part, part
     shown = SCHEMAS["Success_PaymentView"]["properties"]["success"]
     assert (shown["type"], SCHEMAS["Failure"]["properties"]["success"]["type"]) == ("boolean", "boolean")
 
 
-def test_the_document_says_whom_to_ask_under_which_terms_and_what_each_group_is() -> None:
+def test_document_has_contact_terms_and_tag_descriptions() -> None:
     info = document()["info"]
     assert info["contact"] == {"name": "The host of this gateway", "url": document()["servers"][0]["url"]}
     assert info["license"] == {"name": "The host's terms", "identifier": "LicenseRef-host-terms"}
@@ -123,7 +123,7 @@ def test_the_document_says_whom_to_ask_under_which_terms_and_what_each_group_is(
     assert all(described.values())
 
 
-def test_the_host_says_whom_to_ask() -> None:
+def test_document_contact_and_terms_are_the_hosts_settings() -> None:
     said = {
         "contact_url": "https://x/help",
         "contact_email": "help@x",
@@ -136,8 +136,8 @@ def test_the_host_says_whom_to_ask() -> None:
     assert info["license"] == {"name": "Terms", "url": "https://x/t"}
 
 
-def test_programs_of_the_page_import_what_the_generators_make_of_the_document() -> None:
-    """`just clients` and `just interop` run them. openapi-python-client makes a module of each call."""
+def test_client_programs_of_the_docs_import_generated_names() -> None:
+    """`just clients` and `just interop` run them. openapi-python-client creates a module for each call."""
     page = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
     made = re.findall(r"(?:--output-path|--package-name) (\w+)", page)
     programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

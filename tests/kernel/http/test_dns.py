@@ -1,4 +1,4 @@
-"""Look-ups against a name server of the test's own: slow, wrong, cut short, endless, and with search domains."""
+"""Protects DNS look-ups: slow, wrong, truncated, endless answers, and search domains."""
 
 import asyncio
 import socket
@@ -52,7 +52,7 @@ async def test_lookup_of_literal_or_localhost_asks_no_server() -> None:
         assert await names("192.0.2.1", 443) == ["192.0.2.1"]
         assert await names("2606:4700:4700::1111", 443) == ["2606:4700:4700::1111"]
         assert set(await names("LOCALHOST", 80)) == {"127.0.0.1", "::1"}
-        # What /etc/hosts says is known without a server.
+        # Names in /etc/hosts need no server.
         assert socket.gethostname() == "localhost" or await names(socket.gethostname(), 80)
     assert server.asked == []
 
@@ -73,7 +73,7 @@ async def says_nonsense(_: Question) -> bytes:
 
 
 async def answers_another(question: Question) -> bytes:
-    # The right words with another identifier: an answer to a question that was not asked.
+    # The right answer with another identifier: it belongs to another question.
     head = (question.ident ^ 0xFFFF).to_bytes(2, "big") + b"\x81\x80\x00\x01\x00\x00\x00\x00\x00\x00"
     return head + question.raw
 
@@ -122,7 +122,7 @@ async def test_lookup_of_hundred_records_returns_each_of_them() -> None:
 
 
 async def test_lookup_asks_the_machines_search_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``search`` and ``options`` say in resolv.conf, these say for one process."""
+    """These variables replace ``search`` and ``options`` of resolv.conf for one process."""
     monkeypatch.setenv("LOCALDOMAIN", "shop.svc.cluster.local")
     monkeypatch.setenv("RES_OPTIONS", "ndots:5")
     known = {"api.shop.svc.cluster.local": "10.9.9.9", "daraja.internal.example": "8.8.8.8"}
@@ -146,7 +146,7 @@ async def test_lookup_asks_the_machines_search_list(monkeypatch: pytest.MonkeyPa
             await names("api.", 8000)
 
 
-async def test_slow_names_delay_no_other_name_and_take_no_thread() -> None:
+async def test_lookup_of_slow_names_delays_no_other_and_takes_no_thread() -> None:
     released = asyncio.Event()
 
     async def answer(question: Question) -> Records:
@@ -164,7 +164,7 @@ async def test_slow_names_delay_no_other_name_and_take_no_thread() -> None:
         assert time.monotonic() - began < 4
         assert threading.active_count() <= threads + 1
         assert not any(task.done() for task in waiting)
-        # A caller that gives up takes the answer from no other.
+        # A cancelled caller does not cancel the look-up of others.
         waiting[0].cancel()
         released.set()
         assert await asyncio.gather(*waiting[1:]) == [["8.8.8.8"]] * 199
@@ -183,7 +183,7 @@ async def test_lookup_that_takes_too_long_raises_timeout() -> None:
         assert 0.25 < time.monotonic() - began < 2
 
 
-async def test_close_ends_what_is_asked_and_the_next_lookup_works() -> None:
+async def test_close_ends_open_lookups_and_the_next_one_works() -> None:
     async with looking_up(never) as (names, server):
         waiting = asyncio.create_task(names("shop.example", 443))
         await eventually(lambda: _was_asked(server))
@@ -198,7 +198,7 @@ async def _was_asked(server: NameServer) -> bool:
     return bool(server.asked)
 
 
-async def test_too_many_names_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lookup_of_too_many_names_at_once_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpesa_gateway.dns._MOST", 3)
     async with looking_up(never, timeout=1.0) as (names, _):
         waiting = [asyncio.create_task(names(f"{number}.example", 443)) for number in range(3)]
@@ -213,7 +213,7 @@ async def test_too_many_names_at_once_are_refused(monkeypatch: pytest.MonkeyPatc
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.booleans())
-async def test_any_bytes_for_an_answer_are_addresses_or_an_error(data: bytes, is_framed: bool) -> None:
+async def test_lookup_answer_of_any_bytes_is_addresses_or_an_error(data: bytes, is_framed: bool) -> None:
     async def answer(question: Question) -> bytes:
         if not is_framed:
             return data
@@ -228,7 +228,7 @@ async def test_any_bytes_for_an_answer_are_addresses_or_an_error(data: bytes, is
         assert all(isinstance(text, str) for text in found)
 
 
-async def test_resolver_of_the_http_library_returns_what_the_lookup_says() -> None:
+async def test_resolver_of_the_http_library_returns_the_lookups_addresses() -> None:
     async def lookup(host: str, port: int) -> list[str]:
         assert (host, port) == ("shop.example", 443)
         return ["8.8.8.8", "2606:4700:4700::1111"]

@@ -1,4 +1,4 @@
-"""Before a request is routed: addresses in one spelling only, bodies in time, and an answer with an id in any case."""
+"""Protects requests before routing: one spelling of addresses, bodies in time, and an id in every answer."""
 
 import asyncio
 from typing import Any
@@ -27,29 +27,29 @@ ODD_PATHS = [
     "/v1/payments/a\x7f",
     "/v1/payments/\ud800",
 ]
-"""Paths that a careless client or an attacker writes."""
+"""Paths of a careless client or an attacker."""
 
 
-async def test_an_odd_path_is_not_found(town: Town) -> None:
+async def test_unusual_path_is_not_found(town: Town) -> None:
     for path in ODD_PATHS:
         said = await ask(town.gateway.asgi, "GET", b"/", path=path)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"]), path
         assert is_refusal(said), path
 
 
-async def test_an_encoded_slash_is_none(town: Town) -> None:
+async def test_encoded_slash_is_not_found(town: Town) -> None:
     for target in (b"/v1%2fmerchant", b"/v1%2Fmerchant", b"/v1/payments/a%5cb", b"/%2e%2e/ops", b"/v1/payments/%00"):
         said = await ask(town.gateway.asgi, "GET", target)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"]), target
 
 
-async def test_a_path_is_judged_below_the_mount_path_as_well(town: Town) -> None:
+async def test_path_with_a_trailing_slash_is_found(town: Town) -> None:
     said = await ask(town.gateway.asgi, "GET", b"/health/live")
     assert said.status == 200
     assert (await ask(town.gateway.asgi, "GET", b"/health/live/")).status == 200
 
 
-async def test_a_query_must_be_ascii(town: Town) -> None:
+async def test_query_that_is_not_ascii_is_refused(town: Town) -> None:
     said = await ask(town.gateway.asgi, "GET", "/v1/payments?search=\u00e9".encode())
     assert (said.status, said.codes) == (400, ["VALIDATION_ERROR"])
     assert is_refusal(said)
@@ -68,7 +68,7 @@ ONCE = [
 
 
 @pytest.mark.parametrize("name", ONCE)
-async def test_header_that_decides_is_taken_once(town: Town, name: str) -> None:
+async def test_deciding_header_sent_twice_is_refused(town: Town, name: str) -> None:
     key = town.api.key
     assert key is not None
     sent = {"x-api-key": key, "idempotency-key": "order-1", "content-type": "application/json", "content-length": "2"}
@@ -83,7 +83,7 @@ async def test_header_that_decides_is_taken_once(town: Town, name: str) -> None:
         assert is_refusal(said)
 
 
-async def test_header_that_may_be_repeated_is_taken(town: Town) -> None:
+async def test_header_that_may_be_repeated_is_accepted(town: Town) -> None:
     headers = (
         (b"x-forwarded-for", b"192.0.2.1"),
         (b"x-forwarded-for", b"192.0.2.2"),
@@ -93,8 +93,8 @@ async def test_header_that_may_be_repeated_is_taken(town: Town) -> None:
     assert (await ask(town.gateway.asgi, "GET", b"/health/live", headers)).status == 200
 
 
-class Dripping:
-    """A body that never ends, or a caller who leaves."""
+class EndlessBody:
+    """A body without an end, or a client that disconnects."""
 
     def __init__(self, *, leaves: bool) -> None:
         self.leaves = leaves
@@ -113,7 +113,7 @@ class Dripping:
         self.sent.append(message)
 
     async def posts(self, gateway: Gateway, path: str, key: str) -> tuple[int, dict[bytes, bytes]]:
-        """Send it; gives the status and the headers of the answer."""
+        """Send it; return the status and the headers of the answer."""
         headers = [(b"content-type", b"application/json"), (b"x-api-key", key.encode()), (b"idempotency-key", b"a")]
         scope = {
             "type": "http",
@@ -133,26 +133,26 @@ class Dripping:
         return self.sent[0]["status"], dict(self.sent[0]["headers"])
 
 
-async def test_a_body_that_drips_is_answered_in_time_wherever_we_are_mounted(values: dict[str, Any]) -> None:
+async def test_slow_body_is_answered_in_time_at_every_mount_path(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"http": {"body_timeout": 0.2}}) as (gateway, _):
         for path in ("/v1/webhooks/mpesa", "/simulator/mpesa/stkpush/v1/processrequest"):
-            dripping = Dripping(leaves=False)
-            status, headers = await dripping.posts(gateway, path, "")
+            endless = EndlessBody(leaves=False)
+            status, headers = await endless.posts(gateway, path, "")
             assert status == 408, path
             assert headers[b"connection"] == b"close"
-            assert b"REQUEST_TIMEOUT" in dripping.sent[1]["body"]
+            assert b"REQUEST_TIMEOUT" in endless.sent[1]["body"]
 
 
-async def test_who_leaves_before_the_body_is_whole_is_no_error_of_ours(
+async def test_client_that_disconnects_before_its_body_is_no_error(
     town: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _ = await Dripping(leaves=True).posts(town.gateway, "/v1/payments", town.api.key or "")
+    status, _ = await EndlessBody(leaves=True).posts(town.gateway, "/v1/payments", town.api.key or "")
     assert status == 400
     assert "unexpected_error" not in capsys.readouterr().out
     assert (await town.api.call("GET", "/v1/payments")).data == []
 
 
-async def test_what_is_not_started_answers_with_an_id_and_a_next_step() -> None:
+async def test_gateway_that_is_not_started_answers_with_an_id_and_a_next_step() -> None:
     gateway = Gateway(GatewayConfig.from_values(gateway_values("postgresql://nowhere", "redis://nowhere")))
     said = await ask(gateway.asgi, "GET", b"/v1/payments")
     assert (said.status, said.codes) == (503, ["SERVICE_UNAVAILABLE"])
@@ -161,7 +161,7 @@ async def test_what_is_not_started_answers_with_an_id_and_a_next_step() -> None:
     assert "lifespan=gateway.lifespan" in said.json["errors"][0]["message"]
 
 
-async def test_every_path_says_which_methods_it_takes(town: Town) -> None:
+async def test_every_path_lists_its_methods(town: Town) -> None:
     taken: dict[str, set[str]] = {}
     for each in operations_of(town.gateway):
         taken.setdefault(each.path, set()).add(each.method)
@@ -179,7 +179,7 @@ async def test_every_path_says_which_methods_it_takes(town: Town) -> None:
         assert set(refused.header(b"allow").decode().split(", ")) == expected
 
 
-async def test_beside_the_document_there_is_nothing(town: Town) -> None:
+async def test_unknown_path_beside_the_document_is_not_found(town: Town) -> None:
     for target in (b"/schema/nothing", b"/schema/swagger", b"/schema/openapi.yaml"):
         said = await ask(town.gateway.asgi, "GET", target)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"])

@@ -1,4 +1,4 @@
-"""Calls to addresses that merchants chose: none into our own network, none for longer or larger than we allow."""
+"""Protects calls to merchants' addresses: none into our own network, none beyond the limits of time and size."""
 
 import asyncio
 import re
@@ -39,7 +39,7 @@ from tests.name_server import NXDOMAIN, name_server
 from tests.name_server import always as always_says
 
 REFUSED_HOSTS = (
-    # what the standard library of some releases takes for public
+    # addresses that the standard library of some releases treats as public
     "[fec0::1]",
     "[feff::1]",
     "[3fff::1]",
@@ -62,7 +62,7 @@ REFUSED_HOSTS = (
     "224.0.0.1",
     "240.0.0.1",
     "255.255.255.255",
-    "0.0.0.0",  # noqa: S104 - an address to refuse, none to bind
+    "0.0.0.0",  # noqa: S104 - an address to reject, not to bind
     "0.1.2.3",
     "[fc00::1]",
     "[fd12:3456::1]",
@@ -80,7 +80,7 @@ REFUSED_HOSTS = (
     "LOCALHOST",
     "localhost.",
     "localhost..",
-    # IPv4 in another's clothes, public ones too
+    # IPv4 embedded in IPv6, public ones too
     "[::ffff:10.0.0.1]",
     "[::ffff:127.0.0.1]",
     "[::ffff:7f00:1]",
@@ -96,7 +96,7 @@ REFUSED_HOSTS = (
     "[64:ff9b::808:808]",
     "[64:ff9b:1::a00:1]",
     "[2001:0:4136:e378:8000:63bf:f5ff:fffe]",
-    # numbers that a resolver takes for an address
+    # numbers that a resolver reads as an address
     "2130706433",
     "3232235777",
     "167772161",
@@ -115,7 +115,7 @@ REFUSED_HOSTS = (
     "134744072",
     "8.8.8",
     "0",
-    # nothing that is a host's name
+    # not a host name
     "",
     "-",
     "-shop.example",
@@ -180,26 +180,26 @@ TAKEN_URLS = (
 
 
 @pytest.mark.parametrize("host", REFUSED_HOSTS)
-def test_a_host_that_is_not_out_in_the_internet_is_refused(host: str) -> None:
+def test_check_url_of_a_host_that_is_not_public_is_refused(host: str) -> None:
     for url in (f"https://{host}/", f"https://{host}:8443/x?y=z"):
         with pytest.raises(ValueError, match=r"^must "):
             check_url(url, allow_loopback=False)
 
 
 @pytest.mark.parametrize("url", REFUSED_URLS)
-def test_a_url_that_is_not_plain_https_is_refused(url: str) -> None:
+def test_check_url_that_is_not_plain_https_is_refused(url: str) -> None:
     for allow_loopback in (False, True):
         with pytest.raises(ValueError, match=r"^must "):
             check_url(url, allow_loopback=allow_loopback)
 
 
 @pytest.mark.parametrize("url", TAKEN_URLS)
-def test_an_ordinary_address_is_taken(url: str) -> None:
+def test_check_url_of_an_ordinary_address_is_accepted(url: str) -> None:
     check_url(url, allow_loopback=False)
     check_url(url, allow_loopback=True)
 
 
-def test_in_the_sandbox_this_machine_may_be_called_and_nothing_else_in_our_network() -> None:
+def test_check_url_in_the_sandbox_allows_loopback_and_no_other_private_host() -> None:
     for host in ("127.0.0.1", "127.1.2.3", "localhost", "[::1]"):
         for scheme in ("http", "https"):
             check_url(f"{scheme}://{host}:8080/", allow_loopback=True)
@@ -209,14 +209,14 @@ def test_in_the_sandbox_this_machine_may_be_called_and_nothing_else_in_our_netwo
         if host.lower() in {"127.0.0.1", "127.1.2.3", "127.255.255.254", "localhost", "[::1]", "[0:0:0:0:0:0:0:1]"}:
             continue
         if host.startswith("[::ffff:"):
-            # Which of these are called this machine differs between releases of Python.
+            # Their loopback property differs between releases of Python.
             continue
         with pytest.raises(ValueError, match=r"^must "):
             check_url(f"https://{host}/", allow_loopback=True)
 
 
 @given(st.text(max_size=60) | st.text("0123456789abcdefx.:[]@#/\\%", max_size=40).map(lambda text: "https://" + text))
-def test_whatever_is_asked_about_is_taken_or_refused_with_a_reason(url: str) -> None:
+def test_check_url_of_any_text_is_accepted_or_refused_with_a_reason(url: str) -> None:
     try:
         check_url(url, allow_loopback=False)
     except ValueError as refused:
@@ -225,15 +225,15 @@ def test_whatever_is_asked_about_is_taken_or_refused_with_a_reason(url: str) -> 
 
 
 @given(st.ip_addresses(v=4))
-def test_an_ipv4_address_is_out_in_the_internet_or_so_are_none_of_its_disguises(address: Any) -> None:
+def test_is_public_of_an_embedded_ipv4_address_is_false(address: Any) -> None:
     number = int(address)
-    for disguise in (
+    for embedding in (
         (0xFFFF << 32) | number,
         (0x2002 << 112) | (number << 80),
         (0x64FF9B << 96) | number,
         number,
     ):
-        assert not is_public(ip_address(disguise.to_bytes(16, "big")))
+        assert not is_public(ip_address(embedding.to_bytes(16, "big")))
     if is_public(address):
         assert address.is_global
 
@@ -257,7 +257,7 @@ NORMAL = {
 
 
 @pytest.mark.parametrize(("url", "kept"), NORMAL.items())
-def test_normal_url_returns_the_one_form_that_is_kept(url: str, kept: str) -> None:
+def test_normal_url_returns_the_stored_form(url: str, kept: str) -> None:
     assert normal_url(url, allow_loopback=False) == kept
     assert normal_url(kept, allow_loopback=False) == kept
 
@@ -282,7 +282,7 @@ def test_normal_url_refuses_what_is_not_called(url: str) -> None:
         normal_url(url, allow_loopback=False)
 
 
-def test_normal_url_of_this_machine_is_taken_in_the_sandbox() -> None:
+def test_normal_url_of_loopback_is_accepted_in_the_sandbox() -> None:
     for url, kept in (
         ("HTTP://LocalHost:80/x", "http://localhost/x"),
         ("http://localhost.:3000/", "http://localhost:3000/"),
@@ -309,7 +309,7 @@ URLS = st.builds(
 
 
 @given(URLS | st.text(max_size=60), st.booleans())
-def test_normal_url_returns_what_is_called_and_stays_the_same(url: str, allow_loopback: bool) -> None:
+def test_normal_url_is_callable_and_stays_the_same(url: str, allow_loopback: bool) -> None:
     try:
         kept = normal_url(url, allow_loopback=allow_loopback)
     except ValueError as refused:
@@ -318,7 +318,7 @@ def test_normal_url_returns_what_is_called_and_stays_the_same(url: str, allow_lo
         return
     check_url(kept, allow_loopback=allow_loopback)
     assert normal_url(kept, allow_loopback=allow_loopback) == kept
-    # What Postgres checks of the column.
+    # The CHECK of the column.
     assert re.match("https?://", kept)
     assert len(kept) <= 2048
 
@@ -327,7 +327,7 @@ def test_normal_url_returns_what_is_called_and_stays_the_same(url: str, allow_lo
 
 
 class Dns:
-    """A name server of the test's own: gives one set of addresses after the other, and counts."""
+    """A name server of the test: returns one set of addresses after the other, and counts."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -351,7 +351,7 @@ async def resolve(dns: Dns, *, allow_loopback: bool = False) -> list[str]:
         ["169.254.169.254"],
         ["100.64.0.1"],
         ["127.0.0.1"],
-        ["0.0.0.0"],  # noqa: S104 - an address to refuse, none to bind
+        ["0.0.0.0"],  # noqa: S104 - an address to reject, not to bind
         ["224.0.0.1"],
         ["255.255.255.255"],
         ["::1"],
@@ -374,20 +374,20 @@ async def resolve(dns: Dns, *, allow_loopback: bool = False) -> list[str]:
     ],
     ids=",".join,
 )
-async def test_one_address_of_ours_among_the_answers_refuses_the_name(answers: list[str]) -> None:
+async def test_check_addresses_with_one_private_address_refuses_the_name(answers: list[str]) -> None:
     dns = Dns(answers)
     with pytest.raises(ForbiddenAddress, match="private"):
         await resolve(dns)
     assert dns.asked == [("shop.example", 443)]
 
 
-async def test_public_addresses_are_handed_over_as_they_were_checked() -> None:
+async def test_check_addresses_returns_public_addresses_unchanged() -> None:
     dns = Dns(["8.8.8.8", "2606:4700:4700::1111"])
     assert await resolve(dns) == ["8.8.8.8", "2606:4700:4700::1111"]
     assert dns.asked == [("shop.example", 443)]
 
 
-async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_is_what_is_returned() -> None:
+async def test_check_addresses_of_a_changing_name_returns_what_was_checked() -> None:
     dns = Dns(["8.8.8.8"], ["10.0.0.1"])
     found = await resolve(dns)
     assert len(dns.asked) == 1
@@ -397,7 +397,7 @@ async def test_a_name_that_changes_its_mind_is_asked_once_and_what_was_checked_i
         await resolve(dns)
 
 
-async def test_this_machine_is_handed_over_only_where_it_may_be_called() -> None:
+async def test_check_addresses_of_loopback_is_accepted_only_if_allowed() -> None:
     for address in ("127.0.0.1", "::1"):
         assert await resolve(Dns([address]), allow_loopback=True) == [address]
         with pytest.raises(ForbiddenAddress):
@@ -409,11 +409,11 @@ async def test_this_machine_is_handed_over_only_where_it_may_be_called() -> None
 
 # -- the whole address space -------------------------------------------------------------------------------------------
 
-NOT_OUT_THERE = tuple(
+NOT_PUBLIC = tuple(
     map(
         ip_network,
         (
-            # IANA's IPv4 special-purpose address registry, what is not globally reachable, and multicast
+            # IANA's IPv4 special-purpose registry: entries that are not globally reachable, and multicast
             "0.0.0.0/8",
             "10.0.0.0/8",
             "100.64.0.0/10",
@@ -429,7 +429,7 @@ NOT_OUT_THERE = tuple(
             "203.0.113.0/24",
             "224.0.0.0/4",
             "240.0.0.0/4",
-            # the IPv6 one, and all that IANA has not given to anybody: only 2000::/3 is in use
+            # the IPv6 registry, and everything that IANA has not assigned: only 2000::/3 is in use
             "::/3",
             "4000::/2",
             "8000::/1",
@@ -440,25 +440,25 @@ NOT_OUT_THERE = tuple(
         ),
     )
 )
-"""A table of this test's own: the code is not asked what it thinks of an address."""
+"""A table of this test's own, independent of the code."""
 
 
-def is_out_there(address: Any) -> bool:
-    return not any(address.version == each.version and address in each for each in NOT_OUT_THERE)
+def is_expected_public(address: Any) -> bool:
+    return not any(address.version == each.version and address in each for each in NOT_PUBLIC)
 
 
 def edges() -> list[Any]:
-    """The first and the last address of each range, and their neighbours outside."""
+    """Return the first and the last address of each range, and their neighbours outside."""
     found: set[Any] = set()
-    for each in NOT_OUT_THERE:
+    for each in NOT_PUBLIC:
         first, last, highest = int(each[0]), int(each[-1]), 2**each.max_prefixlen - 1
         numbers = {number for number in (first - 1, first, last, last + 1) if 0 <= number <= highest}
         found |= {type(each[0])(number) for number in numbers}
     return sorted(found, key=lambda address: (address.version, int(address)))
 
 
-async def is_handed_over(address: Any, *, allow_loopback: bool = False) -> bool:
-    """Whether the resolver hands an address over; where it does not, it says Forbidden and nothing else."""
+async def is_accepted(address: Any, *, allow_loopback: bool = False) -> bool:
+    """Return True if the resolver accepts an address; it rejects others with Forbidden only."""
     try:
         found = await resolve(Dns([str(address)]), allow_loopback=allow_loopback)
     except ForbiddenAddress:
@@ -468,27 +468,27 @@ async def is_handed_over(address: Any, *, allow_loopback: bool = False) -> bool:
 
 
 @pytest.mark.parametrize("address", edges(), ids=str)
-async def test_at_the_edges_of_every_range_the_resolver_knows_in_from_out(address: Any) -> None:
-    assert await is_handed_over(address) == is_out_there(address)
+async def test_check_addresses_at_the_edges_of_every_range(address: Any) -> None:
+    assert await is_accepted(address) == is_expected_public(address)
 
 
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6))
-async def test_any_address_is_handed_over_only_if_it_is_out_there(address: Any) -> None:
-    assert await is_handed_over(address) == is_out_there(address)
+async def test_check_addresses_accepts_any_address_only_if_it_is_public(address: Any) -> None:
+    assert await is_accepted(address) == is_expected_public(address)
 
 
-@given(st.sampled_from(NOT_OUT_THERE), st.integers(0))
-async def test_no_address_of_a_range_that_is_not_out_there_is_handed_over(network: Any, offset: int) -> None:
+@given(st.sampled_from(NOT_PUBLIC), st.integers(0))
+async def test_check_addresses_accepts_no_address_of_a_special_range(network: Any, offset: int) -> None:
     address = network[offset % network.num_addresses]
-    assert not await is_handed_over(address)
+    assert not await is_accepted(address)
     # In the sandbox: this machine itself, and no other.
     is_here = address in ip_network("127.0.0.0/8" if address.version == 4 else "::1/128")
     if getattr(address, "ipv4_mapped", None) is None:
-        assert await is_handed_over(address, allow_loopback=True) == is_here
+        assert await is_accepted(address, allow_loopback=True) == is_here
 
 
-def disguises(address: IPv4Address) -> list[Any]:
-    """An IPv4 address inside IPv6 ones: mapped, compatible, translated, 6to4, NAT64 in both prefixes, Teredo."""
+def embeddings(address: IPv4Address) -> list[Any]:
+    """Return an IPv4 address inside IPv6: mapped, compatible, translated, 6to4, NAT64 in both prefixes, Teredo."""
     number = int(address)
     return [
         IPv6Address(each)
@@ -506,15 +506,15 @@ def disguises(address: IPv4Address) -> list[Any]:
 
 
 @given(st.ip_addresses(v=4))
-async def test_no_ipv4_address_comes_in_by_a_disguise(address: Any) -> None:
-    for disguise in disguises(address):
-        assert not await is_handed_over(disguise), disguise
+async def test_check_addresses_accepts_no_embedded_ipv4_address(address: Any) -> None:
+    for embedding in embeddings(address):
+        assert not await is_accepted(embedding), embedding
         with pytest.raises(ValueError, match=r"^must "):
-            check_url(f"https://[{disguise}]/", allow_loopback=False)
+            check_url(f"https://[{embedding}]/", allow_loopback=False)
 
 
 def spellings(address: IPv4Address) -> list[str]:
-    """What inet_aton and many a URL parser take for an IPv4 address, besides its usual form."""
+    """Return other spellings of an IPv4 address that inet_aton and many URL parsers accept."""
     a, b, c, d = address.packed
     number = int(address)
     return [
@@ -533,7 +533,7 @@ def spellings(address: IPv4Address) -> list[str]:
 
 
 @given(st.ip_addresses(v=4))
-def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
+def test_check_url_accepts_no_other_spelling_of_an_ipv4_address(address: Any) -> None:
     for text in spellings(address):
         if text == str(address):
             continue
@@ -543,8 +543,8 @@ def test_no_other_spelling_of_an_ipv4_address_is_taken(address: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1"])
-async def test_spelling_that_passes_the_first_look_is_a_name_and_leads_nowhere(text: str) -> None:
-    """Even if one came past the first look: nothing that looks names up takes it for an address."""
+async def test_lookup_of_an_unusual_spelling_is_no_address(text: str) -> None:
+    """Even if one passed check_url, no resolver reads it as an address."""
     async with name_server(always_says(code=NXDOMAIN)) as server:
         names = NameResolver(servers=(server.address,))
         for spelling in spellings(IPv4Address(text)):
@@ -552,8 +552,8 @@ async def test_spelling_that_passes_the_first_look_is_a_name_and_leads_nowhere(t
                 found = check_addresses(await names(spelling, 443), allow_loopback=False)
             except (ForbiddenAddress, OSError):
                 continue
-            # 010.000.000.001 is 8.0.0.1: another address, and out there.
-            assert all(is_out_there(ip_address(text)) for text in found), spelling
+            # 010.000.000.001 is 8.0.0.1: another address, and public.
+            assert all(is_expected_public(ip_address(text)) for text in found), spelling
         await names.close()
 
 
@@ -561,7 +561,7 @@ async def test_spelling_that_passes_the_first_look_is_a_name_and_leads_nowhere(t
     st.sampled_from(["https://", "HTTPS://", "https:", "https:/", "https:///", "//", "http://"]),
     st.text("abz019-._~%@:/?#[]\\\t\n \u3002\uff0e\u00e9\u2460xn", max_size=40),
 )
-def test_the_client_reads_a_url_that_is_taken_as_we_read_it(start: str, rest: str) -> None:
+def test_check_url_reads_an_accepted_url_as_the_client_does(start: str, rest: str) -> None:
     url = start + rest
     try:
         check_url(url, allow_loopback=False)
@@ -616,7 +616,7 @@ TRICKS = (
 
 
 @pytest.mark.parametrize("url", TRICKS)
-async def test_a_trick_is_refused_before_any_name_is_looked_up(url: str) -> None:
+async def test_post_to_a_deceptive_url_is_refused_before_any_lookup(url: str) -> None:
     dns = Dns(["8.8.8.8"])
     async with egress(lookup=dns) as one:
         assert await fails(one, url, allow_loopback=False) == "refused"
@@ -624,9 +624,9 @@ async def test_a_trick_is_refused_before_any_name_is_looked_up(url: str) -> None
 
 
 @given(st.lists(st.ip_addresses(), min_size=1, max_size=6))
-async def test_a_name_is_called_only_if_all_its_addresses_are_out_there(addresses: list[Any]) -> None:
+async def test_check_addresses_accepts_a_name_only_if_all_addresses_are_public(addresses: list[Any]) -> None:
     dns = Dns([str(address) for address in addresses])
-    if all(map(is_out_there, addresses)):
+    if all(map(is_expected_public, addresses)):
         assert await resolve(dns) == [str(address) for address in addresses]
     else:
         with pytest.raises(ForbiddenAddress):
@@ -634,10 +634,10 @@ async def test_a_name_is_called_only_if_all_its_addresses_are_out_there(addresse
     assert len(dns.asked) == 1
 
 
-async def test_nothing_is_connected_to_whatever_a_name_resolves_to() -> None:
+async def test_post_to_a_name_with_private_addresses_connects_to_nothing() -> None:
     """With the real client: each refusal comes from the resolver, before a socket exists."""
     answers = [["10.0.0.1"], ["8.8.8.8", "192.168.0.1"], ["::ffff:127.0.0.1"], ["64:ff9b::7f00:1"], ["fe80::1%lo"]]
-    answers += [[str(disguise)] for disguise in disguises(IPv4Address("127.0.0.1"))]
+    answers += [[str(embedding)] for embedding in embeddings(IPv4Address("127.0.0.1"))]
     async with scripted(always(200)) as server:
         port = server.base.rpartition(":")[2]
         for each in answers:
@@ -651,12 +651,12 @@ async def test_nothing_is_connected_to_whatever_a_name_resolves_to() -> None:
 
 
 @pytest.mark.parametrize("answers", [[], ["nonsense"], [""], ["127.0.0.1:80"], ["1.2.3"]], ids=str)
-async def test_what_is_no_answer_at_all_leads_nowhere(answers: list[str]) -> None:
+async def test_post_to_a_name_with_an_invalid_answer_fails(answers: list[str]) -> None:
     async with egress(lookup=Dns(answers)) as one:
         assert await fails(one, "https://shop.example/", allow_loopback=False) in {"dns", "bad_answer", "connect"}
 
 
-async def test_another_way_that_a_server_offers_is_not_taken() -> None:
+async def test_post_ignores_alternative_servers_of_an_answer() -> None:
     """Alt-Svc and Link name other servers; neither is ever connected to."""
     async with scripted(always(200)) as elsewhere:
         port = elsewhere.base.rpartition(":")[2]
@@ -690,7 +690,7 @@ async def post(one: Egress, url: str, *, allow_loopback: bool = True) -> EgressR
 
 
 async def fails(one: Egress, url: str, *, allow_loopback: bool = True) -> str:
-    """Why a call brought no answer."""
+    """Return the reason of a failed call."""
     with pytest.raises(EgressFailed) as failed:
         await post(one, url, allow_loopback=allow_loopback)
     assert str(failed.value)
@@ -704,7 +704,7 @@ def always(status: int, body: bytes = b"", **headers: str) -> Callable[[Asked, a
     return answer
 
 
-async def test_what_is_sent_arrives_and_what_is_said_comes_back() -> None:
+async def test_post_sends_its_body_and_returns_the_answer() -> None:
     async with egress() as one, scripted(always(202, b"thanks")) as server:
         answer = await post(one, server.base + "/hooks?x=1")
     assert (answer.status, answer.body_start) == (202, "thanks")
@@ -726,7 +726,7 @@ async def test_post_with_unexpected_error_is_failed_attempt(
         assert await fails(one, server.base) == "bad_answer"
 
 
-async def test_a_refused_address_is_not_even_looked_up() -> None:
+async def test_post_to_a_refused_address_does_no_lookup() -> None:
     dns = Dns(["127.0.0.1"])
     async with egress(lookup=dns) as one, scripted(always(200)) as server:
         assert await fails(one, server.base, allow_loopback=False) == "refused"
@@ -735,7 +735,7 @@ async def test_a_refused_address_is_not_even_looked_up() -> None:
     assert (server.connections, dns.asked) == (0, [])
 
 
-async def test_a_name_that_leads_to_this_machine_is_refused_before_anything_is_connected() -> None:
+async def test_post_to_a_name_of_this_machine_is_refused_before_connecting() -> None:
     async with scripted(always(200)) as server:
         port = server.base.rpartition(":")[2]
         for answers in (["127.0.0.1"], ["::1"], ["8.8.8.8", "127.0.0.1"], ["::ffff:127.0.0.1"]):
@@ -747,7 +747,7 @@ async def test_a_name_that_leads_to_this_machine_is_refused_before_anything_is_c
     assert server.connections == 0
 
 
-async def test_the_address_that_was_checked_is_the_one_that_is_connected_to() -> None:
+async def test_post_connects_to_the_address_that_was_checked() -> None:
     dns = Dns(["127.0.0.1"], ["10.0.0.1"])
     async with egress(lookup=dns) as one, scripted(always(200, b"here")) as server:
         port = server.base.rpartition(":")[2]
@@ -757,7 +757,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_connected_to() ->
     assert server.asked[0].headers["host"] == f"localhost:{port}"
 
 
-async def test_a_name_without_an_address_is_a_matter_of_dns() -> None:
+async def test_post_to_a_name_without_an_address_fails_with_dns() -> None:
     async def unknown(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, f"no {host}:{port}")
 
@@ -765,8 +765,8 @@ async def test_a_name_without_an_address_is_a_matter_of_dns() -> None:
         assert await fails(one, "https://shop.example/", allow_loopback=False) == "dns"
 
 
-async def test_slow_drip_is_cut_off_when_the_time_is_up() -> None:
-    """A status line that came in time is the answer, whether its body does or not."""
+async def test_post_with_a_slow_answer_times_out() -> None:
+    """A status line in time is the answer, with or without its body."""
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/silent":
@@ -779,7 +779,7 @@ async def test_slow_drip_is_cut_off_when_the_time_is_up() -> None:
             await drip(writer, 200, 0.05)
 
     async with egress(timeout=0.6) as one, scripted(answer) as server:
-        # Each of them would go on for minutes.
+        # Each of them would continue for minutes.
         async with asyncio.timeout(60):
             for path in ("/head", "/silent"):
                 assert await fails(one, server.base + path) == "too_slow", path
@@ -787,7 +787,7 @@ async def test_slow_drip_is_cut_off_when_the_time_is_up() -> None:
             assert (said.status, said.body_start.strip(), said.ms >= 600) == (200, "", True)
 
 
-async def test_of_an_endless_body_only_64_kib_are_read() -> None:
+async def test_post_with_an_endless_body_reads_64_kib() -> None:
     written = 0
     broken_off = asyncio.Event()
 
@@ -806,18 +806,18 @@ async def test_of_an_endless_body_only_64_kib_are_read() -> None:
 
     async with egress(timeout=8) as one, scripted(answer) as server:
         said = await post(one, server.base)
-        # What was still on its way counts as well, but is little: the server writes slowly.
+        # Bytes in transit count as well, but are few: the server writes slowly.
         assert 65_536 <= written < 1_048_576
         assert (said.status, said.body_start) == (200, "x" * 1024)
         async with asyncio.timeout(5):
             await broken_off.wait()
         assert said.ms < 5000
-        # What is left over of one answer is not taken for the next.
+        # The rest of one answer is not read as the next.
         server.answer = always(204)
         assert (await post(one, server.base)).status == 204
 
 
-async def test_a_body_of_any_size_shows_its_first_1024_characters() -> None:
+async def test_post_answer_has_the_first_1024_characters_of_its_body() -> None:
     for body, shown in (
         (b"x" * 1024, "x" * 1024),
         (b"y" * 60_000, "y" * 1024),
@@ -830,7 +830,7 @@ async def test_a_body_of_any_size_shows_its_first_1024_characters() -> None:
             assert (await post(one, server.base)).body_start == shown
 
 
-async def test_connection_that_breaks_off_before_a_status_is_a_reset() -> None:
+async def test_post_with_a_connection_closed_before_a_status_fails_with_reset() -> None:
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/in-the-body":
             writer.write(b"HTTP/1.1 200 Said\r\nContent-Length: 100\r\n\r\nhalf")
@@ -849,14 +849,14 @@ async def test_connection_that_breaks_off_before_a_status_is_a_reset() -> None:
         assert len(server.asked) == 3, "a call was repeated"
 
 
-async def test_a_port_where_nobody_listens_is_a_matter_of_connecting() -> None:
+async def test_post_to_a_closed_port_fails_with_connect() -> None:
     with listening() as free:
         port = free.getsockname()[1]
     async with egress() as one:
         assert await fails(one, f"http://127.0.0.1:{port}/") == "connect"
 
 
-async def test_an_answer_in_no_known_tongue_is_a_bad_one_or_a_broken_one() -> None:
+async def test_post_with_an_answer_that_is_no_http_fails() -> None:
     async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(b"NONSENSE\r\n\r\n")
         await writer.drain()
@@ -866,7 +866,7 @@ async def test_an_answer_in_no_known_tongue_is_a_bad_one_or_a_broken_one() -> No
         assert await fails(one, server.base) in {"bad_answer", "reset"}
 
 
-async def test_a_server_without_tls_is_a_matter_of_tls() -> None:
+async def test_post_to_a_server_without_tls_fails_with_tls() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"HTTP/1.1 400 Said\r\nContent-Length: 0\r\n\r\n")
@@ -876,7 +876,7 @@ async def test_a_server_without_tls_is_a_matter_of_tls() -> None:
         assert await fails(one, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/") == "tls"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_tls_and_nothing_is_sent(tmp_path: Path) -> None:
+async def test_post_to_a_server_with_an_untrusted_certificate_fails_and_sends_nothing(tmp_path: Path) -> None:
     received = b""
 
     async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -892,7 +892,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_tls_and_noth
 
 
 def self_signed(path: Path) -> Path:
-    """A key and a certificate for 127.0.0.1 that it signed itself, in one file."""
+    """Write a key and its self-signed certificate for 127.0.0.1 to one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -910,7 +910,7 @@ def self_signed(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_an_answer_and_not_followed(status: int) -> None:
+async def test_post_does_not_follow_redirects(status: int) -> None:
     async with (
         egress() as one,
         scripted(always(200)) as elsewhere,
@@ -920,7 +920,7 @@ async def test_a_redirect_is_an_answer_and_not_followed(status: int) -> None:
     assert (len(server.asked), elsewhere.connections) == (1, 0)
 
 
-async def test_a_status_of_any_kind_is_an_answer() -> None:
+async def test_post_with_any_status_is_answered_once() -> None:
     async with egress() as one, scripted(always(200)) as server:
         for status in (200, 204, 400, 401, 404, 410, 429, 500, 503):
             server.answer = always(status)
@@ -928,7 +928,7 @@ async def test_a_status_of_any_kind_is_an_answer() -> None:
         assert len(server.asked) == 9, "a call was repeated"
 
 
-async def test_no_cookie_is_kept_and_no_proxy_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_post_keeps_no_cookie_and_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(always(200)) as proxy, scripted(always(200, b"", Set_Cookie="a=b; Path=/")) as server:
         point_proxies_to(proxy.base, monkeypatch)
         async with egress() as one:
@@ -939,7 +939,7 @@ async def test_no_cookie_is_kept_and_no_proxy_used(monkeypatch: pytest.MonkeyPat
     assert len(server.asked) == 2
 
 
-async def test_what_is_left_of_a_slow_answer_is_not_taken_for_the_next() -> None:
+async def test_post_does_not_read_the_rest_of_a_slow_answer_as_the_next() -> None:
     """A late answer on a kept connection would be another delivery's."""
 
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -957,7 +957,7 @@ async def test_what_is_left_of_a_slow_answer_is_not_taken_for_the_next() -> None
     assert (said.status, said.body_start) == (200, "mine")
 
 
-async def test_many_calls_at_once_each_get_their_own_answer() -> None:
+async def test_post_of_many_calls_at_once_returns_each_its_own_answer() -> None:
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
         write(writer, 200, asked.path.encode())

@@ -1,4 +1,4 @@
-"""The gate: so many calls at a time, a few that wait, an honest no to the rest, and callbacks past them all."""
+"""Protects load shedding: a bound of concurrent calls, a queue, a 503 for the rest, and priority for callbacks."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -27,12 +27,12 @@ from mpesa_gateway_payments.service import PaymentService
 from tests.asgi import ask
 
 PATIENT = 3600.0
-"""Seconds that a call may wait where a test is not about that."""
+"""Seconds that a call may wait in tests of other bounds."""
 
 
 @dataclass
-class Desk:
-    """An application whose calls go on when the test says so."""
+class SteppedApp:
+    """An application whose calls continue once the test sets their step."""
 
     begun: list[str] = field(default_factory=list[str])
     steps: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
@@ -49,12 +49,12 @@ class Desk:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def step(self, path: str) -> asyncio.Event:
-        """What a call waits for."""
+        """Return the event that a call waits for."""
         return self.steps.setdefault(path, asyncio.Event())
 
 
-class Visit:
-    """One request at the gate, and what it was answered."""
+class Call:
+    """One request to the gate, and its answer."""
 
     def __init__(self, gate: LoadShedder, path: str, **scope: Any) -> None:
         self.head: Message | None = None
@@ -78,7 +78,7 @@ class Visit:
             self.body += message["body"]
 
     async def status(self) -> int:
-        """What it was answered, once it was."""
+        """Return the status of the answer, once it is complete."""
         await self.task
         assert self.head is not None
         status: int = self.head["status"]
@@ -91,25 +91,25 @@ class Visit:
         return dict(self.head["headers"])
 
 
-class Street:
-    """A gate, the desk behind it, and everybody who comes."""
+class Site:
+    """A gate, the application behind it, and its calls."""
 
     def __init__(self, **config: Any) -> None:
-        self.desk = Desk()
+        self.app = SteppedApp()
         self.is_draining = False
         self.gate = LoadShedder(
-            self.desk,
+            self.app,
             msgspec.structs.replace(HttpConfig(wait=PATIENT), **config),
             priority=lambda path: path.startswith("/callback"),
             is_draining=lambda: self.is_draining,
         )
 
-    def come(self, *paths: str, who: str = "") -> list[Visit]:
-        """Requests, one after the other; ``who`` is the key that they all show."""
-        return [Visit(self.gate, path, **{CALLER: who}) for path in paths]
+    def call(self, *paths: str, who: str = "") -> list[Call]:
+        """Start requests, one after the other, with the key ``who``."""
+        return [Call(self.gate, path, **{CALLER: who}) for path in paths]
 
     async def settled(self) -> tuple[int, int, int]:
-        """Calls in work, begun and unanswered, and waiting, once nothing moves any more."""
+        """Return the calls in progress, started and unanswered, and waiting, once nothing changes."""
         for _ in range(50):
             await asyncio.sleep(0)
         return self.gate.working, self.gate.unanswered, self.gate.waiting
@@ -117,62 +117,62 @@ class Street:
     async def finish(self, *paths: str) -> None:
         """Let these calls be answered."""
         for path in paths:
-            self.desk.step(path).set()
+            self.app.step(path).set()
         await self.settled()
 
 
-async def test_so_many_are_worked_on_the_next_wait_in_order_and_the_rest_is_turned_away() -> None:
-    street = Street(max_concurrent=2, queue=2)
-    first, second, third, fourth, fifth = street.come("/1", "/2", "/3", "/4", "/5")
-    assert await street.settled() == (2, 2, 2)
-    assert street.desk.begun == ["/1", "/2"]
+async def test_gate_runs_a_bounded_number_queues_some_and_refuses_the_rest() -> None:
+    site = Site(max_concurrent=2, queue=2)
+    first, second, third, fourth, fifth = site.call("/1", "/2", "/3", "/4", "/5")
+    assert await site.settled() == (2, 2, 2)
+    assert site.app.begun == ["/1", "/2"]
     assert await fifth.status() == 503
-    await street.finish("/2")
-    assert street.desk.begun == ["/1", "/2", "/3"]
-    await street.finish("/3")
-    assert street.desk.begun == ["/1", "/2", "/3", "/4"]
-    await street.finish("/1", "/4")
-    assert [await visit.status() for visit in (first, second, third, fourth)] == [200] * 4
-    assert await street.settled() == (0, 0, 0)
-    assert street.gate.turned_away == 1
+    await site.finish("/2")
+    assert site.app.begun == ["/1", "/2", "/3"]
+    await site.finish("/3")
+    assert site.app.begun == ["/1", "/2", "/3", "/4"]
+    await site.finish("/1", "/4")
+    assert [await call.status() for call in (first, second, third, fourth)] == [200] * 4
+    assert await site.settled() == (0, 0, 0)
+    assert site.gate.turned_away == 1
 
 
-async def test_who_is_turned_away_is_told_so_in_the_envelope_and_when_to_come_back() -> None:
-    street = Street(max_concurrent=1, queue=0)
-    _, turned_away = street.come("/1", "/2")
+async def test_gate_refusal_is_in_the_envelope_with_retry_after() -> None:
+    site = Site(max_concurrent=1, queue=0)
+    _, turned_away = site.call("/1", "/2")
     assert await turned_away.status() == 503
     assert turned_away.headers[b"retry-after"] == b"1"
     assert turned_away.headers[b"content-type"] == b"application/json"
     (problem,) = msgspec.json.decode(turned_away.body)["errors"]
     assert (problem["code"], problem["retryable"]) == ("SERVICE_UNAVAILABLE", True)
     assert "nothing was done" in problem["message"]
-    await street.finish("/1")
+    await site.finish("/1")
 
 
-async def test_who_has_waited_too_long_is_turned_away() -> None:
-    street = Street(max_concurrent=1, queue=5, wait=0.01)
-    _, late = street.come("/1", "/2")
+async def test_gate_call_that_waited_too_long_is_refused() -> None:
+    site = Site(max_concurrent=1, queue=5, wait=0.01)
+    _, late = site.call("/1", "/2")
     assert await late.status() == 503
-    assert await street.settled() == (1, 1, 0)
-    assert street.desk.begun == ["/1"]
-    await street.finish("/1")
-    (after,) = street.come("/3")
-    await street.finish("/3")
+    assert await site.settled() == (1, 1, 0)
+    assert site.app.begun == ["/1"]
+    await site.finish("/1")
+    (after,) = site.call("/3")
+    await site.finish("/3")
     assert await after.status() == 200
 
 
-async def test_priority_waits_for_nobody_and_takes_no_place() -> None:
-    street = Street(max_concurrent=1, queue=0)
-    street.come("/1")
-    called_back = street.come(*(f"/callback/{number}" for number in range(20)))
-    assert await street.settled() == (1, 1, 0)
-    await street.finish(*(f"/callback/{number}" for number in range(20)))
-    assert [await visit.status() for visit in called_back] == [200] * 20
-    await street.finish("/1")
+async def test_gate_priority_call_does_not_wait_and_takes_no_slot() -> None:
+    site = Site(max_concurrent=1, queue=0)
+    site.call("/1")
+    called_back = site.call(*(f"/callback/{number}" for number in range(20)))
+    assert await site.settled() == (1, 1, 0)
+    await site.finish(*(f"/callback/{number}" for number in range(20)))
+    assert [await call.status() for call in called_back] == [200] * 20
+    await site.finish("/1")
 
 
-async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_and_goes_on_without_waiting() -> None:
-    street = Street(max_concurrent=1, queue=5)
+async def test_gate_call_waiting_aside_frees_its_slot_and_resumes_without_waiting() -> None:
+    site = Site(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
 
     async def work(path: str, _: Receive, __: Send) -> None:
@@ -180,94 +180,94 @@ async def test_a_call_that_waits_for_somebody_else_leaves_its_place_to_another_a
             with released_slot():
                 await mpesa.wait()
 
-    street.desk.work = work
-    asks, other = street.come("/asks", "/other")
-    assert await street.settled() == (1, 2, 0)
-    assert street.desk.begun == ["/asks", "/other"]
-    (third,) = street.come("/third")
-    assert await street.settled() == (1, 2, 1)
+    site.app.work = work
+    asks, other = site.call("/asks", "/other")
+    assert await site.settled() == (1, 2, 0)
+    assert site.app.begun == ["/asks", "/other"]
+    (third,) = site.call("/third")
+    assert await site.settled() == (1, 2, 1)
     mpesa.set()
-    # Back at its work beside the other one, and before the third.
-    assert await street.settled() == (2, 2, 1)
-    await street.finish("/asks")
+    # It works again beside the other one, and before the third.
+    assert await site.settled() == (2, 2, 1)
+    await site.finish("/asks")
     assert await asks.status() == 200
-    assert await street.settled() == (1, 1, 1)
-    await street.finish("/other", "/third")
-    assert [await visit.status() for visit in (other, third)] == [200, 200]
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (1, 1, 1)
+    await site.finish("/other", "/third")
+    assert [await call.status() for call in (other, third)] == [200, 200]
+    assert await site.settled() == (0, 0, 0)
 
 
-def waited_for(street: Street) -> asyncio.Event:
-    """What every call of the street waits for from now on, aside."""
+def waited_for(site: Site) -> asyncio.Event:
+    """Return an event that every further call waits for, aside."""
     event = asyncio.Event()
 
     async def work(_: str, __: Receive, ___: Send) -> None:
         with released_slot():
             await event.wait()
 
-    street.desk.work = work
+    site.app.work = work
     return event
 
 
-async def test_calls_that_wait_for_others_are_bounded_too() -> None:
-    street = Street(max_concurrent=1, max_unanswered=3, queue=1)
-    mpesa = waited_for(street)
-    *begun, waits, turned_away = street.come("/1", "/2", "/3", "/4", "/5")
-    assert await street.settled() == (0, 3, 1)
+async def test_gate_calls_waiting_aside_are_bounded() -> None:
+    site = Site(max_concurrent=1, max_unanswered=3, queue=1)
+    mpesa = waited_for(site)
+    *begun, waits, turned_away = site.call("/1", "/2", "/3", "/4", "/5")
+    assert await site.settled() == (0, 3, 1)
     assert await turned_away.status() == 503
     mpesa.set()
-    await street.finish("/1", "/2", "/3", "/4")
-    assert [await visit.status() for visit in (*begun, waits)] == [200] * 4
-    assert await street.settled() == (0, 0, 0)
+    await site.finish("/1", "/2", "/3", "/4")
+    assert [await call.status() for call in (*begun, waits)] == [200] * 4
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_one_key_begins_half_of_the_calls_at_most_whatever_they_wait_for() -> None:
-    street = Street(max_concurrent=2, max_unanswered=6, queue=4)
-    others = waited_for(street)
-    greedy = street.come("/1", "/2", "/3", "/4", "/5", who="greedy")
-    assert await street.settled() == (0, 3, 2)
-    # The greedy calls that wait keep nobody out, though room is left for none of them.
-    modest = street.come("/a", "/b", who="modest")
-    assert await street.settled() == (0, 5, 2)
-    assert street.desk.begun == ["/1", "/2", "/3", "/a", "/b"]
+async def test_gate_one_key_starts_at_most_half_of_the_calls() -> None:
+    site = Site(max_concurrent=2, max_unanswered=6, queue=4)
+    others = waited_for(site)
+    greedy = site.call("/1", "/2", "/3", "/4", "/5", who="greedy")
+    assert await site.settled() == (0, 3, 2)
+    # The waiting calls of the greedy key block no other, though there is no room for them.
+    modest = site.call("/a", "/b", who="modest")
+    assert await site.settled() == (0, 5, 2)
+    assert site.app.begun == ["/1", "/2", "/3", "/a", "/b"]
     others.set()
-    await street.finish("/1", "/2", "/3", "/4", "/5", "/a", "/b")
-    assert [await visit.status() for visit in (*greedy, *modest)] == [200] * 7
-    assert await street.settled() == (0, 0, 0)
-    # Nothing is left of the shares.
-    again = street.come("/1", "/2", "/3", who="greedy")
-    assert [await visit.status() for visit in again] == [200] * 3
+    await site.finish("/1", "/2", "/3", "/4", "/5", "/a", "/b")
+    assert [await call.status() for call in (*greedy, *modest)] == [200] * 7
+    assert await site.settled() == (0, 0, 0)
+    # The shares are free again.
+    again = site.call("/1", "/2", "/3", who="greedy")
+    assert [await call.status() for call in again] == [200] * 3
 
 
-async def test_a_full_queue_makes_room_for_who_waits_with_less_and_the_next_turn_is_theirs() -> None:
-    street = Street(max_concurrent=2, queue=4)
-    greedy = street.come("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
+async def test_gate_full_queue_replaces_a_call_of_the_busiest_key() -> None:
+    site = Site(max_concurrent=2, queue=4)
+    greedy = site.call("/1", "/2", "/3", "/4", "/5", "/6", "/7", who="greedy")
     assert await greedy[6].status() == 503
-    assert await street.settled() == (2, 2, 4)
-    (modest,) = street.come("/a", who="modest")
-    # The last of the crowd is turned away, as it would have been with one more in front.
+    assert await site.settled() == (2, 2, 4)
+    (modest,) = site.call("/a", who="modest")
+    # The last call of the greedy key is refused, as with one more call in front of it.
     assert await greedy[5].status() == 503
-    assert await street.settled() == (2, 2, 4)
-    await street.finish("/1")
-    assert street.desk.begun == ["/1", "/2", "/a"]
-    # Whoever has no key to tell them by displaces nobody.
-    (nobody,) = street.come("/n")
-    await street.settled()
-    await street.finish("/2", "/3", "/4", "/5", "/a", "/n")
-    assert [await visit.status() for visit in (*greedy[:5], modest, nobody)] == [200] * 7
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (2, 2, 4)
+    await site.finish("/1")
+    assert site.app.begun == ["/1", "/2", "/a"]
+    # A call without a key displaces no other.
+    (nobody,) = site.call("/n")
+    await site.settled()
+    await site.finish("/2", "/3", "/4", "/5", "/a", "/n")
+    assert [await call.status() for call in (*greedy[:5], modest, nobody)] == [200] * 7
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
-    street = Street(max_concurrent=1, max_unanswered=2, queue=4)
+async def test_gate_disconnected_call_frees_its_share() -> None:
+    site = Site(max_concurrent=1, max_unanswered=2, queue=4)
     for _ in range(3):
-        begun, waits = street.come("/1", "/2", who="one")
-        await street.settled()
+        begun, waits = site.call("/1", "/2", who="one")
+        await site.settled()
         waits.task.cancel()
         begun.task.cancel()
-        assert await street.settled() == (0, 0, 0)
-    (last,) = street.come("/3", who="one")
-    await street.finish("/3")
+        assert await site.settled() == (0, 0, 0)
+    (last,) = site.call("/3", who="one")
+    await site.finish("/3")
     assert await last.status() == 200
 
 
@@ -278,33 +278,31 @@ async def test_who_hangs_up_gives_its_share_back_whenever_that_is() -> None:
     st.integers(1, 8),
     st.integers(0, 6),
 )
-async def test_shares_hold_whoever_comes_and_goes(
+async def test_gate_shares_hold_for_any_sequence_of_calls(
     steps: list[tuple[str, bool]], at_once: int, unanswered: int, queue: int
 ) -> None:
-    street = Street(max_concurrent=at_once, max_unanswered=unanswered, queue=queue)
-    visits: list[tuple[str, str, Visit]] = []
+    site = Site(max_concurrent=at_once, max_unanswered=unanswered, queue=queue)
+    calls: list[tuple[str, str, Call]] = []
     for number, (who, comes) in enumerate(steps):
-        if comes or not visits:
+        if comes or not calls:
             path = f"/{number}"
-            visits.append((who, path, street.come(path, who=who)[0]))
+            calls.append((who, path, site.call(path, who=who)[0]))
         else:
-            street.desk.step(visits[number % len(visits)][1]).set()
-        working, begun, waiting = await street.settled()
+            site.app.step(calls[number % len(calls)][1]).set()
+        working, begun, waiting = await site.settled()
         assert working <= at_once
         assert begun <= unanswered
         assert waiting <= queue
-        open_ones = [
-            name for name, path, _ in visits if path in street.desk.begun and not street.desk.step(path).is_set()
-        ]
+        open_ones = [name for name, path, _ in calls if path in site.app.begun and not site.app.step(path).is_set()]
         assert all(open_ones.count(name) <= max(1, unanswered // 2) for name in "abc")
-    for _, path, _ in visits:
-        street.desk.step(path).set()
-    assert {await visit.status() for _, _, visit in visits} <= {200, 503}
-    assert await street.settled() == (0, 0, 0)
+    for _, path, _ in calls:
+        site.app.step(path).set()
+    assert {await call.status() for _, _, call in calls} <= {200, 503}
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_several_tasks_of_one_call_leave_one_place() -> None:
-    street = Street(max_concurrent=1, queue=5)
+async def test_gate_several_tasks_of_one_call_free_one_slot() -> None:
+    site = Site(max_concurrent=1, queue=5)
     gates = [asyncio.Event(), asyncio.Event()]
 
     async def wait(event: asyncio.Event) -> None:
@@ -315,19 +313,19 @@ async def test_several_tasks_of_one_call_leave_one_place() -> None:
         if path == "/1":
             await asyncio.gather(*map(wait, gates))
 
-    street.desk.work = work
-    street.come("/1")
-    assert await street.settled() == (0, 1, 0)
+    site.app.work = work
+    site.call("/1")
+    assert await site.settled() == (0, 1, 0)
     gates[0].set()
-    assert await street.settled() == (0, 1, 0)
+    assert await site.settled() == (0, 1, 0)
     gates[1].set()
-    assert await street.settled() == (1, 1, 0)
-    await street.finish("/1")
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (1, 1, 0)
+    await site.finish("/1")
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_what_a_call_leaves_running_counts_no_more() -> None:
-    street = Street(max_concurrent=1, queue=5)
+async def test_gate_task_that_outlives_its_call_is_not_counted() -> None:
+    site = Site(max_concurrent=1, queue=5)
     mpesa = asyncio.Event()
     pushes: list[asyncio.Task[None]] = []
 
@@ -339,105 +337,105 @@ async def test_what_a_call_leaves_running_counts_no_more() -> None:
         pushes.append(asyncio.create_task(push()))
         await asyncio.shield(pushes[0])
 
-    street.desk.work = work
-    (hangs_up,) = street.come("/1")
-    assert await street.settled() == (0, 1, 0)
+    site.app.work = work
+    (hangs_up,) = site.call("/1")
+    assert await site.settled() == (0, 1, 0)
     hangs_up.task.cancel()
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (0, 0, 0)
     mpesa.set()
     await pushes[0]
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_a_body_that_comes_slowly_and_an_answer_that_is_read_slowly_keep_nobody_waiting(
+async def test_gate_slow_body_or_slow_reader_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(places, "_SLOW", 0.0)
-    street = Street(max_concurrent=1, queue=5)
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
 
-    street.desk.work = work
-    (slow,) = street.come("/slow")
-    await eventually(lambda: has(street, (0, 1, 0)))
-    (other,) = street.come("/other")
+    site.app.work = work
+    (slow,) = site.call("/slow")
+    await eventually(lambda: has(site, (0, 1, 0)))
+    (other,) = site.call("/other")
     other.sent.set()
-    await street.finish("/other")
+    await site.finish("/other")
     assert await other.status() == 200
     slow.may_send.clear()
     slow.sent.set()
-    street.desk.step("/slow").set()
-    await eventually(lambda: has(street, (0, 1, 0)))
+    site.app.step("/slow").set()
+    await eventually(lambda: has(site, (0, 1, 0)))
     slow.may_send.set()
     assert await slow.status() == 200
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (0, 0, 0)
 
 
-async def has(street: Street, counts: tuple[int, int, int]) -> bool:
-    return await street.settled() == counts
+async def has(site: Site, counts: tuple[int, int, int]) -> bool:
+    return await site.settled() == counts
 
 
-async def test_a_quick_body_invites_nobody_else() -> None:
-    street = Street(max_concurrent=1, queue=5)
+async def test_gate_quick_body_keeps_its_slot() -> None:
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(_: str, receive: Receive, __: Send) -> None:
         await receive()
 
-    street.desk.work = work
-    visits = street.come("/1", "/2")
-    for visit in visits:
-        visit.sent.set()
-    assert await street.settled() == (1, 1, 1)
-    await street.finish("/1", "/2")
+    site.app.work = work
+    calls = site.call("/1", "/2")
+    for call in calls:
+        call.sent.set()
+    assert await site.settled() == (1, 1, 1)
+    await site.finish("/1", "/2")
 
 
-async def test_a_call_that_fails_gives_its_place_back() -> None:
-    street = Street(max_concurrent=1, queue=5)
+async def test_gate_call_that_fails_frees_its_slot() -> None:
+    site = Site(max_concurrent=1, queue=5)
 
     async def work(path: str, _: Receive, __: Send) -> None:
         if path == "/1":
             raise RuntimeError("broken")
 
-    street.desk.work = work
-    broken, fine = street.come("/1", "/2")
+    site.app.work = work
+    broken, fine = site.call("/1", "/2")
     with pytest.raises(RuntimeError, match="broken"):
         await broken.task
-    await street.finish("/2")
+    await site.finish("/2")
     assert await fine.status() == 200
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_who_hangs_up_while_waiting_leaves_no_trace_whenever_that_is() -> None:
-    street = Street(max_concurrent=1, queue=5)
-    _, waits, called, last = street.come("/1", "/2", "/3", "/4")
-    assert await street.settled() == (1, 1, 3)
+async def test_gate_waiting_call_that_disconnects_leaves_the_queue() -> None:
+    site = Site(max_concurrent=1, queue=5)
+    _, waits, called, last = site.call("/1", "/2", "/3", "/4")
+    assert await site.settled() == (1, 1, 3)
     waits.task.cancel()
-    assert await street.settled() == (1, 1, 2)
-    # Called in, and hanging up at the same moment: its place goes to the one behind it.
-    street.desk.step("/1").set()
+    assert await site.settled() == (1, 1, 2)
+    # Admitted and disconnected at the same time: its slot goes to the next one.
+    site.app.step("/1").set()
     for _ in range(50):
-        if street.gate.waiting == 1:
+        if site.gate.waiting == 1:
             break
         await asyncio.sleep(0)
     called.task.cancel()
-    assert await street.settled() == (1, 1, 0)
-    assert street.desk.begun == ["/1", "/4"]
-    await street.finish("/4")
+    assert await site.settled() == (1, 1, 0)
+    assert site.app.begun == ["/1", "/4"]
+    await site.finish("/4")
     assert await last.status() == 200
-    assert await street.settled() == (0, 0, 0)
+    assert await site.settled() == (0, 0, 0)
 
 
-async def test_a_process_that_is_about_to_stop_asks_for_no_more_on_the_same_connection() -> None:
-    street = Street(max_concurrent=1, queue=0)
-    street.is_draining = True
-    here, called_back, turned_away = street.come("/1", "/callback", "/2")
-    newer = Visit(street.gate, "/callback", http_version="2")
-    assert await street.settled() == (1, 1, 0)
-    await street.finish("/1", "/callback")
-    for visit in (here, called_back, turned_away):
-        await visit.status()
-        assert visit.headers[b"connection"] == b"close"
+async def test_gate_of_a_stopping_process_closes_its_connections() -> None:
+    site = Site(max_concurrent=1, queue=0)
+    site.is_draining = True
+    here, called_back, turned_away = site.call("/1", "/callback", "/2")
+    newer = Call(site.gate, "/callback", http_version="2")
+    assert await site.settled() == (1, 1, 0)
+    await site.finish("/1", "/callback")
+    for call in (here, called_back, turned_away):
+        await call.status()
+        assert call.headers[b"connection"] == b"close"
     await newer.status()
     assert b"connection" not in newer.headers
 
@@ -445,24 +443,24 @@ async def test_a_process_that_is_about_to_stop_asks_for_no_more_on_the_same_conn
 # -- in front of the gateway --------------------------------------------------------------------------------------
 
 
-class Counter:
-    """A counter at which a customer is served until the test says that it is over."""
+class Holding:
+    """A route that holds its calls until the test sets ``over``."""
 
     def __init__(self) -> None:
         self.over, self.came = asyncio.Event(), asyncio.Event()
 
         @get("/v1/counter")
-        async def counter(caller: PaymentsRead) -> None:  # noqa: ARG001 - what needs no key has places of its own
+        async def counter(caller: PaymentsRead) -> None:  # noqa: ARG001 - calls without a key have slots of their own
             self.came.set()
             await self.over.wait()
 
-        self.plugin = Plugin(name="counter", summary="Keeps whoever comes.", routes=(counter,))
+        self.plugin = Plugin(name="counter", summary="Holds its calls.", routes=(counter,))
 
 
 @asynccontextmanager
-async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Counter]]:
-    """A gateway all of whose places are taken."""
-    counter = Counter()
+async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gateway, str, Holding]]:
+    """Yield a gateway with all slots taken."""
+    counter = Holding()
     changes = {"worker": {"in_process": False}, "http": {"max_concurrent": 1, "queue": 0} | http}
     async with (
         running_gateway(values | changes, plugins=(counter.plugin,)) as (gateway, base),
@@ -477,7 +475,7 @@ async def busy(values: dict[str, Any], **http: Any) -> AsyncGenerator[tuple[Gate
             await kept
 
 
-async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_calls_away(
+async def test_gate_of_a_busy_gateway_accepts_callbacks_and_refuses_api_calls(
     values: dict[str, Any],
 ) -> None:
     async with busy(values) as (gateway, base, counter), shop(gateway, base, is_configured=False) as api:
@@ -488,7 +486,7 @@ async def test_a_busy_gateway_takes_callbacks_and_says_how_it_is_and_turns_api_c
         assert (await api.call("GET", "/health/live")).status == 200
         assert (await api.call("GET", "/health/ready")).status == 200
         body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 1032, "ResultDesc": "no"}}}
-        # Not from Safaricom, and told so by the callbacks plugin itself: it was let in.
+        # The gate let it in: the callbacks plugin itself rejects an address that is not Safaricom's.
         assert (await api.call("POST", "/v1/webhooks/mpesa", body)).error["code"] == "CALLBACK_REFUSED"
         counter.over.set()
         await eventually(lambda: is_free(gateway))
@@ -499,7 +497,7 @@ async def is_free(gateway: Gateway) -> bool:
     return gateway.asgi.load_shedder.working == 0
 
 
-async def test_while_mpesa_thinks_another_call_is_worked_on(values: dict[str, Any]) -> None:
+async def test_gate_runs_another_call_while_mpesa_answers(values: dict[str, Any]) -> None:
     changes = {
         "worker": {"in_process": False},
         "http": {"max_concurrent": 1, "queue": 0},
@@ -513,7 +511,7 @@ async def test_while_mpesa_thinks_another_call_is_worked_on(values: dict[str, An
         assert (await pushing).status == 201
 
 
-def test_every_callback_and_health_check_has_priority_and_nothing_of_the_api_has(values: dict[str, Any]) -> None:
+def test_priority_is_set_for_callbacks_and_health_checks_only(values: dict[str, Any]) -> None:
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
     del values["simulator"]
     app = Gateway(GatewayConfig.from_values(values)).asgi.litestar
@@ -529,11 +527,11 @@ def test_every_callback_and_health_check_has_priority_and_nothing_of_the_api_has
 
 
 @pytest.mark.parametrize("path", ["/v1/cb/mine", "/v1/cb/stk/{mine:str}/more", "/health/live"])
-def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, Any], path: str) -> None:
+def test_route_below_one_with_priority_is_refused(values: dict[str, Any], path: str) -> None:
     @post(path, public=True)
     async def mine() -> None: ...
 
-    plugin = Plugin(name="mine", summary="Stands in the way.", routes=(mine,))
+    plugin = Plugin(name="mine", summary="Overlaps.", routes=(mine,))
     with pytest.raises(PriorityError, match="give routes with priority addresses of their own"):
         _ = Gateway(GatewayConfig.from_values(values), plugins=(plugin,)).asgi.litestar
 
@@ -549,7 +547,7 @@ def test_an_ordinary_route_below_one_with_priority_is_refused(values: dict[str, 
         ({"database": {"reserve": -1}}, "`database.reserve`: .*>= 0"),
     ],
 )
-def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], complaint: str) -> None:
+def test_http_settings_that_would_admit_no_call_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         GatewayConfig.from_values(changes)
 
@@ -559,7 +557,7 @@ def test_settings_that_would_let_nobody_in_are_refused(changes: dict[str, Any], 
 
 @asynccontextmanager
 async def hold(gateway: Gateway, count: int) -> AsyncGenerator[None]:
-    """So many connections to Postgres, all in use."""
+    """Hold this many connections to Postgres."""
     over, held = asyncio.Event(), [asyncio.Event() for _ in range(count)]
 
     async def one(event: asyncio.Event) -> None:
@@ -576,7 +574,7 @@ async def hold(gateway: Gateway, count: int) -> AsyncGenerator[None]:
         await asyncio.gather(*tasks)
 
 
-async def test_some_connections_to_postgres_are_left_to_callbacks(values: dict[str, Any]) -> None:
+async def test_database_reserve_is_left_to_callbacks(values: dict[str, Any]) -> None:
     changes = {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": 5, "reserve": 2}}
     async with running_gateway(values | changes) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000007", 5, key="silent")).data
@@ -600,8 +598,8 @@ async def test_some_connections_to_postgres_are_left_to_callbacks(values: dict[s
         assert await by_piccolo is None
 
 
-async def test_creates_leave_the_reserve_to_callbacks(values: dict[str, Any]) -> None:
-    """A push is not marked from the reserve, and of the outcomes of pushes one at a time is written from it."""
+async def test_database_reserve_is_not_used_by_creates(values: dict[str, Any]) -> None:
+    """A push is not marked from the reserve, and outcomes of pushes use it one at a time."""
     changes = {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": 5, "reserve": 2}}
     over, writing = asyncio.Event(), 0
 
@@ -629,7 +627,9 @@ async def test_creates_leave_the_reserve_to_callbacks(values: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(("pool_max", "ordinary"), [(1, 1), (2, 1), (5, 3), (8, 4), (20, 16)])
-async def test_a_small_pool_is_not_all_reserve(values: dict[str, Any], pool_max: int, ordinary: int) -> None:
+async def test_database_reserve_of_a_small_pool_leaves_ordinary_connections(
+    values: dict[str, Any], pool_max: int, ordinary: int
+) -> None:
     values |= {"worker": {"in_process": False}, "database": values["database"] | {"pool_max": pool_max}}
     gateway = Gateway(GatewayConfig.from_values(values))
     await gateway.db.start()
@@ -643,7 +643,7 @@ async def test_a_small_pool_is_not_all_reserve(values: dict[str, Any], pool_max:
         await gateway.db.stop()
 
 
-async def test_where_connections_are_too_many_calls_are_refused_and_callbacks_are_not(values: dict[str, Any]) -> None:
+async def test_gate_with_too_many_connections_refuses_calls_and_accepts_callbacks(values: dict[str, Any]) -> None:
     config = GatewayConfig.from_values(values | {"worker": {"in_process": False}})
     async with Gateway(config).running() as gateway:
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document is complete, its examples are valid, and its page loads only this gateway's files."""
+"""Protects the OpenAPI document and its page: complete, with valid examples, and no foreign files."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ async def _get(url: str) -> niquests.Response:
         return await session.get(url)
 
 
-async def test_the_document_has_each_call_with_its_scope_and_each_list_with_its_filters(town: Town) -> None:
+async def test_document_has_the_scope_of_each_call_and_the_filters_of_each_list(town: Town) -> None:
     document = (await _get(f"{town.base}/schema/openapi.json")).json()
     listed = document["paths"]["/v1/payments"]["get"]
     assert listed["x-scope"] == "payments:read"
@@ -55,7 +55,7 @@ async def test_the_document_has_each_call_with_its_scope_and_each_list_with_its_
 
 
 @pytest.mark.parametrize("path", ["schema", "schema/"])
-async def test_page_loads_only_the_files_of_this_release(town: Town, path: str) -> None:
+async def test_openapi_page_loads_only_the_files_of_this_release(town: Town, path: str) -> None:
     page = await _get(f"{town.base}/{path}")
     assert page.status_code == 200
     assert (page.headers["content-type"] or "").startswith("text/html")
@@ -71,7 +71,7 @@ async def test_page_loads_only_the_files_of_this_release(town: Town, path: str) 
         assert script.headers.get("content-encoding") == ("gzip" if source.endswith(".gz") else None)
 
 
-async def test_vendored_reader_is_the_file_that_its_readme_names(town: Town) -> None:
+async def test_openapi_page_reader_is_the_file_in_its_readme(town: Town) -> None:
     page = await _get(f"{town.base}/schema")
     (source,) = re.findall(r'src="([^"]+scalar.js.gz)"', page.text or "")
     script = (await _get(f"{town.base}/{source}")).content or b""
@@ -80,11 +80,11 @@ async def test_vendored_reader_is_the_file_that_its_readme_names(town: Town) -> 
     assert hashlib.sha256(script).hexdigest() in (static / "README.md").read_text(encoding="utf-8")
 
 
-async def test_file_without_media_type_is_not_served(town: Town) -> None:
+async def test_static_file_without_media_type_is_not_served(town: Town) -> None:
     assert (await _get(f"{town.base}/{asset('README.md')}")).status_code == 404
 
 
-async def test_callbacks_have_a_schema_for_each_body(town: Town) -> None:
+async def test_document_callbacks_have_a_schema_for_each_body(town: Town) -> None:
     document = (await _get(f"{town.base}/schema/openapi.json")).json()
     neutral = document["paths"]["/v1/cb/{kind}/{token}"]["post"]["requestBody"]["content"]["application/json"]
     kinds = neutral["schema"]["anyOf"]
@@ -97,7 +97,7 @@ async def test_callbacks_have_a_schema_for_each_body(town: Town) -> None:
 @pytest.mark.parametrize(
     "sample", sorted(Path(ROOT, "tests/samples").glob("stk_callback_*.json")), ids=lambda it: it.stem
 )
-def test_every_shape_that_was_seen_fits_the_description_of_a_callback(sample: Path) -> None:
+def test_document_callback_schema_fits_every_observed_sample(sample: Path) -> None:
     callback = json.loads(sample.read_text(encoding="utf-8"))["Body"]["stkCallback"]
     described = STK_BODY["properties"]["Body"]["properties"]["stkCallback"]
     assert set(callback) <= set(described["properties"])
@@ -107,14 +107,14 @@ def test_every_shape_that_was_seen_fits_the_description_of_a_callback(sample: Pa
         assert not kinds or isinstance(callback[name], str | int)
 
 
-async def test_example_of_a_payment_is_accepted(town: Town) -> None:
+async def test_document_example_of_a_payment_is_accepted(town: Town) -> None:
     schemas = (await _get(f"{town.base}/schema/openapi.json")).json()["components"]["schemas"]
     (body,) = schemas["CreatePayment"]["examples"]
     made = await town.api.call("POST", "/v1/payments", body, headers={"Idempotency-Key": "order-1041"})
     assert made.status == 201, made.body
 
 
-def test_every_success_response_has_an_example_that_its_type_decodes() -> None:
+def test_document_success_responses_have_an_example_of_their_type() -> None:
     app = whole_gateway().asgi.litestar
     responses: list[tuple[dict[str, Any], Any]] = []
     for each in operations_of(app.state.gateway):
@@ -133,7 +133,7 @@ def test_every_success_response_has_an_example_that_its_type_decodes() -> None:
         msgspec.json.decode(msgspec.json.encode(example), type=kind, strict=False)
 
 
-def test_error_examples_state_the_next_step() -> None:
+def test_document_error_examples_state_the_next_step() -> None:
     responses = document()["paths"]["/v1/payments"]["post"]["responses"]
     (example,) = responses["401"]["content"]["application/json"]["examples"].values()
     assert example["value"]["errors"] == [{"code": "AUTH_INVALID_KEY", "message": NEXT_STEPS[Code.AUTH_INVALID_KEY]}]

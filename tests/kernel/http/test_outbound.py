@@ -1,4 +1,4 @@
-"""Reading answers of servers that are not trusted: bounded in bytes, reads and pieces, and no answer raises."""
+"""Protects the reader of untrusted servers' answers: bounded in bytes, reads and pieces, and no answer raises."""
 
 import asyncio
 import time
@@ -42,7 +42,9 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("data", "status", "body", "is_reusable"), WHOLE, ids=lambda value: str(value)[:40])
-def test_whole_answer_is_read_however_it_is_cut(data: bytes, status: int, body: bytes, is_reusable: bool) -> None:
+def test_answer_reader_whole_answer_cut_at_any_point_is_read(
+    data: bytes, status: int, body: bytes, is_reusable: bool
+) -> None:
     for size in (len(data), 7, 1):
         parts = _cut(data, size)
         most = READS - 50
@@ -55,7 +57,7 @@ def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-# The status line counts, whatever is wrong with the rest.
+# The status line counts, even if the rest is invalid.
 BROKEN = [
     OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nhi\r\n0\r\n\r\n",
     OK + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
@@ -82,7 +84,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("data", BROKEN, ids=lambda data: str(data[17:60]))
-def test_status_counts_whatever_follows_and_the_connection_is_not_used_again(data: bytes) -> None:
+def test_answer_reader_with_an_invalid_rest_keeps_the_status_and_drops_the_connection(data: bytes) -> None:
     for parts in ([data], _cut(data, 1000)):
         reader = read(*parts)
         assert (reader.status, reader.is_done, reader.is_reusable) == (200, True, False)
@@ -111,21 +113,21 @@ NO_ANSWERS = [
 
 
 @pytest.mark.parametrize("data", NO_ANSWERS, ids=lambda data: str(data[:40]))
-def test_what_has_no_final_status_line_is_no_answer(data: bytes) -> None:
+def test_answer_reader_without_a_final_status_line_is_no_answer(data: bytes) -> None:
     for parts in ([data], _cut(data, 1000)):
         reader = read(*parts)
         assert (reader.status, reader.is_done, reader.is_reusable) == (None, True, False)
         assert reader.failure in {"reset", "bad_answer"}
 
 
-def test_compressed_body_is_not_unpacked() -> None:
+def test_answer_reader_does_not_decompress() -> None:
     bomb = zlib.compress(b"\x00" * 50_000_000, 9)
     reader = read(OK + b"Content-Encoding: deflate\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb)
     assert (reader.status, reader.body) == (200, b"")
 
 
 @pytest.mark.usefixtures("uncollected")
-def test_tiny_chunks_are_read_up_to_a_number_of_pieces() -> None:
+def test_answer_reader_bounds_the_number_of_pieces() -> None:
     """70,000 chunks of one byte are 420 kB: they used to block the event loop for half a second."""
     data = OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 70_000 + b"0\r\n\r\n"
     began = time.process_time()
@@ -135,7 +137,7 @@ def test_tiny_chunks_are_read_up_to_a_number_of_pieces() -> None:
     assert len(reader.body) <= PIECES
 
 
-def test_answer_is_read_up_to_a_number_of_reads() -> None:
+def test_answer_reader_bounds_the_number_of_reads() -> None:
     for start in (OK + b"Content-Length: 60000\r\n\r\n", OK, b"HTTP/1.1 2"):
         reader = read(start, ends=False)
         for _ in range(READS):
@@ -143,7 +145,7 @@ def test_answer_is_read_up_to_a_number_of_reads() -> None:
         assert reader.is_done
 
 
-def test_body_is_read_up_to_a_number_of_bytes() -> None:
+def test_answer_reader_bounds_the_bytes_of_a_body() -> None:
     for head in (b"Content-Length: 99999999\r\n\r\n", b"\r\n", b"Transfer-Encoding: chunked\r\n\r\nfffffff\r\n"):
         reader = read(OK + head, ends=False)
         fed = 0
@@ -154,7 +156,7 @@ def test_body_is_read_up_to_a_number_of_bytes() -> None:
         assert (reader.status, len(reader.body)) == (200, 4096)
 
 
-def test_heads_are_read_up_to_a_number_of_bytes() -> None:
+def test_answer_reader_bounds_the_bytes_of_heads() -> None:
     for begun, more in (
         (b"HTTP/1.1 500 X\r\n", b"X: " + b"y" * 1000 + b"\r\n"),
         (b"HTTP/1.1 ", b"y" * 1024),
@@ -168,7 +170,7 @@ def test_heads_are_read_up_to_a_number_of_bytes() -> None:
         assert fed <= HEAD + 2048, begun
 
 
-def test_bytes_after_the_answer_make_the_connection_useless() -> None:
+def test_answer_reader_with_bytes_after_the_answer_drops_the_connection() -> None:
     once = OK + b"Content-Length: 2\r\n\r\nhi"
     assert not read(once + b"HTTP/1.1 500 X\r\n", ends=False).is_reusable
     late = read(once, b"more", ends=False)
@@ -176,7 +178,7 @@ def test_bytes_after_the_answer_make_the_connection_useless() -> None:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20), st.booleans())
-def test_any_bytes_are_an_answer_or_none_and_never_an_error(parts: Sequence[bytes], has_status: bool) -> None:
+def test_answer_reader_any_bytes_are_an_answer_or_none(parts: Sequence[bytes], has_status: bool) -> None:
     reader = read(*([OK] if has_status else []), *parts)
     assert reader.is_done
     assert reader.status == 200 if has_status else reader.status is None or 200 <= reader.status <= 599
@@ -198,7 +200,9 @@ TOKENS = [
 
 
 @given(st.lists(st.sampled_from(TOKENS), max_size=30), st.lists(st.integers(1, 400), max_size=10))
-def test_tokens_in_any_order_end_the_same_however_they_are_cut(tokens: Sequence[bytes], cuts: Sequence[int]) -> None:
+def test_answer_reader_tokens_in_any_order_end_the_same_with_any_cuts(
+    tokens: Sequence[bytes], cuts: Sequence[int]
+) -> None:
     data = b"".join(tokens)
     parts, at = list[bytes](), 0
     for cut in cuts:
@@ -209,7 +213,7 @@ def test_tokens_in_any_order_end_the_same_however_they_are_cut(tokens: Sequence[
 
 
 @pytest.mark.parametrize("name", ["X-Bad\r\nX-Other", "X-Bad"])
-def test_request_with_line_break_in_header_is_refused(name: str) -> None:
+def test_request_bytes_with_a_line_break_in_a_header_raises(name: str) -> None:
     with pytest.raises(ValueError, match="line break"):
         request_bytes("shop.example", "/", {name: "a\r\nX-Other: b"}, b"")
 
@@ -219,7 +223,7 @@ def test_request_with_line_break_in_header_is_refused(name: str) -> None:
 
 @asynccontextmanager
 async def saying(parts: Sequence[bytes], *, pause: float = 0.0) -> AsyncGenerator[str]:
-    """A server that answers each connection with these bytes, whatever it is sent, and closes."""
+    """Yield a server that answers each connection with these bytes and closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -238,7 +242,7 @@ async def saying(parts: Sequence[bytes], *, pause: float = 0.0) -> AsyncGenerato
 
 
 async def outcome(url: str, **options: float) -> EgressResponse | EgressFailed:
-    one = Egress(**options)  # type: ignore[arg-type] # floats, each for what it is named
+    one = Egress(**options)  # type: ignore[arg-type] # floats, each by its name
     try:
         return await one.post(url, body=b"{}", headers={}, allow_loopback=True)
     except EgressFailed as failure:
@@ -248,7 +252,7 @@ async def outcome(url: str, **options: float) -> EgressResponse | EgressFailed:
 
 
 @pytest.mark.parametrize("data", BROKEN, ids=lambda data: str(data[17:60]))
-async def test_call_with_2xx_status_line_is_answered(data: bytes) -> None:
+async def test_post_answer_with_an_invalid_rest_has_its_status(data: bytes) -> None:
     async with saying([data]) as url:
         said = await outcome(url, timeout=5.0)
     assert isinstance(said, EgressResponse)
@@ -256,7 +260,7 @@ async def test_call_with_2xx_status_line_is_answered(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", NO_ANSWERS, ids=lambda data: str(data[:40]))
-async def test_call_without_final_status_line_fails_with_a_reason(data: bytes) -> None:
+async def test_post_answer_without_a_final_status_line_fails_with_a_reason(data: bytes) -> None:
     async with saying([data]) as url:
         said = await outcome(url, timeout=5.0)
     assert isinstance(said, EgressFailed)
@@ -265,7 +269,7 @@ async def test_call_without_final_status_line_fails_with_a_reason(data: bytes) -
 
 @settings(max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=400), max_size=5), st.booleans())
-async def test_call_to_server_of_random_bytes_is_answered_or_failed(parts: Sequence[bytes], has_head: bool) -> None:
+async def test_post_answer_of_random_bytes_is_answered_or_failed(parts: Sequence[bytes], has_head: bool) -> None:
     async with saying([OK, *parts] if has_head else parts) as url:
         said = await outcome(url, timeout=5.0)
     if has_head:
@@ -276,11 +280,11 @@ async def test_call_to_server_of_random_bytes_is_answered_or_failed(parts: Seque
 
 
 @pytest.mark.usefixtures("uncollected")
-async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
+async def test_post_answer_of_tiny_chunks_does_not_block_the_event_loop() -> None:
     gaps = list[float]()
 
     async def tick() -> None:
-        # Of this thread's own time: what else the machine does is no gap.
+        # The thread's own time: other load of the machine is no gap.
         last = time.thread_time()
         while True:
             await asyncio.sleep(0)
@@ -297,7 +301,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
     assert max(gaps) < 0.05
 
 
-async def test_headers_without_end_are_read_up_to_their_bound() -> None:
+async def test_post_answer_with_endless_headers_is_read_up_to_the_bound() -> None:
     async with saying([b"HTTP/1.1 500 X\r\n", *([b"X: " + b"y" * 1000 + b"\r\n"] * 1000)]) as url:
         said = await outcome(url, timeout=10.0)
     assert isinstance(said, EgressResponse)

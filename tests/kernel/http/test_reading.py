@@ -1,4 +1,4 @@
-"""Reading what callers send: a struct, or every bad field by its path, and nothing else whatever is sent."""
+"""Protects request validation: a struct, or every bad field by its path, for any input."""
 
 import string
 from collections.abc import Callable, Mapping
@@ -67,7 +67,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def problems(read: Callable[[], Any]) -> dict[str, str]:
-    """What is wrong with each field."""
+    """Return the problem of each field."""
     with pytest.raises(InvalidFields) as refused:
         read()
     found = {problem.field or "": problem.message for problem in refused.value.problems}
@@ -84,7 +84,7 @@ def query_problems(values: dict[str, list[str]]) -> dict[str, str]:
     return problems(lambda: read_query(values, Filters))
 
 
-def test_a_good_body_becomes_a_struct() -> None:
+def test_read_body_of_a_valid_body_returns_a_struct() -> None:
     body = (
         b'{"count": 4, "kind": "b", "note": "n", "is_urgent": true, "tags": {"x": "y"}, '
         b'"inner": {"code": "abc", "weight": 2}, "size": 9}'
@@ -107,13 +107,13 @@ def test_a_good_body_becomes_a_struct() -> None:
     ],
     ids=["count", "exponent", "nested"],
 )
-def test_a_whole_number_may_be_written_with_a_fraction_of_nothing(body: bytes, order: Order) -> None:
-    # RFC 8259 has one kind of number, and to a JSON Schema 4.0 is an integer.
+def test_read_body_whole_number_with_a_zero_fraction_is_accepted(body: bytes, order: Order) -> None:
+    # RFC 8259 has one kind of number, and in JSON Schema 4.0 is an integer.
     assert read_body(body, Order) == order
 
 
 @pytest.mark.parametrize("number", [b"4.5", b"1e400", b"-1e400", b"1e300", b"4.0000000000000001e20"])
-def test_no_other_number_is_taken_for_a_whole_one(number: bytes) -> None:
+def test_read_body_other_number_for_a_whole_one_is_refused(number: bytes) -> None:
     assert list(body_problems(b'{"count": ' + number + b"}")) in (["count"], ["body"])
 
 
@@ -161,13 +161,13 @@ def test_no_other_number_is_taken_for_a_whole_one(number: bytes) -> None:
     ],
     ids=lambda value: value[:44].decode("latin-1") if isinstance(value, bytes) else "",
 )
-def test_one_bad_field_is_named_and_explained(body: bytes, field: str, said: str) -> None:
+def test_read_body_one_bad_field_is_named_and_explained(body: bytes, field: str, said: str) -> None:
     found = body_problems(body)
     assert list(found) == [field]
     assert said in found[field]
 
 
-def test_all_bad_fields_are_named_at_once_at_every_depth() -> None:
+def test_read_body_all_bad_fields_are_named_at_every_depth() -> None:
     found = body_problems(
         b'{"kind": 1, "note": "too long", "is_urgent": 0, "tags": null, "size": 0, "more": 1, '
         b'"inner": {"code": "too long", "weight": "w", "other": 2}}'
@@ -188,23 +188,23 @@ def test_all_bad_fields_are_named_at_once_at_every_depth() -> None:
     )
 
 
-def test_rules_speak_beside_wrong_types() -> None:
+def test_read_body_rules_apply_beside_wrong_types() -> None:
     assert body_problems(b'{"count": 3, "kind": 7}').keys() == {"count", "kind"}
     assert body_problems(b'{"count": 3, "inner": {"code": "too long"}}').keys() == {"count", "inner.code"}
 
 
-def test_an_endless_name_is_cut_in_what_is_said_about_it() -> None:
+def test_read_body_long_name_is_cut_in_the_problem() -> None:
     (field,) = body_problems(b'{"count": 4, "' + b"x" * 5000 + b'": 1}')
     assert field == "x" * 64
 
 
-def test_of_thousands_of_unknown_names_some_are_named() -> None:
+def test_read_body_of_thousands_of_unknown_names_lists_some() -> None:
     names = {f"n{number}": 1 for number in range(5000)}
     assert len(body_problems(msgspec.json.encode(names))) == 21
     assert len(query_problems({name: ["1"] for name in names})) == 20
 
 
-def test_a_good_query_becomes_a_struct() -> None:
+def test_read_query_of_a_valid_query_returns_a_struct() -> None:
     values = {"limit": ["7"], "name": ["a b"], "count": ["true"], "kind": ["b"], "since": ["2026-11-23T10:15:00Z"]}
     moment = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
     assert read_query(values, Filters) == Filters(limit=7, name="a b", count=True, kind="b", since=moment)
@@ -224,7 +224,7 @@ def test_a_good_query_becomes_a_struct() -> None:
         ("2026-11-23T10:15:00.25Z", datetime(2026, 11, 23, 10, 15, 0, 250_000, tzinfo=UTC)),
     ],
 )
-def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
+def test_read_query_time_is_always_aware(text: str, moment: datetime) -> None:
     read = read_query({"since": [text], "until": [text]}, Filters)
     for found in (read.since, read.until):
         assert found == moment
@@ -261,13 +261,13 @@ def test_a_time_in_a_query_is_always_aware(text: str, moment: datetime) -> None:
         ("name", ["a\x00"], "must not contain NUL"),
     ],
 )
-def test_one_bad_parameter_is_named_and_explained(name: str, texts: list[str], said: str) -> None:
+def test_read_query_one_bad_parameter_is_named_and_explained(name: str, texts: list[str], said: str) -> None:
     found = query_problems({name: texts})
     assert list(found) == [name]
     assert said in found[name]
 
 
-def test_all_bad_parameters_are_named_at_once() -> None:
+def test_read_query_all_bad_parameters_are_named_at_once() -> None:
     bad = {"limit": ["0"], "count": ["x"], "since": ["x"], "kind": ["x"], "more": ["x"], "name": ["x", "y"]}
     assert query_problems(bad).keys() == bad.keys()
 
@@ -300,7 +300,7 @@ ORDERS = st.fixed_dictionaries(
 
 
 def is_struct_or_invalid(read: Callable[[], Any], kind: type[msgspec.Struct]) -> bool:
-    """Whether reading gave a struct (as opposed to Invalid). Whatever else it raises comes out of here."""
+    """Return True for a struct, False for Invalid; any other error fails the test."""
     try:
         found = read()
     except InvalidFields as refused:
@@ -313,7 +313,7 @@ def is_struct_or_invalid(read: Callable[[], Any], kind: type[msgspec.Struct]) ->
 
 
 @given(ORDERS | VALUES)
-def test_any_json_becomes_a_struct_or_a_list_of_problems(content: Any) -> None:
+def test_read_body_any_json_is_a_struct_or_a_list_of_problems(content: Any) -> None:
     body = msgspec.json.encode(content)
     if is_struct_or_invalid(lambda: read_body(body, Order), Order):
         read = read_body(body, Order)
@@ -325,7 +325,7 @@ def test_any_json_becomes_a_struct_or_a_list_of_problems(content: Any) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_become_a_struct_or_a_list_of_problems(body: bytes) -> None:
+def test_read_body_any_bytes_are_a_struct_or_a_list_of_problems(body: bytes) -> None:
     is_struct_or_invalid(lambda: read_body(body, Order), Order)
 
 
@@ -336,7 +336,7 @@ def test_any_bytes_become_a_struct_or_a_list_of_problems(body: bytes) -> None:
         max_size=5,
     )
 )
-def test_any_query_becomes_a_struct_or_a_list_of_problems(values: dict[str, list[str]]) -> None:
+def test_read_query_any_query_is_a_struct_or_a_list_of_problems(values: dict[str, list[str]]) -> None:
     if is_struct_or_invalid(lambda: read_query(values, Filters), Filters):
         read = read_query(values, Filters)
         assert 1 <= read.limit <= 100
@@ -351,7 +351,7 @@ def test_any_query_becomes_a_struct_or_a_list_of_problems(values: dict[str, list
         | st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
     ).map(datetime.isoformat)
 )
-def test_any_time_becomes_a_moment_or_a_problem(text: str) -> None:
+def test_read_query_any_time_is_aware_or_a_problem(text: str) -> None:
     if is_struct_or_invalid(lambda: read_query({"since": [text]}, Filters), Filters):
         read = read_query({"since": [text]}, Filters).since
         assert read is not None
@@ -370,12 +370,12 @@ WRONG_BEFORE_BROKEN = (
 
 
 @pytest.mark.parametrize("body", WRONG_BEFORE_BROKEN, ids=lambda body: body[:30].decode("latin-1"))
-def test_a_body_that_breaks_off_after_a_bad_field_is_no_json_object(body: bytes) -> None:
+def test_read_body_that_breaks_off_after_a_bad_field_is_no_json_object(body: bytes) -> None:
     assert body_problems(body) == {"body": "send a JSON object (RFC 8259, UTF-8)"}
 
 
 @given(ORDERS, st.integers(0, 400), st.binary(max_size=3))
-def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any, at: int, put: bytes) -> None:
+def test_read_body_any_damaged_json_is_a_struct_or_a_list_of_problems(content: Any, at: int, put: bytes) -> None:
     body = msgspec.json.encode(content)
     is_struct_or_invalid(lambda: read_body(body[:at] + put + body[at + len(put) :], Order), Order)
     is_struct_or_invalid(lambda: read_body(body[:at], Order), Order)
@@ -398,10 +398,10 @@ def test_any_mutilated_json_becomes_a_struct_or_a_list_of_problems(content: Any,
     ],
 )
 def test_read_body_with_repeated_field_names_it(body: bytes, field: str) -> None:
-    assert body_problems(body) == {field: "is given twice in one object: send it once"}
+    assert body_problems(body) == {field: "is repeated in one object: send it once"}
 
 
-def test_a_byte_order_mark_before_the_json_is_skipped_and_nowhere_else() -> None:
+def test_read_body_skips_one_byte_order_mark_at_the_start() -> None:
     assert read_body(b"\xef\xbb\xbf" + b'{"name": "amina"}', Named) == Named(name="amina")
     for body in (b'{"name": "amina"}\xef\xbb\xbf', b"\xef\xbb\xbf" * 2 + b"{}", b"\xef\xbb\xbf", b"\xef\xbb{}"):
         with pytest.raises(InvalidFields, match="send a JSON object"):

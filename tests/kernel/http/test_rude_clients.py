@@ -1,4 +1,4 @@
-"""What comes over a raw connection to a serving process: refused in words, bounded in time, never kept in memory."""
+"""Protects a serving process from raw connections: refusals in the envelope, bounds of time, nothing kept in memory."""
 
 import json
 import select
@@ -23,14 +23,14 @@ MEBI = 1_048_576
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it stood on the wire. Header names are in lower case."""
+    """One answer as on the wire. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
 
-class Line:
+class Connection:
     """A connection to the process, open until the test ends."""
 
     opened: ClassVar[list[socket.socket]] = []
@@ -44,8 +44,8 @@ class Line:
         self.socket.connect(("127.0.0.1", port))
         self._read = b""
 
-    def says(self, *parts: bytes) -> "Line":
-        """Send, as far as the other side takes it."""
+    def says(self, *parts: bytes) -> "Connection":
+        """Send as much as the server accepts."""
         try:
             for part in parts:
                 self.socket.sendall(part)
@@ -54,17 +54,17 @@ class Line:
         return self
 
     def drips(self, byte: bytes, pause: float = 0.1) -> None:
-        """Send a byte now and then, until there is an answer, or nobody takes it any more."""
+        """Send a byte at intervals until an answer or the end of the connection."""
         until = time.monotonic() + PATIENCE
         while not select.select([self.socket], [], [], pause)[0]:
-            assert time.monotonic() < until, "dripped in vain"
+            assert time.monotonic() < until, "no answer in time"
             try:
                 self.socket.sendall(byte)
             except OSError:
                 return
 
     def is_let_go(self) -> bool:
-        """Whether the other side lets the connection go, while nothing is read here."""
+        """Return True if the server closes the connection while nothing is read here."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             try:
@@ -75,18 +75,18 @@ class Line:
         return False
 
     def hears(self) -> Answer:
-        """The next answer."""
+        """Return the next answer."""
         head = self._until(lambda read: b"\r\n\r\n" in read)
-        lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-        headers = {name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
-        status, begun = int(lines[0].split(" ")[1]), len(head.partition(b"\r\n\r\n")[0]) + 4
+        rows = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        headers = {name.lower(): text.strip() for name, _, text in (each.partition(":") for each in rows[1:])}
+        status, begun = int(rows[0].split(" ")[1]), len(head.partition(b"\r\n\r\n")[0]) + 4
         size = begun if status < 200 else begun + int(headers.get("content-length", "0"))
         whole = self._until(lambda read: len(read) >= size)
         self._read = whole[size:]
         return Answer(status, headers, whole[begun:size])
 
     def ends(self) -> bytes:
-        """What is left until the other side closes; the connection has an end."""
+        """Return the rest until the server closes the connection."""
         rest = self._read
         try:
             while part := self.socket.recv(65_536):
@@ -105,7 +105,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Process:
-    """A serving process, and a key that it takes."""
+    """A serving process, and an API key."""
 
     pid: int
     port: int
@@ -113,23 +113,23 @@ class Process:
 
     @property
     def memory(self) -> int:
-        """Bytes that it holds in memory."""
+        """The resident memory in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
-        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
+        (resident,) = (each for each in status.splitlines() if each.startswith("VmRSS:"))
+        return int(resident.split()[1]) * 1024
 
-    def line(self) -> Line:
-        """A new connection."""
-        return Line(self.port)
+    def connection(self) -> Connection:
+        """Open a new connection."""
+        return Connection(self.port)
 
     def head(self, request: str, *headers: str) -> bytes:
-        """A request line with its headers, the key among them."""
-        lines = [f"{request} HTTP/1.1", "Host: gateway", f"X-API-Key: {self.key}", *headers]
-        return "\r\n".join([*lines, "", ""]).encode()
+        """Return a request line with its headers and the API key."""
+        rows = [f"{request} HTTP/1.1", "Host: gateway", f"X-API-Key: {self.key}", *headers]
+        return "\r\n".join([*rows, "", ""]).encode()
 
     def serves(self) -> bool:
-        """Whether it does its work for others."""
-        answer = self.line().says(self.head("GET /v1/payments", "Connection: close")).hears()
+        """Return True if the process answers another client."""
+        answer = self.connection().says(self.head("GET /v1/payments", "Connection: close")).hears()
         assert answer.status == 200, answer
         return True
 
@@ -137,8 +137,8 @@ class Process:
 @pytest.fixture(autouse=True)
 def hangs_up() -> Iterator[None]:
     yield
-    while Line.opened:
-        Line.opened.pop().close()
+    while Connection.opened:
+        Connection.opened.pop().close()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def host(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "LIMITS__AUTH_FAILURES": "100000",
                 "LIMITS__REQUESTS_PER_SECOND": "100000",
                 "LIMITS__BURST": "200000",
-                # How many calls are let in at a time is for others to test.
+                # Other tests cover the bound of concurrent calls.
                 "HTTP__WAIT": "30",
                 "HTTP__QUEUE": "1000",
                 "HTTP__MAX_UNANSWERED": "1000",
@@ -175,7 +175,7 @@ def process(host: Host) -> Process:
 
 
 def refuses(answer: Answer, status: int, code: str) -> bool:
-    """Whether this is a refusal in the envelope with which the connection ends."""
+    """Return True for a refusal in the envelope that closes the connection."""
     content = json.loads(answer.body)
     assert answer.status == status, answer
     assert set(content) == {"success", "errors", "request_id"}
@@ -224,19 +224,19 @@ NO_HTTP = {
 
 
 @pytest.mark.parametrize("what", NO_HTTP)
-def test_what_is_no_http_is_said_to_be_none_in_the_envelope(process: Process, what: str) -> None:
-    line = process.line().says(NO_HTTP[what])
-    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
-    assert line.ends() == b""
+def test_input_that_is_no_http_is_refused_in_the_envelope(process: Process, what: str) -> None:
+    connection = process.connection().says(NO_HTTP[what])
+    assert refuses(connection.hears(), 400, "VALIDATION_ERROR")
+    assert connection.ends() == b""
 
 
 @pytest.mark.parametrize(
     "chunk", [b"zz\r\n", b"-1\r\n", b"f" * 40 + b"\r\n", b"1\r\nab\r\n", b"5;" + b"\x00" + b"\r\n"]
 )
-def test_a_chunk_that_is_none_ends_the_request_and_the_connection(process: Process, chunk: bytes) -> None:
-    line = process.line().says(process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), chunk)
-    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
-    assert line.ends() == b""
+def test_invalid_chunk_ends_the_request_and_the_connection(process: Process, chunk: bytes) -> None:
+    connection = process.connection().says(process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), chunk)
+    assert refuses(connection.hears(), 400, "VALIDATION_ERROR")
+    assert connection.ends() == b""
 
 
 ENDLESS = {
@@ -250,47 +250,47 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("what", ENDLESS)
-def test_an_endless_head_is_too_large_and_is_not_kept(process: Process, what: str) -> None:
+def test_endless_head_is_too_large_and_not_kept(process: Process, what: str) -> None:
     start, more = ENDLESS[what]
     assert process.serves()
     before = process.memory
-    lines = [process.line().says(start) for _ in range(20)]
+    connections = [process.connection().says(start) for _ in range(20)]
     for _ in range(256):
-        for line in lines:
-            line.says(more)
-    for line in lines:
-        assert refuses(line.hears(), 431, "PAYLOAD_TOO_LARGE")
+        for connection in connections:
+            connection.says(more)
+    for connection in connections:
+        assert refuses(connection.hears(), 431, "PAYLOAD_TOO_LARGE")
     # 320 MiB were offered; a busy process reads more at once, and holds some of it for a moment.
     assert process.memory - before < 64 * MEBI
     assert process.serves()
 
 
-def test_http_1_0_knows_no_host(process: Process) -> None:
-    answer = process.line().says(b"GET /health/live HTTP/1.0\r\n\r\n").hears()
+def test_http_1_0_request_needs_no_host(process: Process) -> None:
+    answer = process.connection().says(b"GET /health/live HTTP/1.0\r\n\r\n").hears()
     assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
-def test_ten_thousand_headers_and_one_too_many(process: Process) -> None:
+def test_request_with_too_many_headers_is_refused(process: Process) -> None:
     for count, status in ((10_000, 431), (200, 431), (90, 200)):
         headers = [f"X-{number}: y" for number in range(count)]
-        answer = process.line().says(process.head("GET /v1/payments", *headers, "Connection: close")).hears()
+        answer = process.connection().says(process.head("GET /v1/payments", *headers, "Connection: close")).hears()
         assert answer.status == status, count
 
 
 @pytest.mark.parametrize("key", ["right", "wrong"])
-def test_an_endless_body_is_refused_and_is_not_kept(process: Process, key: str) -> None:
+def test_endless_body_is_refused_and_not_kept(process: Process, key: str) -> None:
     head = process.head(POST, JSON, CHUNKED, "Idempotency-Key: endless")
     if key == "wrong":
         head = head.replace(process.key.encode(), b"sk_test_" + b"0" * 48)
     assert process.serves()
     before = process.memory
-    lines = [process.line().says(head) for _ in range(10)]
+    connections = [process.connection().says(head) for _ in range(10)]
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     for _ in range(128):
-        for line in lines:
-            line.says(chunk)
-    for line in lines:
-        answer = line.hears()
+        for connection in connections:
+            connection.says(chunk)
+    for connection in connections:
+        answer = connection.hears()
         assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (
             (413, "PAYLOAD_TOO_LARGE") if key == "right" else (401, "AUTH_INVALID_KEY")
         )
@@ -299,11 +299,13 @@ def test_an_endless_body_is_refused_and_is_not_kept(process: Process, key: str) 
     assert process.serves()
 
 
-def test_a_body_that_claims_to_be_huge_is_refused_before_it_comes(process: Process) -> None:
-    line = process.line().says(process.head(POST, JSON, "Content-Length: 9999999999", "Idempotency-Key: huge"))
-    assert line.hears().status == 413
-    # And is not waited for, for ever.
-    assert line.ends() != b"9999999999"
+def test_body_with_a_huge_length_is_refused_before_it_arrives(process: Process) -> None:
+    connection = process.connection().says(
+        process.head(POST, JSON, "Content-Length: 9999999999", "Idempotency-Key: huge")
+    )
+    assert connection.hears().status == 413
+    # The connection has an end.
+    assert connection.ends() != b"9999999999"
 
 
 SLOW = {
@@ -314,28 +316,28 @@ SLOW = {
 
 
 @pytest.mark.parametrize("what", SLOW)
-def test_a_head_that_drips_is_cut_off(process: Process, what: str) -> None:
+def test_slow_head_times_out(process: Process, what: str) -> None:
     start, byte = SLOW[what]
-    line = process.line().says(start)
-    line.drips(byte)
-    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
-    line.ends()
+    connection = process.connection().says(start)
+    connection.drips(byte)
+    assert refuses(connection.hears(), 408, "REQUEST_TIMEOUT")
+    connection.ends()
 
 
-def test_a_head_that_drips_after_an_answer_is_cut_off_too(process: Process) -> None:
-    line = process.line().says(process.head("GET /v1/payments"))
-    assert line.hears().status == 200
-    line.says(b"GET /hea").drips(b"x")
-    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
-    line = process.line().says(process.head("GET /v1/payments"))
-    assert line.hears().status == 200
-    line.drips(b"\r\n")
-    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+def test_slow_head_after_an_answer_times_out(process: Process) -> None:
+    connection = process.connection().says(process.head("GET /v1/payments"))
+    assert connection.hears().status == 200
+    connection.says(b"GET /hea").drips(b"x")
+    assert refuses(connection.hears(), 408, "REQUEST_TIMEOUT")
+    connection = process.connection().says(process.head("GET /v1/payments"))
+    assert connection.hears().status == 200
+    connection.drips(b"\r\n")
+    assert refuses(connection.hears(), 408, "REQUEST_TIMEOUT")
 
 
-def test_who_says_nothing_is_answered_nothing_and_let_go(process: Process) -> None:
-    assert process.line().ends() == b""
-    assert process.line().says(b"GET /health/live HTTP/1.1\r\nHo").ends().startswith(b"HTTP/1.1 408 ")
+def test_silent_connection_is_closed(process: Process) -> None:
+    assert process.connection().ends() == b""
+    assert process.connection().says(b"GET /health/live HTTP/1.1\r\nHo").ends().startswith(b"HTTP/1.1 408 ")
 
 
 BODIES = {
@@ -348,84 +350,90 @@ BODIES = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_a_body_that_drips_is_cut_off(process: Process, what: str) -> None:
+def test_slow_body_times_out(process: Process, what: str) -> None:
     headers, start, byte = BODIES[what]
-    line = process.line().says(process.head(POST, JSON, "Idempotency-Key: slow", *headers), start)
+    connection = process.connection().says(process.head(POST, JSON, "Idempotency-Key: slow", *headers), start)
     if what == "a promised body":
-        assert line.hears().status == 100
-    line.drips(byte)
-    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
-    line.ends()
+        assert connection.hears().status == 100
+    connection.drips(byte)
+    assert refuses(connection.hears(), 408, "REQUEST_TIMEOUT")
+    connection.ends()
 
 
-def test_a_body_that_nobody_waits_for_cannot_keep_the_connection(process: Process) -> None:
-    dripping: list[tuple[Line, threading.Thread]] = []
+def test_slow_body_of_an_answered_request_cannot_keep_the_connection(process: Process) -> None:
+    dripping: list[tuple[Connection, threading.Thread]] = []
     for request, status in (("POST /v1/nothing", 404), ("GET /health/live", 200), ("POST /v1/payments", 401)):
-        line = process.line().says(f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
-        assert line.hears().status == status
-        thread = threading.Thread(target=line.drips, args=(b" ", 0.3))
+        connection = process.connection().says(
+            f"{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode()
+        )
+        assert connection.hears().status == status
+        thread = threading.Thread(target=connection.drips, args=(b" ", 0.3))
         thread.start()
-        dripping.append((line, thread))
-    for line, thread in dripping:
+        dripping.append((connection, thread))
+    for connection, thread in dripping:
         thread.join(PATIENCE)
         assert not thread.is_alive()
-        assert b"HTTP/1.1 200" not in line.ends()
+        assert b"HTTP/1.1 200" not in connection.ends()
 
 
-def test_who_takes_nothing_of_what_he_asked_for_is_let_go(process: Process) -> None:
-    line = Line(process.port, receive_buffer=4096)
-    # Answers of some hundred kilobytes each, and nobody who reads them.
-    line.says(process.head("GET /schema/openapi.json") * 200)
-    assert line.is_let_go()
+def test_client_that_reads_no_answer_is_disconnected(process: Process) -> None:
+    connection = Connection(process.port, receive_buffer=4096)
+    # Answers of some hundred kilobytes each, none of which is read.
+    connection.says(process.head("GET /schema/openapi.json") * 200)
+    assert connection.is_let_go()
 
 
-def test_three_hundred_slow_clients_stop_nobody(process: Process) -> None:
+def test_three_hundred_slow_clients_delay_no_other(process: Process) -> None:
     before = process.memory
-    slow = [process.line().says(b"POST /v1/payments HTTP/1.1\r\nHost: x\r\nX-A: ") for _ in range(150)]
+    slow = [process.connection().says(b"POST /v1/payments HTTP/1.1\r\nHost: x\r\nX-A: ") for _ in range(150)]
     head = process.head(POST, JSON, "Idempotency-Key: crowd", "Content-Length: 60000")
-    slow += [process.line().says(head, b" " * 30_000) for _ in range(150)]
+    slow += [process.connection().says(head, b" " * 30_000) for _ in range(150)]
     assert all(process.serves() for _ in range(20))
-    for line in slow:
-        assert line.ends().startswith(b"HTTP/1.1 408 ")
+    for connection in slow:
+        assert connection.ends().startswith(b"HTTP/1.1 408 ")
     assert process.memory - before < 64 * MEBI
 
 
-def test_requests_in_one_packet_are_answered_in_their_order(process: Process) -> None:
+def test_pipelined_requests_are_answered_in_order(process: Process) -> None:
     heads = [process.head(f"GET {path}") for path in ("/v1/payments", "/v1/nothing", "/health/live", "/v1/refunds")]
-    line = process.line().says(b"".join(heads))
-    assert [line.hears().status for _ in heads] == [200, 404, 200, 200]
+    connection = process.connection().says(b"".join(heads))
+    assert [connection.hears().status for _ in heads] == [200, 404, 200, 200]
     body = b'{"amount": "much"}'
     post = process.head(POST, JSON, "Idempotency-Key: a", f"Content-Length: {len(body)}") + body
-    line.says(post * 3 + heads[0])
-    assert [line.hears().status for _ in range(4)] == [422, 422, 422, 200]
+    connection.says(post * 3 + heads[0])
+    assert [connection.hears().status for _ in range(4)] == [422, 422, 422, 200]
 
 
-def test_what_came_before_nonsense_is_answered_before_it_is_refused(process: Process) -> None:
+def test_requests_before_invalid_bytes_are_answered_first(process: Process) -> None:
     good = process.head("GET /v1/payments")
-    line = process.line().says(good * 5 + b"nonsense\r\n\r\n" + good)
-    assert [line.hears().status for _ in range(5)] == [200] * 5
-    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
-    assert line.ends() == b""
-    line = process.line().says(good * 2 + process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), b"zz\r\n")
-    assert [line.hears().status for _ in range(2)] == [200] * 2
-    assert refuses(line.hears(), 400, "VALIDATION_ERROR")
+    connection = process.connection().says(good * 5 + b"nonsense\r\n\r\n" + good)
+    assert [connection.hears().status for _ in range(5)] == [200] * 5
+    assert refuses(connection.hears(), 400, "VALIDATION_ERROR")
+    assert connection.ends() == b""
+    connection = process.connection().says(
+        good * 2 + process.head(POST, JSON, CHUNKED, "Idempotency-Key: a"), b"zz\r\n"
+    )
+    assert [connection.hears().status for _ in range(2)] == [200] * 2
+    assert refuses(connection.hears(), 400, "VALIDATION_ERROR")
 
 
-def test_a_thousand_requests_in_one_packet(process: Process) -> None:
+def test_thousand_pipelined_requests_are_answered(process: Process) -> None:
     before = process.memory
-    line = process.line()
-    line.socket.settimeout(60)
-    line.says(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-    assert all(line.hears().status == 200 for _ in range(1000))
+    connection = process.connection()
+    connection.socket.settimeout(60)
+    connection.says(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+    assert all(connection.hears().status == 200 for _ in range(1000))
     assert process.memory - before < 32 * MEBI
 
 
-def test_an_upgrade_is_not_taken_and_the_connection_has_an_end(process: Process) -> None:
+def test_upgrade_is_ignored_and_the_connection_closed(process: Process) -> None:
     for upgrade in ("websocket", "h2c"):
-        line = process.line().says(process.head("GET /v1/payments", "Connection: Upgrade", f"Upgrade: {upgrade}"))
-        assert line.hears().status == 200
-        line.says(b"\x81\x05hello").drips(b"\x00")
-        line.ends()
+        connection = process.connection().says(
+            process.head("GET /v1/payments", "Connection: Upgrade", f"Upgrade: {upgrade}")
+        )
+        assert connection.hears().status == 200
+        connection.says(b"\x81\x05hello").drips(b"\x00")
+        connection.ends()
 
 
 ODD_PATHS = (
@@ -451,26 +459,26 @@ ODD_PATHS = (
 )
 
 
-def test_another_spelling_of_a_path_leads_nowhere(process: Process) -> None:
+def test_other_spelling_of_a_path_is_not_found(process: Process) -> None:
     for path in ODD_PATHS:
-        answer = process.line().says(process.head(f"GET {path}", "Connection: close")).hears()
+        answer = process.connection().says(process.head(f"GET {path}", "Connection: close")).hears()
         content = json.loads(answer.body)
         assert (answer.status, content["errors"][0]["code"]) == (404, "NOT_FOUND"), path
         assert content["request_id"] == answer.headers["x-request-id"]
         assert "x-injected" not in answer.headers
 
 
-def test_each_of_several_processes_is_as_careful(host: Host) -> None:
+def test_each_of_several_processes_has_the_same_bounds(host: Host) -> None:
     started = host.starts("serve", "--port", "0", "--workers", "2")
     port = int(address_of(started).rpartition(":")[2])
     for _ in range(10):
-        assert refuses(Line(port).says(b"GET /" + b"x" * 40_000).hears(), 431, "PAYLOAD_TOO_LARGE")
-    line = Line(port).says(b"GET /hea")
-    line.drips(b"x")
-    assert refuses(line.hears(), 408, "REQUEST_TIMEOUT")
+        assert refuses(Connection(port).says(b"GET /" + b"x" * 40_000).hears(), 431, "PAYLOAD_TOO_LARGE")
+    connection = Connection(port).says(b"GET /hea")
+    connection.drips(b"x")
+    assert refuses(connection.hears(), 408, "REQUEST_TIMEOUT")
 
 
-def test_the_bounds_are_the_settings() -> None:
+def test_server_config_has_the_configured_bounds() -> None:
     bounds = HttpConfig(max_head_bytes=1000)
     config = ServerConfig(print, bounds)
     assert config.bounds is bounds

@@ -1,4 +1,4 @@
-"""What a rule lets through is what the OpenAPI document says of it, character for character."""
+"""Protects field rules: they accept exactly what the OpenAPI document describes."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.routes import document
 @pytest.mark.parametrize(
     "name", ["Duka la Amina", "d", " d ", "Café №1", "دكان", "店", "😀", "\U0001fabf", "\ue000", "n" * 100]
 )
-def test_names_of_every_script_are_taken(name: str) -> None:
+def test_name_rule_accepts_every_script(name: str) -> None:
     assert NAME(name) == name
 
 
@@ -21,7 +21,7 @@ def test_names_of_every_script_are_taken(name: str) -> None:
     "name",
     ["", " ", "a\n", "a\tb", "a\x00", "a\x7f", "a\x85", "\xa0", "a\xadb", "a\u200bb", "a\u202eb", "\u3000", "n" * 101],
 )
-def test_what_is_not_seen_or_turns_the_text_around_is_no_name(name: str) -> None:
+def test_name_rule_refuses_invisible_and_reversing_characters(name: str) -> None:
     with pytest.raises(ValueError, match="1 to 100 printable characters"):
         NAME(name)
 
@@ -30,7 +30,7 @@ PATTERN: str = document()["components"]["schemas"]["MerchantCreate"]["properties
 
 
 @given(st.text(max_size=8) | st.text(st.sampled_from(" a\xa0\u200f\u2010\u2028\u3000\ufeff\n"), max_size=4))
-def test_the_document_says_of_a_name_what_the_gateway_does(name: str) -> None:
+def test_name_rule_agrees_with_the_document(name: str) -> None:
     try:
         NAME(name)
     except ValueError:
@@ -39,7 +39,7 @@ def test_the_document_says_of_a_name_what_the_gateway_does(name: str) -> None:
         assert re.match(PATTERN, name) is not None
 
 
-def test_no_text_that_is_read_may_hold_nul_and_the_document_says_so() -> None:
+def test_text_fields_refuse_nul_and_the_document_states_it() -> None:
     schemas = document()["components"]["schemas"]
     note, confirm = (schemas["Resolution"]["properties"][name] for name in ("note", "confirm"))
     assert (note["pattern"], note["maxLength"], confirm["pattern"]) == (r"^[^\x00]*$", 500, r"^[^\x00]*$")
@@ -53,13 +53,13 @@ def test_no_text_that_is_read_may_hold_nul_and_the_document_says_so() -> None:
     assert "pattern" not in schemas["PaymentView"]["properties"]["description"]
 
 
-def test_what_a_new_key_needs_is_in_the_document() -> None:
+def test_document_states_what_a_new_key_needs() -> None:
     create = document()["paths"]["/v1/admin/merchants/{merchant_id}/keys"]["post"]
     assert "CONFLICT: " in create["responses"]["409"]["description"]
     assert document()["components"]["schemas"]["KeyCreate"]["properties"]["scopes"]["minItems"] == 1
 
 
-def test_what_belongs_together_in_credentials_is_in_the_document() -> None:
+def test_document_states_which_credentials_belong_together() -> None:
     fields = document()["components"]["schemas"]["MpesaFields"]
     initiated = [("initiator", "initiator_password"), ("initiator", "security_credential")]
     names = ("initiator", "initiator_password", "security_credential")
@@ -70,12 +70,12 @@ def test_what_belongs_together_in_credentials_is_in_the_document() -> None:
         ["security_credential"],
         ["initiator_password"],
     ]
-    # The same in both envs: what a live receiver lacks is told as `meta.missing`, and does not refuse it.
+    # The same in both envs: fields that a live receiver lacks are listed in `meta.missing` and do not refuse it.
     assert "then" not in fields
     assert set(fields["required"]) == {"env", "consumer_key", "consumer_secret", "passkey", "shortcode"}
 
 
-def test_every_parameter_of_a_list_may_be_empty_and_the_document_says_so() -> None:
+def test_document_states_that_list_parameters_may_be_empty() -> None:
     queries = [
         parameter
         for path in document()["paths"].values()

@@ -1,4 +1,4 @@
-"""A gateway mounted in a host that runs uvicorn: a request with Upgrade is the last one of its connection."""
+"""Protects a gateway mounted in a uvicorn host: a request with Upgrade is the last one of its connection."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -26,7 +26,7 @@ UPGRADES = [
 
 
 class Seen:
-    """ASGI middleware: the paths that were asked for, and what was answered."""
+    """ASGI middleware that records the requested paths."""
 
     def __init__(self, app: Any) -> None:
         self.paths: list[str] = []
@@ -40,7 +40,7 @@ class Seen:
 
 @asynccontextmanager
 async def hosted(app: Any, parser: str) -> AsyncGenerator[int]:
-    """Serve an application as a host does, by uvicorn as it is. Gives the port."""
+    """Serve an application as a host does, with an unchanged uvicorn; yield the port."""
     with listening() as at:
         config = uvicorn.Config(
             app, http=parser, ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False
@@ -60,7 +60,7 @@ async def hosted(app: Any, parser: str) -> AsyncGenerator[int]:
 
 
 async def sends(port: int, *segments: bytes, sent: asyncio.Event | None = None) -> bytes:
-    """Everything that is answered until the connection is closed. ``sent`` is set once all has been sent."""
+    """Return all bytes until the connection is closed. ``sent`` is set once all segments are sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     said = b""
 
@@ -89,7 +89,7 @@ async def sends(port: int, *segments: bytes, sent: asyncio.Event | None = None) 
 
 
 class Slow:
-    """Answers once the client has sent everything: uvicorn has queued what it takes for a request by then."""
+    """Answers once the client has sent everything: by then uvicorn has queued all that it parsed as requests."""
 
     def __init__(self) -> None:
         self.sent = asyncio.Event()
@@ -103,7 +103,7 @@ class Slow:
 async def attacked(
     parser: str, headers: tuple[str, ...], *more: bytes, is_wrapped: bool = True
 ) -> tuple[list[str], bytes]:
-    """The paths that were asked for, and what was answered, for a callback as the body of an upgrade."""
+    """Return the requested paths and the answers for a callback as the body of an upgrade."""
     evil = smuggling.forged()
     slow = Slow()
     seen = Seen(AnswerOnce(slow) if is_wrapped else slow)
@@ -113,7 +113,7 @@ async def attacked(
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
-async def test_what_follows_an_upgrade_never_becomes_a_request(parser: str) -> None:
+async def test_bytes_after_an_upgrade_never_become_a_request(parser: str) -> None:
     for paths, answers in await asyncio.gather(*(attacked(parser, each) for each in UPGRADES)):
         assert paths == ["/v1/payments"]
         assert answers.count(b"HTTP/1.1 ") == 1
@@ -121,7 +121,7 @@ async def test_what_follows_an_upgrade_never_becomes_a_request(parser: str) -> N
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
-async def test_what_follows_two_lengths_never_becomes_a_request(parser: str) -> None:
+async def test_bytes_after_two_lengths_never_become_a_request(parser: str) -> None:
     sent = smuggling.post("Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n" + smuggling.forged()
     slow = Slow()
     seen = Seen(AnswerOnce(slow))
@@ -131,8 +131,8 @@ async def test_what_follows_two_lengths_never_becomes_a_request(parser: str) -> 
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
-async def test_without_the_middleware_uvicorn_takes_the_body_for_a_request() -> None:
-    # The counter-test: when uvicorn reads this as h11 does, the middleware is not needed any more.
+async def test_uvicorn_without_the_middleware_reads_the_body_as_a_request() -> None:
+    # The counter-test: once uvicorn reads this as h11 does, the middleware is unnecessary.
     last = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     tries = (attacked("httptools", each, last, is_wrapped=False) for each in UPGRADES)
     for paths, _ in await asyncio.gather(*tries):
@@ -140,7 +140,7 @@ async def test_without_the_middleware_uvicorn_takes_the_body_for_a_request() -> 
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
-async def test_a_mounted_gateway_answers_an_upgrade_once(parser: str, database_url: str, valkey_url: str) -> None:
+async def test_mounted_gateway_answers_an_upgrade_once(parser: str, database_url: str, valkey_url: str) -> None:
     values = gateway_values(database_url, valkey_url, worker={"in_process": False})
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         mounted = asgi("/pay", is_mount=True, copy_scope=True)(gateway.asgi)
@@ -159,7 +159,7 @@ async def test_a_mounted_gateway_answers_an_upgrade_once(parser: str, database_u
         assert await gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 0
 
 
-async def test_a_body_that_the_server_lost_is_said_to_be_lost() -> None:
+async def test_body_lost_by_the_server_raises() -> None:
     kept = ((b"connection", b"keep-alive"), (b"content-type", b"text/plain"))
 
     async def reads(_: Any, receive: Any, send: Any) -> None:

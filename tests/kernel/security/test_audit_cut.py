@@ -1,4 +1,4 @@
-"""The audit log lets its beginning go and stays provable: what goes is announced, and a checkpoint is left behind."""
+"""Protects the cut of the audit log: it is announced, leaves a checkpoint, and the rest stays provable."""
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ OF_THEN = "UPDATE audit_entry SET recorded_at = '2015-01-01T00:00:00Z'"
 
 @pytest.fixture
 async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
-    """A gateway with a log of ten old entries, and two of today."""
+    """Yield a gateway with a log of ten old entries, and two of today."""
     values = {name: values[name] for name in values if name != "simulator"}
     values |= {"plugins": [], "worker": {"in_process": False}, "retention": {"pause": 0}}
     clock = SetClock(THEN)
@@ -29,7 +29,7 @@ async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
         await gateway.db.execute(_WIPE)
         for number in range(10):
             await gateway.audit.record("old", merchant_id=None, actor="test", detail={"number": number})
-        await behind_the_triggers(gateway, "UPDATE audit_entry SET recorded_at = at")
+        await without_triggers(gateway, "UPDATE audit_entry SET recorded_at = at")
         clock.advance(timedelta(days=3000))
         for number in range(2):
             await gateway.audit.record("new", merchant_id=None, actor="test", detail={"number": number})
@@ -37,22 +37,22 @@ async def gateway(values: dict[str, Any]) -> AsyncGenerator[Gateway]:
 
 
 _WIPE = "SET session_replication_role = replica; DELETE FROM audit_entry; RESET session_replication_role"
-"""What the start has written, so that the numbers are ours."""
+"""Deletes the entries of the start, so that numbers begin with the test's."""
 
 
 async def numbers(gateway: Gateway) -> list[int]:
-    """The entries that are there."""
+    """Return the numbers of the stored entries."""
     return [row["number"] for row in await gateway.db.fetch("SELECT number FROM audit_entry ORDER BY number")]
 
 
-async def behind_the_triggers(gateway: Gateway, *statements: str) -> None:
-    """What somebody could do who may do anything in Postgres."""
+async def without_triggers(gateway: Gateway, *statements: str) -> None:
+    """Run statements without triggers, as a superuser could."""
     async with gateway.db.transaction():
         for statement in ("SET LOCAL session_replication_role = replica", *statements):
             await gateway.db.execute(statement)
 
 
-async def test_a_number_in_a_persons_note_is_masked_because_nothing_is_ever_erased_here(gateway: Gateway) -> None:
+async def test_audit_record_masks_phone_numbers_because_entries_are_never_erased(gateway: Gateway) -> None:
     detail = {"note": "She called from 0711000001", "each": ["+254711000001", {"to": "254711000001"}], "days": 3}
     await gateway.audit.record("noted", merchant_id=None, actor="test", detail=detail)
     (entry,) = (await gateway.audit.page(1, None, "noted", None)).rows
@@ -64,17 +64,17 @@ async def test_a_number_in_a_persons_note_is_masked_because_nothing_is_ever_eras
     assert await gateway.audit.verify() == 13
 
 
-async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway: Gateway) -> None:
+async def test_audit_cut_runs_in_batches_and_the_rest_stays_provable(gateway: Gateway) -> None:
     for number in range(10, 1010):
         await gateway.audit.record("old", merchant_id=None, actor="test", detail={"number": number})
-    await behind_the_triggers(gateway, OF_THEN)
+    await without_triggers(gateway, OF_THEN)
     for number in range(2):
         await gateway.audit.record("new", merchant_id=None, actor="test", detail={"number": number})
     assert await gateway.audit.verify() == 1014
     waited: list[int] = []
 
     async def sleep(_: float) -> None:
-        # In the middle of it the chain holds as well.
+        # Between two batches the chain is unbroken.
         waited.append(await gateway.audit.verify())
 
     counts = await Retention(gateway, sleep).delete_expired()
@@ -82,19 +82,19 @@ async def test_what_is_old_goes_in_batches_and_the_rest_is_still_proved(gateway:
     assert await numbers(gateway) == [1013, 1014, 1015]
     (entry,) = (await gateway.audit.page(10, None, "audit.cut", None)).rows
     assert (entry.actor, entry.detail["through"], entry.detail["days"]) == ("retention", 1012, 2557)
-    # Nothing more is old: nothing is announced, nothing goes.
+    # No other entry is old: nothing is announced, nothing is deleted.
     assert (await Retention(gateway, sleep).delete_expired())["audit entries"] == 0
     assert await numbers(gateway) == [1013, 1014, 1015]
 
 
-async def test_only_an_unbroken_beginning_goes(gateway: Gateway) -> None:
-    await behind_the_triggers(gateway, "UPDATE audit_entry SET recorded_at = now() WHERE number = 4")
+async def test_audit_cut_deletes_only_an_unbroken_beginning(gateway: Gateway) -> None:
+    await without_triggers(gateway, "UPDATE audit_entry SET recorded_at = now() WHERE number = 4")
     await gateway.audit.announce_cut()
     assert await gateway.audit.cut() == 3
     assert (await numbers(gateway))[0] == 4
 
 
-async def test_what_was_announced_by_a_shorter_retention_is_not_cut_by_a_longer_one(gateway: Gateway) -> None:
+async def test_audit_cut_announced_by_a_shorter_retention_waits_for_the_longer_one(gateway: Gateway) -> None:
     await gateway.audit.announce_cut()
     await gateway.db.execute("UPDATE audit_policy SET keep_days = 36500")
     assert await gateway.audit.cut() == 0
@@ -107,10 +107,10 @@ async def test_what_was_announced_by_a_shorter_retention_is_not_cut_by_a_longer_
     assert len((await gateway.audit.page(10, None, "audit.cut", None)).rows) == 1
 
 
-async def test_a_log_of_which_all_was_cut_goes_on_where_it_was(gateway: Gateway) -> None:
-    await behind_the_triggers(gateway, OF_THEN)
+async def test_audit_log_after_a_cut_of_all_entries_continues(gateway: Gateway) -> None:
+    await without_triggers(gateway, OF_THEN)
     await gateway.audit.announce_cut()
-    await behind_the_triggers(gateway, OF_THEN)
+    await without_triggers(gateway, OF_THEN)
     await gateway.audit.announce_cut()
     assert await gateway.audit.cut() == 13
     assert await numbers(gateway) == [14]
@@ -126,7 +126,7 @@ async def test_retention_without_a_policy_cuts_nothing_of_the_log_and_ends(gatew
     assert await gateway.audit.verify() == 12
 
 
-async def test_nothing_goes_that_was_not_announced(gateway: Gateway) -> None:
+async def test_audit_cut_without_an_announcement_deletes_nothing(gateway: Gateway) -> None:
     assert await gateway.audit.cut() == 0
     assert len(await numbers(gateway)) == 12
 
@@ -150,25 +150,27 @@ UPDATE audit_checkpoint SET number = 11, digest = previous_digest FROM audit_ent
         (["DELETE FROM audit_entry WHERE action = 'audit.cut'"], "up to 10 are missing, and no entry says"),
     ],
 )
-async def test_what_is_missing_otherwise_shows(gateway: Gateway, statements: list[str], says: str) -> None:
+async def test_audit_verify_finds_entries_missing_without_a_cut(
+    gateway: Gateway, statements: list[str], says: str
+) -> None:
     await Retention(gateway).delete_expired()
-    await behind_the_triggers(gateway, *statements)
+    await without_triggers(gateway, *statements)
     with pytest.raises(BrokenChain, match=says):
         await gateway.audit.verify()
 
 
-async def test_a_changed_entry_shows_while_it_waits_to_go(gateway: Gateway) -> None:
+async def test_audit_verify_finds_a_changed_entry_that_waits_for_the_cut(gateway: Gateway) -> None:
     await gateway.audit.announce_cut()
     rechained = (
         "UPDATE audit_entry SET digest = sha256('a') WHERE number = 10",
         "UPDATE audit_entry SET previous_digest = sha256('a') WHERE number = 11",
     )
-    await behind_the_triggers(gateway, *rechained)
+    await without_triggers(gateway, *rechained)
     with pytest.raises(BrokenChain, match="entry 10 was changed"):
         await gateway.audit.verify()
 
 
-async def test_only_the_function_lets_go(gateway: Gateway) -> None:
+async def test_audit_entries_are_deleted_only_by_the_cut_function(gateway: Gateway) -> None:
     await gateway.audit.announce_cut()
     await gateway.audit.cut()
     announced = """

@@ -1,4 +1,4 @@
-"""Keys and credentials are remembered for a moment: what another process changes is heard, or nothing is trusted."""
+"""Protects cached keys and credentials: changes of other processes invalidate them, and without news none is used."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""A gateway process of its own, which revokes a key and retires its merchant's shortcode."""
+"""A separate gateway process that revokes a key and retires its merchant's shortcode."""
 
 REVOKE = "UPDATE api_key SET revoked_at = now() WHERE key_id = $1"
 REMOVE = "UPDATE shortcode SET is_default = false, retired_at = now() WHERE merchant_id = $1"
@@ -51,7 +51,7 @@ LISTENERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query 
 
 @dataclass(frozen=True)
 class Shop:
-    """A merchant in a gateway that remembers for a day, so that nothing is forgotten but what is heard of."""
+    """A merchant in a gateway with a cache of a day, so that only invalidation empties it."""
 
     gateway: Gateway
     merchant_id: str
@@ -60,11 +60,11 @@ class Shop:
 
     @property
     def credentials(self) -> CredentialStore:
-        """Stores and retires credentials."""
+        """The store of credentials."""
         return self.gateway.services.get(CredentialStore)
 
-    async def is_let_in(self) -> bool:
-        """Whether the key is taken."""
+    async def is_authenticated(self) -> bool:
+        """Return True if the key is accepted."""
         try:
             await self.gateway.api_keys.authenticate(self.key)
         except InvalidKey:
@@ -72,7 +72,7 @@ class Shop:
         return True
 
     async def is_configured(self) -> bool:
-        """Whether there are credentials to pay with."""
+        """Return True if there are credentials to pay with."""
         try:
             await self.gateway.services.get(CredentialReader).get(self.merchant_id, "sandbox")
         except ProviderNotConfigured:
@@ -80,18 +80,18 @@ class Shop:
         return True
 
     async def both(self) -> tuple[bool, bool]:
-        """One after the other."""
-        return await self.is_let_in(), await self.is_configured()
+        """Return both, one after the other."""
+        return await self.is_authenticated(), await self.is_configured()
 
 
-async def is_hearing(gateway: Gateway) -> bool:
-    """Whether changes are heard."""
+async def is_listening_for_changes(gateway: Gateway) -> bool:
+    """Return True if the gateway listens for changes."""
     return gateway.changes.is_listening
 
 
 @asynccontextmanager
 async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
-    """A shop whose key and credentials are remembered."""
+    """Yield a shop with a cached key and cached credentials."""
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         merchant_id = (await gateway.merchants.create("Shop", actor="test")).merchant_id
@@ -101,20 +101,20 @@ async def opened(values: dict[str, Any]) -> AsyncGenerator[Shop]:
         shop = Shop(gateway, merchant_id, key.key_id, secret.reveal())
         caller = Caller(merchant_id, key.key_id, frozenset(map(str, gateway.scopes.of_merchants)), "sandbox")
         await shop.credentials.store(caller, msgspec.convert(INITIATED, SetProvider))
-        await eventually(lambda: is_hearing(gateway))
+        await eventually(lambda: is_listening_for_changes(gateway))
         for memory in (
             gateway.api_keys._known,  # pyright: ignore[reportPrivateUsage]
             shop.gateway.services.get(CredentialReader)._usable,  # pyright: ignore[reportPrivateUsage]
         ):
             memory._seconds = 86_400  # pyright: ignore[reportPrivateUsage]
-        # The news of what was done until here comes round first.
+        # Notifications of the changes so far arrive first.
         await asyncio.sleep(0.2)
         assert await shop.both() == (True, True)
         yield shop
 
 
 async def quietly(shop: Shop, sql: str, value: str) -> None:
-    """Change something without any word of it, by which it shows what is remembered."""
+    """Change a row without a notification, to observe the cache."""
     config = shop.gateway.config.database
     assert config.url is not None
     connection = await asyncpg.connect(config.url.reveal(), server_settings={"search_path": config.schema})
@@ -126,15 +126,15 @@ async def quietly(shop: Shop, sql: str, value: str) -> None:
         await connection.close()
 
 
-async def test_what_nobody_tells_of_is_remembered(values: dict[str, Any]) -> None:
-    """What the other tests stand on: without a message, the memory of a day lasts."""
+async def test_cache_without_a_notification_keeps_its_values(values: dict[str, Any]) -> None:
+    """The other tests rely on it: without a notification, the cache of a day is used."""
     async with opened(values) as shop:
         await quietly(shop, REVOKE, shop.key_id)
         await quietly(shop, REMOVE, shop.merchant_id)
         assert await shop.both() == (True, True)
 
 
-async def test_what_another_process_takes_back_is_refused_here_at_once(values: dict[str, Any]) -> None:
+async def test_cache_after_a_change_of_another_process_is_invalid_at_once(values: dict[str, Any]) -> None:
     async with opened(values) as shop:
         child = await asyncio.create_subprocess_exec(sys.executable, "-c", ANOTHER, stdin=asyncio.subprocess.PIPE)
         job = {"values": values, "merchant_id": shop.merchant_id, "key_id": shop.key_id}
@@ -147,7 +147,7 @@ async def test_what_another_process_takes_back_is_refused_here_at_once(values: d
         await eventually(is_refused)
 
 
-async def test_nothing_is_trusted_while_nobody_listens_nor_what_was_remembered_before(
+async def test_cache_without_a_listener_is_not_used_then_or_later(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(values) as shop, opened_beside(shop) as other:
@@ -167,15 +167,15 @@ async def test_nothing_is_trusted_while_nobody_listens_nor_what_was_remembered_b
                 await quietly(one, REVOKE, one.key_id)
                 await quietly(one, REMOVE, one.merchant_id)
             assert await shop.both() == (False, False)
-        await eventually(lambda: is_hearing(gateway))
-        # Nobody asked for this one in between: what is remembered of it is from before.
+        await eventually(lambda: is_listening_for_changes(gateway))
+        # This key was not requested in between: its cached value is older than the gap.
         assert await other.both() == (False, False)
         assert await shop.both() == (False, False)
 
 
 @asynccontextmanager
 async def opened_beside(shop: Shop) -> AsyncGenerator[Shop]:
-    """Another merchant in the same gateway, remembered too."""
+    """Yield another merchant in the same gateway, cached too."""
     gateway = shop.gateway
     merchant_id = (await gateway.merchants.create("Other", actor="test")).merchant_id
     key, secret = await gateway.api_keys.create(
@@ -190,7 +190,7 @@ async def opened_beside(shop: Shop) -> AsyncGenerator[Shop]:
     yield other
 
 
-async def test_a_message_that_is_lost_costs_a_second_and_no_more(values: dict[str, Any]) -> None:
+async def test_cache_after_a_lost_notification_is_used_for_a_second(values: dict[str, Any]) -> None:
     async with opened(values) as shop:
         now = 100.0
         answers = iter("abc")
@@ -208,7 +208,7 @@ async def test_a_message_that_is_lost_costs_a_second_and_no_more(values: dict[st
         assert await memory.get("key", find) == "c"
 
 
-async def test_before_the_second_is_over_one_looks_again_and_the_others_need_not(values: dict[str, Any]) -> None:
+async def test_cache_before_it_expires_is_refreshed_by_one_caller(values: dict[str, Any]) -> None:
     async with opened(values) as shop:
         now = 100.0
         asked: list[asyncio.Future[str]] = []
@@ -228,7 +228,7 @@ async def test_before_the_second_is_over_one_looks_again_and_the_others_need_not
         async with asyncio.timeout(20):
             assert [await memory.get("key", find) for _ in range(3)] == ["a"] * 3
         assert len(asked) == 2
-        # Whoever looks again may take long, or fail: what is remembered is over when it is over.
+        # A refresh that takes long, or fails, does not extend the cached value.
         now = 101.0
         third = asyncio.create_task(memory.get("key", find))
         await asyncio.sleep(0)
@@ -238,7 +238,7 @@ async def test_before_the_second_is_over_one_looks_again_and_the_others_need_not
         assert (await second, await third) == ("b", "c")
 
 
-async def test_what_was_read_before_anybody_listened_is_not_kept(values: dict[str, Any]) -> None:
+async def test_cache_does_not_keep_values_read_before_listening(values: dict[str, Any]) -> None:
     async with opened(values) as shop:
         changes = shop.gateway.changes
         answers = iter("ab")
@@ -250,5 +250,5 @@ async def test_what_was_read_before_anybody_listened_is_not_kept(values: dict[st
         memory = InvalidatedCache[str](changes)
         changes.is_listening = False
         assert await memory.get("key", find) == "a"
-        # A change between the reading and the listening would have been told to nobody.
+        # A change between the query and the start of listening would be lost.
         assert await memory.get("key", find) == "b"

@@ -1,4 +1,4 @@
-"""API keys, limits and the audit log."""
+"""Protects API keys, rate limits, client addresses and the audit log."""
 
 import asyncio
 import resource
@@ -18,7 +18,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.errors import InvalidKey
 from mpesa_gateway.http.auth import scope_of
-from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - a test may look behind the door
+from mpesa_gateway.security.audit import Audit, BrokenChain, _digest  # pyright: ignore[reportPrivateUsage] - the test builds a long chain itself
 from mpesa_gateway.security.scopes import ADMIN, AUDIT_READ
 from mpesa_gateway.security.tables import AuditCheckpointRow, AuditPolicyRow, AuditRow
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
@@ -27,7 +27,7 @@ from tests.conftest import Town
 pytestmark = pytest.mark.as_owner
 
 
-async def test_a_key_is_known_by_its_digest_and_says_when_it_was_used(town: Town) -> None:
+async def test_api_key_is_stored_as_a_digest_with_its_last_use(town: Town) -> None:
     secret = town.api.key or ""
     row = dict(await town.gateway.db.fetchrow("SELECT * FROM api_key") or {})
     assert secret not in str(row)
@@ -38,10 +38,10 @@ async def test_a_key_is_known_by_its_digest_and_says_when_it_was_used(town: Town
 
 
 OTHER_KEYS = [None, "", "nonsense", "sk_test_" + "0" * 48, "sk_live_" + "x" * 48, "Bearer x"]
-"""What is no key, or none of ours."""
+"""Texts that are no key, and keys that were never created."""
 
 
-async def test_any_other_key_is_refused_with_the_same_words(town: Town) -> None:
+async def test_api_key_that_is_unknown_is_refused_with_the_same_words(town: Town) -> None:
     for key in OTHER_KEYS:
         api = Api(town.base, key)
         answer = await api.call("GET", "/v1/merchant/me")
@@ -50,7 +50,7 @@ async def test_any_other_key_is_refused_with_the_same_words(town: Town) -> None:
         assert "X-API-Key" in answer.error["message"]
 
 
-async def test_revoked_expired_and_deactivated_keys_are_refused(town: Town) -> None:
+async def test_api_key_that_is_revoked_expired_or_deactivated_is_refused(town: Town) -> None:
     keys, merchants, scopes = town.gateway.api_keys, town.gateway.merchants, town.gateway.scopes.of_merchants
     merchant = await merchants.create("Another", actor="test")
 
@@ -73,8 +73,8 @@ async def test_revoked_expired_and_deactivated_keys_are_refused(town: Town) -> N
         await keys.authenticate(good)
 
 
-async def test_each_route_wants_the_scope_that_its_signature_names(town: Town) -> None:
-    """Walks the route table, so that a new route cannot be forgotten."""
+async def test_every_route_requires_the_scope_of_its_signature(town: Town) -> None:
+    """Walks the route table, so that no new route is forgotten."""
     async with shop(town.gateway, town.base, scopes=(), is_configured=False) as powerless:
         walked = 0
         for route in town.gateway.asgi.litestar.routes:
@@ -91,7 +91,7 @@ async def test_each_route_wants_the_scope_that_its_signature_names(town: Town) -
         assert walked >= 28
 
 
-async def test_the_eleventh_failure_from_an_address_has_to_wait(values: dict[str, Any]) -> None:
+async def test_auth_failures_eleventh_from_an_address_is_limited(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
         api = Api(base, "sk_test_wrong")
         statuses = [(await api.call("GET", "/v1/merchant/me")).status for _ in range(10)]
@@ -103,7 +103,7 @@ async def test_the_eleventh_failure_from_an_address_has_to_wait(values: dict[str
         assert (await good.call("GET", "/v1/merchant/me")).status == 200
 
 
-async def test_failures_are_counted_for_an_address_and_in_ipv6_for_its_network(values: dict[str, Any]) -> None:
+async def test_auth_failures_are_counted_by_address_and_in_ipv6_by_network(values: dict[str, Any]) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     values["limits"] |= {"auth_failures": 2}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as good:
@@ -115,15 +115,15 @@ async def test_failures_are_counted_for_an_address_and_in_ipv6_for_its_network(v
         assert [await status(f"203.0.113.{host}") for host in (1, 2, 3, 1, 1)] == [401, 401, 401, 401, 429]
         assert [await status(f"2001:db8:0:7::{host}") for host in (1, 2, 3)] == [401, 401, 429]
         assert await status("2001:db8:0:8::1") == 401
-        # What the client itself writes in front of the proxy's word changes nothing.
+        # Addresses that the client itself writes before the proxy's change nothing.
         assert await status("198.51.100.1, 203.0.113.1") == 429
         await api.close()
-        # A right key is let in from anywhere.
+        # A right key passes from any address.
         answer = await good.call("GET", "/v1/merchant/me", headers={"X-Forwarded-For": "203.0.113.1"})
         assert answer.status == 200
 
 
-async def test_a_key_that_calls_too_often_has_to_wait(values: dict[str, Any]) -> None:
+async def test_rate_limit_of_a_key_refuses_further_calls(values: dict[str, Any]) -> None:
     values["limits"] = {"requests_per_second": 5, "burst": 10}
     async with running_gateway(values) as (gateway, base), shop(gateway, base, is_configured=False) as api:
         answers = await asyncio.gather(*(api.call("GET", "/v1/merchant/me") for _ in range(15)))
@@ -133,7 +133,7 @@ async def test_a_key_that_calls_too_often_has_to_wait(values: dict[str, Any]) ->
         assert 1 <= int(refused[0].headers["Retry-After"]) <= 2
 
 
-async def test_without_valkey_requests_pass_and_payments_are_taken(values: dict[str, Any]) -> None:
+async def test_gateway_without_valkey_accepts_payments(values: dict[str, Any]) -> None:
     values["valkey"] = {"url": "valkey://127.0.0.1:9/0"}
     values["worker"] = {"in_process": False}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
@@ -146,7 +146,7 @@ async def test_without_valkey_requests_pass_and_payments_are_taken(values: dict[
         assert (parts["postgres"]["ok"], parts["valkey"]["ok"], parts["queue"]["ok"]) == (True, False, False)
 
 
-async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
+async def test_audit_log_shows_a_change_of_its_entries(town: Town) -> None:
     audit, db = town.gateway.audit, town.gateway.db
     count = await audit.verify()
     assert count >= 4
@@ -157,7 +157,7 @@ async def test_the_audit_log_shows_what_was_changed(town: Town) -> None:
     for change in ("UPDATE audit_entry SET actor = 'x'", "DELETE FROM audit_entry", "TRUNCATE audit_entry"):
         with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
             await db.execute(change)
-    # Whoever owns the database can take the lock off: the chain still tells.
+    # The owner of the database can disable the triggers: the chain still shows it.
     await db.execute("ALTER TABLE audit_entry DISABLE TRIGGER USER")
     await db.execute("UPDATE audit_entry SET actor = 'nobody' WHERE number = 3")
     with pytest.raises(BrokenChain, match="entry 3 "):
@@ -188,7 +188,7 @@ TAMPERED: dict[str, tuple[str, str]] = {
 }
 
 
-async def test_whatever_is_done_to_the_log_shows(values: dict[str, Any]) -> None:
+async def test_audit_verify_finds_every_kind_of_tampering(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway:
         audit, db = gateway.audit, gateway.db
@@ -203,7 +203,7 @@ async def test_whatever_is_done_to_the_log_shows(values: dict[str, Any]) -> None
                 await _try(gateway, statement)
             assert where in str(broken.value), name
         assert await audit.verify(head) == 6
-        # A chain cannot know its own end: a head that was noted elsewhere does.
+        # A chain cannot prove its own end: a head noted elsewhere can.
         await db.execute("DELETE FROM audit_entry WHERE number > 4")
         assert await audit.verify() == 4
         with pytest.raises(BrokenChain, match="entry 6, which was noted, is missing"):
@@ -216,7 +216,7 @@ async def test_whatever_is_done_to_the_log_shows(values: dict[str, Any]) -> None
 
 
 async def _try(gateway: Gateway, statement: str) -> None:
-    """Tamper, verify, and undo it."""
+    """Tamper, verify, and roll back."""
     async with gateway.db.transaction():
         try:
             for part in statement.split(";"):
@@ -233,7 +233,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 """
 
 
-async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: dict[str, Any]) -> None:
+async def test_audit_log_of_two_processes_is_one_chain_read_in_pieces(values: dict[str, Any]) -> None:
     values["worker"] = {"in_process": False}
     config = GatewayConfig.from_values(
         {name: value for name, value in values.items() if name != "simulator"} | {"plugins": []}
@@ -247,7 +247,7 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
         await asyncio.gather(*(both[n % 2].record("test.acted", merchant_id=None, actor=f"{n}") for n in range(60)))
         assert await gateway.audit.verify() == await other.verify() == 60
         await database.stop()
-        # A long log is read a piece at a time.
+        # A long log is read in pieces.
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         previous = bytes.fromhex((await gateway.audit.head()).split(":")[1])
         rows: list[tuple[Any, ...]] = []
@@ -266,7 +266,7 @@ async def test_two_processes_write_one_chain_and_it_is_read_in_pieces(values: di
         assert grown < 20_000, f"{grown} KiB more for a log of 20,000 entries"
 
 
-async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[str, Any]) -> None:
+async def test_audit_observe_of_many_events_of_one_kind_counts_them_and_hides_no_other(values: dict[str, Any]) -> None:
     clock = SetClock(datetime(2026, 11, 23, 10, tzinfo=UTC))
     values["worker"] = {"in_process": False}
     async with Gateway(GatewayConfig.from_values(values), clock=clock).running() as gateway:
@@ -285,7 +285,7 @@ async def test_a_flood_of_one_kind_is_counted_and_hides_no_other(values: dict[st
         assert await audit.verify() > 0
 
 
-async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
+async def test_api_key_that_could_never_be_used_is_not_created(town: Town) -> None:
     async with shop(town.gateway, town.base, scopes=(ADMIN,), is_configured=False) as admin:
         merchant = (await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})).data
         path = f"/v1/admin/merchants/{merchant['merchant_id']}"
@@ -311,7 +311,7 @@ async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
         await town.gateway.db.execute("UPDATE api_key SET expires_at = now() WHERE key_id = $1", listed["key_id"])
 
         async def is_refused() -> bool:
-            # Written past the gateway, which therefore hears of no change and remembers the key for a second.
+            # Changed without a notification: the gateway caches the key for a second.
             return (await api.call("GET", "/v1/merchant/me")).status == 401
 
         await eventually(is_refused)
@@ -331,12 +331,12 @@ async def test_keys_that_could_never_be_used_are_not_made(town: Town) -> None:
         "/v1/events?since=2026-11-23T10:00:00",
     ],
 )
-async def test_a_time_without_its_zone_is_refused_and_breaks_nothing(town: Town, path: str) -> None:
+async def test_query_time_without_a_zone_is_refused(town: Town, path: str) -> None:
     answer = await town.api.call("GET", path)
     assert (answer.status, answer.error["code"]) == (422, "VALIDATION_ERROR")
 
 
-async def test_administration_makes_merchants_and_keys_and_reads_the_log(town: Town) -> None:
+async def test_admin_routes_create_merchants_and_keys_and_read_the_log(town: Town) -> None:
     async with shop(town.gateway, town.base, scopes=(ADMIN, AUDIT_READ), is_configured=False) as admin:
         created = await admin.call("POST", "/v1/admin/merchants", {"name": "New shop"})
         merchant = created.data
@@ -428,12 +428,14 @@ NETWORKS = read_networks(("10.0.0.0/8", "::1/128", "127.0.0.1"), "security.trust
         ),
     ],
 )
-def test_only_what_our_own_proxies_wrote_is_believed(peer: str | None, forwarded: list[str], expected: str) -> None:
+def test_client_address_trusts_only_headers_of_our_own_proxies(
+    peer: str | None, forwarded: list[str], expected: str
+) -> None:
     assert client_address(peer, forwarded, NETWORKS) == expected
 
 
 @given(address=st.ip_addresses(), port=st.none() | st.integers(0, 65_535), is_mapped=st.booleans())
-def test_an_address_is_read_whatever_port_and_brackets_it_is_written_with(
+def test_client_address_is_read_with_any_port_and_brackets(
     address: IPv4Address | IPv6Address, port: int | None, *, is_mapped: bool
 ) -> None:
     expected = address
@@ -443,19 +445,19 @@ def test_an_address_is_read_whatever_port_and_brackets_it_is_written_with(
         address = IPv6Address(f"::ffff:{address}")
     text = f"[{address}]" if address.version == 6 and port is not None else str(address)
     found = client_address("10.0.0.1", [text if port is None else f"{text}:{port}"], NETWORKS)
-    # No proxy stands in front of the address written, so that it is the client even where it is one of ours.
+    # There is no proxy before the written address, so it is the client even if it is a trusted one.
     assert found == str(expected)
 
 
 @given(text=st.text(alphabet="0123456789abcdef.:[]%, \t", max_size=30))
-def test_what_is_believed_is_an_address_or_the_proxy_itself(text: str) -> None:
+def test_client_address_of_any_header_is_an_address(text: str) -> None:
     found = client_address("10.0.0.1", [text], NETWORKS)
     assert read_address(found) is not None
     assert str(read_address(found)) == found
     assert "%" not in found
 
 
-def test_a_network_that_is_none_is_refused_by_name(values: dict[str, Any]) -> None:
+def test_trusted_proxies_with_an_invalid_network_is_refused(values: dict[str, Any]) -> None:
     values["security"] |= {"trusted_proxies": ["everywhere"]}
     with pytest.raises(Exception, match=r"security\.trusted_proxies.*everywhere"):
         Gateway(GatewayConfig.from_values(values))

@@ -1,4 +1,4 @@
-"""Secrets at rest: they open for what they were sealed for, under a ring that can change."""
+"""Protects sealed secrets: they open only for their purpose, under a ring of keys that can change."""
 
 import secrets
 from pathlib import Path
@@ -20,7 +20,7 @@ AAD = ("mer_1", "mpesa", "passkey")
 
 
 @given(st.text(max_size=200), st.tuples(st.text(max_size=9), st.text(max_size=9), st.text(max_size=9)))
-def test_what_is_sealed_opens_for_the_same_purpose_only(text: str, aad: tuple[str, str, str]) -> None:
+def test_sealer_opens_for_the_same_purpose_only(text: str, aad: tuple[str, str, str]) -> None:
     sealer = Sealer([NEW])
     sealed = sealer.seal(text, aad=aad)
     assert sealer.open(sealed, aad=aad) == text
@@ -29,13 +29,13 @@ def test_what_is_sealed_opens_for_the_same_purpose_only(text: str, aad: tuple[st
     assert sealer.seal(text, aad=aad) != sealed
 
 
-def test_the_parts_of_a_purpose_do_not_run_together() -> None:
+def test_sealer_keeps_the_parts_of_a_purpose_apart() -> None:
     sealer = Sealer([NEW])
     with pytest.raises(UnsealError):
         sealer.open(sealer.seal("x", aad=("a", "bc")), aad=("ab", "c"))
 
 
-def test_an_old_key_opens_and_the_new_one_seals() -> None:
+def test_sealer_opens_with_an_old_key_and_seals_with_the_new_one() -> None:
     sealed = Sealer([OLD]).seal("x", aad=AAD)
     both = Sealer([NEW, OLD])
     assert both.open(sealed, aad=AAD) == "x"
@@ -45,7 +45,7 @@ def test_an_old_key_opens_and_the_new_one_seals() -> None:
         Sealer([NEW]).open(sealed, aad=AAD)
 
 
-def test_a_key_that_came_into_the_file_later_is_noticed(tmp_path: Path) -> None:
+def test_sealer_reads_a_key_added_to_its_file_later(tmp_path: Path) -> None:
     file = tmp_path / "master.key"
     first, second = generate(), generate()
     file.write_text(first)
@@ -56,19 +56,19 @@ def test_a_key_that_came_into_the_file_later_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "v1", "v1.abc", "v2.abc.xyz", "v1.abc.***", "nonsense"])
-def test_what_we_never_sealed_does_not_open(text: str) -> None:
+def test_sealer_open_of_other_text_raises(text: str) -> None:
     with pytest.raises(UnsealError):
         Sealer([NEW]).open(text, aad=AAD)
 
 
 @pytest.mark.parametrize("text", ["", "short", "not base64!", "QUJD"])
-def test_a_master_key_must_be_one(text: str, values: dict[str, Any]) -> None:
+def test_master_key_that_is_invalid_is_refused(text: str, values: dict[str, Any]) -> None:
     values["security"]["master_key"] = text
     with pytest.raises(ConfigError, match=r"security\.master_key.*keys generate"):
         Gateway(GatewayConfig.from_values(values))
 
 
-async def test_a_missing_or_wrong_master_key_stops_the_start_with_a_sentence(values: dict[str, Any]) -> None:
+async def test_gateway_start_with_a_missing_or_wrong_master_key_is_refused(values: dict[str, Any]) -> None:
     async with Gateway(GatewayConfig.from_values(values)).running():
         pass
     with pytest.raises(ConfigError, match="there is no master key"):
@@ -78,7 +78,7 @@ async def test_a_missing_or_wrong_master_key_stops_the_start_with_a_sentence(val
         await wrong.start()
 
 
-async def test_everything_is_sealed_again_and_the_old_key_may_go(values: dict[str, Any]) -> None:
+async def test_reseal_makes_the_old_key_unnecessary(values: dict[str, Any]) -> None:
     new = generate()
     async with (
         running_gateway(values) as (gateway, base),

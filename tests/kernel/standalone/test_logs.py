@@ -1,4 +1,4 @@
-"""Log files of `up`: bounded while their writers go on, and private."""
+"""Protects log files of `up`: bounded while their writers continue, and private."""
 
 import stat
 import sys
@@ -22,7 +22,7 @@ for number in range(200_000):
 """
 
 
-def test_a_log_that_is_too_large_moves_aside_and_its_writer_goes_on(tmp_path: Path) -> None:
+def test_rotate_moves_a_large_log_and_its_writer_continues(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 100)
@@ -38,7 +38,7 @@ def test_a_log_that_is_too_large_moves_aside_and_its_writer_goes_on(tmp_path: Pa
     rotate(tmp_path, 1)
 
 
-def test_the_logs_of_children_and_servers_stay_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_bounds_the_logs_of_children_and_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervising, "LARGEST_LOG", 50_000)
     monkeypatch.setattr(supervising, "_ROTATE_EVERY", 0.0)
     log, other = tmp_path / "api.log", tmp_path / "postgres.log"
@@ -59,5 +59,5 @@ def test_the_logs_of_children_and_servers_stay_bounded(tmp_path: Path, monkeypat
         supervisor.request_stop()
         watching.join()
         supervisor.stop()
-    # What one look leaves to the next, and no more.
+    # One check of the size leaves this much to the next.
     assert log.stat().st_size < 20_000_000

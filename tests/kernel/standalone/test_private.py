@@ -1,4 +1,4 @@
-"""What `up` keeps is for its own user, its gateway owns nothing, its folder may have any name."""
+"""Protects the data folder of `up`: private to its user, a gateway without owner rights, any folder name."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ ODD_NAMES = ['a "b" c', "back\\slash", "it's $HOME `id` %d", "é😀 ", "#hash;s
 
 @contextmanager
 def folder_named(name: str) -> Generator[Path]:
-    """A data folder of this name that the server's own user can pass through."""
+    """Yield a data folder of this name that the server's own user can enter."""
     with tempfile.TemporaryDirectory(prefix="mpesa-gateway-") as home:
         Path(home).chmod(0o711)
         folder = Path(home) / name
@@ -36,7 +36,7 @@ def folder_named(name: str) -> Generator[Path]:
 
 
 def ask(url: str, *statements: str) -> Any:
-    """The first value of the last statement."""
+    """Return the first value of the last statement."""
 
     async def work() -> Any:
         connection = await asyncpg.connect(url, timeout=10)
@@ -50,11 +50,11 @@ def ask(url: str, *statements: str) -> Any:
     return asyncio.run(work())
 
 
-def test_nobody_else_reads_what_the_servers_write() -> None:
+def test_data_folder_files_are_readable_to_their_owner_only() -> None:
     before = os.umask(0)
     try:
         with folder_named("data") as folder:
-            # As a release before has left it.
+            # As an earlier release left it.
             (folder / "valkey").mkdir(mode=0o755)
             (folder / "valkey" / "old").write_text("old")
             standalone = DataFolder(folder, has_two_roles=True)
@@ -89,20 +89,20 @@ def _is_postgres(_: int) -> SimpleNamespace:
     ("accounts", "whom"),
     [(["root", "nobody", "mpesa-gateway"], "mpesa-gateway"), (["root", "nobody"], "nobody"), (["root"], "nobody")],
 )
-def test_postgres_runs_as_a_user_of_its_own_where_root_has_made_one(
+def test_postgres_runs_as_its_own_user_if_root_has_created_one(
     monkeypatch: pytest.MonkeyPatch, accounts: list[str], whom: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(pwd, "getpwall", lambda: [SimpleNamespace(pw_name=name) for name in accounts])
     with folder_named("data") as folder:
         assert EmbeddedPostgres(folder).user == whom
-        # What is there already keeps its owner.
+        # An existing folder keeps its owner.
         (folder / "postgres").mkdir()
         monkeypatch.setattr(pwd, "getpwuid", _is_postgres)
         assert EmbeddedPostgres(folder).user == "postgres"
 
 
-def test_a_folder_of_one_role_gets_the_other_and_keeps_it() -> None:
+def test_data_folder_with_one_role_is_given_the_other() -> None:
     with folder_named("data") as folder:
         before = EmbeddedPostgres(folder)
         ask(before.start(), "CREATE TABLE kept AS SELECT 7 AS number", "SELECT 1")
@@ -127,7 +127,7 @@ def test_a_folder_of_one_role_gets_the_other_and_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_folder_of_any_name(name: str) -> None:
+def test_data_folder_may_have_any_name(name: str) -> None:
     with folder_named(name) as folder:
         standalone = DataFolder(folder, has_two_roles=True)
         standalone.start()
@@ -152,7 +152,7 @@ def test_a_folder_of_any_name(name: str) -> None:
         assert GatewayConfig.load(folder / "gateway.toml", {}).security.master_key_file == str(folder / "master.key")
 
 
-def test_only_what_migrates_is_given_the_owner(tmp_path: Path) -> None:
+def test_only_the_migrating_process_is_given_the_owner(tmp_path: Path) -> None:
     embedded = Embedded(
         database_url=Secret("postgresql://running@localhost/x"),
         owner_url=Secret("postgresql://owner@localhost/x"),
@@ -173,7 +173,7 @@ def test_only_what_migrates_is_given_the_owner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [[b"\xff"], [b"--data", b"/tmp/\xff", b"up"], [b"merchants", b"create", b"\xc3("]]
 )
-def test_an_argument_that_is_no_text_ends_with_a_sentence(arguments: list[bytes]) -> None:
+def test_command_with_an_argument_that_is_no_text_fails_with_a_sentence(arguments: list[bytes]) -> None:
     done = subprocess.run(
         [sys.executable.encode(), b"-m", b"mpesa_gateway.cli", *arguments], capture_output=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The servers that we bring along: private, durable, one owner to a folder, gone when we are gone, replaced if not."""
+"""Protects the embedded servers: private, durable, one owner per folder, ended with us, replaced if they outlive us."""
 
 import asyncio
 import fcntl
@@ -40,7 +40,7 @@ time.sleep(300)
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A data folder that the server's own user can pass through, removed afterwards."""
+    """Yield a data folder that the server's own user can enter; delete it at the end."""
     home = Path(tempfile.mkdtemp(prefix="mpesa-gateway-servers-"))
     home.chmod(0o711)
     yield home
@@ -49,7 +49,7 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def started(folder: Path) -> Generator[DataFolder]:
-    """Both servers, for the length of the block."""
+    """Run both servers for the length of the block."""
     standalone = DataFolder(folder)
     standalone.start()
     try:
@@ -59,7 +59,7 @@ def started(folder: Path) -> Generator[DataFolder]:
 
 
 def sql(url: str, text: str, *args: Any) -> Any:
-    """The first value that Postgres answers with."""
+    """Return the first value of a query."""
 
     async def ask() -> Any:
         connection = await asyncpg.connect(url, timeout=10)
@@ -73,7 +73,7 @@ def sql(url: str, text: str, *args: Any) -> Any:
 
 @contextmanager
 def client(url: str) -> Generator[Any]:
-    """A connection to Valkey."""
+    """Yield a connection to Valkey."""
     connection = valkey.from_url(url, decode_responses=True)  # type: ignore[no-untyped-call]
     try:
         yield connection
@@ -82,31 +82,31 @@ def client(url: str) -> Generator[Any]:
 
 
 def until(is_so: Callable[[], bool], patience: float = 20.0) -> None:
-    """Wait until it is so."""
+    """Wait until the condition is true."""
     deadline = time.monotonic() + patience
     while not is_so():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
 
 
 def mode(path: Path) -> int:
-    """Who may do what with a file."""
+    """Return the permissions of a file."""
     return path.stat().st_mode & 0o777
 
 
 def user_of(pid: int | None) -> tuple[int, int]:
-    """The user and group that a process runs as."""
+    """Return the user and group of a process."""
     owner = Path(f"/proc/{pid}").stat()
     return owner.st_uid, owner.st_gid
 
 
 def as_user_of(pid: int | None) -> dict[str, Any]:
-    """How to start another process as that user, who may be us."""
+    """Return the options to start another process as that user, who may be us."""
     user, group = user_of(pid)
     return {} if user == os.getuid() else {"user": user, "group": group, "extra_groups": []}
 
 
-def test_both_start_are_reachable_stop_and_start_again_with_what_they_kept(folder: Path) -> None:
+def test_servers_after_a_stop_start_again_with_their_data(folder: Path) -> None:
     with started(folder) as first:
         urls = first.postgres.url, first.valkey.url
         sql(urls[0], "CREATE TABLE kept AS SELECT 7 AS number")
@@ -126,7 +126,7 @@ def test_both_start_are_reachable_stop_and_start_again_with_what_they_kept(folde
             assert connection.get("kept") == "seven"
 
 
-def test_only_the_owner_can_read_what_opens_the_servers_and_no_command_line_tells_it(folder: Path) -> None:
+def test_server_passwords_are_readable_to_their_owner_only(folder: Path) -> None:
     with started(folder) as standalone:
         postgres, home = standalone.postgres, standalone.postgres.home
         passwords = [(home.parent / "postgres.password").read_text(), (folder / "valkey" / "password").read_text()]
@@ -137,12 +137,12 @@ def test_only_the_owner_can_read_what_opens_the_servers_and_no_command_line_tell
             assert mode(file) == 0o600, file
         assert not list(home.parent.glob("*.handed"))
         for pid in (postgres.pid, standalone.valkey.pid):
-            told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
-            assert not any(password.encode() in told for password in passwords)
+            readable = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+            assert not any(password.encode() in readable for password in passwords)
         assert user_of(postgres.pid)[0] == home.stat().st_uid != 0
 
 
-def test_postgres_writes_no_rows_into_its_log(folder: Path) -> None:
+def test_postgres_log_contains_no_rows(folder: Path) -> None:
     with started(folder) as standalone:
         sql(standalone.postgres.url, "CREATE TABLE payer (phone text PRIMARY KEY, amount int CHECK (amount > 0))")
         for amount in (0, 1, 1):
@@ -154,7 +154,7 @@ def test_postgres_writes_no_rows_into_its_log(folder: Path) -> None:
     assert "254711000001" not in log
 
 
-def test_nobody_gets_in_without_the_right_password(folder: Path) -> None:
+def test_servers_refuse_a_wrong_password(folder: Path) -> None:
     with started(folder) as standalone:
         url = standalone.postgres.url
         password = url.partition("mpesa:")[2].partition("@")[0]
@@ -168,19 +168,19 @@ def test_nobody_gets_in_without_the_right_password(folder: Path) -> None:
         for wrong in (inner.replace(password, "wrong"), inner.replace(f":{password}@", "")):
             with client(wrong) as stranger, pytest.raises(valkey.exceptions.AuthenticationError):
                 stranger.get("x")
-        # And nothing but the loopback interface is listened on.
+        # They listen on the loopback interface only.
         for pid in (standalone.postgres.pid, standalone.valkey.pid):
             assert listened(pid) == {"0100007F"}
 
 
 def listened(pid: int | None) -> set[str]:
-    """The addresses, as the kernel writes them, that a process accepts TCP connections on."""
+    """Return the addresses, in the kernel's form, on which a process accepts TCP connections."""
     sockets = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
 
 
-def test_a_killed_owner_takes_both_down_and_the_next_start_has_its_data(folder: Path) -> None:
+def test_servers_of_a_killed_owner_end_and_start_again_with_their_data(folder: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -191,7 +191,7 @@ def test_a_killed_owner_takes_both_down_and_the_next_start_has_its_data(folder: 
     sql(postgres_url, "CREATE TABLE kept AS SELECT 7 AS number")
     with client(valkey_url) as connection:
         connection.set("kept", "seven")
-        # Valkey writes its log once a second; nothing that is owed to anyone stands in it alone.
+        # Valkey syncs its log once a second; nothing that must not be lost is in it alone.
         time.sleep(1.2)
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
@@ -231,7 +231,7 @@ def test_servers_that_outlived_their_owner_are_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n", "not a number\n"])
-def test_a_pid_file_that_a_power_cut_left_unreadable_does_not_stand_in_the_way(folder: Path, content: str) -> None:
+def test_postgres_with_an_unreadable_pid_file_starts(folder: Path, content: str) -> None:
     postgres = EmbeddedPostgres(folder)
     postgres.start()
     postgres.stop()
@@ -245,13 +245,13 @@ def test_a_pid_file_that_a_power_cut_left_unreadable_does_not_stand_in_the_way(f
 
 
 @pytest.mark.parametrize("owner", ["nobody at all", "a stranger"])
-def test_a_pid_file_that_was_left_behind_does_not_stand_in_the_way(folder: Path, owner: str) -> None:
+def test_postgres_with_a_stale_pid_file_starts(folder: Path, owner: str) -> None:
     postgres = EmbeddedPostgres(folder)
     postgres.start()
     user = as_user_of(postgres.pid)
     kept = (postgres.home / "postmaster.pid").read_text().splitlines()
     postgres.stop()
-    # Somebody else's process got the number that our server had.
+    # Another process has the number that our server had.
     stranger = subprocess.Popen([SLEEP, "300"], **user)
     try:
         if owner == "nobody at all":
@@ -270,7 +270,7 @@ def test_a_pid_file_that_was_left_behind_does_not_stand_in_the_way(folder: Path,
         stranger.wait()
 
 
-def test_a_data_folder_whose_making_was_cut_off_is_made_again(folder: Path) -> None:
+def test_postgres_with_a_half_created_folder_creates_it_again(folder: Path) -> None:
     postgres = EmbeddedPostgres(folder)
     (postgres.home / "base").mkdir(parents=True)
     (postgres.home / "base" / "half").write_text("half")
@@ -281,7 +281,7 @@ def test_a_data_folder_whose_making_was_cut_off_is_made_again(folder: Path) -> N
         postgres.stop()
 
 
-def test_a_port_that_somebody_took_meanwhile_is_left_to_them(folder: Path) -> None:
+def test_servers_use_another_port_if_theirs_is_in_use(folder: Path) -> None:
     with started(folder) as first:
         files = (first.postgres.home.parent / "postgres.port", folder / "valkey" / "port")
         ports = [int(file.read_text()) for file in files]
@@ -297,7 +297,7 @@ def test_a_port_that_somebody_took_meanwhile_is_left_to_them(folder: Path) -> No
             taker.close()
 
 
-def test_a_second_owner_of_a_folder_is_refused_by_the_first_ones_number(folder: Path) -> None:
+def test_second_owner_of_a_folder_is_refused_with_the_process_number(folder: Path) -> None:
     first = DataFolder(folder)
     first.lock()
     second = DataFolder(folder)
@@ -312,7 +312,7 @@ def test_a_second_owner_of_a_folder_is_refused_by_the_first_ones_number(folder: 
     second.stop()
 
 
-def test_a_lock_that_was_left_behind_is_no_lock(folder: Path) -> None:
+def test_stale_lock_file_is_ignored(folder: Path) -> None:
     (folder / "lock").write_text("1")
     standalone = DataFolder(folder)
     standalone.lock()
@@ -322,7 +322,7 @@ def test_a_lock_that_was_left_behind_is_no_lock(folder: Path) -> None:
     standalone.stop()
 
 
-def test_a_server_that_does_not_start_says_why_and_leaves_nothing_running(folder: Path) -> None:
+def test_server_that_does_not_start_raises_and_leaves_nothing_running(folder: Path) -> None:
     standalone = DataFolder(folder)
     standalone.start(postgres=False)
     standalone.stop()
@@ -335,7 +335,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing_running(folder
     standalone.stop()
 
 
-def test_only_one_of_the_two_can_be_wanted(folder: Path) -> None:
+def test_standalone_without_postgres_starts_valkey_only(folder: Path) -> None:
     standalone = DataFolder(folder, databases=3)
     standalone.start(postgres=False)
     assert standalone.postgres.pid is None
@@ -349,7 +349,7 @@ def test_only_one_of_the_two_can_be_wanted(folder: Path) -> None:
     standalone.stop()
 
 
-def test_the_state_of_a_run_is_kept_and_private(folder: Path) -> None:
+def test_run_state_is_stored_and_private(folder: Path) -> None:
     assert read_state(folder) == {}
     write_state(folder, {"key": "sk_test_x", "port": 8000})
     assert read_state(folder) == {"key": "sk_test_x", "port": 8000}
@@ -358,7 +358,7 @@ def test_the_state_of_a_run_is_kept_and_private(folder: Path) -> None:
     assert read_state(folder) == {}
 
 
-def test_a_private_file_is_replaced_whole_and_was_never_readable_to_others(folder: Path) -> None:
+def test_write_private_replaces_the_file_and_is_never_readable_to_others(folder: Path) -> None:
     file = folder / "secret"
     file.write_text("old and long")
     file.chmod(0o644)
@@ -367,7 +367,7 @@ def test_a_private_file_is_replaced_whole_and_was_never_readable_to_others(folde
     assert [entry.name for entry in folder.iterdir()] == ["secret"]
 
 
-def test_a_port_is_free_or_another_is_found() -> None:
+def test_free_port_returns_another_port_if_the_first_is_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = int(taken.getsockname()[1])
         assert free_port(number) != number
@@ -376,7 +376,7 @@ def test_a_port_is_free_or_another_is_found() -> None:
         pass
 
 
-def test_a_process_with_a_reused_number_is_never_ended(folder: Path) -> None:
+def test_end_of_a_process_with_a_reused_number_does_nothing(folder: Path) -> None:
     with launched(folder, SLEEP, "300") as stranger:
         assert is_running(stranger.pid, "sleep", folder)
         assert not is_running(stranger.pid, "postgres", folder)
@@ -388,7 +388,7 @@ def test_a_process_with_a_reused_number_is_never_ended(folder: Path) -> None:
         assert not is_running(stranger.pid, "sleep", folder)
 
 
-def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(folder: Path) -> None:
+def test_stop_of_a_process_that_ignores_sigterm_kills_it(folder: Path) -> None:
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
     with launched(folder, sys.executable, "-c", f"{stubborn}; time.sleep(300)") as process:
         until(lambda: "deaf" in (folder / "log").read_text())
@@ -398,7 +398,7 @@ def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(folder: 
 
 @contextmanager
 def launched(folder: Path, *command: str) -> Generator["subprocess.Popen[bytes]"]:
-    """A process of ours, at work in the folder."""
+    """Run a process of ours in the folder."""
     with (folder / "log").open("wb") as output:
         process = launch(command, output=output, death_signal=signal.SIGKILL, cwd=folder)
     try:
@@ -408,7 +408,7 @@ def launched(folder: Path, *command: str) -> Generator["subprocess.Popen[bytes]"
         process.wait()
 
 
-def test_valkeys_address_leads_to_the_same_server_for_as_long_as_the_folder_lives(folder: Path) -> None:
+def test_valkey_url_of_a_folder_stays_the_same(folder: Path) -> None:
     server = EmbeddedValkey(folder)
     urls = set[str]()
     for _ in range(2):
@@ -417,7 +417,7 @@ def test_valkeys_address_leads_to_the_same_server_for_as_long_as_the_folder_live
     assert len(urls) == 1
 
 
-def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(folder: Path) -> None:
+def test_mend_starts_killed_servers_again_at_their_addresses(folder: Path) -> None:
     with started(folder) as standalone:
         before = standalone.postgres.url, standalone.valkey.url
         assert standalone.repair() == []
@@ -430,7 +430,7 @@ def test_servers_that_were_killed_are_started_again_where_everybody_knows_them(f
         while len(said) < 2 and time.monotonic() < deadline:
             said += standalone.repair()
             time.sleep(0.05)
-        # In the order in which they are seen to have ended.
+        # In the order in which their ends are noticed.
         assert sorted(said) == ["Postgres ended by itself: started again", "Valkey ended by itself: started again"]
         assert (standalone.postgres.url, standalone.valkey.url) == before
         assert sql(before[0], "SELECT one FROM kept") == 1

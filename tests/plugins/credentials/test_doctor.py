@@ -109,8 +109,8 @@ async def test_doctor_result_url_that_mpesa_rejects_is_a_problem_if_live(town: T
     ("credential", "words"),
     [
         ("this_is_not_base64", "not base64"),
-        (b64encode(b"x" * 128).decode(), "not encrypted with the present"),
-        (b64encode(b"\xff" * 256).decode(), "not encrypted with the present"),
+        (b64encode(b"x" * 128).decode(), "not encrypted with the current"),
+        (b64encode(b"\xff" * 256).decode(), "not encrypted with the current"),
     ],
 )
 async def test_doctor_security_credential_of_another_certificate_is_a_problem(

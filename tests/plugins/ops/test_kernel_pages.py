@@ -91,7 +91,7 @@ async def test_credentials_page_shows_and_verifies_credentials(ops_site: OpsSite
         assert "consumer secret ****ests" in shown.words
         assert "consumer-secret-of-tests" not in shown.text
         answer = await browser.submits(shown, "/verify")
-        assert "Credentials valid: M-Pesa gave an access token" in answer.words
+        assert "Credentials valid: M-Pesa returned an access token" in answer.words
         assert "valid cached until" in answer.words
         assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}

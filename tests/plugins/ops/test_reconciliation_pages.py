@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway_reconciliation.agreement import gaps_of
 from tests.browsing import Browser, Page
@@ -182,6 +184,16 @@ async def test_overview_compares_todays_statements_with_the_gateway(ops_site: Op
         assert "1 statement line without a payment" in more
         totals = await browser.opens("/reconciliation/lines?finding=not_found")
         assert "1 line, KES 700 in total" in totals.words
+
+
+async def test_overview_with_more_merchants_than_compared_says_so(
+    ops_site: OpsSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        assert "older merchants are not compared" not in (await browser.opens()).words
+        monkeypatch.setattr("mpesa_gateway_reconciliation.pages._COMPARED", 1)
+        await ops_site.gateway.merchants.create("Second", actor="test")
+        assert "older merchants are not compared" in (await browser.opens()).words
 
 
 def test_gaps_of_windows_are_the_uncovered_times() -> None:

@@ -504,7 +504,7 @@ async def test_live_request_routed_to_a_simulator_is_not_sent(
         gateway.daraja._config = msgspec.structs.replace(  # pyright: ignore[reportPrivateUsage]
             gateway.config.daraja, live_url=f"{base}/simulator"
         )
-        with pytest.raises(NotSent, match="leads to a simulator"):
+        with pytest.raises(NotSent, match="is a simulator"):
             await gateway.daraja.verify(live)
         push = StkPush(
             amount=Kes(5),

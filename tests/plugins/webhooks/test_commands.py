@@ -159,9 +159,9 @@ async def test_only_the_events_that_were_asked_for_come(desk: Desk) -> None:
 async def test_a_program_that_is_not_there_is_said_and_the_next_event_comes(desk: Desk) -> None:
     async with desk.listening("--forward-to", "http://127.0.0.1:9/nobody") as process:
         await desk.gets("trigger", "webhook.test")
-        assert "[not taken] " in await line_of(process)
+        assert "[not delivered] " in await line_of(process)
         await desk.gets("trigger", "webhook.test")
-        assert "[not taken] " in await line_of(process)
+        assert "[not delivered] " in await line_of(process)
 
 
 async def test_an_event_that_is_committed_late_is_forwarded_once(desk: Desk) -> None:

@@ -203,7 +203,7 @@ async def test_a_test_is_sent_at_once_and_its_answer_told(town: Town) -> None:
     assert town.receiver.received[0].headers["x-event-type"] == "webhook.test"
     await town.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": "http://127.0.0.1:9/nobody"})
     answer = (await town.api.call("POST", "/v1/merchant/webhook/test")).data
-    assert (answer["delivered"], answer["error"]) == (False, "nothing took the connection")
+    assert (answer["delivered"], answer["error"]) == (False, "the connection failed")
 
 
 async def test_a_removed_endpoint_gets_nothing_and_what_it_was_owed_waits_for_the_next(town: Town) -> None:
