@@ -14,7 +14,7 @@ from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_simulator.validation import SANDBOX_PASSKEY
 from tests.certificates import issue
 from tests.interop import environments
-from tests.plugins.simulator.line import Line, daraja
+from tests.plugins.simulator.daraja_client import DarajaClient, daraja
 
 HERE = Path(__file__).parent / "sdks"
 
@@ -81,17 +81,17 @@ async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, A
         "start": f"{now - timedelta(hours=1):%Y-%m-%d %H:%M:%S}",
         "end": f"{now + timedelta(minutes=5):%Y-%m-%d %H:%M:%S}",
     }
-    async with receiving() as receiver, daraja(values | {"simulator": {"callback_delay": 0.05}}, receiver) as line:
+    async with receiving() as receiver, daraja(values | {"simulator": {"callback_delay": 0.05}}, receiver) as client:
         told["url"] = receiver.url
-        told |= await sdk.run("push", line.base, told)
+        told |= await sdk.run("push", client.base, told)
         assert str(told["push"]["ResponseCode"]) == "0"
         (told["callback"],) = await bodies(receiver, "/callback", 1)
         callback = told["callback"]["Body"]["stkCallback"]
         assert (callback["ResultCode"], callback["CheckoutRequestID"]) == (0, told["push"]["CheckoutRequestID"])
-        ((told["receipt"], amount),) = await line.moved("254712345678")
+        ((told["receipt"], amount),) = await client.moved("254712345678")
         assert amount == 250
 
-        after = await sdk.run("after", line.base, told)
+        after = await sdk.run("after", client.base, told)
         results = {body["Result"]["OriginatorConversationID"]: body for body in await results_of(after, receiver)}
         for name in ("status", "reversal"):
             if name in sdk.offers:
@@ -102,11 +102,11 @@ async def test_sdk_push_query_and_reversal_succeed(sdk: Sdk, values: dict[str, A
         if "query" in sdk.offers:
             assert {str(after["query"][name]) for name in ("ResponseCode", "ResultCode")} == {"0"}
         if "reversal" in sdk.offers:
-            await is_returned(line)
+            await is_returned(client)
         if "pull" in sdk.offers:
             assert after["pull register"]["ResponseStatus"] == "1000"
             assert [row["transactionId"] for row in after["pull"]["Response"][0]] == [told["receipt"]]
-        after |= await sdk.run("results", line.base, told)
+        after |= await sdk.run("results", client.base, told)
         assert after.keys() == sdk.offers
 
 
@@ -115,7 +115,7 @@ async def results_of(after: dict[str, Any], receiver: Receiver) -> list[dict[str
     return await bodies(receiver, "/result", len({"status", "reversal"} & after.keys()))
 
 
-async def is_returned(line: Line) -> None:
+async def is_returned(client: DarajaClient) -> None:
     """Assert that the payment was reversed."""
-    (entry,) = await line.control("GET", "ledger")
+    (entry,) = await client.control("GET", "ledger")
     assert (entry["amount"], entry["returned"]) == (250, 250)

@@ -1,4 +1,4 @@
-"""Bodies of every kind at a valid token: kept, answered, and never a stalled event loop."""
+"""Protects the callback bodies: each one is stored whole and answered without a stall of the event loop."""
 
 import asyncio
 import gzip
@@ -24,15 +24,15 @@ from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody
 from mpesa_gateway_callbacks.pages import unused
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
-MOST = 200_000
-"""Bytes that are taken of a body at a valid token, in the tests of larger ones."""
+BODY_LIMIT = 200_000
+"""`callbacks.max_body_bytes` in the tests of larger bodies."""
 
 
 @asynccontextmanager
-async def pulse() -> AsyncGenerator[list[float]]:
-    """The longest time in seconds, so far, that the event loop did nothing else."""
+async def loop_delay() -> AsyncGenerator[list[float]]:
+    """Yields a list of one number: the longest delay of the event loop so far, in seconds."""
     longest = [0.0]
 
     async def beat() -> None:
@@ -51,7 +51,7 @@ async def pulse() -> AsyncGenerator[list[float]]:
 
 
 async def send(base: str, path: str, head: str, content: bytes) -> Answer:
-    """One POST byte for byte. What the server says is read also where it takes no more of the body."""
+    """Send one POST byte for byte and read the answer, also if the server stops reading the body."""
     parts = urlsplit(base)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -59,44 +59,41 @@ async def send(base: str, path: str, head: str, content: bytes) -> Answer:
         async with asyncio.timeout(15):
             lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {name.title(): text.strip() for name, _, text in (line.partition(":") for line in lines[1:])}
-            said = await reader.readexactly(int(headers["Content-Length"]))
-        return Answer(int(lines[0].split(" ")[1]), headers, json.loads(said))
+            answer = await reader.readexactly(int(headers["Content-Length"]))
+        return Answer(int(lines[0].split(" ")[1]), headers, json.loads(answer))
     finally:
         writer.close()
 
 
 @asynccontextmanager
-async def admin(gateway: Gateway, base: str) -> AsyncGenerator[Api]:
-    """A client with a sandbox key that administers the gateway."""
+async def admin_client(gateway: Gateway, base: str) -> AsyncGenerator[Api]:
+    """Yields a client with a sandbox key of scope ADMIN."""
     async with shop(gateway, base, scopes=(ADMIN,), is_configured=False) as api:
         yield api
 
 
-def kept(row: Row, column: str) -> bytes:
-    """The bytes of a callback as they are kept."""
+def stored_bytes(row: Row, column: str) -> bytes:
     return bytes(row["body_bytes"]) if row["body_bytes"] is not None else str(row[column]).encode()
 
 
-async def accepted(town: Town, payment_id: str) -> list[bytes]:
-    """What was accepted about a payment."""
+async def accepted_bodies(town: Town, payment_id: str) -> list[bytes]:
     rows = await town.gateway.db.fetch("SELECT body, body_bytes FROM callback WHERE subject_id = $1", payment_id)
-    return [kept(row, "body") for row in rows]
+    return [stored_bytes(row, "body") for row in rows]
 
 
-async def refused(town: Town, payment_id: str) -> list[tuple[str, bytes]]:
-    """Why and what was refused about a payment."""
+async def refused_bodies(town: Town, payment_id: str) -> list[tuple[str, bytes]]:
+    """Returns the reason and the bytes of each refused callback of a payment."""
     rows = await town.gateway.db.fetch(
         "SELECT reason, original, body_bytes FROM refused_callback WHERE subject_id = $1 AND is_trusted", payment_id
     )
-    return [(row["reason"], kept(row, "original")) for row in rows]
+    return [(row["reason"], stored_bytes(row, "original")) for row in rows]
 
 
-def paid(made: dict[str, Any], **changes: Any) -> bytes:
-    """The callback of a payment that was paid."""
+def paid_body(made: dict[str, Any], **changes: Any) -> bytes:
     return json.dumps(body(made["provider_ref"], receipt=f"TKN{made['id'][-7:].upper()}", **changes)).encode()
 
 
-READ: dict[str, Callable[[bytes], bytes]] = {
+READABLE: dict[str, Callable[[bytes], bytes]] = {
     "byte order mark": lambda raw: b"\xef\xbb\xbf" + raw,
     "UTF-16": lambda raw: raw.decode().encode("utf-16"),
     "UTF-16 without mark": lambda raw: raw.decode().encode("utf-16-be"),
@@ -104,36 +101,38 @@ READ: dict[str, Callable[[bytes], bytes]] = {
     "white space around": lambda raw: b" \r\n\t" + raw + b"\n\n",
     "surrogates": lambda raw: raw.replace(b"said", b"\\ud83d\\ude00 \\ud800 \\udc00 \xed\xa0\x80"),
     "NUL": lambda raw: raw.replace(b"said", b"\\u0000 \x00"),
-    "NaN beside": lambda raw: raw.replace(b'{"Body"', b'{"x": [NaN, Infinity, -Infinity], "Body"'),
-    "huge integer beside": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"9" * 5000 + b', "Body"'),
+    "NaN in another field": lambda raw: raw.replace(b'{"Body"', b'{"x": [NaN, Infinity, -Infinity], "Body"'),
+    "huge integer in another field": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"9" * 5000 + b', "Body"'),
     "300 kB of more": lambda raw: raw.replace(b'{"Body"', b'{"x": "' + b"x" * 300_000 + b'", "Body"'),
     "300 kB of items": lambda raw: raw.replace(b'"Item": [', b'"Item": [' + b"{}, " * 75_000),
-    "deep beside": lambda raw: raw.replace(b'{"Body"', b'{"x": ' + b"[" * 200 + b"]" * 200 + b', "Body"'),
+    "deep nesting in another field": lambda raw: raw.replace(
+        b'{"Body"', b'{"x": ' + b"[" * 200 + b"]" * 200 + b', "Body"'
+    ),
     "equal doubles": lambda raw: raw.replace(b'"ResultCode": 0', b'"ResultCode": 0, "ResultCode": "0"'),
 }
-"""What a body of a paid payment may look like and still be read."""
+"""Changes to the body of a paid payment that leave it readable."""
 
 
-async def test_body_that_can_be_read_completes_its_payment_and_is_kept_whole(town: Town) -> None:
-    for name, change in READ.items():
-        made, url = await asked(town, name.replace(" ", "-"))
-        raw = change(paid(made))
-        async with pulse() as longest:
+async def test_readable_body_completes_the_payment_and_is_stored_whole(town: Town) -> None:
+    for name, change in READABLE.items():
+        made, url = await pending_payment(town, name.replace(" ", "-"))
+        raw = change(paid_body(made))
+        async with loop_delay() as longest:
             assert (await post(town, url, raw=raw)).status == 200, name
         assert longest[0] < 1, (name, longest)
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"]) == ("completed", None), name
-        assert await accepted(town, made["id"]) == [raw], name
+        assert await accepted_bodies(town, made["id"]) == [raw], name
     assert await town.gateway.db.fetchval("SELECT count(*) FROM refused_callback") == 0
-    # Nor does a list or a page stall on them.
-    async with admin(town.gateway, town.base) as operator, pulse() as longest:
+    # Lists and pages do not stall on them either.
+    async with admin_client(town.gateway, town.base) as operator, loop_delay() as longest:
         rows = (await operator.call("GET", "/v1/admin/callbacks?limit=100")).data
-        assert len(rows) == len(READ)
+        assert len(rows) == len(READABLE)
         assert max(len(row["body"]) for row in rows) < 100_000
     assert longest[0] < 1
 
 
-UNREAD: dict[str, bytes] = {
+UNREADABLE: dict[str, bytes] = {
     "empty": b"",
     "white space": b" \r\n\t ",
     "empty list": b"[]",
@@ -157,21 +156,21 @@ UNREAD: dict[str, bytes] = {
 }
 
 
-async def test_body_that_cannot_be_read_is_refused_and_kept_whole(town: Town) -> None:
-    for name, raw in UNREAD.items():
-        made, url = await asked(town, name.replace(" ", "-").replace(",", ""))
-        async with pulse() as longest:
+async def test_unreadable_body_is_refused_and_stored_whole(town: Town) -> None:
+    for name, raw in UNREADABLE.items():
+        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
+        async with loop_delay() as longest:
             answer = await post(town, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
         assert longest[0] < 1, (name, longest)
-        assert await refused(town, made["id"]) == [("shape", raw)], name
+        assert await refused_bodies(town, made["id"]) == [("shape", raw)], name
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
-    async with admin(town.gateway, town.base) as operator, pulse() as longest:
+    async with admin_client(town.gateway, town.base) as operator, loop_delay() as longest:
         page = await operator.call("GET", "/v1/admin/callbacks/refused?limit=100&unread=true")
-        assert len(page.data) == len(UNREAD)
+        assert len(page.data) == len(UNREADABLE)
     assert longest[0] < 1
     concerns = [concern.text for concern in await unused(town.gateway, "sandbox")]
-    assert f"{len(UNREAD)} callbacks from Safaricom could not be read" in concerns
+    assert f"{len(UNREADABLE)} callbacks from Safaricom could not be read" in concerns
     assert await unused(town.gateway, "live") == []
 
 
@@ -185,25 +184,25 @@ HEADERS: list[dict[str, str]] = [
 ]
 
 
-async def test_content_type_of_a_callback_is_not_looked_at(town: Town) -> None:
+async def test_callback_with_any_content_type_is_accepted(town: Town) -> None:
     for number, headers in enumerate(HEADERS):
-        made, url = await asked(town, f"k{number}")
-        assert (await post(town, url, raw=paid(made), headers=headers)).status == 200, headers
+        made, url = await pending_payment(town, f"k{number}")
+        assert (await post(town, url, raw=paid_body(made), headers=headers)).status == 200, headers
         assert (await town.api.settled(made["id"]))["status"] == "completed"
-    made, url = await asked(town, "none")
-    raw = paid(made)
+    made, url = await pending_payment(town, "none")
+    raw = paid_body(made)
     answer = await send(town.base, url.removeprefix(town.base), f"Content-Length: {len(raw)}", raw)
     assert (answer.status, answer.body["ResultCode"]) == (200, 0)
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
 
-async def test_body_with_a_content_encoding_is_kept_as_it_came(town: Town) -> None:
-    """No sender is known to compress: what comes so at a valid token is kept, and not taken for a callback."""
-    made, url = await asked(town, "a")
-    raw = gzip.compress(paid(made))
+async def test_compressed_body_is_refused_and_stored_as_received(town: Town) -> None:
+    """No sender is known to compress callbacks."""
+    made, url = await pending_payment(town, "a")
+    raw = gzip.compress(paid_body(made))
     answer = await post(town, url, raw=raw, headers={"Content-Encoding": "gzip"})
     assert answer.status in {415, 422}
-    assert await refused(town, made["id"]) == [("shape", raw)]
+    assert await refused_bodies(town, made["id"]) == [("shape", raw)]
 
 
 DOUBLED: dict[str, Callable[[bytes], bytes]] = {
@@ -220,16 +219,16 @@ DOUBLED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def test_body_that_contradicts_itself_is_kept_and_moves_nothing(town: Town) -> None:
+async def test_contradictory_body_is_refused_and_stored_and_changes_nothing(town: Town) -> None:
     for name, change in DOUBLED.items():
-        made, url = await asked(town, name.replace(" ", "-").replace(",", ""))
-        raw = change(paid(made))
+        made, url = await pending_payment(town, name.replace(" ", "-").replace(",", ""))
+        raw = change(paid_body(made))
         answer = await post(town, url, raw=raw)
         assert (answer.status, answer.error["code"]) == (422, "CALLBACK_REFUSED"), name
-        assert await refused(town, made["id"]) == [("doubled", raw)], name
+        assert await refused_bodies(town, made["id"]) == [("doubled", raw)], name
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending", name
-        # A true callback afterwards is not mistaken for it.
-        assert (await post(town, url, raw=paid(made))).status == 200
+        # A valid callback afterwards is not a repetition of it.
+        assert (await post(town, url, raw=paid_body(made))).status == 200
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", name
     entries = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
     assert {entry["detail"]["reason"] for entry in entries} == {"doubled"}
@@ -238,12 +237,14 @@ async def test_body_that_contradicts_itself_is_kept_and_moves_nothing(town: Town
 AMOUNTS = {"1,000.00": True, "1000.0": True, " 1000 ": True, "1 000": False, "KES 1000": False, "1,000": False}
 
 
-async def test_amount_in_any_one_notation_completes_and_any_other_is_held_for_a_person(town: Town) -> None:
+async def test_amount_in_an_unknown_notation_is_a_mismatch_and_known_ones_complete(town: Town) -> None:
     for number, (written, is_read) in enumerate(AMOUNTS.items()):
         made = (await town.api.pay("254700000020", 1000, key=f"k{number}")).data
         dispatcher = town.gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
-        assert (await post(town, f"/v1/cb{url.partition('/v1/cb')[2]}", raw=paid(made, amount=written))).status == 200
+        assert (
+            await post(town, f"/v1/cb{url.partition('/v1/cb')[2]}", raw=paid_body(made, amount=written))
+        ).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         if is_read:
             assert (found["status"], found["mismatch"]) == ("completed", None), written
@@ -252,19 +253,19 @@ async def test_amount_in_any_one_notation_completes_and_any_other_is_held_for_a_
             assert (found["mismatch"]["of"], found["mismatch"]["received_amount"]) == ("amount", written)
 
 
-async def test_body_beyond_the_bound_is_kept_in_part_told_and_not_answered_as_accepted(values: dict[str, Any]) -> None:
-    values["callbacks"] = {"max_body_bytes": MOST}
+async def test_body_over_the_limit_is_stored_in_part_and_answered_with_413(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"max_body_bytes": BODY_LIMIT}
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     async with (
         running_gateway(values) as (gateway, base),
         shop(gateway, base) as api,
-        admin(gateway, base) as operator,
+        admin_client(gateway, base) as operator,
     ):
         made = (await api.pay("254700000020", 500, key="a")).data
         dispatcher = gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         path = url[url.index("/v1/cb") :]
-        raw = paid(made).replace(b'{"Body"', b'{"x": "' + b"x" * MOST + b'", "Body"')
+        raw = paid_body(made).replace(b'{"Body"', b'{"x": "' + b"x" * BODY_LIMIT + b'", "Body"')
         announced = await api.call("POST", path, raw=raw)
         assert (announced.status, announced.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
         chunks = b"".join(
@@ -272,15 +273,15 @@ async def test_body_beyond_the_bound_is_kept_in_part_told_and_not_answered_as_ac
         )
         streamed = await send(base, path, "Transfer-Encoding: chunked", chunks + b"0\r\n\r\n")
         assert streamed.status == 413
-        # From a listed address without a token, too.
+        # The same without a token, from an address on the allowlist.
         listed = await api.call("POST", "/v1/webhooks/mpesa", raw=raw, headers={"X-Forwarded-For": "196.201.214.200"})
         assert listed.status == 413
         rows = await gateway.db.fetch("SELECT * FROM refused_callback ORDER BY at, refused_id")
         assert [row["subject_id"] for row in rows] == [made["id"], made["id"], None]
         for row in rows:
             assert (row["reason"], row["is_trusted"]) == ("size", True)
-            assert kept(row, "original") == raw[:KEPT_OF_LARGER]
-            assert MOST < row["cut_read"] <= row["cut_length"] <= len(raw)
+            assert stored_bytes(row, "original") == raw[:KEPT_OF_LARGER]
+            assert BODY_LIMIT < row["cut_read"] <= row["cut_length"] <= len(raw)
             assert row["cut_sha256"] == hashlib.sha256(raw[: row["cut_read"]]).digest()
         assert rows[0]["cut_length"] == rows[2]["cut_length"] == len(raw)
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
@@ -297,14 +298,14 @@ async def test_body_beyond_the_bound_is_kept_in_part_told_and_not_answered_as_ac
         assert (entry["detail"]["reason"], entry["subject_id"]) == ("size", made["id"])
         replayed = await operator.call("POST", f"/v1/admin/callbacks/{rows[0]['refused_id']}/replay")
         assert (replayed.status, "not kept whole" in replayed.error["message"]) == (409, True)
-        # Just so much is read.
-        fits = paid(made)
-        fits += b" " * (MOST - len(fits))
+        # A body of exactly the limit is accepted.
+        fits = paid_body(made)
+        fits += b" " * (BODY_LIMIT - len(fits))
         assert (await api.call("POST", path, raw=fits)).status == 200
         assert (await api.settled(made["id"]))["status"] == "completed"
 
 
-async def test_large_body_of_a_stranger_is_hardly_kept(town: Town) -> None:
+async def test_large_body_without_a_valid_token_is_not_stored(town: Town) -> None:
     raw = b" " * 70_000
     answer = await send(town.base, "/v1/cb/stk/nonsense", f"Content-Length: {len(raw)}", raw)
     assert (answer.status, answer.body["errors"][0]["code"]) == (413, "PAYLOAD_TOO_LARGE")
@@ -317,7 +318,7 @@ async def test_large_body_of_a_stranger_is_hardly_kept(town: Town) -> None:
     assert not any("could not be read" in concern.text for concern in await unused(town.gateway, "sandbox"))
 
 
-async def test_beginning_is_kept_where_the_bound_for_all_is_the_larger_one(values: dict[str, Any]) -> None:
+async def test_body_over_both_limits_is_stored_up_to_the_larger_limit(values: dict[str, Any]) -> None:
     values["callbacks"], values["http"] = {"max_body_bytes": 1000}, {"max_body_bytes": 2000}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", 500, key="a")).data
@@ -326,67 +327,69 @@ async def test_beginning_is_kept_where_the_bound_for_all_is_the_larger_one(value
         assert (await api.call("POST", url[url.index("/v1/cb") :], raw=b"x" * 2001)).status == 413
         row = await gateway.db.fetchrow("SELECT * FROM refused_callback")
         assert row is not None
-        assert (kept(row, "original"), row["cut_length"], row["cut_read"]) == (b"x" * 2001, 2001, 2001)
+        assert (stored_bytes(row, "original"), row["cut_length"], row["cut_read"]) == (b"x" * 2001, 2001, 2001)
 
 
-async def test_what_follows_a_body_beyond_the_bound_is_no_request_of_its_own(values: dict[str, Any]) -> None:
-    values["callbacks"] = {"max_body_bytes": MOST}
+async def test_bytes_after_an_oversized_body_are_not_parsed_as_a_request(values: dict[str, Any]) -> None:
+    values["callbacks"] = {"max_body_bytes": BODY_LIMIT}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", 500, key="a")).data
         dispatcher = gateway.services.get(CallbackDispatcher)
         url = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
         inside = b"POST /v1/webhooks/mpesa HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-        raw = b" " * MOST + inside * 2_000
+        raw = b" " * BODY_LIMIT + inside * 2_000
         parts = urlsplit(base)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         head = f"POST {url[url.index('/v1/cb') :]} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {len(raw)}\r\n\r\n"
         try:
             writer.write(head.encode() + raw)
             async with asyncio.timeout(15):
-                said = b""
+                answered = b""
                 with suppress(ConnectionError):
                     while part := await reader.read(65_536):
-                        said += part
+                        answered += part
         finally:
             writer.close()
-        assert re.findall(rb"HTTP/1\.1 (\d+)", said) == [b"413"]
+        assert re.findall(rb"HTTP/1\.1 (\d+)", answered) == [b"413"]
         rows = await gateway.db.fetch("SELECT reason, subject_id FROM refused_callback")
         assert [(row["reason"], row["subject_id"]) for row in rows] == [("size", made["id"])]
 
 
-def test_cut_of_no_length_is_what_was_read() -> None:
+def test_cut_without_announced_length_has_the_length_that_was_read() -> None:
     cut = TruncatedBody.of(b"abc", 3)
     assert (cut.length, cut.read, cut.sha256) == (3, 3, hashlib.sha256(b"abc").digest())
 
 
 @pytest.mark.parametrize("announced", [2**63 - 1, 2**63, 10**40])
-async def test_callback_that_announces_more_than_a_column_takes_is_kept(town: Town, announced: int) -> None:
-    made, _ = await asked(town, "announced")
+async def test_announced_length_over_bigint_is_stored_as_the_largest_bigint(town: Town, announced: int) -> None:
+    made, _ = await pending_payment(town, "announced")
     url = town.gateway.port(Callbacks).url_for(
         "stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"]
     )
     incoming = CallbackPost("stk", url.rpartition("/")[2], b"", "127.0.0.1", cut=TruncatedBody.of(b"", announced))
     with pytest.raises(SizeRejected):
         await town.gateway.port(CallbackInbox).receive(incoming)
-    kept = await town.gateway.db.fetchval("SELECT cut_length FROM refused_callback WHERE subject_id = $1", made["id"])
-    assert kept == 2**63 - 1
+    stored_length = await town.gateway.db.fetchval(
+        "SELECT cut_length FROM refused_callback WHERE subject_id = $1", made["id"]
+    )
+    assert stored_length == 2**63 - 1
 
 
 KINDS: tuple[str, ...] = ("status", "reversal", "pull", "status-timeout", "reversal-timeout")
 
 
-async def test_body_of_another_kind_is_kept_at_its_token(town: Town) -> None:
+async def test_unreadable_body_of_each_other_kind_is_stored(town: Town) -> None:
     dispatcher = town.gateway.services.get(CallbackDispatcher)
     for kind in KINDS:
-        made, _ = await asked(town, kind)
+        made, _ = await pending_payment(town, kind)
         url = dispatcher.url_for(kind, env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
-        statuses = {(await post(town, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREAD.values()}
-        found = await accepted(town, made["id"]) + [raw for _, raw in await refused(town, made["id"])]
+        statuses = {(await post(town, url[url.index("/v1/cb") :], raw=raw)).status for raw in UNREADABLE.values()}
+        found = await accepted_bodies(town, made["id"]) + [raw for _, raw in await refused_bodies(town, made["id"])]
         if kind.endswith("timeout"):
-            # Whatever it says, it is a timeout, and every other one a repetition of it.
+            # A timeout has no body to read: the second one is a repetition.
             assert (statuses, len(found)) == ({200}, 1)
         else:
-            # Of kind pull, any object is taken and means nothing.
+            # Callbacks of kind pull are accepted with any object and have no effect.
             assert statuses == ({200, 422} if kind == "pull" else {422})
-            assert sorted(found) == sorted(UNREAD.values())
+            assert sorted(found) == sorted(UNREADABLE.values())
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"

@@ -1,4 +1,4 @@
-"""Who may post a callback, what happens to it, and that none is lost or applied twice."""
+"""Protects the callback route: only trusted senders are accepted, and each callback is applied exactly once."""
 
 import asyncio
 import base64
@@ -47,8 +47,8 @@ def body(
     return {"Body": {"stkCallback": callback}}
 
 
-async def asked(town: Town, key: str) -> tuple[dict[str, Any], str]:
-    """A payment whose prompt waits, and the address of its callback."""
+async def pending_payment(town: Town, key: str) -> tuple[dict[str, Any], str]:
+    """Returns a payment with a pending prompt and the URL of its callback."""
     made = (await town.api.pay(ASKS, key=key)).data
     return made, await town.gateway.db.fetchval(
         "SELECT callback_url FROM sim_push WHERE checkout_request_id = $1", made["provider_ref"]
@@ -56,45 +56,44 @@ async def asked(town: Town, key: str) -> tuple[dict[str, Any], str]:
 
 
 async def post(town: Town, url: str, json: Any = None, **options: Any) -> Answer:
-    """Post as Safaricom does."""
     return await town.api.call("POST", url.removeprefix(town.base), json, **options)
 
 
-async def refusals(town: Town) -> list[str]:
-    """Why callbacks were refused, the oldest first."""
+async def refusal_reasons(town: Town) -> list[str]:
+    """Returns the reasons of the refused callbacks, oldest first."""
     rows = await town.gateway.db.fetch("SELECT reason FROM refused_callback ORDER BY at, refused_id")
     return [row["reason"] for row in rows]
 
 
-async def test_our_own_address_takes_a_callback_and_it_is_answered_as_daraja_wants(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_callback_at_our_own_address_is_answered_in_darajas_format(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     assert "/v1/cb/stk/s-mer_" in url
     answer = await post(town, url, body(made["provider_ref"]))
     assert (answer.status, answer.body) == (200, {"ResultCode": 0, "ResultDesc": "Accepted"})
     assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2C3"
 
 
-async def test_the_specifications_address_with_the_token_works_as_well(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_callback_at_the_documented_address_with_a_token_is_applied(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     token = url.rpartition("/")[2]
     assert (await post(town, f"/v1/webhooks/mpesa/{token}", body(made["provider_ref"], 1032))).status == 200
     assert (await town.api.settled(made["id"]))["failure_reason"] == "cancelled_by_user"
 
 
-async def test_a_forged_token_is_refused_and_kept(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_callback_with_a_forged_token_is_refused_and_stored(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     for forged in (url[:-1] + ("A" if url[-1] != "A" else "B"), url.replace("/s-mer", "/l-mer"), url + "x", url[:-30]):
         answer = await post(town, forged, body(made["provider_ref"]))
         assert (answer.status, answer.error["code"]) == (404, "CALLBACK_REFUSED")
-    assert await refusals(town) == ["token"] * 4
+    assert await refusal_reasons(town) == ["token"] * 4
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
 
 
-async def test_without_a_token_only_allowlisted_addresses_are_believed(town: Town) -> None:
-    made, _ = await asked(town, "a")
+async def test_callback_without_token_from_an_unlisted_address_is_refused(town: Town) -> None:
+    made, _ = await pending_payment(town, "a")
     answer = await post(town, "/v1/webhooks/mpesa", body(made["provider_ref"]))
-    assert (answer.status, await refusals(town)) == (403, ["source"])
-    # A header is no proof of an address: nobody in front of us is trusted.
+    assert (answer.status, await refusal_reasons(town)) == (403, ["source"])
+    # The header proves nothing: no proxy is trusted.
     answer = await post(
         town, "/v1/webhooks/mpesa", body(made["provider_ref"]), headers={"X-Forwarded-For": "196.201.214.200"}
     )
@@ -105,7 +104,7 @@ async def test_without_a_token_only_allowlisted_addresses_are_believed(town: Tow
     ("forwarded", "status"),
     [("196.201.214.200", 200), ("196.201.214.200, 10.1.2.3", 200), ("196.201.214.200, 8.8.8.8", 403), ("", 403)],
 )
-async def test_behind_trusted_proxies_the_rightmost_other_hop_counts(
+async def test_callback_behind_trusted_proxies_counts_for_the_rightmost_untrusted_hop(
     values: dict[str, Any], forwarded: str, status: int
 ) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8", "10.0.0.0/8"]}
@@ -119,7 +118,9 @@ async def test_behind_trusted_proxies_the_rightmost_other_hop_counts(
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == expected
 
 
-async def test_the_allowlist_can_be_asked_of_every_callback(values: dict[str, Any]) -> None:
+async def test_callback_with_token_from_an_unlisted_address_is_refused_if_always_enforced(
+    values: dict[str, Any],
+) -> None:
     values["callbacks"] = {"enforce_allowlist": "always", "allowlist": ["192.0.2.0/24"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="a")).data
@@ -131,14 +132,14 @@ async def test_the_allowlist_can_be_asked_of_every_callback(values: dict[str, An
 
 
 @pytest.mark.parametrize("raw", [b"", b"not json", b"[]", b"null", b'{"Body": null}', b'{"Body": {"stkCallback": {}}}'])
-async def test_what_is_no_callback_is_refused_and_kept_without_phone_numbers(town: Town, raw: bytes) -> None:
-    _, url = await asked(town, "a")
+async def test_malformed_callback_is_refused_and_stored_without_phone_numbers(town: Town, raw: bytes) -> None:
+    _, url = await pending_payment(town, "a")
     answer = await post(town, url, raw=raw + b" 254708374149" if raw == b"not json" else raw)
-    assert (answer.status, await refusals(town)) == (422, ["shape"])
+    assert (answer.status, await refusal_reasons(town)) == (422, ["shape"])
     assert "254708374149" not in await town.gateway.db.fetchval("SELECT body FROM refused_callback")
 
 
-async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_we_do(values: dict[str, Any]) -> None:
+async def test_callback_before_its_checkout_request_id_is_known_is_applied_later(values: dict[str, Any]) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         early = await api.call(
@@ -150,7 +151,6 @@ async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_
         assert early.status == 200
         made = (await api.pay(ASKS, key="a")).data
         assert made["status"] == "pending"
-        # Its CheckoutRequestID becomes known only now.
         await gateway.db.execute("UPDATE payment SET checkout_request_id = 'ws_CO_early', phone = '254711000001'")
         await gateway.db.execute("UPDATE callback SET due_at = now() - interval '1 second'")
         await gateway.services.get(CallbackDispatcher).sweep()
@@ -158,8 +158,7 @@ async def test_a_callback_that_comes_before_we_know_its_payment_is_applied_when_
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
 
 
-async def test_an_early_callback_of_unknown_origin_is_confirmed_before_it_counts(values: dict[str, Any]) -> None:
-    """Without a token and from an address that is not listed: kept as a claim, which M-Pesa has to confirm."""
+async def test_early_callback_of_unknown_origin_needs_confirmation_by_mpesa(values: dict[str, Any]) -> None:
     values["callbacks"] = {"enforce_allowlist": "never"}
     values["worker"] = {"in_process": False}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
@@ -177,7 +176,7 @@ async def test_an_early_callback_of_unknown_origin_is_confirmed_before_it_counts
         assert (shown["status"], shown["receipt"]) == ("pending", None)
 
 
-async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kept(values: dict[str, Any]) -> None:
+async def test_unmatched_callback_is_retried_for_two_days_and_then_stored(values: dict[str, Any]) -> None:
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_nobody"))
@@ -192,13 +191,13 @@ async def test_a_callback_nobody_ever_wants_is_offered_for_two_days_and_then_kep
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "unmatched"
 
 
-async def test_a_failure_of_another_charge_moves_nothing(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_failure_callback_of_another_push_is_refused(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     answer = await post(town, url, body("ws_CO_another", 1032))
-    assert (answer.status, answer.error["code"], await refusals(town)) == (403, "CALLBACK_REFUSED", ["subject"])
+    assert (answer.status, answer.error["code"], await refusal_reasons(town)) == (403, "CALLBACK_REFUSED", ["subject"])
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
     (entry,) = (await town.api.call("GET", "/v1/audit/logs?action=callback.refused")).data
-    # Where it came from is for administrators to see.
+    # The source address is shown to administrators only.
     assert (entry["subject_id"], entry["detail"]["reason"], "from" in entry["detail"]) == (made["id"], "subject", False)
 
 
@@ -213,20 +212,20 @@ OTHER_PUSH: list[tuple[dict[str, Any], str, str | None]] = [
 ]
 
 
-async def test_paid_callback_of_another_push_at_the_right_token_is_never_refused(town: Town) -> None:
+async def test_paid_callback_of_an_unknown_push_at_the_right_token_is_accepted(town: Town) -> None:
     for number, (changes, status, mismatch) in enumerate(OTHER_PUSH):
-        made, url = await asked(town, f"k{number}")
-        said = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
-        assert (await post(town, url, said)).status == 200
+        made, url = await pending_payment(town, f"k{number}")
+        content = body(f"ws_CO_first{number}", **({"receipt": f"TKN4A1B2C{number}"} | changes))
+        assert (await post(town, url, content)).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"] and found["mismatch"]["of"]) == (status, mismatch), changes
-    assert await refusals(town) == []
+    assert await refusal_reasons(town) == []
     assert await town.gateway.db.fetchval("SELECT bool_and(verdict = 'applied') FROM callback")
 
 
-async def test_paid_callback_of_another_payments_push_is_refused_and_kept_whole(town: Town) -> None:
-    made, url = await asked(town, "a")
-    other, _ = await asked(town, "b")
+async def test_paid_callback_of_another_payment_is_refused_and_stored_whole(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
+    other, _ = await pending_payment(town, "b")
     assert (await post(town, url, body(other["provider_ref"]))).status == 403
     row = await town.gateway.db.fetchrow("SELECT * FROM refused_callback")
     assert row is not None
@@ -246,12 +245,12 @@ BYTES = [
 WRAPPED = [(b"", b""), (b"\xef\xbb\xbf", b""), (b"", b"\r\n<!-- proxy -->")]
 
 
-async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(town: Town) -> None:
+async def test_callback_in_invalid_json_is_applied_and_its_bytes_stored(town: Town) -> None:
     operators = town.gateway.services.get(CallbackOperatorService)
     for number, ((old, new), (before, after)) in enumerate(itertools.product(BYTES, WRAPPED)):
-        made, url = await asked(town, f"k{number}")
-        said = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
-        raw = before + said.replace(old, new) + after
+        made, url = await pending_payment(town, f"k{number}")
+        content = json.dumps(body(made["provider_ref"], receipt=f"TKN4A1B{number:03}")).encode()
+        raw = before + content.replace(old, new) + after
         assert (await post(town, url, raw=raw)).status == 200
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed", raw
         row = await town.gateway.db.fetchrow("SELECT * FROM callback WHERE subject_id = $1", made["id"])
@@ -260,68 +259,68 @@ async def test_callback_that_is_not_strict_json_is_applied_and_its_bytes_kept(to
         shown = laid_out(row["body"])
         assert "254700000020" not in shown
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
-        # It goes through the pipeline again by its bytes.
+        # A replay parses the stored bytes.
         assert (await operators.replay(row["callback_id"], actor="test")).verdict == "applied"
 
 
-async def test_numbers_of_a_callback_are_compared_as_numbers(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = json.dumps(body(made["provider_ref"]) | {"more": 0})
-    raw = said.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
+async def test_callback_numbers_in_other_notations_are_equal(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
+    content = json.dumps(body(made["provider_ref"]) | {"more": 0})
+    raw = content.replace('"ResultCode": 0', '"ResultCode": 0.0').replace('"Value": 500', '"Value": 5e2')
     raw = raw.replace("254700000020", "254700000020.0")
     assert (await post(town, url, raw=raw.encode())).status == 200
     found = await town.api.settled(made["id"])
     assert (found["status"], found["mismatch"], found["result_code"]) == ("completed", None, "0")
 
 
-async def test_receipt_beside_an_unknown_code_is_held_for_a_person(town: Town) -> None:
+async def test_receipt_with_an_unknown_result_code_is_a_mismatch(town: Town) -> None:
     for number, code in enumerate(("Success", "1e400", "null", 7777)):
-        made, url = await asked(town, f"k{number}")
-        said = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
-        said["Body"]["stkCallback"]["ResultCode"] = code
-        assert (await post(town, url, said)).status == 200
+        made, url = await pending_payment(town, f"k{number}")
+        content = body(made["provider_ref"], receipt=f"TKN4A1B2D{number}")
+        content["Body"]["stkCallback"]["ResultCode"] = code
+        assert (await post(town, url, content)).status == 200
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"], found["mismatch"]["of"]) == ("pending", "unconfirmed"), code
         assert found["mismatch"]["received_receipt"] == f"TKN4A1B2D{number}"
-    # A failure that is known stays one.
-    made, url = await asked(town, "known")
-    said = body(made["provider_ref"], receipt="TKN4A1B2D9")
-    said["Body"]["stkCallback"]["ResultCode"] = 1032
-    assert (await post(town, url, said)).status == 200
+    # A known failure code fails the payment.
+    made, url = await pending_payment(town, "known")
+    content = body(made["provider_ref"], receipt="TKN4A1B2D9")
+    content["Body"]["stkCallback"]["ResultCode"] = 1032
+    assert (await post(town, url, content)).status == 200
     assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == "cancelled_by_user"
 
 
-async def test_texts_in_place_of_an_amount_and_odd_dates_reach_nobody_unmasked(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
-    assert (await post(town, url, said)).status == 200
+async def test_callback_amount_that_is_text_is_shown_masked(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
+    content = body(made["provider_ref"], amount="call 0711 000 001\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2")
+    assert (await post(town, url, content)).status == 200
     found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
     assert found["mismatch"]["received_amount"] == "call 07****001 [2J Bearer ****"
     assert not re.search("711 000|x9Qk|\\\\u001b", json.dumps(found))
-    made, url = await asked(town, "b")
-    said = body(made["provider_ref"], receipt="TKN4A1B2D8")
-    said["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
+    made, url = await pending_payment(town, "b")
+    content = body(made["provider_ref"], receipt="TKN4A1B2D8")
+    content["Body"]["stkCallback"]["CallbackMetadata"]["Item"].append(
         {"Name": "TransactionDate", "Value": "00010101000000"}
     )
-    assert (await post(town, url, said)).status == 200
+    assert (await post(town, url, content)).status == 200
     assert (await town.api.settled(made["id"]))["receipt"] == "TKN4A1B2D8"
 
 
-async def test_text_of_a_callback_is_masked_before_the_merchant_sees_it(town: Town) -> None:
-    made, url = await asked(town, "a")
-    said = body(made["provider_ref"], 1032)
-    said["Body"]["stkCallback"]["ResultDesc"] = (
+async def test_result_desc_of_a_callback_is_shown_masked_to_the_merchant(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
+    content = body(made["provider_ref"], 1032)
+    content["Body"]["stkCallback"]["ResultDesc"] = (
         "Cancelled by 0708 374 149\r\n\x1b[2J Bearer x9Qk3sWWhmdVRlyh0zh8gZDTkub2"
     )
-    assert (await post(town, url, said)).status == 200
+    assert (await post(town, url, content)).status == 200
     found = await town.api.settled(made["id"], "failed")
     assert found["result_desc"] == "Cancelled by 07****149 [2J Bearer ****"
     (sent,) = await town.receiver.wait_for(1, kind="payment.failed")
     assert "374 149" not in json.dumps(sent.json)
 
 
-async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_body_at_a_valid_token_is_stored_whole_and_replayable(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     bodies = [
         b"",
         b"\xff\x00\xfe" * 10,
@@ -339,7 +338,7 @@ async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable
     operators = town.gateway.services.get(CallbackOperatorService)
     with pytest.raises(ShapeRejected):
         await operators.replay(rows[1]["refused_id"], actor="test")
-    # What a later parser can read goes through after all, by the bytes that came.
+    # A body that a later parser can read is applied.
     paid = json.dumps(body(made["provider_ref"])).encode().replace(b"said", b"caf\xe9")
     await town.gateway.db.execute(
         "UPDATE refused_callback SET body_bytes = $2, original = 'unreadable' WHERE refused_id = $1",
@@ -350,7 +349,7 @@ async def test_body_at_a_valid_token_is_kept_whole_whatever_it_is_and_replayable
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
 
-async def test_refusals_of_strangers_are_bounded_and_push_out_none_at_a_valid_token(values: dict[str, Any]) -> None:
+async def test_refusals_without_token_are_limited_and_displace_none_with_a_token(values: dict[str, Any]) -> None:
     values["callbacks"] = {"keep_refused": 2}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay(ASKS, key="a")).data
@@ -368,8 +367,8 @@ async def test_refusals_of_strangers_are_bounded_and_push_out_none_at_a_valid_to
         }
 
 
-async def test_a_failure_then_proof_of_money_completes_and_nothing_moves_it_back(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_failed_payment_with_a_later_receipt_completes_and_stays_completed(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     handle = made["provider_ref"]
     await post(town, url, body(handle, 1037))
     assert (await town.api.settled(made["id"]))["status"] == "failed"
@@ -381,9 +380,9 @@ async def test_a_failure_then_proof_of_money_completes_and_nothing_moves_it_back
     assert sorted(kinds) == ["payment.completed", "payment.failed"]
 
 
-async def test_one_receipt_pays_one_payment(town: Town) -> None:
-    first, first_url = await asked(town, "a")
-    second, second_url = await asked(town, "b")
+async def test_receipt_of_another_payment_is_a_mismatch(town: Town) -> None:
+    first, first_url = await pending_payment(town, "a")
+    second, second_url = await pending_payment(town, "b")
     await post(town, first_url, body(first["provider_ref"]))
     await post(town, second_url, body(second["provider_ref"]))
     held = (await town.api.call("GET", f"/v1/payments/{second['id']}")).data
@@ -391,34 +390,34 @@ async def test_one_receipt_pays_one_payment(town: Town) -> None:
 
 
 @pytest.mark.parametrize("phone", ["2547****020", "0700000020", 254700000020, None])
-async def test_a_masked_or_missing_phone_is_no_mismatch(town: Town, phone: Any) -> None:
-    made, url = await asked(town, "a")
+async def test_masked_or_missing_phone_is_no_mismatch(town: Town, phone: Any) -> None:
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"], phone=phone))
     paid = await town.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]) == ("completed", None)
 
 
-async def test_another_phone_is_told_and_the_right_amount_still_completes(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_right_amount_from_another_phone_completes_with_a_mismatch_event(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"], phone=254711222333))
     paid = await town.api.settled(made["id"])
     assert (paid["status"], paid["mismatch"]["of"]) == ("completed", "phone")
-    told = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
-    assert sorted(told) == ["payment.completed", "payment.mismatched"]
-    assert told["payment.mismatched"]["received_amount"] == told["payment.completed"]["amount"]
+    events = {one.headers["x-event-type"]: one.json["data"] for one in await town.receiver.wait_for(2)}
+    assert sorted(events) == ["payment.completed", "payment.mismatched"]
+    assert events["payment.mismatched"]["received_amount"] == events["payment.completed"]["amount"]
 
 
-async def test_twenty_equal_callbacks_at_once_are_one_completion(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_twenty_equal_concurrent_callbacks_complete_once(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     answers = await asyncio.gather(*(post(town, url, body(made["provider_ref"])) for _ in range(20)))
     assert {answer.status for answer in answers} == {200}
     assert await town.told(1) == ["payment.completed"]
     assert await town.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
 
 
-async def test_when_it_cannot_be_stored_the_answer_is_503_and_nothing_is_remembered(town: Town) -> None:
-    made, url = await asked(town, "a")
-    # Postgres takes no writes for a while, as in a failover.
+async def test_callback_during_a_read_only_failover_is_answered_with_503_and_retried(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
+    # PostgreSQL is read-only, as during a failover.
     pool = town.gateway.db.engine.pool
     assert pool is not None
     name = await town.gateway.db.fetchval("SELECT current_database()")
@@ -434,7 +433,7 @@ async def test_when_it_cannot_be_stored_the_answer_is_503_and_nothing_is_remembe
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
 
-def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
+def test_token_is_valid_for_its_kind_env_and_subject_only() -> None:
     key = b"k" * 32
     subject = Subject("live", "mer_01jd0000000000000000000000", "pay_01jd0000000000000000000000")
     token = make_token(key, "stk", subject)
@@ -445,49 +444,49 @@ def test_a_token_opens_for_its_kind_env_and_subject_only() -> None:
     assert read_token(key, "stk", "s" + token[1:]) is None
 
 
-async def test_a_host_can_hear_what_safaricom_reported_after_commit(town: Town) -> None:
-    heard: list[StkResulted] = []
+async def test_stk_resulted_is_published_to_the_host_after_commit(town: Town) -> None:
+    results: list[StkResulted] = []
 
     @town.gateway.on(StkResulted)
-    async def hear(result: StkResulted) -> None:
-        heard.append(result)
+    async def collect_result(result: StkResulted) -> None:
+        results.append(result)
 
-    made, url = await asked(town, "a")
+    made, url = await pending_payment(town, "a")
     await post(town, url, body(made["provider_ref"]))
     assert (await town.api.settled(made["id"]))["status"] == "completed"
 
-    async def has_heard() -> bool:
-        return bool(heard)
+    async def has_result() -> bool:
+        return bool(results)
 
-    assert await eventually(has_heard)
-    (result,) = heard
+    assert await eventually(has_result)
+    (result,) = results
     assert (result.amount, type(result.amount), result.receipt) == (500, Kes, "TKN4A1B2C3")
-    assert hear.__name__ == "hear"
+    assert collect_result.__name__ == "collect_result"
 
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 random_part = st.text(ALPHABET, min_size=26, max_size=26)
-"""What follows the prefix of an identifier."""
+"""The part of an identifier after its prefix."""
 
 
 @given(st.binary(min_size=32, max_size=32), random_part, random_part, st.sampled_from(["pay", "rfd", "chk", "mer"]))
 @example(bytes(32), "0exe1cmd2exec3cmd4exe5cmd6", "exeexeexeexeexeexeexeexecm", "pay")
-def test_no_address_has_a_word_that_mpesa_filters(key: bytes, merchant: str, subject: str, prefix: str) -> None:
+def test_callback_url_contains_no_word_that_mpesa_filters(key: bytes, merchant: str, subject: str, prefix: str) -> None:
     made_for = Subject("live", f"mer_{merchant}", f"{prefix}_{subject}")
     token = make_token(key, "stk", made_for)
     assert filtered_words(f"https://pay.example.co.ke/v1/cb/stk/{token}") == ()
     assert read_token(key, "stk", token) == made_for
 
 
-def test_a_token_of_the_release_before_still_opens() -> None:
+def test_token_of_the_previous_release_is_valid() -> None:
     subject = Subject("sandbox", "mer_01jd0000000000000000000xm0", "pay_01jd0000000000000000000xm1")
     text = f"stk|sandbox|{subject.merchant_id}|{subject.subject_id}"
     mac = base64.urlsafe_b64encode(hmac.new(b"k" * 32, text.encode(), hashlib.sha256).digest()[:16]).decode()
     assert read_token(b"k" * 32, "stk", f"s-{subject.merchant_id}-{subject.subject_id}.{mac.rstrip('=')}") == subject
 
 
-async def test_old_refusals_are_forgotten(values: dict[str, Any]) -> None:
+async def test_refusals_over_the_limit_are_deleted(values: dict[str, Any]) -> None:
     values["callbacks"] = {"keep_refused": 3}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""What the inbox's tables refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the inbox tables: a statement that violates each one is rejected."""
 
 from tests.conftest import Town
 from tests.constraints import added, refusals
@@ -39,11 +39,11 @@ CUT_CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES | CUT_CASES) >= added("mpesa_gateway_callbacks.migrations")
 
 
-async def test_the_tables_refuse_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     other = KEPT.replace(literal("cbk", 1), literal("cbk", 2)).replace("'a'", "'b'")
     await town.gateway.db.execute(f"{other}{PAY}, 'live', {MER})")
     assert await refusals(town.gateway.db, CASES | CUT_CASES) == {}

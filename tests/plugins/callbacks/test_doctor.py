@@ -1,4 +1,4 @@
-"""What the doctor sees of callbacks: each thing as it should be, and as it should not."""
+"""Protects the doctor's checks of callbacks: allowlist, signatures, sources, refused and waiting callbacks."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -27,15 +27,15 @@ SELECT id, 'stk', now(), $1, $2, '' FROM unnest($3::uuid[]) AS id
 """
 
 
-async def look(values: dict[str, Any], *, is_live: bool = True, **settings: Any) -> dict[str, CheckResult]:
-    """What is seen with these settings of callbacks."""
+async def run_checks(values: dict[str, Any], *, is_live: bool = True, **settings: Any) -> dict[str, CheckResult]:
+    """Returns the observations with these settings of callbacks."""
     own = {"callbacks": settings, "worker": {"in_process": False}}
     async with running_gateway(values | own) as (gateway, _):
         return await seen_by(check_callbacks, gateway, is_live=is_live)
 
 
-async def test_as_they_should_be(values: dict[str, Any]) -> None:
-    assert levels(await look(values)) == {
+async def test_doctor_with_default_settings_is_ok(values: dict[str, Any]) -> None:
+    assert levels(await run_checks(values)) == {
         "callbacks.allowlist": "ok",
         "callbacks.signature": "ok",
         "callbacks.sources": "note",
@@ -53,49 +53,48 @@ async def test_as_they_should_be(values: dict[str, Any]) -> None:
         ({"enforce_allowlist": "always"}, "ok", "ok"),
     ],
 )
-async def test_an_allowlist_that_lets_the_wrong_ones_in(
+async def test_doctor_allowlist_with_wrong_addresses_warns(
     values: dict[str, Any], settings: dict[str, Any], live: str, sandbox: str
 ) -> None:
-    assert (await look(values, **settings))["callbacks.allowlist"].level == live
-    assert (await look(values, is_live=False, **settings))["callbacks.allowlist"].level == sandbox
+    assert (await run_checks(values, **settings))["callbacks.allowlist"].level == live
+    assert (await run_checks(values, is_live=False, **settings))["callbacks.allowlist"].level == sandbox
 
 
 @pytest.mark.parametrize("mode", ["required", "off"])
-async def test_signatures_that_keep_all_out_or_nobody(values: dict[str, Any], mode: str) -> None:
-    assert (await look(values, signature=mode))["callbacks.signature"].level == "warning"
+async def test_doctor_signatures_required_or_off_warns(values: dict[str, Any], mode: str) -> None:
+    assert (await run_checks(values, signature=mode))["callbacks.signature"].level == "warning"
 
 
-async def keep(gateway: Gateway, number: int, source: str, env: str) -> None:
-    """Store a callback of two hours ago."""
+async def store_callback(gateway: Gateway, number: int, source: str, env: str) -> None:
+    """Store a callback that was received two hours ago."""
     made = gateway.clock.now() - timedelta(hours=2)
     await gateway.db.execute(KEPT, identifier("cbk", number, at=made), source, env)
 
 
-async def refuse(gateway: Gateway, source: str, reason: str, numbers: Iterable[int]) -> None:
+async def store_refused(gateway: Gateway, source: str, reason: str, numbers: Iterable[int]) -> None:
     """Store callbacks that were refused now."""
     await gateway.db.execute(REFUSED, source, reason, identifiers("ref", numbers, at=gateway.clock.now()))
 
 
-async def sources(gateway: Gateway) -> CheckResult:
-    """What is said of those who sent callbacks."""
+async def check_sources(gateway: Gateway) -> CheckResult:
     return (await seen_by(check_callbacks, gateway, is_live=True))["callbacks.sources"]
 
 
-async def test_a_proxy_that_stands_for_everybody(values: dict[str, Any]) -> None:
+async def test_doctor_sources_behind_an_untrusted_proxy_warns(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await refuse(gateway, "196.201.214.200", "token", range(3))
-        await keep(gateway, 1, "127.0.0.1", "sandbox")
-        # The simulator is no proxy.
-        assert (await sources(gateway)).level == "note"
-        await keep(gateway, 2, "196.201.214.200", "live")
-        found = await sources(gateway)
+        await store_refused(gateway, "196.201.214.200", "token", range(3))
+        await store_callback(gateway, 1, "127.0.0.1", "sandbox")
+        # The simulator is not a proxy.
+        assert (await check_sources(gateway)).level == "note"
+        await store_callback(gateway, 2, "196.201.214.200", "live")
+        found = await check_sources(gateway)
         assert (found.level, "196.201.214.200" in found.text) == ("ok", True)
-        await refuse(gateway, "10.0.0.7", "source", range(3, 5))
-        found = await sources(gateway)
-        # It has named nobody: to trust it helps in nothing, and lets whoever is there pose as Safaricom.
+        await store_refused(gateway, "10.0.0.7", "source", range(3, 5))
+        found = await check_sources(gateway)
+        # It sent no X-Forwarded-For: trusting it would let any sender there pose as Safaricom.
         assert (found.level, "10.0.0.7" in found.text, "add" in (found.fix or "")) == ("warning", True, False)
         await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true WHERE source = '10.0.0.7'")
-        found = await sources(gateway)
+        found = await check_sources(gateway)
         assert (found.level, 'add "10.0.0.7"' in (found.fix or "")) == ("warning", True)
 
 
@@ -113,11 +112,11 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("source", OUTSIDE)
-async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], source: str) -> None:
+async def test_doctor_sources_never_suggests_trusting_a_public_address(values: dict[str, Any], source: str) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await refuse(gateway, source, "source", range(2))
+        await store_refused(gateway, source, "source", range(2))
         await gateway.db.execute("UPDATE refused_callback SET was_forwarded = true")
-        found = await sources(gateway)
+        found = await check_sources(gateway)
         assert "trusted_proxies" not in f"{found.fix}"
 
 
@@ -131,7 +130,7 @@ async def test_nobody_outside_is_ever_to_be_trusted(values: dict[str, Any], sour
         (["127.0.0.1"], "41.90.0.1", "41.90.0.1", False),
     ],
 )
-async def test_who_says_for_whom_it_asks_is_known_for_a_proxy(
+async def test_refused_callback_records_the_hop_that_sent_forwarded_for(
     values: dict[str, Any], trusted: list[str], forwarded: str | None, source: str, was_forwarded: bool
 ) -> None:
     values["security"]["trusted_proxies"] = trusted
@@ -146,18 +145,18 @@ async def test_who_says_for_whom_it_asks_is_known_for_a_proxy(
         assert (row["source"], row["was_forwarded"]) == (source, was_forwarded)
 
 
-async def test_sandbox_callbacks_through_such_a_proxy_show_it_before_going_live(values: dict[str, Any]) -> None:
+async def test_doctor_sources_of_sandbox_callbacks_behind_a_proxy_warns(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": DarajaConfig().sandbox_url}
     async with running_gateway(values | {"worker": {"in_process": False}, "daraja": daraja}) as (gateway, _):
-        await keep(gateway, 1, "10.0.0.7", "sandbox")
-        assert (await sources(gateway)).level == "warning"
+        await store_callback(gateway, 1, "10.0.0.7", "sandbox")
+        assert (await check_sources(gateway)).level == "warning"
 
 
-async def test_what_was_refused_and_what_waits(values: dict[str, Any]) -> None:
+async def test_doctor_counts_refused_and_waiting_callbacks(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
-        await refuse(gateway, "41.90.0.1", "token", range(3))
-        await refuse(gateway, "41.90.0.1", "source", range(3, 4))
-        await keep(gateway, 1, "196.201.214.200", "live")
+        await store_refused(gateway, "41.90.0.1", "token", range(3))
+        await store_refused(gateway, "41.90.0.1", "source", range(3, 4))
+        await store_callback(gateway, 1, "196.201.214.200", "live")
         found = await seen_by(check_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
         assert "3 for their token, 1 for their source" in found["callbacks.refused"].text

@@ -1,4 +1,4 @@
-"""The inbox, bent past Postgres' own rules: it shows."""
+"""Protects the inbox invariants: rows that bypass PostgreSQL's constraints are reported."""
 
 from mpesa_gateway_callbacks.plugin import plugin
 from tests.conftest import Town
@@ -13,7 +13,7 @@ SELECT callback_id, 'pull', substr(sha256(uuid_send(callback_id)), 1, 16), now()
 FROM (VALUES ({literal("cbk", 1)}::uuid), ({literal("cbk", 2)}), ({literal("cbk", 3)})) AS given(callback_id)
 """  # noqa: S608 - ids that the test chose
 
-BENDINGS = {
+VIOLATIONS = {
     "callbacks.waiting_is_due": f"""
         UPDATE callback SET due_at = NULL WHERE callback_id = {literal("cbk", 1)} RETURNING callback_id
     """,  # noqa: S608 - ids that the test chose
@@ -24,11 +24,11 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"callbacks.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"callbacks.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
     await lay_bare(town.gateway)
     await town.gateway.db.execute(ROWS)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}

@@ -1,4 +1,4 @@
-"""Replaying what was kept: by key and by service, twice, at the same time, in each env, and never somebody else's."""
+"""Protects the replay of stored callbacks: it is idempotent, and limited to its env and to administrators."""
 
 import asyncio
 import json
@@ -15,12 +15,12 @@ from mpesa_gateway_callbacks.errors import ShapeRejected
 from mpesa_gateway_callbacks.operator_service import CallbackOperatorService
 from mpesa_gateway_payments.events import StkResulted
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 
-async def unreadable(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
-    """A payment and its refused callback, which a later release could read."""
-    made, url = await asked(town, key)
+async def refused_callback(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any], str]:
+    """Store a refused callback that a later release could read. Returns its payment and its id."""
+    made, url = await pending_payment(town, key)
     assert (await post(town, url, raw=b"unreadable " + key.encode())).status == 422
     refused_id = await town.gateway.db.fetchval(
         "UPDATE refused_callback SET original = $2 WHERE subject_id = $1 RETURNING refused_id",
@@ -30,9 +30,9 @@ async def unreadable(town: Town, key: str, code: Any = 0) -> tuple[dict[str, Any
     return made, refused_id
 
 
-async def world(town: Town, *besides: str) -> dict[str, list[Any]]:
-    """Everything that a replay could change, but the audit log."""
-    left = {"audit", "job_tick", *besides}
+async def all_rows(town: Town, *excluded: str) -> dict[str, list[Any]]:
+    """Returns the rows of every table that a replay could change, without the audit log."""
+    skipped = {"audit", "job_tick", *excluded}
     names = await town.gateway.db.fetch(
         "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
     )
@@ -42,37 +42,37 @@ async def world(town: Town, *besides: str) -> dict[str, list[Any]]:
             for row in await town.gateway.db.fetch(f'SELECT "{name}"::text AS row FROM "{name}"')  # noqa: S608 - its own tables
         )
         for name in sorted(row["relname"] for row in names)
-        if name not in left and not name.startswith(("audit", "sim_", "attempt", "delivery"))
+        if name not in skipped and not name.startswith(("audit", "sim_", "attempt", "delivery"))
     }
 
 
-async def test_replay_of_a_refused_callback_completes_its_payment_once(town: Town) -> None:
+async def test_replay_of_a_refused_callback_repeated_completes_its_payment_once(town: Town) -> None:
     operators = town.gateway.services.get(CallbackOperatorService)
-    made, refused_id = await unreadable(town, "a")
+    made, refused_id = await refused_callback(town, "a")
     done = await operators.replay(refused_id, actor="a person")
     assert (done.verdict, done.was_done) == ("applied", False)
     assert (await town.api.settled(made["id"]))["status"] == "completed"
-    # The endpoint's row says when a delivery succeeded: what follows from the first replay has ended.
+    # The delivery updates the endpoint's row: wait for it before the comparison.
     assert await town.told(1) == ["payment.completed"]
-    before = await world(town)
+    before = await all_rows(town)
     for callback_id in (refused_id, done.callback_id, refused_id):
         again = await operators.replay(callback_id, actor="a person")
         assert (again.callback_id, again.verdict, again.was_done) == (done.callback_id, "applied", True)
-    assert await world(town) == before
+    assert await all_rows(town) == before
     actions = [entry.action for entry in (await town.gateway.audit.page(10, None, None, None)).rows]
     assert (actions.count("callback.replayed"), actions.count("callback.offered")) == (3, 1)
 
 
-async def test_concurrent_replays_do_it_once(town: Town) -> None:
-    heard: list[StkResulted] = []
+async def test_replay_of_a_refused_callback_concurrent_is_applied_once(town: Town) -> None:
+    results: list[StkResulted] = []
 
     @town.gateway.on(StkResulted)
-    async def hear(result: StkResulted) -> None:
-        heard.append(result)
+    async def collect_result(result: StkResulted) -> None:
+        results.append(result)
 
     operators = town.gateway.services.get(CallbackOperatorService)
     for number, code in enumerate((0, 1032)):
-        made, refused_id = await unreadable(town, f"k{number}", code)
+        made, refused_id = await refused_callback(town, f"k{number}", code)
         done = await asyncio.gather(*(operators.replay(refused_id, actor=f"person {each}") for each in range(8)))
         assert {each.verdict for each in done} == {"applied"}
         assert len({each.callback_id for each in done}) == 1
@@ -83,15 +83,15 @@ async def test_concurrent_replays_do_it_once(town: Town) -> None:
         )
         assert len(kinds) == 1
 
-    async def has_heard() -> bool:
-        return len(heard) >= 2
+    async def has_results() -> bool:
+        return len(results) >= 2
 
-    assert await eventually(has_heard)
-    assert sorted(result.result_code for result in heard) == ["0", "1032"]
-    assert hear.__name__ == "hear"
+    assert await eventually(has_results)
+    assert sorted(result.result_code for result in results) == ["0", "1032"]
+    assert collect_result.__name__ == "collect_result"
 
 
-async def test_concurrent_replays_of_a_waiting_callback_publish_it_once(values: dict[str, Any]) -> None:
+async def test_replay_of_a_waiting_callback_concurrent_is_applied_once(values: dict[str, Any]) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     values["worker"] = {"in_process": False}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
@@ -112,10 +112,10 @@ async def test_concurrent_replays_of_a_waiting_callback_publish_it_once(values: 
         assert [step["kind"] for step in found["timeline"]].count("failed") == 1
 
 
-async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
+async def test_replay_skips_no_check_but_that_of_the_source(town: Town) -> None:
     operators = town.gateway.services.get(CallbackOperatorService)
-    made, url = await asked(town, "a")
-    other, _ = await asked(town, "b")
+    made, url = await pending_payment(town, "a")
+    other, _ = await pending_payment(town, "b")
     assert (await post(town, url, body(other["provider_ref"]))).status == 403
     assert (await post(town, url, raw=b"{}")).status == 422
     assert (await post(town, url[:-5] + "00000", body(made["provider_ref"]))).status == 404
@@ -124,7 +124,7 @@ async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
         row["reason"]: row["refused_id"]
         for row in await town.gateway.db.fetch("SELECT reason, refused_id FROM refused_callback")
     }
-    before = await world(town)
+    before = await all_rows(town)
     for reason, vouches, kind in (
         ("subject", True, DifferentSubject),
         ("shape", True, ShapeRejected),
@@ -134,7 +134,7 @@ async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
         for _ in range(2):
             with pytest.raises(kind):
                 await operators.replay(ids[reason], actor="a person", vouches=vouches)
-    assert await world(town) == before
+    assert await all_rows(town) == before
     done = await operators.replay(ids["source"], actor="a person", vouches=True)
     assert (done.verdict, (await town.api.settled(made["id"]))["status"]) == ("applied", "completed")
     for missing in ("cbk_01jd0000000000000000000000", "ref_01jd0000000000000000000000", "pay_1", ""):
@@ -142,29 +142,29 @@ async def test_replay_vouches_for_nothing_but_the_source(town: Town) -> None:
             await operators.replay(missing, actor="a person")
 
 
-def administrator(town: Town, env: Env) -> Any:
+def admin_client(town: Town, env: Env) -> Any:
     return shop(town.gateway, town.base, scopes=(ADMIN,), env=env, is_configured=False)
 
 
 async def replay(api: Api, callback_id: str) -> tuple[int, Any]:
-    """What a replay by HTTP is answered."""
+    """Replay by HTTP. Returns the status, and the data or the error code."""
     answer = await api.call("POST", f"/v1/admin/callbacks/{callback_id}/replay")
     return answer.status, answer.body.get("data") or answer.error["code"]
 
 
-async def test_route_replays_for_an_administrator_in_the_key_s_env_only(town: Town) -> None:
-    made, refused_id = await unreadable(town, "a")
-    before = await world(town, "api_key", "merchant")
+async def test_replay_route_accepts_an_admin_key_of_the_callbacks_env_only(town: Town) -> None:
+    made, refused_id = await refused_callback(town, "a")
+    before = await all_rows(town, "api_key", "merchant")
     async with (
-        administrator(town, "sandbox") as sandbox,
-        administrator(town, "live") as live,
+        admin_client(town, "sandbox") as sandbox,
+        admin_client(town, "live") as live,
         shop(town.gateway, town.base, scopes=town.gateway.scopes.of_merchants, is_configured=False) as stranger,
     ):
-        # A merchant's own keys replay nothing: not another merchant's callback, and not their own.
+        # A merchant's key may not replay, not even the merchant's own callback.
         for api in (stranger, town.api):
             assert await replay(api, refused_id) == (403, "AUTH_INSUFFICIENT_SCOPE")
         assert await replay(live, refused_id) == (404, "NOT_FOUND")
-        assert await world(town, "api_key", "merchant") == before
+        assert await all_rows(town, "api_key", "merchant") == before
         status, data = await replay(sandbox, refused_id)
         assert (status, data["verdict"], data["was_done"], data["id"]) == (200, "applied", False, refused_id)
         assert (await town.api.settled(made["id"]))["status"] == "completed"
@@ -179,7 +179,7 @@ async def test_route_replays_for_an_administrator_in_the_key_s_env_only(town: To
     assert (entry.subject_id, entry.actor.partition(":")[0]) == (refused_id, "key")
 
 
-async def test_route_replays_a_callback_without_env_with_a_key_of_live_only(values: dict[str, Any]) -> None:
+async def test_replay_route_of_a_callback_without_env_needs_a_live_key(values: dict[str, Any]) -> None:
     values["callbacks"] = {"enforce_allowlist": "never"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         assert (await api.call("POST", "/v1/webhooks/mpesa", body("ws_CO_early"))).status == 200
@@ -193,11 +193,11 @@ async def test_route_replays_a_callback_without_env_with_a_key_of_live_only(valu
             assert (status, data["verdict"]) == (200, "waiting")
 
 
-async def test_lists_are_filtered_by_kind_time_and_what_is_unread(town: Town) -> None:
-    made, url = await asked(town, "a")
+async def test_callback_lists_filter_by_kind_time_and_unread(town: Town) -> None:
+    made, url = await pending_payment(town, "a")
     assert (await post(town, url, body(made["provider_ref"]))).status == 200
-    _, refused_id = await unreadable(town, "b")
-    async with administrator(town, "sandbox") as api:
+    _, refused_id = await refused_callback(town, "b")
+    async with admin_client(town, "sandbox") as api:
         for path, count in (
             ("?unread=true", 0),
             ("?kind=stk", 1),

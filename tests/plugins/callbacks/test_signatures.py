@@ -1,4 +1,4 @@
-"""Signatures of callbacks: a right one is noted, a wrong one always refused, and what a missing one means is set."""
+"""Protects callback signatures: a wrong one is refused in each mode, a missing one as the mode says."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -28,16 +28,16 @@ BODY = msgspec.json.encode(stk_callback(None, 1032))
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where callbacks come in, and how they are signed."""
+class CallbackClient:
+    """Posts callbacks, signed or not, to a gateway."""
 
     gateway: Gateway
     base: str
     api: Api
-    issued: Issued
+    certificate: Issued
 
     async def post(self, env: str, signature: str | None, body: bytes = BODY, name: str = HEADER) -> Answer:
-        """Post to the address of a payment of this environment; nobody knows such a payment."""
+        """Post to the URL of an unknown payment of this env."""
         merchant_id = (await self.api.call("GET", "/v1/merchant/me")).data["id"]
         url = self.gateway.services.get(Callbacks).url_for(
             "stk",
@@ -48,144 +48,149 @@ class Door:
         return await self.to(url.removeprefix(self.gateway.config.public_url), signature, body, name)
 
     async def to(self, path: str, signature: str | None, body: bytes, name: str = HEADER) -> Answer:
-        """Post to this address."""
         headers = {} if signature is None else {name: signature}
         return await self.api.call("POST", path, raw=body, headers=headers)
 
-    async def noted(self) -> list[str]:
-        """What was noted about each callback that was taken, in order."""
+    async def recorded(self) -> list[str]:
+        """Returns the signature state of each accepted callback, oldest first."""
         rows = await self.gateway.db.fetch("SELECT signature FROM callback ORDER BY received_at, callback_id")
         return [row["signature"] for row in rows]
 
 
 @asynccontextmanager
-async def door(values: dict[str, Any], issued: Issued, **callbacks: Any) -> AsyncGenerator[Door]:
-    """A gateway whose allowlist has this machine on it, with these settings about callbacks."""
+async def callback_client(
+    values: dict[str, Any], certificate: Issued, **callbacks: Any
+) -> AsyncGenerator[CallbackClient]:
+    """A gateway with these callback settings whose allowlist contains this machine."""
     values["callbacks"] = {"allowlist": ["127.0.0.0/8"]} | callbacks
-    at = values.pop("clock", None)
-    options = {} if at is None else {"clock": at}
-    values["daraja"] = {"live_certificate": str(issued.path), "sandbox_url": "http://127.0.0.1:9"}
+    clock = values.pop("clock", None)
+    options = {} if clock is None else {"clock": clock}
+    values["daraja"] = {"live_certificate": str(certificate.path), "sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values, **options) as (gateway, base), shop(gateway, base) as api:
-        yield Door(gateway, base, api, issued)
+        yield CallbackClient(gateway, base, api, certificate)
 
 
 @pytest.fixture
-def issued(tmp_path: Path) -> Issued:
+def certificate(tmp_path: Path) -> Issued:
     """Safaricom's live certificate."""
     return issue(tmp_path / "live.cer", since=-100, days=140)
 
 
 MODES = {"required": (401, 401, 200), "if_present": (200, 401, 200), "off": (200, 200, 200)}
-"""How a callback without a signature, with a wrong one and with a right one is answered."""
+"""The HTTP status for no signature, a wrong one and a valid one, by mode."""
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_each_mode_takes_what_it_says_in_the_sandbox_and_live(
-    values: dict[str, Any], issued: Issued, mode: str
+async def test_signature_modes_answer_missing_wrong_and_valid_ones_in_each_env(
+    values: dict[str, Any], certificate: Issued, mode: str
 ) -> None:
-    async with door(values, issued, signature=mode) as at:
+    async with callback_client(values, certificate, signature=mode) as client:
         none, wrong, right = MODES[mode]
-        # Signed for the other environment, over other bytes, with another key, or not base64 at all: all wrong.
-        right_ones = {"sandbox": sign_with_passkey(PASSKEY, BODY), "live": issued.sign(BODY)}
+        # Wrong: signed for the other env, over other bytes, with another key, or not base64.
+        right_ones = {"sandbox": sign_with_passkey(PASSKEY, BODY), "live": certificate.sign(BODY)}
         for env, signature in right_ones.items():
             other = right_ones["live" if env == "sandbox" else "sandbox"]
-            assert (await at.post(env, None)).status == none
+            assert (await client.post(env, None)).status == none
             over_nothing = sign_with_passkey(PASSKEY, b"")
             for bad in (other, signature[:-4] + "AAA=", "not base64!", "", signature + " x", over_nothing):
-                answer = await at.post(env, bad)
+                answer = await client.post(env, bad)
                 assert answer.status == wrong, (env, bad)
                 if wrong == 401:
                     assert answer.error["code"] == "CALLBACK_REFUSED"
-            assert (await at.post(env, signature)).status == right
-        taken = await at.noted()
+            assert (await client.post(env, signature)).status == right
+        taken = await client.recorded()
         assert taken.count("verified") == (0 if mode == "off" else 2)
-        refused = await at.gateway.db.fetch("SELECT reason, merchant_id FROM refused_callback")
+        refused = await client.gateway.db.fetch("SELECT reason, merchant_id FROM refused_callback")
         assert {row["reason"] for row in refused} == (set() if wrong == 200 else {"signature"})
         assert all(row["merchant_id"] for row in refused)
 
 
 @pytest.mark.parametrize("mode", ["required", "if_present"])
-async def test_callback_with_two_signatures_is_refused_and_kept(
-    values: dict[str, Any], issued: Issued, mode: str
+async def test_callback_with_two_signatures_is_refused_and_stored(
+    values: dict[str, Any], certificate: Issued, mode: str
 ) -> None:
-    async with door(values, issued, signature=mode) as at:
+    async with callback_client(values, certificate, signature=mode) as client:
         right, wrong = sign_with_passkey(PASSKEY, BODY), sign_with_passkey(PASSKEY, b"")
-        merchant_id = (await at.api.call("GET", "/v1/merchant/me")).data["id"]
-        url = at.gateway.services.get(Callbacks).url_for(
-            "stk", env="sandbox", merchant_id=merchant_id, subject_id=at.gateway.ids.new("pay")
+        merchant_id = (await client.api.call("GET", "/v1/merchant/me")).data["id"]
+        url = client.gateway.services.get(Callbacks).url_for(
+            "stk", env="sandbox", merchant_id=merchant_id, subject_id=client.gateway.ids.new("pay")
         )
-        path = url.removeprefix(at.gateway.config.public_url).encode()
+        path = url.removeprefix(client.gateway.config.public_url).encode()
         for signatures in ((right, right), (right, wrong), (wrong, right), ("", right), (right, "")):
             headers = tuple((HEADER.lower().encode(), each.encode()) for each in signatures)
             kind = (b"content-type", b"application/json")
-            said = await ask(at.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
-            assert (said.status, said.codes) == (401, ["CALLBACK_REFUSED"]), signatures
-        refused = await at.gateway.db.fetch("SELECT reason FROM refused_callback")
+            answer = await ask(client.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
+            assert (answer.status, answer.codes) == (401, ["CALLBACK_REFUSED"]), signatures
+        refused = await client.gateway.db.fetch("SELECT reason FROM refused_callback")
         assert [row["reason"] for row in refused] == ["signature"] * 5
-        assert await at.noted() == []
+        assert await client.recorded() == []
         one = ((b"content-type", b"application/json"), (HEADER.lower().encode(), right.encode()))
-        assert (await ask(at.gateway.asgi, "POST", path, one, (BODY,))).status == 200
+        assert (await ask(client.gateway.asgi, "POST", path, one, (BODY,))).status == 200
 
 
-async def test_a_sandbox_signature_is_that_of_the_merchant_whose_address_it_is(
-    values: dict[str, Any], issued: Issued
+async def test_sandbox_signature_with_another_merchants_passkey_is_refused(
+    values: dict[str, Any], certificate: Issued
 ) -> None:
-    async with door(values, issued) as at:
-        await at.gateway.db.execute(WIPE)
-        assert (await at.post("sandbox", sign_with_passkey(PASSKEY, BODY))).status == 401
+    async with callback_client(values, certificate) as client:
+        await client.gateway.db.execute(WIPE)
+        assert (await client.post("sandbox", sign_with_passkey(PASSKEY, BODY))).status == 401
         fields = SANDBOX["mpesa"] | {"passkey": "another-passkey-of-somebody-else"}
-        stored = await at.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})
+        stored = await client.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})
         assert stored.status == 200
-        assert (await at.post("sandbox", sign_with_passkey(PASSKEY, BODY))).status == 401
+        assert (await client.post("sandbox", sign_with_passkey(PASSKEY, BODY))).status == 401
         other = sign_with_passkey(Secret("another-passkey-of-somebody-else"), BODY)
-        assert (await at.post("sandbox", other)).status == 200
+        assert (await client.post("sandbox", other)).status == 200
 
 
-async def test_without_a_token_only_safaricoms_own_key_proves_anything(values: dict[str, Any], issued: Issued) -> None:
-    async with door(values, issued) as at:
+async def test_callback_without_token_needs_a_signature_of_safaricoms_key(
+    values: dict[str, Any], certificate: Issued
+) -> None:
+    async with callback_client(values, certificate) as client:
         path = "/v1/webhooks/mpesa"
-        assert (await at.to(path, sign_with_passkey(PASSKEY, BODY), BODY)).status == 401
-        assert (await at.to(path, issued.sign(BODY), BODY)).status == 200
-        assert await at.noted() == ["verified"]
+        assert (await client.to(path, sign_with_passkey(PASSKEY, BODY), BODY)).status == 401
+        assert (await client.to(path, certificate.sign(BODY), BODY)).status == 200
+        assert await client.recorded() == ["verified"]
 
 
-async def test_the_signature_is_over_the_bytes_as_they_came(values: dict[str, Any], issued: Issued) -> None:
-    async with door(values, issued) as at:
+async def test_signature_is_verified_over_the_received_bytes(values: dict[str, Any], certificate: Issued) -> None:
+    async with callback_client(values, certificate) as client:
         spaced = msgspec.json.format(BODY, indent=2)
-        assert (await at.post("live", issued.sign(BODY), spaced)).status == 401
-        assert (await at.post("live", issued.sign(spaced), spaced)).status == 200
-        # It is looked at before anything is parsed: what is no JSON is refused for its signature first.
-        assert (await at.post("live", issued.sign(BODY), b"not json")).status == 401
-        assert (await at.post("live", issued.sign(b"not json"), b"not json")).status == 422
+        assert (await client.post("live", certificate.sign(BODY), spaced)).status == 401
+        assert (await client.post("live", certificate.sign(spaced), spaced)).status == 200
+        # The signature is verified before the body is parsed.
+        assert (await client.post("live", certificate.sign(BODY), b"not json")).status == 401
+        assert (await client.post("live", certificate.sign(b"not json"), b"not json")).status == 422
 
 
-async def test_the_header_can_be_named(values: dict[str, Any], issued: Issued) -> None:
-    async with door(values, issued, signature="required", signature_header="X-Safaricom-Signature") as at:
-        assert (await at.post("live", issued.sign(BODY))).status == 401
-        assert (await at.post("live", issued.sign(BODY), name="x-safaricom-signature")).status == 200
+async def test_signature_header_setting_names_the_header(values: dict[str, Any], certificate: Issued) -> None:
+    async with callback_client(
+        values, certificate, signature="required", signature_header="X-Safaricom-Signature"
+    ) as client:
+        assert (await client.post("live", certificate.sign(BODY))).status == 401
+        assert (await client.post("live", certificate.sign(BODY), name="x-safaricom-signature")).status == 200
 
 
-async def test_an_expired_certificate_proves_nothing_and_its_successor_is_read_without_a_restart(
-    values: dict[str, Any], issued: Issued
+async def test_expired_certificate_is_refused_and_its_successor_read_without_restart(
+    values: dict[str, Any], certificate: Issued
 ) -> None:
     clock = SetClock(datetime.now(UTC))
     values |= {"clock": clock, "worker": {"in_process": False}}
-    async with door(values, issued) as at:
-        assert (await at.post("live", issued.sign(BODY))).status == 200
+    async with callback_client(values, certificate) as client:
+        assert (await client.post("live", certificate.sign(BODY))).status == 200
         clock.advance(timedelta(days=41))
-        assert (await at.post("live", issued.sign(BODY))).status == 401
-        ready = (await at.api.call("GET", "/health/ready")).data
+        assert (await client.post("live", certificate.sign(BODY))).status == 401
+        ready = (await client.api.call("GET", "/health/ready")).data
         assert (ready["ready"], ready["parts"]["certificates"]["ok"]) == (True, True)
         assert "expired on" in ready["parts"]["certificates"]["detail"]
-        successor = issue(issued.path, since=0, days=400)
+        successor = issue(certificate.path, since=0, days=400)
         clock.advance(timedelta(minutes=2))
-        assert (await at.post("live", successor.sign(BODY))).status == 200
-        assert (await at.post("live", issued.sign(BODY))).status == 401
-        ready = (await at.api.call("GET", "/health/ready")).data
+        assert (await client.post("live", successor.sign(BODY))).status == 200
+        assert (await client.post("live", certificate.sign(BODY))).status == 401
+        ready = (await client.api.call("GET", "/health/ready")).data
         assert ready["parts"]["certificates"]["ok"] is True
 
 
-async def test_where_signatures_are_required_a_live_merchant_needs_a_certificate_at_the_start(
+async def test_start_with_required_signatures_and_a_live_merchant_needs_a_certificate(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
@@ -208,8 +213,8 @@ async def test_where_signatures_are_required_a_live_merchant_needs_a_certificate
         assert gateway.is_running
 
 
-async def test_the_health_of_certificates_is_that_of_those_in_use(values: dict[str, Any], tmp_path: Path) -> None:
-    """Without live merchants and initiators nobody needs one; what is there is shown all the same."""
+async def test_readiness_of_certificates_counts_those_in_use(values: dict[str, Any], tmp_path: Path) -> None:
+    """Without live merchants and initiators no certificate is needed; the files are reported all the same."""
     values["daraja"] = {
         "sandbox_url": "http://127.0.0.1:9",
         "live_certificate": str(tmp_path / "live.cer"),

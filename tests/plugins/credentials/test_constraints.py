@@ -1,4 +1,4 @@
-"""What the tables of credentials refuse, whoever asks: each rule has a statement that breaks it."""
+"""Protects the constraints of the credentials tables: a statement that violates each one is rejected."""
 
 import pytest
 
@@ -40,12 +40,12 @@ CASES = {
 }
 
 
-def test_every_rule_has_a_statement_that_breaks_it() -> None:
+def test_constraints_each_have_a_violating_statement() -> None:
     assert set(CASES) >= added("mpesa_gateway_credentials.migrations")
 
 
 @pytest.mark.usefixtures("initiated")
-async def test_the_table_refuses_what_must_not_be(town: Town) -> None:
+async def test_constraints_reject_their_violating_statements(town: Town) -> None:
     db = town.gateway.db
     await db.execute(
         "INSERT INTO receiver (receiver_id, env, number, kind, created_at) "  # noqa: S608 - ids that the test chose

@@ -1,4 +1,4 @@
-"""Credentials: stored whole, sealed at rest, shown by their last four characters, and tried on demand."""
+"""Protects stored credentials: validated, sealed, shown masked and separate by merchant and env."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,28 +33,28 @@ FULL: dict[str, Any] = SANDBOX["mpesa"] | {
     "nominated_number": "0711 000 321",
     "account_reference": "SHOP 1",
 }
-"""Every field but the two addresses."""
+"""Every field except the two URLs."""
 
 
 async def put(api: Api, **changes: Any) -> Any:
-    """Store credentials as they should be, with changes; None takes a field out."""
+    """Store complete credentials with changes. A change to None omits the field."""
     fields = {name: value for name, value in (FULL | changes).items() if value is not None}
     return await api.call("PUT", PROVIDERS, {"provider": "mpesa", "mpesa": fields})
 
 
-async def stored(api: Api) -> dict[str, Any]:
-    """What the API shows of them."""
+async def shown_credentials(api: Api) -> dict[str, Any]:
+    """Returns the credentials as the API shows them."""
     (provider,) = (await api.call("GET", PROVIDERS)).data
     assert provider["provider"] == "mpesa"
     found: dict[str, Any] = provider["config_summary"]
     return found
 
 
-async def test_what_is_stored_is_shown_with_its_secrets_by_their_last_four(town: Town) -> None:
+async def test_credentials_stored_are_shown_with_the_last_four_characters_of_secrets(town: Town) -> None:
     answer = await put(town.api)
     assert (answer.status, answer.data["provider"]) == (200, "mpesa")
-    assert answer.data["config_summary"] == await stored(town.api)
-    assert await stored(town.api) == {
+    assert answer.data["config_summary"] == await shown_credentials(town.api)
+    assert await shown_credentials(town.api) == {
         "env": "sandbox",
         "consumer_key": "****AAAA",
         "consumer_secret": "****BBBB",
@@ -68,12 +68,12 @@ async def test_what_is_stored_is_shown_with_its_secrets_by_their_last_four(town:
     }
 
 
-async def test_a_short_secret_shows_nothing_of_itself(town: Town) -> None:
+async def test_secret_of_eight_characters_is_masked_entirely(town: Town) -> None:
     await put(town.api, consumer_secret="12345678")
-    assert (await stored(town.api))["consumer_secret"] == "****"
+    assert (await shown_credentials(town.api))["consumer_secret"] == "****"
 
 
-async def test_no_answer_log_line_audit_entry_or_row_holds_a_secret(
+async def test_secrets_are_in_no_answer_log_line_audit_entry_or_row(
     town: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = [
@@ -91,7 +91,7 @@ async def test_no_answer_log_line_audit_entry_or_row_holds_a_secret(
     rows = [
         dict(row)
         for table in tables
-        # The simulator is Safaricom: it knows who has asked it for a token.
+        # The simulator plays Safaricom and stores the consumer keys that asked for a token.
         if not table["tablename"].startswith("sim_")
         for row in await db.fetch(f'SELECT * FROM "{table["tablename"]}"')  # noqa: S608 - a name from the catalogue
     ]
@@ -104,7 +104,7 @@ async def test_no_answer_log_line_audit_entry_or_row_holds_a_secret(
         assert FULL[field][:-4] not in written, field
 
 
-async def test_each_secret_is_sealed_on_its_own_and_opens_only_in_its_place(town: Town) -> None:
+async def test_secret_moved_to_another_column_does_not_open(town: Town) -> None:
     await put(town.api, consumer_secret=FULL["consumer_key"])
     row = dict(await town.gateway.db.fetchrow("SELECT * FROM shortcode WHERE is_default") or {})
     assert len({row[field] for field in SECRET_FIELDS}) == len(SECRET_FIELDS)
@@ -114,7 +114,7 @@ async def test_each_secret_is_sealed_on_its_own_and_opens_only_in_its_place(town
     assert (await town.api.call("GET", PROVIDERS)).status == 500
 
 
-async def test_secrets_of_one_shortcode_do_not_open_in_another_or_in_the_other_env(town: Town) -> None:
+async def test_secret_of_another_shortcode_or_env_does_not_open(town: Town) -> None:
     """The sealed bytes are bound to merchant, env and number."""
     sealer = town.gateway.sealer
     await put(town.api, till_number=None)
@@ -126,16 +126,16 @@ async def test_secrets_of_one_shortcode_do_not_open_in_another_or_in_the_other_e
             sealer.open(row["passkey"], aad=(merchant_id, "mpesa", env, number, "passkey"))
 
 
-async def test_storing_again_replaces_the_whole_configuration(town: Town) -> None:
+async def test_put_of_credentials_again_replaces_all_fields(town: Town) -> None:
     await put(town.api)
     await put(town.api, consumer_key="another-key-DDDD", initiator=None, security_credential=None)
-    found = await stored(town.api)
+    found = await shown_credentials(town.api)
     assert (found["consumer_key"], found["till_number"]) == ("****DDDD", "5123456")
     assert {"initiator", "security_credential"} & set(found) == set()
     assert await town.gateway.db.fetchval("SELECT count(*) FROM shortcode WHERE retired_at IS NULL") == 1
 
 
-async def test_without_credentials_nothing_is_shown_tried_or_paid(town: Town) -> None:
+async def test_credentials_removed_refuse_verification_and_payments(town: Town) -> None:
     removed = (await town.api.call("DELETE", f"{PROVIDERS}/mpesa")).data
     assert removed == {"deleted": True, "shortcode": "174379", "open": {"payments": 0, "refunds": 0}}
     assert (await town.api.call("GET", PROVIDERS)).data == []
@@ -149,7 +149,7 @@ async def test_without_credentials_nothing_is_shown_tried_or_paid(town: Town) ->
     assert (await put(town.api)).status == 200
 
 
-async def test_right_keys_verify_and_wrong_ones_say_what_to_do(town: Town) -> None:
+async def test_verify_with_wrong_keys_returns_the_fault_and_its_fix(town: Town) -> None:
     await put(town.api)
     right = (await town.api.call("POST", VERIFY)).data
     assert right["ok"] is True
@@ -166,7 +166,7 @@ async def test_right_keys_verify_and_wrong_ones_say_what_to_do(town: Town) -> No
     await town.api.settled(made.data["id"], "completed")
 
 
-async def test_verifying_without_an_answer_is_no_verdict(values: dict[str, Any]) -> None:
+async def test_verify_with_daraja_unreachable_is_503(values: dict[str, Any]) -> None:
     values["daraja"] = {"sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         answer = await api.call("POST", VERIFY)
@@ -174,8 +174,8 @@ async def test_verifying_without_an_answer_is_no_verdict(values: dict[str, Any])
         assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_every_bad_field_is_named_at_once_and_nothing_is_stored(town: Town) -> None:
-    before = await stored(town.api)
+async def test_put_with_bad_fields_names_each_and_stores_nothing(town: Town) -> None:
+    before = await shown_credentials(town.api)
     bad: dict[str, Any] = {
         "env": "test",
         "consumer_key": "short",
@@ -194,14 +194,16 @@ async def test_every_bad_field_is_named_at_once_and_nothing_is_stored(town: Town
     assert {problem["field"] for problem in answer.body["errors"]} == {f"mpesa.{name}" for name in bad}
     for secret in ("with a space", "naïve", "x" * 1025):
         assert secret not in str(answer.body)
-    assert await stored(town.api) == before
+    assert await shown_credentials(town.api) == before
 
 
-async def test_what_is_missing_or_of_another_kind_is_named_at_once(town: Town) -> None:
+async def test_put_with_missing_or_mistyped_fields_names_each(town: Town) -> None:
     answer = await town.api.call("PUT", PROVIDERS, {"provider": "cash", "mpesa": {"env": 5, "shortcode": 174379}})
     assert answer.status == 422
     fields = {problem["field"] for problem in answer.body["errors"]}
-    assert fields == {"provider", *(f"mpesa.{name}" for name in FULL if name in required())} | {"mpesa.shortcode"}
+    assert fields == {"provider", *(f"mpesa.{name}" for name in FULL if name in required_fields())} | {
+        "mpesa.shortcode"
+    }
     bodies: list[dict[str, Any]] = [{}, {"provider": "mpesa"}, {"mpesa": None}, {"provider": "mpesa", "mpesa": []}]
     for body in bodies:
         answer = await town.api.call("PUT", PROVIDERS, body)
@@ -209,12 +211,11 @@ async def test_what_is_missing_or_of_another_kind_is_named_at_once(town: Town) -
         assert "mpesa" in {problem["field"] for problem in answer.body["errors"]}
 
 
-def required() -> set[str]:
-    """The fields that nobody can do without."""
+def required_fields() -> set[str]:
     return {"env", "consumer_key", "consumer_secret", "passkey", "shortcode"}
 
 
-async def test_addresses_and_environment_are_judged_together(town: Town) -> None:
+async def test_put_with_bad_urls_and_env_names_each(town: Town) -> None:
     answer = await put(town.api, env="live", result_url="https://elsewhere.example/x", timeout_url="http://[bad/")
     assert answer.status == 422
     assert {problem["field"] for problem in answer.body["errors"]} == {
@@ -224,7 +225,7 @@ async def test_addresses_and_environment_are_judged_together(town: Town) -> None
     }
 
 
-async def test_live_keys_need_a_live_api_key_and_sandbox_keys_the_other(town: Town) -> None:
+async def test_put_with_an_api_key_of_the_other_env_is_refused(town: Town) -> None:
     answer = await put(town.api, env="live")
     assert (answer.status, answer.error["field"]) == (422, "mpesa.env")
     assert "sk_live_" in answer.error["message"]
@@ -238,7 +239,7 @@ async def test_live_keys_need_a_live_api_key_and_sandbox_keys_the_other(town: To
         assert (await live.call("GET", PROVIDERS)).data == []
 
 
-async def test_a_merchant_has_the_envs_that_it_has_secrets_for(database_url: str, valkey_url: str) -> None:
+async def test_merchant_envs_are_those_with_stored_secrets(database_url: str, valkey_url: str) -> None:
     plugins = ["credentials", "callbacks", "transactions", "payments", "webhooks"]
     values = gateway_values(database_url, valkey_url, plugins=plugins, worker={"in_process": False})
     values["public_url"] = "https://pay.example.co.ke"
@@ -253,7 +254,7 @@ async def test_a_merchant_has_the_envs_that_it_has_secrets_for(database_url: str
         assert (await gateway.merchants.require(merchant_id)).envs == ("live",)
         assert await gateway.merchants.any_live()
         await api.call("DELETE", f"{PROVIDERS}/mpesa")
-        # What was asked for may still be asked about, and call back.
+        # Open payments still need status queries and callbacks.
         assert await gateway.merchants.any_live()
         store = gateway.services.get(CredentialStore)
         clock.advance(timedelta(hours=47))
@@ -266,13 +267,13 @@ async def test_a_merchant_has_the_envs_that_it_has_secrets_for(database_url: str
         assert {row[field] for field in SECRET_FIELDS} == {None}
 
 
-async def test_result_addresses_are_ours_or_those_that_the_host_allows(values: dict[str, Any]) -> None:
+async def test_result_url_outside_our_own_and_the_allowed_hosts_is_refused(values: dict[str, Any]) -> None:
     values["credentials"] = {"allowed_callback_hosts": ["hooks.example.co.ke"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         good = [f"{base}/v1/cb/x", "https://hooks.example.co.ke/x", "https://hooks.example.co.ke:8443/x"]
         for url in good:
             assert (await put(api, result_url=url, timeout_url=url)).status == 200, url
-            assert (await stored(api))["result_url"] == url
+            assert (await shown_credentials(api))["result_url"] == url
         bad = [
             "http://hooks.example.co.ke/x",
             "https://example.co.ke/x",
@@ -289,7 +290,7 @@ async def test_result_addresses_are_ours_or_those_that_the_host_allows(values: d
             assert (answer.status, answer.error["field"]) == (422, "mpesa.result_url"), url
 
 
-async def test_me_tells_who_asks_with_which_key_and_what_is_configured(town: Town) -> None:
+async def test_merchant_me_shows_merchant_key_and_providers(town: Town) -> None:
     me = (await town.api.call("GET", "/v1/merchant/me")).data
     merchant = await town.gateway.merchants.require(me["id"])
     (key,) = await town.gateway.api_keys.list(me["id"])
@@ -303,30 +304,36 @@ async def test_me_tells_who_asks_with_which_key_and_what_is_configured(town: Tow
     assert str(town.api.key) not in str(me)
 
 
-async def test_each_merchant_sees_and_removes_only_their_own(town: Town) -> None:
+async def test_credentials_of_another_merchant_are_neither_shown_nor_removed(town: Town) -> None:
     await put(town.api)
     async with shop(town.gateway, town.base, is_configured=False) as other:
         assert (await other.call("GET", PROVIDERS)).data == []
         assert (await other.call("DELETE", f"{PROVIDERS}/mpesa")).status == 404
         await put(other, consumer_key="key-of-the-other-EEEE")
-        assert (await stored(other))["consumer_key"] == "****EEEE"
-        assert (await stored(town.api))["consumer_key"] == "****AAAA"
+        assert (await shown_credentials(other))["consumer_key"] == "****EEEE"
+        assert (await shown_credentials(town.api))["consumer_key"] == "****AAAA"
         await other.call("DELETE", f"{PROVIDERS}/mpesa")
-    assert (await stored(town.api))["consumer_key"] == "****AAAA"
+    assert (await shown_credentials(town.api))["consumer_key"] == "****AAAA"
 
 
-async def test_storing_and_removing_are_in_the_audit_log(town: Town) -> None:
+async def test_credentials_stored_and_removed_are_in_the_audit_log(town: Town) -> None:
     await put(town.api)
     await town.api.call("DELETE", f"{PROVIDERS}/mpesa")
     entries = (await town.api.call("GET", "/v1/audit/logs?limit=2")).data
     assert [entry["action"] for entry in entries] == ["credentials.removed", "credentials.stored"]
-    stored = {"provider": "mpesa", "env": "sandbox", "shortcode": "5123456", "from": "127.0.0.1", "retired": "174379"}
-    assert entries[1]["detail"] == stored
+    detail = {
+        "provider": "mpesa",
+        "env": "sandbox",
+        "shortcode": "5123456",
+        "from": "127.0.0.1",
+        "retired": "174379",
+    }
+    assert entries[1]["detail"] == detail
     assert await town.gateway.audit.verify() > 2
 
 
 @given(st.text(max_size=30))
-def test_a_shortcode_is_five_to_seven_ascii_digits_and_nothing_else(text: str) -> None:
+def test_shortcode_rule_accepts_five_to_seven_ascii_digits_only(text: str) -> None:
     rule = MpesaFields.RULES["shortcode"]
     if text.isascii() and text.isdigit() and 5 <= len(text) <= 7:
         assert rule(text) == text
@@ -338,7 +345,7 @@ def test_a_shortcode_is_five_to_seven_ascii_digits_and_nothing_else(text: str) -
 # -- the initiator's password ---------------------------------------------------------------------------------------
 
 
-async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_kept(
+async def test_initiator_password_is_encrypted_for_its_env_and_not_stored(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     sandbox, live = issue(tmp_path / "sandbox.cer"), issue(tmp_path / "live.cer")
@@ -358,18 +365,18 @@ async def test_the_initiators_password_is_encrypted_for_the_environment_and_not_
             answer = await put(api, env=env, security_credential=None, initiator_password="Initiator-pw-7")
             assert answer.status == 200, answer.body
             merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-            kept = await gateway.services.get(CredentialReader).get(merchant_id, env)
-            assert kept.security_credential is not None
-            assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
+            credentials = await gateway.services.get(CredentialReader).get(merchant_id, env)
+            assert credentials.security_credential is not None
+            assert issued.decrypt(credentials.security_credential.reveal()) == "Initiator-pw-7"
             shown = answer.data["config_summary"]
-            assert shown["security_credential"] == kept.security_credential.masked
+            assert shown["security_credential"] == credentials.security_credential.masked
             assert "initiator_password" not in shown
         for table in ("shortcode", "audit_entry", "event"):
             rows = await gateway.db.fetch(f"SELECT * FROM {table}")  # noqa: S608 - a name from this line
             assert "Initiator-pw-7" not in str([dict(row) for row in rows])
 
 
-async def test_a_password_that_cannot_be_encrypted_here_is_refused_with_the_reason(
+async def test_initiator_password_without_a_readable_certificate_is_refused(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     values["daraja"] = {"sandbox_certificate": str(tmp_path / "a.cer"), "sandbox_url": "http://127.0.0.1:9"}
@@ -386,7 +393,7 @@ async def test_a_password_that_cannot_be_encrypted_here_is_refused_with_the_reas
         assert (spaced.status, spaced.error["field"]) == (422, "mpesa.initiator_password")
 
 
-async def test_initiator_password_is_encrypted_with_an_expired_certificate_and_a_warning_logged(
+async def test_initiator_password_with_an_expired_certificate_is_encrypted_and_warned(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     issued = issue(tmp_path / "a.cer", since=-4000, days=5)
@@ -396,15 +403,15 @@ async def test_initiator_password_is_encrypted_with_an_expired_certificate_and_a
             answer = await put(api, security_credential=None, initiator_password="Initiator-pw-7")
         assert answer.status == 200, answer.body
         merchant_id = (await api.call("GET", "/v1/merchant/me")).data["id"]
-        kept = await gateway.services.get(CredentialReader).get(merchant_id, "sandbox")
-        assert kept.security_credential is not None
-        assert issued.decrypt(kept.security_credential.reveal()) == "Initiator-pw-7"
+        credentials = await gateway.services.get(CredentialReader).get(merchant_id, "sandbox")
+        assert credentials.security_credential is not None
+        assert issued.decrypt(credentials.security_credential.reveal()) == "Initiator-pw-7"
         (warned,) = [entry for entry in logged if entry["event"] == "certificate_not_valid_now"]
         assert (warned["log_level"], "expired on" in warned["problem"]) == ("warning", True)
         assert "Initiator-pw-7" not in str(logged)
 
 
-async def test_each_environment_talks_to_its_own_daraja_only(values: dict[str, Any]) -> None:
+async def test_requests_of_each_env_go_to_its_own_daraja_only(values: dict[str, Any]) -> None:
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
     values.pop("simulator")
     async with playing() as sandbox, playing() as live:

@@ -1,4 +1,4 @@
-"""What the doctor sees of a merchant's credentials: each thing as it should be, and as it should not."""
+"""Protects the doctor's checks of a merchant's credentials."""
 
 from base64 import b64encode
 from collections.abc import AsyncGenerator
@@ -24,24 +24,23 @@ ALL = {f"credentials.{name}": "ok" for name in ("whole", "initiator", "token")}
 
 @pytest.fixture
 async def town(values: dict[str, Any], tmp_path: Path) -> AsyncGenerator[Town]:
-    """A town that has Safaricom's sandbox certificate, and where only the gateway may say what it is called."""
+    """A gateway with the sandbox certificate, at its own address only."""
     file = tmp_path / "sandbox.cer"
     file.write_bytes(certificate(number=1, until=timedelta(days=99)).public_bytes(Encoding.PEM))
-    # The simulator answers where the gateway does, which is known only once it listens.
+    # The simulator's address is the gateway's, known only after the start.
     async with receiving() as receiver, running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         daraja = msgspec.structs.replace(gateway.config.daraja, sandbox_certificate=str(file))
         gateway.config = msgspec.structs.replace(gateway.config, daraja=daraja)
         yield Town(gateway, base, api, receiver)
 
 
-async def look(town: Town, **examined: Any) -> dict[str, CheckResult]:
-    """What is seen of the one merchant's credentials."""
+async def run_checks(town: Town, **options: Any) -> dict[str, CheckResult]:
     merchant = await only_merchant(town.gateway)
-    return await seen_by(check_credentials, town.gateway, **({"merchant": merchant} | examined))
+    return await seen_by(check_credentials, town.gateway, **({"merchant": merchant} | options))
 
 
-async def store(town: Town, **changes: Any) -> None:
-    """Store whole sandbox credentials, encrypted by the gateway itself, with changes; None takes a field out."""
+async def store_credentials(town: Town, **changes: Any) -> None:
+    """Store complete sandbox credentials with changes; the gateway encrypts the password. None omits a field."""
     password = {"security_credential": None, "initiator_password": "secret"}
     fields: dict[str, Any] = INITIATED["mpesa"] | password | changes
     body = {"provider": "mpesa", "mpesa": {name: value for name, value in fields.items() if value is not None}}
@@ -49,44 +48,44 @@ async def store(town: Town, **changes: Any) -> None:
     assert answer.status == 200, answer.body
 
 
-async def test_as_they_should_be(town: Town) -> None:
-    await store(town)
-    found = await look(town)
+async def test_doctor_with_complete_credentials_is_ok(town: Town) -> None:
+    await store_credentials(town)
+    found = await run_checks(town)
     assert levels(found) == ALL
     assert "secret" not in str(found)
-    assert levels(await look(town, is_live=True)) == ALL | {"credentials.live": "note"}
+    assert levels(await run_checks(town, is_live=True)) == ALL | {"credentials.live": "note"}
 
 
-async def test_none_stored(town: Town) -> None:
+async def test_doctor_without_credentials_notes_or_warns_if_live(town: Town) -> None:
     await town.api.call("DELETE", "/v1/merchant/providers/mpesa")
-    assert levels(await look(town)) == {"credentials.stored": "note"}
-    assert levels(await look(town, is_live=True)) == {"credentials.stored": "warning"}
+    assert levels(await run_checks(town)) == {"credentials.stored": "note"}
+    assert levels(await run_checks(town, is_live=True)) == {"credentials.stored": "warning"}
 
 
-async def test_fields_that_are_missing_are_named(town: Town) -> None:
+async def test_doctor_with_missing_fields_names_them(town: Town) -> None:
     await town.api.call("PUT", "/v1/merchant/providers", SANDBOX)
-    found = (await look(town))["credentials.whole"]
+    found = (await run_checks(town))["credentials.whole"]
     assert found.level == "note"
     for name in ("mpesa.initiator", "mpesa.initiator_password", "mpesa.nominated_number"):
         assert name in found.text + (found.fix or "")
-    await store(town, nominated_number=None)
-    found = (await look(town))["credentials.whole"]
+    await store_credentials(town, nominated_number=None)
+    found = (await run_checks(town))["credentials.whole"]
     assert "mpesa.nominated_number" in found.text
     assert "mpesa.initiator" not in found.text
 
 
-async def test_keys_that_mpesa_does_not_take(town: Town) -> None:
-    await store(town)
+async def test_doctor_with_keys_rejected_by_mpesa_is_a_problem(town: Town) -> None:
+    await store_credentials(town)
     fault = {"operation": "oauth", "fault": "400.008.01", "times": 1}
     assert (await town.api.call("POST", "/simulator/control/faults", fault)).status == 200
-    found = (await look(town))["credentials.token"]
+    found = (await run_checks(town))["credentials.token"]
     assert (found.level, bool(found.fix)) == ("problem", True)
 
 
-async def test_live_credentials_with_the_sandboxs_shortcode(town: Town) -> None:
-    await store(town)
+async def test_doctor_live_with_the_sandbox_shortcode_is_a_problem(town: Town) -> None:
+    await store_credentials(town)
     await go_live(town.gateway)
-    found = (await look(town, is_live=True))["credentials.live"]
+    found = (await run_checks(town, is_live=True))["credentials.live"]
     assert (found.level, "174379" in found.text) == ("problem", True)
 
 
@@ -98,12 +97,12 @@ async def test_live_credentials_with_the_sandboxs_shortcode(town: Town) -> None:
         ("https://x.ngrok.io/results", "tunnel"),
     ],
 )
-async def test_addresses_for_results_that_mpesa_does_not_call(town: Town, url: str, words: str) -> None:
-    await store(town)
+async def test_doctor_result_url_that_mpesa_rejects_is_a_problem_if_live(town: Town, url: str, words: str) -> None:
+    await store_credentials(town)
     await change_credentials(town.gateway, result_url=url)
-    found = await look(town, is_live=True)
+    found = await run_checks(town, is_live=True)
     assert (found["credentials.result_url"].level, words in found["credentials.result_url"].text) == ("problem", True)
-    assert (await look(town))["credentials.result_url"].level == "note"
+    assert (await run_checks(town))["credentials.result_url"].level == "note"
 
 
 @pytest.mark.parametrize(
@@ -114,19 +113,21 @@ async def test_addresses_for_results_that_mpesa_does_not_call(town: Town, url: s
         (b64encode(b"\xff" * 256).decode(), "not encrypted with the current"),
     ],
 )
-async def test_an_initiators_password_that_was_not_encrypted_for_this(town: Town, credential: str, words: str) -> None:
-    await store(town, security_credential=credential, initiator_password=None)
-    found = (await look(town))["credentials.initiator"]
+async def test_doctor_security_credential_of_another_certificate_is_a_problem(
+    town: Town, credential: str, words: str
+) -> None:
+    await store_credentials(town, security_credential=credential, initiator_password=None)
+    found = (await run_checks(town))["credentials.initiator"]
     assert (found.level, words in found.text) == ("problem", True)
 
 
-async def test_an_initiators_password_from_before_the_present_certificate(town: Town) -> None:
-    await store(town)
+async def test_doctor_security_credential_older_than_the_certificate_warns(town: Town) -> None:
+    await store_credentials(town)
     await change_credentials(town.gateway, updated_at=town.gateway.clock.now() - timedelta(days=30))
-    assert (await look(town))["credentials.initiator"].level == "warning"
+    assert (await run_checks(town))["credentials.initiator"].level == "warning"
 
 
-async def test_without_a_certificate_nothing_can_be_said_of_it(values: dict[str, Any]) -> None:
+async def test_doctor_security_credential_without_a_certificate_is_a_note(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         await api.call("PUT", "/v1/merchant/providers", INITIATED)
         merchant = await only_merchant(gateway)
@@ -134,7 +135,7 @@ async def test_without_a_certificate_nothing_can_be_said_of_it(values: dict[str,
         assert found["credentials.initiator"].level == "note"
 
 
-async def test_a_daraja_that_is_away_says_nothing_of_the_keys(values: dict[str, Any]) -> None:
+async def test_doctor_token_with_daraja_unreachable_warns(values: dict[str, Any]) -> None:
     daraja = {"sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values | {"daraja": daraja}) as (gateway, base), shop(gateway, base):
         merchant = await only_merchant(gateway)
@@ -142,9 +143,9 @@ async def test_a_daraja_that_is_away_says_nothing_of_the_keys(values: dict[str, 
         assert found["credentials.token"].level == "warning"
 
 
-async def test_credentials_that_no_listed_key_opens(town: Town) -> None:
-    await store(town)
+async def test_doctor_credentials_sealed_with_an_unlisted_key_are_a_problem(town: Town) -> None:
+    await store_credentials(town)
     await change_credentials(town.gateway, passkey="v1.0123456789ab.AAAA")
-    found = await look(town)
+    found = await run_checks(town)
     assert levels(found) == {"credentials.stored": "problem"}
     assert "0123456789ab" in found["credentials.stored"].text

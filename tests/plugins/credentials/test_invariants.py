@@ -1,10 +1,10 @@
-"""Merchants, receivers and shortcodes, bent past Postgres' own rules: it shows."""
+"""Protects the credentials invariants: rows that bypass PostgreSQL's constraints are reported."""
 
 from mpesa_gateway_credentials.plugin import plugin
 from tests.conftest import Town
 from tests.ledger import each_is_noticed, lay_bare
 
-BENDINGS = {
+VIOLATIONS = {
     "credentials.envs_are_the_shortcodes": """
         UPDATE merchant SET envs = '{live}' WHERE name = 'Other' RETURNING merchant_id;
         UPDATE merchant SET envs = '{live,sandbox}' WHERE envs = '{sandbox}' RETURNING merchant_id
@@ -16,11 +16,11 @@ BENDINGS = {
 }
 
 
-def test_every_invariant_is_bent() -> None:
-    assert set(BENDINGS) == {f"credentials.{invariant.name}" for invariant in plugin.invariants}
+def test_invariants_each_have_a_violation() -> None:
+    assert set(VIOLATIONS) == {f"credentials.{invariant.name}" for invariant in plugin.invariants}
 
 
-async def test_whatever_is_bent_shows_and_nothing_else_does(town: Town) -> None:
+async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> None:
     await town.gateway.merchants.create("Other", actor="test")
     await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}

@@ -1,4 +1,4 @@
-"""What Prometheus reads: true after a real journey, for those who are let in, bounded, and served by indexes."""
+"""Protects /metrics: correct counts, access by token or network, bounded labels, queries served by indexes."""
 
 import asyncio
 import json
@@ -62,8 +62,8 @@ Sample = tuple[str, dict[str, str], float]
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A gateway with metrics, a shop, its server, and how to read."""
+class Metered:
+    """A gateway with metrics, a shop, and the shop's server."""
 
     gateway: Gateway
     base: str
@@ -71,23 +71,21 @@ class Watched:
     receiver: Receiver
 
     async def samples(self) -> list[Sample]:
-        """Everything that is shown."""
         return read(await scrape(self.base))
 
     async def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name with these labels. Raises AssertionError for none."""
+        """Returns the sum of the matching samples. Raises AssertionError if there is none."""
         return value(await self.samples(), name, **labels)
 
 
 async def scrape(base: str, headers: dict[str, str] | None = None) -> niquests.Response:
-    """One look at /metrics."""
     async with niquests.AsyncSession() as session:
         session.trust_env = False
         return await session.get(f"{base}/metrics", headers=SHOWN if headers is None else headers)
 
 
 def read(response: niquests.Response) -> list[Sample]:
-    """What an answer says, by the library's own parser."""
+    """Returns the samples of an answer, parsed by prometheus_client."""
     assert response.status_code == 200, response.text
     assert str(response.headers["content-type"]).startswith("text/plain; version=0.0.4")
     families = text_string_to_metric_families(response.text or "")
@@ -95,34 +93,34 @@ def read(response: niquests.Response) -> list[Sample]:
 
 
 def value(samples: list[Sample], name: str, **labels: str) -> float:
-    """The sum of the samples of this name with these labels."""
+    """Returns the sum of the matching samples. Raises AssertionError if there is none."""
     found = [number for each, known, number in samples if each == name and labels.items() <= known.items()]
     assert found, (name, labels)
     return sum(found)
 
 
 @pytest.fixture
-def watched_values(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Everything, and metrics that are read anew each time."""
+def metered_values(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Settings with every plugin and uncached metrics."""
     certificate = str(issue(tmp_path / "sandbox.cer", days=10).path)
     more = {"metrics": {"token": TOKEN, "keep": 0}, "daraja": {"sandbox_certificate": certificate}}
     return values | {"plugins": [*PLUGINS, "metrics"]} | more
 
 
 @pytest.fixture
-async def watched(watched_values: dict[str, Any]) -> AsyncGenerator[Watched]:
-    """A gateway at work that is watched."""
+async def metered(metered_values: dict[str, Any]) -> AsyncGenerator[Metered]:
+    """A gateway with metrics, a shop, and the shop's server."""
     async with (
         receiving() as receiver,
-        running_gateway(watched_values) as (gateway, base),
+        running_gateway(metered_values) as (gateway, base),
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
-        yield Watched(gateway, base, api, receiver)
+        yield Metered(gateway, base, api, receiver)
 
 
-async def journey(watched: Watched) -> None:
-    """A payment that is paid, one that is not, one whose push meets a fault, a forged callback, a statement read."""
-    api = watched.api
+async def journey(metered: Metered) -> None:
+    """A paid payment, a failed one, a push with a fault, a forged callback and a reconciliation."""
+    api = metered.api
     assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     paid = await api.pay("254711000018", 60, key="paid")
     await api.settled(paid.data["id"], "completed")
@@ -134,67 +132,71 @@ async def journey(watched: Watched) -> None:
     assert (await api.call("POST", "/v1/cb/stk/forged", {"Body": {}})).status == 404
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).status in {200, 201, 202}
-    await watched.receiver.wait_for(2)
-    await watched.gateway.services.get(PaymentStatsReader).count()
+    await metered.receiver.wait_for(2)
+    await metered.gateway.services.get(PaymentStatsReader).count()
 
     async def is_counted() -> bool:
-        return await watched.value("mpesa_webhook_attempts_total", outcome="delivered") >= 2
+        return await metered.value("mpesa_webhook_attempts_total", outcome="delivered") >= 2
 
     await eventually(is_counted)
 
 
-async def test_a_journey_is_counted_as_it_was(watched: Watched) -> None:
-    await journey(watched)
-    samples = await watched.samples()
+async def test_metrics_after_a_journey_have_its_counts(metered: Metered) -> None:
+    await journey(metered)
+    samples = await metered.samples()
 
-    def seen(name: str, **labels: str) -> float:
+    def counted_value(name: str, **labels: str) -> float:
         return value(samples, name, **labels)
 
-    assert seen("mpesa_payments_ended_total", env="sandbox", outcome="completed") == 1
-    assert seen("mpesa_payments_ended_total", outcome="failed", reason="cancelled_by_user") == 1
-    assert seen("mpesa_payments_ended_total", env="live") == 0
-    assert seen("mpesa_payment_result_seconds_count", outcome="completed") == 1
-    assert seen("mpesa_payments", env="sandbox", window="2h", outcome="asked") == 3
-    assert seen("mpesa_payments", env="sandbox", window="24h", outcome="paid") == 1
-    assert seen("mpesa_payments_failed", env="sandbox", window="24h", reason="cancelled_by_user") == 1
-    assert seen("mpesa_payments_taken_kes", env="sandbox", window="2h") == 60
-    assert seen("mpesa_callbacks_total", kind="stk", verdict="accepted") == 2
-    assert seen("mpesa_callbacks_total", kind="stk", verdict="refused", reason="token") == 1
+    assert counted_value("mpesa_payments_ended_total", env="sandbox", outcome="completed") == 1
+    assert counted_value("mpesa_payments_ended_total", outcome="failed", reason="cancelled_by_user") == 1
+    assert counted_value("mpesa_payments_ended_total", env="live") == 0
+    assert counted_value("mpesa_payment_result_seconds_count", outcome="completed") == 1
+    assert counted_value("mpesa_payments", env="sandbox", window="2h", outcome="asked") == 3
+    assert counted_value("mpesa_payments", env="sandbox", window="24h", outcome="paid") == 1
+    assert counted_value("mpesa_payments_failed", env="sandbox", window="24h", reason="cancelled_by_user") == 1
+    assert counted_value("mpesa_payments_taken_kes", env="sandbox", window="2h") == 60
+    assert counted_value("mpesa_callbacks_total", kind="stk", verdict="accepted") == 2
+    assert counted_value("mpesa_callbacks_total", kind="stk", verdict="refused", reason="token") == 1
     for env in ENVS:
-        assert seen("mpesa_webhooks_pending", env=env) == seen("mpesa_webhooks_oldest_pending_seconds", env=env) == 0
-    assert seen("mpesa_daraja_calls_total", operation="stk_push", outcome="ok", code="") == 2
-    assert seen("mpesa_daraja_calls_total", operation="stk_push", outcome="fault", code="500.003.02") == 1
-    assert seen("mpesa_daraja_call_seconds_count", env="sandbox", operation="stk_push") == 3
-    assert seen("mpesa_http_requests_total", method="POST", route="/v1/payments", status="201") == 2
-    assert seen("mpesa_http_requests_total", method="POST", route="/v1/payments", status="503") == 1
-    assert seen("mpesa_daraja_tokens") == 1
-    assert 0 <= seen("mpesa_daraja_token_age_seconds") < 300
-    assert seen("mpesa_postgres_up") == seen("mpesa_valkey_up") == 1
-    assert [seen("mpesa_workers", queue=queue) for queue in QUEUES] == [1] * len(QUEUES)
-    assert seen("mpesa_migrations_pending") == seen("mpesa_collectors_failed") == 0
-    assert seen("mpesa_reconciliation_runs_total", status="completed") == 1
-    assert seen("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1
-    assert seen("mpesa_build_info") == 1
-    assert 8 * 86_400 < seen("mpesa_certificate_expires_seconds", env="sandbox") < 9 * 86_400
+        assert (
+            counted_value("mpesa_webhooks_pending", env=env)
+            == counted_value("mpesa_webhooks_oldest_pending_seconds", env=env)
+            == 0
+        )
+    assert counted_value("mpesa_daraja_calls_total", operation="stk_push", outcome="ok", code="") == 2
+    assert counted_value("mpesa_daraja_calls_total", operation="stk_push", outcome="fault", code="500.003.02") == 1
+    assert counted_value("mpesa_daraja_call_seconds_count", env="sandbox", operation="stk_push") == 3
+    assert counted_value("mpesa_http_requests_total", method="POST", route="/v1/payments", status="201") == 2
+    assert counted_value("mpesa_http_requests_total", method="POST", route="/v1/payments", status="503") == 1
+    assert counted_value("mpesa_daraja_tokens") == 1
+    assert 0 <= counted_value("mpesa_daraja_token_age_seconds") < 300
+    assert counted_value("mpesa_postgres_up") == counted_value("mpesa_valkey_up") == 1
+    assert [counted_value("mpesa_workers", queue=queue) for queue in QUEUES] == [1] * len(QUEUES)
+    assert counted_value("mpesa_migrations_pending") == counted_value("mpesa_collectors_failed") == 0
+    assert counted_value("mpesa_reconciliation_runs_total", status="completed") == 1
+    assert counted_value("mpesa_jobs_total", job="webhooks.deliver", outcome="done") >= 1
+    assert counted_value("mpesa_build_info") == 1
+    assert 8 * 86_400 < counted_value("mpesa_certificate_expires_seconds", env="sandbox") < 9 * 86_400
 
 
-async def test_what_waits_in_the_sandbox_is_not_counted_as_live(watched: Watched) -> None:
-    await watched.api.pay("254700000020", key="held")
-    db = watched.gateway.db
+async def test_metrics_of_sandbox_rows_are_not_counted_as_live(metered: Metered) -> None:
+    await metered.api.pay("254700000020", key="held")
+    db = metered.gateway.db
     await db.execute("UPDATE payment SET mismatch = 'amount', received_amount = '5', due_at = now()")
     subject = identifier("pay"), identifier("mer")
     for number, (verdict, env) in enumerate(product(("waiting", "unmatched"), ("sandbox", None))):
         await db.execute(CALLBACK, identifier("cbk", number), verdict, env, *subject)
-    samples = await watched.samples()
+    samples = await metered.samples()
     counts = (
         "mpesa_payments_open",
         "mpesa_payments_needing_review",
         "mpesa_callbacks_waiting",
         "mpesa_callbacks_unmatched",
     )
-    seen = {env: [value(samples, name, env=env) for name in counts] for env in ENVS}
-    # A callback whose env is not known may be of either.
-    assert seen == {"sandbox": [1, 1, 2, 2], "live": [0, 0, 1, 1]}
+    by_env = {env: [value(samples, name, env=env) for name in counts] for env in ENVS}
+    # A callback without an env counts in both.
+    assert by_env == {"sandbox": [1, 1, 2, 2], "live": [0, 0, 1, 1]}
 
 
 CALLBACK = """
@@ -207,17 +209,17 @@ VALUES ($1, 'stk', $3::text, id_text($1), '0', CASE WHEN $3 IS NOT NULL THEN $4:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """Every question that the alerts and the dashboard ask, with its place."""
+    """Returns the PromQL expressions of alerts and dashboard with their titles."""
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    asked = [(rule["alert"], str(rule["expr"])) for rule in rules]
+    queries = [(rule["alert"], str(rule["expr"])) for rule in rules]
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    return asked + [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
+    return queries + [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", ())]
 
 
-async def test_what_alerts_and_dashboard_ask_for_is_there(watched: Watched) -> None:
-    """Each metric, each label, and each value that a label is compared with: what is misspelt would never fire."""
-    await journey(watched)
-    samples = await watched.samples()
+async def test_alert_and_dashboard_expressions_match_exposed_series(metered: Metered) -> None:
+    """Checks each metric, label and label value: a misspelt one would never match."""
+    await journey(metered)
+    samples = await metered.samples()
     wrong: list[str] = []
     for place, expression in expressions():
         known: set[str] = set()
@@ -227,7 +229,7 @@ async def test_what_alerts_and_dashboard_ask_for_is_there(watched: Watched) -> N
             if not labels:
                 wrong.append(f"{place}: {name} is not exposed")
             for label, how, text in MATCHER.findall(inside):
-                texts: list[str] = [] if text == "$env" or (name, label) in UNSEEN else text.split("|")
+                texts: list[str] = [] if text == "$env" or (name, label) in VALUES_NOT_IN_JOURNEY else text.split("|")
                 if not all(label in found for found in labels):
                     wrong.append(f"{place}: {name} has no label {label}")
                 wrong += [
@@ -240,15 +242,15 @@ async def test_what_alerts_and_dashboard_ask_for_is_there(watched: Watched) -> N
     assert wrong == []
 
 
-UNSEEN = {
+VALUES_NOT_IN_JOURNEY = {
     ("mpesa_http_requests_total", "status"),
     ("mpesa_jobs_total", "outcome"),
     ("mpesa_http_requests_total", "route"),
 }
-"""Labels with values that a journey which goes well does not bring about."""
+"""Labels with values that do not occur in a successful journey."""
 
 
-def test_every_alert_is_whole_and_has_its_section_in_the_runbook() -> None:
+def test_alerts_each_are_complete_and_have_a_runbook_section() -> None:
     groups = yaml.safe_load(ALERTS.read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     names = [rule["alert"] for rule in rules]
@@ -267,7 +269,7 @@ def test_every_alert_is_whole_and_has_its_section_in_the_runbook() -> None:
     assert [name for name, text in sections.items() if not all(part in text for part in parts)] == []
 
 
-def test_the_dashboard_can_be_imported() -> None:
+def test_dashboard_has_valid_panels_and_variables() -> None:
     board = json.loads(DASHBOARD.read_text())
     assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "env"}
     ids = [panel["id"] for panel in board["panels"]]
@@ -279,44 +281,46 @@ def test_the_dashboard_can_be_imported() -> None:
         assert (panel["type"] == "row") == ("targets" not in panel)
 
 
-async def test_only_those_who_are_let_in_read(watched_values: dict[str, Any]) -> None:
-    values = watched_values | {"limits": {"auth_failures": 3}}
+async def test_metrics_with_a_wrong_token_is_401_and_then_429(metered_values: dict[str, Any]) -> None:
+    values = metered_values | {"limits": {"auth_failures": 3}}
     async with running_gateway(values) as (_, base):
         for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": f"Basic {TOKEN}"}):
             refused = await scrape(base, headers)
             assert (refused.status_code, refused.json()["errors"][0]["code"]) == (401, "AUTH_INVALID_KEY")
-        # Without a token it is no guess.
+        # A request without a token is not a guess.
         assert [(await scrape(base, {})).status_code for _ in range(5)] == [401] * 5
         assert (await scrape(base, {"Authorization": "Bearer a third"})).status_code == 401
         assert (await scrape(base, {"Authorization": "Bearer a fourth"})).status_code == 429
 
 
-async def test_a_token_is_not_guessed_and_its_reader_is_not_shut_out(watched_values: dict[str, Any]) -> None:
-    values = watched_values | {
+async def test_metrics_token_guesses_are_limited_by_address_and_do_not_lock_out_the_reader(
+    metered_values: dict[str, Any],
+) -> None:
+    values = metered_values | {
         "limits": {"auth_failures": 3},
-        "security": watched_values["security"] | {"trusted_proxies": ["127.0.0.0/8"]},
+        "security": metered_values["security"] | {"trusted_proxies": ["127.0.0.0/8"]},
     }
 
-    def shown(address: str, token: str = TOKEN) -> dict[str, str]:
+    def request_headers(address: str, token: str = TOKEN) -> dict[str, str]:
         return {"Authorization": f"Bearer {token}", "X-Forwarded-For": address}
 
     async with running_gateway(values) as (_, base):
-        guesses = [(await scrape(base, shown("203.0.113.1", f"guess {n}"))).status_code for n in range(5)]
+        guesses = [(await scrape(base, request_headers("203.0.113.1", f"guess {n}"))).status_code for n in range(5)]
         assert guesses == [401, 401, 401, 429, 429]
-        # Even the right one: whoever guesses long enough would find it.
-        assert (await scrape(base, shown("203.0.113.1"))).status_code == 429
-        # Another address is counted by itself, and the /64 of one counts as one.
-        assert (await scrape(base, shown("203.0.113.2"))).status_code == 200
-        in_one = [(await scrape(base, shown(f"2001:db8::{n}", "guess"))).status_code for n in range(1, 6)]
+        # The right token is refused too: otherwise guessing would succeed in the end.
+        assert (await scrape(base, request_headers("203.0.113.1"))).status_code == 429
+        # Addresses are limited separately, and an IPv6 /64 counts as one address.
+        assert (await scrape(base, request_headers("203.0.113.2"))).status_code == 200
+        in_one = [(await scrape(base, request_headers(f"2001:db8::{n}", "guess"))).status_code for n in range(1, 6)]
         assert in_one == [401, 401, 401, 429, 429]
-        # A reader goes on, whatever is guessed from its address.
-        guesses = [(await scrape(base, shown("203.0.113.2", f"guess {n}"))).status_code for n in range(5)]
+        # An address that has read successfully is not locked out by guesses.
+        guesses = [(await scrape(base, request_headers("203.0.113.2", f"guess {n}"))).status_code for n in range(5)]
         assert guesses == [401, 401, 401, 429, 429]
-        assert (await scrape(base, shown("203.0.113.2"))).status_code == 200
+        assert (await scrape(base, request_headers("203.0.113.2"))).status_code == 200
 
 
-async def test_a_token_is_not_guessed_without_valkey_either(watched_values: dict[str, Any]) -> None:
-    values = watched_values | {
+async def test_metrics_token_guesses_without_valkey_are_limited(metered_values: dict[str, Any]) -> None:
+    values = metered_values | {
         "limits": {"auth_failures": 3},
         "valkey": {"url": "valkey://127.0.0.1:9/0"},
         "worker": {"in_process": False},
@@ -326,47 +330,45 @@ async def test_a_token_is_not_guessed_without_valkey_either(watched_values: dict
         assert guesses == [401, 401, 401, 429, 429]
 
 
-async def test_networks_say_who_reads_and_others_find_nothing_there(watched_values: dict[str, Any]) -> None:
-    values = watched_values | {"metrics": {"networks": ["10.1.0.0/16"]}, "security": watched_values["security"]}
+async def test_metrics_from_an_address_outside_the_networks_is_404(metered_values: dict[str, Any]) -> None:
+    values = metered_values | {"metrics": {"networks": ["10.1.0.0/16"]}, "security": metered_values["security"]}
     async with running_gateway(values) as (_, base):
         assert (await scrape(base, {})).status_code == 404
-        # Nobody whom we do not trust says where a request comes from.
+        # The header of an untrusted proxy is ignored.
         assert (await scrape(base, {"X-Forwarded-For": "10.1.2.3"})).status_code == 404
     values["metrics"] = {"networks": ["127.0.0.0/8"]}
     async with running_gateway(values) as (_, base):
         assert (await scrape(base, {})).status_code == 200
 
 
-def unstarted(values: dict[str, Any], **metrics: Any) -> Gateway:
-    """A gateway with these settings of metrics."""
+def unstarted_gateway(values: dict[str, Any], **metrics: Any) -> Gateway:
+    """Returns a gateway with these metrics settings, not started."""
     return Gateway(GatewayConfig.from_values(values | {"plugins": [*PLUGINS, "metrics"], "metrics": metrics}))
 
 
 @pytest.mark.parametrize("token", ["x", "fifteen letters"])
-def test_a_token_that_can_be_guessed_is_refused_when_the_settings_are_checked(
-    values: dict[str, Any], token: str
-) -> None:
+def test_metrics_token_under_16_characters_is_refused(values: dict[str, Any], token: str) -> None:
     with pytest.raises(ConfigError, match=r"`metrics`: `metrics\.token` must have at least 16 characters"):
         GatewayConfig.from_values(values | {"metrics": {"token": token}}).section("metrics", MetricsSettings)
-    assert unstarted(values, token="sixteen letters!").settings(MetricsSettings).token is not None
+    assert unstarted_gateway(values, token="sixteen letters!").settings(MetricsSettings).token is not None
 
 
-def test_nobody_reads_where_the_settings_do_not_say_who(values: dict[str, Any]) -> None:
+def test_metrics_without_token_and_networks_refuse_to_start(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"set `metrics\.token`"):
-        unstarted(values).services.get(metrics_plugin.provides[0][0])
+        unstarted_gateway(values).services.get(metrics_plugin.provides[0][0])
     with pytest.raises(ConfigError, match=r"`metrics\.token` is empty"):
-        unstarted(values, token="").services.get(metrics_plugin.provides[0][0])
+        unstarted_gateway(values, token="").services.get(metrics_plugin.provides[0][0])
     with pytest.raises(ConfigError, match=r"setting `metrics\.networks`: `x` is no address"):
-        unstarted(values, networks=["x"]).services.get(metrics_plugin.provides[0][0])
+        unstarted_gateway(values, networks=["x"]).services.get(metrics_plugin.provides[0][0])
 
 
-async def test_neither_numbers_nor_merchants_nor_what_callers_make_up_are_shown(watched: Watched) -> None:
-    await journey(watched)
-    merchant = (await watched.api.call("GET", "/v1/merchant/me")).data["id"]
+async def test_metrics_contain_no_phone_number_merchant_or_unknown_method(metered: Metered) -> None:
+    await journey(metered)
+    merchant = (await metered.api.call("GET", "/v1/merchant/me")).data["id"]
     for number in range(5):
-        said = await ask(watched.gateway.asgi, f"MADEUP{number}", f"/nothing/254711000018/{number}".encode())
-        assert said.status in {404, 405}
-    text = (await scrape(watched.base)).text or ""
+        answer = await ask(metered.gateway.asgi, f"MADEUP{number}", f"/nothing/254711000018/{number}".encode())
+        assert answer.status in {404, 405}
+    text = (await scrape(metered.base)).text or ""
     assert not re.search(r"254\d{9}|0[17]\d{8}", re.sub(r" [\d.e+-]+$", "", text, flags=re.MULTILINE))
     assert merchant not in text
     assert "pay_" not in text
@@ -375,21 +377,21 @@ async def test_neither_numbers_nor_merchants_nor_what_callers_make_up_are_shown(
     assert 'mpesa_http_requests_total{method="other",route="(unknown)",status="404"} 5.0' in text
 
 
-def test_metrics_two_gateways_in_one_process_count_separately(values: dict[str, Any]) -> None:
+def test_metrics_of_two_gateways_in_one_process_count_separately(values: dict[str, Any]) -> None:
     labels = {"method": "GET", "route": "/v1/payments", "status": "200"}
-    one, two = unstarted(values, token=TOKEN), unstarted(values, token=TOKEN)
+    one, two = unstarted_gateway(values, token=TOKEN), unstarted_gateway(values, token=TOKEN)
     one.metrics.get(KernelMetrics).requests.labels(**labels).inc()
     for gateway, expected in ((one, [1]), (two, [])):
-        shown = [
+        values_shown = [
             sample.value
             for metric in gateway.services.get(Exposition).collect()
             for sample in metric.samples
             if sample.name == "mpesa_http_requests_total"
         ]
-        assert shown == expected
+        assert values_shown == expected
 
 
-def test_metrics_two_plugins_with_one_name_are_refused(values: dict[str, Any]) -> None:
+def test_metrics_of_two_plugins_with_one_name_are_refused(values: dict[str, Any]) -> None:
     def define(registry: CollectorRegistry) -> Counter:
         return Counter("mpesa_jobs_total", "A test.", registry=registry)
 
@@ -398,24 +400,24 @@ def test_metrics_two_plugins_with_one_name_are_refused(values: dict[str, Any]) -
         Gateway(GatewayConfig.from_values(values), plugins=(host,))
 
 
-async def test_exposition_every_series_is_declared_with_its_labels(watched: Watched) -> None:
-    """Also that the library's `_created` series, one for each counter and histogram, are left out."""
-    await journey(watched)
+async def test_exposition_every_series_is_declared_with_its_labels(metered: Metered) -> None:
+    """The library's `_created` series are not exposed."""
+    await journey(metered)
     declared = {each.name: set(each.labels) for each in (*counted(plugins()), *collected(plugins()))}
-    families = text_string_to_metric_families((await scrape(watched.base)).text or "")
-    shown = {
+    families = text_string_to_metric_families((await scrape(metered.base)).text or "")
+    exposed = {
         f"{family.name}_total" if family.type == "counter" else family.name: {
             label for sample in family.samples for label in sample.labels if label != "le"
         }
         for family in families
         if not family.name.startswith("process_")
     }
-    assert shown.keys() <= declared.keys()
-    assert {name: labels for name, labels in shown.items() if labels - declared[name]} == {}
-    assert len(shown) > 40
+    assert exposed.keys() <= declared.keys()
+    assert {name: labels for name, labels in exposed.items() if labels - declared[name]} == {}
+    assert len(exposed) > 40
 
 
-def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
+def test_daraja_fault_codes_unknown_count_as_other() -> None:
     for content, expected in (
         ({"errorCode": "500.003.02"}, ("fault", "500.003.02")),
         ({"errorCode": "500.001.1001"}, ("fault", "500.001.1001")),
@@ -426,18 +428,18 @@ def test_every_fault_code_that_daraja_makes_up_counts_as_one() -> None:
         assert counted_as(200, content) == expected
 
 
-async def test_exposition_one_collector_fails_others_are_shown_and_kept(
-    watched_values: dict[str, Any],
+async def test_exposition_with_a_failing_collector_shows_and_caches_the_others(
+    metered_values: dict[str, Any],
 ) -> None:
-    looks = 0
+    calls = 0
 
     def gauges() -> Gauges:
         return (GaugeMetricFamily("mpesa_test_looks", "A test."),)
 
-    async def look(_: Runtime, gauges: Gauges) -> None:
-        nonlocal looks
-        looks += 1
-        gauges[0].add_metric((), looks)
+    async def collect(_: Runtime, gauges: Gauges) -> None:
+        nonlocal calls
+        calls += 1
+        gauges[0].add_metric((), calls)
 
     def broken_gauges() -> Gauges:
         return (GaugeMetricFamily("mpesa_test_broken", "A test."),)
@@ -449,9 +451,9 @@ async def test_exposition_one_collector_fails_others_are_shown_and_kept(
     host = Plugin(
         name="looking",
         summary="Looks.",
-        collectors=(Collector(gauges, look), Collector(broken_gauges, fail)),
+        collectors=(Collector(gauges, collect), Collector(broken_gauges, fail)),
     )
-    values = watched_values | {"metrics": {"token": TOKEN, "keep": 3600}}
+    values = metered_values | {"metrics": {"token": TOKEN, "keep": 3600}}
     async with running_gateway(values, plugins=(host,)) as (_, base):
         for _ in range(3):
             samples = read(await scrape(base))
@@ -460,23 +462,25 @@ async def test_exposition_one_collector_fails_others_are_shown_and_kept(
             assert value(samples, "mpesa_collectors_failed") == 1
             assert value(samples, "mpesa_postgres_up") == 1
             assert value(samples, "mpesa_payments_open") == 0
-    assert looks == 1
+    assert calls == 1
 
 
-async def test_without_valkey_the_rest_is_shown(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away() -> None:
+async def test_exposition_without_valkey_shows_the_rest(metered: Metered, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unreachable() -> None:
         raise OSError("away")
 
-    monkeypatch.setattr(watched.gateway.valkey, "ping", away)
-    samples = await watched.samples()
+    monkeypatch.setattr(metered.gateway.valkey, "ping", unreachable)
+    samples = await metered.samples()
     assert value(samples, "mpesa_valkey_up") == 0
     assert value(samples, "mpesa_postgres_up") == 1
     assert not any(name == "mpesa_workers" for name, _, _ in samples)
 
 
-async def test_a_worker_shows_its_own(watched_values: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+async def test_worker_server_serves_its_own_metrics_only(
+    metered_values: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     port = free_port()
-    values = watched_values | {"metrics": {"token": TOKEN, "worker_port": port}, "worker": {"in_process": False}}
+    values = metered_values | {"metrics": {"token": TOKEN, "worker_port": port}, "worker": {"in_process": False}}
     async with Gateway(GatewayConfig.from_values(values)).running() as gateway, serve_beside_worker(gateway):
         base = f"http://127.0.0.1:{port}"
         assert value(read(await scrape(base)), "mpesa_postgres_up") == 1
@@ -487,7 +491,7 @@ async def test_a_worker_shows_its_own(watched_values: dict[str, Any], capfd: pyt
     assert TOKEN not in "".join(capfd.readouterr())
 
 
-async def test_the_worker_of_the_command_line_does_too(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+async def test_worker_command_serves_metrics_on_its_port(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     port = free_port()
     with running_site(database_url, valkey_url, tmp_path) as site:
         settings = {"networks": "127.0.0.0/8", "worker_port": port}
@@ -515,66 +519,65 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
 }
 
 
-async def test_what_is_asked_of_postgres_is_answered_by_indexes(watched: Watched) -> None:
-    """Each question can be answered without reading a table of money from end to end."""
-    now = watched.gateway.clock.now()
-    read_whole: dict[str, str] = {}
-    async with watched.gateway.db.transaction():
-        # Small tables are read whole because that is cheaper; with this, only where there is no index that serves.
-        await watched.gateway.db.execute("SET LOCAL enable_seqscan = off")
-        # Piccolo writes a query out only where its table has an engine.
+async def test_metric_queries_are_served_by_indexes(metered: Metered) -> None:
+    now = metered.gateway.clock.now()
+    sequential_scans: dict[str, str] = {}
+    async with metered.gateway.db.transaction():
+        # PostgreSQL prefers sequential scans of small tables; disabled, it uses them only without an index.
+        await metered.gateway.db.execute("SET LOCAL enable_seqscan = off")
+        # Piccolo renders a query only for a table with an engine.
         queries = QUERIES | {"held refunds": (str(refunds.waiting_of("live")), ())}
         for name, (sql, values) in queries.items():
-            for number, given in enumerate(values, 1):
-                literal = given if isinstance(given, str) else f"'{(now - given).isoformat()}'::timestamptz"
+            for number, argument in enumerate(values, 1):
+                literal = argument if isinstance(argument, str) else f"'{(now - argument).isoformat()}'::timestamptz"
                 sql = sql.replace(f"${number}", literal)  # noqa: PLW2901
-            rows = await watched.gateway.db.fetch(f"EXPLAIN (COSTS OFF) {sql}")
+            rows = await metered.gateway.db.fetch(f"EXPLAIN (COSTS OFF) {sql}")
             plan = "\n".join(row[0] for row in rows)
             if re.search(r"Seq Scan on (?!merchant\b)", plan):
-                read_whole[name] = plan
-    assert read_whole == {}
+                sequential_scans[name] = plan
+    assert sequential_scans == {}
 
 
-async def test_a_requests_id_goes_with_it_into_the_jobs_that_it_leads_to(watched_values: dict[str, Any]) -> None:
-    seen: list[str] = []
+async def test_request_id_is_passed_on_to_jobs_and_their_jobs(metered_values: dict[str, Any]) -> None:
+    request_ids: list[str] = []
 
     async def second(_: Gateway) -> None:
-        seen.append(current_request_id())
+        request_ids.append(current_request_id())
 
     async def first(gateway: Gateway) -> None:
-        seen.append(current_request_id())
+        request_ids.append(current_request_id())
         await gateway.jobs.enqueue("asking.second")
 
     host = Plugin(name="asking", summary="Asks.", jobs=(Job(first, timeout=5), Job(second, timeout=5)))
-    async with running_gateway(watched_values, plugins=(host,)) as (gateway, _):
+    async with running_gateway(metered_values, plugins=(host,)) as (gateway, _):
         with use_request_id("the-callers-own-id"):
             await gateway.jobs.enqueue("asking.first")
 
-        async def both() -> bool:
-            return len(seen) == 2
+        async def have_run() -> bool:
+            return len(request_ids) == 2
 
-        await eventually(both)
-    assert seen == ["the-callers-own-id"] * 2
+        await eventually(have_run)
+    assert request_ids == ["the-callers-own-id"] * 2
 
 
-async def test_the_callers_id_is_in_the_answer_and_in_every_line_of_what_came_of_it(watched: Watched) -> None:
-    """In that of the request, of the call to Daraja, and of the delivery that was owed: a job, in a worker."""
-    watched.receiver.status = 500
-    asked = {"X-Request-ID": "till-7.order-12", "Idempotency-Key": "a"}
+async def test_request_id_of_the_caller_is_in_the_answer_and_all_log_lines(metered: Metered) -> None:
+    """The lines of the request, of the call to Daraja, and of the delivery by a worker's job."""
+    metered.receiver.status = 500
+    headers = {"X-Request-ID": "till-7.order-12", "Idempotency-Key": "a"}
     processors: list[Any] = [structlog.contextvars.merge_contextvars]
     with structlog.testing.capture_logs(processors=processors) as lines:
-        # M-Pesa refuses the push, so that the merchant is told before the answer is given.
+        # M-Pesa refuses the push, so the webhook is enqueued before the answer.
         body = {"amount": 5, "phone": "254700000015"}
-        answer = await watched.api.call("POST", "/v1/payments", body, headers=asked)
+        answer = await metered.api.call("POST", "/v1/payments", body, headers=headers)
         assert (answer.status, answer.headers["X-Request-ID"]) == (502, "till-7.order-12")
 
-        async def is_told() -> bool:
+        async def has_failed() -> bool:
             return any(line["event"] == "delivery_failed" for line in lines)
 
-        await eventually(is_told)
+        await eventually(has_failed)
     ours = [line for line in lines if line.get("request_id") == "till-7.order-12"]
     by_event = {line["event"]: line for line in ours}
     assert {"request", "daraja_exchange", "payment_failed", "delivery_failed"} <= set(by_event)
     assert by_event["delivery_failed"]["job"] == "webhooks.deliver"
-    insane = await watched.api.call("GET", "/v1/payments", headers={"X-Request-ID": "with space"})
+    insane = await metered.api.call("GET", "/v1/payments", headers={"X-Request-ID": "with space"})
     assert insane.headers["X-Request-ID"].startswith("req_")

@@ -1,4 +1,4 @@
-"""What the tests of the operators' pages share: a gateway with all plugins, a shop on it, operators of each role."""
+"""Fixtures of the operators' pages: a gateway with all plugins, a shop and operators of each role."""
 
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -19,36 +19,35 @@ NAMES = {Role.ADMIN: "amina", Role.OPERATOR: "otieno", Role.VIEWER: "viola"}
 
 
 @dataclass(frozen=True)
-class Desk:
-    """A gateway at work, a shop, and who looks after it."""
+class OpsSite:
+    """A gateway, a shop, and browsers of its operators."""
 
     gateway: Gateway
-    ops: str
+    url: str
     api: Api
     receiver: Receiver
     merchant_id: str
     browser: Callable[..., AbstractAsyncContextManager[Browser]]
 
     async def acted(self) -> list[tuple[str, str | None]]:
-        """What operators did, newest first: the act and what it was about."""
+        """Returns the act and its subject of each operator's act, newest first."""
         entries = (await self.gateway.audit.page(100, None, "operator.acted", None)).rows
         return [(entry.detail["act"], entry.subject_id) for entry in entries]
 
 
 class _Broken:
-    """Notes the parts of pages that failed, which a page itself survives."""
+    """Records the exceptions that a page part logs; the page itself is served without it."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
 
     def exception(self, event: str) -> None:
-        """A part has failed."""
         self.parts.append(f"{event}: {sys.exc_info()[1]!r}")
 
 
 @pytest.fixture(autouse=True)
 def whole_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """No part of a page fails unseen; a test that makes one fail empties the list."""
+    """Fails a test whose page logged a failed part. A test that expects one empties the list."""
     broken = _Broken()
     monkeypatch.setattr("mpesa_gateway_ops.page_registry.log", broken)
     yield broken.parts
@@ -56,7 +55,7 @@ def whole_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-async def desk(values: dict[str, Any]) -> AsyncGenerator[Desk]:
+async def ops_site(values: dict[str, Any]) -> AsyncGenerator[OpsSite]:
     """A gateway with all plugins, a shop with credentials and a webhook, and three operators."""
     async with (
         receiving() as receiver,
@@ -72,4 +71,4 @@ async def desk(values: dict[str, Any]) -> AsyncGenerator[Desk]:
         def browser(role: Role = Role.ADMIN) -> AbstractAsyncContextManager[Browser]:
             return signed_in(ops, NAMES[role])
 
-        yield Desk(gateway, ops, api, receiver, merchant_id, browser)
+        yield OpsSite(gateway, ops, api, receiver, merchant_id, browser)

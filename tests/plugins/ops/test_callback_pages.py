@@ -1,4 +1,4 @@
-"""The pages about callbacks: what came, what was refused and why, and taking either up again."""
+"""Protects the callback pages: lists by verdict and reason, masked bodies, and replay."""
 
 import json
 import re
@@ -10,69 +10,69 @@ from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.browsing import Page
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings in which nobody but Safaricom's own addresses may call back."""
+    """Settings that accept callbacks from Safaricom's addresses only."""
     return values | {"callbacks": {"enforce_allowlist": "always"}}
 
 
-def listed(page: Page) -> list[str]:
-    """The callbacks that a page lists."""
+def callback_ids(page: Page) -> list[str]:
+    """Returns the ids of the callbacks on a page."""
     return re.findall(r'href="[^"]*callbacks/(?:refused/)?((?:cbk|ref)_\w{26})"', page.text)
 
 
-def let_in(_: object, __: str) -> None:
-    """A check that finds nothing wrong."""
+def accept_source(_: object, __: str) -> None:
+    """A check that accepts every address."""
 
 
-async def refused(desk: Desk, count: int = 1) -> None:
-    """Wait until so many have been refused."""
+async def wait_for_refused(ops_site: OpsSite, count: int = 1) -> None:
+    """Wait until this number of callbacks is refused."""
 
     async def are_refused() -> bool:
-        return bool(await desk.gateway.db.fetchval("SELECT count(*) >= $1 FROM refused_callback", count))
+        return bool(await ops_site.gateway.db.fetchval("SELECT count(*) >= $1 FROM refused_callback", count))
 
     assert await eventually(are_refused)
 
 
-async def test_a_refused_callback_is_found_with_its_reason_and_taken_after_all(desk: Desk) -> None:
-    made = (await desk.api.pay("254711000001", key="order")).data
-    await refused(desk)
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_refused_callback_is_listed_with_its_reason_and_accepted_by_an_admin(ops_site: OpsSite) -> None:
+    made = (await ops_site.api.pay("254711000001", key="order")).data
+    await wait_for_refused(ops_site)
+    async with ops_site.browser(Role.OPERATOR) as browser:
         assert "1 refused callback today" in (await browser.opens()).words
         page = await browser.opens("/callbacks/refused")
         assert "source the source address is not on the allowlist" in page.words
-        (refused_id,) = set(listed(page))
+        (refused_id,) = set(callback_ids(page))
         shown = await browser.opens(f"/callbacks/refused/{refused_id}")
         assert shown.link(f"/payments/{made['id']}")
         assert "254711000001" not in shown.text
         assert "2547****001" in shown.text
         assert not shown.has_form(refused_id)
-    async with desk.browser() as browser:
+    async with ops_site.browser() as browser:
         shown = await browser.opens(f"/callbacks/refused/{refused_id}")
         assert shown.untidy == []
         unsure = await browser.submits(shown, refused_id)
         assert (unsure.status, "confirm that Safaricom sent this callback" in unsure.words) == (422, True)
-        told = await browser.submits(unsure, refused_id, confirm=refused_id)
-        assert "Accepted and processed." in told.words
-        assert "applied" in told.words
-        assert (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
+        answer = await browser.submits(unsure, refused_id, confirm=refused_id)
+        assert "Accepted and processed." in answer.words
+        assert "applied" in answer.words
+        assert (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
         again = await browser.sends(
-            f"/callbacks/refused/{refused_id}", {"form_token": told.field("form_token"), "confirm": refused_id}
+            f"/callbacks/refused/{refused_id}", {"form_token": answer.field("form_token"), "confirm": refused_id}
         )
         assert (again.status, "Already accepted: nothing changed." in again.words) == (200, True)
         assert "refused callback" not in (await browser.opens()).words
         payment = await browser.opens(f"/payments/{made['id']}")
         assert "applied stk: result 0" in payment.words
-    entry = (await desk.gateway.audit.page(1, None, "callback.replayed", None)).rows[0]
+    entry = (await ops_site.gateway.audit.page(1, None, "callback.replayed", None)).rows[0]
     assert (entry.subject_id, entry.detail["reason"]) == (refused_id, "source")
 
 
-async def test_who_vouches_for_the_source_vouches_for_nothing_else(desk: Desk) -> None:
+async def test_refused_callback_accepted_by_an_admin_skips_no_other_check(ops_site: OpsSite) -> None:
     base, good = (
-        desk.ops.removesuffix("/ops"),
+        ops_site.url.removesuffix("/ops"),
         {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_1", "ResultCode": 1}}},
     )
     body = json.dumps(good).encode()
@@ -82,11 +82,11 @@ async def test_who_vouches_for_the_source_vouches_for_nothing_else(desk: Desk) -
         ("/v1/webhooks/mpesa", body, {"X-Mpesa-Signature": "AAAA"}),
         ("/v1/webhooks/mpesa", body + b" " * 20_000, {}),
     ):
-        assert (await desk.api.call("POST", path, raw=sent, headers=headers)).status == 403, path
+        assert (await ops_site.api.call("POST", path, raw=sent, headers=headers)).status == 403, path
     assert base
-    await refused(desk, 4)
-    async with desk.browser() as browser:
-        ids = list(dict.fromkeys(listed(await browser.opens("/callbacks/refused"))))
+    await wait_for_refused(ops_site, 4)
+    async with ops_site.browser() as browser:
+        ids = list(dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused"))))
         long, signed, shapeless, tokenless = ids
         token = (await browser.opens("/callbacks/refused")).field("form_token")
         for refused_id, status, word in (
@@ -94,65 +94,69 @@ async def test_who_vouches_for_the_source_vouches_for_nothing_else(desk: Desk) -
             (signed, 401, "signature does not fit"),
             (shapeless, 422, "not a callback of this kind"),
         ):
-            told = await browser.sends(f"/callbacks/refused/{refused_id}", {"form_token": token, "confirm": refused_id})
-            assert (told.status, word in told.words) == (status, True), told.words
-        # Without a token it is known by Daraja's handle alone, and waits for a payment that has it.
-        told = await browser.sends(f"/callbacks/refused/{tokenless}", {"form_token": token, "confirm": tokenless})
-        assert "waiting" in told.words
-    assert await desk.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
+            answer = await browser.sends(
+                f"/callbacks/refused/{refused_id}", {"form_token": token, "confirm": refused_id}
+            )
+            assert (answer.status, word in answer.words) == (status, True), answer.words
+        # Without a token it waits for a payment with its CheckoutRequestID.
+        answer = await browser.sends(f"/callbacks/refused/{tokenless}", {"form_token": token, "confirm": tokenless})
+        assert "waiting" in answer.words
+    assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
 
 
-async def test_accepted_callbacks_are_listed_by_verdict_and_offered_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_accepted_callback_is_listed_by_verdict_and_replayed(
+    ops_site: OpsSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", let_in)
-    made = (await desk.api.pay("254711000001", key="order")).data
-    await desk.api.settled(made["id"], "completed")
+    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", accept_source)
+    made = (await ops_site.api.pay("254711000001", key="order")).data
+    await ops_site.api.settled(made["id"], "completed")
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_unknown", "ResultCode": 1, "ResultDesc": "x"}}}
-    assert (await desk.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
-    async with desk.browser(Role.OPERATOR) as browser:
+    assert (await ops_site.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens("/callbacks")
-        assert len(listed(page)) == 2
+        assert len(callback_ids(page)) == 2
         assert page.untidy == []
-        (waiting,) = listed(await browser.opens("/callbacks?verdict=waiting"))
-        (applied,) = listed(await browser.opens("/callbacks?verdict=applied"))
+        (waiting,) = callback_ids(await browser.opens("/callbacks?verdict=waiting"))
+        (applied,) = callback_ids(await browser.opens("/callbacks?verdict=applied"))
         shown = await browser.opens(f"/callbacks/{applied}")
         assert "254711000001" not in shown.text
-        # On several lines, its numbers as they came; and whose it is by name.
+        # The body is indented, its numbers are unchanged, and the merchant has its name.
         assert re.search(r"&#34;Body&#34;: {\n +&#34;stkCallback&#34;: {\n", shown.text)
         assert re.search(r"&#34;Value&#34;: 2547\*\*\*\*001\n", shown.text)
         assert "Repeats 0" in shown.words
         assert re.search(r'merchants/mer_\w{26}">[^<]*[A-Za-z ]+</a>', shown.text)
-        told = await browser.submits(shown, "/offer")
-        assert "Already applied: nothing changed." in told.words
-        await desk.gateway.db.execute(
+        answer = await browser.submits(shown, "/offer")
+        assert "Already applied: nothing changed." in answer.words
+        await ops_site.gateway.db.execute(
             "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1", waiting
         )
         assert "1 callback without a matching payment" in (await browser.opens()).words
-        assert listed(await browser.opens("/callbacks?verdict=unmatched")) == [waiting]
-        told = await browser.submits(await browser.opens(f"/callbacks/{waiting}"), "/offer")
-        assert "Processed again: waiting." in told.words
+        assert callback_ids(await browser.opens("/callbacks?verdict=unmatched")) == [waiting]
+        answer = await browser.submits(await browser.opens(f"/callbacks/{waiting}"), "/offer")
+        assert "Processed again: waiting." in answer.words
         assert (await browser.opens("/callbacks/cbk_00000000000000000000000000")).status == 404
         assert (await browser.opens("/callbacks?verdict=good")).status == 422
-    steps = (await desk.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
+    steps = (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     assert [step["kind"] for step in steps].count("completed") == 1
-    assert await desk.acted() == [("callbacks.offer", waiting), ("callbacks.offer", applied)]
+    assert await ops_site.acted() == [("callbacks.offer", waiting), ("callbacks.offer", applied)]
 
 
-async def test_callbacks_that_could_not_be_read_are_told_and_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", let_in)
-    made = (await desk.api.pay("254711000006", key="order")).data
-    url = desk.gateway.services.get(CallbackDispatcher).url_for(
-        "stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"]
+async def test_unreadable_callbacks_need_attention_and_are_shown(
+    ops_site: OpsSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpesa_gateway_callbacks.verifier.CallbackVerifier._check_listed", accept_source)
+    made = (await ops_site.api.pay("254711000006", key="order")).data
+    url = ops_site.gateway.services.get(CallbackDispatcher).url_for(
+        "stk", env="sandbox", merchant_id=ops_site.merchant_id, subject_id=made["id"]
     )
     path = url[url.index("/v1/cb") :]
-    assert (await desk.api.call("POST", path, raw=b"from 254711000006")).status == 422
-    assert (await desk.api.call("POST", path, raw=b" " * 1_100_000)).status == 413
-    assert (await desk.api.call("POST", "/v1/cb/stk/nonsense", raw=b"{}")).status == 404
-    async with desk.browser() as browser:
+    assert (await ops_site.api.call("POST", path, raw=b"from 254711000006")).status == 422
+    assert (await ops_site.api.call("POST", path, raw=b" " * 1_100_000)).status == 413
+    assert (await ops_site.api.call("POST", "/v1/cb/stk/nonsense", raw=b"{}")).status == 404
+    async with ops_site.browser() as browser:
         assert "2 callbacks from Safaricom could not be read" in (await browser.opens()).words
-        large, unread = dict.fromkeys(listed(await browser.opens("/callbacks/refused?unread=true")))
-        assert len(dict.fromkeys(listed(await browser.opens("/callbacks/refused")))) == 3
+        large, unread = dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused?unread=true")))
+        assert len(dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused")))) == 3
         shown = await browser.opens(f"/callbacks/refused/{large}")
         assert shown.untidy == []
         assert "1100000 bytes" in shown.words

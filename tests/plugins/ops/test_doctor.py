@@ -1,4 +1,4 @@
-"""What the doctor sees of operators."""
+"""Protects the doctor's check of operators."""
 
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.secret import Secret
@@ -8,7 +8,7 @@ from tests.conftest import Town
 from tests.looking import levels, seen_by
 
 
-async def test_somebody_or_nobody_can_log_in(town: Town) -> None:
+async def test_doctor_without_active_operators_is_a_note(town: Town) -> None:
     found = await seen_by(check_operators, town.gateway)
     assert levels(found) == {"ops.operators": "note"}
     assert "operators create" in (found["ops.operators"].fix or "")

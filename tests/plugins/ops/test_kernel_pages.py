@@ -1,4 +1,4 @@
-"""The pages about what belongs to the kernel: merchants and keys, events, audit, system; credentials beside them."""
+"""Protects the pages of merchants, keys, credentials, events, audit and system."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ from mpesa_gateway_ops.operators import Operators
 from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, signed_in
 from tests.identifiers import identifier
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 from tests.stored import WIPE
 
 
-async def test_a_merchant_and_a_key_are_made_and_the_key_works_until_it_is_revoked(desk: Desk) -> None:
-    base = desk.ops.removesuffix("/ops")
-    async with desk.browser() as browser:
+async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_site: OpsSite) -> None:
+    base = ops_site.url.removesuffix("/ops")
+    async with ops_site.browser() as browser:
         page = await browser.opens("/merchants")
         nameless = await browser.submits(page, "/merchants", name="\u0007")
         assert (nameless.status, "name: must be 1 to 100 printable characters" in nameless.words) == (422, True)
@@ -54,53 +54,57 @@ async def test_a_merchant_and_a_key_are_made_and_the_key_works_until_it_is_revok
             await api.close()
         page = await browser.opens(f"/merchants/{merchant_id}")
         assert not page.has_form("/revoke")
-        gone = await browser.submits(page, "/deactivate", confirm=merchant_id)
-        assert "deactivated: its keys are refused" in gone.words
-        assert not gone.has_form(merchant_id)
+        deactivated = await browser.submits(page, "/deactivate", confirm=merchant_id)
+        assert "deactivated: its keys are refused" in deactivated.words
+        assert not deactivated.has_form(merchant_id)
         late = await browser.sends(
             f"/merchants/{merchant_id}/deactivate", {"form_token": page.field("form_token"), "confirm": merchant_id}
         )
         assert "Not done: this merchant is not active." in late.words
-    assert [act for act, _ in await desk.acted()][:3] == ["ops.deactivate", "ops.deactivate", "ops.revoke_key"]
+    assert [act for act, _ in await ops_site.acted()][:3] == ["ops.deactivate", "ops.deactivate", "ops.revoke_key"]
 
 
-async def test_who_is_no_admin_sees_keys_and_makes_none(desk: Desk) -> None:
-    async with desk.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/merchants/{desk.merchant_id}")
+async def test_merchant_page_for_an_operator_shows_keys_without_forms(ops_site: OpsSite) -> None:
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        page = await browser.opens(f"/merchants/{ops_site.merchant_id}")
         assert "payments:write" in page.words
         assert [form.action for form in page.forms if "merchants" in form.action] == []
-        assert page.link(f"/credentials/{desk.merchant_id}")
+        assert page.link(f"/credentials/{ops_site.merchant_id}")
         assert "new http://127.0.0.1" in page.words
         token = page.field("form_token")
-        for path in ("/merchants", f"/merchants/{desk.merchant_id}", f"/merchants/{desk.merchant_id}/deactivate"):
+        for path in (
+            "/merchants",
+            f"/merchants/{ops_site.merchant_id}",
+            f"/merchants/{ops_site.merchant_id}/deactivate",
+        ):
             assert (await browser.sends(path, {"form_token": token})).status == 403
         assert (await browser.opens("/merchants/mer_00000000000000000000000000")).status == 404
 
 
-async def test_credentials_show_their_health_and_can_be_tried(desk: Desk) -> None:
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_credentials_page_shows_and_verifies_credentials(ops_site: OpsSite) -> None:
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens("/credentials")
         assert "not cached" in page.words
         assert "missing live daraja.live_certificate" in page.words
         assert page.untidy == []
-        shown = await browser.opens(page.link(f"/credentials/{desk.merchant_id}"))
+        shown = await browser.opens(page.link(f"/credentials/{ops_site.merchant_id}"))
         assert "consumer secret ****ests" in shown.words
         assert "consumer-secret-of-tests" not in shown.text
-        told = await browser.submits(shown, "/verify")
-        assert "Credentials valid: M-Pesa returned an access token" in told.words
-        assert "valid cached until" in told.words
+        answer = await browser.submits(shown, "/verify")
+        assert "Credentials valid: M-Pesa returned an access token" in answer.words
+        assert "valid cached until" in answer.words
         assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}
-        assert (await desk.api.call("POST", "/simulator/control/faults", fault)).status == 200
+        assert (await ops_site.api.call("POST", "/simulator/control/faults", fault)).status == 200
         assert "Credentials rejected:" in (await browser.submits(shown, "/verify")).words
-        await desk.api.call("DELETE", "/v1/merchant/providers/mpesa")
+        await ops_site.api.call("DELETE", "/v1/merchant/providers/mpesa")
         assert "Retired 174379" in (await browser.opens(shown.url)).words
-        await desk.gateway.db.execute(WIPE)
-        await desk.gateway.merchants.set_envs(desk.merchant_id, [])
+        await ops_site.gateway.db.execute(WIPE)
+        await ops_site.gateway.merchants.set_envs(ops_site.merchant_id, [])
         assert "has no M-Pesa credentials" in (await browser.opens(shown.url)).words
 
 
-async def test_a_certificate_tells_until_when_it_is_valid(values: dict[str, Any], tmp_path: Path) -> None:
+async def test_credentials_page_shows_the_expiry_of_the_certificate(values: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "sandbox.pem"
     path.write_bytes(make_certificate(SystemClock().now()))
     async with running_gateway(values) as (first, base):
@@ -110,10 +114,10 @@ async def test_a_certificate_tells_until_when_it_is_valid(values: dict[str, Any]
         assert re.search(r"valid sandbox, until \d+ \w+ 20", (await browser.opens("/credentials")).words)
 
 
-async def test_events_are_listed_by_kind_and_show_what_they_say(desk: Desk) -> None:
-    payment = await desk.api.settled((await desk.api.pay("254711000001", key="a")).data["id"], "completed")
-    await desk.api.settled((await desk.api.pay("254700000001", key="b")).data["id"], "failed")
-    async with desk.browser(Role.VIEWER) as browser:
+async def test_events_page_filters_by_kind_and_shows_masked_bodies(ops_site: OpsSite) -> None:
+    payment = await ops_site.api.settled((await ops_site.api.pay("254711000001", key="a")).data["id"], "completed")
+    await ops_site.api.settled((await ops_site.api.pay("254700000001", key="b")).data["id"], "failed")
+    async with ops_site.browser(Role.VIEWER) as browser:
         page = await browser.opens("/events")
         assert page.words.count("payment.failed") >= 2
         page = await browser.opens("/events?kind=payment.completed")
@@ -126,19 +130,19 @@ async def test_events_are_listed_by_kind_and_show_what_they_say(desk: Desk) -> N
         assert (await browser.opens("/events/evt_00000000000000000000000000")).status == 404
 
 
-broken = True
+is_broken = True
 
 
-async def cope(_: PaymentCompleted, __: Runtime) -> None:
-    """A subscriber that fails until it is mended."""
-    if broken:
+async def fail_while_broken(_: PaymentCompleted, __: Runtime) -> None:
+    """A subscriber that fails while `is_broken` is set."""
+    if is_broken:
         raise RuntimeError("no")
 
 
-async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: dict[str, Any]) -> None:
-    global broken  # noqa: PLW0603 - the subscriber is a function, as a host's are
-    broken = True
-    coping = Plugin(name="coping", summary="Copes.", subscribers=(on_event(PaymentCompleted, cope),))
+async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) -> None:
+    global is_broken  # noqa: PLW0603 - the subscriber is a function, as a host's are
+    is_broken = True
+    coping = Plugin(name="coping", summary="Copes.", subscribers=(on_event(PaymentCompleted, fail_while_broken),))
     async with running_gateway(values, plugins=(coping,)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.OPERATOR, actor="test")
         merchant = await gateway.merchants.create("Shop", actor="test")
@@ -176,7 +180,7 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
             assert "failing payment.completed" in page.words
             page = await browser.opens(next(link for link in page.links if "/events/evt_" in link))
             assert "RuntimeError" in page.words
-            broken = False
+            is_broken = False
             assert "Retry queued." in (await browser.submits(page, "/wake")).words
 
             async def is_done() -> bool:
@@ -186,8 +190,8 @@ async def test_a_subscriber_that_fails_is_seen_and_tried_again_by_hand(values: d
             assert "already handled the event" in (await browser.submits(page, "/wake")).words
 
 
-async def test_the_audit_log_is_searched_and_its_chain_verified(desk: Desk) -> None:
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_audit_page_filters_pages_and_verifies_the_chain(ops_site: OpsSite) -> None:
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens("/audit")
         assert "operator.signed_in" in page.words
         assert "otieno operator" in page.words
@@ -195,25 +199,25 @@ async def test_the_audit_log_is_searched_and_its_chain_verified(desk: Desk) -> N
         only = await browser.opens("/audit?action=webhook.set")
         assert "webhook.set" in only.words
         assert "operator.signed_in" not in only.words
-        about = await browser.opens(f"/audit?subject={desk.merchant_id}")
+        about = await browser.opens(f"/audit?subject={ops_site.merchant_id}")
         assert "merchant.created" in about.words
         assert "No audit entry matches these filters." in (await browser.opens("/audit?action=nothing")).words
         assert (await browser.opens("/audit?cursor=x")).status == 422
         assert re.search(r"Chain verified: \d+ entries, none changed\.", (await browser.submits(page, "/verify")).words)
         for number in range(60):
-            await desk.gateway.audit.record("test.noted", merchant_id=None, actor="test", detail={"number": number})
+            await ops_site.gateway.audit.record("test.noted", merchant_id=None, actor="test", detail={"number": number})
         page = await browser.opens("/audit?action=test.noted")
         older = await browser.opens(next(link for link in page.links if "cursor=" in link))
         assert "number: 59" in page.words
         assert "number: 0 " in older.words
-    async with desk.browser(Role.VIEWER) as browser:
+    async with ops_site.browser(Role.VIEWER) as browser:
         assert not (await browser.opens("/audit")).has_form("/verify")
 
 
-async def test_the_system_tells_its_versions_and_settings_without_secrets(desk: Desk) -> None:
-    master_key = desk.gateway.config.security.master_key
+async def test_system_page_shows_versions_and_settings_without_secrets(ops_site: OpsSite) -> None:
+    master_key = ops_site.gateway.config.security.master_key
     assert isinstance(master_key, Secret)
-    async with desk.browser(Role.VIEWER) as browser:
+    async with ops_site.browser(Role.VIEWER) as browser:
         page = await browser.opens("/system")
         assert page.untidy == []
         assert re.search(r"Postgres \d+\.\d", page.words)
@@ -221,13 +225,15 @@ async def test_the_system_tells_its_versions_and_settings_without_secrets(desk: 
         assert "idle_minutes = 60" in page.words
         assert "[simulator]" in page.words
         assert master_key.reveal() not in page.text
-        url = desk.gateway.config.database.url
+        url = ops_site.gateway.config.database.url
         assert url is not None
         assert url.reveal() not in page.text
 
 
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.ADMIN])
-async def test_every_page_of_the_menu_opens_empty_and_leads_only_to_us(values: dict[str, Any], role: Role) -> None:
+async def test_menu_pages_of_an_empty_gateway_open_and_link_to_our_own_pages(
+    values: dict[str, Any], role: Role
+) -> None:
     async with running_gateway(values) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=role, actor="test")
         async with signed_in(f"{base}/ops") as browser:

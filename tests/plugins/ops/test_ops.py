@@ -1,4 +1,4 @@
-"""The operators' pages: who gets in, for how long, what they see and may do, and under which address."""
+"""Protects the operators' login, sessions, failed jobs, queue pages, prefixes and commands."""
 
 import os
 import re
@@ -42,16 +42,16 @@ QUEUE = "/queue/queues/mpesa-default"
 
 
 @dataclass(frozen=True)
-class House:
-    """A gateway that runs, and where its pages are."""
+class OpsGateway:
+    """A gateway and the address of its pages."""
 
     gateway: Gateway
-    ops: str
+    url: str
     clock: SetClock
 
 
 async def fail(gateway: Gateway, **kwargs: Any) -> None:
-    """A job that never succeeds."""
+    """A job that always raises RuntimeError."""
     raise RuntimeError(f"<b>no</b> {sorted(kwargs)} in\n{len(gateway.plugins)} plugins")
 
 
@@ -59,7 +59,7 @@ calls: list[str] = []
 
 
 async def fail_once(_: Gateway, *, call_id: str) -> None:
-    """A job that succeeds the second time."""
+    """A job that raises RuntimeError the first time."""
     calls.append(call_id)
     if calls.count(call_id) == 1:
         raise RuntimeError("the first time")
@@ -70,106 +70,106 @@ FAILING = Plugin(name="failing", summary="Fails.", jobs=(JobOf(fail, timeout=10)
 
 @pytest.fixture
 def settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings with nothing but what the pages need."""
+    """Settings with the plugins that the pages need only."""
     del values["simulator"]
     return values | {"plugins": PLUGINS, "limits": {"auth_failures": 3}}
 
 
 @asynccontextmanager
-async def house(settings: dict[str, Any]) -> AsyncGenerator[House]:
-    """A running gateway with one operator."""
+async def running_ops(settings: dict[str, Any]) -> AsyncGenerator[OpsGateway]:
+    """A gateway with one operator."""
     clock = SetClock(datetime.now(UTC))
     async with running_gateway(settings, clock=clock, plugins=(FAILING,)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-        yield House(gateway, f"{base}/ops", clock)
+        yield OpsGateway(gateway, f"{base}/ops", clock)
 
 
 @pytest.fixture
-async def home(settings: dict[str, Any]) -> AsyncGenerator[House]:
-    """The same, for tests that need no settings of their own."""
-    async with house(settings) as found:
+async def ops(settings: dict[str, Any]) -> AsyncGenerator[OpsGateway]:
+    """A gateway with one operator and the default settings."""
+    async with running_ops(settings) as found:
         yield found
 
 
 async def actions(gateway: Gateway) -> list[str]:
-    """What the audit log says was done, newest first."""
+    """Returns the audited actions, newest first."""
     return [entry.action for entry in (await gateway.audit.page(100, None, None, None)).rows]
 
 
-async def failed(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> list[Job]:
-    """Enqueue such a job, and wait until so many have failed."""
+async def fail_job(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -> list[Job]:
+    """Enqueue a failing job and return the failed jobs once there are ``count``."""
     await gateway.jobs.enqueue(name, **kwargs)
 
-    async def look() -> list[Job] | None:
+    async def read_failed() -> list[Job] | None:
         jobs = await gateway.jobs.queues["default"].failed_jobs(0, 100)
         return jobs if len(jobs) == count else None
 
-    found = await eventually(look)
+    found = await eventually(read_failed)
     assert found is not None
     return found
 
 
-# -- the way in -------------------------------------------------------------------------------------------------------
+# -- login -----------------------------------------------------------------------------------------------------------
 
 
-async def test_without_a_session_pages_lead_to_the_login_and_programs_are_told(home: House) -> None:
-    async with Browser(home.ops) as browser:
+async def test_request_without_session_redirects_pages_and_answers_programs_with_401(ops: OpsGateway) -> None:
+    async with Browser(ops.url) as browser:
         for path in ("", "/", "/failed", "/failed/", "/queue", "/queue/", QUEUE, QUEUE + "/jobs/x"):
             page = await browser.opens(path, follows=False)
             assert page.status == 303
-            assert urljoin(page.url, page.headers["Location"]) == home.ops + "/login"
+            assert urljoin(page.url, page.headers["Location"]) == ops.url + "/login"
         for path in ("", "/failed", "/queue/api/queues", "/queue/static/app.js"):
             page = await browser.opens(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
             assert page.headers["Cache-Control"] == "no-store"
         for path in ("/failed/retry", "/logout", "/queue/api/queues/mpesa-default/jobs/x/retry"):
             assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
-            assert (await browser.sends(path, {})).url == home.ops + "/login"
+            assert (await browser.sends(path, {})).url == ops.url + "/login"
 
 
-async def test_the_password_opens_and_a_wrong_one_says_nothing(home: House) -> None:
-    async with Browser(home.ops) as browser:
+async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exists(ops: OpsGateway) -> None:
+    async with Browser(ops.url) as browser:
         wrong = await browser.signs_in(password=Secret("not the password at all"))
         unknown = await browser.signs_in("nobody", Secret("not the password at all"))
         assert (wrong.status, unknown.status, browser.cookies) == (401, 401, [])
         assert wrong.text == unknown.text.replace("nobody", "amina")
         page = await browser.signs_in(" Amina ")
-        assert (page.status, page.url) == (200, home.ops)
+        assert (page.status, page.url) == (200, ops.url)
         assert "amina" in page.text
         (cookie,) = browser.cookies
         assert (cookie.path, cookie.secure, cookie.get_nonstandard_attr("SameSite")) == ("/ops", False, "Strict")
         assert cookie.has_nonstandard_attr("HttpOnly")
         assert cookie.expires is not None
-    stored = await home.gateway.db.fetchval("SELECT digest FROM ops_session")
+    stored = await ops.gateway.db.fetchval("SELECT digest FROM ops_session")
     assert len(bytes.fromhex(cookie.value)) == 32
     assert cookie.value.encode() not in bytes(stored)
     assert bytes.fromhex(cookie.value) != bytes(stored)
-    assert (await actions(home.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
-    entry = (await home.gateway.audit.page(1, None, "operator.sign_in_failed", None)).rows[0]
+    assert (await actions(ops.gateway))[:3] == ["operator.signed_in", *["operator.sign_in_failed"] * 2]
+    entry = (await ops.gateway.audit.page(1, None, "operator.sign_in_failed", None)).rows[0]
     assert (entry.actor, entry.subject_id, entry.detail) == ("address:127.0.0.1", None, {"from": "127.0.0.1"})
 
 
-async def test_what_cannot_be_a_name_or_password_is_wrong_like_any_other(home: House) -> None:
-    async with Browser(home.ops) as browser:
+async def test_login_with_a_malformed_name_or_password_is_401(ops: OpsGateway) -> None:
+    async with Browser(ops.url) as browser:
         assert (await browser.signs_in("\x00<b>", Secret("x"))).status == 401
         assert (await browser.signs_in("amina", Secret("x" * 5000))).status == 401
         assert (await browser.sends("/login", {})).status == 401
 
 
-async def test_guessing_is_stopped_even_when_the_guess_is_right(home: House) -> None:
-    async with Browser(home.ops) as browser:
+async def test_login_with_the_right_password_over_the_failure_limit_is_429(ops: OpsGateway) -> None:
+    async with Browser(ops.url) as browser:
         for _ in range(3):
             assert (await browser.signs_in(password=Secret("not the password at all"))).status == 401
         page = await browser.signs_in()
         assert (page.status, "Too many failed attempts" in page.text) == (429, True)
         assert 1 <= int(page.headers["Retry-After"]) <= 310
         assert browser.cookies == []
-    assert (await actions(home.gateway)).count("operator.sign_in_failed") == 3
+    assert (await actions(ops.gateway)).count("operator.sign_in_failed") == 3
 
 
-async def test_over_https_the_cookie_is_sent_over_nothing_else(settings: dict[str, Any]) -> None:
+async def test_login_over_https_sets_secure_cookies(settings: dict[str, Any]) -> None:
     settings |= {"public_url": "https://pay.example.co.ke"}
-    async with house(settings) as home, Browser(home.ops) as browser:
+    async with running_ops(settings) as ops, Browser(ops.url) as browser:
         page = await browser.signs_in(follows=False)
         for name in ("mpesa_gateway_ops", "mpesa_gateway_ops_device"):
             (sent,) = re.findall(rf"{name}=([^,]*)", page.headers["Set-Cookie"])
@@ -181,47 +181,47 @@ async def test_over_https_the_cookie_is_sent_over_nothing_else(settings: dict[st
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_ends_after_an_hour_without_a_page_and_after_twelve_in_any_case(home: House) -> None:
-    async with signed_in(home.ops) as browser:
-        home.clock.advance(timedelta(minutes=59))
-        assert (await browser.opens()).url == home.ops
-        home.clock.advance(timedelta(minutes=59))
-        # The queue's page asks by itself, which is no sign of life.
+async def test_session_expires_after_one_idle_hour_and_after_twelve_hours(ops: OpsGateway) -> None:
+    async with signed_in(ops.url) as browser:
+        ops.clock.advance(timedelta(minutes=59))
+        assert (await browser.opens()).url == ops.url
+        ops.clock.advance(timedelta(minutes=59))
+        # The queue page polls, which does not count as activity.
         assert (await browser.opens("/queue/api/queues", accept="*/*")).status == 200
-        home.clock.advance(timedelta(minutes=2))
-        assert (await browser.opens()).url == home.ops + "/login"
+        ops.clock.advance(timedelta(minutes=2))
+        assert (await browser.opens()).url == ops.url + "/login"
         await browser.signs_in()
         for _ in range(14):
-            home.clock.advance(timedelta(minutes=50))
-            assert (await browser.opens()).url == home.ops
-        home.clock.advance(timedelta(minutes=21))
-        assert (await browser.opens()).url == home.ops + "/login"
+            ops.clock.advance(timedelta(minutes=50))
+            assert (await browser.opens()).url == ops.url
+        ops.clock.advance(timedelta(minutes=21))
+        assert (await browser.opens()).url == ops.url + "/login"
         await browser.signs_in()
-    assert await home.gateway.db.fetchval("SELECT count(*) FROM ops_session") == 1
+    assert await ops.gateway.db.fetchval("SELECT count(*) FROM ops_session") == 1
 
 
-async def test_signing_out_ends_the_session_and_not_only_the_cookie(home: House) -> None:
-    async with signed_in(home.ops) as browser, Browser(home.ops) as thief:
+async def test_logout_ends_the_session_on_the_server(ops: OpsGateway) -> None:
+    async with signed_in(ops.url) as browser, Browser(ops.url) as thief:
         thief.takes(browser.cookies)
         page = await thief.opens()
-        assert page.url == home.ops
+        assert page.url == ops.url
         assert (await browser.sends("/logout", {"form_token": "0" * 64})).status == 403
-        assert (await thief.opens()).url == home.ops
+        assert (await thief.opens()).url == ops.url
         out = await browser.sends("/logout", {"form_token": page.field("form_token")})
-        assert (out.url, browser.cookies) == (home.ops + "/login", [])
-        assert (await thief.opens()).url == home.ops + "/login"
-    assert (await actions(home.gateway))[0] == "operator.signed_out"
+        assert (out.url, browser.cookies) == (ops.url + "/login", [])
+        assert (await thief.opens()).url == ops.url + "/login"
+    assert (await actions(ops.gateway))[0] == "operator.signed_out"
 
 
-async def test_a_new_password_and_deactivation_end_sessions(home: House) -> None:
-    operators = home.gateway.services.get(Operators)
-    async with signed_in(home.ops) as browser:
+async def test_session_ends_with_a_new_password_or_deactivation(ops: OpsGateway) -> None:
+    operators = ops.gateway.services.get(Operators)
+    async with signed_in(ops.url) as browser:
         await operators.set_password("amina", Secret("another long password"), actor="test")
-        assert (await browser.opens()).url == home.ops + "/login"
+        assert (await browser.opens()).url == ops.url + "/login"
         assert (await browser.signs_in()).status == 401
-        assert (await browser.signs_in(password=Secret("another long password"))).url == home.ops
+        assert (await browser.signs_in(password=Secret("another long password"))).url == ops.url
         await operators.deactivate("amina", actor="test")
-        assert (await browser.opens()).url == home.ops + "/login"
+        assert (await browser.opens()).url == ops.url + "/login"
         assert (await browser.signs_in(password=Secret("another long password"))).status == 401
     with pytest.raises(NotFound, match="no active operator"):
         await operators.set_password("amina", PASSWORD, actor="test")
@@ -243,21 +243,21 @@ async def test_a_new_password_and_deactivation_end_sessions(home: House) -> None
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-async def test_what_another_site_makes_a_browser_send_is_refused(home: House, headers: dict[str, str]) -> None:
-    await failed(home.gateway, "failing.fail")
-    async with signed_in(home.ops) as browser:
+async def test_post_from_another_site_is_refused(ops: OpsGateway, headers: dict[str, str]) -> None:
+    await fail_job(ops.gateway, "failing.fail")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key")}
         for path in ("/login", "/logout", "/failed/retry", f"/queue/api{QUEUE[6:]}/jobs/{fields['key']}/retry"):
             refused = await browser.sends(path, fields, headers)
             assert (refused.status, "one of our own pages" in refused.text) == (403, True)
-        assert (await browser.opens()).url == home.ops
-    (job,) = await home.gateway.jobs.queues["default"].failed_jobs(0, 10)
+        assert (await browser.opens()).url == ops.url
+    (job,) = await ops.gateway.jobs.queues["default"].failed_jobs(0, 10)
     assert (job.status, job.attempts) == (Status.FAILED, 1)
 
 
 @given(st.sampled_from(["origin", "referer"]), st.text(max_size=60))
-def test_no_other_origin_is_ours(header: str, text: str) -> None:
+def test_same_site_check_rejects_every_other_origin(header: str, text: str) -> None:
     for source in (text, f"http://{text}", f"http://pay.example{text}", f"http://{text}@pay.example.evil"):
         is_own = is_same_site({header: source}, ["pay.example", ""])
         assert not is_own or re.match(r"(http:)?//pay\.example(/|\?|#|\Z|[\t\r\n])", source.strip(), re.IGNORECASE)
@@ -271,17 +271,17 @@ def test_no_other_origin_is_ours(header: str, text: str) -> None:
         {"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"},
     ],
 )
-def test_our_own_pages_are_ours(headers: dict[str, str]) -> None:
+def test_same_site_check_accepts_our_own_pages(headers: dict[str, str]) -> None:
     assert is_same_site(headers, ["pay.example"])
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
 
 
-async def test_every_page_keeps_to_itself(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail")
+async def test_pages_have_strict_headers_and_link_to_our_own_pages_only(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail")
     seen = 0
-    async with signed_in(home.ops) as browser:
+    async with signed_in(ops.url) as browser:
         for path in (
             "",
             "/",
@@ -305,17 +305,17 @@ async def test_every_page_keeps_to_itself(home: House) -> None:
                 continue
             assert page.untidy == []
             for form in page.forms:
-                assert form.action.startswith(home.ops), form
+                assert form.action.startswith(ops.url), form
             for link in page.links:
-                assert link.startswith(home.ops[: -len("ops")]), link
+                assert link.startswith(ops.url[: -len("ops")]), link
                 assert (await browser.opens(link)).status == 200, link
                 seen += 1
     assert seen > 20
 
 
-async def test_the_overview_shows_the_parts_and_the_queue(home: House) -> None:
-    await failed(home.gateway, "failing.fail")
-    async with signed_in(home.ops) as browser:
+async def test_overview_shows_the_parts_and_the_failed_jobs(ops: OpsGateway) -> None:
+    await fail_job(ops.gateway, "failing.fail")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens()
         assert re.search(r'<dt>failed</dt><dd><a href="[^"]*/failed">1</a></dd>', page.text)
         assert "1 job has failed" in page.words
@@ -323,9 +323,9 @@ async def test_the_overview_shows_the_parts_and_the_queue(home: House) -> None:
             assert f"{part} healthy" in page.words
 
 
-async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
+async def test_queue_pages_without_valkey_answer_with_503(settings: dict[str, Any]) -> None:
     settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
-    async with house(settings) as home, signed_in(home.ops) as browser:
+    async with running_ops(settings) as ops, signed_in(ops.url) as browser:
         assert "The queue is unreachable." in (await browser.opens()).text
         assert (await browser.opens("/queue")).status == 200
         page = await browser.opens("/failed")
@@ -334,25 +334,25 @@ async def test_a_queue_that_is_away_is_told(settings: dict[str, Any]) -> None:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
 
 
-async def test_failed_jobs_are_found_newest_first_and_shown_as_text(home: House) -> None:
-    await failed(home.gateway, "failing.fail", delivery_id="dlv_1")
-    jobs = await failed(home.gateway, "failing.fail", 2, delivery_id="<script>")
+async def test_failed_jobs_page_lists_the_newest_first_and_escapes_text(ops: OpsGateway) -> None:
+    await fail_job(ops.gateway, "failing.fail", delivery_id="dlv_1")
+    jobs = await fail_job(ops.gateway, "failing.fail", 2, delivery_id="<script>")
     assert [(job.kwargs or {})["delivery_id"] for job in jobs] == ["<script>", "dlv_1"]
-    async with signed_in(home.ops) as browser:
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/failed")
     text = page.text
     assert text.index("&lt;script&gt;") < text.index("dlv_1")
     assert "<script>" not in text
-    assert f"<code>{len(home.gateway.plugins)} plugins</code>" in text
+    assert f"<code>{len(ops.gateway.plugins)} plugins</code>" in text
     assert "RuntimeError in the queue mpesa-default, after 1 try" in page.words
     assert "Traceback" not in text
 
 
-async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
-    home: House, monkeypatch: pytest.MonkeyPatch
+async def test_failed_jobs_over_the_limit_delete_the_oldest_and_are_paged(
+    ops: OpsGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpesa_gateway.queues._FAILED_AT_MOST", 60)
-    queue = home.gateway.jobs.queues["default"]
+    queue = ops.gateway.jobs.queues["default"]
     for number in range(70):
         job = Job("failing.fail", kwargs={"number": number}, key=f"job-{number}", queue=queue)
         await queue.finish(job, Status.FAILED, error="x")
@@ -360,7 +360,7 @@ async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
     assert await queue.count_failed() == 60
     assert await queue.redis.ttl(queue.job_id("job-5")) <= 60
     assert await queue.redis.ttl(queue.job_id("job-69")) > 6 * 24 * 3600
-    async with signed_in(home.ops) as browser:
+    async with signed_in(ops.url) as browser:
         shown: list[str] = []
         page = await browser.opens("/failed?page=-1")
         while True:
@@ -374,9 +374,9 @@ async def test_many_failed_jobs_come_in_pages_and_the_oldest_make_room(
         assert "Newer" in page.text
 
 
-async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_1")
-    async with signed_in(home.ops) as browser:
+async def test_failed_job_retried_twice_runs_once_and_leaves_the_list(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail_once", call_id="call_1")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
         assert (await browser.sends("/failed/retry", fields | {"form_token": "x"})).status == 403
@@ -386,47 +386,47 @@ async def test_a_failed_job_is_retried_once_and_then_gone_from_the_list(home: Ho
         assert "no longer among the failed" in (await browser.sends("/failed/retry", fields)).text
 
         async def is_done() -> bool:
-            found = await home.gateway.jobs.queues["default"].job(job.key)
+            found = await ops.gateway.jobs.queues["default"].job(job.key)
             return found is not None and found.status == Status.COMPLETE
 
         assert await eventually(is_done)
         assert "No job has failed." in (await browser.opens("/failed")).text
     assert calls.count("call_1") == 2
-    assert await home.gateway.jobs.queues["default"].count_failed() == 0
-    (entry,) = (await home.gateway.audit.page(10, None, "job.retried", None)).rows
+    assert await ops.gateway.jobs.queues["default"].count_failed() == 0
+    (entry,) = (await ops.gateway.audit.page(10, None, "job.retried", None)).rows
     assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
     assert entry.detail == {"job": "failing.fail_once", "from": "127.0.0.1"}
 
 
-async def test_a_job_that_fails_again_is_listed_again(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail")
-    async with signed_in(home.ops) as browser:
+async def test_failed_job_that_fails_again_is_listed_again(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/failed")
         await browser.sends(
             "/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
         )
 
         async def fails_again() -> bool:
-            found = await home.gateway.jobs.queues["default"].failed_jobs(0, 10)
+            found = await ops.gateway.jobs.queues["default"].failed_jobs(0, 10)
             return [(one.key, one.attempts) for one in found] == [(job.key, 2)]
 
         assert await eventually(fails_again)
         assert "RuntimeError in the queue mpesa-default, after 2 tries" in (await browser.opens("/failed")).words
 
 
-async def test_discard_of_a_failed_job_removes_it_and_is_audited(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail")
-    async with signed_in(home.ops) as browser:
+async def test_failed_job_discarded_is_removed_and_audited(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
         assert (await browser.sends("/failed/discard", fields | {"form_token": "x"})).status == 403
         assert "The job was discarded." in (await browser.sends("/failed/discard", fields)).words
         assert "no longer among the failed" in (await browser.sends("/failed/discard", fields)).words
         assert "No job has failed." in (await browser.opens("/failed")).words
-    queue = home.gateway.jobs.queues["default"]
+    queue = ops.gateway.jobs.queues["default"]
     assert await queue.count_failed() == 0
     assert await queue.redis.ttl(job.id) <= 60
-    (entry,) = (await home.gateway.audit.page(10, None, "job.discarded", None)).rows
+    (entry,) = (await ops.gateway.audit.page(10, None, "job.discarded", None)).rows
     assert (entry.actor[:13], entry.subject_id) == ("operator:opr_", job.key)
     assert entry.detail == {"job": "failing.fail", "from": "127.0.0.1"}
 
@@ -443,11 +443,11 @@ async def test_discard_of_a_failed_job_removes_it_and_is_audited(home: House) ->
         (Status.FAILED, None, "unknown"),
     ],
 )
-def test_failure_reason_of_an_error_is_one_stable_word(status: Status, error: str | None, reason: str) -> None:
+def test_failure_reason_is_one_stable_word(status: Status, error: str | None, reason: str) -> None:
     assert failure_reason(status, error) == reason
 
 
-def test_last_line_of_a_traceback_is_its_exception() -> None:
+def test_last_line_of_a_traceback_is_the_exception() -> None:
     assert last_line("Traceback (most recent call last):\n  File x\nValueError: no\n\n") == "ValueError: no"
     assert last_line(None) == last_line(" \n ") == ""
 
@@ -455,12 +455,12 @@ def test_last_line_of_a_traceback_is_its_exception() -> None:
 # -- SAQ's pages ------------------------------------------------------------------------------------------------------
 
 
-async def test_queue_page_has_saqs_scripts_and_their_json(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail", delivery_id="dlv_1")
-    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
-    async with signed_in(home.ops) as browser:
+async def test_queue_page_serves_saqs_scripts_and_json(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail", delivery_id="dlv_1")
+    await ops.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/queue")
-        assert page.url == home.ops + "/queue/"
+        assert page.url == ops.url + "/queue/"
         assert page.untidy == []
         assert page.link("/ops/failed")
         assert page.link("/ops/queue/static/app.js")
@@ -483,26 +483,26 @@ async def test_queue_page_has_saqs_scripts_and_their_json(home: House) -> None:
             assert (await browser.opens(path, accept="*/*")).status == 404
 
 
-async def test_queue_json_for_a_viewer_masks_phone_numbers(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail", of="254712345678")
-    await home.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
+async def test_queue_json_for_a_viewer_masks_phone_numbers(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail", of="254712345678")
+    await ops.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
     path = f"/queue/api/queues/mpesa-default/jobs/{job.key}"
-    async with signed_in(home.ops, "viola") as browser:
+    async with signed_in(ops.url, "viola") as browser:
         page = await browser.opens(QUEUE)
         assert "data-may-act" not in page.text
         assert "254712345678" not in (await browser.opens(path, accept="*/*")).text
         act = {"Accept": "*/*", "X-Form-Token": page.field("form_token")}
         assert (await browser.sends(f"{path}/retry", {}, act)).status == 403
-    async with signed_in(home.ops) as browser:
+    async with signed_in(ops.url) as browser:
         assert "254712345678" in (await browser.opens(path, accept="*/*")).text
 
 
-async def test_saqs_retry_and_abort_need_the_form_token_and_are_audited(home: House) -> None:
-    (job,) = await failed(home.gateway, "failing.fail_once", call_id="call_2")
-    queue = home.gateway.jobs.queues["default"]
-    await home.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
+async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: OpsGateway) -> None:
+    (job,) = await fail_job(ops.gateway, "failing.fail_once", call_id="call_2")
+    queue = ops.gateway.jobs.queues["default"]
+    await ops.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
-    async with signed_in(home.ops) as browser:
+    async with signed_in(ops.url) as browser:
         page = await browser.opens("/queue")
         jobs, act = "/queue/api/queues/mpesa-default/jobs", {"Accept": "application/json"}
         for token in ({}, {"X-Form-Token": "x"}):
@@ -519,17 +519,17 @@ async def test_saqs_retry_and_abort_need_the_form_token_and_are_audited(home: Ho
             return found is not None and found.status == Status.COMPLETE
 
         assert await eventually(is_done)
-    entries = (await home.gateway.audit.page(100, None, None, None)).rows
+    entries = (await ops.gateway.audit.page(100, None, None, None)).rows
     assert [entry.action for entry in entries][:2] == ["job.aborted", "job.retried"]
     assert [entry.subject_id for entry in entries][:2] == [later, job.key]
     assert {entry.actor[:13] for entry in entries[:2]} == {"operator:opr_"}
 
 
-# -- where it is mounted ----------------------------------------------------------------------------------------------
+# -- prefix ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strips", [False, True], ids=["mounted by a host", "behind a proxy that strips the prefix"])
-async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips: bool) -> None:
+async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bool) -> None:
     with listening() as at:
         base = f"http://127.0.0.1:{at.getsockname()[1]}/payments"
         gateway = Gateway(GatewayConfig.from_values(settings | {"public_url": base}), plugins=(FAILING,))
@@ -543,7 +543,7 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
 
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
             await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-            (job,) = await failed(gateway, "failing.fail")
+            (job,) = await fail_job(gateway, "failing.fail")
             assert (await browser.opens()).url == base + "/ops/login"
             assert (await browser.signs_in()).url == base + "/ops"
             assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
@@ -552,8 +552,8 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
                 assert page.status == 200
                 assert page.links
                 assert [link for link in page.links if not link.startswith(base + "/")] == []
-                here = re.search(r'data-root="([^"]*)"', page.text)
-                assert here is None or urljoin(page.url, here[1]) == base + "/ops/queue"
+                root = re.search(r'data-root="([^"]*)"', page.text)
+                assert root is None or urljoin(page.url, root[1]) == base + "/ops/queue"
             page = await browser.opens("/failed")
             retried = await browser.sends(
                 "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}
@@ -569,7 +569,7 @@ async def test_everything_works_under_a_prefix(settings: dict[str, Any], strips:
 
 @pytest.fixture
 def environ(database_url: str, valkey_url: str) -> dict[str, str]:
-    """What the commands find in their environment."""
+    """The environment of the commands."""
     return {
         "MPESA_GATEWAY_CONFIG": "",
         "MPESA_GATEWAY_DATABASE__URL": database_url,
@@ -578,47 +578,52 @@ def environ(database_url: str, valkey_url: str) -> dict[str, str]:
     }
 
 
-def types(folder: Path, environ: dict[str, str], *words: str, said: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
-    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=said, patience=30)
+def run_command(
+    folder: Path, environ: dict[str, str], *words: str, typed: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    return forks.run(("operators", *words), folder=folder, environ=os.environ | environ, reads=typed, patience=30)
 
 
-def test_operators_from_the_command_line(tmp_path: Path, environ: dict[str, str]) -> None:
-    made = types(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n")
+def test_operators_commands_create_list_and_deactivate(tmp_path: Path, environ: dict[str, str]) -> None:
+    made = run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n")
     assert made.returncode == 0, made.stderr
     assert made.stdout.startswith("opr_")
     assert "a long password" not in made.stdout + made.stderr
     assert (
-        "is or was" in types(tmp_path, environ, "create", "amina", "--password-stdin", said="a long password\n").stderr
+        "is or was"
+        in run_command(tmp_path, environ, "create", "amina", "--password-stdin", typed="a long password\n").stderr
     )
-    assert "at least 12" in types(tmp_path, environ, "create", "ben", "--password-stdin", said="short\n").stderr
-    bad = types(tmp_path, environ, "create", "Ben B", "--password-stdin", said="a long password\n")
+    assert "at least 12" in run_command(tmp_path, environ, "create", "ben", "--password-stdin", typed="short\n").stderr
+    bad = run_command(tmp_path, environ, "create", "Ben B", "--password-stdin", typed="a long password\n")
     assert (bad.returncode, "lower-case letters" in bad.stderr) == (1, True)
-    assert types(tmp_path, environ, "password", "amina", "--password-stdin", said="another password\n").returncode == 0
-    assert types(tmp_path, environ, "deactivate", "amina", "--yes").returncode == 0
-    again = types(tmp_path, environ, "deactivate", "amina", "--yes")
+    assert (
+        run_command(tmp_path, environ, "password", "amina", "--password-stdin", typed="another password\n").returncode
+        == 0
+    )
+    assert run_command(tmp_path, environ, "deactivate", "amina", "--yes").returncode == 0
+    again = run_command(tmp_path, environ, "deactivate", "amina", "--yes")
     assert (again.returncode, "no active operator called amina" in again.stderr) == (1, True)
-    heading, amina = types(tmp_path, environ, "list").stdout.splitlines()
+    heading, amina = run_command(tmp_path, environ, "list").stdout.splitlines()
     assert heading.split("\t") == ["operator_id", "name", "role", "active", "created_at", "last_login_at"]
     assert amina.split("\t")[1:4] == ["amina", "operator", "no"]
     assert amina.split("\t")[5] == "never"
 
 
-class Told(Session):
-    """A command's session that starts nothing, and keeps the passwords that it is given."""
+class PasswordRecorder(Session):
+    """A command session that starts no gateway and records the passwords passed to it."""
 
     def __init__(self) -> None:
         super().__init__("")
         self.passwords: list[str] = []
 
     def run(self, use: Any) -> Any:
-        """Note the secrets that the work would be done with."""
+        """Record the secrets in the closure of the work."""
         inside = [cell.cell_contents for cell in use.__closure__]
         self.passwords += [found.reveal() for found in inside if isinstance(found, Secret)]
 
 
-def test_a_password_is_asked_for_twice_and_never_shown() -> None:
-    session = Told()
+def test_operators_password_is_asked_twice_and_not_shown() -> None:
+    session = PasswordRecorder()
     typed = "one long password\n"
     done = CliRunner().invoke(operators_command, ["password", "amina"], obj=session, input=typed * 2)
     assert done.exit_code == 0, done.output
@@ -629,7 +634,7 @@ def test_a_password_is_asked_for_twice_and_never_shown() -> None:
     assert len(session.passwords) == 1
 
 
-async def test_the_first_operator_is_made_once(settings: dict[str, Any]) -> None:
+async def test_create_first_operator_twice_creates_one(settings: dict[str, Any]) -> None:
     async with running_gateway(settings, plugins=(FAILING,)) as (gateway, base):
         password = await gateway.port(Operators).create_first("admin", actor="test")
         assert password is not None

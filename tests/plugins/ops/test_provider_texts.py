@@ -1,4 +1,4 @@
-"""M-Pesa's words as an attack: masked and cleaned where they are stored, plain in JSON, escaped on every page."""
+"""Protects pages, API, exports and logs from hostile text of M-Pesa: masked, cleaned and escaped."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from mpesa_gateway.logs import mask
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from tests.plugins.callbacks.test_callbacks import body
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt;{{ 7*7 }}"
 HOSTILE = (
@@ -21,34 +21,36 @@ HOSTILE = (
 HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
 
-async def test_hostile_words_of_m_pesa_are_text_everywhere(desk: Desk) -> None:
-    dispatcher = desk.gateway.services.get(CallbackDispatcher)
-    made = (await desk.api.pay("254700000006", key="order")).data
-    url = dispatcher.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=made["id"])
-    said = body(made["provider_ref"], 1032)
-    said["Body"]["stkCallback"] |= {"ResultDesc": HOSTILE, "MerchantRequestID": HOSTILE}
+async def test_hostile_provider_text_is_masked_and_escaped_everywhere(ops_site: OpsSite) -> None:
+    dispatcher = ops_site.gateway.services.get(CallbackDispatcher)
+    made = (await ops_site.api.pay("254700000006", key="order")).data
+    url = dispatcher.url_for("stk", env="sandbox", merchant_id=ops_site.merchant_id, subject_id=made["id"])
+    content = body(made["provider_ref"], 1032)
+    content["Body"]["stkCallback"] |= {"ResultDesc": HOSTILE, "MerchantRequestID": HOSTILE}
     with capture_logs() as logs:
-        assert (await desk.api.call("POST", url[url.index("/v1/cb") :], said)).status == 200
-        # At another token: refused and kept.
-        other = (await desk.api.pay("254711000018", key="other")).data
-        wrong = dispatcher.url_for("stk", env="sandbox", merchant_id=desk.merchant_id, subject_id=other["id"])
-        assert (await desk.api.call("POST", wrong[wrong.index("/v1/cb") :], said)).status == 403
-    found = await desk.api.settled(made["id"], "failed")
+        assert (await ops_site.api.call("POST", url[url.index("/v1/cb") :], content)).status == 200
+        # The token of another payment: refused and stored.
+        other = (await ops_site.api.pay("254711000018", key="other")).data
+        wrong = dispatcher.url_for("stk", env="sandbox", merchant_id=ops_site.merchant_id, subject_id=other["id"])
+        assert (await ops_site.api.call("POST", wrong[wrong.index("/v1/cb") :], content)).status == 403
+    found = await ops_site.api.settled(made["id"], "failed")
     text = found["result_desc"]
     assert text.startswith(f'=HYPERLINK("http://evil.example","x"){MARKUP} gnp.exe')
     assert (len(text) <= 500, HIDDEN.search(text), "\n" in text) == (True, None, False)
     assert not re.search("711000009|x9Qk", json.dumps(found))
-    (sent,) = await desk.receiver.wait_for(1, kind="payment.failed")
+    (sent,) = await ops_site.receiver.wait_for(1, kind="payment.failed")
     assert not re.search("711000009|x9Qk", sent.body.decode())
 
-    exported = (await desk.api.download("/v1/payments/export")).content or b""
+    exported = (await ops_site.api.download("/v1/payments/export")).content or b""
     rows = list(csv.reader(io.StringIO(exported.decode(), newline="")))
     assert len(rows) == 3
     assert not [cell for row in rows for cell in row if re.match(r"\s*[=+@]", cell)]
 
-    callback_id = await desk.gateway.db.fetchval("SELECT callback_id FROM callback WHERE subject_id = $1", made["id"])
-    refused_id = await desk.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
-    async with desk.browser() as browser:
+    callback_id = await ops_site.gateway.db.fetchval(
+        "SELECT callback_id FROM callback WHERE subject_id = $1", made["id"]
+    )
+    refused_id = await ops_site.gateway.db.fetchval("SELECT refused_id FROM refused_callback")
+    async with ops_site.browser() as browser:
         for path in (
             "",
             "/payments",

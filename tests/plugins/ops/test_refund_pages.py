@@ -1,4 +1,4 @@
-"""The pages about refunds: sending money back with care, the list, and what waits for a person."""
+"""Protects the refund pages: confirmation, one refund per form, and review by an admin."""
 
 import re
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from tests.browsing import Page
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 
-def listed(page: Page) -> list[str]:
-    """The refunds that a page lists."""
+def refund_ids(page: Page) -> list[str]:
+    """Returns the ids of the refunds on a page."""
     return re.findall(r'href="[^"]*refunds/(rfd_\w{26})"', page.text)
 
 
-async def paid(desk: Desk, key: str = "order") -> dict[str, Any]:
-    """A paid payment of KES 500."""
-    return await desk.api.settled((await desk.api.pay("254711000001", key=key)).data["id"], "completed")
+async def completed_payment(ops_site: OpsSite, key: str = "order") -> dict[str, Any]:
+    """A completed payment of KES 500."""
+    return await ops_site.api.settled((await ops_site.api.pay("254711000001", key=key)).data["id"], "completed")
 
 
-async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: Desk) -> None:
-    payment = await paid(desk)
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite) -> None:
+    payment = await completed_payment(ops_site)
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens(f"/payments/{payment['id']}")
         form = await browser.opens(page.link("/refund"))
         assert "Refundable: KES 500." in form.words
@@ -33,10 +33,10 @@ async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: D
         wrong = await browser.submits(unsure, "/refund", **filled | {"amount": "2.50"})
         assert "amount: M-Pesa moves whole shillings only" in wrong.words
         assert wrong.field("reason") == "Broken jug"
-        told = await browser.submits(wrong, "/refund", **filled)
-        assert "Refund requested." in told.words
+        answer = await browser.submits(wrong, "/refund", **filled)
+        assert "Refund requested." in answer.words
         again = await browser.submits(wrong, "/refund", **filled)
-        assert again.url.partition("?")[0] == told.url.partition("?")[0]
+        assert again.url.partition("?")[0] == answer.url.partition("?")[0]
 
         async def is_back() -> bool:
             return "partially reversed" in (await browser.opens(f"/payments/{payment['id']}")).words
@@ -44,23 +44,23 @@ async def test_money_goes_back_from_a_form_once_however_often_it_is_sent(desk: D
         assert await eventually(is_back)
         page = await browser.opens(f"/payments/{payment['id']}")
         assert "Refunded KES 200" in page.words
-        assert listed(page) == [told.url.partition("?")[0].rpartition("/")[2]] * 3
+        assert refund_ids(page) == [answer.url.partition("?")[0].rpartition("/")[2]] * 3
         shown = await browser.opens("/refunds?status=completed")
-        assert listed(shown) == [listed(page)[0]]
-        assert listed(await browser.opens("/refunds?status=failed")) == []
-        ended = await browser.opens(f"/refunds/{listed(page)[0]}")
+        assert refund_ids(shown) == [refund_ids(page)[0]]
+        assert refund_ids(await browser.opens("/refunds?status=failed")) == []
+        ended = await browser.opens(f"/refunds/{refund_ids(page)[0]}")
         assert "Broken jug" in ended.words
         assert "applied reversal: result 0" in ended.words
         assert ended.untidy == []
-        late = await browser.sends(f"/refunds/{listed(page)[0]}/query", {"form_token": page.field("form_token")})
+        late = await browser.sends(f"/refunds/{refund_ids(page)[0]}/query", {"form_token": page.field("form_token")})
         assert "Not done: this refund has ended." in late.words
-    entry = (await desk.gateway.audit.page(1, None, "refund.requested", None)).rows[0]
+    entry = (await ops_site.gateway.audit.page(1, None, "refund.requested", None)).rows[0]
     assert entry.actor.startswith("operator:opr_")
 
 
-async def test_what_cannot_go_back_is_told_and_a_viewer_has_no_form(desk: Desk) -> None:
-    failed = await desk.api.settled((await desk.api.pay("254700000001", key="fails")).data["id"], "failed")
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_refund_form_of_a_failed_payment_is_refused_and_viewers_have_none(ops_site: OpsSite) -> None:
+    failed = await ops_site.api.settled((await ops_site.api.pay("254700000001", key="fails")).data["id"], "failed")
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens(f"/payments/{failed['id']}/refund")
         assert "Not refundable: the payment is failed" in page.words
         refused = await browser.sends(
@@ -68,37 +68,37 @@ async def test_what_cannot_go_back_is_told_and_a_viewer_has_no_form(desk: Desk) 
         )
         assert (refused.status, "only money that has come in" in refused.words) == (409, True)
         assert (await browser.opens("/payments/pay_00000000000000000000000000/refund")).status == 404
-    payment = await paid(desk)
-    async with desk.browser(Role.VIEWER) as browser:
+    payment = await completed_payment(ops_site)
+    async with ops_site.browser(Role.VIEWER) as browser:
         page = await browser.opens(f"/payments/{payment['id']}")
         assert not [link for link in page.links if link.endswith("/refund")]
         assert (await browser.opens(f"/payments/{payment['id']}/refund")).status == 403
 
 
-async def test_a_refund_that_was_never_answered_is_decided_by_an_admin(desk: Desk) -> None:
-    assert (await desk.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
-    payment = await paid(desk)
-    made = (await desk.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
-    await desk.gateway.db.execute(
+async def test_refund_without_a_result_is_decided_by_an_admin(ops_site: OpsSite) -> None:
+    assert (await ops_site.api.call("PATCH", "/simulator/control/habits", {"reversal": "never"})).status == 200
+    payment = await completed_payment(ops_site)
+    made = (await ops_site.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})).data
+    await ops_site.gateway.db.execute(
         "UPDATE refund SET attention = 'look on its portal', due_at = NULL WHERE refund_id = $1", made["id"]
     )
-    async with desk.browser(Role.OPERATOR) as browser:
+    async with ops_site.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
         assert "1 refund needs review" in front.words
         page = await browser.opens(front.link("/refunds?waiting=true"))
-        assert listed(page) == [made["id"]]
+        assert refund_ids(page) == [made["id"]]
         page = await browser.opens(f"/refunds/{made['id']}")
         assert "Needs review: look on its portal." in page.words
         assert not page.has_form(f"/refunds/{made['id']}")
-    async with desk.browser() as browser:
+    async with ops_site.browser() as browser:
         page = await browser.opens(f"/refunds/{made['id']}")
         undecided = await browser.submits(page, f"/refunds/{made['id']}", note="Saw it")
         assert (undecided.status, "choose completed or failed" in undecided.words) == (422, True)
         unsure = await browser.submits(undecided, f"/refunds/{made['id']}", outcome="failed", note="Saw it")
         assert "this cannot be undone" in unsure.words
-        told = await browser.submits(
+        answer = await browser.submits(
             unsure, f"/refunds/{made['id']}", outcome="completed", note="Portal, 10:15", confirm=made["id"]
         )
-        assert "Refund completed." in told.words
+        assert "Refund completed." in answer.words
         assert "refund needs review" not in (await browser.opens()).words
-    assert (await desk.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"
+    assert (await ops_site.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"

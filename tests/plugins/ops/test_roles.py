@@ -1,4 +1,4 @@
-"""Who may do what: roles, the host's own login, and the record of every act."""
+"""Protects roles, the host's own login and the audit of every act."""
 
 from typing import Any
 from urllib.parse import urljoin
@@ -13,28 +13,27 @@ from mpesa_gateway.plugin import Plugin, PluginError
 from mpesa_gateway.testing.serving import running_gateway
 from mpesa_gateway_ops.api import HostOperator
 from mpesa_gateway_ops.operators import Operators
-from mpesa_gateway_ops.page_registry import PageRegistry as Desk_
-from mpesa_gateway_ops.page_registry import RegisteredPage
+from mpesa_gateway_ops.page_registry import PageRegistry, RegisteredPage
 from tests.browsing import PASSWORD, Browser, signed_in
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 done: list[str] = []
 
 
-def test_a_guess_at_a_password_costs_memory_and_time(real_hasher: PasswordHasher) -> None:
-    # At least what OWASP's password storage cheat sheet asks of Argon2id.
+def test_password_hasher_meets_the_owasp_minimum(real_hasher: PasswordHasher) -> None:
+    # The minimum of OWASP's Password Storage Cheat Sheet for Argon2id.
     assert real_hasher.type is Type.ID
     assert real_hasher.memory_cost >= 19 * 1024
     assert real_hasher.time_cost >= 2
 
 
 async def show(visit: PageRequest) -> Rendered:
-    """A page of a stranger's plugin, with a template of its own."""
+    """A page of a host's plugin with its own template."""
     return Rendered("shelf.html", {"said": visit.text("said"), "items": ["pay_00000000000000000000000000", "x"]})
 
 
 async def put(visit: PageRequest) -> Redirect:
-    """Something to do on it."""
+    """An act of that page."""
     done.append(visit.visitor.actor)
     return Redirect("shelf", f"Put there by {visit.visitor.name}.")
 
@@ -56,15 +55,15 @@ def _shelf(name: str = "shelf") -> Plugin:
 
 
 @pytest.fixture
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings with nothing but the pages."""
+def ops_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the ops plugin only."""
     del values["simulator"]
     return values | {"plugins": ["ops"]}
 
 
-async def test_a_role_sees_and_does_what_it_may_and_no_more(plain: dict[str, Any]) -> None:
+async def test_role_is_limited_to_its_pages_and_acts(ops_settings: dict[str, Any]) -> None:
     done.clear()
-    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+    async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
         operators = gateway.services.get(Operators)
         for name, role in (("viola", Role.VIEWER), ("otieno", Role.OPERATOR), ("amina", Role.ADMIN)):
             await operators.create(name, PASSWORD, role=role, actor="test")
@@ -94,8 +93,8 @@ async def test_a_role_sees_and_does_what_it_may_and_no_more(plain: dict[str, Any
         ]
 
 
-async def test_a_role_changes_from_the_next_page_on(plain: dict[str, Any]) -> None:
-    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+async def test_role_change_applies_to_the_next_request(ops_settings: dict[str, Any]) -> None:
+    async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
         operators = gateway.services.get(Operators)
         await operators.create("viola", PASSWORD, role=Role.VIEWER, actor="test")
         async with signed_in(f"{base}/ops", "viola") as browser:
@@ -106,8 +105,8 @@ async def test_a_role_changes_from_the_next_page_on(plain: dict[str, Any]) -> No
             assert entry.detail == {"role": "admin"}
 
 
-async def test_a_strangers_page_is_in_the_frame_and_what_it_says_is_text(plain: dict[str, Any]) -> None:
-    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base):
+async def test_host_plugin_page_has_our_layout_and_escaped_text(ops_settings: dict[str, Any]) -> None:
+    async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         async with signed_in(f"{base}/ops") as browser:
             assert (await browser.opens("/shelf/of/<b>")).status == 404
@@ -118,41 +117,41 @@ async def test_a_strangers_page_is_in_the_frame_and_what_it_says_is_text(plain: 
             again = await browser.submits(page, "/shelf/put")
             assert again.url.startswith(f"{base}/ops/shelf?note=")
             assert "Put there by amina." in again.words
-            # A note is told once, and to nobody else.
+            # A flash message is shown once.
             assert "Put there" not in (await browser.opens(again.url)).words
-            # The address of a button, loaded, leads to where the button is.
+            # A GET of an act redirects to its page.
             assert (await browser.opens("/shelf/put")).url == f"{base}/ops/shelf"
 
 
-async def test_two_pages_at_one_address_are_refused() -> None:
+async def test_plugins_with_two_pages_at_one_path_are_refused() -> None:
     other = _shelf("other")
     values = {"database": {"url": "postgresql://x"}, "valkey": {"url": "valkey://x"}, "plugins": ["ops"]}
     values["security"] = {"master_key": "A" * 43 + "="}
     gateway = Gateway(GatewayConfig.from_values(values), plugins=(_shelf(), other))
     with pytest.raises(PluginError, match="/ops/shelf"):
-        gateway.services.get(Desk_)
+        gateway.services.get(PageRegistry)
 
 
 # -- the host's own login ---------------------------------------------------------------------------------------------
 
 
-async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> None:
-    plain["ops"] = {"login_url": "https://shop.example/login"}
-    async with running_gateway(plain, plugins=(_shelf(),)) as (gateway, base), Browser(f"{base}/ops") as browser:
-        here: list[HostOperator] = []
+async def test_host_login_signs_in_and_disables_passwords(ops_settings: dict[str, Any]) -> None:
+    ops_settings["ops"] = {"login_url": "https://shop.example/login"}
+    async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base), Browser(f"{base}/ops") as browser:
+        signed_in_operators: list[HostOperator] = []
 
         @gateway.services.get(Operators).signed_in_by
-        async def who(scope: Any) -> HostOperator | None:
+        async def read_operator(scope: Any) -> HostOperator | None:
             assert scope["type"] == "http"
-            return here[0] if here else None
+            return signed_in_operators[0] if signed_in_operators else None
 
-        assert who is gateway.port(Operators).host_login
-        away = await browser.opens(follows=False)
-        assert (away.status, away.headers["Location"]) == (303, "https://shop.example/login")
-        # Our own passwords open nothing any more.
+        assert read_operator is gateway.port(Operators).host_login
+        redirect = await browser.opens(follows=False)
+        assert (redirect.status, redirect.headers["Location"]) == (303, "https://shop.example/login")
+        # Operators' passwords are disabled.
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         assert "Sign in to the host application" in (await browser.signs_in()).words
-        here.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
+        signed_in_operators.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
         page = await browser.opens("/shelf")
         assert "wanjiru, operator" in page.words
         assert not page.has_form("/logout")
@@ -161,31 +160,31 @@ async def test_the_hosts_own_login_opens_the_pages(plain: dict[str, Any]) -> Non
         assert (await browser.opens("/shelf/hidden")).status == 403
         entry = (await gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert entry.actor == "operator:host:wanjiru"
-        here.clear()
+        signed_in_operators.clear()
         assert (await browser.opens(follows=False)).status == 303
 
 
-async def nobody(_: Any) -> HostOperator | None:
-    """A host's login that knows nobody."""
+async def no_operator(_: Any) -> HostOperator | None:
+    """A host's login that recognises no operator."""
     return None
 
 
-async def test_the_hosts_login_can_be_named_in_the_settings(plain: dict[str, Any]) -> None:
-    plain["ops"] = {"login": "tests.plugins.ops.test_roles:nobody"}
-    async with running_gateway(plain) as (gateway, base), Browser(f"{base}/ops") as browser:
+async def test_host_login_setting_that_cannot_be_imported_is_refused(ops_settings: dict[str, Any]) -> None:
+    ops_settings["ops"] = {"login": "tests.plugins.ops.test_roles:no_operator"}
+    async with running_gateway(ops_settings) as (gateway, base), Browser(f"{base}/ops") as browser:
         assert gateway.port(Operators).host_login is not None
         page = await browser.opens(follows=False)
         assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
-    gateway = Gateway(GatewayConfig.from_values(plain | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))
+    gateway = Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))
     with pytest.raises(ConfigError, match=r"`ops\.login`: tests\.plugins\.ops\.nowhere:nobody cannot be imported"):
         await gateway.start()
     with pytest.raises(ConfigError, match=r"ops\.login"):
-        Gateway(GatewayConfig.from_values(plain | {"ops": {"login": "no callable"}}))
+        Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "no callable"}}))
 
 
-async def test_every_act_of_every_plugin_has_a_name_and_somewhere_to_go_back_to(desk: Desk) -> None:
-    found = desk.gateway.services.get(Desk_)
-    acts = [(plugin.name, act) for plugin in desk.gateway.plugins for act in plugin.pages.acts]
+async def test_acts_each_have_a_name_and_a_page_to_return_to(ops_site: OpsSite) -> None:
+    found = ops_site.gateway.services.get(PageRegistry)
+    acts = [(plugin.name, act) for plugin in ops_site.gateway.plugins for act in plugin.pages.acts]
     assert len(acts) > 3
     assert len({(plugin, act.name) for plugin, act in acts}) == len(acts)
     for plugin, act in acts:

@@ -1,4 +1,4 @@
-"""The pages about webhooks: endpoints and how they fare, attempts, sending again, a new secret, a test."""
+"""Protects the webhook pages: deliveries, attempts, resends, endpoint health, secrets and test events."""
 
 import re
 from datetime import timedelta
@@ -8,21 +8,21 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.ops_contract import Role
 from mpesa_gateway.testing.serving import eventually
 from tests.browsing import Page
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 
-def listed(page: Page) -> list[str]:
-    """The deliveries that a page lists."""
+def delivery_ids(page: Page) -> list[str]:
+    """Returns the ids of the deliveries on a page."""
     return re.findall(r'href="[^"]*deliveries/(dlv_\w{26})"', page.text)
 
 
-async def told(desk: Desk, key: str = "order") -> dict[str, Any]:
-    """A paid payment whose webhook has been sent."""
-    payment = await desk.api.settled((await desk.api.pay("254711000001", key=key)).data["id"], "completed")
+async def delivered_payment(ops_site: OpsSite, key: str = "order") -> dict[str, Any]:
+    """Returns a completed payment whose webhook has been attempted."""
+    payment = await ops_site.api.settled((await ops_site.api.pay("254711000001", key=key)).data["id"], "completed")
 
     async def is_sent() -> bool:
         return bool(
-            await desk.gateway.db.fetchval(
+            await ops_site.gateway.db.fetchval(
                 "SELECT count(*) FROM delivery WHERE payment_id = $1 AND attempts > 0", payment["id"]
             )
         )
@@ -31,13 +31,13 @@ async def told(desk: Desk, key: str = "order") -> dict[str, Any]:
     return payment
 
 
-async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: Desk) -> None:
-    payment = await told(desk)
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_delivery_page_shows_request_and_answer_and_resends(ops_site: OpsSite) -> None:
+    payment = await delivered_payment(ops_site)
+    async with ops_site.browser(Role.OPERATOR) as browser:
         page = await browser.opens("/webhooks/deliveries?status=delivered&event_type=payment.completed")
-        (delivery_id,) = listed(page)
+        (delivery_id,) = delivery_ids(page)
         assert page.untidy == []
-        assert listed(await browser.opens("/webhooks/deliveries?status=dead")) == []
+        assert delivery_ids(await browser.opens("/webhooks/deliveries?status=dead")) == []
         shown = await browser.opens(f"/webhooks/deliveries/{delivery_id}")
         assert "delivered HTTP 2" in shown.words
         assert "X-Payments-Signature" in shown.words
@@ -48,52 +48,52 @@ async def test_a_delivery_is_shown_with_request_and_answer_and_sent_again(desk: 
         assert "Resend queued, with the same webhook-id." in again.words
 
         async def came_twice() -> bool:
-            return len(desk.receiver.received) == 2
+            return len(ops_site.receiver.received) == 2
 
         assert await eventually(came_twice)
-        assert len({one.headers["webhook-id"] for one in desk.receiver.received}) == 1
+        assert len({one.headers["webhook-id"] for one in ops_site.receiver.received}) == 1
         page = await browser.opens(f"/payments/{payment['id']}")
         assert re.search(r"delivered payment\.completed: HTTP 2\d\d \(2 attempts, last at \d\d:\d\d:\d\d\)", page.words)
         back = await browser.submits(page, f"{delivery_id}/resend")
-        assert back.url.startswith(f"{desk.ops}/payments/{payment['id']}?note=")
+        assert back.url.startswith(f"{ops_site.url}/payments/{payment['id']}?note=")
         event = await browser.opens(shown.link("/events/" + page_event(shown)))
-        assert listed(event) == [delivery_id]
-    assert [act for act, _ in await desk.acted()] == ["webhooks.resend"] * 2
+        assert delivery_ids(event) == [delivery_id]
+    assert [act for act, _ in await ops_site.acted()] == ["webhooks.resend"] * 2
 
 
-async def test_attempts_show_the_address_that_they_were_sent_to(desk: Desk) -> None:
-    payment = await told(desk)
-    old, host = desk.receiver.url, desk.receiver.url.split("/")[2]
-    await desk.gateway.db.execute("UPDATE webhook_endpoint SET url = 'https://new.example.co.ke/hook'")
-    async with desk.browser(Role.OPERATOR) as browser:
-        (delivery_id,) = listed(await browser.opens("/webhooks/deliveries"))
+async def test_attempts_show_the_url_of_their_time(ops_site: OpsSite) -> None:
+    payment = await delivered_payment(ops_site)
+    old, host = ops_site.receiver.url, ops_site.receiver.url.split("/")[2]
+    await ops_site.gateway.db.execute("UPDATE webhook_endpoint SET url = 'https://new.example.co.ke/hook'")
+    async with ops_site.browser(Role.OPERATOR) as browser:
+        (delivery_id,) = delivery_ids(await browser.opens("/webhooks/deliveries"))
         shown = await browser.opens(f"/webhooks/deliveries/{delivery_id}")
         assert f"POST {old}" in shown.words
         assert "new.example.co.ke" not in shown.words
         page = await browser.opens(f"/payments/{payment['id']}")
         assert f"webhook to {host}" in page.words
         assert "new.example.co.ke" not in page.words
-        # The next attempt goes to the new address. The one before shows its own.
-        await desk.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
+        # The next attempt uses the new URL; the previous one still shows its own.
+        await ops_site.gateway.db.execute("UPDATE webhook_endpoint SET closed_until = now() + interval '1 hour'")
         again = await browser.submits(shown, "/resend")
         assert "POST https://new.example.co.ke/hook" in again.words
         assert f"to {old}" in again.words
 
 
 def page_event(page: Page) -> str:
-    """The event that a delivery carries."""
+    """Returns the event id of a delivery page."""
     found = re.search(r"evt_\w{26}", page.text)
     assert found is not None
     return found[0]
 
 
-async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_again(desk: Desk) -> None:
-    desk.receiver.status = 500
-    await told(desk, "one")
-    await told(desk, "two")
-    await desk.gateway.db.execute("UPDATE webhook_endpoint SET failures = 3")
-    await desk.gateway.db.execute("UPDATE delivery SET status = 'dead', due_at = NULL, leased_until = NULL")
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_failing_endpoint_is_shown_and_its_deliveries_are_resent(ops_site: OpsSite) -> None:
+    ops_site.receiver.status = 500
+    await delivered_payment(ops_site, "one")
+    await delivered_payment(ops_site, "two")
+    await ops_site.gateway.db.execute("UPDATE webhook_endpoint SET failures = 3")
+    await ops_site.gateway.db.execute("UPDATE delivery SET status = 'dead', due_at = NULL, leased_until = NULL")
+    async with ops_site.browser(Role.OPERATOR) as browser:
         front = await browser.opens()
         assert "1 failing webhook endpoint" in front.words
         assert "2 deliveries dead today after the last attempt" in front.words
@@ -106,22 +106,22 @@ async def test_an_endpoint_that_fails_is_seen_and_everything_since_goes_out_agai
         assert not shown.has_form("/rotate")
         failed = await browser.submits(shown, "/test")
         assert "Test event not delivered: HTTP 500" in failed.words
-        desk.receiver.status = 200
+        ops_site.receiver.status = 200
         assert "Test event delivered: HTTP 200" in (await browser.submits(shown, "/test")).words
         bad = await browser.submits(shown, endpoint_id, since="yesterday")
         assert (bad.status, "since" in bad.words, bad.field("since")) == (422, True, "yesterday")
-        since = rfc3339(desk.gateway.clock.now() - timedelta(hours=1))
+        since = rfc3339(ops_site.gateway.clock.now() - timedelta(hours=1))
         done = await browser.submits(bad, endpoint_id, since=since, status="dead")
         assert "2 deliveries queued again." in done.words
 
-        async def are_taken() -> bool:
-            return len(listed(await browser.opens("/webhooks/deliveries?status=delivered"))) == 2
+        async def are_delivered() -> bool:
+            return len(delivery_ids(await browser.opens("/webhooks/deliveries?status=delivered"))) == 2
 
-        assert await eventually(are_taken)
+        assert await eventually(are_delivered)
 
 
-async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
-    async with desk.browser() as browser:
+async def test_secret_rotated_by_an_admin_is_shown_once(ops_site: OpsSite) -> None:
+    async with ops_site.browser() as browser:
         page = await browser.opens("/webhooks")
         page = await browser.opens(next(link for link in page.links if "/webhooks/whe_" in link))
         unsure = await browser.submits(page, "/rotate")
@@ -132,17 +132,17 @@ async def test_a_new_secret_is_shown_once_to_an_admin(desk: Desk) -> None:
         again = await browser.opens(made.url)
         assert found[0] not in again.text
         assert "the previous secret also signs" in again.words
-        assert found[0] not in str(await desk.gateway.db.fetch("SELECT * FROM ops_note"))
+        assert found[0] not in str(await ops_site.gateway.db.fetch("SELECT * FROM ops_note"))
 
 
-async def test_what_is_owed_for_long_is_a_concern(desk: Desk) -> None:
-    desk.receiver.status = 500
-    await told(desk)
-    await desk.gateway.db.execute("UPDATE delivery SET created_at = created_at - interval '1 hour'")
-    async with desk.browser(Role.VIEWER) as browser:
+async def test_overview_shows_the_oldest_undelivered_webhook(ops_site: OpsSite) -> None:
+    ops_site.receiver.status = 500
+    await delivered_payment(ops_site)
+    await ops_site.gateway.db.execute("UPDATE delivery SET created_at = created_at - interval '1 hour'")
+    async with ops_site.browser(Role.VIEWER) as browser:
         front = await browser.opens()
         assert "the oldest of 1 undelivered webhooks is 6" in front.words
         assert re.search(r"Undelivered 1 Oldest undelivered \d", front.words)
         page = await browser.opens(front.link("/webhooks/deliveries?status=pending"))
-        assert len(listed(page)) == 1
+        assert len(delivery_ids(page)) == 1
         assert not page.has_form("/resend")

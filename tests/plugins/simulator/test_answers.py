@@ -1,4 +1,4 @@
-"""What Daraja, or something in front of it, has been seen to answer and to post: the simulator plays all of it."""
+"""Protects the simulator's fidelity: it plays each answer and body that Daraja and its proxies have sent."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ from mpesa_gateway.testing.receiver import receiving
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_simulator.misbehaviour import ACK_HABITS, CALLBACK_HABITS, OAUTH_HABITS, QUERY_HABITS
 from mpesa_gateway_simulator.validation import FAULTS, Fault, NotJson
-from tests.plugins.simulator.line import PUSH, QUICK, TOKEN, basic, daraja
-from tests.plugins.simulator.test_results import PHONE, Asking, parameters
+from tests.plugins.simulator.daraja_client import PUSH, QUICK, TOKEN, basic, daraja
+from tests.plugins.simulator.test_results import PHONE, Operations, parameters
 
 ASKS = "254700000020"
 
@@ -22,17 +22,16 @@ TABLE = {
     *("401.003.01", "403.002.1001", "404.001.01", "404.001.03", "404.001.04", "404.002.01", "404.003.01", "405.001"),
     *("429.001.01", "500.001.1001", "500.002.1001", "500.003.02", "500.003.03", "500.003.1001"),
 }
-"""Every error code that integrations have met."""
+"""Every error code that integrations have received."""
 
 
 @pytest.fixture
-async def asking(values: dict[str, Any]) -> AsyncGenerator[Asking]:
-    """A merchant in front of a quick simulator."""
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as line:
-        yield Asking(line)
+async def operations(values: dict[str, Any]) -> AsyncGenerator[Operations]:
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as client:
+        yield Operations(client)
 
 
-def test_every_code_and_every_text_of_a_code_can_be_played() -> None:
+def test_faults_contain_every_code_and_text() -> None:
     played = [fault for fault in FAULTS.values() if isinstance(fault, Fault)]
     assert {fault.code for fault in played} == TABLE
     assert all(name.partition("_")[0] == fault.code for name, fault in FAULTS.items() if isinstance(fault, Fault))
@@ -42,7 +41,7 @@ def test_every_code_and_every_text_of_a_code_can_be_played() -> None:
     assert len(texts["500.003.02"]) == len(texts["401.002.01"]) == len(texts["400.003.02"]) == 2
 
 
-def test_the_proxies_in_front_answer_at_every_status_that_was_seen() -> None:
+def test_faults_of_proxies_have_every_observed_status() -> None:
     garbage = {name: fault for name, fault in FAULTS.items() if isinstance(fault, NotJson)}
     arrests = {one.status for one in garbage.values() if "policies.ratelimit.SpikeArrestViolation" in one.body}
     assert arrests == {429, 500}
@@ -50,23 +49,25 @@ def test_the_proxies_in_front_answer_at_every_status_that_was_seen() -> None:
     assert {one.status for one in garbage.values() if "Incident" in one.body} == {200, 403}
 
 
-def test_the_bodies_that_were_captured_are_played_word_for_word() -> None:
+def test_faults_contain_every_captured_body_verbatim() -> None:
     samples = Path(__file__).parents[2] / "samples"
-    said = [{"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)]
-    said += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, NotJson) and "fault" in one.body]
+    answers = [
+        {"errorCode": one.code, "errorMessage": one.message} for one in FAULTS.values() if isinstance(one, Fault)
+    ]
+    answers += [json.loads(one.body) for one in FAULTS.values() if isinstance(one, NotJson) and "fault" in one.body]
     for path in sorted(samples.glob("error_*.json")):
         body = json.loads(path.read_text())
         body.pop("requestId", None)
-        assert body in said, path.name
+        assert body in answers, path.name
 
 
-async def raw(asking: Asking, fault: str) -> bytes:
-    """The first line and the headers of a push's answer, as they come."""
-    await asking.line.control("POST", "faults", {"operation": "stkpush", "fault": fault})
-    host, port = asking.line.base.removeprefix("http://").split(":")
+async def raw_head(operations: Operations, fault: str) -> bytes:
+    """Returns the status line and the headers of a push's answer."""
+    await operations.client.control("POST", "faults", {"operation": "stkpush", "fault": fault})
+    host, port = operations.client.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps(asking.line.request(PHONE)).encode()
-    head = f"POST {PUSH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {asking.line.token}\r\n"
+    body = json.dumps(operations.client.request(PHONE)).encode()
+    head = f"POST {PUSH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {operations.client.token}\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     try:
         return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
@@ -75,23 +76,23 @@ async def raw(asking: Asking, fault: str) -> bytes:
         await writer.wait_closed()
 
 
-async def test_answers_that_clients_stumble_over_are_played(asking: Asking) -> None:
-    redirect = (await raw(asking, "bad_redirect")).lower()
+async def test_push_with_a_malformed_answer_sends_it_unchanged(operations: Operations) -> None:
+    redirect = (await raw_head(operations, "bad_redirect")).lower()
     assert redirect.startswith(b"http/1.1 302")
     assert b"location: http://[bad\r\n" in redirect
-    assert (await raw(asking, "switching_101")).startswith(b"HTTP/1.1 101")
-    assert b"content-encoding: gzip" in (await raw(asking, "not_gzip")).lower()
+    assert (await raw_head(operations, "switching_101")).startswith(b"HTTP/1.1 101")
+    assert b"content-encoding: gzip" in (await raw_head(operations, "not_gzip")).lower()
 
 
-async def test_a_token_is_answered_in_each_way_that_was_seen(asking: Asking) -> None:
-    said: dict[str, Any] = {}
+async def test_token_habits_answer_in_each_observed_format(operations: Operations) -> None:
+    answers: dict[str, Any] = {}
     for habit in sorted(OAUTH_HABITS):
-        await asking.habit(oauth=habit)
-        status, answer = await asking.line.call("GET", TOKEN, Authorization=basic("key"))
+        await operations.habit(oauth=habit)
+        status, answer = await operations.client.call("GET", TOKEN, Authorization=basic("key"))
         assert status == 200
-        said[habit] = answer.get("expires_in")
+        answers[habit] = answer.get("expires_in")
         assert ("\r\n" in answer["access_token"]) is (habit == "token_line_break")
-    assert said == {
+    assert answers == {
         "normal": "3599",
         "expires_huge": "99999999999999999999",
         "expires_number": 3599,
@@ -102,35 +103,35 @@ async def test_a_token_is_answered_in_each_way_that_was_seen(asking: Asking) -> 
     }
 
 
-async def test_a_push_is_acknowledged_in_each_way_that_was_seen(asking: Asking) -> None:
-    said: dict[str, Any] = {}
+async def test_push_habits_acknowledge_in_each_observed_format(operations: Operations) -> None:
+    answers: dict[str, Any] = {}
     for number, habit in enumerate(sorted(ACK_HABITS)):
-        await asking.habit(stkack=habit)
-        status, ack = await asking.line.push(f"25471100010{number}")
+        await operations.habit(stkack=habit)
+        status, ack = await operations.client.push(f"25471100010{number}")
         assert status == 200
         assert ack["CheckoutRequestID"].startswith("ws_CO_")
         assert ("MerchantRequestID" in ack) is (habit != "no_merchant_request_id")
-        said[habit] = ack["ResponseCode"]
-    assert len(await asking.line.control("GET", "pushes")) == len(ACK_HABITS)
-    assert (said.pop("code_float"), said.pop("code_zeros"), said.pop("code_number")) == (0.0, "00000000", 0)
-    assert set(said.values()) == {"0"}
+        answers[habit] = ack["ResponseCode"]
+    assert len(await operations.client.control("GET", "pushes")) == len(ACK_HABITS)
+    assert (answers.pop("code_float"), answers.pop("code_zeros"), answers.pop("code_number")) == (0.0, "00000000", 0)
+    assert set(answers.values()) == {"0"}
 
 
-async def test_a_query_is_answered_in_each_way_that_was_seen(asking: Asking) -> None:
-    await asking.line.control("PATCH", "knobs", {"prompt_timeout": 60})
-    _, ack = await asking.line.push(ASKS)
+async def test_stk_query_habits_answer_in_each_observed_format(operations: Operations) -> None:
+    await operations.client.control("PATCH", "knobs", {"prompt_timeout": 60})
+    _, ack = await operations.client.push(ASKS)
     handle = ack["CheckoutRequestID"]
-    await asking.habit(stkquery="processing_200")
-    status, answer = await asking.line.query(handle)
+    await operations.habit(stkquery="processing_200")
+    status, answer = await operations.client.query(handle)
     assert (status, answer["errorMessage"]) == (200, "The transaction is being processed")
-    await asking.line.control("POST", f"pushes/{handle}/answer", {"answer": "pay"})
-    said: dict[str, Any] = {}
+    await operations.client.control("POST", f"pushes/{handle}/answer", {"answer": "pay"})
+    answers: dict[str, Any] = {}
     for habit in sorted(QUERY_HABITS):
-        await asking.habit(stkquery=habit)
-        status, answer = await asking.line.query(handle)
-        said[habit] = answer.get("ResultCode", answer.get("errorMessage"))
+        await operations.habit(stkquery=habit)
+        status, answer = await operations.client.query(handle)
+        answers[habit] = answer.get("ResultCode", answer.get("errorMessage"))
         assert answer.get("CheckoutRequestID", handle) == ("ws_CO_OFANOTHERPUSH" if habit == "other_handle" else handle)
-    assert said == {
+    assert answers == {
         "normal": "0",
         "unknown_code": "7777",
         "code_9999": "9999",
@@ -153,60 +154,60 @@ POSTED: dict[str, bytes] = {
 }
 
 
-async def test_callbacks_are_written_in_each_way_that_was_seen(asking: Asking) -> None:
+async def test_callback_habits_write_each_observed_format(operations: Operations) -> None:
     assert set(POSTED) == CALLBACK_HABITS
     for habit, part in POSTED.items():
-        asking.line.receiver.received.clear()
-        await asking.habit(callback=habit)
-        await asking.line.push(PHONE)
-        body = (await came(asking))[0]
+        operations.client.receiver.received.clear()
+        await operations.habit(callback=habit)
+        await operations.client.push(PHONE)
+        body = (await received_bodies(operations))[0]
         assert part in body, habit
 
 
-async def test_results_are_written_so_too(asking: Asking) -> None:
-    receipt = await asking.money(500)
+async def test_callback_habits_apply_to_results(operations: Operations) -> None:
+    receipt = await operations.money(500)
     for habit in ("latin1", "raw_tab", "lone_surrogate", "bom", "float_code"):
-        asking.line.receiver.received.clear()
-        await asking.habit(callback=habit)
-        await asking.status(receipt)
-        assert POSTED[habit] in (await came(asking))[0], habit
+        operations.client.receiver.received.clear()
+        await operations.habit(callback=habit)
+        await operations.status(receipt)
+        assert POSTED[habit] in (await received_bodies(operations))[0], habit
 
 
-async def came(asking: Asking) -> list[bytes]:
-    """The bodies that were posted, once there is one."""
+async def received_bodies(operations: Operations) -> list[bytes]:
+    """Returns the received bodies once there is one."""
 
     async def is_there() -> bool:
-        return bool(asking.line.receiver.received)
+        return bool(operations.client.receiver.received)
 
     await eventually(is_there)
-    return [one.body for one in asking.line.receiver.received]
+    return [one.body for one in operations.client.receiver.received]
 
 
-async def test_a_reversal_can_be_carried_out_and_end_with_a_code_that_no_table_has(asking: Asking) -> None:
+async def test_reversal_habit_with_an_undocumented_code_returns_the_money(operations: Operations) -> None:
     for code in (15, 100000100):
-        receipt = await asking.money(500)
-        await asking.habit(reversal=f"code_{code}")
-        await asking.reverse(receipt, 500)
-        (result,) = await asking.told("/reversal/result")
+        receipt = await operations.money(500)
+        await operations.habit(reversal=f"code_{code}")
+        await operations.reverse(receipt, 500)
+        (result,) = await operations.results("/reversal/result")
         assert result["ResultCode"] == code
-        (entry,) = [one for one in await asking.line.control("GET", "ledger") if one["receipt"] == receipt]
+        (entry,) = [one for one in await operations.client.control("GET", "ledger") if one["receipt"] == receipt]
         assert entry["returned"] == 500
 
 
-async def test_a_status_answer_can_hide_the_parties_or_the_payer(asking: Asking) -> None:
-    receipt = await asking.money(500)
-    await asking.habit(transactionstatus="no_parties")
-    await asking.status(receipt)
-    (result,) = await asking.told("/status/result")
+async def test_status_habits_hide_the_parties_or_the_payer(operations: Operations) -> None:
+    receipt = await operations.money(500)
+    await operations.habit(transactionstatus="no_parties")
+    await operations.status(receipt)
+    (result,) = await operations.results("/status/result")
     assert not any(key.endswith("PartyName") for key in parameters(result))
-    await asking.habit(transactionstatus="hidden_payer")
-    await asking.status(receipt)
-    (result,) = await asking.told("/status/result")
+    await operations.habit(transactionstatus="hidden_payer")
+    await operations.status(receipt)
+    (result,) = await operations.results("/status/result")
     assert parameters(result)["DebitPartyName"] == "25471****001 - JANE DOE"
 
 
-async def test_an_endless_statement_has_one_more_row_at_every_offset(asking: Asking) -> None:
-    await asking.register()
-    await asking.habit(pullquery="endless")
-    seen = {(await asking.pull(offset))[1]["Response"][0][0]["transactionId"] for offset in (0, 1, 2, 500)}
+async def test_pull_habit_endless_has_another_row_at_every_offset(operations: Operations) -> None:
+    await operations.register()
+    await operations.habit(pullquery="endless")
+    seen = {(await operations.pull(offset))[1]["Response"][0][0]["transactionId"] for offset in (0, 1, 2, 500)}
     assert len(seen) == 4

@@ -1,4 +1,4 @@
-"""Requests that stand in Safaricom's documentation and that popular SDKs send, and answers that look like Daraja's."""
+"""Protects the simulator's fidelity to Safaricom's documentation, to popular SDKs and to observed formats."""
 
 import asyncio
 import re
@@ -15,82 +15,90 @@ from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_simulator.plugin import plugin
 from mpesa_gateway_simulator.root_routes import DARAJA, OWN, ROOT
 from mpesa_gateway_simulator.seeded_random import receipt_of
-from tests.plugins.simulator.line import PUSH, QUERY, QUICK, TOKEN, Line, basic, daraja, signed
-from tests.plugins.simulator.test_results import PHONE, PULL, REGISTER, REVERSAL, SHORTCODE, STATUS, Asking, parameters
+from tests.plugins.simulator.daraja_client import PUSH, QUERY, QUICK, TOKEN, DarajaClient, basic, daraja, signed
+from tests.plugins.simulator.test_results import (
+    PHONE,
+    PULL,
+    REGISTER,
+    REVERSAL,
+    SHORTCODE,
+    STATUS,
+    Operations,
+    parameters,
+)
 
 
 @pytest.fixture
-async def asking(values: dict[str, Any]) -> AsyncGenerator[Asking]:
-    """A merchant in front of a quick simulator."""
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as line:
-        yield Asking(line)
+async def operations(values: dict[str, Any]) -> AsyncGenerator[Operations]:
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver) as client:
+        yield Operations(client)
 
 
 @pytest.fixture
-async def strict(values: dict[str, Any]) -> AsyncGenerator[Asking]:
-    """A merchant in front of a simulator that refuses what the documentation forbids."""
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK | {"strict": True}}, receiver) as line:
-        yield Asking(line)
+async def strict(values: dict[str, Any]) -> AsyncGenerator[Operations]:
+    """A client of a simulator that refuses everything the documentation forbids."""
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK | {"strict": True}}, receiver) as client:
+        yield Operations(client)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-async def test_push_with_another_party_a_prompts_the_phone_number(asking: Asking) -> None:
+async def test_push_with_another_party_a_prompts_phone_number(operations: Operations) -> None:
     parties: tuple[Any, ...] = ("254708374149", 254708374149, "600984")
     for party in parties:
-        status, ack = await asking.line.push(PHONE, PartyA=party)
+        status, ack = await operations.client.push(PHONE, PartyA=party)
         assert (status, ack["ResponseCode"]) == (200, "0"), party
-    assert len(await asking.line.prompts(PHONE)) == 3
-    assert await asking.line.prompts("254708374149") == []
+    assert len(await operations.client.prompts(PHONE)) == 3
+    assert await operations.client.prompts("254708374149") == []
     bad: tuple[Any, ...] = ("12", "not a number", None, [1])
     for party in bad:
-        status, fault = await asking.line.push(PHONE, PartyA=party)
+        status, fault = await operations.client.push(PHONE, PartyA=party)
         assert (status, fault["errorMessage"]) == (400, "Bad Request - Invalid PartyA"), party
 
 
-async def test_reversal_takes_an_amount_as_text_and_refuses_what_is_no_amount(asking: Asking) -> None:
+async def test_reversal_amount_as_text_is_accepted_and_other_types_are_refused(operations: Operations) -> None:
     good: tuple[Any, ...] = ("200", "0200", 200)
     receipt = ""
     for amount in good:
-        receipt = await asking.money(500)
-        assert (await asking.reverse(receipt, amount))[0] == 200
-        (result,) = await asking.told("/reversal/result")
+        receipt = await operations.money(500)
+        assert (await operations.reverse(receipt, amount))[0] == 200
+        (result,) = await operations.results("/reversal/result")
         assert (result["ResultCode"], parameters(result)["Amount"]) == (0, 200.0)
     amounts: tuple[Any, ...] = ("", "0", "-1", "200.00", "+200", "2e2", 1.5, True, None, [200])
     for amount in amounts:
-        status, fault = await asking.reverse(receipt, amount)
+        status, fault = await operations.reverse(receipt, amount)
         assert (status, fault["errorMessage"]) == (400, "Bad Request - Invalid Amount"), amount
 
 
-async def test_pull_is_registered_with_a_number_in_any_form(asking: Asking) -> None:
+async def test_pull_register_accepts_every_notation_of_a_number(operations: Operations) -> None:
     body: dict[str, Any] = {"RequestType": "Pull", "CallBackURL": "http://x/"}
     numbers: tuple[Any, ...] = ("0722000000", "254722000000", "+254722000000", "722000000", 254722000000)
     for shortcode, number in enumerate(numbers, start=600000):
         body |= {"ShortCode": shortcode, "NominatedNumber": number}
-        status, answer = await asking.line.send(body, REGISTER)
+        status, answer = await operations.client.send(body, REGISTER)
         assert (status, answer["ResponseStatus"]) == (200, "1000")
     for bad in ("0822000000", "12", "", None):
-        status, fault = await asking.line.send(body | {"NominatedNumber": bad}, REGISTER)
+        status, fault = await operations.client.send(body | {"NominatedNumber": bad}, REGISTER)
         assert (status, fault["errorMessage"]) == (400, "Bad Request - Invalid NominatedNumber")
 
 
-async def test_pull_dates_are_read_as_the_documentation_writes_them(asking: Asking) -> None:
-    await asking.register()
-    await asking.money(500)
+async def test_pull_query_accepts_every_documented_date_format(operations: Operations) -> None:
+    await operations.register()
+    await operations.money(500)
     start, end = datetime.now(EAT) - timedelta(hours=3), datetime.now(EAT) + timedelta(minutes=2)
-    # `2020-08-04 8:36:00` and `2020-08-16 10:10:000` are the portal's own.
+    # `2020-08-04 8:36:00` and `2020-08-16 10:10:000` are the portal's examples.
     for form in ("%Y-%m-%d %H:%M", "%Y-%m-%d %-H:%M:%S", "%Y-%m-%d %H:%M:000", "%Y-%m-%dT%H:%M:%S"):
-        status, page = await asking.pull(StartDate=f"{start:{form}}", EndDate=f"{end:{form}}")
+        status, page = await operations.pull(StartDate=f"{start:{form}}", EndDate=f"{end:{form}}")
         assert (status, len(page["Response"][0])) == (200, 1), form
     for bad in ("2026-11-23", "23-11-2026 10:00", "2026-13-01 10:00", "2026-11-23 10:61", "2026-11-23 10:00:99", "now"):
-        status, fault = await asking.pull(StartDate=bad)
+        status, fault = await operations.pull(StartDate=bad)
         assert (status, fault["errorMessage"]) == (400, "Bad Request - Invalid StartDate"), bad
 
 
-async def test_status_query_is_taken_in_every_documented_form(asking: Asking) -> None:
-    receipt = await asking.money(500)
-    spaced = asking.initiated("status", TransactionID=receipt, PartyA=int(SHORTCODE), IdentifierType=4)
+async def test_status_query_accepts_every_documented_form(operations: Operations) -> None:
+    receipt = await operations.money(500)
+    spaced = operations.initiated("status", TransactionID=receipt, PartyA=int(SHORTCODE), IdentifierType=4)
     for changes in (
         {"Remarks": "R"},
         {"Remarks": "x" * 100},
@@ -99,35 +107,35 @@ async def test_status_query_is_taken_in_every_documented_form(asking: Asking) ->
         {"PartyA": int(SHORTCODE), "IdentifierType": 4},
         {"IdentifierType": "2"},
     ):
-        status, ack = await asking.status(receipt, **changes)
+        status, ack = await operations.status(receipt, **changes)
         assert (status, ack.get("ResponseCode")) == (200, "0"), (changes, ack)
-    # The portal's sample spells the field with a space.
-    status, ack = await asking.line.send(spaced | {"Command ID": "TransactionStatusQuery"}, STATUS)
+    # The portal's example writes the field name with a space.
+    status, ack = await operations.client.send(spaced | {"Command ID": "TransactionStatusQuery"}, STATUS)
     assert (status, ack["ResponseCode"]) == (200, "0")
     for changes in ({"Remarks": ""}, {"Remarks": "x" * 101}, {"Remarks": None}):
-        status, fault = await asking.status(receipt, **changes)
+        status, fault = await operations.status(receipt, **changes)
         assert (status, fault["errorMessage"]) == (400, "Bad Request - Invalid Remarks")
 
 
-async def test_status_query_finds_a_push_by_either_spelling_of_its_conversation(asking: Asking) -> None:
-    _, ack = await asking.line.push("254700000001")
-    await asking.line.ended("254700000001")
-    asking.line.receiver.received.clear()
+async def test_status_query_by_either_conversation_field_finds_the_push(operations: Operations) -> None:
+    _, ack = await operations.client.push("254700000001")
+    await operations.client.ended("254700000001")
+    operations.client.receiver.received.clear()
     for name in ("OriginalConversationID", "OriginatorConversationID"):
-        await asking.status(None, **{name: ack["MerchantRequestID"]})
-        (result,) = await asking.told("/status/result")
+        await operations.status(None, **{name: ack["MerchantRequestID"]})
+        (result,) = await operations.results("/status/result")
         assert parameters(result)["TransactionStatus"] == "Cancelled", name
 
 
-async def test_reversal_identifier_type_of_either_documentation_is_taken(asking: Asking) -> None:
+async def test_reversal_accepts_the_identifier_types_of_both_documentations(operations: Operations) -> None:
     for kind in ("11", 11, "4"):
-        receipt = await asking.money(500)
-        assert (await asking.reverse(receipt, 500, RecieverIdentifierType=kind, Remarks="R"))[0] == 200, kind
+        receipt = await operations.money(500)
+        assert (await operations.reverse(receipt, 500, RecieverIdentifierType=kind, Remarks="R"))[0] == 200, kind
 
 
-# -- what Daraja acknowledges and the documentation forbids ------------------------------------------------------------
+# -- requests that Daraja acknowledges and the documentation forbids ---------------------------------------------------
 
-SLOPPY: list[dict[str, Any]] = [
+UNDOCUMENTED: list[dict[str, Any]] = [
     {"TransactionDesc": "Payment for order number 1041"},
     {"AccountReference": "Order number 1041"},
     {"TransactionType": "CustomerPayBillOnline "},
@@ -135,35 +143,35 @@ SLOPPY: list[dict[str, Any]] = [
 ]
 
 
-async def test_sloppy_pushes_are_acknowledged_and_paid(asking: Asking) -> None:
-    for number, changes in enumerate(SLOPPY):
+async def test_push_against_the_documentation_is_acknowledged_and_paid(operations: Operations) -> None:
+    for number, changes in enumerate(UNDOCUMENTED):
         phone = f"25471100010{number}"
-        status, ack = await asking.line.push(phone, **changes)
+        status, ack = await operations.client.push(phone, **changes)
         assert (status, ack["ResponseCode"]) == (200, "0"), changes
-        (callback,) = await asking.line.called_back(phone)
+        (callback,) = await operations.client.called_back(phone)
         assert callback["ResultCode"] == 0, changes
 
 
-async def test_strict_simulator_refuses_sloppy_pushes(strict: Asking) -> None:
-    for changes in SLOPPY:
+async def test_push_against_the_documentation_is_refused_if_strict(strict: Operations) -> None:
+    for changes in UNDOCUMENTED:
         (field,) = changes
-        status, fault = await strict.line.push(PHONE, **changes)
+        status, fault = await strict.client.push(PHONE, **changes)
         assert (status, fault["errorMessage"]) == (400, f"Bad Request - Invalid {field}"), changes
 
 
-async def test_prompt_over_182_characters_is_acknowledged_and_ends_with_1025(asking: Asking) -> None:
+async def test_push_with_a_prompt_over_182_characters_ends_with_1025(operations: Operations) -> None:
     text = "Do you want to pay Ksh 7.00 to 174379, account no. ORDER-1? "
     room = 182 - len(text)
     ack: dict[str, Any] = {}
     callback: dict[str, Any] = {}
     for phone, length, code in ((PHONE, room, 0), ("254711000002", room + 1, 1025), ("254700000020", 500, 1025)):
-        status, ack = await asking.line.push(phone, TransactionDesc="x" * length)
+        status, ack = await operations.client.push(phone, TransactionDesc="x" * length)
         assert (status, ack["ResponseCode"]) == (200, "0")
-        (callback,) = await asking.line.called_back(phone)
+        (callback,) = await operations.client.called_back(phone)
         assert callback["ResultCode"] == code, phone
     assert callback["ResultDesc"] == "An error occurred while sending a push request."
-    assert await asking.line.moved("254711000002") == []
-    status, answer = await asking.line.query(ack["CheckoutRequestID"])
+    assert await operations.client.moved("254711000002") == []
+    status, answer = await operations.client.query(ack["CheckoutRequestID"])
     assert (status, answer["ResultCode"]) == (200, "1025")
 
 
@@ -181,120 +189,120 @@ PRESENT = {
 }
 
 
-async def test_unknown_addresses_and_methods_are_refused_as_daraja_does(asking: Asking) -> None:
+async def test_unknown_path_or_method_is_answered_as_by_daraja(operations: Operations) -> None:
     ids: list[str] = []
     for root, path in [(root, path) for root in ("/simulator", "") for path in ABSENT]:
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH"):
             body: dict[str, Any] | None = {} if method == "POST" else None
-            status, fault = await asking.line.call(method, root + path, body)
+            status, fault = await operations.client.call(method, root + path, body)
             assert (status, fault["errorCode"], fault["errorMessage"]) == (404, "404.001.01", "Resource not found"), (
                 path
             )
             ids.append(fault["requestId"])
     for path, own in [*PRESENT.items(), *((path.removeprefix("/simulator"), own) for path, own in PRESENT.items())]:
         for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - {own}:
-            status, fault = await asking.line.call(method, path)
+            status, fault = await operations.client.call(method, path)
             assert (status, fault["errorCode"]) == (405, "405.001"), (method, path)
             ids.append(fault["requestId"])
     assert len(set(ids)) == len(ids)
 
 
-def test_every_route_is_darajas_or_our_own() -> None:
+def test_routes_are_darajas_or_our_own() -> None:
     paths = {path for route in plugin.routes for path in route.paths}
     own = {path for path in paths if path.removeprefix(ROOT) not in DARAJA}
     assert paths - own == {ROOT + path for path in DARAJA}
     assert {[*path.split("/"), ""][2] for path in own} == OWN
 
 
-async def test_every_refusal_has_a_request_id_of_its_own(asking: Asking) -> None:
-    ids = [(await asking.line.push(PHONE, Amount=0))[1]["requestId"] for _ in range(5)]
-    repeated = {"X-Request-ID": "mine", "Authorization": f"Bearer {asking.line.token}"}
-    ids += [(await asking.line.call("POST", PUSH, {}, **repeated))[1]["requestId"] for _ in range(5)]
+async def test_refusals_each_have_their_own_request_id(operations: Operations) -> None:
+    ids = [(await operations.client.push(PHONE, Amount=0))[1]["requestId"] for _ in range(5)]
+    repeated = {"X-Request-ID": "mine", "Authorization": f"Bearer {operations.client.token}"}
+    ids += [(await operations.client.call("POST", PUSH, {}, **repeated))[1]["requestId"] for _ in range(5)]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{16}", each) for each in ids)
 
 
-async def test_own_process_answers_at_the_root_too(asking: Asking) -> None:
-    line = asking.line
-    status, answer = await line.call("GET", TOKEN.removeprefix("/simulator"), Authorization=basic("root"))
+async def test_simulator_in_its_own_process_answers_at_the_root(operations: Operations) -> None:
+    client = operations.client
+    status, answer = await client.call("GET", TOKEN.removeprefix("/simulator"), Authorization=basic("root"))
     assert status == 200
-    line.token = answer["access_token"]
-    status, ack = await line.send(line.request(PHONE), PUSH.removeprefix("/simulator"))
+    client.token = answer["access_token"]
+    status, ack = await client.send(client.request(PHONE), PUSH.removeprefix("/simulator"))
     assert status == 200
-    await line.called_back(PHONE)
-    status, answer = await line.send(
+    await client.called_back(PHONE)
+    status, answer = await client.send(
         signed() | {"CheckoutRequestID": ack["CheckoutRequestID"]}, QUERY.removeprefix("/simulator")
     )
     assert (status, answer["ResultCode"]) == (200, "0")
 
 
-async def test_beside_a_gateway_the_root_is_the_gateways(values: dict[str, Any]) -> None:
+async def test_simulator_in_a_gateway_leaves_the_root_to_the_gateway(values: dict[str, Any]) -> None:
     async with receiving() as receiver, running_gateway(values) as (gateway, base):
-        line = Line(gateway, base, receiver)
+        client = DarajaClient(gateway, base, receiver)
         try:
             for path in ("/oauth/v1/generate", "/mpesa/stkpush/v1/processrequest", "/nowhere"):
-                status, answer = await line.call("GET", path)
+                status, answer = await client.call("GET", path)
                 assert (status, answer["errors"][0]["code"]) == (404, "NOT_FOUND"), path
-            status, fault = await line.call("GET", "/simulator/nowhere")
+            status, fault = await client.call("GET", "/simulator/nowhere")
             assert (status, fault["errorCode"]) == (404, "404.001.01")
-            # The control API is ours, and speaks as we do.
-            status, answer = await line.call("GET", "/simulator/control/nowhere")
+            # The control API answers in the gateway's format.
+            status, answer = await client.call("GET", "/simulator/control/nowhere")
             assert (status, answer["errors"][0]["code"]) == (404, "NOT_FOUND")
         finally:
-            await line.close()
+            await client.close()
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-async def uses(line: Line, key: str) -> list[int]:
-    """Thirty calls, six at a time, each with a token of its own; gives their statuses."""
+async def call_with_new_tokens(client: DarajaClient, key: str) -> list[int]:
+    """Returns the statuses of 30 calls, six at a time, each with a new token."""
     slots = asyncio.Semaphore(6)
 
-    async def one(number: int) -> int:
+    async def call_once(number: int) -> int:
         async with slots:
-            _, answer = await line.call("GET", TOKEN, Authorization=basic(key))
+            _, answer = await client.call("GET", TOKEN, Authorization=basic(key))
             bearer = f"Bearer {answer['access_token']}"
-            status, _ = await line.call("POST", PUSH, line.request(f"2547110002{number:02}"), Authorization=bearer)
+            status, _ = await client.call("POST", PUSH, client.request(f"2547110002{number:02}"), Authorization=bearer)
             return status
 
-    return await asyncio.gather(*map(one, range(30)))
+    return await asyncio.gather(*map(call_once, range(30)))
 
 
-async def test_new_token_ends_the_old_one(asking: Asking) -> None:
-    first = await asking.line.log_in("mine")
-    assert (await asking.line.push(PHONE))[0] == 200
-    await asking.line.log_in("mine")
-    other = await asking.line.log_in("another")
-    asking.line.token = first
-    status, fault = await asking.line.push(PHONE)
+async def test_token_of_the_same_key_invalidates_the_previous_one(operations: Operations) -> None:
+    first = await operations.client.log_in("mine")
+    assert (await operations.client.push(PHONE))[0] == 200
+    await operations.client.log_in("mine")
+    other = await operations.client.log_in("another")
+    operations.client.token = first
+    status, fault = await operations.client.push(PHONE)
     assert (status, fault["errorCode"]) == (404, "404.001.03")
-    asking.line.token = other
-    assert (await asking.line.push(PHONE))[0] == 200
+    operations.client.token = other
+    assert (await operations.client.push(PHONE))[0] == 200
 
 
-async def test_tokens_stay_valid_side_by_side_where_the_setting_says_so(values: dict[str, Any]) -> None:
+async def test_tokens_of_one_key_are_all_valid_if_set(values: dict[str, Any]) -> None:
     settings = QUICK | {"one_token_per_key": False}
-    async with receiving() as receiver, daraja(values | {"simulator": settings}, receiver) as line:
-        assert set(await uses(line, "many")) == {200}
+    async with receiving() as receiver, daraja(values | {"simulator": settings}, receiver) as client:
+        assert set(await call_with_new_tokens(client, "many")) == {200}
 
 
-async def test_tokens_end_with_their_lifetime(values: dict[str, Any]) -> None:
+async def test_token_expires_after_its_lifetime(values: dict[str, Any]) -> None:
     clock = SetClock(datetime(2026, 11, 23, 7, 0, tzinfo=UTC))
     settings = QUICK | {"one_token_per_key": False}
-    async with receiving() as receiver, daraja(values | {"simulator": settings}, receiver, clock) as line:
-        first = await line.log_in("mine")
+    async with receiving() as receiver, daraja(values | {"simulator": settings}, receiver, clock) as client:
+        first = await client.log_in("mine")
         clock.advance(timedelta(seconds=3600))
-        await line.log_in("mine")
-        assert (await line.push(PHONE))[0] == 200
-        line.token = first
-        assert (await line.push(PHONE))[0] == 404
+        await client.log_in("mine")
+        assert (await client.push(PHONE))[0] == 200
+        client.token = first
+        assert (await client.push(PHONE))[0] == 404
 
 
-# -- answers that look like Daraja's -----------------------------------------------------------------------------------
+# -- answers in Daraja's format ----------------------------------------------------------------------------------------
 
 
-def test_receipts_say_their_day_and_are_all_different() -> None:
+def test_receipts_encode_their_day_and_are_unique() -> None:
     day = datetime(2026, 11, 23, 20, 59, tzinfo=UTC)
     assert receipt_of(day, 1)[:3] == "UKN"
     assert receipt_of(day + timedelta(minutes=2), 1)[:3] == "UKO"
@@ -307,34 +315,34 @@ def test_receipts_say_their_day_and_are_all_different() -> None:
     assert all(re.fullmatch(r"[A-Z][A-L][1-9A-V][A-Z0-9]{7}", each) for each in made)
 
 
-async def test_identifiers_look_like_darajas(asking: Asking) -> None:
+async def test_identifiers_have_darajas_format(operations: Operations) -> None:
     now = datetime.now(EAT)
-    _, ack = await asking.line.push(PHONE)
+    _, ack = await operations.client.push(PHONE)
     assert re.fullmatch(rf"ws_CO_{now:%d%m%Y}[0-9]{{9}}{PHONE[3:]}", ack["CheckoutRequestID"])
     assert re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{16}", ack["MerchantRequestID"])
-    await asking.line.ended(PHONE)
-    ((receipt, _),) = await asking.line.moved(PHONE)
+    await operations.client.ended(PHONE)
+    ((receipt, _),) = await operations.client.moved(PHONE)
     assert re.fullmatch(r"[A-Z][A-L][1-9A-V][A-Z0-9]{7}", receipt)
-    asking.line.receiver.received.clear()
-    _, ack = await asking.reverse(receipt, 3)
+    operations.client.receiver.received.clear()
+    _, ack = await operations.reverse(receipt, 3)
     assert re.fullmatch(rf"AG_{now:%Y%m%d}_[0-9a-f]{{20}}", ack["ConversationID"])
     assert re.fullmatch(r"[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{16}", ack["OriginatorConversationID"])
-    (result,) = await asking.told("/reversal/result")
+    (result,) = await operations.results("/reversal/result")
     assert re.fullmatch(r"[A-Z][A-L][1-9A-V][A-Z0-9]{7}", result["TransactionID"])
 
 
-async def test_pushes_of_one_phone_in_the_same_moment_have_handles_of_their_own(values: dict[str, Any]) -> None:
+async def test_pushes_of_one_phone_at_one_time_have_different_handles(values: dict[str, Any]) -> None:
     clock = SetClock(datetime(2026, 11, 23, 7, 0, tzinfo=UTC))
-    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver, clock) as line:
-        handles = [(await line.push("254700000006"))[1]["CheckoutRequestID"] for _ in range(20)]
+    async with receiving() as receiver, daraja(values | {"simulator": QUICK}, receiver, clock) as client:
+        handles = [(await client.push("254700000006"))[1]["CheckoutRequestID"] for _ in range(20)]
         assert len(set(handles)) == 20
 
 
-async def test_every_parameter_of_a_reversal_result_has_a_value(asking: Asking) -> None:
-    kept = await asking.money(300)
-    receipt = await asking.money(500)
-    await asking.reverse(receipt, 200)
-    (result,) = await asking.told("/reversal/result")
+async def test_reversal_result_has_a_value_for_every_parameter(operations: Operations) -> None:
+    other_receipt = await operations.money(300)
+    receipt = await operations.money(500)
+    await operations.reverse(receipt, 200)
+    (result,) = await operations.results("/reversal/result")
     found = parameters(result)
     assert found.pop("TransCompletedTime") > 20260000000000
     assert found == {
@@ -347,34 +355,34 @@ async def test_every_parameter_of_a_reversal_result_has_a_value(asking: Asking) 
     }
     item = result["ReferenceData"]["ReferenceItem"]
     assert (item["Key"], urlsplit(item["Value"]).hostname) == ("QueueTimeoutURL", "internalsandbox.safaricom.co.ke")
-    assert kept != receipt
+    assert other_receipt != receipt
 
 
-async def test_failed_reversal_has_no_parameters_and_a_receipt_of_zeros(asking: Asking) -> None:
-    receipt = await asking.money(500)
+async def test_reversal_failed_has_no_parameters_and_a_receipt_of_zeros(operations: Operations) -> None:
+    receipt = await operations.money(500)
     for changes in ({"Initiator": "no_role"}, {"TransactionID": "UKN4A1B2C3"}):
-        await asking.reverse(receipt, 500, **changes)
-        (result,) = await asking.told("/reversal/result")
+        await operations.reverse(receipt, 500, **changes)
+        (result,) = await operations.results("/reversal/result")
         assert "ResultParameters" not in result
         assert re.fullmatch(r"[A-Z][A-L][1-9A-V]0000000", result["TransactionID"])
 
 
-async def test_pull_is_registered_twice_in_the_words_that_were_seen(asking: Asking) -> None:
-    _, first = await asking.register()
-    _, again = await asking.register()
+async def test_pull_register_twice_answers_with_1001(operations: Operations) -> None:
+    _, first = await operations.register()
+    _, again = await operations.register()
     assert (first["ResponseStatus"], first["ResponseDescription"]) == ("1000", "Shortcode Registered Successfully")
     assert (again["Response Status"], again["Response Description"]) == ("1001", "ShortCode already Registered")
 
 
-async def test_strangers_have_receipts_like_everybody(values: dict[str, Any]) -> None:
+async def test_bystanders_receipts_have_the_usual_format(values: dict[str, Any]) -> None:
     async with (
         receiving() as receiver,
-        daraja(values | {"simulator": QUICK | {"strangers": 10}}, receiver) as line,
+        daraja(values | {"simulator": QUICK | {"strangers": 10}}, receiver) as client,
     ):
-        await line.push(PHONE)
+        await client.push(PHONE)
 
         async def moved() -> list[Any]:
-            found: list[Any] = await line.control("GET", "ledger")
+            found: list[Any] = await client.control("GET", "ledger")
             return found
 
         for entry in await eventually(moved) or []:

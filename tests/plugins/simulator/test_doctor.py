@@ -1,4 +1,4 @@
-"""What the doctor says of simulated phones."""
+"""Protects the doctor's check of the simulator."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from mpesa_gateway_simulator.doctor import check_simulator
 from tests.looking import levels, seen_by
 
 
-async def test_simulated_phones_beside_real_money_are_worth_a_warning(values: dict[str, Any]) -> None:
+async def test_doctor_simulator_in_a_live_gateway_warns(values: dict[str, Any]) -> None:
     gateway = Gateway(GatewayConfig.from_values(values))
     assert levels(await seen_by(check_simulator, gateway)) == {"simulator.enabled": "note"}
     assert levels(await seen_by(check_simulator, gateway, is_live=True)) == {"simulator.enabled": "warning"}

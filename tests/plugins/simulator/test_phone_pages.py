@@ -1,4 +1,4 @@
-"""The simulated phone: its prompt, its PIN, its money and its messages; the knobs beside it; what Daraja said."""
+"""Protects the pages of the simulated phone: prompt, PIN, balance, messages, settings and log."""
 
 import asyncio
 from typing import Any
@@ -18,12 +18,14 @@ MINE = "254722000001"
 
 @pytest.fixture
 def values(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings in which a late callback comes soon."""
+    """Settings with a short delay before late callbacks."""
     return values | {"simulator": {"callback_delay": 0.05, "late_delay": 0.8}}
 
 
-async def asked(town: Town, browser: Browser, phone: str, amount: int = 500, *, key: str = "order") -> dict[str, Any]:
-    """A payment whose prompt is on the phone."""
+async def prompted_payment(
+    town: Town, browser: Browser, phone: str, amount: int = 500, *, key: str = "order"
+) -> dict[str, Any]:
+    """Returns a payment whose prompt is on the phone."""
     made: dict[str, Any] = (await town.api.pay(phone, amount, key=key)).data
 
     async def is_shown() -> bool:
@@ -33,34 +35,34 @@ async def asked(town: Town, browser: Browser, phone: str, amount: int = 500, *, 
     return made
 
 
-async def touched(browser: Browser, phone: str, **fields: Any) -> Page:
-    """Touch the phone: send a PIN, or cancel."""
+async def answer_prompt(browser: Browser, phone: str, **fields: Any) -> Page:
+    """Answer the prompt: send a PIN, or cancel."""
     page = await browser.opens(f"?phone={phone}")
     form = page.form("/touch")
     return await browser.sends(form.action, form.fields | fields)
 
 
-async def held(browser: Browser, phone: str, style: str = "normal", balance: int = 25_000) -> Page:
-    """Take a phone into the hand."""
+async def hold_phone(browser: Browser, phone: str, style: str = "normal", balance: int = 25_000) -> Page:
+    """Hold a phone, so that it waits for answers by hand."""
     page = await browser.opens(f"?phone={phone}")
     return await browser.submits(page, "/hold", style=style, balance=str(balance))
 
 
-async def test_the_phone_on_the_table_asks_takes_the_pin_and_shows_receipt_and_balance(town: Town) -> None:
+async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_balance(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         page = await browser.opens()
         assert page.status == 200
         assert page.untidy == []
         assert "manual Each prompt" in page.words
         assert "KES 25,000" in page.words
-        made = await asked(town, browser, ASKS, 750)
+        made = await prompted_payment(town, browser, ASKS, 750)
         page = await browser.opens()
         assert f"Do you want to pay Ksh 750.00 to 174379, account no. {made['reference']}?" in page.words
-        # Enter sends the PIN: in the form that it is typed into, nothing cancels.
+        # Enter submits the PIN, so its form has no cancel button.
         assert set(page.form("/touch").fields) == {"phone", "checkout_request_id", "pin"}
-        unsent = await touched(browser, ASKS, pin="12")
+        unsent = await answer_prompt(browser, ASKS, pin="12")
         assert (unsent.status, "pin: enter the four digits" in unsent.words) == (422, True)
-        paid = await touched(browser, ASKS, pin="1234")
+        paid = await answer_prompt(browser, ASKS, pin="1234")
         payment = await town.api.settled(made["id"], "completed")
         assert f"{payment['receipt']} Confirmed. Ksh750.00 sent to 174379 for account {made['reference']}" in paid.words
         assert "New M-PESA balance is Ksh24,250.00." in paid.words
@@ -81,19 +83,19 @@ async def test_the_phone_on_the_table_asks_takes_the_pin_and_shows_receipt_and_b
         ({"pin": "1234"}, 499, "insufficient_funds", "Failed. You do not have enough money"),
     ],
 )
-async def test_a_phone_in_the_hand_can_do_everything_but_pay(
+async def test_phone_page_answer_other_than_paying_fails_the_payment(
     town: Town, fields: dict[str, str], balance: int, reason: str, message: str
 ) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         assert "automatic This phone" in (await browser.opens(f"?phone={MINE}")).words
-        page = await held(browser, MINE, balance=balance)
+        page = await hold_phone(browser, MINE, balance=balance)
         assert "manual Each prompt" in page.words
-        made = await asked(town, browser, MINE)
-        page = await touched(browser, MINE, **fields)
+        made = await prompted_payment(town, browser, MINE)
+        page = await answer_prompt(browser, MINE, **fields)
         assert message in page.words
         assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == reason
         assert page.form("/hold").fields["balance"] == [str(balance)]
-        # Let go of, it pays by itself again.
+        # After its release it pays automatically again.
         page = await browser.submits(page, "/let-go")
         assert "automatic This phone" in page.words
         again = (await town.api.pay(MINE, 100, key="again")).data
@@ -101,30 +103,30 @@ async def test_a_phone_in_the_hand_can_do_everything_but_pay(
 
 
 @pytest.mark.parametrize(("style", "callbacks"), [("normal", 1), ("late", 1), ("twice", 2), ("wrong_amount", 1)])
-async def test_the_way_of_calling_back_is_chosen_beside_the_phone(town: Town, style: str, callbacks: int) -> None:
+async def test_phone_page_callback_style_is_applied(town: Town, style: str, callbacks: int) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        await held(browser, MINE, style)
-        made = await asked(town, browser, MINE)
-        await touched(browser, MINE, pin="1234")
+        await hold_phone(browser, MINE, style)
+        made = await prompted_payment(town, browser, MINE)
+        await answer_prompt(browser, MINE, pin="1234")
 
-        async def are_taken() -> bool:
+        async def are_accepted() -> bool:
             return bool(
                 await town.gateway.db.fetchval(
                     "SELECT count(*) = $1 FROM sim_callback WHERE last_status = 200", callbacks
                 )
             )
 
-        assert await eventually(are_taken)
+        assert await eventually(are_accepted)
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (found["status"] == "completed") == (style != "wrong_amount")
         assert (found["mismatch"] is not None) == (style == "wrong_amount")
 
 
-async def test_a_way_of_calling_back_that_is_chosen_while_the_prompt_shows_counts(town: Town) -> None:
+async def test_phone_page_callback_style_changed_during_a_prompt_is_applied(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        made = await asked(town, browser, ASKS)
-        await held(browser, ASKS, "wrong_amount")
-        await touched(browser, ASKS, pin="1234")
+        made = await prompted_payment(town, browser, ASKS)
+        await hold_phone(browser, ASKS, "wrong_amount")
+        await answer_prompt(browser, ASKS, pin="1234")
 
         async def is_mismatched() -> bool:
             return (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is not None
@@ -132,7 +134,7 @@ async def test_a_way_of_calling_back_that_is_chosen_while_the_prompt_shows_count
         assert await eventually(is_mismatched)
 
 
-async def test_money_that_nobody_asked_for_is_a_message_too_and_a_phone_is_filled_up_however_much_it_spent(
+async def test_phone_page_unrequested_payments_are_messages_and_the_balance_can_be_set(
     town: Town,
 ) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
@@ -146,37 +148,37 @@ async def test_money_that_nobody_asked_for_is_a_message_too_and_a_phone_is_fille
             ).data["receipt"]
             for amount in (250_000, 249_000, 2_000)
         ]
-        page = await held(browser, MINE, balance=700)
+        page = await hold_phone(browser, MINE, balance=700)
         assert page.form("/hold").fields["balance"] == ["700"]
         assert f"{receipts[-1]} Confirmed. Ksh2,000.00 sent to 174379 for account counter" in page.words
         assert "New M-PESA balance is Ksh700.00." in page.words
         assert "New M-PESA balance is Ksh2,700.00." in page.words
 
 
-async def test_without_scripts_the_page_watches_where_it_is_told_to_until_a_prompt_shows(town: Town) -> None:
+async def test_phone_page_without_scripts_refreshes_until_a_prompt_is_open(town: Town) -> None:
     refresh = 'http-equiv="refresh"'
     async with Browser(f"{town.base}/simulator") as browser:
         page = await browser.opens()
         assert refresh not in page.text
         watching = next(link for link in page.links if link.endswith("watch=true"))
         assert refresh in (await browser.opens(watching)).text
-        await asked(town, browser, ASKS)
+        await prompted_payment(town, browser, ASKS)
         assert refresh not in (await browser.opens(watching)).text
 
 
-async def test_a_callback_that_never_comes_is_found_by_asking(town: Town) -> None:
+async def test_phone_page_style_never_completes_by_status_query(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        await held(browser, MINE, "never")
-        made = await asked(town, browser, MINE)
-        await touched(browser, MINE, pin="1234")
+        await hold_phone(browser, MINE, "never")
+        made = await prompted_payment(town, browser, MINE)
+        await answer_prompt(browser, MINE, pin="1234")
         assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
         queried = await town.api.call("POST", f"/v1/payments/{made['id']}/query")
         assert queried.data["status"] == "completed"
 
 
-async def test_a_callback_before_the_ack_completes_a_payment_that_has_no_ack_yet(town: Town) -> None:
+async def test_phone_page_style_before_ack_completes_the_payment_before_its_ack(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        await held(browser, MINE, "before_ack")
+        await hold_phone(browser, MINE, "before_ack")
         paying = asyncio.ensure_future(town.api.pay(MINE, key="order"))
 
         async def is_shown() -> bool:
@@ -184,17 +186,17 @@ async def test_a_callback_before_the_ack_completes_a_payment_that_has_no_ack_yet
 
         assert await eventually(is_shown)
         assert not paying.done()
-        await touched(browser, MINE, pin="1234")
+        await answer_prompt(browser, MINE, pin="1234")
         made = (await paying).data
         steps = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
         assert [step["kind"] for step in steps] == ["requested", "completed", "sent"]
 
 
-async def test_a_refund_is_a_message_and_money_on_the_phone(town: Town, initiated: None) -> None:
+async def test_phone_page_refund_is_a_message_and_adds_to_the_balance(town: Town, initiated: None) -> None:
     assert initiated is None
     async with Browser(f"{town.base}/simulator") as browser:
-        made = await asked(town, browser, ASKS)
-        await touched(browser, ASKS, pin="1234")
+        made = await prompted_payment(town, browser, ASKS)
+        await answer_prompt(browser, ASKS, pin="1234")
         payment = await town.api.settled(made["id"], "completed")
         assert (
             await town.api.call(
@@ -208,7 +210,7 @@ async def test_a_refund_is_a_message_and_money_on_the_phone(town: Town, initiate
         assert "New M-PESA balance is Ksh24,500.00." in page.words
 
 
-async def test_the_log_shows_both_sides_without_secrets(town: Town) -> None:
+async def test_phone_page_log_shows_requests_and_callbacks_without_secrets(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         made = (await town.api.pay(MINE, key="order")).data
         await town.api.settled(made["id"], "completed")
@@ -221,31 +223,31 @@ async def test_the_log_shows_both_sides_without_secrets(town: Town) -> None:
         assert "s-mer_" not in page.text
 
 
-async def test_a_stream_tells_when_something_has_happened(town: Town) -> None:
+async def test_changes_stream_sends_an_event_for_each_change(town: Town) -> None:
     async with niquests.AsyncSession() as session:
         response = await session.get(f"{town.base}/simulator/changes", stream=True)
         try:
             assert (response.headers["Content-Type"] or "").startswith("text/event-stream")
             chunks, read = await response.iter_content(1), b""
 
-            async def until(count: int) -> None:
+            async def read_until(count: int) -> None:
                 nonlocal read
                 while read.count(b"event: changed") < count:
                     read += await anext(chunks)
 
             async with asyncio.timeout(15):
-                await until(1)
+                await read_until(1)
                 await town.api.pay(MINE, key="order")
-                await until(2)
+                await read_until(2)
         finally:
             await response.close()
 
 
-async def test_delays_are_turned_and_what_cannot_be_is_refused(town: Town) -> None:
+async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         page = await browser.opens()
-        turned = await browser.submits(page, "/turn", late_delay="0.1", prompt_timeout="5")
-        assert turned.form("/turn").fields["prompt_timeout"] == ["5.0"]
+        saved = await browser.submits(page, "/turn", late_delay="0.1", prompt_timeout="5")
+        assert saved.form("/turn").fields["prompt_timeout"] == ["5.0"]
         for ending, fields in (
             ("/turn", {"late_delay": "soon"}),
             ("/turn", {"late_delay": "-1"}),
@@ -262,17 +264,17 @@ async def test_delays_are_turned_and_what_cannot_be_is_refused(town: Town) -> No
 
 
 @pytest.mark.parametrize("path", ["/touch", "/hold", "/let-go", "/turn"])
-async def test_no_other_site_touches_the_phone(town: Town, path: str) -> None:
+async def test_phone_page_forms_refuse_posts_of_other_sites(town: Town, path: str) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         refused = await browser.sends(path, {"phone": MINE}, {"Origin": "https://evil.example"})
         assert (refused.status, "pages of other sites may not call the simulator" in refused.text) == (403, True)
-        # An old browser says no more than the page that it comes from.
+        # An old browser sends only the Referer.
         referred = {"Origin": "", "Referer": "https://evil.example/"}
         refused = await browser.sends(path, {"phone": MINE}, referred)
         assert (refused.status, "one of our own pages" in refused.words) == (400, True)
 
 
-async def test_the_page_loads_our_own_files_only(town: Town) -> None:
+async def test_phone_page_loads_its_own_files_only(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
         page = await browser.opens()
         assert "unsafe" not in page.headers["Content-Security-Policy"]
@@ -286,7 +288,7 @@ async def test_the_page_loads_our_own_files_only(town: Town) -> None:
         assert (await browser.opens("/web/0000000000000000/..%2fplugin.py")).status == 404
 
 
-def test_the_log_shows_amounts_as_they_were_said_and_no_secret() -> None:
+def test_exchange_log_shows_amounts_verbatim_and_no_secret() -> None:
     diary = ExchangeLog(SystemClock(), ChangeSignal())
     diary.received(
         "stkpush", b'{"Password": "hidden", "Amount": 1250.00, "PhoneNumber": 254711000001}', 200, {"a": [1]}

@@ -1,4 +1,4 @@
-"""A collector of traces for tests: takes OTLP over real HTTP, and shows the spans that it was sent."""
+"""An OpenTelemetry collector for tests: receives OTLP over HTTP and returns the spans."""
 
 import gzip
 from collections.abc import AsyncGenerator, Callable
@@ -16,8 +16,8 @@ Attribute = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A span as the collector has it. ``parent`` is empty for the root of a trace, ``links`` are traces."""
+class CollectedSpan:
+    """A received span. ``parent`` is empty for a root span, ``links`` are trace ids."""
 
     name: str
     kind: str
@@ -32,46 +32,47 @@ class Seen:
 
 @dataclass
 class Collector:
-    """Where traces go."""
+    """The spans that a gateway exports."""
 
     receiver: Receiver = field(default_factory=Receiver)
 
     @property
     def endpoint(self) -> str:
-        """For ``traces.endpoint``."""
+        """The value of ``traces.endpoint``."""
         return self.receiver.url.replace("/webhooks", "/v1/traces")
 
     @property
     def bodies(self) -> list[bytes]:
-        """What came in, unpacked."""
+        """The received bodies, decompressed."""
         return [gzip.decompress(one.body) for one in self.receiver.received]
 
-    def spans(self) -> list[Seen]:
-        """All that came in."""
+    def spans(self) -> list[CollectedSpan]:
         return [
-            _seen(span, _attributes(list(of.resource.attributes)))
+            _collected_span(span, _attributes(list(each.resource.attributes)))
             for body in self.bodies
-            for of in ExportTraceServiceRequest.FromString(body).resource_spans
-            for scope in of.scope_spans
+            for each in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in each.scope_spans
             for span in scope.spans
         ]
 
-    def of(self, name: str) -> list[Seen]:
-        """Those with this name."""
+    def of(self, name: str) -> list[CollectedSpan]:
+        """Returns the spans with this name."""
         return [span for span in self.spans() if span.name == name]
 
-    async def wait_for(self, name: str, count: int = 1, where: Callable[[Seen], bool] | None = None) -> list[Seen]:
-        """Wait until so many with this name (that are so) have come. Raises TimeoutError."""
+    async def wait_for(
+        self, name: str, count: int = 1, matches: Callable[[CollectedSpan], bool] | None = None
+    ) -> list[CollectedSpan]:
+        """Returns at least ``count`` matching spans once received. Raises TimeoutError."""
 
-        async def found() -> list[Seen]:
-            seen = [span for span in self.of(name) if where is None or where(span)]
+        async def found() -> list[CollectedSpan]:
+            seen = [span for span in self.of(name) if matches is None or matches(span)]
             return seen if len(seen) >= count else []
 
         return await eventually(found)
 
 
-def _seen(span: Span, resource: dict[str, Attribute]) -> Seen:
-    return Seen(
+def _collected_span(span: Span, resource: dict[str, Attribute]) -> CollectedSpan:
+    return CollectedSpan(
         name=span.name,
         kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
         trace=span.trace_id.hex(),
@@ -95,6 +96,6 @@ def _attributes(pairs: list[KeyValue]) -> dict[str, Attribute]:
 
 @asynccontextmanager
 async def collecting() -> AsyncGenerator[Collector]:
-    """A collector on a free port, for the length of the block."""
+    """A collector on a free port."""
     async with receiving() as receiver:
         yield Collector(receiver)

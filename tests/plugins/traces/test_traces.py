@@ -1,4 +1,4 @@
-"""What a collector is sent of a gateway at work: whole traces, nothing that is not to be known, at nobody's cost."""
+"""Protects exported traces: complete, linked, without secrets, and without effect on payments if they fail."""
 
 import asyncio
 import gc
@@ -42,14 +42,14 @@ from tests.plugins.traces.collector import Collector, collecting
 
 CALLBACK = "POST /v1/cb/{kind}/{token}"
 THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-"""A caller's ``traceparent``: a trace that is kept."""
+"""A caller's ``traceparent`` with the sampled flag."""
 
 PHONE = "254711000018"
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A gateway that is traced, a shop, its server, and the collector."""
+    """A gateway with traces, a shop, the shop's server, and the collector."""
 
     gateway: Gateway
     base: str
@@ -60,20 +60,20 @@ class Traced:
 
 @pytest.fixture
 async def collector() -> AsyncGenerator[Collector]:
-    """Where the traces go."""
+    """A collector of the gateway's traces."""
     async with collecting() as found:
         yield found
 
 
 @pytest.fixture
 def traced_values(values: dict[str, Any], collector: Collector) -> dict[str, Any]:
-    """Everything, with traces that are sent at once."""
+    """Settings with every plugin and traces exported every 0.05 s."""
     return values | {"plugins": [*PLUGINS, "traces"], "traces": {"endpoint": collector.endpoint, "every": 0.05}}
 
 
 @pytest.fixture
 async def traced(traced_values: dict[str, Any], collector: Collector) -> AsyncGenerator[Traced]:
-    """A gateway at work."""
+    """A gateway with traces, a shop, the shop's server, and the collector."""
     async with (
         receiving() as receiver,
         running_gateway(traced_values) as (gateway, base),
@@ -82,14 +82,13 @@ async def traced(traced_values: dict[str, Any], collector: Collector) -> AsyncGe
         yield Traced(gateway, base, api, receiver, collector)
 
 
-def of_kind(values: dict[str, Any], **traces: Any) -> dict[str, Any]:
-    """The same settings with others of traces."""
+def with_traces(values: dict[str, Any], **traces: Any) -> dict[str, Any]:
     return values | {"traces": values["traces"] | traces}
 
 
-async def test_a_payment_is_one_trace_and_what_comes_of_it_another_that_leads_there(traced: Traced) -> None:
-    asked = await traced.api.pay(PHONE, key="traced")
-    payment_id, collector = asked.data["id"], traced.collector
+async def test_payment_request_is_one_trace_and_its_callback_another_linked_to_it(traced: Traced) -> None:
+    answer = await traced.api.pay(PHONE, key="traced")
+    payment_id, collector = answer.data["id"], traced.collector
     await traced.receiver.wait_for(1)
     (delivered,) = await collector.wait_for("deliver payment.completed")
     (request,) = await collector.wait_for("POST /v1/payments")
@@ -101,18 +100,18 @@ async def test_a_payment_is_one_trace_and_what_comes_of_it_another_that_leads_th
     assert (request.kind, request.parent, request.is_error) == ("server", "", False)
     assert request.attributes["http.response.status_code"] == 201
     assert request.attributes["mpesa.payment_id"] == payment_id
-    assert request.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+    assert request.attributes["mpesa.request_id"] == answer.headers["X-Request-ID"]
     for name in ("postgres insert payment", "daraja token", "daraja stk_push", "postgres accept payment"):
         (part,) = collector.of(name)
         assert (part.kind, part.trace, part.parent) == ("client", request.trace, request.span)
-        assert part.attributes["mpesa.request_id"] == asked.headers["X-Request-ID"]
+        assert part.attributes["mpesa.request_id"] == answer.headers["X-Request-ID"]
     assert push.attributes["mpesa.daraja.outcome"] == "ok"
 
     assert (callback.kind, callback.parent, callback.links) == ("server", "", {request.trace})
     assert callback.trace != request.trace
     assert callback.attributes["mpesa.subject_id"] == payment_id
-    (kept,) = collector.of("postgres keep callback")
-    assert (kept.trace, kept.parent) == (callback.trace, callback.span)
+    (stored,) = collector.of("postgres keep callback")
+    assert (stored.trace, stored.parent) == (callback.trace, callback.span)
     assert (woken.kind, woken.trace, woken.parent) == ("producer", callback.trace, callback.span)
     assert (job.kind, job.trace, job.parent) == ("consumer", callback.trace, woken.span)
     assert (delivered.kind, delivered.trace, delivered.parent) == ("client", callback.trace, job.span)
@@ -124,24 +123,24 @@ async def test_a_payment_is_one_trace_and_what_comes_of_it_another_that_leads_th
         assert span.resource["service.name"] == "mpesa-gateway"
 
 
-async def test_callbacks_that_are_kept_together_stay_in_traces_of_their_own(traced_values: dict[str, Any]) -> None:
-    """Each with its own request id and its own webhook, though one transaction and one job serve many of them."""
-    values = of_kind(traced_values, remember_hours=0) | {"simulator": {"callback_delay": 600}}
+async def test_callbacks_stored_in_one_batch_keep_their_own_traces(traced_values: dict[str, Any]) -> None:
+    """Each has its own request id and webhook, though one transaction and one job serve several."""
+    values = with_traces(traced_values, remember_hours=0) | {"simulator": {"callback_delay": 600}}
     async with (
         collecting() as collector,
         receiving() as receiver,
-        running_gateway(of_kind(values, endpoint=collector.endpoint)) as (gateway, base),
+        running_gateway(with_traces(values, endpoint=collector.endpoint)) as (gateway, base),
         shop(gateway, base, webhook_url=receiver.url) as api,
     ):
         merchant = (await api.call("GET", "/v1/merchant/me")).data["id"]
         paid = [(await api.pay(f"2547110000{10 + number}", key=f"{number}")).data for number in range(12)]
         inbox = gateway.services.get(CallbackInbox)
 
-        async def arrive(number: int, payment: dict[str, Any]) -> None:
+        async def receive(number: int, payment: dict[str, Any]) -> None:
             url = gateway.services.get(Callbacks).url_for(
                 "stk", env="sandbox", merchant_id=merchant, subject_id=payment["id"]
             )
-            incoming = CallbackPost("stk", url.rpartition("/")[2], success(number, payment), "127.0.0.1")
+            incoming = CallbackPost("stk", url.rpartition("/")[2], paid_body(number, payment), "127.0.0.1")
             scope: dict[str, Any] = {"path": "/v1/cb", "headers": []}
             with (
                 use_request_id(f"callback-{number}"),
@@ -150,7 +149,7 @@ async def test_callbacks_that_are_kept_together_stay_in_traces_of_their_own(trac
                 span.update_name("callback")
                 await inbox.receive(incoming)
 
-        await asyncio.gather(*(arrive(number, payment) for number, payment in enumerate(paid)))
+        await asyncio.gather(*(receive(number, payment) for number, payment in enumerate(paid)))
         delivered = await collector.wait_for("deliver payment.completed", len(paid))
         callbacks = await collector.wait_for("callback", len(paid))
     assert len({callback.trace for callback in callbacks}) == len(paid)
@@ -159,24 +158,24 @@ async def test_callbacks_that_are_kept_together_stay_in_traces_of_their_own(trac
         callback = by_payment[one.attributes["mpesa.subject_id"]]
         assert one.trace == callback.trace
         assert one.attributes["mpesa.request_id"] == callback.attributes["mpesa.request_id"]
-    # Some of them were served by one and the same job: that is what could have mixed them up.
+    # At least one job delivered several of them, which could have mixed them up.
     assert max(int(job.attributes["messaging.batch.message_count"]) for job in collector.of("webhooks.deliver")) > 1
 
 
-def success(number: int, payment: dict[str, Any]) -> bytes:
-    """A callback that says that a payment was paid."""
+def paid_body(number: int, payment: dict[str, Any]) -> bytes:
+    """Returns the body of a callback of a paid payment."""
     items = {"Amount": 500, "MpesaReceiptNumber": f"TKN4A1B2{number:02}", "PhoneNumber": int(payment["phone"])}
-    told = {
+    content = {
         "MerchantRequestID": "7a1c-4d0e",
         "CheckoutRequestID": payment["provider_ref"],
         "ResultCode": 0,
         "ResultDesc": "The service request is processed successfully.",
         "CallbackMetadata": {"Item": [{"Name": name, "Value": value} for name, value in items.items()]},
     }
-    return json.dumps({"Body": {"stkCallback": told}}).encode()
+    return json.dumps({"Body": {"stkCallback": content}}).encode()
 
 
-async def test_a_refund_and_a_reconciliation_are_told_and_lead_back(traced: Traced) -> None:
+async def test_refund_and_reconciliation_are_traced_and_linked(traced: Traced) -> None:
     api, collector = traced.api, traced.collector
     assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
     paid = await api.pay(PHONE, key="a")
@@ -186,9 +185,9 @@ async def test_a_refund_and_a_reconciliation_are_told_and_lead_back(traced: Trac
     (refund,) = await collector.wait_for("POST /v1/refunds")
     (reversal,) = collector.of("daraja reversal")
     assert reversal.trace == refund.trace
-    (result,) = await collector.wait_for(CALLBACK, where=lambda span: span.links == {refund.trace})
-    (told,) = await collector.wait_for("deliver payment.reversed")
-    assert told.trace == result.trace
+    (result,) = await collector.wait_for(CALLBACK, matches=lambda span: span.links == {refund.trace})
+    (delivered,) = await collector.wait_for("deliver payment.reversed")
+    assert delivered.trace == result.trace
     assert (await api.call("POST", "/v1/payments/mpesa/pull/register", {})).status == 200
     assert (await api.call("POST", "/v1/payments/mpesa/reconcile", {})).status in {200, 201, 202}
     (run,) = await collector.wait_for("reconciliation run")
@@ -196,12 +195,12 @@ async def test_a_refund_and_a_reconciliation_are_told_and_lead_back(traced: Trac
     assert run.attributes["mpesa.cause"] == "manual"
 
 
-async def test_neither_numbers_nor_secrets_nor_addresses_with_tokens_are_told(traced: Traced) -> None:
+async def test_spans_contain_no_phone_number_secret_or_callback_token(traced: Traced) -> None:
     traced.receiver.status = 500
     secret_url = traced.receiver.url + "/hook-secret?key=in-the-query"
     assert (await traced.api.call("PUT", "/v1/merchant/webhook", {"webhook_url": secret_url})).status == 200
-    said = {"X-Request-ID": f"till-{PHONE}", "Idempotency-Key": "masked", "traceparent": THEIRS, "tracestate": PHONE}
-    asked = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=said)
+    headers = {"X-Request-ID": f"till-{PHONE}", "Idempotency-Key": "masked", "traceparent": THEIRS, "tracestate": PHONE}
+    answer = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=headers)
     await traced.api.call("GET", f"/v1/payments?phone={PHONE}")
     await traced.api.call("GET", f"/v1/payments/{PHONE}")
     assert (await ask(traced.gateway.asgi, f"SAY{PHONE}", b"/nothing/" + PHONE.encode())).status in {404, 405}
@@ -214,7 +213,7 @@ async def test_neither_numbers_nor_secrets_nor_addresses_with_tokens_are_told(tr
     (request,) = traced.collector.of("POST /v1/payments")
     assert request.attributes["mpesa.request_id"] == "till-2547****018"
     address = traced.gateway.services.get(Callbacks).url_for(
-        "stk", env="sandbox", merchant_id=asked.data["merchant_id"], subject_id=asked.data["id"]
+        "stk", env="sandbox", merchant_id=answer.data["merchant_id"], subject_id=answer.data["id"]
     )
     mpesa = SANDBOX["mpesa"]
     hidden = [PHONE, PHONE[3:], "hook-secret", "in-the-query", traced.api.key, address.rpartition("/")[2]]
@@ -225,7 +224,7 @@ async def test_neither_numbers_nor_secrets_nor_addresses_with_tokens_are_told(tr
             assert text.encode() not in body, text
 
 
-async def test_a_call_that_fails_says_how(traced: Traced) -> None:
+async def test_span_of_a_failed_call_has_its_error_type(traced: Traced) -> None:
     fault = {"operation": "stkpush", "fault": "500.003.02", "times": 1}
     await traced.api.call("POST", "/simulator/control/faults", fault)
     assert (await traced.api.pay(PHONE, key="fault")).status == 503
@@ -237,18 +236,18 @@ async def test_a_call_that_fails_says_how(traced: Traced) -> None:
     assert request.attributes["error.type"] == "503"
 
 
-async def test_a_strangers_traceparent_is_a_link_and_a_trusted_callers_is_gone_on_with(
+async def test_traceparent_of_a_caller_is_a_link_and_of_a_trusted_one_the_parent(
     traced_values: dict[str, Any], collector: Collector
 ) -> None:
     trace = THEIRS.split("-")[1]
     for networks in ([], ["10.0.0.0/8"]):
-        async with running_gateway(of_kind(traced_values, trusted_callers=networks)) as (gateway, _):
+        async with running_gateway(with_traces(traced_values, trusted_callers=networks)) as (gateway, _):
             await ask(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
         (stranger,) = await collector.wait_for("GET /v1/payments")
         assert (stranger.parent, stranger.links) == ("", {trace})
         assert stranger.trace != trace
         collector.receiver.received.clear()
-    async with running_gateway(of_kind(traced_values, trusted_callers=["127.0.0.0/8"], ratio=0)) as (gateway, _):
+    async with running_gateway(with_traces(traced_values, trusted_callers=["127.0.0.0/8"], ratio=0)) as (gateway, _):
         not_kept = THEIRS[:-1] + "0"
         await ask(gateway.asgi, "GET", b"/v1/merchant/me", ((b"traceparent", not_kept.encode()),))
         await ask(gateway.asgi, "GET", b"/v1/merchant/me")
@@ -258,24 +257,25 @@ async def test_a_strangers_traceparent_is_a_link_and_a_trusted_callers_is_gone_o
     assert (trusted.name, trusted.trace, trusted.parent) == ("GET /v1/payments", trace, THEIRS.split("-")[2])
 
 
-async def test_merchants_know_of_a_trace_only_where_the_settings_tell_them(traced_values: dict[str, Any]) -> None:
-    for is_told in (False, True):
+async def test_webhook_has_a_traceparent_only_if_tell_merchants_is_set(traced_values: dict[str, Any]) -> None:
+    for is_set in (False, True):
+        values = with_traces(traced_values, tell_merchants=is_set)
         async with (
             collecting() as collector,
             receiving() as receiver,
-            running_gateway(of_kind(traced_values, endpoint=collector.endpoint, tell_merchants=is_told)) as (gw, base),
-            shop(gw, base, webhook_url=receiver.url) as api,
+            running_gateway(with_traces(values, endpoint=collector.endpoint)) as (gateway, base),
+            shop(gateway, base, webhook_url=receiver.url) as api,
         ):
             await api.pay(PHONE, key="a")
             (webhook,) = await receiver.wait_for(1)
             (delivered,) = await collector.wait_for("deliver payment.completed")
-        expected = f"00-{delivered.trace}-{delivered.span}-01" if is_told else None
+        expected = f"00-{delivered.trace}-{delivered.span}-01" if is_set else None
         sent = webhook.headers.get("traceparent")
-        # The last two digits are flags, of which the first bit says that the trace is kept.
+        # The last two digits are flags; the sampled bit may differ.
         assert (sent and sent[:-2]) == (expected and expected[:-2])
 
 
-async def test_a_cron_that_finds_nothing_to_do_is_not_told_and_one_that_does_is(
+async def test_cron_job_without_writes_is_not_traced_and_others_are(
     traced_values: dict[str, Any], collector: Collector
 ) -> None:
     ran: list[str] = []
@@ -307,14 +307,14 @@ async def test_a_cron_that_finds_nothing_to_do_is_not_told_and_one_that_does_is(
     assert collector.of("crons.idle") == []
 
 
-async def test_health_is_not_told(traced: Traced) -> None:
+async def test_health_requests_are_not_traced(traced: Traced) -> None:
     assert (await traced.api.call("GET", "/health/ready")).status == 200
     await traced.api.call("GET", "/v1/merchant/me")
     await traced.collector.wait_for("GET /v1/merchant/me")
     assert [span.name for span in traced.collector.spans() if "health" in str(span.attributes)] == []
 
 
-async def test_log_lines_name_the_trace(traced: Traced) -> None:
+async def test_log_lines_of_a_request_have_its_trace_id(traced: Traced) -> None:
     processors: list[Any] = [structlog.contextvars.merge_contextvars]
     with structlog.testing.capture_logs(processors=processors) as lines:
         await traced.api.pay(PHONE, key="logged")
@@ -323,11 +323,11 @@ async def test_log_lines_name_the_trace(traced: Traced) -> None:
     assert {"request", "daraja_exchange"} <= named
 
 
-async def test_without_a_collector_everything_works_and_one_line_says_so(
+async def test_collector_unreachable_leaves_payments_working_and_logs_once(
     traced_values: dict[str, Any], collector: Collector
 ) -> None:
     port = free_port()
-    values = of_kind(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", queue=20)
+    values = with_traces(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", queue=20)
     with structlog.testing.capture_logs() as lines:
         async with (
             receiving() as receiver,
@@ -340,25 +340,25 @@ async def test_without_a_collector_everything_works_and_one_line_says_so(
             await receiver.wait_for(3)
 
             async def is_dropping() -> bool:
-                return counted(gateway, "dropped") > 0
+                return span_count(gateway, "dropped") > 0
 
             await eventually(is_dropping)
-            assert counted(gateway, "sent") == 0
-            assert await told(lines, "spans_rejected") == 1
+            assert span_count(gateway, "sent") == 0
+            assert await log_count(lines, "spans_rejected") == 1
             server = await asyncio.start_server(collector.receiver.handle, "127.0.0.1", port)
-            assert await told(lines, "span_export_resumed") == 1
+            assert await log_count(lines, "span_export_resumed") == 1
             await collector.wait_for("POST /v1/payments")
             server.close()
-            assert counted(gateway, "sent") > 0
+            assert span_count(gateway, "sent") > 0
 
 
-def counted(gateway: Gateway, outcome: str) -> float:
-    """How many spans were so."""
+def span_count(gateway: Gateway, outcome: str) -> float:
+    """Returns the number of spans with this outcome."""
     return gateway.metrics.registry.get_sample_value("mpesa_spans_total", {"outcome": outcome}) or 0.0
 
 
-async def told(lines: list[Any], event: str) -> int:
-    """How often a line stands in the log, once it does. Raises TimeoutError."""
+async def log_count(lines: list[Any], event: str) -> int:
+    """Returns how often an event was logged, once it is. Raises TimeoutError."""
 
     async def found() -> int:
         return sum(line["event"] == event for line in lines)
@@ -366,7 +366,7 @@ async def told(lines: list[Any], event: str) -> int:
     return await eventually(found)
 
 
-async def test_a_collector_that_refuses_gets_the_same_spans_only_once(
+async def test_collector_that_refuses_receives_each_span_once(
     traced_values: dict[str, Any], collector: Collector
 ) -> None:
     collector.receiver.status = 401
@@ -374,17 +374,19 @@ async def test_a_collector_that_refuses_gets_the_same_spans_only_once(
         async with running_gateway(traced_values) as (gateway, _):
             await ask(gateway.asgi, "GET", b"/v1/payments")
             await collector.wait_for("GET /v1/payments")
-            assert await told(lines, "spans_rejected") == 1
+            assert await log_count(lines, "spans_rejected") == 1
             (line,) = [line for line in lines if line["event"] == "spans_rejected"]
     assert line["problem"] == "HTTP 401"
     assert len(collector.of("GET /v1/payments")) == 1
-    assert counted(gateway, "refused") == len(collector.spans())
+    assert span_count(gateway, "refused") == len(collector.spans())
 
 
-async def test_headers_go_along_and_what_waits_is_sent_while_stopping(
+async def test_exporter_sends_headers_and_flushes_its_queue_at_the_stop(
     traced_values: dict[str, Any], collector: Collector
 ) -> None:
-    values = of_kind(traced_values, every=3600, headers=["Authorization: Bearer of-the-collector"], service_name="till")
+    values = with_traces(
+        traced_values, every=3600, headers=["Authorization: Bearer of-the-collector"], service_name="till"
+    )
     async with running_gateway(values) as (gateway, _):
         await ask(gateway.asgi, "GET", b"/v1/payments")
         assert collector.spans() == []
@@ -395,7 +397,7 @@ async def test_headers_go_along_and_what_waits_is_sent_while_stopping(
     assert sent.headers["content-type"] == "application/x-protobuf"
 
 
-async def test_a_collector_that_never_answers_does_not_keep_us_from_stopping(traced_values: dict[str, Any]) -> None:
+async def test_collector_that_never_answers_does_not_block_the_stop(traced_values: dict[str, Any]) -> None:
     writers: list[asyncio.StreamWriter] = []
 
     async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -404,7 +406,7 @@ async def test_a_collector_that_never_answers_does_not_keep_us_from_stopping(tra
 
     server = await asyncio.start_server(silence, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    values = of_kind(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=0.3)
+    values = with_traces(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=0.3)
     gateway = Gateway(GatewayConfig.from_values(values))
     await gateway.start()
     await ask(gateway.asgi, "GET", b"/v1/payments")
@@ -417,10 +419,8 @@ async def test_a_collector_that_never_answers_does_not_keep_us_from_stopping(tra
         await writer.wait_closed()
 
 
-async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced) -> None:
-    class Away:
-        """A Valkey that is not there."""
-
+async def test_trace_link_without_valkey_is_missing_and_raises_nothing(traced: Traced) -> None:
+    class UnreachableValkey:
         async def get(self, *_: Any, **__: Any) -> None:
             raise OSError("away")
 
@@ -428,7 +428,7 @@ async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced)
 
     loop, problems = asyncio.get_running_loop(), list[Any]()
     loop.set_exception_handler(lambda _, context: problems.append(context))
-    links = TraceLinks(Away(), traced.gateway.config.valkey, 48)
+    links = TraceLinks(UnreachableValkey(), traced.gateway.config.valkey, 48)
     with request_span(traced.gateway.tracing, {"path": "/v1", "headers": []}, "here") as span:
         span.update_name("here")
         links.begin("pay_1")
@@ -440,15 +440,15 @@ async def test_without_valkey_a_link_is_missing_and_nothing_else(traced: Traced)
     assert (here.links, here.is_error) == (set(), False)
 
 
-async def test_link_with_an_answer_of_valkey_after_the_block_is_on_the_span(traced: Traced) -> None:
-    class Slow:
-        """A Valkey that answers after half of the patience."""
+async def test_trace_link_answered_after_the_block_is_on_the_span(traced: Traced) -> None:
+    class SlowValkey:
+        """A Valkey that answers after half of the timeout."""
 
         async def get(self, _: str) -> bytes:
             await asyncio.sleep(0.2)
             return THEIRS.encode()
 
-    links = TraceLinks(Slow(), traced.gateway.config.valkey, 48)
+    links = TraceLinks(SlowValkey(), traced.gateway.config.valkey, 48)
     with request_span(traced.gateway.tracing, {"path": "/v1", "headers": []}, "here") as span:
         span.update_name("here")
         links.link("pay_1")
@@ -457,7 +457,7 @@ async def test_link_with_an_answer_of_valkey_after_the_block_is_on_the_span(trac
     assert here.links == {THEIRS.split("-")[1]}
 
 
-async def test_what_a_host_traces_with_is_left_alone(traced: Traced) -> None:
+async def test_global_tracer_provider_of_the_host_is_unchanged(traced: Traced) -> None:
     await traced.api.call("GET", "/v1/merchant/me")
     assert isinstance(otel.get_tracer_provider(), ProxyTracerProvider)
 
@@ -489,7 +489,7 @@ asyncio.run(main())
 """
 
 
-def test_a_host_with_a_provider_of_its_own_gets_our_spans_inside_its_own(traced_values: dict[str, Any]) -> None:
+def test_host_with_its_own_tracer_provider_gets_our_spans_as_children(traced_values: dict[str, Any]) -> None:
     values = traced_values | {"worker": {"in_process": False}}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", HOST],
@@ -505,7 +505,7 @@ def test_a_host_with_a_provider_of_its_own_gets_our_spans_inside_its_own(traced_
     assert "OtelBatchSpanRecordProcessor" not in threads
 
 
-def test_without_the_plugin_nobody_is_told(values: dict[str, Any]) -> None:
+def test_tracer_without_the_plugin_creates_no_spans(values: dict[str, Any]) -> None:
     gateway = Gateway(GatewayConfig.from_values(values))
     assert gateway.tracer is UNTRACED
     tracer = gateway.tracer
@@ -515,14 +515,13 @@ def test_without_the_plugin_nobody_is_told(values: dict[str, Any]) -> None:
         child_span(tracer, "a", {}),
         postgres_span(tracer, "a"),
     ]
-    # The same object each time: an untraced gateway creates no spans.
     assert len({id(block) for block in blocks}) == 1
     with blocks[0] as span:
         assert span is INVALID_SPAN
     assert current_traceparent() == ""
 
 
-def test_without_opentelemetry_a_gateway_that_wants_traces_says_what_to_install(
+def test_start_with_traces_without_opentelemetry_names_the_package_to_install(
     traced_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("mpesa_gateway_traces.")]:
@@ -557,7 +556,9 @@ def test_exporter_with_a_full_queue_drops_and_counts_a_new_span() -> None:
         ({"ratio": 2}, r"`traces\.ratio`"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(traced_values: dict[str, Any], setting: dict[str, Any], words: str) -> None:
+def test_traces_settings_that_are_invalid_are_refused_by_name(
+    traced_values: dict[str, Any], setting: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        Gateway(GatewayConfig.from_values(of_kind(traced_values, **setting)))
+        Gateway(GatewayConfig.from_values(with_traces(traced_values, **setting)))
     assert "word" not in str(refused.value)

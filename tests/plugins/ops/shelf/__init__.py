@@ -1,1 +1,1 @@
-"""A stranger's plugin, as far as its templates go."""
+"""Templates of a host's plugin."""

@@ -1,4 +1,4 @@
-"""Callbacks at the wrong address, of one push with many bodies, of one name twice in a batch."""
+"""Protects payments from callbacks of other payments, at another address or in the same batch."""
 
 import asyncio
 import itertools
@@ -15,14 +15,14 @@ from mpesa_gateway_callbacks.errors import CallbackRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import CallbackPost
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 LISTED = "196.201.214.200"
 
 
-async def receive(town: Town, url: str, said: Any) -> str:
-    """What becomes of one callback, in a context of its own as each request has."""
-    incoming = CallbackPost("stk", url.rpartition("/")[2], json.dumps(said).encode(), "127.0.0.1")
+async def receive(town: Town, url: str, content: Any) -> str:
+    """Returns "accepted" or the reason of refusal. Runs in a context of its own, as each request does."""
+    incoming = CallbackPost("stk", url.rpartition("/")[2], json.dumps(content).encode(), "127.0.0.1")
     inbox = town.gateway.services.get(CallbackInbox)
     try:
         await asyncio.create_task(inbox.receive(incoming), context=Context())
@@ -32,45 +32,49 @@ async def receive(town: Town, url: str, said: Any) -> str:
 
 
 async def status(town: Town, payment: dict[str, Any]) -> tuple[str, str | None]:
-    """The status and the receipt of a payment."""
+    """Returns the status and the receipt of a payment."""
     found = (await town.api.call("GET", f"/v1/payments/{payment['id']}")).data
     return found["status"], found["receipt"]
 
 
-async def test_valid_callback_at_the_token_of_another_payment_moves_neither(town: Town) -> None:
+async def test_callback_at_the_token_of_another_payment_changes_neither_payment(town: Town) -> None:
     async with shop(town.gateway, town.base) as other_api:
         other_town = Town(town.gateway, town.base, other_api, town.receiver)
-        (own, own_url), (second, second_url) = await asked(town, "a"), await asked(town, "b")
-        theirs, their_url = await asked(other_town, "a")
+        (own, own_url), (second, second_url) = await pending_payment(town, "a"), await pending_payment(town, "b")
+        theirs, their_url = await pending_payment(other_town, "a")
         for payment, url in ((own, second_url), (own, their_url), (theirs, own_url), (theirs, second_url)):
-            said = body(payment["provider_ref"], receipt=f"TKN{payment['id'][-7:].upper()}")
-            assert (await post(town, url, said)).status == 403
-        for payment, place in ((own, town), (second, town), (theirs, other_town)):
-            assert await status(place, payment) == ("pending", None)
+            content = body(payment["provider_ref"], receipt=f"TKN{payment['id'][-7:].upper()}")
+            assert (await post(town, url, content)).status == 403
+        for payment, client_town in ((own, town), (second, town), (theirs, other_town)):
+            assert await status(client_town, payment) == ("pending", None)
         rows = await town.gateway.db.fetch(
             "SELECT merchant_id, subject_id, reason, is_trusted FROM refused_callback ORDER BY at, refused_id"
         )
-        # Each is kept as what came to its address: the payment and the merchant of the token.
+        # Each is stored with the payment and the merchant of the token.
         subjects = [second, theirs, own, second]
         assert [(row["subject_id"], row["merchant_id"]) for row in rows] == [
             (each["id"], each["merchant_id"]) for each in subjects
         ]
         assert {(row["reason"], row["is_trusted"]) for row in rows} == {("subject", True)}
-        # At its own address each counts.
-        for payment, url, place in ((own, own_url, town), (second, second_url, town), (theirs, their_url, other_town)):
+        # Each is applied at its own address.
+        for payment, url, client_town in (
+            (own, own_url, town),
+            (second, second_url, town),
+            (theirs, their_url, other_town),
+        ):
             receipt = f"TKN{payment['id'][-7:].upper()}"
             assert (await post(town, url, body(payment["provider_ref"], receipt=receipt))).status == 200
-            assert await status(place, payment) == ("completed", receipt)
+            assert await status(client_town, payment) == ("completed", receipt)
 
 
 @pytest.mark.parametrize("forwarded", [LISTED, "203.0.113.9"])
-async def test_token_of_another_env_moves_nothing(values: dict[str, Any], forwarded: str) -> None:
+async def test_callback_with_a_token_of_another_env_changes_nothing(values: dict[str, Any], forwarded: str) -> None:
     values["security"] |= {"trusted_proxies": ["127.0.0.0/8"]}
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         made = (await api.pay("254700000020", key="a")).data
         dispatcher = gateway.services.get(CallbackDispatcher)
         good = dispatcher.url_for("stk", env="sandbox", merchant_id=made["merchant_id"], subject_id=made["id"])
-        # One that we never hand out, and one that is made by hand.
+        # One that the gateway never issues, and two forged ones.
         live = dispatcher.url_for("stk", env="live", merchant_id=made["merchant_id"], subject_id=made["id"])
         for url in (live, good.replace("/s-mer", "/l-mer"), live.replace("/l-mer", "/s-mer")):
             answer = await api.call(
@@ -78,14 +82,14 @@ async def test_token_of_another_env_moves_nothing(values: dict[str, Any], forwar
             )
             assert answer.status in {403, 404}
             assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
-        said = await api.call(
+        answer = await api.call(
             "POST", good[good.index("/v1/cb") :], body(made["provider_ref"]), headers={"X-Forwarded-For": forwarded}
         )
-        assert said.status == 200
+        assert answer.status == 200
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
 
 
-SAID: list[dict[str, Any]] = [
+CONTENTS: list[dict[str, Any]] = [
     {"code": 0},
     {"code": 1032},
     {"code": 1037},
@@ -94,13 +98,13 @@ SAID: list[dict[str, Any]] = [
     {"code": 0, "receipt": "TKN9Z9Z9Z9"},
     {"code": 4999},
 ]
-"""What different callbacks of one push say."""
+"""The contents of different callbacks of one push."""
 
 
-async def test_different_callbacks_of_one_push_at_once_end_it_once_with_the_money(town: Town) -> None:
+async def test_different_concurrent_callbacks_of_one_push_complete_it_at_most_once(town: Town) -> None:
     chance = random.Random(20)  # noqa: S311 - an order, no secret
     for number in range(6):
-        made, url = await asked(town, f"k{number}")
+        made, url = await pending_payment(town, f"k{number}")
         receipts = {None: None, "TKN9Z9Z9Z9": f"TKN9Z9Z9Z{number}"}
         bodies = [
             body(
@@ -109,7 +113,7 @@ async def test_different_callbacks_of_one_push_at_once_end_it_once_with_the_mone
                 | each
                 | ({"receipt": receipts[each["receipt"]]} if "receipt" in each else {}),
             )
-            for each in SAID
+            for each in CONTENTS
         ] * 3
         chance.shuffle(bodies)
         outcomes = await asyncio.gather(*(receive(town, url, each) for each in bodies))
@@ -117,33 +121,36 @@ async def test_different_callbacks_of_one_push_at_once_end_it_once_with_the_mone
         found = (await town.api.call("GET", f"/v1/payments/{made['id']}")).data
         assert found["status"] in {"completed", "pending"}, found
         if found["status"] == "pending":
-            # Money of two receipts, or of another amount: a person decides.
+            # Two receipts or another amount need review.
             assert found["mismatch"] is not None
         assert [step["kind"] for step in found["timeline"]].count("completed") <= 1
         rows = await town.gateway.db.fetch("SELECT repeats, verdict FROM callback WHERE subject_id = $1", made["id"])
-        # Each kind once, and nothing that was said is gone.
-        assert (len(rows), sum(row["repeats"] for row in rows)) == (len(SAID), 2 * len(SAID))
+        # Each distinct body is stored once, and each repetition is counted.
+        assert (len(rows), sum(row["repeats"] for row in rows)) == (len(CONTENTS), 2 * len(CONTENTS))
     completed = await town.gateway.db.fetchval("SELECT count(*) FROM payment WHERE status = 'completed'")
     events = await town.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.completed'")
     assert completed == events
 
 
-async def test_success_among_failures_in_any_order_completes(town: Town) -> None:
+async def test_success_among_concurrent_failures_in_any_order_completes(town: Town) -> None:
     orders = list(itertools.permutations([0, 1032, 1037]))
     for number, order in enumerate(orders):
-        made, url = await asked(town, f"k{number}")
+        made, url = await pending_payment(town, f"k{number}")
         bodies = [body(made["provider_ref"], code, receipt=f"TKN4A1B2D{number}") for code in order]
         assert set(await asyncio.gather(*(receive(town, url, each) for each in bodies))) == {"accepted"}
         assert await status(town, made) == ("completed", f"TKN4A1B2D{number}"), order
 
 
-async def test_one_name_of_a_push_twice_in_a_batch_completes_its_own_payment_only(town: Town) -> None:
+async def test_same_push_twice_in_a_batch_completes_its_own_payment_only(town: Town) -> None:
     for number in range(4):
-        (own, own_url), (other, other_url) = await asked(town, f"a{number}"), await asked(town, f"b{number}")
+        (own, own_url), (other, other_url) = (
+            await pending_payment(town, f"a{number}"),
+            await pending_payment(town, f"b{number}"),
+        )
         right = body(own["provider_ref"], receipt=f"TKN4A1B2E{number}")
         wrong = body(own["provider_ref"], receipt=f"TKN4A1B2F{number}")
         work = [(own_url, right), (other_url, wrong), (own_url, right), (other_url, right)]
-        outcomes = await asyncio.gather(*(receive(town, url, said) for url, said in work))
+        outcomes = await asyncio.gather(*(receive(town, url, content) for url, content in work))
         assert outcomes == ["accepted", "subject", "accepted", "subject"]
         assert await status(town, own) == ("completed", f"TKN4A1B2E{number}")
         assert await status(town, other) == ("pending", None)

@@ -1,14 +1,14 @@
-"""Whatever stands in an address in the place of an id, no page fails: there is none, and the answer says so."""
+"""Protects pages from malformed ids in their path: the answer is 404 or another client error, never 500."""
 
 import re
 from urllib.parse import quote
 
 from mpesa_gateway.http.templating import redirect
 from mpesa_gateway.ops_contract import Role
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 from tests.routes import operations
 
-ODD = {
+MALFORMED = {
     "emoji": "%F0%9F%98%80",
     "NUL": "%00",
     "10 kB": "a" * 10_000,
@@ -27,17 +27,17 @@ ODD = {
 }
 
 
-async def test_no_page_and_no_act_fails_for_what_stands_in_its_address(desk: Desk) -> None:
-    brought = [plugin.pages for plugin in desk.gateway.plugins]
+async def test_pages_and_acts_with_malformed_ids_answer_with_client_errors(ops_site: OpsSite) -> None:
+    brought = [plugin.pages for plugin in ops_site.gateway.plugins]
     every = [page.path for pages in brought for page in pages.pages]
     every += [act.path for pages in brought for act in pages.acts]
     paths = sorted({path for path in every if "{" in path})
     assert len(paths) > 20
     found: list[str] = []
-    async with desk.browser(Role.ADMIN) as browser:
+    async with ops_site.browser(Role.ADMIN) as browser:
         token = (await browser.opens("/merchants")).field("form_token")
         for path in paths:
-            for name, text in ODD.items():
+            for name, text in MALFORMED.items():
                 filled = "/" + re.sub(r"\{\w+\}", text, path)
                 page = await browser.opens(filled)
                 sent = await browser.sends(filled, {"form_token": token}) if name in {"emoji", "NUL", "slash"} else page
@@ -45,14 +45,14 @@ async def test_no_page_and_no_act_fails_for_what_stands_in_its_address(desk: Des
                     found.append(f"{path}, {name}: {page.status}, {sent.status}")
         queue = [each.path for each in operations() if each.path.startswith("/ops/queue/") and each.parameters]
         for path in queue:
-            for name, text in ODD.items():
+            for name, text in MALFORMED.items():
                 page = await browser.opens(re.sub(r"\{\w+\}", text, path).removeprefix("/ops"))
                 if page.status >= 500:
                     found.append(f"{path}, {name}: {page.status}")
     assert found == []
 
 
-def test_whatever_an_address_holds_it_can_stand_in_a_header() -> None:
+def test_redirect_to_any_path_has_a_valid_location_header() -> None:
     for text in ("/ops/😀", "/ops/\r\nSet-Cookie: a=b", "/ops/\x00", "/ops/\ud800", "/ops/é?a=b&c=%20#d"):
         location = redirect(text).headers["Location"]
         assert location.isascii()

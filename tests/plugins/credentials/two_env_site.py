@@ -1,4 +1,4 @@
-"""A gateway between two Darajas, sandbox and live, with merchants that have keys for both."""
+"""A gateway between a sandbox and a live Daraja, whose merchants have keys for both."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,13 +27,12 @@ class Account:
     live: Api
 
     def api(self, env: Env) -> Api:
-        """The client with the key of this env."""
         return self.live if env == "live" else self.sandbox
 
 
 @dataclass(frozen=True)
-class Worlds:
-    """The gateway, and the two Darajas."""
+class TwoEnvSite:
+    """The gateway and the two Darajas."""
 
     gateway: Gateway
     base: str
@@ -42,11 +41,10 @@ class Worlds:
     stack: AsyncExitStack
 
     def daraja(self, env: Env) -> Daraja:
-        """The Daraja of this env."""
         return self.live if env == "live" else self.sandbox
 
     async def account(self) -> Account:
-        """A new merchant without credentials."""
+        """Create a merchant without credentials."""
         merchant_id = (await self.gateway.merchants.create("Shop", actor="test")).merchant_id
         return Account(merchant_id, await self._client(merchant_id, "sandbox"), await self._client(merchant_id, "live"))
 
@@ -60,8 +58,8 @@ class Worlds:
 
 
 @asynccontextmanager
-async def two_worlds(values: dict[str, Any], clock: Clock | None = None) -> AsyncGenerator[Worlds]:
-    """Such a gateway, served, without a worker or simulator."""
+async def two_env_site(values: dict[str, Any], clock: Clock | None = None) -> AsyncGenerator[TwoEnvSite]:
+    """Serve such a gateway without a worker or simulator."""
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
     values.pop("simulator", None)
     options: dict[str, Any] = {} if clock is None else {"clock": clock}
@@ -73,19 +71,19 @@ async def two_worlds(values: dict[str, Any], clock: Clock | None = None) -> Asyn
             "worker": {"in_process": False},
         }
         gateway, base = await stack.enter_async_context(running_gateway(values, **options))
-        yield Worlds(gateway, base, sandbox, live, stack)
+        yield TwoEnvSite(gateway, base, sandbox, live, stack)
 
 
 async def put(api: Api, env: Env, shortcode: str = "600001", **changes: Any) -> Answer:
-    """Store credentials for a shortcode, with changes; None takes a field out."""
+    """Store credentials for a shortcode with changes. None omits a field."""
     fields = INITIATED["mpesa"] | {"env": env, "shortcode": shortcode} | changes
     mpesa = {name: value for name, value in fields.items() if value is not None}
     return await api.call("PUT", PROVIDERS, {"provider": "mpesa", "mpesa": mpesa})
 
 
-async def paid_for(worlds: Worlds, payment_id: str, receipt: str = "TKN4A1B2C3") -> None:
+async def complete_payment(site: TwoEnvSite, payment_id: str, receipt: str = "TKN4A1B2C3") -> None:
     """Complete a payment as a callback would."""
-    await worlds.gateway.db.execute(
+    await site.gateway.db.execute(
         "UPDATE payment SET status = 'completed', receipt = $2, completed_at = now(), due_at = NULL "
         "WHERE payment_id = $1",
         payment_id,

@@ -1,4 +1,4 @@
-"""A merchant's line to the simulator, with no gateway between them."""
+"""A client that calls the simulator as a merchant's own code calls Daraja, without a gateway."""
 
 import base64
 from collections.abc import AsyncGenerator
@@ -28,19 +28,19 @@ QUICK = {"callback_delay": 0.05, "late_delay": 1.0, "slow_answer": 0.8, "prompt_
 
 
 def basic(key: str, secret: str = "secret-of-tests") -> str:
-    """HTTP Basic, as Daraja wants it for a token."""
+    """HTTP Basic credentials for a token."""
     return "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()
 
 
 def signed(shortcode: str = SANDBOX_SHORTCODE, passkey: str = SANDBOX_PASSKEY, at: str | None = None) -> dict[str, Any]:
-    """Shortcode, timestamp and the password that fits them."""
+    """Returns shortcode, timestamp and the matching password."""
     timestamp = at or daraja_timestamp(datetime.now(UTC))
     password = base64.b64encode(f"{shortcode}{passkey}{timestamp}".encode()).decode()
     return {"BusinessShortCode": int(shortcode), "Timestamp": timestamp, "Password": password}
 
 
-class Line:
-    """A merchant's line to Daraja, with no gateway between them, and a server for the callbacks."""
+class DarajaClient:
+    """A client of Daraja, and a server that receives its callbacks."""
 
     def __init__(self, gateway: Gateway, base: str, receiver: Receiver) -> None:
         self.gateway = gateway
@@ -51,11 +51,10 @@ class Line:
         self._session.trust_env = False
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._session.close()
 
     async def call(self, method: str, path: str, json: Any = None, **headers: str) -> tuple[int, Any]:
-        """One request: its status, and its JSON, else its text; its bytes where they are not UTF-8."""
+        """Returns the status, and the JSON or the text; bytes if they are not UTF-8."""
         response = await self._session.request(method, self.base + path, json=json, headers=headers)
         content = response.content or b""
         try:
@@ -66,14 +65,14 @@ class Line:
         return response.status_code or 0, response.json() if is_json else text
 
     async def log_in(self, key: str = "key-of-tests") -> str:
-        """Fetch a token and use it from now on."""
+        """Fetch a token and use it from then on."""
         status, answer = await self.call("GET", TOKEN, Authorization=basic(key))
         assert status == 200, answer
         self.token = answer["access_token"]
         return self.token
 
     def request(self, phone: str, amount: Any = 7, **changes: Any) -> dict[str, Any]:
-        """A push as it should be, with changes; None takes a field out."""
+        """A valid push with changes. A change to None omits the field."""
         body = signed() | {
             "TransactionType": "CustomerPayBillOnline",
             "Amount": amount,
@@ -87,35 +86,33 @@ class Line:
         return {name: value for name, value in (body | changes).items() if value is not None}
 
     async def push(self, phone: str, amount: Any = 7, **changes: Any) -> tuple[int, Any]:
-        """Ask a phone to pay."""
         return await self.send(self.request(phone, amount, **changes))
 
     async def send(self, body: Any, path: str = PUSH) -> tuple[int, Any]:
-        """A request with our token."""
+        """Post with the token."""
         return await self.call("POST", path, body, Authorization=f"Bearer {self.token}")
 
     async def query(self, checkout_request_id: str) -> tuple[int, Any]:
-        """Ask how a push stands."""
         return await self.send(signed() | {"CheckoutRequestID": checkout_request_id}, QUERY)
 
     async def control(self, method: str, path: str, json: Any = None) -> Any:
-        """The control API; raises AssertionError for a refused answer."""
+        """Call the control API. Raises AssertionError if it refuses."""
         status, answer = await self.call(method, f"/simulator/control/{path}", json)
         assert status == 200, answer
         return answer["data"]
 
     async def prompts(self, phone: str) -> list[dict[str, Any]]:
-        """What a phone was asked, newest first."""
+        """Returns the prompts of a phone, newest first."""
         found: list[dict[str, Any]] = await self.control("GET", f"pushes?phone={phone}")
         return found
 
     async def prompt(self, phone: str) -> dict[str, Any]:
-        """The one thing that a phone was asked."""
+        """Returns the only prompt of a phone."""
         (found,) = await self.prompts(phone)
         return found
 
     async def ended(self, phone: str) -> dict[str, Any]:
-        """What a phone was asked, once that has ended."""
+        """Returns the only prompt of a phone once it has ended."""
 
         async def has_ended() -> bool:
             return bool((await self.prompt(phone))["state"] == "ended")
@@ -124,15 +121,14 @@ class Line:
         return await self.prompt(phone)
 
     async def moved(self, phone: str) -> list[tuple[str, int]]:
-        """Receipts and amounts of what a phone has really paid."""
+        """Returns receipt and amount of each payment of a phone."""
         return [(entry["receipt"], entry["amount"]) for entry in await self.control("GET", f"ledger?phone={phone}")]
 
     def callbacks(self, phone: str) -> list[dict[str, Any]]:
-        """The callbacks about a phone."""
         return [one.json["Body"]["stkCallback"] for one in self.receiver.received if one.path.endswith(phone)]
 
     async def called_back(self, phone: str, count: int = 1) -> list[dict[str, Any]]:
-        """The callbacks about a phone, once so many have come; AssertionError if more do."""
+        """Returns the callbacks about a phone. Waits for ``count``; raises AssertionError for more."""
 
         async def have_come() -> bool:
             return len(self.callbacks(phone)) >= count
@@ -144,7 +140,7 @@ class Line:
         return found
 
     async def quiet(self) -> None:
-        """Wait until the simulator owes no callback and no result that would be due within SOON."""
+        """Wait until no callback and no result is due within SOON."""
 
         async def owes_nothing() -> bool:
             return not await self.gateway.db.fetchval(_OWED, self.gateway.clock.now() + SOON)
@@ -153,19 +149,21 @@ class Line:
 
 
 def metadata(callback: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a callback by name; what has no value is absent."""
+    """Returns the metadata of a callback by name, without items that have no value."""
     items = callback["CallbackMetadata"]["Item"]
     return {item["Name"]: item["Value"] for item in items if "Value" in item}
 
 
 @asynccontextmanager
-async def daraja(values: dict[str, Any], receiver: Receiver, clock: SetClock | None = None) -> AsyncGenerator[Line]:
-    """A gateway that is nothing but the simulator, and a line to it."""
+async def daraja(
+    values: dict[str, Any], receiver: Receiver, clock: SetClock | None = None
+) -> AsyncGenerator[DarajaClient]:
+    """A gateway with the simulator as its only plugin, and a client with a token."""
     changes: dict[str, Any] = {"plugins": ["simulator"], "worker": {"in_process": False}}
     async with running_gateway(values | changes, **({} if clock is None else {"clock": clock})) as (gateway, base):
-        line = Line(gateway, base, receiver)
-        await line.log_in()
+        client = DarajaClient(gateway, base, receiver)
+        await client.log_in()
         try:
-            yield line
+            yield client
         finally:
-            await line.close()
+            await client.close()

@@ -1,4 +1,4 @@
-"""Who sees numbers masked finds none out by searching: an answer for the right one is that for any other."""
+"""Protects masked numbers from search: a viewer gets the same answer for the right number as for any other."""
 
 import re
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_payments.operator_service import PaymentOperatorService
 from tests.browsing import Browser
-from tests.plugins.ops.conftest import Desk
+from tests.plugins.ops.conftest import OpsSite
 
 RIGHT, WRONG = "254711000001", "254711999001"
-"""Two numbers that look the same under the mask."""
+"""Two numbers with the same masked form."""
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "whole": str,
@@ -29,29 +29,28 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-async def _paid(desk: Desk, reference: str = "ORDER 1") -> None:
-    """A payment of the right number, which stands in its key and in Daraja's handle too."""
-    made = await desk.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), reference=reference)
-    await desk.api.settled(made.data["id"])
-    await desk.gateway.db.execute(
+async def _paid(ops_site: OpsSite, reference: str = "ORDER 1") -> None:
+    """A payment of the right number, with the number in its key and in Daraja's handle."""
+    made = await ops_site.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), reference=reference)
+    await ops_site.api.settled(made.data["id"])
+    await ops_site.gateway.db.execute(
         "UPDATE payment SET checkout_request_id = $2 WHERE payment_id = $1", made.data["id"], SPELLINGS["handle"](RIGHT)
     )
 
 
-async def _answer(browser: Browser, way: str, text: str, token: str) -> tuple[int, str]:
-    """What a way of asking about a text answers, without what differs from one answer to the next."""
-    if way.startswith("/"):
-        page = await browser.opens(way.format(quote(text)))
+async def _answer(browser: Browser, search_path: str, text: str, token: str) -> tuple[int, str]:
+    """Returns status and text of a search, without nonces and ids of the request."""
+    if search_path.startswith("/"):
+        page = await browser.opens(search_path.format(quote(text)))
     else:
-        act, _, field = way.partition(" ")
+        act, _, field = search_path.partition(" ")
         page = await browser.sends(act_path(act), {"form_token": token, field: text})
-    # Both numbers are echoed in the same places: what else differs is told by the list.
+    # Pages repeat the searched number; any other difference is a leak.
     shown = re.sub(r"(?:000|999)(?=\W{0,3}001)", "…", page.text)
     return page.status, re.sub(r"note=\w+|[0-9a-f]{32,}|req_\w+|data-at=\"[^\"]*\"", "", shown)
 
 
 def act_path(act: str) -> str:
-    """Where a form goes to."""
     return {"look": "/payments/look", "find": "/find"}[act]
 
 
@@ -78,25 +77,25 @@ WHOLE = (
 )
 
 
-async def test_a_viewer_learns_no_number_by_any_way_of_searching(desk: Desk) -> None:
-    await _paid(desk, reference=RIGHT)
-    told: list[str] = []
-    async with desk.browser(Role.VIEWER) as browser:
+async def test_search_by_a_viewer_answers_the_same_for_right_and_wrong_numbers(ops_site: OpsSite) -> None:
+    await _paid(ops_site, reference=RIGHT)
+    leaks: list[str] = []
+    async with ops_site.browser(Role.VIEWER) as browser:
         token = (await browser.opens("/payments")).field("form_token")
-        for way, name in (*product(IN_ALL_SPELLINGS, SPELLINGS), *product(WHOLE, ["whole"])):
-            right = await _answer(browser, way, SPELLINGS[name](RIGHT), token)
-            wrong = await _answer(browser, way, SPELLINGS[name](WRONG), token)
+        for search_path, name in (*product(IN_ALL_SPELLINGS, SPELLINGS), *product(WHOLE, ["whole"])):
+            right = await _answer(browser, search_path, SPELLINGS[name](RIGHT), token)
+            wrong = await _answer(browser, search_path, SPELLINGS[name](WRONG), token)
             assert right[0] != 500
             if right != wrong:
-                told.append(f"{way}, {name}")
-        assert told == []
-        export = f"/payments/export?merchant={desk.merchant_id}&phone="
+                leaks.append(f"{search_path}, {name}")
+        assert leaks == []
+        export = f"/payments/export?merchant={ops_site.merchant_id}&phone="
         assert [(await browser.opens(export + number)).status for number in (RIGHT, WRONG)] == [403, 403]
 
 
-async def test_whoever_sees_whole_numbers_searches_by_them_and_not_in_an_address(desk: Desk) -> None:
-    await _paid(desk)
-    async with desk.browser(Role.OPERATOR) as browser:
+async def test_search_by_number_of_an_operator_puts_no_number_in_the_url(ops_site: OpsSite) -> None:
+    await _paid(ops_site)
+    async with ops_site.browser(Role.OPERATOR) as browser:
         for name in ("search", "phone"):
             page = await browser.opens(f"/payments?{name}={RIGHT}")
             assert "does not stand in an address" in page.text
@@ -106,37 +105,37 @@ async def test_whoever_sees_whole_numbers_searches_by_them_and_not_in_an_address
             assert RIGHT not in found.url
             assert "payer=" in found.url
             assert "KES 500" in found.words
-        assert ("payments.search", None) in await desk.acted()
+        assert ("payments.search", None) in await ops_site.acted()
 
 
-async def test_a_viewer_searches_by_all_else_and_is_told_why_not_by_number(desk: Desk) -> None:
-    await _paid(desk)
-    row = await desk.gateway.db.fetchrow("SELECT payment_id, receipt, reference FROM payment")
+async def test_search_by_a_viewer_works_except_by_number(ops_site: OpsSite) -> None:
+    await _paid(ops_site)
+    row = await ops_site.gateway.db.fetchrow("SELECT payment_id, receipt, reference FROM payment")
     assert row is not None
-    async with desk.browser(Role.VIEWER) as browser:
+    async with ops_site.browser(Role.VIEWER) as browser:
         for text in row.values():
             assert row["payment_id"] in (await browser.opens(f"/payments?search={text}")).text
         page = await browser.opens("/payments")
         found = await browser.submits(page, "/payments/look", search=RIGHT)
         assert "an operator&#39;s role is needed" in found.text
-        # What an operator has sealed, a viewer can follow: it says no more than the list.
-        sealed = desk.gateway.services.get(PaymentOperatorService).seal_payer(Msisdn(RIGHT))
+        # A viewer may open an operator's sealed search: it shows no more than the list.
+        sealed = ops_site.gateway.services.get(PaymentOperatorService).seal_payer(Msisdn(RIGHT))
         assert row["payment_id"] in (await browser.opens(f"/payments?payer={sealed}")).text
 
 
-async def test_a_viewer_sees_no_whole_number_on_any_page_wherever_it_stands(desk: Desk) -> None:
+async def test_pages_for_a_viewer_contain_no_whole_number(ops_site: OpsSite) -> None:
     places = {
         "reference": RIGHT,
         "description": "+254711000001",
         "metadata": {"payer": RIGHT, RIGHT: "0711000001", "call": "or 0711000001!"},
     }
-    made = (await desk.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), **places)).data
-    await desk.api.settled(made["id"])
-    # Our simulator writes handles as Daraja does; this holds it to that.
+    made = (await ops_site.api.pay(RIGHT, 500, key=SPELLINGS["key"](RIGHT), **places)).data
+    await ops_site.api.settled(made["id"])
+    # As in Daraja, the handle ends with the payer's number.
     assert made["provider_ref"].endswith(RIGHT[3:])
-    refund = (await desk.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "reason": f"ask {RIGHT}"})).data
-    await eventually(lambda: _is_refunded(desk, refund["id"]))
-    async with desk.browser(Role.VIEWER) as browser:
+    refund = (await ops_site.api.call("POST", "/v1/refunds", {"payment_id": made["id"], "reason": f"ask {RIGHT}"})).data
+    await eventually(lambda: _is_refunded(ops_site, refund["id"]))
+    async with ops_site.browser(Role.VIEWER) as browser:
         seen: set[str] = set()
         next_ones: list[str] = [""]
         while next_ones:
@@ -150,12 +149,12 @@ async def test_a_viewer_sees_no_whole_number_on_any_page_wherever_it_stands(desk
     assert f"/payments/{made['id']}" in seen
     assert any(path.startswith("/callbacks/cbk_") for path in seen)
     assert any(path.startswith("/events/evt_") for path in seen)
-    async with desk.browser(Role.OPERATOR) as browser:
+    async with ops_site.browser(Role.OPERATOR) as browser:
         assert made["provider_ref"] in (await browser.opens(f"/payments/{made['id']}")).text
 
 
-async def _is_refunded(desk: Desk, refund_id: str) -> bool:
-    return bool((await desk.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == "completed")
+async def _is_refunded(ops_site: OpsSite, refund_id: str) -> bool:
+    return bool((await ops_site.api.call("GET", f"/v1/refunds/{refund_id}")).data["status"] == "completed")
 
 
 _LINKS = re.compile(r'href="(?:\.\./)*ops(/(?!live|sandbox|queue/static|logout)[^"#&]*)"')

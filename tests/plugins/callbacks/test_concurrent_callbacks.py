@@ -1,4 +1,4 @@
-"""One callback that comes twice in the same moment: whoever is first, it counts once, and neither waits for ever."""
+"""Protects concurrent callbacks: two equal ones at once count once, and neither blocks the other forever."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +19,7 @@ from mpesa_gateway_payments.decisions import Expired
 from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.transitions import Transitions
 from tests.conftest import Town
-from tests.plugins.callbacks.test_callbacks import asked, body, post
+from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
 pytestmark = pytest.mark.as_owner
 
@@ -27,71 +27,69 @@ ASKS = "254700000020"
 
 
 class Pause:
-    """Holds up the first who hears of a result, in the middle of its transaction, until it is told to go on.
+    """Holds the first subscriber of a result inside its transaction until `may_continue` is set.
 
-    ``has_written`` says whether the payment is written by then, and locked, or only looked at.
+    ``has_written`` says whether the payment is written and locked by then, or only read.
     """
 
     def __init__(self, *, has_written: bool) -> None:
         self._has_written = has_written
         self.is_reached = asyncio.Event()
-        self.may_go_on = asyncio.Event()
+        self.may_continue = asyncio.Event()
 
-    async def hear(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
-        """Wait, the first time."""
+    async def hold(self, _: Sequence[StkResulted], gateway: Runtime) -> None:
         if not self.is_reached.is_set():
             if self._has_written:
-                # Whoever asks Postgres something finds everything written that was to be until then.
+                # A query flushes the deferred writes.
                 await gateway.db.fetchval("SELECT 1")
             self.is_reached.set()
-            await self.may_go_on.wait()
+            await self.may_continue.wait()
 
     @property
     def plugin(self) -> Plugin:
-        """What listens after payments have heard of the result."""
-        return Plugin(name="pause", summary="A pause.", subscribers=(on_event_in_transaction(StkResulted, self.hear),))
+        return Plugin(name="pause", summary="A pause.", subscribers=(on_event_in_transaction(StkResulted, self.hold),))
 
 
-async def paid(gateway: Gateway, api: Api) -> dict[str, Any]:
-    """A payment that its payer has just paid, with M-Pesa's callback ready to be sent, by nobody but us."""
+async def paid_payment(gateway: Gateway, api: Api) -> dict[str, Any]:
+    """A paid payment whose callback is stored in the simulator and not due."""
     made: dict[str, Any] = (await api.pay(ASKS, key="order")).data
     await gateway.db.execute(
         "UPDATE sim_push SET state = 'ended', result_code = '0', receipt = 'TKN4A1B2C3', ended_at = now()"
     )
-    said = {
+    content = {
         "CheckoutRequestID": made["provider_ref"],
         "ResultCode": 0,
         "CallbackMetadata": {
             "Item": [{"Name": "Amount", "Value": 500}, {"Name": "MpesaReceiptNumber", "Value": "TKN4A1B2C3"}]
         },
     }
-    body = msgspec.json.encode({"Body": {"stkCallback": said}}).decode()
+    body = msgspec.json.encode({"Body": {"stkCallback": content}}).decode()
     await gateway.db.execute(
         "INSERT INTO sim_callback (checkout_request_id, body) VALUES ($1, $2)", made["provider_ref"], body
     )
     return made
 
 
-async def told(gateway: Gateway) -> list[str]:
-    """What the merchant is told, in its order."""
+async def published_kinds(gateway: Gateway) -> list[str]:
+    """Returns the kinds of the public events, oldest first."""
     rows = await gateway.db.fetch("SELECT kind FROM event WHERE is_public ORDER BY occurred_at, event_id")
     return [row["kind"] for row in rows]
 
 
 @pytest.mark.parametrize("has_written", [True, False])
-async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(
+async def test_equal_concurrent_callbacks_complete_once_and_are_stored_once(
     values: dict[str, Any], *, has_written: bool
 ) -> None:
     pause = Pause(has_written=has_written)
     async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
-        made = await paid(gateway, api)
+        made = await paid_payment(gateway, api)
         prompt = f"/simulator/control/pushes/{made['provider_ref']}"
         first = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
         await pause.is_reached.wait()
         second = asyncio.create_task(api.call("POST", f"{prompt}/callback"))
 
         async def is_waiting() -> bool:
-            """The second waits for the payment, which the first has locked."""
+            """Returns True if the second callback waits for the row lock of the first."""
             return bool(
                 await gateway.db.fetchval(
                     "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
@@ -99,26 +97,24 @@ async def test_the_payment_ends_at_once_and_the_callback_is_kept_once(
                 )
             )
 
-        async def has_gone_first() -> bool:
-            """The second has overtaken the first."""
+        async def has_overtaken() -> bool:
+            """Returns True if the second callback was answered before the first."""
             return second.done()
 
-        await eventually(is_waiting if has_written else has_gone_first)
-        pause.may_go_on.set()
+        await eventually(is_waiting if has_written else has_overtaken)
+        pause.may_continue.set()
         assert [(await answer).data for answer in (first, second)] == [{"status": 200}] * 2
         rows = await gateway.db.fetch("SELECT verdict, repeats FROM callback")
         assert [tuple(row) for row in rows] == [("applied", 1)]
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
-        assert await told(gateway) == ["payment.completed"]
+        assert await published_kinds(gateway) == ["payment.completed"]
 
 
-async def answered(_: Gateway, api: Api, payment_id: str) -> None:
-    """M-Pesa, asked, says that it was paid."""
+async def query_status(_: Gateway, api: Api, payment_id: str) -> None:
     assert (await api.call("POST", f"/v1/payments/{payment_id}/query")).data["status"] == "completed"
 
 
-async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
-    """The payment's time is over."""
+async def expire_payment(gateway: Gateway, api: Api, payment_id: str) -> None:
     async with gateway.db.transaction():
         row = await gateway.db.fetchrow(tables.LOCK, [payment_id])
         assert row is not None
@@ -127,32 +123,32 @@ async def given_up(gateway: Gateway, api: Api, payment_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "events"),
-    [(answered, ["payment.completed"]), (given_up, ["payment.failed", "payment.completed"])],
+    ("change", "events"),
+    [(query_status, ["payment.completed"]), (expire_payment, ["payment.failed", "payment.completed"])],
 )
-async def test_who_is_overtaken_takes_the_payment_as_it_is_by_then(
-    values: dict[str, Any], meanwhile: Callable[[Gateway, Api, str], Awaitable[None]], events: list[str]
+async def test_callback_overtaken_by_another_change_applies_to_the_changed_payment(
+    values: dict[str, Any], change: Callable[[Gateway, Api, str], Awaitable[None]], events: list[str]
 ) -> None:
     pause = Pause(has_written=False)
     async with running_gateway(values, plugins=(pause.plugin,)) as (gateway, base), shop(gateway, base) as api:
-        made = await paid(gateway, api)
+        made = await paid_payment(gateway, api)
         callback = asyncio.create_task(api.call("POST", f"/simulator/control/pushes/{made['provider_ref']}/callback"))
         await pause.is_reached.wait()
-        await meanwhile(gateway, api, made["id"])
-        pause.may_go_on.set()
+        await change(gateway, api, made["id"])
+        pause.may_continue.set()
         assert (await callback).data == {"status": 200}
         payment = (await api.call("GET", f"/v1/payments/{made['id']}")).data
         assert (payment["status"], payment["receipt"]) == ("completed", "TKN4A1B2C3")
         assert [step["kind"] for step in payment["timeline"]].count("completed") == 1
-        assert await told(gateway) == events
+        assert await published_kinds(gateway) == events
         assert await gateway.db.fetchval("SELECT verdict FROM callback") == "applied"
 
 
 @pytest.mark.parametrize("code", ["serialization_failure", "MG001"])
-async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, Any], code: str) -> None:
+async def test_callback_with_a_retryable_postgres_error_is_not_a_repetition(values: dict[str, Any], code: str) -> None:
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
-        made = await paid(gateway, api)
-        # As under an isolation that Postgres can be set to for everybody, or what we raise ourselves: two tries fail.
+        made = await paid_payment(gateway, api)
+        # An error of a stricter isolation level, or one of our own: the first two attempts fail.
         await gateway.db.execute("CREATE SEQUENCE tries")
         await gateway.db.execute(
             "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF nextval('tries') <= 2 THEN "
@@ -168,27 +164,27 @@ async def test_what_postgres_cannot_do_now_is_no_repetition(values: dict[str, An
         assert (await api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
 
 
-async def test_receive_with_locked_repetition_delays_no_fresh_callback(town: Town) -> None:
+async def test_receive_with_a_locked_repetition_delays_no_new_callback(town: Town) -> None:
     gateway, inbox = town.gateway, town.gateway.services.get(CallbackInbox)
-    had, url = await asked(town, "had")
-    assert (await post(town, url, body(had["provider_ref"]))).status == 200
-    fresh = [await asked(town, f"fresh-{number}") for number in range(3)]
+    applied, url = await pending_payment(town, "had")
+    assert (await post(town, url, body(applied["provider_ref"]))).status == 200
+    fresh = [await pending_payment(town, f"fresh-{number}") for number in range(3)]
     same = [
-        CallbackPost("stk", url.rpartition("/")[2], msgspec.json.encode(body(had["provider_ref"])), "127.0.0.1")
+        CallbackPost("stk", url.rpartition("/")[2], msgspec.json.encode(body(applied["provider_ref"])), "127.0.0.1")
         for _ in range(5)
     ]
     others = [
         CallbackPost(
             "stk",
-            where.rpartition("/")[2],
+            callback_url.rpartition("/")[2],
             msgspec.json.encode(body(made["provider_ref"], receipt=f"TKNFRESH{number}")),
             "127.0.0.1",
         )
-        for number, (made, where) in enumerate(fresh)
+        for number, (made, callback_url) in enumerate(fresh)
     ]
     async with gateway.db.transaction():
         await gateway.db.fetch("SELECT 1 FROM callback FOR UPDATE")
-        # In a context of its own: not in the transaction that holds the lock.
+        # A context of its own keeps it out of the transaction that holds the lock.
         works = [asyncio.create_task(inbox.receive(one), context=Context()) for one in (same[0], *others, *same[1:])]
         await asyncio.wait_for(asyncio.gather(*works), 15)
         for made, _ in fresh:
@@ -200,5 +196,5 @@ async def test_receive_with_locked_repetition_delays_no_fresh_callback(town: Tow
     async def counted() -> bool:
         return bool(await gateway.db.fetchval("SELECT count(*) = 1 FROM callback WHERE repeats = 5"))
 
-    # Not counted while it was locked, and not forgotten.
+    # The repetitions are counted once the lock is released.
     await eventually(counted)
