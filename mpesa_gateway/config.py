@@ -289,12 +289,12 @@ def decode(values: Any, kind: type[S], path: str) -> S:
     try:
         return msgspec.convert(values, kind, strict=False, dec_hook=_decode_secret)
     except msgspec.ValidationError as problem:
-        text, _, where = str(problem).partition(" - at `$")
-        full = (path + where.rstrip("`")).strip(".")
+        text, _, location = str(problem).partition(" - at `$")
+        full = (path + location.rstrip("`")).strip(".")
         opening = "Object contains unknown field "
         if text.startswith(opening):
             unknown = text.removeprefix(opening).strip("`")
-            known = ", ".join(sorted(field.name for field in msgspec.structs.fields(_struct_at(kind, where))))
+            known = ", ".join(sorted(field.name for field in msgspec.structs.fields(_struct_at(kind, location))))
             full = f"{full}.{unknown}".strip(".")
             raise ConfigError(f"unknown setting `{full}`: correct it or remove it (known: {known})") from None
         raise ConfigError(f"setting `{full}`: {text}") from None
@@ -321,9 +321,9 @@ def _decode_secret(kind: type[Any], value: Any) -> Any:
     raise TypeError(f"cannot read a setting of type {kind.__name__}")
 
 
-def _struct_at(kind: type[msgspec.Struct], where: str) -> type[msgspec.Struct]:
+def _struct_at(kind: type[msgspec.Struct], location: str) -> type[msgspec.Struct]:
     found: Any = kind
-    for name in where.strip("`").strip(".").split("."):
+    for name in location.strip("`").strip(".").split("."):
         inner = get_type_hints(found).get(name) if name else None
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             found = inner
@@ -455,11 +455,11 @@ def _check_daraja(config: DarajaConfig) -> None:
     """Sandbox requests must never reach the live API, nor live requests anything else."""
     sandbox, live = urlsplit(config.sandbox_url), urlsplit(config.live_url)
     if sandbox.hostname == _LIVE_HOST:
-        raise ConfigError(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: sandbox merchants stay away")
+        raise ConfigError(f"setting `daraja.sandbox_url`: {_LIVE_HOST} moves real money: set another address")
     if live.hostname == _SANDBOX_HOST:
-        raise ConfigError(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: leave this setting out")
+        raise ConfigError(f"setting `daraja.live_url`: {_SANDBOX_HOST} moves no money: remove this setting")
     if "simulator" in unquote(live.path).lower().split("/"):
-        raise ConfigError("setting `daraja.live_url`: that is a simulator, which moves no money: leave it out")
+        raise ConfigError("setting `daraja.live_url`: that is a simulator, which moves no money: remove it")
     if _place(sandbox) == _place(live):
         raise ConfigError("settings `daraja.sandbox_url` and `daraja.live_url`: they must not be the same")
     if live.scheme != "https" and live.hostname not in _LOOPBACK:

@@ -79,10 +79,10 @@ class ErasedNumber:
         return value
 
 
-def may_be_handle(told: str, known: str) -> bool:
+def may_be_handle(received: str, known: str) -> bool:
     """Compare CheckoutRequestIDs, of which the known one may be erased."""
     before, erased, _ = known.partition(ERASED)
-    return told == known or (bool(erased) and told.startswith(before) and told[len(before) :].isdecimal())
+    return received == known or (bool(erased) and received.startswith(before) and received[len(before) :].isdecimal())
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ NEXT_STEPS: dict[Code, str] = {
     Code.AUTH_RATE_LIMITED: "too many failed authentications from your address: wait `Retry-After` seconds",
     Code.RATE_LIMITED: "too many calls with this key: wait `Retry-After` seconds",
     Code.VALIDATION_ERROR: "correct each `field` as its `message` says",
-    Code.NOT_FOUND: "correct the identifier or the address: there is no such thing, or it is another merchant's",
+    Code.NOT_FOUND: "correct the identifier or the address: it does not exist, or it belongs to another merchant",
     Code.METHOD_NOT_ALLOWED: "see the `Allow` header",
     Code.CONFLICT: "read the object again: its state does not allow it",
     Code.IDEMPOTENCY_KEY_REQUIRED: "send an `Idempotency-Key`",
@@ -55,11 +55,11 @@ NEXT_STEPS: dict[Code, str] = {
     Code.PROVIDER_UNAVAILABLE: "nothing was sent: the same key may try again after `Retry-After` seconds",
     Code.PAYLOAD_TOO_LARGE: "send less: at most 64 KiB in a body; of headers, 100 with 32 KiB",
     Code.UNSUPPORTED_MEDIA_TYPE: "send `application/json`",
-    Code.REQUEST_TIMEOUT: "the request did not come in time: send it again",
-    Code.CALLBACK_REFUSED: "only Safaricom's callbacks meet this one; operators see why among those that were refused",
+    Code.REQUEST_TIMEOUT: "the request did not arrive in time: send it again",
+    Code.CALLBACK_REFUSED: "for Safaricom's callbacks only; operators see the reason in the list of refused callbacks",
     Code.SERVICE_UNAVAILABLE: "the gateway is busy, cannot reach its database, or was not started: try again after "
     "`Retry-After`, with the same `Idempotency-Key`",
-    Code.INTERNAL_ERROR: "our fault: quote the `request_id` to whoever runs the gateway",
+    Code.INTERNAL_ERROR: "internal error: quote the `request_id` to the operator of the gateway",
 }
 
 

@@ -34,4 +34,4 @@ class PublicEvent(Event, frozen=True, kw_only=True):
 
     def data(self) -> dict[str, Any]:
         """Return ``data`` of the webhook body. Money is decimal strings; ``env`` is added."""
-        raise TypeError(f"{type(self).__name__} does not say what merchants get to see of it")
+        raise TypeError(f"{type(self).__name__} does not define its data for merchants")

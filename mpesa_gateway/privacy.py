@@ -80,7 +80,7 @@ def _undo(is_rehearsal: bool) -> None:
 
 async def _owed(runtime: Runtime, case: ErasureCase) -> str | None:
     event_id = await runtime.db.fetchval(OWED_TASKS, case.named)
-    return None if event_id is None else f"a subscriber has not heard of {event_id} yet"
+    return None if event_id is None else f"a subscriber has not handled {event_id} yet"
 
 
 async def _erase_events(runtime: Runtime, case: ErasureCase) -> dict[str, int]:
@@ -181,7 +181,7 @@ class Privacy:
             pass
         except OVERBURDENED:
             # Another session has locked it.
-            done.left.append(NotErased(case.root, "it is being changed in this moment"))
+            done.left.append(NotErased(case.root, "another session is changing it"))
             return case.ids
         done.add(here)
         return case.ids

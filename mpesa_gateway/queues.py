@@ -37,7 +37,7 @@ _RELEASE_AGAIN = 0.01
 AWAY = 1.0
 """Seconds between attempts while Valkey is unreachable."""
 
-_REST = 2.0
+_PAUSE = 2.0
 """Seconds without enqueueing after a timeout."""
 
 _PATIENCE = 0.5
@@ -56,7 +56,7 @@ REQUEST_ID, TRACE, ORIGINS = "request_id", "trace", "origins"
 
 SAQ: Attributes = {"messaging.system": "saq"}
 
-_SAY_AGAIN = 30.0
+_LOG_INTERVAL = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Job:
 class GatewayQueue(RedisQueue):
     """SAQ's queue with a list of failed jobs."""
 
-    _said_at = -_SAY_AGAIN
+    _said_at = -_LOG_INTERVAL
 
     def __init__(self, client: Any, name: str) -> None:
         super().__init__(client, name)
@@ -125,7 +125,7 @@ class GatewayQueue(RedisQueue):
 
     def _log_unreachable(self, problem: BaseException) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._said_at >= _SAY_AGAIN:
+        if now - self._said_at >= _LOG_INTERVAL:
             self._said_at = now
             log.warning("queue_unavailable", error=type(problem).__name__)
 
@@ -143,9 +143,9 @@ class GatewayQueue(RedisQueue):
         ids = await self.redis.zrevrange(self._failed_ids, offset, offset + limit - 1)
         keys = [self.job_key_from_id(job_id.decode()) for job_id in ids]
         jobs = await self.jobs(keys) if keys else []
-        gone = [job_id for job_id, job in zip(ids, jobs, strict=True) if not _has_failed(job)]
-        if gone:
-            await self.redis.zrem(self._failed_ids, *gone)
+        unlisted = [job_id for job_id, job in zip(ids, jobs, strict=True) if not _has_failed(job)]
+        if unlisted:
+            await self.redis.zrem(self._failed_ids, *unlisted)
         return [job for job in jobs if job is not None and _has_failed(job)]
 
     async def retry_failed(self, key: str) -> SaqJob | None:
@@ -220,7 +220,7 @@ class Jobs:
         self._known = known
         self._tracer = tracer
         self._queues: dict[QueueName, GatewayQueue] = {}
-        self._resting_until = 0.0
+        self._paused_until = 0.0
         self._waking: set[asyncio.Task[bool]] = set()
 
     @property
@@ -276,7 +276,7 @@ class Jobs:
     ) -> bool:
         job = self._known[name]
         loop = asyncio.get_running_loop()
-        if loop.time() < self._resting_until:
+        if loop.time() < self._paused_until:
             return False
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -289,18 +289,18 @@ class Jobs:
                         heartbeat=job.heartbeat,
                         retries=job.attempts,
                         ttl=KEEP,
-                        meta=_asked_by(known),
+                        meta=_context_meta(known),
                         scheduled=math.ceil(time.time() + delay) if delay else 0,
                     )
                 )
         except (ValkeyError, OSError, TimeoutError) as problem:
-            self._resting_until = loop.time() + _REST
+            self._paused_until = loop.time() + _PAUSE
             log.warning("queue_unavailable", job=name, error=type(problem).__name__)
             return False
         return True
 
 
-def _asked_by(known: Mapping[str, RequestContext] | None) -> dict[str, Any]:
+def _context_meta(known: Mapping[str, RequestContext] | None) -> dict[str, Any]:
     origin = current_context()
     meta: dict[str, Any] = {}
     if origin is not None:

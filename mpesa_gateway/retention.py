@@ -84,8 +84,8 @@ class Retention:
         """The next night continues if Postgres is busy."""
         count = 0
         try:
-            while gone := await batch():
-                count += gone
+            while deleted := await batch():
+                count += deleted
                 await self._sleep(self._settings.pause)
         except OVERBURDENED as problem:
             log.warning("retention_deferred", what=what, count=count, error=type(problem).__name__)

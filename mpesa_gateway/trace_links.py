@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE = 0.5
 
-_REST = 2.0
+_PAUSE = 2.0
 """Seconds after an error."""
 
 
@@ -31,7 +31,7 @@ class TraceLinks:
         self._prefix = config.prefix
         self._keep = timedelta(hours=hours)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._resting_until = float("-inf")
+        self._paused_until = float("-inf")
 
     async def stop(self) -> None:
         if self._tasks:
@@ -48,7 +48,7 @@ class TraceLinks:
             end_after(span, task)
 
     def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
-        if not self._keep or asyncio.get_running_loop().time() < self._resting_until:
+        if not self._keep or asyncio.get_running_loop().time() < self._paused_until:
             return None
         task = asyncio.create_task(self._run(work))
         self._tasks.add(task)
@@ -60,7 +60,7 @@ class TraceLinks:
             async with asyncio.timeout(_PATIENCE):
                 await work()
         except Exception as problem:  # noqa: BLE001 - only the link is missing
-            self._resting_until = asyncio.get_running_loop().time() + _REST
+            self._paused_until = asyncio.get_running_loop().time() + _PAUSE
             log.debug("trace_not_linked", error=type(problem).__name__)
 
     async def _store(self, subject_id: str, traceparent: str) -> None:

@@ -94,10 +94,10 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
     async def run(context: dict[str, Any], **kwargs: Any) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(job=name)
-        beat = asyncio.create_task(_beat(context["job"], job.heartbeat / 3))
+        beat = asyncio.create_task(_send_heartbeats(context["job"], job.heartbeat / 3))
         began, outcome = time.perf_counter(), "stopped"
         try:
-            await _run_asked(runtime, name, job, context["job"].meta, kwargs)
+            await _run_traced(runtime, name, job, context["job"].meta, kwargs)
             outcome = "done"
         except Exception as problem:  # noqa: BLE001 - any error fails the job
             outcome = "failed"
@@ -113,9 +113,9 @@ def _runner(runtime: Runtime, name: str, job: Job) -> Runner:
     return run
 
 
-async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, Any], kwargs: dict[str, Any]) -> None:
+async def _run_traced(runtime: Runtime, name: str, job: Job, meta: Mapping[str, Any], kwargs: dict[str, Any]) -> None:
     request_id, traceparent, tracer = meta.get(REQUEST_ID, ""), meta.get(TRACE, ""), runtime.tracer
-    about: Attributes = _about(name, kwargs, request_id) if is_enabled(tracer) else {}
+    about: Attributes = _span_attributes(name, kwargs, request_id) if is_enabled(tracer) else {}
     span = (
         cron_span(tracer, name, about)
         if job.cron is not None and not traceparent
@@ -125,23 +125,23 @@ async def _run_asked(runtime: Runtime, name: str, job: Job, meta: Mapping[str, A
         await job.fn(runtime, **kwargs)
 
 
-def _about(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
-    said: dict[str, str | int | float | bool] = {
+def _span_attributes(name: str, kwargs: Mapping[str, Any], request_id: str) -> Attributes:
+    attributes: dict[str, str | int | float | bool] = {
         **SAQ,
         "messaging.destination.name": name,
         "messaging.operation.type": "process",
     }
     if request_id:
-        said["mpesa.request_id"] = request_id
+        attributes["mpesa.request_id"] = request_id
     for what, value in kwargs.items():
         if isinstance(value, str):
-            said[f"mpesa.{what}"] = value
+            attributes[f"mpesa.{what}"] = value
         elif isinstance(value, Sized):
-            said["messaging.batch.message_count"] = len(value)
-    return said
+            attributes["messaging.batch.message_count"] = len(value)
+    return attributes
 
 
-async def _beat(job: SaqJob, every: float) -> None:
+async def _send_heartbeats(job: SaqJob, every: float) -> None:
     """Send heartbeats: only a dead worker's jobs are reassigned."""
     while True:
         await asyncio.sleep(every)

@@ -58,7 +58,7 @@ async def execute_writes(connection: Connection, writes: Sequence[DeferredWrite]
             raise ConcurrentUpdate(str(problem)) from None
         raise
     if row is None:
-        raise RuntimeError("Postgres returned nothing for what was written")
+        raise RuntimeError("Postgres returned no row for the writes")
     for number, write in enumerate(writes):
         if write.on_written is not None:
             await write.on_written(row[f"was_{number}"] or [])

@@ -157,7 +157,7 @@ async def keep_session_state(_: "asyncpg.Connection[Row]") -> None:
 
 _SAVEPOINT = "mpesa_gateway"
 
-_FAREWELL = 5.0
+_CLOSE_TIMEOUT = 5.0
 
 _SETTINGS = {
     "timezone": "UTC",
@@ -183,7 +183,7 @@ _NEEDED = ("default_transaction_isolation", "transform_null_equals")
 _ISOLATION: Literal["read_committed"] = "read_committed"
 
 # raw SQL: catalog - backend, schema and settings of a connection.
-_WHERE = """
+_CONNECTION_STATE = """
 SELECT pg_backend_pid() AS pid, current_setting('search_path') AS path, current_user AS role,
     current_database() AS name,
     (SELECT array_agg(name || '=' || current_setting(name)) FROM unnest($1::text[]) AS name) AS needed
@@ -197,14 +197,14 @@ async def check_connection(
 
     Behind a pooler, the protocol's process id differs from the backend's.
     """
-    row = await connection.fetchrow(_WHERE, list(_NEEDED))
+    row = await connection.fetchrow(_CONNECTION_STATE, list(_NEEDED))
     if row is None:
         return
     if not may_be_pooled and row["pid"] != connection.get_server_pid():
         raise PoolerDetected(_POOLER)
     if row["path"].strip('"') != schema:
         raise SearchPathLost(
-            f"behind the pooler of `database.url` tables are looked for in {row['path']}, and not in {schema}: run "
+            f"behind the pooler of `database.url` the search path is {row['path']} instead of {schema}: run "
             f'`ALTER ROLE "{row["role"]}" IN DATABASE "{row["name"]}" SET search_path = {schema}` in Postgres and '
             "`RECONNECT` in PgBouncer (docs/scaling.md)"
         )
@@ -219,8 +219,8 @@ async def check_connection(
 
 
 _POOLER = (
-    "between us and Postgres there is a pooler, such as PgBouncer: let `database.direct_url` lead past it, and "
-    "`database.url` through it (docs/scaling.md)"
+    "`database.url` leads to a pooler, such as PgBouncer: set `database.direct_url` to an address past it, and let "
+    "`database.url` lead through it (docs/scaling.md)"
 )
 
 
@@ -266,7 +266,7 @@ class _OpenTransaction:
         self.failure: BaseException | None = None
         """Raised by later statements until a savepoint before it has rolled back."""
         self.is_over = False
-        self._is_telling = False
+        self._is_flushing = False
 
     async def begin(self) -> "PoolConnectionProxy[Row]":
         self.check()
@@ -284,7 +284,7 @@ class _OpenTransaction:
     async def defer(self, write: DeferredWrite) -> None:
         """Send all deferred writes once there are ``MOST``."""
         self.check()
-        if self._is_telling:
+        if self._is_flushing:
             raise RuntimeError("the callback of a write cannot defer another: the transaction may be over by then")
         self.writes.append(write)
         if len(self.writes) >= MOST:
@@ -296,7 +296,7 @@ class _OpenTransaction:
         if not self.writes:
             return
         writes, self.writes = self.writes, []
-        self._is_telling = True
+        self._is_flushing = True
         try:
             if self.connection is not None:
                 await execute_writes(self.connection, writes)
@@ -307,7 +307,7 @@ class _OpenTransaction:
             self.failure = problem
             raise
         finally:
-            self._is_telling = False
+            self._is_flushing = False
 
     def check(self) -> None:
         if self.is_over:
@@ -423,7 +423,7 @@ class Database:
         try:
             yield connection
         finally:
-            await connection.close(timeout=_FAREWELL)
+            await connection.close(timeout=_CLOSE_TIMEOUT)
 
     async def _set_up(self, connection: "asyncpg.Connection[Row] | PoolConnectionProxy[Row]") -> None:
         await read_ids(connection)

@@ -33,7 +33,7 @@ class InvalidationListener:
 
     def __init__(self, db: "Database") -> None:
         self._db = db
-        self._heard: dict[str, list[Callable[[str], None]]] = {}
+        self._callbacks: dict[str, list[Callable[[str], None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._times = 0
         self.is_listening = False
@@ -53,11 +53,11 @@ class InvalidationListener:
             self._task = None
 
     def on(self, topic: str, forget: Callable[[str], None]) -> None:
-        self._heard.setdefault(topic, []).append(forget)
+        self._callbacks.setdefault(topic, []).append(forget)
 
     def notify(self, topic: str, key: str) -> None:
         """Call it after commit."""
-        for forget in self._heard.get(topic, ()):
+        for forget in self._callbacks.get(topic, ()):
             forget(key)
 
     async def _listen(self) -> None:

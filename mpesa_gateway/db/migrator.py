@@ -192,13 +192,13 @@ async def _try(
             else:
                 await _apply_outside(connection, migration, migration.statement)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            others = await connection.fetchrow(_BLOCKERS)
-            oldest = others["oldest"] if others else None
+            blockers = await connection.fetchrow(_BLOCKERS)
+            oldest = blockers["oldest"] if blockers else None
             log.warning(
                 "migration_waits",
                 owner=migration.owner,
                 migration=migration.name,
-                transactions=others["number"] if others else 0,
+                transactions=blockers["number"] if blockers else 0,
                 oldest=round(oldest.total_seconds(), 1) if oldest is not None else None,
             )
             if loop.time() >= until:

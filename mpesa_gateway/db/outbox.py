@@ -152,9 +152,9 @@ class Outbox:
             await self._insert_tasks(owed)
         for subscriber in self._subscribers:
             if subscriber.inside:
-                heard = [event for event in stamped if isinstance(event, subscriber.event)]
-                if heard:
-                    await subscriber.handler(heard, self._context)
+                matching = [event for event in stamped if isinstance(event, subscriber.event)]
+                if matching:
+                    await subscriber.handler(matching, self._context)
         return stamped
 
     async def _write(self, events: Sequence[Event]) -> None:

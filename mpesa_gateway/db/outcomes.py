@@ -66,7 +66,7 @@ class OutcomeWriter:
         """Call it before storing an intent. Raises ServiceUnavailable."""
         if len(self._kept) >= MOST:
             raise ServiceUnavailable(
-                "the gateway cannot write what M-Pesa answers at the moment, and sends nothing until it can: "
+                "the gateway cannot store M-Pesa's answers now, and sends no requests until it can: "
                 "try again with the same Idempotency-Key",
                 retry_after=5,
             )

@@ -40,20 +40,20 @@ async def grant(connection: Connection, schema: str, role: str) -> None:
     if role == await connection.fetchval("SELECT current_user"):
         return
     to = quoted(role)
-    where = quoted(schema)
+    namespace = quoted(schema)
     rows = "SELECT, INSERT, UPDATE, DELETE"
     functions = [row["name"] for row in await connection.fetch(_FUNCTIONS, list(CALLED))]
     async with connection.transaction():
         for statement in (
-            f"REVOKE ALL ON SCHEMA {where} FROM {to}",
-            f"GRANT USAGE ON SCHEMA {where} TO {to}",
-            f"REVOKE ALL ON ALL TABLES IN SCHEMA {where} FROM {to}",
-            f"GRANT {rows} ON ALL TABLES IN SCHEMA {where} TO {to}",
+            f"REVOKE ALL ON SCHEMA {namespace} FROM {to}",
+            f"GRANT USAGE ON SCHEMA {namespace} TO {to}",
+            f"REVOKE ALL ON ALL TABLES IN SCHEMA {namespace} FROM {to}",
+            f"GRANT {rows} ON ALL TABLES IN SCHEMA {namespace} TO {to}",
             f"REVOKE INSERT, UPDATE, DELETE ON {', '.join(READ_ONLY)} FROM {to}",
-            f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {where} FROM {to}",
-            f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {where} TO {to}",
-            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {where} GRANT {rows} ON TABLES TO {to}",
-            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {where} GRANT USAGE, SELECT ON SEQUENCES TO {to}",
+            f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {namespace} FROM {to}",
+            f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {namespace} TO {to}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {namespace} GRANT {rows} ON TABLES TO {to}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {namespace} GRANT USAGE, SELECT ON SEQUENCES TO {to}",
             *(f"GRANT EXECUTE ON FUNCTION {name} TO {to}" for name in functions),
         ):
             await connection.execute(statement)

@@ -270,39 +270,39 @@ class Audit:
         last = await self._last()
         return max((0 if last is None else last["number"]) - start[0], 0)
 
-    async def _verify_note(self, note: Note, last_gone: int, last_digest: bytes) -> None:
+    async def _verify_note(self, note: Note, last_deleted: int, last_digest: bytes) -> None:
         number = note.number
-        if number and number <= last_gone and note.at is not None:
+        if number and number <= last_deleted and note.at is not None:
             kept_until = note.at + timedelta(days=self._keep_days) if self._keep_days else None
             if kept_until is None or self._clock.now() < kept_until:
                 raise BrokenChain(
-                    f"audit entry {number}, which was noted at {rfc3339(note.at)}, has been let go before "
+                    f"audit entry {number}, which was noted at {rfc3339(note.at)}, was deleted before "
                     f"`retention.audit_days` ({self._keep_days}) had passed"
                 )
-        if number and number < last_gone:
-            raise ValueError(f"entry {number}, which was noted, has been let go since: note the head anew")
+        if number and number < last_deleted:
+            raise ValueError(f"entry {number}, which was noted, has expired: store the current head")
         row = await self._last(AuditRow.number == number)
         found = None if row is None else row["digest"]
-        if number == last_gone:
+        if number == last_deleted:
             found = last_digest
         if number and found is None:
             raise BrokenChain(f"audit entry {number}, which was noted, is missing: the log was cut off before it")
         if number and found != note.digest:
-            raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was written anew")
+            raise BrokenChain(f"audit entry {number} is not the one that was noted: the log was rewritten")
 
     async def _checkpoint(self) -> tuple[int, bytes]:
         row = await self._db.run(AuditCheckpointRow.select().first())
         return (0, _FIRST) if row is None else (row["number"], bytes(row["digest"]))
 
-    async def _verify_chain(self, last_gone: int, previous: bytes) -> None:
+    async def _verify_chain(self, last_deleted: int, previous: bytes) -> None:
         cut = await self._cut()
-        if last_gone and (cut is None or cut.through < last_gone):
-            raise BrokenChain(f"audit entries up to {last_gone} are missing, and no entry says that they were let go")
+        if last_deleted and (cut is None or cut.through < last_deleted):
+            raise BrokenChain(f"audit entries up to {last_deleted} are missing, and no entry announces their deletion")
         announced = {cut.through: cut.digest} if cut is not None else {}
-        if announced.get(last_gone, previous.hex()) != previous.hex():
-            raise BrokenChain(f"audit entry {last_gone} is not the one up to which the log was to be let go")
+        if announced.get(last_deleted, previous.hex()) != previous.hex():
+            raise BrokenChain(f"audit entry {last_deleted} is not the last one of the announced cut")
         kept = await self._kept()
-        expected = last_gone + 1
+        expected = last_deleted + 1
         while True:
             rows = await self._db.run(
                 AuditRow.select().where(AuditRow.number >= expected).order_by(AuditRow.number).limit(1000)
@@ -348,9 +348,7 @@ def _check_cut(row: dict[str, Any], kept: timedelta | None) -> None:
     except msgspec.MsgspecError:
         before = row["at"]
     if kept is None or before > row["at"] - kept:
-        raise BrokenChain(
-            f"audit entry {row['number']} let go what was younger than `retention.audit_days`: entries are missing"
-        )
+        raise BrokenChain(f"audit entry {row['number']} announces a cut of entries younger than `retention.audit_days`")
 
 
 def _entry(row: Row) -> AuditEntry:

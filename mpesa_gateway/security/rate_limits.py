@@ -30,7 +30,7 @@ AUTH, LOGIN, ACCOUNT, DEVICE, METRICS = "auth", "login", "account", "device", "m
 _MOST = 20_000
 """Addresses and accounts per process."""
 
-_REST = 2.0
+_PAUSE = 2.0
 """Seconds after a timeout of Valkey."""
 
 
@@ -48,7 +48,7 @@ class RateLimits:
             limits.burst, max(1, round(limits.burst / limits.requests_per_second))
         )
         self._clock = clock
-        self._resting_until = 0.0
+        self._paused_until = 0.0
         self._counted: Batcher[str, None] = Batcher(self._count_calls, lanes=1)
 
     async def start(self) -> None:
@@ -72,26 +72,28 @@ class RateLimits:
             bridge: Any = storage.bridge
             await bridge.storage.aclose(close_connection_pool=True)
 
-    def refusal(self, what: str, who: str) -> int:
+    def refusal(self, what: str, client: str) -> int:
         """Return seconds until the next attempt, by this process's count."""
-        return self._known.over(what, who, self._most(what))
+        return self._known.over(what, client, self._most(what))
 
-    async def admits(self, what: str, who: str) -> None:
+    async def admits(self, what: str, client: str) -> None:
         """Raise TooManyFailures. Counts nothing."""
-        retry_after = self.refusal(what, who)
+        retry_after = self.refusal(what, client)
         if not retry_after:
-            retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who, counts=False)
+            retry_after = await self._over(
+                FixedWindowRateLimiter, self._failure_limit(what), what, client, counts=False
+            )
             if retry_after:
-                self._known.close(what, who, retry_after, self._most(what))
+                self._known.close(what, client, retry_after, self._most(what))
         if retry_after:
             raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
 
-    async def failed(self, what: str, who: str) -> None:
+    async def failed(self, what: str, client: str) -> None:
         """Count a failure. Raises TooManyFailures."""
-        here = self._known.hit(what, who, self._most(what))
-        retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, who)
+        here = self._known.hit(what, client, self._most(what))
+        retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, client)
         if retry_after:
-            self._known.close(what, who, retry_after, self._most(what))
+            self._known.close(what, client, retry_after, self._most(what))
         if retry_after := max(retry_after, here):
             raise TooManyFailures("too many failed attempts: check what you send, and wait", retry_after=retry_after)
 
@@ -106,10 +108,10 @@ class RateLimits:
         if not self._is_valkey_paused():
             await self._counted.submit(key_id)
 
-    async def acted(self, action: str, who: str, per_minute: int) -> None:
+    async def acted(self, action: str, client: str, per_minute: int) -> None:
         """Count an action. Raises RateLimited."""
         retry_after = await self._over(
-            SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, who
+            SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, client
         )
         if retry_after:
             raise RateLimited(f"at most {per_minute} of these a minute: wait and try again", retry_after=retry_after)
@@ -135,10 +137,10 @@ class RateLimits:
         return results
 
     def _is_valkey_paused(self) -> bool:
-        return asyncio.get_running_loop().time() < self._resting_until
+        return asyncio.get_running_loop().time() < self._paused_until
 
     async def _over(
-        self, strategy: type[RateLimiter], item: RateLimitItem, *who: str, counts: bool = True, cost: int = 1
+        self, strategy: type[RateLimiter], item: RateLimitItem, *identifiers: str, counts: bool = True, cost: int = 1
     ) -> int:
         """Return 0 within the limit, else seconds until a retry. Raises NotStarted."""
         if self._is_valkey_paused():
@@ -148,11 +150,11 @@ class RateLimits:
         limiter = strategy(self._storage)
         try:
             async with asyncio.timeout(_PATIENCE * 2):
-                if await (limiter.hit if counts else limiter.test)(item, *who, cost=cost):
+                if await (limiter.hit if counts else limiter.test)(item, *identifiers, cost=cost):
                     return 0
-                window = await limiter.get_window_stats(item, *who)
+                window = await limiter.get_window_stats(item, *identifiers)
         except Exception as problem:  # noqa: BLE001 - requests pass if counting fails
-            self._resting_until = asyncio.get_running_loop().time() + _REST
+            self._paused_until = asyncio.get_running_loop().time() + _PAUSE
             log.warning("limits_unavailable", error=type(problem).__name__)
             return 0
         return max(1, math.ceil(window.reset_time - self._clock.now().timestamp()))
@@ -164,28 +166,28 @@ class _Failures:
         self._now = now
         self._counts: dict[tuple[str, str], _Count] = {}
 
-    def over(self, what: str, who: str, most: int) -> int:
-        found = self._counts.get((what, who))
+    def over(self, what: str, client: str, most: int) -> int:
+        found = self._counts.get((what, client))
         if found is None or found.failures < most:
             return 0
         return max(0, math.ceil(found.until - self._now()))
 
-    def hit(self, what: str, who: str, most: int) -> int:
-        found = self._open(what, who)
+    def hit(self, what: str, client: str, most: int) -> int:
+        found = self._open(what, client)
         found.failures += 1
         return math.ceil(found.until - self._now()) if found.failures > most else 0
 
-    def close(self, what: str, who: str, seconds: int, most: int) -> None:
-        found = self._open(what, who)
+    def close(self, what: str, client: str, seconds: int, most: int) -> None:
+        found = self._open(what, client)
         found.failures, found.until = max(found.failures, most), self._now() + seconds
 
-    def _open(self, what: str, who: str) -> "_Count":
+    def _open(self, what: str, client: str) -> "_Count":
         now = self._now()
-        found = self._counts.get((what, who))
+        found = self._counts.get((what, client))
         if found is None or found.until <= now:
             if len(self._counts) >= _MOST:
                 self._forget(now)
-            found = self._counts[what, who] = _Count(0, now + self._window)
+            found = self._counts[what, client] = _Count(0, now + self._window)
         return found
 
     def _forget(self, now: float) -> None:

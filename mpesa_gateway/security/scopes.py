@@ -86,14 +86,12 @@ class Caller:
 INJECTED = Dependency()
 """Litestar's marker: ``ItemsRead = Annotated[Caller, INJECTED, ITEMS_READ]``."""
 
-MERCHANT_READ = Scope(
-    "merchant:read", "see whose key this is, and what is configured, secrets by their last four characters"
-)
-MERCHANT_WRITE = Scope("merchant:write", "store and remove the keys to M-Pesa, and say where webhooks go")
-AUDIT_READ = Scope("audit:read", "see who did what to the merchant's settings")
+MERCHANT_READ = Scope("merchant:read", "see its merchant and the configuration, secrets by their last four characters")
+MERCHANT_WRITE = Scope("merchant:write", "store and delete M-Pesa credentials, and set the addresses of webhooks")
+AUDIT_READ = Scope("audit:read", "read the audit log of the merchant's settings")
 ADMIN = Scope(
     "admin",
-    "look after all of the gateway: merchants, their keys, callbacks, refunds that a person decides",
+    "administer the gateway: merchants, their keys, callbacks, refunds that need a decision",
     is_for_merchants=False,
 )
 KERNEL_SCOPES = (MERCHANT_READ, MERCHANT_WRITE, AUDIT_READ, ADMIN)

@@ -17,7 +17,6 @@ LONG_FILES: Mapping[str, str] = {
     "mpesa_gateway/db/engine.py": "the pool, the ambient transaction and Piccolo's engine share the open connection",
     "mpesa_gateway/http/outbound.py": "one reader of answers, byte by byte, and the connections that it reads",
     "mpesa_gateway/http/protocol.py": "one reader of requests, byte by byte, and its refusals",
-    "mpesa_gateway/security/audit.py": "writing, reading, cutting and checking one chain of hashes",
 }
 """Files over the limit, with the reason."""
 

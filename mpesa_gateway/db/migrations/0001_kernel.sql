@@ -1,5 +1,5 @@
--- Identifiers are uuids here, and text such as pay_01jd… everywhere else: 48 bits of milliseconds, one bit that is 0,
--- 15 bits that spell the prefix, 64 bits of chance. mpesa_gateway/ids.py does the same.
+-- Ids are uuids in tables and text such as pay_01jd… elsewhere: 48 bits of milliseconds, a zero bit, 15 bits of prefix,
+-- 64 random bits. mpesa_gateway/ids.py has the same functions.
 CREATE FUNCTION id_text(id uuid) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT concat(chr(96 + substring(bits FROM 50 FOR 5)::integer), chr(96 + substring(bits FROM 55 FOR 5)::integer),
         chr(96 + substring(bits FROM 60 FOR 5)::integer), '_', (
@@ -26,7 +26,7 @@ BEGIN
     RETURN found;
 END
 $$;
--- What the tables store: an id of ours, and in a primary key one with the table's prefix.
+-- For constraints: any id of ours, and in a primary key one with the table's prefix.
 CREATE FUNCTION is_id(id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT get_byte(uuid_send(id), 6) BETWEEN 1 AND 127
 $$;
@@ -34,7 +34,7 @@ CREATE FUNCTION has_prefix(id uuid, prefix text) RETURNS boolean LANGUAGE sql IM
     SELECT (get_byte(uuid_send(id), 6) << 8) + get_byte(uuid_send(id), 7) = (
         ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31))
 $$;
--- The least id with a prefix that is made at a moment: all made in earlier milliseconds are less.
+-- Returns the least id of a prefix and a millisecond: all ids of earlier milliseconds are less.
 CREATE FUNCTION id_least(prefix text, moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT (lpad(to_hex(floor(extract(epoch FROM moment) * 1000)::bigint), 12, '0') || lpad(to_hex(
         ((ascii(prefix) & 31) << 10) + ((ascii(substr(prefix, 2)) & 31) << 5) + (ascii(substr(prefix, 3)) & 31)), 4, '0')
@@ -72,7 +72,7 @@ CREATE TABLE api_key (
 );
 CREATE INDEX api_key_merchant ON api_key (merchant_id, env);
 
--- One namespace of keys for payments and refunds of a merchant in an env. fingerprint: the first 16 bytes of a SHA-256.
+-- Payments and refunds of a merchant in an env share one namespace. fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE idempotency_key (
     merchant_id uuid NOT NULL REFERENCES merchant,
     subject_id uuid NOT NULL CHECK (is_id(subject_id)),
@@ -87,7 +87,7 @@ CREATE TABLE idempotency_key (
 );
 CREATE INDEX idempotency_key_created ON idempotency_key (created_at);
 
--- What happened. body: as webhooks carry it; payload: the fields, NULL where the body has each of them as it is.
+-- body: as webhooks carry it; payload: the fields, NULL if the body holds them all unchanged.
 CREATE TABLE event (
     event_id uuid PRIMARY KEY CHECK (has_prefix(event_id, 'evt')),
     occurred_at timestamptz NOT NULL,
@@ -108,7 +108,7 @@ CREATE INDEX event_newest ON event (merchant_id, env, event_id) WHERE is_public;
 CREATE INDEX event_newest_of_kind ON event (merchant_id, env, kind, event_id) WHERE is_public;
 CREATE INDEX event_subject ON event (subject_id);
 
--- The work that a subscriber has with an event.
+-- One subscriber's task for an event.
 CREATE TABLE event_task (
     event_id uuid NOT NULL REFERENCES event,
     subscriber text NOT NULL,
@@ -122,7 +122,7 @@ CREATE TABLE event_task (
 );
 CREATE INDEX event_task_due ON event_task (due_at) WHERE done_at IS NULL;
 
--- The audit log: a chain of digests, written by audit_append() only. Its ids are text: the digests are of their text.
+-- The audit log: a chain of digests, written by audit_append() only. Ids are text, because the digests cover text.
 CREATE TABLE audit_entry (
     number bigint PRIMARY KEY CHECK (number > 0),
     entry_id text COLLATE "C" NOT NULL UNIQUE,
@@ -141,27 +141,26 @@ CREATE INDEX audit_entry_merchant ON audit_entry (merchant_id, number DESC);
 CREATE INDEX audit_entry_action ON audit_entry (action, number DESC);
 CREATE INDEX audit_entry_subject ON audit_entry (subject_id, number DESC) WHERE subject_id IS NOT NULL;
 
--- Where the kept part of the chain begins: the number and digest of the last entry that was deleted.
+-- Number and digest of the last deleted entry, where the remaining chain begins.
 CREATE TABLE audit_checkpoint (
     is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
     number bigint NOT NULL CHECK (number > 0),
     digest bytea NOT NULL CHECK (length(digest) = 32)
 );
 
--- For how many days the log is kept (0: for ever), and the least that it ever was. `mpesa-gateway migrate` writes it
--- from retention.audit_days; the role that runs the gateway does not.
+-- Days that the log is kept (0: unlimited), and their minimum so far. `mpesa-gateway migrate` writes them from
+-- retention.audit_days; the running role cannot.
 CREATE TABLE audit_policy (
     is_the_only_one boolean DEFAULT true PRIMARY KEY CHECK (is_the_only_one),
     keep_days integer NOT NULL CHECK (keep_days >= 0),
     least_days integer NOT NULL CHECK (least_days > 0)
 );
 
--- No constraint compares the times of two moments: they may come from clocks of two machines, and a skewed clock must
--- not stop money. A trigger looks at a row AFTER the change and WHEN it differs: it costs nothing where nothing is
--- wrong.
+-- No constraint compares two times: they may come from clocks of two machines, and a skewed clock must not stop money.
+-- Triggers run AFTER the change, WHEN a row differs: valid changes cost nothing.
 CREATE FUNCTION refuse_rewriting() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION '% is not changed so: %', TG_ARGV[0], TG_ARGV[1]
+    RAISE EXCEPTION '% cannot be changed so: %', TG_ARGV[0], TG_ARGV[1]
         USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
 END
 $$;
@@ -173,7 +172,7 @@ BEGIN
 END
 $$;
 
--- Tells every process what has changed of what it may remember for a moment: `topic:key` on the schema's own channel.
+-- Notifies every process of a change to a cached row: `topic:key` on the schema's channel.
 CREATE FUNCTION tell_change() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM pg_notify(
@@ -186,26 +185,26 @@ $$;
 CREATE FUNCTION refuse_change_but_by_audit_cut() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF COALESCE(current_setting('mpesa_gateway.audit_cut', true), '') = '' THEN
-        RAISE EXCEPTION '% is append-only: only audit_cut() lets its beginning go', TG_TABLE_NAME
+        RAISE EXCEPTION '% is append-only: only audit_cut() deletes entries', TG_TABLE_NAME
             USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
     END IF;
     RETURN COALESCE(NEW, OLD);
 END
 $$;
 
--- Ends a statement that found other rows than the process which sent it had looked at: somebody was faster.
+-- Fails a statement that wrote another number of rows than expected, because of a concurrent change.
 CREATE FUNCTION written_as_expected(written bigint, expected bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     IF written <> expected THEN
-        RAISE EXCEPTION 'wrote % rows instead of %: somebody else was faster', written, expected
+        RAISE EXCEPTION 'wrote % rows instead of %: another session was faster', written, expected
             USING ERRCODE = 'MG001';
     END IF;
     RETURN written;
 END
 $$;
 
--- For tables whose rows name another row: an AFTER trigger refuse_another_env('payment', 'payment_id') ends the
--- statement where the row with that id is of another env.
+-- For rows that name another row: an AFTER trigger refuse_another_env('payment', 'payment_id') fails the statement if
+-- the row with that id is of another env.
 CREATE FUNCTION refuse_another_env() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     named uuid := to_jsonb(NEW) ->> TG_ARGV[1];
@@ -222,13 +221,13 @@ BEGIN
 END
 $$;
 
--- What was recorded at this moment or later is kept.
+-- Entries recorded at this time or later are kept.
 CREATE FUNCTION audit_kept_since() RETURNS timestamptz LANGUAGE sql AS $$
     SELECT CASE keep_days WHEN 0 THEN '-infinity' ELSE clock_timestamp() - make_interval(days => keep_days) END
     FROM audit_policy
 $$;
 
--- Adds an entry to the chain, and gives its number. The digest is that of the entry's JSON, as `Audit.verify` makes it.
+-- Adds an entry to the chain and returns its number. `Audit.verify` computes the same digest of the entry's JSON.
 CREATE FUNCTION audit_write(
     entry_id text, at timestamptz, merchant_id text, actor text, action text, subject_id text, detail text
 ) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -237,7 +236,7 @@ DECLARE
     entry_number bigint;
     content text;
 BEGIN
-    -- One chain means one writer at a time; the lock goes with the transaction.
+    -- A chain has one writer at a time; the lock ends with the transaction.
     PERFORM pg_advisory_xact_lock(6066773084971159533);
     SELECT number, digest INTO previous FROM audit_entry ORDER BY number DESC LIMIT 1;
     IF NOT FOUND THEN
@@ -260,7 +259,7 @@ BEGIN
 END
 $$;
 
--- The one way in which the role that runs the gateway adds an entry. What is let go, Postgres itself says.
+-- The only way for the running role to add an entry. Postgres itself announces cuts.
 CREATE FUNCTION audit_append(
     entry_id text, at timestamptz, merchant_id text, actor text, action text, subject_id text, detail text
 ) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -273,8 +272,8 @@ BEGIN
 END
 $$;
 
--- Says in the log which unbroken stretch from its beginning has been kept long enough; gives the last number of it, and
--- NULL where there is nothing new to say.
+-- Announces in the log which unbroken range from its beginning has expired; returns the last number of the range, or
+-- NULL if there is nothing to announce.
 CREATE FUNCTION audit_announce_cut(entry_id text) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     days integer;
@@ -308,7 +307,7 @@ BEGIN
 END
 $$;
 
--- The one way in which entries go: the oldest, up to the one that the log's own newest entry about a cut names.
+-- The only way to delete entries: the oldest, up to the number that the newest announcement names.
 CREATE FUNCTION audit_cut() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     through bigint;
@@ -319,7 +318,7 @@ DECLARE
 BEGIN
     SELECT (detail::jsonb ->> 'through')::bigint INTO through FROM audit_entry
     WHERE action = 'audit.cut' ORDER BY number DESC LIMIT 1;
-    -- One at a time; whoever comes second finds nothing to do.
+    -- One session at a time; a second one has nothing to do.
     IF through IS NULL OR NOT pg_try_advisory_xact_lock(hashtextextended('mpesa_gateway.audit_cut', 0)) THEN
         RETURN 0;
     END IF;
@@ -338,8 +337,8 @@ BEGIN
 END
 $$;
 
--- Whoever writes the table itself, as its owner can: the time is Postgres', and what is young is neither announced nor
--- let go. An owner can switch triggers off, and so can a superuser; nobody else can.
+-- Also for the owner's direct writes: Postgres sets the time, and young entries are neither announced nor deleted. Only
+-- the owner and a superuser can disable triggers.
 CREATE FUNCTION audit_entry_comes() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     since timestamptz := audit_kept_since();
@@ -349,7 +348,7 @@ BEGIN
         SELECT FROM audit_entry
         WHERE number <= (NEW.detail::jsonb ->> 'through')::bigint AND recorded_at >= since
     ) THEN
-        RAISE EXCEPTION 'what was recorded within retention.audit_days is not let go'
+        RAISE EXCEPTION 'entries younger than retention.audit_days are not deleted'
             USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
     END IF;
     RETURN NEW;
@@ -359,7 +358,7 @@ $$;
 CREATE FUNCTION audit_entry_goes() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF COALESCE(current_setting('mpesa_gateway.audit_cut', true), '') = '' OR OLD.recorded_at >= audit_kept_since() THEN
-        RAISE EXCEPTION '% is append-only: only audit_cut() lets its beginning go', TG_TABLE_NAME
+        RAISE EXCEPTION '% is append-only: only audit_cut() deletes entries', TG_TABLE_NAME
             USING ERRCODE = 'restrict_violation', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME;
     END IF;
     RETURN OLD;
@@ -377,13 +376,13 @@ CREATE TRIGGER api_key_told AFTER DELETE
 
 CREATE TRIGGER idempotency_key_settled_for_good AFTER UPDATE OF state ON idempotency_key
     FOR EACH ROW WHEN (OLD.state = 'settled' AND NEW.state = 'released')
-    EXECUTE FUNCTION refuse_rewriting('a settled key', 'free again, it would send a second time');
+    EXECUTE FUNCTION refuse_rewriting('a settled key', 'a released key would send a second time');
 CREATE TRIGGER idempotency_key_one_subject AFTER UPDATE OF merchant_id, env, key, operation, fingerprint,
     subject_id ON idempotency_key
     FOR EACH ROW WHEN (OLD.merchant_id IS DISTINCT FROM NEW.merchant_id OR OLD.env IS DISTINCT FROM NEW.env
     OR OLD.key IS DISTINCT FROM NEW.key OR OLD.operation IS DISTINCT FROM NEW.operation
     OR OLD.fingerprint IS DISTINCT FROM NEW.fingerprint OR OLD.subject_id IS DISTINCT FROM NEW.subject_id)
-    EXECUTE FUNCTION refuse_rewriting('what a key stands for', 'one key, one payment');
+    EXECUTE FUNCTION refuse_rewriting('the subject of a key', 'one key, one payment');
 
 CREATE TRIGGER event_not_deleted BEFORE DELETE ON event
     FOR EACH ROW
@@ -391,7 +390,7 @@ CREATE TRIGGER event_not_deleted BEFORE DELETE ON event
 CREATE TRIGGER event_never_emptied BEFORE TRUNCATE ON event
     FOR EACH STATEMENT
     EXECUTE FUNCTION refuse_change();
--- Payload and body are left out: a payer's number can be erased from them on request.
+-- Without payload and body: a payer's number can be erased from them on request.
 CREATE TRIGGER event_append_only BEFORE UPDATE OF event_id, kind, merchant_id, env, subject_id, occurred_at,
     is_public ON event
     FOR EACH ROW

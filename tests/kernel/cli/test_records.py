@@ -31,7 +31,7 @@ def test_merchant_commands_from_create_to_deactivate(host: Host) -> None:
     assert head.startswith("2:")
     host.gets("merchants", "create", "Another")
     assert "3 entries" in host.gets("audit", "verify", "--noted", head)
-    assert is_refused(host.types("audit", "verify", "--noted", "2:" + "0" * 64), 1, "written anew")
+    assert is_refused(host.types("audit", "verify", "--noted", "2:" + "0" * 64), 1, "rewritten")
     assert is_refused(host.types("audit", "verify", "--noted", "9:" + "0" * 64), 1, "cut off before it")
     assert host.types("audit", "verify", "--noted", "yesterday").returncode == 2
 

@@ -143,11 +143,11 @@ UPDATE audit_checkpoint SET number = 11, digest = previous_digest FROM audit_ent
         (["UPDATE audit_entry SET detail = '{}' WHERE number = 12"], "entry 12 was changed or removed"),
         (
             ["DELETE FROM audit_entry WHERE number = 11", _MOVED],
-            "up to 11 are missing, and no entry says",
+            "up to 11 are missing, and no entry announces",
         ),
         (["UPDATE audit_checkpoint SET digest = sha256('a')"], "entry 10 is not the one"),
         (["DELETE FROM audit_checkpoint"], "entry 1 was changed or removed"),
-        (["DELETE FROM audit_entry WHERE action = 'audit.cut'"], "up to 10 are missing, and no entry says"),
+        (["DELETE FROM audit_entry WHERE action = 'audit.cut'"], "up to 10 are missing, and no entry announces"),
     ],
 )
 async def test_audit_verify_finds_entries_missing_without_a_cut(
