@@ -39,30 +39,30 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
     if waiting:
         yield warning(
             "callbacks.waiting",
-            f"{waiting} callbacks have waited for more than an hour for a payment that we do not know",
-            "GET /v1/admin/callbacks?verdict=waiting shows them; a restored database may lack what they are about",
+            f"{waiting} callbacks have waited for more than an hour for an unknown payment",
+            "GET /v1/admin/callbacks?verdict=waiting shows them; a restored database may lack their payments",
         )
 
 
 async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
-    # An unknown proxy would let any client set the source address.
     # A simulator on this machine is not a proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
     rows = await gateway.db.fetch(tables.SOURCES_LATELY, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))
     sources = [row["source"] for row in rows]
     inside = [source for source in sources if (found := read_address(source)) is not None and is_inside(found)]
+    # Only a proxy that sets X-Forwarded-For may be trusted: behind any other, the clients can set it.
     proxies = [row["source"] for row in rows if row["was_forwarded"] and row["source"] in inside]
     if inside:
         return warning(
             "callbacks.sources",
             f"callbacks of the last 7 days appear to come from {_some(inside)}, which is inside: most likely a proxy "
-            "of your own, which then stands for everybody",
+            "of your own, which hides the real senders",
             (
                 f'add "{proxies[0]}", which names others in X-Forwarded-For, to security.trusted_proxies; GET'
                 if proxies
                 else "if that is a proxy of yours, let it set X-Forwarded-For before you trust it; GET"
             )
-            + " /v1/admin/callbacks/refused shows whom we see",
+            + " /v1/admin/callbacks/refused shows the senders that the gateway sees",
         )
     if sources:
         return ok("callbacks.sources", f"callbacks of the last 7 days came from {_some(sources)}")
@@ -76,7 +76,7 @@ def _settings(settings: CallbacksSettings, context: CheckContext) -> Iterator[Ch
         yield CheckResult(
             name="callbacks.allowlist",
             level=context.if_live,
-            text="callbacks are taken from any address: only their token says who sends them",
+            text="callbacks are accepted from any address: only their token proves the sender",
             fix='set callbacks.enforce_allowlist to "live"',
         )
     elif missing:
@@ -88,14 +88,14 @@ def _settings(settings: CallbacksSettings, context: CheckContext) -> Iterator[Ch
     elif sum(network.num_addresses for network in networks) > _WIDE:
         yield warning(
             "callbacks.allowlist",
-            "the allowlist is so wide that it keeps hardly anybody out",
+            "the allowlist is so wide that it rejects hardly any address",
             "remove callbacks.allowlist from the settings: the default has Safaricom's addresses",
         )
     else:
-        whose = "live ones and those without a token" if settings.enforce_allowlist == "live" else "all"
-        yield ok("callbacks.allowlist", f"callbacks ({whose}) are taken from Safaricom's addresses only")
+        scope = "live ones and ones without a token" if settings.enforce_allowlist == "live" else "all"
+        yield ok("callbacks.allowlist", f"callbacks ({scope}) are accepted from Safaricom's addresses only")
     if settings.signature == "required":
-        text = "only signed callbacks are taken, and Daraja is not known to sign any"
+        text = "only signed callbacks are accepted, and Daraja is not known to sign any"
         yield CheckResult(
             name="callbacks.signature",
             level=Level.WARNING,
@@ -103,7 +103,7 @@ def _settings(settings: CallbacksSettings, context: CheckContext) -> Iterator[Ch
             fix='set callbacks.signature to "if_present", unless you have seen signatures arrive',
         )
     elif settings.signature == "off":
-        text = "signatures are not looked at: a callback with a wrong one is taken"
+        text = "signatures are not checked: a callback with a wrong one is accepted"
         yield warning("callbacks.signature", text, 'set callbacks.signature to "if_present"')
     else:
         yield ok("callbacks.signature", "a callback with a wrong signature is refused")

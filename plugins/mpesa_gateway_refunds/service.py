@@ -31,7 +31,7 @@ _TRIES = 5
 
 
 class _WholeRefundExists(Exception):
-    """A concurrent request created the refund of the whole remaining amount, or it failed."""
+    """A refund of the whole remaining amount was created, or has failed, since the look-up."""
 
 
 class _RefundExists(Exception):

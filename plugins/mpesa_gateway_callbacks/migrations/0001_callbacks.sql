@@ -1,4 +1,4 @@
--- Callbacks that were accepted. body_bytes: the body as it came, where its text does not give its bytes back.
+-- Accepted callbacks. body_bytes: the body's bytes, if its text cannot restore them.
 -- fingerprint: the first 16 bytes of a SHA-256.
 CREATE TABLE callback (
     callback_id uuid PRIMARY KEY CHECK (has_prefix(callback_id, 'cbk')),
@@ -27,16 +27,15 @@ CREATE TABLE callback (
 );
 CREATE INDEX callback_due ON callback (due_at) WHERE verdict = 'waiting';
 CREATE INDEX callback_subject ON callback (subject_id, callback_id) WHERE subject_id IS NOT NULL;
--- A callback with a subject is found by its subject. Those without one are found by their handle, and those that wait.
+-- Callbacks without a subject, and unapplied callbacks, are found by their handle.
 CREATE INDEX callback_handle ON callback (handle, callback_id) WHERE subject_id IS NULL AND handle <> '';
 CREATE INDEX callback_waiting_handle ON callback (handle, callback_id) WHERE verdict <> 'applied' AND handle <> '';
 CREATE INDEX callback_newest ON callback (env, callback_id);
 CREATE INDEX callback_unapplied ON callback (env, callback_id) WHERE verdict <> 'applied';
 
--- Callbacks that were refused, and why. original: the whole body, for a replay. is_trusted: it came with a token of
--- ours or from a listed address, and is not displaced by refusals of strangers. cut_*: the announced length, the bytes
--- that were read and their SHA-256, of a body that was too large. was_forwarded: the address named another one
--- (X-Forwarded-For).
+-- Refused callbacks. original: the whole body, for a replay. is_trusted: it had a valid token or a listed source, and is
+-- not deleted in favour of untrusted ones. cut_*: the announced length of an oversized body, the number of bytes that
+-- were read, and their SHA-256. was_forwarded: the source named another client in X-Forwarded-For.
 CREATE TABLE refused_callback (
     refused_id uuid PRIMARY KEY CHECK (has_prefix(refused_id, 'ref')),
     kind text NOT NULL CHECK (kind <> ''),
@@ -64,6 +63,6 @@ CREATE TABLE refused_callback (
 CREATE INDEX refused_callback_became ON refused_callback (callback_id) WHERE callback_id IS NOT NULL;
 CREATE INDEX refused_callback_subject ON refused_callback (subject_id) WHERE subject_id IS NOT NULL;
 CREATE INDEX refused_callback_of_strangers ON refused_callback (refused_id) WHERE NOT is_trusted;
--- What came from Safaricom and could not be read, or is of a kind that no enabled plugin takes.
+-- Trusted callbacks that could not be read, or are of a kind that no enabled plugin declares.
 CREATE INDEX refused_callback_unread ON refused_callback (refused_id)
     WHERE is_trusted AND callback_id IS NULL AND reason IN ('size', 'shape', 'doubled', 'kind');

@@ -48,7 +48,7 @@ SELECT address_id, url FROM webhook_former_address;
 
 -- The delivery of an event to an endpoint. It waits while its merchant has no endpoint in its env. A delivery that was
 -- accepted at its first attempt has no row in attempt: last_attempt_at and last_status are of that attempt, with
--- address_id, ms and answer, which is NULL where it was empty. Columns of 8 bytes come before those of 4 and texts, so
+-- address_id, ms and answer, which is NULL if it was empty. Columns of 8 bytes come before those of 4 and texts, so
 -- that no row has padding.
 CREATE TABLE delivery (
     delivery_id uuid PRIMARY KEY CHECK (has_prefix(delivery_id, 'dlv')),
@@ -112,7 +112,7 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
         || right(delivery_id::text, 17))::uuid
 $$;
 
--- Every attempt, in the order of its id.
+-- All attempts, with a row or without.
 CREATE VIEW attempt_log AS
 SELECT attempt_id, delivery_id, at, address_id, status, ms, error, answer FROM attempt
 UNION ALL
