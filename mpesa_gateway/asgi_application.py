@@ -11,11 +11,11 @@ from mpesa_gateway.errors import NOT_STARTED, ServiceUnavailable
 from mpesa_gateway.http.admission import AdmissionControl
 from mpesa_gateway.http.application import build_app
 from mpesa_gateway.http.errors import refuse
-from mpesa_gateway.http.load_shedding import LoadShedder, for_pages, priority_of
+from mpesa_gateway.http.load_shedding import LoadShedder, find_priority_paths, keyless_limits
 from mpesa_gateway.http.request_guard import RequestGuard
 from mpesa_gateway.http.request_id import RequestIds
-from mpesa_gateway.http.templating import ASKED_PATH
-from mpesa_gateway.http.upgrade import AnswerOnce
+from mpesa_gateway.http.templating import REQUESTED_PATH
+from mpesa_gateway.http.upgrade import CloseAfterUpgrade
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import KernelMetrics
 from mpesa_gateway.plugin import Plugin
@@ -63,14 +63,18 @@ class GatewayApplication:
         litestar.state.gateway = gateway
         self._litestar = litestar
         inside, http = cast(Any, litestar), gateway.config.http
-        self._gate = LoadShedder(inside, http, priority=priority_of(litestar), is_draining=lambda: gateway.is_draining)
-        pages = LoadShedder(inside, for_pages(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining)
+        self._gate = LoadShedder(
+            inside, http, priority=find_priority_paths(litestar), is_draining=lambda: gateway.is_draining
+        )
+        pages = LoadShedder(
+            inside, keyless_limits(http), priority=lambda _: False, is_draining=lambda: gateway.is_draining
+        )
         self._access = AdmissionControl(gateway, litestar, self._gate, pages)
         self._inside = RequestGuard(self._access, http.body_timeout)
         for plugin in gateway.plugins:
             if plugin.front is not None:
                 self._inside = plugin.front(gateway, self._inside)
-        self._inside = AnswerOnce(self._inside)
+        self._inside = CloseAfterUpgrade(self._inside)
         return litestar
 
     def release(self) -> Litestar | None:
@@ -103,7 +107,7 @@ class GatewayApplication:
             return
         inner = dict(scope)
         inner["path"], inner["root_path"] = _path_below_mount(scope), ""
-        inner[ASKED_PATH] = inner["path"]
+        inner[REQUESTED_PATH] = inner["path"]
         inner[CLIENT] = self._client(scope)
         token = acting_from.set(inner[CLIENT])
         try:

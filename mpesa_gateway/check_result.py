@@ -49,7 +49,7 @@ class CheckContext:
     env: Env = "sandbox"
 
     @property
-    def one(self) -> Merchant:
+    def require_merchant(self) -> Merchant:
         if self.merchant is None:
             raise RuntimeError("this check is not of_each_merchant, so there is no merchant to look at")
         return self.merchant

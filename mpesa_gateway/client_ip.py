@@ -53,7 +53,7 @@ def read_address(text: str) -> Address | None:
 
 
 @lru_cache(maxsize=4096)
-def neighbourhood(address: str) -> str:
+def client_network(address: str) -> str:
     """Return the address, or the /64 of an IPv6 client."""
     found = read_address(address)
     return str(IPv6Network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
@@ -75,12 +75,12 @@ _INSIDE = tuple(
 )
 
 
-def is_inside(address: Address) -> bool:
+def is_private(address: Address) -> bool:
     """Return True for this machine and private networks, which may hold a trusted proxy."""
-    return within(address, _INSIDE)
+    return is_within(address, _INSIDE)
 
 
-def within(address: Address, networks: Sequence[Network]) -> bool:
+def is_within(address: Address, networks: Sequence[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
@@ -93,7 +93,7 @@ def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequ
     if current is None:
         return "unknown"
     hops = [hop for header in forwarded_for for hop in header.split(",")]
-    while within(current, trusted) and hops:
+    while is_within(current, trusted) and hops:
         before = read_address(hops.pop())
         if before is None:
             break

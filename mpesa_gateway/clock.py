@@ -43,7 +43,7 @@ class SharedClock:
         at, counted = self._anchor
         return at + timedelta(seconds=self._count() - counted)
 
-    async def agree(self, ask: Callable[[], Awaitable[datetime]]) -> timedelta:
+    async def synchronize(self, ask: Callable[[], Awaitable[datetime]]) -> timedelta:
         """Compare with Postgres; return how far the machine's clock is ahead.
 
         Differences within the duration of the query are ignored.

@@ -6,7 +6,7 @@ from datetime import timedelta
 import structlog
 
 from mpesa_gateway.clock import SharedClock
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class ClockKeeper:
 
     async def _agree(self) -> None:
         # raw SQL: function - the clock of Postgres.
-        ahead = await self._clock.agree(lambda: self._db.fetchval("SELECT clock_timestamp()"))
+        ahead = await self._clock.synchronize(lambda: self._db.fetchval("SELECT clock_timestamp()"))
         if abs(ahead) > _WRONG:
             log.warning("clock_skewed", seconds=round(ahead.total_seconds(), 1))
 
@@ -45,5 +45,5 @@ class ClockKeeper:
             await asyncio.sleep(_AGREE_EVERY)
             try:
                 await self._agree()
-            except (*UNREACHABLE, *OVERBURDENED) as problem:
+            except (*UNREACHABLE, *OVERLOADED) as problem:
                 log.info("clock_not_compared", error=type(problem).__name__)

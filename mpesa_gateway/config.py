@@ -18,10 +18,10 @@ from mpesa_gateway.secret import Secret
 ENVIRONMENT = "MPESA_GATEWAY_"
 """Prefix; ``__`` separates the parts of a setting's path."""
 
-ELSEWHERE = frozenset({"CONFIG", "DATA"})
+COMMAND_VARIABLES = frozenset({"CONFIG", "DATA"})
 """The settings file, and the data folder of ``up``."""
 
-NOT_OURS = ("TEST_",)
+IGNORED_PREFIXES = ("TEST_",)
 
 QueueName = Literal["deliveries", "daraja", "maintenance", "default"]
 """``default`` is for jobs of hosts and third parties."""
@@ -335,7 +335,7 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if not variable.startswith(ENVIRONMENT):
             continue
         name = variable[len(ENVIRONMENT) :]
-        if name in ELSEWHERE or name.startswith(NOT_OURS):
+        if name in COMMAND_VARIABLES or name.startswith(IGNORED_PREFIXES):
             continue
         path = name.lower().split("__")
         # Environment files with Windows line ends leave a carriage return.

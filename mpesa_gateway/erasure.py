@@ -79,7 +79,7 @@ class ErasedNumber:
         return value
 
 
-def may_be_handle(received: str, known: str) -> bool:
+def matches_handle(received: str, known: str) -> bool:
     """Compare CheckoutRequestIDs, of which the known one may be erased."""
     before, erased, _ = known.partition(ERASED)
     return received == known or (bool(erased) and received.startswith(before) and received[len(before) :].isdecimal())

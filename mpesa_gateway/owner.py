@@ -18,7 +18,7 @@ from mpesa_gateway.db.engine import Database, Row, connection_options
 from mpesa_gateway.db.migrator import Migration, MigrationError, migrate, pending
 from mpesa_gateway.db.roles import quoted
 from mpesa_gateway.runtime import Runtime
-from mpesa_gateway.security.audit import KEEPING
+from mpesa_gateway.security.audit import RETENTION_ACTION
 
 log = structlog.get_logger(__name__)
 
@@ -139,5 +139,5 @@ async def _note_retention(runtime: Runtime, owner: Database) -> None:
     detail = msgspec.json.encode({"days": days, "was": before}, order="deterministic").decode()
     async with owner.transaction():
         await owner.execute(_KEEP, days)
-        await owner.execute(_NOTE_KEEPING, runtime.ids.new("aud"), KEEPING, detail)
+        await owner.execute(_NOTE_KEEPING, runtime.ids.new("aud"), RETENTION_ACTION, detail)
     log.info("audit_days_noted", days=days, was=before)

@@ -16,7 +16,7 @@ from prometheus_client.registry import DuplicateTimeseries
 
 from mpesa_gateway.check_result import Check
 from mpesa_gateway.config import QUEUES, HasSettings
-from mpesa_gateway.daraja.addresses import filtered_words
+from mpesa_gateway.daraja.addresses import find_filtered_words
 from mpesa_gateway.daraja.callbacks import CallbackKind
 from mpesa_gateway.daraja.operations import Operation
 from mpesa_gateway.db.outbox import Subscriber
@@ -277,7 +277,7 @@ def callback_kinds_of(plugins: Sequence[Plugin]) -> Mapping[str, CallbackKind]:
     found = declared("callback kind", plugins, lambda plugin: plugin.callbacks)
     paths: dict[str, str] = {}
     for kind in found.values():
-        if re.fullmatch("[a-z][a-z0-9-]{0,30}", kind.name) is None or filtered_words(kind.name):
+        if re.fullmatch("[a-z][a-z0-9-]{0,30}", kind.name) is None or find_filtered_words(kind.name):
             raise PluginError(
                 f"the callback kind `{kind.name}` cannot be part of an address: name it in up to 31 of a-z, 0-9 and -, "
                 "without words that M-Pesa filters"

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from mpesa_gateway.clock import rfc3339
-from mpesa_gateway.db.engine import OVERBURDENED
+from mpesa_gateway.db.engine import OVERLOADED
 from mpesa_gateway.erasure import ErasedNumber, ErasureCase
 from mpesa_gateway.errors import InvalidFields
 from mpesa_gateway.phone import Msisdn
@@ -19,7 +19,7 @@ from mpesa_gateway.security.tables import MerchantRow
 
 log = structlog.get_logger(__name__)
 
-YOUNGEST = timedelta(hours=48)
+MINIMUM_AGE = timedelta(hours=48)
 """M-Pesa's statements reach back 48 hours and are matched by number."""
 
 _TAG = 8
@@ -117,7 +117,7 @@ class Privacy:
 
         ``is_rehearsal`` rolls back. Raises Invalid if ``before`` is less than 48 hours ago, and NotFound.
         """
-        latest = self._runtime.clock.now() - YOUNGEST
+        latest = self._runtime.clock.now() - MINIMUM_AGE
         before = before or latest
         if before > latest:
             raise InvalidFields.field_error(
@@ -179,7 +179,7 @@ class Privacy:
                 _undo(is_rehearsal)
         except _Undone:
             pass
-        except OVERBURDENED:
+        except OVERLOADED:
             # Another session has locked it.
             done.left.append(NotErased(case.root, "another session is changing it"))
             return case.ids

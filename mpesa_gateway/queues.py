@@ -34,7 +34,7 @@ DEQUEUE = 1.0
 
 _RELEASE_AGAIN = 0.01
 
-AWAY = 1.0
+RECONNECT_PAUSE = 1.0
 """Seconds between attempts while Valkey is unreachable."""
 
 _PAUSE = 2.0
@@ -96,7 +96,7 @@ class GatewayQueue(RedisQueue):
             self._log_unreachable(problem)
         finally:
             self._dequeuing -= 1
-        await asyncio.sleep(AWAY)
+        await asyncio.sleep(RECONNECT_PAUSE)
         return None
 
     async def version(self) -> tuple[int, ...]:

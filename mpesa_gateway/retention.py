@@ -7,14 +7,14 @@ from functools import partial
 
 import structlog
 
-from mpesa_gateway.db.engine import OVERBURDENED
+from mpesa_gateway.db.engine import OVERLOADED
 from mpesa_gateway.plugin import RetentionRule
 from mpesa_gateway.runtime import Runtime
 
 log = structlog.get_logger(__name__)
 
 # raw SQL: lock - several workers delete at once.
-FORGET_KEYS = """
+DELETE_KEYS = """
 DELETE FROM idempotency_key WHERE (merchant_id, env, key) IN (
     SELECT merchant_id, env, key FROM idempotency_key
     WHERE created_at < $1 AND (state <> 'in_flight' OR leased_until < $1)
@@ -29,8 +29,8 @@ DELETE FROM event_task WHERE (event_id, subscriber) IN (
 )
 """
 
-KERNEL_FORGETS = (
-    RetentionRule("idempotency keys", FORGET_KEYS, days=lambda runtime: runtime.config.retention.idempotency_days),
+KERNEL_RETENTION = (
+    RetentionRule("idempotency keys", DELETE_KEYS, days=lambda runtime: runtime.config.retention.idempotency_days),
     RetentionRule(
         "subscribers' done tasks",
         FORGET_TASKS,
@@ -52,7 +52,7 @@ class Retention:
     async def delete_expired(self) -> dict[str, int]:
         """Commit each batch; return counts."""
         counts: dict[str, int] = {}
-        forgettings = [*KERNEL_FORGETS, *self._runtime.contributed(RetentionRule)]
+        forgettings = [*KERNEL_RETENTION, *self._runtime.contributed(RetentionRule)]
         for forgetting in forgettings:
             before = self._before(forgetting.days(self._runtime))
             if before is None:
@@ -87,6 +87,6 @@ class Retention:
             while deleted := await batch():
                 count += deleted
                 await self._sleep(self._settings.pause)
-        except OVERBURDENED as problem:
+        except OVERLOADED as problem:
             log.warning("retention_deferred", what=what, count=count, error=type(problem).__name__)
         return count

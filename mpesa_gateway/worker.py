@@ -18,7 +18,18 @@ from mpesa_gateway.config import QueueName
 from mpesa_gateway.correlation import RequestContext, read_contexts, use_context, use_job_contexts
 from mpesa_gateway.logs import trace
 from mpesa_gateway.metrics.definitions import KernelMetrics
-from mpesa_gateway.queues import AWAY, KEEP, ORIGINS, REQUEST_ID, SAQ, TRACE, GatewayQueue, Job, connect, queue_key
+from mpesa_gateway.queues import (
+    KEEP,
+    ORIGINS,
+    RECONNECT_PAUSE,
+    REQUEST_ID,
+    SAQ,
+    TRACE,
+    GatewayQueue,
+    Job,
+    connect,
+    queue_key,
+)
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.traceparent import read_traceparent
 from mpesa_gateway.tracing import Attributes, cron_span, is_enabled, root_span
@@ -204,4 +215,4 @@ async def _keep_working(build: Callable[[], GatewayWorker]) -> None:
         # SAQ's worker returns normally when cancelled.
         if task is not None and task.cancelling():
             return
-        await asyncio.sleep(AWAY)
+        await asyncio.sleep(RECONNECT_PAUSE)

@@ -14,7 +14,7 @@ HANGS = 30.0
 
 
 @dataclass(frozen=True)
-class Said:
+class AsgiAnswer:
     """The answer of an application. Header names are in lower case."""
 
     status: int
@@ -38,7 +38,7 @@ class Said:
         return [problem["code"] for problem in self.json["errors"]]
 
 
-async def ask(
+async def send_request(
     app: Any,
     method: str,
     target: bytes,
@@ -46,7 +46,7 @@ async def ask(
     body: Iterable[bytes] = (),
     *,
     path: str | None = None,
-) -> Said:
+) -> AsgiAnswer:
     """Send one request; ``target`` is the path and query of the request line, ``path`` the decoded path of a server."""
     raw_path, _, query = target.partition(b"?")
     scope = {
@@ -85,10 +85,10 @@ async def ask(
     heads = [message for message in sent if message["type"] == "http.response.start"]
     assert len(heads) == 1, sent
     pairs = tuple((bytes(name).lower(), bytes(value)) for name, value in heads[0]["headers"])
-    return Said(heads[0]["status"], pairs, b"".join(message.get("body", b"") for message in sent))
+    return AsgiAnswer(heads[0]["status"], pairs, b"".join(message.get("body", b"") for message in sent))
 
 
-def is_refusal(said: Said) -> bool:
+def check_refusal(said: AsgiAnswer) -> bool:
     """Return True for a complete refusal in the envelope. Raises AssertionError otherwise, and shows the answer."""
     content = said.json
     assert set(content) == {"success", "errors", "request_id"}, content

@@ -135,7 +135,7 @@ class Page:
         return self._read.forms
 
     @property
-    def untidy(self) -> list[str]:
+    def unbalanced_tags(self) -> list[str]:
         """The unbalanced tags that a validator would report first."""
         return [*self._read.untidy, *(f"<{tag}> stays open" for tag in self._read.open)]
 
@@ -186,17 +186,17 @@ class Browser:
         """The device cookies of earlier sign-ins."""
         return [cookie for cookie in self._session.cookies if cookie.name == DEVICE_COOKIE]
 
-    def takes(self, cookies: list[Any]) -> None:
+    def add_cookies(self, cookies: list[Any]) -> None:
         """Store the cookies of another browser."""
         for cookie in cookies:
             self._session.cookies[cookie.name] = cookie.value
 
-    async def opens(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
+    async def open(self, path: str = "", *, accept: str = "text/html", follows: bool = True) -> Page:
         """Open a page."""
         url = path if path.startswith("http") else self.ops + path
         return _page(await self._session.get(url, headers={"Accept": accept}, allow_redirects=follows))
 
-    async def sends(
+    async def send(
         self,
         path: str,
         fields: Mapping[str, Any],
@@ -211,17 +211,17 @@ class Browser:
         sent = {name: value for name, value in (sent | dict(headers or {})).items() if value}
         return _page(await self._session.post(url, data=dict(fields), headers=sent, allow_redirects=follows))
 
-    async def submits(self, page: Page, ending: str, **filled: Any) -> Page:
+    async def submit(self, page: Page, ending: str, **filled: Any) -> Page:
         """Send the form of this page whose address has this ending, with these fields filled in."""
         form = page.form(ending)
         unknown = set(filled) - set(form.fields) - set(form.choices)
         assert not unknown, f"the form has no field {unknown}: {sorted(form.fields)}"
         fields = form.fields | filled
-        return await self.sends(form.action, fields)
+        return await self.send(form.action, fields)
 
-    async def signs_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
+    async def sign_in(self, name: str = "amina", password: Secret = PASSWORD, **options: Any) -> Page:
         """Send the login form."""
-        return await self.sends("/login", {"name": name, "password": password.reveal()}, **options)
+        return await self.send("/login", {"name": name, "password": password.reveal()}, **options)
 
 
 def _page(response: niquests.Response) -> Page:
@@ -232,5 +232,5 @@ def _page(response: niquests.Response) -> Page:
 async def signed_in(ops: str, name: str = "amina") -> AsyncGenerator[Browser]:
     """Yield a browser with a signed-in operator."""
     async with Browser(ops) as browser:
-        assert (await browser.signs_in(name)).status == 200
+        assert (await browser.sign_in(name)).status == 200
         yield browser

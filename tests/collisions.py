@@ -159,7 +159,7 @@ class Collisions:
 
     async def stk_query(self) -> None:
         """Send an STK query."""
-        await self._services.get(StkQueries).ask(self._made["id"], is_forced=True)
+        await self._services.get(StkQueries).query_payment(self._made["id"], is_forced=True)
 
     async def outside_reversals(self) -> None:
         """Process noted reversals."""
@@ -235,7 +235,7 @@ class Collisions:
         rows = [line(f"S{number:07}{at}X", reference=text) for at, text in enumerate(references)]
         rows.append(line(self._receipt))
         rows.append(line(f"L{number // LIFE:07}XX", 500, reference="nobody's"))
-        self._paths.daraja.say("pullquery", page(*self._chance.sample(rows, len(rows))))
+        self._paths.daraja.add_answers("pullquery", page(*self._chance.sample(rows, len(rows))))
         await self._ask("POST", RUN, {})
 
     _LOOSE = "SELECT line_id FROM noted_line WHERE payment_id IS NULL ORDER BY line_id DESC LIMIT 2"

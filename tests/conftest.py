@@ -20,7 +20,7 @@ from mpesa_gateway.testing.fixtures import ServedGateway
 from mpesa_gateway.testing.receiver import Receiver
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, gateway_values
 from mpesa_gateway_ops import operators
-from tests.daraja import Daraja, playing
+from tests.daraja import Daraja, scripted_daraja
 from tests.owner import as_owner
 
 pytest_plugins = ["mpesa_gateway.testing.fixtures"]
@@ -181,7 +181,7 @@ def values(database_url: str, valkey_url: str) -> dict[str, Any]:
 @pytest.fixture
 async def daraja() -> AsyncGenerator[Daraja]:
     """Yield a Daraja scripted by the test."""
-    async with playing() as found:
+    async with scripted_daraja() as found:
         yield found
 
 

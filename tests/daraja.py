@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from mpesa_gateway.testing.serving import eventually
-from tests.kernel.scripted import Asked, scripted, write
+from tests.kernel.scripted import ScriptedRequest, scripted, write
 
 PATHS = {
     "/oauth/v1/generate": "oauth",
@@ -22,11 +22,11 @@ PATHS = {
     "/pulltransactions/v1/query": "pullquery",
 }
 
-Said = tuple[int, Any]
+DarajaAnswer = tuple[int, Any]
 """An HTTP status, and JSON (or bytes, sent as they are)."""
 
 
-def fault(code: str, message: str, status: int = 500) -> Said:
+def fault(code: str, message: str, status: int = 500) -> DarajaAnswer:
     """Return an answer in Daraja's error format."""
     return status, {"requestId": "r-1", "errorCode": code, "errorMessage": message}
 
@@ -34,7 +34,7 @@ def fault(code: str, message: str, status: int = 500) -> Said:
 PROCESSING = fault("500.001.1001", "The transaction is being processed")
 
 
-def stk_result(code: str, text: str = "said") -> Said:
+def stk_result(code: str, text: str = "said") -> DarajaAnswer:
     """Return the state of a push, as STK query reports it."""
     return 200, {"ResponseCode": "0", "ResponseDescription": "ok", "ResultCode": code, "ResultDesc": text}
 
@@ -45,14 +45,14 @@ class Daraja:
 
     base: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
-    answers: dict[str, list[Said | Callable[[dict[str, Any]], Said]]] = field(
-        default_factory=dict[str, list[Said | Callable[[dict[str, Any]], Said]]]
+    answers: dict[str, list[DarajaAnswer | Callable[[dict[str, Any]], DarajaAnswer]]] = field(
+        default_factory=dict[str, list[DarajaAnswer | Callable[[dict[str, Any]], DarajaAnswer]]]
     )
     held: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     held_of: dict[str, str] = field(default_factory=dict[str, str])
     _number: int = 0
 
-    def say(self, operation: str, *answers: Said | Callable[[dict[str, Any]], Said]) -> None:
+    def add_answers(self, operation: str, *answers: DarajaAnswer | Callable[[dict[str, Any]], DarajaAnswer]) -> None:
         """Append the next answers of an operation."""
         self.answers.setdefault(operation, []).extend(answers)
 
@@ -62,20 +62,20 @@ class Daraja:
         self.held_of[operation] = of
         return self.held[operation]
 
-    def of(self, operation: str) -> list[dict[str, Any]]:
+    def requests_of(self, operation: str) -> list[dict[str, Any]]:
         """Return the request bodies of an operation."""
         return [body for name, body in self.asked if name == operation]
 
-    async def asked_about(self, operation: str, count: int = 1, patience: float = 15.0) -> list[dict[str, Any]]:
+    async def wait_for_requests(self, operation: str, count: int = 1, patience: float = 15.0) -> list[dict[str, Any]]:
         """Wait for ``count`` requests of an operation. Raises TimeoutError after ``patience`` seconds."""
 
         async def is_asked() -> bool:
-            return len(self.of(operation)) >= count
+            return len(self.requests_of(operation)) >= count
 
         await eventually(is_asked, patience)
-        return self.of(operation)
+        return self.requests_of(operation)
 
-    async def answer(self, one: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(self, one: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         operation = PATHS[one.path.partition("?")[0]]
         body: dict[str, Any] = msgspec.json.decode(one.body) if one.body else {}
@@ -92,10 +92,10 @@ class Daraja:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         write(writer, status, raw, Content_Type="application/json")
 
-    def _usual(self, operation: str) -> Said:
+    def _usual(self, operation: str) -> DarajaAnswer:
         self._number += 1
         number = self._number
-        usual: dict[str, Said] = {
+        usual: dict[str, DarajaAnswer] = {
             "oauth": (200, {"access_token": "token-of-tests", "expires_in": "3599"}),
             "stkpush": (
                 200,
@@ -116,7 +116,7 @@ class Daraja:
         return usual[operation]
 
 
-def ack(number: int) -> Said:
+def ack(number: int) -> DarajaAnswer:
     """Return the acknowledgement of a status query or a reversal."""
     return 200, {
         "OriginatorConversationID": f"o-{number}",
@@ -171,7 +171,7 @@ def result(
 
 
 @asynccontextmanager
-async def playing() -> AsyncGenerator[Daraja]:
+async def scripted_daraja() -> AsyncGenerator[Daraja]:
     """Yield a scripted Daraja on a free port."""
     daraja = Daraja()
     async with scripted(daraja.answer) as server:

@@ -13,7 +13,7 @@ from mpesa_gateway.doctor.ledger import read_ledger
 from tests.owner import as_owner
 
 
-async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, tuple[str, ...]]:
+async def broken_invariants(gateway: Gateway, grace: timedelta | None = None) -> dict[str, tuple[str, ...]]:
     """Return the broken invariants, with examples. Raises AssertionError for an invariant without a result."""
     found: dict[str, tuple[str, ...]] = {}
     async for proof in read_ledger(gateway, gateway.db, patience=30, grace=grace):
@@ -23,7 +23,7 @@ async def broken(gateway: Gateway, grace: timedelta | None = None) -> dict[str, 
     return found
 
 
-async def lay_bare(gateway: Gateway) -> None:
+async def drop_constraints(gateway: Gateway) -> None:
     """Drop every check and unique index, as after a failed restore: now any row can be written.
 
     The worker stops first, so that no job repairs the corrupted rows.
@@ -47,14 +47,14 @@ async def lay_bare(gateway: Gateway) -> None:
             await owner.execute(f"DROP INDEX {row['name']}")
 
 
-async def bend(gateway: Gateway, statement: str) -> list[str]:
+async def corrupt(gateway: Gateway, statement: str) -> list[str]:
     """Change the books without triggers and foreign keys; return the first column of the changed rows."""
-    async with past_all_rules(gateway) as owner:
+    async with without_rules(gateway) as owner:
         return await _bend(owner, statement)
 
 
 @asynccontextmanager
-async def past_all_rules(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
+async def without_rules(gateway: Gateway) -> "AsyncGenerator[asyncpg.Connection[Row]]":
     """Yield a connection of the owner on which no trigger and no foreign key applies."""
     async with as_owner(gateway) as owner:
         await owner.execute("SET session_replication_role = replica")
@@ -67,7 +67,7 @@ async def _bend(owner: "asyncpg.Connection[Row]", statement: str) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-async def each_is_noticed(
+async def find_missed_corruptions(
     gateway: Gateway, bendings: dict[str, str], also: dict[str, str] | None = None
 ) -> dict[str, list[str]]:
     """Corrupt the books in one way after the other; return the missed or misreported corruptions by invariant.
@@ -76,12 +76,12 @@ async def each_is_noticed(
     that ``also`` names for it.
     """
     missed: dict[str, list[str]] = {}
-    before = await broken(gateway)
+    before = await broken_invariants(gateway)
     assert before == {}
-    async with past_all_rules(gateway) as owner:
+    async with without_rules(gateway) as owner:
         for name, statement in ((name, each) for name, some in bendings.items() for each in some.split(";")):
             ids = await _bend(owner, statement)
-            after = await broken(gateway)
+            after = await broken_invariants(gateway)
             new = {key: set(found) - set(before.get(key, ())) for key, found in after.items()}
             new = {key: found for key, found in new.items() if found}
             new.pop((also or {}).get(name, ""), None)

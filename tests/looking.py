@@ -9,7 +9,7 @@ from mpesa_gateway.security.merchants import Merchant
 from mpesa_gateway.security.scopes import Env
 
 
-class OffClock:
+class ShiftedClock:
     """A clock that is ``ahead`` seconds ahead."""
 
     def __init__(self, ahead: float) -> None:
@@ -20,7 +20,7 @@ class OffClock:
         return datetime.now(UTC) + self._ahead
 
 
-async def seen_by(look: Look, gateway: Gateway, **examined: Any) -> dict[str, CheckResult]:
+async def results_of_check(look: Look, gateway: Gateway, **examined: Any) -> dict[str, CheckResult]:
     """Return the results of a check by name. Raises AssertionError for two results with one name."""
     wishes: dict[str, Any] = {"now": gateway.clock.now(), "is_live": False}
     merchant = examined.get("merchant")

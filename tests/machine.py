@@ -74,7 +74,7 @@ class Machine:
         """The running `up`, or None."""
         return self._up if self._up is not None and self._up.poll() is None else None
 
-    def types(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, script: str | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a command, or a script as pasted into a shell, to its end."""
         if script is None:
             return forks.run(words, folder=self.folder, environ=self.environ, reads="", patience=PATIENCE)
@@ -98,7 +98,7 @@ class Machine:
                 found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
         return found
 
-    def kills_everything_during_a_demo(self) -> None:
+    def kill_all_during_demo(self) -> None:
         """Start the demo, and at its first payment kill every process on the data folder with SIGKILL."""
         log = self.folder / "demo.log"
         with log.open("w") as output:
@@ -124,14 +124,14 @@ class Machine:
             assert time.monotonic() < deadline, self.processes()
             time.sleep(0.1)
 
-    def stops_everything(self) -> None:
+    def stop(self) -> None:
         """Stop the running `up`."""
         if (process := self.running) is not None:
             process.terminate()
             process.wait(PATIENCE)
 
 
-def made(folder: Path) -> Machine:
+def machine_in(folder: Path) -> Machine:
     """Return a machine in this new folder, with permissions for the database server's own user to enter it."""
     folder.mkdir()
     for parent in (folder, *folder.parents):

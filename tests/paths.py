@@ -74,21 +74,21 @@ class Paths:
 
     async def sent_again(self) -> None:
         """A push is not sent, then retried."""
-        self.daraja.say("stkpush", fault("500.003.02", "Spike arrest violation", 503))
+        self.daraja.add_answers("stkpush", fault("500.003.02", "Spike arrest violation", 503))
         number = self.number = self.number + 1
         for status in (503, 201):
             assert (await self.town.api.pay("254711099999", 500, key=f"k{number}")).status == status
 
     async def expired(self) -> None:
         """A payment expires that M-Pesa never received."""
-        self.daraja.say("stkpush", (500, b"<html>"))
+        self.daraja.add_answers("stkpush", (500, b"<html>"))
         made = await self.pay()
         await self.town.gateway.db.execute(
             "UPDATE payment SET due_at = now(), expires_at = now() WHERE payment_id = $1", made["id"]
         )
-        await self.town.gateway.services.get(StkQueries).ask(made["id"])
+        await self.town.gateway.services.get(StkQueries).query_payment(made["id"])
 
-    async def held(self) -> None:
+    async def mismatched(self) -> None:
         """A payment with a mismatched amount is closed by an operator."""
         made = await self.pay()
         await self.call_back("stk", made["id"], stk_callback(made["provider_ref"], amount=5))
@@ -118,7 +118,7 @@ class Paths:
     async def refund_unsent(self) -> None:
         """A refund is not sent, then retried."""
         made = await self.paid()
-        self.daraja.say("reversal", fault("500.003.02", "Spike arrest violation", 503))
+        self.daraja.add_answers("reversal", fault("500.003.02", "Spike arrest violation", 503))
         body, headers = {"payment_id": made["id"]}, {"Idempotency-Key": f"u{self.number}"}
         await self.town.api.call("POST", "/v1/refunds", body, headers=headers)
         refund = (await self.town.api.call("POST", "/v1/refunds", body, headers=headers)).data
@@ -147,7 +147,7 @@ class Paths:
             line("RULE000001", 700, reference="table 4"),
             line("REVERSED01", reference=receipt, transactiontype="c2b-pay-bill-reversal"),
         ]
-        self.daraja.say("pullquery", page(*lines))
+        self.daraja.add_answers("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
         assert (run["status"], run["recovered"], run["ambiguous"]) == ("completed", 2, 1), run
         assert (await self.town.api.call("GET", f"/v1/payments/{by_rule['id']}")).data["status"] == "completed"
@@ -162,7 +162,7 @@ class Paths:
         ).data
         return made
 
-    async def called_reversed(self) -> None:
+    async def reported_reversed(self) -> None:
         """M-Pesa reports a receipt as reversed, and the callback of its payment follows."""
         made = await self.pay()
         check = (await self.town.api.call("POST", "/v1/payments/mpesa/check-status/GONE000001")).data
@@ -182,7 +182,7 @@ class Paths:
         await self.town.gateway.db.execute("UPDATE payment SET expires_at = now() WHERE payment_id = $1", made["id"])
         await self.town.gateway.services.get(Expiry).end_due()
 
-    async def together(self) -> None:
+    async def batched(self) -> None:
         """A whole batch of payments, and their callbacks in reverse order."""
         made = await asyncio.gather(*(self.pay() for _ in range(24)))
         bodies = [stk_callback(one["provider_ref"], receipt=f"BATCH{number:05}") for number, one in enumerate(made)]
@@ -192,7 +192,7 @@ class Paths:
     async def set_aside(self) -> None:
         """Unmatched lines: an operator closes one, then all of the run."""
         lines = [line(f"LOOSE{number:05}", 77, reference="nothing") for number in range(3)]
-        self.daraja.say("pullquery", page(*lines))
+        self.daraja.add_answers("pullquery", page(*lines))
         run = (await self.town.api.call("POST", RUN, {})).data
         desk = self.town.gateway.services.get(ReconciliationOperatorService)
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'LOOSE00001'"
@@ -213,7 +213,7 @@ class Paths:
         decided = Resolution(outcome=outcome, confirm=refund_id, note="seen on the portal")
         await endings.resolve("sandbox", refund_id, decided, "a person")
 
-    async def heard(self) -> None:
+    async def delivered(self) -> None:
         """Webhooks are sent, replayed, and sent to an endpoint that changes."""
         call, address = self.town.api.call, "/v1/merchant/webhook"
         await self.paid()
@@ -229,7 +229,7 @@ class Paths:
         since = rfc3339(datetime.now(UTC) - timedelta(seconds=seconds))
         return await self.town.api.call("POST", "/v1/webhooks/replay", {"since": since})
 
-    async def let_go(self) -> None:
+    async def forgotten(self) -> None:
         """Everything finished is old: payers are erased, and retention deletes rows."""
         gateway = self.town.gateway
         made = await self.paid()
@@ -258,7 +258,7 @@ class Paths:
         await keys.revoke(self.merchant_id, key.key_id, actor="a person")
         await gateway.services.get(PaymentStatsReader).count()
 
-    async def heard_by_host(self) -> None:
+    async def published_to_host(self) -> None:
         """A subscriber of the host receives events after commit."""
         self.town.gateway.outbox.subscribe(Subscriber(Event, ignore))
         await self.paid()
@@ -268,19 +268,19 @@ class Paths:
         yield self.paid(times=3)
         yield self.sent_again()
         yield self.expired()
-        yield self.held()
+        yield self.mismatched()
         yield self.waiting()
         yield self.refunded()
         yield self.refunded(code=1)
         yield self.refund_unsent()
         yield self.checked()
         yield self.reconciled()
-        yield self.called_reversed()
+        yield self.reported_reversed()
         yield self.ended()
-        yield self.together()
+        yield self.batched()
         yield self.set_aside()
         yield self.resolved()
-        yield self.heard()
+        yield self.delivered()
         yield self.set_up()
-        yield self.let_go()
-        yield self.heard_by_host()
+        yield self.forgotten()
+        yield self.published_to_host()

@@ -45,16 +45,16 @@ class RarePaths(Paths):
         verifier: Any = services.get(CallbackVerifier)
         verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
         pushed = {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_early", "ResponseCode": "0"}
-        daraja.say("stkpush", (200, pushed))
+        daraja.add_answers("stkpush", (200, pushed))
         await self._early("stkpush", self.pay(), EARLY, stk_callback("ws_CO_early", 1032))
         paid = await self.paid()
         receipt = await self._receipt(paid)
         checked = f"/v1/payments/mpesa/check-status/{paid['id']}"
         says = {"ReceiptNo": receipt, "TransactionStatus": "Completed", "Amount": "500.00"}
-        daraja.say("transactionstatus", ack(901))
+        daraja.add_answers("transactionstatus", ack(901))
         answer = result(0, originator="o-901", conversation="AG_901", says=says)
         await self._early("transactionstatus", call("POST", checked), f"{EARLY}/transactionstatus/result", answer)
-        daraja.say("reversal", ack(902))
+        daraja.add_answers("reversal", ack(902))
         answer = result(0, originator="o-902", conversation="AG_902", transaction_id="EARLY00001", says={})
         refund = call("POST", "/v1/refunds", {"payment_id": paid["id"]})
         await self._early("reversal", refund, f"{EARLY}/reversal/result", answer)
@@ -64,9 +64,9 @@ class RarePaths(Paths):
         await services.get(CallbackDispatcher).sweep()
 
     async def _early(self, operation: str, work: Any, path: str, body: dict[str, Any]) -> None:
-        go, before = self.daraja.hold(operation), len(self.daraja.of(operation))
+        go, before = self.daraja.hold(operation), len(self.daraja.requests_of(operation))
         under_way = asyncio.ensure_future(work)
-        await self.daraja.asked_about(operation, before + 1)
+        await self.daraja.wait_for_requests(operation, before + 1)
         assert (await self.town.api.call("POST", path, body)).status == 200
         go.set()
         await under_way
@@ -75,12 +75,12 @@ class RarePaths(Paths):
         sql = "SELECT receipt FROM payment WHERE payment_id = $1"
         return await self.town.gateway.db.fetchval(sql, payment["id"])
 
-    async def not_asked(self) -> None:
+    async def query_refused(self) -> None:
         """Daraja rejects status queries, and the outcome of a reversal request is unknown."""
         call, paid = self.town.api.call, await self.paid()
-        self.daraja.say("transactionstatus", fault("500.003.02", "Spike arrest violation", 503))
+        self.daraja.add_answers("transactionstatus", fault("500.003.02", "Spike arrest violation", 503))
         await call("POST", f"/v1/payments/mpesa/check-status/{paid['id']}")
-        self.daraja.say("reversal", (500, b"<html>"))
+        self.daraja.add_answers("reversal", (500, b"<html>"))
         await call("POST", "/v1/refunds", {"payment_id": paid["id"]}, headers={"Idempotency-Key": f"q{paid['id']}"})
         sql = "SELECT refund_id FROM refund WHERE payment_id = $1"
         refund = await self.town.gateway.db.fetchval(sql, paid["id"])
@@ -108,7 +108,7 @@ class RarePaths(Paths):
         """A line matches two payments: a status query decides."""
         for phone in ("254711000001", "254799999001"):
             await self.town.api.pay(phone, 650, key=f"l{phone}", reference="table 9")
-        self.daraja.say("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
+        self.daraja.add_answers("pullquery", page(line("ASKED00001", 650, phone="7***001", reference="table 9")))
         await self.town.api.call("POST", RUN, {})
         sql = "SELECT line_id FROM noted_line WHERE receipt = 'ASKED00001'"
         line_id = await self.town.gateway.db.fetchval(sql)
@@ -120,7 +120,7 @@ class RarePaths(Paths):
         }
         await self.call_back("status", line_id, result(0, says=says))
 
-    async def not_heard(self) -> None:
+    async def delivery_failed(self) -> None:
         """Webhooks to a failing endpoint, then to a deleted one; one is replayed."""
         db, call, receiver = self.town.gateway.db, self.town.api.call, self.town.receiver
         receiver.status = 500
@@ -154,7 +154,7 @@ class RarePaths(Paths):
         said = result(1, f"of {phone}", says={"TransactionStatus": "Failed"})
         await self.call_back("status", check["check_id"], said)
         receipt = await self._receipt(made)
-        self.daraja.say("pullquery", page(line(receipt, phone=phone[3:])))
+        self.daraja.add_answers("pullquery", page(line(receipt, phone=phone[3:])))
         await self.town.api.call("POST", RUN, {})
         await gateway.db.execute(STEP, made["id"], f"of {phone}")
         for sql in (*OLD, OLD_LINES):
@@ -166,10 +166,10 @@ class RarePaths(Paths):
     def all(self) -> Iterator[Any]:
         """Yield each path once."""
         yield self.refused()
-        yield self.not_asked()
+        yield self.query_refused()
         yield self.abandoned()
         yield self.asked_about_lines()
-        yield self.not_heard()
+        yield self.delivery_failed()
         yield self.closed()
         yield self.erased_everywhere()
         yield self.unnamed()

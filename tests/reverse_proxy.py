@@ -45,7 +45,7 @@ class Proxy:
             back.close()
 
 
-def says(status: str, body: str = "", *headers: str) -> bytes:
+def http_answer(status: str, body: str = "", *headers: str) -> bytes:
     """Return a whole HTTP answer."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Server: somebody", *headers, "", body]
     return "\r\n".join(lines).encode()

@@ -35,7 +35,7 @@ async def move_to(api: Api, shortcode: str) -> dict[str, int]:
     return opened
 
 
-WIPE = """
+WIPE_SHORTCODES = """
 UPDATE shortcode SET is_default = false, retired_at = now(), wiped_at = now(), consumer_key = NULL,
     consumer_secret = NULL, passkey = NULL, initiator = NULL, security_credential = NULL
 """

@@ -15,7 +15,7 @@ from mpesa_gateway.db.engine import Database
 from mpesa_gateway.env import Env
 from mpesa_gateway.ids import id_of, uuid_of
 from mpesa_gateway_credentials.reader import aad
-from tests.asgi import Said, ask
+from tests.asgi import AsgiAnswer, send_request
 from tests.routes import Operation, operations_of
 
 OTHER: dict[Env, Env] = {"sandbox": "live", "live": "sandbox"}
@@ -133,7 +133,7 @@ def _in_live(text: str, merchant_id: str) -> str:
 
 
 @dataclass
-class Walk:
+class RouteWalk:
     """Calls every route of a gateway with a key, and with the ids of the other env's objects."""
 
     gateway: Gateway
@@ -185,7 +185,7 @@ class Walk:
         name = each.parameters[-1] if each.parameters else ""
         return [named] if kind is None else [named | {name: one} for one in by_prefix[kind]]
 
-    async def _call(self, each: Operation, ids: Mapping[str, str]) -> Said:
+    async def _call(self, each: Operation, ids: Mapping[str, str]) -> AsgiAnswer:
         target = "/".join(ids[part[1:-1]] if part.startswith("{") else part for part in each.path.split("/"))
         headers = [(b"x-api-key", self.key.encode()), (b"idempotency-key", self.gateway.ids.new("key").encode())]
         content: tuple[bytes, ...] = ()
@@ -199,9 +199,9 @@ class Walk:
         if each.query is not None:
             wanted = [f"{name}={ids[name]}" for name in each.query.__struct_fields__ if name in ids]
             target += f"?{wanted[0]}" if wanted else ""
-        return await ask(self.gateway.asgi, each.method, target.encode(), tuple(headers), content)
+        return await send_request(self.gateway.asgi, each.method, target.encode(), tuple(headers), content)
 
-    def _look(self, each: Operation, said: Said, hidden: set[str]) -> None:
+    def _look(self, each: Operation, said: AsgiAnswer, hidden: set[str]) -> None:
         text = said.body.decode()
         shown = sorted(_ids([text]) & hidden)
         # A refusal may repeat the id of its request.

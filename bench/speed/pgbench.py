@@ -154,7 +154,7 @@ def callback_script(merchant_id: str, stem: str, each: int) -> str:
         seen_at="now()",
     )
     writes: list[tuple[str, list[str], bool, str | None]] = [
-        (transition_sql.CHANGE, [completed[name] for name in transition_sql.WRITTEN], True, None),
+        (transition_sql.UPDATE_PAYMENTS, [completed[name] for name in transition_sql.WRITTEN], True, None),
         (transactions.INSERT, recorded, True, transactions.WITNESS),
         (
             outbox.INSERT_EVENTS,

@@ -39,10 +39,10 @@ _TUNNELS = (
 """Tunnels and request catchers, which the portal forbids for live use."""
 
 
-def filtered_words(url: str) -> tuple[str, ...]:
+def find_filtered_words(url: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.lower() for word in _WORDS.findall(url)))
 
 
-def tunnel(url: str) -> str | None:
+def find_tunnel(url: str) -> str | None:
     host = (urlsplit(url).hostname or "").rstrip(".")
     return next((name for name in _TUNNELS if host == name or host.endswith("." + name)), None)

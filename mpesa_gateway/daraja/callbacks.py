@@ -53,13 +53,13 @@ class CallbackKind:
     schema: Mapping[str, Any]
     examples: Mapping[str, Any] = field(default_factory=dict[str, Any])
     path: str | None = None
-    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Returns True if a body without a token is clearly of this kind."""
     family: str = ""
     """Kinds with one envelope: a token of one is valid for all; a body without a token is tried as each."""
     timeout_of: str = ""
     """The kind whose request this queue timeout ends."""
-    can_be_asked: bool = False
+    can_be_queried: bool = False
     """True if a status query can confirm it. Others without a token need a listed address."""
     answer: Answer | None = None
     """The response, also for duplicates; None means ``Accepted``. Runs after the commit; an exception becomes HTTP

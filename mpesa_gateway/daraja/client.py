@@ -34,7 +34,7 @@ from mpesa_gateway.daraja.operations import (
     response_code,
     response_text,
 )
-from mpesa_gateway.daraja.provider_text import provider_text, without
+from mpesa_gateway.daraja.provider_text import mask_secrets, provider_text
 from mpesa_gateway.daraja.token import AccessToken, AccessTokens, TokenUnavailable
 from mpesa_gateway.daraja.wire import (
     Ack,
@@ -225,13 +225,13 @@ class DarajaClient:
         except ValueError:
             return None
 
-    async def token_until(self, credentials: DarajaCredentials) -> datetime | None:
+    async def token_expiry(self, credentials: DarajaCredentials) -> datetime | None:
         _, owner = self._base(credentials)
-        return await self._tokens.until(owner)
+        return await self._tokens.expiry(owner)
 
-    def tokens_held(self) -> tuple[int, timedelta]:
+    def count_tokens(self) -> tuple[int, timedelta]:
         """Return the number of valid tokens and the age of the oldest."""
-        return self._tokens.held()
+        return self._tokens.count_tokens()
 
     def account(self, credentials: DarajaCredentials) -> str:
         """Return a hash of address and consumer key."""
@@ -314,7 +314,7 @@ class DarajaClient:
         lifetime = read_code(content, "expires_in") or ""
         seconds = int(lifetime) if lifetime.isascii() and lifetime.isdigit() else _LIFETIME
         now = self._clock.now()
-        kept = self._tokens.early(timedelta(seconds=min(max(seconds, _MIN_LIFETIME), _LIFETIME)))
+        kept = self._tokens.usable_lifetime(timedelta(seconds=min(max(seconds, _MIN_LIFETIME), _LIFETIME)))
         return AccessToken(text, now + kept, now)
 
     async def _exchange(
@@ -356,13 +356,13 @@ class DarajaClient:
                 body = response.content
             status = response.status_code or 0
             try:
-                content = read_answer(without(body, secrets)) if body else None
+                content = read_answer(mask_secrets(body, secrets)) if body else None
             except ValueError:
                 content = None
             is_simulated = env == "live" and SIMULATED in response.headers
             delay = _read_retry_after(response.headers.get("retry-after"))
             answer = _Answer(status, content if isinstance(content, dict) else None, delay)
-            outcome, code = counted_as(answer.status, answer.content)
+            outcome, code = metric_labels(answer.status, answer.content)
         except Exception as problem:  # noqa: BLE001 - the library also raises ValueError, TypeError and others
             error = type(problem).__name__
             if _never_connected(problem):
@@ -466,7 +466,7 @@ def _no_token_in(answer: _Answer) -> DarajaFault:
 _RETRY_ADVICE = "try again in a few seconds"
 
 
-def counted_as(status: int, content: Any) -> tuple[str, str]:
+def metric_labels(status: int, content: Any) -> tuple[str, str]:
     """Return outcome and fault code."""
     if content is None:
         return "no_json", ""

@@ -70,13 +70,13 @@ class Operation(Generic[Q, A]):
     """Converts the fault “still pending”, raised as OutcomeUnknown without it."""
 
 
-def names_a_conversation(answer: Any) -> bool:
+def accepts_conversation(answer: Any) -> bool:
     """Return True if the answer accepts the request and has a conversation id."""
     names = ("OriginatorConversationID", "ConversationID")
-    return any(read_text(answer, name) is not None for name in names) and is_unrefused(answer, ACCEPTED)
+    return any(read_text(answer, name) is not None for name in names) and is_accepted(answer, ACCEPTED)
 
 
-def is_unrefused(answer: Any, accepts: Collection[str | None]) -> bool:
+def is_accepted(answer: Any, accepts: Collection[str | None]) -> bool:
     """Return True for one of these codes, without a fault that rules out execution."""
     fault = read_fault_body(answer)
     return response_code(answer) in accepts and read_fault(200, fault.code, fault.message).sent is not Delivered.NO

@@ -3,11 +3,11 @@
 import re
 import unicodedata
 
-from mpesa_gateway.control_characters import UNSEEN
+from mpesa_gateway.control_characters import CONTROL_CHARACTERS
 
 LIMIT = 300
 
-_UNSEEN = re.compile(f"[{UNSEEN}]+")
+_UNSEEN = re.compile(f"[{CONTROL_CHARACTERS}]+")
 
 _SPACES = re.compile(r"\s+")
 _NAMED = re.compile(
@@ -49,7 +49,7 @@ def provider_text(text: str, limit: int = LIMIT) -> str:
     return _PHONE.sub(_mask_phone, line)[:limit]
 
 
-def without(body: bytes, secrets: tuple[str, ...]) -> bytes:
+def mask_secrets(body: bytes, secrets: tuple[str, ...]) -> bytes:
     """Mask the call's secrets, also with JSON's escaped slash."""
     for secret in secrets:
         if len(secret) >= _SHORTEST:

@@ -74,7 +74,7 @@ class AccessTokens:
         """Return a hash that identifies the account."""
         return hashlib.sha256(f"{base_url}\0{consumer_key}".encode()).hexdigest()[:32]
 
-    def early(self, lifetime: timedelta) -> timedelta:
+    def usable_lifetime(self, lifetime: timedelta) -> timedelta:
         """Return the time of use: all but the last five minutes, or half of a short lifetime."""
         return max(lifetime - _MARGIN, lifetime / 2)
 
@@ -107,12 +107,12 @@ class AccessTokens:
             self._tokens[owner] = token
             return token.text
 
-    async def until(self, owner: str) -> datetime | None:
+    async def expiry(self, owner: str) -> datetime | None:
         """Return when the current token expires, or None."""
         token = self._tokens.get(owner) or self._unseal(owner, await self._read_sealed(owner))
         return token.until if token is not None and token.until > self._clock.now() else None
 
-    def held(self) -> tuple[int, timedelta]:
+    def count_tokens(self) -> tuple[int, timedelta]:
         """Return the number of valid tokens and the age of the oldest."""
         now = self._clock.now()
         used = [token for token in self._tokens.values() if token.until > now]

@@ -176,7 +176,7 @@ def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
-    names = {name for name, value in pairs if not is_same(fields[name], value)}
+    names = {name for name, value in pairs if not is_equal_json(fields[name], value)}
     if not names:
         return fields
     found = DuplicateField(fields)
@@ -184,7 +184,7 @@ def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_equal_json(one: Any, other: Any) -> bool:
     """Return True for equal JSON values; numerals compare as numbers."""
     if _is_scalar(one) and _is_scalar(other):
         return canonical(str(one)) == canonical(str(other))
@@ -195,7 +195,7 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def decoded(body: bytes) -> str:
+def decode_text(body: bytes) -> str:
     """Return text without NUL; bytes that are not UTF-8 are read as Latin-1."""
     text = _to_text(body)
     return _SURROGATE.sub("\ufffd", text).replace("\x00", "")
@@ -209,14 +209,14 @@ def _to_text(body: bytes) -> str:
     return _ESCAPED.sub(lambda found: found[0].encode("utf-8", "surrogateescape").decode("latin-1"), text)
 
 
-def stored_json(body: bytes) -> tuple[str, bytes | None]:
+def to_stored_text(body: bytes) -> tuple[str, bytes | None]:
     """Return a body as text, and its bytes if the text cannot restore them."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        return decoded(body), body
+        return decode_text(body), body
     # PostgreSQL rejects NUL; the body may be another Unicode encoding.
-    return (text, None) if "\x00" not in text else (decoded(body), body)
+    return (text, None) if "\x00" not in text else (decode_text(body), body)
 
 
 def _integer(text: str) -> int | str:
@@ -276,7 +276,7 @@ def read_result(body: bytes) -> ResultCallback:
         text = _stated_text(value) if name == "Amount" else _text(value)
         if text is None:
             continue
-        if name in _SINGLE and name in parameters and not is_same(parameters[name][0], text):
+        if name in _SINGLE and name in parameters and not is_equal_json(parameters[name][0], text):
             raise ContradictoryCallback(f"{name} is repeated with different values")
         parameters.setdefault(name, []).append(text)
     return ResultCallback(
@@ -531,7 +531,7 @@ def _items(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name = _normalise_name(written)
         if value is None or value == "":
             continue
-        if name in _ITEMS and name in found and not is_same(found[name], value):
+        if name in _ITEMS and name in found and not is_equal_json(found[name], value):
             raise ContradictoryCallback(f"{written} is repeated with different values")
         found.setdefault(name, value)
     return found
@@ -567,7 +567,7 @@ def _find_items(body: bytes) -> dict[str, Any]:
         elif isinstance(value, list):
             pending.extend((name, each) for each in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         elif (item := _match_item(name)) is not None and _stated_text(value) is not None:
-            if item in found and not is_same(found[item], value):
+            if item in found and not is_equal_json(found[item], value):
                 raise ContradictoryCallback(f"{item} is repeated with different values")
             found[item] = value
     return found

@@ -44,7 +44,7 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
 )
 """Postgres is unreachable, restarting or failing over."""
 
-OVERBURDENED: tuple[type[BaseException], ...] = (
+OVERLOADED: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InsufficientResourcesError,

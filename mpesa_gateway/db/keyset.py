@@ -17,9 +17,9 @@ from mpesa_gateway.ids import Ids
 R = TypeVar("R")
 T = TypeVar("T")
 
-COUNTED = 100
+COUNT_LIMIT = 100
 
-EXPORTED = 1000
+EXPORT_BATCH = 1000
 """Rows per query."""
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -158,14 +158,14 @@ class KeysetList:
         chosen, last = found.copy(), self._after(cursor, found.env)
         if last is not None:
             chosen.add(f"{self.key} > {{}}", last)
-        sql, values = self._rows(self.key, self._bounded(chosen), COUNTED)
+        sql, values = self._rows(self.key, self._bounded(chosen), COUNT_LIMIT)
         return int(await db.fetchval(f"SELECT count(*) FROM ({sql}) AS newer", *values))  # noqa: S608 - as in count
 
     async def export(self, db: Database, found: Conditions, view: Callable[[Row], T]) -> AsyncGenerator[list[T]]:
         after: Any = None
-        while rows := await db.fetch_planned(*self.select(found, EXPORTED, after)):
+        while rows := await db.fetch_planned(*self.select(found, EXPORT_BATCH, after)):
             yield [view(row) for row in rows]
-            if len(rows) < EXPORTED:
+            if len(rows) < EXPORT_BATCH:
                 return
             after = rows[-1][self.key]
 

@@ -41,7 +41,7 @@ class EventTaskRow(Table, tablename="event_task"):
 
 EVENTS = KeysetList(table="event", key="event_id", prefix="evt")
 
-STUCK = 3
+STUCK_ATTEMPTS = 3
 """Failed tries before a task is reported."""
 
 # raw SQL: join - an event with its merchant, a subscriber's task with its event.
@@ -91,7 +91,7 @@ class OutboxAdmin:
 
     async def stuck(self, env: Env) -> Sequence[Row]:
         """Return up to 100 unfinished tasks that failed repeatedly, oldest first."""
-        return await self._db.fetch(_STUCK, STUCK, env)
+        return await self._db.fetch(_STUCK, STUCK_ATTEMPTS, env)
 
     async def wake(self, event_id: str, subscriber: str) -> bool:
         """Return False if the task is done or absent."""

@@ -21,7 +21,7 @@ SELECT oid::regprocedure::text AS name FROM pg_proc
 WHERE pronamespace = current_schema()::regnamespace AND proname = ANY($1::text[])
 """
 
-STANDING = """
+ROLE_RIGHTS = """
 SELECT current_user AS role,
     (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,
     EXISTS (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from mpesa_gateway.db.engine import OVERBURDENED, Database
+from mpesa_gateway.db.engine import OVERLOADED, Database
 from mpesa_gateway.db.invariants import INVARIANTS
 from mpesa_gateway.invariant import Invariant
 from mpesa_gateway.security.audit import Audit, BrokenChain
@@ -23,7 +23,7 @@ _SHOWN = 5
 _COUNTED = 1000
 """Of what breaks an invariant, so many are counted: with more, the number matters no more."""
 
-_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERBURDENED, asyncpg.SyntaxOrAccessError)
+_NO_ANSWER: tuple[type[BaseException], ...] = (*OVERLOADED, asyncpg.SyntaxOrAccessError)
 """What Postgres says to a question that it cannot answer now, as opposed to being away."""
 
 _CHAIN = "The audit log's chain is whole: no entry was changed or removed"

@@ -9,7 +9,7 @@ from mpesa_gateway.check_result import CheckContext, CheckResult, Level, note, o
 from mpesa_gateway.clock import SharedClock
 from mpesa_gateway.db.engine import UNREACHABLE, Database, PoolerDetected, SearchPathLost
 from mpesa_gateway.db.migrator import MigrationError, pending
-from mpesa_gateway.db.roles import STANDING
+from mpesa_gateway.db.roles import ROLE_RIGHTS
 from mpesa_gateway.doctor.pooler import check_pooler, pooler_result
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.server_address import address
@@ -67,7 +67,7 @@ async def check_postgres(gateway: Runtime, db: Database, examination: CheckConte
         *connections_result(row),
     ):
         yield observation
-    yield privileges_result(await db.fetchrow(STANDING))
+    yield privileges_result(await db.fetchrow(ROLE_RIGHTS))
     async for observation in check_pooler(gateway.config.database, db):
         yield observation
     yield await _migrations(gateway, db)

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mpesa_gateway.check_result import CheckContext, CheckResult, note, ok, problem, warning
-from mpesa_gateway.client_ip import is_inside, read_address
-from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.client_ip import is_private, read_address
+from mpesa_gateway.daraja.addresses import find_filtered_words, find_tunnel
 from mpesa_gateway.dns import system_lookup
 from mpesa_gateway.doctor import probe
 from mpesa_gateway.errors import Code
@@ -48,7 +48,7 @@ def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
         )
     else:
         seen.append(ok("address.https", f"public_url is https: {url}"))
-    if words := filtered_words(url):
+    if words := find_filtered_words(url):
         seen.append(
             warning(
                 "address.words",
@@ -58,7 +58,7 @@ def form_result(url: str, examination: CheckContext) -> Sequence[CheckResult]:
         )
     else:
         seen.append(ok("address.words", "it has none of the words that M-Pesa filters"))
-    if through := tunnel(url):
+    if through := find_tunnel(url):
         seen.append(
             CheckResult(
                 name="address.tunnel",
@@ -113,14 +113,14 @@ async def _reach(gateway: Runtime, examination: CheckContext) -> AsyncIterator[C
     nonce = gateway.ids.token(16)
     url = gateway.url("/health/live")
     try:
-        reply = await probe.get(f"{url}?challenge={self_probe.create_nonce(gateway.vault, nonce)}")
+        reply = await probe.get(f"{url}?challenge={self_probe.create_challenge(gateway.vault, nonce)}")
     except probe.ProbeFailed as failure:
         yield _unreached(url, failure, examination)
         return
     if reply.valid_until is not None:
         yield _certificate(reply.valid_until, examination)
     live = _read(reply.body)
-    if reply.status != 200 or live is None or live.proof != self_probe.expected(gateway.vault, nonce):
+    if reply.status != 200 or live is None or live.proof != self_probe.expected_proof(gateway.vault, nonce):
         yield _wrong_target(url, reply, live, examination)
         return
     yield ok("address.reached", f"{url} leads to this very gateway")
@@ -195,7 +195,7 @@ def _proxies(seen: Seen, examination: CheckContext, *, is_https: bool) -> CheckR
             text=f"requests come through a proxy at {seen.peer}, which security.trusted_proxies does not name: every "
             "caller counts as that proxy, so live callbacks are refused, and one caller's failures shut all out",
             fix=f'add "{seen.peer}" to security.trusted_proxies'
-            if peer is not None and is_inside(peer)
+            if peer is not None and is_private(peer)
             else "that address is outside: whoever is behind it could then pose as Safaricom. Put a proxy of your own "
             "in front, which takes requests from it only, and name that one in security.trusted_proxies",
         )

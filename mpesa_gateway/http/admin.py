@@ -12,11 +12,11 @@ from mpesa_gateway.db.keyset import KeysetPage
 from mpesa_gateway.errors import Conflict, check_fields
 from mpesa_gateway.http.confirmation import Confirmation
 from mpesa_gateway.http.envelope import Page, Success
-from mpesa_gateway.http.field_rules import composed, elsewhere, matching
+from mpesa_gateway.http.field_rules import checked_by_service, checked_with_plugins, matching
 from mpesa_gateway.http.fields import example_id, path_id
 from mpesa_gateway.http.openapi import SCOPE
 from mpesa_gateway.http.pagination import page_of
-from mpesa_gateway.http.query import ListQuery, Moment, reads
+from mpesa_gateway.http.query import ListQuery, Moment, query_dependency
 from mpesa_gateway.security.api_keys import ApiKey
 from mpesa_gateway.security.audit import AuditEntry
 from mpesa_gateway.security.merchants import Merchant
@@ -45,8 +45,8 @@ class KeyCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """A key to create. Default ``scopes``: all except administration; ``env``: the calling key's."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "name": elsewhere(**NAME.schema),
-        "scopes": composed(
+        "name": checked_by_service(**NAME.schema),
+        "scopes": checked_with_plugins(
             lambda gateway: {"default": [scope.name for scope in gateway.scopes.of_merchants]}, items=SCOPE, minItems=1
         ),
     }
@@ -82,7 +82,7 @@ async def create_merchant(
     return Response(Success(data=merchant), headers={"Location": location})
 
 
-@get("/v1/admin/merchants", dependencies={"filters": reads(ListQuery)}, tags=["Administration"])
+@get("/v1/admin/merchants", dependencies={"filters": query_dependency(ListQuery)}, tags=["Administration"])
 async def list_merchants(
     filters: NamedDependency[ListQuery],
     caller: Admin,  # noqa: ARG001 - its annotation is the check
@@ -115,7 +115,7 @@ async def deactivate_merchant(
 ) -> Success[Merchant]:
     """Deactivate a merchant and reject its keys. Irreversible: ``confirm`` repeats its id."""
     data.check(merchant_id)
-    if caller.env == "sandbox" and await gateway.api_keys.has_live(merchant_id):
+    if caller.env == "sandbox" and await gateway.api_keys.has_live_key(merchant_id):
         raise Conflict("this merchant has live API keys: deactivate it with an admin key that starts with sk_live_")
     return Success(data=await gateway.merchants.deactivate(merchant_id, actor=caller.actor))
 
@@ -181,7 +181,7 @@ class AuditQuery(ListQuery, frozen=True, kw_only=True):
     action: str | None = None
 
 
-@get("/v1/audit/logs", dependencies={"filters": reads(AuditQuery)}, tags=["Operators"])
+@get("/v1/audit/logs", dependencies={"filters": query_dependency(AuditQuery)}, tags=["Operators"])
 async def list_audit(
     filters: NamedDependency[AuditQuery], caller: AuditRead, gateway: NamedDependency[Any]
 ) -> Page[AuditEntry]:

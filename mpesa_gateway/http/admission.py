@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 
 from mpesa_gateway.asgi_types import Message, Receive, Send
-from mpesa_gateway.client_ip import CLIENT, neighbourhood
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
+from mpesa_gateway.client_ip import CLIENT, client_network
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
 from mpesa_gateway.errors import (
     ApiError,
     InvalidKey,
@@ -76,7 +76,7 @@ class AdmissionControl:
         )
         self._lookups = WorkLimit(_LOOKUPS, each=_LOOKUPS_EACH, queue=_LOOKUPS_WAITING, wait=max(http.wait, 0.001))
         self._looking_up: dict[str | None, asyncio.Event] = {}
-        self._trickle = _SlowLane()
+        self._trickle = _RetryLimit()
         self._each = http.anonymous_max_concurrent
         self._bodies = _Bodies(http.anonymous_max_concurrent)
         self._page_calls: Counter[str] = Counter()
@@ -130,7 +130,7 @@ class AdmissionControl:
         if traits.has_priority:
             await self._api(scope, receive, send)
         else:
-            async with self._place_at_pages(neighbourhood(scope[CLIENT])):
+            async with self._place_at_pages(client_network(scope[CLIENT])):
                 await self._pages(scope, receive, send)
 
     def _is_known(self, scope: Message, traits: RouteTraits | None, key: str | None) -> bool:
@@ -151,7 +151,7 @@ class AdmissionControl:
             raise _Overloaded(BUSY, retry_after=RETRY_AFTER)
         began = time.monotonic()
         admitted = await self._pace.admit(
-            neighbourhood(scope[CLIENT]),
+            client_network(scope[CLIENT]),
             longest=_PROBE_DELAY if is_probe else LONGEST,
             # No key is known after a start: merchants must not share a rate.
             together=key is None or not is_well_formed(key),
@@ -166,8 +166,8 @@ class AdmissionControl:
             # Not a guess: any website can make a browser send requests without a key.
             await self._runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
             raise InvalidKey(HEADER_HINT)
-        client = neighbourhood(scope[CLIENT])
-        wait = self._runtime.limits.refusal(AUTH, client)
+        client = client_network(scope[CLIENT])
+        wait = self._runtime.limits.blocked_seconds(AUTH, client)
         if wait and not (is_well_formed(key) and self._trickle.admits(client)):
             await self._runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
             raise TooManyFailures(
@@ -179,7 +179,7 @@ class AdmissionControl:
         except InvalidKey:
             await count_failure(self._runtime, scope[CLIENT], request_info)
             raise
-        except (*UNREACHABLE, *OVERBURDENED):
+        except (*UNREACHABLE, *OVERLOADED):
             raise ServiceUnavailable(DATABASE_AWAY, retry_after=5) from None
 
     @asynccontextmanager
@@ -198,7 +198,7 @@ class AdmissionControl:
             if traits.has_priority:
                 return receive
             raise _payload_too_large(most)
-        messages, size = await self._bodies.read(neighbourhood(scope[CLIENT]), receive, most)
+        messages, size = await self._bodies.read(client_network(scope[CLIENT]), receive, most)
         if size > most and not traits.has_priority:
             raise _payload_too_large(most)
 
@@ -255,7 +255,7 @@ class _Bodies:
         return messages, size
 
 
-class _SlowLane:
+class _RetryLimit:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._next: dict[str, float] = {}

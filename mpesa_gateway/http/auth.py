@@ -7,7 +7,7 @@ from litestar import Litestar, Request
 from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
-from mpesa_gateway.client_ip import CLIENT, client_address, neighbourhood
+from mpesa_gateway.client_ip import CLIENT, client_address, client_network
 from mpesa_gateway.errors import InsufficientScope, InvalidKey, RateLimited, TooManyFailures
 from mpesa_gateway.http.query import reads_query, refuse_query
 from mpesa_gateway.runtime import Runtime
@@ -98,7 +98,7 @@ async def _authenticate(request: Request[Any, Any, Any], needed: Scope) -> Calle
         "env": caller.env,
     }
     try:
-        await runtime.limits.called(caller.key_id)
+        await runtime.limits.count_call(caller.key_id)
     except RateLimited:
         await runtime.audit.observe("key.limited", **caller_detail, detail=_request_info(request))
         raise
@@ -114,7 +114,7 @@ async def count_failure(runtime: Runtime, address: str, request_info: dict[str, 
     """Record and count an invalid key. Raises TooManyFailures above the limit."""
     await runtime.audit.observe("auth.failed", merchant_id=None, actor="unknown", detail=request_info)
     try:
-        await runtime.limits.failed(AUTH, neighbourhood(address))
+        await runtime.limits.count_failure(AUTH, client_network(address))
     except TooManyFailures:
         await runtime.audit.observe("auth.limited", merchant_id=None, actor="unknown", detail=request_info)
         raise

@@ -10,7 +10,7 @@ from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
 from mpesa_gateway.asgi_types import Send
 from mpesa_gateway.correlation import current_request_id
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
 from mpesa_gateway.errors import ApiError, Code, InternalError, Problem, RequestTimeout
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.logs import trace
@@ -98,7 +98,7 @@ def _unexpected(_: Request[Any, Any, Any], problem: Exception) -> Response[bytes
 
 def handlers() -> dict[int | type[Exception], Any]:
     unreachable: dict[int | type[Exception], Any] = {
-        kind: _unavailable for kind in (*UNREACHABLE, *OVERBURDENED) if issubclass(kind, Exception)
+        kind: _unavailable for kind in (*UNREACHABLE, *OVERLOADED) if issubclass(kind, Exception)
     }
     return {
         Exception: _unexpected,

@@ -63,12 +63,12 @@ def at_most(most: int) -> Rule:
     return Rule(check, maxLength=most)
 
 
-def elsewhere(**schema: Any) -> Rule:
+def checked_by_service(**schema: Any) -> Rule:
     """Return a rule that only documents; the service checks."""
     return Rule(lambda value: value, **schema)
 
 
-def composed(compose: Compose, **schema: Any) -> Rule:
+def checked_with_plugins(compose: Compose, **schema: Any) -> Rule:
     """Return a rule that only documents, depending on the plugins."""
     return Rule(lambda value: value, compose, **schema)
 

@@ -10,13 +10,13 @@ from litestar import Request, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from mpesa_gateway.client_ip import read_address, within
+from mpesa_gateway.client_ip import is_within, read_address
 from mpesa_gateway.daraja.certificates import describe_used
 from mpesa_gateway.db.migrator import MigrationError, pending
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.request_id import SLOWED
-from mpesa_gateway.http.self_probe import answer
+from mpesa_gateway.http.self_probe import answer_challenge
 from mpesa_gateway.runtime import Runtime
 
 _TIMEOUT = 2.0
@@ -68,7 +68,7 @@ async def live(
     request: Request[Any, Any, Any], gateway: NamedDependency[Any], challenge: FromQuery[str | None] = None
 ) -> Success[Live]:
     """Report that the process answers. `mpesa-gateway doctor` sends ``challenge`` to identify this gateway."""
-    proof = None if challenge is None else answer(gateway.vault, challenge)
+    proof = None if challenge is None else answer_challenge(gateway.vault, challenge)
     return Success(data=Live(live=True) if proof is None else Live(live=True, proof=proof, seen=_seen(request)))
 
 
@@ -77,7 +77,7 @@ def _seen(request: Request[Any, Any, Any]) -> Seen:
     return Seen(
         peer=str(peer or "unknown"),
         client=address_of(request),
-        peer_is_trusted=peer is not None and within(peer, request.app.state.gateway.trusted_proxies),
+        peer_is_trusted=peer is not None and is_within(peer, request.app.state.gateway.trusted_proxies),
         was_forwarded="x-forwarded-for" in request.headers,
     )
 
@@ -100,13 +100,13 @@ async def _examine_shared(runtime: Runtime, *, may_be_old: bool) -> dict[str, Pa
     now = asyncio.get_running_loop().time()
     running, began = _running_checks.get(runtime, (None, now))
     if running is None or (running.done() and not (may_be_old and now - began < _REUSED_FOR)):
-        running = asyncio.create_task(examine(runtime))
+        running = asyncio.create_task(check_parts(runtime))
         _running_checks[runtime] = running, now
     # A client that disconnects must not cancel the shared task.
     return dict(await asyncio.shield(running))
 
 
-async def examine(runtime: Runtime) -> dict[str, Part]:
+async def check_parts(runtime: Runtime) -> dict[str, Part]:
     checks = {
         "postgres": _postgres(runtime),
         "migrations": _migrations(runtime),

@@ -68,7 +68,7 @@ class LoadShedder:
         """Excludes calls that wait for another server."""
         self.unanswered = 0
         """Includes calls that wait for another server."""
-        self.turned_away = 0
+        self.rejected = 0
 
     @property
     def waiting(self) -> int:
@@ -176,15 +176,15 @@ class LoadShedder:
             turn.admitted.set_result(True)
 
     async def _reject(self, send: Send) -> None:
-        self.turned_away += 1
+        self.rejected += 1
         now = asyncio.get_running_loop().time()
         if now - self._logged_at >= _LOG_INTERVAL:
             self._logged_at = now
-            log.warning("calls_shed", working=self.working, waiting=self.waiting, so_far=self.turned_away)
+            log.warning("calls_shed", working=self.working, waiting=self.waiting, so_far=self.rejected)
         await refuse(send, ServiceUnavailable(BUSY, retry_after=RETRY_AFTER))
 
 
-def for_pages(config: HttpConfig) -> HttpConfig:
+def keyless_limits(config: HttpConfig) -> HttpConfig:
     """Return the limits for keyless requests: a quarter of those for API calls."""
     return msgspec.structs.replace(
         config,
@@ -210,7 +210,7 @@ def _closing(send: Send) -> Send:
     return last
 
 
-def priority_of(app: Litestar) -> Callable[[str], bool]:
+def find_priority_paths(app: Litestar) -> Callable[[str], bool]:
     """Return a predicate for priority paths that needs no router. Raises PriorityError."""
     exact: set[str] = set()
     below: set[str] = set()

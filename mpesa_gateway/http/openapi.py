@@ -36,7 +36,7 @@ from mpesa_gateway.errors import (
 from mpesa_gateway.http.auth import scope_of
 from mpesa_gateway.http.envelope import Failure
 from mpesa_gateway.http.openapi_page import render_page
-from mpesa_gateway.http.openapi_schemas import Components, name_words, plain, refine
+from mpesa_gateway.http.openapi_schemas import Components, name_enumerations, refine, to_markdown
 from mpesa_gateway.http.validation import is_moment
 
 ANSWERS, OR_ANSWERS, REFUSES, TAKES = "answers", "or_answers", "refuses", "takes"
@@ -45,7 +45,7 @@ DESCRIBED, NEEDS_KEY = "described", "needs_key"
 
 ``answers={202: Success[RunView]}``: other responses; ``refuses=(Conflict,)``: additional errors; ``takes={…}``: the
 JSON Schema of a body that the route reads itself; ``described={"kind": {…}}``: the JSON Schema of path parameters;
-``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: other bodies with status 200. ``takes``,
+``needs_key=True``: Idempotency-Key is required; ``or_answers=[{…}]``: other bodies with status 200. ``add_cookies``,
 ``described`` and ``or_answers`` may be functions of the gateway.
 """
 
@@ -152,11 +152,11 @@ def complete(app: Litestar, document: dict[str, Any]) -> dict[str, Any]:
     for operation, handler in shown:
         _complete_operation(operation, handler, components, app.state.gateway)
         if "description" in operation:
-            operation["description"] = plain(operation["description"])
+            operation["description"] = to_markdown(operation["description"])
         operation["summary"] = handler.handler_name.replace("_", " ").capitalize()
         if names[handler.handler_name] == 1:
             operation["operationId"] = handler.handler_name
-    name_words(document)
+    name_enumerations(document)
     _remove_unused_schemas(document)
     used = {tag for operation, _ in shown for tag in operation.get("tags", ())}
     tags = sorted(_tags(app).items(), key=lambda tag: tag[0] in _LAST)

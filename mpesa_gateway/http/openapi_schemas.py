@@ -35,7 +35,7 @@ class Components:
         self.schemas = {names[name]: _renamed(schema, names) for name, schema in schemas.items()}
         for schema in self.schemas.values():
             if "description" in schema:
-                schema["description"] = plain(schema["description"])
+                schema["description"] = to_markdown(schema["description"])
         for kind, reference in self._references.items():
             if _is_struct(kind) and "$ref" in reference:
                 refine(self._named(reference), kind, gateway, is_written=kind not in read)
@@ -170,15 +170,15 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return {name: _renamed(each, names) for name, each in pairs.items()}
 
 
-def plain(docstring: str) -> str:
+def to_markdown(docstring: str) -> str:
     """Return a docstring as Markdown."""
     return inspect.cleandoc(docstring).replace("``", "`")
 
 
-def name_words(document: dict[str, Any]) -> None:
+def name_enumerations(document: dict[str, Any]) -> None:
     """Replace each titled enumeration by a reference to a named schema."""
     schemas: dict[str, dict[str, Any]] = document["components"]["schemas"]
-    for part in [*inside(list(schemas.values())), *inside(document["paths"])]:
+    for part in [*iter_objects(list(schemas.values())), *iter_objects(document["paths"])]:
         if "title" not in part or any(part is schema for schema in schemas.values()):
             continue
         if "$ref" in part:
@@ -195,7 +195,7 @@ def name_words(document: dict[str, Any]) -> None:
             part["$ref"] = _REFERENCE.format(name=name)
 
 
-def inside(value: Any) -> Iterator[dict[str, Any]]:
+def iter_objects(value: Any) -> Iterator[dict[str, Any]]:
     """Yield every object in a JSON value."""
     if isinstance(value, dict):
         pairs: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON
@@ -204,4 +204,4 @@ def inside(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, list | tuple):
         parts: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
         for part in parts:
-            yield from inside(part)
+            yield from iter_objects(part)

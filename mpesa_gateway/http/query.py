@@ -35,7 +35,7 @@ def read_params(request: Request[Any, Any, Any], kind: type[Q]) -> Q:
     return read_query(values, kind)
 
 
-def reads(kind: type[Q]) -> Provide:
+def query_dependency(kind: type[Q]) -> Provide:
     """Return the dependency for a route's ``filters``."""
 
     async def provide(request: Request[Any, Any, Any]) -> Any:

@@ -7,7 +7,7 @@ import structlog
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from mpesa_gateway.asgi_types import ASGIApp, Message, Receive, Send
-from mpesa_gateway.client_ip import CLIENT, neighbourhood
+from mpesa_gateway.client_ip import CLIENT, client_network
 from mpesa_gateway.correlation import current_request_id, use_request_id
 from mpesa_gateway.http.request_spans import describe_request, request_span
 from mpesa_gateway.http.response_headers import with_defaults
@@ -100,7 +100,7 @@ class RequestIds:
     def _log(self, scope: Message, *, method: str, route: str, status: int, ms: float) -> None:
         more: dict[str, int] = {}
         if status >= 400 and not scope.get(KNOWN, False):
-            left_out = self._refusals.admit((neighbourhood(scope.get(CLIENT, "")), route, status))
+            left_out = self._refusals.admit((client_network(scope.get(CLIENT, "")), route, status))
             if left_out is None:
                 return
             more = {"left_out": left_out} if left_out else {}

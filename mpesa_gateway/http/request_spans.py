@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Link, Span, SpanKind, get_current_span
 
-from mpesa_gateway.client_ip import read_address, within
+from mpesa_gateway.client_ip import is_within, read_address
 from mpesa_gateway.metrics.definitions import OTHER
 from mpesa_gateway.security.audit import acting_from
 from mpesa_gateway.traceparent import read_traceparent
@@ -48,7 +48,7 @@ def _caller(tracing: Tracing, scope: Mapping[str, Any]) -> tuple[Context, list[L
     }
     traceparent = sent.get(b"traceparent", "")
     address = read_address(acting_from.get() or "") if tracing.trusted_callers else None
-    if address is not None and within(address, tracing.trusted_callers):
+    if address is not None and is_within(address, tracing.trusted_callers):
         return read_traceparent(traceparent, sent.get(b"tracestate", "")), []
     # An untrusted caller decides neither trace id nor sampling.
     theirs = get_current_span(read_traceparent(traceparent)).get_span_context()

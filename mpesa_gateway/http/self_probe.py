@@ -9,21 +9,21 @@ from mpesa_gateway.security.gateway_secrets import CALLBACK_TOKENS, GatewaySecre
 _CHALLENGE = re.compile(r"([0-9a-f]{32})([0-9a-f]{32})\Z", re.ASCII)
 
 
-def create_nonce(vault: GatewaySecrets, nonce: bytes) -> str:
+def create_challenge(vault: GatewaySecrets, nonce: bytes) -> str:
     """Return the challenge for 16 random bytes: 64 hexadecimal digits."""
     return nonce.hex() + _mac(vault, "ask", nonce)
 
 
-def answer(vault: GatewaySecrets, challenge: str) -> str | None:
+def answer_challenge(vault: GatewaySecrets, challenge: str) -> str | None:
     """Return the proof, or None for an invalid challenge."""
     found = _CHALLENGE.match(challenge)
     if found is None:
         return None
     nonce = bytes.fromhex(found[1])
-    return expected(vault, nonce) if hmac.compare_digest(_mac(vault, "ask", nonce), found[2]) else None
+    return expected_proof(vault, nonce) if hmac.compare_digest(_mac(vault, "ask", nonce), found[2]) else None
 
 
-def expected(vault: GatewaySecrets, nonce: bytes) -> str:
+def expected_proof(vault: GatewaySecrets, nonce: bytes) -> str:
     return _mac(vault, "answer", nonce)
 
 

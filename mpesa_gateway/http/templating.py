@@ -21,7 +21,7 @@ from mpesa_gateway.http import charts
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
-ASKED_PATH = "mpesa_gateway_path"
+REQUESTED_PATH = "mpesa_gateway_path"
 """Scope key of the path below any mount path; Litestar strips the last slash."""
 
 _STATIC = "mpesa_gateway.http"
@@ -155,14 +155,14 @@ def environment(packages: Mapping[str, str]) -> jinja2.Environment:
     return made
 
 
-def asked_path(connection: Connection) -> str:
+def requested_path(connection: Connection) -> str:
     """Return the path below any mount path, with its trailing slash."""
-    return str(cast("dict[str, Any]", connection.scope)[ASKED_PATH])
+    return str(cast("dict[str, Any]", connection.scope)[REQUESTED_PATH])
 
 
 def root(connection: Connection) -> str:
     """Return the relative path to the gateway's root, which works behind any proxy."""
-    return "../" * (asked_path(connection).count("/") - 1)
+    return "../" * (requested_path(connection).count("/") - 1)
 
 
 class Assets:

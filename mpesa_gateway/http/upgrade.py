@@ -8,7 +8,7 @@ class BodyLost(ApiError):
     """The server lost the body of a request with Upgrade."""
 
 
-class AnswerOnce:
+class CloseAfterUpgrade:
     """ASGI middleware: closes the connection after Upgrade, CONNECT or two lengths.
 
     After Upgrade, uvicorn with httptools parses the body as the next request; with h11 it accepts Content-Length beside

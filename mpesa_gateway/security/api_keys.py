@@ -193,7 +193,7 @@ class ApiKeys:
         )
         return [_key(row) for row in rows]
 
-    async def has_live(self, merchant_id: str) -> bool:
+    async def has_live_key(self, merchant_id: str) -> bool:
         has_live: bool = await self._db.run(
             ApiKeyRow.exists().where(*_of(merchant_id, "live"), ApiKeyRow.revoked_at.is_null())
         )

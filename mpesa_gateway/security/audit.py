@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from piccolo.columns.combination import Where
 
-from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock, rfc3339
 from mpesa_gateway.db.engine import Database, Row
 from mpesa_gateway.db.keyset import Conditions, KeysetList, KeysetPage
@@ -23,10 +23,10 @@ from mpesa_gateway.security.tables import APPEND_ENTRY, AuditCheckpointRow, Audi
 
 _FIRST = bytes(32)
 
-CUT = "audit.cut"
+CUT_ACTION = "audit.cut"
 """Announces a cut. Written by Postgres before it deletes (ADR 51)."""
 
-KEEPING = "audit.keeping"
+RETENTION_ACTION = "audit.keeping"
 """Announces a new retention. Written by the tables' owner."""
 
 _OBSERVED_A_SECOND = 5
@@ -177,7 +177,7 @@ class Audit:
         if subject_id is not None:
             return self._by_caller.admit((action, subject_id, str(detail)))
         address = acting_from.get()
-        return 0 if address is None else self._by_caller.admit((action, neighbourhood(address)))
+        return 0 if address is None else self._by_caller.admit((action, client_network(address)))
 
     async def record(
         self,
@@ -231,7 +231,7 @@ class Audit:
         return int(await self._db.fetchval("SELECT audit_cut()"))
 
     async def _cut(self) -> "_Cut | None":
-        row = await self._last(AuditRow.action == CUT)
+        row = await self._last(AuditRow.action == CUT_ACTION)
         return None if row is None else msgspec.json.decode(row["detail"], type=_Cut)
 
     async def _last(self, *where: Where) -> dict[str, Any] | None:
@@ -328,7 +328,7 @@ class Audit:
                     or announced.get(expected, digest.hex()) != digest.hex()
                 ):
                     raise BrokenChain(f"audit entry {expected} was changed or removed")
-                if row["action"] == CUT:
+                if row["action"] == CUT_ACTION:
                     _check_cut(row, kept)
                 previous, expected = digest, expected + 1
 

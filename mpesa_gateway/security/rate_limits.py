@@ -72,13 +72,13 @@ class RateLimits:
             bridge: Any = storage.bridge
             await bridge.storage.aclose(close_connection_pool=True)
 
-    def refusal(self, what: str, client: str) -> int:
+    def blocked_seconds(self, what: str, client: str) -> int:
         """Return seconds until the next attempt, by this process's count."""
         return self._known.over(what, client, self._most(what))
 
-    async def admits(self, what: str, client: str) -> None:
+    async def check_failures(self, what: str, client: str) -> None:
         """Raise TooManyFailures. Counts nothing."""
-        retry_after = self.refusal(what, client)
+        retry_after = self.blocked_seconds(what, client)
         if not retry_after:
             retry_after = await self._over(
                 FixedWindowRateLimiter, self._failure_limit(what), what, client, counts=False
@@ -88,7 +88,7 @@ class RateLimits:
         if retry_after:
             raise TooManyFailures("too many failed attempts: wait", retry_after=retry_after)
 
-    async def failed(self, what: str, client: str) -> None:
+    async def count_failure(self, what: str, client: str) -> None:
         """Count a failure. Raises TooManyFailures."""
         here = self._known.hit(what, client, self._most(what))
         retry_after = await self._over(FixedWindowRateLimiter, self._failure_limit(what), what, client)
@@ -103,12 +103,12 @@ class RateLimits:
     def _failure_limit(self, what: str) -> RateLimitItem:
         return RateLimitItemPerSecond(self._most(what), self._window)
 
-    async def called(self, key_id: str) -> None:
+    async def count_call(self, key_id: str) -> None:
         """Raise RateLimited."""
         if not self._is_valkey_paused():
             await self._counted.submit(key_id)
 
-    async def acted(self, action: str, client: str, per_minute: int) -> None:
+    async def count_action(self, action: str, client: str, per_minute: int) -> None:
         """Count an action. Raises RateLimited."""
         retry_after = await self._over(
             SlidingWindowCounterRateLimiter, RateLimitItemPerMinute(per_minute), "act", action, client

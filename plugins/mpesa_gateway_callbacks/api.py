@@ -81,7 +81,7 @@ def result_kinds(
             event=event,
             schema=RESULT,
             examples={"result": RESULT_EXAMPLE},
-            fits=lambda fields: "Result" in fields and "Body" not in fields,
+            matches=lambda fields: "Result" in fields and "Body" not in fields,
             family="result",
         ),
         CallbackKind(

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 
 from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, warning
-from mpesa_gateway.client_ip import is_inside, read_address, read_networks, within
+from mpesa_gateway.client_ip import is_private, is_within, read_address, read_networks
 from mpesa_gateway.config import DarajaConfig
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.runtime import Runtime
@@ -21,7 +21,7 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
         yield result
     since = context.now - _RECENT
     yield await _sources(gateway, since)
-    refused = await gateway.db.fetch(tables.REFUSED_LATELY, Ids.least("ref", since))
+    refused = await gateway.db.fetch(tables.RECENT_REFUSALS, Ids.least("ref", since))
     if refused:
         reasons = ", ".join(f"{row['count']} for their {row['reason']}" for row in refused)
         yield note(
@@ -47,9 +47,9 @@ async def check_callbacks(gateway: Runtime, context: CheckContext) -> AsyncItera
 async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
     # A simulator on this machine is not a proxy.
     is_simulated = gateway.config.daraja.sandbox_url.rstrip("/") != DarajaConfig().sandbox_url
-    rows = await gateway.db.fetch(tables.SOURCES_LATELY, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))
+    rows = await gateway.db.fetch(tables.RECENT_SOURCES, Ids.least("cbk", since), is_simulated, Ids.least("ref", since))
     sources = [row["source"] for row in rows]
-    inside = [source for source in sources if (found := read_address(source)) is not None and is_inside(found)]
+    inside = [source for source in sources if (found := read_address(source)) is not None and is_private(found)]
     # Only a proxy that sets X-Forwarded-For may be trusted: behind any other, the clients can set it.
     proxies = [row["source"] for row in rows if row["was_forwarded"] and row["source"] in inside]
     if inside:
@@ -71,7 +71,7 @@ async def _sources(gateway: Runtime, since: datetime) -> CheckResult:
 
 def _settings(settings: CallbacksSettings, context: CheckContext) -> Iterator[CheckResult]:
     networks = read_networks(settings.allowlist, "callbacks.allowlist")
-    missing = [text for text in SAFARICOM if (found := read_address(text)) is None or not within(found, networks)]
+    missing = [text for text in SAFARICOM if (found := read_address(text)) is None or not is_within(found, networks)]
     if settings.enforce_allowlist == "never":
         yield CheckResult(
             name="callbacks.allowlist",

@@ -16,7 +16,7 @@ from mpesa_gateway.batching import Batcher
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.correlation import current_context, use_context, use_job_contexts
 from mpesa_gateway.db.deferred import ConcurrentUpdate, DeferredWrite
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, reserve
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database, reserve
 from mpesa_gateway.db.outbox import Outbox
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.logs import trace
@@ -38,7 +38,7 @@ from mpesa_gateway_callbacks.verifier import CallbackVerifier
 
 log = structlog.get_logger(__name__)
 
-_STORED_ALONE: tuple[type[BaseException], ...] = (DifferentSubject, asyncpg.UniqueViolationError, *OVERBURDENED)
+_STORED_ALONE: tuple[type[BaseException], ...] = (DifferentSubject, asyncpg.UniqueViolationError, *OVERLOADED)
 """After these errors of a batch each callback is stored alone."""
 
 

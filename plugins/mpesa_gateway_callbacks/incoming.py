@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from mpesa_gateway.correlation import RequestContext
-from mpesa_gateway.daraja.wire import ContradictoryCallback, InvalidCallback, stored_json
+from mpesa_gateway.daraja.wire import ContradictoryCallback, InvalidCallback, to_stored_text
 from mpesa_gateway.logs import trace
 from mpesa_gateway_callbacks.errors import DuplicateFieldRejected, ShapeRejected
 from mpesa_gateway_callbacks.parsers import CallbackParsers, ParsedCallback
@@ -113,14 +113,14 @@ async def parse(
     """
 
     def work() -> tuple[ParsedCallback, str, bytes | None]:
-        return (_read(incoming, kinds, has_token=has_token), *stored_json(incoming.body))
+        return (_read(incoming, kinds, has_token=has_token), *to_stored_text(incoming.body))
 
     return work() if len(incoming.body) <= _ON_EVENT_LOOP else await asyncio.to_thread(work)
 
 
 async def storable(body: bytes) -> tuple[str, bytes | None]:
     """Return a body's text, and its bytes if the text cannot restore them."""
-    return stored_json(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(stored_json, body)
+    return to_stored_text(body) if len(body) <= _ON_EVENT_LOOP else await asyncio.to_thread(to_stored_text, body)
 
 
 def fingerprint_of(kind: str, subject_id: str, report: ParsedCallback) -> bytes:

@@ -108,7 +108,7 @@ async def _replay(visit: PageRequest, callback_id: str) -> Replayed:
     return await operators.replay(callback_id, actor=visit.visitor.actor, vouches=True)
 
 
-async def unused(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
+async def unused_callbacks(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     operators, found = gateway.port(CallbackOperatorService), list[AttentionItem]()
     if count := await operators.count_unmatched(env):
         text = f"{count} {'callback' if count == 1 else 'callbacks'} without a matching payment"
@@ -135,5 +135,5 @@ PAGES = Pages(
         Action("callbacks/{callback_id}/offer", "offer", offer, back="callbacks/{callback_id}"),
         Action("callbacks/refused/{refused_id}", "replay", replay, role=Role.ADMIN),
     ),
-    concerns=(unused,),
+    concerns=(unused_callbacks,),
 )

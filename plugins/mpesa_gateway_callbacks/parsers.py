@@ -90,7 +90,7 @@ class CallbackParsers:
     def of_body(self, name: str, body: bytes) -> str:
         """Return the kind of a callback without a token: its address's, unless the body clearly differs."""
         kind = self._kinds.get(name)
-        if kind is None or kind.fits is None:
+        if kind is None or kind.matches is None:
             return name
         try:
             content = read_json_leniently(body)
@@ -100,7 +100,7 @@ class CallbackParsers:
             return name
         fields = cast("dict[str, Any]", content)
         candidates = (kind, *self._kinds.values())
-        return next((each.name for each in candidates if each.fits is not None and each.fits(fields)), name)
+        return next((each.name for each in candidates if each.matches is not None and each.matches(fields)), name)
 
     def merged(self, address: str, token: str) -> str:
         """Return the kind of a callback whose token is for another address of its family.

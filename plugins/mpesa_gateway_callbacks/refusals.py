@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import structlog
 
-from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock
-from mpesa_gateway.daraja.wire import decoded
+from mpesa_gateway.daraja.wire import decode_text
 from mpesa_gateway.db.engine import Database
 from mpesa_gateway.ids import Ids
 from mpesa_gateway.sampling import Sampler
@@ -67,7 +67,7 @@ class RefusedCallbacks:
                 at=now,
                 source=incoming.source,
                 reason=refusal.reason,
-                body=visible(decoded(incoming.body[: _SHOWN * 4]))[:_SHOWN],
+                body=visible(decode_text(incoming.body[: _SHOWN * 4]))[:_SHOWN],
                 merchant_id=subject.merchant_id if subject else None,
                 subject_id=subject.subject_id if subject else None,
                 env=subject.env if subject else None,
@@ -98,7 +98,7 @@ class RefusedCallbacks:
         return self._stored_this_second[1] <= _STORED_A_SECOND
 
     def _log(self, incoming: CallbackPost, refusal: CallbackRejected) -> None:
-        left_out = self._logged.admit((neighbourhood(incoming.source), refusal.reason))
+        left_out = self._logged.admit((client_network(incoming.source), refusal.reason))
         if left_out is not None:
             more = {"left_out": left_out} if left_out else {}
             log.warning("callback_refused", kind=incoming.kind, source=incoming.source, reason=refusal.reason, **more)

@@ -15,7 +15,7 @@ from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.auth import address_of
 from mpesa_gateway.http.dependencies import RuntimeDependency
 from mpesa_gateway.http.envelope import Page, Success
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway_callbacks.api import DifferentSubject
@@ -233,7 +233,7 @@ async def neutral_callback(
     return await _receive(gateway, request, kind, token)
 
 
-@get("/v1/admin/callbacks", dependencies={"filters": reads(CallbackQuery)}, tags=["Administration"])
+@get("/v1/admin/callbacks", dependencies={"filters": query_dependency(CallbackQuery)}, tags=["Administration"])
 async def list_callbacks(
     filters: NamedDependency[CallbackQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[CallbackView]:
@@ -241,7 +241,7 @@ async def list_callbacks(
     return await gateway.port(CallbackOperatorService).accepted(caller.env, filters)
 
 
-@get("/v1/admin/callbacks/refused", dependencies={"filters": reads(RefusedQuery)}, tags=["Administration"])
+@get("/v1/admin/callbacks/refused", dependencies={"filters": query_dependency(RefusedQuery)}, tags=["Administration"])
 async def list_refused(
     filters: NamedDependency[RefusedQuery], caller: Admin, gateway: RuntimeDependency
 ) -> Page[RefusedView]:

@@ -9,7 +9,7 @@ import msgspec
 
 from mpesa_gateway.control_characters import escape_control_characters
 from mpesa_gateway.env import Environment
-from mpesa_gateway.http.field_rules import composed
+from mpesa_gateway.http.field_rules import checked_with_plugins
 from mpesa_gateway.http.fields import example_id
 from mpesa_gateway.http.query import Limit
 from mpesa_gateway.phone import mask_phones
@@ -116,7 +116,7 @@ class RefusedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Filters of refused callbacks; ``unread`` selects unreadable ones from trusted senders."""
 
     RULES: ClassVar[Mapping[str, Any]] = {
-        "kind": composed(lambda gateway: {"enum": sorted(gateway.callback_kinds), "type": None})
+        "kind": checked_with_plugins(lambda gateway: {"enum": sorted(gateway.callback_kinds), "type": None})
     }
 
     limit: Limit = 50

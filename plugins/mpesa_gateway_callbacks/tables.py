@@ -243,12 +243,12 @@ DELETE FROM refused_callback WHERE refused_id IN (
 )
 """
 
-REFUSED_LATELY = """
+RECENT_REFUSALS = """
 SELECT reason, count(*) AS count FROM refused_callback WHERE refused_id >= $1
 GROUP BY reason ORDER BY count DESC, reason
 """
 
-SOURCES_LATELY = """
+RECENT_SOURCES = """
 SELECT source, bool_or(was_forwarded) AS was_forwarded FROM (
     (SELECT source, was_forwarded FROM refused_callback WHERE refused_id >= $3 AND reason = 'source'
         ORDER BY refused_id DESC LIMIT 1000)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from mpesa_gateway.client_ip import read_address, read_networks, within
+from mpesa_gateway.client_ip import is_within, read_address, read_networks
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import ConfigError, DarajaConfig
 from mpesa_gateway.daraja.certificates import Certificate, CertificateError, certificate_for
@@ -76,7 +76,7 @@ class CallbackVerifier:
 
     def is_listed(self, source: str) -> bool:
         address = read_address(source)
-        return address is not None and within(address, self._allowlist)
+        return address is not None and is_within(address, self._allowlist)
 
     def open_token(self, address: str, token: str | None) -> tuple[Subject, str] | None:
         """Return a valid token's subject and kind, or None. A token fits every address of its family."""
@@ -109,7 +109,7 @@ class CallbackVerifier:
         # Without a token the address is the only proof, unless Daraja can be queried.
         is_checked = mode != "never" and (subject is None or subject.env == "live")
         kind = self._kinds.get(incoming.kind)
-        if is_checked or (subject is None and not (kind is not None and kind.can_be_asked)):
+        if is_checked or (subject is None and not (kind is not None and kind.can_be_queried)):
             self._check_listed(incoming.source)
 
     async def check_signature(self, incoming: CallbackPost, subject: Subject | None) -> bool:

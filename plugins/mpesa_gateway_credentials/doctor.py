@@ -7,7 +7,7 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from mpesa_gateway.check_result import Check, CheckContext, CheckResult, Level, note, ok, problem, warning
-from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.daraja.addresses import find_filtered_words, find_tunnel
 from mpesa_gateway.daraja.certificates import CertificateError, certificate_for
 from mpesa_gateway.daraja.client import NotSent, Rejected
 from mpesa_gateway.errors import ProviderNotConfigured
@@ -24,7 +24,7 @@ _AGAIN = "store the credentials again: PUT /v1/merchant/providers"
 
 
 async def check_credentials(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    merchant = context.one
+    merchant = context.require_merchant
     try:
         credentials = await gateway.port(CredentialReader).get(merchant.merchant_id, context.env)
     except ProviderNotConfigured as refusal:
@@ -56,7 +56,7 @@ def _completeness(credentials: MpesaCredentials, context: CheckContext) -> Itera
     if credentials.env == "live" and credentials.shortcode == SANDBOX_SHORTCODE:
         text = f"{SANDBOX_SHORTCODE} is the sandbox's public shortcode"
         yield problem("credentials.live", text, f"{_AGAIN}, the live ones")
-    elif credentials.env == "sandbox" and context.is_live and "live" not in context.one.envs:
+    elif credentials.env == "sandbox" and context.is_live and "live" not in context.require_merchant.envs:
         yield note(
             "credentials.live",
             "it is in the sandbox: no real money moves",
@@ -69,10 +69,10 @@ def _addresses(credentials: MpesaCredentials, context: CheckContext) -> Iterator
         url: str | None = getattr(credentials, name)
         if url is None:
             continue
-        wrong = [f"contains {word}, which M-Pesa filters" for word in filtered_words(url)]
+        wrong = [f"contains {word}, which M-Pesa filters" for word in find_filtered_words(url)]
         if urlsplit(url).scheme != "https":
             wrong.append("is not https")
-        if through := tunnel(url):
+        if through := find_tunnel(url):
             wrong.append(f"leads through a tunnel ({through})")
         if wrong:
             yield CheckResult(

@@ -54,7 +54,7 @@ def _certificate(gateway: Runtime, env: Env) -> CertificateHealth:
 async def credentials(visit: PageRequest) -> Rendered:
     query, gateway = visit.read_query(_Query), visit.gateway
     page = await gateway.port(CredentialReader).page(query.cursor, _A_PAGE)
-    rows = [(each, await gateway.daraja.token_until(each.credentials.daraja)) for each in page.rows]
+    rows = [(each, await gateway.daraja.token_expiry(each.credentials.daraja)) for each in page.rows]
     return Rendered(
         "credentials.html",
         {"rows": rows, "certificates": certificates(gateway)} | visit.pager("credentials", page.next_cursor),
@@ -73,7 +73,7 @@ async def of_merchant(visit: PageRequest) -> Rendered:
                 {
                     "env": env,
                     "summary": msgspec.to_builtins(view.config_summary),
-                    "until": await gateway.daraja.token_until(credentials.daraja),
+                    "until": await gateway.daraja.token_expiry(credentials.daraja),
                     "missing": await missing_of(gateway, merchant.merchant_id, env),
                 }
             )

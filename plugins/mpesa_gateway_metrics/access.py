@@ -3,7 +3,7 @@
 import hmac
 from datetime import datetime, timedelta
 
-from mpesa_gateway.client_ip import neighbourhood, read_address, read_networks, within
+from mpesa_gateway.client_ip import client_network, is_within, read_address, read_networks
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.config import ConfigError
 from mpesa_gateway.errors import InvalidKey, NotFound
@@ -48,13 +48,13 @@ class MetricsAccess:
             raise NotFound("no such route: see /schema")
         if self._token is None:
             return
-        source, now = neighbourhood(client), self._clock.now()
+        source, now = client_network(client), self._clock.now()
         is_right = self._is_right(authorization)
         if is_right and self._readers.get(source, now - _READER_KNOWN) > now - _READER_KNOWN:
             self._readers[source] = now
             return
         if authorization:
-            await self._limits.admits(METRICS, source)
+            await self._limits.check_failures(METRICS, source)
         if is_right:
             if len(self._readers) >= _MOST_READERS:
                 self._readers.clear()
@@ -62,12 +62,12 @@ class MetricsAccess:
             return
         if authorization:
             # A request without a token is no guess: another site's page can make a browser send it.
-            await self._limits.failed(METRICS, source)
+            await self._limits.count_failure(METRICS, source)
         raise InvalidKey("send the token of `metrics.token`: Authorization: Bearer …")
 
     def _is_near(self, client: str) -> bool:
         address = read_address(client)
-        return not self._networks or (address is not None and within(address, self._networks))
+        return not self._networks or (address is not None and is_within(address, self._networks))
 
     def _is_right(self, authorization: str) -> bool:
         given = authorization[len(_SCHEME) :].strip() if authorization.lower().startswith(_SCHEME) else ""

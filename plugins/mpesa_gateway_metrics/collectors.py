@@ -100,7 +100,7 @@ async def collect_process(gateway: Runtime, gauges: Gauges) -> None:
     calls.add_metric(("working",), load.working if load else 0)
     calls.add_metric(("waiting",), load.waiting if load else 0)
     calls.add_metric(("unanswered",), load.unanswered if load else 0)
-    held, oldest = gateway.daraja.tokens_held()
+    held, oldest = gateway.daraja.count_tokens()
     tokens.add_metric((), held)
     token_age.add_metric((), oldest.total_seconds())
 

@@ -9,7 +9,7 @@ from valkey.exceptions import ConnectionError as ValkeyConnectionError
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.correlation import current_request_id
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE
 from mpesa_gateway.errors import ApiError, NotFound, ServiceUnavailable
 from mpesa_gateway.http.errors import failure
 from mpesa_gateway.http.templating import headers, redirect
@@ -65,7 +65,7 @@ ANSWERS: dict[int | type[Exception], Any] = {
     ValkeyError: _answer_without_queue,
     # Named by themselves, since the application names them too.
     ValkeyConnectionError: _answer_without_queue,
-    **{kind: _answer_without_database for kind in (*UNREACHABLE, *OVERBURDENED) if issubclass(kind, Exception)},
+    **{kind: _answer_without_database for kind in (*UNREACHABLE, *OVERLOADED) if issubclass(kind, Exception)},
     HTTPException: _answer_http,
     Exception: _answer_unexpected,
 }

@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from mpesa_gateway.call_slots import released_slot
-from mpesa_gateway.client_ip import neighbourhood
+from mpesa_gateway.client_ip import client_network
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.errors import TooManyFailures
 from mpesa_gateway.http.work_limits import WorkLimit
@@ -59,7 +59,7 @@ class LoginAttempt:
         """What its failure is counted for. A name that no account has is counted like any other."""
         if self.device is not None:
             return ((DEVICE, self.device),)
-        return ((LOGIN, neighbourhood(self.address)), (ACCOUNT, hashlib.sha256(self.name.encode()).hexdigest()[:32]))
+        return ((LOGIN, client_network(self.address)), (ACCOUNT, hashlib.sha256(self.name.encode()).hexdigest()[:32]))
 
 
 class LoginLimits:
@@ -94,10 +94,10 @@ class LoginLimits:
         Raises TooManyFailures before it, in the same words for every account, and ServiceUnavailable for want of room.
         """
         turns, who = (
-            (self._strangers, neighbourhood(guess.address)) if guess.device is None else (self._devices, guess.device)
+            (self._strangers, client_network(guess.address)) if guess.device is None else (self._devices, guess.device)
         )
         limits = self._limits
-        if any(limits.refusal(what, counted) for what, counted in guess.counters):
+        if any(limits.blocked_seconds(what, counted) for what, counted in guess.counters):
             # Known in this process: no turn is taken from others.
             await self._refuse_limited(guess)
         with released_slot():
@@ -110,7 +110,7 @@ class LoginLimits:
         """Raise TooManyFailures where the failures are used up, and put it on record."""
         try:
             for what, counted in guess.counters:
-                await self._limits.admits(what, counted)
+                await self._limits.check_failures(what, counted)
         except TooManyFailures:
             await self._audit.observe("operator.sign_in_limited", merchant_id=None, actor=f"address:{guess.address}")
             raise
@@ -120,7 +120,7 @@ class LoginLimits:
         for what, counted in guess.counters:
             with suppress(TooManyFailures):
                 # The next guess is told.
-                await self._limits.failed(what, counted)
+                await self._limits.count_failure(what, counted)
 
     def device_cookie(self, name: str) -> Secret:
         """A new device cookie of a browser that has signed in to this account."""

@@ -5,7 +5,7 @@ from typing import Any
 from valkey.exceptions import ValkeyError
 
 from mpesa_gateway.env import Env
-from mpesa_gateway.http.health import examine
+from mpesa_gateway.http.health import check_parts
 from mpesa_gateway.ops_contract import AttentionItem, Menu, Page, PageRequest, Rendered
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway_ops.page_registry import PageRegistry
@@ -14,7 +14,7 @@ from mpesa_gateway_ops.page_registry import PageRegistry
 async def overview(visit: PageRequest) -> Rendered:
     """Everything that one looks at first."""
     gateway = visit.gateway
-    parts = await examine(gateway)
+    parts = await check_parts(gateway)
     return Rendered(
         "overview.html",
         {
@@ -50,7 +50,7 @@ async def failing_parts(gateway: Runtime, _: Env) -> list[AttentionItem]:
     """Parts of the gateway that are not well, and jobs that have used up their tries."""
     found = [
         AttentionItem(text=f"{name} is failing: {part.detail or 'no answer'}", to="system", state="failed")
-        for name, part in (await examine(gateway)).items()
+        for name, part in (await check_parts(gateway)).items()
         if not part.ok
     ]
     try:

@@ -11,7 +11,7 @@ from litestar.params import FromPath
 from mpesa_gateway.env import ENVS, Env
 from mpesa_gateway.errors import ApiError, NotFound, TooManyFailures
 from mpesa_gateway.http.auth import address_of
-from mpesa_gateway.http.templating import asked_path, redirect
+from mpesa_gateway.http.templating import redirect, requested_path
 from mpesa_gateway.ops_contract import Action, PageRequest, Redirect, WrongEnvironment
 from mpesa_gateway.runtime import Runtime
 from mpesa_gateway.secret import Secret
@@ -168,7 +168,7 @@ async def front_page(request: Request[Any, Any, Any], gateway: NamedDependency[A
 @get(["/ops/queue", "/ops/queue/queues/{queue:str}", "/ops/queue/queues/{queue:str}/jobs/{job:str}"], **_OPEN)
 async def queue_page(request: Request[Any, Any, Any], gateway: NamedDependency[Any]) -> Response[Any]:
     """A page of SAQ's. Its script needs the slash at the end of the first page's address."""
-    path = asked_path(request).removeprefix("/ops/")
+    path = requested_path(request).removeprefix("/ops/")
     page = await _show(request, gateway, path)
     return redirect(f"{home(request)}/queue/") if path == "queue" else page
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mpesa_gateway import toml
 from mpesa_gateway.config import masked_setting
-from mpesa_gateway.http.health import examine
+from mpesa_gateway.http.health import check_parts
 from mpesa_gateway.ops_contract import Menu, Page, PageRequest, Rendered
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway_ops.page_registry import safely
@@ -29,7 +29,7 @@ async def system(visit: PageRequest) -> Rendered:
     return Rendered(
         "system.html",
         {
-            "parts": await examine(gateway),
+            "parts": await check_parts(gateway),
             "versions": {
                 **{name: version(name) for name in _PACKAGES},
                 "Python": platform.python_version(),

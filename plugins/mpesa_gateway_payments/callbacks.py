@@ -104,8 +104,8 @@ CALLBACKS = (
         event=StkResulted,
         schema=STK_BODY,
         examples={"stk": _STK_EXAMPLE},
-        fits=_is_stk,
-        can_be_asked=True,
+        matches=_is_stk,
+        can_be_queried=True,
     ),
     *result_kinds("status", "transactionstatus", StatusResulted, _read_status),
 )

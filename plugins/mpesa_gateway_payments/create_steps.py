@@ -15,7 +15,7 @@ from opentelemetry.trace import Tracer
 from mpesa_gateway.batching import Batcher
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row, reserve
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database, Row, reserve
 from mpesa_gateway.env import Env
 from mpesa_gateway.tracing import postgres_span
 from mpesa_gateway_callbacks.api import Callbacks
@@ -66,7 +66,7 @@ _SINGLY: tuple[type[BaseException], ...] = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.DataError,
     *UNREACHABLE,
-    *OVERBURDENED,
+    *OVERLOADED,
 )
 """Errors of a batch whose items are written alone."""
 
@@ -112,7 +112,7 @@ class CreateSteps:
                 await self._db.execute("SET LOCAL lock_timeout = 500")
                 await self._db.fetchrow(tables.LOCK, [payment_id])
                 return bool(await self._db.fetch(tables.SENDING, [payment_id], [push_attempt]))
-        except (*UNREACHABLE, *OVERBURDENED) as problem:
+        except (*UNREACHABLE, *OVERLOADED) as problem:
             return cast("Exception", problem)
 
     async def accept(self, accepted: AcceptedPush) -> Row | None:
@@ -192,7 +192,7 @@ class CreateSteps:
             try:
                 for handle in await self._callbacks.find_waiting(list(handles)):
                     known[handles[handle]] = await self._apply(handles[handle], handle)
-            except (*UNREACHABLE, *OVERBURDENED) as problem:
+            except (*UNREACHABLE, *OVERLOADED) as problem:
                 # The acceptances are committed; the callbacks' sweep retries the results.
                 log.warning("waiting_callbacks_failed", error=type(problem).__name__)
         return [known.get(one.payment_id) for one in accepted]

@@ -15,9 +15,9 @@ _ENOUGH = 5
 
 async def check_payments(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Check that callbacks arrive and no payment needs review."""
-    merchant = examination.one
+    merchant = examination.require_merchant
     row = await gateway.db.fetchrow(
-        tables.EXAMINE, merchant.merchant_id, Ids.least("pay", examination.now - _RECENT), examination.env
+        tables.COUNT_FOR_DOCTOR, merchant.merchant_id, Ids.least("pay", examination.now - _RECENT), examination.env
     )
     if row is None:
         return

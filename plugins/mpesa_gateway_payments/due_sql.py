@@ -108,7 +108,7 @@ async def claim_due(db: Database, payment_id: str, now: datetime, until: datetim
     return rows[0] if rows else None
 
 
-async def ask_again(db: Database, payment_id: str, at: datetime | None) -> None:
+async def set_next_query(db: Database, payment_id: str, at: datetime | None) -> None:
     """Set the time of the next query, None for none."""
     await db.run(
         PaymentRow.update({PaymentRow.due_at: at}).where(

@@ -7,7 +7,7 @@ class NotRefundable(Conflict):
     """The payment's state does not allow this refund."""
 
 
-class NotAsked(Conflict):
+class NotQueryable(Conflict):
     """Daraja cannot be queried about this payment: it has no CheckoutRequestID, or has ended."""
 
 

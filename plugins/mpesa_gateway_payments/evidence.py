@@ -219,7 +219,7 @@ def read_direction(
     return Direction.IN if all(number in known for number in named) else Direction.OUT
 
 
-def seen_unallocated(evidence: Evidence, merchant_id: str) -> ReportedTransaction | None:
+def unallocated_transaction(evidence: Evidence, merchant_id: str) -> ReportedTransaction | None:
     """Return a status answer as unallocated money; None unless it states receipt, direction, amount and one time.
 
     ``merchant_id`` is the merchant that sent the query.
@@ -253,7 +253,7 @@ def read_unsigned(amount: str | None) -> Kes | None:
     return read_kes((amount or "").strip().strip("-()\u2212 "))
 
 
-def possible(
+def possible_times(
     readings: Iterable[datetime], *, now: datetime, since: datetime | None = None, until: datetime | None = None
 ) -> tuple[datetime, ...]:
     """Return the readings that lie in the window and not in the future."""

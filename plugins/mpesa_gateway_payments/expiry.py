@@ -67,7 +67,7 @@ class Expiry:
             rows = await self._db.fetch(due_sql.LOCK_EXPIRED, now, _BATCH, except_for)
             reasons = await due_sql.read_unsent_reasons(self._db, rows)
             await self._moves.apply_batch(
-                [(row, Expired(self.next_ask(row, now), reasons.get(row["payment_id"]))) for row in rows]
+                [(row, Expired(self.next_query_at(row, now), reasons.get(row["payment_id"]))) for row in rows]
             )
         return len(rows), len(rows) == _BATCH
 
@@ -93,9 +93,11 @@ class Expiry:
     async def end(self, row: Row) -> None:
         """End a locked, expired payment in the open transaction."""
         reasons = await due_sql.read_unsent_reasons(self._db, [row])
-        await self._moves.apply(row, Expired(self.next_ask(row, self._clock.now()), reasons.get(row["payment_id"])))
+        await self._moves.apply(
+            row, Expired(self.next_query_at(row, self._clock.now()), reasons.get(row["payment_id"]))
+        )
 
-    def next_ask(self, row: Row, now: datetime) -> datetime | None:
+    def next_query_at(self, row: Row, now: datetime) -> datetime | None:
         """Return the time of the next query about an expired payment; None after the last."""
         if row["checkout_request_id"] is None:
             return None

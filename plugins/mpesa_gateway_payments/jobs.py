@@ -8,11 +8,11 @@ from mpesa_gateway_payments.stk_queries import StkQueries
 
 
 async def ask(gateway: Runtime, *, shortcode_id: str) -> None:
-    await gateway.port(StkQueries).ask_due(shortcode_id)
+    await gateway.port(StkQueries).query_due(shortcode_id)
 
 
 async def sweep(gateway: Runtime) -> None:
-    await gateway.port(StkQueries).wake_due()
+    await gateway.port(StkQueries).enqueue_due()
 
 
 async def expire(gateway: Runtime) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mpesa_gateway.erasure import may_be_handle
+from mpesa_gateway.erasure import matches_handle
 from mpesa_gateway.money import Kes
 from mpesa_gateway.phone import PhoneMatch, compare
 from mpesa_gateway_payments.evidence import (
@@ -20,10 +20,10 @@ from mpesa_gateway_payments.states import Status
 from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
-    Ask,
     By,
     Confirm,
     Mismatch,
+    NeedsQuery,
     NotAssignable,
     NotFound,
     NotIncoming,
@@ -53,7 +53,7 @@ def names_payment(evidence: Evidence, payment: Payment) -> bool:
     stated, known = handle.checkout_request_id, payment.checkout_request_id
     if stated is None or known is None:
         return handle.payment_id is not None
-    return may_be_handle(stated, known)
+    return matches_handle(stated, known)
 
 
 def judge(
@@ -204,7 +204,7 @@ def _judge_by_rule(
         return PaidBy(fitting[0].payment_id, "rule")
     is_whole = all(_likeness(evidence.payer, one) in {PhoneMatch.SAME, PhoneMatch.OTHER} for one in shown)
     if evidence.proof is Proof.WINDOW and not (is_whole and len(evidence.time) == 1):
-        return Ask(ids)
+        return NeedsQuery(ids)
     return Ambiguous(ids)
 
 

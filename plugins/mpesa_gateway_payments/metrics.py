@@ -114,7 +114,7 @@ async def collect_open(gateway: Runtime, gauges: Gauges) -> None:
         row = await gateway.db.fetchrow(tables.COUNT_OPEN, env)
         open_payments.add_metric((env,), 0 if row is None else row["open"])
         oldest.add_metric((env,), seconds_since(None if row is None else row["oldest"], gateway.clock))
-        held.add_metric((env,), await gateway.db.fetchval(tables.COUNT_HELD, [env]))
+        held.add_metric((env,), await gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
 
 
 COLLECTORS = (Collector(_window_gauges, collect_windows), Collector(_open_gauges, collect_open))

@@ -14,8 +14,8 @@ from mpesa_gateway.daraja.operations import (
     DarajaCredentials,
     Initiator,
     Operation,
-    is_unrefused,
-    names_a_conversation,
+    accepts_conversation,
+    is_accepted,
     read_ack,
     response_code,
 )
@@ -135,7 +135,7 @@ def _read_push(answer: Any) -> StkAck:
 
 def _names_a_push(answer: Any) -> bool:
     """True for an answer that names a push without a refusal."""
-    return read_text(answer, "CheckoutRequestID") is not None and is_unrefused(answer, {None, *ACCEPTED})
+    return read_text(answer, "CheckoutRequestID") is not None and is_accepted(answer, {None, *ACCEPTED})
 
 
 def _read_query(answer: Any) -> StkQueryAnswer:
@@ -176,6 +176,6 @@ TRANSACTION_STATUS = Operation(
     path="/mpesa/transactionstatus/v1/query",
     request=TransactionStatus,
     read=read_ack,
-    recognises=names_a_conversation,
+    recognises=accepts_conversation,
 )
 OPERATIONS = (STK_PUSH, STK_QUERY, TRANSACTION_STATUS)

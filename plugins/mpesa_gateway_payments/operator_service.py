@@ -93,7 +93,7 @@ class PaymentOperatorService:
         return await PAYMENTS.count_newer(self._db, self._conditions(env, filters), filters.cursor)
 
     async def count_needing_review(self, env: Env) -> int:
-        return int(await self._db.fetchval(tables.COUNT_HELD, [env]))
+        return int(await self._db.fetchval(tables.COUNT_NEEDING_REVIEW, [env]))
 
     def export(self, env: Env, filters: OperatorPaymentFilters) -> AsyncGenerator[list[Sequence[Any]]]:
         return export_payments(self._db, filters.merchant or "", env, self._plain(filters), exported)
@@ -108,7 +108,7 @@ class PaymentOperatorService:
     def _conditions(self, env: Env, filters: OperatorPaymentFilters) -> Conditions:
         found = conditions(filters.merchant, env, self._plain(filters))
         if filters.held:
-            found.add(tables.WAITS_FOR_A_PERSON)
+            found.add(tables.NEEDS_REVIEW)
         return found
 
     # -- one payment ----------------------------------------------------------------------------------------------
@@ -143,13 +143,13 @@ class PaymentOperatorService:
         return rows
 
     async def query(self, payment_id: str) -> str:
-        """Send an STK query; return the new status. Raises NotFound and NotAsked."""
+        """Send an STK query; return the new status. Raises NotFound and NotQueryable."""
         row = await self.get(payment_id)
-        await self._queries.ask_now(row["merchant_id"], row["env"], payment_id)
+        await self._queries.query_now(row["merchant_id"], row["env"], payment_id)
         return str((await self.get(payment_id))["status"])
 
     async def check_status(self, payment_id: str) -> None:
-        """Raises NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable."""
+        """Raises NotFound, NotQueryable, ProviderNotConfigured, ProviderRejected or ProviderUnavailable."""
         row = await self.get(payment_id)
         await self._checks.ask(row["merchant_id"], row["env"], payment_id)
 
@@ -161,7 +161,7 @@ class PaymentOperatorService:
         async with self._db.transaction():
             rows: list[Found] = await self._db.run(
                 PaymentRow.update({PaymentRow.looked_after_at: now, PaymentRow.updated_at: now})
-                .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.WAITS_FOR_A_PERSON))
+                .where(PaymentRow.payment_id == payment_id, WhereRaw(tables.NEEDS_REVIEW))
                 .returning(PaymentRow.merchant_id, PaymentRow.env, PaymentRow.mismatch, PaymentRow.reversed_outside)
             )
             if not rows:

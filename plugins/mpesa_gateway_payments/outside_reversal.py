@@ -72,7 +72,9 @@ class ExternalReversals:
         ``apply_recorded`` reverses that payment.
         """
         now = self._clock.now()
-        await self._db.execute(statement_matching_sql.NOTE_GONE, env, receipt, now, state == "partially_reversed")
+        await self._db.execute(
+            statement_matching_sql.RECORD_REVERSED_RECEIPT, env, receipt, now, state == "partially_reversed"
+        )
 
         async def apply_later() -> None:
             await self.apply_recorded()
@@ -84,7 +86,7 @@ class ExternalReversals:
 
         It runs after commit and finds both rows, in any order of commits.
         """
-        rows = await self._db.fetch(statement_matching_sql.GONE_AND_PAID, self._clock.now() - _LOOK_BACK)
+        rows = await self._db.fetch(statement_matching_sql.PAID_BY_REVERSED_RECEIPT, self._clock.now() - _LOOK_BACK)
         count = 0
         for row in rows:
             async with self._db.transaction():

@@ -12,7 +12,7 @@ import structlog
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Row
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database, Row
 from mpesa_gateway.db.outcomes import OutcomeWriter
 from mpesa_gateway.errors import ProviderRejected, ProviderUnavailable
 from mpesa_gateway.money import Kes
@@ -120,7 +120,7 @@ class StkPushSender:
         try:
             async with asyncio.timeout(_MARK_WITHIN):
                 return await self._steps.mark_sending(row["payment_id"], row["push_attempt"])
-        except (*UNREACHABLE, *OVERBURDENED) as problem:
+        except (*UNREACHABLE, *OVERLOADED) as problem:
             log.warning("push_not_marked", payment_id=row["payment_id"], error=type(problem).__name__)
             raise NotSent("the gateway cannot write to its database now", retry_after=5) from None
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from mpesa_gateway.daraja.numerals import canonical
 
-ORDINARY = "The service request is processed successfully."
+SUCCESS_TEXT = "The service request is processed successfully."
 """M-Pesa's text for code 0. A payment with code 0 and this text stores NULL."""
 
 FailureReason = Literal[

@@ -12,10 +12,10 @@ from mpesa_gateway.errors import InvalidFields, ProviderNotConfigured, ProviderR
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
-from mpesa_gateway_payments.errors import NotAsked, ShortcodeRetired
+from mpesa_gateway_payments.errors import NotQueryable, ShortcodeRetired
 from mpesa_gateway_payments.schemas import (
     CheckStarted,
     CheckView,
@@ -75,7 +75,7 @@ async def create_payment(
     )
 
 
-@get("/v1/payments", dependencies={"filters": reads(PaymentQuery)}, tags=["Payments"])
+@get("/v1/payments", dependencies={"filters": query_dependency(PaymentQuery)}, tags=["Payments"])
 async def list_payments(
     filters: NamedDependency[PaymentQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[PaymentView]:
@@ -83,7 +83,7 @@ async def list_payments(
     return await services.get(PaymentService).page(caller.merchant_id, caller.env, filters)
 
 
-@get("/v1/payments/export", dependencies={"filters": reads(PaymentFilters)}, tags=["Payments"])
+@get("/v1/payments/export", dependencies={"filters": query_dependency(PaymentFilters)}, tags=["Payments"])
 async def export_payments(
     filters: NamedDependency[PaymentFilters], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Stream:
@@ -105,13 +105,13 @@ async def get_payment(
     status_code=200,
     tags=["Payments"],
     described=_PAYMENT,
-    refuses=(NotAsked, ProviderNotConfigured),
+    refuses=(NotQueryable, ProviderNotConfigured),
 )
 async def query_payment(
     payment_id: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]
 ) -> Success[PaymentWithTimeline]:
     """Query M-Pesa now about a pending payment."""
-    await services.get(StkQueries).ask_now(caller.merchant_id, caller.env, payment_id)
+    await services.get(StkQueries).query_now(caller.merchant_id, caller.env, payment_id)
     return Success(data=await services.get(PaymentService).get(caller.merchant_id, caller.env, payment_id))
 
 
@@ -120,7 +120,7 @@ async def query_payment(
     status_code=200,
     tags=["Payments"],
     described={"receipt": {"pattern": "^(?:[A-Z0-9]{6,20}|pay_[0-9a-z]{26})$", "examples": ["TKN4A1B2C3"]}},
-    refuses=(InvalidFields, NotAsked, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
+    refuses=(InvalidFields, NotQueryable, ProviderNotConfigured, ProviderRejected, ProviderUnavailable, ReceiverOwned),
 )
 async def check_status(
     receipt: FromPath[str], caller: PaymentsWrite, services: NamedDependency[Services]

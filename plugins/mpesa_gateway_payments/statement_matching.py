@@ -28,8 +28,8 @@ from mpesa_gateway_payments.transitions import Transitions
 from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
-    Ask,
     Mismatch,
+    NeedsQuery,
     NotAssignable,
     PaidBy,
     Payment,
@@ -277,7 +277,7 @@ def _group(report: Evidence) -> _Group | None:
 
 
 def _unsettled(verdict: Verdict) -> Settled:
-    if isinstance(verdict, Ask | Ambiguous | PaidBy | AlreadyKnown | Mismatch):
-        ids = verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else (verdict.payment_id,)
-        return Settled("ambiguous", candidates=ids, asks=isinstance(verdict, Ask))
+    if isinstance(verdict, NeedsQuery | Ambiguous | PaidBy | AlreadyKnown | Mismatch):
+        ids = verdict.payment_ids if isinstance(verdict, NeedsQuery | Ambiguous) else (verdict.payment_id,)
+        return Settled("ambiguous", candidates=ids, asks=isinstance(verdict, NeedsQuery))
     return Settled("not_found")

@@ -14,15 +14,15 @@ RETURNING *
 """
 
 # raw SQL: upsert
-NOTE_GONE = """
+RECORD_REVERSED_RECEIPT = """
 INSERT INTO outgoing_receipt (env, receipt, noted_at, is_part) VALUES ($1, $2, $3, $4)
 ON CONFLICT (env, receipt) DO UPDATE SET is_part = excluded.is_part
     WHERE outgoing_receipt.is_part
 """
-"""A concurrent transaction may commit a payment with the receipt: GONE_AND_PAID finds it afterwards."""
+"""A concurrent transaction may commit a payment with the receipt: PAID_BY_REVERSED_RECEIPT finds it afterwards."""
 
 # raw SQL: join
-GONE_AND_PAID = """
+PAID_BY_REVERSED_RECEIPT = """
 SELECT payment.payment_id FROM outgoing_receipt AS gone
     JOIN payment ON payment.env = gone.env AND payment.receipt = gone.receipt
 WHERE gone.noted_at >= $1

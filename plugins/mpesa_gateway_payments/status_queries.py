@@ -18,7 +18,7 @@ from mpesa_gateway_callbacks.api import Callbacks, DifferentSubject
 from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments import status_query_sql, tables
 from mpesa_gateway_payments.decisions import ReportedFailure, result_of
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotQueryable
 from mpesa_gateway_payments.events import StatusResulted
 from mpesa_gateway_payments.evidence import (
     Direction,
@@ -27,10 +27,10 @@ from mpesa_gateway_payments.evidence import (
     Proof,
     Receiver,
     Source,
-    possible,
+    possible_times,
     read_amount,
     read_direction,
-    seen_unallocated,
+    unallocated_transaction,
 )
 from mpesa_gateway_payments.matching import contradicts
 from mpesa_gateway_payments.operations import TRANSACTION_STATUS, TransactionStatus
@@ -75,7 +75,7 @@ class StatusQueryService:
     async def ask(self, merchant_id: str, env: Env, subject: str, *, reference: str | None = None) -> CheckStarted:
         """Send a status query about a receipt or payment id; return Daraja's acknowledgement.
 
-        Raises InvalidFields, NotFound, NotAsked, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
+        Raises InvalidFields, NotFound, NotQueryable, ProviderNotConfigured, ProviderRejected or ProviderUnavailable.
         """
         self._db.refuse_transaction("sending a status query")
         self._runtime.outcomes.require_room()
@@ -167,7 +167,9 @@ class StatusQueryService:
             if payment is None:
                 raise NotFound("there is no such payment")
             if payment["receipt"] is None and payment["merchant_request_id"] is None:
-                raise NotAsked("M-Pesa has not acknowledged this payment, so it cannot be queried: wait for its result")
+                raise NotQueryable(
+                    "M-Pesa has not acknowledged this payment, so it cannot be queried: wait for its result"
+                )
             return payment, payment["receipt"], payment["merchant_request_id"]
         receipt = read_receipt(subject)
         if receipt is None:
@@ -193,7 +195,7 @@ class StatusQueryService:
     async def _write_ack(self, check_id: str, payment_id: str | None, ack: Ack) -> None:
         now = self._runtime.clock.now()
         asked = await self._db.fetchval(
-            status_query_sql.CHECK_ASKED, check_id, ack.originator_conversation_id, ack.conversation_id
+            status_query_sql.STORE_ACKNOWLEDGEMENT, check_id, ack.originator_conversation_id, ack.conversation_id
         )
         if asked is None:
             payment_id = None
@@ -270,7 +272,7 @@ class StatusQueryService:
             settle = recovery.apply if result.receipt is not None else recovery.apply_named
             settled = await settle(evidence)
             if settled.payment_id is None:
-                seen = seen_unallocated(evidence, check["merchant_id"])
+                seen = unallocated_transaction(evidence, check["merchant_id"])
                 await self._transactions.defer([] if seen is None else [seen])
             is_own = settled.merchant_id in {None, check["merchant_id"]}
             return "not_ours" if settled.finding == "not_found" or not is_own else settled.finding
@@ -310,7 +312,7 @@ class StatusQueryService:
 
     async def _evidence(self, check: Row, result: StatusResulted) -> Evidence:
         payment_id: str | None = check["payment_id"] if check["receipt"] is None else None
-        time = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
+        time = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
         return Evidence(
             source=Source.STATUS_QUERY,
             proof=Proof.ANSWER,

@@ -3,7 +3,7 @@
 # raw SQL: lock - one result at a time ends a check, and several workers delete old checks.
 # raw SQL: expression - a result that arrived before its acknowledgement keeps its state.
 
-CHECK_ASKED = """
+STORE_ACKNOWLEDGEMENT = """
 UPDATE status_check SET state = CASE WHEN state = 'sending' THEN 'asked' ELSE state END,
     originator_conversation_id = NULLIF($2, ''), conversation_id = NULLIF($3, '')
 WHERE check_id = $1 AND originator_conversation_id IS NULL AND conversation_id IS NULL

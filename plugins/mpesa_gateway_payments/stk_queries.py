@@ -10,7 +10,7 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import DarajaClient, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.db.engine import Database, Found, Row
-from mpesa_gateway.erasure import may_be_handle
+from mpesa_gateway.erasure import matches_handle
 from mpesa_gateway.errors import ProviderNotConfigured
 from mpesa_gateway.queues import Jobs
 from mpesa_gateway.security.scopes import Env
@@ -18,7 +18,7 @@ from mpesa_gateway.trace_links import TraceLinks
 from mpesa_gateway_credentials.api import Credentials
 from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.decisions import StkAnswer
-from mpesa_gateway_payments.errors import NotAsked
+from mpesa_gateway_payments.errors import NotQueryable
 from mpesa_gateway_payments.evidence import Evidence, Handle, Proof, Source
 from mpesa_gateway_payments.expiry import Expiry
 from mpesa_gateway_payments.listing import find_payment
@@ -76,7 +76,7 @@ class StkQueries:
         self._unacknowledged = unacknowledged
         self._resting = resting
 
-    async def wake_due(self) -> int:
+    async def enqueue_due(self) -> int:
         """Enqueue a job for each shortcode with due payments; return their number."""
         rows = await self._db.fetch(due_sql.DUE_SHORTCODES, self._clock.now())
         for row in rows:
@@ -84,7 +84,7 @@ class StkQueries:
             await self._jobs.enqueue("payments.ask", once=shortcode_id, shortcode_id=shortcode_id)
         return len(rows)
 
-    async def ask_due(self, shortcode_id: str) -> int:
+    async def query_due(self, shortcode_id: str) -> int:
         """Query a shortcode's due payments, ``max_concurrent_queries`` at a time; return their number.
 
         Stops after 20 s or without answers from Daraja; the rest stays due. Raises the first error after all queries
@@ -112,7 +112,7 @@ class StkQueries:
             raise failed[0]
         return count
 
-    async def ask(self, payment_id: str, *, is_forced: bool = False) -> bool:
+    async def query_payment(self, payment_id: str, *, is_forced: bool = False) -> bool:
         """Query a pending payment, or expire it.
 
         Returns False if it is not due, has ended, or is claimed by another worker.
@@ -125,15 +125,15 @@ class StkQueries:
         await self._ask_claimed(row, now)
         return True
 
-    async def ask_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
-        """Raises NotFound, ProviderNotConfigured and NotAsked."""
+    async def query_now(self, merchant_id: str, env: Env, payment_id: str) -> None:
+        """Raises NotFound, ProviderNotConfigured and NotQueryable."""
         self._db.refuse_transaction("sending an STK query")
         row = await find_payment(self._db, merchant_id, env, payment_id)
         await self._credentials.of_shortcode(row["shortcode_id"])
         is_open = row["status"] == Status.PENDING.value or row["failure_reason"] == "expired"
         if not is_open or row["checkout_request_id"] is None:
-            raise NotAsked("only a pending or expired payment that M-Pesa has acknowledged can be queried")
-        await self.ask(payment_id, is_forced=True)
+            raise NotQueryable("only a pending or expired payment that M-Pesa has acknowledged can be queried")
+        await self.query_payment(payment_id, is_forced=True)
 
     async def _ask_claimed(self, row: Found, now: datetime) -> None:
         payment_id = row["payment_id"]
@@ -146,13 +146,13 @@ class StkQueries:
             outcome, again_at = await self._ask_daraja(row)
         except asyncio.CancelledError:
             # On shutdown the next worker must query at once.
-            await due_sql.ask_again(self._db, payment_id, now)
+            await due_sql.set_next_query(self._db, payment_id, now)
             raise
         async with self._db.transaction():
             # A callback may have changed the payment.
             locked = await self._db.fetchrow(tables.LOCK, [payment_id])
             if locked is not None and again_at is not None and now < locked["expires_at"]:
-                await due_sql.ask_again(self._db, payment_id, again_at)
+                await due_sql.set_next_query(self._db, payment_id, again_at)
             elif locked is not None:
                 await self._apply_answer(locked, outcome, now)
 
@@ -163,13 +163,13 @@ class StkQueries:
             await self._moves.apply(row, StkAnswer(outcome))
             if is_expired and not outcome.is_paid:
                 # The merchant already knows that the payment failed.
-                await due_sql.ask_again(self._db, payment_id, None)
+                await due_sql.set_next_query(self._db, payment_id, None)
         elif now < row["expires_at"]:
-            await due_sql.ask_again(self._db, payment_id, self._next_ask(row, now))
+            await due_sql.set_next_query(self._db, payment_id, self._next_ask(row, now))
         elif row["status"] == Status.PENDING.value or row["claim"] is not None:
             await self._expiry.end(row)
         elif is_expired:
-            await due_sql.ask_again(self._db, payment_id, self._expiry.next_ask(row, now))
+            await due_sql.set_next_query(self._db, payment_id, self._expiry.next_query_at(row, now))
 
     async def _ask_daraja(self, row: Found) -> tuple[Outcome | None, datetime | None]:
         """Return the answer, and the time of the next try if nothing could be sent."""
@@ -198,7 +198,7 @@ class StkQueries:
         # A success must name the push.
         is_named = bool(answer.checkout_request_id) or not answer.outcome.is_paid
         stated, known = answer.merchant_request_id, row["merchant_request_id"]
-        is_other = stated is not None and known is not None and not may_be_handle(stated, known)
+        is_other = stated is not None and known is not None and not matches_handle(stated, known)
         if is_named and not is_other and names_payment(named, payment_of(row)):
             return answer.outcome, None
         log.error("stk_query_about_another_push", payment_id=row["payment_id"])

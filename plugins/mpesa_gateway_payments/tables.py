@@ -153,7 +153,7 @@ ORDER BY subject_id
 RETURNING *
 """)  # noqa: S608 - put together from constants
 
-NOTHING_KNOWN = """
+IS_UNREPORTED = """
 status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AND received_receipt IS NULL
     AND checkout_request_id IS NULL AND merchant_request_id IS NULL
 """
@@ -161,7 +161,7 @@ status = 'pending' AND mismatch IS NULL AND claim IS NULL AND receipt IS NULL AN
 
 RESEND = f"""
 UPDATE payment SET charge = 'ready', push_attempt = push_attempt + 1, updated_at = $2, due_at = $3, expires_at = $4
-WHERE payment_id = $1 AND charge = 'released' AND {NOTHING_KNOWN}
+WHERE payment_id = $1 AND charge = 'released' AND {IS_UNREPORTED}
 RETURNING *
 """  # noqa: S608 - the clause above
 
@@ -170,7 +170,7 @@ WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[]) AS t(payment_id, push_attempt) LIMIT cardinality($1)
 ), free AS MATERIALIZED (
     SELECT payment_id FROM given JOIN payment USING (payment_id, push_attempt)
-    WHERE charge = 'ready' AND {NOTHING_KNOWN}
+    WHERE charge = 'ready' AND {IS_UNREPORTED}
     ORDER BY payment_id FOR UPDATE OF payment SKIP LOCKED
 )
 UPDATE payment SET charge = 'sending' FROM free WHERE payment.payment_id = free.payment_id
@@ -206,7 +206,7 @@ RELEASE_PUSH = f"""
 UPDATE payment SET charge = 'released', updated_at = $3, due_at = $4,
     -- An unsent payment expires when it can no longer be sent.
     expires_at = $4
-WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {NOTHING_KNOWN}
+WHERE payment_id = $1 AND push_attempt = $2 AND charge IN ('ready', 'sending') AND {IS_UNREPORTED}
 RETURNING *
 """  # noqa: S608 - the clause above
 
@@ -262,7 +262,7 @@ SELECT * FROM payment WHERE receipt IS NULL AND status IN ('pending', 'failed') 
 ORDER BY payment_id DESC LIMIT 10
 """
 
-WAITS_FOR_A_PERSON = """
+NEEDS_REVIEW = """
 looked_after_at IS NULL AND (reversed_outside IS NOT NULL OR (mismatch IS NOT NULL AND (
     status IN ('pending', 'failed') OR mismatch = 'receipt' OR is_mismatch_of_paid
     OR (received_receipt = receipt) IS FALSE OR (mismatch = 'amount' AND (received_receipt = receipt) IS NOT TRUE))))
@@ -277,13 +277,13 @@ FROM (
 ) AS due
 """
 
-COUNT_HELD = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {WAITS_FOR_A_PERSON}"  # noqa: S608 - the clause above
+COUNT_NEEDING_REVIEW = f"SELECT count(*) FROM payment WHERE env = ANY($1::text[]) AND {NEEDS_REVIEW}"  # noqa: S608 - the clause above
 
 TIMELINE = """
 SELECT at, kind, cause, result_code, detail FROM payment_timeline WHERE payment_id = $1 ORDER BY at, rank, number
 """
 
-EXAMINE = f"""
+COUNT_FOR_DOCTOR = f"""
 WITH recent AS (
     SELECT payment_id FROM payment
     WHERE merchant_id = $1 AND env = $3 AND payment_id >= $2 AND charge = 'accepted' AND status <> 'pending'
@@ -292,5 +292,5 @@ WITH recent AS (
 SELECT (SELECT count(*) FROM recent) AS ended,
     (SELECT count(DISTINCT payment_id) FROM recent JOIN payment_timeline USING (payment_id) WHERE cause = 'callback')
         AS by_callback,
-    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {WAITS_FOR_A_PERSON}) AS held
+    (SELECT count(*) FROM payment WHERE merchant_id = $1 AND env = $3 AND {NEEDS_REVIEW}) AS held
 """  # noqa: S608 - the clause above

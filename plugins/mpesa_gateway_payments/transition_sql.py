@@ -1,6 +1,6 @@
 """Statements that write decisions and refunds."""
 
-from mpesa_gateway_payments.result_codes import ORDINARY
+from mpesa_gateway_payments.result_codes import SUCCESS_TEXT
 
 _COLUMNS = {
     "status": "text",
@@ -34,13 +34,13 @@ _TYPES = _COLUMNS | {"payment_id": "uuid"}
 _ARRAYS = ", ".join(f"${number}::{_TYPES.get(name, 'text')}[]" for number, name in enumerate(WRITTEN, 1))
 _VALUES = {
     "claim": "given.claim::jsonb",
-    "result_desc": f"CASE WHEN given.result_code = '0' THEN NULLIF(given.result_desc, '{ORDINARY}') "
+    "result_desc": f"CASE WHEN given.result_code = '0' THEN NULLIF(given.result_desc, '{SUCCESS_TEXT}') "
     "ELSE given.result_desc END",
 }
 _SET = ", ".join(f"{name} = {_VALUES.get(name, f'given.{name}')}" for name in _COLUMNS)
 
 # raw SQL: hot path - each callback.
-CHANGE = f"""
+UPDATE_PAYMENTS = f"""
 UPDATE payment SET {_SET}
 FROM (
     SELECT * FROM (

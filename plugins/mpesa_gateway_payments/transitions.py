@@ -152,7 +152,7 @@ class Transitions:
             return
         rows = [change.row for change in changed]
         columns = ([row[name] for row in rows] for name in transition_sql.WRITTEN)
-        await self._db.defer(DeferredWrite(transition_sql.CHANGE, tuple(columns), expects=len(rows)))
+        await self._db.defer(DeferredWrite(transition_sql.UPDATE_PAYMENTS, tuple(columns), expects=len(rows)))
         await self._transactions.defer([seen for change in changes for seen in change.seen])
         await self._write_steps([step for change in changed for step in change.steps])
         await self._outbox.publish([event for change in changed for event in change.events])

@@ -6,7 +6,7 @@ import structlog
 
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, Database, Row
+from mpesa_gateway.db.engine import OVERLOADED, Database, Row
 from mpesa_gateway_payments import due_sql, tables
 from mpesa_gateway_payments.decisions import Expired, ReportedFailure, unsent_text
 from mpesa_gateway_payments.settings import PaymentsSettings
@@ -50,7 +50,7 @@ class UnacknowledgedPushes:
                     await self._db.execute("SET LOCAL lock_timeout = 500")
                     await self.close(payment_id, now)
                 closed += 1
-            except OVERBURDENED as problem:
+            except OVERLOADED as problem:
                 log.info("payment_not_closed", payment_id=payment_id, error=type(problem).__name__)
         return closed
 
@@ -67,9 +67,9 @@ class UnacknowledgedPushes:
             if row is None or row["status"] != Status.PENDING.value or row["checkout_request_id"] is not None:
                 return row
             if leased_until is not None and leased_until > now:
-                await due_sql.ask_again(self._db, payment_id, leased_until)
+                await due_sql.set_next_query(self._db, payment_id, leased_until)
             elif row["charge"] == Charge.RELEASED.value and now < row["expires_at"]:
-                await due_sql.ask_again(self._db, payment_id, row["expires_at"])
+                await due_sql.set_next_query(self._db, payment_id, row["expires_at"])
             elif row["charge"] in {Charge.READY.value, Charge.RELEASED.value}:
                 await idempotency.close(self._db, merchant_id=merchant_id, env=env, key=key)
                 reasons = await due_sql.read_unsent_reasons(self._db, [row])
@@ -107,4 +107,4 @@ class UnacknowledgedPushes:
             if locked is not None:
                 await self._moves.apply(locked, Expired())
         elif row["claim"] is None:
-            await due_sql.ask_again(self._db, payment_id, row["expires_at"])
+            await due_sql.set_next_query(self._db, payment_id, row["expires_at"])

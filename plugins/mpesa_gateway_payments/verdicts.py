@@ -105,7 +105,7 @@ class Confirm:
 
 
 @dataclass(frozen=True)
-class Ask:
+class NeedsQuery:
     """A status query about the receipt must decide between these payments."""
 
     payment_ids: tuple[str, ...]
@@ -136,7 +136,7 @@ class NotAssignable:
     reason: Literal["not_ours", "receiver", "paid", "another", "merchant", "differs"]
 
 
-Verdict = PaidBy | AlreadyKnown | Mismatch | Confirm | Ask | Ambiguous | NotFound | NotIncoming
+Verdict = PaidBy | AlreadyKnown | Mismatch | Confirm | NeedsQuery | Ambiguous | NotFound | NotIncoming
 
 
 _COLUMNS = tuple(name for name in Payment.__dataclass_fields__ if name not in {"phone", "claim"})

@@ -9,7 +9,7 @@ from mpesa_gateway.clock import rfc3339
 from mpesa_gateway.db.engine import Row
 from mpesa_gateway.money import Kes
 from mpesa_gateway_payments.events import PaymentEvent
-from mpesa_gateway_payments.result_codes import ORDINARY
+from mpesa_gateway_payments.result_codes import SUCCESS_TEXT
 from mpesa_gateway_payments.schemas import Mismatch, PaymentView
 
 
@@ -80,7 +80,7 @@ _SHARED = tuple(
 
 def _result_desc(row: Row | Mapping[str, Any]) -> str | None:
     text: str | None = row["result_desc"]
-    return ORDINARY if text is None and row["result_code"] == "0" else text
+    return SUCCESS_TEXT if text is None and row["result_code"] == "0" else text
 
 
 def _metadata(row: Row | Mapping[str, Any]) -> dict[str, str]:

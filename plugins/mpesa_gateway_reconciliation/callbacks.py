@@ -1,7 +1,7 @@
 """Callbacks of Pull. Safaricom does not document them: any JSON object is stored and ignored."""
 
 from mpesa_gateway.daraja.callbacks import CallbackContent, CallbackKind
-from mpesa_gateway.daraja.wire import InvalidCallback, decoded, read_json_leniently
+from mpesa_gateway.daraja.wire import InvalidCallback, decode_text, read_json_leniently
 
 
 def _read_pull(body: bytes) -> CallbackContent:
@@ -11,7 +11,7 @@ def _read_pull(body: bytes) -> CallbackContent:
         raise InvalidCallback("not JSON") from None
     if not isinstance(content, dict):
         raise InvalidCallback("not a JSON object")
-    return CallbackContent("", "0", (decoded(body),))
+    return CallbackContent("", "0", (decode_text(body),))
 
 
 CALLBACKS = (

@@ -19,7 +19,7 @@ _LATE = timedelta(hours=1)
 
 async def check_reconciliation(gateway: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Check that Pull is registered and the last run is recent."""
-    merchant_id = examination.one.merchant_id
+    merchant_id = examination.require_merchant.merchant_id
     try:
         credentials = await gateway.port(Credentials).get(merchant_id, examination.env)
     except (ProviderNotConfigured, UnsealError):

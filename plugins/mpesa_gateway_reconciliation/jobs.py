@@ -9,4 +9,4 @@ async def reconcile(gateway: Runtime, *, shortcode_id: str) -> None:
 
 
 async def reconcile_all(gateway: Runtime) -> None:
-    await gateway.port(ReconciliationService).wake_all()
+    await gateway.port(ReconciliationService).enqueue_all()

@@ -16,7 +16,7 @@ from mpesa_gateway_payments.api import (
     Zone,
     in_zone,
     is_negative,
-    possible,
+    possible_times,
     read_amount,
     read_kind,
     read_unsigned,
@@ -31,7 +31,9 @@ async def zone_of(db: Database, env: str, shortcode: str) -> Zone | None:
     return zones.pop() if len(zones) == 1 else None
 
 
-def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) -> tuple[tuple[datetime, ...], bool]:
+def possible_times_of(
+    line: StatementLine, run: Row, zone: Zone | None, now: datetime
+) -> tuple[tuple[datetime, ...], bool]:
     """Return a line's possible times, and False if none is possible.
 
     A line without a readable time has the end of the window and False: only its receipt or our own reference settles
@@ -40,11 +42,11 @@ def kept_times(line: StatementLine, run: Row, zone: Zone | None, now: datetime) 
     readings = in_zone(line.moments, zone) or (run["window_end"],)
     if not line.moments:
         return readings, False
-    found = possible(readings, now=now, since=run["window_start"], until=run["window_end"])
+    found = possible_times(readings, now=now, since=run["window_start"], until=run["window_end"])
     return found or readings, bool(found)
 
 
-def seen_on(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
+def reported_transaction(run: Row, line: StatementLine, occurred_at: datetime) -> ReportedTransaction:
     direction, _ = read_kind(line.kind)
     is_out = direction is Direction.OUT or is_negative(line.amount_text)
     amount = read_unsigned(line.amount_text) if is_out else line.amount

@@ -23,12 +23,12 @@ from mpesa_gateway_payments.api import (
     TRANSACTION_STATUS,
     AlreadyKnown,
     Ambiguous,
-    Ask,
     Direction,
     Evidence,
     Finding,
     Lock,
     Mismatch,
+    NeedsQuery,
     NotAssignable,
     PaidBy,
     Payments,
@@ -39,7 +39,7 @@ from mpesa_gateway_payments.api import (
     Verdict,
     Zone,
     in_zone,
-    possible,
+    possible_times,
     proven_zone,
     read_direction,
     transaction_state,
@@ -156,7 +156,7 @@ class LineMatching:
                     asked.append(row)
             else:
                 unmatched[_unmatched_finding(verdict)].append(row)
-                if isinstance(verdict, Ask):
+                if isinstance(verdict, NeedsQuery):
                     asked.append(row)
         for finding, found in unmatched.items():
             await self._found(found, finding, run)
@@ -166,7 +166,7 @@ class LineMatching:
         """Lines that a person has decided keep their finding."""
         if rows:
             run_id = None if run is None else run["run_id"]
-            await self._db.fetch(tables.FOUND_MANY, [row["line_id"] for row in rows], finding, run_id)
+            await self._db.fetch(tables.STORE_FINDINGS, [row["line_id"] for row in rows], finding, run_id)
 
     async def _match_line(self, row: Row, report: Evidence, run: Row | None) -> Settled:
         return await self._write(row, run, partial(self._recovery.apply, report))
@@ -184,7 +184,7 @@ class LineMatching:
                 is_settled = settled.finding in _SETTLED
                 payment_id, owner = (settled.payment_id, settled.merchant_id) if is_settled else (None, None)
                 now = self._clock.now()
-                await self._db.fetch(tables.FOUND, row["line_id"], settled.finding, payment_id, now, owner)
+                await self._db.fetch(tables.STORE_FINDING, row["line_id"], settled.finding, payment_id, now, owner)
                 if run is not None:
                     # Another merchant's payment is not shown.
                     is_shown = owner in {None, run["merchant_id"]}
@@ -265,7 +265,7 @@ class LineMatching:
                 await self._learn(asked, result)
             else:
                 log.error("status_answer_of_other_money", line_id=asked["line_id"], says=result.transaction_status)
-                await self._db.execute(tables.LEARN, asked["line_id"], None, None, result.received_at, None)
+                await self._db.execute(tables.STORE_ANSWER, asked["line_id"], None, None, result.received_at, None)
 
             async def decide() -> None:
                 await self._decide_like(asked)
@@ -280,9 +280,9 @@ class LineMatching:
             known = await port.get(line["merchant_id"], line["env"], line["shortcode"])
             numbers.add(known.store_number or known.shortcode)
         direction = read_direction(result.payees, numbers, debtors=result.payers, amount=result.amount_text)
-        moments = () if result.finished_at is None else possible((result.finished_at,), now=result.received_at)
+        moments = () if result.finished_at is None else possible_times((result.finished_at,), now=result.received_at)
         await self._db.execute(
-            tables.LEARN,
+            tables.STORE_ANSWER,
             line["line_id"],
             read_payer(result.payers),
             list(moments) or None,
@@ -327,7 +327,7 @@ class LineMatching:
             if isinstance(settled, NotAssignable):
                 raise LineSettled(_NOT_ASSIGNABLE[settled.reason])
             now, owner = self._clock.now(), settled.merchant_id
-            await self._db.fetch(tables.FOUND, line_id, settled.finding, payment_id, now, owner)
+            await self._db.fetch(tables.STORE_FINDING, line_id, settled.finding, payment_id, now, owner)
             assigned = await self._db.fetchrow(tables.FIND_LINE, line_id)
             # Last: the audit log is locked after all other rows.
             detail = {"payment_id": payment_id, "finding": settled.finding}
@@ -348,7 +348,7 @@ class LineMatching:
         (verdict,) = await self._recovery.judge([report])
         if isinstance(verdict, PaidBy | AlreadyKnown | Mismatch):
             return (verdict.payment_id,)
-        return verdict.payment_ids if isinstance(verdict, Ask | Ambiguous) else ()
+        return verdict.payment_ids if isinstance(verdict, NeedsQuery | Ambiguous) else ()
 
 
 def _agrees(line: Row, result: StatusResulted) -> bool:
@@ -366,4 +366,4 @@ def _require_open(line: Row | None) -> None:
 
 
 def _unmatched_finding(verdict: Verdict) -> Finding:
-    return "ambiguous" if isinstance(verdict, Ask | Ambiguous) else "not_found"
+    return "ambiguous" if isinstance(verdict, NeedsQuery | Ambiguous) else "not_found"

@@ -7,7 +7,7 @@ from litestar.params import FromPath, JSONBody
 from mpesa_gateway.errors import ProviderNotConfigured, ProviderRejected, ProviderUnavailable
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.services import Services
 from mpesa_gateway_credentials.api import ReceiverOwned
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
@@ -55,7 +55,9 @@ async def reconcile(
     return Response(Success(data=run), status_code=202 if run.status == "running" else 200)
 
 
-@get("/v1/payments/mpesa/reconciliations", dependencies={"filters": reads(RunsQuery)}, tags=["Reconciliation"])
+@get(
+    "/v1/payments/mpesa/reconciliations", dependencies={"filters": query_dependency(RunsQuery)}, tags=["Reconciliation"]
+)
 async def list_runs(
     filters: NamedDependency[RunsQuery], caller: PaymentsRead, services: NamedDependency[Services]
 ) -> Page[RunView]:
@@ -65,7 +67,7 @@ async def list_runs(
 
 @get(
     "/v1/payments/mpesa/reconciliations/{run_id:str}",
-    dependencies={"filters": reads(RowsQuery)},
+    dependencies={"filters": query_dependency(RowsQuery)},
     tags=["Reconciliation"],
     described=path_id("run_id", "run"),
 )

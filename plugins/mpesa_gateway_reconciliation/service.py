@@ -11,7 +11,7 @@ from mpesa_gateway.bulkhead import Bulkhead
 from mpesa_gateway.call_slots import released_slot
 from mpesa_gateway.daraja.client import DarajaFault, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.wire import StatementLine, StatementPage
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Row
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Row
 from mpesa_gateway.errors import check_fields
 from mpesa_gateway.logs import trace
 from mpesa_gateway.money import Kes
@@ -22,7 +22,7 @@ from mpesa_gateway_credentials.api import Credentials, MpesaCredentials
 from mpesa_gateway_payments.api import Zone
 from mpesa_gateway_reconciliation import tables
 from mpesa_gateway_reconciliation.errors import RunInProgress, RunLost
-from mpesa_gateway_reconciliation.line_evidence import kept_times, seen_on
+from mpesa_gateway_reconciliation.line_evidence import possible_times_of, reported_transaction
 from mpesa_gateway_reconciliation.line_matching import LineMatching
 from mpesa_gateway_reconciliation.metrics import ReconciliationMetrics
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PullQuery
@@ -145,7 +145,7 @@ class ReconciliationService:
         await self._run(run, credentials)
         return True
 
-    async def wake_all(self) -> int:
+    async def enqueue_all(self) -> int:
         """Enqueue a run for each shortcode with a readable statement; return their number."""
         sources = await self._credentials.statement_sources()
         for source in sources:
@@ -188,7 +188,7 @@ class ReconciliationService:
                 )
             )
             run = await self._db.fetchrow(
-                *tables.BEGIN.bind(
+                *tables.START_RUN.bind(
                     run_id=self._runtime.ids.new("run", now),
                     merchant_id=credentials.merchant_id,
                     env=credentials.env,
@@ -259,7 +259,7 @@ class ReconciliationService:
                         RunRow.run_id == run_id, RunRow.status == "running"
                     )
                 )
-            except (*UNREACHABLE, *OVERBURDENED) as problem:
+            except (*UNREACHABLE, *OVERLOADED) as problem:
                 log.warning("reconciliation_lease_not_extended", run_id=run_id, error=type(problem).__name__)
 
     async def start(self) -> None:
@@ -309,8 +309,10 @@ class ReconciliationService:
     async def _store_lines(self, run: Row, page: StatementPage, zone: Zone | None, *, is_till: bool) -> int:
         """Return the number of lines new to this run."""
         now = self._runtime.clock.now()
-        times = [kept_times(line, run, zone, now) for line in page.lines]
-        seen = [seen_on(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)]
+        times = [possible_times_of(line, run, zone, now) for line in page.lines]
+        seen = [
+            reported_transaction(run, line, moments[0]) for line, (moments, _) in zip(page.lines, times, strict=True)
+        ]
         # One line of each page is kept as proof of the time zone, even of a known one.
         first = next((line.receipt for line in page.lines if len(line.moments) > 1), None)
         async with self._db.transaction():
@@ -334,7 +336,7 @@ class ReconciliationService:
                 if known is not None
             ]
             rows = await self._db.fetch(
-                *tables.KEEP_LINES.bind_rows(
+                *tables.STORE_LINES.bind_rows(
                     values,
                     merchant_id=run["merchant_id"],
                     env=run["env"],

@@ -89,7 +89,7 @@ ON CONFLICT (merchant_id, env, shortcode) DO UPDATE SET response_code = excluded
 RETURNING *
 """
 
-BEGIN = Named("""
+START_RUN = Named("""
 INSERT INTO reconciliation_run (run_id, merchant_id, env, shortcode, cause, window_start, window_end, lease_until,
     started_at, receiver_id)
 VALUES ($run_id, $merchant_id, $env, $shortcode, $cause, $window_start, $window_end, $lease_until, $started_at,
@@ -106,7 +106,7 @@ WHERE merchant_id = $1 AND env = $2 AND shortcode = $3 AND status = 'completed' 
 """Regular runs adjoin without gaps; manual windows do not."""
 
 # raw SQL: upsert
-KEEP_LINES = Named("""
+STORE_LINES = Named("""
 WITH locked AS (
     SELECT transaction_id FROM statement_note WHERE transaction_id = ANY($transaction_id::uuid[])
     ORDER BY transaction_id FOR UPDATE
@@ -191,7 +191,7 @@ WHERE note.env = $1 AND receiver.number = $2 AND zone IS NOT NULL ORDER BY note.
 """
 
 # raw SQL: lock
-FOUND_MANY = """
+STORE_FINDINGS = """
 WITH open AS (
     SELECT transaction_id FROM statement_note
     WHERE transaction_id = ANY($1::uuid[]) AND payment_id IS NULL AND set_aside_at IS NULL
@@ -208,7 +208,7 @@ WHERE run_id = $3 AND transaction_id = ANY($1::uuid[])
 """
 
 # raw SQL: expression
-FOUND = """
+STORE_FINDING = """
 UPDATE statement_note SET finding = $2, payment_id = $3, merchant_id = COALESCE($5, merchant_id),
     settled_at = CASE WHEN $3::uuid IS NOT NULL THEN $4::timestamptz END
 WHERE transaction_id = $1
@@ -239,7 +239,7 @@ ORDER BY line_id
 """The queried line and the newest similar ones."""
 
 # raw SQL: expression
-LEARN = """
+STORE_ANSWER = """
 UPDATE statement_note SET payer = COALESCE($2, payer), moments = COALESCE($3::timestamptz[], moments),
     is_timed = is_timed OR $3 IS NOT NULL, answered_at = $4, is_to_us = $5
 WHERE transaction_id = $1

@@ -11,7 +11,7 @@ async def check_refunds(gateway: Runtime, context: CheckContext) -> AsyncIterato
     """Count the pending refunds that need review."""
     count = await gateway.db.run(
         RefundRow.count().where(
-            RefundRow.merchant_id == context.one.merchant_id,
+            RefundRow.merchant_id == context.require_merchant.merchant_id,
             RefundRow.env == context.env,
             RefundRow.status == "pending",
             RefundRow.attention.is_not_null(),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mpesa_gateway.daraja.operations import DarajaCredentials, Initiator, Operation, names_a_conversation, read_ack
+from mpesa_gateway.daraja.operations import DarajaCredentials, Initiator, Operation, accepts_conversation, read_ack
 from mpesa_gateway.money import Kes
 
 
@@ -44,5 +44,5 @@ REVERSAL = Operation(
     path="/mpesa/reversal/v1/request",
     request=ReversalRequest,
     read=read_ack,
-    recognises=names_a_conversation,
+    recognises=accepts_conversation,
 )

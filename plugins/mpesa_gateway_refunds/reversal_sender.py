@@ -12,7 +12,7 @@ from mpesa_gateway.clock import Clock
 from mpesa_gateway.daraja.client import Ack, DarajaClient, DarajaFault, NotSent, OutcomeUnknown, Rejected
 from mpesa_gateway.daraja.refusals import api_error_of
 from mpesa_gateway.db import idempotency
-from mpesa_gateway.db.engine import OVERBURDENED, UNREACHABLE, Database, Found
+from mpesa_gateway.db.engine import OVERLOADED, UNREACHABLE, Database, Found
 from mpesa_gateway.db.outcomes import OutcomeWriter
 from mpesa_gateway.money import Kes
 from mpesa_gateway.trace_links import TraceLinks
@@ -106,7 +106,7 @@ class ReversalSender:
                     )
                     .returning(RefundRow.refund_id)
                 )
-        except (*UNREACHABLE, *OVERBURDENED) as problem:
+        except (*UNREACHABLE, *OVERLOADED) as problem:
             log.warning("reversal_not_marked", refund_id=row["refund_id"], error=type(problem).__name__)
             raise NotSent("the gateway cannot write to its database now", retry_after=5) from None
         return bool(marked)

@@ -12,7 +12,7 @@ from mpesa_gateway.errors import Conflict, NotFound, ProviderNotConfigured, Prov
 from mpesa_gateway.http.csv import stream_csv
 from mpesa_gateway.http.envelope import Page, Success
 from mpesa_gateway.http.fields import path_id
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.security.scopes import Admin
 from mpesa_gateway.services import Services
 from mpesa_gateway_refunds.completion import RefundCompletion
@@ -65,7 +65,7 @@ async def create_refund(
     )
 
 
-@get("/v1/refunds", dependencies={"filters": reads(RefundQuery)}, tags=["Refunds"])
+@get("/v1/refunds", dependencies={"filters": query_dependency(RefundQuery)}, tags=["Refunds"])
 async def list_refunds(
     filters: NamedDependency[RefundQuery], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Page[RefundView]:
@@ -73,7 +73,7 @@ async def list_refunds(
     return await services.get(RefundService).page(caller.merchant_id, caller.env, filters)
 
 
-@get("/v1/refunds/export", dependencies={"filters": reads(RefundFilters)}, tags=["Refunds"])
+@get("/v1/refunds/export", dependencies={"filters": query_dependency(RefundFilters)}, tags=["Refunds"])
 async def export_refunds(
     filters: NamedDependency[RefundFilters], caller: RefundsRead, services: NamedDependency[Services]
 ) -> Stream:

@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.http.field_rules import PHONE, one_of
-from mpesa_gateway.http.query import Moment, reads
+from mpesa_gateway.http.query import Moment, query_dependency
 from mpesa_gateway.phone import Msisdn
 from mpesa_gateway.services import Services
 from mpesa_gateway_simulator.bystanders import PayerShown, TimeShown
@@ -59,7 +59,7 @@ class PushQuery(msgspec.Struct, frozen=True, kw_only=True):
     refuses=(FromAnotherSite,),
     public=True,
     priority=True,
-    dependencies={"filters": reads(PushQuery)},
+    dependencies={"filters": query_dependency(PushQuery)},
     tags=["Simulator"],
 )
 async def pushes(services: NamedDependency[Services], filters: NamedDependency[PushQuery]) -> Success[list[PushView]]:
@@ -321,7 +321,7 @@ class LedgerQuery(msgspec.Struct, frozen=True, kw_only=True):
     refuses=(FromAnotherSite,),
     public=True,
     priority=True,
-    dependencies={"filters": reads(LedgerQuery)},
+    dependencies={"filters": query_dependency(LedgerQuery)},
     tags=["Simulator"],
 )
 async def ledger(

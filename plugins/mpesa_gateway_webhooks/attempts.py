@@ -91,17 +91,17 @@ class AttemptRecorder:
                 [row["address_id"] for row, _ in delivered],
             )
             await self._db.execute(
-                endpoint_tables.ENDPOINTS_WELL, list({row["address_id"] for row, _ in delivered}), now
+                endpoint_tables.RECORD_SUCCESSES, list({row["address_id"] for row, _ in delivered}), now
             )
         self._counter.labels("delivered").inc(len(delivered))
 
     async def _store_deferred(self, later: Sequence[tuple[str, datetime]]) -> list[None]:
-        await self._db.execute(tables.PUT_OFF, [delivery_id for delivery_id, _ in later], [until for _, until in later])
+        await self._db.execute(tables.DEFER, [delivery_id for delivery_id, _ in later], [until for _, until in later])
         return [None] * len(later)
 
     async def _store_released(self, leased: Sequence[tuple[str, datetime]]) -> list[None]:
         await self._db.execute(
-            tables.HAND_BACK, [delivery_id for delivery_id, _ in leased], [until for _, until in leased]
+            tables.RELEASE, [delivery_id for delivery_id, _ in leased], [until for _, until in leased]
         )
         return [None] * len(leased)
 
@@ -129,7 +129,7 @@ class AttemptRecorder:
                 tables.FAILED, delivery_id, now, status, text, due, row["endpoint_id"], row["address_id"]
             )
             await self._db.execute(
-                endpoint_tables.ENDPOINT_ILL,
+                endpoint_tables.RECORD_FAILURE,
                 row["address_id"],
                 now,
                 self._settings.breaker_failures,

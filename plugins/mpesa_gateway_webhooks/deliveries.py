@@ -121,8 +121,8 @@ class DeliveryService:
         assigned = 0
         while True:
             now = self._runtime.clock.now()
-            orphans = await self._db.fetch(tables.MAKE_ORPHANS_WAIT, now, SWEEP)
-            rows = await self._db.fetch(tables.ADOPT, now, now - self._wait, SWEEP)
+            orphans = await self._db.fetch(tables.UNASSIGN_REMOVED, now, SWEEP)
+            rows = await self._db.fetch(tables.ASSIGN_WAITING, now, now - self._wait, SWEEP)
             assigned += len(rows)
             await self._wake([row["delivery_id"] for row in rows if row["status"] == "pending"])
             if len(rows) < SWEEP and len(orphans) < SWEEP:

@@ -27,7 +27,7 @@ async def check_settings(gateway: Runtime, context: CheckContext) -> AsyncIterat
 
 
 async def check_endpoint(gateway: Runtime, context: CheckContext) -> AsyncIterator[CheckResult]:
-    merchant = context.one
+    merchant = context.require_merchant
     row = await gateway.db.fetchrow(
         tables.EXAMINE,
         merchant.merchant_id,

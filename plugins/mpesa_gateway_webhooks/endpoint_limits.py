@@ -33,7 +33,7 @@ class EndpointLimit:
         self._failures = failures
         self._closed: tuple[datetime, datetime] | None = None
 
-    def note(self, *, is_taken: bool, at: datetime, most: int, until: datetime) -> None:
+    def record_outcome(self, *, is_taken: bool, at: datetime, most: int, until: datetime) -> None:
         """Record an outcome. ``most`` consecutive failures pause the endpoint ``until`` then."""
         self._failures = 0 if is_taken else self._failures + 1
         if is_taken:
@@ -100,7 +100,7 @@ class EndpointLimits:
         """True if more deliveries may be claimed."""
         return self._eased.is_set()
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until more deliveries may be claimed."""
         await self._eased.wait()
 

@@ -40,7 +40,7 @@ def active_of(merchant_id: str, env: Env) -> tuple[Where, ...]:
 # raw SQL: upsert - the active endpoint of a merchant and env, found by a partial index.
 # raw SQL: aggregate - an endpoint's deliveries, counted up to a limit.
 
-ENDPOINTS_WELL = """
+RECORD_SUCCESSES = """
 UPDATE webhook_endpoint SET failures = 0, closed_until = NULL, last_success_at = $2::timestamptz
 WHERE endpoint_id IN (
     SELECT endpoint_id FROM webhook_endpoint
@@ -52,7 +52,7 @@ WHERE endpoint_id IN (
 )
 """
 
-ENDPOINT_ILL = """
+RECORD_FAILURE = """
 UPDATE webhook_endpoint SET failures = failures + 1, last_failure_at = $2,
     closed_until = CASE WHEN failures + 1 >= $3 THEN $4::timestamptz ELSE closed_until END
 WHERE address_id = $1

@@ -136,7 +136,7 @@ class EndpointService:
         Raises NotFound, and RateLimited while too many tests run or above ``tests_per_minute``.
         """
         self._db.refuse_transaction("sending a test webhook")
-        await self._runtime.limits.acted("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
+        await self._runtime.limits.count_action("webhook.test", caller.merchant_id, self._settings.tests_per_minute)
         with self._tests.acquire(caller.merchant_id) as has_place:
             if not has_place:
                 raise _busy()

@@ -184,7 +184,7 @@ async def owed(visit: PageRequest, _: str) -> Rendered | None:
     )
 
 
-async def past_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
+async def timeline_of_payment(gateway: Runtime, payment_id: str) -> Sequence[TimelineEntry]:
     """Return one entry per delivery, at its last attempt."""
     deliveries: dict[str, list[Row]] = {}
     for row in await gateway.port(WebhookOperatorService).attempts_of_payment(payment_id):
@@ -211,7 +211,7 @@ def _moment(attempts: Sequence[Row]) -> TimelineEntry:
     )
 
 
-async def unheard(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
+async def failing_webhooks(gateway: Runtime, env: Env) -> Sequence[AttentionItem]:
     operators, found = gateway.port(WebhookOperatorService), list[AttentionItem]()
     if failing := await operators.count_failing(env):
         text = f"{failing} failing webhook {'endpoint' if failing == 1 else 'endpoints'}"
@@ -252,6 +252,6 @@ PAGES = Pages(
         Panel("merchant", of_merchant, 30),
         Panel("overview", owed, 50),
     ),
-    traces=(TimelineSource("payment", past_of_payment),),
-    concerns=(unheard,),
+    traces=(TimelineSource("payment", timeline_of_payment),),
+    concerns=(failing_webhooks,),
 )

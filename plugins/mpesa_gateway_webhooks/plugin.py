@@ -24,7 +24,7 @@ from mpesa_gateway_webhooks.settings import WebhooksSettings
 from mpesa_gateway_webhooks.tables import FORGET_ANSWERS, FORGET_ATTEMPTS, AttemptRow, DeliveryRow
 
 
-async def owe_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
+async def create_deliveries(events: Sequence[PublicEvent], gateway: Runtime) -> None:
     """Create the deliveries of these events."""
     await gateway.port(DeliveryService).create_deliveries(events)
 
@@ -44,7 +44,7 @@ plugin = Plugin(
         Job(hand_over, timeout=300, cron="* * * * *", queue="maintenance"),
     ),
     publishes=(WebhookTest,),
-    subscribers=(on_event_in_transaction(PublicEvent, owe_deliveries),),
+    subscribers=(on_event_in_transaction(PublicEvent, create_deliveries),),
     provides=PROVIDES,
     tables=Tables(
         models=(EndpointRow, DeliveryRow, AttemptRow),

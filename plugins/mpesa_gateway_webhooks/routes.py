@@ -7,7 +7,7 @@ from litestar.params import FromPath, JSONBody
 from mpesa_gateway.errors import Conflict, NotFound
 from mpesa_gateway.http.envelope import Deleted, Page, Success
 from mpesa_gateway.http.fields import path_id
-from mpesa_gateway.http.query import reads
+from mpesa_gateway.http.query import query_dependency
 from mpesa_gateway.security.scopes import MerchantRead, MerchantWrite
 from mpesa_gateway.services import Services
 from mpesa_gateway_webhooks.deliveries import DeliveryService
@@ -63,7 +63,7 @@ async def send_test(caller: WebhooksWrite, services: NamedDependency[Services]) 
     return Success(data=await services.get(EndpointService).test(caller, services.get(DeliveryService).egress))
 
 
-@get("/v1/webhooks/logs", dependencies={"filters": reads(DeliveryQuery)}, tags=["Webhooks"])
+@get("/v1/webhooks/logs", dependencies={"filters": query_dependency(DeliveryQuery)}, tags=["Webhooks"])
 async def list_deliveries(
     filters: NamedDependency[DeliveryQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[DeliveryView]:
@@ -101,7 +101,7 @@ async def replay_deliveries(
     return Success(data=await services.get(DeliveryService).replay_many(caller, data))
 
 
-@get("/v1/events", dependencies={"filters": reads(EventQuery)}, tags=["Webhooks"])
+@get("/v1/events", dependencies={"filters": query_dependency(EventQuery)}, tags=["Webhooks"])
 async def list_events(
     filters: NamedDependency[EventQuery], caller: WebhooksRead, services: NamedDependency[Services]
 ) -> Page[EventBody]:

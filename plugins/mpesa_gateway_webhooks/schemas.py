@@ -8,7 +8,7 @@ import msgspec
 
 from mpesa_gateway.env import Environment
 from mpesa_gateway.http.egress import LONGEST_URL
-from mpesa_gateway.http.field_rules import elsewhere
+from mpesa_gateway.http.field_rules import checked_by_service
 from mpesa_gateway.http.fields import EventId, Masked, example_id, id_field, named
 from mpesa_gateway.http.query import ListQuery, Moment
 
@@ -25,7 +25,7 @@ class EventBody(msgspec.Struct, frozen=True, kw_only=True):
         "data": {"payment_id": example_id("pay"), "amount": "500.00", "status": "completed", "receipt": "TKN4A1B2C3"},
     }
 
-    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"data": elsewhere(type="object")}
+    RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {"data": checked_by_service(type="object")}
 
     id: EventId
     type: str
@@ -38,7 +38,7 @@ class SetWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A merchant's new endpoint."""
 
     RULES: ClassVar[Mapping[str, Callable[..., Any]]] = {
-        "webhook_url": elsewhere(
+        "webhook_url": checked_by_service(
             format="uri",
             maxLength=LONGEST_URL,
             pattern="^[Hh][Tt][Tt][Pp][Ss]?://",

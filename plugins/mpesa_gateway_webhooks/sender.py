@@ -136,7 +136,7 @@ class DeliverySender:
         return len(await self._claims.submit(_RequestedDelivery(delivery_ids, copy_context())))
 
     async def _catch_up(self) -> None:
-        await self._limits.room()
+        await self._limits.wait_for_room()
         try:
             await self._hand_over()
         except Exception as problem:  # noqa: BLE001 - the sweep enqueues them later
@@ -259,7 +259,7 @@ class DeliverySender:
 
     def _note(self, limit: EndpointLimit, answer: EgressResponse | EgressFailed) -> None:
         now = self._runtime.clock.now()
-        limit.note(
+        limit.record_outcome(
             is_taken=is_delivered(answer),
             at=now,
             most=self._settings.breaker_failures,

@@ -94,7 +94,7 @@ CLAIM = _CLAIM.format(
 
 CLAIM_OF_ENDPOINT = _CLAIM.format("delivery WHERE endpoint_id = $1", "ORDER BY due_at LIMIT $4")
 
-HAND_BACK = """
+RELEASE = """
 UPDATE delivery SET leased_until = NULL
 FROM (
     SELECT id FROM (
@@ -165,7 +165,7 @@ WHERE delivery_id = $1 AND status = 'pending'
 """
 """An attempt at a replaced or removed address does not count: the new address is tried at once."""
 
-PUT_OFF = """
+DEFER = """
 UPDATE delivery SET due_at = GREATEST(due_at, until), leased_until = NULL
 FROM (
     SELECT id, until FROM (
@@ -183,7 +183,7 @@ WHERE delivery_id IN (
 )
 """
 
-MAKE_ORPHANS_WAIT = """
+UNASSIGN_REMOVED = """
 WITH RECURSIVE owed AS (
     -- Along the index, as in DUE.
     (SELECT endpoint_id FROM delivery WHERE status = 'pending' ORDER BY endpoint_id LIMIT 1)
@@ -206,7 +206,7 @@ RETURNING delivery_id
 """
 """Pending deliveries of removed endpoints wait for the next one."""
 
-ADOPT = """
+ASSIGN_WAITING = """
 WITH RECURSIVE owner AS (
     (SELECT merchant_id, env FROM delivery WHERE status = 'waiting' ORDER BY merchant_id, env LIMIT 1)
     UNION ALL

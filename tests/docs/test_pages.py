@@ -13,7 +13,7 @@ from tests.docs.how import PAGES, Job, Page
 from tests.docs.reader import Demo, copied, read
 from tests.docs.shell import Broken, words
 from tests.house.tree import ROOT
-from tests.machine import made
+from tests.machine import machine_in
 
 SHOWING = [page for page in pages() if blocks(page)]
 
@@ -22,13 +22,13 @@ SHOWING = [page for page in pages() if blocks(page)]
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The quickstart's gateway, running while the pages are tested."""
     folder = tmp_path_factory.mktemp("docs")
-    machine = made(folder / "machine")
+    machine = machine_in(folder / "machine")
     copied(folder / "checkout")
     try:
         machine.up("--port", "0")  # another `up` on this machine may use 8000
         yield Demo(machine, folder / "checkout", machine.url, machine.key)
     finally:
-        machine.stops_everything()
+        machine.stop()
 
 
 @pytest.mark.parametrize("page", SHOWING)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mpesa_gateway.cli import cli
-from mpesa_gateway.config import ELSEWHERE, ENVIRONMENT, GatewayConfig
+from mpesa_gateway.config import COMMAND_VARIABLES, ENVIRONMENT, GatewayConfig
 from mpesa_gateway_callbacks.settings import CallbacksSettings
 from tests.house.test_documented import declared
 from tests.house.tree import ROOT
@@ -36,7 +36,7 @@ def test_deployment_settings_all_exist() -> None:
     unknown = {
         (name, variable)
         for name, variable in named
-        if variable not in ELSEWHERE and not {_path(variable), _path(variable.removesuffix("_FILE"))} & known
+        if variable not in COMMAND_VARIABLES and not {_path(variable), _path(variable.removesuffix("_FILE"))} & known
     }
     assert unknown == set()
 

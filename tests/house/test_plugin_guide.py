@@ -22,8 +22,8 @@ from mpesa_gateway_payments.scopes import PAYMENTS_WRITE
 from tests.browsing import PASSWORD, signed_in
 from tests.house.tree import ROOT
 from tests.identifiers import identifier
-from tests.ledger import broken
-from tests.looking import levels, seen_by
+from tests.ledger import broken_invariants
+from tests.looking import levels, results_of_check
 
 GUIDE = ROOT / "docs" / "writing-a-plugin.md"
 
@@ -88,10 +88,10 @@ async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict
         await api.settled(made.data["id"], "completed")
         assert await eventually(lambda: thanks(api))
         async with signed_in(f"{base}/ops") as browser:
-            page = await browser.opens("/thanks")
-            assert page.untidy == []
+            page = await browser.open("/thanks")
+            assert page.unbalanced_tags == []
             assert page.link(f"/ops/payments/{made.data['id']}")
-            answer = await browser.submits(page, "/back")
+            answer = await browser.submit(page, "/back")
             assert "Taken back. Thanks Nobody has been thanked." in answer.words
         assert await thanks(api) == []
 
@@ -99,17 +99,17 @@ async def test_guide_plugin_page_lists_thanks_and_admin_deletes_one(values: dict
 async def test_guide_plugin_checks_run_in_the_doctor(values: dict[str, Any], plugin: Plugin) -> None:
     (check,) = plugin.checks
     async with running_gateway(values, plugins=(plugin,)) as (gateway, base), shop(gateway, base) as api:
-        assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "note"}
+        assert levels(await results_of_check(check.look, gateway)) == {"thanks.given": "note"}
         made = await api.pay("254711000001", key="order")
         await api.settled(made.data["id"], "completed")
         await eventually(lambda: thanks(api))
-        assert levels(await seen_by(check.look, gateway)) == {"thanks.given": "ok"}
-        assert await broken(gateway) == {}
+        assert levels(await results_of_check(check.look, gateway)) == {"thanks.given": "ok"}
+        assert await broken_invariants(gateway) == {}
         unpaid = identifier("pay")
         await gateway.db.execute(
             "INSERT INTO thank SELECT $1, merchant_id, 'sandbox', 'x', now() FROM merchant", unpaid
         )
-        assert await broken(gateway) == {"thanks.paid_first": (unpaid,)}
+        assert await broken_invariants(gateway) == {"thanks.paid_first": (unpaid,)}
 
 
 async def test_guide_plugin_event_repeated_thanks_once(values: dict[str, Any], plugin: Plugin) -> None:

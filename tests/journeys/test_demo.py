@@ -20,15 +20,15 @@ import pytest
 from mpesa_gateway.security.sealing import generate
 from mpesa_gateway.standalone.process import write_private
 from mpesa_gateway.testing.serving import SANDBOX, Api, eventually
-from tests.machine import PATIENCE, Machine, made
+from tests.machine import PATIENCE, Machine, machine_in
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with folders that the database server's own user can traverse."""
-    machine = made(tmp_path_factory.mktemp("demo") / "machine")
+    machine = machine_in(tmp_path_factory.mktemp("demo") / "machine")
     yield machine
-    machine.stops_everything()
+    machine.stop()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def stopped(machine: Machine) -> Machine:
     """The machine after an `up` has run and stopped."""
     if not machine.data.exists():
         machine.up()
-    machine.stops_everything()
+    machine.stop()
     assert machine.processes() == {}
     return machine
 
@@ -50,9 +50,9 @@ def stopped(machine: Machine) -> Machine:
 @pytest.fixture
 def another_machine(tmp_path: Path) -> Iterator[Machine]:
     """A machine for one test."""
-    machine = made(tmp_path / "machine")
+    machine = machine_in(tmp_path / "machine")
     yield machine
-    machine.stops_everything()
+    machine.stop()
 
 
 def pasted_lines(output: str) -> str:
@@ -61,7 +61,7 @@ def pasted_lines(output: str) -> str:
 
 
 def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
-    played = machine.types("demo", "--data", str(machine.data))
+    played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
     assert "All 14 steps passed" in played.stdout
     assert machine.processes() == {}
@@ -73,7 +73,7 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     assert len(key) == 1
     url = re.findall(r"API: (http://\S+)", machine.said)[0]
 
-    pasted = machine.types(script=pasted_lines(machine.said))
+    pasted = machine.run(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
     stored, payment, found, listed, in_hand = map(json.loads, pasted.stdout.splitlines())
     assert stored["data"]["config_summary"]["passkey"] == "****c919"
@@ -82,7 +82,7 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     assert [payment["id"] for payment in listed["data"]] == [payment["data"]["id"]]
     assert in_hand["data"]["status"] == "pending"
 
-    played = machine.types("demo", "--data", str(machine.data))
+    played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
     assert "14/14" in played.stdout
     assert "\x1b" not in played.stdout
@@ -104,20 +104,20 @@ def test_demo_and_up_started_twice_work_as_printed(machine: Machine) -> None:
     assert url in machine.said
     assert "sk_test_" not in machine.said
     assert "The master key is in" not in machine.said
-    pasted = machine.types(script=pasted_lines(machine.said))
+    pasted = machine.run(script=pasted_lines(machine.said))
     assert pasted.returncode == 0, pasted.stderr
     *_, listed, _ = map(json.loads, pasted.stdout.splitlines())
     assert payment["data"]["id"] in [payment["id"] for payment in listed["data"]]
 
 
 def test_up_on_a_used_folder_or_port_fails(machine: Machine, running: "subprocess.Popen[str]") -> None:
-    second = machine.types("up", "--data", str(machine.data))
+    second = machine.run("up", "--data", str(machine.data))
     assert second.returncode == 1
     assert f"is in use by process {running.pid}" in second.stderr
     assert "Traceback" not in second.stderr
 
     port = re.findall(r"API: http://\S+:(\d+)", machine.said)[0]
-    third = machine.types("up", "--data", str(machine.folder / "other"), "--port", port)
+    third = machine.run("up", "--data", str(machine.folder / "other"), "--port", port)
     assert third.returncode == 1
     assert third.stderr == f"mpesa-gateway: port {port} is in use: stop what listens there, or choose another --port\n"
 
@@ -127,7 +127,7 @@ def test_demo_with_a_failing_step_exits_nonzero(machine: Machine, running: "subp
     worker = next(pid for pid, command in machine.processes().items() if command.endswith("mpesa_gateway.cli worker"))
     os.kill(worker, signal.SIGSTOP)
     try:
-        played = machine.types("demo", "--data", str(machine.data))
+        played = machine.run("demo", "--data", str(machine.data))
     finally:
         os.kill(worker, signal.SIGCONT)
     assert played.returncode == 1
@@ -145,10 +145,10 @@ def test_up_restarts_its_killed_servers(machine: Machine, running: "subprocess.P
     while '"success":true' not in answer:
         assert time.monotonic() < deadline, answer + log.read_text()
         time.sleep(0.2)
-        answer = machine.types(
+        answer = machine.run(
             script=f"curl -sS {machine.url}/v1/merchant/me -H 'X-API-Key: {machine.key}' || true"
         ).stdout
-    played = machine.types("demo", "--data", str(machine.data))
+    played = machine.run("demo", "--data", str(machine.data))
     assert played.returncode == 0, played.stdout + played.stderr
     output = log.read_text()
     assert "Postgres ended by itself: started again" in output
@@ -170,7 +170,7 @@ def test_up_without_the_right_master_key_fails_and_creates_none(stopped: Machine
     ):
         change()
         before = file.read_text() if file.exists() else None
-        refused = machine.types("up", "--data", str(machine.data))
+        refused = machine.run("up", "--data", str(machine.data))
         assert refused.returncode == 2
         assert sentence in refused.stderr
         assert "Traceback" not in refused.stderr + refused.stdout
@@ -194,7 +194,7 @@ def test_up_killed_leaves_no_process_and_restarts(machine: Machine, running: "su
     process.wait()
     process = machine.up()
     assert url in machine.said
-    answer = machine.types(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {machine.key}'")
+    answer = machine.run(script=f"curl -sS {url}/v1/merchant/me -H 'X-API-Key: {machine.key}'")
     assert json.loads(answer.stdout)["success"]
     process.terminate()
     assert process.wait(PATIENCE) == 0
@@ -207,7 +207,7 @@ async def test_up_tree_killed_during_a_demo_loses_nothing(another_machine: Machi
     api = Api(machine.url, machine.key)
     assert (await api.call("PUT", "/v1/merchant/providers", SANDBOX)).status == 200
     payment = (await api.pay("254700000020", 321, key="kill")).data
-    machine.kills_everything_during_a_demo()
+    machine.kill_all_during_demo()
 
     process = machine.up()
     # The payers answer their prompts.

@@ -111,24 +111,24 @@ async def test_mounted_operator_pages_work_below_the_prefix(host: Host, values: 
             await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
             # With and without a trailing slash the same login is shown.
             for path in ("", "/", "/payments", "/payments/", "/%70ayments", "/merchants?limit=5"):
-                turned = await browser.opens(path)
+                turned = await browser.open(path)
                 assert (turned.status, turned.url) == (200, f"{ops}/login"), path
-            login = await browser.opens("/login")
+            login = await browser.open("/login")
             for link in login.links:
                 assert link.startswith(base + "/"), link
-                assert (await browser.opens(link)).status == 200, link
+                assert (await browser.open(link)).status == 200, link
             form = login.form("/login")
-            shown = await browser.sends(form.action, form.fields | {"name": "amina", "password": PASSWORD.reveal()})
+            shown = await browser.send(form.action, form.fields | {"name": "amina", "password": PASSWORD.reveal()})
             assert (shown.status, shown.url) == (200, ops)
             assert [link for link in shown.links if not link.startswith(base + "/")] == []
-            page = await browser.opens(shown.link("/ops/merchants"))
-            made = await browser.submits(page, "/merchants", name="Duka la Zuri")
+            page = await browser.open(shown.link("/ops/merchants"))
+            made = await browser.submit(page, "/merchants", name="Duka la Zuri")
             assert (made.status, "Duka la Zuri" in made.words) == (200, True)
             assert made.url.startswith(f"{ops}/merchants/mer_")
             # The page at the address with a slash has links to the same places.
-            slashed = await browser.opens(f"{ops}/merchants/")
+            slashed = await browser.open(f"{ops}/merchants/")
             assert slashed.form("/merchants").action == f"{ops}/merchants"
-            out = await browser.submits(made, "/logout")
+            out = await browser.submit(made, "/logout")
             assert out.url == f"{ops}/login"
-            phone = await browser.opens(f"{base}/simulator")
+            phone = await browser.open(f"{base}/simulator")
             assert (phone.status, phone.form("/hold").action) == (200, f"{base}/simulator/hold")

@@ -18,10 +18,10 @@ from mpesa_gateway.http.envelope import Success
 from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_payments.scopes import PaymentsRead, PaymentsWrite
-from tests.asgi import ask
+from tests.asgi import send_request
 from tests.journeys.test_merchant_separation import merchant
-from tests.ledger import broken
-from tests.worlds import OTHER, Walk, mirror
+from tests.ledger import broken_invariants
+from tests.worlds import OTHER, RouteWalk, mirror
 
 pytestmark = pytest.mark.as_owner
 
@@ -76,9 +76,9 @@ class EnvSite:
     merchant_id: str
     keys: dict[Env, str]
 
-    async def walk(self, env: Env) -> Walk:
+    async def walk(self, env: Env) -> RouteWalk:
         """Call every operation with the key of one env and the ids of the other."""
-        walk = Walk(self.gateway, self.keys[env], env, self.merchant_id)
+        walk = RouteWalk(self.gateway, self.keys[env], env, self.merchant_id)
         await walk.go(WITHOUT_ENV)
         return walk
 
@@ -162,7 +162,7 @@ async def check_own_env(env_site: EnvSite, env: Env) -> None:
         assert event["data"]["env"] == env
     for path in ("/v1/payments/export", "/v1/refunds/export"):
         key = ((b"x-api-key", env_site.keys[env].encode()),)
-        exported = await ask(env_site.gateway.asgi, "GET", path.encode(), key)
+        exported = await send_request(env_site.gateway.asgi, "GET", path.encode(), key)
         head, *rows = exported.body.decode().splitlines()
         position = head.split(",").index("env")
         assert rows, path
@@ -171,7 +171,7 @@ async def check_own_env(env_site: EnvSite, env: Env) -> None:
 
 
 async def test_objects_show_their_env_and_rows_have_the_env_of_their_parent(env_site: EnvSite) -> None:
-    assert await broken(env_site.gateway) == {}
+    assert await broken_invariants(env_site.gateway) == {}
     for env in ENVS:
         api = Api(env_site.base, env_site.keys[env])
         for path in ("/v1/payments", "/v1/refunds", "/v1/webhooks/logs", "/v1/payments/mpesa/reconciliations"):

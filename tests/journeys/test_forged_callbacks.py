@@ -31,7 +31,7 @@ async def forge(town: Town, checkout_request_id: str, amount: int) -> None:
 
 async def sweep(town: Town) -> None:
     """Run the due status queries."""
-    await town.gateway.services.get(StkQueries).wake_due()
+    await town.gateway.services.get(StkQueries).enqueue_due()
 
 
 async def steps(town: Town, payment_id: str) -> list[str]:

@@ -234,4 +234,4 @@ async def test_callback_at_address_of_another_merchant_changes_nothing(town: Tow
             answer = await api.call("POST", url.removeprefix(town.base), victim.forged_body(kind))
             assert (answer.status, answer.error["code"]) == (403, "CALLBACK_REFUSED"), kind
         assert await victim.state() == before
-    assert len(daraja.of("reversal")) == 2
+    assert len(daraja.requests_of("reversal")) == 2

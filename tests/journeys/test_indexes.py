@@ -18,7 +18,7 @@ from mpesa_gateway.db.outbox_admin import EVENTS
 from mpesa_gateway.security.audit import ENTRIES
 from mpesa_gateway_callbacks import tables as callbacks
 from mpesa_gateway_payments.listing import PAYMENTS
-from mpesa_gateway_payments.tables import WAITS_FOR_A_PERSON
+from mpesa_gateway_payments.tables import NEEDS_REVIEW
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_reconciliation.operator_service import LINES
 from mpesa_gateway_refunds.listing import REFUNDS
@@ -48,7 +48,7 @@ FILTERS: tuple[tuple[KeysetList, str], ...] = (
     (PAYMENTS, "phone = ''"),
     (PAYMENTS, "reference = '' AND NOT reference_is_ours"),
     (PAYMENTS, "amount = 1"),
-    (PAYMENTS, WAITS_FOR_A_PERSON),
+    (PAYMENTS, NEEDS_REVIEW),
     (REFUNDS, "status = ''"),
     (REFUNDS, "payment_id = gen_random_uuid()"),
     (REFUNDS, "attention IS NOT NULL"),

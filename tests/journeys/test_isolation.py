@@ -51,7 +51,7 @@ async def test_hanging_daraja_delays_no_webhook_and_no_expiry(
         queue = gateway.jobs.queues["daraja"]
 
         async def all_hang() -> bool:
-            return await queue.count("active") == SLOTS and len(daraja.of("stkquery")) >= SLOTS
+            return await queue.count("active") == SLOTS and len(daraja.requests_of("stkquery")) >= SLOTS
 
         await eventually(all_hang, 30)
         # Pull jobs wait in the same queue.
@@ -94,7 +94,7 @@ async def test_hanging_token_or_reversal_delays_only_its_merchant(
         waiting = [
             asyncio.create_task(slow.call("POST", "/v1/refunds", {"payment_id": one})) for one in paid[slow][:10]
         ] + ([asyncio.create_task(slow.pay(PHONE, 500, key=f"w{number}")) for number in range(10)])
-        count = len(daraja.of("oauth")) + 1 if operation == "oauth" else 5
+        count = len(daraja.requests_of("oauth")) + 1 if operation == "oauth" else 5
         await eventually(lambda: _asked(daraja, operation, count), 15)
         async with asyncio.timeout(15):
             for number, payment_id in enumerate(paid[quick][:5]):
@@ -120,7 +120,7 @@ async def _paid(gateway: Gateway, api: Api, key: str) -> str:
 
 
 async def _asked(daraja: Daraja, operation: str, count: int) -> bool:
-    return len(daraja.of(operation)) >= count
+    return len(daraja.requests_of(operation)) >= count
 
 
 async def _waits(queue: Any) -> bool:

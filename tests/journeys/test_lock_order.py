@@ -44,9 +44,9 @@ UNPLAYED = {
     "mpesa_gateway_payments.due_sql.CLAIM_DUE_OF": _TIMED,
     "mpesa_gateway_webhooks.tables.CANCEL": _ALONE,
     "mpesa_gateway_webhooks.tables.CLAIM_OF_ENDPOINT": _ALONE,
-    "mpesa_gateway_webhooks.tables.HAND_BACK": _ALONE,
+    "mpesa_gateway_webhooks.tables.RELEASE": _ALONE,
     "mpesa_gateway_webhooks.tables.MAKE_WAIT": _ALONE,
-    "mpesa_gateway_webhooks.tables.PUT_OFF": _ALONE,
+    "mpesa_gateway_webhooks.tables.DEFER": _ALONE,
     "plugins/mpesa_gateway_credentials/ownership.py: allow_use": _LIVE,
     "plugins/mpesa_gateway_credentials/ownership.py: move_receiver": _LIVE,
     "plugins/mpesa_gateway_credentials/reader.py: accepted": _LIVE,
@@ -336,7 +336,7 @@ async def test_batches_with_receipts_in_opposite_order_cause_no_deadlock(town: T
             paid = {"status": "completed", "completed_at": now, "completed_by": "callback", "due_at": None}
             changed = [rows[one] | paid | {"receipt": receipt} for one, receipt in zip(payments, receipts, strict=True)]
             columns = ([row[name] for row in changed] for name in transition_sql.WRITTEN)
-            await db.fetch(transition_sql.CHANGE, *columns)
+            await db.fetch(transition_sql.UPDATE_PAYMENTS, *columns)
 
     receipts = ["SAME000001", "SAME000002"]
     found = await asyncio.gather(end(ids[:2], receipts), end(ids[2:], receipts[::-1]), return_exceptions=True)

@@ -17,7 +17,7 @@ from mpesa_gateway.clock import SetClock, SystemClock
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.receiver import Receiver, receiving
 from mpesa_gateway.testing.serving import INITIATED, Api, eventually, running_gateway, shop
-from tests.asgi import Said, ask, is_refusal
+from tests.asgi import AsgiAnswer, check_refusal, send_request
 from tests.routes import Operation, operation, operations
 
 THEIRS = {
@@ -119,7 +119,7 @@ class Merchant:
 
     async def call_operation(
         self, each: Operation, ids: dict[str, str], body: Any = None, *, query: str = "", key: str = ""
-    ) -> Said:
+    ) -> AsgiAnswer:
         """Call an operation with this merchant's API key, and a new Idempotency-Key by default."""
         key = key or self.gateway.ids.new("key")
         headers = [(b"x-api-key", (self.api.key or "").encode()), (b"idempotency-key", key.encode())]
@@ -129,11 +129,11 @@ class Merchant:
 
 async def call(
     gateway: Gateway, each: Operation, target: str, headers: list[tuple[bytes, bytes]], body: Any = None
-) -> Said:
+) -> AsgiAnswer:
     content = () if body is None else (json.dumps(body).encode(),)
     if content:
         headers = [*headers, (b"content-type", b"application/json"), (b"content-length", str(len(content[0])).encode())]
-    return await ask(gateway.asgi, each.method, target.encode(), tuple(headers), content)
+    return await send_request(gateway.asgi, each.method, target.encode(), tuple(headers), content)
 
 
 @asynccontextmanager
@@ -229,7 +229,7 @@ def missing_ids(ids: dict[str, str]) -> dict[str, str]:
     return {name: f"{value[:4]}{'0' * (len(value) - 4)}" for name, value in ids.items()}
 
 
-def without_id(answer: Said) -> tuple[int, Any]:
+def without_id(answer: AsgiAnswer) -> tuple[int, Any]:
     """Return an answer without its request id."""
     return answer.status, {name: value for name, value in answer.json.items() if name != "request_id"}
 
@@ -266,7 +266,7 @@ async def test_objects_of_another_merchant_are_not_found(merchants: TwoMerchants
             body = BODIES[name](other, ids) if each.body else None
             answer = await other.call_operation(each, ids, body)
             assert (answer.status, answer.codes) == (404, ["NOT_FOUND"]), (name, answer)
-            assert is_refusal(answer)
+            assert check_refusal(answer)
             # The answer equals the answer for an id that never existed.
             missing = missing_ids(ids) if ids is one.ids else ids | {"payment_id": missing_ids(ids)["payment_id"]}
             body = BODIES[name](other, missing) if each.body else None
@@ -370,7 +370,7 @@ async def test_missing_scope_is_named_before_any_lookup(values: dict[str, Any]) 
                         answer = await call(gateway, each, target_of(each), headers, body)
                         assert (answer.status, answer.codes) == (403, ["AUTH_INSUFFICIENT_SCOPE"]), each
                         assert f" {missing.name}:" in answer.json["errors"][0]["message"]
-                        assert is_refusal(answer)
+                        assert check_refusal(answer)
                 for each in SCOPED:
                     if each.scope is not missing and each.method == "GET":
                         assert (await call(gateway, each, target_of(each), headers)).status != 403, each
@@ -412,7 +412,7 @@ async def test_invalid_keys_are_all_rejected_with_the_same_answer(values: dict[s
         for each in SCOPED:
             bare = await call(gateway, each, target_of(each), [], {})
             assert (bare.status, bare.codes) == (401, ["AUTH_INVALID_KEY"]), each
-            assert is_refusal(bare)
+            assert check_refusal(bare)
             for text in malformed:
                 answer = await call(gateway, each, target_of(each), [(b"x-api-key", text.encode())], {})
                 assert without_id(answer) == without_id(bare), (each, text)

@@ -18,7 +18,7 @@ from mpesa_gateway.testing.serving import Answer, Api, running_gateway, shop
 from mpesa_gateway_ops.operators import Operators
 from tests.browsing import PASSWORD, signed_in
 from tests.journeys.tickets.plugin import TICKETS_WRITE
-from tests.kernel.scripted import Asked, Scripted, scripted, write_json
+from tests.kernel.scripted import ScriptedRequest, ScriptedServer, scripted, write_json
 
 REGISTER = "/mpesa/c2b/v2/registerurl"
 
@@ -30,7 +30,7 @@ class TicketSite:
     gateway: Gateway
     base: str
     api: Api
-    daraja: Scripted
+    daraja: ScriptedServer
 
     async def sell(self, number: str) -> str:
         """Sell a ticket and return the path that Safaricom posts its validation request to."""
@@ -43,7 +43,7 @@ class TicketSite:
         return await self.api.call("POST", path, {"TransID": receipt, "BillRefNumber": number})
 
 
-async def as_daraja(asked: Asked, writer: asyncio.StreamWriter) -> None:
+async def as_daraja(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     """Issue tokens and accept every registration."""
     if asked.path.startswith("/oauth/"):
         write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
@@ -108,11 +108,11 @@ async def test_new_product_page_shows_its_table_and_resolves_its_ids(ticket_site
     await ticket_site.gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
     ticket_id = await ticket_site.gateway.db.fetchval("SELECT ticket_id FROM ticket")
     async with signed_in(f"{ticket_site.base}/ops") as browser:
-        page = await browser.opens("/tickets")
-        assert page.untidy == []
+        page = await browser.open("/tickets")
+        assert page.unbalanced_tags == []
         assert "A7, asked about 0 times" in page.words
         assert page.link(f"/ops/tickets/{ticket_id}")
-        merchants = await browser.opens(
+        merchants = await browser.open(
             f"/merchants/{(await ticket_site.api.call('GET', '/v1/merchant/me')).data['id']}"
         )
         assert "tickets:write" in merchants.words

@@ -12,7 +12,7 @@ from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.plugin import Plugin, installed, load
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database
 from mpesa_gateway.testing.serving import Api, gateway_values, running_gateway, shop
-from tests.ledger import broken
+from tests.ledger import broken_invariants
 
 INSTALLED: dict[str, Plugin] = {plugin.name: plugin for plugin in load(tuple(installed()))}
 
@@ -105,7 +105,7 @@ async def test_gateway_with_a_subset_of_plugins_works(names: tuple[str, ...], sh
         for job in gateway.jobs_by_name.values():
             if job.cron is not None:
                 await job.fn(gateway)
-        assert await broken(gateway) == {}
+        assert await broken_invariants(gateway) == {}
         made = await gateway.merchants.create("Alone", actor="test")
         assert (await gateway.merchants.page(1)).rows == [made]
         if {"payments", "simulator"} <= set(names):

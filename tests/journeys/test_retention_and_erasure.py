@@ -24,7 +24,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from tests.conftest import Town
 from tests.daraja import stk_callback
 from tests.identifiers import identifier
-from tests.ledger import broken
+from tests.ledger import broken_invariants
 from tests.owner import as_owner
 
 PAYER = Msisdn("254711000001")
@@ -224,7 +224,7 @@ async def test_retention_after_ten_years_keeps_only_the_record_of_money(town: To
         await owner.execute("UPDATE audit_entry SET recorded_at = recorded_at - interval '3653 days'")
     await Retention(town.gateway).delete_expired()
     after = await count_rows(town)
-    assert set(await broken(town.gateway)) <= {"payments.nothing_overdue"}
+    assert set(await broken_invariants(town.gateway)) <= {"payments.nothing_overdue"}
     assert {name for name in before if after[name] < before[name]} == GOES
     assert await db.fetchval("SELECT count(answer) FROM delivery") == 0
     assert {name: after[name] for name in GOES} == dict.fromkeys(GOES, 0) | {"statement_note": 1, "audit_entry": 1}
@@ -323,7 +323,7 @@ async def test_erasure_removes_the_number_everywhere_and_keeps_the_money(town: T
     assert (for_merchant.merchant_id, for_merchant.detail) == (payment["merchant_id"], for_all.detail)
     (intent,) = (await town.gateway.audit.page(10, None, "privacy.erasing", None)).rows
     assert intent.number < for_merchant.number < for_all.number
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}
     # A second run has nothing to delete.
     assert (await erase(town)).cases == 0
 
@@ -426,7 +426,7 @@ async def test_late_money_for_an_erased_payment_counts(town: Town) -> None:
     shown = await town.api.settled(payment["id"], "completed")
     assert (shown["phone"], shown["mismatch"]) == ("erased", None)
     await wait_for_deliveries(town)
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}
     # The callback has stored the number again, also in Daraja's checkout id: it is erased once it is old enough.
     assert (await erase(town)).cases == 0
     assert {row.partition(":")[0] for row in await rows_with_number(town)} == {

@@ -39,7 +39,7 @@ from mpesa_gateway_payments.operations import (
 )
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PULL_REGISTER, PullQuery, PullRegistration
 from tests.conftest import Town
-from tests.kernel.scripted import Asked, scripted, write, write_json
+from tests.kernel.scripted import ScriptedRequest, scripted, write, write_json
 
 FOLDER = Path(__file__).parent.parent / "samples"
 SAMPLES = {path.stem: path.read_bytes() for path in sorted(FOLDER.iterdir())}
@@ -219,14 +219,14 @@ async def test_reversal_results_end_their_refunds_as_documented(town: Town, name
 
 # -- Daraja's answers ---------------------------------------------------------------------------------------------
 
-Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+Answering = Callable[[ScriptedRequest, asyncio.StreamWriter], Awaitable[None]]
 CREDENTIALS = DarajaCredentials("sandbox", Secret("key"), Secret("secret"), "174379", Secret("passkey"))
 
 
 async def client_against(status: int, body: bytes, call: Callable[[DarajaClient], Awaitable[Any]]) -> Any:
     """Return a client against a server with one fixed answer."""
 
-    async def answer(one: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(one: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         if one.path.startswith("/oauth"):
             write(writer, 200, SAMPLES["oauth"], Content_Type="application/json")
         elif one.headers["authorization"] != "Bearer " + msgspec.json.decode(SAMPLES["oauth"])["access_token"]:
@@ -299,7 +299,7 @@ FROM_OAUTH = {
 async def test_token_answers_blame_the_credentials_only_if_daraja_does(name: str) -> None:
     status, expected = FROM_OAUTH[name]
 
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         write(writer, status, SAMPLES[name], Content_Type="application/json")
 
     with pytest.raises(expected):

@@ -163,15 +163,15 @@ async def running_site(servers: Servers, folder: Path, story: Story) -> AsyncGen
         }
         host = Host(folder, ours)
         try:
-            host.gets("migrate")
+            host.output_of("migrate")
             operator = story.keep("operator's password", random_secret())
-            assert host.types("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
+            assert host.run("operators", "create", "amina", "--password-stdin", reads=operator).returncode == 0
             for form, port in zip(("json", "console"), ports, strict=True):
                 host.variables = ours | {"LOGS__FORMAT": form}
-                address_of(host.starts("serve", "--port", str(port), log=f"serve.{form}.log"))
-                host.starts("worker", log=f"worker.{form}.log")
+                address_of(host.start("serve", "--port", str(port), log=f"serve.{form}.log"))
+                host.start("worker", log=f"worker.{form}.log")
             host.variables = theirs
-            address_of(host.starts("serve", "--port", str(daraja), log="simulator.console.log"))
+            address_of(host.start("serve", "--port", str(daraja), log="simulator.console.log"))
             values = {
                 "plugins": PLUGINS.split(","),
                 "database": {"url": database_url},
@@ -182,7 +182,7 @@ async def running_site(servers: Servers, folder: Path, story: Story) -> AsyncGen
                 bases = [f"http://127.0.0.1:{port}" for port in ports]
                 yield Site(host, bases, f"http://127.0.0.1:{daraja}", database_url, daraja_url, keyspaces, gateway)
         finally:
-            host.stops_everything()
+            host.stop()
 
 
 async def run_journey(site: Site, story: Story, receiver: Receiver) -> None:
@@ -521,7 +521,7 @@ async def journey(servers: Servers, tmp_path: Path) -> AsyncGenerator[tuple[Stor
             story.keep(f"result token {number}", url.rpartition(".")[2])
         for name, url in (("Postgres", site.database_url), ("Valkey", site.valkey_urls[0])):
             story.keep(f"password of {name}", str(urlsplit(url).password))
-        site.host.stops_everything()
+        site.host.stop()
         yield story, site, receiver.received
 
 

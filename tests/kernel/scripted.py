@@ -12,7 +12,7 @@ import pytest
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScriptedRequest:
     """One request as it arrived. Header names are in lower case."""
 
     method: str
@@ -22,15 +22,15 @@ class Asked:
 
 
 @dataclass
-class Scripted:
+class ScriptedServer:
     """The requests, and the function that writes each answer to the connection."""
 
-    answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+    answer: Callable[[ScriptedRequest, asyncio.StreamWriter], Awaitable[None]]
     base: str = ""
-    asked: list[Asked] = field(default_factory=list[Asked])
+    asked: list[ScriptedRequest] = field(default_factory=list[ScriptedRequest])
     connections: int = 0
 
-    def of(self, path: str) -> list[Asked]:
+    def of(self, path: str) -> list[ScriptedRequest]:
         """Return the requests to this path, without their query strings."""
         return [one for one in self.asked if one.path.partition("?")[0] == path]
 
@@ -43,7 +43,7 @@ class Scripted:
                 pairs = (line.partition(":") for line in lines[1:])
                 headers = {name.strip().lower(): text.strip() for name, _, text in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                one = Asked(lines[0].split(" ")[0], lines[0].split(" ")[1], headers, body)
+                one = ScriptedRequest(lines[0].split(" ")[0], lines[0].split(" ")[1], headers, body)
                 self.asked.append(one)
                 await self.answer(one, writer)
                 await writer.drain()
@@ -79,7 +79,7 @@ async def drip(writer: asyncio.StreamWriter, status: int, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
-def point_proxies_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_proxy_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set this proxy in the environment, for every address."""
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, url)
@@ -90,9 +90,11 @@ def point_proxies_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def scripted(answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]) -> AsyncGenerator[Scripted]:
+async def scripted(
+    answer: Callable[[ScriptedRequest, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncGenerator[ScriptedServer]:
     """Yield a server on a free port."""
-    script = Scripted(answer)
+    script = ScriptedServer(answer)
     busy: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

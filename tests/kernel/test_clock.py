@@ -34,7 +34,7 @@ async def test_shared_clock_corrects_a_wrong_machine_and_returns_the_difference(
     async def ask() -> datetime:
         return NOON
 
-    assert await clock.agree(ask) == wrong
+    assert await clock.synchronize(ask) == wrong
     assert clock.now() == NOON
     count.seconds += 7.5
     assert clock.now() == NOON + timedelta(seconds=7.5)
@@ -47,7 +47,7 @@ async def test_shared_clock_ignores_a_later_change_of_the_machines_clock() -> No
     async def ask() -> datetime:
         return NOON
 
-    await clock.agree(ask)
+    await clock.synchronize(ask)
     machine.advance(timedelta(hours=-3))
     count.seconds += 1
     assert clock.now() == NOON + timedelta(seconds=1)
@@ -62,7 +62,7 @@ async def test_shared_clock_adds_half_of_the_round_trip_and_ignores_slow_answers
         count.seconds += 4
         return NOON + timedelta(seconds=2)
 
-    await clock.agree(ask)
+    await clock.synchronize(ask)
     assert clock.now() == NOON + timedelta(seconds=4)
 
     async def ask_again() -> datetime:
@@ -70,7 +70,7 @@ async def test_shared_clock_adds_half_of_the_round_trip_and_ignores_slow_answers
         count.seconds += 4
         return NOON + timedelta(seconds=8)
 
-    await clock.agree(ask_again)
+    await clock.synchronize(ask_again)
     assert clock.now() == NOON + timedelta(seconds=8)
 
 

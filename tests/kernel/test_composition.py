@@ -40,11 +40,11 @@ class Loaf:
 
 async def test_gateway_parts_before_the_start_raise_not_started() -> None:
     gateway = composed()
-    assert gateway.limits.refusal(AUTH, "10.0.0.1") == 0
+    assert gateway.limits.blocked_seconds(AUTH, "10.0.0.1") == 0
     with pytest.raises(NotStarted, match=r"lifespan=gateway\.lifespan"):
         _ = gateway.jobs.queues
     with pytest.raises(NotStarted):
-        await gateway.limits.called("key_none")
+        await gateway.limits.count_call("key_none")
     with pytest.raises(NotStarted):
         await gateway.jobs.enqueue("kernel.forget")
 

@@ -14,7 +14,7 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import running_gateway
 from tests.conftest import Town
 from tests.identifiers import literal
-from tests.ledger import broken, each_is_noticed, lay_bare
+from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
 pytestmark = pytest.mark.as_owner
 
@@ -32,8 +32,8 @@ BENDINGS = {
 
 
 async def test_each_kernel_invariant_finds_its_corruption_and_no_other(town: Town) -> None:
-    await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, BENDINGS) == {}
+    await drop_constraints(town.gateway)
+    assert await find_missed_corruptions(town.gateway, BENDINGS) == {}
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ async def test_each_kernel_invariant_finds_its_corruption_and_no_other(town: Tow
     ],
 )
 async def test_rules_are_on_invariant_finds_a_disabled_rule(town: Town, off: str, name: str) -> None:
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}
     await town.gateway.db.execute(off)
-    assert await broken(town.gateway) == {"kernel.rules_are_on": (name,)}
+    assert await broken_invariants(town.gateway) == {"kernel.rules_are_on": (name,)}
 
 
 def test_every_kernel_invariant_has_a_corruption() -> None:

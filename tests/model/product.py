@@ -178,7 +178,7 @@ class Product:
 
     async def query_payment(self, caller: Caller, payment_id: str) -> None:
         """POST /v1/payments/{id}/query."""
-        await self._queries.ask_now(caller.merchant_id, caller.env, payment_id)
+        await self._queries.query_now(caller.merchant_id, caller.env, payment_id)
 
     async def check(self, caller: Caller, what: str) -> None:
         """POST /v1/payments/mpesa/check-status/{receipt or payment}."""
@@ -281,7 +281,7 @@ class Product:
         """Run all due work without the queue."""
         await self._expiry.end_due()
         for row in await self.db.fetch("SELECT payment_id FROM payment WHERE due_at <= $1 ORDER BY 1", now):
-            await self._queries.ask(row["payment_id"])
+            await self._queries.query_payment(row["payment_id"])
         for row in await self.db.fetch("SELECT refund_id FROM refund WHERE due_at <= $1 ORDER BY 1", now):
             await self._refund_queries.ask(row["refund_id"])
 

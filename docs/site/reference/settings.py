@@ -10,7 +10,7 @@ import msgspec
 from msgspec import inspect
 
 from docs.site.reference.words import NOTE, document, prose
-from mpesa_gateway.config import ELSEWHERE, ENVIRONMENT, GatewayConfig
+from mpesa_gateway.config import COMMAND_VARIABLES, ENVIRONMENT, GatewayConfig
 from mpesa_gateway.plugin import NoSettings, Plugin
 from mpesa_gateway.secret import Secret
 
@@ -37,7 +37,7 @@ def page(plugins: Sequence[Plugin]) -> str:
 
 
 def _opening() -> str:
-    others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(ELSEWHERE))
+    others = " and ".join(f"`{ENVIRONMENT}{name}`" for name in sorted(COMMAND_VARIABLES))
     return (
         "All settings, in the order of [config/gateway.toml](../../config/gateway.toml). The file is TOML; environment "
         "variables override it. A list in a variable is comma-separated or JSON, and a variable that ends in `_FILE` "

@@ -14,7 +14,7 @@ def bare_host(tmp_path: Path) -> Iterator[Host]:
     """Yield a host without settings."""
     host = Host(tmp_path, {})
     yield host
-    host.stops_everything()
+    host.stop()
 
 
 @pytest.fixture
@@ -30,4 +30,4 @@ def host(tmp_path: Path, database_url: str, valkey_url: str) -> Iterator[Host]:
     }
     host = Host(tmp_path, variables)
     yield host
-    host.stops_everything()
+    host.stop()

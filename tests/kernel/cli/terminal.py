@@ -40,11 +40,11 @@ class Host:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MPESA_GATEWAY_")}
         return ours | self.outside | {f"MPESA_GATEWAY_{name}": value for name, value in self.variables.items()}
 
-    def types(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, reads: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end; ``reads`` is its standard input."""
         return forks.run(words, folder=self.folder, environ=self._environ, reads=reads, patience=PATIENCE)
 
-    def asks(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run_in_process(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command that starts no gateway in this process: the result is the same, and sooner."""
         answer = CliRunner(env=dict.fromkeys(set(os.environ) - set(self._environ)) | self._environ)
         with chdir(self.folder):
@@ -53,20 +53,20 @@ class Host:
             raise done.exception
         return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
-    def gets(self, *words: str) -> str:
+    def output_of(self, *words: str) -> str:
         """Return the output of a command that must succeed."""
-        done = self.types(*words)
+        done = self.run(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def starts(self, *words: str, log: str = "") -> Forked:
+    def start(self, *words: str, log: str = "") -> Forked:
         """Start a command; its log is in ``<first word>.log``, or in the file ``log``."""
         with (self.folder / (log or f"{words[0]}.log")).open("w") as file:
             process = forks.start(words, folder=self.folder, environ=self._environ, log=file.fileno(), is_read=True)
         self._processes.append(process)
         return process
 
-    def starts_anew(self, *words: str) -> "subprocess.Popen[str]":
+    def start_fresh(self, *words: str) -> "subprocess.Popen[str]":
         """Start a command as a fresh process instead of a fork: it spawns processes of its own."""
         with (self.folder / f"{words[0]}.log").open("w") as file:
             process = subprocess.Popen(
@@ -75,7 +75,7 @@ class Host:
         self._processes.append(process)
         return process
 
-    def stops_everything(self) -> None:
+    def stop(self) -> None:
         """Kill the running commands."""
         while self._processes:
             process = self._processes.pop()
@@ -102,13 +102,13 @@ def address_of(process: "Process") -> str:
     return found[0]
 
 
-def ends_at(process: "Process", number: signal.Signals) -> int:
+def exit_status_after(process: "Process", number: signal.Signals) -> int:
     """Send the signal and return the exit status."""
     process.send_signal(number)
     return process.wait(PATIENCE)
 
 
-def until(is_so: Callable[[], bool], patience: float = PATIENCE) -> None:
+def wait_until(is_so: Callable[[], bool], patience: float = PATIENCE) -> None:
     """Wait until the condition is true."""
     deadline = time.monotonic() + patience
     while not is_so():

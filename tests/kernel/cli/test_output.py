@@ -65,12 +65,12 @@ def test_every_command_that_shows_data_has_json_output() -> None:
 
 def reads(host: Host, *words: str) -> Any:
     """Return the JSON output of a command that must succeed."""
-    return json.loads(host.gets(*words, "--json"))
+    return json.loads(host.output_of(*words, "--json"))
 
 
 def test_json_output_has_the_data_of_the_text_output(host: Host) -> None:
     assert reads(host, "config", "check")["usable"] is True
-    missing = host.types("migrate", "--check", "--json")
+    missing = host.run("migrate", "--check", "--json")
     assert missing.returncode == 1
     assert json.loads(missing.stdout)["missing"] != []
     merchant = reads(host, "merchants", "create", "Duka")
@@ -112,7 +112,7 @@ def test_command_starts_no_worker_of_its_own(host: Host, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("shell", "says"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete ")])
 def test_completion_prints_the_script_of_a_shell(bare_host: Host, shell: str, says: str) -> None:
-    done = bare_host.asks("completion", shell)
+    done = bare_host.run_in_process("completion", shell)
     assert done.returncode == 0
     assert says in done.stdout
     assert VARIABLE in done.stdout

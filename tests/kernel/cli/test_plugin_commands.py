@@ -39,23 +39,23 @@ def trader(host: Host) -> Host:
 
 
 def test_plugin_command_of_an_installed_plugin_is_absent(trader: Host) -> None:
-    assert "Swap goats" not in trader.gets("--help")
-    done = trader.types("barter")
+    assert "Swap goats" not in trader.output_of("--help")
+    done = trader.run("barter")
     assert done.returncode == 2
     assert "No such command" in done.stderr
 
 
 def test_plugin_command_of_an_enabled_plugin_is_present(trader: Host) -> None:
     trader.variables["PLUGINS"] = "credentials,barter"
-    assert "Swap goats" in trader.gets("--help")
-    assert trader.gets("barter") == "0 merchants to swap with"
-    assert "command    barter" in trader.gets("plugins")
+    assert "Swap goats" in trader.output_of("--help")
+    assert trader.output_of("barter") == "0 merchants to swap with"
+    assert "command    barter" in trader.output_of("plugins")
 
 
 def test_plugins_command_lists_installed_plugins_with_what_they_provide_and_need(trader: Host) -> None:
     trader.variables["PLUGINS"] = "callbacks,credentials,transactions,payments"
     (trader.folder / "site" / "barter_plugin.py").write_text("raise RuntimeError('no goats')\n")
-    views = {view["name"]: view for view in json.loads(trader.gets("plugins", "--json"))["plugins"]}
+    views = {view["name"]: view for view in json.loads(trader.output_of("plugins", "--json"))["plugins"]}
     # Enabled plugins in configured order, the others by name.
     names = ["callbacks", "credentials", "transactions", "payments", "barter", "ops", "reconciliation", "refunds"]
     assert [name for name in views if name in names] == names
@@ -81,9 +81,9 @@ def test_worker_with_a_gateway_path_that_leads_to_no_gateway_is_refused(trader: 
         ("barter_plugin:plugin", "leads to a Plugin: name a Gateway"),
         ("barter_plugin", "name it as module:name"),
     ):
-        assert is_refused(trader.types("worker", "--gateway", where), 1, words)
+        assert is_refused(trader.run("worker", "--gateway", where), 1, words)
 
 
 def test_help_with_an_invalid_configuration_is_printed(trader: Host) -> None:
     trader.variables["BOGUS"] = "1"
-    assert "merchants" in trader.gets("--help")
+    assert "merchants" in trader.output_of("--help")

@@ -17,40 +17,40 @@ PENDING = identifier("pay", 2)
 
 
 def test_merchant_commands_from_create_to_deactivate(host: Host) -> None:
-    merchant_id = host.gets("merchants", "create", "Duka la Mtaa")
+    merchant_id = host.output_of("merchants", "create", "Duka la Mtaa")
     assert merchant_id.startswith("mer_")
-    assert f"{merchant_id}\tDuka la Mtaa\t\tyes" in host.gets("merchants", "list")
-    assert is_refused(host.types("merchants", "deactivate", merchant_id), 1, "add --yes")
-    host.gets("merchants", "deactivate", merchant_id, "--yes")
-    assert f"{merchant_id}\tDuka la Mtaa\t\tno" in host.gets("merchants", "list")
-    assert is_refused(host.types("merchants", "deactivate", merchant_id, "--yes"), 1, "not active")
-    assert is_refused(host.types("apikeys", "create", merchant_id), 1, "not active")
-    printed = host.gets("audit", "verify")
+    assert f"{merchant_id}\tDuka la Mtaa\t\tyes" in host.output_of("merchants", "list")
+    assert is_refused(host.run("merchants", "deactivate", merchant_id), 1, "add --yes")
+    host.output_of("merchants", "deactivate", merchant_id, "--yes")
+    assert f"{merchant_id}\tDuka la Mtaa\t\tno" in host.output_of("merchants", "list")
+    assert is_refused(host.run("merchants", "deactivate", merchant_id, "--yes"), 1, "not active")
+    assert is_refused(host.run("apikeys", "create", merchant_id), 1, "not active")
+    printed = host.output_of("audit", "verify")
     assert "2 entries" in printed
     head = printed.split()[-1]
     assert head.startswith("2:")
-    host.gets("merchants", "create", "Another")
-    assert "3 entries" in host.gets("audit", "verify", "--noted", head)
-    assert is_refused(host.types("audit", "verify", "--noted", "2:" + "0" * 64), 1, "rewritten")
-    assert is_refused(host.types("audit", "verify", "--noted", "9:" + "0" * 64), 1, "cut off before it")
-    assert host.types("audit", "verify", "--noted", "yesterday").returncode == 2
+    host.output_of("merchants", "create", "Another")
+    assert "3 entries" in host.output_of("audit", "verify", "--noted", head)
+    assert is_refused(host.run("audit", "verify", "--noted", "2:" + "0" * 64), 1, "rewritten")
+    assert is_refused(host.run("audit", "verify", "--noted", "9:" + "0" * 64), 1, "cut off before it")
+    assert host.run("audit", "verify", "--noted", "yesterday").returncode == 2
 
 
 def test_receiver_commands_decide_who_may_use_a_live_receiver(host: Host) -> None:
-    one, two = (host.gets("merchants", "create", name) for name in ("Owner", "User"))
-    assert is_refused(host.types("receivers", "list", "600001"), 1, "no merchant has stored live credentials")
-    assert is_refused(host.types("receivers", "move", "600001", one), 1, "no merchant has stored live credentials")
+    one, two = (host.output_of("merchants", "create", name) for name in ("Owner", "User"))
+    assert is_refused(host.run("receivers", "list", "600001"), 1, "no merchant has stored live credentials")
+    assert is_refused(host.run("receivers", "move", "600001", one), 1, "no merchant has stored live credentials")
     asyncio.run(_share(host.variables["DATABASE__URL"], one, two))
-    shown = [line.split("\t") for line in host.gets("receivers", "list", "600001").splitlines()[1:]]
+    shown = [line.split("\t") for line in host.output_of("receivers", "list", "600001").splitlines()[1:]]
     assert shown == [[one, "Owner", "yes", "yes", "no"], [two, "User", "no", "no", "no"]]
-    host.gets("receivers", "allow", "600001", two)
-    assert f"{two}\tUser\tno\tyes\tno" in host.gets("receivers", "list", "600001")
-    host.gets("receivers", "refuse", "600001", two)
-    assert f"{two}\tUser\tno\tno\tno" in host.gets("receivers", "list", "600001")
-    host.gets("receivers", "move", "600001", two)
-    assert f"{one}\tOwner\tno\tno\tno" in host.gets("receivers", "list", "600001")
-    assert is_refused(host.types("receivers", "allow", "600001", "mer_nobody"), 1, "no such merchant")
-    assert "5 entries" in host.gets("audit", "verify")
+    host.output_of("receivers", "allow", "600001", two)
+    assert f"{two}\tUser\tno\tyes\tno" in host.output_of("receivers", "list", "600001")
+    host.output_of("receivers", "refuse", "600001", two)
+    assert f"{two}\tUser\tno\tno\tno" in host.output_of("receivers", "list", "600001")
+    host.output_of("receivers", "move", "600001", two)
+    assert f"{one}\tOwner\tno\tno\tno" in host.output_of("receivers", "list", "600001")
+    assert is_refused(host.run("receivers", "allow", "600001", "mer_nobody"), 1, "no such merchant")
+    assert "5 entries" in host.output_of("audit", "verify")
 
 
 async def _share(url: str, owner_id: str, user_id: str) -> None:
@@ -75,20 +75,20 @@ async def _share(url: str, owner_id: str, user_id: str) -> None:
 
 
 def test_merchants_create_with_an_empty_name_is_refused(host: Host) -> None:
-    done = host.types("merchants", "create", " ")
+    done = host.run("merchants", "create", " ")
     assert done.returncode == 2
     assert "1 to 100 characters" in done.stderr
 
 
 def test_api_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> None:
-    merchant_id = host.gets("merchants", "create", "Duka")
-    key = host.gets("apikeys", "create", merchant_id, "--name", "till 1")
-    live = host.gets("apikeys", "create", merchant_id, "--live", "--scope", "payments:read", "--days", "30")
+    merchant_id = host.output_of("merchants", "create", "Duka")
+    key = host.output_of("apikeys", "create", merchant_id, "--name", "till 1")
+    live = host.output_of("apikeys", "create", merchant_id, "--live", "--scope", "payments:read", "--days", "30")
     assert key.startswith("sk_test_")
     assert live.startswith("sk_live_")
-    unknown = host.types("apikeys", "create", merchant_id, "--scope", "all")
+    unknown = host.run("apikeys", "create", merchant_id, "--scope", "all")
     assert (unknown.returncode, "--scope: 'all' is no scope here: use admin" in unknown.stderr) == (2, True)
-    listed = host.gets("apikeys", "list", merchant_id)
+    listed = host.output_of("apikeys", "list", merchant_id)
     assert key not in listed
     assert live not in listed
     newest, oldest = listed.splitlines()[1:]
@@ -96,65 +96,65 @@ def test_api_key_is_printed_once_and_works_until_it_is_revoked(host: Host) -> No
     assert newest.split("\t")[3].startswith("until ")
     assert "admin" not in oldest
 
-    address = address_of(host.starts("serve", "--port", "0"))
+    address = address_of(host.start("serve", "--port", "0"))
     assert status_of(address, key) == 200
-    host.gets("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes")
+    host.output_of("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes")
     assert status_of(address, key) == 401
-    assert is_refused(host.types("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes"), 1, "revoked before")
+    assert is_refused(host.run("apikeys", "revoke", merchant_id, oldest.split("\t")[0], "--yes"), 1, "revoked before")
 
 
 def test_apikeys_create_for_an_unknown_merchant_is_refused(host: Host) -> None:
-    assert is_refused(host.types("apikeys", "create", "mer_nobody"), 1, "no such merchant")
+    assert is_refused(host.run("apikeys", "create", "mer_nobody"), 1, "no such merchant")
 
 
 def test_keys_rotate_seals_everything_again(host: Host) -> None:
     ring = Path(host.variables["SECURITY__MASTER_KEY_FILE"])
     old = ring.read_text().strip()
-    merchant_id = host.gets("merchants", "create", "Duka")
-    key = host.gets("apikeys", "create", merchant_id)
-    address = address_of(host.starts("serve", "--port", "0"))
+    merchant_id = host.output_of("merchants", "create", "Duka")
+    key = host.output_of("apikeys", "create", merchant_id)
+    address = address_of(host.start("serve", "--port", "0"))
 
-    printed = host.gets("keys", "rotate", "--generate")
+    printed = host.output_of("keys", "rotate", "--generate")
     assert "4 sealed again in gateway_secret.sealed" in printed
     new, kept = ring.read_text().split()
     assert kept == old
     assert ring.stat().st_mode & 0o777 == 0o600
     assert status_of(address, key) == 200
-    assert "may go now" in host.gets("keys", "rotate")
+    assert "may go now" in host.output_of("keys", "rotate")
 
     ring.write_text(new)
-    assert status_of(address_of(host.starts("serve", "--port", "0")), key) == 200
+    assert status_of(address_of(host.start("serve", "--port", "0")), key) == 200
     ring.write_text(old)
-    assert is_refused(host.types("merchants", "list"), 2, "not the one that this database was sealed with")
+    assert is_refused(host.run("merchants", "list"), 2, "not the one that this database was sealed with")
 
 
 def test_keys_rotate_generate_without_a_ring_file_is_refused(host: Host) -> None:
     del host.variables["SECURITY__MASTER_KEY_FILE"]
     host.variables["SECURITY__MASTER_KEY"] = generate()
-    assert is_refused(host.types("keys", "rotate", "--generate"), 1, "security.old_master_keys")
+    assert is_refused(host.run("keys", "rotate", "--generate"), 1, "security.old_master_keys")
 
 
 def test_privacy_erase_with_confirmation_erases_the_payer(host: Host) -> None:
-    merchant_id = host.gets("merchants", "create", "Duka")
+    merchant_id = host.output_of("merchants", "create", "Duka")
     asyncio.run(_pay(host.variables["DATABASE__URL"], merchant_id))
     erase = ("privacy", "erase", "0711000001")
-    assert is_refused(host.types(*erase), 1, "2547****001 will be erased")
-    rehearsed = host.gets(*erase, "--dry-run").splitlines()
+    assert is_refused(host.run(*erase), 1, "2547****001 will be erased")
+    rehearsed = host.output_of(*erase, "--dry-run").splitlines()
     assert [line.strip() for line in rehearsed] == [
         "1 payments would be erased",
         f"left {PENDING}: the payment is pending",
     ]
-    assert host.gets(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
-    assert host.gets(*erase, "--yes").strip() == f"left {PENDING}: the payment is pending"
-    assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
+    assert host.output_of(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
+    assert host.output_of(*erase, "--yes").strip() == f"left {PENDING}: the payment is pending"
+    assert host.output_of("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
     for words in (("-",), ()):
-        read = host.types("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
+        read = host.run("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
         assert (read.returncode, read.stdout.strip()) == (0, f"left {PENDING}: the payment is pending"), words
-    unread = host.types("privacy", "erase", "0711", "--yes")
+    unread = host.run("privacy", "erase", "0711", "--yes")
     assert (unread.returncode, "send a Kenyan mobile number" in unread.stderr) == (2, True)
-    assert is_refused(host.types(*erase, "--before", "2999-01-01", "--yes"), 1, "at least 48 hours ago")
-    assert is_refused(host.types(*erase, "--merchant", "mer_nobody", "--yes"), 1, "no such merchant")
-    assert "8 entries" in host.gets("audit", "verify")
+    assert is_refused(host.run(*erase, "--before", "2999-01-01", "--yes"), 1, "at least 48 hours ago")
+    assert is_refused(host.run(*erase, "--merchant", "mer_nobody", "--yes"), 1, "no such merchant")
+    assert "8 entries" in host.output_of("audit", "verify")
 
 
 async def _pay(url: str, merchant_id: str) -> None:

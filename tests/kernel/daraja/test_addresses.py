@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpesa_gateway.daraja.addresses import filtered_words, tunnel
+from mpesa_gateway.daraja.addresses import find_filtered_words, find_tunnel
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from mpesa_gateway.daraja.addresses import filtered_words, tunnel
     ],
 )
 def test_filtered_words_are_found_in_any_case(url: str, words: tuple[str, ...]) -> None:
-    assert filtered_words(url) == words
+    assert find_filtered_words(url) == words
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_filtered_words_are_found_in_any_case(url: str, words: tuple[str, ...]) 
     ],
 )
 def test_tunnel_is_known_by_its_domain(url: str, name: str | None) -> None:
-    assert tunnel(url) == name
+    assert find_tunnel(url) == name

@@ -43,7 +43,16 @@ from mpesa_gateway_payments.operations import (
 )
 from mpesa_gateway_reconciliation.operations import PULL_QUERY, PULL_REGISTER, PullQuery, PullRegistration
 from mpesa_gateway_refunds.operations import REVERSAL, ReversalRequest
-from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write, write_json
+from tests.kernel.scripted import (
+    ScriptedRequest,
+    ScriptedServer,
+    drip,
+    reset,
+    scripted,
+    set_proxy_environment,
+    write,
+    write_json,
+)
 
 TOKEN = "/oauth/v1/generate"
 PUSH = "/mpesa/stkpush/v1/processrequest"
@@ -66,7 +75,7 @@ ACK = {
 # 22:30 in UTC is the next day in Nairobi.
 NIGHT = datetime(2026, 11, 23, 22, 30, 5, tzinfo=UTC)
 
-Answering = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+Answering = Callable[[ScriptedRequest, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Daraja:
@@ -79,7 +88,7 @@ class Daraja:
         self.says: Answering = says(200, ACK)
         self.gives: Answering = self.give
 
-    async def __call__(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def __call__(self, asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         if asked.path.startswith(TOKEN):
             await self.gives(asked, writer)
         elif asked.headers.get("authorization") != f"Bearer {self.given[-1] if self.given else ''}":
@@ -88,7 +97,7 @@ class Daraja:
         else:
             await self.says(asked, writer)
 
-    async def give(self, _: Asked, writer: asyncio.StreamWriter) -> None:
+    async def give(self, _: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(self.pause)
         self.given.append(f"the-token-number-{len(self.given) + 1}")
         write_json(writer, 200, {"access_token": self.given[-1], "expires_in": self.lifetime})
@@ -97,7 +106,7 @@ class Daraja:
 def says(status: int, content: Any) -> Answering:
     """Return an answer in JSON."""
 
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         write_json(writer, status, content)
 
     return answer
@@ -129,17 +138,17 @@ SOAP_FAULT = {
 def writes(status: int, body: bytes, **headers: str) -> Answering:
     """Return an answer in bytes."""
 
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         write(writer, status, body, **headers)
 
     return answer
 
 
-async def breaks_off(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def breaks_off(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     reset(writer)
 
 
-async def answers_slowly(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def answers_slowly(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     await drip(writer, 200, 0.05)
 
 
@@ -152,19 +161,19 @@ def client_of(
     )
 
 
-async def breaks_a_chunk(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def breaks_a_chunk(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}")
     await writer.drain()
     writer.close()
 
 
-async def breaks_a_header(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def breaks_a_header(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}")
     await writer.drain()
     writer.close()
 
 
-async def switches_protocols(_: Asked, writer: asyncio.StreamWriter) -> None:
+async def switches_protocols(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
     await writer.drain()
     writer.close()
@@ -195,7 +204,7 @@ async def started(*clients: DarajaClient) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def daraja_client(**options: Any) -> AsyncGenerator[tuple[Daraja, Scripted, DarajaClient]]:
+async def daraja_client(**options: Any) -> AsyncGenerator[tuple[Daraja, ScriptedServer, DarajaClient]]:
     """Yield a scripted Daraja, its server, and a client of it."""
     daraja = Daraja()
     async with scripted(daraja) as server:
@@ -444,7 +453,7 @@ async def test_stk_push_of_a_client_that_was_not_started_is_not_sent() -> None:
 
 
 async def test_connection_closed_by_daraja_is_not_used_again() -> None:
-    async def then_closes(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def then_closes(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         write_json(writer, 200, ACK)
         writer.close()
 
@@ -458,7 +467,7 @@ async def test_connection_closed_by_daraja_is_not_used_again() -> None:
 
 async def test_stk_push_ignores_proxies_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(Daraja()) as proxy:
-        point_proxies_to(proxy.base, monkeypatch)
+        set_proxy_environment(proxy.base, monkeypatch)
         async with daraja_client() as (_, _, client):
             await push(client)
         assert proxy.connections == 0
@@ -692,7 +701,7 @@ async def test_operation_with_an_invalid_token_renews_it_once_and_is_repeated_on
     async with daraja_client() as (daraja, server, client):
         await push(client)
 
-        async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        async def refuses_the_first(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
             if asked.headers["authorization"].endswith("-1"):
                 text = "Error Occurred - Invalid Access Token - the-token-number-1"
                 await faults(401, "401.002.01", text)(asked, writer)
@@ -778,7 +787,7 @@ async def test_token_with_an_invalid_lifetime_is_used_for_an_hour_at_most(lifeti
     async with daraja_client() as (daraja, _, client):
         daraja.lifetime = lifetime
         assert (await push(client)).checkout_request_id == "ws_CO_1"
-        until = await client.token_until(CREDENTIALS)
+        until = await client.token_expiry(CREDENTIALS)
         assert until is not None
         assert timedelta(0) < until - NIGHT <= timedelta(hours=1)
 
@@ -825,7 +834,7 @@ async def test_cancelled_call_raises_cancelled_error() -> None:
             await work
 
 
-async def _is_asked(server: Scripted, path: str) -> bool:
+async def _is_asked(server: ScriptedServer, path: str) -> bool:
     return bool(server.of(path))
 
 
@@ -868,7 +877,7 @@ async def test_token_that_is_invalid_is_replaced_and_the_call_repeated_once(code
     async with daraja_client() as (daraja, server, client):
         await push(client)
 
-        async def refuses_the_first(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        async def refuses_the_first(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
             if asked.headers["authorization"].endswith("-1"):
                 await refuses(asked, writer)
             else:
@@ -1004,7 +1013,7 @@ async def test_token_with_the_lock_of_a_dead_process_is_fetched_soon(valkey_url:
         await cache.set(lock, b"of the dead", px=300)
         held: list[bytes | None] = []
 
-        async def gives(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        async def gives(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
             held.append(await cache.get(lock))
             await daraja.give(asked, writer)
 

@@ -21,8 +21,8 @@ from mpesa_gateway.daraja.wire import (
     Fault,
     InvalidCallback,
     StkCallback,
-    decoded,
-    is_same,
+    decode_text,
+    is_equal_json,
     read_amount,
     read_answer,
     read_fault_body,
@@ -35,7 +35,7 @@ from mpesa_gateway.daraja.wire import (
     read_stk_callback,
     read_text,
     says_no_transactions,
-    stored_json,
+    to_stored_text,
 )
 from mpesa_gateway.money import Kes
 
@@ -568,15 +568,15 @@ def test_read_stk_callback_accepts_what_strict_json_forbids(body: bytes) -> None
     assert (found.checkout_request_id, found.result_code, found.amount) == ("ws_CO_1", "0", 500)
     assert found.result_desc.isprintable()
     found.result_desc.encode()
-    decoded(body).encode()
-    assert "\x00" not in decoded(body)
-    assert "ws_CO_1" in decoded(body), decoded(body)
+    decode_text(body).encode()
+    assert "\x00" not in decode_text(body)
+    assert "ws_CO_1" in decode_text(body), decode_text(body)
 
 
 @given(st.sampled_from(NOT_STRICT), st.integers(0, 400), st.binary(max_size=3))
 def test_read_json_leniently_any_bytes_are_read_or_refused(body: bytes, at: int, put_in: bytes) -> None:
     changed = body[:at] + put_in + body[at:]
-    decoded(changed).encode()
+    decode_text(changed).encode()
     is_read_or_refused(changed)
 
 
@@ -1024,7 +1024,9 @@ def test_read_json_noting_names_fields_doubled_with_different_values(pairs: list
     raw = "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs) + "}"
     found = read_json_with_duplicates(raw.encode())
     assert dict(found) == read_json_leniently(raw.encode())
-    expected = {name for name, one in pairs for again, other in pairs if name == again and not is_same(one, other)}
+    expected = {
+        name for name, one in pairs for again, other in pairs if name == again and not is_equal_json(one, other)
+    }
     assert (found.names if isinstance(found, DuplicateField) else frozenset()) == expected
 
 
@@ -1111,10 +1113,10 @@ def test_read_stk_callback_and_result_of_a_megabyte_take_linear_time(unit: str) 
 @example("{}".encode("utf-16"))
 @example(b"a\x00")
 def test_stored_returns_the_same_bytes(body: bytes) -> None:
-    text, raw = stored_json(body)
+    text, raw = to_stored_text(body)
     assert (text.encode() if raw is None else raw) == body
     assert "\x00" not in text
-    assert text == decoded(body)
+    assert text == decode_text(body)
 
 
 @given(ODD)

@@ -120,7 +120,7 @@ async def breaks(_: Runtime, __: CheckContext) -> AsyncIterator[CheckResult]:
 
 async def greets(_: Runtime, examination: CheckContext) -> AsyncIterator[CheckResult]:
     """Report each merchant."""
-    yield ok("own.greeting", f"hello {examination.one.name}")
+    yield ok("own.greeting", f"hello {examination.require_merchant.name}")
 
 
 OWN = Plugin(

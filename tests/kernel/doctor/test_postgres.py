@@ -17,7 +17,7 @@ from mpesa_gateway.doctor.postgres import check_postgres, connections_result, ro
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.pytest_plugin import Servers
 from mpesa_gateway.testing.serving import eventually
-from tests.looking import OffClock, levels
+from tests.looking import ShiftedClock, levels
 
 pytestmark = pytest.mark.as_owner
 
@@ -204,7 +204,7 @@ async def test_look_at_postgres_at_another_release_reports_a_problem(gateway: Ga
 async def test_look_at_postgres_with_a_different_clock_reports_the_difference(
     values: dict[str, Any], ahead: int, level: str
 ) -> None:
-    gateway = Gateway(GatewayConfig.from_values(values), clock=OffClock(ahead))
+    gateway = Gateway(GatewayConfig.from_values(values), clock=ShiftedClock(ahead))
     found = (await seen(gateway))["postgres.clock"]
     assert found.level == level
     if ahead:

@@ -17,11 +17,11 @@ from mpesa_gateway.http import self_probe
 from mpesa_gateway.http.health import Seen
 from mpesa_gateway.testing.serving import Api, running_gateway
 from tests.authority import authority, for_host
-from tests.looking import OffClock, levels, seen_by
-from tests.reverse_proxy import Proxy, proxying, says
+from tests.looking import ShiftedClock, levels, results_of_check
+from tests.reverse_proxy import Proxy, http_answer, proxying
 
-LIVE = CheckContext(now=OffClock(0).now(), is_live=True)
-SANDBOX = CheckContext(now=OffClock(0).now(), is_live=False)
+LIVE = CheckContext(now=ShiftedClock(0).now(), is_live=True)
+SANDBOX = CheckContext(now=ShiftedClock(0).now(), is_live=False)
 
 
 def form(url: str, examination: CheckContext = LIVE) -> dict[str, str]:
@@ -85,7 +85,7 @@ async def behind(
 
 async def look(gateway: Gateway) -> dict[str, CheckResult]:
     """Return the results for the gateway's address before going live, without the checks of its form."""
-    found = await seen_by(check_public_address, gateway, is_live=True)
+    found = await results_of_check(check_public_address, gateway, is_live=True)
     of_its_form = {"address.https", "address.words", "address.public"}
     return {name: one for name, one in found.items() if name not in of_its_form}
 
@@ -107,13 +107,16 @@ async def test_look_at_public_address_without_an_answer_reports_a_problem(values
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (says("200 OK", "hello"), "is not this gateway (HTTP 200, somebody)"),
-        (says("200 OK", '{"success": true, "data": {"live": true}}'), "another gateway"),
-        (says("200 OK", '{"success": true, "data": {"live": true, "proof": "0"}}'), "keeps answers"),
-        (says("301 Moved", "", "Location: https://elsewhere.example/"), "redirect to https://elsewhere.example/"),
-        (says("401 Unauthorized"), "asks for a login"),
-        (says("503 Service Unavailable"), "has not been started"),
-        (says("404 Not Found"), "is not this gateway (HTTP 404"),
+        (http_answer("200 OK", "hello"), "is not this gateway (HTTP 200, somebody)"),
+        (http_answer("200 OK", '{"success": true, "data": {"live": true}}'), "another gateway"),
+        (http_answer("200 OK", '{"success": true, "data": {"live": true, "proof": "0"}}'), "keeps answers"),
+        (
+            http_answer("301 Moved", "", "Location: https://elsewhere.example/"),
+            "redirect to https://elsewhere.example/",
+        ),
+        (http_answer("401 Unauthorized"), "asks for a login"),
+        (http_answer("503 Service Unavailable"), "has not been started"),
+        (http_answer("404 Not Found"), "is not this gateway (HTTP 404"),
         (b"nonsense\r\n\r\n", "no HTTP answer"),
     ],
 )
@@ -146,7 +149,7 @@ async def test_look_at_public_address_behind_a_trusted_proxy_reports_ok(values: 
 
 async def test_look_at_public_address_behind_a_proxy_with_few_paths_reports_a_problem(values: dict[str, Any]) -> None:
     async with behind(values) as (gateway, proxy):
-        proxy.answer = lambda path: None if path.startswith("/health") else says("404 Not Found")
+        proxy.answer = lambda path: None if path.startswith("/health") else http_answer("404 Not Found")
         found = await look(gateway)
     assert levels(found) == {"address.reached": "ok", "address.proxies": "ok", "address.callbacks": "problem"}
 
@@ -199,9 +202,9 @@ async def test_challenge_reveals_the_seen_address_only_for_our_secret(values: di
         api = Api(base, None)
         try:
             nonce = bytes(16)
-            asked = self_probe.create_nonce(gateway.vault, nonce)
+            asked = self_probe.create_challenge(gateway.vault, nonce)
             data = (await api.call("GET", f"/health/live?challenge={asked}")).data
-            assert data["proof"] == self_probe.expected(gateway.vault, nonce)
+            assert data["proof"] == self_probe.expected_proof(gateway.vault, nonce)
             assert data["seen"]["client"] == "127.0.0.1"
             forged = asked[:-1] + ("0" if asked[-1] != "0" else "1")
             for wrong in (forged, asked[:32], "", "x" * 64, asked.upper() + " "):

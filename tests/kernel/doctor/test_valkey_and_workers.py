@@ -14,7 +14,7 @@ from mpesa_gateway.doctor.valkey import check_valkey, memory_result, persistence
 from mpesa_gateway.doctor.workers import check_workers
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import eventually, running_gateway
-from tests.looking import OffClock, levels, seen_by
+from tests.looking import ShiftedClock, levels, results_of_check
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def changed(url: str, name: str, value: str) -> AsyncGenerator[None]:
 
 
 async def test_look_at_valkey_in_order_reports_ok(gateway: Gateway) -> None:
-    assert levels(await seen_by(check_valkey, gateway)) == {
+    assert levels(await results_of_check(check_valkey, gateway)) == {
         f"valkey.{name}": "ok" for name in ("reachable", "eviction", "persistence")
     }
 
@@ -45,7 +45,7 @@ async def test_look_at_valkey_in_order_reports_ok(gateway: Gateway) -> None:
 async def test_look_at_valkey_with_unreachable_sentinels_names_them(values: dict[str, Any]) -> None:
     sentinels = {"url": "valkey://:opens-nothing@10.0.0.5:6379/0", "sentinels": ["127.0.0.1:9", "127.0.0.1:10"]}
     gateway = Gateway(GatewayConfig.from_values(values | {"valkey": sentinels | {"service": "till"}}))
-    (found,) = (await seen_by(check_valkey, gateway)).values()
+    (found,) = (await results_of_check(check_valkey, gateway)).values()
     assert (found.name, found.level.value) == ("valkey.reachable", "problem")
     assert "what 127.0.0.1:9, 127.0.0.1:10 call till" in found.text
     assert "opens-nothing" not in found.text
@@ -61,7 +61,7 @@ async def test_look_at_valkey_without_access_reports_a_problem_without_the_passw
     assert ours is not None
     at = ours.reveal().rpartition("@")[2]
     config = msgspec.structs.replace(gateway.config.valkey, url=Secret(url.format(at)))
-    found = await seen_by(check_valkey, Gateway(msgspec.structs.replace(gateway.config, valkey=config)))
+    found = await results_of_check(check_valkey, Gateway(msgspec.structs.replace(gateway.config, valkey=config)))
     assert levels(found) == {"valkey.reachable": "problem"}
     assert words in found["valkey.reachable"].text
     assert "secret" not in str(found)
@@ -70,13 +70,13 @@ async def test_look_at_valkey_without_access_reports_a_problem_without_the_passw
 
 async def test_look_at_valkey_with_eviction_of_jobs_warns(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "maxmemory-policy", "allkeys-lru"):
-        found = (await seen_by(check_valkey, gateway))["valkey.eviction"]
+        found = (await results_of_check(check_valkey, gateway))["valkey.eviction"]
     assert (found.level, "allkeys-lru" in found.text, "noeviction" in (found.fix or "")) == ("warning", True, True)
 
 
 async def test_look_at_valkey_without_persistence_is_a_note(gateway: Gateway, valkey_url: str) -> None:
     async with changed(valkey_url, "appendonly", "no"):
-        found = (await seen_by(check_valkey, gateway))["valkey.persistence"]
+        found = (await results_of_check(check_valkey, gateway))["valkey.persistence"]
     assert (found.level, found.fix) == ("note", "set appendonly yes")
 
 
@@ -98,14 +98,14 @@ def test_see_version_too_old_for_the_queue_is_a_problem() -> None:
 async def test_look_at_workers_without_a_worker_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values | {"worker": {"in_process": False}}) as (gateway, _):
         await gateway.jobs.enqueue("payments.ask", payment_id="pay_1")
-        found = await seen_by(check_workers, gateway)
+        found = await results_of_check(check_workers, gateway)
         assert levels(found) == {"workers.alive": "problem"}
         assert "1 jobs wait" in found["workers.alive"].text
 
 
 async def is_healthy(gateway: Gateway) -> bool:
     """Return True once a worker has sent a heartbeat and run its cron jobs."""
-    found = await seen_by(check_workers, gateway)
+    found = await results_of_check(check_workers, gateway)
     return levels(found) == {"workers.alive": "ok", "workers.crons": "ok"}
 
 
@@ -124,7 +124,7 @@ async def test_look_at_workers_names_a_queue_without_a_worker(values: dict[str, 
 
         await eventually(two_more)
         await gateway.jobs.enqueue("payments.ask", shortcode_id="shc_1")
-        found = (await seen_by(check_workers, gateway))["workers.alive"]
+        found = (await results_of_check(check_workers, gateway))["workers.alive"]
     assert found.level == "problem"
     assert found.text == "no worker serves the queue `daraja`: 1 jobs wait there"
     assert "--queues daraja" in (found.fix or "")
@@ -136,7 +136,7 @@ async def test_look_at_workers_with_fewer_plugins_names_the_missing_crons(values
     async with running_gateway(less) as (gateway, _):
         await eventually(lambda: is_healthy(gateway))
         gateway.jobs_by_name = Gateway(GatewayConfig.from_values(values)).jobs_by_name
-        found = (await seen_by(check_workers, gateway))["workers.crons"]
+        found = (await results_of_check(check_workers, gateway))["workers.crons"]
     assert found.level == "problem"
     assert "refunds.sweep" in found.text
     assert "payments.sweep" not in found.text
@@ -145,7 +145,7 @@ async def test_look_at_workers_with_fewer_plugins_names_the_missing_crons(values
 async def test_look_at_workers_with_a_late_cron_is_a_problem(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
         await eventually(lambda: is_healthy(gateway))
-        found = (await seen_by(check_workers, gateway, now=OffClock(3600).now()))["workers.crons"]
+        found = (await results_of_check(check_workers, gateway, now=ShiftedClock(3600).now()))["workers.crons"]
     assert (found.level, "payments.sweep" in found.text) == ("problem", True)
 
 
@@ -155,7 +155,7 @@ async def test_look_at_workers_with_failed_jobs_is_a_note(values: dict[str, Any]
         await gateway.jobs.enqueue("payments.ask", nonsense="x")
 
         async def noted() -> bool:
-            return "workers.failed" in await seen_by(check_workers, gateway)
+            return "workers.failed" in await results_of_check(check_workers, gateway)
 
         await eventually(noted)
-        assert (await seen_by(check_workers, gateway))["workers.failed"].level == "note"
+        assert (await results_of_check(check_workers, gateway))["workers.failed"].level == "note"

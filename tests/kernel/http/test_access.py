@@ -27,7 +27,7 @@ from mpesa_gateway.security.rate_limits import AUTH
 from mpesa_gateway.security.scopes import ADMIN
 from mpesa_gateway.testing.serving import Api, eventually, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from tests.asgi import Headers, Said, ask
+from tests.asgi import AsgiAnswer, Headers, send_request
 from tests.conftest import Town
 from tests.routes import operations, whole_gateway
 
@@ -45,12 +45,12 @@ class ProxiedGateway:
 
     async def ask(
         self, method: str, path: str, source: str = "203.0.113.1", *, key: str | None = None, **more: Any
-    ) -> Said:
+    ) -> AsgiAnswer:
         """Send one request from this address."""
         headers: Headers = ((b"x-forwarded-for", source.encode()), *more.pop("headers", ()))
         if key is not None:
             headers = (*headers, (b"x-api-key", key.encode()))
-        return await ask(self.gateway.asgi, method, path.encode(), headers, **more)
+        return await send_request(self.gateway.asgi, method, path.encode(), headers, **more)
 
 
 @asynccontextmanager
@@ -116,7 +116,7 @@ async def test_access_of_a_limited_address_is_refused_without_postgres_and_a_rig
         assert len(looked_up) == 1
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 429
         monkeypatch.setattr(admission, "_TRICKLE", 0.0)
-        proxied.gateway.asgi.access._trickle = admission._SlowLane()  # pyright: ignore[reportPrivateUsage] - a second later
+        proxied.gateway.asgi.access._trickle = admission._RetryLimit()  # pyright: ignore[reportPrivateUsage] - a second later
         assert (await proxied.ask("GET", "/v1/payments", key=proxied.api.key)).status == 200
         monkeypatch.setattr(admission, "_TRICKLE", 3600.0)
         # After its first success, the key passes at once.
@@ -127,7 +127,7 @@ async def test_access_of_a_limited_address_is_refused_without_postgres_and_a_rig
 async def test_access_without_a_key_is_not_counted_as_a_failure(values: dict[str, Any]) -> None:
     async with proxied_gateway(values, limits={"auth_failures": 2}) as proxied:
         assert {(await proxied.ask("GET", "/v1/payments")).status for _ in range(6)} == {401}
-        assert proxied.gateway.limits.refusal(AUTH, "203.0.113.1") == 0
+        assert proxied.gateway.limits.blocked_seconds(AUTH, "203.0.113.1") == 0
 
 
 async def test_access_with_a_revoked_key_is_refused_at_once(values: dict[str, Any]) -> None:
@@ -155,12 +155,12 @@ async def test_access_limit_is_shared_with_other_processes_through_valkey(values
         other = Gateway(GatewayConfig.from_values(values | {"public_url": proxied.base}))
         async with other.running():
             for _ in range(2):
-                await other.limits.failed(AUTH, "203.0.113.7")
-            assert proxied.gateway.limits.refusal(AUTH, "203.0.113.7") == 0
+                await other.limits.count_failure(AUTH, "203.0.113.7")
+            assert proxied.gateway.limits.blocked_seconds(AUTH, "203.0.113.7") == 0
             with pytest.raises(TooManyFailures):
-                await proxied.gateway.limits.admits(AUTH, "203.0.113.7")
+                await proxied.gateway.limits.check_failures(AUTH, "203.0.113.7")
             # Known here from now on, without a query.
-            assert 0 < proxied.gateway.limits.refusal(AUTH, "203.0.113.7") <= 301
+            assert 0 < proxied.gateway.limits.blocked_seconds(AUTH, "203.0.113.7") <= 301
 
 
 async def test_access_failures_have_one_audit_entry_for_each_address_and_window(values: dict[str, Any]) -> None:
@@ -328,11 +328,11 @@ async def test_access_under_load_refuses_unknown_clients_and_passes_known_caller
         async def crowded(scope: Any, receive: Any, send: Any) -> None:
             await app(scope | {CROWDED: True}, receive, send)
 
-        refused = await ask(crowded, "GET", b"/v1/payments")
+        refused = await send_request(crowded, "GET", b"/v1/payments")
         assert (refused.status, refused.header(b"connection")) == (503, b"close")
-        known = await ask(crowded, "GET", b"/v1/payments", ((b"x-api-key", (proxied.api.key or "").encode()),))
+        known = await send_request(crowded, "GET", b"/v1/payments", ((b"x-api-key", (proxied.api.key or "").encode()),))
         assert known.status == 200
-        assert (await ask(crowded, "GET", b"/health/live")).status == 200
+        assert (await send_request(crowded, "GET", b"/health/live")).status == 200
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------
@@ -481,18 +481,18 @@ async def test_documents_are_rendered_once_and_answered_as_bytes(town: Town, mon
 
     monkeypatch.setattr(documents, "document_of", noted)
     app = town.gateway.asgi
-    answers = await asyncio.gather(*(ask(app, "GET", b"/schema") for _ in range(20)))
+    answers = await asyncio.gather(*(send_request(app, "GET", b"/schema") for _ in range(20)))
     assert len(times) == 1
     assert len({said.body for said in answers}) == 1
     for path in (b"/schema", b"/schema/", b"/schema/openapi.json"):
-        said = await ask(app, "GET", path)
+        said = await send_request(app, "GET", path)
         assert (said.status, int(said.header(b"content-length"))) == (200, len(said.body))
         etag = said.header(b"etag")
         for given_etag in (etag, b"W/" + etag, b'"other", ' + etag, b"*"):
-            again = await ask(app, "GET", path, ((b"if-none-match", given_etag),))
+            again = await send_request(app, "GET", path, ((b"if-none-match", given_etag),))
             assert (again.status, again.body, again.header(b"etag")) == (304, b"", etag)
-        assert (await ask(app, "GET", path, ((b"if-none-match", b'"other"'),))).status == 200
-        head = await ask(app, "HEAD", path)
+        assert (await send_request(app, "GET", path, ((b"if-none-match", b'"other"'),))).status == 200
+        head = await send_request(app, "HEAD", path)
         assert (head.status, head.body, head.header(b"content-length")) == (200, b"", said.header(b"content-length"))
     assert len(times) == 1
 
@@ -551,18 +551,18 @@ def test_route_table_finds_every_route_with_its_needs() -> None:
 async def test_head_is_answered_as_get_without_its_body(town: Town) -> None:
     app, key = town.gateway.asgi, ((b"x-api-key", (town.api.key or "").encode()),)
     for path in (b"/health/live", b"/health/ready", b"/v1/payments", b"/ops/login", b"/v1/merchant/me"):
-        got, head = await ask(app, "GET", path, key), await ask(app, "HEAD", path, key)
+        got, head = await send_request(app, "GET", path, key), await send_request(app, "HEAD", path, key)
         assert (got.status, head.status, head.body) == (200, 200, b""), path
         assert head.header(b"content-type") == got.header(b"content-type")
     walked = 0
     for each in operations():
         if each.method == "GET" and each.path.startswith(("/v1", "/health", "/schema")):
-            head = await ask(app, "HEAD", filled(each.path).encode(), key)
+            head = await send_request(app, "HEAD", filled(each.path).encode(), key)
             assert (head.status != 405, head.body) == (True, b""), each
             walked += 1
     assert walked > 25
-    assert (await ask(app, "HEAD", b"/v1/webhooks/mpesa", key)).status == 405
-    assert (await ask(app, "HEAD", b"/v1/payments")).status == 401
+    assert (await send_request(app, "HEAD", b"/v1/webhooks/mpesa", key)).status == 405
+    assert (await send_request(app, "HEAD", b"/v1/payments")).status == 401
 
 
 async def test_every_answer_has_headers_against_caching_framing_and_sniffing(town: Town) -> None:
@@ -570,13 +570,13 @@ async def test_every_answer_has_headers_against_caching_framing_and_sniffing(tow
     key = ((b"x-api-key", (town.api.key or "").encode()),)
     for each in operations():
         for headers in ((), key):
-            said = await ask(app, each.method, filled(each.path).encode(), headers)
+            said = await send_request(app, each.method, filled(each.path).encode(), headers)
             check_headers(each, said)
     for path in (b"/", b"//", b"/v1/nothing", b"/%2e%2e", b"/v1/payments?\xff"):
-        check_headers(path, await ask(app, "GET", path))
+        check_headers(path, await send_request(app, "GET", path))
 
 
-def check_headers(what: object, said: Said) -> None:
+def check_headers(what: object, said: AsgiAnswer) -> None:
     """Raises AssertionError for an answer that lacks one of the headers."""
     assert said.header(b"x-content-type-options") == b"nosniff", what
     assert b"frame-ancestors 'none'" in said.header(b"content-security-policy"), what
@@ -604,7 +604,7 @@ async def test_new_api_key_answer_is_not_cacheable(values: dict[str, Any]) -> No
 async def test_compressed_body_is_refused_with_advice(town: Town) -> None:
     body = gzip.compress(b'{"amount": 5, "phone": "254711000001"}')
     for coding in (b"gzip", b"GZIP", b"br", b"deflate, gzip"):
-        said = await ask(
+        said = await send_request(
             town.gateway.asgi,
             "POST",
             b"/v1/payments",

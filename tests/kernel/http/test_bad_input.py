@@ -20,7 +20,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.testing.pytest_plugin import Servers, empty_database, empty_keyspace
 from mpesa_gateway.testing.serving import INITIATED, SANDBOX, Api, gateway_values, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from tests.asgi import Headers, Said, ask, is_refusal
+from tests.asgi import AsgiAnswer, Headers, check_refusal, send_request
 from tests.routes import Operation, document, installed, operation, operations
 
 DARAJA = ("/simulator/oauth/", "/simulator/mpesa/", "/simulator/pulltransactions/")
@@ -211,9 +211,11 @@ class RunningGateway:
     gateway: Gateway
     api: Api
 
-    def say(self, operation: Operation, target: bytes, headers: Headers = (), body: tuple[bytes, ...] = ()) -> Said:
+    def say(
+        self, operation: Operation, target: bytes, headers: Headers = (), body: tuple[bytes, ...] = ()
+    ) -> AsgiAnswer:
         """Send one request with the key."""
-        return self.runner.run(ask(self.gateway.asgi, operation.method, target, (*self.keyed, *headers), body))
+        return self.runner.run(send_request(self.gateway.asgi, operation.method, target, (*self.keyed, *headers), body))
 
     @property
     def keyed(self) -> Headers:
@@ -247,7 +249,7 @@ def running(servers: Servers) -> Iterator[RunningGateway]:
             runner.run(stack.aclose())
 
 
-def is_well_answered(operation: Operation, said: Said) -> bool:
+def is_well_answered(operation: Operation, said: AsgiAnswer) -> bool:
     """Return True for an answer that the document describes. Raises AssertionError otherwise."""
     assert said.header(b"x-request-id"), (operation, said)
     if operation.is_shown and said.status != 400:
@@ -264,7 +266,7 @@ def is_well_answered(operation: Operation, said: Said) -> bool:
     assert said.status != 500, (operation, said)
     if said.status >= 400 and not kind.startswith(b"text/html"):
         assert kind == b"application/json", (operation, said)
-        assert is_refusal(said)
+        assert check_refusal(said)
     return True
 
 

@@ -10,7 +10,7 @@ import pytest
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.http.openapi import document_of
-from mpesa_gateway.http.openapi_schemas import inside
+from mpesa_gateway.http.openapi_schemas import iter_objects
 from mpesa_gateway.testing.serving import gateway_values
 from tests.house.tree import ROOT
 from tests.routes import document
@@ -54,7 +54,7 @@ def test_document_refusal_code_is_one_of_the_catalogue() -> None:
 def test_document_repeated_enums_are_one_type(name: str) -> None:
     words = SCHEMAS[name]["enum"]
     reference = {"$ref": f"#/components/schemas/{name}"}
-    everything = [*inside(document()["paths"]), *inside(SCHEMAS)]
+    everything = [*iter_objects(document()["paths"]), *iter_objects(SCHEMAS)]
     assert any(reference.items() <= part.items() for part in everything)
     alike = [part for part in everything if set(part.get("enum", ())) == set(words) and part is not SCHEMAS[name]]
     assert alike == []
@@ -75,7 +75,7 @@ def test_document_credentials_are_one_object() -> None:
 
 
 def test_document_descriptions_have_no_python_markup() -> None:
-    texts = [part["description"] for part in inside(document()) if isinstance(part.get("description"), str)]
+    texts = [part["description"] for part in iter_objects(document()) if isinstance(part.get("description"), str)]
     assert [text for text in texts if "``" in text or "\n    " in text] == []
 
 
@@ -107,7 +107,7 @@ def test_document_enum_constants_with_their_type_prefix_are_unique() -> None:
 
 
 def test_document_success_is_a_plain_boolean() -> None:
-    for part in inside(document()):
+    for part in iter_objects(document()):
         assert "const" not in part, part
     shown = SCHEMAS["Success_PaymentView"]["properties"]["success"]
     assert (shown["type"], SCHEMAS["Failure"]["properties"]["success"]["type"]) == ("boolean", "boolean")

@@ -9,7 +9,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
 from mpesa_gateway.testing.serving import gateway_values, running_gateway
 from mpesa_gateway_simulator.root_routes import DARAJA, ROOT
-from tests.asgi import ask, is_refusal
+from tests.asgi import check_refusal, send_request
 from tests.conftest import Town
 from tests.routes import operations_of
 
@@ -32,27 +32,27 @@ ODD_PATHS = [
 
 async def test_unusual_path_is_not_found(town: Town) -> None:
     for path in ODD_PATHS:
-        said = await ask(town.gateway.asgi, "GET", b"/", path=path)
+        said = await send_request(town.gateway.asgi, "GET", b"/", path=path)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"]), path
-        assert is_refusal(said), path
+        assert check_refusal(said), path
 
 
 async def test_encoded_slash_is_not_found(town: Town) -> None:
     for target in (b"/v1%2fmerchant", b"/v1%2Fmerchant", b"/v1/payments/a%5cb", b"/%2e%2e/ops", b"/v1/payments/%00"):
-        said = await ask(town.gateway.asgi, "GET", target)
+        said = await send_request(town.gateway.asgi, "GET", target)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"]), target
 
 
 async def test_path_with_a_trailing_slash_is_found(town: Town) -> None:
-    said = await ask(town.gateway.asgi, "GET", b"/health/live")
+    said = await send_request(town.gateway.asgi, "GET", b"/health/live")
     assert said.status == 200
-    assert (await ask(town.gateway.asgi, "GET", b"/health/live/")).status == 200
+    assert (await send_request(town.gateway.asgi, "GET", b"/health/live/")).status == 200
 
 
 async def test_query_that_is_not_ascii_is_refused(town: Town) -> None:
-    said = await ask(town.gateway.asgi, "GET", "/v1/payments?search=\u00e9".encode())
+    said = await send_request(town.gateway.asgi, "GET", "/v1/payments?search=\u00e9".encode())
     assert (said.status, said.codes) == (400, ["VALIDATION_ERROR"])
-    assert is_refusal(said)
+    assert check_refusal(said)
 
 
 ONCE = [
@@ -77,10 +77,10 @@ async def test_deciding_header_sent_twice_is_refused(town: Town, name: str) -> N
     usual = tuple((each.encode(), text.encode()) for each, text in sent.items() if each != name.lower())
     for values in ((value, value), (value, b"another"), (b"", value)):
         headers = (*usual, *((header, one) for one in values))
-        said = await ask(town.gateway.asgi, "POST", b"/v1/payments", headers, (b"{}",))
+        said = await send_request(town.gateway.asgi, "POST", b"/v1/payments", headers, (b"{}",))
         assert (said.status, said.codes) == (400, ["VALIDATION_ERROR"]), values
         assert name.title() in said.json["errors"][0]["message"]
-        assert is_refusal(said)
+        assert check_refusal(said)
 
 
 async def test_header_that_may_be_repeated_is_accepted(town: Town) -> None:
@@ -90,7 +90,7 @@ async def test_header_that_may_be_repeated_is_accepted(town: Town) -> None:
         (b"accept", b"a"),
         (b"accept", b"b"),
     )
-    assert (await ask(town.gateway.asgi, "GET", b"/health/live", headers)).status == 200
+    assert (await send_request(town.gateway.asgi, "GET", b"/health/live", headers)).status == 200
 
 
 class EndlessBody:
@@ -154,9 +154,9 @@ async def test_client_that_disconnects_before_its_body_is_no_error(
 
 async def test_gateway_that_is_not_started_answers_with_an_id_and_a_next_step() -> None:
     gateway = Gateway(GatewayConfig.from_values(gateway_values("postgresql://nowhere", "redis://nowhere")))
-    said = await ask(gateway.asgi, "GET", b"/v1/payments")
+    said = await send_request(gateway.asgi, "GET", b"/v1/payments")
     assert (said.status, said.codes) == (503, ["SERVICE_UNAVAILABLE"])
-    assert is_refusal(said)
+    assert check_refusal(said)
     assert int(said.header(b"retry-after")) > 0
     assert "lifespan=gateway.lifespan" in said.json["errors"][0]["message"]
 
@@ -167,11 +167,11 @@ async def test_every_path_lists_its_methods(town: Town) -> None:
         taken.setdefault(each.path, set()).add(each.method)
     for path, methods in taken.items():
         target = "/".join("x" if part.startswith("{") else part for part in path.split("/"))
-        said = await ask(town.gateway.asgi, "OPTIONS", target.encode())
+        said = await send_request(town.gateway.asgi, "OPTIONS", target.encode())
         assert (said.status, said.body) == (204, b"")
         expected = {*methods, *(["HEAD"] if "GET" in methods else [])}
         assert set(said.header(b"allow").decode().split(", ")) == expected, path
-        refused = await ask(town.gateway.asgi, "TRACE", target.encode())
+        refused = await send_request(town.gateway.asgi, "TRACE", target.encode())
         # The simulator's Daraja refuses as Daraja does.
         is_daraja = path.removeprefix(ROOT) in DARAJA
         code = refused.json["errorCode"] if is_daraja else refused.codes[0]
@@ -181,6 +181,6 @@ async def test_every_path_lists_its_methods(town: Town) -> None:
 
 async def test_unknown_path_beside_the_document_is_not_found(town: Town) -> None:
     for target in (b"/schema/nothing", b"/schema/swagger", b"/schema/openapi.yaml"):
-        said = await ask(town.gateway.asgi, "GET", target)
+        said = await send_request(town.gateway.asgi, "GET", target)
         assert (said.status, said.codes) == (404, ["NOT_FOUND"])
-        assert is_refusal(said)
+        assert check_refusal(said)

@@ -34,7 +34,7 @@ from mpesa_gateway.http.egress import (
     normal_url,
 )
 from mpesa_gateway.testing.serving import listening
-from tests.kernel.scripted import Asked, Scripted, drip, point_proxies_to, reset, scripted, write
+from tests.kernel.scripted import ScriptedRequest, ScriptedServer, drip, reset, scripted, set_proxy_environment, write
 from tests.name_server import NXDOMAIN, name_server
 from tests.name_server import always as always_says
 
@@ -697,8 +697,10 @@ async def fails(one: Egress, url: str, *, allow_loopback: bool = True) -> str:
     return failed.value.reason
 
 
-def always(status: int, body: bytes = b"", **headers: str) -> Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]:
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+def always(
+    status: int, body: bytes = b"", **headers: str
+) -> Callable[[ScriptedRequest, asyncio.StreamWriter], Awaitable[None]]:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         write(writer, status, body, **headers)
 
     return answer
@@ -768,7 +770,7 @@ async def test_post_to_a_name_without_an_address_fails_with_dns() -> None:
 async def test_post_with_a_slow_answer_times_out() -> None:
     """A status line in time is the answer, with or without its body."""
 
-    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/silent":
             await asyncio.sleep(600)
         elif asked.path == "/head":
@@ -791,7 +793,7 @@ async def test_post_with_an_endless_body_reads_64_kib() -> None:
     written = 0
     broken_off = asyncio.Event()
 
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         nonlocal written
         writer.write(b"HTTP/1.1 200 Said\r\nTransfer-Encoding: chunked\r\n\r\n")
         try:
@@ -831,7 +833,7 @@ async def test_post_answer_has_the_first_1024_characters_of_its_body() -> None:
 
 
 async def test_post_with_a_connection_closed_before_a_status_fails_with_reset() -> None:
-    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/in-the-body":
             writer.write(b"HTTP/1.1 200 Said\r\nContent-Length: 100\r\n\r\nhalf")
             await writer.drain()
@@ -857,7 +859,7 @@ async def test_post_to_a_closed_port_fails_with_connect() -> None:
 
 
 async def test_post_with_an_answer_that_is_no_http_fails() -> None:
-    async def answer(_: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(_: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         writer.write(b"NONSENSE\r\n\r\n")
         await writer.drain()
         writer.close()
@@ -930,7 +932,7 @@ async def test_post_with_any_status_is_answered_once() -> None:
 
 async def test_post_keeps_no_cookie_and_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(always(200)) as proxy, scripted(always(200, b"", Set_Cookie="a=b; Path=/")) as server:
-        point_proxies_to(proxy.base, monkeypatch)
+        set_proxy_environment(proxy.base, monkeypatch)
         async with egress() as one:
             await post(one, server.base)
             await post(one, server.base)
@@ -942,7 +944,7 @@ async def test_post_keeps_no_cookie_and_uses_no_proxy(monkeypatch: pytest.Monkey
 async def test_post_does_not_read_the_rest_of_a_slow_answer_as_the_next() -> None:
     """A late answer on a kept connection would be another delivery's."""
 
-    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         if asked.path == "/slow":
             await asyncio.sleep(0.5)
             write(writer, 500, b"late")
@@ -958,11 +960,11 @@ async def test_post_does_not_read_the_rest_of_a_slow_answer_as_the_next() -> Non
 
 
 async def test_post_of_many_calls_at_once_returns_each_its_own_answer() -> None:
-    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(asked: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
         write(writer, 200, asked.path.encode())
 
-    async def ask(one: Egress, server: Scripted, number: int) -> bool:
+    async def ask(one: Egress, server: ScriptedServer, number: int) -> bool:
         return (await post(one, f"{server.base}/{number}")).body_start == f"/{number}"
 
     async with egress() as one, scripted(answer) as server:

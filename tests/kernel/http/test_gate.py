@@ -24,7 +24,7 @@ from mpesa_gateway.plugin import Plugin
 from mpesa_gateway.testing.serving import eventually, running_gateway, shop
 from mpesa_gateway_payments.scopes import PaymentsRead
 from mpesa_gateway_payments.service import PaymentService
-from tests.asgi import ask
+from tests.asgi import send_request
 
 PATIENT = 3600.0
 """Seconds that a call may wait in tests of other bounds."""
@@ -134,7 +134,7 @@ async def test_gate_runs_a_bounded_number_queues_some_and_refuses_the_rest() -> 
     await site.finish("/1", "/4")
     assert [await call.status() for call in (first, second, third, fourth)] == [200] * 4
     assert await site.settled() == (0, 0, 0)
-    assert site.gate.turned_away == 1
+    assert site.gate.rejected == 1
 
 
 async def test_gate_refusal_is_in_the_envelope_with_retry_after() -> None:
@@ -650,9 +650,9 @@ async def test_gate_with_too_many_connections_refuses_calls_and_accepts_callback
         async def crowded(scope: Message, receive: Receive, send: Send) -> None:
             await gateway.asgi({**scope, CROWDED: True}, receive, send)
 
-        refused = await ask(crowded, "GET", b"/v1/merchant/me")
+        refused = await send_request(crowded, "GET", b"/v1/merchant/me")
         assert (refused.status, refused.codes) == (503, ["SERVICE_UNAVAILABLE"])
         assert (refused.header(b"retry-after"), refused.header(b"connection")) == (b"1", b"close")
         assert refused.header(b"x-request-id").decode() == refused.json["request_id"]
-        assert (await ask(crowded, "GET", b"/health/live")).status == 200
-        assert (await ask(gateway.asgi, "GET", b"/v1/merchant/me")).status == 401
+        assert (await send_request(crowded, "GET", b"/health/live")).status == 200
+        assert (await send_request(gateway.asgi, "GET", b"/v1/merchant/me")).status == 401

@@ -163,14 +163,14 @@ def host(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             },
         )
         yield host
-        host.stops_everything()
+        host.stop()
 
 
 @pytest.fixture(scope="module")
 def process(host: Host) -> Process:
-    merchant = host.gets("merchants", "create", "Shop")
-    key = host.gets("apikeys", "create", merchant, "--name", "test")
-    started = host.starts("serve", "--port", "0")
+    merchant = host.output_of("merchants", "create", "Shop")
+    key = host.output_of("apikeys", "create", merchant, "--name", "test")
+    started = host.start("serve", "--port", "0")
     return Process(started.pid, int(address_of(started).rpartition(":")[2]), key)
 
 
@@ -469,7 +469,7 @@ def test_other_spelling_of_a_path_is_not_found(process: Process) -> None:
 
 
 def test_each_of_several_processes_has_the_same_bounds(host: Host) -> None:
-    started = host.starts("serve", "--port", "0", "--workers", "2")
+    started = host.start("serve", "--port", "0", "--workers", "2")
     port = int(address_of(started).rpartition(":")[2])
     for _ in range(10):
         assert refuses(Connection(port).says(b"GET /" + b"x" * 40_000).hears(), 431, "PAYLOAD_TOO_LARGE")

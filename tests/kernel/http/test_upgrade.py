@@ -12,9 +12,9 @@ from litestar import Litestar, asgi
 from bench.attack import smuggling
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import GatewayConfig
-from mpesa_gateway.http.upgrade import AnswerOnce
+from mpesa_gateway.http.upgrade import CloseAfterUpgrade
 from mpesa_gateway.testing.serving import eventually, gateway_values, listening
-from tests.asgi import ask
+from tests.asgi import send_request
 
 PATIENCE = 10.0
 UPGRADES = [
@@ -106,7 +106,7 @@ async def attacked(
     """Return the requested paths and the answers for a callback as the body of an upgrade."""
     evil = smuggling.forged()
     slow = Slow()
-    seen = Seen(AnswerOnce(slow) if is_wrapped else slow)
+    seen = Seen(CloseAfterUpgrade(slow) if is_wrapped else slow)
     async with hosted(seen, parser) as port:
         head = smuggling.post(*headers, f"Content-Length: {len(evil)}")
         return seen.paths, await sends(port, head, evil, *more, sent=slow.sent)
@@ -124,7 +124,7 @@ async def test_bytes_after_an_upgrade_never_become_a_request(parser: str) -> Non
 async def test_bytes_after_two_lengths_never_become_a_request(parser: str) -> None:
     sent = smuggling.post("Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n" + smuggling.forged()
     slow = Slow()
-    seen = Seen(AnswerOnce(slow))
+    seen = Seen(CloseAfterUpgrade(slow))
     async with hosted(seen, parser) as port:
         answers = await sends(port, sent, sent=slow.sent)
     assert seen.paths == ([] if parser == "httptools" else ["/v1/payments"])
@@ -168,10 +168,10 @@ async def test_body_lost_by_the_server_raises() -> None:
         await send({"type": "http.response.body", "body": message["body"]})
 
     upgrade = ((b"connection", b"upgrade"), (b"upgrade", b"h2c"))
-    app = AnswerOnce(reads)
-    whole = await ask(app, "POST", b"/", (*upgrade, (b"content-length", b"2")), [b"{}"])
+    app = CloseAfterUpgrade(reads)
+    whole = await send_request(app, "POST", b"/", (*upgrade, (b"content-length", b"2")), [b"{}"])
     assert (whole.body, whole.header(b"connection")) == (b"{}", b"close")
-    assert (await ask(app, "POST", b"/", (*upgrade, (b"content-length", b"0")))).status == 200
-    assert (await ask(app, "POST", b"/", ((b"content-length", b"2"),))).header(b"connection") == b"keep-alive"
+    assert (await send_request(app, "POST", b"/", (*upgrade, (b"content-length", b"0")))).status == 200
+    assert (await send_request(app, "POST", b"/", ((b"content-length", b"2"),))).header(b"connection") == b"keep-alive"
     with pytest.raises(Exception, match="without `Upgrade`"):
-        await ask(app, "POST", b"/", (*upgrade, (b"content-length", b"2")))
+        await send_request(app, "POST", b"/", (*upgrade, (b"content-length", b"2")))

@@ -22,7 +22,7 @@ from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_callbacks.errors import SizeRejected
 from mpesa_gateway_callbacks.inbox import CallbackInbox
 from mpesa_gateway_callbacks.incoming import KEPT_OF_LARGER, CallbackPost, TruncatedBody
-from mpesa_gateway_callbacks.pages import unused
+from mpesa_gateway_callbacks.pages import unused_callbacks
 from tests.conftest import Town
 from tests.plugins.callbacks.test_callbacks import body, pending_payment, post
 
@@ -169,9 +169,9 @@ async def test_unreadable_body_is_refused_and_stored_whole(town: Town) -> None:
         page = await operator.call("GET", "/v1/admin/callbacks/refused?limit=100&unread=true")
         assert len(page.data) == len(UNREADABLE)
     assert longest[0] < 1
-    concerns = [concern.text for concern in await unused(town.gateway, "sandbox")]
+    concerns = [concern.text for concern in await unused_callbacks(town.gateway, "sandbox")]
     assert f"{len(UNREADABLE)} callbacks from Safaricom could not be read" in concerns
-    assert await unused(town.gateway, "live") == []
+    assert await unused_callbacks(town.gateway, "live") == []
 
 
 HEADERS: list[dict[str, str]] = [
@@ -292,7 +292,7 @@ async def test_body_over_the_limit_is_stored_in_part_and_answered_with_413(value
             "sha256": rows[2]["cut_sha256"].hex(),
         }
         assert "3 callbacks from Safaricom could not be read" in [
-            concern.text for concern in await unused(gateway, "sandbox")
+            concern.text for concern in await unused_callbacks(gateway, "sandbox")
         ]
         (entry, *_) = (await api.call("GET", "/v1/audit/logs?action=callback.refused")).data
         assert (entry["detail"]["reason"], entry["subject_id"]) == ("size", made["id"])
@@ -314,8 +314,8 @@ async def test_large_body_without_a_valid_token_is_not_stored(town: Town) -> Non
     assert {(row["reason"], row["is_trusted"], row["original"], row["cut_read"]) for row in rows} == {
         ("size", False, None, 0)
     }
-    assert await unused(town.gateway, "sandbox") != []
-    assert not any("could not be read" in concern.text for concern in await unused(town.gateway, "sandbox"))
+    assert await unused_callbacks(town.gateway, "sandbox") != []
+    assert not any("could not be read" in concern.text for concern in await unused_callbacks(town.gateway, "sandbox"))
 
 
 async def test_body_over_both_limits_is_stored_up_to_the_larger_limit(values: dict[str, Any]) -> None:

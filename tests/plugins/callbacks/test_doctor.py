@@ -13,7 +13,7 @@ from mpesa_gateway.testing.serving import Api, running_gateway
 from mpesa_gateway_callbacks.doctor import check_callbacks
 from mpesa_gateway_callbacks.settings import SAFARICOM
 from tests.identifiers import identifier, identifiers, literal
-from tests.looking import levels, seen_by
+from tests.looking import levels, results_of_check
 
 KEPT = f"""
 INSERT INTO callback (callback_id, kind, fingerprint, received_at, source, handle, result_code, body, due_at,
@@ -31,7 +31,7 @@ async def run_checks(values: dict[str, Any], *, is_live: bool = True, **settings
     """Returns the observations with these settings of callbacks."""
     own = {"callbacks": settings, "worker": {"in_process": False}}
     async with running_gateway(values | own) as (gateway, _):
-        return await seen_by(check_callbacks, gateway, is_live=is_live)
+        return await results_of_check(check_callbacks, gateway, is_live=is_live)
 
 
 async def test_doctor_with_default_settings_is_ok(values: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ async def store_refused(gateway: Gateway, source: str, reason: str, numbers: Ite
 
 
 async def check_sources(gateway: Gateway) -> CheckResult:
-    return (await seen_by(check_callbacks, gateway, is_live=True))["callbacks.sources"]
+    return (await results_of_check(check_callbacks, gateway, is_live=True))["callbacks.sources"]
 
 
 async def test_doctor_sources_behind_an_untrusted_proxy_warns(values: dict[str, Any]) -> None:
@@ -157,9 +157,9 @@ async def test_doctor_counts_refused_and_waiting_callbacks(values: dict[str, Any
         await store_refused(gateway, "41.90.0.1", "token", range(3))
         await store_refused(gateway, "41.90.0.1", "source", range(3, 4))
         await store_callback(gateway, 1, "196.201.214.200", "live")
-        found = await seen_by(check_callbacks, gateway)
+        found = await results_of_check(check_callbacks, gateway)
         assert found["callbacks.refused"].level == "note"
         assert "3 for their token, 1 for their source" in found["callbacks.refused"].text
         assert (found["callbacks.waiting"].level, found["callbacks.waiting"].text[:1]) == ("warning", "1")
         later = gateway.clock.now() + timedelta(days=8)
-        assert "callbacks.refused" not in await seen_by(check_callbacks, gateway, now=later)
+        assert "callbacks.refused" not in await results_of_check(check_callbacks, gateway, now=later)

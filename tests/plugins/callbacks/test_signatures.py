@@ -17,10 +17,10 @@ from mpesa_gateway.daraja.signatures import HEADER, sign_with_passkey
 from mpesa_gateway.secret import Secret
 from mpesa_gateway.testing.serving import SANDBOX, Answer, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
-from tests.asgi import ask
+from tests.asgi import send_request
 from tests.certificates import Issued, issue
 from tests.daraja import stk_callback
-from tests.stored import WIPE
+from tests.stored import WIPE_SHORTCODES
 
 ASKS = "254700000020"
 PASSKEY = Secret(SANDBOX["mpesa"]["passkey"])
@@ -119,20 +119,20 @@ async def test_callback_with_two_signatures_is_refused_and_stored(
         for signatures in ((right, right), (right, wrong), (wrong, right), ("", right), (right, "")):
             headers = tuple((HEADER.lower().encode(), each.encode()) for each in signatures)
             kind = (b"content-type", b"application/json")
-            answer = await ask(client.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
+            answer = await send_request(client.gateway.asgi, "POST", path, (kind, *headers), (BODY,))
             assert (answer.status, answer.codes) == (401, ["CALLBACK_REFUSED"]), signatures
         refused = await client.gateway.db.fetch("SELECT reason FROM refused_callback")
         assert [row["reason"] for row in refused] == ["signature"] * 5
         assert await client.recorded() == []
         one = ((b"content-type", b"application/json"), (HEADER.lower().encode(), right.encode()))
-        assert (await ask(client.gateway.asgi, "POST", path, one, (BODY,))).status == 200
+        assert (await send_request(client.gateway.asgi, "POST", path, one, (BODY,))).status == 200
 
 
 async def test_sandbox_signature_with_another_merchants_passkey_is_refused(
     values: dict[str, Any], certificate: Issued
 ) -> None:
     async with callback_client(values, certificate) as client:
-        await client.gateway.db.execute(WIPE)
+        await client.gateway.db.execute(WIPE_SHORTCODES)
         assert (await client.post("sandbox", sign_with_passkey(PASSKEY, BODY))).status == 401
         fields = SANDBOX["mpesa"] | {"passkey": "another-passkey-of-somebody-else"}
         stored = await client.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": fields})

@@ -18,7 +18,7 @@ from mpesa_gateway_credentials.schemas import MpesaFields
 from mpesa_gateway_credentials.service import CredentialStore
 from tests.certificates import Issued, issue
 from tests.conftest import Town
-from tests.daraja import playing
+from tests.daraja import scripted_daraja
 from tests.stored import change_credentials
 
 PROVIDERS = "/v1/merchant/providers"
@@ -414,7 +414,7 @@ async def test_initiator_password_with_an_expired_certificate_is_encrypted_and_w
 async def test_requests_of_each_env_go_to_its_own_daraja_only(values: dict[str, Any]) -> None:
     values["plugins"] = [name for name in values["plugins"] if name != "simulator"]
     values.pop("simulator")
-    async with playing() as sandbox, playing() as live:
+    async with scripted_daraja() as sandbox, scripted_daraja() as live:
         values |= {
             "public_url": "https://pay.example.co.ke",
             "daraja": {"sandbox_url": sandbox.base, "live_url": live.base},

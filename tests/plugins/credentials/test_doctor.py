@@ -16,7 +16,7 @@ from mpesa_gateway.testing.serving import INITIATED, SANDBOX, running_gateway, s
 from mpesa_gateway_credentials.doctor import check_credentials
 from tests.authority import certificate
 from tests.conftest import Town
-from tests.looking import levels, only_merchant, seen_by
+from tests.looking import levels, only_merchant, results_of_check
 from tests.stored import change_credentials, go_live
 
 ALL = {f"credentials.{name}": "ok" for name in ("whole", "initiator", "token")}
@@ -36,7 +36,7 @@ async def town(values: dict[str, Any], tmp_path: Path) -> AsyncGenerator[Town]:
 
 async def run_checks(town: Town, **options: Any) -> dict[str, CheckResult]:
     merchant = await only_merchant(town.gateway)
-    return await seen_by(check_credentials, town.gateway, **({"merchant": merchant} | options))
+    return await results_of_check(check_credentials, town.gateway, **({"merchant": merchant} | options))
 
 
 async def store_credentials(town: Town, **changes: Any) -> None:
@@ -131,7 +131,7 @@ async def test_doctor_security_credential_without_a_certificate_is_a_note(values
     async with running_gateway(values) as (gateway, base), shop(gateway, base) as api:
         await api.call("PUT", "/v1/merchant/providers", INITIATED)
         merchant = await only_merchant(gateway)
-        found = await seen_by(check_credentials, gateway, merchant=merchant)
+        found = await results_of_check(check_credentials, gateway, merchant=merchant)
         assert found["credentials.initiator"].level == "note"
 
 
@@ -139,7 +139,7 @@ async def test_doctor_token_with_daraja_unreachable_warns(values: dict[str, Any]
     daraja = {"sandbox_url": "http://127.0.0.1:9"}
     async with running_gateway(values | {"daraja": daraja}) as (gateway, base), shop(gateway, base):
         merchant = await only_merchant(gateway)
-        found = await seen_by(check_credentials, gateway, merchant=merchant)
+        found = await results_of_check(check_credentials, gateway, merchant=merchant)
         assert found["credentials.token"].level == "warning"
 
 

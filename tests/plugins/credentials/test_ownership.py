@@ -79,7 +79,7 @@ async def test_receiver_first_accepted_call_makes_the_owner(
     assert (refused.error["code"], "receivers allow" in refused.error["message"]) == ("CONFLICT", True)
     assert number in refused.error["message"]
     assert await owner_of(site, number=number) == one.merchant_id
-    assert len(site.live.of("stkpush")) == (1 if first is push else 0)
+    assert len(site.live.requests_of("stkpush")) == (1 if first is push else 0)
     missing = (await two.live.call("GET", "/v1/merchant/providers")).body["meta"]["missing"]
     assert "receiver" in {lack["name"] for lack in missing}
     actions = [entry["action"] for entry in (await one.live.call("GET", "/v1/audit/logs")).data]
@@ -89,9 +89,9 @@ async def test_receiver_first_accepted_call_makes_the_owner(
 @pytest.mark.parametrize("answer", [SPIKE_ARREST, fault("500.001.1001", "Wrong credentials"), (500, b""), (200, b"{}")])
 async def test_receiver_call_not_accepted_makes_no_owner(site: TwoEnvSite, answer: Any) -> None:
     one, two = await shops(site)
-    site.live.say("stkpush", answer)
+    site.live.add_answers("stkpush", answer)
     await push(one)
-    site.live.say("pullregister", fault("500.001.1001", "Wrong credentials"))
+    site.live.add_answers("pullregister", fault("500.001.1001", "Wrong credentials"))
     await register(one)
     assert await owner_of(site) is None
     assert await push(two) == 201
@@ -120,7 +120,7 @@ async def test_receiver_concurrent_first_calls_make_one_owner(
     rivals = await shops(site, 6)
     go = site.live.hold("stkpush" if call is push else "pullregister")
     calls = [asyncio.create_task(call(shop)) for shop in rivals]
-    await site.live.asked_about("stkpush" if call is push else "pullregister", len(rivals))
+    await site.live.wait_for_requests("stkpush" if call is push else "pullregister", len(rivals))
     go.set()
     answers = await asyncio.gather(*calls)
     owner = await owner_of(site)
@@ -193,7 +193,7 @@ async def test_reconciliation_of_a_receiver_moved_during_a_run_is_refused(site: 
     assert await register(one) == 200
     go = site.live.hold("pullquery")
     running = asyncio.create_task(one.live.call("POST", RECONCILE, {}))
-    await site.live.asked_about("pullquery")
+    await site.live.wait_for_requests("pullquery")
     await site.gateway.services.get(ReceiverOwnership).move_receiver("600001", two.merchant_id, actor="test")
     refused = await two.live.call("POST", RECONCILE, {})
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
@@ -221,7 +221,7 @@ async def test_reconciliation_by_the_owner_completes_payments_of_an_allowed_merc
         "amount": "500.0",
         "organizationname": "Shop",
     }
-    site.live.say(
+    site.live.add_answers(
         "pullquery", (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[statement_line]]})
     )
     run = (await one.live.call("POST", RECONCILE, {})).data
@@ -247,7 +247,7 @@ async def test_statement_line_of_another_merchant_cannot_be_assigned(site: TwoEn
         "billreference": "table 4",
         "amount": "500.0",
     }
-    site.live.say(
+    site.live.add_answers(
         "pullquery", (200, {"ResponseCode": "1000", "ResponseMessage": "Success", "Response": [[statement_line]]})
     )
     run = (await one.live.call("POST", RECONCILE, {})).data

@@ -68,7 +68,7 @@ async def test_put_and_delete_leave_the_other_env_unchanged(site: TwoEnvSite, nu
     assert [row for row in await stored_shortcodes(site) if row["env"] == "live"] == before
     for env in ENVS:
         assert (await shop.api(env).pay(PHONE, key=f"{number}-{env}")).status == 201
-        assert len(site.daraja(env).of("stkpush")) == 1
+        assert len(site.daraja(env).requests_of("stkpush")) == 1
     assert (await shop.sandbox.call("DELETE", f"{PROVIDERS}/mpesa")).status == 200
     assert [row for row in await stored_shortcodes(site) if row["env"] == "live"] == before
     assert (await shop.live.pay(PHONE, key=f"{number}-live-2")).status == 201
@@ -185,15 +185,15 @@ async def test_retired_shortcode_of_a_pending_payment_is_queried_and_reconciled(
         answer = await shop.live.call("DELETE", f"{PROVIDERS}/mpesa")
         assert answer.data == {"deleted": True, "shortcode": till or "600001", "open": {"payments": 1, "refunds": 0}}
         assert (await shop.live.pay(PHONE, key="b")).error["code"] == "PROVIDER_NOT_CONFIGURED"
-    assert await site.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    (query,) = site.live.of("stkquery")
+    assert await site.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
+    (query,) = site.live.requests_of("stkquery")
     assert query["BusinessShortCode"] == "600001"
     # The merchant's query works too, and scheduled runs read the statement.
     assert (await shop.live.call("POST", f"/v1/payments/{payment['id']}/query")).status == 200
     credentials = site.gateway.services.get(Credentials)
     (source,) = [source for source in await credentials.statement_sources() if source.is_retired]
     assert await site.gateway.services.get(ReconciliationService).run_due(source.shortcode_id)
-    assert [one["ShortCode"] for one in site.live.of("pullquery")] == [till or "600001"]
+    assert [one["ShortCode"] for one in site.live.requests_of("pullquery")] == [till or "600001"]
 
 
 async def test_payment_to_a_till_stores_the_till_as_its_shortcode(site: TwoEnvSite) -> None:
@@ -208,7 +208,7 @@ async def test_payment_to_a_till_stores_the_till_as_its_shortcode(site: TwoEnvSi
         or {}
     )
     assert (row["shortcode"], row["store_number"]) == ("5123456", "600001")
-    (pushed,) = site.sandbox.of("stkpush")
+    (pushed,) = site.sandbox.requests_of("stkpush")
     assert (pushed["BusinessShortCode"], pushed["PartyB"]) == ("600001", "5123456")
 
 
@@ -226,7 +226,7 @@ async def test_retired_number_stored_again_is_the_same_shortcode(site: TwoEnvSit
     assert (rows["600001"]["is_default"], rows["600001"]["retired_at"]) == (True, None)
     assert (rows["600002"]["is_default"], rows["600002"]["retired_at"]) == (False, site.gateway.clock.now())
     assert (await api.pay(PHONE, key="a")).status == 201
-    assert site.daraja(env).of("stkpush")[0]["BusinessShortCode"] == "600001"
+    assert site.daraja(env).requests_of("stkpush")[0]["BusinessShortCode"] == "600001"
 
 
 async def test_wipe_retired_erases_secrets_48_hours_after_the_last_open_payment(
@@ -297,7 +297,7 @@ async def test_put_concurrent_leaves_one_default_and_retires_the_others(site: Tw
         (default,) = [row for row in rows if row["is_default"]]
         assert [row["number"] for row in rows if row["retired_at"] is None] == [default["number"]]
         assert (await shop.api(env).pay(PHONE, key=env)).status == 201
-        assert site.daraja(env).of("stkpush")[0]["BusinessShortCode"] == default["number"]
+        assert site.daraja(env).requests_of("stkpush")[0]["BusinessShortCode"] == default["number"]
 
 
 async def test_put_of_one_number_by_several_merchants_shares_the_receiver(site: TwoEnvSite) -> None:
@@ -318,17 +318,17 @@ async def test_payment_retry_after_another_put_uses_its_own_shortcode_or_is_refu
     """D1: nothing was sent, another shortcode was stored, and the same key is used again."""
     shop = await site.account()
     await put(shop.sandbox, "sandbox", "174379", till_number=till)
-    site.sandbox.say("stkpush", SPIKE_ARREST)
+    site.sandbox.add_answers("stkpush", SPIKE_ARREST)
     assert (await shop.sandbox.pay(PHONE, key="a")).status == 503
     await put(shop.sandbox, "sandbox", "600002")
     refused = await shop.sandbox.pay(PHONE, key="a")
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert till or "174379" in refused.error["message"]
-    assert len(site.sandbox.of("stkpush")) == 1
+    assert len(site.sandbox.requests_of("stkpush")) == 1
     # The shortcode is stored again with newer secrets: the retry uses them.
     await put(shop.sandbox, "sandbox", "174379", till_number=till, passkey="a-newer-passkey-of-the-shop")
     assert (await shop.sandbox.pay(PHONE, key="a")).status == 201
-    pushed = site.sandbox.of("stkpush")[-1]
+    pushed = site.sandbox.requests_of("stkpush")[-1]
     assert (pushed["BusinessShortCode"], pushed["PartyB"]) == ("174379", till or "174379")
     assert "a-newer-passkey-of-the-shop" in b64decode(pushed["Password"]).decode()
     assert await site.gateway.db.fetchval("SELECT count(*) FROM payment") == 1
@@ -337,11 +337,11 @@ async def test_payment_retry_after_another_put_uses_its_own_shortcode_or_is_refu
 async def test_payment_retry_after_delete_is_refused(site: TwoEnvSite) -> None:
     shop = await site.account()
     await put(shop.live, "live")
-    site.live.say("stkpush", SPIKE_ARREST)
+    site.live.add_answers("stkpush", SPIKE_ARREST)
     assert (await shop.live.pay(PHONE, key="a")).status == 503
     await shop.live.call("DELETE", f"{PROVIDERS}/mpesa")
     assert (await shop.live.pay(PHONE, key="a")).status == 409
-    assert len(site.live.of("stkpush")) == 1
+    assert len(site.live.requests_of("stkpush")) == 1
 
 
 @pytest.mark.parametrize("env", ENVS)
@@ -350,19 +350,19 @@ async def test_payment_retry_with_a_key_of_the_other_env_is_another_payment(site
     shop = await site.account()
     for each in ENVS:
         await put(shop.api(each), each)
-    site.daraja(env).say("stkpush", SPIKE_ARREST)
+    site.daraja(env).add_answers("stkpush", SPIKE_ARREST)
     assert (await shop.api(env).pay(PHONE, key="a", reference="ONE")).status == 503
     before = dict(await site.gateway.db.fetchrow("SELECT * FROM payment") or {})
     await shop.api(other_env(env)).pay(PHONE, key="a", reference="ONE")
     after = await site.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", before["payment_id"])
     assert dict(after or {}) == before
     rows = await site.gateway.db.fetch("SELECT env FROM payment WHERE payment_id <> $1", before["payment_id"])
-    assert len(site.daraja(other_env(env)).of("stkpush")) == len(rows)
+    assert len(site.daraja(other_env(env)).requests_of("stkpush")) == len(rows)
     assert {row["env"] for row in rows} <= {other_env(env)}
     # An API key of its own env sends it, in its own env.
     again = await shop.api(env).pay(PHONE, key="a", reference="ONE")
     assert (again.status, again.data["id"]) == (201, before["payment_id"])
-    assert [len(site.daraja(each).of("stkpush")) for each in (env, other_env(env))] == [2, len(rows)]
+    assert [len(site.daraja(each).requests_of("stkpush")) for each in (env, other_env(env))] == [2, len(rows)]
 
 
 async def test_status_query_of_a_receipt_uses_the_shortcode_of_its_payment(site: TwoEnvSite) -> None:
@@ -374,7 +374,7 @@ async def test_status_query_of_a_receipt_uses_the_shortcode_of_its_payment(site:
     await put(shop.live, "live", "600002")
     for subject in (payment_id, "TKN4A1B2C3", "TKN4A1B2C9"):
         assert (await shop.live.call("POST", f"/v1/payments/mpesa/check-status/{subject}")).status == 200
-    shortcodes = [one["PartyA"] for one in site.live.of("transactionstatus")]
+    shortcodes = [one["PartyA"] for one in site.live.requests_of("transactionstatus")]
     assert shortcodes == ["600001", "600001", "600002"]
 
 

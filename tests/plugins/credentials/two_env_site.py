@@ -9,7 +9,7 @@ from mpesa_gateway.app import Gateway
 from mpesa_gateway.clock import Clock
 from mpesa_gateway.security.scopes import Env
 from mpesa_gateway.testing.serving import INITIATED, Answer, Api, running_gateway
-from tests.daraja import Daraja, fault, playing
+from tests.daraja import Daraja, fault, scripted_daraja
 
 PROVIDERS = "/v1/merchant/providers"
 REGISTER = "/v1/payments/mpesa/pull/register"
@@ -64,7 +64,10 @@ async def two_env_site(values: dict[str, Any], clock: Clock | None = None) -> As
     values.pop("simulator", None)
     options: dict[str, Any] = {} if clock is None else {"clock": clock}
     async with AsyncExitStack() as stack:
-        sandbox, live = await stack.enter_async_context(playing()), await stack.enter_async_context(playing())
+        sandbox, live = (
+            await stack.enter_async_context(scripted_daraja()),
+            await stack.enter_async_context(scripted_daraja()),
+        )
         values |= {
             "public_url": "https://pay.example.co.ke",
             "daraja": {"sandbox_url": sandbox.base, "live_url": live.base},

@@ -23,7 +23,7 @@ from docs.site.reference.product import plugins
 from mpesa_gateway.app import Gateway
 from mpesa_gateway.config import QUEUES, ConfigError, GatewayConfig
 from mpesa_gateway.correlation import current_request_id, use_request_id
-from mpesa_gateway.daraja.client import counted_as
+from mpesa_gateway.daraja.client import metric_labels
 from mpesa_gateway.env import ENVS
 from mpesa_gateway.metrics.collector import Collector, Gauges
 from mpesa_gateway.metrics.definitions import OTHER, KernelMetrics
@@ -43,7 +43,7 @@ from mpesa_gateway_payments.stats import PaymentStatsReader
 from mpesa_gateway_reconciliation import tables as reconciliation
 from mpesa_gateway_refunds import tables as refunds
 from mpesa_gateway_webhooks import tables as webhooks
-from tests.asgi import ask
+from tests.asgi import send_request
 from tests.certificates import issue
 from tests.house.tree import ROOT
 from tests.identifiers import identifier, literal
@@ -366,7 +366,7 @@ async def test_metrics_contain_no_phone_number_merchant_or_unknown_method(metere
     await journey(metered)
     merchant = (await metered.api.call("GET", "/v1/merchant/me")).data["id"]
     for number in range(5):
-        answer = await ask(metered.gateway.asgi, f"MADEUP{number}", f"/nothing/254711000018/{number}".encode())
+        answer = await send_request(metered.gateway.asgi, f"MADEUP{number}", f"/nothing/254711000018/{number}".encode())
         assert answer.status in {404, 405}
     text = (await scrape(metered.base)).text or ""
     assert not re.search(r"254\d{9}|0[17]\d{8}", re.sub(r" [\d.e+-]+$", "", text, flags=re.MULTILINE))
@@ -425,7 +425,7 @@ def test_daraja_fault_codes_unknown_count_as_other() -> None:
         ({"ResponseCode": "0"}, ("ok", "")),
         (None, ("no_json", "")),
     ):
-        assert counted_as(200, content) == expected
+        assert metric_labels(200, content) == expected
 
 
 async def test_exposition_with_a_failing_collector_shows_and_caches_the_others(
@@ -508,7 +508,7 @@ QUERIES: dict[str, tuple[str, tuple[timedelta | str, ...]]] = {
     "payments by hour": (stats_sql.TALLIED_BY_ENV, (timedelta(hours=1),)),
     "reasons by hour": (stats_sql.TALLIED_REASONS, (timedelta(hours=1),)),
     "open payments": (payments.COUNT_OPEN, ("'live'",)),
-    "held payments": (payments.COUNT_HELD, ("ARRAY['live']",)),
+    "held payments": (payments.COUNT_NEEDING_REVIEW, ("ARRAY['live']",)),
     "owed webhooks": (webhooks.OWED, ("ARRAY['live']",)),
     "dead webhooks": (webhooks.DEAD_SINCE, (literal("dlv"), "ARRAY['live']")),
     "waiting callbacks": (callbacks.COUNT_WAITING, ("'live'",)),

@@ -41,30 +41,30 @@ async def test_refused_callback_is_listed_with_its_reason_and_accepted_by_an_adm
     made = (await ops_site.api.pay("254711000001", key="order")).data
     await wait_for_refused(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert "1 refused callback today" in (await browser.opens()).words
-        page = await browser.opens("/callbacks/refused")
+        assert "1 refused callback today" in (await browser.open()).words
+        page = await browser.open("/callbacks/refused")
         assert "source the source address is not on the allowlist" in page.words
         (refused_id,) = set(callback_ids(page))
-        shown = await browser.opens(f"/callbacks/refused/{refused_id}")
+        shown = await browser.open(f"/callbacks/refused/{refused_id}")
         assert shown.link(f"/payments/{made['id']}")
         assert "254711000001" not in shown.text
         assert "2547****001" in shown.text
         assert not shown.has_form(refused_id)
     async with ops_site.browser() as browser:
-        shown = await browser.opens(f"/callbacks/refused/{refused_id}")
-        assert shown.untidy == []
-        unsure = await browser.submits(shown, refused_id)
+        shown = await browser.open(f"/callbacks/refused/{refused_id}")
+        assert shown.unbalanced_tags == []
+        unsure = await browser.submit(shown, refused_id)
         assert (unsure.status, "confirm that Safaricom sent this callback" in unsure.words) == (422, True)
-        answer = await browser.submits(unsure, refused_id, confirm=refused_id)
+        answer = await browser.submit(unsure, refused_id, confirm=refused_id)
         assert "Accepted and processed." in answer.words
         assert "applied" in answer.words
         assert (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "completed"
-        again = await browser.sends(
+        again = await browser.send(
             f"/callbacks/refused/{refused_id}", {"form_token": answer.field("form_token"), "confirm": refused_id}
         )
         assert (again.status, "Already accepted: nothing changed." in again.words) == (200, True)
-        assert "refused callback" not in (await browser.opens()).words
-        payment = await browser.opens(f"/payments/{made['id']}")
+        assert "refused callback" not in (await browser.open()).words
+        payment = await browser.open(f"/payments/{made['id']}")
         assert "applied stk: result 0" in payment.words
     entry = (await ops_site.gateway.audit.page(1, None, "callback.replayed", None)).rows[0]
     assert (entry.subject_id, entry.detail["reason"]) == (refused_id, "source")
@@ -86,20 +86,20 @@ async def test_refused_callback_accepted_by_an_admin_skips_no_other_check(ops_si
     assert base
     await wait_for_refused(ops_site, 4)
     async with ops_site.browser() as browser:
-        ids = list(dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused"))))
+        ids = list(dict.fromkeys(callback_ids(await browser.open("/callbacks/refused"))))
         long, signed, shapeless, tokenless = ids
-        token = (await browser.opens("/callbacks/refused")).field("form_token")
+        token = (await browser.open("/callbacks/refused")).field("form_token")
         for refused_id, status, word in (
             (long, 409, "not kept whole"),
             (signed, 401, "signature does not fit"),
             (shapeless, 422, "not a callback of this kind"),
         ):
-            answer = await browser.sends(
+            answer = await browser.send(
                 f"/callbacks/refused/{refused_id}", {"form_token": token, "confirm": refused_id}
             )
             assert (answer.status, word in answer.words) == (status, True), answer.words
         # Without a token it waits for a payment with its CheckoutRequestID.
-        answer = await browser.sends(f"/callbacks/refused/{tokenless}", {"form_token": token, "confirm": tokenless})
+        answer = await browser.send(f"/callbacks/refused/{tokenless}", {"form_token": token, "confirm": tokenless})
         assert "waiting" in answer.words
     assert await ops_site.gateway.db.fetchval("SELECT count(*) FROM callback") == 1
 
@@ -113,29 +113,29 @@ async def test_accepted_callback_is_listed_by_verdict_and_replayed(
     body = {"Body": {"stkCallback": {"CheckoutRequestID": "ws_CO_unknown", "ResultCode": 1, "ResultDesc": "x"}}}
     assert (await ops_site.api.call("POST", "/v1/webhooks/mpesa", body)).status == 200
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens("/callbacks")
+        page = await browser.open("/callbacks")
         assert len(callback_ids(page)) == 2
-        assert page.untidy == []
-        (waiting,) = callback_ids(await browser.opens("/callbacks?verdict=waiting"))
-        (applied,) = callback_ids(await browser.opens("/callbacks?verdict=applied"))
-        shown = await browser.opens(f"/callbacks/{applied}")
+        assert page.unbalanced_tags == []
+        (waiting,) = callback_ids(await browser.open("/callbacks?verdict=waiting"))
+        (applied,) = callback_ids(await browser.open("/callbacks?verdict=applied"))
+        shown = await browser.open(f"/callbacks/{applied}")
         assert "254711000001" not in shown.text
         # The body is indented, its numbers are unchanged, and the merchant has its name.
         assert re.search(r"&#34;Body&#34;: {\n +&#34;stkCallback&#34;: {\n", shown.text)
         assert re.search(r"&#34;Value&#34;: 2547\*\*\*\*001\n", shown.text)
         assert "Repeats 0" in shown.words
         assert re.search(r'merchants/mer_\w{26}">[^<]*[A-Za-z ]+</a>', shown.text)
-        answer = await browser.submits(shown, "/offer")
+        answer = await browser.submit(shown, "/offer")
         assert "Already applied: nothing changed." in answer.words
         await ops_site.gateway.db.execute(
             "UPDATE callback SET verdict = 'unmatched', due_at = NULL WHERE callback_id = $1", waiting
         )
-        assert "1 callback without a matching payment" in (await browser.opens()).words
-        assert callback_ids(await browser.opens("/callbacks?verdict=unmatched")) == [waiting]
-        answer = await browser.submits(await browser.opens(f"/callbacks/{waiting}"), "/offer")
+        assert "1 callback without a matching payment" in (await browser.open()).words
+        assert callback_ids(await browser.open("/callbacks?verdict=unmatched")) == [waiting]
+        answer = await browser.submit(await browser.open(f"/callbacks/{waiting}"), "/offer")
         assert "Processed again: waiting." in answer.words
-        assert (await browser.opens("/callbacks/cbk_00000000000000000000000000")).status == 404
-        assert (await browser.opens("/callbacks?verdict=good")).status == 422
+        assert (await browser.open("/callbacks/cbk_00000000000000000000000000")).status == 404
+        assert (await browser.open("/callbacks?verdict=good")).status == 422
     steps = (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["timeline"]
     assert [step["kind"] for step in steps].count("completed") == 1
     assert await ops_site.acted() == [("callbacks.offer", waiting), ("callbacks.offer", applied)]
@@ -154,13 +154,13 @@ async def test_unreadable_callbacks_need_attention_and_are_shown(
     assert (await ops_site.api.call("POST", path, raw=b" " * 1_100_000)).status == 413
     assert (await ops_site.api.call("POST", "/v1/cb/stk/nonsense", raw=b"{}")).status == 404
     async with ops_site.browser() as browser:
-        assert "2 callbacks from Safaricom could not be read" in (await browser.opens()).words
-        large, unread = dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused?unread=true")))
-        assert len(dict.fromkeys(callback_ids(await browser.opens("/callbacks/refused")))) == 3
-        shown = await browser.opens(f"/callbacks/refused/{large}")
-        assert shown.untidy == []
+        assert "2 callbacks from Safaricom could not be read" in (await browser.open()).words
+        large, unread = dict.fromkeys(callback_ids(await browser.open("/callbacks/refused?unread=true")))
+        assert len(dict.fromkeys(callback_ids(await browser.open("/callbacks/refused")))) == 3
+        shown = await browser.open(f"/callbacks/refused/{large}")
+        assert shown.unbalanced_tags == []
         assert "1100000 bytes" in shown.words
         assert "SHA-256" in shown.words
         assert not shown.has_form(large)
-        shown = await browser.opens(f"/callbacks/refused/{unread}")
+        shown = await browser.open(f"/callbacks/refused/{unread}")
         assert (shown.has_form(unread), "254711000006" in shown.text) == (True, False)

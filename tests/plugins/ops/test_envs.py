@@ -26,17 +26,17 @@ async def payment_by_env(ops_site: OpsSite) -> dict[str, str]:
 async def test_page_shows_the_env_of_its_banner_only(ops_site: OpsSite, payment_by_env: dict[str, str]) -> None:
     async with ops_site.browser() as browser:
         # Live is the default if a merchant is live.
-        assert "LIVE real money" in (await browser.opens("")).words
+        assert "LIVE real money" in (await browser.open("")).words
         for env, other in zip(ENVS, reversed(ENVS), strict=True):
-            page = await browser.opens(f"/{env}?to=payments")
+            page = await browser.open(f"/{env}?to=payments")
             for path in LISTS:
-                page = await browser.opens(f"/{path}")
-                assert (page.status, page.untidy) == (200, []), path
+                page = await browser.open(f"/{path}")
+                assert (page.status, page.unbalanced_tags) == (200, []), path
                 assert f"{env.upper()} " in page.words
                 assert payment_by_env[other] not in page.text, path
                 assert any(link.endswith(f"/ops/{other}?to={path}") for link in page.links), path
-            assert payment_by_env[env] in (await browser.opens("/payments")).text
-            found = await browser.submits(await browser.opens("/payments"), "/payments/look", search="order-1")
+            assert payment_by_env[env] in (await browser.open("/payments")).text
+            found = await browser.submit(await browser.open("/payments"), "/payments/look", search="order-1")
             assert payment_by_env[env] in found.text
             assert payment_by_env[other] not in found.text
 
@@ -46,23 +46,23 @@ async def test_page_of_an_object_of_the_other_env_switches_to_it(
 ) -> None:
     async with ops_site.browser() as browser:
         for env, other in zip(ENVS, reversed(ENVS), strict=True):
-            await browser.opens(f"/{other}")
-            page = await browser.opens(f"/payments/{payment_by_env[env]}")
+            await browser.open(f"/{other}")
+            page = await browser.open(f"/payments/{payment_by_env[env]}")
             assert (page.status, f"{env.upper()} " in page.words) == (200, True)
             # The switch applies to the pages after it.
-            assert f"{env.upper()} " in (await browser.opens("/payments")).words
-            assert f"{other.upper()} " in (await browser.opens(f"/payments?env={other}")).words
-            assert f"{other.upper()} " in (await browser.opens("/refunds")).words
+            assert f"{env.upper()} " in (await browser.open("/payments")).words
+            assert f"{other.upper()} " in (await browser.open(f"/payments?env={other}")).words
+            assert f"{other.upper()} " in (await browser.open("/refunds")).words
 
 
 @pytest.mark.usefixtures("payment_by_env")
 async def test_form_posted_after_a_switch_acts_in_its_own_env(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
-        await browser.opens("/sandbox")
-        page = await browser.opens("/reconciliation")
+        await browser.open("/sandbox")
+        page = await browser.open("/reconciliation")
         # Another tab switches to live.
-        await browser.opens("/live")
-        await browser.submits(page, "/reconciliation", merchant=ops_site.merchant_id)
+        await browser.open("/live")
+        await browser.submit(page, "/reconciliation", merchant=ops_site.merchant_id)
         assert await ops_site.gateway.db.fetchval("SELECT array_agg(env) FROM reconciliation_run") == ["sandbox"]
         acted = (await ops_site.gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert acted.detail["env"] == "sandbox"
@@ -71,7 +71,7 @@ async def test_form_posted_after_a_switch_acts_in_its_own_env(ops_site: OpsSite)
 @pytest.mark.parametrize("to", ["https://elsewhere.example", "//elsewhere.example", "nowhere", "../v1/payments"])
 async def test_env_switch_redirects_to_our_own_pages_only(ops_site: OpsSite, to: str) -> None:
     async with ops_site.browser() as browser:
-        page = await browser.opens(f"/live?to={to}", follows=False)
+        page = await browser.open(f"/live?to={to}", follows=False)
         assert page.status == 303
         assert page.headers["location"] in {"../ops", "ops", "./"}
 
@@ -91,5 +91,5 @@ async def test_overview_shows_what_needs_attention_in_its_env_only(
         "WHERE env = 'live'"
     )
     async with ops_site.browser() as browser:
-        assert "no live webhook endpoint" in (await browser.opens("/live")).words
-        assert "webhook endpoint" not in (await browser.opens("/sandbox")).words
+        assert "no live webhook endpoint" in (await browser.open("/live")).words
+        assert "webhook endpoint" not in (await browser.open("/sandbox")).words

@@ -18,46 +18,46 @@ from mpesa_gateway_payments.events import PaymentCompleted
 from tests.browsing import PASSWORD, signed_in
 from tests.identifiers import identifier
 from tests.plugins.ops.conftest import OpsSite
-from tests.stored import WIPE
+from tests.stored import WIPE_SHORTCODES
 
 
 async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_site: OpsSite) -> None:
     base = ops_site.url.removesuffix("/ops")
     async with ops_site.browser() as browser:
-        page = await browser.opens("/merchants")
-        nameless = await browser.submits(page, "/merchants", name="\u0007")
+        page = await browser.open("/merchants")
+        nameless = await browser.submit(page, "/merchants", name="\u0007")
         assert (nameless.status, "name: must be 1 to 100 printable characters" in nameless.words) == (422, True)
-        shown = await browser.submits(page, "/merchants", name="Kilimani <Books>")
+        shown = await browser.submit(page, "/merchants", name="Kilimani <Books>")
         assert "Merchant Kilimani <Books> created." in shown.words
-        assert shown.untidy == []
+        assert shown.unbalanced_tags == []
         merchant_id = shown.url.partition("?")[0].rpartition("/")[2]
         assert "No API keys." in shown.words
-        wrong = await browser.submits(shown, merchant_id, name="", scopes=[], expires_at="soon")
+        wrong = await browser.submit(shown, merchant_id, name="", scopes=[], expires_at="soon")
         assert wrong.status == 422
         assert all(f"{field}:" in wrong.words for field in ("name", "scopes", "expires_at"))
-        made = await browser.submits(
+        made = await browser.submit(
             wrong, merchant_id, name="Web", scopes=["merchant:read"], env="sandbox", expires_at="2100-01-31"
         )
         found = re.search(r"sk_test_[0-9a-z]{48}", made.text)
         assert found is not None
-        assert found[0] not in (await browser.opens(made.url)).text
+        assert found[0] not in (await browser.open(made.url)).text
         api = Api(base, found[0])
         try:
             assert (await api.call("GET", "/v1/merchant/me")).data["name"] == "Kilimani <Books>"
             assert (await api.call("GET", "/v1/payments")).status == 403
-            page = await browser.opens(f"/merchants/{merchant_id}")
-            assert (await browser.submits(page, "/revoke")).words.count("tick the box") == 1
+            page = await browser.open(f"/merchants/{merchant_id}")
+            assert (await browser.submit(page, "/revoke")).words.count("tick the box") == 1
             key_id = page.form("/revoke").choices["confirm"][0]
-            assert " revoked." in (await browser.submits(page, "/revoke", confirm=key_id)).words
+            assert " revoked." in (await browser.submit(page, "/revoke", confirm=key_id)).words
             assert (await api.call("GET", "/v1/merchant/me")).status == 401
         finally:
             await api.close()
-        page = await browser.opens(f"/merchants/{merchant_id}")
+        page = await browser.open(f"/merchants/{merchant_id}")
         assert not page.has_form("/revoke")
-        deactivated = await browser.submits(page, "/deactivate", confirm=merchant_id)
+        deactivated = await browser.submit(page, "/deactivate", confirm=merchant_id)
         assert "deactivated: its keys are refused" in deactivated.words
         assert not deactivated.has_form(merchant_id)
-        late = await browser.sends(
+        late = await browser.send(
             f"/merchants/{merchant_id}/deactivate", {"form_token": page.field("form_token"), "confirm": merchant_id}
         )
         assert "Not done: this merchant is not active." in late.words
@@ -66,7 +66,7 @@ async def test_merchant_page_creates_a_key_that_works_until_it_is_revoked(ops_si
 
 async def test_merchant_page_for_an_operator_shows_keys_without_forms(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/merchants/{ops_site.merchant_id}")
+        page = await browser.open(f"/merchants/{ops_site.merchant_id}")
         assert "payments:write" in page.words
         assert [form.action for form in page.forms if "merchants" in form.action] == []
         assert page.link(f"/credentials/{ops_site.merchant_id}")
@@ -77,31 +77,31 @@ async def test_merchant_page_for_an_operator_shows_keys_without_forms(ops_site: 
             f"/merchants/{ops_site.merchant_id}",
             f"/merchants/{ops_site.merchant_id}/deactivate",
         ):
-            assert (await browser.sends(path, {"form_token": token})).status == 403
-        assert (await browser.opens("/merchants/mer_00000000000000000000000000")).status == 404
+            assert (await browser.send(path, {"form_token": token})).status == 403
+        assert (await browser.open("/merchants/mer_00000000000000000000000000")).status == 404
 
 
 async def test_credentials_page_shows_and_verifies_credentials(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens("/credentials")
+        page = await browser.open("/credentials")
         assert "not cached" in page.words
         assert "missing live daraja.live_certificate" in page.words
-        assert page.untidy == []
-        shown = await browser.opens(page.link(f"/credentials/{ops_site.merchant_id}"))
+        assert page.unbalanced_tags == []
+        shown = await browser.open(page.link(f"/credentials/{ops_site.merchant_id}"))
         assert "consumer secret ****ests" in shown.words
         assert "consumer-secret-of-tests" not in shown.text
-        answer = await browser.submits(shown, "/verify")
+        answer = await browser.submit(shown, "/verify")
         assert "Credentials valid: M-Pesa returned an access token" in answer.words
         assert "valid cached until" in answer.words
-        assert re.search(r"valid ?until \d", (await browser.opens("/credentials")).words)
+        assert re.search(r"valid ?until \d", (await browser.open("/credentials")).words)
         fault = {"operation": "oauth", "fault": "400.008.01"}
         assert (await ops_site.api.call("POST", "/simulator/control/faults", fault)).status == 200
-        assert "Credentials rejected:" in (await browser.submits(shown, "/verify")).words
+        assert "Credentials rejected:" in (await browser.submit(shown, "/verify")).words
         await ops_site.api.call("DELETE", "/v1/merchant/providers/mpesa")
-        assert "Retired 174379" in (await browser.opens(shown.url)).words
-        await ops_site.gateway.db.execute(WIPE)
+        assert "Retired 174379" in (await browser.open(shown.url)).words
+        await ops_site.gateway.db.execute(WIPE_SHORTCODES)
         await ops_site.gateway.merchants.set_envs(ops_site.merchant_id, [])
-        assert "has no M-Pesa credentials" in (await browser.opens(shown.url)).words
+        assert "has no M-Pesa credentials" in (await browser.open(shown.url)).words
 
 
 async def test_credentials_page_shows_the_expiry_of_the_certificate(values: dict[str, Any], tmp_path: Path) -> None:
@@ -111,23 +111,23 @@ async def test_credentials_page_shows_the_expiry_of_the_certificate(values: dict
         values["daraja"] = {"sandbox_url": f"{base}/simulator", "sandbox_certificate": str(path)}
         await first.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
     async with running_gateway(values) as (_, base), signed_in(f"{base}/ops") as browser:
-        assert re.search(r"valid sandbox, until \d+ \w+ 20", (await browser.opens("/credentials")).words)
+        assert re.search(r"valid sandbox, until \d+ \w+ 20", (await browser.open("/credentials")).words)
 
 
 async def test_events_page_filters_by_kind_and_shows_masked_bodies(ops_site: OpsSite) -> None:
     payment = await ops_site.api.settled((await ops_site.api.pay("254711000001", key="a")).data["id"], "completed")
     await ops_site.api.settled((await ops_site.api.pay("254700000001", key="b")).data["id"], "failed")
     async with ops_site.browser(Role.VIEWER) as browser:
-        page = await browser.opens("/events")
+        page = await browser.open("/events")
         assert page.words.count("payment.failed") >= 2
-        page = await browser.opens("/events?kind=payment.completed")
+        page = await browser.open("/events?kind=payment.completed")
         (event_id,) = set(re.findall(r"events/(evt_\w{26})", page.text))
-        shown = await browser.opens(f"/events/{event_id}")
+        shown = await browser.open(f"/events/{event_id}")
         assert shown.link(f"/payments/{payment['id']}")
         assert "2547****001" in shown.text
         assert "254711000001" not in shown.text
-        assert shown.untidy == []
-        assert (await browser.opens("/events/evt_00000000000000000000000000")).status == 404
+        assert shown.unbalanced_tags == []
+        assert (await browser.open("/events/evt_00000000000000000000000000")).status == 404
 
 
 is_broken = True
@@ -175,51 +175,51 @@ async def test_events_page_retries_a_failing_subscriber(values: dict[str, Any]) 
         assert await eventually(has_failed)
         await gateway.db.execute("UPDATE event_task SET attempts = 3, due_at = due_at + interval '1 hour'")
         async with signed_in(f"{base}/ops") as browser:
-            assert "1 event with a failing subscriber" in (await browser.opens()).words
-            page = await browser.opens("/events")
+            assert "1 event with a failing subscriber" in (await browser.open()).words
+            page = await browser.open("/events")
             assert "failing payment.completed" in page.words
-            page = await browser.opens(next(link for link in page.links if "/events/evt_" in link))
+            page = await browser.open(next(link for link in page.links if "/events/evt_" in link))
             assert "RuntimeError" in page.words
             is_broken = False
-            assert "Retry queued." in (await browser.submits(page, "/wake")).words
+            assert "Retry queued." in (await browser.submit(page, "/wake")).words
 
             async def is_done() -> bool:
-                return "done" in (await browser.opens(page.url)).words
+                return "done" in (await browser.open(page.url)).words
 
             assert await eventually(is_done)
-            assert "already handled the event" in (await browser.submits(page, "/wake")).words
+            assert "already handled the event" in (await browser.submit(page, "/wake")).words
 
 
 async def test_audit_page_filters_pages_and_verifies_the_chain(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens("/audit")
+        page = await browser.open("/audit")
         assert "operator.signed_in" in page.words
         assert "otieno operator" in page.words
-        assert page.untidy == []
-        only = await browser.opens("/audit?action=webhook.set")
+        assert page.unbalanced_tags == []
+        only = await browser.open("/audit?action=webhook.set")
         assert "webhook.set" in only.words
         assert "operator.signed_in" not in only.words
-        about = await browser.opens(f"/audit?subject={ops_site.merchant_id}")
+        about = await browser.open(f"/audit?subject={ops_site.merchant_id}")
         assert "merchant.created" in about.words
-        assert "No audit entry matches these filters." in (await browser.opens("/audit?action=nothing")).words
-        assert (await browser.opens("/audit?cursor=x")).status == 422
-        assert re.search(r"Chain verified: \d+ entries, none changed\.", (await browser.submits(page, "/verify")).words)
+        assert "No audit entry matches these filters." in (await browser.open("/audit?action=nothing")).words
+        assert (await browser.open("/audit?cursor=x")).status == 422
+        assert re.search(r"Chain verified: \d+ entries, none changed\.", (await browser.submit(page, "/verify")).words)
         for number in range(60):
             await ops_site.gateway.audit.record("test.noted", merchant_id=None, actor="test", detail={"number": number})
-        page = await browser.opens("/audit?action=test.noted")
-        older = await browser.opens(next(link for link in page.links if "cursor=" in link))
+        page = await browser.open("/audit?action=test.noted")
+        older = await browser.open(next(link for link in page.links if "cursor=" in link))
         assert "number: 59" in page.words
         assert "number: 0 " in older.words
     async with ops_site.browser(Role.VIEWER) as browser:
-        assert not (await browser.opens("/audit")).has_form("/verify")
+        assert not (await browser.open("/audit")).has_form("/verify")
 
 
 async def test_system_page_shows_versions_and_settings_without_secrets(ops_site: OpsSite) -> None:
     master_key = ops_site.gateway.config.security.master_key
     assert isinstance(master_key, Secret)
     async with ops_site.browser(Role.VIEWER) as browser:
-        page = await browser.opens("/system")
-        assert page.untidy == []
+        page = await browser.open("/system")
+        assert page.unbalanced_tags == []
         assert re.search(r"Postgres \d+\.\d", page.words)
         assert re.search(r"Valkey \d+\.\d", page.words)
         assert "idle_minutes = 60" in page.words
@@ -237,13 +237,13 @@ async def test_menu_pages_of_an_empty_gateway_open_and_link_to_our_own_pages(
     async with running_gateway(values) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=role, actor="test")
         async with signed_in(f"{base}/ops") as browser:
-            front = await browser.opens()
+            front = await browser.open()
             assert "nothing needs attention" in front.words
             menu = [link for link in front.links if link.startswith(f"{base}/ops/")]
             assert len(menu) >= 12
             for link in menu:
-                page = await browser.opens(link)
+                page = await browser.open(link)
                 assert page.status == 200, link
-                assert page.untidy == [], link
+                assert page.unbalanced_tags == [], link
                 assert all(found.startswith(base) for found in page.links), link
                 assert "style=" not in page.text, link

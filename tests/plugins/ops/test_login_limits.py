@@ -148,16 +148,16 @@ async def test_device_cookie_that_is_forged_expired_or_of_another_account_is_ign
 
 async def test_device_cookie_is_kept_after_signing_out(values: dict[str, Any]) -> None:
     async with running_ops(values) as ops, Browser(ops.url) as browser:
-        page = await browser.signs_in()
+        page = await browser.sign_in()
         assert page.status == 200
         (device,) = browser.device_cookies
         assert (device.path, device.has_nonstandard_attr("HttpOnly")) == ("/ops", True)
         for host in range(8):
             await ops.guess("amina", f"203.0.113.{host}")
         async with Browser(ops.url) as stranger:
-            refused = await stranger.signs_in()
+            refused = await stranger.sign_in()
             assert (refused.status, "Too many failed attempts" in refused.text) == (429, True)
-        assert (await browser.signs_in()).status == 200
+        assert (await browser.sign_in()).status == 200
 
 
 async def test_image_requests_of_other_sites_do_not_count_as_guesses(values: dict[str, Any]) -> None:
@@ -165,14 +165,14 @@ async def test_image_requests_of_other_sites_do_not_count_as_guesses(values: dic
         statuses = {"/v1/audit/logs": 401, "/v1/admin/merchants": 401, "/metrics": 404, "/ops/login": 200, "/ops": 401}
         for path, status in statuses.items():
             for _ in range(4):
-                found = await browser.opens(ops.url.removesuffix("/ops") + path, accept="image/*")
+                found = await browser.open(ops.url.removesuffix("/ops") + path, accept="image/*")
                 assert found.status == status, path
-        assert (await browser.signs_in()).status == 200
+        assert (await browser.sign_in()).status == 200
 
 
 async def test_voucher_accepts_session_cookies_only(values: dict[str, Any]) -> None:
     async with running_ops(values) as ops, Browser(ops.url) as browser:
-        await browser.signs_in()
+        await browser.sign_in()
         (cookie,) = browser.cookies
         sessions = ops.gateway.services.get(Sessions)
         assert sessions.was_open(Secret(cookie.value))
@@ -271,7 +271,7 @@ async def test_password_hashing_runs_in_a_thread_of_low_priority(values: dict[st
 async def test_limited_logins_are_audited_once_per_address(values: dict[str, Any]) -> None:
     async with running_ops(values) as ops, Browser(ops.url) as browser:
         for _ in range(10):
-            await browser.signs_in(password=WRONG)
+            await browser.sign_in(password=WRONG)
         actions = [entry.action for entry in (await ops.gateway.audit.page(100, None, None, None)).rows]
         assert actions.count("operator.sign_in_failed") == 3
         assert actions.count("operator.sign_in_limited") == 1

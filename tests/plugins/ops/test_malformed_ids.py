@@ -35,18 +35,18 @@ async def test_pages_and_acts_with_malformed_ids_answer_with_client_errors(ops_s
     assert len(paths) > 20
     found: list[str] = []
     async with ops_site.browser(Role.ADMIN) as browser:
-        token = (await browser.opens("/merchants")).field("form_token")
+        token = (await browser.open("/merchants")).field("form_token")
         for path in paths:
             for name, text in MALFORMED.items():
                 filled = "/" + re.sub(r"\{\w+\}", text, path)
-                page = await browser.opens(filled)
-                sent = await browser.sends(filled, {"form_token": token}) if name in {"emoji", "NUL", "slash"} else page
+                page = await browser.open(filled)
+                sent = await browser.send(filled, {"form_token": token}) if name in {"emoji", "NUL", "slash"} else page
                 if {page.status, sent.status} - {404, 400, 405, 414, 431}:
                     found.append(f"{path}, {name}: {page.status}, {sent.status}")
         queue = [each.path for each in operations() if each.path.startswith("/ops/queue/") and each.parameters]
         for path in queue:
             for name, text in MALFORMED.items():
-                page = await browser.opens(re.sub(r"\{\w+\}", text, path).removeprefix("/ops"))
+                page = await browser.open(re.sub(r"\{\w+\}", text, path).removeprefix("/ops"))
                 if page.status >= 500:
                     found.append(f"{path}, {name}: {page.status}")
     assert found == []

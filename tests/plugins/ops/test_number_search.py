@@ -41,10 +41,10 @@ async def _paid(ops_site: OpsSite, reference: str = "ORDER 1") -> None:
 async def _answer(browser: Browser, search_path: str, text: str, token: str) -> tuple[int, str]:
     """Returns status and text of a search, without nonces and ids of the request."""
     if search_path.startswith("/"):
-        page = await browser.opens(search_path.format(quote(text)))
+        page = await browser.open(search_path.format(quote(text)))
     else:
         act, _, field = search_path.partition(" ")
-        page = await browser.sends(act_path(act), {"form_token": token, field: text})
+        page = await browser.send(act_path(act), {"form_token": token, field: text})
     # Pages repeat the searched number; any other difference is a leak.
     shown = re.sub(r"(?:000|999)(?=\W{0,3}001)", "…", page.text)
     return page.status, re.sub(r"note=\w+|[0-9a-f]{32,}|req_\w+|data-at=\"[^\"]*\"", "", shown)
@@ -81,7 +81,7 @@ async def test_search_by_a_viewer_answers_the_same_for_right_and_wrong_numbers(o
     await _paid(ops_site, reference=RIGHT)
     leaks: list[str] = []
     async with ops_site.browser(Role.VIEWER) as browser:
-        token = (await browser.opens("/payments")).field("form_token")
+        token = (await browser.open("/payments")).field("form_token")
         for search_path, name in (*product(IN_ALL_SPELLINGS, SPELLINGS), *product(WHOLE, ["whole"])):
             right = await _answer(browser, search_path, SPELLINGS[name](RIGHT), token)
             wrong = await _answer(browser, search_path, SPELLINGS[name](WRONG), token)
@@ -90,18 +90,18 @@ async def test_search_by_a_viewer_answers_the_same_for_right_and_wrong_numbers(o
                 leaks.append(f"{search_path}, {name}")
         assert leaks == []
         export = f"/payments/export?merchant={ops_site.merchant_id}&phone="
-        assert [(await browser.opens(export + number)).status for number in (RIGHT, WRONG)] == [403, 403]
+        assert [(await browser.open(export + number)).status for number in (RIGHT, WRONG)] == [403, 403]
 
 
 async def test_search_by_number_of_an_operator_puts_no_number_in_the_url(ops_site: OpsSite) -> None:
     await _paid(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:
         for name in ("search", "phone"):
-            page = await browser.opens(f"/payments?{name}={RIGHT}")
+            page = await browser.open(f"/payments?{name}={RIGHT}")
             assert "does not stand in an address" in page.text
-        page = await browser.opens("/payments")
+        page = await browser.open("/payments")
         for field in ("search", "phone"):
-            found = await browser.submits(page, "/payments/look", **{field: RIGHT})
+            found = await browser.submit(page, "/payments/look", **{field: RIGHT})
             assert RIGHT not in found.url
             assert "payer=" in found.url
             assert "KES 500" in found.words
@@ -114,13 +114,13 @@ async def test_search_by_a_viewer_works_except_by_number(ops_site: OpsSite) -> N
     assert row is not None
     async with ops_site.browser(Role.VIEWER) as browser:
         for text in row.values():
-            assert row["payment_id"] in (await browser.opens(f"/payments?search={text}")).text
-        page = await browser.opens("/payments")
-        found = await browser.submits(page, "/payments/look", search=RIGHT)
+            assert row["payment_id"] in (await browser.open(f"/payments?search={text}")).text
+        page = await browser.open("/payments")
+        found = await browser.submit(page, "/payments/look", search=RIGHT)
         assert "an operator&#39;s role is needed" in found.text
         # A viewer may open an operator's sealed search: it shows no more than the list.
         sealed = ops_site.gateway.services.get(PaymentOperatorService).seal_payer(Msisdn(RIGHT))
-        assert row["payment_id"] in (await browser.opens(f"/payments?payer={sealed}")).text
+        assert row["payment_id"] in (await browser.open(f"/payments?payer={sealed}")).text
 
 
 async def test_pages_for_a_viewer_contain_no_whole_number(ops_site: OpsSite) -> None:
@@ -141,7 +141,7 @@ async def test_pages_for_a_viewer_contain_no_whole_number(ops_site: OpsSite) -> 
         while next_ones:
             path = next_ones.pop()
             seen.add(path)
-            page = await browser.opens(path)
+            page = await browser.open(path)
             assert page.status == 200, path
             assert "711000001" not in page.text, path
             next_ones += _LINKS.findall(page.text) if len(seen) < 80 else []
@@ -150,7 +150,7 @@ async def test_pages_for_a_viewer_contain_no_whole_number(ops_site: OpsSite) -> 
     assert any(path.startswith("/callbacks/cbk_") for path in seen)
     assert any(path.startswith("/events/evt_") for path in seen)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert made["provider_ref"] in (await browser.opens(f"/payments/{made['id']}")).text
+        assert made["provider_ref"] in (await browser.open(f"/payments/{made['id']}")).text
 
 
 async def _is_refunded(ops_site: OpsSite, refund_id: str) -> bool:

@@ -115,25 +115,25 @@ async def fail_job(gateway: Gateway, name: str, count: int = 1, **kwargs: Any) -
 async def test_request_without_session_redirects_pages_and_answers_programs_with_401(ops: OpsGateway) -> None:
     async with Browser(ops.url) as browser:
         for path in ("", "/", "/failed", "/failed/", "/queue", "/queue/", QUEUE, QUEUE + "/jobs/x"):
-            page = await browser.opens(path, follows=False)
+            page = await browser.open(path, follows=False)
             assert page.status == 303
             assert urljoin(page.url, page.headers["Location"]) == ops.url + "/login"
         for path in ("", "/failed", "/queue/api/queues", "/queue/static/app.js"):
-            page = await browser.opens(path, accept="application/json")
+            page = await browser.open(path, accept="application/json")
             assert (page.status, "AUTH_INVALID_KEY" in page.text) == (401, True)
             assert page.headers["Cache-Control"] == "no-store"
         for path in ("/failed/retry", "/logout", "/queue/api/queues/mpesa-default/jobs/x/retry"):
-            assert (await browser.sends(path, {}, {"Accept": "*/*"})).status == 401
-            assert (await browser.sends(path, {})).url == ops.url + "/login"
+            assert (await browser.send(path, {}, {"Accept": "*/*"})).status == 401
+            assert (await browser.send(path, {})).url == ops.url + "/login"
 
 
 async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exists(ops: OpsGateway) -> None:
     async with Browser(ops.url) as browser:
-        wrong = await browser.signs_in(password=Secret("not the password at all"))
-        unknown = await browser.signs_in("nobody", Secret("not the password at all"))
+        wrong = await browser.sign_in(password=Secret("not the password at all"))
+        unknown = await browser.sign_in("nobody", Secret("not the password at all"))
         assert (wrong.status, unknown.status, browser.cookies) == (401, 401, [])
         assert wrong.text == unknown.text.replace("nobody", "amina")
-        page = await browser.signs_in(" Amina ")
+        page = await browser.sign_in(" Amina ")
         assert (page.status, page.url) == (200, ops.url)
         assert "amina" in page.text
         (cookie,) = browser.cookies
@@ -151,16 +151,16 @@ async def test_login_with_a_wrong_password_does_not_reveal_whether_the_name_exis
 
 async def test_login_with_a_malformed_name_or_password_is_401(ops: OpsGateway) -> None:
     async with Browser(ops.url) as browser:
-        assert (await browser.signs_in("\x00<b>", Secret("x"))).status == 401
-        assert (await browser.signs_in("amina", Secret("x" * 5000))).status == 401
-        assert (await browser.sends("/login", {})).status == 401
+        assert (await browser.sign_in("\x00<b>", Secret("x"))).status == 401
+        assert (await browser.sign_in("amina", Secret("x" * 5000))).status == 401
+        assert (await browser.send("/login", {})).status == 401
 
 
 async def test_login_with_the_right_password_over_the_failure_limit_is_429(ops: OpsGateway) -> None:
     async with Browser(ops.url) as browser:
         for _ in range(3):
-            assert (await browser.signs_in(password=Secret("not the password at all"))).status == 401
-        page = await browser.signs_in()
+            assert (await browser.sign_in(password=Secret("not the password at all"))).status == 401
+        page = await browser.sign_in()
         assert (page.status, "Too many failed attempts" in page.text) == (429, True)
         assert 1 <= int(page.headers["Retry-After"]) <= 310
         assert browser.cookies == []
@@ -170,7 +170,7 @@ async def test_login_with_the_right_password_over_the_failure_limit_is_429(ops: 
 async def test_login_over_https_sets_secure_cookies(settings: dict[str, Any]) -> None:
     settings |= {"public_url": "https://pay.example.co.ke"}
     async with running_ops(settings) as ops, Browser(ops.url) as browser:
-        page = await browser.signs_in(follows=False)
+        page = await browser.sign_in(follows=False)
         for name in ("mpesa_gateway_ops", "mpesa_gateway_ops_device"):
             (sent,) = re.findall(rf"{name}=([^,]*)", page.headers["Set-Cookie"])
             parts = {part.strip().lower().partition("=")[0] for part in sent.split(";")[1:]}
@@ -184,32 +184,32 @@ async def test_login_over_https_sets_secure_cookies(settings: dict[str, Any]) ->
 async def test_session_expires_after_one_idle_hour_and_after_twelve_hours(ops: OpsGateway) -> None:
     async with signed_in(ops.url) as browser:
         ops.clock.advance(timedelta(minutes=59))
-        assert (await browser.opens()).url == ops.url
+        assert (await browser.open()).url == ops.url
         ops.clock.advance(timedelta(minutes=59))
         # The queue page polls, which does not count as activity.
-        assert (await browser.opens("/queue/api/queues", accept="*/*")).status == 200
+        assert (await browser.open("/queue/api/queues", accept="*/*")).status == 200
         ops.clock.advance(timedelta(minutes=2))
-        assert (await browser.opens()).url == ops.url + "/login"
-        await browser.signs_in()
+        assert (await browser.open()).url == ops.url + "/login"
+        await browser.sign_in()
         for _ in range(14):
             ops.clock.advance(timedelta(minutes=50))
-            assert (await browser.opens()).url == ops.url
+            assert (await browser.open()).url == ops.url
         ops.clock.advance(timedelta(minutes=21))
-        assert (await browser.opens()).url == ops.url + "/login"
-        await browser.signs_in()
+        assert (await browser.open()).url == ops.url + "/login"
+        await browser.sign_in()
     assert await ops.gateway.db.fetchval("SELECT count(*) FROM ops_session") == 1
 
 
 async def test_logout_ends_the_session_on_the_server(ops: OpsGateway) -> None:
     async with signed_in(ops.url) as browser, Browser(ops.url) as thief:
-        thief.takes(browser.cookies)
-        page = await thief.opens()
+        thief.add_cookies(browser.cookies)
+        page = await thief.open()
         assert page.url == ops.url
-        assert (await browser.sends("/logout", {"form_token": "0" * 64})).status == 403
-        assert (await thief.opens()).url == ops.url
-        out = await browser.sends("/logout", {"form_token": page.field("form_token")})
+        assert (await browser.send("/logout", {"form_token": "0" * 64})).status == 403
+        assert (await thief.open()).url == ops.url
+        out = await browser.send("/logout", {"form_token": page.field("form_token")})
         assert (out.url, browser.cookies) == (ops.url + "/login", [])
-        assert (await thief.opens()).url == ops.url + "/login"
+        assert (await thief.open()).url == ops.url + "/login"
     assert (await actions(ops.gateway))[0] == "operator.signed_out"
 
 
@@ -217,12 +217,12 @@ async def test_session_ends_with_a_new_password_or_deactivation(ops: OpsGateway)
     operators = ops.gateway.services.get(Operators)
     async with signed_in(ops.url) as browser:
         await operators.set_password("amina", Secret("another long password"), actor="test")
-        assert (await browser.opens()).url == ops.url + "/login"
-        assert (await browser.signs_in()).status == 401
-        assert (await browser.signs_in(password=Secret("another long password"))).url == ops.url
+        assert (await browser.open()).url == ops.url + "/login"
+        assert (await browser.sign_in()).status == 401
+        assert (await browser.sign_in(password=Secret("another long password"))).url == ops.url
         await operators.deactivate("amina", actor="test")
-        assert (await browser.opens()).url == ops.url + "/login"
-        assert (await browser.signs_in(password=Secret("another long password"))).status == 401
+        assert (await browser.open()).url == ops.url + "/login"
+        assert (await browser.sign_in(password=Secret("another long password"))).status == 401
     with pytest.raises(NotFound, match="no active operator"):
         await operators.set_password("amina", PASSWORD, actor="test")
     with pytest.raises(Conflict, match="is or was"):
@@ -246,12 +246,12 @@ async def test_session_ends_with_a_new_password_or_deactivation(ops: OpsGateway)
 async def test_post_from_another_site_is_refused(ops: OpsGateway, headers: dict[str, str]) -> None:
     await fail_job(ops.gateway, "failing.fail")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/failed")
+        page = await browser.open("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key")}
         for path in ("/login", "/logout", "/failed/retry", f"/queue/api{QUEUE[6:]}/jobs/{fields['key']}/retry"):
-            refused = await browser.sends(path, fields, headers)
+            refused = await browser.send(path, fields, headers)
             assert (refused.status, "one of our own pages" in refused.text) == (403, True)
-        assert (await browser.opens()).url == ops.url
+        assert (await browser.open()).url == ops.url
     (job,) = await ops.gateway.jobs.queues["default"].failed_jobs(0, 10)
     assert (job.status, job.attempts) == (Status.FAILED, 1)
 
@@ -293,7 +293,7 @@ async def test_pages_have_strict_headers_and_link_to_our_own_pages_only(ops: Ops
             f"{QUEUE}/jobs/{job.key}",
             "/queue/static/app.js",
         ):
-            page = await browser.opens(path)
+            page = await browser.open(path)
             policy = page.headers["Content-Security-Policy"]
             assert page.status == 200
             assert page.headers["X-Frame-Options"] == "DENY"
@@ -303,12 +303,12 @@ async def test_pages_have_strict_headers_and_link_to_our_own_pages_only(ops: Ops
             assert not re.search(r"https?:|\*|unsafe", policy)
             if page.url.endswith(".js"):
                 continue
-            assert page.untidy == []
+            assert page.unbalanced_tags == []
             for form in page.forms:
                 assert form.action.startswith(ops.url), form
             for link in page.links:
                 assert link.startswith(ops.url[: -len("ops")]), link
-                assert (await browser.opens(link)).status == 200, link
+                assert (await browser.open(link)).status == 200, link
                 seen += 1
     assert seen > 20
 
@@ -316,7 +316,7 @@ async def test_pages_have_strict_headers_and_link_to_our_own_pages_only(ops: Ops
 async def test_overview_shows_the_parts_and_the_failed_jobs(ops: OpsGateway) -> None:
     await fail_job(ops.gateway, "failing.fail")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens()
+        page = await browser.open()
         assert re.search(r'<dt>failed</dt><dd><a href="[^"]*/failed">1</a></dd>', page.text)
         assert "1 job has failed" in page.words
         for part in ("postgres", "migrations", "valkey", "queue"):
@@ -326,11 +326,11 @@ async def test_overview_shows_the_parts_and_the_failed_jobs(ops: OpsGateway) -> 
 async def test_queue_pages_without_valkey_answer_with_503(settings: dict[str, Any]) -> None:
     settings |= {"valkey": {"url": "valkey://127.0.0.1:1/0"}, "worker": {"in_process": False}}
     async with running_ops(settings) as ops, signed_in(ops.url) as browser:
-        assert "The queue is unreachable." in (await browser.opens()).text
-        assert (await browser.opens("/queue")).status == 200
-        page = await browser.opens("/failed")
+        assert "The queue is unreachable." in (await browser.open()).text
+        assert (await browser.open("/queue")).status == 200
+        page = await browser.open("/failed")
         assert (page.status, "payments go on" in page.text) == (503, True)
-        answer = await browser.opens("/queue/api/queues", accept="*/*")
+        answer = await browser.open("/queue/api/queues", accept="*/*")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
 
 
@@ -339,7 +339,7 @@ async def test_failed_jobs_page_lists_the_newest_first_and_escapes_text(ops: Ops
     jobs = await fail_job(ops.gateway, "failing.fail", 2, delivery_id="<script>")
     assert [(job.kwargs or {})["delivery_id"] for job in jobs] == ["<script>", "dlv_1"]
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/failed")
+        page = await browser.open("/failed")
     text = page.text
     assert text.index("&lt;script&gt;") < text.index("dlv_1")
     assert "<script>" not in text
@@ -362,13 +362,13 @@ async def test_failed_jobs_over_the_limit_delete_the_oldest_and_are_paged(
     assert await queue.redis.ttl(queue.job_id("job-69")) > 6 * 24 * 3600
     async with signed_in(ops.url) as browser:
         shown: list[str] = []
-        page = await browser.opens("/failed?page=-1")
+        page = await browser.open("/failed?page=-1")
         while True:
             shown += re.findall(r"number&#34;:(\d+)", page.text)
             older = re.search(r'href="([^"]*)">Older', page.text)
             if older is None:
                 break
-            page = await browser.opens(urljoin(page.url, older[1]))
+            page = await browser.open(urljoin(page.url, older[1]))
         assert shown == [str(number) for number in range(69, 9, -1)]
         assert page.url.endswith("?page=3")
         assert "Newer" in page.text
@@ -377,20 +377,20 @@ async def test_failed_jobs_over_the_limit_delete_the_oldest_and_are_paged(
 async def test_failed_job_retried_twice_runs_once_and_leaves_the_list(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail_once", call_id="call_1")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/failed")
+        page = await browser.open("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
-        assert (await browser.sends("/failed/retry", fields | {"form_token": "x"})).status == 403
+        assert (await browser.send("/failed/retry", fields | {"form_token": "x"})).status == 403
         assert calls.count("call_1") == 1
-        first = await browser.sends("/failed/retry", fields)
+        first = await browser.send("/failed/retry", fields)
         assert "The job is on the queue again." in first.text
-        assert "no longer among the failed" in (await browser.sends("/failed/retry", fields)).text
+        assert "no longer among the failed" in (await browser.send("/failed/retry", fields)).text
 
         async def is_done() -> bool:
             found = await ops.gateway.jobs.queues["default"].job(job.key)
             return found is not None and found.status == Status.COMPLETE
 
         assert await eventually(is_done)
-        assert "No job has failed." in (await browser.opens("/failed")).text
+        assert "No job has failed." in (await browser.open("/failed")).text
     assert calls.count("call_1") == 2
     assert await ops.gateway.jobs.queues["default"].count_failed() == 0
     (entry,) = (await ops.gateway.audit.page(10, None, "job.retried", None)).rows
@@ -401,28 +401,26 @@ async def test_failed_job_retried_twice_runs_once_and_leaves_the_list(ops: OpsGa
 async def test_failed_job_that_fails_again_is_listed_again(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/failed")
-        await browser.sends(
-            "/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
-        )
+        page = await browser.open("/failed")
+        await browser.send("/failed/retry", {name: page.field(name) for name in ("form_token", "queue", "key", "page")})
 
         async def fails_again() -> bool:
             found = await ops.gateway.jobs.queues["default"].failed_jobs(0, 10)
             return [(one.key, one.attempts) for one in found] == [(job.key, 2)]
 
         assert await eventually(fails_again)
-        assert "RuntimeError in the queue mpesa-default, after 2 tries" in (await browser.opens("/failed")).words
+        assert "RuntimeError in the queue mpesa-default, after 2 tries" in (await browser.open("/failed")).words
 
 
 async def test_failed_job_discarded_is_removed_and_audited(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/failed")
+        page = await browser.open("/failed")
         fields = {name: page.field(name) for name in ("form_token", "queue", "key", "page")}
-        assert (await browser.sends("/failed/discard", fields | {"form_token": "x"})).status == 403
-        assert "The job was discarded." in (await browser.sends("/failed/discard", fields)).words
-        assert "no longer among the failed" in (await browser.sends("/failed/discard", fields)).words
-        assert "No job has failed." in (await browser.opens("/failed")).words
+        assert (await browser.send("/failed/discard", fields | {"form_token": "x"})).status == 403
+        assert "The job was discarded." in (await browser.send("/failed/discard", fields)).words
+        assert "no longer among the failed" in (await browser.send("/failed/discard", fields)).words
+        assert "No job has failed." in (await browser.open("/failed")).words
     queue = ops.gateway.jobs.queues["default"]
     assert await queue.count_failed() == 0
     assert await queue.redis.ttl(job.id) <= 60
@@ -459,28 +457,28 @@ async def test_queue_page_serves_saqs_scripts_and_json(ops: OpsGateway) -> None:
     (job,) = await fail_job(ops.gateway, "failing.fail", delivery_id="dlv_1")
     await ops.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/queue")
+        page = await browser.open("/queue")
         assert page.url == ops.url + "/queue/"
-        assert page.untidy == []
+        assert page.unbalanced_tags == []
         assert page.link("/ops/failed")
         assert page.link("/ops/queue/static/app.js")
         for name, words in (("app.js", "root_path"), ("snabbdom.js", "snabbdom"), ("queue.js", "X-Form-Token")):
-            asset = await browser.opens(f"/queue/static/{name}")
+            asset = await browser.open(f"/queue/static/{name}")
             assert asset.headers["Content-Type"].startswith("text/javascript")
             assert words in asset.text
         for name in ("other.js", "..%2f..%2fcommon.py", "../common.py"):
-            assert (await browser.opens(f"/queue/static/{name}")).status == 404
+            assert (await browser.open(f"/queue/static/{name}")).status == 404
         api = "/queue/api/queues"
-        listed = (await browser.opens(api, accept="*/*")).text
+        listed = (await browser.open(api, accept="*/*")).text
         for name in QUEUES:
             assert f'"name":"mpesa-{name}"' in listed
-            assert (await browser.opens(f"{api}/mpesa-{name}", accept="*/*")).status == 200
-        detail = (await browser.opens(f"{api}/mpesa-default", accept="*/*")).text
+            assert (await browser.open(f"{api}/mpesa-{name}", accept="*/*")).status == 200
+        detail = (await browser.open(f"{api}/mpesa-default", accept="*/*")).text
         assert '"workers":' in detail
         assert '"status":"scheduled"' in detail
-        assert "dlv_1" in (await browser.opens(f"{api}/mpesa-default/jobs/{job.key}", accept="*/*")).text
+        assert "dlv_1" in (await browser.open(f"{api}/mpesa-default/jobs/{job.key}", accept="*/*")).text
         for path in (f"{api}/other", f"{api}/mpesa-default/jobs/nothing", f"{api}/other/jobs/{job.key}"):
-            assert (await browser.opens(path, accept="*/*")).status == 404
+            assert (await browser.open(path, accept="*/*")).status == 404
 
 
 async def test_queue_json_for_a_viewer_masks_phone_numbers(ops: OpsGateway) -> None:
@@ -488,13 +486,13 @@ async def test_queue_json_for_a_viewer_masks_phone_numbers(ops: OpsGateway) -> N
     await ops.gateway.services.get(Operators).create("viola", PASSWORD, role=Role.VIEWER, actor="test")
     path = f"/queue/api/queues/mpesa-default/jobs/{job.key}"
     async with signed_in(ops.url, "viola") as browser:
-        page = await browser.opens(QUEUE)
+        page = await browser.open(QUEUE)
         assert "data-may-act" not in page.text
-        assert "254712345678" not in (await browser.opens(path, accept="*/*")).text
+        assert "254712345678" not in (await browser.open(path, accept="*/*")).text
         act = {"Accept": "*/*", "X-Form-Token": page.field("form_token")}
-        assert (await browser.sends(f"{path}/retry", {}, act)).status == 403
+        assert (await browser.send(f"{path}/retry", {}, act)).status == 403
     async with signed_in(ops.url) as browser:
-        assert "254712345678" in (await browser.opens(path, accept="*/*")).text
+        assert "254712345678" in (await browser.open(path, accept="*/*")).text
 
 
 async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: OpsGateway) -> None:
@@ -503,16 +501,16 @@ async def test_queue_retry_and_abort_need_the_form_token_and_are_audited(ops: Op
     await ops.gateway.jobs.enqueue("failing.fail", delay=3000, delivery_id="dlv_later")
     (later,) = [one["key"] for one in (await queue.info(jobs=True))["jobs"] if one["function"] == "failing.fail"]
     async with signed_in(ops.url) as browser:
-        page = await browser.opens("/queue")
+        page = await browser.open("/queue")
         jobs, act = "/queue/api/queues/mpesa-default/jobs", {"Accept": "application/json"}
         for token in ({}, {"X-Form-Token": "x"}):
             for path in (f"{jobs}/{job.key}/retry", f"{jobs}/{later}/abort"):
-                assert (await browser.sends(path, {}, act | token)).status == 403
+                assert (await browser.send(path, {}, act | token)).status == 403
         act["X-Form-Token"] = page.field("form_token")
-        assert (await browser.sends(f"{jobs}/{later}/retry", {}, act)).status == 409
-        assert (await browser.sends(f"{jobs}/{job.key}/retry", {}, act)).text == "{}"
-        assert (await browser.sends(f"{jobs}/{later}/abort", {}, act)).text == "{}"
-        assert (await browser.sends(f"{jobs}/nothing/abort", {}, act)).status == 404
+        assert (await browser.send(f"{jobs}/{later}/retry", {}, act)).status == 409
+        assert (await browser.send(f"{jobs}/{job.key}/retry", {}, act)).text == "{}"
+        assert (await browser.send(f"{jobs}/{later}/abort", {}, act)).text == "{}"
+        assert (await browser.send(f"{jobs}/nothing/abort", {}, act)).status == 404
 
         async def is_done() -> bool:
             found = await queue.job(job.key)
@@ -544,23 +542,23 @@ async def test_pages_under_a_prefix_keep_it(settings: dict[str, Any], strips: bo
         async with serving(proxied if strips else mounted, at), Browser(base + "/ops") as browser:
             await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
             (job,) = await fail_job(gateway, "failing.fail")
-            assert (await browser.opens()).url == base + "/ops/login"
-            assert (await browser.signs_in()).url == base + "/ops"
+            assert (await browser.open()).url == base + "/ops/login"
+            assert (await browser.sign_in()).url == base + "/ops"
             assert [cookie.path for cookie in browser.cookies] == ["/payments/ops"]
             for path in ("", "/", "/failed", "/queue/", QUEUE, f"{QUEUE}/jobs/{job.key}"):
-                page = await browser.opens(path)
+                page = await browser.open(path)
                 assert page.status == 200
                 assert page.links
                 assert [link for link in page.links if not link.startswith(base + "/")] == []
                 root = re.search(r'data-root="([^"]*)"', page.text)
                 assert root is None or urljoin(page.url, root[1]) == base + "/ops/queue"
-            page = await browser.opens("/failed")
-            retried = await browser.sends(
+            page = await browser.open("/failed")
+            retried = await browser.send(
                 "/failed/retry", {n: page.field(n) for n in ("form_token", "queue", "key", "page")}
             )
             assert retried.url.startswith(base + "/ops/failed?page=1&note=")
             assert "The job is on the queue again." in retried.words
-            out = await browser.sends("/logout", {"form_token": page.field("form_token")})
+            out = await browser.send("/logout", {"form_token": page.field("form_token")})
             assert (out.url, browser.cookies) == (base + "/ops/login", [])
 
 
@@ -641,7 +639,7 @@ async def test_create_first_operator_twice_creates_one(settings: dict[str, Any])
         assert len(password.reveal()) == 24
         assert await gateway.port(Operators).create_first("admin", actor="test") is None
         async with Browser(f"{base}/ops") as browser:
-            assert (await browser.signs_in("admin", password)).url == f"{base}/ops"
+            assert (await browser.sign_in("admin", password)).url == f"{base}/ops"
         with pytest.raises(InvalidFields, match="12 to 1024"):
             await gateway.port(Operators).create("ben", Secret("short"), role=Role.VIEWER, actor="test")
     assert password.reveal() not in str(password)

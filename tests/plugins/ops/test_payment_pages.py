@@ -30,9 +30,9 @@ async def test_payment_list_is_newest_first_and_filters_without_script(ops_site:
     second = await ended_payment(ops_site, "254700000001", amount=250, key="b")
     third = await ended_payment(ops_site, "254711000003", amount=5000, key="c")
     async with ops_site.browser() as browser:
-        page = await browser.opens("/payments")
+        page = await browser.open("/payments")
         assert payment_ids(page) == [third["id"], second["id"], first["id"]]
-        assert page.untidy == []
+        assert page.unbalanced_tags == []
         assert "KES 5,000" in page.words
         assert "cancelled by user" in page.words
         cases: tuple[tuple[dict[str, Any], list[dict[str, Any]]], ...] = (
@@ -49,31 +49,31 @@ async def test_payment_list_is_newest_first_and_filters_without_script(ops_site:
             ({"search": "nothing like it"}, []),
         )
         for filled, expected in cases:
-            shown = await browser.submits(page, "/payments/look", **filled)
+            shown = await browser.submit(page, "/payments/look", **filled)
             assert shown.status == 200, shown.words
             assert payment_ids(shown) == [payment["id"] for payment in expected], filled
             # The URL contains no phone number.
             assert not re.search(r"254711|0711", shown.url)
         # Forms and lists show East Africa Time; URLs use UTC, as the API does.
-        early = await browser.submits(page, "/payments/look", since="2020-01-01T00:00")
+        early = await browser.submit(page, "/payments/look", since="2020-01-01T00:00")
         assert "since=2019-12-31T21%3A00%3A00.000000Z" in early.url
         assert early.field("since") == "2020-01-01T00:00:00"
         assert len(payment_ids(early)) == 3
         created = datetime.fromisoformat(third["created_at"]).astimezone(EAT).replace(tzinfo=None)
-        later = await browser.submits(page, "/payments/look", since=(created + timedelta(seconds=1)).isoformat())
+        later = await browser.submit(page, "/payments/look", since=(created + timedelta(seconds=1)).isoformat())
         assert payment_ids(later) == []
-        total = await browser.opens(next(link for link in early.links if "/payments/total?" in link))
+        total = await browser.open(next(link for link in early.links if "/payments/total?" in link))
         amount = sum(int(float(payment["amount"])) for payment in (first, second, third))
         assert total.words == f"3 payments, KES {amount:,} requested"
-        nothing = await browser.opens("/payments?search=nothing+like+it")
+        nothing = await browser.open("/payments?search=nothing+like+it")
         assert "No payment matches these filters" in nothing.words
-        assert (await browser.submits(nothing, "/payments/look", search="")).url == f"{ops_site.url}/payments"
+        assert (await browser.submit(nothing, "/payments/look", search="")).url == f"{ops_site.url}/payments"
 
 
 async def test_payment_list_with_a_bad_filter_names_the_field(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
-        page = await browser.opens("/payments")
-        shown = await browser.submits(page, "/payments/look", phone="12")
+        page = await browser.open("/payments")
+        shown = await browser.submit(page, "/payments/look", phone="12")
         assert "Kenyan mobile number" in shown.words
         assert shown.url.startswith(f"{ops_site.url}/payments?note=")
         for query, word in (
@@ -84,7 +84,7 @@ async def test_payment_list_with_a_bad_filter_names_the_field(ops_site: OpsSite)
             ("?cursor=abc", "cursor"),
             ("?colour=red", "colour"),
         ):
-            answer = await browser.opens(f"/payments{query}")
+            answer = await browser.open(f"/payments{query}")
             assert answer.status == 200
             assert re.search(rf'role="alert">.*<strong>{word}</strong>', answer.text, re.DOTALL), query
 
@@ -93,18 +93,18 @@ async def test_payment_list_over_50_rows_is_paged_and_counts_new_rows(ops_site: 
     made = [await ops_site.api.pay("254711000001", key=f"many-{number}") for number in range(53)]
     newest = [answer.data["id"] for answer in reversed(made)]
     async with ops_site.browser() as browser:
-        page = await browser.opens("/payments")
+        page = await browser.open("/payments")
         assert payment_ids(page) == newest[:50]
-        older = await browser.opens(next(link for link in page.links if "cursor=" in link and "newer" not in link))
+        older = await browser.open(next(link for link in page.links if "cursor=" in link and "newer" not in link))
         assert payment_ids(older) == newest[50:]
         assert "hx-get" not in older.text
         newer = page.link(next(link for link in page.links if "/payments/newer?" in link))
-        assert (await browser.opens(newer)).text == ""
+        assert (await browser.open(newer)).text == ""
         await ops_site.api.pay("254711000001", key="one more")
         await ops_site.api.pay("254711000001", key="and another")
-        answer = await browser.opens(newer)
+        answer = await browser.open(newer)
         assert "2 new \u2013 show" in answer.words
-        shown = await browser.opens(answer.links[0])
+        shown = await browser.open(answer.links[0])
         assert payment_ids(shown)[2:] == newest[:48]
 
 
@@ -113,19 +113,19 @@ async def test_payment_list_filters_by_merchant(ops_site: OpsSite) -> None:
     base = ops_site.url.removesuffix("/ops")
     async with shop(ops_site.gateway, base) as other, ops_site.browser() as browser:
         theirs = (await other.pay("254711000009", key="theirs")).data
-        page = await browser.opens("/payments")
+        page = await browser.open("/payments")
         assert payment_ids(page) == [theirs["id"], ours["id"]]
         assert page.words.count("Test shop") >= 4
-        shown = await browser.submits(page, "/payments/look", merchant=ops_site.merchant_id)
+        shown = await browser.submit(page, "/payments/look", merchant=ops_site.merchant_id)
         assert payment_ids(shown) == [ours["id"]]
 
 
 async def test_payment_page_shows_the_timeline_and_queries_mpesa(ops_site: OpsSite) -> None:
     waiting = (await ops_site.api.pay("254700000020", key="waits", metadata={"cart": "<b>7</b>"})).data
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/payments/{waiting['id']}")
+        page = await browser.open(f"/payments/{waiting['id']}")
         assert page.status == 200
-        assert page.untidy == []
+        assert page.unbalanced_tags == []
         assert "KES 500 pending" in page.words
         assert "requested Payment requested" in page.words
         assert "sent STK push accepted by M-Pesa" in page.words
@@ -137,20 +137,20 @@ async def test_payment_page_shows_the_timeline_and_queries_mpesa(ops_site: OpsSi
         assert waiting["provider_ref"] in answered_with
         assert "254700000020" not in "".join(re.findall(r"<pre>(.*?)</pre>", page.text, re.DOTALL))
         assert "&lt;b&gt;7&lt;/b&gt;" in page.text
-        answer = await browser.submits(page, "/query")
+        answer = await browser.submit(page, "/query")
         assert "M-Pesa reports: still pending." in answer.words
         assert answer.url.startswith(f"{ops_site.url}/payments/{waiting['id']}?note=")
         changed = answer.link(next(link for link in answer.links if "/changed?at=" in link))
-        assert (await browser.opens(changed)).text == ""
+        assert (await browser.open(changed)).text == ""
         answered = await ops_site.api.call(
             "POST", f"/simulator/control/pushes/{waiting['provider_ref']}/answer", {"answer": "cancel"}
         )
         assert answered.status == 200
         await ops_site.api.settled(waiting["id"], "failed")
-        assert "Updated, status failed" in (await browser.opens(changed)).words
-        page = await browser.opens(f"/payments/{waiting['id']}")
+        assert "Updated, status failed" in (await browser.open(changed)).words
+        page = await browser.open(f"/payments/{waiting['id']}")
         assert not page.has_form("/query")
-        late = await browser.sends(f"/payments/{waiting['id']}/query", {"form_token": page.field("form_token")})
+        late = await browser.send(f"/payments/{waiting['id']}/query", {"form_token": page.field("form_token")})
         assert "Not done: only a pending or expired payment" in late.words
     assert await ops_site.acted() == [("payments.query", waiting["id"])] * 2
 
@@ -158,12 +158,12 @@ async def test_payment_page_shows_the_timeline_and_queries_mpesa(ops_site: OpsSi
 async def test_payment_page_status_query_shows_its_result(ops_site: OpsSite) -> None:
     payment = await ended_payment(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/payments/{payment['id']}")
-        answer = await browser.submits(page, "/check")
+        page = await browser.open(f"/payments/{payment['id']}")
+        answer = await browser.submit(page, "/check")
         assert "Status query sent." in answer.words
 
         async def answered() -> bool:
-            return "M-Pesa reports Completed. Finding: already known." in (await browser.opens(page.url)).words
+            return "M-Pesa reports Completed. Finding: already known." in (await browser.open(page.url)).words
 
         assert await eventually(answered)
 
@@ -177,18 +177,18 @@ async def test_payment_with_a_mismatch_needs_review_until_it_is_resolved(ops_sit
 
     assert await eventually(is_held)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        front = await browser.opens()
+        front = await browser.open()
         assert "1 payment needs review: mismatched, or reversed by M-Pesa" in front.words
-        page = await browser.opens(front.link("/payments?held=true"))
+        page = await browser.open(front.link("/payments?held=true"))
         assert payment_ids(page) == [made["id"]]
-        page = await browser.opens(f"/payments/{made['id']}")
+        page = await browser.open(f"/payments/{made['id']}")
         assert "requested KES 500, reported KES 501" in page.words
-        assert "reason: say in a few words" in (await browser.submits(page, "/look-after", reason="x")).words
-        answer = await browser.submits(page, "/look-after", reason="Given back at the till")
+        assert "reason: say in a few words" in (await browser.submit(page, "/look-after", reason="x")).words
+        answer = await browser.submit(page, "/look-after", reason="Given back at the till")
         assert "resolved Marked as resolved: Given back at the till" in answer.words
         assert not answer.has_form("/look-after")
-        assert "needs review: mismatched" not in (await browser.opens()).words
-        again = await browser.sends(
+        assert "needs review: mismatched" not in (await browser.open()).words
+        again = await browser.send(
             f"/payments/{made['id']}/look-after", {"form_token": page.field("form_token"), "reason": "Once more"}
         )
         assert "does not wait for a person" in again.words
@@ -204,13 +204,13 @@ async def test_payment_with_a_second_receipt_needs_review(ops_site: OpsSite, amo
     async with ops_site.browser(Role.OPERATOR) as browser:
 
         async def waiting() -> list[str]:
-            return payment_ids(await browser.opens("/payments?held=true"))
+            return payment_ids(await browser.open("/payments?held=true"))
 
         assert await eventually(waiting) == [payment["id"]]
-        assert "1 payment needs review: mismatched, or reversed by M-Pesa" in (await browser.opens()).words
-        page = await browser.opens(f"/payments/{payment['id']}")
+        assert "1 payment needs review: mismatched, or reversed by M-Pesa" in (await browser.open()).words
+        page = await browser.open(f"/payments/{payment['id']}")
         assert f"reported KES {amount}, receipt" in page.words
-        answer = await browser.submits(page, "/look-after", reason="Given back on the portal")
+        answer = await browser.submit(page, "/look-after", reason="Given back on the portal")
         assert "Marked as resolved: Given back on the portal" in answer.words
         assert await waiting() == []
 
@@ -228,35 +228,35 @@ async def test_payment_with_a_mismatch_needs_review_after_completion(ops_site: O
     paid_for = await ops_site.api.settled(made["id"])
     assert (paid_for["status"], paid_for["receipt"] == paid_for["mismatch"]["received_receipt"]) == ("completed", False)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert payment_ids(await browser.opens("/payments?held=true")) == [made["id"]]
+        assert payment_ids(await browser.open("/payments?held=true")) == [made["id"]]
 
 
 async def test_payment_page_for_a_viewer_masks_numbers_and_has_no_forms(ops_site: OpsSite) -> None:
     payment = await ended_payment(ops_site, "254711000001")
     async with ops_site.browser(Role.VIEWER) as browser:
-        listing, page = await browser.opens("/payments"), await browser.opens(f"/payments/{payment['id']}")
+        listing, page = await browser.open("/payments"), await browser.open(f"/payments/{payment['id']}")
         for shown in (listing, page):
             assert "2547****001" in shown.words
             assert "254711000001" not in shown.text
         assert not page.has_form("/check")
         token = page.field("form_token")
-        assert (await browser.sends(f"/payments/{payment['id']}/check", {"form_token": token})).status == 403
-        assert (await browser.opens(f"/payments/export?merchant={ops_site.merchant_id}")).status == 403
+        assert (await browser.send(f"/payments/{payment['id']}/check", {"form_token": token})).status == 403
+        assert (await browser.open(f"/payments/export?merchant={ops_site.merchant_id}")).status == 403
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert "254711000001" in (await browser.opens(f"/payments/{payment['id']}")).words
+        assert "254711000001" in (await browser.open(f"/payments/{payment['id']}")).words
 
 
 async def test_payment_export_is_the_filtered_list_as_csv(ops_site: OpsSite) -> None:
     payment = await ended_payment(ops_site, key="file", amount=321)
     await ended_payment(ops_site, "254700000001", key="other")
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens("/payments?status=completed")
-        file = await browser.opens(next(link for link in page.links if "/payments/export?" in link))
+        page = await browser.open("/payments?status=completed")
+        file = await browser.open(next(link for link in page.links if "/payments/export?" in link))
         assert file.headers["Content-Type"].startswith("text/csv")
         head, *rows = file.text.strip().splitlines()
         assert head.startswith("id,env,amount")
         assert [row.split(",")[:2] for row in rows] == [[payment["id"], "sandbox"]]
-        assert (await browser.opens("/payments/export")).status == 404
+        assert (await browser.open("/payments/export")).status == 404
     entry = (await ops_site.gateway.audit.page(1, None, "payments.exported", None)).rows[0]
     assert entry.merchant_id == ops_site.merchant_id
 
@@ -265,8 +265,8 @@ async def test_payment_export_is_the_filtered_list_as_csv(ops_site: OpsSite) -> 
 async def test_search_by_id_receipt_or_phone_finds_the_payment(ops_site: OpsSite, text: str, url_part: str) -> None:
     payment = await ended_payment(ops_site, "254711000001")
     async with ops_site.browser() as browser:
-        page = await browser.opens()
-        found = await browser.submits(page, "/find", text=f" {payment[text]} ")
+        page = await browser.open()
+        found = await browser.submit(page, "/find", text=f" {payment[text]} ")
         assert url_part in found.url
         assert payment["id"] in found.text
         assert "254711000001" not in found.url
@@ -275,7 +275,7 @@ async def test_search_by_id_receipt_or_phone_finds_the_payment(ops_site: OpsSite
 async def test_payment_page_with_an_unknown_id_is_404(ops_site: OpsSite) -> None:
     async with ops_site.browser() as browser:
         for path in ("/payments/pay_00000000000000000000000000", "/payments/x", "/payments/x/changed"):
-            page = await browser.opens(path)
+            page = await browser.open(path)
             assert (page.status, "There is no such payment." in page.words) == (404, True)
 
 
@@ -285,20 +285,20 @@ async def test_payment_list_times_are_east_african_with_utc_as_title(ops_site: O
     assert row is not None
     local = row["created_at"] + timedelta(hours=3)
     async with ops_site.browser() as browser:
-        page = await browser.opens("/payments")
+        page = await browser.open("/payments")
     assert f'title="{row["created_at"]:%Y-%m-%d %H:%M:%S} UTC">{local.day} {local:%b %H:%M:%S}</time>' in page.text
 
 
 async def test_overview_shows_payment_figures(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.VIEWER) as browser:
-        before = await browser.opens("")
+        before = await browser.open("")
         assert "No payments in the last 60 days" in before.words
         await ended_payment(ops_site, "254711000001", amount=1200, key="a")
         await ended_payment(ops_site, "254711000002", amount=300, key="b")
         await ended_payment(ops_site, "254700000001", amount=50, key="c")
         await ops_site.gateway.services.get(PaymentStatsReader).count()
-        page = await browser.opens("")
-        assert page.untidy == []
+        page = await browser.open("")
+        assert page.unbalanced_tags == []
         for words in (
             "KES 1,500 2 payments yesterday until",
             "the 7 days before: KES 0",

@@ -62,7 +62,7 @@ async def test_hostile_provider_text_is_masked_and_escaped_everywhere(ops_site: 
             "/events",
             "/audit",
         ):
-            page = await browser.opens(path)
+            page = await browser.open(path)
             assert page.status == 200, path
             assert "<script>alert" not in page.text, path
             assert "<img src=x" not in page.text, path

@@ -32,36 +32,36 @@ async def register_pull(ops_site: OpsSite) -> None:
 
 async def reconcile(ops_site: OpsSite, browser: Browser, **filled: Any) -> Page:
     """Start a run from the page."""
-    page = await browser.opens("/reconciliation")
-    return await browser.submits(page, "/reconciliation", merchant=ops_site.merchant_id, **filled)
+    page = await browser.open("/reconciliation")
+    return await browser.submit(page, "/reconciliation", merchant=ops_site.merchant_id, **filled)
 
 
 async def test_reconciliation_page_starts_a_run_and_shows_its_findings(ops_site: OpsSite) -> None:
     silent = (await ops_site.api.pay("254700000007", key="silent")).data
     await add_unrequested_payment(ops_site, 4321)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert "No statements read yet" in (await browser.opens("/reconciliation")).words
+        assert "No statements read yet" in (await browser.open("/reconciliation")).words
         bad = await reconcile(ops_site, browser, start="2020-01-01T00:00:00Z")
         assert (bad.status, "start: must be within the last 48 hours" in bad.words) == (422, True)
         assert bad.field("start") == "2020-01-01T00:00:00Z"
         unregistered = await reconcile(ops_site, browser)
         assert "Run failed." in unregistered.words
-        assert "the last statement run of 1 merchant failed" in (await browser.opens()).words
+        assert "the last statement run of 1 merchant failed" in (await browser.open()).words
         await register_pull(ops_site)
         run = await reconcile(ops_site, browser)
         assert "Run completed." in run.words
-        assert "statement run of" not in (await browser.opens()).words
+        assert "statement run of" not in (await browser.open()).words
         assert "1 page, 2 lines" in run.words
-        assert run.untidy == []
+        assert run.unbalanced_tags == []
         assert len(line_ids(run)) == 2
-        recovered = await browser.opens(run.url.partition("?")[0] + "?finding=recovered")
+        recovered = await browser.open(run.url.partition("?")[0] + "?finding=recovered")
         assert len(line_ids(recovered)) == 1
         assert recovered.link(f"/payments/{silent['id']}")
-        listing = await browser.opens("/reconciliation")
+        listing = await browser.open("/reconciliation")
         assert "1 unresolved line" in listing.words
         assert "known or recovered 1, unexplained 1" in listing.text
-        assert listing.untidy == []
-        payment = await browser.opens(f"/payments/{silent['id']}")
+        assert listing.unbalanced_tags == []
+        payment = await browser.open(f"/payments/{silent['id']}")
         assert "recovered Receipt" in payment.words
     assert (await ops_site.acted())[0][0] == "reconciliation.run"
 
@@ -72,29 +72,29 @@ async def test_statement_line_dismissed_with_a_reason_is_skipped_by_later_runs(o
     await add_unrequested_payment(ops_site, 200)
     async with ops_site.browser(Role.OPERATOR) as browser:
         await reconcile(ops_site, browser)
-        assert "2 statement lines without a payment" in (await browser.opens()).words
-        listing = await browser.opens("/reconciliation/lines")
+        assert "2 statement lines without a payment" in (await browser.open()).words
+        listing = await browser.open("/reconciliation/lines")
         assert len(line_ids(listing)) == 2
         line_id = line_ids(listing)[0]
-        page = await browser.opens(f"/reconciliation/lines/{line_id}")
-        assert page.untidy == []
+        page = await browser.open(f"/reconciliation/lines/{line_id}")
+        assert page.unbalanced_tags == []
         token = page.field("form_token")
-        empty = await browser.sends(f"/reconciliation/lines/{line_id}", {"form_token": token})
+        empty = await browser.send(f"/reconciliation/lines/{line_id}", {"form_token": token})
         assert (empty.status, "reason: say in a few words" in empty.words) == (422, True)
         filled = {"form_token": token, "reason": "Paid at the till"}
-        answer = await browser.sends(f"/reconciliation/lines/{line_id}", filled)
+        answer = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert "Dismissed. Later runs skip this line." in answer.words
         assert "Paid at the till" in answer.words
-        again = await browser.sends(f"/reconciliation/lines/{line_id}", filled)
+        again = await browser.send(f"/reconciliation/lines/{line_id}", filled)
         assert (again.status, "set aside before" in again.words) == (409, True)
         run = await reconcile(ops_site, browser)
         assert "not found dismissed" in run.words
-        left = line_ids(await browser.opens("/reconciliation/lines?finding=not_found"))
+        left = line_ids(await browser.open("/reconciliation/lines?finding=not_found"))
         assert len(left) == 1
         assert left[0] != line_id
-        answer = await browser.submits(run, run.url.partition("?")[0].rpartition("/")[2], reason="All at the till")
+        answer = await browser.submit(run, run.url.partition("?")[0].rpartition("/")[2], reason="All at the till")
         assert "1 line dismissed." in answer.words
-        front = (await browser.opens()).words
+        front = (await browser.open()).words
         assert "without a payment" not in front
         assert "explained Test shop, shortcode 174379: statement KES 300, gateway KES 0" in front
         assert "2 dismissed lines, KES 300" in front
@@ -115,23 +115,23 @@ async def test_ambiguous_line_is_matched_to_one_of_its_candidates(ops_site: OpsS
     await add_unrequested_payment(ops_site, 77, "ONE-SHOP", "254700000006")
     async with ops_site.browser(Role.OPERATOR) as browser:
         await reconcile(ops_site, browser)
-        front = await browser.opens()
+        front = await browser.open()
         assert "1 statement line to match manually" in front.words
-        (line_id,) = line_ids(await browser.opens("/reconciliation/lines?finding=ambiguous"))
-        page = await browser.opens(f"/reconciliation/lines/{line_id}")
+        (line_id,) = line_ids(await browser.open("/reconciliation/lines?finding=ambiguous"))
+        page = await browser.open(f"/reconciliation/lines/{line_id}")
         assert sorted(link.rpartition("=")[2] for link in page.links if "/match?" in link) == sorted(made)
-        unknown = await browser.opens(f"/reconciliation/lines/{line_id}/match?payment_id=pay_none")
+        unknown = await browser.open(f"/reconciliation/lines/{line_id}/match?payment_id=pay_none")
         assert unknown.status == 404
-        compared = await browser.opens(page.link(f"/match?payment_id={made[1]}"))
+        compared = await browser.open(page.link(f"/match?payment_id={made[1]}"))
         assert "Amount KES 77 KES 77" in compared.words
         assert ("differs" in compared.words, "A match cannot be undone" in compared.words) == (False, True)
-        assert compared.untidy == []
-        unsaid = await browser.submits(compared, "/match")
+        assert compared.unbalanced_tags == []
+        unsaid = await browser.submit(compared, "/match")
         assert (unsaid.status, "reason: say in a few words how you know" in unsaid.words) == (422, True)
-        answer = await browser.submits(compared, "/match", reason="She called")
+        answer = await browser.submit(compared, "/match", reason="She called")
         assert "Matched: recovered." in answer.words
         assert "/match" not in answer.text
-        late = await browser.sends(
+        late = await browser.send(
             f"/reconciliation/lines/{line_id}/match",
             {"form_token": page.field("form_token"), "payment_id": made[0], "reason": "Late"},
         )
@@ -148,17 +148,17 @@ async def test_match_with_another_amount_needs_the_amount_typed_and_warns(ops_si
     await add_unrequested_payment(ops_site, 700, "ORDER7", "254700000001")
     async with ops_site.browser(Role.OPERATOR) as browser:
         await reconcile(ops_site, browser)
-        (line_id,) = line_ids(await browser.opens("/reconciliation/lines"))
-        page = await browser.opens(f"/reconciliation/lines/{line_id}")
-        compared = await browser.opens(page.link(f"/match?payment_id={made['id']}"))
+        (line_id,) = line_ids(await browser.open("/reconciliation/lines"))
+        page = await browser.open(f"/reconciliation/lines/{line_id}")
+        compared = await browser.open(page.link(f"/match?payment_id={made['id']}"))
         assert "Amount differs KES 700 KES 110" in compared.words
         assert "payment.mismatched" in compared.words
         for typed in ("", "110"):
-            refused = await browser.submits(compared, "/match", reason="Paid too much", confirm=typed)
+            refused = await browser.submit(compared, "/match", reason="Paid too much", confirm=typed)
             assert (refused.status, "type 700 to confirm" in refused.words) == (422, True)
             assert "Amount differs KES 700 KES 110" in refused.words
         assert (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"] is None
-        answer = await browser.submits(compared, "/match", reason="Paid too much", confirm="700")
+        answer = await browser.submit(compared, "/match", reason="Paid too much", confirm="700")
         assert "Matched with a mismatch: the payment needs review" in answer.words
         assert "data-warning" in answer.text
     assert (await ops_site.api.call("GET", f"/v1/payments/{made['id']}")).data["mismatch"]["of"] == "amount"
@@ -166,7 +166,7 @@ async def test_match_with_another_amount_needs_the_amount_typed_and_warns(ops_si
 
 async def test_overview_compares_todays_statements_with_the_gateway(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        unread = (await browser.opens()).words
+        unread = (await browser.open()).words
         assert ("not known Test shop: no statement of today has been read" in unread, "agrees" in unread) == (
             True,
             False,
@@ -174,15 +174,15 @@ async def test_overview_compares_todays_statements_with_the_gateway(ops_site: Op
         await register_pull(ops_site)
         await ops_site.api.settled((await ops_site.api.pay("254711000001", 500, key="paid")).data["id"], "completed")
         await reconcile(ops_site, browser)
-        both = (await browser.opens()).words
+        both = (await browser.open()).words
         assert "agrees Test shop, shortcode 174379: statement KES 500, gateway KES 500" in both
         assert re.search(r"\d\d:\d\d to \d\d:\d\d, read \d\d:\d\d EAT", both)
         await add_unrequested_payment(ops_site, 700)
         await reconcile(ops_site, browser)
-        more = (await browser.opens()).words
+        more = (await browser.open()).words
         assert "differs Test shop, shortcode 174379: statement KES 1,200, gateway KES 500" in more
         assert "1 statement line without a payment" in more
-        totals = await browser.opens("/reconciliation/lines?finding=not_found")
+        totals = await browser.open("/reconciliation/lines?finding=not_found")
         assert "1 line, KES 700 in total" in totals.words
 
 
@@ -190,10 +190,10 @@ async def test_overview_with_more_merchants_than_compared_says_so(
     ops_site: OpsSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        assert "older merchants are not compared" not in (await browser.opens()).words
+        assert "older merchants are not compared" not in (await browser.open()).words
         monkeypatch.setattr("mpesa_gateway_reconciliation.pages._COMPARED", 1)
         await ops_site.gateway.merchants.create("Second", actor="test")
-        assert "older merchants are not compared" in (await browser.opens()).words
+        assert "older merchants are not compared" in (await browser.open()).words
 
 
 def test_gaps_of_windows_are_the_uncovered_times() -> None:
@@ -204,13 +204,13 @@ def test_gaps_of_windows_are_the_uncovered_times() -> None:
 
 async def test_credentials_page_registers_pull(ops_site: OpsSite) -> None:
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/credentials/{ops_site.merchant_id}")
+        page = await browser.open(f"/credentials/{ops_site.merchant_id}")
         assert "not registered" in page.words
         assert not page.has_form("/pull")
     async with ops_site.browser() as browser:
-        page = await browser.opens(f"/credentials/{ops_site.merchant_id}")
-        answer = await browser.submits(page, "/pull")
+        page = await browser.open(f"/credentials/{ops_site.merchant_id}")
+        answer = await browser.submit(page, "/pull")
         assert "Pull registered for 174379." in answer.words
         assert "registered shortcode 174379 (sandbox)" in answer.words
         for path in ("/reconciliation/run_00000000000000000000000000", "/reconciliation/lines/txn_0"):
-            assert (await browser.opens(path)).status == 404
+            assert (await browser.open(path)).status == 404

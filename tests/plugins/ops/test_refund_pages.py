@@ -22,37 +22,37 @@ async def completed_payment(ops_site: OpsSite, key: str = "order") -> dict[str, 
 async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite) -> None:
     payment = await completed_payment(ops_site)
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/payments/{payment['id']}")
-        form = await browser.opens(page.link("/refund"))
+        page = await browser.open(f"/payments/{payment['id']}")
+        form = await browser.open(page.link("/refund"))
         assert "Refundable: KES 500." in form.words
-        assert form.untidy == []
-        unsure = await browser.submits(form, "/refund", amount="200")
+        assert form.unbalanced_tags == []
+        unsure = await browser.submit(form, "/refund", amount="200")
         assert (unsure.status, "confirm: a refund cannot be undone" in unsure.words) == (422, True)
         assert unsure.field("amount") == "200"
         filled = {"amount": "200", "reason": "Broken jug", "confirm": payment["id"]}
-        wrong = await browser.submits(unsure, "/refund", **filled | {"amount": "2.50"})
+        wrong = await browser.submit(unsure, "/refund", **filled | {"amount": "2.50"})
         assert "amount: M-Pesa moves whole shillings only" in wrong.words
         assert wrong.field("reason") == "Broken jug"
-        answer = await browser.submits(wrong, "/refund", **filled)
+        answer = await browser.submit(wrong, "/refund", **filled)
         assert "Refund requested." in answer.words
-        again = await browser.submits(wrong, "/refund", **filled)
+        again = await browser.submit(wrong, "/refund", **filled)
         assert again.url.partition("?")[0] == answer.url.partition("?")[0]
 
         async def is_back() -> bool:
-            return "partially reversed" in (await browser.opens(f"/payments/{payment['id']}")).words
+            return "partially reversed" in (await browser.open(f"/payments/{payment['id']}")).words
 
         assert await eventually(is_back)
-        page = await browser.opens(f"/payments/{payment['id']}")
+        page = await browser.open(f"/payments/{payment['id']}")
         assert "Refunded KES 200" in page.words
         assert refund_ids(page) == [answer.url.partition("?")[0].rpartition("/")[2]] * 3
-        shown = await browser.opens("/refunds?status=completed")
+        shown = await browser.open("/refunds?status=completed")
         assert refund_ids(shown) == [refund_ids(page)[0]]
-        assert refund_ids(await browser.opens("/refunds?status=failed")) == []
-        ended = await browser.opens(f"/refunds/{refund_ids(page)[0]}")
+        assert refund_ids(await browser.open("/refunds?status=failed")) == []
+        ended = await browser.open(f"/refunds/{refund_ids(page)[0]}")
         assert "Broken jug" in ended.words
         assert "applied reversal: result 0" in ended.words
-        assert ended.untidy == []
-        late = await browser.sends(f"/refunds/{refund_ids(page)[0]}/query", {"form_token": page.field("form_token")})
+        assert ended.unbalanced_tags == []
+        late = await browser.send(f"/refunds/{refund_ids(page)[0]}/query", {"form_token": page.field("form_token")})
         assert "Not done: this refund has ended." in late.words
     entry = (await ops_site.gateway.audit.page(1, None, "refund.requested", None)).rows[0]
     assert entry.actor.startswith("operator:opr_")
@@ -61,18 +61,18 @@ async def test_refund_form_submitted_twice_creates_one_refund(ops_site: OpsSite)
 async def test_refund_form_of_a_failed_payment_is_refused_and_viewers_have_none(ops_site: OpsSite) -> None:
     failed = await ops_site.api.settled((await ops_site.api.pay("254700000001", key="fails")).data["id"], "failed")
     async with ops_site.browser(Role.OPERATOR) as browser:
-        page = await browser.opens(f"/payments/{failed['id']}/refund")
+        page = await browser.open(f"/payments/{failed['id']}/refund")
         assert "Not refundable: the payment is failed" in page.words
-        refused = await browser.sends(
+        refused = await browser.send(
             f"/payments/{failed['id']}/refund", {"form_token": page.field("form_token"), "confirm": failed["id"]}
         )
         assert (refused.status, "only money that has come in" in refused.words) == (409, True)
-        assert (await browser.opens("/payments/pay_00000000000000000000000000/refund")).status == 404
+        assert (await browser.open("/payments/pay_00000000000000000000000000/refund")).status == 404
     payment = await completed_payment(ops_site)
     async with ops_site.browser(Role.VIEWER) as browser:
-        page = await browser.opens(f"/payments/{payment['id']}")
+        page = await browser.open(f"/payments/{payment['id']}")
         assert not [link for link in page.links if link.endswith("/refund")]
-        assert (await browser.opens(f"/payments/{payment['id']}/refund")).status == 403
+        assert (await browser.open(f"/payments/{payment['id']}/refund")).status == 403
 
 
 async def test_refund_without_a_result_is_decided_by_an_admin(ops_site: OpsSite) -> None:
@@ -83,22 +83,22 @@ async def test_refund_without_a_result_is_decided_by_an_admin(ops_site: OpsSite)
         "UPDATE refund SET attention = 'look on its portal', due_at = NULL WHERE refund_id = $1", made["id"]
     )
     async with ops_site.browser(Role.OPERATOR) as browser:
-        front = await browser.opens()
+        front = await browser.open()
         assert "1 refund needs review" in front.words
-        page = await browser.opens(front.link("/refunds?waiting=true"))
+        page = await browser.open(front.link("/refunds?waiting=true"))
         assert refund_ids(page) == [made["id"]]
-        page = await browser.opens(f"/refunds/{made['id']}")
+        page = await browser.open(f"/refunds/{made['id']}")
         assert "Needs review: look on its portal." in page.words
         assert not page.has_form(f"/refunds/{made['id']}")
     async with ops_site.browser() as browser:
-        page = await browser.opens(f"/refunds/{made['id']}")
-        undecided = await browser.submits(page, f"/refunds/{made['id']}", note="Saw it")
+        page = await browser.open(f"/refunds/{made['id']}")
+        undecided = await browser.submit(page, f"/refunds/{made['id']}", note="Saw it")
         assert (undecided.status, "choose completed or failed" in undecided.words) == (422, True)
-        unsure = await browser.submits(undecided, f"/refunds/{made['id']}", outcome="failed", note="Saw it")
+        unsure = await browser.submit(undecided, f"/refunds/{made['id']}", outcome="failed", note="Saw it")
         assert "this cannot be undone" in unsure.words
-        answer = await browser.submits(
+        answer = await browser.submit(
             unsure, f"/refunds/{made['id']}", outcome="completed", note="Portal, 10:15", confirm=made["id"]
         )
         assert "Refund completed." in answer.words
-        assert "refund needs review" not in (await browser.opens()).words
+        assert "refund needs review" not in (await browser.open()).words
     assert (await ops_site.api.call("GET", f"/v1/payments/{payment['id']}")).data["status"] == "reversed"

@@ -70,12 +70,12 @@ async def test_role_is_limited_to_its_pages_and_acts(ops_settings: dict[str, Any
         allowed: dict[str, list[int]] = {}
         for name in ("viola", "otieno", "amina"):
             async with signed_in(f"{base}/ops", name) as browser:
-                token = (await browser.opens("/shelf")).field("form_token")
+                token = (await browser.open("/shelf")).field("form_token")
                 answers = [
-                    await browser.opens("/shelf"),
-                    await browser.opens("/shelf/hidden"),
-                    await browser.sends("/shelf/put", {"form_token": token}),
-                    await browser.sends("/shelf/burn", {"form_token": token}),
+                    await browser.open("/shelf"),
+                    await browser.open("/shelf/hidden"),
+                    await browser.send("/shelf/put", {"form_token": token}),
+                    await browser.send("/shelf/burn", {"form_token": token}),
                 ]
                 allowed[name] = [answer.status for answer in answers]
                 assert all("ask an admin" in answer.words for answer in answers if answer.status == 403)
@@ -98,9 +98,9 @@ async def test_role_change_applies_to_the_next_request(ops_settings: dict[str, A
         operators = gateway.services.get(Operators)
         await operators.create("viola", PASSWORD, role=Role.VIEWER, actor="test")
         async with signed_in(f"{base}/ops", "viola") as browser:
-            assert (await browser.opens("/shelf/hidden")).status == 403
+            assert (await browser.open("/shelf/hidden")).status == 403
             await operators.set_role("viola", Role.ADMIN, actor="test")
-            assert (await browser.opens("/shelf/hidden")).status == 200
+            assert (await browser.open("/shelf/hidden")).status == 200
             entry = (await gateway.audit.page(1, None, "operator.role_set", None)).rows[0]
             assert entry.detail == {"role": "admin"}
 
@@ -109,18 +109,18 @@ async def test_host_plugin_page_has_our_layout_and_escaped_text(ops_settings: di
     async with running_gateway(ops_settings, plugins=(_shelf(),)) as (gateway, base):
         await gateway.services.get(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
         async with signed_in(f"{base}/ops") as browser:
-            assert (await browser.opens("/shelf/of/<b>")).status == 404
-            page = await browser.opens("/shelf/of/b~1.2")
+            assert (await browser.open("/shelf/of/<b>")).status == 404
+            page = await browser.open("/shelf/of/b~1.2")
             assert page.status == 200
             assert "SANDBOX" in page.words
-            assert page.untidy == []
-            again = await browser.submits(page, "/shelf/put")
+            assert page.unbalanced_tags == []
+            again = await browser.submit(page, "/shelf/put")
             assert again.url.startswith(f"{base}/ops/shelf?note=")
             assert "Put there by amina." in again.words
             # A flash message is shown once.
-            assert "Put there" not in (await browser.opens(again.url)).words
+            assert "Put there" not in (await browser.open(again.url)).words
             # A GET of an act redirects to its page.
-            assert (await browser.opens("/shelf/put")).url == f"{base}/ops/shelf"
+            assert (await browser.open("/shelf/put")).url == f"{base}/ops/shelf"
 
 
 async def test_plugins_with_two_pages_at_one_path_are_refused() -> None:
@@ -146,22 +146,22 @@ async def test_host_login_signs_in_and_disables_passwords(ops_settings: dict[str
             return signed_in_operators[0] if signed_in_operators else None
 
         assert read_operator is gateway.port(Operators).host_login
-        redirect = await browser.opens(follows=False)
+        redirect = await browser.open(follows=False)
         assert (redirect.status, redirect.headers["Location"]) == (303, "https://shop.example/login")
         # Operators' passwords are disabled.
         await gateway.port(Operators).create("amina", PASSWORD, role=Role.ADMIN, actor="test")
-        assert "Sign in to the host application" in (await browser.signs_in()).words
+        assert "Sign in to the host application" in (await browser.sign_in()).words
         signed_in_operators.append(HostOperator(name="wanjiru", role=Role.OPERATOR))
-        page = await browser.opens("/shelf")
+        page = await browser.open("/shelf")
         assert "wanjiru, operator" in page.words
         assert not page.has_form("/logout")
-        assert (await browser.sends("/shelf/put", {"form_token": "0" * 64})).status == 403
-        assert "Put there by wanjiru." in (await browser.submits(page, "/shelf/put")).words
-        assert (await browser.opens("/shelf/hidden")).status == 403
+        assert (await browser.send("/shelf/put", {"form_token": "0" * 64})).status == 403
+        assert "Put there by wanjiru." in (await browser.submit(page, "/shelf/put")).words
+        assert (await browser.open("/shelf/hidden")).status == 403
         entry = (await gateway.audit.page(1, None, "operator.acted", None)).rows[0]
         assert entry.actor == "operator:host:wanjiru"
         signed_in_operators.clear()
-        assert (await browser.opens(follows=False)).status == 303
+        assert (await browser.open(follows=False)).status == 303
 
 
 async def no_operator(_: Any) -> HostOperator | None:
@@ -173,7 +173,7 @@ async def test_host_login_setting_that_cannot_be_imported_is_refused(ops_setting
     ops_settings["ops"] = {"login": "tests.plugins.ops.test_roles:no_operator"}
     async with running_gateway(ops_settings) as (gateway, base), Browser(f"{base}/ops") as browser:
         assert gateway.port(Operators).host_login is not None
-        page = await browser.opens(follows=False)
+        page = await browser.open(follows=False)
         assert urljoin(page.url, page.headers["Location"]) == f"{base}/ops/login"
     gateway = Gateway(GatewayConfig.from_values(ops_settings | {"ops": {"login": "tests.plugins.ops.nowhere:nobody"}}))
     with pytest.raises(ConfigError, match=r"`ops\.login`: tests\.plugins\.ops\.nowhere:nobody cannot be imported"):

@@ -13,8 +13,8 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Town
-from tests.daraja import PROCESSING, Daraja, Said, fault, stk_callback, stk_result
-from tests.stored import WIPE, move_to
+from tests.daraja import PROCESSING, Daraja, DarajaAnswer, fault, stk_callback, stk_result
+from tests.stored import WIPE_SHORTCODES, move_to
 
 PHONE = "254711000001"
 
@@ -73,7 +73,7 @@ async def sent_events(town: Town, count: int) -> list[str]:
 # -- answers of the STK query ---------------------------------------------------------------------------------------
 
 
-NO_END: tuple[Said, ...] = (
+NO_END: tuple[DarajaAnswer, ...] = (
     PROCESSING,
     (200, {"errorCode": "500.001.1001", "errorMessage": "The transaction is being processed"}),
     (200, {"ResponseCode": "0", "ResultCode": "4999", "ResultDesc": "The transaction is still under processing"}),
@@ -101,16 +101,16 @@ NO_END: tuple[Said, ...] = (
 async def test_stk_query_undecided_answer_leaves_payment_pending_and_due(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     for answer in NO_END:
-        daraja.say("stkquery", answer)
+        daraja.add_answers("stkquery", answer)
         after = await query(town, payment)
         assert (after["status"], after["failure_reason"]) == ("pending", None), answer
         assert await town.gateway.db.fetchval("SELECT due_at > now() AND due_at < expires_at FROM payment"), answer
-    assert len(daraja.of("stkquery")) == len(NO_END)
-    daraja.say("stkquery", stk_result("1032"))
+    assert len(daraja.requests_of("stkquery")) == len(NO_END)
+    daraja.add_answers("stkquery", stk_result("1032"))
     assert (await query(town, payment))["failure_reason"] == "cancelled_by_user"
 
 
-NOT_PUT: tuple[tuple[Said, ...], ...] = (
+NOT_PUT: tuple[tuple[DarajaAnswer, ...], ...] = (
     (fault("500.003.02", "Error Occurred: Spike Arrest Violation"),),
     (fault("500.003.03", "Error Occurred: Quota Violation"),),
     (fault("404.001.03", "Invalid Access Token", 404), fault("404.001.03", "Invalid Access Token", 404)),
@@ -120,30 +120,30 @@ NOT_PUT: tuple[tuple[Said, ...], ...] = (
 
 @pytest.mark.parametrize("answers", NOT_PUT)
 async def test_stk_query_not_accepted_is_retried_after_the_pause(
-    town: Town, daraja: Daraja, stopped_clock: SetClock, answers: tuple[Said, ...]
+    town: Town, daraja: Daraja, stopped_clock: SetClock, answers: tuple[DarajaAnswer, ...]
 ) -> None:
     payment = await create_payment(town)
-    daraja.say("stkquery", *answers)
+    daraja.add_answers("stkquery", *answers)
     assert (await query(town, payment))["status"] == "pending"
     wait = await town.gateway.db.fetchval("SELECT due_at FROM payment") - stopped_clock.now()
     assert timedelta(seconds=5) <= wait <= timedelta(seconds=60), wait
     # During the pause no query of this merchant is sent, forced ones included.
-    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
+    assert await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
     assert (await query(town, payment))["status"] == "pending"
-    assert len(daraja.of("stkquery")) == len(answers)
+    assert len(daraja.requests_of("stkquery")) == len(answers)
     stopped_clock.advance(wait)
-    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    assert len(daraja.of("stkquery")) == len(answers) + 1
+    assert await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
+    assert len(daraja.requests_of("stkquery")) == len(answers) + 1
 
 
 async def test_stk_query_not_found_is_pending_until_the_payment_expires(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     for _ in range(3):
-        daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
+        daraja.add_answers("stkquery", fault("500.001.1001", "The transaction does not exist"))
         assert (await query(town, payment))["status"] == "pending"
     await town.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
-    daraja.say("stkquery", fault("500.001.1001", "The transaction does not exist"))
-    await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
+    daraja.add_answers("stkquery", fault("500.001.1001", "The transaction does not exist"))
+    await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
     ended = await get_payment(town, payment)
     assert (ended["status"], ended["failure_reason"], ended["timeline"][-1]["kind"]) == ("failed", "expired", "expired")
     assert await sent_events(town, 1) == ["payment.failed"]
@@ -162,8 +162,8 @@ async def test_stk_query_uses_the_payments_shortcode_and_its_newest_credentials(
     newer = INITIATED["mpesa"] | {"passkey": "a-newer-passkey-of-the-same-shortcode"}
     await town.api.call("PUT", "/v1/merchant/providers", {"provider": "mpesa", "mpesa": newer})
     assert await move_to(town.api, "600001") == {"payments": 1, "refunds": 0}
-    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
-    (sent,) = daraja.of("stkquery")
+    assert await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
+    (sent,) = daraja.requests_of("stkquery")
     assert sent["BusinessShortCode"] == "174379"
     signed = f"174379{newer['passkey']}{sent['Timestamp']}"
     assert b64decode(sent["Password"]).decode() == signed
@@ -171,10 +171,10 @@ async def test_stk_query_uses_the_payments_shortcode_and_its_newest_credentials(
 
 async def test_stk_query_with_erased_credentials_is_not_sent(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    await town.gateway.db.execute(WIPE)
-    assert await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
+    await town.gateway.db.execute(WIPE_SHORTCODES)
+    assert await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
     assert (await get_payment(town, payment))["status"] == "pending"
-    assert daraja.of("stkquery") == []
+    assert daraja.requests_of("stkquery") == []
 
 
 # -- contradictions -------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ async def test_stk_query_with_erased_credentials_is_not_sent(town: Town, daraja:
 
 async def test_callback_with_receipt_after_failed_query_completes_payment(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    daraja.say("stkquery", stk_result("1032"))
+    daraja.add_answers("stkquery", stk_result("1032"))
     assert (await query(town, payment))["status"] == "failed"
     await call_back(town, payment, 0)
     after = await get_payment(town, payment)
@@ -192,10 +192,10 @@ async def test_callback_with_receipt_after_failed_query_completes_payment(town: 
 
 async def test_stk_query_answered_after_the_callback_changes_nothing(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    daraja.say("stkquery", stk_result("1037"))
+    daraja.add_answers("stkquery", stk_result("1037"))
     go = daraja.hold("stkquery")
     asking = asyncio.create_task(query(town, payment))
-    await daraja.asked_about("stkquery")
+    await daraja.wait_for_requests("stkquery")
     await call_back(town, payment, 0)
     go.set()
     assert (await asking)["status"] == "completed"
@@ -226,15 +226,15 @@ async def test_callback_success_is_confirmed_as_the_setting_says(town: Town, dar
         after = await get_payment(town, payment)
         if confirm == "always" or (confirm == "mismatch" and not fits):
             assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming"), fields
-            daraja.say("stkquery", stk_result("0"))
+            daraja.add_answers("stkquery", stk_result("0"))
             go.set()
             # The payment is due at once; the test does not wait for the sweep.
-            await queries.ask(payment["id"])
+            await queries.query_payment(payment["id"])
             after = await town.api.settled(payment["id"], "completed")
         assert (after["status"], after["receipt"]) == ("completed", fields.get("receipt")), fields
         assert after["timeline"][-1]["cause"] == "callback"
     expected = {"never": 0, "mismatch": 3, "always": 5}[confirm]
-    assert len(daraja.of("stkquery")) == expected
+    assert len(daraja.requests_of("stkquery")) == expected
 
 
 @pytest.mark.parametrize("confirm", ["never"])
@@ -246,9 +246,9 @@ async def test_callback_success_with_unreadable_receipt_counts_once_confirmed(
     payment = await create_payment(town)
     await call_back(town, payment, 0, receipt="TKN-\u200b4A1B2C3", phone=254711000001)
     assert (await get_payment(town, payment))["status"] == "pending"
-    daraja.say("stkquery", stk_result(code))
+    daraja.add_answers("stkquery", stk_result(code))
     go.set()
-    await town.gateway.services.get(StkQueries).ask(payment["id"])
+    await town.gateway.services.get(StkQueries).query_payment(payment["id"])
     after = await town.api.settled(payment["id"], status)
     assert (after["status"], after["receipt"]) == (status, None)
 
@@ -256,7 +256,7 @@ async def test_callback_success_with_unreadable_receipt_counts_once_confirmed(
 @pytest.mark.parametrize("confirm", ["always"])
 async def test_callback_success_denied_by_the_query_fails_payment(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    daraja.say("stkquery", stk_result("1032", "Request cancelled by user"))
+    daraja.add_answers("stkquery", stk_result("1032", "Request cancelled by user"))
     await call_back(town, payment, 0)
     after = await town.api.settled(payment["id"], "failed")
     assert (after["receipt"], after["failure_reason"]) == (None, "cancelled_by_user")
@@ -270,7 +270,7 @@ async def test_callback_success_never_confirmed_needs_review(
     payment = await create_payment(town)
     await call_back(town, payment, 0)
     await town.gateway.db.execute("UPDATE payment SET expires_at = now()")
-    await town.gateway.services.get(StkQueries).ask(payment["id"], is_forced=True)
+    await town.gateway.services.get(StkQueries).query_payment(payment["id"], is_forced=True)
 
     async def has_mismatch() -> Any:
         return (await get_payment(town, payment))["mismatch"]
@@ -285,7 +285,7 @@ async def test_callback_success_never_confirmed_needs_review(
 
 @pytest.mark.parametrize("confirm", ["always"])
 async def test_callback_success_of_an_unknown_push_needs_review(town: Town, daraja: Daraja) -> None:
-    daraja.say("stkpush", (500, b"<html>"))
+    daraja.add_answers("stkpush", (500, b"<html>"))
     payment = await create_payment(town)
     assert payment["provider_ref"] is None
     await call_back(town, payment, 0, handle=None)
@@ -300,7 +300,7 @@ async def test_callback_success_after_a_forged_one_is_a_mismatch(town: Town, dar
     payment = await create_payment(town)
     await call_back(town, payment, 0, receipt="FORGED0001")
     await call_back(town, payment, 0, receipt="TRUE000001")
-    daraja.say("stkquery", stk_result("0"))
+    daraja.add_answers("stkquery", stk_result("0"))
     go.set()
     await town.api.settled(payment["id"], "completed")
     # The first receipt was confirmed. The second is offered again and is a mismatch: one push has one receipt.
@@ -324,11 +324,11 @@ async def test_status_query_with_a_key_of_the_other_env_is_not_found(town: Town,
     answer = await api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     await api.close()
     assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
-    assert daraja.of("transactionstatus") == []
+    assert daraja.requests_of("transactionstatus") == []
     await move_to(town.api, "600001")
     answer = await town.api.call("POST", f"/v1/payments/mpesa/check-status/{payment['id']}")
     assert answer.status == 200
-    assert [sent["PartyA"] for sent in daraja.of("transactionstatus")] == ["174379"]
+    assert [sent["PartyA"] for sent in daraja.requests_of("transactionstatus")] == ["174379"]
 
 
 async def test_stk_query_by_two_workers_is_sent_once(town: Town, daraja: Daraja) -> None:
@@ -337,8 +337,8 @@ async def test_stk_query_by_two_workers_is_sent_once(town: Town, daraja: Daraja)
     go = daraja.hold("stkquery")
     queries = town.gateway.services.get(StkQueries)
     await town.gateway.db.execute("UPDATE payment SET due_at = now() - interval '1 second'")
-    both = [asyncio.create_task(queries.ask(payment["id"])) for _ in range(2)]
-    await daraja.asked_about("stkquery")
+    both = [asyncio.create_task(queries.query_payment(payment["id"])) for _ in range(2)]
+    await daraja.wait_for_requests("stkquery")
 
     async def one_is_done() -> bool:
         return any(task.done() for task in both)
@@ -346,7 +346,7 @@ async def test_stk_query_by_two_workers_is_sent_once(town: Town, daraja: Daraja)
     await eventually(one_is_done)
     go.set()
     assert sorted(await asyncio.gather(*both)) == [False, True]
-    assert len(daraja.of("stkquery")) == 1
+    assert len(daraja.requests_of("stkquery")) == 1
 
 
 # -- requests that were not sent ------------------------------------------------------------------------------------
@@ -369,9 +369,9 @@ FIREWALL = (403, b"<html><head><title>Request unsuccessful</title></head></html>
     ],
 )
 async def test_push_not_sent_is_retryable_with_the_same_key(
-    town: Town, daraja: Daraja, operation: str, replies: list[Said]
+    town: Town, daraja: Daraja, operation: str, replies: list[DarajaAnswer]
 ) -> None:
-    daraja.say(operation, *replies)
+    daraja.add_answers(operation, *replies)
     refused = await town.api.pay(PHONE, 500, key="a")
     assert (refused.status, refused.error["retryable"]) == (503, True)
     assert int(refused.headers["Retry-After"]) > 0
@@ -383,11 +383,11 @@ async def test_push_not_sent_is_retryable_with_the_same_key(
 
 
 async def test_push_answered_busy_is_unknown_and_its_late_callback_completes_it(town: Town, daraja: Daraja) -> None:
-    daraja.say("stkpush", fault("500.003.02", "System is busy"))
+    daraja.add_answers("stkpush", fault("500.003.02", "System is busy"))
     made = await create_payment(town)
     assert made["status"] == "pending"
     assert (await town.api.pay(PHONE, 500, key="a")).data["id"] == made["id"]
-    assert len(daraja.of("stkpush")) == 1
+    assert len(daraja.requests_of("stkpush")) == 1
     assert (await call_back(town, made, handle="ws_CO_busy")).status == 200
     assert (await get_payment(town, made))["status"] == "completed"
 
@@ -395,21 +395,21 @@ async def test_push_answered_busy_is_unknown_and_its_late_callback_completes_it(
 @pytest.mark.usefixtures("stopped_clock")
 async def test_push_refused_by_spike_arrest_pauses_the_merchants_queries(town: Town, daraja: Daraja) -> None:
     made = await create_payment(town)
-    daraja.say("stkpush", (429, SPIKE))
+    daraja.add_answers("stkpush", (429, SPIKE))
     assert (await town.api.pay(PHONE, 500, key="b")).status == 503
     await query(town, made)
-    assert daraja.of("stkquery") == []
+    assert daraja.requests_of("stkquery") == []
     # One accepted push ends the pause.
     assert (await town.api.pay(PHONE, 500, key="b")).status == 201
     await query(town, made)
-    assert len(daraja.of("stkquery")) == 1
+    assert len(daraja.requests_of("stkquery")) == 1
 
 
 async def test_push_acknowledged_without_merchant_request_id_can_be_queried(town: Town, daraja: Daraja) -> None:
     ack = {"CheckoutRequestID": "ws_CO_77", "ResponseCode": 0.0, "ResponseDescription": "Success"}
-    daraja.say("stkpush", (200, ack))
+    daraja.add_answers("stkpush", (200, ack))
     made = await create_payment(town)
     assert (made["status"], made["provider_ref"]) == ("pending", "ws_CO_77")
-    daraja.say("stkquery", stk_result("0"))
+    daraja.add_answers("stkquery", stk_result("0"))
     assert (await query(town, made))["status"] == "completed"
-    assert daraja.of("stkquery")[0]["CheckoutRequestID"] == "ws_CO_77"
+    assert daraja.requests_of("stkquery")[0]["CheckoutRequestID"] == "ws_CO_77"

@@ -94,7 +94,7 @@ async def await_events(town: Town, *kinds: str) -> None:
 
 
 async def test_status_query_sends_darajas_fields_and_returns_its_acknowledgement(town: Town, daraja: Daraja) -> None:
-    daraja.say("transactionstatus", ack(7))
+    daraja.add_answers("transactionstatus", ack(7))
     started = await query_status(town, RECEIPT.lower())
     assert {name: started[name] for name in ("OriginatorConversationID", "ConversationID", "ResponseCode")} == {
         "OriginatorConversationID": "o-7",
@@ -102,7 +102,7 @@ async def test_status_query_sends_darajas_fields_and_returns_its_acknowledgement
         "ResponseCode": "0",
     }
     assert started["ResponseDescription"]
-    (sent,) = daraja.of("transactionstatus")
+    (sent,) = daraja.requests_of("transactionstatus")
     assert "/v1/cb/status/" in sent.pop("ResultURL")
     assert "/v1/cb/status-timeout/" in sent.pop("QueueTimeOutURL")
     assert 2 <= len(sent.pop("Remarks")) <= 100
@@ -122,10 +122,10 @@ async def test_status_query_without_receipt_names_the_conversation_of_the_push(t
     payment = await create_payment(town)
     started = await query_status(town, payment["id"])
     assert started["payment_id"] == payment["id"]
-    (sent,) = daraja.of("transactionstatus")
+    (sent,) = daraja.requests_of("transactionstatus")
     handle = await town.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
     assert (sent["OriginalConversationID"], sent.get("TransactionID")) == (handle, None)
-    daraja.say("stkpush", (500, b"<html>"))
+    daraja.add_answers("stkpush", (500, b"<html>"))
     lost = await create_payment(town, key="lost")
     refused = await town.api.call("POST", CHECK + lost["id"])
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
@@ -135,7 +135,7 @@ async def test_status_query_without_receipt_names_the_conversation_of_the_push(t
         await other.call("PUT", "/v1/merchant/providers", INITIATED)
         assert (await other.call("POST", CHECK + payment["id"])).status == 404
         assert (await other.call("GET", f"/v1/payments/mpesa/checks/{started['check_id']}")).status == 404
-    assert len(daraja.of("transactionstatus")) == 1
+    assert len(daraja.requests_of("transactionstatus")) == 1
 
 
 async def test_status_query_refused_by_daraja_is_reported_and_stored(town: Town, daraja: Daraja) -> None:
@@ -146,7 +146,7 @@ async def test_status_query_refused_by_daraja_is_reported_and_stored(town: Town,
         ((200, {"ResponseCode": "1", "ResponseDescription": "no"}), 502, "refused"),
         ((200, b"<html>"), 503, "unknown"),
     ):
-        daraja.say("transactionstatus", reply)
+        daraja.add_answers("transactionstatus", reply)
         assert (await town.api.call("POST", CHECK + RECEIPT)).status == status, reply
         row = await town.gateway.db.fetchval("SELECT state FROM status_check ORDER BY created_at DESC LIMIT 1")
         assert row == state, reply
@@ -179,7 +179,7 @@ async def test_status_result_of_code_zero_is_decided_by_transaction_status(town:
         payment = await create_payment(town, key=f"k{number}")
         started = await query_status(town, payment["id"])
         body = status_result("x", TransactionStatus=status, ReceiptNo=f"TKN0000{number:03}")
-        await post_result(town, daraja.of("transactionstatus")[number], body)
+        await post_result(town, daraja.requests_of("transactionstatus")[number], body)
         assert (await get_payment(town, payment))["status"] == after, status
         assert await state_and_finding(town, started) == ("answered", finding), status
 
@@ -188,7 +188,7 @@ async def test_status_result_completed_completes_a_failed_payment(town: Town, da
     payment = await create_payment(town)
     await call_back(town, payment, 1037)
     started = await query_status(town, payment["id"])
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Completed"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
     after = await get_payment(town, payment)
     assert (after["status"], after["receipt"], after["timeline"][-1]["cause"]) == ("completed", RECEIPT, "status_query")
     assert await state_and_finding(town, started) == ("answered", "recovered")
@@ -199,7 +199,7 @@ async def test_status_result_without_receipt_of_a_failed_payment_is_a_mismatch(t
     payment = await create_payment(town)
     await call_back(town, payment, 1037)
     started = await query_status(town, payment["id"])
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Completed", ReceiptNo=None))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed", ReceiptNo=None))
     after = await get_payment(town, payment)
     assert (after["status"], after["mismatch"]["of"]) == ("failed", "unconfirmed")
     assert await state_and_finding(town, started) == ("answered", "mismatched")
@@ -209,13 +209,15 @@ async def test_status_result_without_receipt_of_a_failed_payment_is_a_mismatch(t
 async def test_status_result_with_other_amount_or_receipt_is_a_mismatch(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     await query_status(town, payment["id"])
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Completed", Amount="50.00"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed", Amount="50.00"))
     after = await get_payment(town, payment)
     assert (after["status"], after["mismatch"]["received_amount"]) == ("pending", "50.00")
     paid = await create_payment(town, key="paid")
     await call_back(town, paid, receipt="PAID000001")
     started = await query_status(town, "PAID000001")
-    await post_result(town, daraja.of("transactionstatus")[1], status_result("Completed", ReceiptNo="OTHER00001"))
+    await post_result(
+        town, daraja.requests_of("transactionstatus")[1], status_result("Completed", ReceiptNo="OTHER00001")
+    )
     assert await state_and_finding(town, started) == ("answered", "contradicted")
     assert (await get_payment(town, paid))["receipt"] == "PAID000001"
     await await_events(town, "payment.mismatched", "payment.completed")
@@ -226,7 +228,7 @@ async def test_status_result_failed_leaves_a_completed_payment_completed(town: T
     await call_back(town, payment, receipt=RECEIPT)
     started = await query_status(town, RECEIPT)
     assert started["payment_id"] == payment["id"]
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Failed"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Failed"))
     assert (await get_payment(town, payment))["status"] == "completed"
     assert await state_and_finding(town, started) == ("answered", "contradicted")
     await await_events(town, "payment.completed")
@@ -247,14 +249,14 @@ async def test_status_result_with_repeated_or_single_parameter_is_read(town: Tow
     ]
     body = result(0)
     body["Result"] |= {"ResultParameters": {"ResultParameter": parameters}, "ReferenceData": {"ReferenceItem": []}}
-    await post_result(town, daraja.of("transactionstatus")[0], body)
+    await post_result(town, daraja.requests_of("transactionstatus")[0], body)
     after = await get_payment(town, payment)
     assert (after["status"], after["receipt"], after["mismatch"]) == ("completed", RECEIPT, None)
     alone = await create_payment(town, key="alone")
     started = await query_status(town, alone["id"])
     single = result("0")
     single["Result"]["ResultParameters"] = {"ResultParameter": {"Key": "TransactionStatus", "Value": "Completed"}}
-    await post_result(town, daraja.of("transactionstatus")[1], single)
+    await post_result(town, daraja.requests_of("transactionstatus")[1], single)
     # The status is read, but does not prove that the money is this payment's.
     assert (await state_and_finding(town, started), (await get_payment(town, alone))["status"]) == (
         ("answered", "ambiguous"),
@@ -293,7 +295,7 @@ async def test_status_result_incomplete_or_different_changes_no_payment(
         if status == "Failed" and is_lacking:
             continue
         body = status_result(status, **{"ReceiptNo": f"STRANGE{number:03}"} | more)
-        await post_result(town, daraja.of("transactionstatus")[-1], body)
+        await post_result(town, daraja.requests_of("transactionstatus")[-1], body)
         after = await get_payment(town, payment)
         assert (after["status"], after["receipt"], after["mismatch"]) == ("pending", None, None), name
         finding = "ambiguous" if is_lacking and status == "Completed" else "not_ours"
@@ -301,7 +303,7 @@ async def test_status_result_incomplete_or_different_changes_no_payment(
     assert town.receiver.received == []
     # The true result still counts.
     await query_status(town, payment["id"])
-    await post_result(town, daraja.of("transactionstatus")[-1], status_result("Completed"))
+    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Completed"))
     assert (await get_payment(town, payment))["receipt"] == RECEIPT
 
 
@@ -314,7 +316,9 @@ async def test_status_result_failed_without_party_or_amount_is_not_final(town: T
     for number, (more, is_final) in enumerate(cases):
         payment = await create_payment(town, key=f"k{number}")
         await query_status(town, payment["id"])
-        await post_result(town, daraja.of("transactionstatus")[-1], status_result("Failed", ReceiptNo=None, **more))
+        await post_result(
+            town, daraja.requests_of("transactionstatus")[-1], status_result("Failed", ReceiptNo=None, **more)
+        )
         row = await town.gateway.db.fetchrow("SELECT * FROM payment WHERE payment_id = $1", payment["id"])
         assert row is not None
         assert (row["status"], row["outcome_is_final"]) == ("failed", is_final), more
@@ -323,7 +327,7 @@ async def test_status_result_failed_without_party_or_amount_is_not_final(town: T
 async def test_status_result_without_its_receipt_is_ambiguous(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.of("transactionstatus")[-1], status_result("Completed", ReceiptNo=None))
+    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Completed", ReceiptNo=None))
     assert ((await get_payment(town, payment))["status"], await state_and_finding(town, started)) == (
         "pending",
         ("answered", "ambiguous"),
@@ -333,13 +337,13 @@ async def test_status_result_without_its_receipt_is_ambiguous(town: Town, daraja
 async def test_status_result_reversed_of_other_money_reverses_no_payment(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     await query_status(town, payment["id"])
-    (by_conversation,) = daraja.of("transactionstatus")
+    (by_conversation,) = daraja.requests_of("transactionstatus")
     await call_back(town, payment, receipt=RECEIPT)
     await post_result(town, by_conversation, status_result("Reversed", ReceiptNo="OTHER00001"))
     after = await get_payment(town, payment)
     assert (after["status"], after["mismatch"]["of"]) == ("completed", "receipt")
     await query_status(town, RECEIPT)
-    await post_result(town, daraja.of("transactionstatus")[-1], status_result("Reversed", Amount="5.00"))
+    await post_result(town, daraja.requests_of("transactionstatus")[-1], status_result("Reversed", Amount="5.00"))
     assert (await get_payment(town, payment))["status"] == "completed"
     assert await town.gateway.db.fetchval("SELECT count(*) FROM event WHERE kind = 'payment.reversed'") == 0
 
@@ -358,7 +362,7 @@ async def test_status_result_of_an_unknown_receipt_changes_nothing(town: Town, d
     ):
         started = await query_status(town, RECEIPT)
         assert started["payment_id"] is None
-        await post_result(town, daraja.of("transactionstatus")[-1], body)
+        await post_result(town, daraja.requests_of("transactionstatus")[-1], body)
         assert await state_and_finding(town, started) == ("answered", finding)
     assert (await get_payment(town, bystander))["status"] == "pending"
     assert town.receiver.received == []
@@ -367,13 +371,15 @@ async def test_status_result_of_an_unknown_receipt_changes_nothing(town: Town, d
 async def test_status_result_fitting_one_payment_recovers_it_and_two_is_ambiguous(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Completed"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
     assert (await get_payment(town, payment))["receipt"] == RECEIPT
     assert await state_and_finding(town, started) == ("answered", "recovered")
     twins = [await create_payment(town, 60, key=f"twin{number}") for number in range(2)]
     started = await query_status(town, "TWIN000001")
     await post_result(
-        town, daraja.of("transactionstatus")[1], status_result("Completed", ReceiptNo="TWIN000001", Amount="60")
+        town,
+        daraja.requests_of("transactionstatus")[1],
+        status_result("Completed", ReceiptNo="TWIN000001", Amount="60"),
     )
     assert await state_and_finding(town, started) == ("answered", "ambiguous")
     for twin in twins:
@@ -389,7 +395,7 @@ async def test_status_result_of_an_unconfirmed_receipt_completes_its_payment(tow
         RECEIPT,
     )
     started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Completed"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Completed"))
     assert await state_and_finding(town, started) == ("answered", "recovered")
     after = await get_payment(town, payment)
     assert (after["status"], after["receipt"]) == ("completed", RECEIPT)
@@ -399,16 +405,16 @@ async def test_status_result_of_an_unconfirmed_receipt_completes_its_payment(tow
 async def test_status_result_declined_by_receipt_fails_no_similar_payment(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     started = await query_status(town, RECEIPT)
-    await post_result(town, daraja.of("transactionstatus")[0], status_result("Declined"))
+    await post_result(town, daraja.requests_of("transactionstatus")[0], status_result("Declined"))
     assert (await get_payment(town, payment))["status"] == "pending"
     assert await state_and_finding(town, started) == ("answered", "not_ours")
 
 
 async def test_status_result_with_ids_of_another_query_is_refused(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    daraja.say("transactionstatus", ack(7))
+    daraja.add_answers("transactionstatus", ack(7))
     started = await query_status(town, payment["id"])
-    (question,) = daraja.of("transactionstatus")
+    (question,) = daraja.requests_of("transactionstatus")
     other = status_result("Completed")
     other["Result"] |= {"OriginatorConversationID": "o-8", "ConversationID": "AG_8"}
     refused = await post_result(town, question, other)
@@ -427,7 +433,7 @@ async def test_status_result_with_ids_of_another_query_is_refused(town: Town, da
 async def test_status_result_after_intermediate_and_timeout_still_counts(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     started = await query_status(town, payment["id"])
-    (question,) = daraja.of("transactionstatus")
+    (question,) = daraja.requests_of("transactionstatus")
     early = status_result("Completed")
     early["Result"]["ResultType"] = 1
     await post_result(town, question, early)
@@ -448,7 +454,7 @@ async def test_status_result_after_intermediate_and_timeout_still_counts(town: T
 async def test_status_result_contradicting_earlier_ones_follows_the_allowed_moves(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     await query_status(town, payment["id"])
-    (question,) = daraja.of("transactionstatus")
+    (question,) = daraja.requests_of("transactionstatus")
     await post_result(town, question, status_result("Failed"))
     assert (await get_payment(town, payment))["status"] == "failed"
     for _ in range(3):
@@ -465,7 +471,7 @@ async def test_status_result_before_the_acknowledgement_counts_with_and_without_
     payment = await create_payment(town)
     go = daraja.hold("transactionstatus")
     asking = asyncio.create_task(query_status(town, payment["id"]))
-    (question,) = await daraja.asked_about("transactionstatus")
+    (question,) = await daraja.wait_for_requests("transactionstatus")
     await post_result(town, question, status_result("Completed"))
     assert (await get_payment(town, payment))["status"] == "completed"
     go.set()
@@ -476,10 +482,10 @@ async def test_status_result_before_the_acknowledgement_counts_with_and_without_
     verifier: Any = town.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))
     other = await create_payment(town, key="other")
-    daraja.say("transactionstatus", ack(77))
+    daraja.add_answers("transactionstatus", ack(77))
     go = daraja.hold("transactionstatus")
     asking = asyncio.create_task(query_status(town, other["id"]))
-    question = (await daraja.asked_about("transactionstatus", 2))[1]
+    question = (await daraja.wait_for_requests("transactionstatus", 2))[1]
     assert question["ResultURL"] == url
     body = status_result("Completed", ReceiptNo="OTHER00001")
     body["Result"] |= {"OriginatorConversationID": "o-77", "ConversationID": "AG_77"}
@@ -496,9 +502,9 @@ async def test_status_result_counts_at_every_result_address(town: Town, daraja: 
     specified = "/v1/webhooks/mpesa/reversal/"
     for number, path in enumerate(("{specified}result", "/v1/cb/reversal/{token}", "{specified}result/{token}")):
         payment = await create_payment(town, key=f"k{number}")
-        daraja.say("transactionstatus", ack(70 + number))
+        daraja.add_answers("transactionstatus", ack(70 + number))
         started = await query_status(town, payment["id"])
-        token = daraja.of("transactionstatus")[-1]["ResultURL"].rpartition("/")[2]
+        token = daraja.requests_of("transactionstatus")[-1]["ResultURL"].rpartition("/")[2]
         ids = {"OriginatorConversationID": f"o-{70 + number}", "ConversationID": f"AG_{70 + number}"}
         late = result(1)
         late["Result"] |= ids
@@ -516,7 +522,7 @@ async def test_status_result_counts_at_every_result_address(town: Town, daraja: 
 
 async def test_status_result_without_token_and_ids_changes_nothing(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
-    daraja.say("transactionstatus", (200, {"ConversationID": "AG_1", "ResponseCode": "0"}))
+    daraja.add_answers("transactionstatus", (200, {"ConversationID": "AG_1", "ResponseCode": "0"}))
     await query_status(town, payment["id"])
     verifier: Any = town.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *read_networks(("127.0.0.0/8",), "test"))

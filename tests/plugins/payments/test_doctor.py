@@ -8,7 +8,7 @@ import pytest
 from mpesa_gateway.check_result import CheckResult
 from mpesa_gateway_payments.doctor import check_payments
 from tests.conftest import Town
-from tests.looking import levels, only_merchant, seen_by
+from tests.looking import levels, only_merchant, results_of_check
 
 pytestmark = pytest.mark.as_owner
 
@@ -25,7 +25,7 @@ def values(values: dict[str, Any]) -> dict[str, Any]:
 async def results_of(town: Town, env: str = "sandbox") -> dict[str, CheckResult]:
     """The doctor's results for the only merchant's payments."""
     merchant = msgspec.structs.replace(await only_merchant(town.gateway), envs=(env,))
-    return await seen_by(check_payments, town.gateway, merchant=merchant)
+    return await results_of_check(check_payments, town.gateway, merchant=merchant)
 
 
 async def move_payments_to_live(town: Town) -> None:

@@ -12,7 +12,7 @@ from mpesa_gateway.testing.serving import INITIATED, Api, running_gateway, shop
 from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.conftest import Town
-from tests.daraja import PROCESSING, Daraja, Said, fault, result, stk_callback, stk_result
+from tests.daraja import PROCESSING, Daraja, DarajaAnswer, fault, result, stk_callback, stk_result
 
 PHONE = "254711000001"
 SHOP = "174379 - SHOP"
@@ -47,7 +47,7 @@ async def get_payment(town: Town, payment: Any) -> Any:
 async def query_status(town: Town, daraja: Daraja, receipt: str, **says: Any) -> str:
     """Send a status query about a receipt and post M-Pesa's result; returns the finding."""
     started = (await town.api.call("POST", f"/v1/payments/mpesa/check-status/{receipt}")).data
-    url = daraja.of("transactionstatus")[-1]["ResultURL"].removeprefix(town.base)
+    url = daraja.requests_of("transactionstatus")[-1]["ResultURL"].removeprefix(town.base)
     values = {
         "ReceiptNo": receipt,
         "TransactionStatus": "Completed",
@@ -100,7 +100,7 @@ async def test_status_query_of_a_reversal_receipt_is_not_ours(town: Town, daraja
     assert (await town.api.call("POST", url.removeprefix(town.base), body)).status == 200
     refund = await town.api.call("POST", "/v1/refunds", {"payment_id": paid["id"]})
     assert refund.status == 201
-    address = daraja.of("reversal")[-1]["ResultURL"].removeprefix(town.base)
+    address = daraja.requests_of("reversal")[-1]["ResultURL"].removeprefix(town.base)
     done = result(0, transaction_id="REVERSAL01", says={"OriginalTransactionID": "FIRST00001", "Amount": 700})
     assert (await town.api.call("POST", address, done)).status == 200
     assert (await get_payment(town, paid))["status"] == "reversed"
@@ -113,7 +113,7 @@ async def test_status_query_of_a_reversal_receipt_is_not_ours(town: Town, daraja
 # -- our own push: B9, and callbacks without a token ----------------------------------------------------------------
 
 
-def stk_answer(code: str, handle: str | None) -> Said:
+def stk_answer(code: str, handle: str | None) -> DarajaAnswer:
     """The STK query's answer about a push."""
     status, content = stk_result(code)
     return status, content | ({} if handle is None else {"CheckoutRequestID": handle})
@@ -122,18 +122,18 @@ def stk_answer(code: str, handle: str | None) -> Said:
 async def test_stk_query_answer_about_another_push_changes_nothing(town: Town, daraja: Daraja) -> None:
     payment = await create_payment(town)
     for code in ("0", "1032"):
-        daraja.say("stkquery", stk_answer(code, "ws_CO_of_another"))
+        daraja.add_answers("stkquery", stk_answer(code, "ws_CO_of_another"))
         after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
         assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
     # The same for Daraja's other id of the push.
     for code in ("0", "1032"):
         status, content = stk_answer(code, payment["provider_ref"])
-        daraja.say("stkquery", (status, content | {"MerchantRequestID": "m-of-another"}))
+        daraja.add_answers("stkquery", (status, content | {"MerchantRequestID": "m-of-another"}))
         after = (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data
         assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "sent")
     status, content = stk_answer("0", payment["provider_ref"])
     own = await town.gateway.db.fetchval("SELECT merchant_request_id FROM payment")
-    daraja.say("stkquery", (status, content | {"MerchantRequestID": own}))
+    daraja.add_answers("stkquery", (status, content | {"MerchantRequestID": own}))
     assert (await town.api.call("POST", f"/v1/payments/{payment['id']}/query")).data["status"] == "completed"
 
 
@@ -145,9 +145,9 @@ async def test_callback_success_without_proof_is_confirmed_first(town: Town, dar
     assert (await town.api.call("POST", "/v1/webhooks/mpesa", forged)).status == 200
     after = await get_payment(town, payment)
     assert (after["status"], after["timeline"][-1]["kind"]) == ("pending", "confirming")
-    daraja.say("stkquery", stk_result("0"))
+    daraja.add_answers("stkquery", stk_result("0"))
     go.set()
-    await town.gateway.services.get(StkQueries).ask(payment["id"])
+    await town.gateway.services.get(StkQueries).query_payment(payment["id"])
     after = await town.api.settled(payment["id"], "completed")
     # The STK query confirms the payment, but not the receipt.
     assert (after["receipt"], after["timeline"][-1]["cause"]) == (None, "stk_query")
@@ -203,7 +203,7 @@ class ExpiredPayment:
         """Advance the clock until the payment is due and query it; returns the payment's age then."""
         due_at = await self.gateway.db.fetchval("SELECT due_at FROM payment")
         self.clock.advance(max(due_at - self.clock.now(), timedelta(0)))
-        await self.gateway.services.get(StkQueries).ask(self.payment["id"])
+        await self.gateway.services.get(StkQueries).query_payment(self.payment["id"])
         created_at = await self.gateway.db.fetchval("SELECT created_at FROM payment")
         return self.clock.now() - datetime.fromisoformat(str(created_at))
 
@@ -233,12 +233,12 @@ async def expired_payment(values: dict[str, Any], daraja: Daraja) -> AsyncGenera
 async def test_expired_payment_is_queried_for_two_days(expired_payment: ExpiredPayment, daraja: Daraja) -> None:
     expired = await expired_payment.get_payment()
     assert (expired["status"], expired["failure_reason"]) == ("failed", "expired")
-    before = len(daraja.of("stkquery"))
+    before = len(daraja.requests_of("stkquery"))
     ages: list[timedelta] = []
     while await expired_payment.gateway.db.fetchval("SELECT due_at IS NOT NULL FROM payment"):
         ages.append(await expired_payment.ask_when_due())
     assert ages == [timedelta(hours=hours) for hours in (0.5, 1, 3, 6, 12, 24, 48)]
-    assert len(daraja.of("stkquery")) - before == 7
+    assert len(daraja.requests_of("stkquery")) - before == 7
     # The merchant can query it after that.
     daraja.answers["stkquery"] = [PROCESSING]
     assert (await expired_payment.api.call("POST", f"/v1/payments/{expired_payment.payment['id']}/query")).data[
@@ -301,8 +301,8 @@ async def test_ask_due_queries_expired_and_pending_payments(expired_payment: Exp
     expired_payment.clock.advance(timedelta(minutes=1))
     shortcode_id = await expired_payment.gateway.db.fetchval("SELECT shortcode_id FROM payment LIMIT 1")
     daraja.answers["stkquery"] = [stk_result("0"), stk_result("0")]
-    before = len(daraja.of("stkquery"))
-    assert await queries.ask_due(shortcode_id) == 2
-    asked_about = [one["CheckoutRequestID"] for one in daraja.of("stkquery")[before:]]
+    before = len(daraja.requests_of("stkquery"))
+    assert await queries.query_due(shortcode_id) == 2
+    asked_about = [one["CheckoutRequestID"] for one in daraja.requests_of("stkquery")[before:]]
     assert sorted(asked_about) == sorted([pending["provider_ref"], expired_payment.payment["provider_ref"]])
     assert (await expired_payment.get_payment())["status"] == "completed"

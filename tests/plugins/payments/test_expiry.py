@@ -69,8 +69,8 @@ async def test_end_due_while_every_query_hangs_expires_payments(shops: Shops, da
     daraja.hold("stkquery")
     await shops.set("due_at = now() - interval '1 second'")
     (first, *_) = await shortcodes(shops)
-    asking = asyncio.create_task(shops.queries.ask_due(first))
-    await daraja.asked_about("stkquery", 2)
+    asking = asyncio.create_task(shops.queries.query_due(first))
+    await daraja.wait_for_requests("stkquery", 2)
     await shops.set(PAST)
     assert await shops.expiry.end_due() == 3
     assert await shops.statuses() == [("failed", "expired")] * 3
@@ -179,7 +179,7 @@ async def test_end_due_with_a_failing_payment_ends_the_others(shops: Shops) -> N
 
 
 async def test_end_due_of_an_unsent_payment_fails_it_as_not_sent(shops: Shops, daraja: Daraja) -> None:
-    daraja.say("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    daraja.add_answers("stkpush", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     unsent = await shops.apis[0].pay(PHONE, 500, key="k")
     assert (unsent.status, "Error Occurred: Spike Arrest Violation" in unsent.error["message"]) == (503, True)
     assert await shops.expiry.end_due() == 0
@@ -215,7 +215,7 @@ async def test_wake_due_enqueues_one_job_per_shortcode(shops: Shops) -> None:
     await shops.pay(1, api=1)
     await shops.set("due_at = now() - interval '1 second'")
     for _ in range(3):
-        assert await shops.queries.wake_due() == 2
+        assert await shops.queries.enqueue_due() == 2
     # The same shortcodes are enqueued once.
     assert await shops.gateway.jobs.queues["daraja"].count("queued") == 2
 
@@ -226,15 +226,15 @@ async def test_ask_due_with_a_hanging_shortcode_delays_no_other(shops: Shops, da
     await shops.pay(3, api=1)
     await shops.set("due_at = now() - interval '1 second'")
     go = daraja.hold("stkquery")
-    hanging = asyncio.create_task(shops.queries.ask_due(first))
-    await daraja.asked_about("stkquery", 2)
+    hanging = asyncio.create_task(shops.queries.query_due(first))
+    await daraja.wait_for_requests("stkquery", 2)
     # A second job of the same shortcode finds no free slot, claims nothing and leaves all payments due.
-    assert await shops.queries.ask_due(first) == 0
+    assert await shops.queries.query_due(first) == 0
     still_due = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND due_at <= now()"
     assert await shops.gateway.db.fetchval(still_due, first) == 4
     del daraja.held["stkquery"]
-    daraja.say("stkquery", *[stk_result("1032")] * 3)
-    assert await shops.queries.ask_due(second) == 3
+    daraja.add_answers("stkquery", *[stk_result("1032")] * 3)
+    assert await shops.queries.query_due(second) == 3
     ended = "SELECT count(*) FROM payment WHERE shortcode_id = $1 AND status = 'failed'"
     assert await shops.gateway.db.fetchval(ended, second) == 3
     go.set()
@@ -245,8 +245,8 @@ async def test_ask_due_stops_after_a_query_without_an_answer(shops: Shops, daraj
     first, *_ = await shortcodes(shops)
     await shops.pay(6)
     await shops.set("due_at = now() - interval '1 second'")
-    daraja.say("stkquery", *[(503, b"")] * 6)
-    assert await shops.queries.ask_due(first) == 2
+    daraja.add_answers("stkquery", *[(503, b"")] * 6)
+    assert await shops.queries.query_due(first) == 2
     assert await shops.gateway.db.fetchval("SELECT count(*) FROM payment WHERE due_at <= now()") == 4
 
 
@@ -257,9 +257,9 @@ async def test_ask_due_with_a_failing_payment_queries_the_others(shops: Shops, d
         f"ALTER TABLE payment ADD CONSTRAINT trap CHECK (status <> 'failed' OR payment_id <> id_uuid('{broken}'))"
     )
     await shops.set("due_at = now() - interval '1 second'")
-    daraja.say("stkquery", *[stk_result("1032")] * 5)
+    daraja.add_answers("stkquery", *[stk_result("1032")] * 5)
     with pytest.raises(asyncpg.CheckViolationError):
-        await shops.queries.ask_due(first)
+        await shops.queries.query_due(first)
     assert await shops.statuses() == [("pending", None), *[("failed", "cancelled_by_user")] * 4]
 
 
@@ -267,16 +267,16 @@ async def test_ask_due_continues_after_refused_queries(shops: Shops, daraja: Dar
     first, *_ = await shortcodes(shops)
     await shops.pay(5)
     await shops.set("due_at = now() - interval '1 second'")
-    daraja.say("stkquery", *[fault("400.002.02", "Invalid CheckoutRequestID", 400)] * 5)
-    assert await shops.queries.ask_due(first) == 5
+    daraja.add_answers("stkquery", *[fault("400.002.02", "Invalid CheckoutRequestID", 400)] * 5)
+    assert await shops.queries.query_due(first) == 5
 
 
 async def test_ask_due_with_an_unreadable_answer_leaves_the_payment_pending(shops: Shops, daraja: Daraja) -> None:
     first, *_ = await shortcodes(shops)
     await shops.pay(1)
     await shops.set("due_at = now() - interval '1 second'")
-    daraja.say("stkquery", (200, b"[" * 100_000))
-    assert await shops.queries.ask_due(first) == 1
+    daraja.add_answers("stkquery", (200, b"[" * 100_000))
+    assert await shops.queries.query_due(first) == 1
     assert await shops.statuses() == [("pending", None)]
     await shops.set(PAST)
     assert await shops.expiry.end_due() == 1

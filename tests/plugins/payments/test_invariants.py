@@ -7,7 +7,7 @@ import pytest
 from mpesa_gateway_payments.plugin import plugin
 from tests.conftest import Town
 from tests.identifiers import literal
-from tests.ledger import broken, each_is_noticed, lay_bare
+from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
 initiated = pytest.mark.usefixtures("initiated")
 
@@ -99,12 +99,12 @@ async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> 
     for key, _, status in wanted:
         if status != "pending":
             await town.api.settled(made[key], status)
-    await lay_bare(town.gateway)
+    await drop_constraints(town.gateway)
     also = {
         "payments.refunds_fit": "refunds.sums_are_the_payments",
         "payments.receipt_pays_once": "payments.receipt_is_its_transaction",
     }
-    assert await each_is_noticed(town.gateway, VIOLATIONS, also) == {}
+    assert await find_missed_corruptions(town.gateway, VIOLATIONS, also) == {}
 
 
 @initiated
@@ -126,10 +126,10 @@ async def test_invariants_hold_while_payments_and_refunds_run(town: Town) -> Non
     moving = asyncio.create_task(move_money())
     rounds = 0
     while not is_done.is_set():
-        assert await broken(town.gateway) == {}
+        assert await broken_invariants(town.gateway) == {}
         rounds += 1
         assert not moving.done() or moving.exception() is None
     await moving
     assert rounds > 1
     assert await town.gateway.db.fetchval("SELECT count(DISTINCT status) FROM payment") >= 3
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}

@@ -20,7 +20,7 @@ from mpesa_gateway_payments.evidence import (
     Source,
     in_zone,
     normalised,
-    possible,
+    possible_times,
     proven_zone,
     read_direction,
     read_kind,
@@ -29,9 +29,9 @@ from mpesa_gateway_payments.matching import judge, judge_choice
 from mpesa_gateway_payments.verdicts import (
     AlreadyKnown,
     Ambiguous,
-    Ask,
     Confirm,
     Mismatch,
+    NeedsQuery,
     NotAssignable,
     NotFound,
     NotIncoming,
@@ -176,11 +176,11 @@ CASES: list[Case] = [
      [rival(receipt=RECEIPT, reference="table 5")], NotFound()),
     ("by its digest", at_till(payer=DIGEST), [TILL_PAYMENT], [], BY_RULE),
     ("three digits at a paybill", line(payer="2547****001"), [P], [], BY_RULE),
-    ("three digits at a till", at_till(payer="2547****001"), [TILL_PAYMENT], [], Ask(ONE)),
+    ("three digits at a till", at_till(payer="2547****001"), [TILL_PAYMENT], [], NeedsQuery(ONE)),
     ("three digits by status", status(payer="2547****001"), [P], [], Ambiguous(ONE)),
-    ("two digits", line(payer="2547*****01"), [P], [], Ask(ONE)),
-    ("B4 no payer at a till", at_till(payer=None), [TILL_PAYMENT], [], Ask(ONE)),
-    ("B4 hashed", at_till(payer="9f86d081884c7d65"), [replace(TILL_PAYMENT, **CANCELLED)], [], Ask(ONE)),
+    ("two digits", line(payer="2547*****01"), [P], [], NeedsQuery(ONE)),
+    ("B4 no payer at a till", at_till(payer=None), [TILL_PAYMENT], [], NeedsQuery(ONE)),
+    ("B4 hashed", at_till(payer="9f86d081884c7d65"), [replace(TILL_PAYMENT, **CANCELLED)], [], NeedsQuery(ONE)),
     ("B4 asked, and no more is shown", at_till(payer=None, proof=Proof.ANSWER), [TILL_PAYMENT], [], Ambiguous(ONE)),
     ("B4 another payer's digest", at_till(payer=sha256(b"254711000002").hexdigest()), [TILL_PAYMENT], [], NotFound()),
     ("another payer", line(payer="254711000002"), [P], [], NotFound()),
@@ -202,8 +202,8 @@ CASES: list[Case] = [
     ("B6 at once, cancelled", line(), [payment(**CANCELLED)], [], Ambiguous(ONE)),
     ("two days after", line(time=(minutes(2881),)), [P], [], NotFound()),
     ("B5 before it was asked for", line(time=(minutes(-115),)), [payment(**CANCELLED)], [], NotFound()),
-    ("no possible time", line(time=()), [P], [], Ask(ONE)),
-    ("two readings", line(time=(minutes(-179), minutes(1))), [P], [], Ask(ONE)),
+    ("no possible time", line(time=()), [P], [], NeedsQuery(ONE)),
+    ("two readings", line(time=(minutes(-179), minutes(1))), [P], [], NeedsQuery(ONE)),
     ("timed out", line(), [payment(**TIMED_OUT)], [], BY_RULE),
     ("completed without receipt", line(), [payment(status="completed")], [], BY_RULE),
     ("paid already", line(), [payment(**PAID)], [], NotFound()),
@@ -515,10 +515,10 @@ def test_read_moments_without_zone_is_eat_and_with_z_is_both(at: datetime) -> No
     assert both == (alone, alone + timedelta(hours=3))
     assert read_moments(text + "+03:00") == (alone,)
     # A reading in the future, or outside the requested window, is impossible.
-    assert possible(both, now=alone + timedelta(hours=1)) == (alone,)
-    assert possible(both, now=both[1], since=both[1] - timedelta(hours=2)) == (both[1],)
-    assert possible(both, now=both[1]) == both
-    assert possible(both, now=both[1] + timedelta(hours=9), since=both[1] + timedelta(hours=1)) == ()
+    assert possible_times(both, now=alone + timedelta(hours=1)) == (alone,)
+    assert possible_times(both, now=both[1], since=both[1] - timedelta(hours=2)) == (both[1],)
+    assert possible_times(both, now=both[1]) == both
+    assert possible_times(both, now=both[1] + timedelta(hours=9), since=both[1] + timedelta(hours=1)) == ()
     # The time of a known payment proves the zone.
     minute = timedelta(minutes=1)
     assert proven_zone(both, alone - minute, alone + minute) == "eat"

@@ -20,14 +20,14 @@ from mpesa_gateway_payments import tables
 from mpesa_gateway_payments.operations import StkAck
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
-from tests.daraja import Daraja, Said, fault, stk_callback
+from tests.daraja import Daraja, DarajaAnswer, fault, stk_callback
 
 pytestmark = pytest.mark.as_owner
 
 PHONE = "25471100000"
 BUSY = fault("500.003.02", "Spike arrest violation", 503)
 REFUSED = fault("400.002.02", "Bad Request - Invalid Amount", 400)
-BROKEN: Said = (500, b"<html>")
+BROKEN: DarajaAnswer = (500, b"<html>")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ async def pushes(values: dict[str, Any], daraja: Daraja, database_url: str) -> A
 async def start_pushes(pushes: Pushes, *keys: str) -> tuple[asyncio.Event, list["asyncio.Task[Answer]"]]:
     """Start payments whose pushes wait; returns the event that answers them, and the requests."""
     answer = pushes.daraja.hold("stkpush")
-    before = len(pushes.daraja.of("stkpush"))
+    before = len(pushes.daraja.requests_of("stkpush"))
     tasks = [asyncio.create_task(pushes.api.pay(f"{PHONE}{number}", 500, key=key)) for number, key in enumerate(keys)]
-    await pushes.daraja.asked_about("stkpush", before + len(keys))
+    await pushes.daraja.wait_for_requests("stkpush", before + len(keys))
     return answer, tasks
 
 
@@ -154,7 +154,7 @@ async def test_ack_of_a_locked_row_is_written_later_and_the_others_at_once(pushe
         assert (row["charge"], row["checkout_request_id"]) == ("accepted", one.data["provider_ref"])
         assert await pushes.key_state(key) == "settled"
         assert await pushes.steps(key) == ["requested", "sent"]
-    assert len(pushes.daraja.of("stkpush")) == 5
+    assert len(pushes.daraja.requests_of("stkpush")) == 5
 
 
 async def test_ack_with_terminated_connections_is_answered_and_written(pushes: Pushes) -> None:
@@ -207,9 +207,9 @@ async def test_ack_without_a_free_connection_is_answered_and_written_later(
     ],
 )
 async def test_outcome_of_each_kind_with_a_locked_row_is_written_later(
-    pushes: Pushes, reply: Said, status: int, code: str | None, charge: str, key_state: str
+    pushes: Pushes, reply: DarajaAnswer, status: int, code: str | None, charge: str, key_state: str
 ) -> None:
-    pushes.daraja.say("stkpush", reply)
+    pushes.daraja.add_answers("stkpush", reply)
     answer, (task,) = await start_pushes(pushes, "a")
     async with pushes.locked("SELECT 1 FROM payment FOR UPDATE"):
         answer.set()
@@ -260,7 +260,7 @@ async def test_push_while_too_many_outcomes_are_kept_is_not_sent(
     made = await pushes.api.pay(f"{PHONE}0", 500, key="a")
     assert (made.status, made.error["code"], made.headers["Retry-After"]) == (503, "SERVICE_UNAVAILABLE", "5")
     assert await pushes.gateway.db.fetchval("SELECT count(*) FROM payment") == 0
-    assert pushes.daraja.of("stkpush") == []
+    assert pushes.daraja.requests_of("stkpush") == []
 
 
 async def test_outcome_written_twice_adds_one_step(pushes: Pushes) -> None:
@@ -282,7 +282,7 @@ async def test_daraja_call_inside_a_transaction_raises(pushes: Pushes) -> None:
         with pytest.raises(ExternalCallInTransaction):
             await pushes.gateway.daraja.verify(credentials.daraja)
         with pytest.raises(ExternalCallInTransaction):
-            await pushes.queries.ask("pay_1")
+            await pushes.queries.query_payment("pay_1")
     assert pushes.daraja.asked == []
 
 
@@ -307,14 +307,14 @@ async def test_push_interrupted_before_sending_fails_as_not_sent_after_the_lease
     async with open_pushes(short_lease, daraja, database_url) as pushes:
         token = daraja.hold("oauth")
         task = asyncio.create_task(pushes.api.pay(f"{PHONE}0", 500, key="a"))
-        await daraja.asked_about("oauth")
+        await daraja.wait_for_requests("oauth")
         row = await pushes.row()
         assert row["charge"] == "ready"
         # While the lease runs the request may still be active.
-        assert not await pushes.queries.ask(row["payment_id"])
+        assert not await pushes.queries.query_payment(row["payment_id"])
         await await_lease_end(pushes)
         if by == "sweep":
-            assert await pushes.queries.ask(row["payment_id"])
+            assert await pushes.queries.query_payment(row["payment_id"])
         else:
             again = await pushes.api.pay(f"{PHONE}0", 500, key="a")
             assert (again.status, again.data["failure_reason"]) == (200, "not_sent")
@@ -327,7 +327,7 @@ async def test_push_interrupted_before_sending_fails_as_not_sent_after_the_lease
         token.set()
         slow = await task
         assert (slow.data["status"], slow.data["failure_reason"]) == ("failed", "not_sent")
-        assert daraja.of("stkpush") == []
+        assert daraja.requests_of("stkpush") == []
         assert await pushes.key_state() == "settled"
 
 
@@ -339,7 +339,7 @@ async def test_push_interrupted_while_sending_is_unknown_and_never_not_sent(
         row = await pushes.row()
         assert row["charge"] == "sending"
         await await_lease_end(pushes)
-        assert await pushes.queries.ask(row["payment_id"])
+        assert await pushes.queries.query_payment(row["payment_id"])
         given_up = await pushes.row()
         assert (given_up["status"], given_up["charge"]) == ("pending", "unknown")
         assert given_up["due_at"] == given_up["expires_at"]
@@ -350,7 +350,7 @@ async def test_push_interrupted_while_sending_is_unknown_and_never_not_sent(
         answer.set()
         assert (await task).data["provider_ref"] == "ws_CO_2"
         assert (await pushes.row())["charge"] == "accepted"
-        assert len(daraja.of("stkpush")) == 1
+        assert len(daraja.requests_of("stkpush")) == 1
 
 
 async def test_callback_of_a_push_whose_process_died_completes_the_expired_payment(
@@ -360,9 +360,9 @@ async def test_callback_of_a_push_whose_process_died_completes_the_expired_payme
         answer, (task,) = await start_pushes(pushes, "a")
         row = await pushes.row()
         await await_lease_end(pushes)
-        assert await pushes.queries.ask(row["payment_id"])
+        assert await pushes.queries.query_payment(row["payment_id"])
         await pushes.gateway.db.execute("UPDATE payment SET due_at = now(), expires_at = now()")
-        assert await pushes.queries.ask(row["payment_id"])
+        assert await pushes.queries.query_payment(row["payment_id"])
         assert (await pushes.row())["failure_reason"] == "expired"
         await pushes.call_back(row, stk_callback("ws_CO_9"))
         assert (await pushes.row())["status"] == "completed"
@@ -373,20 +373,20 @@ async def test_callback_of_a_push_whose_process_died_completes_the_expired_payme
 async def test_push_that_cannot_be_marked_is_not_sent_and_its_key_is_released(pushes: Pushes) -> None:
     token = pushes.daraja.hold("oauth")
     task = asyncio.create_task(pushes.api.pay(f"{PHONE}0", 500, key="a"))
-    await pushes.daraja.asked_about("oauth")
+    await pushes.daraja.wait_for_requests("oauth")
     async with pushes.locked("SELECT 1 FROM payment FOR UPDATE"):
         token.set()
         made = await task
         assert (made.status, made.error["code"]) == (503, "PROVIDER_UNAVAILABLE")
     await pushes.await_all_written()
-    assert pushes.daraja.of("stkpush") == []
+    assert pushes.daraja.requests_of("stkpush") == []
     assert await pushes.key_state() == "released"
     again = await pushes.api.pay(f"{PHONE}0", 500, key="a")
     assert (again.status, again.data["provider_ref"]) == (201, "ws_CO_2")
 
 
 async def test_unsent_outcome_repeated_late_releases_no_later_push(pushes: Pushes) -> None:
-    pushes.daraja.say("stkpush", BUSY)
+    pushes.daraja.add_answers("stkpush", BUSY)
     assert (await pushes.api.pay(f"{PHONE}0", 500, key="a")).status == 503
     first = await pushes.row()
     answer, (task,) = await start_pushes(pushes, "a")
@@ -397,7 +397,7 @@ async def test_unsent_outcome_repeated_late_releases_no_later_push(pushes: Pushe
     assert (await pushes.api.pay(f"{PHONE}0", 500, key="a")).status == 409
     answer.set()
     assert (await task).status == 201
-    assert len(pushes.daraja.of("stkpush")) == 2
+    assert len(pushes.daraja.requests_of("stkpush")) == 2
 
 
 @pytest.mark.parametrize(
@@ -417,12 +417,12 @@ async def test_push_of_a_released_payment_with_a_callback_is_not_repeated(
     values: dict[str, Any], daraja: Daraja, database_url: str, callback: dict[str, Any], confirm: str
 ) -> None:
     async with open_pushes(values | {"payments": {"confirm": confirm}}, daraja, database_url) as pushes:
-        daraja.say("stkpush", BUSY)
+        daraja.add_answers("stkpush", BUSY)
         assert (await pushes.api.pay(f"{PHONE}0", 500, key="a")).status == 503
         row = await pushes.row()
         assert (row["charge"], await pushes.key_state()) == ("released", "released")
         await pushes.call_back(row, callback)
         again = await pushes.api.pay(f"{PHONE}0", 500, key="a")
         assert again.status == 200
-        assert len(daraja.of("stkpush")) == 1
+        assert len(daraja.requests_of("stkpush")) == 1
         assert await pushes.key_state() == "settled"

@@ -118,11 +118,11 @@ async def test_outside_reversal_marks_the_payment_and_publishes_it(town: Town, d
     assert (event["origin"], event["refund_id"], event["refund_amount"]) == ("mpesa", None, "500.00")
     webhook = (await town.receiver.wait_for(1, kind="payment.reversed"))[0].json
     assert (webhook["data"]["origin"], webhook["data"]["status"]) == ("mpesa", "reversed")
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment_id})
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "outside this gateway" in refused.error["message"]
-    assert daraja.of("reversal") == []
+    assert daraja.requests_of("reversal") == []
     # The same result again adds nothing.
     assert await query_status(town, "REVERSED ") == "reversed"
     assert len(await reversal_events(town)) == 1
@@ -138,7 +138,7 @@ async def test_outside_reversal_of_a_part_needs_review_and_blocks_refunds(town: 
     assert (payment["status"], payment["refunded_amount"]) == ("completed", "0.00")
     (event,) = await reversal_events(town)
     assert (event["origin"], event["refund_amount"], event["refunded_amount"]) == ("mpesa", None, "0.00")
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment_id})
     assert refused.status == 409
     # A later result reverses all of it.
@@ -164,7 +164,7 @@ async def test_status_result_reversed_by_our_refund_is_left_to_the_refund(town: 
             await call_back(town, "reversal", refund["id"], done)
     (event,) = await reversal_events(town)
     assert (event["origin"], event["refund_id"]) == ("refund", refund["id"])
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0
     assert await violations(town, *PAYMENTS, *REFUNDS) == []
 
 
@@ -174,14 +174,14 @@ async def test_callback_with_wrong_amount_after_a_query_completion_needs_review(
     town: Town, daraja: Daraja, has_receipt: bool
 ) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
-    daraja.say("stkquery", (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"}))
+    daraja.add_answers("stkquery", (200, {"ResponseCode": "0", "ResultCode": "0", "ResultDesc": "Processed"}))
     assert (await town.api.call("POST", f"/v1/payments/{made['id']}/query")).data["status"] == "completed"
     body = stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT if has_receipt else None)
     await call_back(town, "stk", made["id"], body)
     row = await town.gateway.db.fetchrow("SELECT * FROM payment")
     assert row is not None
     assert (row["status"], row["mismatch"], row["receipt"]) == ("completed", "amount", None)
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     assert needs_review(row)
 
 
@@ -191,7 +191,7 @@ async def test_waits_for_a_person_in_sql_and_python_agree(town: Town) -> None:
         "SELECT $1::text AS status, $2::text AS mismatch, $3::text AS receipt, $4::text AS received_receipt, "
         "NULL::timestamptz AS looked_after_at, NULL::text AS reversed_outside, $5::boolean AS is_mismatch_of_paid"
     )
-    sql = f"SELECT *, ({tables.WAITS_FOR_A_PERSON}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
+    sql = f"SELECT *, ({tables.NEEDS_REVIEW}) AS waits FROM ({columns}) AS payment"  # noqa: S608 - constants
     every = product(
         ("pending", "failed", "completed"),
         (None, "amount", "phone", "receipt", "unconfirmed"),
@@ -243,7 +243,7 @@ async def test_outside_reversal_before_completion_publishes_completed_and_revers
     assert (payment["status"], payment["receipt"]) == (expected, RECEIPT)
     kinds = await town.gateway.db.fetch("SELECT kind FROM event WHERE kind <> 'payment.mismatched' ORDER BY event_id")
     assert [row["kind"] for row in kinds] == ["payment.completed", "payment.reversed"]
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     # The statement shows the payment's line, which pays for nothing again.
     settled = await settle(town, report_of(town, receipt=RECEIPT, reference=made["reference"]))
     assert settled.finding == "already_known"
@@ -278,7 +278,7 @@ async def test_outside_reversal_of_another_amount_needs_review(town: Town) -> No
     made = (await town.api.pay("254711000001", 700, key="a")).data
     assert await query_status(town, "Reversed", made["id"]) == "mismatched"
     assert (await town.api.call("GET", f"/v1/payments/{made['id']}")).data["status"] == "pending"
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
 
 
 @initiated
@@ -294,7 +294,7 @@ async def test_report_of_another_amount_under_a_paid_receipt_needs_review(town: 
     row = await town.gateway.db.fetchrow("SELECT * FROM payment")
     assert row is not None
     assert (row["status"], row["mismatch"], row["received_receipt"]) == ("completed", "amount", RECEIPT)
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     assert needs_review(row)
 
 
@@ -302,10 +302,10 @@ async def test_report_of_another_amount_under_a_paid_receipt_needs_review(town: 
 async def test_report_of_the_right_amount_after_a_wrong_one_clears_the_mismatch(town: Town) -> None:
     made = (await town.api.pay("254711000001", 500, key="a")).data
     await call_back(town, "stk", made["id"], stk_callback(made["provider_ref"], amount=5, receipt=RECEIPT))
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     settled = await settle(town, report_of(town, receipt=RECEIPT, reference=made["reference"]))
     assert settled.finding == "recovered"
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0
 
 
 @initiated
@@ -320,11 +320,11 @@ async def test_report_of_a_further_mismatch_after_a_review_needs_review_again(to
         )
     ):
         assert (await settle(town, report)).finding == "mismatched"
-        assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1, number
+        assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1, number
         await operators.resolve(payment_id, "The till was right", actor="operator:test")
         # The same report again adds nothing.
         await settle(town, report)
-        assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0, number
+        assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0, number
 
 
 # -- the same receipt in two transactions at the same time ----------------------------------------------------------

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.as_owner
 
 END = join_statements(
     (
-        (transition_sql.CHANGE, len(transition_sql.WRITTEN), True, None),
+        (transition_sql.UPDATE_PAYMENTS, len(transition_sql.WRITTEN), True, None),
         (transactions.INSERT, 18, True, transactions.WITNESS),
         (transition_sql.STEPS, 6, False, None),
         (outbox.INSERT_EVENTS, 8, False, None),
@@ -37,7 +37,7 @@ HOT = {
     "end": END,
     "claim": webhooks.CLAIM,
     "delivered": webhooks.DELIVERED,
-    "hand back": webhooks.HAND_BACK,
+    "hand back": webhooks.RELEASE,
 }
 
 AGAIN = 12

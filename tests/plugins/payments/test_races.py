@@ -25,7 +25,7 @@ from mpesa_gateway_payments.events import StkResulted
 from mpesa_gateway_payments.service import PaymentService
 from mpesa_gateway_payments.stk_queries import StkQueries
 from tests.identifiers import identifier
-from tests.kernel.scripted import Asked, Scripted, scripted, write, write_json
+from tests.kernel.scripted import ScriptedRequest, ScriptedServer, scripted, write, write_json
 
 pytestmark = pytest.mark.as_owner
 
@@ -53,7 +53,7 @@ class Daraja:
     is_busy: bool = False
     """If True, pushes are refused: nothing is sent."""
 
-    async def answer(self, request: Asked, writer: asyncio.StreamWriter) -> None:
+    async def answer(self, request: ScriptedRequest, writer: asyncio.StreamWriter) -> None:
         path = request.path.partition("?")[0]
         if path == "/oauth/v1/generate":
             write_json(writer, 200, {"access_token": "token-of-tests", "expires_in": "3599"})
@@ -84,7 +84,7 @@ class Gate:
     base: str
     api: Api
     daraja: Daraja
-    script: Scripted
+    script: ScriptedServer
 
     @property
     def payments(self) -> PaymentService:
@@ -170,7 +170,7 @@ async def gate(values: dict[str, Any]) -> AsyncGenerator[Gate]:
 
 async def test_query_success_after_an_amount_mismatch_leaves_the_mismatch(gate: Gate) -> None:
     payment = await gate.create_payment()
-    asking = asyncio.create_task(gate.queries.ask(payment["id"], is_forced=True))
+    asking = asyncio.create_task(gate.queries.query_payment(payment["id"], is_forced=True))
     await gate.daraja.asked.wait()
     await gate.call_back(payment, paid_callback("ws_CO_1", 501))
     gate.daraja.query.set()
@@ -226,7 +226,7 @@ async def test_callback_with_a_further_receipt_is_published_once(gate: Gate) -> 
 async def test_callback_from_another_phone_after_completion_is_a_mismatch(gate: Gate) -> None:
     payment = await gate.create_payment()
     gate.daraja.query.set()
-    await gate.queries.ask(payment["id"], is_forced=True)
+    await gate.queries.query_payment(payment["id"], is_forced=True)
     assert (await gate.get_payment(payment))["status"] == "completed"
     await gate.call_back(payment, paid_callback("ws_CO_1", PhoneNumber=254722000002))
     found = await gate.get_payment(payment)
@@ -258,7 +258,7 @@ async def test_ask_while_the_push_is_resent_does_not_expire_the_payment(values: 
             "due_at = $1, expires_at = $1",
             now,
         )
-        giving_up = asyncio.create_task(gate.queries.ask(payment["id"]))
+        giving_up = asyncio.create_task(gate.queries.query_payment(payment["id"]))
         await asyncio.sleep(0)
         # There is one connection: this statement gets it after the first step of expiry and before the second.
         later = now + timedelta(minutes=15)
@@ -284,7 +284,7 @@ async def test_ask_right_after_the_ack_queries_and_does_not_expire_the_payment(v
         await db.execute(
             "UPDATE payment SET charge = 'unknown', checkout_request_id = NULL, due_at = $1, expires_at = $1", now
         )
-        giving_up = asyncio.create_task(gate.queries.ask(payment["id"]))
+        giving_up = asyncio.create_task(gate.queries.query_payment(payment["id"]))
         await asyncio.sleep(0)
         learnt = asyncio.create_task(
             db.execute("UPDATE payment SET merchant_request_id = 'm-1', checkout_request_id = 'ws_CO_1'")
@@ -295,7 +295,7 @@ async def test_ask_right_after_the_ack_queries_and_does_not_expire_the_payment(v
         # The next query is the last one, and it is sent.
         gate.daraja.query.set()
         await db.execute("UPDATE payment SET due_at = $1", now)
-        assert await gate.queries.ask(payment["id"])
+        assert await gate.queries.query_payment(payment["id"])
         assert (await gate.get_payment(payment))["status"] == "completed"
 
 
@@ -318,7 +318,7 @@ async def test_push_resent_late_has_its_whole_time(gate: Gate) -> None:
     assert await db.fetchval("SELECT due_at - updated_at FROM payment") == timedelta(seconds=30)
     gate.daraja.says = PROCESSING
     gate.daraja.query.set()
-    await gate.queries.ask(payment["id"], is_forced=True)
+    await gate.queries.query_payment(payment["id"], is_forced=True)
     # The time counts from the push and not from the request.
     due = await db.fetchval("SELECT due_at - (expires_at - interval '900 seconds') FROM payment")
     assert due == timedelta(seconds=30)
@@ -332,7 +332,7 @@ async def test_callback_to_confirm_during_the_last_query_gets_its_own_time(
         payment = await gate.create_payment()
         await gate.gateway.db.execute("UPDATE payment SET expires_at = now() - interval '1 second'")
         gate.daraja.says = PROCESSING
-        asking = asyncio.create_task(gate.queries.ask(payment["id"], is_forced=True))
+        asking = asyncio.create_task(gate.queries.query_payment(payment["id"], is_forced=True))
         await gate.daraja.asked.wait()
         await gate.call_back(payment, paid_callback("ws_CO_1"))
         gate.daraja.query.set()
@@ -340,7 +340,7 @@ async def test_callback_to_confirm_during_the_last_query_gets_its_own_time(
         found = await gate.get_payment(payment)
         assert (found["status"], found["mismatch"]) == ("pending", None)
         gate.daraja.says = PAID
-        await gate.queries.ask(payment["id"], is_forced=True)
+        await gate.queries.query_payment(payment["id"], is_forced=True)
         assert (await gate.get_payment(payment))["receipt"] == "TKN4A1B2C3"
 
 
@@ -591,6 +591,6 @@ async def test_query_of_a_retired_shortcode_uses_its_own_credentials(gate: Gate)
     stored = await gate.api.call("PUT", "/v1/merchant/providers", other)
     assert stored.status == 200
     gate.daraja.query.set()
-    assert await gate.queries.ask(payment["id"], is_forced=True)
+    assert await gate.queries.query_payment(payment["id"], is_forced=True)
     (question,) = gate.script.of("/mpesa/stkpushquery/v1/query")
     assert json.loads(question.body)["BusinessShortCode"] == SANDBOX["mpesa"]["shortcode"]

@@ -89,16 +89,16 @@ async def test_key_used_in_both_envs_makes_one_payment_in_each(shop: Shop) -> No
     here, there = await shop.pay("sandbox"), await shop.pay("live")
     assert (here[1], there[1], here[0] == there[0]) == (False, False, False)
     assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
-    assert len(shop.daraja.of("stkpush")) == 2
+    assert len(shop.daraja.requests_of("stkpush")) == 2
     # The keys' rows are deleted, but each payment keeps its key.
     await shop.gateway.db.execute("DELETE FROM idempotency_key")
     assert (await shop.pay("sandbox"), await shop.pay("live")) == ((here[0], True), (there[0], True))
-    assert len(shop.daraja.of("stkpush")) == 2
+    assert len(shop.daraja.requests_of("stkpush")) == 2
 
 
 async def test_handle_used_in_both_envs_names_one_payment_in_each(shop: Shop) -> None:
     same = (200, {"MerchantRequestID": "m", "CheckoutRequestID": "ws_CO_same", "ResponseCode": "0"})
-    shop.daraja.say("stkpush", same, same)
+    shop.daraja.add_answers("stkpush", same, same)
     ids = {env: (await shop.pay(env))[0] for env in ENVS}
     db, inbox = shop.gateway.db, shop.gateway.services.get(CallbackInbox)
     assert await db.fetchval("SELECT count(*) FROM payment WHERE checkout_request_id = 'ws_CO_same'") == len(ENVS)
@@ -138,7 +138,7 @@ async def test_refund_with_a_payments_key_is_refused_and_names_the_payment(shop:
     live = Caller(shop.merchant_id, "key_2", frozenset(), "live")
     with pytest.raises(NotFound):
         await refunds.request(live, body, "order-1")
-    assert shop.daraja.of("reversal") == []
+    assert shop.daraja.requests_of("reversal") == []
     refund, _ = await refunds.request(caller, body, "refund-1")
     assert refund.env == "sandbox"
     with pytest.raises(KeyMismatch, match="was used for a refund"):
@@ -170,7 +170,7 @@ async def test_lists_searches_and_exports_are_of_one_env(shop: Shop) -> None:
         with pytest.raises(NotFound):
             await shop.payments.get(shop.merchant_id, other, ids[env][0])
         with pytest.raises(NotFound):
-            await shop.gateway.services.get(StkQueries).ask_now(shop.merchant_id, other, ids[env][0])
+            await shop.gateway.services.get(StkQueries).query_now(shop.merchant_id, other, ids[env][0])
 
 
 async def test_event_has_the_env_of_its_payment(shop: Shop) -> None:

@@ -11,7 +11,7 @@ from mpesa_gateway_reconciliation.doctor import check_reconciliation
 from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.conftest import Town
 from tests.identifiers import identifier
-from tests.looking import levels, only_merchant, seen_by
+from tests.looking import levels, only_merchant, results_of_check
 from tests.stored import default_shortcode, go_live
 
 pytestmark = pytest.mark.usefixtures("initiated")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("initiated")
 async def results_of(town: Town, **examined: Any) -> dict[str, CheckResult]:
     """The doctor's results for the only merchant's statements."""
     merchant = await only_merchant(town.gateway)
-    return await seen_by(check_reconciliation, town.gateway, merchant=merchant, **examined)
+    return await results_of_check(check_reconciliation, town.gateway, merchant=merchant, **examined)
 
 
 async def test_doctor_registered_shortcode_with_a_run_is_ok(town: Town) -> None:

@@ -89,14 +89,14 @@ async def test_till_line_with_a_hidden_payer_is_queried_and_ambiguous(
         assert (found["ambiguous"], found["recovered"]) == (1, 0)
         # Operators see it although the credentials' own number is the store's.
         assert await candidates(place, "TKN4A1B2C3") == [payment["id"]]
-        (question,) = daraja.of("transactionstatus")
+        (question,) = daraja.requests_of("transactionstatus")
         assert question["TransactionID"] == "TKN4A1B2C3"
         await post_status_result(place, question, "2547****001")
         assert (await get_payment(place, payment))["status"] == "failed"
         assert await town.gateway.db.fetchval("SELECT finding FROM noted_line") == "ambiguous"
         # M-Pesa shows no more: the line is not queried again and needs an operator.
         await run(place, daraja, row("TKN4A1B2C3", phone=phone, **BOUGHT))
-        assert len(daraja.of("transactionstatus")) == 1
+        assert len(daraja.requests_of("transactionstatus")) == 1
 
 
 async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(town: Town, daraja: Daraja) -> None:
@@ -104,7 +104,7 @@ async def test_till_line_is_decided_by_the_whole_number_of_the_status_query(town
         payment, other = await create_payment(place, 500), await create_payment(place, 600, key="other")
         lines = [row("TKN4A1B2C3", 500, phone=None, **BOUGHT), row("TKN4A1B2C4", 600, phone=None, **BOUGHT)]
         assert (await run(place, daraja, *lines))["ambiguous"] == 2
-        first, second = sorted(daraja.of("transactionstatus"), key=lambda one: str(one["TransactionID"]))
+        first, second = sorted(daraja.requests_of("transactionstatus"), key=lambda one: str(one["TransactionID"]))
         await post_status_result(place, first, "254711000001", CreditPartyName="600638 - STORE")
         assert (await get_payment(place, payment))["receipt"] == "TKN4A1B2C3"
         # The right payer, but another receiver.
@@ -170,7 +170,7 @@ async def test_line_of_a_time_outside_the_window_is_not_found(town: Town, daraja
     # A reference of our own settles a line of any time.
     assert (found["not_found"], found["ambiguous"], found["recovered"]) == (1, 0, 1)
     assert [(await get_payment(town, one))["status"] for one in (payment, own)] == ["pending", "completed"]
-    assert (await candidates(town, "TKN4A1B2C3"), daraja.of("transactionstatus")) == ([], [])
+    assert (await candidates(town, "TKN4A1B2C3"), daraja.requests_of("transactionstatus")) == ([], [])
 
 
 async def test_line_outside_one_window_is_judged_again_in_a_wider_one(town: Town, daraja: Daraja) -> None:
@@ -343,7 +343,7 @@ async def test_status_result_of_a_line_about_other_money_completes_nothing(
         payment = await create_payment(place)
         line = row("TKN4A1B2C3", phone=None, **BOUGHT)
         await run(place, daraja, line)
-        (question,) = daraja.of("transactionstatus")
+        (question,) = daraja.requests_of("transactionstatus")
         fields = {
             "Amount": "500.00",
             "CreditPartyName": "600638 - STORE",
@@ -353,7 +353,7 @@ async def test_status_result_of_a_line_about_other_money_completes_nothing(
         assert (await get_payment(place, payment))["status"] == "pending"
         # The line has a result and is not queried again.
         await run(place, daraja, line)
-        assert len(daraja.of("transactionstatus")) == 1
+        assert len(daraja.requests_of("transactionstatus")) == 1
 
 
 # -- C1 -------------------------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ async def test_status_query_of_a_line_with_another_reference_is_not_ours(town: T
     payment = await create_payment(town, reference="table 4")
     assert (await run(town, daraja, row("WALKIN0001", reference="walk-in")))["not_found"] == 1
     started = (await town.api.call("POST", "/v1/payments/mpesa/check-status/WALKIN0001")).data
-    (question,) = daraja.of("transactionstatus")
+    (question,) = daraja.requests_of("transactionstatus")
     now = f"{datetime.now(EAT):%Y%m%d%H%M%S}"
     says = {"Amount": "500", "CreditPartyName": "174379 - SHOP", "FinalisedTime": now}
     await post_status_result(town, question, "254711000001", **says)
@@ -462,7 +462,7 @@ async def test_page_before_a_failed_one_settles_certain_lines_only(town: Town, d
     ]
     # A page with fewer rows would be the last one.
     full = [*rows, *(row(f"FILL{number:06}", 1000 + number) for number in range(96))]
-    daraja.say("pullquery", page(*full), *[FAILS[how]()] * 2)
+    daraja.add_answers("pullquery", page(*full), *[FAILS[how]()] * 2)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["already_known"], found["recovered"], found["mismatched"]) == ("failed", 1, 1, 1)
     assert (await get_payment(town, own))["receipt"] == "OWN0000001"
@@ -470,7 +470,7 @@ async def test_page_before_a_failed_one_settles_certain_lines_only(town: Town, d
     # The rule waits: money on the next page could fit too.
     assert (await get_payment(town, by_rule))["status"] == "pending"
     daraja.answers["pullquery"] = []
-    daraja.say("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
+    daraja.add_answers("pullquery", page(*full), page(row("RULE000002", 503, reference="table 4")))
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["ambiguous"]) == ("completed", 2)
     assert (await get_payment(town, by_rule))["status"] == "pending"

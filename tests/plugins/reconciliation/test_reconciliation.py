@@ -15,7 +15,7 @@ from mpesa_gateway_callbacks.api import Callbacks
 from mpesa_gateway_callbacks.dispatcher import CallbackDispatcher
 from mpesa_gateway_reconciliation.service import ReconciliationService
 from tests.conftest import Town
-from tests.daraja import Daraja, Said, fault, result, stk_callback
+from tests.daraja import Daraja, DarajaAnswer, fault, result, stk_callback
 from tests.identifiers import identifiers
 from tests.owner import as_owner
 from tests.stored import change_credentials, default_shortcode, move_to
@@ -58,20 +58,23 @@ def row(receipt: str, amount: Any = 500, phone: str | None = "711000001", refere
     return fields | more
 
 
-def page(*rows: Any, lists: Any = None) -> Said:
+def page(*rows: Any, lists: Any = None) -> DarajaAnswer:
     """One page of a statement."""
     found = [list(rows)] if lists is None else lists
     return 200, {"ResponseRefID": "1", "ResponseCode": "1000", "ResponseMessage": "Success", "Response": found}
 
 
 NO_ROWS: list[list[Any]] = [[]]
-NOTHING: Said = (200, {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "none", "Response": NO_ROWS})
+NOTHING: DarajaAnswer = (
+    200,
+    {"ResponseRefID": "1", "ResponseCode": "1001", "ResponseMessage": "none", "Response": NO_ROWS},
+)
 
 
-def statement(rows: list[Any], size: int = 100) -> Callable[[dict[str, Any]], Said]:
+def statement(rows: list[Any], size: int = 100) -> Callable[[dict[str, Any]], DarajaAnswer]:
     """A statement of these rows, in pages."""
 
-    def page_at(body: dict[str, Any]) -> Said:
+    def page_at(body: dict[str, Any]) -> DarajaAnswer:
         offset = int(body["OffSetValue"])
         shown = rows[offset : offset + size]
         return page(*shown) if shown else NOTHING
@@ -128,24 +131,24 @@ async def post_status_result(town: Town, question: dict[str, Any], phone: str, *
 
 
 async def test_register_sends_darajas_fields_and_may_be_repeated(town: Town, daraja: Daraja) -> None:
-    replies: tuple[tuple[Said, str], ...] = (
+    replies: tuple[tuple[DarajaAnswer, str], ...] = (
         ((200, {"ResponseStatus": "1000", "ResponseDescription": "registered", "ShortCode": "174379"}), "1000"),
         ((200, {"Response Status": 1001, "ResponseDescription": "already", "ShortCode": "174379"}), "1001"),
     )
     for one, code in replies:
-        daraja.say("pullregister", one)
+        daraja.add_answers("pullregister", one)
         answer = await town.api.call("POST", "/v1/payments/mpesa/pull/register")
         assert (
             answer.status,
             answer.data["response_code"],
             answer.data["shortcode"],
         ) == (200, code, "174379")
-    sent = daraja.of("pullregister")[0]
+    sent = daraja.requests_of("pullregister")[0]
     assert "/v1/cb/pull/" in sent.pop("CallBackURL")
     assert sent == {"ShortCode": "174379", "RequestType": "Pull", "NominatedNumber": "254708374149"}
     actions = (await town.gateway.db.fetch("SELECT action FROM audit_entry")) or []
     assert [one["action"] for one in actions].count("pull.registered") == 2
-    refusals: tuple[tuple[Said, int], ...] = (
+    refusals: tuple[tuple[DarajaAnswer, int], ...] = (
         (fault("400.003.02", "Bad Request", 400), 502),
         ((200, {"ResponseStatus": "1002", "ResponseDescription": "no"}), 502),
         ((200, {}), 503),
@@ -153,7 +156,7 @@ async def test_register_sends_darajas_fields_and_may_be_repeated(town: Town, dar
         (fault("500.003.02", "Spike Arrest"), 503),
     )
     for refused, status in refusals:
-        daraja.say("pullregister", refused)
+        daraja.add_answers("pullregister", refused)
         assert (await town.api.call("POST", "/v1/payments/mpesa/pull/register")).status == status, refused
 
 
@@ -169,7 +172,7 @@ async def test_register_without_a_nominated_number_names_the_field(town: Town) -
 
 async def test_pull_callback_is_stored_and_changes_nothing(town: Town, daraja: Daraja) -> None:
     await town.api.call("POST", "/v1/payments/mpesa/pull/register")
-    (sent,) = daraja.of("pullregister")
+    (sent,) = daraja.requests_of("pullregister")
     url = sent["CallBackURL"].removeprefix(town.base)
     assert (await town.api.call("POST", url, {"anything": ["at", "all"]})).status == 200
     assert (await town.api.call("POST", url, raw=b"[]")).status == 422
@@ -178,7 +181,7 @@ async def test_pull_callback_is_stored_and_changes_nothing(town: Town, daraja: D
 
 # -- reading --------------------------------------------------------------------------------------------------------
 
-EMPTY: tuple[Said, ...] = (
+EMPTY: tuple[DarajaAnswer, ...] = (
     NOTHING,
     (200, {"ResponseCode": "1001", "ResponseMessage": "No transactions"}),
     (200, {"ResponseCode": 1001}),
@@ -199,13 +202,13 @@ EMPTY: tuple[Said, ...] = (
 
 async def test_run_with_an_empty_statement_in_every_form_has_no_lines(town: Town, daraja: Daraja) -> None:
     for reply in EMPTY:
-        daraja.say("pullquery", reply)
+        daraja.add_answers("pullquery", reply)
         found = (await town.api.call("POST", RUN, {})).data
         assert (found["status"], found["lines"], found["error"]) == ("completed", 0, None), reply
-    assert len(daraja.of("pullquery")) == len(EMPTY)
+    assert len(daraja.requests_of("pullquery")) == len(EMPTY)
 
 
-BROKEN: tuple[tuple[Said, int, str], ...] = (
+BROKEN: tuple[tuple[DarajaAnswer, int, str], ...] = (
     ((200, b"<html>We are improving our services</html>"), 2, "without JSON"),
     ((500, b""), 2, "without JSON"),
     (fault("500.003.1001", "Internal Server Error"), 2, "internal error at M-Pesa"),
@@ -220,13 +223,13 @@ BROKEN: tuple[tuple[Said, int, str], ...] = (
 
 async def test_run_with_an_unreadable_page_retries_it_and_fails_with_the_reason(town: Town, daraja: Daraja) -> None:
     for reply, times, word in BROKEN:
-        before = len(daraja.of("pullquery"))
-        daraja.say("pullquery", *[reply] * times)
+        before = len(daraja.requests_of("pullquery"))
+        daraja.add_answers("pullquery", *[reply] * times)
         found = (await town.api.call("POST", RUN, {})).data
-        assert (found["status"], len(daraja.of("pullquery")) - before) == ("failed", times), reply
+        assert (found["status"], len(daraja.requests_of("pullquery")) - before) == ("failed", times), reply
         assert word in found["error"], found
     # A page that is readable at the second try counts.
-    daraja.say("pullquery", BROKEN[0][0], page(row("TKN4A1B2C3")), NOTHING)
+    daraja.add_answers("pullquery", BROKEN[0][0], page(row("TKN4A1B2C3")), NOTHING)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"]) == ("completed", 1)
     listed = (await town.api.call("GET", f"{RUNS}?limit=3&count=true")).body
@@ -236,7 +239,7 @@ async def test_run_with_an_unreadable_page_retries_it_and_fails_with_the_reason(
 async def test_run_reads_pages_by_offset_to_the_end(town: Town, daraja: Daraja) -> None:
     found = await run(town, daraja, *(row(f"ROW{number:07}", 1 + number) for number in range(230)))
     assert (found["status"], found["pages"], found["lines"], found["not_found"]) == ("completed", 3, 230, 230)
-    requests = daraja.of("pullquery")
+    requests = daraja.requests_of("pullquery")
     # The last page is shorter than a full one, so no request follows.
     assert [one["OffSetValue"] for one in requests] == ["0", "100", "200"]
     assert {one["ShortCode"] for one in requests} == {"174379"}
@@ -258,7 +261,7 @@ async def test_run_reads_pages_by_offset_to_the_end(town: Town, daraja: Daraja) 
 async def test_run_with_an_ignored_offset_ends(town: Town, daraja: Daraja) -> None:
     daraja.answers["pullquery"] = [page(*(row(f"ROW{number:07}") for number in range(100)))] * 50
     found = (await town.api.call("POST", RUN, {})).data
-    assert (found["status"], found["lines"], len(daraja.of("pullquery"))) == ("completed", 100, 2)
+    assert (found["status"], found["lines"], len(daraja.requests_of("pullquery"))) == ("completed", 100, 2)
 
 
 async def test_run_with_endless_unreadable_pages_fails(town: Town, daraja: Daraja) -> None:
@@ -272,22 +275,22 @@ async def test_run_ends_after_a_page_that_is_not_full(town: Town, daraja: Daraja
     # A server with one more new row for each request would otherwise be queried without end.
     daraja.answers["pullquery"] = [page(row(f"ROW{number:07}")) for number in range(50)]
     found = (await town.api.call("POST", RUN, {})).data
-    assert (found["status"], found["lines"], len(daraja.of("pullquery"))) == ("completed", 1, 1)
+    assert (found["status"], found["lines"], len(daraja.requests_of("pullquery"))) == ("completed", 1, 1)
 
 
 async def test_run_ends_when_no_transactions_follow_full_pages(town: Town, daraja: Daraja) -> None:
     whole = page(*(row(f"ROW{number:07}") for number in range(100)))
     for at, nothing in enumerate(EMPTY):
-        daraja.say("pullquery", whole, nothing)
+        daraja.add_answers("pullquery", whole, nothing)
         found = (await town.api.call("POST", RUN, {})).data
         assert (found["status"], found["lines"]) == ("completed", 100), nothing
-        assert len(daraja.of("pullquery")) == 2 * (at + 1)
+        assert len(daraja.requests_of("pullquery")) == 2 * (at + 1)
 
 
 async def test_run_skips_and_counts_unreadable_bytes_and_rows(town: Town, daraja: Daraja) -> None:
     rows = [row("ROW0000001", sender="@"), row("ROW0000002", amount="1e2"), {"transactionId": "ROW0000003"}, "x", None]
     content = {"ResponseCode": "0", "Response": [rows]}
-    daraja.say("pullquery", (200, json.dumps(content).encode().replace(b'"@"', b'"JOS\xc9 \t"')))
+    daraja.add_answers("pullquery", (200, json.dumps(content).encode().replace(b'"@"', b'"JOS\xc9 \t"')))
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], found["malformed"]) == ("completed", 2, 3)
     assert (await rows_of(town, found))["ROW0000002"]["amount"] == "100.00"
@@ -305,7 +308,7 @@ async def test_run_reads_several_lists_of_rows_and_counts_malformed_ones(town: T
         True,
     ]
     lists = [[row("ROW0000001")], [], "text", None, [[row("row0000002")]], [*broken, row("ROW0000003")], broken[0]]
-    daraja.say("pullquery", page(lists=lists), NOTHING)
+    daraja.add_answers("pullquery", page(lists=lists), NOTHING)
     found = (await town.api.call("POST", RUN, {})).data
     assert (found["status"], found["lines"], found["malformed"]) == ("completed", 5, len(broken) - 1)
     # A line with an unreadable time is stored.
@@ -520,13 +523,13 @@ async def test_two_lines_of_one_payer_for_one_payment_are_ambiguous_until_assign
     found = await run(town, daraja, *rows)
     assert found["ambiguous"] == 2
     # Each line is queried once, and M-Pesa states the same payer for both.
-    questions = daraja.of("transactionstatus")
+    questions = daraja.requests_of("transactionstatus")
     assert sorted(one["TransactionID"] for one in questions) == ["TWICE00001", "TWICE00002"]
     for question in questions:
         await post_status_result(town, question, "254711000001")
     assert (await get_payment(town, payment))["status"] == "pending"
     again = await run(town, daraja, *rows)
-    assert (again["ambiguous"], len(daraja.of("transactionstatus"))) == (2, 2)
+    assert (again["ambiguous"], len(daraja.requests_of("transactionstatus"))) == (2, 2)
     # The merchant assigns one of them.
     lines = await rows_of(town, again)
     path = f"/v1/payments/mpesa/statement-lines/{lines['TWICE00002']['id']}/assign"
@@ -555,7 +558,7 @@ async def test_two_lines_of_two_payers_are_decided_by_the_status_queries(
     payers = ("254711000001", "254799999001")
     rows = [row(f"LINE00000{number}", phone="7***001", reference="table 4") for number in (0, 1)]
     assert (await run(town, daraja, *rows))["ambiguous"] == 2
-    questions = sorted(daraja.of("transactionstatus"), key=lambda question: str(question["TransactionID"]))
+    questions = sorted(daraja.requests_of("transactionstatus"), key=lambda question: str(question["TransactionID"]))
     assert (await get_payment(town, payment))["status"] == "pending"
     await post_status_result(town, questions[order[0]], payers[order[0]])
     # The payer of the first line does not decide the second; another payer of the second decides both.
@@ -571,7 +574,7 @@ async def test_two_payments_for_one_line_are_decided_by_the_status_query(town: T
     mine = await create_payment(town, key="mine", reference="table 4")
     other = await create_payment(town, key="other", phone="254799999001", reference="table 4")
     assert (await run(town, daraja, row("TKN4A1B2C3", phone="7***001", reference="table 4")))["ambiguous"] == 1
-    (question,) = daraja.of("transactionstatus")
+    (question,) = daraja.requests_of("transactionstatus")
     # Results about another transaction, without a transaction, and not the last one.
     url = question["ResultURL"].removeprefix(town.base)
     says = {"ReceiptNo": "TKN0000000", "TransactionStatus": "Completed", "DebitPartyName": "254711000001 - JANE"}
@@ -592,13 +595,13 @@ async def test_status_query_of_a_line_is_repeated_if_refused_or_unanswered(town:
     for number in range(2):
         await create_payment(town, key=f"k{number}", reference="table 4")
     line = row("TKN4A1B2C3", phone="7***001", reference="table 4")
-    daraja.say("transactionstatus", fault("500.003.02", "Spike Arrest"))
+    daraja.add_answers("transactionstatus", fault("500.003.02", "Spike Arrest"))
     for times, lines in ((1, line), (2, line), (2, line)):
         await run(town, daraja, lines)
-        assert len(daraja.of("transactionstatus")) == times
+        assert len(daraja.requests_of("transactionstatus")) == times
     await town.gateway.db.execute("UPDATE statement_note SET asked_at = now() - interval '2 hours'")
     await run(town, daraja, line)
-    assert len(daraja.of("transactionstatus")) == 3
+    assert len(daraja.requests_of("transactionstatus")) == 3
 
 
 async def test_ambiguous_line_without_an_initiator_is_not_queried(town: Town, daraja: Daraja) -> None:
@@ -606,7 +609,7 @@ async def test_ambiguous_line_without_an_initiator_is_not_queried(town: Town, da
     for number in range(2):
         await create_payment(town, key=f"k{number}", reference="table 4")
     found = await run(town, daraja, row("TKN4A1B2C3", reference="table 4"))
-    assert (found["status"], found["ambiguous"], daraja.of("transactionstatus")) == ("completed", 1, [])
+    assert (found["status"], found["ambiguous"], daraja.requests_of("transactionstatus")) == ("completed", 1, [])
 
 
 async def mismatches(town: Town, payment: Any) -> list[Any]:
@@ -624,7 +627,7 @@ async def test_line_under_a_paid_reference_of_ours_is_a_mismatch_of_its_payment(
     other = await create_payment(town, key="other")
     found = await run(town, daraja, row("SECOND0001", reference=paid["reference"]))
     assert found["mismatched"] == 1
-    assert daraja.of("transactionstatus") == []
+    assert daraja.requests_of("transactionstatus") == []
     assert (await get_payment(town, other))["status"] == "pending"
     assert (await get_payment(town, paid))["receipt"] == "FIRST00001"
     # Each receipt is published once, however often its line is read.
@@ -648,7 +651,7 @@ async def test_line_under_a_reference_copied_into_a_retry_pays_once(
     line = row("PAIDONCE01", reference=first["reference"])
 
     async def ask() -> None:
-        daraja.say(
+        daraja.add_answers(
             "stkquery", (200, {"ResponseCode": "0", "ResultCode": "0", "CheckoutRequestID": retry["provider_ref"]})
         )
         await town.api.call("POST", f"/v1/payments/{retry['id']}/query")
@@ -747,7 +750,7 @@ async def test_assignment_during_a_run_is_kept(town: Town, daraja: Daraja) -> No
     go = asyncio.Event()
     daraja.held["pullquery"] = go
     running = asyncio.create_task(run(town, daraja, row("TKN4A1B2C3", phone=None, reference="table 4")))
-    await daraja.asked_about("pullquery", 2)
+    await daraja.wait_for_requests("pullquery", 2)
     path = f"/v1/payments/mpesa/statement-lines/{line['id']}/assign"
     assert (await town.api.call("POST", path, {"payment_id": payment["id"]})).data["finding"] == "recovered"
     go.set()
@@ -766,7 +769,7 @@ async def test_run_while_another_is_running_is_refused(town: Town, daraja: Daraj
     shortcode_id = await default_shortcode(town.gateway, merchant_id)
     go = daraja.hold("pullquery")
     first = asyncio.create_task(town.api.call("POST", RUN, {}))
-    await daraja.asked_about("pullquery")
+    await daraja.wait_for_requests("pullquery")
     refused = await town.api.call("POST", RUN, {})
     assert (refused.status, refused.error["code"], refused.error["retryable"]) == (409, "CONFLICT", True)
     assert await service.run_due(shortcode_id) is False
@@ -774,8 +777,8 @@ async def test_run_while_another_is_running_is_refused(town: Town, daraja: Daraj
     # The lease has expired as if the process were dead: the next run starts, and the first writes nothing more.
     await db.execute("UPDATE reconciliation_run SET lease_until = now() - interval '1 second'")
     second = asyncio.create_task(town.api.call("POST", RUN, {}))
-    await daraja.asked_about("pullquery", 2)
-    daraja.say("pullquery", page(row("TKN4A1B2C3")), page(row("TKN4A1B2C4")), NOTHING, NOTHING)
+    await daraja.wait_for_requests("pullquery", 2)
+    daraja.add_answers("pullquery", page(row("TKN4A1B2C3")), page(row("TKN4A1B2C4")), NOTHING, NOTHING)
     go.set()
     given_up, taken = (await first).data, (await second).data
     assert (given_up["status"], given_up["error"], given_up["pages"]) == (
@@ -797,7 +800,7 @@ async def test_run_without_a_slot_starts_when_one_is_free(values: dict[str, Any]
         go = daraja.hold("pullquery")
         service = gateway.services.get(ReconciliationService)
         both = [asyncio.create_task(service.run_due(shortcode_id)) for shortcode_id in shortcodes]
-        await daraja.asked_about("pullquery")
+        await daraja.wait_for_requests("pullquery")
         # The second job does not wait for a slot: it ends at once, and its run follows.
         assert await both[1] is False
         assert await gateway.db.fetchval("SELECT count(*) FROM reconciliation_run") == 1
@@ -818,7 +821,7 @@ async def test_run_after_a_pause_covers_the_gap_up_to_48_hours(values: dict[str,
 
         async def window() -> tuple[timedelta, timedelta]:
             """The ages of the start and the end of the last request's window."""
-            sent = daraja.of("pullquery")[-1]
+            sent = daraja.requests_of("pullquery")[-1]
             began, ended = (
                 datetime.strptime(sent[name], "%Y-%m-%d %H:%M:%S").replace(tzinfo=EAT)
                 for name in ("StartDate", "EndDate")
@@ -836,7 +839,7 @@ async def test_run_after_a_pause_covers_the_gap_up_to_48_hours(values: dict[str,
         assert (await api.call("POST", RUN, {"start": start})).data["status"] == "completed"
         assert await window() == (timedelta(hours=1), timedelta(0))
         clock.advance(timedelta(minutes=5))
-        daraja.say("pullquery", (500, b""), (500, b""))
+        daraja.add_answers("pullquery", (500, b""), (500, b""))
         assert await service.run_due(shortcode_id)
         clock.advance(timedelta(minutes=15))
         assert await service.run_due(shortcode_id)
@@ -866,7 +869,7 @@ async def test_run_with_an_impossible_window_is_refused(town: Town, daraja: Dara
     ):
         refused = await town.api.call("POST", RUN, body)
         assert (refused.status, {problem["field"] for problem in refused.body["errors"]}) == (422, fields)
-    assert daraja.of("pullquery") == []
+    assert daraja.requests_of("pullquery") == []
 
 
 async def test_run_that_takes_long_is_accepted_and_continues(values: dict[str, Any], daraja: Daraja) -> None:
@@ -898,8 +901,8 @@ async def test_wake_all_runs_merchants_with_a_nominated_number(values: dict[str,
             assert (await api.call("PUT", "/v1/merchant/providers", INITIATED)).status == 200
             merchants.append((await api.call("GET", "/v1/merchant/me")).data["id"])
         await gateway.merchants.deactivate(merchants[1], actor="test")
-        assert await gateway.services.get(ReconciliationService).wake_all() == 1
-        await daraja.asked_about("pullquery")
+        assert await gateway.services.get(ReconciliationService).enqueue_all() == 1
+        await daraja.wait_for_requests("pullquery")
 
         async def has_run() -> Any:
             return await gateway.db.fetch("SELECT merchant_id FROM reconciliation_run WHERE status = 'completed'")
@@ -915,7 +918,7 @@ async def test_status_query_of_a_line_is_no_status_check(town: Town, daraja: Dar
         daraja,
         *(row(f"TWICE0000{number}", phone="711***001", reference="table 4") for number in (1, 2)),
     )
-    await post_status_result(town, daraja.of("transactionstatus")[0], "254711000001")
+    await post_status_result(town, daraja.requests_of("transactionstatus")[0], "254711000001")
     assert await town.gateway.db.fetchval("SELECT count(*) FROM status_check") == 0
     assert (await get_payment(town, payment))["status"] == "pending"
     await town.gateway.services.get(CallbackDispatcher).sweep()
@@ -933,4 +936,4 @@ async def test_run_with_a_live_key_is_refused_without_live_credentials(town: Tow
         answer = await api.call("POST", path, {})
         assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     await api.close()
-    assert daraja.of("pullquery") == daraja.of("pullregister") == []
+    assert daraja.requests_of("pullquery") == daraja.requests_of("pullregister") == []

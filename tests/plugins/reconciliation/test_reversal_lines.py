@@ -67,7 +67,7 @@ async def test_reversal_line_with_the_receipt_of_a_payment_reverses_it(
     after = await get_payment(town, payment)
     assert (after["status"], after["receipt"], after["refunded_amount"]) == ("reversed", RECEIPT, "500.00")
     assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     assert (await rows_of(town, found))[line["transactionId"]]["payment_id"] == payment["id"]
     # The same lines again add nothing.
     await run(town, daraja, *lines)
@@ -82,7 +82,7 @@ async def test_reversal_line_of_another_amount_reverses_a_part(town: Town, daraj
     await run(town, daraja, row(BACK, amount, reference=RECEIPT, **REVERSAL))
     assert (await get_payment(town, payment))["status"] == "completed"
     assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 1
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 1
     refused = await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
     assert refused.status == 409
     await assert_invariants(town)
@@ -118,7 +118,7 @@ async def test_reversal_line_of_our_own_refund_is_left_to_the_refund(town: Town,
     payment = await create_payment(town)
     await call_back(town, payment, receipt=RECEIPT)
     await town.api.call("POST", "/v1/refunds", {"payment_id": payment["id"]})
-    (question,) = daraja.of("reversal")
+    (question,) = daraja.requests_of("reversal")
     done = result(0, transaction_id=BACK, says={"OriginalTransactionID": RECEIPT})
     url = question["ResultURL"].removeprefix(town.base)
     if is_done:
@@ -132,5 +132,5 @@ async def test_reversal_line_of_our_own_refund_is_left_to_the_refund(town: Town,
     assert (await get_payment(town, payment))["status"] == "reversed"
     assert await event_kinds(town) == ["payment.completed", "payment.reversed"]
     assert found["already_known"] == 1
-    assert await town.gateway.db.fetchval(tables.COUNT_HELD, ["sandbox"]) == 0
+    assert await town.gateway.db.fetchval(tables.COUNT_NEEDING_REVIEW, ["sandbox"]) == 0
     await assert_invariants(town)

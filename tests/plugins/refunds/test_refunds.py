@@ -24,7 +24,7 @@ from mpesa_gateway_refunds.service import RefundService
 from mpesa_gateway_refunds.status_queries import RefundStatusQueries
 from tests.conftest import Town
 from tests.daraja import Daraja, ack, fault, result, stk_callback
-from tests.stored import WIPE, change_credentials, move_to
+from tests.stored import WIPE_SHORTCODES, change_credentials, move_to
 
 RECEIPT = "TKN4A1B2C3"
 REVERSAL = "TKN9REV001"
@@ -72,9 +72,9 @@ class RefundClient:
 
     async def send_query(self, refund: Any) -> dict[str, Any]:
         """Send a status query about a refund; returns the request that Daraja got."""
-        before = len(self.daraja.of("transactionstatus"))
+        before = len(self.daraja.requests_of("transactionstatus"))
         assert (await self.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")).status == 200
-        queries = self.daraja.of("transactionstatus")
+        queries = self.daraja.requests_of("transactionstatus")
         assert len(queries) == before + 1
         return queries[-1]
 
@@ -124,7 +124,7 @@ ADDRESSES: dict[str, str] = {"ResultURL": "reversal", "QueueTimeOutURL": "revers
 async def test_refund_sends_darajas_fields(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id, 120)).data
-    (sent,) = refunds.daraja.of("reversal")
+    (sent,) = refunds.daraja.requests_of("reversal")
     callbacks = refunds.town.gateway.services.get(Callbacks)
     for field, kind in ADDRESSES.items():
         url = callbacks.url_for(kind, env="sandbox", merchant_id=refunds.merchant_id, subject_id=refund["id"])
@@ -155,13 +155,13 @@ async def test_refund_repeated_with_a_key_is_a_replay_and_without_one_is_the_res
     refused = await refunds.ask(payment_id, 300)
     assert (refused.status, refused.error["code"]) == (409, "CONFLICT")
     assert "KES 200 of this payment can still be refunded" in refused.error["message"]
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
     whole = await refunds.ask(payment_id)
     assert (whole.status, whole.data["amount"]) == (201, "200.00")
     for key_of_another in (None, "another"):
         same = await refunds.ask(payment_id, key=key_of_another)
         assert (same.status, same.data["id"], same.headers["Idempotent-Replayed"]) == (200, whole.data["id"], "true")
-    assert len(refunds.daraja.of("reversal")) == 2
+    assert len(refunds.daraja.requests_of("reversal")) == 2
 
 
 async def test_refund_with_an_amount_and_no_key_is_refused(refunds: RefundClient) -> None:
@@ -172,7 +172,7 @@ async def test_refund_with_an_amount_and_no_key_is_refused(refunds: RefundClient
     # Also if the amount is the whole payment.
     whole = await refunds.town.api.call("POST", "/v1/refunds", body | {"amount": 500})
     assert (whole.status, whole.error["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
-    assert refunds.daraja.of("reversal") == []
+    assert refunds.daraja.requests_of("reversal") == []
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
@@ -181,7 +181,7 @@ async def test_refund_of_the_rest_repeated_is_one(refunds: RefundClient) -> None
     answers = await asyncio.gather(*(refunds.ask(payment_id) for _ in range(8)))
     assert sorted(answer.status for answer in answers) == [200] * 7 + [201]
     (refund_id,) = {answer.data["id"] for answer in answers}
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
     await refunds.done(answers[0].data)
     again = await refunds.ask(payment_id)
     assert (again.status, again.data["id"], again.data["status"]) == (200, refund_id, "completed")
@@ -202,7 +202,7 @@ async def test_refund_without_amount_after_a_keyed_one_of_all_is_a_replay(refund
     whole = (await refunds.ask(payment_id, 500, key="all")).data
     again = await refunds.ask(payment_id)
     assert (again.status, again.data["id"]) == (200, whole["id"])
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
 
 
 async def test_refund_of_a_freed_part_during_one_of_the_rest_needs_a_key(refunds: RefundClient) -> None:
@@ -220,7 +220,7 @@ async def test_ack_of_a_locked_refund_is_answered_and_written_later(refunds: Ref
     payment_id = await refunds.complete_payment()
     answer = refunds.daraja.hold("reversal")
     task = asyncio.create_task(refunds.ask(payment_id))
-    await refunds.daraja.asked_about("reversal")
+    await refunds.daraja.wait_for_requests("reversal")
     other = await asyncpg.connect(database_url)
     async with other.transaction():
         await other.execute("SELECT 1 FROM refund FOR UPDATE")
@@ -262,7 +262,7 @@ async def test_refund_interrupted_before_sending_fails_and_frees_its_money(refun
     await refunds.await_events("refund.failed")
     again = await refunds.ask(payment_id, 200, key="r")
     assert (again.status, again.data["status"]) == (200, "failed")
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
 
 
 async def test_refund_inside_a_transaction_raises(refunds: RefundClient) -> None:
@@ -281,7 +281,7 @@ async def test_refund_inside_a_transaction_raises(refunds: RefundClient) -> None
 
     with pytest.raises(RuntimeError, match="the host's own"):
         await inside()
-    assert refunds.daraja.of("reversal") == []
+    assert refunds.daraja.requests_of("reversal") == []
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
@@ -290,7 +290,7 @@ async def test_refund_of_an_impossible_amount_is_refused_and_not_sent(refunds: R
     payment_id = await refunds.complete_payment()
     answer = await refunds.ask(payment_id, amount, key="bad")
     assert answer.status == (409 if amount == 501 else 422)
-    assert refunds.daraja.of("reversal") == []
+    assert refunds.daraja.requests_of("reversal") == []
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
     # The key and the money stay free.
     assert (await refunds.ask(payment_id, 10, key="bad")).status == 201
@@ -312,14 +312,14 @@ async def test_refund_of_an_unpaid_foreign_or_unreceipted_payment_is_refused(ref
         made = (await refunds.ask(payment_id)).data
         assert (await other.call("GET", f"/v1/refunds/{made['id']}")).status == 404
         assert (await other.call("POST", f"/v1/refunds/{made['id']}/query")).status == 404
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
 
 
 async def test_refund_uses_the_payments_own_shortcode(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     await move_to(refunds.town.api, "600001")
     assert (await refunds.ask(payment_id, key="r")).status == 201
-    (sent,) = refunds.daraja.of("reversal")
+    (sent,) = refunds.daraja.requests_of("reversal")
     assert sent["ReceiverParty"] == "174379"
 
 
@@ -332,13 +332,13 @@ async def test_refund_of_a_payment_of_the_other_env_is_not_found(refunds: Refund
     answer = await live.call("POST", "/v1/refunds", {"payment_id": payment_id})
     await live.close()
     assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
-    assert refunds.daraja.of("reversal") == []
+    assert refunds.daraja.requests_of("reversal") == []
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
 
 
 async def test_refund_with_erased_credentials_is_refused_until_they_are_stored(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    await refunds.town.gateway.db.execute(WIPE)
+    await refunds.town.gateway.db.execute(WIPE_SHORTCODES)
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"]) == (422, "PROVIDER_NOT_CONFIGURED")
     assert "174379" in answer.error["message"]
@@ -423,7 +423,7 @@ async def test_reversal_result_of_an_unknown_code_keeps_the_money_reserved(refun
     # A second reversal is impossible until review, and M-Pesa's own proof still ends this one.
     again = await refunds.ask(payment_id, key="again")
     assert (again.status, again.data["id"]) == (200, refund["id"])
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
     await refunds.done(refund)
     assert await refunds.amounts(payment_id) == ("reversed", 500, 0)
 
@@ -432,7 +432,7 @@ async def test_reversal_result_of_an_unknown_code_keeps_the_money_reserved(refun
 async def test_reversal_acknowledged_with_any_zero_is_sent_once(refunds: RefundClient, code: Any) -> None:
     payment_id = await refunds.complete_payment()
     status, content = ack(9)
-    refunds.daraja.say("reversal", (status, content | {"ResponseCode": code}))
+    refunds.daraja.add_answers("reversal", (status, content | {"ResponseCode": code}))
     refund = (await refunds.ask(payment_id)).data
     assert refund["status"] == "pending"
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
@@ -447,12 +447,12 @@ SPIKE = {"fault": {"faultstring": "spike arrest", "detail": {"errorcode": "polic
 @pytest.mark.parametrize("reply", [(429, SPIKE), (500, SPIKE), (429, b""), (429, b"<html></html>")])
 async def test_reversal_refused_by_the_proxy_frees_the_money(refunds: RefundClient, reply: Any) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", reply)
+    refunds.daraja.add_answers("reversal", reply)
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["retryable"]) == (503, True)
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
     assert (await refunds.ask(payment_id, key="r")).data["status"] == "pending"
-    assert len(refunds.daraja.of("reversal")) == 2
+    assert len(refunds.daraja.requests_of("reversal")) == 2
 
 
 async def test_refund_of_a_part_and_then_of_the_rest_reverses_the_payment(refunds: RefundClient) -> None:
@@ -475,7 +475,7 @@ async def test_refund_of_a_part_and_then_of_the_rest_reverses_the_payment(refund
 
 async def test_reversal_refused_by_daraja_fails_the_refund_with_its_message(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", fault("400.002.02", "Bad Request - Invalid Amount", 400))
+    refunds.daraja.add_answers("reversal", fault("400.002.02", "Bad Request - Invalid Amount", 400))
     answer = await refunds.ask(payment_id, 120, key="r")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     assert answer.error["provider"]["errorMessage"] == "Bad Request - Invalid Amount"
@@ -491,7 +491,7 @@ async def test_reversal_refused_by_daraja_fails_the_refund_with_its_message(refu
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
     again = await refunds.ask(payment_id, 120, key="r")
     assert (again.status, again.data["id"], again.data["status"]) == (200, refund["id"], "failed")
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
     await refunds.await_events("refund.failed")
 
 
@@ -514,7 +514,7 @@ async def test_reversal_result_before_the_ack_completes_the_refund(refunds: Refu
     payment_id = await refunds.complete_payment()
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id, key="r"))
-    await refunds.daraja.asked_about("reversal")
+    await refunds.daraja.wait_for_requests("reversal")
     (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
     assert refund["status"] == "pending"
     await refunds.done(refund, receipt=REVERSAL)
@@ -532,10 +532,10 @@ async def test_reversal_result_without_a_token_waits_for_its_ack(refunds: Refund
     await change_credentials(refunds.town.gateway, result_url=url)
     verifier: Any = refunds.town.gateway.services.get(CallbackVerifier)
     verifier._allowlist = (*verifier._allowlist, *_loopback())
-    refunds.daraja.say("reversal", ack(77))
+    refunds.daraja.add_answers("reversal", ack(77))
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id))
-    (sent,) = await refunds.daraja.asked_about("reversal")
+    (sent,) = await refunds.daraja.wait_for_requests("reversal")
     assert sent["ResultURL"] == url
     says = {"OriginalTransactionID": RECEIPT}
     body = result(0, originator="o-77", conversation="AG_77", transaction_id=REVERSAL, says=says)
@@ -558,9 +558,9 @@ async def test_reversal_result_without_a_token_counts_at_every_result_address(re
     for number, address in enumerate(("transactionstatus/result", "reversal/result", "")):
         receipt, reversal = f"TKN000000{number}", f"REV000000{number}"
         payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
-        refunds.daraja.say("reversal", ack(80 + number))
+        refunds.daraja.add_answers("reversal", ack(80 + number))
         refund = (await refunds.ask(payment_id)).data
-        assert refunds.daraja.of("reversal")[-1]["ResultURL"] == url
+        assert refunds.daraja.requests_of("reversal")[-1]["ResultURL"] == url
         # A timeout makes the query due.
         late = result(1, kind=1, originator=f"o-{80 + number}", conversation=f"AG_{80 + number}")
         assert (await refunds.town.api.call("POST", f"{SPECIFIED}transactionstatus/timeout", late)).status == 200
@@ -593,7 +593,7 @@ async def test_reversal_result_without_a_token_needs_a_listed_source(values: dic
         done = result(0, originator="o-1", conversation="AG_1", transaction_id=REVERSAL)
         for address in ("transactionstatus/result", "reversal/result", "reversal/timeout", ""):
             assert (await api.call("POST", f"{SPECIFIED}{address}".rstrip("/"), done)).status == 403, address
-        assert daraja.of("reversal") == []
+        assert daraja.requests_of("reversal") == []
         reasons = {row["reason"] for row in await gateway.db.fetch("SELECT reason FROM refused_callback")}
         assert reasons == {"source"}
 
@@ -674,7 +674,7 @@ async def test_result_without_a_token_while_the_plugin_is_off_reaches_other_kind
     made = (await refunds.town.api.pay("254711000001", 500, key="b")).data
     url = f"{refunds.town.base}{SPECIFIED}reversal/result"
     await change_credentials(refunds.town.gateway, result_url=url, timeout_url=url.replace("result", "timeout"))
-    refunds.daraja.say("transactionstatus", ack(91))
+    refunds.daraja.add_answers("transactionstatus", ack(91))
     assert (await refunds.town.api.call("POST", f"/v1/payments/mpesa/check-status/{made['id']}")).status == 200
     answer = result(0, originator="o-91", conversation="AG_91", transaction_id="TKN0000091")
     async with _without_refunds(values, ["127.0.0.0/8"]) as off:
@@ -765,7 +765,7 @@ async def test_reversal_receipt_completes_one_refund_only(refunds: RefundClient)
 
 async def test_reversal_result_of_another_payment_or_conversation_is_refused(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", ack(5))
+    refunds.daraja.add_answers("reversal", ack(5))
     refund = (await refunds.ask(payment_id)).data
     for body in (
         result(0, transaction_id=REVERSAL, says={"OriginalTransactionID": "TKN0000000"}),
@@ -833,7 +833,7 @@ async def test_status_result_without_receipt_or_with_other_amount_proves_no_reve
         refund = (await refunds.ask(payment_id)).data
         await refunds.result(refund, result("R000001"))
     else:
-        refunds.daraja.say("reversal", (500, b"<html>"))
+        refunds.daraja.add_answers("reversal", (500, b"<html>"))
         refund = (await refunds.ask(payment_id)).data
     await refunds.answer(await refunds.send_query(refund), result(0, says={"TransactionStatus": "Reversed", **fields}))
     after = await refunds.refund(refund)
@@ -886,14 +886,14 @@ async def test_reversal_with_an_unknown_outcome_is_queried_and_never_resent(refu
     for number, unknown in enumerate(UNKNOWN):
         receipt = f"TKN0000{number:03}"
         payment_id = await refunds.complete_payment(receipt=receipt, key=f"k{number}")
-        refunds.daraja.say("reversal", unknown)
+        refunds.daraja.add_answers("reversal", unknown)
         answer = await refunds.ask(payment_id, key=f"r{number}")
         assert (answer.status, answer.data["status"]) == (201, "pending"), unknown
         again = await refunds.ask(payment_id, key=f"r{number}")
         assert (again.status, again.data["id"]) == (200, answer.data["id"])
         unkeyed = await refunds.ask(payment_id)
         assert (unkeyed.status, unkeyed.data["id"]) == (200, answer.data["id"])
-        assert len(refunds.daraja.of("reversal")) == number + 1
+        assert len(refunds.daraja.requests_of("reversal")) == number + 1
         question = await refunds.send_query(answer.data)
         assert (question["TransactionID"], question.get("OriginalConversationID")) == (receipt, None)
         # Completed is the status of the payment itself and says nothing about a reversal.
@@ -907,7 +907,7 @@ async def test_reversal_with_an_unknown_outcome_is_queried_and_never_resent(refu
 
 async def test_status_result_reversed_proves_nothing_about_a_part(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", (500, b""))
+    refunds.daraja.add_answers("reversal", (500, b""))
     refund = (await refunds.ask(payment_id, 100)).data
     question = await refunds.send_query(refund)
     await refunds.answer(question, result(0, says={"ReceiptNo": RECEIPT, "TransactionStatus": "Reversed"}))
@@ -918,7 +918,7 @@ async def test_status_result_reversed_proves_nothing_about_a_part(refunds: Refun
 
 async def test_reversal_not_sent_frees_the_money_and_the_key(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    refunds.daraja.add_answers("reversal", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     answer = await refunds.ask(payment_id, key="r")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
     assert await refunds.amounts(payment_id) == ("completed", 0, 0)
@@ -945,7 +945,7 @@ async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review
     assert (again.status, again.data["id"]) == (200, refund["id"])
 
     async def sent_queries(number: int) -> list[Any]:
-        found = refunds.daraja.of("transactionstatus")
+        found = refunds.daraja.requests_of("transactionstatus")
         return found if len(found) >= number else []
 
     for number in range(1, 4):
@@ -962,9 +962,9 @@ async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review
         return (after["status"], bool(after["attention"])) == ("pending", True)
 
     assert await eventually(is_noticed)
-    assert len(refunds.daraja.of("transactionstatus")) == 3
+    assert len(refunds.daraja.requests_of("transactionstatus")) == 3
     assert await queries.wake_due() == 0
-    assert len(refunds.daraja.of("reversal")) == 1
+    assert len(refunds.daraja.requests_of("reversal")) == 1
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
     (waiting,) = (await refunds.town.api.call("GET", "/v1/refunds?needs_attention=true")).data
     assert waiting["id"] == refund["id"]
@@ -973,7 +973,7 @@ async def test_refund_interrupted_while_sending_is_queried_and_then_needs_review
 
 async def test_reversal_timeout_makes_the_query_due_and_moves_no_money(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
-    refunds.daraja.say("reversal", ack(5))
+    refunds.daraja.add_answers("reversal", ack(5))
     refund = (await refunds.ask(payment_id)).data
     await refunds.result(refund, result(1, originator="o-5"), "reversal-timeout")
     assert await refunds.amounts(payment_id) == ("completed", 0, 500)
@@ -1068,7 +1068,7 @@ async def test_refund_of_the_rest_by_requests_at_once_is_one(refunds: RefundClie
     assert len({one.data["id"] for one in answers}) == 1
     assert sorted(one.status for one in answers) == [200, 200, 200, 201]
     assert answers[0].data["amount"] == "300.00"
-    assert len(refunds.daraja.of("reversal")) == 2
+    assert len(refunds.daraja.requests_of("reversal")) == 2
 
 
 async def test_status_answer_of_the_payment_arriving_late_does_not_end_the_refund(refunds: RefundClient) -> None:
@@ -1076,7 +1076,7 @@ async def test_status_answer_of_the_payment_arriving_late_does_not_end_the_refun
     payment_id = await refunds.complete_payment()
     go = refunds.daraja.hold("reversal")
     asking = asyncio.create_task(refunds.ask(payment_id))
-    await refunds.daraja.asked_about("reversal")
+    await refunds.daraja.wait_for_requests("reversal")
     (refund,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
     question = await refunds.send_query(refund)
     assert question["TransactionID"] == RECEIPT
@@ -1092,7 +1092,7 @@ async def test_query_keeps_attention_set_by_a_result_during_it(refunds: RefundCl
     refund = (await refunds.ask(payment_id)).data
     go = refunds.daraja.hold("transactionstatus")
     asking = asyncio.create_task(refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query"))
-    await refunds.daraja.asked_about("transactionstatus")
+    await refunds.daraja.wait_for_requests("transactionstatus")
     await refunds.done(refund, amount="1.00")
     go.set()
     assert (await asking).data["attention"]
@@ -1106,17 +1106,17 @@ async def test_query_of_a_retired_shortcode_uses_the_refunds_own(refunds: Refund
     assert answer.status == 200
     await refunds.town.gateway.db.execute("UPDATE refund SET due_at = now()")
     await refunds.town.gateway.services.get(RefundStatusQueries).ask(refund["id"])
-    await refunds.daraja.asked_about("transactionstatus", 2)
-    assert [query["PartyA"] for query in refunds.daraja.of("transactionstatus")] == ["174379", "174379"]
+    await refunds.daraja.wait_for_requests("transactionstatus", 2)
+    assert [query["PartyA"] for query in refunds.daraja.requests_of("transactionstatus")] == ["174379", "174379"]
 
 
 async def test_query_not_sent_returns_the_reason(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     refund = (await refunds.ask(payment_id)).data
-    refunds.daraja.say("transactionstatus", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
+    refunds.daraja.add_answers("transactionstatus", fault("500.003.02", "Error Occurred: Spike Arrest Violation"))
     answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"], "Retry-After" in answer.headers) == (503, "PROVIDER_UNAVAILABLE", True)
-    refunds.daraja.say("transactionstatus", fault("500.001.1001", "Wrong credentials"))
+    refunds.daraja.add_answers("transactionstatus", fault("500.001.1001", "Wrong credentials"))
     answer = await refunds.town.api.call("POST", f"/v1/refunds/{refund['id']}/query")
     assert (answer.status, answer.error["code"]) == (502, "PROVIDER_REJECTED")
     await refunds.done(refund)
@@ -1165,7 +1165,7 @@ async def test_resolve_ends_refunds_without_a_result(refunds: RefundClient) -> N
 async def test_refund_waiting_for_its_row_holds_no_lock_on_the_payment(refunds: RefundClient) -> None:
     payment_id = await refunds.complete_payment()
     spike = fault("500.003.02", "Error Occurred: Spike Arrest Violation")
-    refunds.daraja.say("reversal", spike)
+    refunds.daraja.add_answers("reversal", spike)
     assert (await refunds.ask(payment_id, 10, key="again")).status == 503
     (unsent,) = (await refunds.town.api.call("GET", "/v1/refunds")).data
     db = refunds.town.gateway.db

@@ -29,7 +29,7 @@ async def prompted_payment(
     made: dict[str, Any] = (await town.api.pay(phone, amount, key=key)).data
 
     async def is_shown() -> bool:
-        return (await browser.opens(f"?phone={phone}")).has_form("/touch")
+        return (await browser.open(f"?phone={phone}")).has_form("/touch")
 
     assert await eventually(is_shown)
     return made
@@ -37,26 +37,26 @@ async def prompted_payment(
 
 async def answer_prompt(browser: Browser, phone: str, **fields: Any) -> Page:
     """Answer the prompt: send a PIN, or cancel."""
-    page = await browser.opens(f"?phone={phone}")
+    page = await browser.open(f"?phone={phone}")
     form = page.form("/touch")
-    return await browser.sends(form.action, form.fields | fields)
+    return await browser.send(form.action, form.fields | fields)
 
 
 async def hold_phone(browser: Browser, phone: str, style: str = "normal", balance: int = 25_000) -> Page:
     """Hold a phone, so that it waits for answers by hand."""
-    page = await browser.opens(f"?phone={phone}")
-    return await browser.submits(page, "/hold", style=style, balance=str(balance))
+    page = await browser.open(f"?phone={phone}")
+    return await browser.submit(page, "/hold", style=style, balance=str(balance))
 
 
 async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_balance(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        page = await browser.opens()
+        page = await browser.open()
         assert page.status == 200
-        assert page.untidy == []
+        assert page.unbalanced_tags == []
         assert "manual Each prompt" in page.words
         assert "KES 25,000" in page.words
         made = await prompted_payment(town, browser, ASKS, 750)
-        page = await browser.opens()
+        page = await browser.open()
         assert f"Do you want to pay Ksh 750.00 to 174379, account no. {made['reference']}?" in page.words
         # Enter submits the PIN, so its form has no cancel button.
         assert set(page.form("/touch").fields) == {"phone", "checkout_request_id", "pin"}
@@ -67,11 +67,11 @@ async def test_phone_page_with_a_prompt_accepts_the_pin_and_shows_receipt_and_ba
         assert f"{payment['receipt']} Confirmed. Ksh750.00 sent to 174379 for account {made['reference']}" in paid.words
         assert "New M-PESA balance is Ksh24,250.00." in paid.words
         assert not paid.has_form("/touch")
-        late = await browser.sends(
+        late = await browser.send(
             "/touch", {"checkout_request_id": payment["provider_ref"], "pin": "1234", "phone": ASKS}
         )
         assert (late.status, "not open any more" in late.words) == (409, True)
-        unknown = await browser.sends("/touch", {"checkout_request_id": "ws_CO_0", "pin": "1234"})
+        unknown = await browser.send("/touch", {"checkout_request_id": "ws_CO_0", "pin": "1234"})
         assert unknown.status == 404
 
 
@@ -87,7 +87,7 @@ async def test_phone_page_answer_other_than_paying_fails_the_payment(
     town: Town, fields: dict[str, str], balance: int, reason: str, message: str
 ) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        assert "automatic This phone" in (await browser.opens(f"?phone={MINE}")).words
+        assert "automatic This phone" in (await browser.open(f"?phone={MINE}")).words
         page = await hold_phone(browser, MINE, balance=balance)
         assert "manual Each prompt" in page.words
         made = await prompted_payment(town, browser, MINE)
@@ -96,7 +96,7 @@ async def test_phone_page_answer_other_than_paying_fails_the_payment(
         assert (await town.api.settled(made["id"], "failed"))["failure_reason"] == reason
         assert page.form("/hold").fields["balance"] == [str(balance)]
         # After its release it pays automatically again.
-        page = await browser.submits(page, "/let-go")
+        page = await browser.submit(page, "/let-go")
         assert "automatic This phone" in page.words
         again = (await town.api.pay(MINE, 100, key="again")).data
         await town.api.settled(again["id"], "completed")
@@ -158,12 +158,12 @@ async def test_phone_page_unrequested_payments_are_messages_and_the_balance_can_
 async def test_phone_page_without_scripts_refreshes_until_a_prompt_is_open(town: Town) -> None:
     refresh = 'http-equiv="refresh"'
     async with Browser(f"{town.base}/simulator") as browser:
-        page = await browser.opens()
+        page = await browser.open()
         assert refresh not in page.text
         watching = next(link for link in page.links if link.endswith("watch=true"))
-        assert refresh in (await browser.opens(watching)).text
+        assert refresh in (await browser.open(watching)).text
         await prompted_payment(town, browser, ASKS)
-        assert refresh not in (await browser.opens(watching)).text
+        assert refresh not in (await browser.open(watching)).text
 
 
 async def test_phone_page_style_never_completes_by_status_query(town: Town) -> None:
@@ -182,7 +182,7 @@ async def test_phone_page_style_before_ack_completes_the_payment_before_its_ack(
         paying = asyncio.ensure_future(town.api.pay(MINE, key="order"))
 
         async def is_shown() -> bool:
-            return (await browser.opens(f"?phone={MINE}")).has_form("/touch")
+            return (await browser.open(f"?phone={MINE}")).has_form("/touch")
 
         assert await eventually(is_shown)
         assert not paying.done()
@@ -204,7 +204,7 @@ async def test_phone_page_refund_is_a_message_and_adds_to_the_balance(town: Town
             )
         ).status == 201
         await town.api.settled(made["id"], "partially_reversed")
-        page = await browser.opens()
+        page = await browser.open()
         assert f"Ksh200.00 of {payment['receipt']} was reversed to you" in page.words
         assert "New M-PESA balance is Ksh24,700.00." in page.words
         assert "New M-PESA balance is Ksh24,500.00." in page.words
@@ -214,7 +214,7 @@ async def test_phone_page_log_shows_requests_and_callbacks_without_secrets(town:
     async with Browser(f"{town.base}/simulator") as browser:
         made = (await town.api.pay(MINE, key="order")).data
         await town.api.settled(made["id"], "completed")
-        page = await browser.opens()
+        page = await browser.open()
         assert "→ received stkpush" in page.words
         assert "← called back /v1/cb/stk/…" in page.words
         assert '"Password": "****"' in page.words
@@ -245,8 +245,8 @@ async def test_changes_stream_sends_an_event_for_each_change(town: Town) -> None
 
 async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        page = await browser.opens()
-        saved = await browser.submits(page, "/turn", late_delay="0.1", prompt_timeout="5")
+        page = await browser.open()
+        saved = await browser.submit(page, "/turn", late_delay="0.1", prompt_timeout="5")
         assert saved.form("/turn").fields["prompt_timeout"] == ["5.0"]
         for ending, fields in (
             ("/turn", {"late_delay": "soon"}),
@@ -257,35 +257,35 @@ async def test_phone_page_settings_are_saved_and_invalid_ones_refused(town: Town
             ("/hold", {"phone": "2547\x00"}),
         ):
             action = page.form(ending)
-            refused = await browser.sends(action.action, action.fields | fields)
+            refused = await browser.send(action.action, action.fields | fields)
             assert (refused.status, "Rejected" in refused.words) == (422, True), fields
-        assert (await browser.opens("?phone=12")).status == 422
-        assert (await browser.sends("/let-go", {"phone": "12"})).status == 422
+        assert (await browser.open("?phone=12")).status == 422
+        assert (await browser.send("/let-go", {"phone": "12"})).status == 422
 
 
 @pytest.mark.parametrize("path", ["/touch", "/hold", "/let-go", "/turn"])
 async def test_phone_page_forms_refuse_posts_of_other_sites(town: Town, path: str) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        refused = await browser.sends(path, {"phone": MINE}, {"Origin": "https://evil.example"})
+        refused = await browser.send(path, {"phone": MINE}, {"Origin": "https://evil.example"})
         assert (refused.status, "pages of other sites may not call the simulator" in refused.text) == (403, True)
         # An old browser sends only the Referer.
         referred = {"Origin": "", "Referer": "https://evil.example/"}
-        refused = await browser.sends(path, {"phone": MINE}, referred)
+        refused = await browser.send(path, {"phone": MINE}, referred)
         assert (refused.status, "one of our own pages" in refused.words) == (400, True)
 
 
 async def test_phone_page_loads_its_own_files_only(town: Town) -> None:
     async with Browser(f"{town.base}/simulator") as browser:
-        page = await browser.opens()
+        page = await browser.open()
         assert "unsafe" not in page.headers["Content-Security-Policy"]
         files = [link for link in page.links if "/web/" in link]
         assert len(files) >= 4
         for link in files:
             assert link.startswith(town.base)
-            file = await browser.opens(link)
+            file = await browser.open(link)
             assert (file.status, "immutable" in file.headers["Cache-Control"]) == (200, True)
-        assert (await browser.opens("/web/0000000000000000/phone.css")).status == 404
-        assert (await browser.opens("/web/0000000000000000/..%2fplugin.py")).status == 404
+        assert (await browser.open("/web/0000000000000000/phone.css")).status == 404
+        assert (await browser.open("/web/0000000000000000/..%2fplugin.py")).status == 404
 
 
 def test_exchange_log_shows_amounts_verbatim_and_no_secret() -> None:

@@ -36,7 +36,7 @@ from mpesa_gateway_callbacks.incoming import CallbackPost
 from mpesa_gateway_traces.exporter import OtlpExporter
 from mpesa_gateway_traces.metrics import TracesMetrics
 from mpesa_gateway_traces.settings import TracesSettings
-from tests.asgi import ask
+from tests.asgi import send_request
 from tests.house.tree import ROOT
 from tests.plugins.traces.collector import Collector, collecting
 
@@ -203,7 +203,7 @@ async def test_spans_contain_no_phone_number_secret_or_callback_token(traced: Tr
     answer = await traced.api.call("POST", "/v1/payments", {"amount": 5, "phone": PHONE}, headers=headers)
     await traced.api.call("GET", f"/v1/payments?phone={PHONE}")
     await traced.api.call("GET", f"/v1/payments/{PHONE}")
-    assert (await ask(traced.gateway.asgi, f"SAY{PHONE}", b"/nothing/" + PHONE.encode())).status in {404, 405}
+    assert (await send_request(traced.gateway.asgi, f"SAY{PHONE}", b"/nothing/" + PHONE.encode())).status in {404, 405}
     (failed,) = await traced.collector.wait_for("deliver payment.completed")
     await traced.collector.wait_for("GET /v1/payments/{payment_id}")
     (callback,) = await traced.collector.wait_for(CALLBACK)
@@ -242,16 +242,16 @@ async def test_traceparent_of_a_caller_is_a_link_and_of_a_trusted_one_the_parent
     trace = THEIRS.split("-")[1]
     for networks in ([], ["10.0.0.0/8"]):
         async with running_gateway(with_traces(traced_values, trusted_callers=networks)) as (gateway, _):
-            await ask(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
+            await send_request(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
         (stranger,) = await collector.wait_for("GET /v1/payments")
         assert (stranger.parent, stranger.links) == ("", {trace})
         assert stranger.trace != trace
         collector.receiver.received.clear()
     async with running_gateway(with_traces(traced_values, trusted_callers=["127.0.0.0/8"], ratio=0)) as (gateway, _):
         not_kept = THEIRS[:-1] + "0"
-        await ask(gateway.asgi, "GET", b"/v1/merchant/me", ((b"traceparent", not_kept.encode()),))
-        await ask(gateway.asgi, "GET", b"/v1/merchant/me")
-        await ask(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
+        await send_request(gateway.asgi, "GET", b"/v1/merchant/me", ((b"traceparent", not_kept.encode()),))
+        await send_request(gateway.asgi, "GET", b"/v1/merchant/me")
+        await send_request(gateway.asgi, "GET", b"/v1/payments", ((b"traceparent", THEIRS.encode()),))
     (trusted,) = [span for span in collector.spans() if span.kind == "server"]
     assert {span.trace for span in collector.spans()} == {trace}
     assert (trusted.name, trusted.trace, trusted.parent) == ("GET /v1/payments", trace, THEIRS.split("-")[2])
@@ -372,7 +372,7 @@ async def test_collector_that_refuses_receives_each_span_once(
     collector.receiver.status = 401
     with structlog.testing.capture_logs() as lines:
         async with running_gateway(traced_values) as (gateway, _):
-            await ask(gateway.asgi, "GET", b"/v1/payments")
+            await send_request(gateway.asgi, "GET", b"/v1/payments")
             await collector.wait_for("GET /v1/payments")
             assert await log_count(lines, "spans_rejected") == 1
             (line,) = [line for line in lines if line["event"] == "spans_rejected"]
@@ -388,7 +388,7 @@ async def test_exporter_sends_headers_and_flushes_its_queue_at_the_stop(
         traced_values, every=3600, headers=["Authorization: Bearer of-the-collector"], service_name="till"
     )
     async with running_gateway(values) as (gateway, _):
-        await ask(gateway.asgi, "GET", b"/v1/payments")
+        await send_request(gateway.asgi, "GET", b"/v1/payments")
         assert collector.spans() == []
     (request,) = collector.of("GET /v1/payments")
     assert request.resource["service.name"] == "till"
@@ -409,7 +409,7 @@ async def test_collector_that_never_answers_does_not_block_the_stop(traced_value
     values = with_traces(traced_values, endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=0.3)
     gateway = Gateway(GatewayConfig.from_values(values))
     await gateway.start()
-    await ask(gateway.asgi, "GET", b"/v1/payments")
+    await send_request(gateway.asgi, "GET", b"/v1/payments")
     async with asyncio.timeout(30):
         await gateway.stop()
     assert writers

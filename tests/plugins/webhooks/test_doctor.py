@@ -8,13 +8,13 @@ from mpesa_gateway.testing.serving import eventually, running_gateway
 from mpesa_gateway_webhooks.doctor import check_endpoint, check_settings
 from tests.conftest import Town
 from tests.identifiers import literal
-from tests.looking import levels, only_merchant, seen_by
+from tests.looking import levels, only_merchant, results_of_check
 
 
 async def results_of(town: Town, *, env: str = "sandbox", **examined: Any) -> dict[str, CheckResult]:
     """The doctor's results for the only merchant's endpoint."""
     merchant = await only_merchant(town.gateway)
-    return await seen_by(check_endpoint, town.gateway, merchant=merchant, env=env, **examined)
+    return await results_of_check(check_endpoint, town.gateway, merchant=merchant, env=env, **examined)
 
 
 async def copy_to_live(town: Town) -> None:
@@ -88,8 +88,12 @@ async def test_doctor_dead_deliveries_are_a_warning_and_overdue_ones_a_note(town
 
 async def test_doctor_allow_loopback_is_a_note_unless_a_merchant_is_live(values: dict[str, Any]) -> None:
     async with running_gateway(values) as (gateway, _):
-        assert levels(await seen_by(check_settings, gateway)) == {"webhooks.allow_loopback": "note"}
+        assert levels(await results_of_check(check_settings, gateway)) == {"webhooks.allow_loopback": "note"}
         # With a live merchant loopback is off, also if the setting allows it.
-        assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
+        assert levels(await results_of_check(check_settings, gateway, is_live=True)) == {
+            "webhooks.allow_loopback": "ok"
+        }
     async with running_gateway(values | {"webhooks": {"allow_loopback": False}}) as (gateway, _):
-        assert levels(await seen_by(check_settings, gateway, is_live=True)) == {"webhooks.allow_loopback": "ok"}
+        assert levels(await results_of_check(check_settings, gateway, is_live=True)) == {
+            "webhooks.allow_loopback": "ok"
+        }

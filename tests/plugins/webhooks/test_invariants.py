@@ -4,7 +4,7 @@ from mpesa_gateway.testing.serving import eventually
 from mpesa_gateway_webhooks.plugin import plugin
 from tests.conftest import Town
 from tests.identifiers import literal
-from tests.ledger import broken, each_is_noticed, lay_bare
+from tests.ledger import broken_invariants, drop_constraints, find_missed_corruptions
 
 VIOLATIONS = {
     "webhooks.event_has_its_delivery": """
@@ -42,17 +42,17 @@ async def test_invariants_report_each_violation_and_nothing_else(town: Town) -> 
     for number in range(1, 8):
         made = await town.api.pay(f"25471100000{number}", key=f"paid-{number}")
         await town.api.settled(made.data["id"], "completed")
-    await lay_bare(town.gateway)
-    assert await each_is_noticed(town.gateway, VIOLATIONS) == {}
+    await drop_constraints(town.gateway)
+    assert await find_missed_corruptions(town.gateway, VIOLATIONS) == {}
 
 
 async def test_event_without_an_endpoint_needs_a_waiting_delivery(town: Town) -> None:
     assert (await town.api.call("DELETE", "/v1/merchant/webhook")).status == 200
     made = await town.api.pay("254711000001", key="unheard")
     await town.api.settled(made.data["id"], "completed")
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}
     await town.gateway.db.execute("DELETE FROM delivery")
-    assert set(await broken(town.gateway)) == {"webhooks.event_has_its_delivery"}
+    assert set(await broken_invariants(town.gateway)) == {"webhooks.event_has_its_delivery"}
 
 
 async def test_delivery_of_a_paused_endpoint_is_not_overdue(town: Town) -> None:
@@ -63,4 +63,4 @@ async def test_delivery_of_a_paused_endpoint_is_not_overdue(town: Town) -> None:
     await town.gateway.db.execute(
         "UPDATE delivery SET status = 'pending', delivered_at = NULL, due_at = now() - interval '1 hour'"
     )
-    assert await broken(town.gateway) == {}
+    assert await broken_invariants(town.gateway) == {}

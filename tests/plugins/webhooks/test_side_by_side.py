@@ -207,7 +207,7 @@ async def test_slot_of_a_slow_call_is_released_to_others() -> None:
 async def test_room_is_limited_and_stuck_lanes_use_none() -> None:
     lanes = EndpointLimits(at_once=1, per_endpoint=1, quick=0.05)
     entered = [lanes.enter("busy", 0) for _ in range(20)]
-    waiting = asyncio.create_task(lanes.room())
+    waiting = asyncio.create_task(lanes.wait_for_room())
     await asyncio.sleep(0)
     assert not waiting.done()
     async with lanes.slot(entered[0]):

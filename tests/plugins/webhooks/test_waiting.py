@@ -19,7 +19,7 @@ from mpesa_gateway_webhooks.deliveries import DeliveryService
 from mpesa_gateway_webhooks.endpoints import EndpointService
 from mpesa_gateway_webhooks.events import WebhookTest
 from mpesa_gateway_webhooks.operator_service import WebhookOperatorService
-from mpesa_gateway_webhooks.pages import unheard
+from mpesa_gateway_webhooks.pages import failing_webhooks
 from mpesa_gateway_webhooks.schemas import DeliveryQuery, ReplayMany
 
 
@@ -177,7 +177,7 @@ async def test_event_waiting_too_long_is_dead_and_can_be_replayed(
         frozen_clock.advance(timedelta(days=30, seconds=1))
         young = await merchant.publish()
         frozen_clock.advance(timedelta(days=30))
-        assert [concern.to for concern in await unheard(merchant.gateway, "sandbox")] == [
+        assert [concern.to for concern in await failing_webhooks(merchant.gateway, "sandbox")] == [
             "webhooks/deliveries?status=waiting"
         ]
         await merchant.set()
@@ -193,7 +193,7 @@ async def test_waiting_events_are_shown_to_operators(merchant: WebhookMerchant) 
     await merchant.publish("live")
     await merchant.publish("live")
     assert (await desk.waiting("sandbox"), (await desk.waiting("live"))[0]) == ((0, None), 1)
-    assert [concern.text for concern in await unheard(merchant.gateway, "live")] == [
+    assert [concern.text for concern in await failing_webhooks(merchant.gateway, "live")] == [
         "1 merchant with events and no live webhook endpoint"
     ]
     await merchant.set("live")
@@ -228,7 +228,7 @@ async def test_failure_at_a_replaced_address_is_not_counted(merchant: WebhookMer
     # The late write of the worker that was sending to the old address.
     for due in (None, now + timedelta(hours=14)):
         await merchant.db.execute(tables.FAILED, row["delivery_id"], now, 410, "gone", due, row["endpoint_id"], old)
-        await merchant.db.execute(endpoint_tables.ENDPOINT_ILL, old, now, 1, now + timedelta(hours=1))
+        await merchant.db.execute(endpoint_tables.RECORD_FAILURE, old, now, 1, now + timedelta(hours=1))
         noted = await merchant.db.fetchrow("SELECT status, attempts, due_at FROM delivery")
         assert noted is not None
         assert tuple(noted) == ("pending", 0, now)
