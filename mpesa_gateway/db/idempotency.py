@@ -1,4 +1,4 @@
-"""Idempotency keys.
+"""Claims, settles and releases idempotency keys.
 
 All operations that move money share one namespace per merchant and env.
 """

@@ -70,7 +70,7 @@ class Sealer:
         try:
             return key.cipher.decrypt(content[:_NONCE], content[_NONCE:], _bound(aad)).decode()
         except InvalidTag:
-            raise UnsealError("sealed for another field, or altered since") from None
+            raise UnsealError("sealed for another purpose, or altered since") from None
 
     def is_current(self, sealed: str) -> bool:
         return _parts(sealed)[0] == self.key_id
