@@ -77,8 +77,8 @@ async def examine(
 ) -> AsyncGenerator[DoctorReport]:
     """Yield a report for each result, by the requirements of live if ``is_live`` or a merchant is live.
 
-    Starts the gateway without migrating unless it runs. ``merchant_ids`` are the merchants to check, all active ones if
-    empty. Writes nothing but access tokens in Valkey. Raises NotFound for an unknown merchant.
+    Starts the gateway unless it runs; never migrates. Checks all active merchants if ``merchant_ids`` is empty. Writes
+    nothing but access tokens in Valkey. Raises NotFound for an unknown merchant.
     """
     examination = CheckContext(now=gateway.clock.now(), is_live=is_live)
     db = Database(msgspec.structs.replace(gateway.config.database, pool_min=1, pool_max=2))

@@ -147,7 +147,7 @@ def test_a_payers_number_is_erased_when_somebody_agrees(host: Host) -> None:
     ]
     assert host.gets(*erase, "--merchant", merchant_id, "--yes").splitlines()[0].strip() == "1 payments erased"
     assert host.gets(*erase, "--yes").strip() == f"left {PENDING}: the payment is pending"
-    assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 stands in no record."
+    assert host.gets("privacy", "erase", "0722000002", "--yes") == "2547****002 is in no record."
     for words in (("-",), ()):
         read = host.types("privacy", "erase", *words, "--dry-run", reads="+254711000001\n")
         assert (read.returncode, read.stdout.strip()) == (0, f"left {PENDING}: the payment is pending"), words
