@@ -28,7 +28,7 @@ class DataFolder:
     def __init__(
         self, data_dir: Path, *, databases: int = 16, is_durable: bool = True, has_two_roles: bool = False
     ) -> None:
-        """Unless ``is_durable``, a crash may empty Postgres (tests). ``has_two_roles`` adds a role that owns nothing."""
+        """``has_two_roles`` adds a role that owns nothing. Unless ``is_durable``, a crash may empty Postgres."""
         self.data_dir = data_dir.resolve()
         self.postgres = EmbeddedPostgres(self.data_dir, is_durable=is_durable, has_two_roles=has_two_roles)
         self.valkey = EmbeddedValkey(self.data_dir, databases=databases)

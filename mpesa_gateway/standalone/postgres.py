@@ -71,7 +71,7 @@ class EmbeddedPostgres:
         is_durable: bool = True,
         has_two_roles: bool = False,
     ) -> None:
-        """``has_two_roles`` adds the role of `running_url`. Unless ``is_durable``, a crash may lose everything (tests)."""
+        """``has_two_roles`` adds the role of `running_url`. Unless ``is_durable``, a crash may lose everything."""
         self._settings = dict(settings or {})
         self._is_durable = is_durable
         self._has_two_roles = has_two_roles

@@ -87,8 +87,9 @@ class Supervisor:
         *,
         logs: Sequence[Path] = (),
     ) -> None:
-        """``report`` receives messages; ``repair`` restarts other servers and returns messages. ``logs`` are also
-        rotated.
+        """``report`` receives messages. ``repair`` restarts other servers and returns messages.
+
+        ``logs`` are further files to rotate.
         """
         self._children = list(children)
         self._report = report

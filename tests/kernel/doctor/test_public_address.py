@@ -109,12 +109,12 @@ async def test_nothing_answers(values: dict[str, Any]) -> None:
     [
         (says("200 OK", "hello"), "is not this gateway (HTTP 200, somebody)"),
         (says("200 OK", '{"success": true, "data": {"live": true}}'), "another gateway"),
-        (says("200 OK", '{"success": true, "data": {"live": true, "proof": "0"}}'), "keeps answers"),
+        (says("200 OK", '{"success": true, "data": {"live": true, "proof": "0"}}'), "stores answers"),
         (says("301 Moved", "", "Location: https://elsewhere.example/"), "redirect to https://elsewhere.example/"),
-        (says("401 Unauthorized"), "asks for a login"),
+        (says("401 Unauthorized"), "requires a login"),
         (says("503 Service Unavailable"), "has not been started"),
         (says("404 Not Found"), "is not this gateway (HTTP 404"),
-        (b"nonsense\r\n\r\n", "no HTTP answer"),
+        (b"nonsense\r\n\r\n", "is not HTTP"),
     ],
 )
 async def test_something_else_answers(values: dict[str, Any], answer: bytes, words: str) -> None:
